@@ -517,3 +517,20 @@ def test_of_two_types_in_one_file_without_a_config_s_word_the_first_by_name_is_r
     _, found = open_adapter(folder)
     assert [(module.name, module.kind) for module in found.modules] == [("v", "loha")]
     assert [item.name for item in found.skipped] == ["q"]
+
+
+def test_experts_of_rank_one_and_a_single_block_are_pairs_as_any(tmp_path):
+    shapes = {"experts.lora_A.weight": (3, 4), "experts.lora_B.weight": (5, 3)}
+    experts = open_adapter(saved(tmp_path / "a", shapes, r=1, target_parameters=["experts.down_proj"]))[1].modules
+    for e, module in enumerate(experts):
+        b, a = module.load()
+        np.testing.assert_array_equal(b @ a, np.outer(1.0 + e + 3.0 * np.arange(5), 1.0 + 4 * e + np.arange(4)))
+    assert [(module.name, module.r, module.scale) for module in experts] == [
+        (f"experts.down_proj[{e}]", 1, 4.0) for e in range(3)
+    ]
+    blocks = {"nblocks": 1, "target_modules_bd_a": ["q"]}
+    (module,) = open_adapter(saved(tmp_path / "b", lora("q"), use_bdlora=blocks))[1].modules
+    assert [factor.tolist() for factor in module.load()] == [
+        [[2 * i + 1, 2 * i + 2] for i in range(5)],
+        [[1, 2, 3], [4, 5, 6]],
+    ]
