@@ -96,10 +96,9 @@ def _cut(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, Plan
     layout = job.pair.layout
     names = (layout.a_name, layout.b_name)
     kinds = [dtype or source.tensors[name].dtype for name in names]
-    if any(kind.startswith("F8") for kind in kinds):
+    if (eighth := next((kind for kind in kinds if kind.startswith("F8")), None)) is not None:
         raise AdapterError(
-            f"{job.pair.first.name}: its factors are of {source.tensors[layout.a_name].dtype}, and new ones would be "
-            "rounded to 8 bits again",
+            f"{job.pair.first.name}: its factors are of {eighth}, and new ones would be rounded to 8 bits again",
             advice="name their dtype, such as --dtype bfloat16",
         )
     cut = Together(partial(_new_factors, source, job, half=all(kind in _HALF for kind in kinds)))
@@ -233,6 +232,6 @@ def _rows(w: Array, b: Floats, a: Floats, scale: float) -> Iterator[tuple[slice,
     """Yield (rows, W there, V there) in float64, some rows at a time."""
     count = max(1, _TILE // w.shape[1])
     for start in range(0, len(w), count):
-        span = slice(start, min(start + count, len(w)))
+        span = slice(start, start + count)
         part = w[span].astype(np.float64)
         yield span, part, part + scale * (b[span] @ a)
