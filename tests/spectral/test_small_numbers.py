@@ -295,6 +295,26 @@ def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
     assert np.isnan([*found.norms, found.inner, found.distance]).all()
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_number_that_is_not_finite_leaves_nothing_to_compare(side, place):
+    factors = [list(diagonal(1.0, 0.5)), list(diagonal(1.0, 0.5))]
+    factors[place][side][-1, -1] = math.inf
+    found = geometry(*(stack(*some) for some in factors))
+    assert (found.finite, found.cosine, found.left.shape) == (False, None, (0, 0))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_update_that_all_but_cancels_is_enough_for_a_decomposition_of_the_factors(place):
+    """Of which the Gram matrices show the eighth digit, and so the first of this norm."""
+    off = 1e-7
+    near = np.array([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 0.0, 0.0, 0.0], [1.0, off, 0.0, 0.0]])
+    pairs = [stack(*diagonal(1.0, d_out=3, d_in=4)), stack(*near)]
+    found = geometry(*(pairs if place else pairs[::-1]))
+    assert found.norms[place] == pytest.approx(off, rel=1e-6)
+    assert found.inner == pytest.approx(0.0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "joined"),
     [

@@ -129,4 +129,4 @@ def ranks_within(groups: Mapping[str, Priced], budget: int) -> dict[str, int] | 
 def _next(name: str, group: Priced, rank: int) -> tuple[float, str] | None:
     if rank >= len(group.gains) or group.gains[rank] <= 0.0:
         return None
-    return -float(group.gains[rank]) / max(group.cost, 1), name
+    return -float(group.gains[rank]) / group.cost, name
