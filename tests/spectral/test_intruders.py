@@ -178,6 +178,10 @@ def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tell
     monkeypatch.setattr(intruders, "ritz_of", lambda _: ritz)
     found = intruders.atoms(None, 1, [0.3])
     assert (found.lower.tolist(), found.upper.tolist()) == ([pytest.approx(0.36)], [1.0])
+    monkeypatch.setattr(intruders, "_measures", lambda *_: None)
+    for searched, upper in ((0.4, 0.4), (0.2, 0.36), (1.2, 1.0)):  # and what is not above all thresholds is searched
+        monkeypatch.setattr(intruders, "_search", lambda *_, searched=searched: np.array([searched]))
+        assert intruders.atoms(None, 1, [0.3, 0.5]).upper.tolist() == [pytest.approx(upper)]
 
 
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
