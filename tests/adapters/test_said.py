@@ -469,6 +469,15 @@ def test_layers_are_replicated_a_hundred_thousand_times_at_most(ranges, said, tm
     assert str(error.value) == said
 
 
+@pytest.mark.parametrize("mark", ["_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA"])
+def test_a_folder_with_any_mark_of_orbax_is_one_of_its_checkpoints(mark, tmp_path):
+    assert containers.orbax_advice(tmp_path) is None
+    (tmp_path / mark).touch()
+    assert containers.orbax_advice(tmp_path) == (
+        "it is an Orbax checkpoint: restore it in the program that saved it, and call gradience.audit_pytree(params)"
+    )
+
+
 def test_a_weights_file_of_another_name_is_asked_for(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(AdapterError) as error:
