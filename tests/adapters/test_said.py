@@ -469,6 +469,23 @@ def test_layers_are_replicated_a_hundred_thousand_times_at_most(ranges, said, tm
     assert str(error.value) == said
 
 
+def test_one_target_of_the_config_in_the_file_is_enough(tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", lora("q", "v"), target_modules=["q"]))
+    assert found.notes == []
+
+
+@pytest.mark.parametrize(("heights", "known"), [((4, 4, 4), True), ((4, 4, 6), False), ((4, 6, 6), True)])
+def test_a_name_of_two_heights_makes_the_widths_of_all_vera_modules_unknown(heights, known, tmp_path):
+    names = ("0.q_proj", "0.v_proj", "1.v_proj")
+    tensors = {f"{PREFIX}{n}.vera_lambda_b": np.ones(h, np.float32) for n, h in zip(names, heights, strict=True)}
+    tensors |= {f"{PREFIX}{name}.vera_lambda_d": np.ones(2, np.float32) for name in names}
+    shared = {"base_model.vera_A": np.ones((2, 5), np.float32), "base_model.vera_B": np.ones((6, 2), np.float32)}
+    save_file(tensors | shared, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "VERA", "r": 2}))
+    _, found = open_adapter(tmp_path)
+    assert (len(found.modules), len(found.base_dependent)) == ((3, 0) if known else (0, 3))
+
+
 @pytest.mark.parametrize("mark", ["_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA"])
 def test_a_folder_with_any_mark_of_orbax_is_one_of_its_checkpoints(mark, tmp_path):
     assert containers.orbax_advice(tmp_path) is None
