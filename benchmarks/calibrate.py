@@ -235,7 +235,7 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, divergence, scored, tokens_within
     from gradience.verbs.resize.calibrated import kept_for
-    from gradience.verbs.resize.criteria import Target
+    from gradience.verbs.resize.cut import Target
     from gradience.verbs.resize.pieces import scored_with
 
     found = {pieces: calibrated(folder, runs, run, pieces) for pieces in ("two-sided", "svd")}
@@ -320,8 +320,8 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def cost(folder: Path, runs: Path, run: Run) -> None:
     """Print CPU time of a calibration over that of its forward and backward passes, and the memory it takes."""
+    from gradience.models import load_model
     from gradience.models.inputs import batches
-    from gradience.models.load import load_model
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
     from gradience.verbs.resize.calibrated import CHOSEN_BY

@@ -206,7 +206,7 @@ def grown(fleet: Path, rows: int) -> None:
 
 def similar(_: Path, options: argparse.Namespace) -> None:
     """How many near duplicates the sketch's bands miss, over pairs of random toy adapters with a set cosine."""
-    from gradience.spectral.sketch import Sketch
+    from gradience.spectral.grams import Sketch
     from gradience.verbs.fleet.show import candidate_pairs
 
     shapes = dict.fromkeys((f"attention.{name}" for name in MODULES), (WIDTH, WIDTH))
@@ -329,9 +329,9 @@ def large_ones(root: Path, options: argparse.Namespace) -> None:
     home = large(root, options.large)
     alone = """
 import os, sys, time
-from gradience.verbs.device import prepare_jax
+from gradience.verbs import prepare_jax
 prepare_jax("cpu", serial_kernels=True)
-from gradience.spectral.threads import use_threads
+from gradience.spectral import use_threads
 use_threads(1)
 from gradience.verbs.audit import audit_adapter
 audit_adapter(sys.argv[1])

@@ -16,16 +16,16 @@ from typing import Any, Final
 import msgspec
 from said import finding, numbers
 
+from gradience.rules import judge
 from gradience.rules.config import judge_config
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.data import DATA_RULES
-from gradience.rules.rule import judge
-from gradience.rules.weights.health import health
+from gradience.rules.weights import health
 from gradience.rules.weights.ranks import candidates, disagreements, rank_rules
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import AuditReport
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Coverage
+from gradience.schema.document import Coverage
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import DataReport
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_drawn_inputs.json"

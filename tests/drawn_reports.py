@@ -22,7 +22,7 @@ from gradience.schema import (
     audit as of_audit,
     compare as of_compare,
     diagnose as of_diagnose,
-    findings as of_findings,
+    document as of_findings,
     fleet as of_fleet,
     fleet as of_runs,
     merge as of_merge,

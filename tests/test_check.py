@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from gradience import check_config
 from gradience.errors import ConfigError
 from gradience.render.check import check_text
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport
 
 KEYS = [

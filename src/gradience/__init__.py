@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers import import_run
-    from gradience.rules.registry import list_rules
+    from gradience.rules import list_rules
     from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader, validate_log
     from gradience.telemetry.writer import TelemetryWriter
@@ -55,7 +55,7 @@ _HOMES = {
     "diagnose": "gradience.verbs.diagnose",
     "import_run": "gradience.importers",
     "json_schema": "gradience.schema.export",
-    "list_rules": "gradience.rules.registry",
+    "list_rules": "gradience.rules",
     "mitigate_adapter": "gradience.verbs.mitigate",
     "merge_adapters": "gradience.verbs.merge",
     "merge_check": "gradience.verbs.merge.check",

@@ -22,11 +22,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gradience.configs.settings import Draft, overlay
-from gradience.hf.lookout import Lookout, Voice, live_ids
-from gradience.hf.recorder import RunRecorder
+from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Finding
+from gradience.schema.document import Finding
+from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.rows import eval_columns
 from gradience.telemetry.values import described
 

@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 from gradience.verbs.fleet.query import select as query
-from gradience.verbs.runs.collect import collect_runs as collect
-from gradience.verbs.runs.query import (
+from gradience.verbs.runs import (
     best_runs as best,
     list_runs as list,  # noqa: A004  # gradience.runs.list
     run_curves as curves,
     show_runs as show,
 )
+from gradience.verbs.runs.collect import collect_runs as collect
 
 __all__ = ["best", "collect", "curves", "list", "query", "show"]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gradience.adapters import kinds
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.formats.peft import _matches
-from gradience.adapters.kinds import dense
 from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, padded, peft_pair, stored_pairs
@@ -41,93 +41,93 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("block", [1, 9, 1 << 20])
 @pytest.mark.parametrize("axis", [1, 0])
 def test_dora_rescales_rows_or_columns_of_the_sum_to_the_magnitudes(axis, block, monkeypatch):
-    monkeypatch.setattr(dense, "_BLOCK", block)
+    monkeypatch.setattr(kinds, "_BLOCK", block)
     m = np.arange(1.0, 7.0 if axis else 5.0)
     whole = W + 0.5 * AB
     along = m[:, None] if axis else m[None, :]
     wanted = along * whole / np.linalg.norm(whole, axis=axis, keepdims=True) - W
-    np.testing.assert_allclose(dense.dora(load, 0.5, lambda: m, axis=axis)(W), wanted, atol=1e-12)
+    np.testing.assert_allclose(kinds.dora(load, 0.5, lambda: m, axis=axis)(W), wanted, atol=1e-12)
     # stored transposed, the other axis is the outputs'
-    np.testing.assert_allclose(dense.dora(load, 0.5, lambda: m, axis=axis)(W.T), wanted.T, atol=1e-12)
+    np.testing.assert_allclose(kinds.dora(load, 0.5, lambda: m, axis=axis)(W.T), wanted.T, atol=1e-12)
 
 
 def test_a_magnitude_of_another_length_is_refused_with_both_sizes():
     with pytest.raises(AdapterError) as error:
-        dense.dora(load, 1.0, lambda: np.ones(4), axis=1)(W)
+        kinds.dora(load, 1.0, lambda: np.ones(4), axis=1)(W)
     assert str(error.value) == "a magnitude of 4 entries does not fit a base weight of shape (6, 4)"
     with pytest.raises(AdapterError) as error:
-        dense.dora(load, 1.0, lambda: np.ones(6), axis=1)(np.ones((5, 4)))
+        kinds.dora(load, 1.0, lambda: np.ones(6), axis=1)(np.ones((5, 4)))
     assert str(error.value) == "an update of shape (6, 4) does not fit a base weight of shape (5, 4)"
     assert error.value.advice == "give the base model that the adapter was trained on"
 
 
 @pytest.mark.parametrize("w", [W, W.T], ids=["tall", "wide"])
 def test_pissa_gives_back_the_principal_part_it_took(w):
-    factors = load if w is W else dense.flipped(load)
+    factors = load if w is W else kinds.flipped(load)
     u, s, v = np.linalg.svd(w, full_matrices=False)
     wanted = 0.5 * np.matmul(*factors()) - (u[:, :2] * s[:2]) @ v[:2]
-    made = dense.pissa(factors, 0.5, 2)
+    made = kinds.pissa(factors, 0.5, 2)
     np.testing.assert_allclose(np.matmul(*made(w)), wanted, atol=1e-10)
-    np.testing.assert_allclose(dense.product(made)(w), wanted, atol=1e-10)
+    np.testing.assert_allclose(kinds.product(made)(w), wanted, atol=1e-10)
     assert made(w)[0].shape[1] == 4
 
 
 def test_olora_gives_back_its_orthonormal_columns():
     q, _ = np.linalg.qr(W[:, :2])
-    np.testing.assert_allclose(np.matmul(*dense.olora(load, 0.5, 2)(W)), 0.5 * AB - 0.5 * q @ q.T @ W, atol=1e-12)
+    np.testing.assert_allclose(np.matmul(*kinds.olora(load, 0.5, 2)(W)), 0.5 * AB - 0.5 * q @ q.T @ W, atol=1e-12)
 
 
 def test_kasa_gives_back_the_least_singular_values_and_must_leave_some():
     u, s, v = np.linalg.svd(W, full_matrices=False)
     wanted = 0.5 * AB - (u[:, -3:] * s[-3:]) @ v[-3:]
-    np.testing.assert_allclose(np.matmul(*dense.kasa(load, 0.5, 3)(W)), wanted, atol=1e-12)
+    np.testing.assert_allclose(np.matmul(*kinds.kasa(load, 0.5, 3)(W)), wanted, atol=1e-12)
     with pytest.raises(AdapterError) as error:
-        dense.kasa(load, 0.5, 4)(W)
+        kinds.kasa(load, 0.5, 4)(W)
     assert str(error.value) == "KaSA of rank 4 leaves nothing of a base weight of shape (6, 4)"
 
 
 def test_hira_is_the_base_times_the_product_entry_by_entry():
-    np.testing.assert_allclose(dense.hira(load)(W), W * AB, atol=1e-12)
-    np.testing.assert_allclose(dense.hira(load)(W.T), (W * AB).T, atol=1e-12)
-    kernel = dense.hira(load)(W.reshape(6, 2, 2))
+    np.testing.assert_allclose(kinds.hira(load)(W), W * AB, atol=1e-12)
+    np.testing.assert_allclose(kinds.hira(load)(W.T), (W * AB).T, atol=1e-12)
+    kernel = kinds.hira(load)(W.reshape(6, 2, 2))
     np.testing.assert_allclose(kernel, W * AB, atol=1e-12)
 
 
 def test_vera_asks_for_its_factors_at_the_base_s_shape():
     seen = []
-    found = dense.vera(lambda shape: seen.append(shape) or load())(np.zeros((6, 2, 2)))
+    found = kinds.vera(lambda shape: seen.append(shape) or load())(np.zeros((6, 2, 2)))
     assert seen == [(6, 4)]
     assert [x.dtype for x in found] == [np.float64, np.float64]
-    assert dense.as_float32(np.ones(1, np.float16)).dtype == np.float32
+    assert kinds.as_float32(np.ones(1, np.float16)).dtype == np.float32
 
 
 @pytest.mark.parametrize(("out", "inner", "kind"), [(4, 6, None), (4, 5, None), (8, 6, "mini"), (8, 7, "mini")])
 def test_miss_repeats_its_block_over_the_input_and_in_mini_over_the_output(out, inner, kind):
     block = drawn(2, 4)  # (r, out of the block)
-    b, a = dense.miss(lambda: block, kind)(np.zeros((out, inner)))
+    b, a = kinds.miss(lambda: block, kind)(np.zeros((out, inner)))
     wanted = np.stack([np.tile(block[column % 2], out // 4) for column in range(inner)], axis=1)
     np.testing.assert_allclose(b @ a, wanted, rtol=1e-6)
 
 
 def test_a_base_of_one_row_has_its_own_width():
     block = drawn(2, 1)
-    b, a = dense.miss(lambda: block, None)(np.zeros((1, 5)))
+    b, a = kinds.miss(lambda: block, None)(np.zeros((1, 5)))
     np.testing.assert_allclose(b @ a, [[block[column % 2, 0] for column in range(5)]], rtol=1e-6)
     seen = []
-    dense.vera(lambda shape: seen.append(shape) or load())(np.zeros((1, 5)))
+    kinds.vera(lambda shape: seen.append(shape) or load())(np.zeros((1, 5)))
     assert seen == [(1, 5)]
 
 
 @pytest.mark.parametrize(("out", "kind"), [(8, None), (6, "mini"), (2, None)])
 def test_a_block_of_miss_that_does_not_fit_is_refused(out, kind):
     with pytest.raises(AdapterError) as error:
-        dense.miss(lambda: drawn(2, 4), kind)(np.zeros((out, 6)))
+        kinds.miss(lambda: drawn(2, 4), kind)(np.zeros((out, 6)))
     assert str(error.value) == f"a MiSS block of shape (2, 4) does not fit a base weight of shape ({out}, 6)"
 
 
 def test_bat_multiplies_each_block_of_the_base():
     block = drawn(3, 2, 2)  # six rows, in three pairs
-    found = dense.bat(lambda: block)(W)
+    found = kinds.bat(lambda: block)(W)
     for row in range(3):
         for column in range(2):
             part = W[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
@@ -135,12 +135,12 @@ def test_bat_multiplies_each_block_of_the_base():
             np.testing.assert_allclose(found[2 * row : 2 * row + 2, 2 * column : 2 * column + 2], wanted, rtol=1e-6)
     for shape in ((4, 4), (6, 5)):
         with pytest.raises(AdapterError) as error:
-            dense.bat(lambda: block)(np.zeros(shape))
+            kinds.bat(lambda: block)(np.zeros(shape))
         assert str(error.value) == f"a MiSS block of shape (3, 2, 2) does not fit a base weight of shape {shape}"
 
 
 def test_factors_are_turned_to_the_base_that_they_fit():
-    b, a = dense.flipped(load)()
+    b, a = kinds.flipped(load)()
     np.testing.assert_array_equal(b @ a, A.T @ B.T)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import save_file
 
-from gradience.adapters.formats.containers import TorchFile
+from gradience.adapters.formats import TorchFile
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gradience.adapters import layer_index, layer_label, module_type
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.formats.assembly import explained, other_role
-from gradience.adapters.names import layer_index, layer_label, module_type
-from gradience.io.paths import natural_key
+from gradience.io import natural_key
 from gradience.schema.audit import LeftoverReason
 
 TABLE = [

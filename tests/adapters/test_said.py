@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.adapters.formats import containers
+from gradience.adapters import formats
 from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import UnsuitableError
 from gradience.adapters.open import open_adapter
@@ -190,11 +190,11 @@ def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch)
     np.savez(path, a=np.ones(2), b=np.ones(3))
     with np.load(path) as held:
         size = max(len(held.zip.read(name)) for name in ("a.npy", "b.npy"))
-    monkeypatch.setattr(containers, "MOST_ELEMENTS", size // 8)
-    assert list(containers.read_archive(path)) == ["a", "b"]
-    monkeypatch.setattr(containers, "MOST_ELEMENTS", size // 8 - 1)
+    monkeypatch.setattr(formats, "MOST_ELEMENTS", size // 8)
+    assert list(formats.read_archive(path)) == ["a", "b"]
+    monkeypatch.setattr(formats, "MOST_ELEMENTS", size // 8 - 1)
     with pytest.raises(AdapterError) as error:
-        containers.read_archive(path)
+        formats.read_archive(path)
     assert str(error.value) == f"{path}: b.npy is larger than {size - 8} bytes, the limit"
 
 
@@ -204,7 +204,7 @@ def test_an_hdf5_file_without_factors_says_how_many_arrays_it_holds(tmp_path):
     with h5py.File(path, "w") as file:
         file["layers/kernel"], file["layers/bias"] = np.ones(2), np.ones(3)
     with pytest.raises(AdapterError) as error:
-        containers.read_archive(path)
+        formats.read_archive(path)
     assert str(error.value) == (
         f"{path} holds 2 arrays and no LoRA factors: Keras merges them into the kernels as it saves"
     )
@@ -274,12 +274,12 @@ def test_an_hdf5_array_over_the_limit_is_left_out(size, kept, tmp_path, monkeypa
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         file["lora_a"], file["bias"], file["kernel"] = np.ones(2), np.ones(2), np.ones(3)
-    monkeypatch.setattr(containers, "MOST_ELEMENTS", size)
+    monkeypatch.setattr(formats, "MOST_ELEMENTS", size)
     if kept:
-        assert sorted(containers.read_archive(path)) == kept
+        assert sorted(formats.read_archive(path)) == kept
     else:
         with pytest.raises(AdapterError, match="holds 0 arrays and no LoRA factors"):
-            containers.read_archive(path)
+            formats.read_archive(path)
 
 
 def test_adalora_of_rank_one_is_the_least_that_is_read(tmp_path):
@@ -316,7 +316,7 @@ def test_mlx_s_scale_is_a_number_up_to_the_limit_of_an_alpha(scale, reads, tmp_p
 def test_a_pickled_file_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path / "gone.bin", tmp_path):
         with pytest.raises(AdapterError) as error:
-            containers.TorchFile(path)
+            formats.TorchFile(path)
         assert str(error.value) == f"no weights file at {path}"
 
 
@@ -488,9 +488,9 @@ def test_a_name_of_two_heights_makes_the_widths_of_all_vera_modules_unknown(heig
 
 @pytest.mark.parametrize("mark", ["_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA"])
 def test_a_folder_with_any_mark_of_orbax_is_one_of_its_checkpoints(mark, tmp_path):
-    assert containers.orbax_advice(tmp_path) is None
+    assert formats.orbax_advice(tmp_path) is None
     (tmp_path / mark).touch()
-    assert containers.orbax_advice(tmp_path) == (
+    assert formats.orbax_advice(tmp_path) == (
         "it is an Orbax checkpoint: restore it in the program that saved it, and call gradience.audit_pytree(params)"
     )
 

@@ -1,6 +1,6 @@
 """What get_peft_model adapts and trains, for every model and setting, as `golden/peft_counts.json`.
 
-Run it after a change of `models.py` that was meant, or for another PEFT: `python tests/base/peft_counts.py`.
+Run it after a change of `models/__init__.py` that was meant, or for another PEFT: `python tests/base/peft_counts.py`.
 """
 
 from __future__ import annotations

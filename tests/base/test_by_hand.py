@@ -18,10 +18,10 @@ from gradience.base.coverage import (
     cover,
     read_vocabulary,
 )
-from gradience.base.peft_emulation.architecture import Architecture
+from gradience.base.peft_emulation import Architecture
 from gradience.base.peft_emulation.layout import Site, build_layout, site_layer, sites_of
 from gradience.base.peft_emulation.targets import NotFollowedError
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 
 VOCABULARY, WIDTH, INNER = 30, 8, 12
 LAYER = {

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from gradience.base.coverage import cover
-from gradience.base.peft_emulation.architecture import Architecture
+from gradience.base.peft_emulation import Architecture
 from gradience.base.peft_emulation.layout import Layout, build_layout, read_layout
 from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.configs.document import read_peft_dir
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Coverage
+from gradience.schema.document import Coverage
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

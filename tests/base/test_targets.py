@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from safetensors.numpy import save_file
 
 from gradience import check_config
-from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, Architecture
+from gradience.base.peft_emulation import DEFAULT_TARGETS, Architecture
 from gradience.base.peft_emulation.layout import build_layout
 from gradience.base.peft_emulation.targets import NotFollowedError, Wanted, resolve
 from gradience.errors import GradienceError

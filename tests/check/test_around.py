@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from gradience import check_config
 from gradience.errors import AdapterError, ConfigError
 from gradience.render.check import check_text
-from gradience.schema.config import ConfigSnapshot, OptimizerSnapshot
+from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot
 from gradience.schema.reports import CheckReport
 from gradience.verbs.check import _held
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gradience.cli import monitor
-from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 from gradience.telemetry.series import Column, RunSeries
 
 

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from gradience import audit_adapter, compare_runs, diagnose, monitor_run
 from gradience.cli.main import main
 from gradience.errors import ConfigError
+from gradience.rules import all_ids, cards_of
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.registry import all_ids, cards_of
 from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 

@@ -9,8 +9,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from gradience.cli.main import main
-from gradience.rules.registry import all_ids, rule_cards
-from gradience.schema.findings import RuleCard
+from gradience.rules import all_ids, rule_cards
+from gradience.schema.document import RuleCard
 
 
 def test_table_has_a_line_for_every_rule_below_where_it_applies(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from gradience.configs.settings import Layer, overlay
 from gradience.configs.training import read_training, read_training_dir
 from gradience.configs.values import MAX_TEXT, short_name
 from gradience.errors import ConfigError
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
 SECRET = "hf_doNotPrintMe"  # noqa: S105  # what no output may hold

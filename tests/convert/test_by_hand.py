@@ -11,7 +11,7 @@ import pytest
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
-from gradience.io.spool import Spool
+from gradience.io.kept import Spool
 from gradience.spectral.update import decomposed
 from gradience.verbs.convert import _choice, _experts
 from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors

@@ -226,7 +226,7 @@ def checked(folder: Path, form: str, defect: Defect | None) -> CheckReport:
 
 
 def _classes(count: int) -> Any:
-    from gradience.schema.config import ConfigSnapshot
+    from gradience.schema.events import ConfigSnapshot
 
     return ConfigSnapshot(num_labels=count)
 

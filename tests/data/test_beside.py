@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from gradience.configs.data import DataPlan
-from gradience.data.shapes import Shape
+from gradience.configs.document import DataPlan
+from gradience.data import Shape
 from gradience.data.tokens import Masking
 from gradience.errors import ConfigError
-from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
-from gradience.schema.findings import Coverage
+from gradience.schema.document import Coverage
+from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport
 from gradience.verbs.check.data import (
     _TOKENIZER,

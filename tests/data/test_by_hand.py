@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from gradience.data import Shape
 from gradience.data.measure import Limits, Measure, _histogram, batching, is_mojibake, packed_count, quantile
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import Fault
-from gradience.data.shapes import Shape
 from gradience.data.tokens import Sequence, Tokenised
 
 BOS, END, TURN = 1, 2, 3  # the tokens that end: generation; and a turn, as a control token

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from gradience.data import recognise
 from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure, Measured, packed_count
-from gradience.data.shapes import recognise
 from gradience.data.tokens import Masking, Tokenised, Tokeniser
 
 from made import ask, rows, say, saved, tokenizer  # isort: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.configs.data import read_data_plan
+from gradience.configs.document import read_data_plan
+from gradience.data import Shape, Unusable, canonical, recognise
 from gradience.data.measure import batching, is_mojibake, quantile
 from gradience.data.overlap import NEAR, EvalRows, jaccard, trigrams
-from gradience.data.shapes import Shape, Unusable, canonical, recognise
 from gradience.data.tokens import common_prefix
 from gradience.render.plots import histogram_lines
 

@@ -7,7 +7,7 @@ import pytest
 
 from gradience import audit_adapter, check_config
 from gradience.rules.joins.symptoms import Stated, disagreements, recorded_disagreements
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
 
 pytestmark = [  # what PEFT says of two of the kinds below

@@ -11,9 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import diagnose
 from gradience.rules.joins.symptoms import Outcome, outcome_of, outweighed
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Eval, EvalMetrics
-from gradience.schema.findings import Finding, NotRun
+from gradience.schema.document import Finding, NotRun
+from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics
 from gradience.schema.reports import EvalPoint
 from gradience.verbs.check import check_config
 

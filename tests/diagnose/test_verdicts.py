@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradience.verbs.diagnose import is_complete, verdict_of
-from gradience.verbs.diagnose.read import _plural
+from gradience.verbs.diagnose.sources import _plural
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,7 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
 
 def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
     from gradience.schema.fleet import AdapterRow
-    from gradience.verbs.fleet import job as jobs
-    from gradience.verbs.fleet.rows import Result
+    from gradience.verbs.fleet import Result, job as jobs
 
     place = peft(tmp_path / "one", factors(3))
     files = ("adapter_config.json", "adapter_model.safetensors")
@@ -276,15 +275,15 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
 
 
 def test_the_version_of_the_rules_is_of_all_that_they_state(monkeypatch):
-    from gradience.rules import registry
-    from gradience.verbs.fleet import rows
+    from gradience import rules
+    from gradience.verbs import fleet as rows
 
     first = rows.version_of_rules("weights")
     rows.version_of_rules.cache_clear()
     assert rows.version_of_rules("weights") == first
-    cards = registry.cards_of("weights")
+    cards = rules.cards_of("weights")
     changed = [msgspec.structs.replace(cards[0], confidence=0.123), *cards[1:]]
-    monkeypatch.setattr(registry, "cards_of", lambda *_: changed)
+    monkeypatch.setattr(rules, "cards_of", lambda *_: changed)
     rows.version_of_rules.cache_clear()
     assert rows.version_of_rules("weights") != first
     rows.version_of_rules.cache_clear()

@@ -15,12 +15,21 @@ from safetensors.numpy import load_file
 
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.verbs.fleet import engines, show as comparing
+from gradience.verbs.fleet import (
+    INDEX,
+    Folders,
+    Known,
+    Listing,
+    engines,
+    number_column,
+    read_index,
+    rows_of,
+    show as comparing,
+    write_index,
+)
 from gradience.verbs.fleet.audit import failures_in, plan_of
-from gradience.verbs.fleet.index import INDEX, Folders, Known, Listing, read_index, write_index
 from gradience.verbs.fleet.job import Job, audit_job, encoded, failed, is_failure
 from gradience.verbs.fleet.query import FLEET, _plain
-from gradience.verbs.fleet.rows import number_column, rows_of
 from gradience.verbs.fleet.show import (
     Load,
     _candidates,

@@ -10,8 +10,8 @@ from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
 
 from gradience.errors import AdapterError
+from gradience.verbs.fleet import Folders
 from gradience.verbs.fleet.find import find_adapters, read_list, targets
-from gradience.verbs.fleet.index import Folders
 
 CONFIG = "adapter_config.json"
 

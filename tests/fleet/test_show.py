@@ -11,7 +11,7 @@ from fleet_inputs import factors, peft, with_noise
 
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
-from gradience.spectral.sketch import DIMENSIONS, Sketch
+from gradience.spectral.grams import DIMENSIONS, Sketch
 from gradience.verbs.fleet.show import (
     Load,
     best_split,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gradience.hf.lookout import LIVE, Lookout
+from gradience.hf.recorder import LIVE, Lookout
 from gradience.schema import ConfigSnapshot
 
 

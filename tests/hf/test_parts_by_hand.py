@@ -9,9 +9,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
 
-from gradience.hf import lookout as looking  # needs torch
-from gradience.hf.lookout import LIVE, Lookout, live_ids
-from gradience.hf.recorder import RunRecorder, last_run_id
+from gradience.hf import recorder as looking  # needs torch
+from gradience.hf.recorder import LIVE, Lookout, RunRecorder, last_run_id, live_ids
 from gradience.hf.snapshot import _active, _dataset_name, _quantization, _short, batch_size, dataset_size
 from gradience.schema import ConfigSnapshot
 from gradience.telemetry import TelemetryWriter

@@ -196,7 +196,7 @@ def test_masked_labels_are_one_finding_of_a_run_and_not_three(training, callback
 
 def test_what_a_check_announced_is_compared_with_the_batches(training, callback, tmp_path):
     from gradience import monitor_run
-    from gradience.schema.config import ConfigSnapshot
+    from gradience.schema.events import ConfigSnapshot
     from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, TokenCounts
 
     def announced(supervised):

@@ -87,14 +87,14 @@ def other(tmp_path, monkeypatch):
 
 
 def test_another_project_of_this_name_is_told_from_this_one(other):
-    from gradience.io.identity import other_project
+    from gradience.errors import other_project
 
     assert "another project named gradience (0.11.0) is installed" in other_project()
     assert "pip uninstall gradience, then install this one from its clone or wheel" in other_project()
 
 
 def test_this_one_is_not_taken_for_another():
-    from gradience.io.identity import other_project
+    from gradience.errors import other_project
 
     assert other_project() is None
 
@@ -109,7 +109,7 @@ def test_version_names_the_other_project(other, capsys):
 def test_the_summary_is_that_of_the_project_file(root):
     import tomllib
 
-    from gradience.io.identity import SUMMARY
+    from gradience.errors import SUMMARY
 
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["description"] == SUMMARY
 

@@ -16,7 +16,7 @@ from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
 from gradience.importers.table import MAX_COLUMNS, find_columns
 from gradience.importers.trainer_state import _several_note, _union
-from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 
 PLAN = "the planned steps were made"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_models import Saved, bert, causal, save_tokenizer, saved, write_texts
 
-from gradience.models.load import LoadedModel, load_model
+from gradience.models import LoadedModel, load_model
 
 
 @pytest.fixture(scope="session")

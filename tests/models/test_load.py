@@ -11,8 +11,8 @@ import torch
 from tiny_models import bert, causal, saved, write_texts
 
 from gradience.errors import AdapterError
+from gradience.models import active, drop_adapter, load_adapter, load_model
 from gradience.models.inputs import batches, read_inputs
-from gradience.models.load import active, drop_adapter, load_adapter, load_model
 from gradience.models.outputs import logits_of
 
 

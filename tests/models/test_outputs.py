@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own custom
 
+from gradience.models import active, load_model
 from gradience.models.inputs import batches, read_inputs
-from gradience.models.load import active, load_model
 from gradience.models.outputs import Reference, divergence, logits_of, scored
 
 

@@ -27,7 +27,7 @@ from gradience.verbs.monitor import (
     gap_of,
     latest_evals,
 )
-from gradience.verbs.monitor.watch import thinned
+from gradience.verbs.monitor.source import thinned
 
 HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.verbs.monitor.watch import Tail
+from gradience.verbs.monitor.source import Tail
 
 
 @pytest.mark.parametrize("at", [0, 1, 255])

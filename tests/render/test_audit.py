@@ -9,7 +9,7 @@ import pytest
 
 from gradience.render.audit import View, audit_text
 from gradience.render.plots import heatmap
-from gradience.rules.weights.health import health
+from gradience.rules.weights import health
 from gradience.rules.weights.ranks import candidates, disagreements, rank_pattern, rank_rules, suggest
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import (

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.render.sarif import github_lines, sarif_log
-from gradience.schema.findings import Evidence, Finding, NotRun, RuleCard
+from gradience.render.findings import github_lines, sarif_log
+from gradience.schema.document import Evidence, Finding, NotRun, RuleCard
 from gradience.schema.reports import SourceLocation
 
 TEXT = st.text(max_size=40)

@@ -8,14 +8,14 @@ from operator import itemgetter
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.render import check, sarif as github, text, text as table
-from gradience.render.text import labelled, listed, shortened, skipped_lines
-from gradience.schema.findings import NotRun
+from gradience import render, render as table
+from gradience.render import check, findings as github, labelled, listed, shortened, skipped_lines
+from gradience.schema.document import NotRun
 
 CELLS = st.text("abc", min_size=1, max_size=9)
 
 
-@pytest.mark.parametrize("module", [check, github, table, text], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [check, github, table, render], ids=lambda module: module.__name__)
 def test_the_examples_in_the_module_hold(module):
     found = doctest.testmod(module)
     assert found.attempted > 0

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.render.text import clean, count, number, percent
+from gradience.render import clean, count, number, percent
 
 
 @given(st.text())

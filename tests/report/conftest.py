@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.render.html import pieces
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 
 _TESTS = str(Path(__file__).resolve().parents[1])

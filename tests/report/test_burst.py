@@ -11,7 +11,7 @@ from pages import gather, parse
 from gradience.render.html.page import report_html
 from gradience.render.html.pieces import marks_of, numbered
 from gradience.render.html.plot import Line, envelope, running_median
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 
 SPIKES = (150, 170, 190, 230)

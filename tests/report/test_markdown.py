@@ -9,9 +9,8 @@ from hypothesis import example, given, strategies as st
 from markdown_it import MarkdownIt
 from pages import gather, parse
 
-from gradience.render import markdown
+from gradience.render import clean, markdown
 from gradience.render.markdown import escape
-from gradience.render.text import clean
 from gradience.verbs.report import report_text
 
 GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})

@@ -21,8 +21,7 @@ from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
 from gradience.spectral.update import reduced
 from gradience.verbs.resize import _notes as resize_notes, cut
-from gradience.verbs.resize.criteria import Target, module_rank, target_of
-from gradience.verbs.resize.cut import Job, planned_file, refit_of, refitted
+from gradience.verbs.resize.cut import Job, Target, module_rank, planned_file, refit_of, refitted, target_of
 from gradience.verbs.resize.plan import Loss, _relative_error, resizable_pairs
 
 CRITERIA = ", ".join(get_args(Criterion))

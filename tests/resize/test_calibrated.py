@@ -17,12 +17,12 @@ from tiny_models import Saved, bert, causal, gpt2, mixtral, saved, squeezebert, 
 from gradience import resize_adapter
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
+from gradience.models import load_model
 from gradience.models.inputs import batches, read_inputs
-from gradience.models.load import load_model
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
 from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for, without_modules
-from gradience.verbs.resize.criteria import Target
+from gradience.verbs.resize.cut import Target
 from gradience.verbs.resize.pieces import (
     Candidate,
     combined,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within, target_of
+from gradience.verbs.resize.cut import Priced, Target, module_rank, ranks_within, target_of
 
 SPECTRA = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20).map(lambda s: np.sort(np.asarray(s))[::-1])
 SHARES = st.floats(0.01, 0.99)

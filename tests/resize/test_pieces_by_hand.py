@@ -18,7 +18,7 @@ from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
 from gradience.verbs.resize import calibrated
 from gradience.verbs.resize.calibrated import _maps, kept_for, without_modules
-from gradience.verbs.resize.criteria import Target
+from gradience.verbs.resize.cut import Target
 from gradience.verbs.resize.pieces import (
     Candidate,
     Order,

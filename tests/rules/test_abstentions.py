@@ -8,13 +8,13 @@ import msgspec
 import pytest
 from log_runs import FALL, run
 
+from gradience.rules import judge
 from gradience.rules.config import RULES as CONFIG_RULES, judge_config
 from gradience.rules.data import DATA_RULES
 from gradience.rules.log import DETECTORS, detect
-from gradience.rules.rule import judge
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import DataReport
 
 OF_A_LEVEL = {"DIV103", "DIV104", "NOL106", "PLT105", "GRD108", "OVF110", "UND126", "REP128", "MEM127"}

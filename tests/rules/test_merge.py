@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gradience.rules import judge
 from gradience.rules.merge import MERGE_RULES
-from gradience.rules.rule import judge
 from gradience.schema.compare import ComparedAdapter, Overlap
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from gradience.rules.config.adapter import reaches_mlp
-from gradience.rules.objective import objective_of
-from gradience.schema.config import ConfigSnapshot
+from gradience.rules.objective import has_perplexity, objective_of
+from gradience.schema.events import ConfigSnapshot
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_stated_objective_goes_before_hints(snapshot: dict[str, object], kind: s
             {"lora": {"extras": {"base_model_class": "LlamaForCausalLM"}}},
             ("sft", "base model class LlamaForCausalLM", False),
         ),
-        ({"num_labels": 4}, ("classification", "4 labels", False)),
+        ({"num_labels": 2}, ("classification", "2 labels", False)),
         ({"task_profile": "easy_classification"}, ("classification", "task profile easy_classification", True)),
         ({"task_profile": "generation"}, ("sft", "task profile generation", False)),
         ({}, ("unknown", "no task, task_type or trainer says it", False)),
@@ -54,6 +54,11 @@ def test_stated_objective_goes_before_hints(snapshot: dict[str, object], kind: s
 )
 def test_an_objective_has_its_ground_and_whether_that_is_stated_or_a_hint(snapshot, expected):
     assert objective_of(msgspec.convert(snapshot, ConfigSnapshot)) == expected
+
+
+def test_a_loss_of_pairs_or_rewards_has_no_perplexity():
+    kinds = ("sft", "classification", "unknown", "preference", "reward", "rl")
+    assert [kind for kind in kinds if has_perplexity(kind)] == ["sft", "classification", "unknown"]
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 import gradience
+from gradience.rules import GROUPS, Description, all_ids, cards_of, rule_cards, rules_named
 from gradience.rules.config import RULES
 from gradience.rules.joins.run import JOINS
 from gradience.rules.merge import MERGE_RULES
-from gradience.rules.registry import GROUPS, all_ids, cards_of, rule_cards, rules_named
-from gradience.rules.rule import Description
 from gradience.rules.weights.rules import WEIGHTS_RULES
-from gradience.schema.findings import RuleCard
+from gradience.schema.document import RuleCard
 
 SOURCE = Path(gradience.__file__).parent
 ID = re.compile(r"[A-Z]{2,3}\d{3}")

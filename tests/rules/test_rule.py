@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from gradience.errors import few
+from gradience.rules import Observation, Rule, Threshold, Unknown, card, finding, judge
 from gradience.rules.objective import Objective, not_under, only_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, card, finding, judge
-from gradience.schema.findings import Evidence
+from gradience.schema.document import Evidence
 
 PAPER = Evidence(source="a paper", says="so it is")
 SEEN = Evidence(source="the input", says="so it was")

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gradience.errors import ConfigError
-from gradience.rules.registry import cards_of
-from gradience.rules.select import excluded_rules, matching, without
-from gradience.schema.findings import Finding, NotRun
+from gradience.rules import cards_of, excluded_rules, matching, without
+from gradience.schema.document import Finding, NotRun
 
 IDS = [card.id for card in cards_of("log")]
 SOME = st.lists(st.sampled_from(IDS), unique=True, max_size=6)

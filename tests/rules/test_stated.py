@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gradience.rules.registry import rule_cards
+from gradience.rules import rule_cards
 
 STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("VAL001", "error", 1.0, {}),

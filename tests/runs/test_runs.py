@@ -17,9 +17,8 @@ from gradience.cli.main import main
 from gradience.errors import GradienceError, RecorderError
 from gradience.verbs.fleet.query import select
 from gradience.verbs.monitor import monitor_run
-from gradience.verbs.runs import collect as collecting
+from gradience.verbs.runs import RUNS_QUERIES, best_runs, collect as collecting, list_runs, run_curves, show_runs
 from gradience.verbs.runs.collect import collect_runs, find_runs
-from gradience.verbs.runs.query import RUNS_QUERIES, best_runs, list_runs, run_curves, show_runs
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 

@@ -110,6 +110,6 @@ def test_a_nested_snapshot_is_written_out_too() -> None:
 
 
 def _snapshot() -> Any:
-    from gradience.schema.config import ConfigSnapshot
+    from gradience.schema.events import ConfigSnapshot
 
     return ConfigSnapshot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral.intruders import _bound, _Measure, _measures, _within, atoms
+from gradience.spectral.base import _bound, _Measure, _measures, _within, atoms
 from gradience.spectral.krylov import Bidiagonal, Operator, ritz_of
 
 SIZE, WIDTH = 120, 5

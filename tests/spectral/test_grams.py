@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import grams, threads
+from gradience import spectral
+from gradience.spectral import grams
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors, grams_of
 
@@ -25,7 +26,7 @@ def _case(seed: int, out: int, inner: int, r: int, dtype: type) -> Factors:
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_sigma_is_that_of_the_dense_update_at_every_width_and_on_any_number_of_threads(monkeypatch, cores, dtype):
-    monkeypatch.setattr(threads, "cores", lambda: cores)
+    monkeypatch.setattr(spectral, "cores", lambda: cores)
     cases = [
         _case(i, *LONG[i % len(LONG)], r=(1, 5, 64, 96)[i // len(LONG)], dtype=dtype) for i in range(4 * len(LONG))
     ]
@@ -68,7 +69,7 @@ def test_the_device_is_the_one_that_jax_was_given():
 
 
 def test_each_module_is_loaded_once_and_several_threads_take_part(monkeypatch):
-    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.setattr(spectral, "cores", lambda: 2)
     loaded, both = [], threading.Barrier(2)
 
     def load(index: int) -> Factors:
@@ -82,7 +83,7 @@ def test_each_module_is_loaded_once_and_several_threads_take_part(monkeypatch):
 
 
 def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.setattr(spectral, "cores", lambda: 2)
 
     def load(index: int) -> Factors:
         if index == 17:

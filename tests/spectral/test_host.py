@@ -6,10 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import sketch
+from gradience.spectral import grams as sketch
 from gradience.spectral.batch import spectra
-from gradience.spectral.grams import Factors, grams_on_host
-from gradience.spectral.sketch import Sketch
+from gradience.spectral.grams import Factors, Sketch, grams_on_host
 
 SHAPES = [(40, 24, 4), (40, 24, 4), (300, 24, 4), (40, 24, 8), (40, 24, 5), (20, 30, 70), (40, 24, 4)]
 

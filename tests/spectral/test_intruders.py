@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral import intruders
-from gradience.spectral.intruders import Overlaps, count_below, overlaps
+from gradience.spectral import base as intruders
+from gradience.spectral.base import Overlaps, count_below, overlaps
 from gradience.spectral.krylov import Operator, Ritz, Triplets
 
 M, N, R, K = 240, 200, 6, 6

@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import batch, grams, intruders, subspace, sums, threads, tiles, update
+from gradience import spectral
+from gradience.spectral import base, batch, grams, subspace, sums, tiles, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
-from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
+from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.krylov import Triplets
-from gradience.spectral.sketch import DIMENSIONS, Sketch
 from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
 from gradience.spectral.update import (
     LowRank,
@@ -154,7 +154,7 @@ def test_grams_are_padded_to_the_least_power_of_two_from_eight(r, bucket):
     [(0, 4, 1, None), (1, 4, 1, 1), (15, 4, 1, 1), (16, 4, 2, 1), (64, 4, 4, 2), (640, 16, 8, 10), (64, 1, 1, 8)],
 )
 def test_modules_are_shared_out_eight_a_thread_at_least_and_in_eight_turns(monkeypatch, modules, cores, workers, first):
-    monkeypatch.setattr(threads, "cores", lambda: cores)
+    monkeypatch.setattr(spectral, "cores", lambda: cores)
     shares = grams._Shares(modules)
     assert shares.workers == workers
     spans = list(shares._spans)
@@ -526,7 +526,7 @@ def test_the_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_added(de
 
 def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
     columns = np.ones((2, 4))
-    found = intruders._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
+    found = base._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
     assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gradience.spectral.threads import one_blas_thread, threads_for
+from gradience.spectral import one_blas_thread, threads_for
 
 
 def blas_threads():

@@ -8,15 +8,15 @@ import time
 import numpy as np
 import pytest
 
+from gradience import spectral
 from gradience.io.safetensors import planned
-from gradience.spectral import threads
 from gradience.verbs import writing
 from gradience.verbs.writing import loaded_ahead
 
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.setattr(spectral, "cores", lambda: 2)
 
 
 def tensors(load, count, shape=(3,)):

@@ -1,8 +1,8 @@
-"""What an adapter is once its files are opened: names taken apart, modules with their updates, and what is left over.
+"""The types of an opened adapter: parsed tensor names, modules with their updates, and tensors left over.
 
-A reader (`adapters.formats`) sorts the tensors of a file into groups, one for each adapted module; a builder
-(`adapters.kinds`) makes a `Module` of each group, whose `load` gives the two factors of its update, or reports by
-UnsuitableError why there is none. Nothing here reads a tensor's data until a module is loaded.
+A reader (`adapters.formats`) sorts the tensors of a file into groups, one for each adapted module. A builder
+(`adapters.kinds`) makes a `Module` of each group, whose `load` returns the two factors of its update. If that is not
+possible, it raises UnsuitableError with the reason. No tensor's data is read until a module is loaded.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ Role: TypeAlias = Literal[
 
 PREFIX: Final = "base_model.model."
 MOST_ELEMENTS: Final = 1 << 27
-"""The largest array that a factor may be unfolded to; real adapters stay far below it."""
+"""Entries of the largest array that a factor may be unfolded to; real adapters stay far below it."""
 
 LARGEST_ENTRY: Final = 3.4e38
-"""Of an update's numbers, in size: float32's range, in which merges compute; their fourth powers are within float64."""
+"""The largest magnitude of a factor's or update's entry.
 
-_EXPONENTS: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all of whose bits are set in what is not finite
+It is float32's range, in which merges compute, and its fourth power is within float64's range.
+"""
+
+_EXPONENTS: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}  # the exponent bits: all are set if a number is not finite
 
 LOHA_FIELDS: Final = tuple(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
 LOKR_FIELDS: Final = tuple(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))
@@ -59,12 +62,12 @@ _T = TypeVar("_T")
 
 
 def within_range(*arrays: Array) -> bool:
-    """Whether all entries are finite and at most `LARGEST_ENTRY` in size."""
+    """Whether all entries are finite and at most `LARGEST_ENTRY` in magnitude."""
     return all(all_finite(array) and not _beyond(array) for array in arrays)
 
 
 def all_finite(array: Array) -> bool:
-    """Whether all entries are finite; of 16 bits from their patterns, an eighth of the work of looking at each."""
+    """Whether all entries are finite; for 16-bit floats the bit patterns are compared, an eighth of isfinite's work."""
     exponent = _EXPONENTS.get(array.dtype.name)
     if exponent is None or array.dtype.byteorder == ">":
         return bool(np.isfinite(array).all())
@@ -77,7 +80,7 @@ def _beyond(array: Array) -> bool:
 
 
 class Key(NamedTuple):
-    """The name of a tensor that belongs to a module's update. `leaf` is `weight`, `bias` or empty."""
+    """The parsed name of a tensor that belongs to a module's update; `leaf` is `weight`, `bias` or empty."""
 
     module: str
     field: str
@@ -86,13 +89,14 @@ class Key(NamedTuple):
 
 
 def parse_key(key: str) -> Key | None:
-    """A tensor's name in PEFT's layout taken apart, or None where it names no part of an update.
+    """Parse a tensor's name in PEFT's layout; None if the name is not of a part of an update.
 
     >>> parse_key("base_model.model.h.0.attn.lora_A.default.weight")
     Key(module='h.0.attn', field='lora_A', adapter='default', leaf='weight')
     """
     parts = key.removeprefix(PREFIX).split(".")
-    # From the end: a module may be named like a field. Never the first part, for a module must come before it.
+    # Search from the end, because a module may be named like a field. The first part cannot be the field, because a
+    # module's name comes before it.
     at = next((i for i in range(len(parts) - 1, 0, -1) if parts[i] in _FIELDS), 0)
     if at == 0:
         return None
@@ -105,7 +109,7 @@ def parse_key(key: str) -> Key | None:
 
 
 def module_path(module: str) -> str:
-    """The module's path in the base model: PEFT's nested `base_layer` left out."""
+    """The module's path in the base model, without the `base_layer` parts that PEFT inserts."""
     if "base_layer" not in module:
         return module
     return ".".join(part for part in module.split(".") if part != "base_layer")
@@ -114,7 +118,7 @@ def module_path(module: str) -> str:
 def pattern_name(module: str) -> str:
     """The path that PEFT matches patterns against.
 
-    MultiheadAttention wraps its own out_proj, with the rank and alpha of the whole.
+    PEFT's MultiheadAttention layer wraps its own out_proj, and gives it the rank and alpha of the whole layer.
     """
     return module.removesuffix(".base_layer.out_proj")
 
@@ -123,11 +127,10 @@ def pattern_name(module: str) -> str:
 class Module:
     """The update dW = scale * b @ a of one module; `load` returns (b, a), b (d_out, r), a (r, d_in).
 
-    Both are oriented as the base stores its weight: for a Conv1D, fan_in_fan_out or embedding module `load`
-    has already transposed them, and `shape` is b's rows by a's columns. A convolution's weight is flattened to
-    (out, in * kernel). Where the file cannot say whether the stored weight is transposed (experts of some
-    models), the base's shape decides; singular values do not depend on it. `alpha` is r where a format has
-    none. `note` is a remark on this module alone.
+    Both are oriented as the base stores its weight: for a Conv1D, fan_in_fan_out or embedding module, `load`
+    transposes them. `shape` is (b's rows, a's columns). A convolution's weight is flattened to (out, in * kernel). For
+    experts of some models the file does not say whether the stored weight is transposed. The base's shape decides
+    there; singular values do not depend on it. `alpha` is r if the format has none. `note` is a remark on this module.
     """
 
     name: str
@@ -140,32 +143,32 @@ class Module:
     load: LoadFactors
     config_r: int | None = None
     alpha_pattern: str | None = None
-    """The key of alpha_pattern that applied, or None for the config's alpha."""
+    """The key of alpha_pattern that matched, or None for the config's alpha."""
     rank_pattern: str | None = None
     pattern_path: str | None = None
-    """The path that PEFT matches patterns against: modules that share it share rank and alpha. None outside PEFT."""
+    """The path that PEFT matches patterns against; modules with one path share rank and alpha. None outside PEFT."""
     rslora: bool = False
     base_name: str | None = None
     """The base's tensor, such as `model.layers.0.self_attn.q_proj.weight`, before any replication of layers."""
     dense: DenseUpdate | None = None
-    """Given the base weight as stored: the true update as a matrix, where s b a is not the whole of it."""
+    """If the true update is not s b a: a function from the base weight as stored to the true update as a matrix."""
     factored: FactoredUpdate | None = None
-    """Beside `dense`: the true update as b @ a, where its rank is far below its sides (2 r for PiSSA)."""
+    """Beside `dense`, if the true update's rank is far below its sides (2 r for PiSSA): the true update as (b, a)."""
     is_unknown: bool = False
-    """The start changed the base by an amount that no file says: not even the base gives the true update."""
+    """The initialisation changed the base by an unrecorded amount, so not even the base gives the true update."""
     expert: int | None = None
-    """Which slice of the base's 3-D tensor this is; `dense` takes the slice."""
+    """The index of the slice of the base's 3-D tensor that this updates; `dense` takes the slice."""
     magnitude: Callable[[], Array] | None = None
-    """DoRA's magnitudes, one for each output (each column of an embedding)."""
+    """DoRA's magnitudes, one for each output (for each column of an embedding)."""
     note: str | None = None
     adapter: str | None = None
-    """The adapter's name where the file holds several."""
+    """The adapter's name if the file holds several."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """The tensors it is made of: `lora_A`, `lora_B.bias`, ... to the name in the file. Experts share theirs."""
+    """The module's tensors: a field (`lora_A`, `lora_B.bias`, ...) to the name in the file. Experts share theirs."""
 
 
 class NeedsBase(NamedTuple):
-    """A module whose update is a function of the base weight alone, and why."""
+    """A module whose update only follows with the base weight, and the reason."""
 
     module: Module
     reason: str
@@ -173,7 +176,7 @@ class NeedsBase(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A tensor or group that no number speaks of: `reason` is the text for people, `cause` what programs decide by."""
+    """A tensor or group that is not analysed; `reason` is text for people, `cause` is for programs."""
 
     name: str
     reason: str
@@ -184,7 +187,7 @@ Found: TypeAlias = Module | NeedsBase | Skipped
 
 
 class UnsuitableError(Exception):
-    """A group's tensors make up no module that can be analysed. Builders raise it; readers report it."""
+    """A group's tensors do not form a module that can be analysed. Builders raise it, and readers report it."""
 
     def __init__(self, reason: str, cause: LeftoverReason = LeftoverReason.SHAPE) -> None:
         super().__init__(reason)
@@ -193,18 +196,18 @@ class UnsuitableError(Exception):
 
 
 class Files(NamedTuple):
-    """An adapter's weights, opened, and where its config would be."""
+    """An adapter's opened weights, and the path of its config, which may not exist."""
 
     source: TensorSource
     config: Path
 
     @property
     def has_config(self) -> bool:
-        """Whether the config is there."""
+        """Whether the config exists."""
         return self.config.is_file()
 
     def read_config(self) -> AdapterConfig:
-        """The config.
+        """Read the config.
 
         Raises:
             AdapterError: it is missing, or not an adapter's.
@@ -212,15 +215,16 @@ class Files(NamedTuple):
         return read_config(self.config)
 
     def optional_config(self) -> AdapterConfig:
-        """The config, or the defaults where there is none."""
+        """Read the config, or return the defaults if there is none."""
         return read_config(self.config) if self.has_config else AdapterConfig()
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A layout of adapter files: how it is recognised and read, and what it keeps where.
+    """A format of adapter files: how to recognise it, how to read it, and its conventions.
 
-    One record for each, in the module of `adapters.formats` that reads it; `adapters.formats.FORMATS` is the table.
+    Each format has one record, in the module of `adapters.formats` that reads it. `adapters.formats.FORMATS` is the
+    table of them.
     """
 
     name: str
@@ -229,24 +233,24 @@ class Format:
     is_peft: bool = False
     """The config is PEFT's, with its patterns of rank and alpha, `fan_in_fan_out` and types other than LoRA."""
     has_config: bool = True
-    """An adapter_config.json lies beside the weights. Where not, the file of weights is the whole adapter."""
+    """An adapter_config.json lies beside the weights. If not, the weights file is the whole adapter."""
     module_paths: bool = True
-    """Modules are named by their path in the base model; sd-scripts flattens the dots to underscores."""
+    """Modules are named by their path in the base model. (sd-scripts writes underscores for the dots.)"""
     component_prefix: bool = False
     """Names begin with a component of a pipeline, such as `unet.`"""
     embeds_by_name: bool = False
-    """Only its name says that a module is an embedding; its update applies to a tied head too."""
+    """Only a module's name shows that it is an embedding; its update applies to a tied head too."""
     convertible: bool = True
-    """Its names and the order of its rows can be written in PEFT's layout."""
+    """The format's names and its order of rows can be written in PEFT's layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter as its files declare it: every tensor has a role, every pair is a module.
 
-    `base_dependent` are modules whose update is a function of the base weight alone (`dense`): their `load`
-    raises AdapterError, a width of 0 in `shape` means that the file does not say it, and each is named in
-    `skipped` too, for an audit without a base.
+    `base_dependent` are modules whose update only follows with the base weight (`dense`). Their `load` raises
+    AdapterError. A width of 0 in their `shape` means that the file does not give it. Each is also in `skipped`, for an
+    audit without a base.
     """
 
     file_format: Format
@@ -279,7 +283,7 @@ class Group:
 
 
 class _Memory(threading.local):
-    """What one thread keeps: modules are loaded from several."""
+    """A cache for each thread, because several threads load modules."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Any] = {}
@@ -287,7 +291,7 @@ class _Memory(threading.local):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the modules of one adapter share."""
+    """The data that the builders of one adapter's modules share."""
 
     source: TensorSource
     config: AdapterConfig
@@ -295,22 +299,22 @@ class Context:
     several: bool = False
     """Whether the file holds more than one adapter."""
     attention: frozenset[str] = frozenset()
-    """Modules that are a MultiheadAttention: their own pair is in_proj's."""
+    """Paths of the modules that are a MultiheadAttention; their own pair belongs to in_proj."""
     layers: tuple[int, ...] = ()
-    """layer_replication unrolled: the base's layer for each layer of the adapted model."""
+    """layer_replication unrolled: the index of the base's layer for each layer of the adapted model."""
     memory: _Memory = field(default_factory=_Memory)
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What this thread read last, where several modules share a tensor."""
+        """This thread's cache of the tensors it read last, for modules that share a tensor."""
         return self.memory.kept
 
     def shape(self, group: Group, name: str) -> tuple[int, ...]:
-        """The shape that the file declares of a field's tensor."""
+        """The shape of a field's tensor, from the file's header."""
         return self.source.tensors[group.keys[name]].shape
 
     def size(self, group: Group, *without: str) -> int:
-        """The number of parameters of the group's tensors, but for some fields."""
+        """The number of parameters in the group's tensors, without those of the given fields."""
         return sum(self.source.tensors[key].size for name, key in group.keys.items() if name not in without)
 
     def reader(self, group: Group, name: str) -> Callable[[], Array]:
@@ -319,30 +323,30 @@ class Context:
         return lambda: self.source.read(key)
 
     def name(self, group: Group) -> str:
-        """The module's name as a report shows it."""
+        """The module's name for reports: its path, with the adapter's name if the file holds several."""
         path = module_path(group.module)
         return f"{path}:{group.adapter or 'default'}" if self.several else path
 
     def adapter(self, group: Group) -> str | None:
-        """The adapter's name where the file holds several."""
+        """The adapter's name if the file holds several, else None."""
         return (group.adapter or "default") if self.several else None
 
     def base_path(self, module: str) -> str:
-        """The module's path in the base's own checkpoint: a replicated layer's index mapped back."""
+        """The module's path in the base's checkpoint, with a replicated layer's index mapped back to the base's."""
         path = module_path(module)
         if not self.layers:
             return path
         return _LAYER.sub(lambda hit: f"{hit[1]}{self._base_layer(int(hit[2]))}", path, count=1)
 
-    # PEFT numbers the replicated layers anew; the base's checkpoint has each of them once.
+    # layer_replication renumbers the layers, and the base's checkpoint holds each original layer once.
     def _base_layer(self, index: int) -> int:
         return self.layers[index] if index < len(self.layers) else index
 
     def require(self, group: Group, *names: str) -> None:
-        """Check that the fields' tensors are there, floating point, and not empty.
+        """Check that the fields' tensors are present, floating point and not empty.
 
         Raises:
-            UnsuitableError: one is not.
+            UnsuitableError: one of them is missing, of another dtype, or empty.
         """
         missing = [name for name in names if name not in group.keys]
         if missing:
@@ -367,7 +371,7 @@ Builder: TypeAlias = Callable[[Context, Group], Found]
 def reported(
     build: Callable[Concatenate[Context, Group, _P], _T],
 ) -> Callable[Concatenate[Context, Group, _P], _T | Skipped]:
-    """A builder that returns the reason under the module's name instead of raising UnsuitableError."""
+    """Decorate a builder to return `Skipped`, with the module's name and the reason, for an UnsuitableError."""
 
     @functools.wraps(build)
     def wrapped(ctx: Context, group: Group, /, *args: _P.args, **options: _P.kwargs) -> _T | Skipped:

@@ -1,8 +1,8 @@
-"""An adapter opened for whatever reads or rewrites it: safetensors, or torch's own files where torch is installed.
+"""Opening an adapter's files, for every verb that reads or rewrites one: safetensors, or pickles if torch is installed.
 
-The checkpoints of one model, and adapters of one base by one recipe, have equal headers: their modules differ in
-nothing but the numbers. `Layouts` does not work out again what names and config decide. Only plain LoRA in PEFT's
-layout is kept; whatever else is read as ever.
+Checkpoints of one run, and adapters of one base by one recipe, have equal headers: only their numbers differ. `Layouts`
+caches the modules that follow from a header and a config, and reuses them for such files. It caches plain LoRA in
+PEFT's layout only; other adapters are read anew.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.adapters.config import AdapterConfig, read_config
-from gradience.adapters.formats import format_of, open_weights
-from gradience.adapters.formats.containers import orbax_advice
+from gradience.adapters.formats import format_of, open_weights, orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
-from gradience.io.held import Bytes, HeldFile, header_of
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
+from gradience.io.kept import Bytes, HeldFile, header_of
 from gradience.io.reading import real_path
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 
-_MOST: Final = 32  # layouts that are kept
-_MOST_HEADER: Final = 1 << 20  # bytes of the header of one: thousands of modules
+_MOST: Final = 32  # cached layouts
+_MOST_HEADER: Final = 1 << 20  # bytes of the header of a cached layout: thousands of modules
 
 CONFIG_NAME: Final = "adapter_config.json"
 WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
 CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
-"""The folder of a run's step, as the Trainer names it."""
+"""The name that the Trainer gives to a checkpoint's folder; the group is the step."""
 
 INDEX_NAMES: Final = (
     "adapter_model.safetensors.index.json",
@@ -46,11 +45,11 @@ INDEX_NAMES: Final = (
 def open_adapter(
     path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
 ) -> tuple[AdapterFiles, Adapter]:
-    """An adapter's files and what they declare; no tensor's data are read yet.
+    """An adapter's files and the adapter that they declare; no tensor's data is read yet.
 
     Args:
         path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
-        adapter_config: a config elsewhere than beside the weights.
+        adapter_config: a config that does not lie beside the weights.
         weights: a weights file of another name.
 
     Raises:
@@ -70,10 +69,10 @@ def holds_adapter(folder: Path) -> bool:
 
 
 class AdapterFiles(NamedTuple):
-    """The files an audit reads. `config` may not exist: some formats have none.
+    """The files of an adapter. `config` may not exist, because some formats have none.
 
-    `shards` is empty where one file holds all weights; else `weights` is their index, or the first of them.
-    `others` are adapters in sub-folders, which PEFT saves beside the one named `default`.
+    `shards` is empty if one file holds all weights; otherwise `weights` is the index or one of the shards. `others`
+    are sub-folders with further adapters, which PEFT saves beside the one named `default`.
     """
 
     folder: Path
@@ -84,7 +83,7 @@ class AdapterFiles(NamedTuple):
 
 
 def find_files(path: Path, *, config: Path | None = None, weights: Path | None = None) -> AdapterFiles:
-    """The adapter's files; explicit ones win over what the folder holds.
+    """The adapter's files; a config or weights file given explicitly takes precedence over the folder's.
 
     Raises:
         AdapterError: the folder or a file is missing, or several adapters could be meant.
@@ -97,7 +96,7 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
     if found is None:
         folder, found = _only_nested(folder)
     elif weights is None and path.is_dir():
-        others = tuple(_nested(folder))  # PEFT saves adapters of other names than `default` below it
+        others = tuple(_nested(folder))  # PEFT saves adapters not named `default` in sub-folders
     if not os.path.isfile(found):  # noqa: PTH113  # as above
         raise AdapterError(f"no weights file at {found}", advice="give it with --weights FILE")
     if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
@@ -106,13 +105,13 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
 
 
 def _config_beside(weights: Path, folder: Path) -> Path:
-    # With --weights, the config of the folder that was given still counts if there is none beside the weights.
+    # With --weights, the config of the given folder is used if there is none beside the weights.
     beside = weights.parent / CONFIG_NAME
     return beside if beside.is_file() else folder / CONFIG_NAME
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """The folder's weights file or index, or None where it holds none."""
+    """The folder's weights file or index, or None if it holds none."""
     for name in (*WEIGHT_NAMES, *INDEX_NAMES):
         if (folder / name).is_file():
             return folder / name
@@ -163,7 +162,7 @@ def _is_shard(path: Path) -> bool:
 
 
 def _shards(weights: Path) -> tuple[Path, ...]:
-    """The files that together hold the weights, or none where the one file does."""
+    """The shards that together hold the weights, or an empty tuple if one file holds them all."""
     if weights.name.endswith(".index.json"):
         return tuple(indexed_files(weights))
     if not _is_shard(weights):
@@ -197,7 +196,7 @@ def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = o
 
 
 def notes_on(files: AdapterFiles) -> list[str]:
-    """Remarks on where an adapter's files lie."""
+    """Notes on where an adapter's files lie: other adapters in sub-folders, and links to other places."""
     notes = []
     if files.others:
         names = ", ".join(path.name for path in files.others)
@@ -209,7 +208,7 @@ def notes_on(files: AdapterFiles) -> list[str]:
 
 
 def _elsewhere(path: Path) -> Path | None:
-    """The target of a link that leads outside its folder, but for a hub cache's own blobs; else None."""
+    """The target of a link that leads out of its folder, else None; links to a hub cache's blobs do not count."""
     if not path.is_symlink():
         return None
     target, home = real_path(path), real_path(path.parent)
@@ -226,13 +225,13 @@ class _Known(NamedTuple):
 
 
 class Layouts:
-    """The layouts last met, by the header of the file. For one thread: an adapter holds until the next is read."""
+    """A cache of the layouts read last, by file header. For one thread: an adapter is valid until the next is read."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
 
     def read(self, files: AdapterFiles, data: Bytes) -> Adapter:
-        """The adapter of one safetensors file whose bytes are in memory, as `read_adapter` reads it.
+        """The adapter in one safetensors file whose bytes are in memory; equal to the result of `read_adapter`.
 
         Raises:
             AdapterError: as `read_adapter`.
@@ -262,17 +261,20 @@ def _again(known: _Known, files: AdapterFiles, data: Bytes, config: AdapterConfi
 def _config(path: Path) -> AdapterConfig | None:
     try:
         return read_config(path)
-    except AdapterError:  # which the format's own reader says, where it reads one at all
+    except AdapterError:  # the format's own reader raises it again, if the format has a config
         return None
 
 
 def _decisive(config: AdapterConfig) -> bytes:
-    """A config but for the name of the base, which decides nothing; as text, where 1 is not true and order counts."""
+    """A key for a config without the base's name, which does not affect the modules.
+
+    It is JSON, because 1 and true, and two orders of one mapping, are equal in Python but may read differently.
+    """
     return msgspec.json.encode(msgspec.structs.replace(config, base_model_name_or_path=None))
 
 
 def _is_plain(adapter: Adapter) -> bool:
-    """Whether the modules are pairs read by themselves, of a config that was read: nothing is kept between two."""
+    """Whether the adapter is plain LoRA in PEFT's layout, whose modules can be reused for a file of equal header."""
     return (
         adapter.format == "peft"
         and adapter.config.peft_type in {"LORA", None}

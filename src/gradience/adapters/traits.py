@@ -1,9 +1,10 @@
-"""What kind of adapter a file holds, and which verbs may rewrite it: the one place that decides both.
+"""The kind of an adapter, and which verbs may rewrite it: both are decided here and nowhere else.
 
-Every verb that changes, combines or replays adapters asks here instead of keeping a list of its own: `traits_of` gives
-the facts (type, start, variants, what lies beside the pairs), `obstacles` the reasons why one operation must refuse the
-adapter. Nothing here reads a tensor's data, and NumPy is not imported, so that rules on configs can ask `start_of` too.
-Facts about PEFT are those of version 0.21.2, held against the library itself in tests/adapters/test_traits.py.
+Every verb that changes, combines or replays adapters asks this module instead of keeping a list of its own. `traits_of`
+gives the facts: type, initialisation, variants, and tensors beside the pairs. `obstacles` gives the reasons for which
+an operation must refuse the adapter. Nothing here reads a tensor's data. NumPy is not imported, so that rules on
+configs can use `start_of` cheaply. Facts about PEFT are those of version 0.21.2; tests/adapters/test_traits.py compares
+them with the library.
 """
 
 from __future__ import annotations
@@ -20,29 +21,32 @@ _KOHYAS_PAIR: Final = {"lora_A", "lora_B", "alpha"}
 
 
 class Start(NamedTuple):
-    """How LoRA's factors were initialised (`init_lora_weights`), and what that did to the base model."""
+    """An initialisation of LoRA's factors (`init_lora_weights`), and its effect on the base model."""
 
     name: str
     changes_base: bool = False
-    """The base lost (or, with LoftQ, was quantised by) what the factors start with: dW is not s B A."""
+    """The base's weights changed at the start, so dW is not s B A.
+
+    The factors' initial product was subtracted from them; with LoftQ they were quantised.
+    """
     recomputable: bool = False
-    """That part of the base follows from the base weight and the rank alone."""
+    """The change of the base can be computed from the base weight and the rank alone."""
     principal: bool = False
-    """The factors start on the weight's principal directions, so the first step is larger than from B = 0."""
+    """The factors start on the weight's principal directions, so the first update is larger than from B = 0."""
     convertible: bool = False
     """PEFT can save it as plain LoRA of twice the rank (`path_initial_model_for_weight_conversion`)."""
 
 
 DEFAULT_START: Final = Start("default")
 
-# PEFT 0.21.2, tuners/lora/layer.py: LoraLayer.update_layer and the *_init methods. `orthogonal` starts with B != 0,
-# but its B A is zero; `eva` and `mica` start with one zero factor: none of the three touches the base weight.
+# PEFT 0.21.2, tuners/lora/layer.py: LoraLayer.update_layer and the *_init methods. `orthogonal` starts with B != 0 but
+# with B A = 0, and `eva` and `mica` start with one zero factor. So these three leave the base weight unchanged.
 _STARTS: Final = {
     "pissa": Start("pissa", changes_base=True, recomputable=True, principal=True, convertible=True),
     "olora": Start("olora", changes_base=True, recomputable=True, principal=True, convertible=True),
     "corda": Start("corda", changes_base=True, principal=True, convertible=True),  # needs its calibration data
     "lora_ga": Start("lora_ga", changes_base=True, convertible=True),  # needs the gradients of its first batches
-    "loftq": Start("loftq", changes_base=True),  # the base is its quantised self afterwards
+    "loftq": Start("loftq", changes_base=True),  # the base is quantised
     "eva": Start("eva"),
     "gaussian": Start("gaussian"),
     "mica": Start("mica"),
@@ -51,10 +55,10 @@ _STARTS: Final = {
 
 
 def start_of(init: object) -> Start:
-    """The start that a value of `init_lora_weights` names; the default for booleans, None and unknown names.
+    """The initialisation that a value of `init_lora_weights` names; the default for booleans, None and unknown names.
 
-    PEFT takes `pissa_niter_4` for a PiSSA by randomised SVD, whose result cannot be recomputed exactly, and every name
-    that begins with `corda` for CorDA.
+    PEFT reads `pissa_niter_4` as PiSSA by randomised SVD, whose result cannot be recomputed exactly. It reads every
+    name that begins with `corda` as CorDA.
 
     >>> start_of("pissa_niter_4").changes_base, start_of("pissa_niter_4").recomputable, start_of("eva").changes_base
     (True, False, False)
@@ -69,18 +73,18 @@ def start_of(init: object) -> Start:
 
 
 class Operation(StrEnum):
-    """What is about to be done with the adapter."""
+    """An operation on an adapter."""
 
     RESIZE = "resize"
     MERGE = "merge"
     CONVERT = "convert"
     MITIGATE = "mitigate"
     REPLAY = "replay"
-    """Merging it again into the base, to compare (verify-merge)."""
+    """Merge the adapter into the base again, to compare the result with a merged model (verify-merge)."""
 
 
 class Obstacle(StrEnum):
-    """Why an operation cannot be carried out on an adapter. The value is the text, with its details to be filled in."""
+    """A reason for which an operation cannot be carried out on an adapter. The value is a template for its text."""
 
     FORMAT = "it is in {format}'s format, not PEFT's"
     TORCHTUNE = (
@@ -106,7 +110,7 @@ class Obstacle(StrEnum):
 
 
 class Refusal(NamedTuple):
-    """An obstacle with its details: `text` is what a report or an error says."""
+    """An obstacle and its text with the details filled in, for a report or an error."""
 
     obstacle: Obstacle
     text: str
@@ -114,14 +118,14 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """The facts about an adapter that decide what may be done with it; computed from config and headers alone."""
+    """The facts about an adapter that decide what may be done with it, from its config and headers alone."""
 
     format: str
     peft_type: str
-    """PEFT's type in capitals; LORA for other formats and for a config without one."""
+    """PEFT's type in capitals; LORA if the format or the config has none."""
     start: Start
     init: object
-    """`init_lora_weights` as the config has it."""
+    """The value of `init_lora_weights` in the config."""
     dora: bool
     rslora: bool
     alora: bool
@@ -131,7 +135,7 @@ class Traits:
     qalora: bool
     lora_bias: bool
     tied_embedding: bool
-    """The embedding's factors are the head's, too (ensure_weight_tying)."""
+    """The embedding and the head share their factors (ensure_weight_tying)."""
     rank_pattern: bool
     alpha_pattern: bool
     experts: bool
@@ -143,11 +147,11 @@ class Traits:
     several: bool
     """More than one adapter in the file."""
     base_dependent: bool
-    """Some update is known only with the base weight: DoRA, a changed base, HiRA, MiSS, VeRA of several widths."""
+    """Some update follows only with the base weight: DoRA, a changed base, HiRA, MiSS, VeRA of several widths."""
     dtypes: frozenset[str]
     """safetensors' names of the factors' dtypes."""
     unknown: tuple[str, ...]
-    """Tensors that belong to no pair and no other part that is understood."""
+    """The tensors that belong neither to a pair nor to another part that is understood."""
 
     @property
     def is_peft_lora(self) -> bool:
@@ -156,7 +160,7 @@ class Traits:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """What sets it apart from plain LoRA, in the words of a label, such as `DoRA rsLoRA pissa`."""
+        """The variants that distinguish it from plain LoRA, as words for a label, such as `DoRA rsLoRA pissa`."""
         marks = (
             ("DoRA", self.dora),
             ("rsLoRA", self.rslora),
@@ -206,14 +210,14 @@ def traits_of(adapter: Adapter) -> Traits:
     )
 
 
-# Kinds of module (`Module.kind`) whose two factors an operation can work on.
+# The kinds of module (`Module.kind`) whose two factors an operation can work on.
 KINDS: Final[dict[Operation, frozenset[str]]] = {
     Operation.RESIZE: frozenset({"linear", "embedding", "conv", "expert", "dora"}),
     Operation.MERGE: frozenset({"linear", "embedding", "conv", "expert"}),
     Operation.MITIGATE: frozenset({"linear", "conv"}),
 }
 
-# What each operation asks, in the order in which it reports; the first two end the list.
+# The obstacles that stop each operation, in the order of its reports. After one of `_ENDING`, no more are reported.
 _ENDING: Final = (Obstacle.FORMAT, Obstacle.PEFT_TYPE)
 _ASKED: Final[dict[Operation, tuple[Obstacle, ...]]] = {
     Operation.RESIZE: (
@@ -249,16 +253,16 @@ _ASKED: Final[dict[Operation, tuple[Obstacle, ...]]] = {
         Obstacle.DORA_ON_CHANGED_BASE,
     ),
     Operation.MITIGATE: (Obstacle.FORMAT,),
-    # What makes a merged model differ from a replayed merge through nobody's fault.
+    # With these, a correctly merged model may differ from a replayed merge.
     Operation.REPLAY: (Obstacle.START_UNKNOWN, Obstacle.DORA_ON_CHANGED_BASE, Obstacle.QALORA),
 }
 
 
 def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
-    """The reasons why the operation must refuse the adapter as a whole; none where it may go ahead.
+    """Yield the reasons for which the operation must refuse the whole adapter; none if it may proceed.
 
-    The gravest comes first: a format or type of which the operation knows nothing ends the list. What concerns single
-    modules, which an operation may leave out and go on, is `module_obstacle`.
+    The gravest comes first. A format or type that the operation does not support ends the list. `module_obstacle` is
+    for single modules, which an operation may leave out.
     """
     if operation is Operation.RESIZE and adapter.format == "kohya":
         yield from _of_kohyas_file(adapter)
@@ -288,7 +292,7 @@ def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
 
 
 def module_obstacle(module: Module, operation: Operation) -> Refusal | None:
-    """The reason why the operation cannot work on one module's factors, or None."""
+    """The reason for which the operation cannot work on one module's factors, or None."""
     kinds = KINDS.get(operation)
     if kinds is not None and module.kind not in kinds:
         return Refusal(Obstacle.MODULE_KIND, Obstacle.MODULE_KIND.format(module=module.name, kind=module.kind))
@@ -298,7 +302,7 @@ def module_obstacle(module: Module, operation: Operation) -> Refusal | None:
 
 
 def _holding(traits: Traits) -> dict[Obstacle, bool]:
-    """Whether each obstacle that traits decide holds."""
+    """Whether each obstacle holds, of those that the traits decide."""
     changed = traits.start.changes_base
     return {
         Obstacle.FORMAT: traits.format != "peft",
@@ -321,7 +325,7 @@ def _holding(traits: Traits) -> dict[Obstacle, bool]:
 
 
 def _first_stranger(adapter: Adapter, operation: Operation) -> Module | None:
-    """The first module of a kind that the operation cannot work on; DoRA has an obstacle of its own."""
+    """The first module of a kind that the operation cannot work on; DoRA has its own obstacle and is left out."""
     kinds = KINDS.get(operation)
     if kinds is None:
         return None
@@ -329,7 +333,7 @@ def _first_stranger(adapter: Adapter, operation: Operation) -> Module | None:
 
 
 def _of_kohyas_file(adapter: Adapter) -> Iterator[Refusal]:
-    """Kohya's files can be resized where each module is one plain pair."""
+    """Yield the reason for which a kohya file cannot be resized: a module that is not one plain pair."""
     for module in adapter.modules:
         if module.kind not in {"linear", "conv"} or not module.keys.keys() <= _KOHYAS_PAIR:
             text = Obstacle.MORE_THAN_A_PAIR.format(module=module.name, kind=module.kind)

@@ -1,7 +1,8 @@
-"""A configuration's reach in a base model, before training: modules, layers, trained parameters, bytes.
+"""The coverage of a base model by a configuration, before training: modules, layers, trained parameters, bytes.
 
-Takes the configuration and the module tree that `peft_emulation` makes of the base's headers; gives the counts of a
-report. Where the library's behaviour is not followed, NotFollowedError says so, and nothing is counted.
+`cover` takes the configuration and the module tree that `peft_emulation` builds from the base's headers, and returns
+the counts for a report. If PEFT would do something that is not emulated here, it raises NotFollowedError and counts
+nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from gradience.adapters.names import module_type
+from gradience.adapters import module_type
 from gradience.base.peft_emulation.layout import Layout, Site, site_layer
 from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, lora_sizes, resolve, saved_names
 from gradience.io.reading import decode_json, read_small
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Coverage, Refused
-from gradience.schema.scalars import Json
+from gradience.schema import Json
+from gradience.schema.document import Coverage, Refused
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class _Model(msgspec.Struct):
 
 
 class _Tokenizer(msgspec.Struct):
-    """tokenizer.json, as far as it matters here."""
+    """The fields of tokenizer.json that are read here."""
 
     added_tokens: list[_Token] = []
     model: _Model | None = None
@@ -54,20 +55,20 @@ class _Content(msgspec.Struct):
 
 
 class _Config(msgspec.Struct):
-    """tokenizer_config.json, as far as it matters here."""
+    """The fields of tokenizer_config.json that are read here."""
 
     added_tokens_decoder: dict[str, _Content] = {}
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
-    """The tokens of one tokenizer with their ids: those added, and the rest where the file lists them."""
+    """A tokenizer's vocabulary: the added tokens with their ids, and the other tokens if the file lists them."""
 
     added: dict[str, int]
     known: frozenset[str] | None = None
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """The vocabulary that a folder's tokenizer files give, or None where it holds none that can be read."""
+    """The vocabulary from a folder's tokenizer files, or None if the folder has none that can be read."""
     whole = _decoded(folder / "tokenizer.json", _Tokenizer)
     config = _decoded(folder / "tokenizer_config.json", _Config)
     extra = _decoded(folder / "added_tokens.json", dict[str, int])
@@ -83,7 +84,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def added_tokens(run: Vocabulary, base: Vocabulary) -> list[str]:
-    """The tokens that the run's tokenizer has and the base's has not, by id."""
+    """The run's added tokens that the base's tokenizer lacks, in the order of their ids."""
     known = base.added.keys() | (base.known or frozenset())
     return [token for token, _ in sorted(run.added.items(), key=lambda item: item[1]) if token not in known]
 
@@ -96,10 +97,10 @@ def _decoded(path: Path, kind: type[T]) -> T | None:
 
 
 def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
-    """The reach of a configuration in a base of this layout. `base` is the name to report.
+    """The coverage of a base with this layout by a configuration; `base` is the name to report.
 
     Raises:
-        NotFollowedError: the targets are of a kind that is not followed here.
+        NotFollowedError: the configuration asks for something that is not emulated here.
     """
     lora = config.lora
     if layout.is_renamed:
@@ -112,7 +113,7 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
     layers = {layer for name in hits.adapted if (layer := site_layer(name)) is not None}
     lora_params = None if None in sizes else sum(size for size in sizes if size is not None)
     stored = _stored_dtype(layout.sites.values())
-    # PEFT casts adapter weights of 16 bits to float32 unless it is asked not to.
+    # PEFT casts 16-bit adapter weights to float32, unless autocast_adapter_dtype is false.
     dtype = "float32" if lora.extras.get("autocast_adapter_dtype", True) else stored
     used = None
     if lora_params is not None:
@@ -143,7 +144,7 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
 
 
 def _without_bare_parameters(lora: LoraSnapshot, hits: Hits, layout: Layout) -> Hits:
-    """Move to the refused what PEFT cannot wrap as a parameter: with dropout, DoRA or biases."""
+    """The hits, with bare parameters refused if dropout, DoRA or lora_bias is used: PEFT cannot wrap them then."""
     options = {
         "lora_dropout": lora.dropout not in {None, 0.0},
         "use_dora": bool(lora.use_dora),
@@ -172,7 +173,7 @@ def _wanted(lora: LoraSnapshot) -> Wanted:
 
 
 def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> dict[str, int]:
-    """The entries trained besides LoRA's factors, by kind."""
+    """The number of trained entries beside LoRA's factors, by kind; kinds without any are left out."""
     saved = _saved(wanted, layout)
     found = {
         "modules_to_save": sum(layout.sites[name].entries for name in saved),
@@ -183,7 +184,7 @@ def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> 
 
 
 def _saved(wanted: Wanted, layout: Layout) -> set[str]:
-    """The sites that modules_to_save trains whole: PEFT takes every module whose name ends so."""
+    """The sites that modules_to_save trains whole: those in modules whose name ends with one of its entries."""
     endings = saved_names(wanted)
     if not endings:
         return set()
@@ -262,7 +263,7 @@ def _numbers(value: Json) -> list[int] | None:
 
 
 class _Memory(NamedTuple):
-    """Bytes of the trained numbers, of the optimizer's states with the gradients, and what was taken for granted."""
+    """Bytes of the trained numbers, bytes of the optimizer's states and gradients, and the assumption behind them."""
 
     trained: int
     optimizer: int | None
@@ -270,7 +271,7 @@ class _Memory(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What an optimizer keeps for one number: moments of the number's own type, or of a byte each."""
+    """An optimizer's state for each trained number: its moments, in the number's dtype or `packed` in a byte each."""
 
     moments: int
     packed: bool
@@ -278,7 +279,7 @@ class _State(NamedTuple):
 
 
 _ADAM: Final = _State(2, packed=False, says="Adam family: two moments and a gradient for each trained number")
-_STATES: Final = (  # what is in the optimizer's name; the first that fits
+_STATES: Final = (  # words in the optimizer's name, and its state; the first entry whose words all occur counts
     (("adam", "8bit"), _State(2, packed=True, says="8-bit Adam: two 1-byte moments (block constants not counted)")),
     (("adam",), _ADAM),
     (("lion", "8bit"), _State(1, packed=True, says="8-bit Lion: one 1-byte moment (block constants not counted)")),
@@ -287,7 +288,7 @@ _STATES: Final = (  # what is in the optimizer's name; the first that fits
 
 
 def _stored_dtype(sites: Iterable[Site]) -> str:
-    """The dtype of most of the base; float32 if that one cannot be trained."""
+    """The trainable dtype that most of the base's sites have; float32 if none has one."""
     found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
     return found.most_common(1)[0][0] if found else "float32"
 
@@ -295,14 +296,14 @@ def _stored_dtype(sites: Iterable[Site]) -> str:
 def _memory_of(
     lora: int, besides: Mapping[str, int], *, optimizer: str | None, adapter_dtype: str, stored: str
 ) -> _Memory:
-    """The bytes on one process, the base loaded as it is stored.
+    """The bytes that training needs in one process, with the base loaded in its stored dtype.
 
     Args:
-        lora: trained numbers of LoRA itself.
-        besides: other trained numbers by kind.
+        lora: the number of entries in LoRA's factors.
+        besides: the numbers of other trained entries, by kind.
         optimizer: its name; None for the Adam family, every library's default.
-        adapter_dtype: the type of LoRA's numbers.
-        stored: the type of the base's.
+        adapter_dtype: the dtype of LoRA's factors.
+        stored: the base's dtype.
     """
     groups = [(lora, adapter_dtype)]
     groups += [(entries, stored if kind in _AS_STORED else adapter_dtype) for kind, entries in besides.items()]

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from gradience.adapters.layout import Array, Module, within_range
-from gradience.base.orientation import check_shape, matrix_of, plain_factors
+from gradience.base.weights import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.grams import Floats

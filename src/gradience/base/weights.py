@@ -3,6 +3,8 @@
 A base is a folder, one file, an index of shards, or `organisation/name` in the hub's local cache; only safetensors are
 read, and nothing is downloaded. Opening reads the headers; a tensor's data are read when they are asked for, an
 expert's slice alone.
+
+A module's update is brought to the orientation and shape of the base's weight here, too.
 """
 
 from __future__ import annotations
@@ -10,20 +12,23 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 
+from gradience.adapters.layout import DenseUpdate, Module
 from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.io.safetensors import Array, Memory, SafetensorsFile, TensorInfo, indexed_files
-from gradience.spectral.threads import in_threads
+from gradience.spectral import in_threads
+from gradience.spectral.grams import Factors
 
 _VERSION: Final = 2
 _LARGEST: Final = 64 << 20  # bytes: a norm takes 100
@@ -292,3 +297,48 @@ class BaseWeights:
         if len(found.info.shape) < 2 or 0 in found.info.shape:
             return f"of shape {list(found.info.shape)}: no matrix"
         return None
+
+
+def factors_of(module: Module) -> Callable[[], Factors]:
+    """A loader of the module's update for the spectral kernels."""
+
+    def load() -> Factors:
+        b, a = module.load()
+        return Factors(b=b, a=a, scale=module.scale)
+
+    return load
+
+
+def plain_factors(module: Module, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The factors (b, a) for a base weight of a shape.
+
+    Raises:
+        AdapterError: the base is of another shape.
+    """
+    b, a = module.load()
+    # Experts whose file does not say how the base stores them: the base's shape decides.
+    if (len(b), a.shape[1]) != shape and (a.shape[1], len(b)) == shape:
+        b, a = a.T, b.T
+    check_shape((len(b), a.shape[1]), shape)
+    return b, a
+
+
+def matrix_of(update: DenseUpdate, w: Array) -> Array:
+    """The update as a matrix, in float32.
+
+    Raises:
+        AdapterError: the base is of another shape.
+    """
+    dense = update(w)
+    check_shape(dense.shape, w.shape)
+    return dense.astype(np.float32, copy=False)
+
+
+def check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Do nothing if an update is of the base weight's shape.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    if shape != expected:
+        raise AdapterError(f"an update of shape {list(shape)} for a base weight of {list(expected)}")

@@ -16,7 +16,7 @@ from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
 from gradience.render.plots import Quantity
 from gradience.schema.reports import SourceLocation
-from gradience.verbs.device import prepare_jax
+from gradience.verbs import prepare_jax
 
 
 @dataclass(frozen=True, kw_only=True)

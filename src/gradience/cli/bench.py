@@ -20,7 +20,7 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.render.bench import bench_text
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
-from gradience.verbs.device import prepare_jax
+from gradience.verbs import prepare_jax
 
 if TYPE_CHECKING:  # numpy, and what evaluates
     from gradience.verbs.bench.contest import Options

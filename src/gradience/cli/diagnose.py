@@ -12,10 +12,10 @@ from cyclopts.types import PositiveFloat
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, exit_code, print_text
 from gradience.errors import OutputError
-from gradience.render.text import clean, counted
+from gradience.render import clean, counted
+from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
-from gradience.schema.findings import RuleGroup
-from gradience.schema.scalars import Severity
+from gradience.schema.document import RuleGroup
 from gradience.verbs.report import ReportFormat, check_format, format_of, report_text, write_sources
 
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
@@ -57,7 +57,7 @@ def diagnose(
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
     if sources.weights.path is not None:
-        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.verbs import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
     from gradience.verbs.diagnose import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
@@ -138,7 +138,7 @@ def report(
     others = compare or []
     about: dict[str, Any] = {"base": base, "task": task, "compare": others, "bench": bench, "against": against}
     if sources.weights.path is not None or others:
-        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.verbs import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
     from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set

@@ -84,11 +84,11 @@ GROUPS = {  # name: its line, and its commands as above
     "runs": (
         "Many runs: list every log below some folders, then compare and query them.",
         {
-            "list": ("gradience.cli.runs:list_", "List every run, one row each."),
-            "show": ("gradience.cli.runs:show", "Show what the runs are, and which logs cannot be read."),
-            "query": ("gradience.cli.runs:query", "Ask the runs in SQL."),
-            "best": ("gradience.cli.runs:best", "Find the best run by a metric, of all or of each group."),
-            "curves": ("gradience.cli.runs:curves", "Draw one metric of several runs over each other."),
+            "list": ("gradience.cli.fleet:list_runs", "List every run, one row each."),
+            "show": ("gradience.cli.fleet:show_runs", "Show what the runs are, and which logs cannot be read."),
+            "query": ("gradience.cli.fleet:query_runs", "Ask the runs in SQL."),
+            "best": ("gradience.cli.fleet:best_run", "Find the best run by a metric, of all or of each group."),
+            "curves": ("gradience.cli.fleet:draw_curves", "Draw one metric of several runs over each other."),
         },
     ),
 }
@@ -164,7 +164,7 @@ def _fill(
 def _version() -> str:
     from importlib.metadata import version  # noqa: PLC0415  # 15 ms that only --version pays for
 
-    from gradience.io.identity import other_project  # noqa: PLC0415  # the same
+    from gradience.errors import other_project  # noqa: PLC0415  # the same
 
     other = other_project()
     return version("gradience") + (f"\n{other}" if other else "")
@@ -265,7 +265,7 @@ def _failed(error: Exception) -> int:
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
     _tell(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above")
-    from gradience.io.identity import other_project  # noqa: PLC0415  # files of two projects may lie over each other
+    from gradience.errors import other_project  # noqa: PLC0415  # files of two projects may lie over each other
 
     if (other := other_project()) is not None:
         _tell(f"gradience: {other}")
@@ -280,7 +280,7 @@ def _tell(text: str) -> None:
 
 
 def _fail(message: str, advice: str) -> int:
-    from gradience.render.text import clean  # noqa: PLC0415  # only a failure pays for it
+    from gradience.render import clean  # noqa: PLC0415  # only a failure pays for it
     from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # the same
 
     tail = f" ({_middle_cut(advice, _MAX_ERROR // 4)})" if advice else ""

@@ -15,7 +15,7 @@ from gradience.render.compare import compare_adapters_text
 from gradience.render.merge import merge_check_text, merge_text, verify_merge_text
 from gradience.schema.merge import MergeMethod, VerifyMergeReport
 from gradience.schema.reports import SourceLocation
-from gradience.verbs.device import prepare_jax
+from gradience.verbs import prepare_jax
 
 _BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _MOST_THREADS: Final = 4  # more would wait for the disk

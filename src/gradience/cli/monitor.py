@@ -17,14 +17,12 @@ from gradience.cli import options as opt
 from gradience.cli.output import DONE, emit
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
+from gradience.render import clean
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
-from gradience.render.text import clean
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Event, TrainStep, UnknownEvent
+from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
 from gradience.telemetry.secrets import hide_secrets
 from gradience.verbs.monitor import monitor_run
-from gradience.verbs.monitor.source import is_log
-from gradience.verbs.monitor.watch import Tail, Watch
+from gradience.verbs.monitor.source import Tail, Watch, is_log
 
 _EVERY: Final = 1.0  # seconds between two looks at the file
 _LOOK: Final = 4096  # bytes in which the first line of a log shows what it is

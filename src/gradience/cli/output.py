@@ -24,10 +24,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_arg
 import msgspec
 
 from gradience.errors import OutputError
-from gradience.schema.document import Report, escape_all, escape_controls, writable
-from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
+from gradience.schema import Severity
+from gradience.schema.document import (
+    SEVERITIES,
+    Finding,
+    FindingRef,
+    NotRun,
+    Report,
+    RuleGroup,
+    escape_all,
+    escape_controls,
+    writable,
+)
 from gradience.schema.reports import SourceLocation
-from gradience.schema.scalars import Severity
 
 if TYPE_CHECKING:
     from cyclopts.exceptions import CycloptsError
@@ -243,12 +252,12 @@ def print_for_programs(
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
-        from gradience.render.sarif import github_lines  # noqa: PLC0415  # for those who ask
+        from gradience.render.findings import github_lines  # noqa: PLC0415  # for those who ask
 
         emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return
-    from gradience.render.sarif import sarif_log  # noqa: PLC0415  # the same
-    from gradience.rules.registry import cards_of  # noqa: PLC0415  # the same
+    from gradience.render.findings import sarif_log  # noqa: PLC0415  # the same
+    from gradience.rules import cards_of  # noqa: PLC0415  # the same
 
     log = sarif_log(
         findings,

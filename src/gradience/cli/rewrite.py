@@ -18,7 +18,7 @@ from gradience.cli.output import keep_freed, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.writing import convert_text, mitigate_text, resize_text
 from gradience.schema.writing import Target
-from gradience.verbs.device import prepare_jax
+from gradience.verbs import prepare_jax
 
 _BY_OUTPUTS = ("kl", "rank", "max_params", "max_mb")
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Final
 
-from gradience.data.shapes import Columns, whole_text
+from gradience.data import Columns, whole_text
 from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams

@@ -20,13 +20,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: `gradience.adapters.formats.containers` needs torch only."""
+    """Import a public name on first use: `gradience.adapters.formats` needs torch only."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        from gradience.io.identity import INSTALL, other_project  # noqa: PLC0415  # only a failure pays for it
+        from gradience.errors import INSTALL, other_project  # noqa: PLC0415  # only a failure pays for it
 
         message = f"{name} needs {error.name} ({other_project() or INSTALL})"
         raise ModuleNotFoundError(message, name=error.name) from error

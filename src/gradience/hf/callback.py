@@ -1,4 +1,4 @@
-"""The flight recorder in the Hugging Face Trainer: `Trainer(..., callbacks=[GradienceCallback()])`."""
+"""Record a Hugging Face Trainer's run: `Trainer(..., callbacks=[GradienceCallback()])`."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from typing import Any, Final, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
-from gradience.hf.lookout import Lookout, Voice, live_ids
-from gradience.hf.recorder import RunRecorder
+from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.watch import BatchWatch, watch_batches
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Finding
+from gradience.schema import TaskProfile
+from gradience.schema.document import Finding
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CheckReport, announced_by
-from gradience.schema.scalars import TaskProfile
 from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns
 from gradience.telemetry.values import described
 
-_TIMES: Final = ("runtime", "samples_per_second", "steps_per_second")  # rounded, so that two runs may share the first
+_TIMES: Final = ("runtime", "samples_per_second", "steps_per_second")  # rounded, so two evaluations may share the first
 
 
 class GradienceCallback(TrainerCallback):  # type: ignore[misc]
     """Records a Trainer's run in `<output_dir>/run.jsonl`. It changes nothing, and ends a training only on `stop_on`.
 
-    What a person should act on it says through logging (logger `gradience`) as it happens, each rule once a run:
-    findings on the configuration as training begins, then NaN, divergence, overfitting, a loss or a gradient of 0.
+    What a person should act on is said through logging (logger `gradience`) as it happens, each rule once a run. These
+    are findings on the configuration as training begins, then NaN, divergence, overfitting, a loss or a gradient of 0.
 
-    Also a context manager: `with GradienceCallback() as recorder:` around `trainer.train()` records at once
-    how training was left; without it an exception is recorded when the program ends, when the next training
-    begins, or when the Trainer is freed.
+    Also a context manager: `with GradienceCallback() as recorder:` around `trainer.train()` records at once how
+    training was left. Without it an exception is recorded when the program ends, when the next training begins, or when
+    the Trainer is freed.
 
     Args:
         path: the log, if not `<output_dir>/run.jsonl`; appended to, never truncated.
@@ -41,11 +40,11 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         task_profile: `easy_classification`, `hard_reasoning`, `generation` or `unknown`.
         notes: a sentence for the log.
         spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
-        data: count what the model is fed, in the first 8 micro-batches and then one in 100; False: do not. A report of
-            `check_data`: also record what it announced, to be compared with.
+        data: count what the model is fed, in the first 8 micro-batches and then one in 100; False turns this off. If it
+            is a report of `check_data`, what that announced is recorded too, for comparison.
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
-        verbose: say findings through logging; they are recorded all the same.
+        verbose: say findings through logging; they are recorded in any case.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
 
@@ -98,11 +97,11 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Record how training was left, if it did not come to its end."""
+        """Record how training was left, if it did not reach its end."""
         self._recorder.close_interrupted()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Open the log, or go on with it; on every process, put the guard on duty if there is one."""
+        """Open the log, or continue it; on every process, start the guard if there is one."""
         if self._recorder.records(state):
             self._recorder.warn("this callback was given to the Trainer twice: each event is recorded once")
             return
@@ -113,7 +112,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             if not self._recorder.joined:
                 with self._recorder:
                     self._watch_batches(args, kwargs["model"])
-        elif self._stop_on:  # all processes see the same rows, and must stop together
+        elif self._stop_on:  # all processes must stop together, so each judges the same rows
             with self._recorder:
                 self._lookout = Lookout(self._config(args, state, kwargs), self._stop_on)
         if self._guard and not self._recorder.joined:
@@ -121,7 +120,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
                 self._arm(args, state, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Record a row that the Trainer logs: a step, evaluations or the summary, by its keys."""
+        """Record a row that the Trainer logs: a step, evaluations or the summary, told apart by its keys."""
         if self._recorder.joined or (logs is self._last_row and logs is not None):
             return
         self._last_row = logs
@@ -134,7 +133,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._take_row(state.global_step, row, kwargs, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Record the evaluation, unless its row came through `on_log` already."""
+        """Record the evaluation, unless `on_log` already got its row."""
         if self._recorder.joined or not (state.is_world_process_zero or self._lookout):
             return
         with self._recorder:
@@ -146,9 +145,9 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self.on_evaluate(args, state, control, metrics, **kwargs)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let the guard look at the gradients, on every process; it may ask for the end of a run that is lost."""
+        """Let the guard look at the gradients, on every process; the guard may ask to stop a run that is lost."""
         if (watch := self._watch) is not None:
-            self._watch = None  # off, should it fail
+            self._watch = None  # stays off if it fails
             with self._recorder:
                 reason = watch.before_step(state.global_step + 1)
                 self._watch = watch
@@ -156,12 +155,12 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
                     self._stop(state.global_step + 1, f"the guard: {reason}", control)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let rows come again: what repeats within an epoch is counted."""
+        """Start counting repeated rows anew: rows that come again in a new epoch are not counted as repeated."""
         if self._batches is not None:
             self._batches.new_epoch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let the guard copy the weights; record the first batches, and audit the adapter when it is time to."""
+        """Let the guard copy the weights; record the first batches' counts; audit the adapter if it is due."""
         step = state.global_step
         if self._batches is not None and not self._data_recorded and self._batches.settled:
             with self._recorder:
@@ -178,7 +177,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
                     self._probe(step, kwargs["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Close the run; evaluations that come later are still recorded."""
+        """Close the run; later evaluations are still recorded."""
         self._lookout = None
         if self._batches is not None:
             with self._recorder:
@@ -208,11 +207,11 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._write_eval(*evaluation)
 
     def _config(self, args: Any, state: Any, shown: Mapping[str, Any]) -> ConfigSnapshot:
-        """Return the run's configuration; only what the user gave of it where the rest cannot be read."""
+        """Return the run's configuration; if it cannot be read, only the part that the user gave."""
         parts = {name: shown.get(name) for name in ("model", "optimizer", "train_dataloader")}
         try:
             return config_snapshot(args, state, self._given, **parts)
-        except Exception as error:  # noqa: BLE001  # foreign objects: a run without its config is still a run
+        except Exception as error:  # noqa: BLE001  # foreign objects may raise anything; record the run without its config
             self._recorder.warn(f"the configuration could not be read, and is not recorded: {type(error).__name__}")
             return msgspec.structs.replace(self._given, extras={"snapshot_failed": type(error).__name__})
 
@@ -224,7 +223,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         if parts.train.keys() - {"epoch"}:
             self._take_step(step, *train_columns(parts.train), control)
         if parts.evals:
-            alone = len(parts.evals) == 1 and not parts.train  # else the loader is not that of this row's every split
+            alone = len(parts.evals) == 1 and not parts.train  # else the row's splits have other loaders
             self._take_evals(step, parts.evals, shown.get("eval_dataloader") if alone else None, control)
         if parts.summary:
             self._record_metrics(step, "train_summary", {key: described(item) for key, item in parts.summary.items()})
@@ -235,7 +234,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._heed(step, found, control)
 
     def _take_evals(self, step: int, evals: Mapping[str, Values], dataloader: Any, control: Any) -> None:
-        """Record an evaluation once: its row comes through `on_log`, its metrics through `on_evaluate`."""
+        """Record an evaluation only once: its row comes through `on_log`, its metrics again through `on_evaluate`."""
         mark = (step, {split: [measured.get(name) for name in _TIMES] for split, measured in evals.items()})
         if not evals or mark == self._last_eval:
             return
@@ -245,7 +244,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             known, extras = eval_columns(measured)
             metrics = {**({} if n is None else {"n": n}), **known, **extras}
             if not self._recorder.began:
-                self._early.append((step, split, metrics))  # a baseline: its run is still to begin
+                self._early.append((step, split, metrics))  # evaluated before the run began: written once it does
                 continue
             self._write_eval(step, split, metrics)
             if self._lookout is not None:
@@ -258,7 +257,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._recorder.record(lambda log: log.metrics(step, kind=kind, metrics=metrics))
 
     def _heed(self, step: int, found: Sequence[Finding], control: Any) -> None:
-        """Record and say what is newly found, and stop where that was asked for."""
+        """Record and announce new findings, and stop the training if `stop_on` asks for it."""
         assert self._lookout is not None  # noqa: S101  # it found this
         stops = self._lookout.stops(found)
         for finding in found:
@@ -278,7 +277,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._record_metrics(step, "spectral", spectral_metrics(model))
 
     def _watch_batches(self, args: Any, model: Any) -> None:
-        """Begin to count what the model is fed; a hook of a training that was left is removed."""
+        """Begin to count what the model is fed; first remove the hook of an earlier training."""
         if self._batches is not None:
             self._batches.close()
         self._batches, self._data_recorded = None, False
@@ -287,7 +286,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._batches = watch_batches(model, max_length=length if isinstance(length, int) else None)
 
     def _record_data(self, step: int) -> None:
-        """Record the counts, and what a check of the data announced."""
+        """Record the counts of the batches, and what a check of the data announced."""
         if self._batches is None:
             return
         self._data_recorded = True
@@ -308,10 +307,10 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _report_nothing(_step: int, _action: Values) -> None:
-    """Another process records what the guard does: all of them do the same."""
+    """Do nothing: the main process records what the guard does, and it does the same on all processes."""
 
 
 def _restore_total_flos(row: Values, history: list[Values]) -> None:
-    """Put back what a callback before this one took out of the summary: `PrinterCallback` pops `total_flos`."""
+    """Put `total_flos` back into the summary row: an earlier callback such as `PrinterCallback` popped it."""
     if "loss" not in row and history and "total_flos" in history[-1]:
         row.setdefault("total_flos", history[-1]["total_flos"])

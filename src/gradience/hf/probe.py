@@ -123,7 +123,7 @@ def _random_states_kept() -> Iterator[None]:
 
 def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
     cpu = _cpu_only()
-    from gradience.base.orientation import factors_of  # noqa: PLC0415  # the same
+    from gradience.base.weights import factors_of  # noqa: PLC0415  # the same
     from gradience.spectral.batch import spectra  # noqa: PLC0415  # JAX, only where asked for
     from gradience.verbs.audit.rows import module_row, summary_of  # noqa: PLC0415  # the same
 

@@ -1,15 +1,22 @@
-"""One run's log in the hands of a callback: opened, continued or closed as training begins, resumes and ends.
+"""One run's log for a callback, and the remarks on its rows while they come.
 
-Nothing that fails here reaches the training: `with recorder:` takes note of a failure and swallows it, the run goes on,
-and its last line counts the events that were lost. A training that is left without its end (an exception, Ctrl-C, an
-exit) is closed by `close_interrupted`, with the exception that was its reason as far as one can be seen.
+The log is opened, continued or closed as training begins, resumes and ends. No failure here reaches the training.
+`with recorder:` notes a failure and swallows it, the run goes on, and its last line counts the lost events. If a
+training is left before its end (an exception, Ctrl-C, an exit), `close_interrupted` closes the run and records the
+exception behind it, if one can be seen.
+
+Rows are judged by those rules of `monitor` that a person at the screen would act on. A rule is only tried if a cheap
+look at the newest row gives a reason: a number that is not finite, a loss of 0, no gradient, three rows well above the
+lowest loss, an evaluation. A rule speaks once a run, through the logger `gradience`, which writes to stderr by default.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,13 +24,29 @@ from weakref import WeakValueDictionary
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Finding
-from gradience.schema.scalars import Status
+from gradience.rules import Threshold
+from gradience.schema import SCHEMA_ID, Status, as_float
+from gradience.schema.document import SEVERITIES, Finding
+from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics
 from gradience.telemetry import TelemetryWriter, decode
-from gradience.telemetry.logfile import notice
+from gradience.telemetry.logfile import logger, notice
+from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.secrets import hide_secrets
+from gradience.telemetry.series import RunSeries, rate_of
 
-_TAIL_BYTES: Final = 1 << 18  # four lines of the greatest length
+_TAIL_BYTES: Final = 1 << 18  # room for four lines of the greatest length
+
+LIVE: Final = ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110")
+HIGH = Threshold("high", 1.3, "times the lowest loss, in three rows running", "a judgement: a reason to look, no more")
+SMALL = Threshold("small", 1e-3, "of the first gradient norm", "a judgement: a reason to look, no more")
+
+_ROWS: Final = 3
+_PAUSE: Final = 20  # a twentieth of the rows so far passes between two looks for the same reason
+_GRAVE: Final = frozenset({"warning", "error", "critical"})
+
+_LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
+
+
 _open: WeakValueDictionary[Path, RunRecorder] = WeakValueDictionary()
 
 
@@ -31,7 +54,7 @@ class RunRecorder:
     """One log, written for one callback.
 
     Attributes:
-        joined: another callback of the same training records it, and this one writes nothing.
+        joined: another callback records the same training, so this one writes nothing.
 
     Args:
         allow_text: write long strings and exceptions' texts in clear.
@@ -43,8 +66,8 @@ class RunRecorder:
         self.dropped = 0
         self.joined = False
         self._allow_text = allow_text
-        self._key: Path | None = None  # the log asked for, under which others of this process find the run
-        self._path: Path | None = None  # the log written: another where that one was taken
+        self._key: Path | None = None  # the log asked for; key of the run in `_open`
+        self._path: Path | None = None  # the log written; a sibling if the one asked for was taken
         self._training: object = None
         self._writer: TelemetryWriter | None = None
         self._enabled = True
@@ -52,23 +75,23 @@ class RunRecorder:
         self._earlier = 0
 
     def __enter__(self) -> Self:
-        """Begin something whose failure must not reach the training."""
+        """Begin a block whose failure must not reach the training."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Take note of a failure and swallow it; Ctrl-C and exits pass."""
+        """Note a failure and swallow it; let Ctrl-C and exits pass."""
         if not isinstance(error, Exception):
             return False
         self.fail(error)
         return True
 
     def records(self, training: object) -> bool:
-        """Whether the run that is open is of this training."""
+        """Whether the open run belongs to this training."""
         return self.in_run and self._training is training
 
     @property
     def began(self) -> bool:
-        """Whether a run was ever begun here, ended or not."""
+        """Whether a run was ever begun here, even if it has ended."""
         return self._path is not None
 
     def start(
@@ -81,14 +104,14 @@ class RunRecorder:
         step: int,
         restart: bool = False,
     ) -> None:
-        """Begin a run at step 0, go on with the log's last run at a later step, or begin the open run again.
+        """Begin a run at step 0, continue the log's last run at a later step, or restart the open run.
 
         Args:
             path: the log.
             config: the run's configuration.
             meta: further facts of the run.
-            training: an object of the loop that trains; of two recorders with the same log and the same object the
-                second joins the first.
+            training: an object that identifies the training loop. If another recorder has the same log and object, this
+                one joins it and writes nothing.
             step: the step at which it begins.
             restart: the open run begins again, with a smaller batch.
         """
@@ -103,7 +126,7 @@ class RunRecorder:
             self.warn("two callbacks record this training in one log: the first one writes, the second does nothing")
             return
         if other is not None:
-            other.close_interrupted()  # a loop in this process that was left, and whose Trainer still lives
+            other.close_interrupted()  # an interrupted loop of this process whose Trainer still exists
         self.run_id = (last_run_id(path) or self.run_id) if step else None
         self.dropped, self.in_run, self._enabled = 0, True, True
         self._key = self._path = path
@@ -114,26 +137,26 @@ class RunRecorder:
         self._writer.run_start(config, meta=meta, resumed_from_step=step or None)
 
     def train_step(self, step: int, known: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
-        """Have a row of training written: `record`, in fewer steps while the run is open."""
+        """Write a training row, as `record` does but faster while the run is open."""
         if self._writer is not None and self._enabled and os.getpid() == self._pid:
             self._writer.train_step(step, **known, **extras)
         else:
             self.record(lambda log: log.train_step(step, **known, **extras))
 
     def alert(self, finding: Finding, step: int, *, stops: bool) -> None:
-        """Have a finding written as an alert."""
+        """Write a finding as an alert."""
         context = {**finding.values, **({"stops": True} if stops else {})}
         severity, code, message = finding.severity, finding.id, finding.message
         self.record(lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context))
 
     def record(self, write: Callable[[TelemetryWriter], None]) -> None:
-        """Have one event written; after the run's end the log is opened for it and closed again.
+        """Write one event. After the run's end the log is opened for the event and closed again.
 
         Raises:
-            RecorderError: the event cannot be written; after the end also where the log is another's by then.
+            RecorderError: the event cannot be written, or after the end another process holds the log.
         """
         if self.joined or os.getpid() != self._pid:
-            return  # a forked worker: the log is its parent's
+            return  # in a forked worker the log belongs to the parent
         if self._writer is not None and self._enabled:
             write(self._writer)
         elif not self._enabled or self._path is None:
@@ -144,7 +167,7 @@ class RunRecorder:
 
     @contextmanager
     def _reopened(self) -> Iterator[TelemetryWriter]:
-        """The log for one event, never a file of its own for it."""
+        """Open the log for one event; never write the event to a sibling file."""
         assert self._path is not None  # noqa: S101  # a run was begun
         writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text, siblings=False, on_error="raise")
         try:
@@ -153,7 +176,7 @@ class RunRecorder:
             writer.close()
 
     def fail(self, error: Exception) -> None:
-        """Take note of an event that could not be written; give up if the log is at fault."""
+        """Count an event that could not be written; stop recording if the log itself is at fault."""
         self.dropped += 1
         if self.dropped == 1:
             self.warn(f"an event of this run could not be recorded, training goes on: {_shown(error)}")
@@ -161,7 +184,7 @@ class RunRecorder:
             self._enabled = False
 
     def end(self, status: Status, reason: str | None = None) -> None:
-        """Close the run. Its last line, and a warning, count the events that were lost."""
+        """Close the run. Its last line and a warning count the lost events."""
         if not self.in_run or os.getpid() != self._pid:
             return
         self.in_run = False
@@ -177,7 +200,7 @@ class RunRecorder:
             self.warn(lost)
 
     def finish(self, step: int, planned: int, stopped: str | None) -> None:
-        """Close a run that came to its end at a step, or was stopped there, and by what."""
+        """Close a run that reached its end at a step, or was stopped there by `stopped`."""
         at = f"stopped at step {step}" + (f" of {planned}" if planned > 0 else "")
         if stopped:
             self.end("aborted", f"{at} by {stopped}")
@@ -185,13 +208,13 @@ class RunRecorder:
             self.end("ok", at if 0 < step < planned else None)
 
     def close_interrupted(self, error: BaseException | None = None) -> None:
-        """Close a run whose training was left without its end: by this exception, another, Ctrl-C or an exit."""
+        """Close a run whose training was left before its end by an exception, Ctrl-C or an exit."""
         if self.in_run:
             self.end(*self._how_it_was_left(error))
 
     def _last_line(self, status: Status, reason: str | None) -> None:
         if self._path is not None and (not self._enabled or self._writer is None):
-            self._close()  # a new descriptor: the disk may have room again, and a torn line gets its newline
+            self._close()  # open anew: the disk may have room again, and opening closes a torn line
             with self._reopened() as writer:
                 writer.run_end(status=status, reason=reason)
         elif self._writer is not None:
@@ -208,7 +231,7 @@ class RunRecorder:
                 self.warn(f"the log could not be closed: {_shown(error)}")
 
     def _how_it_was_left(self, error: BaseException | None) -> tuple[Status, str]:
-        """Return the status by the exception, by the one in flight, or by the one that ended the program."""
+        """Return status and reason by the given exception, the one in flight, or the last uncaught one."""
         error = error or sys.exception() or _uncaught()
         if error is None or id(error) == self._earlier:
             return "aborted", "training was left before its end"
@@ -216,12 +239,12 @@ class RunRecorder:
         return ("interrupted" if isinstance(error, KeyboardInterrupt) else "error"), reason
 
     def warn(self, message: str) -> None:
-        """Say what went wrong; training goes on, also where warnings are errors."""
+        """Warn of what went wrong. Training goes on, even if warnings are errors."""
         notice(message, stacklevel=4)
 
 
 def last_run_id(path: Path) -> str | None:
-    """Return the run_id of the last event in the log, or None; reads the tail only."""
+    """Return the run_id of the last event in the log, or None. Reads only the tail."""
     try:
         with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -232,7 +255,7 @@ def last_run_id(path: Path) -> str | None:
         try:
             return decode(line).run_id
         except SchemaError:
-            continue  # a torn line, or the end of one
+            continue  # a torn line, or one whose beginning was not read
     return None
 
 
@@ -242,9 +265,131 @@ def _uncaught() -> BaseException | None:
 
 
 def _is_the_log(error: Exception) -> bool:
-    """Whether the log was at fault (disk, permission, descriptor) and not the event: the next may not pass."""
+    """Whether the log is at fault (disk, permission, descriptor) and not the event: later events may fail too."""
     return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
 
 
 def _shown(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if isinstance(error, (RecorderError, OSError)) else type(error).__name__
+
+
+def live_ids(asked: Iterable[str]) -> frozenset[str]:
+    """Return the rules named for `stop_on`, in upper case.
+
+    Raises:
+        ValueError: one of them does not speak while training runs.
+    """
+    wanted = frozenset(name.upper() for name in ([asked] if isinstance(asked, str) else asked))
+    if strange := sorted(wanted - set(LIVE)):
+        raise ValueError(f"stop_on: expected ids among {', '.join(LIVE)}, got {', '.join(strange)}")
+    return wanted
+
+
+class Lookout:
+    """One run's rows and evaluations as they come, and the findings on them that are new.
+
+    Args:
+        config: the run's configuration, which several rules read.
+        stop_on: ids for which training is to stop.
+    """
+
+    def __init__(self, config: ConfigSnapshot, stop_on: Collection[str] = ()) -> None:
+        self._config, self._stop_on = config, stop_on
+        self._run = RunSeries("live", config=config)
+        self._said: set[str] = set()
+        self._lowest = self._bar = math.inf
+        self._least_norm = math.inf  # no norm was seen
+        self._high = 0
+        self._next = {"odd": 0, "high": 0}
+
+    def row(self, step: int, row: Mapping[str, Any]) -> Sequence[Finding]:
+        """Take one row of training by its known columns; return what it newly shows."""
+        if (given := row.get("loss")) is None:
+            return ()
+        loss, measured, run = as_float(given), row.get("grad_norm"), self._run
+        norm = math.nan if measured is None else as_float(measured)
+        run.steps.append(step)
+        run.losses.append(loss)
+        run.grad_norms.append(norm)
+        run.rates.append(rate_of(row.get("lr")))
+        run.last_step = step
+        if self._least_norm < norm < math.inf and 0.0 < loss < self._bar:  # a row like most
+            if loss < self._lowest:
+                self._lowest, self._bar = loss, HIGH.value * loss
+            self._high = 0
+            return ()
+        return self._unusual(step, loss, norm, logged=measured is not None)
+
+    def evaluation(self, step: int, split: str, metrics: Mapping[str, Any]) -> Sequence[Finding]:
+        """Take one evaluation of one split; return what it newly shows."""
+        loss = metrics.get("loss")
+        if loss is None:
+            return ()
+        measured = EvalMetrics(loss=loss, accuracy=metrics.get("accuracy"), n=metrics.get("n"))
+        self._run.evals.append(Eval(schema=SCHEMA_ID, ts=None, run_id="live", step=step, split=split, metrics=measured))
+        self._run.last_step = max(step, self._run.last_step or 0)
+        return self._judge()
+
+    def stops(self, findings: Iterable[Finding]) -> list[str]:
+        """Return the ids among new findings for which training is to stop."""
+        return [finding.id for finding in findings if finding.id in self._stop_on]
+
+    def _unusual(self, step: int, loss: float, norm: float, *, logged: bool) -> Sequence[Finding]:
+        if logged and math.isnan(norm):
+            self._run.lost_norms.add(step)
+        if loss < self._lowest and loss > 0.0:
+            self._lowest, self._bar = loss, HIGH.value * loss
+        if math.isinf(self._least_norm) and math.isfinite(norm):  # the first
+            self._least_norm = SMALL.value * norm
+        if not math.isfinite(loss) or loss == 0.0 or (logged and not self._least_norm < norm < math.inf):
+            return self._look("odd")
+        self._high = self._high + 1 if loss > self._bar else 0
+        return self._look("high") if self._high >= _ROWS else ()
+
+    def _look(self, reason: str) -> Sequence[Finding]:
+        rows = len(self._run.steps)
+        if rows < self._next[reason]:
+            return ()
+        self._next[reason] = rows + 1 + rows // _PAUSE
+        return self._judge()
+
+    def _judge(self) -> Sequence[Finding]:
+        from gradience.rules import judge  # noqa: PLC0415  # the same
+        from gradience.rules.log import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
+        from gradience.verbs.monitor import facts_of  # noqa: PLC0415  # the same
+
+        facts = facts_of(RunSummary(Path()), self._run, self._config)
+        rules = [rule for rule in DETECTORS if rule.id in LIVE and rule.id not in self._said]
+        found = [finding for finding in judge(rules, facts).findings if finding.severity in _GRAVE]
+        self._said.update(finding.id for finding in found)
+        return list({finding.id: finding for finding in reversed(found)}.values())
+
+
+class Voice:
+    """Says findings, one line each; nothing where it is not `loud`."""
+
+    def __init__(self, *, loud: bool) -> None:
+        self._loud = loud
+
+    def config(self, config: ConfigSnapshot) -> None:
+        """Say the findings on a configuration, warnings and graver, as training begins."""
+        if not self._loud:
+            return
+        from gradience.rules.config import judge_config  # noqa: PLC0415  # a silent run needs none of it
+
+        for finding in judge_config(config).findings:
+            self._say(finding, "")
+
+    def finding(self, finding: Finding, step: int) -> None:
+        """Say a finding on the rows up to a step."""
+        self._say(finding, f" at step {step}")
+
+    def stop(self, step: int, reason: str) -> None:
+        """Say that training ends early, and by what."""
+        if self._loud:
+            logger.warning("gradience: training stops after step %d, by %s", step, reason)
+
+    def _say(self, finding: Finding, at: str) -> None:
+        if self._loud and SEVERITIES.index(finding.severity) >= SEVERITIES.index("warning"):
+            text = hide_secrets(" -> ".join(part for part in (finding.message, finding.action) if part))
+            logger.log(_LEVELS[finding.severity], "gradience: %s%s: %s", finding.id, at, text)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from gradience.configs.settings import LORA, OF_ANY_METHOD, OPTIMIZER, RUN, TRAINING, Draft, known_keys, overlay
 from gradience.configs.training import note_training
 from gradience.configs.values import Fields, short_name
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.values import described
 
 MAX_NAMES: Final = 200  # of a list or pattern that a log line of 64 KiB has room for

@@ -1,7 +1,7 @@
-"""What a model is fed: a forward pre-hook that counts tokens, supervised tokens and padding in some of its batches.
+"""Count what a model is fed: a forward pre-hook that counts tokens, supervised tokens and padding in some batches.
 
-The hook reads the batch that the model gets anyway: no loader is iterated, no number drawn, no input changed. Of the
-watched batches it keeps counts and hashes of rows; no token leaves the process.
+The hook reads the batch that the model gets anyway. It iterates no loader, draws no random number and changes no input.
+It keeps counts and hashes of rows; no token leaves the process.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Any, Final, Self
 
 import torch
 
-FIRST: Final = 8  # micro-batches from the beginning that are watched
-EVERY: Final = 100  # and of the later ones, one in so many
+FIRST: Final = 8  # micro-batches watched from the beginning
+EVERY: Final = 100  # one in so many later micro-batches is watched
 _IGNORED: Final = -100  # the label that a loss leaves out
 _MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd constants of splitmix64, less their highest bit
-_MOST_HASHES: Final = 1_000_000  # of rows: 100 MB
+_MOST_HASHES: Final = 1_000_000  # hashes of rows that are kept, about 100 MB
 _COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
 
 Values = dict[str, Any]
 
 
 class BatchWatch:
-    """The hook on one model, and what it counted; also a context manager that removes the hook.
+    """A hook on one model and its counts; also a context manager that removes the hook.
 
     Args:
-        model: any module that gets `input_ids`, and `labels` where the loss is its own.
-        max_length: the length that rows are cut at: rows of it are counted.
+        model: any module that gets `input_ids`, and `labels` if it computes its own loss.
+        max_length: the length at which rows are cut; rows of that length are counted.
     """
 
     def __init__(self, model: torch.nn.Module, *, max_length: int | None = None) -> None:
@@ -63,11 +63,11 @@ class BatchWatch:
         self._handle.remove()
 
     def new_epoch(self) -> None:
-        """Forget which rows were seen: from here on they come again."""
+        """Forget which rows were seen, because a new epoch repeats them."""
         self._hashes.clear()
 
     def values(self) -> Values:
-        """The counts, as the `metrics` event of kind `data` has them; None for what could not be seen."""
+        """The counts as the `metrics` event of kind `data` has them; None for a count that could not be made."""
         known = {name: None if self._is_hidden(name) else n for name, n in self._counts.items()}
         low, high = self._labels if self._labels is not None else (None, None)
         return {
@@ -92,7 +92,7 @@ class BatchWatch:
         return self._without_labels and name in {"supervised", "rows_unsupervised"}
 
     def _unseen(self) -> str | None:
-        """Why nothing was seen, or None."""
+        """The reason why no batch was counted, or None."""
         if self._failed is not None:
             return self._failed
         if not self.batches:
@@ -100,7 +100,7 @@ class BatchWatch:
         return None if self.watched else "no input_ids among the inputs"
 
     def _see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Look at a batch; evaluations, generation and reference passes have no gradient, and are not counted."""
+        """Count a batch. Evaluation, generation and reference passes have no gradient and are not counted."""
         if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
             return
         number = self.batches
@@ -113,7 +113,7 @@ class BatchWatch:
         try:
             with torch.no_grad():
                 self._count(ids, kwargs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of inputs of a shape not thought of
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # inputs of an unforeseen shape
             self._failed = f"the batch could not be counted: {type(error).__name__}"
 
     def _count(self, ids: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
@@ -164,11 +164,11 @@ class BatchWatch:
 
 
 def watch_batches(model: torch.nn.Module, *, max_length: int | None = None) -> BatchWatch:
-    """Count what a model is fed in a training loop of your own; `values()` of the result has the counts.
+    """Count what a model is fed in your own training loop; `values()` of the result has the counts.
 
     Args:
-        model: the module that is called with `input_ids`; of a compiled model, what `torch.compile` returned.
-        max_length: the length that rows are cut at.
+        model: the module that is called with `input_ids`; for a compiled model, the result of `torch.compile`.
+        max_length: the length at which rows are cut.
     """
     return BatchWatch(model, max_length=max_length)
 
@@ -181,7 +181,7 @@ def _mask_of(ids: torch.Tensor, given: object) -> torch.Tensor:
 
 
 def _rows_of(ids: torch.Tensor, mask: torch.Tensor, positions: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row that each token is of, and its place in it: packed rows begin where positions begin anew."""
+    """The row of each token and its place in that row. A packed row begins where position_ids restart at 0."""
     if isinstance(positions, torch.Tensor) and positions.shape == ids.shape and len(ids) == 1:
         begins = (positions == 0).to(torch.int64)
         begins[:, 0] = 1
@@ -191,20 +191,20 @@ def _rows_of(ids: torch.Tensor, mask: torch.Tensor, positions: object) -> tuple[
 
 
 def _by_row(values: torch.Tensor, rows: torch.Tensor, n: int) -> torch.Tensor:
-    """The sum of each row's values."""
+    """The sum of the values in each of n rows."""
     sums = torch.zeros(n, dtype=torch.int64, device=values.device)
     return sums.index_add_(0, rows.reshape(-1), values.to(torch.int64).reshape(-1))
 
 
 def _mixed(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """A number for each token at its place, whose sum is the hash of a row."""
+    """A number for each token and place; the sum of these over a row is the row's hash."""
     mixed = (ids.to(torch.int64) + 1) * _MIX[0] + places * _MIX[1]
     mixed = (mixed ^ (mixed >> 31)) * _MIX[1]
     return mixed ^ (mixed >> 29)
 
 
 def _inner(model: torch.nn.Module) -> Any:
-    """The model inside of DistributedDataParallel, torch.compile and PEFT."""
+    """The model inside DistributedDataParallel, torch.compile and PEFT."""
     inner: Any = getattr(model, "module", model)
     inner = getattr(inner, "_orig_mod", inner)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
@@ -222,7 +222,7 @@ def _end_ids(model: torch.nn.Module) -> list[int]:
 
 
 def _classes(model: torch.nn.Module) -> int | None:
-    """Classes of a model whose head is a classifier's."""
+    """The number of classes if the model has a classification head, else None."""
     inner = _inner(model)
     found = getattr(getattr(inner, "config", None), "num_labels", None)
     return found if isinstance(found, int) and "Classification" in type(inner).__name__ else None

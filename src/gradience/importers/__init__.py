@@ -1,8 +1,8 @@
-"""A source, whatever it is, to runs of events; and the verb ``import``, which writes them as one `run.jsonl`.
+"""Read any source as runs of events; and the verb ``import``, which writes these runs as one `run.jsonl`.
 
-`read_source` finds what a path holds, reads it with the module of its format, puts the rows in order and makes redacted
-events of them: `gradience monitor` stops there, and writes nothing. `import_run` goes on to the file, which appears
-whole or not at all. A log that is recognised and not read is refused with what to export, and how.
+`read_source` finds the logs in a path, reads them with the module of their format, orders the rows and makes redacted
+events of them. `gradience monitor` stops there and writes nothing. `import_run` also writes the file, which appears
+whole or not at all. A log that is recognised but cannot be read is refused with advice on what to export.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from gradience.importers.sources import (
 from gradience.importers.table import parse_map
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
+from gradience.schema import Json
 from gradience.schema.events import Event, RunEnd
 from gradience.schema.reports import IMPORT_SCHEMA_ID, ImportedRunReport, ImportReport, SkippedRow
-from gradience.schema.scalars import Json
 from gradience.telemetry.redact import redact_event, redact_id, to_line
 
 LOG_NAME: Final = "run.jsonl"
-MAX_SKIPPED: Final = 100  # rows listed; all are counted
+MAX_SKIPPED: Final = 100  # skipped rows listed; all are counted
 
 _ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or name its --format and --map"
 _SHOWN: Final = 10
@@ -53,7 +53,7 @@ _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d
 
 @dataclass(slots=True)
 class ImportedRun:
-    """One run as events, from its run_start to its run_end: redacted as a log of ours is."""
+    """One run as events, from run_start to run_end, redacted as in a log of our own."""
 
     run_id: str
     name: str
@@ -61,13 +61,13 @@ class ImportedRun:
 
     @property
     def events(self) -> Iterator[Event]:
-        """The events, made anew: a run's are never held all at once."""
+        """The events, made anew at each access so that they are never all in memory."""
         return map(redact_event, self.made)
 
 
 @dataclass(slots=True)
 class Imported:
-    """What a source held: its runs, the one to show last, and everything worth saying about it."""
+    """The contents of a source: its runs, the one to show last, and notes."""
 
     source: Path
     format: Format
@@ -79,7 +79,7 @@ class Imported:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this is a folder without a log of ours, or a file of a format that can be imported."""
+    """Whether the path is a folder without a gradience log, or a file of an importable format."""
     if is_folder(path):
         return find_log(path) is None
     return format_of(path) not in {None, "gradience"} or path.suffix.lower() in TABLES
@@ -93,8 +93,8 @@ def read_source(
     Args:
         source: an output folder, a folder of such folders, or a file.
         kind: its format; found by its content if None.
-        columns: of a table: column of the source to name here (see `table.parse_map`).
-        run: only the run of this name, where the source holds several.
+        columns: for a table: source column to name here (see `table.parse_map`).
+        run: only the run of this name, if the source holds several.
 
     Raises:
         RecorderError: the source is missing, of no known format, or holds no run.
@@ -125,7 +125,7 @@ def _holds_a_row(tally: Tally) -> bool:
 
 
 def read_folder_config(folder: Path) -> Layer:
-    """Return the configuration of the run in a folder, its peak learning rate included.
+    """Return the configuration of the run in a folder, with its peak learning rate.
 
     Raises:
         RecorderError: the folder holds no run.
@@ -142,7 +142,7 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     require_file(source)
     found = kind or ("table" if columns else format_of(source))
     if found is None and source.suffix.lower() in TABLES:
-        found = "table"  # whose error names the columns
+        found = "table"  # reading it as a table gives an error that names the columns
     if found == "gradience":
         raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
     if found is None:
@@ -184,7 +184,7 @@ def _only(source: Path, raws: list[SourceRun], run: str | None) -> list[SourceRu
 
 
 def _name_apart(source: Path, raws: list[SourceRun]) -> None:
-    """Give every run an id of its own, the source's or one of its file's hash; of several, a name that --run takes."""
+    """Give every run a unique id, the source's or one of its file's hash; if there are several, also a unique name."""
     if len(raws) > 1:
         names: Counter[str] = Counter()
         for raw in raws:
@@ -206,7 +206,7 @@ def _several(raws: list[SourceRun]) -> list[str]:
 
 
 def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]:
-    """Return the runs of one log, each with its provenance."""
+    """Return the runs of one log, each with its provenance in `meta`."""
     digest = sha256_of(raw.files[0])
     base = str(raw.run_id)
     meta = _meta(source, kind, raw, digest)
@@ -221,7 +221,7 @@ def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]
 
 
 def _meta(source: Path, kind: Format, raw: SourceRun, digest: str) -> dict[str, Json]:
-    """Return the provenance of a run: base names and hashes, never a path."""
+    """Return the provenance of a run as base names and hashes, never a path."""
     others = {_public(path.name): sha256_of(path) for path in raw.files[1:]}
     named = {"source_run": _public(raw.name)} if raw.name else {}
     return {
@@ -236,7 +236,7 @@ def _meta(source: Path, kind: Format, raw: SourceRun, digest: str) -> dict[str, 
 
 
 def _public(name: str) -> str:
-    """Return a name without the host's, which TensorBoard puts into those of its files and folders."""
+    """Return a name without the host's name, which TensorBoard puts into file and folder names."""
     return "/".join(_HOSTED.sub(r"\1", part) for part in name.split("/"))
 
 
@@ -249,18 +249,18 @@ def import_run(
     run: str | None = None,
     force: bool = False,
 ) -> ImportReport:
-    """Write the runs of a source as a `run.jsonl`, and return what was read and written.
+    """Write the runs of a source as a `run.jsonl`, and return a report of what was read and written.
 
     Args:
         source: an output folder, a folder of such folders, or a file.
         out: the log to write; `run.jsonl` in the folder if None.
         kind: the source's format; found by its content if None.
-        columns: of a table, as a mapping of columns to names or as text: `loss=train/loss,step=_step`.
-        run: only the run of this name, where the source holds several.
-        force: overwrite the log if it is there.
+        columns: for a table, as a mapping of columns to names or as text: `loss=train/loss,step=_step`.
+        run: only the run of this name, if the source holds several.
+        force: overwrite the log if it exists.
 
     Raises:
-        RecorderError: the source cannot be read, or no log can have the name given.
+        RecorderError: the source cannot be read, or no log can have the given name.
         OutputError: the log exists, or cannot be written.
     """
     place = Path(source)
@@ -296,11 +296,11 @@ def _target(source: Path, out: Path | None) -> Path:
 
 
 def _write(runs: list[ImportedRun], target: Path, *, force: bool) -> list[SkippedRow]:
-    """Write the log in one go; return the events that no line can hold."""
+    """Write the log atomically; return the events that do not fit a line."""
     refused: list[SkippedRow] = []
     try:
         with atomic_file(target, force=force) as partial:
-            partial.chmod(0o600)  # before anything is in it: a log is its owner's
+            partial.chmod(0o600)  # before anything is written: a log is private to its owner
             with partial.open("wb") as file:
                 for run in runs:
                     file.writelines(_lines(run, refused))
@@ -336,7 +336,7 @@ def _run_report(run: ImportedRun) -> ImportedRunReport:
 
 
 def refuse_unread(path: Path) -> None:
-    """Refuse an Aim repository by name.
+    """Refuse an Aim repository.
 
     Raises:
         RecorderError: the folder is one, or holds one.

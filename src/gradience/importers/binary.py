@@ -1,8 +1,8 @@
 """Logs as binary records: TensorBoard's event files, and W&B's offline log, `run-*.wandb`.
 
-Event files are read by the tensorboard package. W&B's log holds protobuf records in the blocks of a LevelDB log, and is
-decoded here: wandb 0.31 has no reader for Python. Field numbers are those of wandb/proto/wandb_internal.proto, which
-keeps them for old logs to stay readable.
+The tensorboard package reads event files. W&B's log holds protobuf records in the blocks of a LevelDB log and is
+decoded here, because wandb 0.31 has no reader for Python. The field numbers are those of
+wandb/proto/wandb_internal.proto, which keeps them so that old logs stay readable.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import SourceRun, log_bytes, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, flatten, rows_to_raw
-from gradience.schema.scalars import Json, real
+from gradience.schema import Json, real
 from gradience.telemetry.codec import parse
 
 _MARK: Final = b"brain.Event:"  # the first record of every event file
-_ARGUMENTS: Final = "args/text_summary"  # where the Trainer puts its arguments
+_ARGUMENTS: Final = "args/text_summary"  # the tag under which the Trainer writes its arguments
 _ADVICE: Final = "pip install tensorboard"
 _ALL: Final = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
 
 
 _MAX_AXES: Final = 8
-# Of TensorFlow's DataType (types.proto): how a number of it is packed, and the field that may hold it instead.
+# TensorFlow's DataType (types.proto): the struct format of a packed number, and the field that may hold it instead.
 _NUMBERS: Final[dict[int, tuple[str, str]]] = {
     1: ("<f", "float_val"),
     2: ("<d", "double_val"),
@@ -51,8 +51,8 @@ _START: Final = 7  # bytes of the file's header
 _BLOCK: Final = 32 * 1024
 _HEADER: Final = struct.Struct("<IHB")  # checksum, length, kind of a piece
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-_HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # of a Record
-_ITEM, _KEY, _NESTED, _VALUE = 1, 1, 2, 16  # of a HistoryRecord or ConfigRecord, and of their items
+_HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # fields of a Record
+_ITEM, _KEY, _NESTED, _VALUE = 1, 1, 2, 16  # a field of HistoryRecord and ConfigRecord; the fields of their items
 _RUN_ID, _RUN_CONFIG, _RUN_NAME = 1, 4, 8
 _VARINT, _LONG, _BYTES, _SHORT = 0, 1, 2, 5  # protobuf's wire types
 _MOST_BITS: Final = 64
@@ -63,7 +63,7 @@ _EXPORT: Final = (
 
 
 class Scalar(NamedTuple):
-    """One number of one tag at one step; `ts` in Unix seconds."""
+    """One number logged under one tag at one step; `ts` is in Unix seconds."""
 
     ts: float
     step: int
@@ -72,12 +72,12 @@ class Scalar(NamedTuple):
 
 
 def is_event_file(head: bytes) -> bool:
-    """Whether a file that begins so is an event file."""
+    """Whether these first bytes are those of an event file."""
     return _MARK in head[:64]
 
 
 def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None) -> SourceRun:
-    """Return one run: the event files of one folder, in the order of their first clock readings.
+    """Return one run from the event files of one folder, ordered by their first clock readings.
 
     Raises:
         RecorderError: the tensorboard package is missing, or the files hold no scalar.
@@ -124,7 +124,7 @@ def _scalars(reader: Any) -> Iterator[Scalar]:
 
 
 def _of_tensor(tag: str, event: Any) -> Iterator[Scalar]:
-    """Yield the tensor's number, if it is one: read by hand, since a tensor may claim any shape for what it holds."""
+    """Yield the tensor's number if it has just one. It is read by hand, because a tensor may claim any shape."""
     proto = event.tensor_proto
     if prod(axis.size for axis in proto.tensor_shape.dim) != 1 or len(proto.tensor_shape.dim) > _MAX_AXES:
         return
@@ -138,7 +138,7 @@ def _of_tensor(tag: str, event: Any) -> Iterator[Scalar]:
 
 
 def _take_arguments(raw: SourceRun, reader: Any) -> None:
-    """Take the settings from the Trainer's arguments, which its callback writes as text."""
+    """Take the settings from the Trainer's arguments, which TensorBoardCallback writes as text."""
     if _ARGUMENTS not in reader.Tags()["tensors"]:
         return
     texts = reader.Tensors(_ARGUMENTS)[-1].tensor_proto.string_val
@@ -150,7 +150,7 @@ def _take_arguments(raw: SourceRun, reader: Any) -> None:
 
 
 def scalar_rows(scalars: Iterable[Scalar]) -> Iterator[Numbered]:
-    """Yield what was logged together: scalars of one step, until a tag comes again."""
+    """Yield rows of scalars that were logged together: those of one step, until a tag repeats."""
     place = 0
     row: dict[str, Any] = {}
     for scalar in scalars:
@@ -173,7 +173,7 @@ class _CutOffError(Exception):
 
 
 def is_wandb(head: bytes) -> bool:
-    """Whether a file that begins so is an offline log of W&B."""
+    """Whether these first bytes are those of an offline W&B log."""
     return head.startswith(_IDENT)
 
 
@@ -181,7 +181,7 @@ def read_wandb(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
     """Return the run of the log.
 
     Raises:
-        RecorderError: the file is no such log, or has no row; with how to export the run.
+        RecorderError: the file is no such log, or has no row; the advice says how to export the run.
     """
     require_file(path)
     data = log_bytes(path)
@@ -194,7 +194,7 @@ def read_wandb(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
     if first is None:
         raise RecorderError(f"{path}: no row can be read from this log of W&B", advice=_EXPORT)
     rows_to_raw(raw, chain([first], rows), columns)
-    raw.layer = stack([raw.layer, mapping_layer(settings, raw)])  # the rows were read: with them came the settings
+    raw.layer = stack([raw.layer, mapping_layer(settings, raw)])  # reading the rows has filled the settings
     return raw
 
 
@@ -217,7 +217,7 @@ def _rows(raw: SourceRun, data: bytes, settings: dict[str, Json]) -> Iterator[Nu
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """Yield the log's whole records; one that is cut off at the end is left out."""
+    """Yield the log's whole records, without one that is cut off at the end."""
     at, held = _START, b""
     while at + _HEADER.size <= len(data):
         if _BLOCK - at % _BLOCK < _HEADER.size:
@@ -238,7 +238,7 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 
 def _fields(data: bytes) -> Iterator[_Field]:
-    """Yield a protobuf message's fields: their numbers, and their bytes or whole numbers."""
+    """Yield the fields of a protobuf message: each one's number, and its bytes or integer."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -260,20 +260,20 @@ def _fields(data: bytes) -> Iterator[_Field]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a whole number in groups of seven bits, and the place behind it."""
+    """Return an integer encoded in groups of seven bits, and the index after it."""
     value = 0
     for shift in range(0, _MOST_BITS + 6, 7):
         if at >= len(data):
             break
         byte, at = data[at], at + 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:  # the bit that says more follow
+        if byte < 0x80:  # a set high bit means that more bytes follow
             return value, at
     raise _CutOffError
 
 
 def _items(body: bytes) -> dict[str, Json]:
-    """Return the values of a history or a config record by their keys; nested keys are dotted."""
+    """Return the values of a history or config record by key; nested keys are joined with dots."""
     found: dict[str, Json] = {}
     for number, item in _fields(body):
         if number == _ITEM and isinstance(item, bytes):

@@ -1,6 +1,6 @@
-"""Loggers with a database: trackio's SQLite file, and MLflow's, or its folder with a `meta.yaml` for each run.
+"""Loggers that keep a database: trackio's SQLite file, and MLflow's, or MLflow's folder with a `meta.yaml` per run.
 
-A stranger's SQLite file is opened read-only and bounded.
+A SQLite file may come from a stranger, so it is opened read-only and with limits.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, readable, r
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
 from gradience.io.reading import open_regular, read_small
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.codec import parse
 
-MAX_CELL: Final = 16 * 1024**2  # bytes of one value: a logged row has about 1 KB
-MAX_STEPS: Final = 300_000_000  # of SQLite's virtual machine, a few seconds: a row costs some twenty, ten million fit
+MAX_CELL: Final = 16 * 1024**2  # most bytes of one value; a logged row has about 1 KB
+MAX_STEPS: Final = 300_000_000  # steps of SQLite's virtual machine: a few seconds, or ten million rows of some twenty
 _STEPS_A_CALL: Final = 100_000
 _OWN: Final = "give the file as the logger wrote it"
 _EXPORT: Final = "export the run, and import the table"
@@ -44,11 +44,11 @@ _NEEDED: Final = {"step", "timestamp", "run_name", "metrics"}
 
 META: Final = "meta.yaml"
 TABLES: Final = frozenset({"experiments", "runs", "metrics", "params"})
-_FINISHED: Final = {"3", "FINISHED"}  # RunStatus, in a file as its number
+_FINISHED: Final = {"3", "FINISHED"}  # MLflow's RunStatus; a file has its number
 _STOPPED: Final = {"4": "failed", "5": "was killed", "FAILED": "failed", "KILLED": "was killed"}
-_MAX_META: Final = 1 << 20  # bytes of a meta.yaml or a parameter: MLflow allows 6000 characters
-_MAX_LINE: Final = 4096  # bytes of a reading, three numbers and the name of a data set
-_MAX_FILES: Final = 5000  # metrics, or parameters
+_MAX_META: Final = 1 << 20  # most bytes of a meta.yaml or a parameter; MLflow allows 6000 characters
+_MAX_LINE: Final = 4096  # most bytes of a reading: three numbers and the name of a data set
+_MAX_FILES: Final = 5000  # most metrics, or parameters
 _MILLI: Final = 1000.0
 _FIELDS: Final = 3  # time, value, step; the name and digest of a data set may follow
 _ADVICE: Final = "give a run's folder in mlruns, or MLflow's .db file"
@@ -61,13 +61,13 @@ _PARAMS: Final = "SELECT key, value FROM params WHERE run_uuid = ?"
 
 @contextmanager
 def opened(path: Path, *, advice: str) -> Iterator[sqlite3.Connection]:
-    """A connection that writes nothing beside the file, holds no large cell, and gives up on a query without end.
+    """A read-only connection that writes nothing beside the file, reads no huge cell, and stops an endless query.
 
-    What a journal holds and the file does not yet is read from copies of both: opened in place, SQLite would write
-    a shared index (`-shm`) beside them.
+    If a journal holds data that the file lacks, both are copied and the copies are opened. Opened in place, SQLite
+    would write a shared index (`-shm`) beside them.
 
     Raises:
-        RecorderError: the file is not a database, or a query was wrong for it; with the advice given.
+        RecorderError: the file is not a database, or a query does not fit it; the error carries `advice`.
     """
     try:
         yield from _copied(path)
@@ -108,7 +108,7 @@ def tables_of(path: Path) -> set[str]:
 
 
 def require_stored(base: sqlite3.Connection, path: Path, *tables: str) -> None:
-    """Refuse views and computed columns in a table's place: a row of them may cost anything.
+    """Refuse views and computed columns in place of a table, because reading one row may cost any amount of work.
 
     Raises:
         RecorderError: one of the tables is not a plain table.
@@ -124,7 +124,7 @@ def require_stored(base: sqlite3.Connection, path: Path, *tables: str) -> None:
 
 
 def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[SourceRun]:
-    """Return the runs of the file, the one written to last at the end.
+    """Return the runs of the file; the run written to last comes last.
 
     Raises:
         RecorderError: the file is not trackio's, or holds no run.
@@ -138,7 +138,7 @@ def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[S
 
 
 def _key(base: sqlite3.Connection, path: Path) -> str:
-    """Return the column that identifies a run: older files have only names."""
+    """Return the column that identifies a run. Older files have only names, no ids."""
     columns = {row[1] for row in base.execute("PRAGMA table_info(metrics)")}
     if not columns >= _NEEDED:
         raise RecorderError(f"{path}: no table `metrics` as trackio writes it", advice="give trackio's .db file")
@@ -189,12 +189,12 @@ def _object(value: Json) -> dict[str, Json] | None:
 
 
 def is_meta(path: Path, head: bytes) -> bool:
-    """Whether the file, which begins so, describes a run of a file store that has metrics."""
+    """Whether the file with this beginning is the meta.yaml of a run that has metrics."""
     return path.name == META and b"run_id:" in head and (path.parent / "metrics").is_dir()
 
 
 def read_mlflow(path: Path, columns: Mapping[str, str] | None = None) -> list[SourceRun]:
-    """Return the run of a `meta.yaml`, or all of a database that logged anything, the latest at the end.
+    """Return the run of a `meta.yaml`, or all runs of a database that logged a metric, the latest last.
 
     Raises:
         RecorderError: it is neither, or holds no metric.
@@ -218,7 +218,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files below a folder by name: a metric `train/loss` is a file in a folder."""
+    """The files below a folder, sorted. A metric named `train/loss` is a file in a subfolder."""
     found = (Path(top, name) for top, _, names in os.walk(folder) for name in names)
     return sorted(islice((path for path in found if path.is_file()), _MAX_FILES))
 

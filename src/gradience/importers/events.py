@@ -1,11 +1,11 @@
-"""A run as its source has it, as events: its rows in order, with its own steps, and with no clock but the source's.
+"""Turn a source's run into events: rows in order, with the source's own steps and clock.
 
-Copies are dropped; resumes, restarts and two writers distinguished and noted. A log without sessions leaves only its
-steps to go by: a step that was logged before means a resume, or, at the first step, a new run; many jumps with few rows
-between them mean several writers. What is decided so is a guess, and the notes call it one.
+Copies are dropped. Resumes, restarts and several writers are told apart and noted. A log without sessions has only
+steps to go by. A step that was logged before means a resume, or a new run if it is the first step. Many jumps back with
+few rows between them mean several writers. Such decisions are guesses, and the notes say so.
 
-Each segment of rows, from one start of the training program to the next, becomes a session with a `run_start` of its
-own; the run closes with a `run_end` whose status is what the source shows of the end, `unknown` where it shows nothing.
+The rows from one start of the training program to the next become a session with a `run_start` of its own. The run
+closes with a `run_end`, whose status is what the source shows of the end, `unknown` if it shows nothing.
 """
 
 from __future__ import annotations
@@ -23,24 +23,34 @@ from gradience.configs.settings import overlay, with_ratio
 from gradience.errors import few
 from gradience.importers.files import LoggedRow, SourceRun
 from gradience.importers.settings import shown_in_rows
-from gradience.schema.config import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
-from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
+from gradience.schema import SCHEMA_ID, Json, Real, Status, as_float, real
+from gradience.schema.events import (
+    ConfigSnapshot,
+    Eval,
+    EvalMetrics,
+    Event,
+    Metrics,
+    OptimizerSnapshot,
+    RunEnd,
+    RunStart,
+    TrainingSnapshot,
+    TrainStep,
+)
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
 from gradience.telemetry.values import described, number_of
 
-_FEW: Final = 3  # rows between two jumps back: fewer, often, is two writers in one log
-_LOST: Final = 3  # strides that a writer may skip, its rows between being lost
-_MOST: Final = 8  # writers distinguished
+_FEW: Final = 3  # mean rows between jumps back; fewer mean several writers in one log
+_LOST: Final = 3  # strides between two rows of one writer at most, because rows may be lost
+_MOST: Final = 8  # writers told apart at most
 _SHOWN: Final = 5  # places named in a note
 
-_COLUMNS: Final = ("loss", "grad_norm", "epoch")  # named in a note where they held no number
+_COLUMNS: Final = ("loss", "grad_norm", "epoch")  # a note says where they hold no number
 
-_ROUNDING: Final = 1000  # one of so many: a last step that a partial batch does not make, or whose state was not saved
+_ROUNDING: Final = 1000  # one in so many planned steps may lack: a partial batch, or a state not saved
 
 
 class Segment(NamedTuple):
-    """Rows between two starts of the training program."""
+    """The rows between two starts of the training program."""
 
     rows: list[LoggedRow]
     resumed_from: int | None = None
@@ -48,7 +58,7 @@ class Segment(NamedTuple):
 
 @dataclass(slots=True)
 class _Walk:
-    """One pass over the rows, looking for steps that were already passed."""
+    """One pass over the rows that looks for steps logged before."""
 
     runs: list[list[Segment]] = field(default_factory=lambda: [[Segment([])]])
     seen: set[int] = field(default_factory=set)
@@ -59,7 +69,7 @@ class _Walk:
     swapped: list[int] = field(default_factory=list)
 
     def take(self, row: LoggedRow) -> None:
-        """Add a row, behind a new start if its step was logged before."""
+        """Add a row, after a new start if its step was logged before."""
         step = row.step
         if step is not None and _is_train(row):
             if step <= self.last and step in self.seen:
@@ -89,9 +99,9 @@ class _Walk:
 
 
 def arrange(raw: SourceRun) -> list[list[Segment]]:
-    """Return the runs of a log, each as the segments between its starts; the one to show is last.
+    """Return the runs of a log, each as the segments between its starts; the run to show is last.
 
-    What was found and decided is added to the source's notes.
+    Findings and decisions are added to the source's notes.
     """
     rows = list(_without_copies(raw))
     walk = _Walk()
@@ -144,7 +154,7 @@ def _places(unit: str, places: list[int]) -> str:
 
 
 def _sorted(segment: Segment) -> Segment:
-    """Return the segment by steps; a row without one stays behind the row it followed."""
+    """Return the segment sorted by step; a row without a step stays behind the row that it followed."""
     keyed: list[tuple[int, LoggedRow]] = []
     last = -1
     for row in segment.rows:
@@ -156,7 +166,7 @@ def _sorted(segment: Segment) -> Segment:
 
 @dataclass(slots=True)
 class _Stream:
-    """The rows of one of several writers."""
+    """The rows that one of several writers wrote."""
 
     rows: list[LoggedRow] = field(default_factory=list)
     last: int = -1
@@ -170,7 +180,7 @@ class _Stream:
 
 
 def _disentangle(raw: SourceRun, rows: list[LoggedRow]) -> list[list[Segment]]:
-    """Return a run for each writer: a row goes to the one whose next step it is."""
+    """Return one run per writer: each row goes to the writer whose next step it most likely is."""
     stride = _stride(rows)
     streams: list[_Stream] = []
     for turn, row in enumerate(rows):
@@ -189,7 +199,7 @@ def _disentangle(raw: SourceRun, rows: list[LoggedRow]) -> list[list[Segment]]:
 
 
 def _stride(rows: list[LoggedRow]) -> int:
-    """Return the most frequent distance between the steps of one writer."""
+    """Return the most frequent distance between successive steps."""
     steps = sorted({row.step for row in rows if row.step is not None and _is_train(row)})
     gaps = Counter(map(sub, steps[1:], steps))
     return gaps.most_common(1)[0][0] if gaps else 1
@@ -208,13 +218,13 @@ def _stream_of(row: LoggedRow, streams: list[_Stream], stride: int) -> _Stream |
 
 @dataclass(slots=True)
 class _EventBuilder:
-    """Makes the events of one run, numbered by session."""
+    """Makes the events of one run, with seq counted per session."""
 
     run_id: str
     percent: bool = False  # accuracies are in per cent
     session: str = ""
     seq: int = 0
-    odd: list[tuple[str, int]] = field(default_factory=list)  # known columns that held no number, and where
+    odd: list[tuple[str, int]] = field(default_factory=list)  # known columns without a number, and their places
 
     def begin(self, session: str) -> None:
         self.session, self.seq = session, 0
@@ -231,7 +241,7 @@ class _EventBuilder:
         }
 
     def row(self, row: LoggedRow) -> Iterator[Event]:
-        """Yield the events of one row: a row of training, evaluations, the summary."""
+        """Yield the events of one row: a training row, evaluations, the summary."""
         parts = split_row(row.values)
         if parts.train:
             known, extras = train_columns(parts.train)
@@ -249,15 +259,15 @@ class _EventBuilder:
 
 
 class RunEvents:
-    """The events of a run, from its run_start to its run_end, made anew from the rows at each iteration.
+    """The events of a run from run_start to run_end, made anew from the rows at each iteration.
 
-    What is odd about the source is added to its notes when this is made.
+    Making this object adds oddities of the source to the source's notes.
 
     Args:
-        raw: where the rows come from.
+        raw: the source of the rows.
         segments: the rows, by starts of the program.
-        run_id: of the run.
-        session: what the sessions' ids begin with.
+        run_id: the run's id.
+        session: prefix of the sessions' ids.
         meta: provenance, for run_start.
     """
 
@@ -300,14 +310,14 @@ class RunEvents:
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted of a run's events."""
+    """Counts of a run's events."""
 
     counts: Counter[str] = field(default_factory=Counter)  # by name
-    first_step: int | None = None  # of all but run_start
+    first_step: int | None = None  # over all events but run_start
     last_step: int | None = None
-    trained: int = 0  # the last step with a row of training
-    summary: float = -1.0  # the last step of a summary at the end of training; infinite for one without a step
-    ts: Real | None = None  # the last
+    trained: int = 0  # the last step with a training row
+    summary: float = -1.0  # the last step of a summary of training; infinite if it has no step
+    ts: Real | None = None  # the last clock reading
 
     def take(self, event: Event) -> None:
         """Count an event."""
@@ -325,7 +335,7 @@ class Tally:
 
 
 def _in_percent(row: LoggedRow) -> bool:
-    """Whether the row has an accuracy that only per cent can be: one value decides for the run."""
+    """Whether the row has an accuracy over 1, so in per cent. One such value decides for the run."""
     found = (number_of(value) for key, value in row.values.items() if key.endswith(("accuracy", "_acc")))
     return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in found)  # noqa: PLR2004  # per cent
 
@@ -348,7 +358,7 @@ def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, 
 
 
 def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
-    """Return the config of the source's files, completed from its rows: planned steps, the peak learning rate."""
+    """Return the config of the source's files, completed from its rows: planned steps, peak learning rate."""
     config = raw.layer.config
     plan = TrainingSnapshot(max_steps=raw.planned)
     shown = ConfigSnapshot(training=plan, optimizer=_peak(row for s in segments for row in s.rows))

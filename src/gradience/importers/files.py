@@ -1,4 +1,4 @@
-"""Bytes of a source: bounded, hashed, split on the newline byte only."""
+"""The files of a source: bounded, hashed, split into lines at newline bytes only; and the rows and runs of a source."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import msgspec
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular, read_small
+from gradience.schema import Json
 from gradience.schema.reports import SkippedRow
-from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.values import number_of, step_of
 
-_SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: other values of a `timestamp` column are not a clock
-_MAX_TEXT: Final = 64  # characters of a clock reading
+_SECONDS: Final = (1e9, 1e10)  # Unix times of 2001 to 2286; other values of a `timestamp` column are no clock
+_MAX_TEXT: Final = 64  # most characters of a clock reading
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
-MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; each takes some 300 bytes beyond its values
+MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; a row takes some 300 bytes beyond its values
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
 _LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
@@ -41,7 +41,7 @@ def count_of(value: Json) -> int | None:
 
 
 def clock_of(value: Json) -> float | None:
-    """Return Unix seconds of a clock reading; None for anything else, such as text without a time zone.
+    """Return a clock reading as Unix seconds; None for anything else, such as text without a time zone.
 
     >>> clock_of(1700000000.5), clock_of(1700000000500), clock_of("2023-11-14T22:13:20+00:00"), clock_of(12.5)
     (1700000000.5, 1700000000.5, 1700000000.0, None)
@@ -62,10 +62,10 @@ def clock_of(value: Json) -> float | None:
 
 
 class LoggedRow:
-    """One logged row by Trainer's names (`loss`, `learning_rate`, `eval_loss`, ...), without its step and nulls.
+    """One logged row under the Trainer's names (`loss`, `learning_rate`, `eval_loss`, ...), without step and nulls.
 
-    Its values are held as JSON, beside names that it shares with other rows: as a dict they take up to 60 times the
-    bytes that a source has for them, and a table has many rows.
+    The values are stored as JSON, and the names are shared between rows. A dict would take up to 60 times the bytes of
+    the source, and a table has many rows.
     """
 
     __slots__ = ("_names", "_packed", "place", "step", "ts")
@@ -79,7 +79,7 @@ class LoggedRow:
 
     @property
     def values(self) -> dict[str, Json]:
-        """The values by their names, decoded anew each time."""
+        """The values by name, decoded anew at each access."""
         return dict(zip(self._names, _unpack(self._packed), strict=True))
 
 
@@ -88,41 +88,41 @@ _unpack: Final = msgspec.json.Decoder(list[Any]).decode
 
 @lru_cache(maxsize=64)
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The first tuple that was equal to this one."""
+    """Return the first tuple seen that equals this one, so that rows share it."""
     return names
 
 
 @dataclass(slots=True)
 class SourceRun:
-    """One run as its source has it: rows in the order of the file."""
+    """One run as read from its source, with rows in the order of the file."""
 
     path: Path
     rows: list[LoggedRow] = field(default_factory=list)
-    name: str | None = None  # where a source holds several runs
-    run_id: str | None = None  # where the source has one
+    name: str | None = None  # set if a source holds several runs
+    run_id: str | None = None  # set if the source has one
     unit: str = "line"  # what `place` counts
     planned: int | None = None  # optimizer steps
-    reached: int | None = None  # the last step by the source's own account, rows or not
-    finished: bool = False  # training came to its end, by other signs than its rows
+    reached: int | None = None  # the last step that the source states, even without a row
+    finished: bool = False  # training finished, by evidence other than its rows
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)  # read, the first of them for the rows
+    files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
 
     def add(self, row: LoggedRow) -> None:
-        """Take a row.
+        """Add a row.
 
         Raises:
-            RecorderError: there are more than a source may have.
+            RecorderError: there are more rows than a source may have.
         """
         self._count()
         self.rows.append(row)
 
     def skip(self, place: int, reason: str) -> None:
-        """List a row that could not be read; the reason may quote it, secrets redacted.
+        """List a row that could not be read. The reason may quote the row; secrets in it are hidden.
 
         Raises:
-            RecorderError: as with `add`.
+            RecorderError: there are more rows than a source may have.
         """
         self._count()
         self.skipped.append(SkippedRow(file=self.path.name, line=place, reason=hide_secrets(reason)))
@@ -134,7 +134,7 @@ class SourceRun:
 
 
 def require_file(path: Path) -> None:
-    """Refuse what cannot be a log, by name.
+    """Check that a path can be a log.
 
     Raises:
         RecorderError: the path is missing, empty, too large, a git-lfs pointer, or no regular file.
@@ -160,10 +160,10 @@ def require_file(path: Path) -> None:
 
 
 def refuse_summary(path: Path) -> None:
-    """Refuse what the Trainer writes at the end of a run beside its log: it has no row.
+    """Refuse a summary that the Trainer writes at the end of a run, because it has no rows.
 
     Raises:
-        RecorderError: the file is named as one.
+        RecorderError: the file has the name of such a summary.
     """
     if _SUMMARIES.fullmatch(path.name):
         raise RecorderError(
@@ -172,7 +172,7 @@ def refuse_summary(path: Path) -> None:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether this is a folder; False for what no disk can hold, such as a name of 300 characters."""
+    """Whether the path is a folder; False for a name that no disk can hold, such as one of 300 characters."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -181,10 +181,10 @@ def is_folder(path: Path) -> bool:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """A block that reads a path.
+    """A context that turns an OSError while reading the path into a RecorderError.
 
     Raises:
-        RecorderError: it cannot be read.
+        RecorderError: the path cannot be read.
     """
     try:
         yield
@@ -199,7 +199,7 @@ def sha256_of(path: Path) -> str:
 
 
 def whole_json(path: Path) -> Json:
-    """Return the file's one JSON document; bare NaN and Infinity by their names.
+    """Return the file's one JSON document, with bare NaN and Infinity replaced by their names.
 
     Raises:
         RecorderError: the file does not hold one JSON document.
@@ -215,7 +215,7 @@ def whole_json(path: Path) -> Json:
 
 
 def log_bytes(path: Path) -> bytes:
-    """Return the bytes of a log that is read whole.
+    """Return the bytes of a whole log.
 
     Raises:
         RecorderError: it cannot be read, or is too large.
@@ -225,7 +225,7 @@ def log_bytes(path: Path) -> bytes:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
-    """Yield every line that is not blank: its number, and its object or what is wrong with it.
+    """Yield the number of every line that is not blank, with its object or a text about what is wrong with it.
 
     Raises:
         RecorderError: the file cannot be read.

@@ -1,9 +1,11 @@
-"""What a path holds: the format of a file by its content, the logs of a run's folder, the runs of a folder of runs.
+"""Find what a path holds: a file's format by its content, the logs of a run's folder, the runs of a folder of runs.
 
-Names are habits, and two formats share one, so a file is known by its first lines. Where a folder holds several logs of
-one run, the richest is read, in the order of `_READERS`; what the others add beyond it is taken from them, and what was
-not read is named in the notes. A new format is a line of `Format` and of `_READERS`, its mark in `format_of`, and a
-module that makes a `SourceRun` of a file.
+File names are only habits, and two formats share one, so a file is recognised by its first lines. If a folder holds
+several logs of one run, the richest is read, in the order of `_READERS`. Rows that others have beyond it are added, and
+the notes name what was not read.
+
+A new format needs a line in `Format` and in `_READERS`, its mark in `format_of`, and a module that makes a `SourceRun`
+of a file.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from gradience.importers.settings import add_settings
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_json_lines, read_ludwig, read_text
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
-from gradience.io.paths import natural_key
+from gradience.io import CHECKPOINT_PREFIX, natural_key
 from gradience.io.reading import open_regular, read_small
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.codec import parse
 
 Format: TypeAlias = Literal[
@@ -34,16 +36,16 @@ Format: TypeAlias = Literal[
 ]
 
 _HEAD: Final = 4096
-MAX_HEADER: Final = 1024**2  # bytes of a table's first line: ten thousand columns of a hundred characters
-_ROWS: Final = 50  # lines looked at
+MAX_HEADER: Final = 1024**2  # most bytes of a table's first line: ten thousand columns of a hundred characters
+_ROWS: Final = 50  # lines examined
 _SQLITE: Final = b"SQLite format 3\0"
 _OURS: Final = "gradience."
-_EVENT: Final = {"event", "run_id"}  # keys that only an event of ours has, though its schema be broken
-MAX_ENTRIES: Final = 2000  # of a folder that are looked at
+_EVENT: Final = {"event", "run_id"}  # keys that mark a gradience event even if its schema is broken
+MAX_ENTRIES: Final = 2000  # entries of a folder that are examined
 MAX_RUNS: Final = 100
 MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
 _LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db", ".txt", ".log", ".out", ".wandb"}
-TABLES: Final = {".csv", ".tsv"}  # what is named so is a table, though its columns be unknown
+TABLES: Final = {".csv", ".tsv"}  # a file with such a name is a table even if its columns are unknown
 _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 _Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
@@ -59,11 +61,12 @@ _READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
     "text": lambda path, columns: [read_text(path, columns)],
     "tensorboard": lambda path, columns: [read_tensorboard([path], columns)],
 }
-WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory"})  # they lie beside such a log
+# logs without settings, which are in files beside the log
+WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory"})
 
 
 def format_of(path: Path) -> Format | Literal["gradience"] | None:
-    """Return the format of a file, `gradience` for a log of ours, None for anything else."""
+    """Return the format of a file, `gradience` for a gradience log, None for anything else."""
     head = _head(path)
     if b"\0" in head or is_meta(path, head):
         return _of_logger(path, head)
@@ -76,7 +79,7 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
 
 
 def _of_logger(path: Path, head: bytes) -> Format | None:
-    """Return the format of a file that only a logger can read."""
+    """Return the format of a file written by a logger's own library, or None."""
     if head.startswith(_SQLITE):
         return "mlflow" if tables_of(path) >= MLFLOW_TABLES else "trackio"
     if is_event_file(head):
@@ -87,7 +90,7 @@ def _of_logger(path: Path, head: bytes) -> Format | None:
 
 
 def _head(path: Path) -> bytes:
-    """Return the file's first bytes; of a pipe none, for it can be read once only."""
+    """Return the file's first bytes; none of a pipe, because a pipe can be read only once."""
     try:
         with open_regular(path) as file:
             return file.read(_HEAD)
@@ -119,13 +122,13 @@ def _rows(path: Path) -> Iterator[dict[str, Json]]:
 
 
 def _is_document(head: bytes) -> bool:
-    """Whether the text is one object over several lines: its first line alone is not one."""
+    """Whether the text is one object over several lines, so that its first line alone is none."""
     first, newline, _ = head.partition(b"\n")
     return bool(newline) and first.strip() in {b"{", b""}
 
 
 def _is_one_line(path: Path) -> bool:
-    """Whether the first line is longer than any row: a trainer_state written without line breaks."""
+    """Whether the first line is longer than any row, as in a trainer_state without line breaks."""
     try:
         if path.stat().st_size <= MAX_LINE:
             return False
@@ -140,7 +143,7 @@ def _of_document(path: Path) -> Format | None:
     try:
         document, _ = parse(data)
     except SchemaError:
-        return "trainer-state" if b'"log_history"' in data else None  # cut off: an error when it is read
+        return "trainer-state" if b'"log_history"' in data else None  # cut off: reading it gives an error
     return _of_keys(document)
 
 
@@ -151,7 +154,7 @@ def _of_keys(document: Mapping[str, Json]) -> Format | None:
 
 
 def _whole(path: Path) -> bytes:
-    """Return the file's bytes; nothing of one that is too large to be a log."""
+    """Return the file's bytes; b"" if it is too large for a log or cannot be read."""
     try:
         return read_small(path, most=MAX_BYTES, what="a log").removeprefix(BOM_UTF8)
     except OSError:
@@ -166,7 +169,7 @@ def _is_ours(row: Mapping[str, Json]) -> bool:
 def _has_columns(rows: list[dict[str, Json]]) -> bool:
     names = dict.fromkeys(name for row in rows for name in flatten(row))
     if len(names) > MAX_COLUMNS:
-        return True  # an error that names the limit, when it is read
+        return True  # reading it gives an error that names the limit
     try:
         find_columns(names)
     except RecorderError:
@@ -186,7 +189,7 @@ def _is_list(path: Path, head: bytes) -> bool:
 
 
 def _header(path: Path, head: bytes) -> bytes:
-    """Return the first line of a table, which names of two thousand metrics make longer than a file's head."""
+    """Return a table's first line, which may be longer than `head`: a table may have thousands of metrics."""
     if b"\n" in head or len(head) < _HEAD // 2:
         return head
     try:
@@ -215,7 +218,7 @@ def read_file(path: Path, kind: Format, columns: Mapping[str, str] | None = None
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Return the folder itself if a run wrote into it, else those of its subfolders in which one did."""
+    """Return the folder itself if a run wrote into it, else the subfolders into which runs wrote."""
     if is_run(folder):
         return [folder]
     found: list[Path] = []
@@ -228,13 +231,13 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def inner_runs(folder: Path) -> list[Path]:
-    """Return the subfolders, checkpoints aside, that are runs of their own."""
-    children = sorted(child for child in _subfolders(folder) if not child.name.startswith("checkpoint-"))
+    """Return the subfolders that are runs of their own, without checkpoints."""
+    children = sorted(child for child in _subfolders(folder) if not child.name.startswith(CHECKPOINT_PREFIX))
     return [child for child in children if is_run(child)]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether another program's run wrote a log into the folder, or a state into one of its checkpoints."""
+    """Whether another program's run wrote a log into the folder, or a trainer_state into one of its checkpoints."""
     return bool(find_states(folder)) or bool(_logs(folder))
 
 
@@ -251,7 +254,7 @@ def _by_name(path: Path) -> list[tuple[int, str]]:
 
 
 def _logs(folder: Path) -> dict[Format, list[Path]]:
-    """Return the folder's logs by format; of a logger's own folders (`runs/`, `logs/`) event files, too."""
+    """Return the folder's logs by format."""
     logs: dict[Format, list[Path]] = {}
     for path in _files(folder):
         kind = format_of(path)
@@ -267,14 +270,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _may_be_log(path: Path) -> bool:
-    """Leave out what is large and no log: weights, tokenizers, model configs."""
+    """Whether a file may be a log, by its name: not weights, tokenizers or model configs, which may be large."""
     if path.name == STATE_NAME or _CONFIGS.fullmatch(path.name):
         return False
     return path.suffix.lower() in _LOGS or "tfevents" in path.name or path.name == META
 
 
 def find_log(folder: Path) -> Path | None:
-    """Return the folder's `run.jsonl` if it is a log of ours."""
+    """Return the folder's `run.jsonl` if it is a gradience log, else None."""
     log = folder / "run.jsonl"
     return log if log.is_file() and format_of(log) == "gradience" else None
 
@@ -282,7 +285,7 @@ def find_log(folder: Path) -> Path | None:
 def read_run_folder(
     folder: Path, kind: Format | None = None, columns: Mapping[str, str] | None = None
 ) -> list[SourceRun]:
-    """Return the runs of one folder, the one to show last: from the best log in it, named in the notes.
+    """Return the runs of one folder, read from its best log; the run to show is last.
 
     Raises:
         RecorderError: no log of that format was found, or it cannot be read.
@@ -304,7 +307,7 @@ def read_run_folder(
 
 
 def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) -> list[SourceRun]:
-    """Return the runs of a folder's logs of one format: each file is one, save event files, which follow each other."""
+    """Return the runs of a folder's logs of one format: one run per file, but one for all event files together."""
     if kind == "tensorboard":
         return [read_tensorboard(paths, columns)]
     runs: list[SourceRun] = []
@@ -325,7 +328,7 @@ def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) ->
 
 
 def _add_later_rows(raw: SourceRun, logs: Mapping[Format, list[Path]]) -> None:
-    """Add what a log of single lines has beyond the last checkpoint: it survives a crash between two of them."""
+    """Add rows beyond the last checkpoint from a log of JSON lines, which survives a crash between checkpoints."""
     path = next((logs[kind][-1] for kind in ("llama-factory", "ms-swift") if kind in logs), None)
     if path is None:
         return
@@ -345,7 +348,7 @@ def _add_later_rows(raw: SourceRun, logs: Mapping[Format, list[Path]]) -> None:
 
 
 def _same_run(raw: SourceRun, log: SourceRun) -> bool:
-    """Whether both logged the same losses, as far as rounding lets them; a log may hold more than one try at a step."""
+    """Whether both logged the same losses up to rounding. A log may hold several tries of a step; one must match."""
     ours, theirs = _losses(raw), _losses(log)
     common = ours.keys() & theirs.keys()
     close = (any(abs(a - b) <= _CLOSE * max(abs(a), 1.0) for a in ours[s] for b in theirs[s]) for s in common)

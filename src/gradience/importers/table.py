@@ -1,6 +1,7 @@
-"""Any table of rows: CSV, JSON lines or a JSON list, with columns by their names or by the user's map.
+"""A table of rows from any program: CSV, JSON lines or a JSON list.
 
-Columns get the Trainer's names (`loss`, `learning_rate`, `eval_loss`): one mapping leads from there to events.
+Columns are recognised by their names or by the user's map. They get the Trainer's names (`loss`, `learning_rate`,
+`eval_loss`), so that one mapping leads from there to events.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import Final, TextIO, TypeAlias
 from gradience.errors import RecorderError, few
 from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.rows import HELD_OUT
 from gradience.telemetry.values import number_of, step_of
 
-Columns: TypeAlias = dict[str, str]  # a source's column to its name here: step, ts, or a row's key such as eval_loss
+Columns: TypeAlias = dict[str, str]  # source column: name here, which is step, ts, or a row's key such as eval_loss
 
-_KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first that is there counts
-    "step": (  # the optimizer's before a logger's own row counter: `_step` of W&B, `step` of trackio
+_KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first column that is present counts
+    "step": (  # the optimizer's step before a logger's row counter: `_step` of W&B, `step` of trackio
         "train_global_step",
         "trainer_global_step",
         "global_step",
@@ -58,13 +59,13 @@ _SHOWN: Final = 12
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
 _ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
 _DELIMITERS: Final = ",;\t|"
-MAX_COLUMNS: Final = 10_000  # of a table: a dashboard shows hundreds
-_MAX_DEPTH: Final = 3  # levels of nesting that make a column: `train.loss`
+MAX_COLUMNS: Final = 10_000  # most columns of a table; a dashboard shows hundreds
+_MAX_DEPTH: Final = 3  # levels of nesting that are flattened into a column such as `train.loss`
 _OWN: Final = {"step", "ts"}
 
 
 def parse_map(texts: Iterable[str]) -> Columns:
-    """Return the columns of `--map loss=train/loss,step=_step`; `eval.loss` is the loss of the split `eval`.
+    """Return the columns of a text such as `loss=train/loss,step=_step`; `eval.loss` is the loss of the split `eval`.
 
     Raises:
         RecorderError: a text of another form, or an unknown name.
@@ -91,7 +92,7 @@ def _target(name: str) -> str:
 
 
 def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None) -> Columns:
-    """Return the name here of every column that has one; the user's map comes first.
+    """Return the names here of all columns that have one; the user's map takes precedence.
 
     Raises:
         RecorderError: a column of the map is not there, or no column can be the step or anything measured.
@@ -135,7 +136,7 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
             continue
         target = _other(name)
         if target in used and name in used:
-            target = f"{name}_"  # a row counter called `step` beside the optimizer's steps
+            target = f"{name}_"  # for example a row counter `step` beside the optimizer's step
         if target not in used:
             found[name] = target
             used.add(target)
@@ -143,7 +144,7 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
 
 
 def _other(name: str) -> str:
-    """Return the name of a column that is not well known: that of a split's metric, or its own."""
+    """Return the name here of a column that is not in `_KNOWN`: that of a split's metric, or its own."""
     if name in _HELD:
         return _HELD[name]
     group = _GROUP.fullmatch(name)
@@ -158,7 +159,7 @@ def _names(names: list[str]) -> str:
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
-    """Return the rows of a CSV, JSON-lines or JSON file.
+    """Return the run in a CSV, JSON-lines or JSON file.
 
     Raises:
         RecorderError: the file is not a table, or its columns are not recognised.
@@ -177,7 +178,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
 
 
 def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str, str] | None) -> SourceRun:
-    """Add the rows, their columns by the names here.
+    """Add the rows to the run, with columns renamed to the names here, and return it.
 
     Raises:
         RecorderError: the columns are not recognised, or there are no rows.
@@ -194,7 +195,7 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
         raise RecorderError(f"{raw.path} holds no row{first}", advice="is it the log of a run?")
     columns = _found(raw.path, present, given)
     unnamed, raw.rows = deque(raw.rows), []
-    while unnamed:  # each is let go before the next
+    while unnamed:  # free each row before the next is made
         held = unnamed.popleft()
         _take(raw, held.place, held.values, columns)
     _join_rates(raw)
@@ -225,7 +226,7 @@ def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) ->
 
 
 def _join_rates(raw: SourceRun) -> None:
-    """Add learning rates that stand in a row of their own, as Lightning logs them, to the step's row of training."""
+    """Merge a learning rate logged in a row of its own, as Lightning does, into the training row of its step."""
     trained = {row.step: place for place, row in enumerate(raw.rows) if "loss" in row.values}
     joined: set[int] = set()
     for place, row in enumerate(raw.rows):
@@ -244,12 +245,12 @@ def _is_rate(name: str) -> bool:
 
 
 def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
-    """Keep a reading of a clock column that is not a time under a name of its own."""
+    """Keep a value of the clock column that is not a time under the name `ts_`."""
     return {**values, "ts_": named["ts"]}
 
 
 def flatten(row: Mapping[str, Json], prefix: str = "", depth: int = 1) -> dict[str, Json]:
-    """Return nested mappings as columns with dotted names.
+    """Return a row with nested mappings as columns with dotted names.
 
     >>> flatten({"step": 1, "train": {"loss": 0.5}})
     {'step': 1, 'train.loss': 0.5}
@@ -272,7 +273,7 @@ def _listed(path: Path) -> Iterator[Numbered]:
 
 
 def csv_header(line: str) -> tuple[list[str], str]:
-    """Return the columns a header line names, and the delimiter that parts most of them."""
+    """Return the column names in a header line, and the delimiter that occurs in it most often."""
     delimiter = max(_DELIMITERS, key=line.count)
     try:
         return next(csv.reader([line], delimiter=delimiter), []), delimiter
@@ -301,10 +302,10 @@ def _csv_rows(path: Path) -> Iterator[Numbered]:
 
 
 def _lines(path: Path, text: TextIO) -> Iterator[str]:
-    """Yield the lines of a text, each with its end.
+    """Yield the lines of a text with their line ends.
 
     Raises:
-        RecorderError: it is not text in UTF-8, or a line is longer than any row.
+        RecorderError: it is not text in UTF-8, or a line is longer than a row may be.
     """
     for number in count(1):
         try:
@@ -330,10 +331,10 @@ def _cells(header: list[str], cells: list[str]) -> dict[str, Json] | str:
 
 
 def cell_value(cell: str) -> Json:
-    """Return the number a cell holds, None where it is empty, else its text."""
+    """Return the number in a cell, None for an empty one, else its text."""
     if cell.strip().lower() in _ABSENT:
         return None
     number = number_of(cell)
     if isinstance(number, float) and number.is_integer() and cell.strip().lstrip("+-").isdecimal():
-        return int(cell) if len(cell) < 18 else cell  # digits that a JSON reader keeps
+        return int(cell) if len(cell) < 18 else cell  # a JSON reader may not keep 18 digits and more
     return cell.strip() if number is None else number

@@ -1,8 +1,8 @@
-"""Logs of a trainer's own form: what it prints, or writes as JSON lines or as statistics.
+"""Logs in a trainer's own form: printed lines, JSON lines, or statistics.
 
-Printed are the steps of torchtune (DiskLogger), MLX-LM (sentences, and the table of newer versions) and Megatron.
-LLaMA-Factory and ms-swift write a JSON object a line. Ludwig's `training_statistics.json` holds lists of values by
-split, output feature and metric, one value an evaluation.
+The steps that torchtune (DiskLogger), MLX-LM (sentences, and the table of newer versions) and Megatron print are read
+from their output. LLaMA-Factory and ms-swift write one JSON object a line. Ludwig's `training_statistics.json` holds
+lists by split, output feature and metric, with one value per evaluation.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from gradience.errors import RecorderError
 from gradience.importers.files import MAX_ROWS, LoggedRow, SourceRun, count_of, json_lines, require_file, whole_json
 from gradience.importers.table import Numbered, cell_value, rows_to_raw
 from gradience.io.reading import open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.values import step_of
 
-_HEAD: Final = 1 << 20  # bytes looked at: Megatron prints some 20 KB of arguments first
+_HEAD: Final = 1 << 20  # bytes searched for a step: Megatron prints some 20 KB of arguments first
 _MAX_LINE: Final = 64 * 1024
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TORCHTUNE: Final = re.compile(r"Step (\d{1,15}) \| (\S+:.*)")
@@ -35,19 +35,19 @@ _NAMED: Final = re.compile(r"([A-Za-z][A-Za-z /]*?) ([-+\d.eE]+|nan|inf)(?: ?[A-
 _Row = dict[str, Json]
 
 _PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
-_PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # follow from the step; not copied
+_PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # derived from the step, so not copied
 _COUNTERS: Final = frozenset({"current_steps", "total_steps", "step", "global_step", _PLACE})
 _IDLE: Final = frozenset({"epoch", "elapsed_time", "total_tokens", "throughput", "memory(GiB)", "train_speed(s/it)"})
 _SHOWN: Final = 5
 _CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
 
 _SPLITS: Final = {"training": "", "validation": "val_", "test": "test_"}
-_COMBINED: Final = "combined"  # all output features: its loss is the one that is minimised
-_TRIPLE: Final = 3  # epoch, step and value, where a metric was not flattened
+_COMBINED: Final = "combined"  # all output features together; its loss is the one minimised
+_TRIPLE: Final = 3  # an unflattened metric is (epoch, step, value)
 
 
 def is_text_log(path: Path) -> bool:
-    """Whether one of the file's first lines is a step that a known trainer printed."""
+    """Whether the beginning of the file has a step as a known trainer prints it."""
     try:
         with open_regular(path) as file:
             head = file.read(_HEAD)
@@ -57,7 +57,7 @@ def is_text_log(path: Path) -> bool:
 
 
 def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
-    """Return the run whose steps are printed in the file, among other lines.
+    """Return the run whose steps are printed in the file among other lines.
 
     Raises:
         RecorderError: no line is a step as torchtune, MLX-LM or Megatron print it.
@@ -82,7 +82,7 @@ def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
 
 
 def _row(line: str) -> _Row | None:
-    """Return the values of a line that is a step, by the names of a table's columns."""
+    """Return the values of a line that prints a step, named as the columns of a table; None for any other line."""
     return next((row for read in _READERS if (row := read(line)) is not None), None)
 
 
@@ -139,7 +139,7 @@ Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
 
 
 def dialect_of(row: dict[str, Json]) -> Dialect | None:
-    """Return the program that logged a row, by its keys; None for any other.
+    """Return the program that logged a row, judged by its keys, or None.
 
     >>> dialect_of({"current_steps": 5, "total_steps": 10, "loss": 1.0}), dialect_of({"step": 5, "loss": 1.0})
     ('llama-factory', None)
@@ -152,7 +152,7 @@ def dialect_of(row: dict[str, Json]) -> Dialect | None:
 
 
 def read_json_lines(path: Path) -> SourceRun:
-    """Return the rows of the log; lines that are not rows are listed as skipped.
+    """Return the run of the log; lines that are not rows are listed as skipped.
 
     Raises:
         RecorderError: the file cannot be read.
@@ -186,7 +186,7 @@ def _take_line(raw: SourceRun, place: int, row: dict[str, Json]) -> None:
 
 
 def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:
-    """Return the step, and how many are planned."""
+    """Return the step and the planned number of steps."""
     place = row.get(_PLACE)
     if isinstance(place, str):
         step, _, planned = place.partition("/")
@@ -196,13 +196,13 @@ def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:
 
 
 def is_ludwig(document: Mapping[str, Json]) -> bool:
-    """Whether the document holds such statistics."""
+    """Whether the document holds Ludwig's training statistics."""
     training = document.get("training")
     return isinstance(training, dict) and isinstance(training.get(_COMBINED), dict)
 
 
 def read_ludwig(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
-    """Return the run: its evaluations, counted in steps where Ludwig evaluated every so many, else in epochs.
+    """Return the run, one row per evaluation. Steps count steps if Ludwig evaluated every so many, else epochs.
 
     Raises:
         RecorderError: the file holds no such statistics.

@@ -1,1 +1,43 @@
-"""What the verbs that write adapters share: the folder, its config, and where it came from."""
+"""Files that know no adapters, each kind in a module of its own.
+
+Here is what every layer above shares: types of paths, names in natural order, and the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Progress: TypeAlias = Callable[[int, int, str], None]  # items done, items in all, the name of the current one
+
+CHECKPOINT_PREFIX: Final = "checkpoint-"  # of the folders that the Trainer saves, before their step
+_DIGITS: Final = re.compile(r"(\d+)")
+_MOST_DIGITS: Final = 9  # int() of a longer one costs more than its order is worth
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """A sort key that compares runs of digits as numbers.
+
+    Numbers of more than nine digits come after all others, in the order of their text.
+
+    >>> sorted(["layers.10.k", "layers.2.k"], key=natural_key)
+    ['layers.2.k', 'layers.10.k']
+    """
+    return [
+        (-1, part) if i % 2 == 0 else (int(part), "") if len(part) <= _MOST_DIGITS else (10**_MOST_DIGITS, part)
+        for i, part in enumerate(_DIGITS.split(name))
+    ]
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder for one kind of thing (`norms`, `jax`), where the platform keeps caches; it may not exist yet.
+
+    On Linux that is under XDG_CACHE_HOME, or ~/.cache without it.
+    """
+    from platformdirs import user_cache_path  # noqa: PLC0415  # only those who keep something pay for it
+
+    return user_cache_path("gradience", appauthor=False) / kind

@@ -1,1 +1,351 @@
-"""Models that run: a base with adapters on it, inputs for it, and what its outputs say. Needs torch, imported late."""
+"""Models that run: a base with adapters on it, inputs for it, and what its outputs say.
+
+Here a base model and adapters are loaded through transformers and PEFT: local files only, in evaluation mode. torch,
+transformers and PEFT are imported when a model is loaded, so that those who load none need not have them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+
+from gradience.adapters.layout import PREFIX, Adapter
+from gradience.adapters.open import open_adapter
+from gradience.errors import AdapterError, GradienceError
+from gradience.io import PathLike
+
+if TYPE_CHECKING:
+    import torch
+
+
+Task: TypeAlias = Literal["causal-lm", "sequence-classification", "token-classification"]
+
+FIRST: Final = "default"
+"""PEFT's name of the adapter that a model is loaded with."""
+
+_OF_PEFT: Final[dict[str, Task]] = {
+    "CAUSAL_LM": "causal-lm",
+    "SEQ_CLS": "sequence-classification",
+    "TOKEN_CLS": "token-classification",
+}
+_CLASSES: Final[dict[Task, str]] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+_ENDINGS: Final[dict[str, Task]] = {
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+}
+_HEADS: Final = ("classifier", "score", "classification_head")  # transformers' names of a classifier's last layers
+_FITTING: Final = "give the model the adapter was trained on"
+_TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model that runs, in evaluation mode, with no parameter that asks for a gradient.
+
+    `model` is PEFT's, or the base's own where no adapter was given; `tokenizer` is None where none is beside the files.
+    """
+
+    model: Any
+    task: Task
+    device: torch.device
+    tokenizer: Any
+
+    @property
+    def config(self) -> Any:
+        """The base's configuration, of transformers."""
+        return self.model.config
+
+    @property
+    def pad(self) -> int | None:
+        """The id that fills short rows up; None for a classifier that has none and takes one row at a time."""
+        found: int | None = getattr(self.config, "pad_token_id", None)
+        return 0 if found is None and self.task != "sequence-classification" else found
+
+    @property
+    def longest(self) -> int | None:
+        """The tokens that the model has positions for; None where its config does not say."""
+        found: int | None = getattr(self.config, "max_position_embeddings", None)
+        return found
+
+
+def load_model(
+    base: PathLike, adapter: PathLike | None = None, *, task: Task | None = None, device: str | None = None
+) -> LoadedModel:
+    """The base with the adapter on it.
+
+    Weights are float32 on a CPU, where half precision is slow and its rounding would show in small differences, and of
+    the type they are stored in elsewhere.
+
+    Args:
+        base: a folder as transformers saves one, or organisation/name in the hub's local cache. Never downloaded.
+        adapter: the folder that PEFT saved; None for the base alone.
+        task: what the model predicts; without it, what the adapter's config says, else the base's.
+        device: torch's name of one; without it a GPU where torch has one.
+
+    Raises:
+        AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
+        GradienceError: torch, transformers or PEFT is not installed, or there is no such device.
+    """
+    torch, transformers = _libraries()
+    opened = None if adapter is None else open_adapter(adapter)[1]
+    place = _device(torch, device)
+    with _quietly(transformers):
+        config = _config(transformers, base)
+        chosen = task or _task(config, opened)
+        model, missing = _base(transformers, base, chosen, opened, dtype=None if place.type == "cpu" else "auto")
+        _refuse_random(missing, opened)
+        model.to(place)
+        loaded = LoadedModel(model, chosen, place, _tokenizer(transformers, [adapter, base]))
+        if adapter is not None and opened is not None:
+            _refuse_misfit(model, opened)
+            loaded.model = _with_adapter(model, Path(adapter), opened)
+    loaded.model.eval()
+    loaded.model.requires_grad_(requires_grad=False)
+    return loaded
+
+
+def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
+    """Put another adapter on a model that has one, under a name for `active`.
+
+    Raises:
+        AdapterError: it cannot be read, or does not fit the base.
+    """
+    _, transformers = _libraries()
+    opened = open_adapter(adapter)[1]
+    with _quietly(transformers), _misfits(adapter):
+        _refuse_misfit(loaded.model, opened)
+        loaded.model.load_adapter(os.fspath(adapter), name)
+    _refuse_unplaced(loaded.model, opened, name)
+    loaded.model.eval()
+    loaded.model.requires_grad_(requires_grad=False)
+
+
+def drop_adapter(loaded: LoadedModel, name: str) -> None:
+    """Take an adapter off again, and its memory with it."""
+    loaded.model.delete_adapter(name)
+
+
+@contextmanager
+def active(loaded: LoadedModel, name: str | None) -> Iterator[None]:
+    """A block in which the adapter of that name is the active one; None is the base without any."""
+    model = loaded.model
+    before = model.active_adapter
+    try:
+        with model.disable_adapter() if name is None else nullcontext():
+            if name is not None:
+                model.set_adapter(name)
+            yield
+    finally:
+        model.set_adapter(before)
+        model.requires_grad_(requires_grad=False)  # PEFT asks for gradients of what it activates
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import peft  # noqa: F401, PLC0415  # asked for before minutes are spent on the base
+        import torch  # noqa: PLC0415  # only those who run a model pay for it
+        import transformers  # noqa: PLC0415  # the same
+    except ModuleNotFoundError as error:
+        raise GradienceError(
+            f"running a model needs {error.name}, which is not installed", advice="in the clone: pip install -e '.[hf]'"
+        ) from error
+    return torch, transformers
+
+
+def _device(torch: Any, name: str | None) -> Any:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise GradienceError(f"{name!r} is not a device that torch knows", advice="give cpu or cuda") from error
+
+
+@contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """Without transformers' progress bars, its table of missing weights and PEFT's warnings: what matters is raised."""
+    from transformers.utils import logging as of_transformers  # noqa: PLC0415  # see the module's first lines
+
+    level, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    of_transformers.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        of_transformers.set_verbosity(level)
+        if bars:
+            of_transformers.enable_progress_bar()
+
+
+def _config(transformers: Any, base: PathLike) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(os.fspath(base), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"no base model at {base}: {_first_line(error)}",
+            advice="give a folder with config.json and weights, or organisation/name in the hub's cache",
+        ) from error
+
+
+def _task(config: Any, adapter: Adapter | None) -> Task:
+    """The task by the adapter's config, else by the class that the base was saved from, else by a head in the adapter.
+
+    Raises:
+        AdapterError: none of them says it, or it is one that is not run here.
+    """
+    named = None if adapter is None else adapter.config.task_type
+    if named is not None and named not in _OF_PEFT:
+        raise AdapterError(
+            f"task_type {named} is not run here",
+            advice=f"expected one of {', '.join(_OF_PEFT)} in the adapter's config",
+        )
+    if named is not None:
+        return _OF_PEFT[named]
+    for architecture in getattr(config, "architectures", None) or []:
+        for ending, task in _ENDINGS.items():
+            if architecture.endswith(ending):
+                return task
+    if adapter is not None and _labels(adapter) is not None:
+        return "sequence-classification"
+    raise AdapterError(
+        "neither the adapter's task_type nor the base's architectures say what the model predicts",
+        advice=f"expected {', '.join(get_args(Task))}: write task_type into the adapter's config",
+    )
+
+
+def _labels(adapter: Adapter) -> int | None:
+    """The number of classes by the head that the adapter saves whole: the rows of its last weight; None without one."""
+    rows = [
+        info.shape[0]
+        for name, info in adapter.tensors.items()
+        if adapter.roles.get(name) == "full_module"
+        and len(info.shape) == 2
+        and any(f".{head}." in f".{name}" for head in _HEADS)
+    ]
+    return min(rows, default=None)  # a head of two layers ends in the narrower one
+
+
+def _base(
+    transformers: Any, base: PathLike, task: Task, adapter: Adapter | None, *, dtype: str | None
+) -> tuple[Any, set[str]]:
+    """The base model, and the names of its weights that no file gave."""
+    labels = None if adapter is None or task == "causal-lm" else _labels(adapter)
+    options = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
+    import torch  # noqa: PLC0415  # see the module's first lines
+
+    try:
+        model, said = getattr(transformers, _CLASSES[task]).from_pretrained(
+            os.fspath(base), local_files_only=True, dtype=dtype or torch.float32, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"cannot load {base} for {task}: {_first_line(error)}", advice=_FITTING) from error
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in said["mismatched_keys"]}
+    return model, set(said["missing_keys"]) | mismatched
+
+
+def _refuse_random(missing: set[str], adapter: Adapter | None) -> None:
+    """Refuse a base of which something was initialised at random that the adapter does not bring along.
+
+    Raises:
+        AdapterError: it names the first such weight.
+    """
+    brought = set() if adapter is None else {_plain(name) for name in adapter.tensors}
+    random = sorted(name for name in missing if not any(name == b or name.endswith(f".{b}") for b in brought))
+    if random:
+        raise AdapterError(
+            f"{len(random)} weights are neither in the base nor in the adapter (first: {random[0]})",
+            advice="give a base, or an adapter, that has its head",
+        )
+
+
+def _plain(name: str) -> str:
+    """A saved tensor's name as the base spells it: without PEFT's prefix and wrappers."""
+    parts = name.removeprefix(PREFIX).split(".")
+    return ".".join(part for part in parts if part not in {"modules_to_save", "base_layer"})
+
+
+def _refuse_misfit(model: Any, adapter: Adapter) -> None:
+    """Refuse a base that has not the weights that the adapter updates, or has them in other shapes.
+
+    Raises:
+        AdapterError: it names the first such weight.
+    """
+    shapes = {_plain(name): tuple(p.shape) for name, p in model.named_parameters() if ".lora_" not in name}
+    for module in adapter.modules:
+        if module.expert is not None or module.kind not in {"linear", "dora", "embedding"}:
+            continue  # their shapes are of other axes: PEFT decides
+        name = module.base_name or f"{module.name}.weight"
+        shape = shapes.get(name)
+        if shape is None:
+            raise AdapterError(f"the base has no {name}, which the adapter updates", advice=_FITTING)
+        if shape != module.shape:
+            raise AdapterError(
+                f"{name} is of shape {list(shape)} in the base, and the adapter's update of {list(module.shape)}",
+                advice=_FITTING,
+            )
+
+
+def _with_adapter(model: Any, folder: Path, adapter: Adapter) -> Any:
+    import peft  # noqa: PLC0415  # see the module's first lines
+
+    with _misfits(folder):
+        adapted = peft.PeftModel.from_pretrained(model, os.fspath(folder))
+    _refuse_unplaced(adapted, adapter, FIRST)
+    return adapted
+
+
+@contextmanager
+def _misfits(folder: PathLike) -> Iterator[None]:
+    """A block in which PEFT's errors become ours."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise AdapterError(f"PEFT cannot load {folder} on this base: {_first_line(error)}", advice=_FITTING) from error
+
+
+def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
+    """Refuse an adapter of which PEFT left a tensor out, or that lacks one that PEFT made.
+
+    Raises:
+        AdapterError: it names the first such tensor.
+    """
+    import peft  # noqa: PLC0415  # see the module's first lines
+
+    placed = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    odd = sorted(placed ^ set(adapter.tensors))
+    odd = [one for one in odd if adapter.roles.get(one) not in {"base_copy", "full_module"} or one in placed]
+    if odd:
+        what = "does not hold" if odd[0] in placed else "holds, and this base has no place for,"
+        raise AdapterError(f"the adapter does not fit the base: it {what} {odd[0]} (of {len(odd)})", advice=_FITTING)
+
+
+def _tokenizer(transformers: Any, places: list[PathLike | None]) -> Any:
+    """The tokenizer of the first place that has one, or None."""
+    for place in places:
+        if place is None or (os.path.isdir(place) and not any((Path(place) / n).is_file() for n in _TOKENIZER)):  # noqa: PTH112  # a hub's name is not a path
+            continue
+        try:
+            return transformers.AutoTokenizer.from_pretrained(os.fspath(place), local_files_only=True)
+        except (OSError, ValueError):
+            continue  # an adapter's folder with a config alone
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return next((line.strip() for line in str(text).splitlines() if line.strip()), type(error).__name__)

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import ConfigError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.io.reading import decode_json, open_regular
-from gradience.models.load import LoadedModel
+from gradience.models import LoadedModel
 
 LONGEST: Final = 512  # tokens of an input; what is longer is cut: predictions of the first ones are as good to compare
 _LARGEST_ROW: Final = 16 << 20  # bytes of a line: a conversation of a million tokens has 5

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from gradience.models import LoadedModel
 from gradience.models.inputs import Batch, Example
-from gradience.models.load import LoadedModel
 
 _KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept rather than computed again
 _ACTIVATIONS: Final = 96 << 20  # bytes that the activations of one batch may take

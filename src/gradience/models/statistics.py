@@ -17,9 +17,9 @@ import torch
 from peft.tuners.lora.layer import LoraLayer, MultiheadAttention, ParamWrapper
 
 from gradience.errors import AdapterError
-from gradience.io.paths import Progress
+from gradience.io import Progress
+from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Batch
-from gradience.models.load import FIRST, LoadedModel
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 
 Floats = npt.NDArray[np.float64]

@@ -1,1 +1,211 @@
-"""Structs to words. Nothing here prints, reads a file or judges."""
+"""Structs to words. Nothing here prints, reads a file or judges.
+
+Here are values as words: text that is safe on a terminal, numbers and sizes, findings and skipped checks as lines; none
+of it knows a report. Every string of a log, a config or an adapter passes `clean` before it is printed.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from pathlib import PurePath
+from typing import Final, ParamSpec, TypeAlias, TypeVar
+
+from gradience.errors import few
+from gradience.schema import NonFinite
+from gradience.schema.document import Excluded, Finding, NotRun
+
+NAMES: Final = 4  # of a list in one sentence
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
+
+WIDTH = 72  # of a banner
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
+
+SKIPPED = "Skipped (missing input or not applicable)"
+_EXCLUDED = frozenset(item.value for item in Excluded)
+
+
+def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
+    """A report whose lines are yielded one by one, as a function of its whole text."""
+
+    @wraps(lines)
+    def text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return "\n".join(lines(*args, **kwargs))
+
+    return text
+
+
+def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int = 0) -> Iterator[str]:
+    """One line for each label and value; the values start `width` characters after the indent."""
+    return (f"{'':{indent}}{label + ':':<{width}}{value}" for label, value in pairs)
+
+
+def table(
+    columns: Columns[T], items: Iterable[T], *, most: int | None = None, of: str = "", indent: int = 2, gap: int = 2
+) -> Iterator[str]:
+    """A line of titles and one for each item; `most` and `of` as in `shortened`.
+
+    >>> list(table((("n", ">3", str), ("square", "", lambda n: str(n * n))), [7, 12]))
+    ['    n  square', '    7  49', '   12  144']
+    """
+
+    def line(cells: Iterable[str]) -> str:
+        texts = (f"{cell:{spec}}" for cell, (_, spec, _) in zip(cells, columns, strict=True))
+        return " " * indent + (" " * gap).join(texts)
+
+    yield line(title for title, _, _ in columns)
+    yield from shortened([line(cell(item) for _, _, cell in columns) for item in items], most, of=of, indent=indent)
+
+
+def shortened(
+    lines: Sequence[str], most: int | None, *, of: str = "", indent: int = 2, how: str = "--verbose lists all"
+) -> Iterator[str]:
+    """The first lines, and one that counts the others.
+
+    Args:
+        lines: all of them.
+        most: how many to keep; None for all.
+        of: what the others are, after the word "more".
+        indent: of the counting line.
+        how: the way to see the others.
+
+    >>> list(shortened(["a", "b", "c"], 1, indent=0))
+    ['a', '... and 2 more (--verbose lists all)']
+    """
+    yield from lines[:most]
+    if most is not None and len(lines) > most:
+        yield f"{'':{indent}}... and {len(lines) - most} more{f' {of}' if of else ''} ({how})"
+
+
+def listed(names: Sequence[str], most: int = NAMES, *, separator: str = ", ") -> str:
+    """The first names in one sentence, and the number of the others.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    return clean(few(names, most, separator))
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where that is due.
+
+    >>> counted(1, "finding"), counted(2, "finding"), counted(2, "info")
+    ('1 finding', '2 findings', '2 info')
+    """
+    return f"{n:,} {noun}" if n == 1 or noun == "info" else f"{n:,} {noun}s"
+
+
+def clean(text: str) -> str:
+    r"""The text on one line, without escape sequences, controls or bidi overrides (CWE-150).
+
+    >>> clean("a\x1b[31mb\u202ec\nd")
+    'abc d'
+    """
+    flat = _ESCAPES.sub("", text).replace("\n", " ").replace("\t", " ")
+    return "".join(ch for ch in flat if unicodedata.category(ch) not in _UNSAFE)
+
+
+def banner(title: str) -> list[str]:
+    """The title of a report between two rules."""
+    rule = "=" * WIDTH
+    return [rule, title, rule]
+
+
+def number(value: float | NonFinite | None, spec: str = ".2f") -> str:
+    """The number in the given format, `-` for None; non-finite numbers by name."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else format(value, spec)
+
+
+def percent(value: float | NonFinite | None) -> str:
+    """A fraction as a percentage with one decimal, `-` for None."""
+    return number(value, ".1%")
+
+
+def count(value: int) -> str:
+    """A count in thousands or millions, as people write it.
+
+    >>> count(294_912), count(950), count(41_943_040)
+    ('294.9K', '950', '41.9M')
+    """
+    for size, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K")):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return str(value)
+
+
+def megabytes(size: int) -> str:
+    """Bytes as megabytes (10**6), with two decimals and the unit."""
+    return f"{size / 1e6:.2f} MB"
+
+
+def words(name: str) -> str:
+    """A name from an enumeration, such as a verdict or a role, as words."""
+    return name.replace("_", " ")
+
+
+def shorter(text: str, most: int) -> str:
+    """The text, cut to at most so many characters, with an ellipsis where it was cut."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def sentence(text: str) -> str:
+    """The text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
+def short_path(path: str | PurePath) -> str:
+    """The last two parts of a path: a report is passed on, and should not disclose folders of the disk it was made on.
+
+    >>> short_path("/home/me/runs/toy/run.jsonl")
+    'toy/run.jsonl'
+    """
+    return "/".join(part for part in PurePath(path).parts[-2:] if part != "/")
+
+
+def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str]:
+    """A line per finding and one with its action; verbose adds its evidence."""
+    for finding in findings:
+        yield f"  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
+        yield from action_lines(finding, verbose=verbose)
+
+
+def action_lines(finding: Finding, *, verbose: bool) -> Iterator[str]:
+    """The action of a finding; verbose adds its evidence."""
+    if finding.action:
+        yield f"      -> {clean(finding.action)}"
+    yield from (f"      {label}: {clean(text)}" for label, text in grounds(finding) if verbose)
+
+
+def grounds(finding: Finding) -> list[tuple[str, str]]:
+    """Rationale, confidence, scope, evidence and verification of a finding, those that it has, with labels."""
+    labelled = [
+        ("why", finding.rationale),
+        ("confidence", None if finding.confidence is None else f"{finding.confidence:.2f}"),
+        ("scope", finding.scope),
+        *(("evidence", f"{item.source}: {item.says}") for item in finding.evidence),
+        ("verify", finding.verify),
+    ]
+    return [(label, text) for label, text in labelled if text]
+
+
+def skipped_lines(not_run: Sequence[NotRun], *, verbose: bool) -> Iterator[str]:
+    """One line with the number of checks that did not run; verbose adds one for each, with its reason."""
+    if not_run:
+        yield skipped_line(not_run, verbose=verbose)
+    yield from (f"  {item.id}: {clean(item.reason)}" for item in not_run if verbose)
+
+
+def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:
+    """The number of checks that the input did not allow, and of those that the user left out."""
+    excluded = sum(item.reason in _EXCLUDED for item in not_run)
+    parts = [f"{SKIPPED}: {len(not_run) - excluded}"] if len(not_run) > excluded else []
+    parts += [f"left out by --select or --ignore: {excluded}"] if excluded else []
+    return sentence("; ".join(parts)) + ("" if verbose else " (--verbose lists them with their reasons)")

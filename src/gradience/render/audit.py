@@ -10,9 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
-from gradience.render.plots import Quantity, heatmap
-from gradience.render.ranks import rank_pattern, rank_rules, suggested, update_size
-from gradience.render.text import (
+from gradience.render import (
     Columns,
     as_text,
     banner,
@@ -27,9 +25,11 @@ from gradience.render.text import (
     table,
     words,
 )
-from gradience.rules.weights.health import suggests_ranks
+from gradience.render.plots import Quantity, heatmap
+from gradience.render.ranks import rank_pattern, rank_rules, suggested, update_size
+from gradience.rules.weights import suggests_ranks
+from gradience.schema import NonFinite
 from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit
-from gradience.schema.scalars import NonFinite
 
 _NOT_ANALYSED: Final = 5  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6

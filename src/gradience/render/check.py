@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from gradience.render.monitor import probe_lines
-from gradience.render.plots import histogram_lines
-from gradience.render.text import (
+from gradience.render import (
     action_lines,
     as_text,
     banner,
@@ -28,11 +26,13 @@ from gradience.render.text import (
     skipped_line,
     skipped_lines,
 )
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
+from gradience.render.monitor import probe_lines
+from gradience.render.plots import histogram_lines
+from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
-from gradience.schema.findings import SEVERITIES, Coverage
+from gradience.schema.document import SEVERITIES, Coverage
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport, DataReport
-from gradience.schema.scalars import Real, as_float
 
 _TRAINERS = {
     "sft": "SFTTrainer",

@@ -11,8 +11,9 @@ from typing import Final
 
 import msgspec
 
+from gradience.render import Columns, as_text, banner, clean, listed, number, percent, shorter, table, words
 from gradience.render.plots import Cell, Grid, grid_lines, grid_of_cells
-from gradience.render.text import Columns, as_text, banner, clean, listed, number, percent, shorter, table, words
+from gradience.schema import Json, NonFinite
 from gradience.schema.compare import (
     AdapterPair,
     AlignedRow,
@@ -27,8 +28,7 @@ from gradience.schema.compare import (
     Overlap,
     SideOverlap,
 )
-from gradience.schema.findings import SEVERITIES
-from gradience.schema.scalars import Json, NonFinite
+from gradience.schema.document import SEVERITIES
 
 _SIDE_BY_SIDE: Final = 4  # runs
 _COLUMN: Final = 16

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from gradience.render import SKIPPED, clean, count, number, percent, sentence, short_path, shorter, words
 from gradience.render.bench import harm_cell, outcome_cell, rows_of, task_line
 from gradience.render.check import by_reason, split_headline
 from gradience.render.monitor import step_of_plan
-from gradience.render.text import SKIPPED, clean, count, number, percent, sentence, short_path, shorter, words
 from gradience.schema.audit import AuditReport, Standing
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged

@@ -10,8 +10,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from gradience.render.compare import difference_text
-from gradience.render.text import (
+from gradience.render import (
     Columns,
     as_text,
     banner,
@@ -26,6 +25,7 @@ from gradience.render.text import (
     table,
     words,
 )
+from gradience.render.compare import difference_text
 from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_cell, name_list
 from gradience.schema.merge import (
     CheckedModule,

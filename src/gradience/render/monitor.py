@@ -10,9 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.render.plots import curve_lines
-from gradience.render.ranks import update_size
-from gradience.render.text import (
+from gradience.render import (
     as_text,
     banner,
     clean,
@@ -24,11 +22,13 @@ from gradience.render.text import (
     skipped_lines,
     words,
 )
+from gradience.render.plots import curve_lines
+from gradience.render.ranks import update_size
 from gradience.rules.objective import has_perplexity
-from gradience.rules.weights.health import suggests_ranks
+from gradience.rules.weights import suggests_ranks
+from gradience.schema import NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import EvalPoint, MonitorReport
-from gradience.schema.scalars import NonFinite, as_float, number_in
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # in a frame

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from gradience.adapters.names import layer_label
-from gradience.render.text import clean, number
+from gradience.adapters import layer_label
+from gradience.render import clean, number
 
 if TYPE_CHECKING:  # a curve is drawn without the schema of audits
     from gradience.schema.audit import ModuleAudit

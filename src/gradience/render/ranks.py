@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from gradience.render.text import Columns, clean, count, megabytes, number, percent, shortened, table
-from gradience.rules.weights.health import LARGE_SIZE
+from gradience.render import Columns, clean, count, megabytes, number, percent, shortened, table
+from gradience.rules.weights import LARGE_SIZE
 from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, SuggestedRank
 
 _MODULES: Final = 8  # of a rank pattern, without --verbose

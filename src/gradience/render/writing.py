@@ -10,19 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render.text import (
-    Columns,
-    as_text,
-    banner,
-    clean,
-    count,
-    labelled,
-    listed,
-    megabytes,
-    number,
-    percent,
-    table,
-)
+from gradience.render import Columns, as_text, banner, clean, count, labelled, listed, megabytes, number, percent, table
 from gradience.schema.writing import (
     Calibration,
     ConvertedModule,

@@ -1,1 +1,388 @@
-"""Judgement: pure functions from schema Structs to findings. Every threshold carries its source."""
+"""Judgement: pure functions from schema Structs to findings. Every threshold carries its source.
+
+Here is the one record of a rule, whatever it judges: a configuration, a run's log, an adapter's weights, a merge. A
+rule describes itself (title, severity, condition, thresholds, evidence, what to do, how to verify) and holds one pure
+function, `observe`, from the facts it judges to what it observed. Everything else derives from the record: a finding
+takes from it what the observation does not override, the card of `gradience rules` is the record without its functions,
+and the condition's sentence takes its numbers from the thresholds, so that no number is written twice.
+
+A rule without its input never passes in silence: `needs` name what the facts lack, or `observe` raises `Unknown`, and
+the report lists the rule as not judged, with that reason. So it does with a rule that is not selected, or ignored, by
+its id or the beginning of one.
+
+Literature and observations that rules of several files cite stand here with their numbers; what one file cites stands
+in that file, beside its rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
+
+from gradience.configs import Preferences, read_preferences
+from gradience.errors import ConfigError
+from gradience.schema import Json, Severity, real
+from gradience.schema.document import (
+    RULES_SCHEMA_ID,
+    Evidence,
+    Excluded,
+    Finding,
+    NotRun,
+    RuleCard,
+    RuleGroup,
+    RulesReport,
+    RuleThreshold,
+    by_severity,
+)
+
+F = TypeVar("F")
+G = TypeVar("G")
+
+Need: TypeAlias = Callable[[F], str | None]
+"""Why these facts cannot be judged, for the report; None where they can."""
+
+GROUPS: Final[tuple[RuleGroup, ...]] = get_args(RuleGroup)
+
+
+class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
+    """The facts do not say what a rule needs; the text is the reason, for the report."""
+
+
+class Threshold(NamedTuple):
+    """A number that a rule compares with: its name, unit and source. A judgement or a proposal is called one."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One case that a rule found. A field that is None, or empty, is taken from the rule.
+
+    Attributes:
+        message: one sentence with the numbers of this case.
+        values: the numbers the rule looked at, by name.
+        severity: where this case is milder or graver than the rule's usual one.
+        confidence: the same for the confidence, in 0..1.
+        action: what to do in this case.
+        rationale: why this case matters.
+        evidence: what was seen in the input, in front of the rule's own evidence.
+    """
+
+    message: str
+    values: Mapping[str, Json] = field(default_factory=dict)
+    severity: Severity | None = None
+    confidence: float | None = None
+    action: str | None = None
+    rationale: str | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The description of a rule, as its card shows it.
+
+    Attributes:
+        id: stable, such as `LR001`.
+        groups: the commands that apply it.
+        severity: the usual one; an observation may be milder or graver.
+        condition: when it speaks, in a sentence; `{name}` stands for the value of the threshold of that name.
+        confidence: a judgement, in 0..1.
+        scope: where it applies, and where it does not.
+        rationale: why it matters.
+        action: what to consider doing.
+        verify: what would confirm or refute it.
+        thresholds: every number that it compares with.
+        evidence: its sources, with their numbers.
+    """
+
+    id: str
+    title: str
+    groups: tuple[RuleGroup, ...]
+    severity: Severity
+    condition: str
+    confidence: float
+    scope: str
+    rationale: str = ""
+    action: str
+    verify: str
+    thresholds: tuple[Threshold, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def speaks_when(self) -> str:
+        """The condition with the thresholds' numbers in it."""
+        return self.condition.format_map({item.name: f"{item.value:g}" for item in self.thresholds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Description, Generic[F]):
+    """A rule over facts of type F.
+
+    Attributes:
+        observe: what it sees in the facts: an observation, several, or None. Raises `Unknown` where undecided.
+        needs: what the facts must have, asked in order before `observe`; the first reason makes the rule "not judged".
+        applies: False where the rule means nothing: it is then neither judged nor listed as not judged.
+        settings: fields of a configuration that a finding is about, the nearest first; or how its values name them.
+    """
+
+    observe: Callable[[F], Iterable[Observation] | Observation | None]
+    needs: tuple[Need[F], ...] = ()
+    applies: Callable[[F], bool] = lambda _: True
+    settings: tuple[str, ...] | Callable[[Mapping[str, Json]], Iterable[str]] = ()
+
+    def over(
+        self,
+        observe: Callable[[G], Iterable[Observation] | Observation | None],
+        *,
+        needs: tuple[Need[G], ...] = (),
+        applies: Callable[[G], bool] = lambda _: True,
+    ) -> Rule[G]:
+        """The same rule over other facts: an audit recorded in a log is judged like the audit of a file."""
+        other: Rule[Any] = replace(self, observe=observe, needs=needs, applies=applies)  # type: ignore[arg-type]
+        return other
+
+
+class Verdict(NamedTuple):
+    """Findings, most severe first, and the rules that could not be judged, each with its reason."""
+
+    findings: list[Finding]
+    not_run: list[NotRun]
+
+
+def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
+    """The verdict of rules on facts. A rule that observed something before it raised `Unknown` is in both lists."""
+    found: list[Finding] = []
+    not_run: list[NotRun] = []
+    for rule in rules:
+        if not rule.applies(facts):
+            continue
+        lacking = next((reason for need in rule.needs if (reason := need(facts)) is not None), None)
+        if lacking is not None:
+            not_run.append(NotRun(id=rule.id, reason=lacking))
+            continue
+        try:
+            for seen in _each(rule.observe(facts)):
+                found.append(finding(rule, seen))  # noqa: PERF401  # what was seen before Unknown is kept
+        except Unknown as unknown:
+            not_run.append(NotRun(id=rule.id, reason=str(unknown)))
+    return Verdict(by_severity(found), not_run)
+
+
+def _each(seen: Iterable[Observation] | Observation | None) -> Iterable[Observation]:
+    if seen is None:
+        return ()
+    return (seen,) if isinstance(seen, Observation) else seen
+
+
+def finding(rule: Description, seen: Observation) -> Finding:
+    """The finding of a rule on what it saw; what the observation leaves open is the rule's own."""
+    return Finding(
+        id=rule.id,
+        severity=seen.severity or rule.severity,
+        message=seen.message,
+        action=seen.action or rule.action,
+        rationale=seen.rationale or rule.rationale or None,
+        confidence=rule.confidence if seen.confidence is None else seen.confidence,
+        scope=rule.scope,
+        verify=rule.verify,
+        evidence=list(dict.fromkeys((*seen.evidence, *rule.evidence))),
+        values={name: real(value) if isinstance(value, float) else value for name, value in seen.values.items()},
+    )
+
+
+def cite(source: str, says: str) -> Evidence:
+    """The evidence of a rule: a paper, a document, an experiment, and what it says, with its numbers."""
+    return Evidence(source=source, says=says)
+
+
+def card(rule: Description) -> RuleCard:
+    """The rule as `gradience rules`, the docs and SARIF show it."""
+    return RuleCard(
+        id=rule.id,
+        title=rule.title,
+        groups=list(rule.groups),
+        severity=rule.severity,
+        condition=rule.speaks_when,
+        confidence=rule.confidence,
+        scope=rule.scope,
+        rationale=rule.rationale,
+        action=rule.action,
+        verify=rule.verify,
+        thresholds=[RuleThreshold(**item._asdict()) for item in rule.thresholds],
+        evidence=list(rule.evidence),
+    )
+
+
+SWEEP = "tinker-cookbook, recipes/chat_sl/results/sft_sweep.md (35 models, one chat data set, Adam, batch 128)"
+LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's lora_without_regret.md)"
+
+SWEEP_HIGH = cite(SWEEP, "80 runs diverged, 72 of them at 3e-3; 1e-3 costs +0.5 % in the median and up to 6.9 %")
+TRL_RL = cite("TRL docs, peft_integration.md", "with LoRA: DPO 5e-6, GRPO 1e-5")
+TINKER_STEPS = cite(
+    "tinker-cookbook, skills/research/references/hyperparams.md",
+    "at least 100 steps; the best results come with 1000 and more",
+)
+RECIPES = cite(
+    "shipped recipes, counted",
+    "SFT medians 2e-4 (Axolotl, n = 163), 3e-4 (torchtune, n = 99); RL 1e-5 (Axolotl, n = 15)",
+)
+NEMOTRON = cite("huggingface/peft#3554", "default targets hit 4 of 56 layers; loss stayed at ln 2 for all of DPO")
+CLASSIFIER_DOCS = cite(
+    "PEFT docs, troubleshooting",
+    "a new head is trained and saved only if task_type or modules_to_save says so; else it is random",
+)
+SAVE_FLOW = cite(
+    "transformers, DefaultFlowCallback (5.24)",
+    "by steps: a checkpoint every save_steps and one at the end; with 'no' none",
+)
+NO_TRAIN_LOSS = cite(
+    "experiment, transformers 5.24", "with logging_steps above the number of steps no loss row is written"
+)
+EVAL_DEFAULT = cite("transformers TrainingArguments", "eval_strategy is 'no' unless it is set")
+INSTRUCT_GPT = cite(
+    "InstructGPT, arXiv 2203.02155 (quoted)",
+    "loss overfits after 1 epoch, yet more epochs raised human preference: counter-evidence",
+)
+
+
+TRIAL = cite("benchmarks/detectors.py", "recall and false findings on synthetic curves: docs/detectors.md")
+MASKED = cite("transformers 5.24, observed", "a NaN step is logged as loss 0.0, grad_norm nan")
+ALL_MASKED = cite("huggingface/trl#6668", "SFTTrainer logs loss 0.0 when every label is masked, and trains on")
+NAN_TRL = cite("huggingface/trl#6702", "a corrupted run reports a clean loss curve")
+DIVERGENCE = cite(
+    "llm-foundry KillLossSpike; Axolotl LossWatchDogCallback",
+    "half a window above the first one; above twice the initial loss three times",
+)
+KARPATHY = cite("Karpathy, A Recipe for Training Neural Networks", "check the loss against -ln(1/K)")
+PRECHELT = cite(
+    "Prechelt, Early Stopping - But When?", "GL = 100 (E / E_opt - 1) over 2; UP: worse in s successive strips"
+)
+LOGGING_DEFAULT = cite("transformers 5.24", "the default logging_steps=500 logs nothing in a short run")
+ENERGY = cite("definition", "energy: sum of squared singular values of dW; no measure of usefulness")
+
+
+UTILIZATION = cite("project convention", "utilization under 25 %: likely over-provisioned")
+
+
+def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
+    """The known ids that are not to be applied, each with the reason for the report.
+
+    >>> left_out(["LR001", "LR002", "TGT001"], ["LR001", "LR002"], ["LR002"])
+    {'LR002': 'ignored on request', 'TGT001': 'not selected'}
+    """
+    reasons = {rule_id: Excluded.NOT_SELECTED.value for rule_id in known if rule_id not in wanted}
+    return {
+        rule_id: reasons.get(rule_id, Excluded.IGNORED.value) for rule_id in known if rule_id in {*reasons, *unwanted}
+    }
+
+
+def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[str]:
+    """The ids that begin with one of the entries, in any case; `ALL` is every id.
+
+    Raises:
+        ConfigError: an entry is the beginning of no id.
+    """
+    asked = [entry.strip().upper() for given in entries for entry in given.split(",")]
+    strange = [entry for entry in asked if not _hits(known, entry)]
+    if strange:
+        names = ", ".join(entry or "an empty text" for entry in strange)
+        raise ConfigError(f"--{option}: no rule is called {names}", advice=f"rules: {' '.join(known)}")
+    return [rule_id for rule_id in known if any(rule_id in _hits(known, entry) for entry in asked)]
+
+
+def _hits(known: Sequence[str], entry: str) -> list[str]:
+    if entry == "ALL":
+        return list(known)
+    return [rule_id for rule_id in known if entry and rule_id.startswith(entry)]
+
+
+def without(
+    findings: Iterable[Finding], not_run: Iterable[NotRun], reasons: Mapping[str, str]
+) -> tuple[list[Finding], list[NotRun]]:
+    """The findings and the rules not run, less those left out; these are among the latter with their reason."""
+    kept = [finding for finding in findings if finding.id not in reasons]
+    others = [item for item in not_run if item.id not in reasons]
+    return kept, others + [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
+
+
+def excluded_rules(
+    ids: Sequence[str],
+    *,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: str | PathLike[str] | None = None,
+) -> dict[str, str]:
+    """The rules that a verb is not to apply, each with the reason for its report.
+
+    Args:
+        ids: the rules that the verb has.
+        select: ids of them, or beginnings of ids, to apply; all by default.
+        ignore: ids, or beginnings of ids, to leave out.
+        settings: a settings file, whose `select` and `ignore` apply where the arguments of that name are empty. It may
+            name the rules of other verbs too.
+
+    Raises:
+        ConfigError: the file cannot be read, or an entry is the beginning of no id.
+    """
+    given = {"select": list(select), "ignore": list(ignore)}
+    filed = Preferences() if settings is None else read_preferences(Path(settings))
+    wanted = _matching(ids, given["select"], filed.select, "select") if given["select"] or filed.select else ids
+    return left_out(ids, wanted, _matching(ids, given["ignore"], filed.ignore, "ignore"))
+
+
+def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: str) -> list[str]:
+    if given or not filed:
+        return matching(ids, given, option)
+
+    return matching(all_ids(), filed, option)
+
+
+@cache
+def rule_cards() -> tuple[RuleCard, ...]:
+    """A card for every rule, each id once, in the order of the groups."""
+    from gradience.rules.config import RULES  # noqa: PLC0415  # all of them import this module
+    from gradience.rules.data import DATA_RULES  # noqa: PLC0415  # the same
+    from gradience.rules.joins.run import JOINS  # noqa: PLC0415  # the same
+    from gradience.rules.log import DETECTORS  # noqa: PLC0415  # the same
+    from gradience.rules.merge import MERGE_RULES  # noqa: PLC0415  # the same
+    from gradience.rules.weights.rules import WEIGHTS_RULES  # noqa: PLC0415  # the same
+
+    every: tuple[Description, ...] = (*RULES, *DATA_RULES, *DETECTORS, *WEIGHTS_RULES, *JOINS, *MERGE_RULES)
+    cards = {rule.id: card(rule) for rule in every}
+    return tuple(sorted(cards.values(), key=lambda each: GROUPS.index(each.groups[0])))
+
+
+def cards_of(*groups: RuleGroup) -> list[RuleCard]:
+    """The rules that apply in any of the groups."""
+    return [each for each in rule_cards() if not set(groups).isdisjoint(each.groups)]
+
+
+def all_ids() -> Sequence[str]:
+    """The ids of every rule: what a project's settings may name."""
+    return [each.id for each in rule_cards()]
+
+
+def rules_named(name: str) -> list[RuleCard]:
+    """The rule of this id, else those whose ids begin so, in any case; nothing for an empty name."""
+    wanted = name.strip().upper()
+    begun = [each for each in rule_cards() if wanted and each.id.startswith(wanted)]
+    return [each for each in begun if each.id == wanted] or begun
+
+
+def list_rules(prefix: str | None = None) -> RulesReport:
+    """Return every rule, or those whose id begins with a text such as `LR`; case does not matter.
+
+    Raises:
+        ConfigError: no id begins so.
+    """
+    cards = rule_cards() if prefix is None else rules_named(prefix)
+    if not cards:
+        raise ConfigError(f"unknown rule {prefix!r}", advice="'gradience rules' lists them")
+    return RulesReport(schema=RULES_SCHEMA_ID, rules=list(cards))

@@ -1,7 +1,7 @@
-"""Rules on adapters that may be merged: what `gradience merge-check` says of a weighted sum before it is made.
+"""Rules on adapters that may be merged: what `gradience merge-check` says about a weighted sum before it is made.
 
-All of them read the numbers of one `MergeCheckReport` (cosines, norms, what the sum keeps of each adapter); none opens
-a file. The thresholds are heuristics, and each is called one.
+They read the numbers of one `MergeCheckReport` (cosines, norms, how much of each adapter the sum keeps) and open no
+file. The thresholds are heuristics and are called so.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.findings import RuleGroup
+from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.schema.document import RuleGroup
 from gradience.schema.merge import CheckedPair, MergeCheckReport
 
 OPPOSED = Threshold(

@@ -1,7 +1,7 @@
-"""The objective of a run, and the evidence for it.
+"""The training objective of a run, and the evidence for it.
 
-Most published numbers hold for one kind of objective. `objective_of` derives the kind from a configuration, and
-`only_under` and `not_under` are the two ways in which a rule abstains where it does not fit.
+Most published numbers hold for one kind of objective. `objective_of` derives the kind from a configuration. A rule uses
+`only_under` or `not_under` to abstain under an objective that it does not fit.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol
 
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import OF_PREFERENCE, OF_REWARD, OF_RL
+from gradience.schema.events import OF_PREFERENCE, OF_REWARD, OF_RL, ConfigSnapshot
 
 Kind = Literal["sft", "classification", "preference", "reward", "rl", "unknown"]
-"""`reward`: a model of rewards, trained on pairs of answers (TRL's RewardTrainer)."""
+"""`reward` is a reward model, trained on pairs of answers (TRL's RewardTrainer)."""
 
 
 class Objective(NamedTuple):
-    """The kind of objective, the ground for it, and whether the user or the trainer's own config states it."""
+    """The kind of objective, the evidence for it, and whether the user or the trainer's own config states it."""
 
     kind: Kind
     because: str
@@ -48,7 +47,7 @@ _TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "reward"
 
 
 def objective_of(config: ConfigSnapshot) -> Objective:
-    """The objective of a run: the task as stated, else the trainer's config, else what was logged, else hints.
+    """The objective of a run by the first of: the stated task, the trainer's config, logged names, other hints.
 
     >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind
     'classification'
@@ -66,7 +65,7 @@ def objective_of(config: ConfigSnapshot) -> Objective:
 
 
 def objective_by_names(names: AbstractSet[str]) -> Objective | None:
-    """The objective that the names of logged values show; None where they show none.
+    """The objective that the names of logged values imply, or None.
 
     >>> objective_by_names({"loss", "odds_ratio_loss"}).kind, objective_by_names({"loss", "epoch"})
     ('preference', None)
@@ -101,25 +100,25 @@ def _profiled(config: ConfigSnapshot) -> Objective:
 
 
 def has_perplexity(kind: str) -> bool:
-    """Whether the loss of such a run is a cross-entropy, whose exponential is a perplexity."""
+    """Whether the loss under this objective is a cross-entropy, so that its exponential is a perplexity."""
     return kind not in {"preference", "reward", "rl"}
 
 
 class HasObjective(Protocol):
-    """Facts of a configuration or a run."""
+    """A configuration or a run with an objective."""
 
     @property
     def objective(self) -> Objective:
-        """What the run optimises."""
+        """The training objective."""
 
 
 def only_under(*kinds: Kind) -> Callable[[HasObjective], bool]:
-    """Whether a rule applies that was made for these objectives; under others it is not even mentioned."""
+    """Condition of a rule made for these objectives; under others the rule is not even listed as not judged."""
     return lambda facts: facts.objective.kind in kinds
 
 
 def not_under(*kinds: Kind) -> Callable[[HasObjective], str | None]:
-    """The need of a rule that means nothing under these objectives."""
+    """Need of a rule that means nothing under these objectives."""
 
     def reason(facts: HasObjective) -> str | None:
         kind, because, _ = facts.objective

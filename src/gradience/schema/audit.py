@@ -8,9 +8,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from gradience.schema.document import Report
-from gradience.schema.findings import Finding, NotRun
-from gradience.schema.scalars import Fraction, NonNegativeInt, Real, about
+from gradience.schema import Fraction, NonNegativeInt, Real, about
+from gradience.schema.document import Finding, NotRun, Report
 
 Rank = Annotated[int, Meta(ge=0)]
 

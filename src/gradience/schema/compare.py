@@ -7,9 +7,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from gradience.schema.document import Report
-from gradience.schema.findings import FindingRef
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
+from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
+from gradience.schema.document import FindingRef, Report
 
 COMPARE_SCHEMA_ID: Final = "gradience.compare/v2"
 

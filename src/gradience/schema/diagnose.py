@@ -6,11 +6,10 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
+from gradience.schema import NonNegativeInt, Real, Severity, about
 from gradience.schema.audit import AuditReport
-from gradience.schema.document import Report
-from gradience.schema.findings import Finding, NotRun
+from gradience.schema.document import Finding, NotRun, Report
 from gradience.schema.reports import CheckReport, MonitorReport
-from gradience.schema.scalars import NonNegativeInt, Real, Severity, about
 
 DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 

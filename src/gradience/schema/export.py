@@ -17,8 +17,8 @@ from gradience.errors import SchemaError
 from gradience.schema.audit import AuditReport
 from gradience.schema.compare import BenchReport, CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
+from gradience.schema.document import RulesReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
-from gradience.schema.findings import RulesReport
 from gradience.schema.fleet import (
     FleetAuditReport,
     FleetShowReport,

@@ -1,12 +1,12 @@
-"""The spectra of updates: of many modules at once from their Gram matrices, and of one that is a whole matrix.
+"""The spectra of updates: of many low-rank updates from their Gram matrices, and of one update that is a dense matrix.
 
-The quantities are written for one module, vmapped and jitted. Every first call of a process traces these lines, which
-takes as long as they are many: what several quantities share is computed once, and primitives of `lax` stand where
-numpy's manners would be paid for.
+The quantities are written for one module, then vmapped and jitted. Each process traces them at its first call, in a
+time that grows with the number of operations. So shared terms are computed once, and `lax` primitives replace
+`jax.numpy` functions, which trace more operations.
 
-No factors of low rank give the spectrum of a whole matrix, such as DoRA's update. Of a small one it is every singular
-value, from the Gram matrix of its shorter side in float64. Of a large one the leading values and bounds on the rest:
-sums of squares of the leading values bound every energy rank from both sides.
+Some updates, such as DoRA's, are dense matrices without low-rank factors. `dense_spectrum` gives all singular values of
+a small one, from the float64 Gram matrix of its shorter side. Of a large one it gives the leading values and a bound on
+the rest, from which every energy rank is bounded from both sides.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
-from gradience.spectral import update
+from gradience.spectral import in_threads, update
 from gradience.spectral.grams import Floats, Grams, Loads, Matrix, grams_of
 from gradience.spectral.krylov import Operator, as_float32, leading
-from gradience.spectral.threads import in_threads
 from gradience.spectral.update import LowRank, Maps, core_maps, leading_part
 
 SHARES: Final = (0.90, 0.95, 0.99)
@@ -33,13 +32,13 @@ _MODULES: Final = 64  # modules per call for the quantities
 _USED: Final = np.zeros((0, 0))
 
 EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
-_COLUMNS: Final = 1024  # cast to float64 at a time
-_LEADING: Final = 64
-_SLACK: Final = 1e-4  # relative, on the largest value of what the leading part leaves out
+_COLUMNS: Final = 1024  # columns cast to float64 at a time
+_LEADING: Final = 64  # leading singular values of a large dense matrix, at least
+_SLACK: Final = 1e-4  # relative: added to the largest singular value of the remainder, to make it an upper bound
 
 
 class Quantities(NamedTuple):
-    """The numbers of one module; of a batch of them, each with a leading axis."""
+    """The quantities of one module's spectrum; for a batch of modules, each field has a leading axis."""
 
     stable_rank: Array
     effective_rank: Array
@@ -50,7 +49,7 @@ class Quantities(NamedTuple):
 
 
 def quantities(sigma: Array) -> Quantities:
-    """Return every quantity of singular values (r,), largest first; all are 0 where the values are."""
+    """Return every quantity of the singular values sigma (r,), largest first; all are 0 if sigma is zero."""
     largest = lax.index_in_dim(sigma, 0, keepdims=False)
     ratio = _relative(sigma, largest)
     energy = lax.mul(ratio, ratio)
@@ -77,7 +76,7 @@ def _relative(sigma: Array, largest: Array) -> Array:
 
 
 def _or_one(x: Array) -> Array:
-    """Return x where it is above zero, else 1: a divisor."""
+    """Return x where it is positive, else 1, so that the result can divide."""
     return _where(_is_positive(x), x, 1.0)
 
 
@@ -90,7 +89,7 @@ def _where(condition: Array, x: Array, other: float) -> Array:
 
 
 def _spread(x: Array, like: Array) -> Array:
-    """Return a scalar as an array of the shape of another."""
+    """Return the scalar x broadcast to the shape of `like`."""
     return lax.broadcast(x, like.shape)
 
 
@@ -99,7 +98,7 @@ def _sum(x: Array) -> Array:
 
 
 def effective_rank(ratio: Array) -> Array:
-    """exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
+    """The effective rank exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
     total = _sum(ratio)
     share = lax.div(ratio, _spread(_or_one(total), ratio))
     entropy = lax.neg(_sum(lax.mul(share, lax.log(_or_one(share)))))
@@ -107,16 +106,17 @@ def effective_rank(ratio: Array) -> Array:
 
 
 def participation_ratio(energy: Array, total: Array) -> Array:
-    """(sum sigma^2)^2 / sum sigma^4, in [1, r]."""
+    """The participation ratio (sum sigma^2)^2 / sum sigma^4, in [1, r]."""
     return lax.div(lax.mul(total, total), _or_one(_sum(lax.mul(energy, energy))))
 
 
 def energy_ranks(held: Array, total: Array) -> Array:
-    """Least k with sum_{i<=k} sigma^2 >= share * sum sigma^2, of each share; the best rank-k error is sqrt(1 - share).
+    """The least k with sum_{i<=k} sigma^2 >= share * sum sigma^2, for each share in `SHARES`.
 
-    `held` (r,) are the sums of the first k squares.
+    The best rank-k approximation then has a relative error of at most sqrt(1 - share). `held` (r,) holds the sums of
+    the first k squares.
     """
-    # The sum's own rounding must not ask for one more rank where the first k reach the share exactly.
+    # If the first k squares reach the share exactly, rounding of the sum must not ask for one more rank.
     slack = 1.0 - held.shape[0] * np.finfo(held.dtype).eps
     bars = lax.mul(np.asarray(SHARES, held.dtype) * slack, lax.broadcast(total, (len(SHARES),)))
     size = (len(SHARES), *held.shape)
@@ -126,15 +126,15 @@ def energy_ranks(held: Array, total: Array) -> Array:
 
 
 def relative_errors(tails: Array, total: Array) -> Array:
-    """sqrt(sum_{i>k} sigma^2 / sum sigma^2) for k = 0..r: the relative Frobenius error of the best rank k.
+    """The relative Frobenius error of the best rank-k approximation, sqrt(sum_{i>k} sigma^2 / sum sigma^2), k = 0..r.
 
-    `tails` (r,) are the sums of the squares from the k-th on, k = 0..r-1.
+    `tails` (r,) holds the sums of all squares but the first k, for k = 0..r-1.
     """
     return lax.pad(lax.sqrt(lax.div(tails, _spread(_or_one(total), tails))), np.zeros((), tails.dtype), ((0, 1, 0),))
 
 
 class Spectrum(NamedTuple):
-    """The numbers of one module; norms and singular values include the scale."""
+    """The spectrum of one module's update and its quantities; norms and singular values include the scale."""
 
     sigma: npt.NDArray[np.float64]
     finite: bool
@@ -146,7 +146,7 @@ class Spectrum(NamedTuple):
     spectral_norm: float
     frobenius_norm: float
     factor_stable_ranks: tuple[float, float]
-    """Of b and of a alone, in this order; of `narrowed` factors where r is larger than a side."""
+    """The stable ranks of b alone and of a alone; of the `narrowed` factors if `inner_size` is below r."""
 
 
 _of_one = jax.jit(quantities)
@@ -154,7 +154,7 @@ _of_many = jax.jit(jax.vmap(quantities))
 
 
 def use_device(device: str) -> None:
-    """Choose where the core runs in this process: `auto`, `cpu`, `gpu` or `tpu`. For a program's start.
+    """Choose the device on which this process computes: `auto`, `cpu`, `gpu` or `tpu`. Call it at program start.
 
     Raises:
         ValueError: JAX has no such device here.
@@ -169,18 +169,18 @@ def use_device(device: str) -> None:
 
 
 def spectra(loads: Loads, grams: Sequence[Grams] | None = None) -> list[Spectrum]:
-    """Return the spectrum of each update, in order; from its `grams_of` where the caller has them.
+    """Return the spectrum of each update, in order. `grams` are the updates' `grams_of`, if the caller has them.
 
-    Each load is called once (twice for the rare update whose factors all but cancel), and from several
-    threads: consecutive loads mostly from the same one. Each thread holds one module at a time.
+    Several threads call the loads, consecutive loads mostly the same thread, and each thread holds one module at a
+    time. Each load is called once, or twice for the rare update whose factors almost cancel.
     """
     return _finish(loads, grams_of(loads) if grams is None else list(grams))
 
 
 def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
-    """Return each update's spectrum and what `gram_maps` gives at its whole rank, from one decomposition.
+    """Return each update's spectrum and its `gram_maps` at full rank, both from one eigendecomposition.
 
-    The spectra lack `factor_stable_ranks`. Loads are called as by `spectra`.
+    The spectra's `factor_stable_ranks` are NaN. Loads are called as by `spectra`.
     """
     maps: dict[int, Maps | None] = {}
     found = _finish(loads, grams_of(loads), maps)
@@ -188,10 +188,13 @@ def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
 
 
 def spectrum_of(sigma: Matrix) -> Spectrum:
-    """Return the spectrum with these singular values: finite, largest first, in float64, at least one."""
+    """Return the spectrum that has the given singular values: at least one, finite, largest first.
+
+    `factor_stable_ranks` are NaN, because there are no factors.
+    """
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
         numbers = _of_one(np.asarray(sigma, np.float64))
-    unknown = np.full(2, np.nan)  # of the factors alone
+    unknown = np.full(2, np.nan)  # the stable ranks of the factors
     return _spectrum(sigma, numbers, Grams(sigma, sigma, len(sigma), 1.0), unknown, finite=True)
 
 
@@ -214,10 +217,18 @@ def _finish(loads: Loads, grams: list[Grams], maps: dict[int, Maps | None] | Non
 def _sigma(
     loads: Loads, grams: list[Grams], some: Sequence[int], maps: dict[int, Maps | None] | None
 ) -> tuple[Matrix, Matrix, Matrix]:
-    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite.
+    """Return the singular values, the finite flags and the factors' stable ranks of a batch of updates.
 
-    `some` are the indices of updates whose Gram matrices have one size, at most as many as there are rows.
-    And the stable ranks of a's and of b's alone (2, modules); or NaN, and each module's maps are put into `maps`.
+    The singular values have `_MODULES` rows in every batch, so that XLA compiles one shape per matrix size; surplus
+    rows are zero.
+    The stable ranks (2, modules) are those of each a, then of each b. If `maps` is given, they are NaN, and each
+    module's maps are put into `maps`; its Gram matrices are dropped.
+
+    Args:
+        loads: the loads of all updates.
+        grams: the Gram matrices of all updates.
+        some: the batch's indices, at most `_MODULES`; their Gram matrices have one size.
+        maps: where to put the maps, by index.
     """
     size = len(grams[some[0]].gram_a)
     sides = np.zeros((2, len(some), size, size))
@@ -235,7 +246,7 @@ def _sigma(
         for row, index in enumerate(some):
             one = update.GramCore(*(field[row] for field in core))
             maps[index] = core_maps(one, squares[row], vectors[row], size)
-            grams[index] = grams[index]._replace(gram_a=_USED, gram_b=_USED)  # maps are as large
+            grams[index] = grams[index]._replace(gram_a=_USED, gram_b=_USED)  # the maps are as large: free these
     sigma = np.zeros((_MODULES, size))
     sigma[: len(some)] = spectrum.sigma
     for row, index in enumerate(some):
@@ -264,17 +275,18 @@ def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *
 
 
 def _padded(values: Matrix, length: int) -> Matrix:
-    """The first values, and zeros beyond them: what lies past the product's own rank is zero."""
+    """Return the values cut or zero-padded to a length: beyond the rank of the product, singular values are zero."""
     found = np.zeros(length)
     found[: len(values)] = values[:length]
     return found
 
 
 class DenseSpectrum(NamedTuple):
-    """`sigma` largest first: all singular values, or the leading ones where `is_whole` is false.
+    """The spectrum of a dense matrix, whose shorter side is `size`.
 
-    `energy` is the sum of all squared values, `next_square` a bound on the square of every value that `sigma` lacks;
-    `converged` whether the iterations reached their tolerance.
+    `sigma` holds all singular values, largest first, or only the leading ones if `is_whole` is false. `energy` is the
+    sum of all squared singular values. `next_square` bounds the square of every value that `sigma` lacks. `converged`
+    says whether the iterations reached their tolerance.
     """
 
     sigma: Floats
@@ -285,10 +297,11 @@ class DenseSpectrum(NamedTuple):
     converged: bool = True
 
     def energy_rank(self, share: float) -> tuple[int, int]:
-        """The least and the most that k can be, k the fewest values that hold this share of the energy.
+        """Bounds (lower, upper) on the energy rank: the fewest values whose squares hold this share of the energy.
 
-        Values beyond the leading ones fall, so their sums rise at least as a straight line does to the whole energy
-        (the most), and by Ky Fan's inequality no faster than `next_square` a value (the least).
+        The squares beyond the leading ones decrease, so their partial sums lie on or above a straight line to the whole
+        energy; that gives the upper bound. By Ky Fan's inequality, each further value adds at most `next_square`; that
+        gives the lower bound.
         """
         held = np.cumsum(self.sigma**2)
         wanted = share * self.energy * (1.0 - self.size * np.finfo(np.float64).eps)
@@ -308,9 +321,10 @@ class DenseSpectrum(NamedTuple):
 
 
 def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> DenseSpectrum:
-    """The spectrum of a finite matrix (m, n), in float64; of a large one at least so many `values`.
+    """The spectrum of a finite matrix (m, n), in float64; of a large one, the leading `values` (at least 64).
 
-    Values under about 1e-8 of the largest are rounding: they come from squares.
+    Singular values below about 1e-8 of the largest are rounding errors, because they are roots of eigenvalues of a
+    Gram matrix.
     """
     size = min(matrix.shape)
     if size <= EXACT_UP_TO:
@@ -342,5 +356,5 @@ def gram_of(matrix: Matrix) -> Floats:
 
 
 def _less(matrix: Operator, low: LowRank) -> Operator:
-    """The matrix without its leading part, which is subtracted as factors."""
+    """The matrix minus its leading part, as an operator; the leading part is subtracted as factors."""
     return matrix.plus(-low.u * low.sigma, low.v)

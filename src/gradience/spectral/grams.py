@@ -1,14 +1,23 @@
-"""Gram matrices of many updates, in float64: the long axes are summed away, and what is left of a module is r x r.
+"""The Gram matrices A A^T and B^T B of many low-rank updates, in float64, and a sketch of each update.
 
-On an accelerator by JAX (`tiles`). On a CPU by BLAS, each core on modules of its own: its product of a matrix with its
-own transpose does half the work of a general product, which is what XLA makes of it there.
+JAX computes Gram matrices on an accelerator (`tiles`). BLAS computes them on a CPU, with each core on modules of its
+own. BLAS does half the work of a general product for a matrix times its own transpose; XLA on a CPU does the general
+product. If r exceeds the largest rank that the product can have, `narrowed` reduces the factors first. So the work
+grows with min(d_out, d_in, r).
 
-Factors of a rank beyond their product's are brought down to it first: all work then grows with min(d_out, d_in, r).
+A sketch is a short vector whose inner products estimate those of whole updates, to find near duplicates. It is a
+TensorSketch (Pham and Pagh, KDD 2013) of each rank-one term b_i a_i^T. The two vectors are folded to D numbers each,
+with random signs, and the circular convolutions of the terms are summed. That costs one pass over the factors, and no
+matrix is formed. `grams_and_sketch` computes the Gram matrices in the same pass, on the calling thread. It is meant for
+a process that has one core, and for adapters whose modules are so small that calls cost more than the work. So it
+stacks updates of one shape. An update's numbers do not depend on the stack it is in.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from threading import Lock
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -16,35 +25,45 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.threads import in_threads, most_threads
+from gradience.spectral import in_threads, most_threads
 
 Matrix: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-_CHEAP: Final = 64  # r x r matrices of that size cost nothing: factors up to it are left as they are
+_CHEAP: Final = 64  # rank: factors up to it are never narrowed, because their r x r matrices cost almost nothing
 
-_LEAST_SHARE: Final = 8  # modules that are worth a thread
-_LEAST_RANK: Final = 8
+_LEAST_SHARE: Final = 8  # modules per thread: for fewer, another thread is not worth its start
+_LEAST_RANK: Final = 8  # the smallest padded size
 _BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
-_LEAST_WIDTH: Final = 256  # columns in a block, however high it is: a product pays for its own start
+_LEAST_WIDTH: Final = 256  # columns in a block, whatever its height: each product has a fixed cost
+
+Singles: TypeAlias = npt.NDArray[np.float32]
+Doubles: TypeAlias = npt.NDArray[np.float64]
+
+DIMENSIONS: Final = 128
+_SEED: Final = 20130811
+
+_HELD: Final = 1 << 12  # pairs of folded vectors collected for one Fourier transform: 8 MiB
+
+_STACKED: Final = 1 << 17  # elements of a factor in one stack: 1 MiB as float64 stays in the cache
 
 
 def inner_size(rank: int, d_out: int, d_in: int) -> int:
-    """The inner size of `narrowed` factors: the rank, or the lesser side where that is smaller."""
+    """The inner size of `narrowed` factors: the rank, or the shorter side if the rank exceeds it and 64."""
     return rank if rank <= max(_CHEAP, min(d_out, d_in)) else min(d_out, d_in)
 
 
 def narrowed(b: Matrix, a: Matrix) -> tuple[Matrix, Matrix]:
-    """Return (b', a') with the same product as b (d_out, r) and a (r, d_in), of inner size `inner_size`.
+    """Return (b', a') with the product of b (d_out, r) and a (r, d_in), and the inner size `inner_size`.
 
-    Where r is larger than a side, one factor becomes the identity and the other the product, in float64: it has no more
-    entries than the larger factor.
+    If `inner_size` is below r, one factor becomes the identity and the other the product, in float64. The product then
+    has no more entries than the larger factor.
     """
     d_out, rank = b.shape
     d_in = a.shape[1]
     if inner_size(rank, d_out, d_in) == rank:
         return b, a
-    with np.errstate(all="ignore"):  # of entries that are not finite, which the caller finds in the product
+    with np.errstate(all="ignore"):  # entries that are not finite warn here; the caller finds them in the product
         product = b.astype(np.float64) @ a.astype(np.float64)
     return (np.eye(d_out), product) if d_out <= d_in else (product, np.eye(d_in))
 
@@ -58,9 +77,9 @@ class Factors(NamedTuple):
 
 
 class Grams(NamedTuple):
-    """What is left of a module once its long axes are summed away: A A^T and B^T B, padded to the rank's bucket.
+    """The Gram matrices A A^T and B^T B of one update, zero-padded to `bucket_of` their size, without the scale.
 
-    Of `narrowed` factors, where r is larger than a side.
+    They are those of the `narrowed` factors if `inner_size` is below r.
     """
 
     gram_a: Matrix
@@ -73,7 +92,7 @@ Loads: TypeAlias = Sequence[Callable[[], Factors]]
 
 
 def grams_of(loads: Loads) -> list[Grams]:
-    """Return the Gram matrices of each update, in order; each load is called once, from one of several threads."""
+    """Return the Gram matrices of each update, in order. Several threads call the loads, each load once."""
     if on_cpu():
         return _shared(loads, _on_host)
     from gradience.spectral.tiles import on_device  # noqa: PLC0415  # only where there is an accelerator
@@ -83,21 +102,21 @@ def grams_of(loads: Loads) -> list[Grams]:
 
 def on_cpu() -> bool:
     """Whether JAX computes on the CPU in this process."""
-    import jax  # noqa: PLC0415  # what is here needs it for this question only
+    import jax  # noqa: PLC0415  # this module needs JAX for this question only
 
     device = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
     return bool((device or jax.devices()[0]).platform == "cpu")
 
 
 def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tuple[int, Grams]]]) -> list[Grams]:
-    """The Gram matrices of all modules, by as many threads as are worth it."""
+    """The Gram matrices of all modules, in order, computed by as many threads as pay off."""
     shares = _Shares(len(loads))
     held = dict(chain.from_iterable(in_threads([lambda: list(compute(loads, shares))] * shares.workers)))
     return [held[index] for index in range(len(loads))]
 
 
 def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:
-    """The Gram matrices of one thread's modules, by BLAS."""
+    """Yield each of one thread's indices with its Gram matrices, by BLAS."""
     for index in indices:
         yield index, grams_on_host(loads[index]())
 
@@ -105,13 +124,13 @@ def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]
 def grams_on_host(factors: Factors) -> Grams:
     """The Gram matrices of one update, by BLAS on this thread."""
     b, a, scale = factors
-    with np.errstate(all="ignore"):  # what is not finite is found in the spectra
+    with np.errstate(all="ignore"):  # entries that are not finite warn here; the spectra report them
         narrow_b, narrow_a = narrowed(b, a)
         return Grams(gram(narrow_a), gram(narrow_b.T), len(a), scale)
 
 
 def gram(factor: Matrix) -> Matrix:
-    """X X^T of a (r, d) array of any real dtype, in float64, padded to the rank's bucket."""
+    """The Gram matrix X X^T of an (r, d) array of any real dtype, in float64, zero-padded to `bucket_of` r."""
     r, length = factor.shape
     total = np.zeros((bucket_of(r), bucket_of(r)))
     step = max(_LEAST_WIDTH, _BLOCK // max(r, 1))
@@ -122,7 +141,7 @@ def gram(factor: Matrix) -> Matrix:
 
 
 class _Shares:
-    """Indices 0 to n - 1 handed out to threads, a few consecutive ones at a time."""
+    """The indices 0 to n - 1, handed out to threads in short consecutive runs."""
 
     def __init__(self, n: int) -> None:
         self.workers = max(1, min(most_threads(), n // _LEAST_SHARE))
@@ -140,7 +159,7 @@ class _Shares:
 
 
 def padded(grams: Floats) -> Floats:
-    """Gram matrices (..., r, r), padded to the rank's bucket."""
+    """The Gram matrices (..., r, r), zero-padded to `bucket_of` r."""
     r = grams.shape[-1]
     size = bucket_of(r)
     if size == r:
@@ -151,5 +170,147 @@ def padded(grams: Floats) -> Floats:
 
 
 def bucket_of(r: int) -> int:
-    """Return the least power of two that is >= r, from 8."""
+    """Return the least power of two that is >= r and >= 8: the size to which Gram matrices are padded."""
     return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK
+
+
+class Sketch:
+    """The sketch of one adapter's update, summed module by module."""
+
+    def __init__(self) -> None:
+        self._total = np.zeros(DIMENSIONS // 2 + 1, np.complex128)
+        self._added: set[str] = set()
+        self._held: list[tuple[Doubles, Doubles]] = []
+        self._columns = 0
+
+    def add(self, name: str, b: Matrix, a: Matrix, scale: float) -> None:
+        """Add a module's update scale * b @ a, b (d_out, r), a (r, d_in), unless a module of that name was added.
+
+        An update with entries that are not finite is left out.
+        """
+        with np.errstate(all="ignore"):
+            left = _folded_columns(b[None]) if b.flags.c_contiguous else _folded_rows(b.T[None])
+            right = _folded_rows(a[None]) if a.flags.c_contiguous else _folded_columns(a.T[None])
+            self._add([name], left, right, [scale])
+
+    def add_stack(self, names: Sequence[str], b: Matrix, a: Matrix, scales: Sequence[float]) -> None:
+        """Add several modules of one shape: b (modules, d_out, r), a (modules, r, d_in), both contiguous."""
+        with np.errstate(all="ignore"):
+            self._add(names, _folded_columns(b), _folded_rows(a), scales)
+
+    def _add(self, names: Sequence[str], left: Singles, right: Singles, scales: Sequence[float]) -> None:
+        keys = [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names]
+        signs = np.stack([_signs(DIMENSIONS, 1, 2 * key) for key in keys])
+        others = np.stack([_signs(DIMENSIONS, 1, 2 * key + 1) for key in keys]) * np.array(scales)[:, None]
+        columns = left.astype(np.float64) * signs[:, None]
+        rows = right.astype(np.float64) * others[:, None]
+        wanted = np.isfinite(columns.sum(axis=(1, 2)) + rows.sum(axis=(1, 2))) & self._are_new(names)
+        if not wanted.all():
+            columns, rows = columns[wanted], rows[wanted]
+        self._held.append((columns.reshape(-1, DIMENSIONS), rows.reshape(-1, DIMENSIONS)))
+        self._columns += len(self._held[-1][0])
+        if self._columns >= _HELD:
+            self._transform()
+
+    def _are_new(self, names: Sequence[str]) -> list[bool]:
+        found = []
+        for name in names:
+            found.append(name not in self._added)
+            self._added.add(name)
+        return found
+
+    def _transform(self) -> None:
+        """Add the convolutions of all collected pairs, summed in Fourier space: `numbers` transforms back once."""
+        if not self._held:
+            return
+        left, right = (np.fft.rfft(np.concatenate(side), axis=1) for side in zip(*self._held, strict=True))
+        with np.errstate(all="ignore"):
+            self._total += (left * right).sum(axis=0)
+        self._held, self._columns = [], 0
+
+    def numbers(self) -> list[float]:
+        """The D numbers of the sketch; all zeros if one of them is beyond float32's range."""
+        self._transform()
+        with np.errstate(all="ignore"):
+            found = np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)
+        return found.tolist() if np.isfinite(found).all() else [0.0] * DIMENSIONS
+
+
+def _folded_rows(stack: Matrix) -> Singles:
+    """Fold matrices (n, r, d) to (n, r, D): columns D apart are added, each block of D columns with a random sign."""
+    n, rank, length = stack.shape
+    numbers, whole = stack.astype(np.float32, copy=False), length // DIMENSIONS
+    signs = _signs(whole + 1, 0)
+    even = numbers[..., : whole * DIMENSIONS].reshape(n, rank, whole, DIMENSIONS)
+    total = signs[:whole] @ even
+    rest = numbers[..., whole * DIMENSIONS :]
+    total[..., : rest.shape[-1]] += signs[whole] * rest
+    return total
+
+
+def _folded_columns(stack: Matrix) -> Singles:
+    """Fold matrices (n, d, r) to (n, r, D) as `_folded_rows` folds their transposes, in the order of their memory."""
+    n, length, rank = stack.shape
+    numbers, whole = stack.astype(np.float32, copy=False), length // DIMENSIONS
+    signs = _signs(whole + 1, 0)
+    even = numbers[:, : whole * DIMENSIONS].reshape(n, whole, DIMENSIONS * rank)
+    total = (signs[:whole] @ even).reshape(n, DIMENSIONS, rank)
+    rest = numbers[:, whole * DIMENSIONS :]
+    total[:, : rest.shape[1]] += signs[whole] * rest
+    return total.transpose(0, 2, 1)
+
+
+@lru_cache(maxsize=4096)
+def _signs(n: int, *key: int) -> Singles:
+    """Return n random signs for a key, the same on every machine: numpy keeps a bit generator's raw stream stable."""
+    words = np.random.PCG64([_SEED, *key]).random_raw(-(-n // 64))
+    bits = np.unpackbits(np.asarray(words, dtype="<u8").view(np.uint8))[:n]
+    return np.where(bits == 1, np.float32(1.0), np.float32(-1.0))
+
+
+def grams_and_sketch(names: Sequence[str], loads: Sequence[Callable[[], Factors]]) -> tuple[list[Grams], list[float]]:
+    """Return the Gram matrices of each update, in order, and the sketch of all; each load is called once.
+
+    If an update is not finite, neither are its Gram matrices, and the sketch leaves it out.
+    """
+    work = _Pass(names)
+    for index, load in enumerate(loads):
+        work.add(index, load())
+    return work.grams(), work.sketch.numbers()
+
+
+class _Pass:
+    def __init__(self, names: Sequence[str]) -> None:
+        self.sketch = Sketch()
+        self._names = names
+        self._found: dict[int, Grams] = {}
+        self._open: dict[tuple[object, ...], list[tuple[int, Factors]]] = {}
+
+    def add(self, index: int, factors: Factors) -> None:
+        b, a, scale = factors
+        most = max(b.size, a.size)
+        if 2 * most > _STACKED or inner_size(len(a), len(b), a.shape[1]) < len(a):
+            self.sketch.add(self._names[index], b, a, scale)
+            self._found[index] = grams_on_host(factors)
+            return
+        key = (b.shape, a.shape, b.dtype, a.dtype)
+        held = self._open.setdefault(key, [])
+        held.append((index, factors))
+        if (len(held) + 1) * most > _STACKED:
+            self._stack(self._open.pop(key))
+
+    def _stack(self, held: list[tuple[int, Factors]]) -> None:
+        b, a = (np.stack([factors[side] for _, factors in held]) for side in (0, 1))
+        self.sketch.add_stack([self._names[i] for i, _ in held], b, a, [factors.scale for _, factors in held])
+        with np.errstate(all="ignore"):  # entries that are not finite warn here; the Gram matrices show them
+            wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
+            grams_a = padded(wide_a @ wide_a.transpose(0, 2, 1))
+            grams_b = padded(wide_b.transpose(0, 2, 1) @ wide_b)
+        for place, (index, factors) in enumerate(held):
+            self._found[index] = Grams(grams_a[place], grams_b[place], a.shape[1], factors.scale)
+
+    def grams(self) -> list[Grams]:
+        """The Gram matrices of all updates, in the order of their indices."""
+        while self._open:
+            self._stack(self._open.popitem()[1])
+        return [self._found[index] for index in sorted(self._found)]

@@ -1,18 +1,20 @@
 """The leading singular values of W or of W + B A, the latter without forming the sum, by block Lanczos methods.
 
-Block Golub-Kahan bidiagonalisation shows of singular values what a few products of W with 16 vectors at a time hold:
+`leading` uses block Golub-Kahan bidiagonalisation. It multiplies W by one block of c vectors at a time, c a multiple
+of 8, and builds two orthonormal bases P and Q:
 
-    W Q = P C,        W^T P = Q (C, next)^T
+    W Q = P C,        W^T P = Q C^T + Q_next [0, R]
 
-P and Q have orthonormal columns, P one block more than Q, and C is block bidiagonal. The products with W are float32
-and XLA's, which is twice as fast as BLAS at matrices as thin as a block. What is as small as a block stays in numpy. A
-block finds equal values together, and costs little more than one vector. `leading` begins at random vectors and goes on
-until the residuals show convergence.
+P has one block of columns more than Q, C is block bidiagonal, and the c x c factor R acts on P's last block. The
+singular values of C approximate those of W. A block finds equal singular values together, and costs little more than
+one vector. `leading` starts from random vectors and stops when the residuals show convergence. XLA computes the
+products with W in float32, because it is twice as fast as BLAS for matrices as thin as a block. Arrays as small as a
+block stay in numpy.
 
-`spectral_norm` is the largest value of a weight as it is stored: Lanczos on W^T W. A few rows at a time are made
-float32 and used for both halves of the product while they are in the cache: a pass costs little more than reading W,
-and no second copy of it is held. Two vectors begin, since one does not see that the second singular value is all but
-as large as the first; more cost more than the passes that they save.
+`spectral_norm` gives the largest singular value of a weight as it is stored, by Lanczos on W^T W. It converts a few
+rows at a time to float32, and uses them for both halves of the product while they are in the cache. So a pass costs
+little more than reading W, and no second copy of W is held. It starts from two vectors, because one vector does not
+show that the second singular value is almost as large as the first. More vectors cost more than the passes they save.
 """
 
 from __future__ import annotations
@@ -29,22 +31,22 @@ from jax import lax
 from gradience.spectral.grams import Floats, Matrix
 
 _HIGHEST: Final = lax.Precision.HIGHEST
-_ALIGNMENT: Final = 64  # bytes: an array that begins at a multiple of it is used by XLA where it lies
-_DEPENDENT: Final = 1e-10  # of the largest pivot, squared: below it a block's Gram matrix does not give its basis
+_ALIGNMENT: Final = 64  # bytes: XLA uses an array in place if its address is a multiple of 64
+_DEPENDENT: Final = 1e-10  # pivot^2 relative to the largest: below it, Cholesky of the Gram matrix gives no basis
 
-_GUARD: Final = 6  # vectors of a block beyond those that are asked for
-_WIDTHS: Final = 8  # a block is a multiple of it: so wide is a register
+_GUARD: Final = 6  # extra vectors in a block, beyond the number asked for
+_WIDTHS: Final = 8  # a block's width is a multiple of 8, the width of a register
 _VECTORS: Final = 768  # of each basis, at most
-EXACT_UNDER: Final = 96  # smaller matrices: dense float64 SVD
-_SMALL: Final = 768  # the same, where the iteration did not converge
-_FIRST_LOOK: Final = 3  # steps
-_ANGLE: Final = 2e-3
+EXACT_UNDER: Final = 96  # shorter side: up to it, a dense float64 SVD
+_SMALL: Final = 768  # shorter side: up to it, a dense SVD if the iteration did not converge
+_FIRST_LOOK: Final = 3  # steps before convergence is first checked
+_ANGLE: Final = 2e-3  # radians: the largest error of a converged singular vector
 
-_PART: Final = 1 << 17  # numbers of W that are widened at a time: 512 KiB stay in a core's cache
-_PAIR: Final = 2  # vectors, so that two values all but equal are told apart; thin matrix products cost more than this
-_PASSES: Final = 64
-_ERROR: Final = 2e-6  # of sigma
-_LEAST: Final = 1e-15  # its square, spread over the entries of W^T W x, is far from where float32 loses digits
+_PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
+_PAIR: Final = 2  # vectors: two tell almost equal values apart; a product with more vectors costs more
+_PASSES: Final = 64  # over W, at most
+_ERROR: Final = 2e-6  # relative to sigma
+_LEAST: Final = 1e-15  # sigma: its square, spread over the entries of W^T W x, is far above float32's subnormals
 
 
 class Operator(NamedTuple):
@@ -58,27 +60,27 @@ class Operator(NamedTuple):
     def of(cls, w: Matrix) -> Operator:
         """Return the operator of W alone, on JAX's default device.
 
-        An array as `as_float32` gives it is not copied where that is the processor's memory: it must not change.
+        If the device is the CPU, an array from `as_float32` is shared and not copied, so the caller must not change it.
         """
         m, n = w.shape
         held = jax.device_put(w.astype(np.float32, copy=False), may_alias=True)
         return cls(held, jnp.zeros((m, 0), jnp.float32), jnp.zeros((0, n), jnp.float32))
 
     def plus(self, b: Matrix, a: Matrix) -> Operator:
-        """Return W + b a, of the same W."""
+        """Return the operator of W + b a, sharing W."""
         return Operator(self.w, jnp.asarray(b, jnp.float32), jnp.asarray(a, jnp.float32))
 
     def whole(self) -> Floats:
-        """Return the sum, in float64."""
+        """Return W + B A as a dense float64 matrix."""
         w, b, a = (np.asarray(x, np.float64) for x in self)
         return w + b @ a
 
     def times(self, v: Matrix) -> Matrix:
-        """Return (W + B A) v of vectors as rows, v (c, n)."""
+        """Return (W + B A) applied to each row of v (c, n), as rows (c, m)."""
         return np.asarray(_times(self, v.T)).T
 
     def turned(self, u: Matrix) -> Matrix:
-        """Return (W + B A)^T u of vectors as rows, u (c, m)."""
+        """Return (W + B A)^T applied to each row of u (c, m), as rows (c, n)."""
         return np.asarray(_turned(self, u.T))
 
 
@@ -95,7 +97,7 @@ def _turned(x: Operator, u: jax.Array) -> jax.Array:
 
 
 def as_float32(x: Matrix) -> Matrix:
-    """Return x in float32, where XLA can use it without a copy; x itself if it is such an array."""
+    """Return x as a contiguous float32 array, aligned so that XLA needs no copy; x itself if it already is one."""
     if x.dtype == np.float32 and x.ctypes.data % _ALIGNMENT == 0 and x.flags.c_contiguous:
         return x
     raw = np.empty(x.size * 4 + _ALIGNMENT, np.uint8)
@@ -106,14 +108,14 @@ def as_float32(x: Matrix) -> Matrix:
 
 
 class Bidiagonal:
-    """The bases P and Q after some steps, begun at a block on the left.
+    """A block Golub-Kahan bidiagonalisation in progress: the bases P and Q and the core C after some steps.
 
-    `left` and `right` have basis vectors as rows; `core` is C, (c (steps + 1), c steps); `next` the c x c factor that
-    leads on to the block of Q behind it.
+    It starts from a block of P. `left` and `right` hold the basis vectors as rows. `core` is C, of shape
+    (c (steps + 1), c steps). `next` is R (c, c), which couples the last block of P to the next block of Q.
     """
 
     def __init__(self, matrix: Operator, start: Matrix, most: int) -> None:
-        """Begin at the rows of `start` (c, m), with room for so many steps."""
+        """Start from the rows of `start` (c, m), with room for `most` steps."""
         self._matrix = matrix
         self.width = c = len(start)
         m, n = matrix.w.shape
@@ -125,27 +127,27 @@ class Bidiagonal:
 
     @property
     def left(self) -> Matrix:
-        """P, vectors as rows."""
+        """The basis P, vectors as rows: (c (steps + 1), m)."""
         return self._left[: self.width * (self.steps + 1)]
 
     @property
     def right(self) -> Matrix:
-        """Q, vectors as rows."""
+        """The basis Q, vectors as rows: (c steps, n)."""
         return self._right[: self.width * self.steps]
 
     @property
     def core(self) -> Floats:
-        """C."""
+        """The block bidiagonal core C, (c (steps + 1), c steps)."""
         return self._core[: self.width * (self.steps + 1), : self.width * self.steps]
 
     @property
     def next(self) -> Floats:
-        """What W^T takes from the last block of P out of the span of Q; c x c, to be multiplied by it from the left."""
+        """The factor R (c, c): W^T P_last is its part in the span of Q, plus Q_next R."""
         last = self._block(self.steps)
         return self._core[last, last].T
 
     def step(self) -> None:
-        """Add a block to each side."""
+        """Add a block of vectors to each basis: two products with W."""
         here, last = self._block(self.steps + 1), self._block(self.steps)
         self._left[here], size = orthonormal(self._matrix.times(self._right[last]), self.left)
         self._core[here, last] = size
@@ -162,12 +164,13 @@ class Bidiagonal:
 
 
 def orthonormal(block: Matrix, basis: Matrix) -> tuple[Matrix, Floats]:
-    """Return (Y, R) with block - its part in the span of the basis = R^T Y, rows of Y orthonormal, also to the basis.
+    """Return (Y, R) with R^T Y = block minus its projection on the basis; vectors are rows.
 
-    Where rows depend on each other Y has others in their place, and R nothing but rounding there.
+    The rows of Y are orthonormal, and orthogonal to the basis. If rows of the block are linearly dependent, Y holds
+    arbitrary orthonormal rows in their place, and R holds only rounding errors there.
     """
     total = np.eye(len(block))
-    for _ in range(2):  # twice is enough (Parlett)
+    for _ in range(2):  # one reorthogonalisation: "twice is enough" (Parlett)
         block = block - (block @ basis.T) @ basis
         block, size = _triangular(block)
         total = size @ total
@@ -175,7 +178,7 @@ def orthonormal(block: Matrix, basis: Matrix) -> tuple[Matrix, Floats]:
 
 
 def _triangular(block: Matrix) -> tuple[Matrix, Floats]:
-    """Return (Y, R) with block = R^T Y: by Cholesky's factor of the Gram matrix, or by Householder's reflections."""
+    """Return (Y, R) with block = R^T Y: by Cholesky QR, or by Householder QR if the rows are nearly dependent."""
     wide = block.astype(np.float64)
     gram = wide @ wide.T
     try:
@@ -184,7 +187,7 @@ def _triangular(block: Matrix) -> tuple[Matrix, Floats]:
         lower = np.zeros_like(gram)
     pivots = np.diagonal(lower) ** 2
     if pivots.min() > _DEPENDENT * pivots.max():
-        y, r = (np.linalg.inv(lower) @ wide).T, lower.T  # a product: LAPACK solves for wide right sides slowly
+        y, r = (np.linalg.inv(lower) @ wide).T, lower.T  # not a solve: LAPACK's is slow for a wide right-hand side
     else:
         y, r = np.linalg.qr(wide.T)
     factor: Floats = np.asarray(r, np.float64)
@@ -192,9 +195,10 @@ def _triangular(block: Matrix) -> tuple[Matrix, Floats]:
 
 
 class Triplets(NamedTuple):
-    """Leading singular values and left vectors, largest first.
+    """Leading singular values and left singular vectors (columns), largest first.
 
-    `guard` has further left vectors, which may not have converged: all that follows W + B A well can start from them.
+    `guard` holds the block's further left vectors, which may not have converged. They are good starting vectors for
+    another iteration on the matrix.
     """
 
     sigma: npt.NDArray[np.float64]
@@ -207,11 +211,11 @@ class Triplets(NamedTuple):
 
 
 def leading(matrix: Operator, k: int = 1, *, tolerance: float = 2e-6, vectors: bool = False, seed: int = 0) -> Triplets:
-    """Return the k largest singular values of W + B A, with left vectors.
+    """Return the k largest singular values of W + B A, with left singular vectors.
 
-    A value counts as converged when its error bound min(rho, rho^2 / gap) is within tolerance * sigma_1, rho
-    being the residual and gap the distance to the next value; with `vectors`, when also the angle rho / gap is
-    within 2e-3, or rho within tolerance * sigma_1 (equal values have no vectors of their own).
+    A value has converged if its error bound min(rho, rho^2 / gap) is at most tolerance * sigma_1. Here rho is the
+    residual, and gap the distance to the nearest other value. With `vectors`, the angle rho / gap must also be at most
+    2e-3, or rho at most tolerance * sigma_1; the latter is for equal singular values, whose vectors are not unique.
     """
     m, n = matrix.w.shape
     k = min(k, m, n)
@@ -249,7 +253,7 @@ def _dense(matrix: Operator, k: int) -> Triplets:
 
 
 class Ritz(NamedTuple):
-    """SVD of the core: values largest first, vectors in the bases, and the residuals |W^T p - sigma q|."""
+    """The SVD of the core: values largest first, vectors as coordinates in P and Q, and residuals |W^T p - sigma q|."""
 
     sigma: Floats
     left: Floats
@@ -258,7 +262,7 @@ class Ritz(NamedTuple):
 
 
 def ritz_of(basis: Bidiagonal) -> Ritz:
-    """Return what the bases hold of singular triplets."""
+    """Return the Ritz values and vectors of the bases: approximate singular triplets of W."""
     left, sigma, right = np.linalg.svd(basis.core, full_matrices=False)
     residuals = np.linalg.norm(basis.next @ left[-basis.width :], axis=0)
     return Ritz(sigma, left, right.T, residuals)
@@ -274,7 +278,7 @@ def _converged(ritz: Ritz, k: int, tolerance: float, *, vectors: bool) -> bool:
 
 
 def _gaps(sigma: Floats) -> Floats:
-    """Return the distance of each value to its nearest neighbour, never 0."""
+    """Return each value's distance to its nearest neighbour; at least the smallest float64, so that it can divide."""
     steps = np.abs(np.diff(sigma))
     nearest = np.minimum(np.append(np.inf, steps), np.append(steps, np.inf))
     gaps: Floats = np.maximum(nearest, np.finfo(np.float64).tiny)
@@ -282,7 +286,7 @@ def _gaps(sigma: Floats) -> Floats:
 
 
 class SpectralNorm(NamedTuple):
-    """The value, the passes over W that it took, and whether its residual says that it is within 1e-5."""
+    """The largest singular value, the passes over W, and whether the residual shows convergence (1e-5 or better)."""
 
     value: float
     passes: int
@@ -292,7 +296,8 @@ class SpectralNorm(NamedTuple):
 def spectral_norm(w: Matrix, *, seed: int = 0) -> SpectralNorm:
     """Return the largest singular value of a finite matrix of any float dtype.
 
-    Blocks of eight vectors where two do not get there, or float32 does not hold squares; of small matrices a dense SVD.
+    `leading`, with blocks of eight vectors, takes over if two vectors do not converge, or if float32 does not hold
+    the squares. A matrix with a side up to 96 gets a dense SVD.
     """
     if min(w.shape) > EXACT_UNDER:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -304,7 +309,7 @@ def spectral_norm(w: Matrix, *, seed: int = 0) -> SpectralNorm:
 
 
 class _Rows:
-    """W in parts of some rows, each in float32 until the next is asked for."""
+    """Blocks of rows of W in float32. They share one buffer, so each is valid until the next is asked for."""
 
     def __init__(self, w: Matrix) -> None:
         self.shape = w.shape
@@ -320,7 +325,7 @@ class _Rows:
             yield part
 
     def squared(self, block: Matrix) -> Floats:
-        """W^T W x of float32 vectors as rows."""
+        """Return W^T W applied to each row of a float32 block, in one pass over W."""
         total = np.zeros_like(block)
         for part in self:
             for i, x in enumerate(block):
@@ -349,6 +354,10 @@ def _largest(w: _Rows, rng: np.random.Generator) -> SpectralNorm:
 
 
 def _is_close(square: float, residual: float, gap: float) -> bool:
-    """Whether the root of an eigenvalue is within 2e-6 of itself, by its residual and the distance of the next one."""
+    """Whether sigma = sqrt(square) is known to a relative 2e-6, by the eigenvalue's residual and its gap.
+
+    An eigenvalue's error is at most min(residual, residual^2 / gap). Twice sigma's relative error is allowed for its
+    square.
+    """
     error = 2.0 * _ERROR * square
     return residual <= error or residual**2 <= error * gap

@@ -1,4 +1,4 @@
-"""What TIES and DARE do to the entries of updates, and how far the signs of several updates disagree."""
+"""Merging entry by entry: the steps of TIES and DARE, and how far the signs of several updates disagree."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gradience.spectral.sums import Part
 
 Singles: TypeAlias = npt.NDArray[np.float32]
 
-_SINGLE: Final = 1e37  # entries up to it are added up in float32, whose range is 3e38
-_CHUNK: Final = 1 << 18  # entries of each update at a time: three of them stay in the cache
+_SINGLE: Final = 1e37  # sums up to it are computed in float32, whose range is 3e38
+_CHUNK: Final = 1 << 18  # entries of each update at a time: three such arrays stay in the cache
 
 
 def trimmed(update: Singles, density: float) -> Singles:
-    """Return the update with all but the largest |entries| set to zero: floor(density * n) of n are kept (TIES, trim).
+    """Return the update with only its largest entries by magnitude, floor(density * n) of n; others are 0 (TIES, trim).
 
-    Entries as large as the smallest that is kept are kept as well.
+    Entries tied with the smallest one kept are kept as well.
     """
     kept = int(density * update.size)
     if kept >= update.size:
@@ -35,7 +35,7 @@ def trimmed(update: Singles, density: float) -> Singles:
 
 
 def dropped(update: Singles, density: float, generator: np.random.Generator) -> Singles:
-    """Return the update with each entry kept with probability `density`, and those kept divided by it (DARE)."""
+    """Return the update with each entry kept with probability `density` and divided by it; others are 0 (DARE)."""
     if density >= 1.0:
         return update
     kept = generator.random(update.shape, dtype=np.float32) < np.float32(density)
@@ -43,15 +43,15 @@ def dropped(update: Singles, density: float, generator: np.random.Generator) -> 
 
 
 def mask_generator(seed: int, adapter: int, module: str) -> np.random.Generator:
-    """Return the generator of one adapter's mask in one module: the same whatever else is merged, in any order."""
+    """Return the generator of one adapter's mask in one module; it does not depend on what else is merged, or when."""
     return np.random.default_rng([seed, adapter, zlib.crc32(module.encode())])
 
 
 def elected_mean(updates: Callable[[], Iterable[Singles]]) -> Singles:
     """Return the disjoint mean of weighted, sparse updates (TIES, elect and merge).
 
-    The sign of an entry is that of the updates' sum; the result is the mean over the updates that have this sign
-    there, and zero where the sum is. `updates` is called twice, so that no more than one is held beside the sums.
+    The elected sign of an entry is the sign of the sum of the updates. The result is the mean over the updates with
+    that sign, or zero if the sum is zero. `updates` is called twice, so that only one update is held beside the sums.
     """
     total = _sum(updates())
     elected = np.sign(total)
@@ -74,7 +74,12 @@ def _sum(updates: Iterable[Singles]) -> Singles:
 
 
 class Signs(NamedTuple):
-    """Shares of entries in conflict and of magnitude that cancels, with standard errors; `weight` is sum |x_i|."""
+    """The disagreement of several updates' signs, estimated from sampled rows, with standard errors.
+
+    `conflict` is the share of entries in which two updates have opposite signs. `cancelled` is the share of the
+    magnitude that cancels in the sum, 1 - sum |sum_i x_i| / sum sum_i |x_i|. `entries` were read, out of `of`.
+    `weight` is the estimate of sum sum_i |x_i| over all entries.
+    """
 
     conflict: float
     cancelled: float
@@ -86,11 +91,11 @@ class Signs(NamedTuple):
 
 
 def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
-    """Return the disagreement of updates scale * b @ a of one shape, b (d_out, r), a (r, d_in), finite.
+    """Return the disagreement of finite updates scale * b @ a of one shape, b (d_out, r), a (r, d_in).
 
     Args:
         parts: the (b, a, scale) of two updates or more.
-        most: read about so many entries of each, at least eight rows; None reads all.
+        most: read about this many entries of each update, at least eight rows; None reads all.
         seed: of the sample of rows.
     """
     d_out, d_in = len(parts[0][0]), parts[0][1].shape[1]
@@ -114,7 +119,7 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
 
 
 def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64], d_in: int) -> Iterator[Floats]:
-    """Yield for each of the rows: entries in conflict, sum |sum_i x_i| and sum sum_i |x_i|."""
+    """Yield, for chunks of the rows, an array (rows, 3): entries in conflict, sum |sum_i x_i|, sum sum_i |x_i|."""
     kind: Any = np.float32 if sum(map(_peak, parts)) < _SINGLE else np.float64
     wide = [(b[rows].astype(kind) * kind(scale), a.astype(kind)) for b, a, scale in parts]
     step = max(1, _CHUNK // max(1, d_in))
@@ -132,7 +137,7 @@ def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64], d_in: int) -> 
 
 
 def _peak(part: Part) -> float:
-    """A bound of the entries of scale * b @ a."""
+    """An upper bound on the magnitudes of the entries of scale * b @ a."""
     b, a, scale = part
     return float(abs(scale)) * len(a) * float(np.max(np.abs(b), initial=0.0)) * float(np.max(np.abs(a), initial=0.0))
 
@@ -145,7 +150,7 @@ def _error(per_row: Floats, left: float) -> float:
 
 
 def pooled_signs(some: Sequence[Signs]) -> Signs | None:
-    """Return the disagreement over several modules as one; errors as of independent samples."""
+    """Return the disagreement over several modules together, None without entries; errors are taken as independent."""
     of, weight = sum(s.of for s in some), math.fsum(s.weight for s in some)
     if not of:
         return None

@@ -1,11 +1,13 @@
-"""Updates of one shape side by side: inner product, distance, and the angles between the subspaces of each two.
+"""Pairs of updates of one shape: inner product, distance, and the angles between their subspaces.
 
-Two are stacked, dW_1 = s_1 B_1 A_1 with B = [B_1 B_2] and A = [A_1; A_2], and their long axes are summed away in one
-pass (`crossed`): on this thread, the factors of several cast to float64 into one block, of which a product with its own
-transpose has all of them at once, half the work of general products. With X^T X = B^T B and Y^T Y = A A^T, the r x r
-matrices s_i X_i Y_i^T have the singular values of the dW_i, their inner products and the angles between their
-subspaces: nothing d x d is formed. Where the factors of an update all but cancel, X and Y come from a QR of the stacked
-factors instead.
+The factors of two updates dW_i = s_i B_i A_i are stacked, B = [B_1 B_2] and A = [A_1; A_2]. Let X^T X = B^T B and
+Y^T Y = A A^T. Then the small matrices s_i X_i Y_i^T have the singular values of the dW_i, their inner products, and
+the angles between their subspaces. So nothing d x d is formed. X and Y come from the Gram matrices. If the terms of an
+update almost cancel, they come from a QR of the stacked factors.
+
+`crossed` computes the Gram matrices of several updates in one pass, on the calling thread. It casts the factors to
+float64 in one block: the product of the block with its own transpose holds all products, at half the work of general
+products.
 """
 
 from __future__ import annotations
@@ -17,32 +19,33 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.spectral import each_in_threads, scratch
 from gradience.spectral.grams import Factors, Floats, Matrix, grams_of, on_cpu
-from gradience.spectral.threads import each_in_threads, scratch
 from gradience.spectral.update import LowRank, decomposed
 
 Places: TypeAlias = tuple[int, int]
 Load: TypeAlias = Callable[[], tuple[Matrix, Matrix]]
 
 _BLOCK: Final = 1 << 18  # numbers cast to float64 at a time (2 MiB); measured with 2**16 to 2**19
-_LEAST_WIDTH: Final = 256  # columns in a block, however high it is: a product pays for its own start
-_KEPT: Final = 1 << 25  # bytes of factors held at a time, beyond the two of a pair
+_LEAST_WIDTH: Final = 256  # columns in a block, whatever its height: each product has a fixed cost
+_KEPT: Final = 1 << 25  # bytes of factors held at a time; the two of a pair are always held
 
 _HELD: Final = 1 << 23  # numbers of Gram matrices held at a time (64 MiB)
-_AHEAD: Final = 2  # rows for each thread: one at work, one that waits to be taken
-# sigma_1^2 below this share of sum |b_k|^2 |a_k|^2: columns are good to 1e-8 of their length, sigma_1 no more to 1e-6.
+_AHEAD: Final = 2  # rows for each thread: one being computed, one waiting to be taken
+# Columns of X and Y are accurate to 1e-8 of their length. If sigma_1^2 is below this share of sum |b_k|^2 |a_k|^2, that
+# no longer gives sigma_1 to 1e-6.
 _TRUSTED: Final = 1e-4
-_FLOOR: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
+_FLOOR: Final = 1e-6  # relative to sigma_1: below it, a direction is rounding of factors stored in float32
 
 
 class Crossed(NamedTuple):
-    """B_i^T B_j and A_i A_j^T by (i, j), i <= j: of each update that a pair names with itself, and of each pair."""
+    """B_i^T B_j and A_i A_j^T by (i, j): for each pair, i < j, and for each update of a pair with itself, i = j."""
 
     b: dict[Places, Floats]
     a: dict[Places, Floats]
 
     def together(self, pair: Places) -> tuple[Floats, Floats]:
-        """B^T B and A A^T of a pair's stacked factors, B = [B_i B_j] and A = [A_i; A_j]."""
+        """The Gram matrices B^T B and A A^T of a pair's stacked factors, B = [B_i B_j] and A = [A_i; A_j]."""
         gram_b, gram_a = (_stacked(side, pair) for side in self)
         return gram_b, gram_a
 
@@ -54,12 +57,13 @@ def _stacked(side: Mapping[Places, Floats], pair: Places) -> Floats:
 
 
 def crossed(loads: Mapping[int, Load], pairs: Sequence[Places]) -> Crossed:
-    """The products of the pairs' factors; `loads` give (b, a), b (d_out, r_i), a (r_i, d_in), of any real dtype.
+    """The products of the factors of each pair (i, j), i < j.
 
-    Pairs are (i, j) with i < j. As many factors are held as fit 32 MiB, or two; more are loaded again.
+    Each of `loads` returns (b, a), b (d_out, r_i) and a (r_i, d_in), of any real dtype. Up to 32 MiB of factors are
+    held at a time, and at least those of one pair. If all factors do not fit, some are loaded more than once.
     """
     found = Crossed({}, {})
-    with np.errstate(all="ignore"):  # what is not finite is found in the products
+    with np.errstate(all="ignore"):  # entries that are not finite warn here; the caller finds them in the products
         for held, some in _held_pairs(loads, pairs):
             wanted = [*some, *((i, i) for i in held if (i, i) not in found.b)]
             found.b.update(_products({i: b.T for i, (b, _) in held.items()}, wanted))
@@ -70,7 +74,7 @@ def crossed(loads: Mapping[int, Load], pairs: Sequence[Places]) -> Crossed:
 def _held_pairs(
     loads: Mapping[int, Load], pairs: Sequence[Places]
 ) -> Iterator[tuple[dict[int, tuple[Matrix, Matrix]], list[Places]]]:
-    """Yield consecutive pairs with the factors of their updates, as many as may be held."""
+    """Yield runs of consecutive pairs with the factors of their updates, as many as may be held at a time."""
     held: dict[int, tuple[Matrix, Matrix]] = {}
     some: list[Places] = []
     for pair in pairs:
@@ -84,7 +88,7 @@ def _held_pairs(
 
 
 def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[Places, Floats]:
-    """X_i X_j^T of arrays (r_i, d), in float64."""
+    """The products X_i X_j^T, in float64, of arrays X_i (r_i, d), for each wanted (i, j)."""
     spans, height = {}, 0
     for i, factor in factors.items():
         spans[i] = slice(height, height + len(factor))
@@ -94,7 +98,7 @@ def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[P
     width = min(length, max(_LEAST_WIDTH, _BLOCK // max(height, 1)))
     block = scratch.like(first, "crossed", (height, width), np.float64)
     crosses = sum(i != j for i, j in wanted)
-    whole = 2 * crosses == len(factors) * (len(factors) - 1)  # every pair: one symmetric product has them all
+    whole = 2 * crosses == len(factors) * (len(factors) - 1)  # every pair is wanted: one symmetric product has all
     totals = {(0, 0): np.zeros((height, height))} if whole else {}
     for start in range(0, length, width):
         part = block[:, : min(width, length - start)]
@@ -112,7 +116,7 @@ def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[P
 
 
 class Stacked(NamedTuple):
-    """An update that will be stacked on another: `load` returns (b, a), b (d_out, rank), a (rank, d_in)."""
+    """An update scale * b @ a to be stacked with another; `load` returns (b, a), b (d_out, rank), a (rank, d_in)."""
 
     load: Callable[[], tuple[Matrix, Matrix]]
     rank: int
@@ -120,10 +124,11 @@ class Stacked(NamedTuple):
 
 
 class PairGeometry(NamedTuple):
-    """How two updates of one shape lie to each other; norms are Frobenius norms, `distance` that of dW_2 - dW_1.
+    """The geometry of two updates of one shape; `norms` are Frobenius norms, `distance` is that of dW_2 - dW_1.
 
-    `left[i, j]` is the inner product of their i-th and j-th left singular vectors (of the output side), `right` the
-    same of the right ones; both only over directions above 1e-6 of the largest singular value.
+    `left[i, j]` is the inner product of the i-th left singular vector of dW_1 and the j-th of dW_2 (output side).
+    `right[i, j]` is that of the right singular vectors. Both cover the directions whose singular value is above 1e-6
+    of the update's largest.
     """
 
     finite: bool
@@ -135,7 +140,7 @@ class PairGeometry(NamedTuple):
 
     @property
     def cosine(self) -> float | None:
-        """<dW_1, dW_2> / (norm dW_1 norm dW_2), Frobenius; None where one is zero or not finite."""
+        """<dW_1, dW_2> / (norm dW_1 norm dW_2), Frobenius; None if one of them is zero or not finite."""
         size = self.norms[0] * self.norms[1]
         if not self.finite or size == 0.0:
             return None
@@ -143,7 +148,7 @@ class PairGeometry(NamedTuple):
 
 
 class RowGeometry(NamedTuple):
-    """Updates of one shape: B^T B and A A^T of each by its place, and the geometry of each pair."""
+    """A row of updates of one shape: B^T B and A A^T of each by its place, and the geometry of each pair."""
 
     own: dict[int, tuple[Floats, Floats]]
     pairs: dict[Places, PairGeometry]
@@ -153,9 +158,9 @@ Row: TypeAlias = Sequence[Stacked | None]
 
 
 def row_geometries(rows: Sequence[Row], pairs: Sequence[Places]) -> Iterator[RowGeometry]:
-    """Yield how the updates of each row lie to each other, of the pairs (i, j), i < j, of which the row has both.
+    """Yield the geometry of each row, for those of the pairs (i, j), i < j, whose two updates are in the row.
 
-    Loads are called from several threads: once, where the row's factors fit the memory that is allowed them.
+    Several threads call the loads, each load once if the row's factors fit into the memory allowed for them.
     """
     if on_cpu():
         yield from each_in_threads([partial(_row, row, _pairs_in(row, pairs)) for row in rows], ahead=_AHEAD)
@@ -189,25 +194,25 @@ def _rank_of(row: Row, place: int) -> int:
 
 
 def _row(row: Row, pairs: Sequence[Places]) -> RowGeometry:
-    """The geometry of one row, on this thread."""
+    """The geometry of one row, computed by BLAS on this thread."""
     found = crossed({place: one.load for place, one in enumerate(row) if one is not None}, pairs)
     own = {i: (found.b[i, i], found.a[i, i]) for i, j in found.b if i == j}
     return RowGeometry(own, {pair: _geometry(_both(row, pair), *found.together(pair)) for pair in pairs})
 
 
 def _on_device(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[tuple[Floats, Floats]]:
-    """Yield B^T B and A A^T of each pair's stacked factors."""
+    """Yield B^T B and A A^T of each pair's stacked factors, computed on the accelerator."""
     for some in _portions(pairs):
         for grams in grams_of([_together(one, two) for one, two in some]):
             yield grams.gram_b[: grams.r, : grams.r], grams.gram_a[: grams.r, : grams.r]
 
 
 def _portions(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[list[tuple[Stacked, Stacked]]]:
-    """Yield consecutive pairs whose Gram matrices fit the memory that is allowed them."""
+    """Yield runs of consecutive pairs whose Gram matrices together fit into the memory allowed for them."""
     portion: list[tuple[Stacked, Stacked]] = []
     held = 0
     for one, two in pairs:
-        size = 2 * (2 * (one.rank + two.rank)) ** 2  # ranks are padded to at most twice
+        size = 2 * (2 * (one.rank + two.rank)) ** 2  # padding at most doubles a rank from 4 up
         if portion and held + size > _HELD:
             yield portion
             portion, held = [], 0
@@ -250,7 +255,10 @@ def _geometry(pair: tuple[Stacked, Stacked], gram_b: Floats, gram_a: Floats) -> 
 
 
 def _parts(pair: tuple[Stacked, Stacked], x: Floats, y: Floats) -> tuple[LowRank, LowRank]:
-    """Return both updates in the bases in which X and Y, upper triangular, stand: the first has its first rows only."""
+    """Return the SVDs of both updates, their vectors as coordinates in the common bases of X and Y.
+
+    X and Y are upper triangular, so the first update has coordinates in its first r basis vectors only.
+    """
     one, two = pair
     r = one.rank
     u, sigma, v = np.linalg.svd(x[:r, :r] @ y[:r, :r].T, full_matrices=False)
@@ -259,9 +267,9 @@ def _parts(pair: tuple[Stacked, Stacked], x: Floats, y: Floats) -> tuple[LowRank
 
 
 def _root(gram: Floats) -> Floats:
-    """Return an upper triangular X with X^T X = gram, or of less error than the rounding of that.
+    """Return an upper triangular X with X^T X = gram, up to the rounding errors of gram.
 
-    Columns are brought to length one first: none drowns in another's rounding.
+    The columns are scaled to length one first, so that a short one is not lost in the rounding errors of a long one.
     """
     length = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
     safe = np.where(length > 0.0, length, 1.0)
@@ -269,7 +277,7 @@ def _root(gram: Floats) -> Floats:
     np.fill_diagonal(unit, 1.0)
     try:
         return np.asarray(np.linalg.cholesky(unit).T * length)
-    except np.linalg.LinAlgError:  # not positive, but for its rounding: columns depend on others
+    except np.linalg.LinAlgError:  # columns are linearly dependent: rounding made gram indefinite
         values, vectors = np.linalg.eigh(unit)
         root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * length
         return np.asarray(np.linalg.qr(root, mode="r"))
@@ -303,10 +311,10 @@ def _rank(low: LowRank) -> int:
 
 
 def overlap(cross: Floats, i: int, j: int) -> float:
-    """Return phi(i, j) = norm(U_i^T V_j)_F^2 / min(i, j) from all inner products U^T V, in [0, 1].
+    """Return the subspace overlap phi(i, j) = norm(U_i^T V_j)_F^2 / min(i, j), in [0, 1].
 
-    1 where one span holds the other, 0 where they are orthogonal. LoRA, Hu et al. 2021 (arXiv 2106.09685),
-    section 7.2, equation 4.
+    `cross` is U^T V, all inner products. The overlap is 1 if one span contains the other, and 0 if they are orthogonal.
+    LoRA, Hu et al. 2021 (arXiv 2106.09685), section 7.2, equation 4.
     """
     fewest = min(i, j)
     return min(1.0, float(np.sum(cross[:i, :j] ** 2)) / fewest) if fewest else 0.0
@@ -318,10 +326,10 @@ def chance_overlap(i: int, j: int, d: int) -> float:
 
 
 def chance_overlap_sd(i: int, j: int, d: int) -> float:
-    """Return the standard deviation of phi(i, j) for such subspaces.
+    """Return the standard deviation of phi(i, j) for independent, uniformly random subspaces of R^d.
 
-    The variance of norm(U_i^T V_j)_F^2 is 2 i j (d - i) (d - j) / (d^2 (d - 1) (d + 2)): second moments of a
-    uniformly random projection.
+    The variance of norm(U_i^T V_j)_F^2 is 2 i j (d - i) (d - j) / (d^2 (d - 1) (d + 2)). It follows from the second
+    moments of a uniformly random projection.
     """
     fewest = min(i, j)
     if d <= 1 or not fewest:
@@ -331,7 +339,7 @@ def chance_overlap_sd(i: int, j: int, d: int) -> float:
 
 
 def principal_cosines(cross: Floats) -> Floats:
-    """Return the cosines of the principal angles between two spans, largest first, from U^T V."""
+    """Return the cosines of the principal angles between the spans of U and V, largest first, from U^T V."""
     if 0 in cross.shape:
         return np.zeros(0)
     return np.asarray(np.clip(np.linalg.svd(cross, compute_uv=False), 0.0, 1.0))

@@ -1,10 +1,12 @@
-"""A weighted sum of low-rank updates from their factors as stored: its norm, its rank and its best factors.
+"""A weighted sum of low-rank updates, from their factors as stored: its norm, its rank and its best factors.
 
-S = sum c_i B_i A_i = B A with B = [c_1 B_1, c_2 B_2, ...] and A = [A_1; A_2; ...], of which only blocks are stacked.
-norm(B A)^2 is the sum over entries of B^T B times A A^T. Where the parts all but cancel, that is a difference of large
-numbers, and QR of both factors decides. The Gram matrices come from one pass, the best factors U V of a rank from a
-second, in which these are rounded and what the rounding costs is found: of D = S - (U + E)(V + F), for E and F the
-roundings, the squared norm follows from small products.
+S = sum c_i B_i A_i = B A with B = [c_1 B_1, c_2 B_2, ...] and A = [A_1; A_2; ...]. B and A are stacked a block at a
+time. The squared norm of S is the sum of the entrywise product of B^T B and A A^T. If the parts almost cancel, that
+sum is a difference of large numbers, and a QR of both stacked factors replaces it.
+
+A first pass over the factors gives the Gram matrices. A second pass gives the best factors U V of a rank, rounds them
+to the stored dtype, and measures the loss: for rounding errors E of U and F of V, the squared norm of
+S - (U + E)(V + F) follows from small products.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.spectral import scratch
 from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
 from gradience.spectral.subspace import crossed
-from gradience.spectral.threads import scratch
 from gradience.spectral.update import (
     TRUSTED_SHARE,
     GramCore,
@@ -29,22 +31,22 @@ from gradience.spectral.update import (
     stacked,
 )
 
-EXACT: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
-_CANCELLED: Final = 1e-10  # of the sum of the columns' squares: below it the Gram route has lost half its digits
-_NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their own rounding
+EXACT: Final = 1e-6  # relative to sigma_1: below it, a direction is rounding of factors stored in float32
+_CANCELLED: Final = 1e-10  # of sum |b_k|^2 |a_k|^2: below it, the sum over Gram matrices has lost half its digits
+_NOTHING: Final = 1e-24  # of the same sum: below it, the parts cancel, and only their rounding is left
 
 
 Pair: TypeAlias = tuple[Floats, Floats]
 
 _BLOCK: Final = 1 << 18  # numbers of the stacked factors at a time
-_BESIDE: Final = 1e-10  # of the squared norm: where less is left out, its product with E F is under a rounding of E F's
-_HALF: Final = 2  # bytes of a dtype for whose rounding float32 products do
+_BESIDE: Final = 1e-10  # of |S|^2: if |S - U V|^2 is no larger, the inner product of S - U V with E F is negligible
+_HALF: Final = 2  # bytes: for a dtype of at most two, float32 products are precise enough
 
 
 def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
-    """Return the squared Frobenius norm of b @ a from their `pair_grams`; 0 where it is rounding, inf out of range.
+    """Return the squared Frobenius norm of b @ a from its `pair_grams`; 0 if only rounding is left, inf on overflow.
 
-    The factors, b (d_out, r) and a (r, d_in), are asked for only where the Gram matrices do not tell.
+    The factors, b (d_out, r) and a (r, d_in), are asked for only if cancellation makes the Gram matrices inaccurate.
     """
     gram_b, gram_a = grams
     size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
@@ -58,9 +60,10 @@ def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> floa
 
 
 def norm_beyond_the_sides(b: Matrix, a: Matrix, grams: Pair) -> float:
-    """Return the same of stacked factors b, a of more columns than a side has, from their `pair_grams`.
+    """Return the squared Frobenius norm of b @ a when the inner size exceeds a side; `grams` are its `pair_grams`.
 
-    These are of the narrowed factors, the product and an identity, and hide what cancelled in it.
+    `gram_norm` alone would miss a cancellation here: `narrowed` replaces the factors by (product, identity), so the
+    Gram matrices no longer show that the terms cancel.
     """
     found = gram_norm(grams, lambda: (b, a))
     size = float(np.sum(b * b, axis=0) @ np.sum(a * a, axis=1))
@@ -69,9 +72,9 @@ def norm_beyond_the_sides(b: Matrix, a: Matrix, grams: Pair) -> float:
 
 
 def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, grams: Pair | None = None) -> float:
-    """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2, good to 1e-15 of that of the first.
+    """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2; its error is about 1e-15 of the first's squared norm.
 
-    From the `pair_grams` of the first where they are known.
+    `grams` are the `pair_grams` of the first, if they are known.
     """
     (b1, a1), (b2, a2) = (_narrow(*pair) for pair in (one, two))
     gram_b, gram_a = pair_grams(b1, a1) if grams is None else grams
@@ -81,14 +84,14 @@ def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, 
 
 
 def numerical_rank(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> int:
-    """Return the number of singular values of b @ a above 1e-6 of the largest, and above the rounding of its parts."""
+    """Return the number of singular values of b @ a above 1e-6 of the largest and above the rounding of its terms."""
     gram_b, gram_a = pair_grams(b, a) if grams is None else grams
     core = gram_core(gram_a, gram_b)
     return core_rank(core, np.linalg.eigvalsh(core.squared), (gram_b, gram_a), lambda: (b, a))
 
 
 def core_rank(core: GramCore, eigenvalues: Matrix, grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> int:
-    """Return the same from the core of the `pair_grams` and its eigenvalues, in ascending order."""
+    """Return the numerical rank of b @ a from the core of its `pair_grams` and the core's ascending eigenvalues."""
     gram_b, gram_a = grams
     squares = eigenvalues[::-1] * core.size_a * core.size_b
     if squares[0] < TRUSTED_SHARE * core.largest * core.size_a * core.size_b:
@@ -113,13 +116,13 @@ Part: TypeAlias = tuple[Matrix, Matrix, float]
 
 
 def is_narrow(parts: Sequence[Part]) -> bool:
-    """Whether the stacked factors are worth no other form: the sum of the ranks is within the sides."""
+    """Whether the stacked factors need no narrowing: the ranks add up to at most the shorter side, or at most 64."""
     rank = sum(len(a) for _, a, _ in parts)
     return inner_size(rank, len(parts[0][0]), parts[0][1].shape[1]) == rank
 
 
 def sum_grams(parts: Sequence[Part]) -> Pair:
-    """Return B^T B and A A^T of the sum's stacked factors; parts are (b, a, c)."""
+    """Return B^T B and A A^T of the sum's stacked factors; parts are (b_i, a_i, c_i)."""
     n = len(parts)
     loads = {i: lambda b=b, a=a: (b, a) for i, (b, a, _) in enumerate(parts)}
     found = crossed(loads, list(combinations(range(n), 2)) or [(0, 0)])
@@ -133,9 +136,10 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
 
 
 class Side(NamedTuple):
-    """A new factor as it is stored, (k, d), and of its rounding E: E E^T (k, k) and U E^T (k, k), U the factor before.
+    """A new factor as it is stored, (k, d), and inner products of its rounding error E.
 
-    `crossed` is X E^T (r, k) with the stacked factor X, where that was asked for.
+    `squared` is E E^T (k, k), and `own` is U E^T (k, k) for the factor U before rounding. `crossed` is X E^T (r, k) for
+    the stacked factor X (r, d), if it was asked for.
     """
 
     stored: Matrix
@@ -145,7 +149,7 @@ class Side(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """The sum's new factors as they are stored, and the squared norm of the sum less their product."""
+    """The sum's new factors as they are stored, and the squared Frobenius norm of the sum minus their product."""
 
     b: Matrix
     a: Matrix
@@ -153,14 +157,17 @@ class Rounded(NamedTuple):
 
 
 def balancing(columns: Floats, rows: Floats) -> Floats:
-    """Return the powers of two that make columns of B as long as rows of A, where neither is zero: no digit is lost."""
+    """Return the powers of two by which to scale columns of B, and divide rows of A, to make them about equally long.
+
+    The arguments are their lengths. A power of two loses no digit. It is 1 if a column or its row is zero.
+    """
     both = (columns > 0.0) & (rows > 0.0)
     ratio = np.where(both, rows, 1.0) / np.where(both, columns, 1.0)
     return np.asarray(np.exp2(np.round(np.log2(ratio) / 2)))
 
 
 def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> Rounded:
-    """Return the stacked factors, column k of B as long as row k of A up to a power of two, rounded to the dtype."""
+    """Return the stacked factors rounded to the dtype, with columns of B and rows of A balanced by powers of two."""
     columns, rows = (np.sqrt(np.maximum(np.diagonal(gram), 0.0)) for gram in grams)
     step = balancing(columns, rows)
     b, a = _rounded(parts, step, 1.0 / step, dtype, crosses=False)
@@ -170,9 +177,9 @@ def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> Ro
 
 
 def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
-    """Return the sum's best factors of the rank, rounded to the dtype; without one at the rank that the sum has.
+    """Return the sum's best factors of that rank, rounded to the dtype; if rank is None, of its numerical rank.
 
-    None where the stacked factors have no more columns: they hold it as they are.
+    Return None if the stacked factors have at most that many columns, because they hold the sum exactly.
     """
     gram_b, gram_a = grams
     held = len(gram_a)
@@ -189,9 +196,9 @@ def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np
     rest = float(np.sum(sigma[rank:] ** 2))
     crosses = rest > _BESIDE * float(np.sum(sigma**2))
     b, a = sides = _rounded(parts, maps.left, maps.right.T, dtype, crosses=crosses)
-    kept = np.diag(sigma[:rank])  # U^T U and V V^T, to which S - U V is orthogonal
+    kept = np.diag(sigma[:rank])  # U^T U and V V^T; S - U V is orthogonal to U F and to E V
     loss = rest + _loss(sides, (kept, kept))
-    if b.crossed is not None and a.crossed is not None:  # S - U V with E F
+    if b.crossed is not None and a.crossed is not None:  # the inner product of S - U V with E F
         across = _weights(parts)[:, None] * b.crossed
         loss -= 2.0 * float(np.sum(across * a.crossed) - np.sum(b.own * a.own))
     return Rounded(b.stored.T, a.stored, max(0.0, loss))
@@ -206,21 +213,24 @@ def _by_qr(parts: Sequence[Part], grams: Pair, rank: int, dtype: np.dtype[Any]) 
 
 
 def _weights(parts: Sequence[Part]) -> Floats:
-    """The weight of each column of the stacked B."""
+    """The weight c_i of each column of the stacked B."""
     return np.concatenate([np.full(len(a), c) for _, a, c in parts])
 
 
 def _rounded(
     parts: Sequence[Part], left: Floats, right: Floats, dtype: np.dtype[Any], *, crosses: bool
 ) -> tuple[Side, Side]:
-    """Return B left and A^T right of the stacked factors, transposed and rounded to the dtype."""
+    """Return the new factors B left and A^T right of the stacked factors, as rows and rounded to the dtype."""
     weighted = (_weights(parts) * left.T).T
     b, a = [b.T for b, _, _ in parts], [a for _, a, _ in parts]
     return _side(b, weighted, dtype, crosses=crosses), _side(a, right, dtype, crosses=crosses)
 
 
 def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any], *, crosses: bool) -> Side:
-    """Return turn^T X of the stacked factors X (r, d), lying as they do; `turn` is (r, k), or the diagonal of one."""
+    """Return turn^T X, rounded, for the stacked factor X (r, d), with X's memory order.
+
+    `turn` is (r, k), or a vector (r,) that stands for a diagonal matrix.
+    """
     kind: type[np.float32 | np.float64] = np.float32 if dtype.itemsize <= _HALF else np.float64
     turn = turn.astype(kind)
     height, k, length = len(turn), turn.shape[-1], factors[0].shape[1]
@@ -254,14 +264,14 @@ def _turned(block: Matrix, turn: Matrix, *, in_rows: bool) -> Matrix:
 
 
 def _loss(sides: tuple[Side, Side], grams: Pair) -> float:
-    """Return the squared norm of U V - (U + E) (V + F), from U^T U and V V^T, both (k, k)."""
-    (_, of_e, left, _), (_, of_f, right, _) = sides  # left is U^T E, right V F^T
+    """Return the squared Frobenius norm of U V - (U + E) (V + F); `grams` are U^T U and V V^T, both (k, k)."""
+    (_, of_e, left, _), (_, of_f, right, _) = sides  # left is U^T E, right is V F^T
     found = (
         float(np.sum(grams[0] * of_f)),
         float(np.sum(grams[1] * of_e)),
         float(np.sum(of_e * of_f)),
-        2.0 * float(np.sum(left * right.T)),  # U F with E V
-        2.0 * float(np.sum(left * of_f)),  # U F with E F
-        2.0 * float(np.sum(of_e * right)),  # E V with E F
+        2.0 * float(np.sum(left * right.T)),  # <U F, E V>
+        2.0 * float(np.sum(left * of_f)),  # <U F, E F>
+        2.0 * float(np.sum(of_e * right)),  # <E V, E F>
     )
     return math.fsum(found) if all(map(math.isfinite, found)) else math.inf

@@ -1,4 +1,8 @@
-"""Gram matrices on an accelerator: factors in tiles of a few shapes, many to a call of one jitted kernel."""
+"""Gram matrices on an accelerator.
+
+Factors are cut into tiles of a few fixed shapes, and each call of a jitted kernel computes the Gram matrices of many
+tiles. The Gram matrix of a factor is the sum of those of its tiles.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,15 @@ import numpy as np
 
 from gradience.spectral.grams import Factors, Grams, Loads, Matrix, bucket_of, narrowed
 
-_SHORT: Final = 1024  # columns (of A) or rows (of B) in a tile
-_LONG: Final = 4096  # the same, where a factor is that long and a call's tiles still fit the cache
+_SHORT: Final = 1024  # columns of A, or rows of B, in a tile
+_LONG: Final = 4096  # columns or rows in a tile if that many are left, and one such tile fits a call
 _BATCH_ELEMENTS: Final = 1 << 18  # a call's tiles as float64 (2 MiB) stay in the cache; measured with 2**16 to 2**19
+# Calls whose results have not been collected yet, at most.
 _IN_FLIGHT: Final = 3
 
 
 class _Kernel:
-    """A jitted function of stacked tiles that no two threads compile at the same time."""
+    """A jitted function of stacked tiles; only one thread at a time compiles it."""
 
     def __init__(self, function: Callable[[jax.Array], jax.Array]) -> None:
         self._call: Callable[[Matrix], jax.Array] = jax.jit(jax.vmap(function))
@@ -54,7 +59,7 @@ _gram_columns = _Kernel(gram_columns)
 
 
 def on_device(loads: Loads, indices: Iterable[int]) -> list[tuple[int, Grams]]:
-    """The Gram matrices of one thread's modules, by JAX."""
+    """Return each of one thread's indices with its Gram matrices, by JAX."""
     with jax.enable_x64(True):  # noqa: FBT003  # of this thread alone
         adder = _Adder()
         for index in indices:
@@ -63,7 +68,7 @@ def on_device(loads: Loads, indices: Iterable[int]) -> list[tuple[int, Grams]]:
 
 
 class _Adder:
-    """Adds up A A^T and B^T B of modules from batches of tiles."""
+    """Sums the Gram matrices of tiles into A A^T and B^T B of each module."""
 
     def __init__(self) -> None:
         self._modules: dict[int, tuple[int, int, float]] = {}
@@ -78,7 +83,7 @@ class _Adder:
         self._tile((index, 1), b, rows=False)
 
     def finish(self) -> list[tuple[int, Grams]]:
-        """Return each module's index and what it comes to."""
+        """Run the batches that are not full, and return each module's index and Gram matrices."""
         for key in list(self._open):
             self._run(self._open.pop(key))
         while self._running:
@@ -104,7 +109,7 @@ class _Adder:
         count = max(1, _BATCH_ELEMENTS // (padded[0] * padded[1]))
         shape = padded if rows else padded[::-1]
         if count == 1 and tile.shape == shape and tile.flags.c_contiguous:
-            self._run(_Batch(tile[None], [owner], rows=rows))  # as it lies in memory
+            self._run(_Batch(tile[None], [owner], rows=rows))  # used in place: no copy into a batch
             return
         key = (tile.dtype.str if tile.dtype.kind == "f" else tile.dtype.name, *padded, rows)
         batch = self._open.get(key)
@@ -128,7 +133,7 @@ class _Adder:
 
 
 class _Batch:
-    """Tiles of one dtype, rank bucket, width and orientation, waiting to fill a call."""
+    """Tiles of one dtype, padded rank, width and orientation, collected until they fill a call."""
 
     def __init__(self, tiles: Matrix, owners: list[tuple[int, int]], *, rows: bool) -> None:
         self.tiles = tiles

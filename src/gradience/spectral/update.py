@@ -1,12 +1,12 @@
-"""One low-rank update B A: its singular values and its best approximations, without ever forming it.
+"""One low-rank update B A: its singular values and its best low-rank approximations, without ever forming it.
 
-`grams` sums the long axes away, in float64, and sees every byte of the adapter. What is left is r x r, and LAPACK on
-the host does that faster than any accelerator and as exactly on every backend; these functions take numpy arrays with
-any leading axes.
+`grams` reads every entry of the factors and gives the r x r matrices A A^T and B^T B in float64. LAPACK on the host
+solves r x r problems faster than any accelerator, and with the same accuracy on every backend. So these functions work
+on numpy arrays; those of Gram matrices accept any leading axes.
 
-The Gram route loses about sqrt(eps) * |A| * |B|, so it is trusted only where sigma_1 is not much smaller than that
-product. QR of both factors is backward stable and covers the rest. The best update of a lower rank is what the leading
-singular values keep (Eckart and Young, Psychometrika 1(3), 1936).
+Singular values from Gram matrices have an error of about sqrt(eps) * |A| * |B|. They are trusted only if sigma_1 is
+not much smaller than |A| * |B|. QR of both factors is backward stable and covers all other updates. The best
+approximation of a lower rank keeps the leading singular values (Eckart and Young, Psychometrika 1(3), 1936).
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradience.spectral import scratch
 from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
-from gradience.spectral.threads import scratch
 
 _SAMPLES = 8
 
-# sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
+# If sigma_1^2 is below this share of |A|^2 |B|^2, Gram matrices may not give 1e-6 sigma_1 (tests/spectral shows it).
 TRUSTED_SHARE: Final = 1e-2
 
 _TILE: Final = 1 << 18  # elements cast to floats at a time (2 MiB as float64); measured with 2**14 to 2**20
-_FLOOR: Final = 1e-7  # of sigma_1: below it a squared singular value is rounding; left out, it costs no more than that
+_FLOOR: Final = 1e-7  # relative to sigma_1: a smaller singular value is rounding, and leaving it out costs no more
 
-_DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second
+_DENSE_UNDER: Final = 768  # the shorter side: up to it, a full SVD takes about a second
 _OVERSAMPLING: Final = 16  # columns beyond the rank
 _MOST_PASSES: Final = 40
-_SETTLED: Final = 1e-4  # of the squared norm that is left out: a pass that gains no more is the last
-_ROUNDING: Final = 1e-15  # of the squared norm of the matrix: the same where nothing is left out
+_SETTLED: Final = 1e-4  # the iteration ends if a pass captures no more than this share of the squared remainder
+_ROUNDING: Final = 1e-15  # the same, as a share of the matrix's squared norm, for a remainder of zero
 _FIRST_RANK: Final = 32
-_ROWS: Final = 1024  # subtracted at a time
+_ROWS: Final = 1024  # rows in which a product is subtracted at a time
 
 
 @cache
 def null_stable_rank(r: int, d_out: int, d_in: int, *, seed: int = 0) -> float:
-    """Return the mean stable rank of B A with random B (d_out, r) and A (r, d_in)."""
+    """Return the mean stable rank of B A for Gaussian B (d_out, r) and A (r, d_in), over eight samples."""
     rng = np.random.default_rng(seed)
     return float(np.mean([_sample(rng, r, d_out, d_in) for _ in range(_SAMPLES)]))
 
 
 @cache
 def null_factor_stable_rank(r: int, d: int, *, seed: int = 0) -> float:
-    """Return the mean stable rank of one random factor (d, r), r at most d."""
+    """Return the mean stable rank of one Gaussian factor (d, r), r at most d, over eight samples."""
     rng = np.random.default_rng(seed)
     grams = (lower @ lower.T for lower in (_bartlett(rng, r, d) for _ in range(_SAMPLES)))
     return float(np.mean([float(gram_stable_rank(gram)) for gram in grams]))
@@ -62,7 +62,7 @@ def gram_stable_rank(gram: Floats) -> Floats:
 
 def _sample(rng: np.random.Generator, r: int, d_out: int, d_in: int) -> float:
     least, most = sorted((d_out, d_in))
-    if inner_size(r, d_out, d_in) < r:  # the same distribution: B = L Q, and Q A is Gaussian as A is
+    if inner_size(r, d_out, d_in) < r:  # with B = L Q, Q A is as Gaussian as A: the distribution is the same
         core = _bartlett(rng, least, r) @ _bartlett(rng, least, most)
     else:
         core = _bartlett(rng, r, d_out).T @ _bartlett(rng, r, d_in)
@@ -71,7 +71,7 @@ def _sample(rng: np.random.Generator, r: int, d_out: int, d_in: int) -> float:
 
 
 def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float64]:
-    """Return a lower factor L with L L^T distributed as the Gram matrix of a Gaussian (d, r) array."""
+    """Return a lower triangular L with L L^T distributed as the Gram matrix of a Gaussian (d, r) array."""
     lower = np.tril(rng.standard_normal((r, r)), -1)
     freedom = np.maximum(d - np.arange(r), 0)
     diagonal = np.diag(np.sqrt(rng.chisquare(np.maximum(freedom, 1)) * (freedom > 0)))
@@ -79,7 +79,7 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
 
 
 class GramSpectrum(NamedTuple):
-    """Singular values, largest first, and whether the Gram route can vouch for them."""
+    """Singular values (..., r), largest first, and whether the Gram matrices give them accurately."""
 
     sigma: Floats
     trusted: npt.NDArray[np.bool_]
@@ -88,15 +88,15 @@ class GramSpectrum(NamedTuple):
 def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
     """Return the singular values of B A from A A^T and B^T B, both (..., r, r) and finite.
 
-    Rows of A and columns of B are balanced first (A -> D A, B -> B D^-1 leaves B A as it is), and both
-    are scaled to trace one: neither a row's scale nor the adapter's costs accuracy.
+    Rows of A and columns of B are balanced first (A -> D A, B -> B D^-1 leaves B A unchanged), and both Gram matrices
+    are scaled to trace one. So neither the scale of single rows nor that of the whole update costs accuracy.
     """
     core = gram_core(gram_a, gram_b)
     return core_spectrum(core, np.asarray(np.linalg.eigvalsh(core.squared), np.float64))
 
 
 def core_spectrum(core: GramCore, eigenvalues: Floats) -> GramSpectrum:
-    """Return the same from the core's eigenvalues, in ascending order."""
+    """Return the singular values of B A from its core and the eigenvalues of `core.squared`, in ascending order."""
     squares = np.maximum(eigenvalues[..., ::-1], 0.0)
     trusted = (squares[..., 0] >= TRUSTED_SHARE * core.largest) | (core.size_a == 0.0) | (core.size_b == 0.0)
     scale = np.sqrt(core.size_a) * np.sqrt(core.size_b)
@@ -104,10 +104,11 @@ def core_spectrum(core: GramCore, eigenvalues: Floats) -> GramSpectrum:
 
 
 class GramCore(NamedTuple):
-    """The core of B A from two Gram matrices: `squared` = root^T B^T B root has its squared singular values.
+    """The symmetric r x r eigenproblem of B A, from two Gram matrices.
 
-    They are in units of size_a * size_b: B^T B is balanced and divided by its trace size_b (`unit_b`), and so is
-    A A^T = root root^T by size_a. `balance` is the diagonal of D; `largest` bounds the squares.
+    `unit_b` is B^T B, balanced and divided by its trace `size_b`. A A^T, balanced and divided by its trace `size_a`,
+    is root root^T. The eigenvalues of `squared` = root^T unit_b root are the squared singular values of B A divided by
+    size_a * size_b. `balance` is the diagonal of D. `largest` is an upper bound on the eigenvalues.
     """
 
     squared: Floats
@@ -120,7 +121,7 @@ class GramCore(NamedTuple):
 
 
 def gram_core(gram_a: Floats, gram_b: Floats) -> GramCore:
-    """Return the r x r problem whose eigenvalues are squared singular values of B A; Grams as above."""
+    """Return the core of B A from A A^T and B^T B, both (..., r, r) and finite."""
     balance = _balance(_diagonal(gram_a), _diagonal(gram_b))
     outer = balance[..., :, None] * balance[..., None, :]
     unit_a, size_a = _unit_trace(gram_a * outer)
@@ -132,9 +133,9 @@ def gram_core(gram_a: Floats, gram_b: Floats) -> GramCore:
 
 
 def core_singular_values(b: npt.NDArray[Any], a: npt.NDArray[Any]) -> Floats:
-    """Return the singular values of B A by QR of both factors: b (d_out, r), a (r, d_in), in float64.
+    """Return the singular values of B A by QR of both factors in float64, b (d_out, r) and a (r, d_in).
 
-    Each factor is scaled to a largest entry of one, so that squares neither overflow nor vanish.
+    Each factor is scaled to a largest entry of one, so that squares neither overflow nor underflow.
     """
     unit_b, size_b = _unit_peak(b.astype(np.float64))
     unit_a, size_a = _unit_peak(a.astype(np.float64))
@@ -152,7 +153,7 @@ def _transpose(x: Floats) -> Floats:
 
 
 def _balance(diagonal_a: Floats, diagonal_b: Floats) -> Floats:
-    """Return D that makes row i of A and column i of B equally long; 1 where either is zero."""
+    """Return the diagonal of D that makes row i of A and column i of B equally long; 1 if either is zero."""
     both = (diagonal_a > 0.0) & (diagonal_b > 0.0)
     ratio = np.where(both, diagonal_b, 1.0) / np.where(both, diagonal_a, 1.0)
     balance: Floats = np.where(both, np.sqrt(np.sqrt(ratio)), 1.0)
@@ -170,16 +171,16 @@ def _unit_peak(x: Floats) -> tuple[Floats, float]:
 
 
 class LowRank(NamedTuple):
-    """u diag(sigma) v: u (d_out, n) with orthonormal columns, sigma (n,) largest first, v (n, d_in)."""
+    """The SVD u diag(sigma) v: u (d_out, n) with orthonormal columns, sigma (n,) largest first, v (n, d_in)."""
 
     u: Floats
     sigma: Floats
     v: Floats
 
     def factors(self, rank: int, scale: float = 1.0) -> tuple[Floats, Floats]:
-        """Return (b, a) with scale * b @ a the best approximation of that rank, its size shared evenly.
+        """Return (b, a) such that scale * b @ a is the best approximation of that rank.
 
-        Above n the factors are padded with zeros: the product does not change.
+        Each factor gets the root of every singular value. If rank exceeds n, both factors are zero-padded.
         """
         kept = min(rank, len(self.sigma))
         root = np.sqrt(self.sigma[:kept] / abs(scale)) if scale else np.zeros(kept)
@@ -190,12 +191,12 @@ class LowRank(NamedTuple):
         return b, a
 
     def error(self, rank: int) -> float:
-        """Return the Frobenius norm of what the best approximation of that rank leaves out."""
+        """Return the Frobenius error of the best approximation of that rank."""
         return float(np.linalg.norm(self.sigma[rank:]))
 
 
 def decomposed(b: Matrix, a: Matrix, scale: float = 1.0) -> LowRank:
-    """Return the singular value decomposition of scale * b @ a; b (d_out, r), a (r, d_in), both finite."""
+    """Return the SVD of scale * b @ a by QR of both factors; b (d_out, r), a (r, d_in), both finite."""
     left, core_b = np.linalg.qr(b.astype(np.float64))
     right, core_a = np.linalg.qr(a.T.astype(np.float64))
     u, sigma, v = np.linalg.svd(core_b @ core_a.T, full_matrices=False)
@@ -203,20 +204,20 @@ def decomposed(b: Matrix, a: Matrix, scale: float = 1.0) -> LowRank:
 
 
 def stacked(parts: Sequence[tuple[Matrix, Matrix, float]]) -> tuple[Floats, Floats]:
-    """Return (b, a) with b @ a = sum of scale * b_i @ a_i exactly, of the sum of the ranks. Parts are (b, a, scale)."""
+    """Return (b, a) with b @ a equal to the sum of scale * b_i @ a_i. Parts are (b_i, a_i, scale); the ranks add up."""
     b = np.concatenate([b.astype(np.float64) * scale for b, _, scale in parts], axis=1)
     a = np.concatenate([a.astype(np.float64) for _, a, _ in parts], axis=0)
     return b, a
 
 
 class Maps(NamedTuple):
-    """b' = B @ left and a' = right @ A; left (r, k), right (k, r), in float64."""
+    """The maps to factors of a lower rank: b' = B @ left and a' = right @ A; left (r, k), right (k, r), in float64."""
 
     left: Floats
     right: Floats
 
     def cut(self, inner: int, rank: int) -> Maps:
-        """Return the first `rank` columns and rows, of factors of that inner size: those beyond are zero."""
+        """Return the maps (inner, rank) and (rank, inner): the leading columns and rows of these, zero-padded."""
         kept = min(rank, self.left.shape[1])
         left, right = np.zeros((inner, rank)), np.zeros((rank, inner))
         left[:, :kept], right[:kept] = self.left[:inner, :kept], self.right[:kept, :inner]
@@ -233,19 +234,19 @@ def reduced(
     maps: Maps | None = None,
     half: bool = False,
 ) -> tuple[Matrix, Matrix]:
-    """Return (b', a') with scale * b' @ a' the best approximation of scale * b @ a of that rank.
+    """Return (b', a') such that scale * b' @ a' is the best approximation of scale * b @ a of that rank.
 
-    b (d_out, r) and a (r, d_in) of any real dtype, finite; the sizes of b' and a' are shared evenly. Memory
-    beside the results is a few tiles. Within 1e-6 of the dense optimum, relative to the update's norm.
+    Each new factor gets the root of every singular value. The error is within 1e-6 of the dense optimum, relative to
+    the update's norm. Beside the results, memory for a few tiles is used.
 
     Args:
-        b: the left factor.
-        a: the right factor.
+        b: the left factor (d_out, r), finite, of any real dtype.
+        a: the right factor (r, d_in), likewise.
         scale: of the product; not part of b' and a'.
-        rank: k.
-        grams: A A^T and B^T B, both (r, r) in float64, where they are known.
-        maps: those of `gram_maps` at this rank or a higher one, where they are known.
-        half: the result will be stored in 16 bits, so float32 products do.
+        rank: the rank of the result.
+        grams: A A^T and B^T B, both (r, r) in float64, if they are known.
+        maps: those of `gram_maps` at this rank or a higher one, if they are known.
+        half: the result will be stored in 16 bits, so float32 products are precise enough.
     """
     b, a = narrowed(b, a)
     if maps is None:
@@ -266,16 +267,16 @@ def reduced(
 
 
 def gram_maps(gram_a: Floats, gram_b: Floats, rank: int) -> Maps | None:
-    """Return the maps to the best factors of that rank from A A^T and B^T B, or None where QR must decide.
+    """Return the maps to the best factors of that rank from A A^T and B^T B, or None if only QR is accurate enough.
 
-    Columns beyond the numerical rank are zero.
+    Columns of `left` and rows of `right` beyond the numerical rank are zero.
     """
     core = gram_core(gram_a, gram_b)
     return core_maps(core, *np.linalg.eigh(core.squared), rank)
 
 
 def core_maps(core: GramCore, squares: Floats, vectors: Floats, rank: int) -> Maps | None:
-    """Return the same from the eigenvalues of the core of one update, in ascending order, and its eigenvectors."""
+    """Return `gram_maps` from one update's core and its eigenvalues, in ascending order, with the eigenvectors."""
     r = len(squares)
     squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
     left, right = np.zeros((r, rank)), np.zeros((rank, r))
@@ -285,7 +286,7 @@ def core_maps(core: GramCore, squares: Floats, vectors: Floats, rank: int) -> Ma
     unit = np.sqrt(squares[:kept])
     turned = core.root @ vectors[:, :kept]
     size_a, size_b = np.sqrt(core.size_a), np.sqrt(core.size_b)
-    root = np.sqrt(unit * size_a * size_b)  # of sigma: each factor gets half of it
+    root = np.sqrt(unit * size_a * size_b)  # of sigma: each factor gets this root
     left[:, :kept] = turned * (root / (unit * size_b)) / core.balance[:, None]
     right[:kept] = (turned.T @ core.unit_b) * (root / (unit**2 * size_a))[:, None] * core.balance
     return Maps(left, right)
@@ -296,7 +297,7 @@ def _by_qr(b: Matrix, a: Matrix, scale: float, rank: int) -> tuple[Floats, Float
 
 
 def _gram(x: Matrix) -> Floats:
-    """Return X X^T of (r, d), in float64, a tile at a time."""
+    """Return X X^T of an (r, d) array, in float64, a tile at a time."""
     total = np.zeros((len(x), len(x)))
     for _, tile in _tiles(x.T, np.float64):
         total += tile.T @ tile
@@ -304,9 +305,9 @@ def _gram(x: Matrix) -> Floats:
 
 
 def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[slice, Matrix]]:
-    """Yield the rows of (d, r) as floats of that kind, some at a time, with where they are: each good until the next.
+    """Yield the rows of x (d, r) in tiles: each tile's span of rows, and its numbers as floats of that kind.
 
-    A tile's numbers lie as those of x do.
+    A tile has x's memory order, and is valid until the next tile.
     """
     length, r = x.shape
     rows = max(1, _TILE // max(1, r))
@@ -319,7 +320,7 @@ def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[sli
 
 
 class Part(NamedTuple):
-    """`low`, and the Frobenius norms of the whole matrix and of what `low` leaves out of it."""
+    """A matrix's low-rank approximation `low`, and the Frobenius norms of the matrix and of the remainder."""
 
     low: LowRank
     norm: float
@@ -327,7 +328,7 @@ class Part(NamedTuple):
 
 
 def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Part:
-    """Return the best approximation of a finite float64 matrix of the rank (or of the matrix's, if that is less)."""
+    """Return the best approximation of that rank of a finite float64 matrix; the rank is cut to the shorter side."""
     fewest = min(matrix.shape)
     norm = float(np.linalg.norm(matrix))
     if fewest <= _DENSE_UNDER or 4 * (rank + _OVERSAMPLING) >= fewest:
@@ -363,7 +364,7 @@ def _rest(matrix: Floats, low: LowRank) -> float:
 
 
 def part_with_energy(matrix: Floats, energy: float, *, seed: int = 0) -> Part:
-    """Return the part of least rank that holds the given fraction of the squared Frobenius norm."""
+    """Return the best approximation of least rank that holds the given fraction of the squared Frobenius norm."""
     total = float(np.sum(matrix * matrix))
     rank, fewest = min(_FIRST_RANK, *matrix.shape), min(matrix.shape)
     while True:
@@ -377,7 +378,7 @@ def part_with_energy(matrix: Floats, energy: float, *, seed: int = 0) -> Part:
 
 
 def rank_for_energy(sigma: Floats, energy: float, total: float) -> int | None:
-    """Return the least k >= 1 with sigma_1^2 + ... + sigma_k^2 >= energy * total, or None where all are too few."""
+    """Return the least k >= 1 with sigma_1^2 + ... + sigma_k^2 >= energy * total, or None if no k reaches it."""
     held = np.cumsum(sigma * sigma)
-    enough = np.flatnonzero(held >= energy * total * (1.0 - 1e-12))  # rounding of the sum
+    enough = np.flatnonzero(held >= energy * total * (1.0 - 1e-12))  # slack for the rounding of the sums
     return int(enough[0]) + 1 if len(enough) else None

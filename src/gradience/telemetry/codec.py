@@ -1,4 +1,4 @@
-"""One event, one line: the only place where events become bytes and bytes become events."""
+"""One event, one line. Only this module turns events into bytes and bytes into events."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ import msgspec
 
 from gradience.errors import SchemaError
 from gradience.io.reading import check_depth
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
 from gradience.schema.document import escape_controls
 from gradience.schema.events import (
     EVENT_TYPES,
+    ConfigSnapshot,
     Eval,
     EvalMetrics,
     Event,
+    LoraSnapshot,
+    OptimizerSnapshot,
     Recommendation,
     RecommendationItem,
+    TrainingSnapshot,
     TrainStep,
     UnknownEvent,
 )
-from gradience.schema.scalars import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
 
 _AT: Final = re.compile(r" - at `(?P<path>[^`]+)`$")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
-
 _LISTED: Final = "[]"
-# Levels below the event itself: where their unknown keys are.
+# Levels below the event itself that may have unknown keys.
 _FLAT: Final[dict[str, tuple[tuple[str, ...], type[msgspec.Struct]]]] = {
     "eval": (("metrics",), EvalMetrics),
     "recommendation": (("recommendations", _LISTED), RecommendationItem),
 }
-# A config's levels nest `extras` on the wire, too; whatever stands beside it joins it.
+# Levels of a config. They hold `extras` as a key on the wire too; unknown keys beside it are moved into it.
 _NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
     (("config",), ConfigSnapshot),
     (("config", "optimizer"), OptimizerSnapshot),
@@ -43,9 +45,8 @@ _NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
     (("config", "training"), TrainingSnapshot),
 )
 
-MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
+MAX_LINE_BYTES: Final = 64 * 1024  # most bytes of one line without its newline
 T_ = TypeVar("T_")
-
 KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
 OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 
@@ -53,7 +54,7 @@ _INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`"
 
 
 class Place(NamedTuple):
-    """A value's container and its key there; `every` if the path speaks of one of the value's own values."""
+    """A value's container and its key there; `every` if the path means any of the values within that value."""
 
     container: Any
     key: str | int
@@ -76,7 +77,7 @@ def path_of(message: str) -> str:
 
 
 def find(document: dict[str, Any], path: str) -> Place | None:
-    """Return the place a path names, or None where the document has no such container."""
+    """Return the place that a path names, or None if the document has no such container."""
     steps: list[str | int] = [int(i) if i else name for name, i in _STEP.findall(path)]
     if not steps:
         return None
@@ -93,7 +94,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 def fold(document: JsonObject, name: str) -> JsonObject:
-    """Return the document of a known event with unknown keys moved into `extras`, at every level."""
+    """Return the document of a known event with unknown keys moved into `extras` at every level."""
     document = _flat_in(document, EVENT_TYPES[name])
     if name in _FLAT:
         path, cls = _FLAT[name]
@@ -105,7 +106,7 @@ def fold(document: JsonObject, name: str) -> JsonObject:
 
 
 def unfold(document: JsonObject, name: str) -> JsonObject:
-    """Return the document of a known event with `extras` beside the known keys.
+    """Return the document of a known event with its `extras` moved beside the known keys.
 
     Raises:
         SchemaError: an extra has the name of a known key.
@@ -159,7 +160,7 @@ def _flat_out(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
 
 @cache
 def _wire_names(cls: type[msgspec.Struct]) -> frozenset[str]:
-    """Return the keys a Struct knows on the wire, its `extras` not among them."""
+    """Return the keys that a Struct has on the wire, without `extras`."""
     names = set(cls.__struct_encode_fields__) - {"extras"}
     return frozenset(names | {"event"} if cls.__struct_config__.tag else names)
 
@@ -170,7 +171,7 @@ _object = msgspec.json.Decoder(dict[str, Any])
 
 
 class _Envelope(msgspec.Struct):
-    """What an event of an unknown name must have all the same."""
+    """The fields that an event of an unknown name must have too."""
 
     schema: str
     ts: Real | None
@@ -180,21 +181,21 @@ class _Envelope(msgspec.Struct):
 
 
 def encode(event: Event | UnknownEvent) -> bytes:
-    """Return the event as one JSON object, without a newline; non-finite numbers by name.
+    """Return the event as one JSON object without a newline, with non-finite numbers by name.
 
     Raises:
         SchemaError: an extra has the name of a known key.
-        TypeError: a value that JSON does not have.
+        TypeError: the event holds a value that JSON does not have.
     """
     if not isinstance(event, UnknownEvent) and not _has_extras(event):
         line = _encoder.encode(event)
-        if b"null" not in line:  # a null may be a NaN that the encoder did not name
+        if b"null" not in line:  # the encoder writes NaN as null
             return _escape(line)
     return encode_document(to_document(event))
 
 
 def encode_row(event: TrainStep) -> bytes:
-    """Return a row without extras as `encode` does, in fewer steps."""
+    """Return a row without extras as `encode` does, but faster."""
     line = _encoder.encode(event)
     if b"null" in line or b"\x7f" in line or not line.isascii():
         return encode(event)
@@ -202,16 +203,16 @@ def encode_row(event: TrainStep) -> bytes:
 
 
 def encode_document(document: JsonObject) -> bytes:
-    """Return a document of `to_document` as one JSON object, without a newline."""
+    """Return a document made by `to_document` as one JSON object without a newline."""
     return _escape(_encoder.encode(document))
 
 
 def to_document(event: Event | UnknownEvent) -> JsonObject:
-    """Return the event as it stands on the wire: plain values, extras beside the known keys.
+    """Return the event as on the wire: plain values, with extras beside the known keys.
 
     Raises:
         SchemaError: an extra has the name of a known key.
-        TypeError: a value that JSON does not have.
+        TypeError: the event holds a value that JSON does not have.
     """
     if isinstance(event, UnknownEvent):
         head = {"schema": SCHEMA_ID, "ts": event.ts, "run_id": event.run_id, "event": event.event, "step": event.step}
@@ -236,7 +237,7 @@ def decode(line: bytes) -> Event | UnknownEvent:
 
 
 def decode_known(line: bytes) -> Event:
-    """Return the event of one line, dropping unknown keys: what a summary needs, at decoder speed.
+    """Return the event of one line without its unknown keys, decoded by msgspec alone: fast, and enough for a summary.
 
     Raises:
         msgspec.MsgspecError: the line is not an event of a known name.
@@ -249,20 +250,20 @@ def decode_object(line: bytes) -> JsonObject:
     """Return the JSON object of a line that `decode_known` accepts.
 
     Raises:
-        msgspec.MsgspecError: the line is not a JSON object, or has half of a surrogate pair in a string.
+        msgspec.MsgspecError: the line is not a JSON object, or has a lone surrogate in a string.
     """
     return _object.decode(line)
 
 
 def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
-    """Return the items of whole lines, dropping unknown keys; None if any line needs a closer look.
+    """Return the items of whole lines without unknown keys; None if any line needs a closer look.
 
-    The lines are decoded as one array, each newline a comma, and as many items as lines are asked for. (Two events
-    joined on one line and one broken at a comma, close to each other, pass for whole: see `decode_lines`.)
+    The lines are decoded as one array, with a comma for each newline, and must give as many items. `decode_lines` also
+    catches two events joined on one line near a line that is broken at a comma.
     """
     try:
         if not block.isascii():
-            block.decode()  # the decoder does not look into strings it skips
+            block.decode()  # msgspec does not check the UTF-8 of strings that it skips
         items = decoder.decode(b"[%b]" % block.removesuffix(b"\n").replace(b"\n", b","))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
@@ -270,7 +271,7 @@ def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_
 
 
 def decode_lines(block: bytes) -> list[Event] | None:
-    """Return the events of whole lines, each decoded by itself: exact, and slower. None as with `decode_array`."""
+    """Return the events of whole lines, each decoded by itself: exact but slower. None as in `decode_array`."""
     try:
         if not block.isascii():
             block.decode()
@@ -280,7 +281,7 @@ def decode_lines(block: bytes) -> list[Event] | None:
 
 
 def parse(line: bytes) -> tuple[JsonObject, bool]:
-    """Return the line's JSON object, and whether it held non-finite numbers that were not named (named here).
+    """Return the line's JSON object, and whether it held bare non-finite numbers, which are replaced by their names.
 
     Raises:
         SchemaError: the line is not a JSON object.
@@ -300,8 +301,8 @@ def convert(document: JsonObject) -> Event | UnknownEvent:
     """Return the event of one parsed line.
 
     Raises:
-        msgspec.ValidationError: a field of the wrong type.
-        SchemaError: another major version.
+        msgspec.ValidationError: a field has the wrong type.
+        SchemaError: the line is of another major version.
     """
     name = document.get("event")
     _refuse_other_major(document.get("schema"))
@@ -333,7 +334,7 @@ def _escape(line: bytes) -> bytes:
 
 
 def _make_whole(document: JsonObject, message: str) -> bool:
-    """Make whole floats integers where one is asked for: JSON Schema's integer includes 4.0."""
+    """Turn whole floats into integers where the schema wants one: JSON Schema's integer includes 4.0."""
     place = find(document, path_of(message)) if _INT_NOT_FLOAT.match(message) else None
     if place is None:
         return False
@@ -371,7 +372,7 @@ def _unknown(document: JsonObject) -> UnknownEvent:
 
 
 def _parse_leniently(line: bytes, error: msgspec.DecodeError) -> JsonObject:
-    """Return the object of a line whose one fault is NaN, Infinity or 1e999: other people's writers emit them."""
+    """Return the object of a line whose only fault is NaN, Infinity or 1e999, which other writers emit."""
     try:
         document = json.loads(line.decode())
     except UnicodeDecodeError as broken:

@@ -1,7 +1,7 @@
-"""A log's lines: read in blocks of whole lines, in constant memory, and everything that is wrong with one of them.
+"""The lines of a log: read in blocks of whole lines in constant memory, and checked for all faults of a line.
 
-A fault has its path, and what was expected. msgspec names the first fault of a document only. So that the next one
-shows, the document is mended fault by fault with stand-in values, which nobody sees.
+A fault names its path and what was expected there. msgspec reports only the first fault of a document, so the document
+is mended with stand-in values until no further fault shows. The mended document is not used.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import msgspec
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
-from gradience.schema.scalars import SCHEMA_ID, Severity, Status, TaskProfile, real
+from gradience.schema import SCHEMA_ID, Severity, Status, TaskProfile, real
 from gradience.telemetry.codec import MAX_LINE_BYTES, JsonObject, convert, find, path_of
 
-_SHORT_PART: Final = 4  # lines of a part, on average, from which parting a block pays
-_CHUNK: Final = MAX_LINE_BYTES  # so that only the first line of a block can be longer than a line may be
+_SHORT_PART: Final = 4  # mean lines per part from which splitting a block pays
+_CHUNK: Final = MAX_LINE_BYTES  # no larger, so that only the first line of a block can be too long
 _BOM: Final = b"\xef\xbb\xbf"
 _ADVICE: Final = "give the run.jsonl that a run wrote"
 
-_LONGEST_LINE: Final = 256 << 20  # bytes: a longer line is measured no further, a sparse file has no end
+_LONGEST_LINE: Final = 256 << 20  # bytes; measuring stops there, because a sparse file may go on without end
 
-MOST_FAULTS: Final = 64  # of one line
+MOST_FAULTS: Final = 64  # most faults reported of one line
 _SHOWN: Final = 80
 _EXPECTED = re.compile(r"^Expected (?P<expected>.+?)(?:, got `(?P<got>[^`]+)`)?$")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
@@ -61,7 +61,7 @@ _STAND_INS: Final[JsonObject] = {
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
-    """One raw line without its newline; `data` is cut where the line is longer than one may be."""
+    """One raw line without its newline. `data` is cut if the line is too long; `length` is its full length in bytes."""
 
     number: int
     offset: int
@@ -71,7 +71,7 @@ class Line(msgspec.Struct, frozen=True, gc=False):
 
 
 class Block(msgspec.Struct, frozen=True, gc=False):
-    """Some whole lines as one piece of bytes, none of them too long; `number` lines precede its `count`."""
+    """Some whole lines as one piece of bytes, none of them too long: `count` lines, after the file's first `number`."""
 
     number: int
     offset: int
@@ -79,7 +79,7 @@ class Block(msgspec.Struct, frozen=True, gc=False):
     count: int
 
     def lines(self) -> Iterator[Line]:
-        """Yield the block's lines that are not blank, numbered as in the file."""
+        """Yield the block's lines that are not blank, with their numbers in the file."""
         offset = self.offset
         pieces = self.data.split(b"\n")
         for number, piece in enumerate(pieces, self.number + 1):
@@ -89,7 +89,7 @@ class Block(msgspec.Struct, frozen=True, gc=False):
             offset += len(piece) + 1
 
     def parts(self) -> list[Block]:
-        """Return the block parted where lines that look like rows of training meet others; itself if that is often."""
+        """Return the block split where lines that look like training rows meet others; whole if parts were short."""
         lines = self.data.removesuffix(b"\n").split(b"\n")
         groups = [list(group) for _, group in groupby(lines, _looks_like_row)]
         if len(groups) == 1 or len(groups) > len(lines) // _SHORT_PART:
@@ -110,7 +110,7 @@ def _looks_like_row(line: bytes) -> bool:
 
 
 def require_log(path: Path) -> None:
-    """Refuse a path that cannot be a log, by name.
+    """Check that a path can be a log.
 
     Raises:
         RecorderError: the path is missing, empty, or not a file.
@@ -125,7 +125,7 @@ def require_log(path: Path) -> None:
 
 
 def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
-    """Yield the log in blocks of whole lines; a line longer than one may be comes as itself.
+    """Yield the log in blocks of whole lines. A line that is too long is yielded by itself.
 
     Raises:
         RecorderError: the file cannot be read.
@@ -157,7 +157,7 @@ def _split(file: BinaryIO) -> Iterator[Block | Line]:
 
 
 def _too_long(file: BinaryIO, data: bytes, first: int, number: int, offset: int) -> tuple[Line, bytes]:
-    """Return the over-long line that starts the data, measured to its end but not kept, and what follows it."""
+    """Return the over-long line at the start of the data, and the bytes after it. Its rest is measured but not kept."""
     head = data[:MAX_LINE_BYTES]
     if first >= 0:
         return Line(number, offset, head, first), data[first + 1 :]
@@ -176,7 +176,7 @@ def _why(error: OSError | ValueError) -> str:
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One thing wrong with one line, and where in it."""
+    """One fault of a line: what is wrong, where, and what was expected."""
 
     reason: str
     path: str | None = None
@@ -185,9 +185,9 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
-    """Return everything wrong with one parsed line, in the order found; empty for a valid event.
+    """Return all faults of one parsed line in the order found; empty for a valid event.
 
-    The document is mended fault by fault on the way, so that the next one shows.
+    Modifies the document: each fault is mended, so that the next one shows.
     """
     found: list[Fault] = []
     while len(found) < most:
@@ -207,7 +207,7 @@ def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
 
 
 def find_unnamed(line: bytes, most: int = MOST_FAULTS) -> list[Fault]:
-    """Return every bare NaN or Infinity of a line that is JSON but for them."""
+    """Return every bare NaN or Infinity of a line that is JSON otherwise."""
     paths = islice(_non_finite(json.loads(line), "$"), most)
     reason = "Bare NaN and Infinity are not JSON"
     return [Fault(reason, path, f'"{name}"', f"{name} without quotes") for path, name in paths]
@@ -244,7 +244,7 @@ def _shown(document: JsonObject, path: str) -> str | None:
 
 
 def _mend(document: JsonObject, fault: Fault) -> bool:
-    """Put a valid value where the fault was; False where that is not possible."""
+    """Put a valid value in place of the fault; return False if that is not possible."""
     place = find(document, fault.path or "$")
     if place is None or not isinstance(place.container, (dict, list)):
         return False
@@ -260,7 +260,7 @@ def _mend(document: JsonObject, fault: Fault) -> bool:
 
 
 def _item(expected: str) -> object:
-    """Return a valid item for a list: its places must not shift."""
+    """Return a valid item for a list. The faulty item is not removed, because the others' indices must not shift."""
     if "object" in expected:
         return {"severity": "info", "action": "-", "message": "-"}
     return 0 if any(word in expected for word in ("float", "int", "number")) else "-"

@@ -1,7 +1,7 @@
-"""One file, one writer: append-only bytes, a lock, and how hard each line is pressed onto the disk.
+"""One log file with one writer: append-only bytes, a lock, and the choice of when lines are synced to disk.
 
-The operating system releases the lock with the descriptor, however the process ends. A warning of the recorder's own
-never ends a training, also where warnings are errors.
+The operating system releases the lock with the descriptor, however the process ends. A warning of the recorder never
+ends a training, not even if warnings are errors.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ _NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # pipes
 _ADVICE: Final = "choose a path in a folder you can write to"
 
 _TAKEN: Final = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
-_BEYOND: Final = (1 << 31) - 1  # Windows locks bytes, and keeps others from reading them: one that no log reaches
+_BEYOND: Final = (1 << 31) - 1  # the byte locked on Windows, where nobody can read a locked byte: no log reaches it
 
 
 class LogFile:
-    """An append-only log that this process alone writes. Never truncated; a torn tail is closed first.
+    """An append-only log that only this process writes. It is never truncated; a torn tail is closed first.
 
-    The lock is on the file itself, so that it ends with the process and leaves nothing beside the log.
+    The lock is on the file itself, so that it ends with the process and leaves no lock file.
 
-    A log that others remove, replace or cut while it is written is noticed when the next line is pressed onto the disk:
-    a warning says so, and a new file is begun under its name.
+    If others remove, replace or cut the log while it is written, the next sync to disk notices. A warning then says so,
+    and a new file is begun under the log's name.
 
     Attributes:
-        opening: a line to begin such a file with.
-        lost: lines that went with a file that vanished.
+        opening: the first line of such a new file.
+        lost: the number of lines that vanished with a file.
 
     Args:
-        path: the log; created with mode 0600 if it is not there.
-        sibling: the name of the file beside it to write if another process holds the log; None to refuse.
-        fsync: `always`, `never`, or `auto`: when asked for, else every few seconds.
+        path: the log; created with mode 0600 if it does not exist.
+        sibling: the name of a file beside it to write if another process holds the log; None to refuse.
+        fsync: `always`, `never`, or `auto`: for durable lines, else every few seconds.
 
     Raises:
-        RecorderError: the file cannot be opened, or is taken.
+        RecorderError: the file cannot be opened, or another process holds it.
     """
 
     def __init__(self, path: Path, *, sibling: str | None, fsync: Fsync) -> None:
@@ -77,7 +77,7 @@ class LogFile:
         return self._fd is not None and os.getpid() == self._pid
 
     def require_own(self) -> None:
-        """Refuse a fork's copy of its parent's log, before it waits for a lock that nobody will release.
+        """Refuse a forked child's copy of its parent's log, before the child waits for a lock that nobody will release.
 
         Raises:
             RecorderError: another process opened this log.
@@ -89,7 +89,7 @@ class LogFile:
             )
 
     def append(self, line: bytes, *, durable: bool) -> None:
-        """Append one line and its newline; returns when the operating system has them, or the disk if durable.
+        """Append one line and its newline. Returns when the operating system has them; if durable, when the disk has.
 
         Raises:
             RecorderError: the log is closed or cannot be written.
@@ -112,7 +112,7 @@ class LogFile:
             ) from error
 
     def close(self) -> None:
-        """Release the file and its lock; closing twice, or a fork's copy, is harmless."""
+        """Release the file and its lock. Closing twice, or closing a fork's copy, is harmless."""
         fd, self._fd = self._fd, None
         if fd is None:
             return
@@ -131,7 +131,7 @@ class LogFile:
             raise RecorderError(f"cannot close {self.path}: {error.strerror}", advice="check the disk") from error
 
     def _settle(self, fd: int, line: bytes) -> None:
-        """Press what was written onto the disk, and see whether it is still there."""
+        """Sync what was written to disk, and check that the file is still there."""
         if self._fsync != "never":
             _fsync(fd)
             self._unsynced = False
@@ -139,7 +139,7 @@ class LogFile:
             self._begin_anew(why, line)
 
     def _vanished(self, fd: int) -> str:
-        """What became of the file under the log's name; nothing where it is still the one being written."""
+        """What happened to the file under the log's name, in words; "" if it is still the one being written."""
         mine = os.fstat(fd)
         try:
             there = self.path.stat()
@@ -150,10 +150,10 @@ class LogFile:
         return "was cut" if mine.st_size < self._end else ""
 
     def _begin_anew(self, why: str, line: bytes) -> None:
-        """Go on under the log's name, with its opening and with the line that was written in vain."""
+        """Go on under the log's name, with its opening line and the line that was lost."""
         fd = old = self._fd
-        assert fd is not None  # noqa: S101  # `append` has seen to it
-        assert old is not None  # noqa: S101  # the same
+        assert fd is not None  # noqa: S101  # `append` has checked it
+        assert old is not None  # noqa: S101  # it is fd
         self._lines -= 1
         self._say_lost(old, why)
         if why == "was cut":
@@ -179,7 +179,7 @@ class LogFile:
         warnings.warn(f"{self.path} {why} while it was written{tail}", RuntimeWarning, stacklevel=6)
 
     def _write(self, fd: int, data: bytes) -> None:
-        """Write all of the data; if only part of it went out, the next line must start on a fresh one."""
+        """Write all of the data. If a write fails halfway, the next line starts with a newline of its own."""
         size = len(data)
         written = os.write(fd, data)
         while written < size:  # a full disk or a signal cut the write short
@@ -199,7 +199,7 @@ class LogFile:
 
 
 def _take_back(fd: int, line: bytes) -> None:
-    """Remove a line that was written behind a cut, perhaps onto half of another: it is to follow the opening."""
+    """Remove a line that was written after a cut, perhaps onto half of another line; it is written again later."""
     data = b"%b\n" % line
     rest = os.fstat(fd).st_size - len(data)
     if rest >= 0 and os.pread(fd, len(data), rest) == data:
@@ -232,10 +232,10 @@ def _fsync(fd: int) -> None:
 
 
 def _claimed(path: Path, sibling: str | None) -> tuple[Path, int, str]:
-    """Return the path to write, the sibling if the log is taken; its descriptor; and why it has no lock, or "".
+    """Return the path to write (the sibling if the log is held), its descriptor, and why it has no lock or "".
 
     Raises:
-        RecorderError: it cannot be opened, or is taken and there is no sibling.
+        RecorderError: it cannot be opened, or is held by another process and there is no sibling.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def _claimed(path: Path, sibling: str | None) -> tuple[Path, int, str]:
 
 
 def _try(path: Path) -> tuple[int, str] | None:
-    """Return the descriptor of a log now locked, and why the file system gives no lock; None if another holds it."""
+    """Return the descriptor of a log, and why it could not be locked or ""; None if another process holds the lock."""
     fd = _opened(path)
     try:
         if lock_file(fd):
@@ -294,10 +294,10 @@ else:
 
 
 def lock_file(fd: int) -> bool:
-    """Whether the file is locked for this descriptor now; False where another descriptor holds it. Never waits.
+    """Lock the file for this descriptor, without waiting; return False if another descriptor holds the lock.
 
     Raises:
-        OSError: the file system gives no locks.
+        OSError: the file system has no locks.
     """
     try:
         _lock(fd)
@@ -309,7 +309,7 @@ def lock_file(fd: int) -> bool:
 
 
 def unlock_file(fd: int) -> None:
-    """Release the lock now: closing alone leaves it to the data workers forked since, which hold the file open too."""
+    """Release the lock explicitly. Closing alone would not: data workers forked since then hold the file open too."""
     with suppress(OSError):
         _unlock(fd)
 
@@ -318,7 +318,7 @@ logger = logging.getLogger("gradience")
 
 
 def notice(message: str, *, stacklevel: int = 3) -> None:
-    """Warn, with a RuntimeWarning; where warnings are errors, through logging."""
+    """Give a RuntimeWarning; log the message instead if warnings are errors."""
     try:
         warnings.warn(f"gradience: {message}", RuntimeWarning, stacklevel=stacklevel)
     except RuntimeWarning:

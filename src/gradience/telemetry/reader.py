@@ -1,7 +1,7 @@
-"""The reader: every line an event or a bad line, nothing skipped silently; a summary of the runs; a log's validation.
+"""Read a log: iterate its events, summarise its runs, or validate it. No line is skipped silently.
 
-`TelemetryReader` yields events in constant memory. A `RunSummary` keeps the series and latest values of each run, the
-first bad lines, and counts of everything. Both take one pass, and so does `validate_log`.
+Every line is an event or a bad line. `TelemetryReader` yields events in constant memory. A `RunSummary` keeps the
+series and latest values of each run, the first bad lines, and counts of everything. Each takes one pass over the file.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Eval, Event, EventBase, RunStart, UnknownEvent
+from gradience.schema import SCHEMA_ID
+from gradience.schema.events import ConfigSnapshot, Eval, Event, EventBase, RunStart, UnknownEvent
 from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
-from gradience.schema.scalars import SCHEMA_ID
 from gradience.telemetry.lines import require_log
 from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, RowBlock
 from gradience.telemetry.series import RunSeries
@@ -24,14 +23,14 @@ from gradience.telemetry.series import RunSeries
 E_ = TypeVar("E_")
 
 DEFAULT_MAX_ISSUES: Final = 100
-_MOST_NAMES: Final = 1000  # unknown event names counted apart
+_MOST_NAMES: Final = 1000  # unknown event names that get a count of their own
 
 
 class TelemetryReader:
     """Reads a `run.jsonl`: iterate it for all events, in file order.
 
-    After a pass `issues` holds the first bad lines, `issues_total` their number, and `notes` what else is
-    worth knowing about the file.
+    After a pass `issues` holds the first bad lines, `issues_total` their number, and `notes` further remarks on the
+    file.
 
     Raises:
         RecorderError: the file is missing, empty, or not a file.
@@ -85,17 +84,17 @@ class TelemetryReader:
         return config
 
     def latest_eval(self, split: str) -> Eval | None:
-        """Return the newest evaluation of the split in the last run that no resume superseded, or None."""
+        """Return the last run's newest evaluation of the split that no resume superseded, or None."""
         run = self.summarize().last
         return run.latest_eval(split) if run else None
 
     def summarize(self, values: Collection[str] = ()) -> RunSummary:
-        """Return the runs' series and latest values, from one pass; of training rows also the further values named."""
+        """Return the runs' series and latest values in one pass, with the named further values of training rows."""
         return summarize(self.path, values)
 
 
 def unnamed_note(lines: int) -> str:
-    """Return the one sentence about lines that hold NaN or Infinity as bare tokens.
+    """Return a sentence about lines that hold NaN or Infinity as bare tokens.
 
     >>> unnamed_note(1)
     '1 line holds a bare NaN or Infinity, which is not JSON; read anyway'
@@ -106,7 +105,7 @@ def unnamed_note(lines: int) -> str:
 
 @dataclass(slots=True)
 class RunSummary:
-    """The runs of one log, the bad lines among them, and what was counted."""
+    """The runs of one log, its first bad lines, and counts of its events and lines."""
 
     path: Path
     kept: frozenset[str] = frozenset()  # names of the further values of training rows that are kept
@@ -120,11 +119,11 @@ class RunSummary:
 
     @property
     def last(self) -> RunSeries | None:
-        """The run that began last in the file, or None for a log without one event."""
+        """The run that started last in the file, or None for a log without events."""
         return next(reversed(self.runs.values()), None)
 
     def take(self, event: Event) -> None:
-        """Add one event to its run; the run that begins is the last from then on."""
+        """Add one event to its run. A `run_start` makes its run the last one."""
         self.counts[str(event.__struct_config__.tag)] += 1
         run = self.of(event.run_id)
         run.take(event)
@@ -132,7 +131,7 @@ class RunSummary:
             self.runs[run.run_id] = self.runs.pop(run.run_id)
 
     def take_rows(self, block: RowBlock) -> None:
-        """Add plain rows at once, or one by one where something about their order is to be counted."""
+        """Add plain rows all at once, or one by one if their order needs counting."""
         if self.of(block.run_id).take_rows(block):
             self.counts["train_step"] += len(block.rows)
             return
@@ -140,7 +139,7 @@ class RunSummary:
             self.take(event)
 
     def of(self, run_id: str) -> RunSeries:
-        """Return the run of this id, a new one if it is the first of its events."""
+        """Return the run of this id, created if it is new."""
         run = self.runs.get(run_id)
         if run is None:
             run = self.runs[run_id] = RunSeries(run_id, self.kept)
@@ -150,8 +149,8 @@ class RunSummary:
 def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
     """Return the summary of a log, reading it once.
 
-    Kept are 32 bytes a training row, 16 more for each further value asked for, and evaluations and alerts whole: about
-    0.8 KB each, for the detectors compare what they measured. A run evaluated every second of a day takes 70 MB.
+    A training row takes 32 bytes, and 16 more for each further value. Evaluations and alerts are kept whole, at about
+    0.8 KB each, because the detectors compare their measurements. A run evaluated every second of a day takes 70 MB.
 
     Args:
         path: the log.
@@ -183,8 +182,8 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
 def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_ISSUES) -> ValidateReport:
     """Return a report of every line of a log that does not follow the schema.
 
-    Event names unknown to this version are legal, and counted. Bare NaN and Infinity tokens are read, but
-    are not JSON: a log that holds one is not valid.
+    Event names unknown to this version are legal, and counted. Bare NaN and Infinity tokens are read, but a log that
+    holds one is not valid, because they are not JSON.
 
     Args:
         path: a run.jsonl.

@@ -1,8 +1,8 @@
-"""Secrets in values, events and whole reports: what names mark in mappings, lists, pairs and lists of arguments.
+"""Hide secrets in values, events and whole reports; redact long texts and absolute paths in events.
 
-Redaction: secrets never reach a log, long texts and absolute paths only if asked for.
-
-A length limit does not stop secrets (a hub token has 37 characters), so every string is scanned, keys included.
+A value may be marked as secret by a name beside it: a mapping's key, a pair's first half, an option before it. Secrets
+never reach a log; long texts do only if asked for. A length limit does not stop secrets (a hub token has 37
+characters), so every string is scanned, keys included.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _NUMBERS: Final = frozenset({int, float, bool})
 
 DEFAULT_MAX_STR_LEN: Final = 256
 MAX_KEY_LEN: Final = 128
-_SCANNED_KEY: Final = 1024  # characters of a key that are looked at: it is cut to MAX_KEY_LEN afterwards
-_CONSTANT: Final = frozenset({"schema", "ts", "event", "step", "seq"})  # of the envelope: never text of a user
+_SCANNED_KEY: Final = 1024  # characters of a key that are scanned, before it is cut to MAX_KEY_LEN
+_CONSTANT: Final = frozenset({"schema", "ts", "event", "step", "seq"})  # envelope fields that never hold a user's text
 _IDS: Final = frozenset({"run_id", "session"})
 _WHOLE_PATH: Final = re.compile(
     r"/(?=\S|$)|~(?:[A-Za-z_][\w.-]*)?(?:/|$)|\.{1,2}/|[A-Za-z]:[/\\]|\\\\[\w.-]+\\|file://"
@@ -48,15 +48,15 @@ _HOME_IN_TEXT: Final = re.compile(
     r"(?<![\w.:/\\-])(?:/(?:home|Users|root|mnt|scratch|gpfs|lustre|data|tmp|var|workspace|content)(?:/[\w.@+=-]+)+"
     r"|~(?:[A-Za-z_][\w.-]*)?(?:/[\w.@+=-]+)+|[A-Za-z]:[\\/](?:[\w.@+=-]+[\\/])+[\w.@+=-]+)/?"
 )
-_TAIL_OF_WORDS: Final = re.compile(r"\s[^/\\]*$")  # a sentence that begins with a path, not a path with spaces
+_TAIL_OF_WORDS: Final = re.compile(r"\s[^/\\]*$")  # the rest of a sentence that begins with a path
 _SEPARATORS: Final = re.compile(r"[/\\]+")
 
 
-def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one for each type
-    """Return a report, or a value of JSON, with the secrets in its texts hidden: a copy where there is one.
+def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one return for each type
+    """Return a report, or a JSON value, with the secrets in its texts hidden; the same object if there are none.
 
-    Below a secret name every text is hidden, in lists and mappings, too; so is what follows `--token` in a list of
-    arguments, and the value beside `{"name": "API_KEY"}`. Keys are texts as well.
+    Every text below a secret name is hidden, in lists and mappings too. So are the item after `--token` in a list of
+    arguments, and the value beside `{"name": "API_KEY"}`. Keys are scanned as texts.
     """
     if isinstance(value, str):
         return HIDDEN if holds_secret(key, value) else hide_secrets(value, key)
@@ -99,7 +99,9 @@ def _same(new: dict[Any, Any], old: dict[Any, Any]) -> bool:
 
 
 def below(key: str, name: Any) -> str:
-    """Return the name under which a value in a mapping of that key is judged: a secret's stays one all the way down.
+    """Return the name by which a value is judged, given its own name and the key of the mapping that holds it.
+
+    Below a secret key, a harmless name does not end the secrecy.
 
     >>> below("hub_token", "value"), below("wandb", "key"), below("config", "lr")
     ('hub_token', 'wandb.key', 'lr')
@@ -112,7 +114,7 @@ def below(key: str, name: Any) -> str:
 
 
 def names_in(mapping: dict[Any, Any]) -> list[Any]:
-    """Return the names under which a mapping's values are judged: its keys; n for v in `{"name": n, "value": v}`."""
+    """Return the names by which a mapping's values are judged: its keys, but n for v in `{"name": n, "value": v}`."""
     label = next(
         (mapping[k] for k in _NAME_KEYS if isinstance(mapping.get(k), str) and kind_of(mapping[k][-MAX_NAME:])), ""
     )
@@ -122,12 +124,12 @@ def names_in(mapping: dict[Any, Any]) -> list[Any]:
 
 
 def names_beside(items: list[Any] | tuple[Any, ...], key: str) -> list[str]:
-    """Return the names under which a list's items are judged: the list's own, or the option that stands before one."""
+    """Return the names by which a list's items are judged: the list's own name, or the option before an item."""
     names = [key] * len(items)
     for place, item in enumerate(items[:-1], 1):
         if isinstance(item, str) and item[:1] == "-" and kind_of(item[-MAX_NAME:]) and "=" not in item:
             names[place] = item.lstrip("-")
-    if len(items) == 2 and isinstance(items[0], str) and len(items[0]) <= MAX_NAME:  # one of a list of pairs
+    if len(items) == 2 and isinstance(items[0], str) and len(items[0]) <= MAX_NAME:  # perhaps a (name, value) pair
         kind = kind_of(items[0])
         if kind == "secret" or (kind == "token" and isinstance(items[1], str) and is_mixed(items[1])):
             names[1] = items[0]
@@ -135,7 +137,7 @@ def names_beside(items: list[Any] | tuple[Any, ...], key: str) -> list[str]:
 
 
 class Redaction(NamedTuple):
-    """How much of a string may be written."""
+    """How much of a string may be written: whether long text may, and the length from which text is long."""
 
     allow_text: bool = False
     max_str_len: int = DEFAULT_MAX_STR_LEN
@@ -145,7 +147,7 @@ DEFAULT_REDACTION: Final = Redaction()
 
 
 def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = "") -> str:
-    """Return the text as it may be written: a secret or a long text is described instead, a path becomes its last part.
+    """Return the text as it may be written: secrets and long texts are described, a path becomes its last part.
 
     >>> redact_text("hf_" + "a" * 34)
     '<redacted: hub token>'
@@ -163,7 +165,7 @@ def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = ""
 
 
 def to_line(event: Event, rule: Redaction = DEFAULT_REDACTION) -> bytes:
-    """Return the event's line without its newline: redacted, and read back, so that no log holds what no reader reads.
+    """Return the event's redacted line without its newline. It is read back first, so every line written is readable.
 
     Args:
         event: of any kind.
@@ -188,11 +190,11 @@ def _read_back(line: bytes) -> None:
     try:
         decode_known(line)
     except msgspec.ValidationError:
-        decode(line)  # an extra of the name `extras` is a value like any other
+        decode(line)  # the fast decoder takes an extra named `extras` for the field; the full one does not
 
 
 def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
-    """Return an event's document as it may be written. The envelope stays: it identifies the run."""
+    """Return an event's document as it may be written. The envelope stays as it is, because it identifies the run."""
     return {
         _key(k): v if k in _CONSTANT else redact_id(v) if k in _IDS else _redact(v, rule, k)
         for k, v in document.items()
@@ -200,18 +202,18 @@ def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
 
 
 def redact_event(event: Event, rule: Redaction = DEFAULT_REDACTION) -> Event:
-    """Return the event as a log would hold it, for those that no log holds; itself where nothing is to hide."""
-    if type(event) is TrainStep and event.run_id == redact_id(event.run_id):  # text only in its extras
+    """Return an event that comes from no log as a log would hold it; the same object if nothing is to hide."""
+    if type(event) is TrainStep and event.run_id == redact_id(event.run_id):  # its only text is in its extras
         extras = {_key(k): _redact(v, rule, k) for k, v in event.extras.items()}
         return event if extras == event.extras else msgspec.structs.replace(event, extras=extras)
     document = to_document(event)
     safe = redact_document(document, rule)
-    return event if safe == document else convert(safe)  # type: ignore[return-value]  # of a known name
+    return event if safe == document else convert(safe)  # type: ignore[return-value]  # its name is known
 
 
 @lru_cache(maxsize=256)
 def redact_id(name: Any) -> Any:
-    """Return a run's or session's id, which is text of the user's and must not hold a secret."""
+    """Return a run's or session's id without secrets: the user may have chosen the text."""
     return hide_secrets(name) if isinstance(name, str) else name
 
 
@@ -231,7 +233,7 @@ def _redact(value: Any, rule: Redaction, key: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _key(key: str) -> str:
-    """Return a key without secrets, and short: metric names are text of the user's, too."""
+    """Return a key without secrets and at most 128 characters long; metric names are user text too."""
     safe = hide_secrets(key[:_SCANNED_KEY])
     if len(safe) <= MAX_KEY_LEN and len(key) <= _SCANNED_KEY:
         return safe

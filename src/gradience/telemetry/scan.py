@@ -1,13 +1,12 @@
-"""One pass over a log, in constant memory: what it holds in file order, and the faults of every bad line.
+"""One pass over a log in constant memory: its events in file order, and the faults of every bad line.
 
-A long log mostly holds plain rows of training, and those are decoded by the thousand (`RowBlock`): a decoder is made
-for one run, one session and the names of further values met so far, and refuses a block that holds anything else.
-Such a block is parted into lines that look like rows and others; what is refused still is decoded as typed events, and
-where that fails, line by line. All these ways give the same: the fast ones accept nothing that the
-careful one would name a fault.
+A long log mostly holds plain training rows, and these are decoded by the thousand (`RowBlock`). A row decoder is made
+for one run, one session and the names of further values met so far; it refuses a block that holds anything else. A
+refused block is split into lines that look like rows and other lines. A part that is still refused is decoded as typed
+events, and if that fails, line by line. All ways give the same result: the fast ones accept nothing in which the slow
+one would find a fault.
 
-Further values of training rows (`reward`, `kl`, ...) are kept where they are asked for, so that no part of a log is
-read twice.
+Further values of training rows (`reward`, `kl`, ...) are kept if asked for, so that no part of a log is read twice.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ import msgspec
 from msgspec import Meta
 
 from gradience.errors import SchemaError
+from gradience.schema import SCHEMA_ID, NonNegativeInt
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
     MAX_LINE_BYTES,
@@ -40,12 +39,12 @@ from gradience.telemetry.lines import MOST_FAULTS, Block, Fault, Line, find_faul
 
 MAX_ISSUES: Final = 100  # bad lines kept; all are counted
 
-_MAX_NAMES: Final = 256  # of further values in a log's rows: with more, its rows are decoded as typed events
+_MAX_NAMES: Final = 256  # names of further values; if rows have more, they are decoded as typed events
 _ROW_FIELDS: Final = frozenset({*TrainStep.__struct_fields__, "event"}) - {"extras"}
 
 
 class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="event", tag="train_step"):
-    """A row of training: of the run and session of the row before, with a step, and its numbers finite."""
+    """A training row of the same run and session as the row before, with a step and finite numbers."""
 
     schema: Literal["gradience.vnext.telemetry/v1"]
     ts: float | None
@@ -65,21 +64,21 @@ class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="e
 
 
 class RowBlock(NamedTuple):
-    """Plain rows of one run and session; `fields` are the attributes that hold further values, by the values' names."""
+    """Plain rows of one run and session. `fields` maps the names of further values to the rows' attributes."""
 
     run_id: str
     rows: Sequence[PlainRow]
     fields: dict[str, str]
 
     def events(self) -> Iterator[TrainStep]:
-        """Yield the rows as typed events, with the further values that are kept."""
+        """Yield the rows as typed events, with the further values that were kept."""
         for row in self.rows:
             kept = {name: value for name, at in self.fields.items() if (value := getattr(row, at)) is not None}
             yield msgspec.structs.replace(row.event(), extras=kept)
 
 
 class _RowDecoder(NamedTuple):
-    """Decodes an array of plain rows of one run and session; anything else makes it fail."""
+    """A decoder for an array of plain rows of one run and session; it fails on anything else."""
 
     run_id: str
     decoder: msgspec.json.Decoder[list[PlainRow]]
@@ -88,10 +87,10 @@ class _RowDecoder(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _row_decoder(run_id: str, session: str | None, names: frozenset[str], kept: frozenset[str]) -> _RowDecoder | None:
-    """Return a decoder for rows whose further values have these names; None where it cannot be made.
+    """Return a decoder for rows whose further values have these names; None if msgspec cannot make it.
 
-    The run's and session's names are compared while decoding and not built again for each row. A name that is not
-    among `names` makes the decoder fail, for it might be one to keep.
+    The run's and session's ids are compared while decoding, so no string is built for each row. A name that is not
+    among `names` makes the decoder fail, because it might be one to keep.
     """
     fields = {name: f"value_{i}" for i, name in enumerate(sorted(names))}
     own = ("session", Literal[session]) if session else ("session", None, None)
@@ -107,34 +106,34 @@ def _row_decoder(run_id: str, session: str | None, names: frozenset[str], kept: 
             kw_only=True,
             gc=False,
         )
-    except ValueError:  # msgspec renames no field to a name with quotes or control characters
+    except ValueError:  # msgspec cannot rename a field to a name with quotes or control characters
         return None
     rows: msgspec.json.Decoder[list[PlainRow]] = msgspec.json.Decoder(list[cls])  # type: ignore[valid-type]  # made above
     return _RowDecoder(run_id, rows, {name: at for name, at in fields.items() if name in kept})
 
 
 class BadLines(msgspec.Struct, frozen=True):
-    """One line that is not an event, and everything found wrong with it."""
+    """One line that is not an event, with all its faults."""
 
     faults: list[BadLine]
-    broken: bool = False  # not even JSON: perhaps cut off while being written
+    broken: bool = False  # not JSON: perhaps cut off while being written
 
 
 Scanned: TypeAlias = RowBlock | list[Event] | UnknownEvent | BadLines
 
 
 class LogScan:
-    """Iterate it for what a log holds, in file order; the counts are complete at the end.
+    """Iterate it for a log's contents in file order. The counts are complete at the end.
 
     Args:
         path: the log.
-        strict: find every fault of a line, and take bare NaN and lines of another version for faults.
-        values: names of the further values of training rows to keep, for a summary; None keeps all, at a slower pace.
-            Other events always keep theirs, except under `strict`, which looks at faults alone.
+        strict: find every fault of a line; treat bare NaN and lines of another version as faults.
+        values: names of the further values of training rows to keep, for a summary; None keeps all, more slowly.
+            Other events always keep theirs, except under `strict`, which looks for faults only.
 
     Raises:
         RecorderError: the file cannot be read.
-        SchemaError: the log is of another major version: all of it is another format.
+        SchemaError: the log is of another major version.
     """
 
     def __init__(
@@ -142,14 +141,14 @@ class LogScan:
     ) -> None:
         self.path = path
         self.lines = 0
-        self.unnamed = 0  # lines with NaN or Infinity that were not named, as JSON requires
+        self.unnamed = 0  # lines with bare NaN or Infinity
         self._strict = strict
         self._kept = None if values is None else frozenset(values)
-        self._names: frozenset[str] = frozenset()  # of all further values met so far
+        self._names: frozenset[str] = frozenset()  # names of all further values met so far
         self._rows: _RowDecoder | None = None
 
     def __iter__(self) -> Iterator[Scanned]:
-        """Yield what the log holds."""
+        """Yield the log's rows, events and bad lines."""
         return _name_torn_tails(self._read())
 
     def _read(self) -> Iterator[Scanned]:
@@ -166,7 +165,7 @@ class LogScan:
                     yield from self._part(part, again=part is not piece)
 
     def _part(self, part: Block, *, again: bool) -> Iterator[Scanned]:
-        """Yield what a block, or part of one, holds; `again` if it may be plain rows though the whole block was not."""
+        """Yield the contents of a block or a part; `again` if a part may be plain rows though its block was not."""
         found = (self._plain(part) if again else None) or self._typed(part)
         if found is not None:
             self.lines += part.count
@@ -190,12 +189,12 @@ class LogScan:
         documents = None if events is None else decode_array(block.data, block.count, OBJECT_ARRAY)
         if kept is None or events is None or documents is None:
             return None
-        if set(map(type, events)) == {TrainStep}:  # plain rows may follow
+        if set(map(type, events)) == {TrainStep}:  # more rows like these may follow
             self._learn(events[-1], documents, kept)
         return [_with_values(event, document, kept) for event, document in zip(events, documents, strict=True)]
 
     def _learn(self, row: Event, documents: list[JsonObject], kept: frozenset[str]) -> None:
-        """Make the decoder for rows like those of a block; none, and no more names, once there are too many of them."""
+        """Make the decoder for rows like those of a block; none, and no more names, if there are too many names."""
         if len(self._names) <= _MAX_NAMES:
             self._names = self._names.union(*documents) - _ROW_FIELDS
         few = len(self._names) <= _MAX_NAMES
@@ -223,7 +222,7 @@ class LogScan:
             event = convert(document)
         except msgspec.ValidationError:
             return _all_bad(line, find_faults(document, MOST_FAULTS if self._strict else 1))
-        except SchemaError:  # of another major version
+        except SchemaError:  # another major version
             if self.lines == 1 or not self._strict:
                 raise
             return _all_bad(line, find_faults(document))
@@ -231,9 +230,9 @@ class LogScan:
 
 
 def _with_values(event: Event, document: JsonObject, kept: frozenset[str]) -> Event:
-    """Return a known event with the extras that its document holds; of a training row those to keep."""
+    """Return a known event with its document's extras; for a training row, only the extras in `kept`."""
     if type(event) is not TrainStep:
-        return convert(document)  # type: ignore[return-value]  # of a known name
+        return convert(document)  # type: ignore[return-value]  # its name is known
     names = document.keys() & kept
     return msgspec.structs.replace(event, extras={name: document[name] for name in names}) if names else event
 
@@ -247,7 +246,7 @@ def _bad(line: Line, fault: Fault, *, torn: bool = False) -> BadLine:
 
 
 def _name_torn_tails(found: Iterator[Scanned]) -> Iterator[Scanned]:
-    """Name a broken line for what it is if the next line was written by a later session: its torn tail."""
+    """Mark a broken line as a torn tail if a later session wrote the next line."""
     held: BadLines | None = None
     session: str | None = None
     for item in found:

@@ -1,8 +1,9 @@
-"""Secrets in names, values and texts: what marks them, and how they are hidden.
+"""Find and hide secrets in names, values and texts.
 
-A secret is known by its own shape (`hf_...`, a private key), by the name beside it (`"db_pass": ...`, `--token ...`,
-`API_KEY=...`), or by its place (a URL's userinfo, an `Authorization` header). Every pattern takes time in proportion to
-the text: look-aheads are bounded, names are matched without going back, and of a long text only the beginning is kept.
+A secret is recognised by its own shape (`hf_...`, a private key), by the name beside it (`"db_pass": ...`, `--token
+...`, `API_KEY=...`), or by its place (a URL's userinfo, an `Authorization` header). Every pattern takes time linear in
+the text: look-aheads are bounded, names are matched without backtracking, and only the beginning of a long text is
+kept.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Final
 from gradience.telemetry.tokens import BEGINNING, COMMANDS, Shapes, shapes, shapes_of_words
 
 MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
-MAX_NAME: Final = 128  # characters of a key that are examined, from its end, where the noun stands
-_CACHED: Final = 256  # characters: the texts that recur in a log are short
+MAX_NAME: Final = 128  # last characters of a key that are examined: the noun stands at its end
+_CACHED: Final = 256  # characters of a text that is cached: the texts that recur in a log are short
 
 HIDDEN: Final = "<redacted: secret key>"
 
@@ -42,7 +43,7 @@ _OF_THE_TOKENIZER: Final = frozenset({
     "pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end",
     "stop", "next", "first", "last", "special", "prefix", "suffix", "middle", "fim",
 })  # fmt: skip
-_AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid"})  # secrets where the value is opaque
+_AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid"})  # secrets only if the value is opaque
 _NOT_A_PASSWORD: Final = frozenset({
     "forward", "backward", "fwd", "bwd", "first", "second", "third", "single", "one", "two", "multi", "by",
     "band",
@@ -75,8 +76,8 @@ def holds_secret(key: str, value: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def kind_of(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
-    """The kind of value a name announces: `secret`; `token` or `key`, which may be harmless; or nothing."""
+def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a name
+    """The kind of value that a name announces: `secret`; `token` or `key`, which may be harmless; or ""."""
     parts = [part.lower() for part in _PARTS.split(name) if part]
     while parts and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
         parts.pop()
@@ -104,7 +105,7 @@ _HARMLESS: Final = frozenset({
 _REDACTED: Final = re.compile(r"<redacted[^<>]*>")
 _TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
 _OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
-# Letters and digits that change places at least twice, as no word's do: of 16 characters, after a name and a blank.
+# 16 characters or more that change between letters and digits at least twice, as no word does.
 _RANDOM: Final = re.compile(
     r"(?=(?:[A-Za-z+/=_-]*[A-Za-z][0-9]|[0-9+/=_-]*[0-9][A-Za-z])[A-Za-z0-9+/=_-]*?(?:[A-Za-z][0-9]|[0-9][A-Za-z]))"
     r"[A-Za-z0-9+/=_-]{16,}"
@@ -116,13 +117,13 @@ _HEX40: Final = re.compile(r"(?<![0-9a-fA-F])[0-9a-f]{40}(?![0-9a-fA-F])")
 _WANDB_KEY: Final = re.compile(r"wandb|weights_?and_?biases", re.IGNORECASE)
 
 _USERINFO: Final = re.compile(r"(?<=://)[^\s\"'<>]{1,512}(?=@)")
-_TOKEN: Final = 16  # characters from which a URL's user is taken for a token
+_TOKEN: Final = 16  # a URL's user of so many characters is taken for a token
 _SHORT_TOKEN: Final = re.compile(r"(?=\D{0,9}\d)(?=[^A-Za-z]{0,9}[A-Za-z])\S{10,}")
 _MAX_HOST: Final = 80
 _HOST: Final = re.compile(r"[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}(?:[:/\s]|$)")
 _PORT: Final = re.compile(r"[^:/@]*:\d{1,5}(?:/|$)")
 
-# A name, and what stands between it and its value: `=`, `:`, or for an option white space or the next item of a list.
+# A name and the sign between it and its value: `=`, `:`; for an option also white space or the comma of a list.
 _HINT: Final = re.compile(
     r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=|login|curl|mysql"
     r"|jwt|[_-]pat\b|mnemonic|contrasena|senha|sessionid|sid=",
@@ -134,7 +135,7 @@ _NAMED: Final = re.compile(
     r"(?P<sign>[ \t]{0,8}(?:=>|->|:=|[=:])[ \t]{0,8}|%3D|[ \t]{1,4}(?:is|was)[ \t]{1,4}(?=[\"'])|,?[ \t]{1,8}|,)"
 )
 _OPEN: Final = re.compile(
-    r"(?:\s|\\n){0,16}(?P<block>[|>][+-]?(?:\s|\\n)|-\s)?(?:\s|\\n){0,16}"  # `\n` in words: an error quotes a text
+    r"(?:\s|\\n){0,16}(?P<block>[|>][+-]?(?:\s|\\n)|-\s)?(?:\s|\\n){0,16}"  # `\n` may be two characters: a quoted text
     r"(?:[rbfu]?(?P<quote>\\{0,8}[\"']|&quot;|&#3[49];)|(?P<bracket>[\[{(]))?"
 )
 _ITEMS: Final = re.compile(
@@ -151,7 +152,7 @@ _BARE: Final = re.compile(r"(?:[^\s\"'\\]|\\(?!n))+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
 _OF_A_CODED_QUERY: Final = re.compile(r"[^\s\"'&%]+")
 _LINE: Final = re.compile(r"[^\n]+")
-_PAIRED: Final = 8  # characters of a pair's second half, after a secret name: no word from there on, if it has a digit
+_PAIRED: Final = 8  # the second of a pair after a secret name is no word if it has so many characters and a digit
 _WHOLE_LINE: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "set-cookie",
 })  # fmt: skip
@@ -159,9 +160,9 @@ _CLOSING: Final = {"[": "]", "{": "}", "(": ")"}
 
 
 def hide_secrets(text: str, key: str = "") -> str:
-    """Return the text with everything in it replaced, and named, that is a secret by its shape, name or place.
+    """Return the text with every secret, known by its shape, name or place, replaced by a note of its kind.
 
-    Of a text over 65 KiB the beginning is returned.
+    Of a text over 65 KiB only the beginning is returned.
 
     >>> hide_secrets("login with hf_" + "aB3" * 12)
     'login with <redacted: hub token>'
@@ -169,7 +170,7 @@ def hide_secrets(text: str, key: str = "") -> str:
     'train.py --db-pass <redacted: secret key> --lr 1e-4'
     """
     if len(text) <= _CACHED and len(key) <= _CACHED:
-        hidden = _hide_short(text, key)  # of an equal text, perhaps another object
+        hidden = _hide_short(text, key)  # the cache may return an equal text that is another object
         return text if hidden == text else hidden
     if len(text) > MAX_SCANNED:
         return f"{_hide(text[:MAX_SCANNED], key)} <{len(text) - MAX_SCANNED} more characters>"
@@ -201,13 +202,13 @@ def _replaced(patterns: Shapes, text: str) -> str:
 
 
 def _without_group(hit: re.Match[str]) -> str:
-    """The match, the one group of it that matched hidden."""
+    """The match with its one matched group hidden."""
     begin, end = hit.span(hit.lastgroup or 0)
     return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
 
 def _without_value(hit: re.Match[str]) -> str:
-    """The match of a name and a value, the value hidden if the name says so."""
+    """The match of a name and a value, with the value hidden if the name marks a secret."""
     groups = hit.groupdict()
     name, value = groups["name"] or groups.get("field") or "", groups["value"] or groups.get("input") or ""
     if not holds_secret(name, value) or _REDACTED.search(value):
@@ -217,7 +218,7 @@ def _without_value(hit: re.Match[str]) -> str:
 
 
 def _userinfo(hit: re.Match[str]) -> str:
-    """The harmless part of a URL before its last @: a user's name, or a path with @ in it."""
+    """The part of a URL before its last @ if harmless (a user's name, a path with @); else a note in its place."""
     found, after = hit[0], hit.string[hit.end() + 1 : hit.end() + 1 + _MAX_HOST]
     host = found.partition("/")[0]
     name, at, rest = found.partition("@") if "@" in host else (found, "", "")
@@ -245,8 +246,8 @@ def _hide_named(text: str) -> str:
     return "".join([*shown, text[done:]]) if shown else text
 
 
-def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  # one for each form of a value
-    """Start and end of the secret value of a name; an empty span where it is harmless or absent."""
+def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  # one return for each form of a value
+    """Start and end of the secret value after a name; an empty span if it is harmless or absent."""
     name, sign = hit["name"], hit["sign"].strip()
     opened = _OPEN.match(text, hit.end())
     assert opened is not None  # noqa: S101  # it may be empty
@@ -266,7 +267,7 @@ def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  
     bare = value.rstrip(",;.)}]")
     if value.startswith(("--", "<redacted")) or not holds_secret(name, bare):
         return 0, 0
-    if bare.endswith(":") and "\n" in text[hit.end() : begin]:  # the next name: this one has no value
+    if bare.endswith(":") and "\n" in text[hit.end() : begin]:  # it is the name on the next line: this one has no value
         return 0, 0
     is_said = sign in {":", "->", "is", "was"} and not (hit["quote"] or (sign == ":" and opened["quote"]))
     is_prose = is_said and not _is_a_line(text, hit.start(), end)
@@ -285,7 +286,7 @@ def _end_of_value(text: str, hit: re.Match[str], opened: re.Match[str]) -> int:
 
 
 def _after_a_word(text: str, hit: re.Match[str], opened: re.Match[str]) -> tuple[int, int]:
-    """The value after a name and a blank or a comma, if it can be no word: `ENV API_KEY v`, `("api-key", "v")`."""
+    """Start and end of a value after a blank or comma, if it cannot be a word: `ENV API_KEY v`, `("api-key", "v")`."""
     begin, name = opened.end(), hit["name"]
     is_pair = "," in hit["sign"]
     if opened["bracket"] or (is_pair and not (hit["quote"] and opened["quote"])):
@@ -298,7 +299,7 @@ def _after_a_word(text: str, hit: re.Match[str], opened: re.Match[str]) -> tuple
 
 
 def _end_of_header(text: str, start: int, begin: int) -> int:
-    """The end of a header's value: its line's, or that of the quotes around the header."""
+    """The end of a header's value: the end of its line, or the closing quote if the header is quoted."""
     end = _end_of(_LINE, text, begin)
     around = text[max(0, start - 1) : start]
     closed = text.find(around, begin, end) if around in {"'", '"'} else -1
@@ -306,7 +307,7 @@ def _end_of_header(text: str, start: int, begin: int) -> int:
 
 
 def _is_a_line(text: str, start: int, end: int) -> bool:
-    """Whether a name and its value are all of a line among others, as in YAML: no prose."""
+    """Whether a name and its value fill one line of several, as in YAML, so that they are no prose."""
     line = text[text.rfind("\n", 0, start) + 1 : start]
     return "\n" in text and not line.strip(" \t-") and text[end : end + 1] in {"", "\n", "\r"}
 
@@ -317,12 +318,12 @@ def _end_of(pattern: re.Pattern[str], text: str, begin: int) -> int:
 
 
 def is_mixed(value: str) -> bool:
-    """Whether a value is unlike a word: six characters or more, with a digit or a sign among them."""
+    """Whether a value is unlike a word: at least six characters, not all of them letters."""
     return len(value) >= 6 and not value.isalpha()
 
 
 def _balanced(text: str, begin: int) -> int:
-    """Index of the bracket that closes the one at a place; the text's end if none does."""
+    """Index after the bracket that closes the one at `begin`; the text's end if none does."""
     expected: list[str] = []
     for place in range(begin, len(text)):
         char = text[place]

@@ -1,7 +1,7 @@
-"""What one run logged, as columns: compact arrays for its rows, and whole events for the few of another kind.
+"""The log of one run as columns: compact arrays for training rows, whole events for the few others.
 
-A resume supersedes what was recorded beyond the step it went back to: such rows and evaluations are counted and no
-longer shown. How the log itself was written (sessions, gaps, copies) is kept apart, as a `LogRecord`.
+A resume supersedes what was recorded beyond the step it went back to. Superseded rows and evaluations are counted but
+no longer shown. How the log itself was written (sessions, gaps, copies) is kept separately, as a `LogRecord`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from math import isfinite
 from operator import attrgetter, lt
 from typing import Final
 
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema import Json, Real, as_float
 from gradience.schema.events import (
     Alert,
+    ConfigSnapshot,
     Eval,
     Event,
     Metrics,
@@ -26,7 +27,6 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import Json, Real, as_float
 from gradience.telemetry.scan import PlainRow, RowBlock
 from gradience.telemetry.values import number_of
 
@@ -38,20 +38,20 @@ PROBED: Final = ("update_norm", "stable_rank_mean")
 
 @dataclass(slots=True)
 class Column:
-    """A further value of training rows: parallel arrays of the steps that logged a finite number, and the numbers."""
+    """A further value of training rows: two parallel arrays, of steps and of the finite numbers logged there."""
 
     steps: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("d"))
 
     def extend(self, steps: list[int], values: list[float | None]) -> None:
-        """Add one value a step; None is left out."""
+        """Add one value per step, leaving out None."""
         if None in values:
             steps = [step for step, value in zip(steps, values, strict=True) if value is not None]
         self.steps.fromlist(steps)
         self.values.fromlist([value for value in values if value is not None])
 
     def cut(self, step: int) -> None:
-        """Forget what lies beyond a step."""
+        """Drop the values beyond a step."""
         keep = [s <= step for s in self.steps]
         self.values = array("d", compress(self.values, keep))
         self.steps = array("q", compress(self.steps, keep))
@@ -64,19 +64,19 @@ class LogRecord:
     sessions: set[str] = field(default_factory=set)
     resumed_from: list[int] = field(default_factory=list)
     replaced: list[tuple[int, float]] = field(default_factory=list)  # step and loss of rows that a resume superseded
-    duplicates: int = 0  # rows of the step before, or lines whose seq came before
-    out_of_order: int = 0  # rows of a step already passed
+    duplicates: int = 0  # rows that repeat the previous row's step, and lines that repeat a seq
+    out_of_order: int = 0  # rows with a lower step than the row before
     missing: int = 0  # lines lost, by the gaps in seq
-    interleaved: int = 0  # returns to a session after another had written: two processes, one log
+    interleaved: int = 0  # returns to an earlier session, as if two processes wrote one log
 
 
 @dataclass(slots=True)
 class RunSeries:
-    """What one run logged. The four arrays are parallel: one entry per row that has a loss and a step.
+    """The log of one run. The four arrays are parallel: one entry per row that has a loss and a step.
 
     Attributes:
         kept: names of the further values of rows to keep.
-        columns: of those, the ones that were logged.
+        columns: the values of those names that were logged.
     """
 
     run_id: str
@@ -109,7 +109,7 @@ class RunSeries:
         return next((e for e in reversed(self.evals) if e.split == split), None)
 
     def losses_of(self, split: str | None) -> dict[int, float]:
-        """The finite losses of a split's evaluations, by rising step; of two at one step the later."""
+        """The finite losses of a split's evaluations, by rising step; the later one at a shared step."""
         of_split = ((e.step, e.metrics.loss) for e in self.evals if e.split == split)
         found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
         return {step: loss for step, loss in sorted(found.items()) if isfinite(loss)}
@@ -140,7 +140,7 @@ class RunSeries:
                 self.end = event
 
     def take_rows(self, block: RowBlock) -> bool:
-        """Add plain rows of one session column by column; False, and nothing added, if they are out of order."""
+        """Add plain rows of one session as columns; if they are out of order, add nothing and return False."""
         rows = block.rows
         steps = [row.step for row in rows]
         if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
@@ -206,13 +206,13 @@ class RunSeries:
             self.lost_norms.add(row.step)
 
     def _take_probe(self, event: Metrics) -> None:
-        """Add what an audit of the adapter in training measured to columns of their own."""
+        """Add the measurements of a spectral probe, an audit of the adapter in training, to columns of their own."""
         if event.kind == SPECTRAL and event.step is not None:
             for name in PROBED:
                 self._take_value(f"{SPECTRAL}/{name}", event.step, event.metrics.get(name))
 
     def _take_value(self, name: str, step: int, value: Json) -> None:
-        """Add a further value of a row; one that is logged but no finite number leaves its column as it is."""
+        """Add a further value of a row. A value that is no finite number creates the column but adds nothing to it."""
         if value is None:
             return
         column, number = self._column(name), number_of(value)
@@ -228,7 +228,7 @@ class RunSeries:
             self._supersede(start.resumed_from_step)
 
     def _supersede(self, step: int) -> None:
-        """Set aside what was recorded beyond the step the run went back to: counted, no longer shown."""
+        """Remove rows and evaluations beyond the step that the run went back to, and count them."""
         keep = [s <= step for s in self.steps]
         evals = [e for e in self.evals if e.step is None or e.step <= step]
         self.superseded += keep.count(False) + len(self.evals) - len(evals)
@@ -257,7 +257,7 @@ class RunSeries:
 
 
 def rate_of(rate: Real | Sequence[Real] | None) -> float:
-    """The learning rate, of several groups that of the first; NaN where none was logged."""
+    """The learning rate; that of the first parameter group if there are several; NaN if none was logged."""
     if type(rate) is float:
         return rate
     first = rate[0] if isinstance(rate, list) and rate else rate
@@ -265,32 +265,32 @@ def rate_of(rate: Real | Sequence[Real] | None) -> float:
 
 
 def _ends(values: list[float | None]) -> list[float]:
-    """Return the least and the greatest value; nothing where all are None."""
+    """Return the least and the greatest value; an empty list if all are None."""
     known: list[float]
     try:
-        known = sorted(values)  # type: ignore[arg-type]  # None raises, and is seen to below
+        known = sorted(values)  # type: ignore[arg-type]  # None raises TypeError, handled below
     except TypeError:
         known = sorted(value for value in values if value is not None)
     return [known[0], known[-1]] if known and known[0] is not None else []
 
 
 def _last_epoch(rows: Sequence[PlainRow]) -> float | None:
-    """Return the last epoch that a row names, or None."""
+    """Return the last epoch that any row names, or None."""
     if rows[-1].epoch is not None:
         return rows[-1].epoch
     return next((epoch for epoch in reversed([row.epoch for row in rows]) if epoch is not None), None)
 
 
 def _extend(column: array[float], values: list[float | None]) -> None:
-    """Add the values, NaN for None."""
+    """Append the values, with NaN for None."""
     try:
-        column.fromlist(values)  # type: ignore[arg-type]  # None raises, and is seen to below
+        column.fromlist(values)  # type: ignore[arg-type]  # None raises TypeError, handled below
     except TypeError:
         column.fromlist([_ABSENT if value is None else value for value in values])
 
 
 def _rise(steps: list[int]) -> bool:
-    """Whether each step is later than the one before."""
+    """Whether each step is greater than the one before; False for no steps."""
     if len(steps) > 1 and (stride := steps[1] - steps[0]) > 0:
         even = range(steps[0], steps[0] + stride * len(steps), stride)
         return steps == list(even) or all(map(lt, steps, islice(steps, 1, None)))

@@ -1,8 +1,8 @@
-"""Values of Python, NumPy and torch as JSON values: the one normaliser of the recorder, the callback and the importers.
+"""Turn values of Python, NumPy and torch into JSON values. Recorder, callback and importers share this normaliser.
 
-`plain` is exact: what JSON cannot hold is refused by the name of its field, for a caller of the writer can mend it.
-`described` is bounded and refuses nothing: of what a trainer or another program happened to log, large or foreign
-things become a description such as `<300 values>`. Both name non-finite numbers, as JSON has none.
+`plain` is exact: it refuses what JSON cannot hold and names the field, because the caller of the writer can correct it.
+`described` refuses nothing and is bounded: whatever a trainer or another program logged, large or foreign values become
+a description such as `<300 values>`. Both write non-finite numbers by name, because JSON has none.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from math import isfinite, prod
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from gradience.errors import RecorderError
-from gradience.schema.scalars import MAX_INT, Json, NonFinite, Real, real
+from gradience.schema import MAX_INT, Json, NonFinite, Real, real
 
 _NAMES: Final = frozenset(get_args(NonFinite))
 _NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
 _WHOLE: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
-_MAX_TEXT: Final = 64  # characters of a number written as text
-_MAX_BITS: Final = 200  # of an integer that is written out
+_MAX_TEXT: Final = 64  # most characters of a number written as text
+_MAX_BITS: Final = 200  # most bits of an integer that `described` writes out
 _ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of them"
 
 _T = TypeVar("_T")
 
-MAX_VALUES: Final = 10_000  # of one event, in lists and mappings: more do not fit a line of 64 KiB
-MAX_ELEMENTS: Final = 4096  # of one array or tensor, which is asked for its size before its values are fetched
+MAX_VALUES: Final = 10_000  # most values in one event's lists and mappings: more do not fit a line of 64 KiB
+MAX_ELEMENTS: Final = 4096  # most elements of one array or tensor; checked by its shape before values are fetched
 _MAX_LEVELS: Final = 64
-_WHOLE_BITS: Final = 4096  # of an integer that is written whole: 1233 digits, where a float's largest has 309
+_WHOLE_BITS: Final = 4096  # most bits of an integer that `plain` writes: 1233 digits; the largest float has 309
 
 
 class _Limits(NamedTuple):
-    """How much of a value is kept; `items` is None where everything is, or the value refused."""
+    """How much of a value is kept. `items` None means that all of it is kept, or the value is refused."""
 
     depth: int  # levels below the value itself
-    items: int | None  # of one list or mapping, or of an array in all
-    left: list[int] = []  # noqa: RUF012  # where everything is kept: values that may still come, counted down
+    items: int | None  # most items of one list, mapping or array
+    left: list[int] = []  # noqa: RUF012  # if `items` is None: how many more values may come, counted down
 
 
-_BOUNDED: Final = _Limits(7, 64)  # logged rows are flat
+_BOUNDED: Final = _Limits(7, 64)  # enough for logged rows, which are flat
 
 
 def plain(value: Any, name: str) -> Json:
-    """Return the value with non-finite floats named, numpy and torch values as Python's, and keys as text.
+    """Return the value as JSON: non-finite floats by name, NumPy and torch values as Python's, keys as text.
 
     Raises:
         RecorderError: something in it is not a JSON value; the message names its place.
@@ -55,21 +55,21 @@ def plain(value: Any, name: str) -> Json:
 
 
 def described(value: Any) -> Json:
-    """Return the value as `plain` does, but shortened: at most 64 items of a list, mapping or array, 8 levels deep.
+    """Return the value as `plain` does, but shortened to 64 items per list, mapping or array, and 8 levels.
 
     >>> described({"per_head": [1.0, float("nan")], "all": list(range(300)), "thing": object()})
     {'per_head': [1.0, 'NaN'], 'all': '<300 values>', 'thing': '<object>'}
     """
-    if (type(value) is float and isfinite(value)) or (type(value) is str and value.isascii()):  # nearly all
+    if (type(value) is float and isfinite(value)) or (type(value) is str and value.isascii()):  # most values
         return value
     try:
         return _plain(value, "", _BOUNDED, 0)
-    except RecorderError:  # an object that promises a number and gives none
+    except RecorderError:  # an object has __float__ but gives no number
         return f"<{type(value).__name__}>"
 
 
 def number(value: Any, name: str) -> Real:
-    """Return a number as it goes on the wire: of Python, numpy or torch, one element, or a non-finite one's name.
+    """Return a number of Python, NumPy or torch as JSON: one element of an array, or a non-finite number's name.
 
     Raises:
         RecorderError: the value is not a number.
@@ -106,7 +106,7 @@ def rates(value: Any) -> Real | list[Real]:
 
 
 def number_of(value: Json) -> Real | None:
-    """Return a JSON value as a number, also one written as text, as some trainers log theirs; None for anything else.
+    """Return a JSON value as a number, or None. Numbers written as text count, because some trainers log them so.
 
     >>> number_of("4.16"), number_of(float("nan")), number_of("4 apples"), number_of(True)
     (4.16, 'NaN', None, None)
@@ -122,7 +122,7 @@ def number_of(value: Json) -> Real | None:
 
 
 def step_of(value: Json) -> int | None:
-    """Return a JSON value as an optimizer step or another count: a whole number from 0; None for anything else.
+    """Return a JSON value as an optimizer step or another count, a whole number from 0; None for anything else.
 
     >>> step_of(12), step_of(12.0), step_of("12"), step_of(-1), step_of(1.5), step_of(True)
     (12, 12, 12, None, None, None)
@@ -171,12 +171,12 @@ def _nested(value: Any, name: str, limits: _Limits, depth: int) -> Json:
 
 
 def _within(items: Iterable[_T], name: str, limits: _Limits) -> list[_T]:
-    """Return the items, which a mapping of somebody's own may yield without end, and count them.
+    """Return the items as a list and count them. A foreign mapping may yield items without end.
 
-    Counting also ends a list that holds itself twice, which has 2^64 values within 64 levels.
+    Counting also stops a list that contains itself twice, which would have 2^64 values within 64 levels.
 
     Raises:
-        RecorderError: there are more than one event may have.
+        RecorderError: there are more items than one event may have.
     """
     most = limits.items if limits.items is not None else limits.left[0]
     held = list(islice(items, most + 1))
@@ -188,13 +188,13 @@ def _within(items: Iterable[_T], name: str, limits: _Limits) -> list[_T]:
 
 
 def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
-    if isinstance(value, Enum):  # before text: transformers' choices are both
+    if isinstance(value, Enum):  # checked before str, because transformers' enums are both
         return _plain(value.value, name, limits, depth + 1)
     if isinstance(value, (str, os.PathLike)):
         return _text(str(value))
     shape = getattr(value, "shape", None)
     if limits.items is not None and isinstance(shape, tuple) and prod(shape) > limits.items:
-        return f"<array of shape {list(shape)}>"  # asked before `tolist`, which would fetch it from the device
+        return f"<array of shape {list(shape)}>"  # without `tolist`, which would fetch it from the device
     if limits.items is None and _is_large(value):
         raise _refusal(name, f"at most {MAX_ELEMENTS} values", value)
     listed = _listed(value)
@@ -210,7 +210,7 @@ def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
 
 
 def _listed(value: Any) -> Any:
-    """Return an array's or tensor's values as Python has them; anything else as it is."""
+    """Return an array's or tensor's values as Python lists and numbers; any other value unchanged."""
     tolist = getattr(value, "tolist", None)
     if not callable(tolist) or _is_large(value):
         return value
@@ -221,7 +221,7 @@ def _listed(value: Any) -> Any:
 
 
 def _is_large(value: Any) -> bool:
-    """Whether an array or tensor has more values than an event may hold, by its shape alone."""
+    """Whether an array or tensor has more values than an event may hold, judged by its shape alone."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return prod(shape) > MAX_ELEMENTS
@@ -229,12 +229,12 @@ def _is_large(value: Any) -> bool:
 
 
 def _huge(value: int) -> str:
-    """Return an integer that not every JSON reader keeps as text."""
+    """Return an integer as text, because not every JSON reader keeps such large ones."""
     return str(value) if value.bit_length() < _MAX_BITS else "<a huge number>"
 
 
 def _text(text: str) -> str:
-    """Return the text; half a surrogate pair, which UTF-8 does not have, becomes a question mark."""
+    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced by question marks."""
     if text.isascii():
         return text
     return text.encode("utf-8", "replace").decode()

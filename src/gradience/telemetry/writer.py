@@ -1,7 +1,7 @@
-"""The writer: one event, one write, nothing lost, nothing leaked.
+"""Write events to a log: one write per event, secrets redacted, losses counted.
 
-The file is append-only and never truncated. A torn tail left by a crash is closed with a newline
-before anything is added. One writer per file, held by an advisory lock.
+The file is append-only and never truncated. A torn tail left by a crash is closed with a newline before anything is
+added. An advisory lock allows one writer per file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias
 import msgspec
 
 from gradience.errors import RecorderError
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema import MAX_INT, SCHEMA_ID, Severity, Status
 from gradience.schema.events import (
     Alert,
+    ConfigSnapshot,
     Eval,
     EvalMetrics,
     Event,
@@ -33,7 +34,6 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import MAX_INT, SCHEMA_ID, Severity, Status
 from gradience.telemetry.codec import encode_row
 from gradience.telemetry.logfile import Fsync, LogFile, notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
@@ -43,14 +43,14 @@ OnError: TypeAlias = Literal["warn", "raise"]
 
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
 _ADVICE: Final = "see the event's fields in gradience.schema"
-_LOSSES: Final = (RecorderError, RuntimeWarning)  # a warning of ours is raised where warnings are errors
+_LOSSES: Final = (RecorderError, RuntimeWarning)  # our own warning is raised if warnings are errors
 _P = ParamSpec("_P")
 
 
 def _counted(
     method: Callable[Concatenate[Any, _P], None],
 ) -> Callable[Concatenate[TelemetryWriter, _P], None]:
-    """Return the method with an event that it could not write counted, and forgiven where the writer forgives."""
+    """Wrap a method so that an event it could not write is counted, and raises only if the writer does not forgive."""
 
     @wraps(method)
     def write(self: TelemetryWriter, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -66,7 +66,7 @@ def _counted(
 class TelemetryWriter:
     """Writes one run to a `run.jsonl`; a context manager that records how the run ended.
 
-    Threads may share one; a forked child may not write through its parent's.
+    Threads may share one writer. A forked child must not write through its parent's.
 
     Args:
         path: the log; created with mode 0600, appended to if it exists.
@@ -75,13 +75,13 @@ class TelemetryWriter:
         max_str_len: characters a string may have before it is redacted.
         fsync: `always`, `never`, or `auto`: at run_start, eval, alert and run_end, else every few seconds.
         siblings: if another process is writing the log, write a file beside it and warn; else refuse.
-        on_error: `warn`: an event that cannot be written is lost and counted, with one warning at the first and one at
-            the end, and no training ends because of it; `raise`: a RecorderError.
+        on_error: `warn`: an event that cannot be written is lost and counted, with a warning at the first one and
+            another at the end, and training goes on; `raise`: a RecorderError.
         clock: returns Unix seconds.
 
     Raises:
-        RecorderError: the log is taken and `siblings` is False; under `on_error="raise"` also where the file cannot be
-            opened or written, or an event is not valid.
+        RecorderError: the log is held by another process and `siblings` is False. Under `on_error="raise"` also if the
+            file cannot be opened or written, or an event is not valid.
         ValueError: an argument is out of its range.
     """
 
@@ -121,12 +121,12 @@ class TelemetryWriter:
 
     @property
     def lost(self) -> int:
-        """Events that were refused, could not be written, or went with a log that was removed."""
+        """Number of events that were refused, could not be written, or vanished with a removed log."""
         return self._refused + (self._file.lost if self._file else 0)
 
     @property
     def path(self) -> Path:
-        """The file written: the one asked for, or its sibling if that was taken."""
+        """The file being written: the path asked for, or its sibling if another process held that."""
         return self._file.path if self._file else self._asked
 
     def __enter__(self) -> Self:
@@ -136,7 +136,7 @@ class TelemetryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Record how the run ended, and close; a failure to do so never takes the place of the run's own error."""
+        """Record how the run ended, and close. A failure here never replaces the run's own error."""
         try:
             try:
                 if not self._ended and (self._file is None or self._file.is_open):
@@ -175,7 +175,7 @@ class TelemetryWriter:
         epoch: float | None = None,
         **extras: Any,
     ) -> None:
-        """Record one row of training; further keywords stand beside the known ones."""
+        """Record one training row; further keywords are stored beside the known ones."""
         try:
             floats = type(lr) is type(grad_norm) is type(epoch) is type(loss) is float and not extras
             if floats and self._record_floats(step, loss, lr, grad_norm, epoch):  # type: ignore[arg-type]  # all floats
@@ -195,7 +195,7 @@ class TelemetryWriter:
 
     @_counted
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
-        """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and whatever else was measured."""
+        """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and any other measurement."""
         self._record(Eval, step, split=split, metrics=self._eval_metrics(metrics))
 
     @_counted
@@ -232,7 +232,7 @@ class TelemetryWriter:
         self._ended = True
 
     def write(self, event: Event) -> None:
-        """Append one typed event, after redaction; numbered in this session if it has no session of its own."""
+        """Append one typed event after redaction. If it has neither session nor seq, it gets this session's."""
         self._require_own()
         with self._guard:
             seq = self._take_seq()
@@ -241,10 +241,10 @@ class TelemetryWriter:
             self._append(event)
 
     def close(self) -> None:
-        """Release the file and its lock, and say how many events were lost; closing twice is harmless.
+        """Release the file and its lock, and say how many events were lost. Closing twice is harmless.
 
         Raises:
-            RecorderError: the last lines could not be pressed onto the disk, under `on_error="raise"`.
+            RecorderError: the last lines could not be synced to disk, under `on_error="raise"`.
         """
         try:
             if self._file is not None and self._file.is_open:
@@ -263,7 +263,7 @@ class TelemetryWriter:
         self._file = LogFile(self._asked, sibling=beside, fsync=self._fsync)
 
     def _forgives(self, error: Exception) -> bool:
-        """Count an event that is lost; say so of the first, unless the caller is to hear of each."""
+        """Count a lost event and warn of the first one; return False if the error is to be raised."""
         self._refused += 1
         if not self._raises and self._refused == 1:
             self._say(f"an event of this run could not be recorded, training goes on: {error}")
@@ -280,7 +280,7 @@ class TelemetryWriter:
         self._require_own()
         if step is not None and type(step) is not int:
             step = _step(step)
-        with self._guard:  # seq follows the order of the file
+        with self._guard:  # keeps seq in the order of the file
             event = cls(
                 schema=SCHEMA_ID,
                 ts=self._clock(),
@@ -290,13 +290,13 @@ class TelemetryWriter:
                 session=self.session,
                 **fields,
             )
-            self._append(event)  # type: ignore[arg-type]  # every kind of ours is an Event
+            self._append(event)  # type: ignore[arg-type]  # every subclass in use is an Event
 
     def _record_floats(self, step: int, loss: float, lr: Any, grad_norm: Any, epoch: Any) -> bool:
-        """Record a row of floats, in which nothing is to be redacted and no reader refuses anything: the hot path.
+        """Record a row of floats on the hot path: floats need no redaction, and every reader accepts them.
 
         Returns:
-            False where it is no such row, and nothing was written.
+            False if the row or writer does not qualify, and nothing was written.
         """
         file = self._file
         if file is None or type(step) is not int or not 0 <= step <= MAX_INT:
@@ -320,14 +320,14 @@ class TelemetryWriter:
 
     def _take_seq(self) -> int:
         seq = self._seq
-        self._seq = seq + 1  # even if the write fails: the gap shows the loss
+        self._seq = seq + 1  # even if the write fails, so that a gap shows the loss
         return seq
 
     def _append(self, event: Event) -> None:
         line = to_line(event, self._rule)
         durable = isinstance(event, _DURABLE)
         if self._file is None and durable:
-            self._open()  # it could not be opened before: the disk may have room again
+            self._open()  # opening failed before; the disk may have room again
         if self._file is None:
             raise RecorderError(f"{self._asked} could not be opened")
         if type(event) is RunStart:
@@ -342,7 +342,7 @@ class TelemetryWriter:
         return EvalMetrics(**known, extras=given)
 
     def _reason(self, error: BaseException | None) -> str | None:
-        """Return the exception's type; its text may hold prompts or paths and needs the opt-in."""
+        """Return the exception's type; with `allow_text` also its text, which may hold prompts or paths."""
         if error is None:
             return None
         name = type(error).__name__
@@ -356,7 +356,7 @@ def _status(error: BaseException | None) -> Status:
 
 
 def _step(step: Any) -> int:
-    """Return a step as an integer: numpy, torch and whole floats have one, too."""
+    """Return a step as an int, also if given as a NumPy or torch number or as a whole float."""
     value = number(step, "step")
     if isinstance(value, str) or value != int(value):
         raise RecorderError(f"`step`: expected a whole number, got {value!r}", advice=_ADVICE)

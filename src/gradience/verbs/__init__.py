@@ -1,1 +1,62 @@
-"""The verbs, as functions of the library."""
+"""The verbs, as functions of the library.
+
+Here is what those that compute share: a process's JAX, set up before anything imports it, because XLA reads its flags
+once.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Final
+
+from gradience.errors import GradienceError
+
+_SERIAL: Final = "--xla_cpu_multi_thread_eigen"
+_CACHE_FAILED: Final = "Error (reading|writing) persistent compilation cache entry"
+
+
+def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
+    """Set this process's JAX up: no preallocation, compiled kernels kept between runs.
+
+    Args:
+        device: `auto`, `cpu`, `gpu` or `tpu`.
+        serial_kernels: on a CPU, run each kernel on the thread that calls it. Right where there are more
+            modules than cores: the threads of one small product only get in each other's way.
+
+    Raises:
+        GradienceError: the device does not exist.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if serial_kernels and _SERIAL not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_SERIAL}=false".lstrip()
+    import jax  # noqa: PLC0415  # only those that compute pay for it
+
+    if serial_kernels:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
+
+    if (cache := _cache_dir()) is not None:
+        warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # of a full disk, and for ever after: it compiles
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    from gradience.spectral.batch import use_device  # noqa: PLC0415
+
+    try:
+        use_device(device)
+    except ValueError as error:
+        raise GradienceError(str(error), advice="use --device auto") from error
+
+
+def _cache_dir() -> Path | None:
+    """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
+    from gradience.io import cache_folder  # noqa: PLC0415  # --help pays for none of it
+
+    root = cache_folder("jax")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # a read-only home: compile again next time
+    return root if os.access(root, os.W_OK) else None

@@ -1,7 +1,7 @@
-"""The verb `compare` on adapters: how alike their updates are, pair by pair and as checkpoints of one run.
+"""The verb `compare` on adapters: the similarity of their updates, pair by pair or along the checkpoints of one run.
 
-Cosines, norms and overlaps of singular vectors follow from the factors alone: no base model is needed, and no d x d
-matrix is formed. Adapters may differ in rank and scale, not in the base model.
+Cosines, norms and subspace overlaps follow from the factors alone. So no base model is needed, and no d x d matrix is
+formed. The adapters may differ in rank and scale, but must have the same base model.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.adapters import layer_index, module_type
 from gradience.adapters.layout import Module
-from gradience.adapters.names import layer_index, module_type
 from gradience.adapters.open import CHECKPOINT, holds_adapter
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path
 from gradience.schema.compare import (
     COMPARE_ADAPTERS_SCHEMA_ID,
@@ -53,7 +53,7 @@ _NO_VECTORS: Final = np.zeros((0, 0))
 
 
 class _Measured(NamedTuple):
-    """An adapter with the squared norm of each module by name, NaN where it is not finite; its spectra in a series."""
+    """An adapter with each module's squared norm by name (NaN if it is not finite), and in a series its spectra."""
 
     side: Side
     own: Own
@@ -68,7 +68,7 @@ class _Measured(NamedTuple):
 
 
 def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> CompareAdaptersReport:
-    """Return adapters side by side, by their weights; no base model is needed, and nothing d x d is formed.
+    """Return the comparison of adapters by their weights; no base model is needed, and nothing d x d is formed.
 
     Args:
         paths: two adapters or more, of any ranks and scales; or one folder of a run with checkpoint-N folders,
@@ -76,7 +76,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
         progress: called with (pairs of modules done, in all, the module's name).
 
     Raises:
-        AdapterError: an adapter cannot be read, or they have no module in common.
+        AdapterError: an adapter cannot be read, or the adapters have no module in common.
 
     >>> compare_adapters("runs/a/peft", "runs/b/peft").pairs[0].cosine  # doctest: +SKIP
     0.12
@@ -107,7 +107,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
 
 
 def _wanted(n: int, *, series: bool) -> list[_Pair]:
-    """Return the pairs to look at: all; of a series each with the next and with the last."""
+    """Return the pairs to compare: all pairs, or in a series each checkpoint with the next and with the last."""
     if not series:
         return list(combinations(range(n), 2))
     return sorted({*pairwise(range(n)), *((place, n - 1) for place in range(n - 1))})
@@ -118,9 +118,9 @@ def _both(row: Sequence[Module | None], pair: _Pair) -> bool:
 
 
 class _Seen:
-    """The geometry of every module that both of a pair have, by pair and name, without its vectors.
+    """The collected results: each pair's geometry by module name, and the rows of the pairs that are shown.
 
-    And the modules' rows, where they are shown.
+    The singular vectors' inner products are dropped from the geometry, to save memory.
     """
 
     def __init__(self, wanted: Sequence[_Pair], shown: Sequence[_Pair], jobs: int, progress: Progress | None) -> None:
@@ -131,7 +131,7 @@ class _Seen:
         self._progress = progress
 
     def take(self, pair: _Pair, one: Module, two: Module, geometry: PairGeometry) -> None:
-        """Keep what is found of one module."""
+        """Keep the geometry of one module of a pair, and its row if the pair is shown."""
         self.geometry[pair][one.name] = geometry._replace(left=_NO_VECTORS, right=_NO_VECTORS)
         if pair in self.rows:
             self.rows[pair].append(module_pair(one, two, geometry))
@@ -193,12 +193,12 @@ def _norm(energy: float) -> float | None:
 
 
 def _root_ratio(energy: float, over: float) -> float | None:
-    """The ratio of two norms by their squares; None where either is not finite, or the second is zero."""
+    """The ratio of two norms from their squares; None if one is not finite, or the second is zero."""
     return math.sqrt(energy / over) if math.isfinite(energy) and 0.0 < over < math.inf else None
 
 
 def _notes(sides: Sequence[Side]) -> list[str]:
-    """Return the readers' remarks, and notes on modules whose update is not s B A alone or not comparable."""
+    """Return the readers' notes, and notes on modules that need the base model and on different base models."""
     notes = []
     for side in sides:
         notes += [f"{side.name}: {note}" for note in side.adapter.notes]
@@ -211,13 +211,13 @@ def _notes(sides: Sequence[Side]) -> list[str]:
 
 
 def step_of(path: Path) -> int | None:
-    """Return the step that a folder's name gives, or None."""
+    """Return the step N of a folder named checkpoint-N, or None for another name."""
     hit = CHECKPOINT.fullmatch(real_path(path).name)
     return int(hit[1]) if hit else None
 
 
 def are_series(paths: Sequence[Path]) -> bool:
-    """Return whether the folders are checkpoints of one run: named checkpoint-N, in one place."""
+    """Return whether the folders are checkpoints of one run: all named checkpoint-N, and in one folder."""
     return all(step_of(path) is not None for path in paths) and len({real_path(path).parent for path in paths}) == 1
 
 
@@ -239,7 +239,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def means_of(spectra: Sequence[Spectrum]) -> dict[str, float]:
-    """Return the means of the quantities that grow with the rank in use, over finite updates that are not zero."""
+    """Return the mean stable, effective and 90 % energy ranks over finite nonzero updates; empty without any."""
     alive = [s for s in spectra if s.finite and s.spectral_norm > 0.0]
     if not alive:
         return {}
@@ -251,9 +251,10 @@ def means_of(spectra: Sequence[Spectrum]) -> dict[str, float]:
 
 
 def series_of(points: Sequence[CheckpointPoint]) -> CheckpointSeries:
-    """Return the series with the checkpoint from which the update no longer turns.
+    """Return the series of checkpoints, with the one from which the update's direction is settled.
 
-    That is the first, before the last, from which on every cosine to the final update is at least `SETTLED`.
+    From that checkpoint on, every cosine to the final update is at least `SETTLED`. It is the first such checkpoint,
+    and not the last of the series.
     """
     settled: CheckpointPoint | None = None
     for point in reversed(points[:-1]):
@@ -271,7 +272,7 @@ def series_of(points: Sequence[CheckpointPoint]) -> CheckpointSeries:
 
 
 def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePair:
-    """Return the row of one module in two adapters."""
+    """Return the row that compares one module in two adapters."""
     zero = found.finite and 0.0 in found.norms
     common: dict[str, Any] = {
         "name": first.name,
@@ -296,10 +297,10 @@ def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePai
 
 
 def cosine_of(found: Iterable[PairGeometry], first: float, second: float) -> float | None:
-    """Return the cosine between two adapters as one vector each; None where one is zero.
+    """Return the cosine between two adapters, each as one vector of all its updates.
 
-    `first` and `second` are the squared norms of all updates of each, in modules of the other or not; None where they
-    are not finite.
+    `first` and `second` are the squared norms of the adapters, including modules that the other lacks. None if one of
+    them is zero or not finite.
     """
     size = math.sqrt(first) * math.sqrt(second)
     inner = math.fsum(one.inner for one in found if one.finite)
@@ -315,11 +316,11 @@ def adapter_pair(
     """Return the comparison of two adapters as a whole.
 
     Args:
-        names: of the two adapters.
-        rows: the modules that both have.
-        found: their geometry, in the same order.
-        energies: the squared norm of each module of each adapter, by name; NaN where it is not finite, and then
-            nothing is said of the whole.
+        names: the names of the two adapters.
+        rows: the rows of the modules that both have.
+        found: the geometry of these modules, in the same order.
+        energies: for each adapter, the squared norms of its modules by name. If one is NaN (not finite), the numbers
+            of the whole are None.
     """
     one, two = (math.fsum(table.values()) for table in energies)
     alone = math.fsum(
@@ -343,7 +344,7 @@ def adapter_pair(
 
 
 def _shares(energies: tuple[dict[str, float], dict[str, float]]) -> list[LayerShare]:
-    """Return each layer's share of either adapter's energy; none where one adapter has no energy."""
+    """Return each layer's share of each adapter's squared norm; empty if an adapter's is zero or not finite."""
     totals = [math.fsum(table.values()) for table in energies]
     if not all(0.0 < total < math.inf for total in totals):
         return []

@@ -20,14 +20,14 @@ from gradience.adapters.traits import Operation, module_obstacle, obstacles
 from gradience.base.update import Update, update_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied, planned
 from gradience.schema.audit import NotCompared
 from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChange
+from gradience.spectral import one_blas_thread
+from gradience.spectral.base import Overlaps, count_below, overlaps
 from gradience.spectral.grams import Floats
-from gradience.spectral.intruders import Overlaps, count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.threads import one_blas_thread
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import (
     PEFT_METADATA,

@@ -1,7 +1,8 @@
-"""Adapters side by side: opened by their headers, modules matched by name, and what a report says of each.
+"""Several adapters for one report: opened by their headers, modules matched by name, rows of reports about each.
 
-`beside` goes through them module by module: how the updates of each pair lie, and each adapter's own numbers. Every
-module's factors are read once for all its pairs, and its own spectrum follows from what was summed for these.
+`beside` goes through the adapters module by module. It gives the geometry of the two updates of each pair, and each
+adapter's own norms and spectra. Every module's factors are read once for all pairs, and its spectrum follows from the
+Gram matrices computed for the pairs.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 from gradience.adapters.config import LARGEST_CONFIG
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
-from gradience.base.orientation import factors_of
+from gradience.base.weights import factors_of
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, natural_key
+from gradience.io import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
+from gradience.schema import Json
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
-from gradience.schema.scalars import Json
 from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
 from gradience.spectral.subspace import (
     PairGeometry,
@@ -39,16 +40,16 @@ if TYPE_CHECKING:
     from gradience.spectral.batch import Spectrum
 
 
-_SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order means nothing
-_ANGLES: Final = 16  # principal angles that a report lists
+_SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order is irrelevant
+_ANGLES: Final = 16  # principal angles that a report lists, at most
 _OF_NO_EFFECT: Final = {"inference_mode", "peft_version", "auto_mapping"}
 
-_HELD: Final = 1 << 21  # numbers of Gram matrices that wait for their spectra (16 MiB)
-_VOUCHED: Final = 1e-2  # of the sum of squares of the parts |b_k| |a_k|: above it the norm is good to 1e-12
+_HELD: Final = 1 << 21  # numbers in Gram matrices that wait for their spectra (16 MiB)
+_VOUCHED: Final = 1e-2  # of sum |b_k|^2 |a_k|^2: above it, the Gram matrices give the norm to 1e-12
 
 
 class Side(NamedTuple):
-    """One of the adapters: `name` is short, and its own among them; `raw` is its config with every key."""
+    """One of the adapters: `name` is short and unique among them; `raw` is its config with every key."""
 
     name: str
     path: Path
@@ -58,9 +59,9 @@ class Side(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """Modules by name, each with what every adapter has under it (None where it has none), in natural order.
+    """Modules matched by name: `rows` holds for each name, in natural order, every adapter's `Module` or None.
 
-    `partial` are those that not all adapters have; `odd` those whose shapes differ, which are in `rows` no more.
+    `partial` are the modules that some adapters lack. `odd` are those whose shapes differ; they are not in `rows`.
     """
 
     rows: dict[str, list[Module | None]]
@@ -78,7 +79,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
     """Return the adapters, opened by their headers only.
 
     Raises:
-        AdapterError: fewer than two are given, or one cannot be read or holds no update that is understood.
+        AdapterError: fewer than two are given, or one cannot be read, or one holds no update that is understood.
     """
     if len(paths) < 2:
         raise AdapterError(f"{len(paths)} adapters given, expected at least two", advice="give the folders PEFT saved")
@@ -97,7 +98,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each path: its last parts, as few as distinguish them all."""
+    """Return a short unique name for each path: its last parts, as few as distinguish all paths."""
     parts = [real_path(path).parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
         names = [Path(*p[-n:]).as_posix() for p in parts]
@@ -107,10 +108,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
-    """Return the adapters' modules by name.
+    """Return the adapters' modules, matched by name.
 
     Raises:
-        AdapterError: no two have a module of one name and shape in common, and `overlapping` asks for one.
+        AdapterError: `overlapping` is true, and no two adapters share a module of one name and shape.
     """
     tables = [{module.name: module for module in side.adapter.modules} for side in sides]
     names = sorted({name for table in tables for name in table}, key=natural_key)
@@ -132,7 +133,7 @@ def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
 
 
 def config_differences(sides: Sequence[Side]) -> list[ConfigDifference]:
-    """Return the fields of the configs that are not the same in all, but for those without effect on the update."""
+    """Return the config fields that differ between the adapters, without those that have no effect on the update."""
     keys = sorted({key for side in sides for key in side.raw} - _OF_NO_EFFECT)
     found = []
     for key in keys:
@@ -143,14 +144,14 @@ def config_differences(sides: Sequence[Side]) -> list[ConfigDifference]:
 
 
 def _normal(key: str, value: Json) -> Json:
-    """Return a value as it is compared: a set in order, and nothing for an empty one, which says as much as none."""
+    """Return a config value normalised for comparison: lists that are sets are sorted, empty values become None."""
     if key in _SETS and isinstance(value, list):
         value = sorted(value, key=str)
     return None if value in ([], {}, "") else value
 
 
 def span(values: Sequence[float]) -> list[float]:
-    """Return [least, most]."""
+    """Return [least, most] of the values."""
     return [min(values), max(values)]
 
 
@@ -172,7 +173,10 @@ def described(side: Side, norm: float | None, *, step: int | None = None) -> Com
 
 
 def side_overlap(cross: Floats, d: int) -> SideOverlap:
-    """Return phi(k, k) for k = 1, 2, 4, ... and phi of the whole spans, in R^d, from all inner products U^T V."""
+    """Return the subspace overlaps phi(k, k) for k = 1, 2, 4, ..., that of the whole spans, and principal angles.
+
+    `cross` is U^T V, all inner products of singular vectors in R^d. Angles are in degrees.
+    """
     k, n = cross.shape
     sizes = [(1 << e, 1 << e) for e in range(min(k, n).bit_length())]
     if (k, n) not in sizes:
@@ -188,7 +192,7 @@ def _overlap(cross: Floats, i: int, j: int, d: int) -> Overlap:
 
 
 def mean_overlaps(sides: Iterable[SideOverlap | None]) -> list[Overlap]:
-    """Return the mean of phi(k, k) over the modules that have k directions, for each k = 1, 2, 4, ..."""
+    """Return for each k = 1, 2, 4, ... the mean of phi(k, k) over the modules with at least k directions."""
     by_size: dict[int, list[Overlap]] = {}
     for side in sides:
         for item in side.overlaps if side is not None else ():
@@ -224,21 +228,21 @@ Take: TypeAlias = Callable[[Places, Module, Module, PairGeometry], object]
 
 
 class Own(NamedTuple):
-    """The squared norm of each module's update by name, NaN where it is not finite; and its spectrum where asked."""
+    """An adapter's squared norm of each module's update by name (NaN if not finite), and its spectra if asked for."""
 
     energies: dict[str, float]
     spectra: dict[str, Spectrum]
 
 
 def beside(sides: Sequence[Side], found: Matching, pairs: Sequence[Places], take: Take, *, whole: bool) -> list[Own]:
-    """Call `take` with the geometry of each module that both of a pair have, and return each adapter's own numbers.
+    """Call `take` with the geometry of each module in each pair of adapters, and return each adapter's own numbers.
 
     Args:
         sides: the adapters.
         found: their modules by name.
-        pairs: places of two adapters, the lesser first.
-        take: called by module, in the order of `found`, and by pair within it.
-        whole: return the spectra of all modules.
+        pairs: pairs of places of adapters, the smaller place first.
+        take: called for each module in the order of `found`, and within it for each pair that both have the module.
+        whole: also return the spectra of all modules.
     """
     owns = _Owns(sides, whole=whole)
     rows = [[None if module is None else _stacked(module) for module in row] for row in found.rows.values()]
@@ -253,7 +257,7 @@ def beside(sides: Sequence[Side], found: Matching, pairs: Sequence[Places], take
 
 
 class _Owns:
-    """What each adapter's modules come to, from their Gram matrices as they arrive."""
+    """Collects each adapter's norms and spectra from its modules' Gram matrices, as these arrive."""
 
     def __init__(self, sides: Sequence[Side], *, whole: bool) -> None:
         self._sides = sides
@@ -274,8 +278,8 @@ class _Owns:
             self._close()
 
     def finish(self) -> list[Own]:
-        """All of them, in the order of the adapters' modules: those that no pair has are read here."""
-        from gradience.spectral.batch import spectra  # noqa: PLC0415  # jax, which a merge does without
+        """Return each adapter's numbers in the order of its modules; modules that are in no pair are read here."""
+        from gradience.spectral.batch import spectra  # noqa: PLC0415  # jax, which a merge does not need
 
         self._close()
         for place, side in enumerate(self._sides):
@@ -304,13 +308,16 @@ class _Owns:
 
 
 def _squared(x: float) -> float:
-    """The square; infinity out of range, where Python's own power raises."""
+    """The square of x; infinity on overflow, where Python's `**` would raise OverflowError."""
     return x * x
 
 
 def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
-    """The squared norm of scale * b @ a from B^T B and A A^T; None where these alone do not vouch for it."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not vouched for
+    """The squared norm of scale * b @ a from B^T B and A A^T; None if they do not give it accurately.
+
+    The Gram matrices are inaccurate if the terms of the product almost cancel.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # a result that is not finite gives None
         size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
         total = float(np.sum(gram_b * gram_a))
     vouched = math.isfinite(size) and (total > _VOUCHED * size or size == 0.0) and math.isfinite(total * scale**2)

@@ -1,9 +1,9 @@
-"""What the verbs that write an adapter share: where they may write, the folder as PEFT saves one, and its record.
+"""Writing an adapter, for all verbs that do: the check of the place, the folder as PEFT saves one, and its record.
 
-A folder appears whole or not at all, and never in place of what is read. Beside the weights and the config lies
-`gradience_provenance.json`: which files were read, by which operation, at what cost in each module.
+A folder appears whole or not at all, and never replaces files that are read. Beside the weights and the config,
+`gradience_provenance.json` records the operation, the files that were read, and the error of each module.
 
-Tensors are computed by threads while others are written.
+Threads compute tensors while earlier ones are written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.merge import MergeReport
 from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizedModule, ResizeReport, SourceFile
-from gradience.spectral.threads import each_in_threads
+from gradience.spectral import each_in_threads
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -39,21 +39,21 @@ PEFT_METADATA: Final = {"format": "pt"}
 
 _ADAPTER_NAMES: Final = frozenset({CONFIG_NAME, PROVENANCE_NAME, *WEIGHT_NAMES, *INDEX_NAMES})
 _SHARD: Final = re.compile(r"(?:adapter_model|adapters)-\d{5}-of-\d{5}\.(?:safetensors|bin)")
-_NAMED: Final = 5  # entries that an error names
+_NAMED: Final = 5  # entries that an error names, at most
 _CARD_NAME: Final = "README.md"
 _CARD_GAP: Final = b"[More Information Needed]"
-_CARD_GAPS: Final = 20  # fields that PEFT's card leaves open: it writes some thirty, a person who fills it in few
+_CARD_GAPS: Final = 20  # open fields that mark a card as unedited: PEFT writes about thirty, an edited card has few
 _MAX_CARD: Final = 64 * 1024  # bytes; PEFT's card has 5 KB
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 STORED: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""The dtypes that factors are written in, and safetensors' names of them."""
-_AHEAD: Final = 2  # for each thread: one at work, one that waits to be written
-_LARGE: Final = 1 << 26  # bytes: such a tensor, an embedding that is copied, is alone in memory
+"""The dtypes in which factors are written, and safetensors' names of them."""
+_AHEAD: Final = 2  # tensors for each thread: one being computed, one waiting to be written
+_LARGE: Final = 1 << 26  # bytes: a larger tensor, such as a copied embedding, is loaded only when it is written
 
 
 class NewAdapter(NamedTuple):
-    """The contents of a folder: tensors in their order, `adapter_config.json`, and the weights file's header."""
+    """The contents of an adapter's folder: tensors in order, the config, and the weights file's metadata and name."""
 
     tensors: Sequence[PlannedTensor]
     config: Mapping[str, Any]
@@ -64,8 +64,8 @@ class NewAdapter(NamedTuple):
 def write_adapter(out: Path, new: NewAdapter, provenance: Callable[[], Provenance], *, force: bool = False) -> None:
     """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
 
-    Tensors are loaded one at a time; the record is asked for behind the last, when its hashes are known as well.
-    `force` replaces an adapter that exists, once the new one is complete.
+    Tensors are loaded one at a time. `provenance` is called after the last, to give the hashing of sources time to
+    finish. With `force`, an existing adapter is replaced once the new one is complete.
 
     Raises:
         OutputError: the folder exists, holds more than an adapter, or cannot be written.
@@ -85,7 +85,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 class Changes(NamedTuple):
-    """What a record says of the modules: name, rank before and after, relative error."""
+    """The part of a record about modules: each one's name, rank before and after, and relative error."""
 
     modules: Sequence[ModuleChange]
     relative_error: float | None = None
@@ -93,7 +93,7 @@ class Changes(NamedTuple):
 
 
 class SourceFiles:
-    """The files that are read, hashed on a thread of their own while other work goes on, if there are any."""
+    """The source files that exist among those given, hashed by a thread of their own while other work goes on."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._files = [file for file in files if file.is_file()]
@@ -105,11 +105,11 @@ class SourceFiles:
     def _hash(self) -> None:
         try:
             self._found = [SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in self._files]
-        except Exception as error:  # noqa: BLE001  # raised where it is asked for
+        except Exception as error:  # noqa: BLE001  # `hashed` raises it
             self._error = error
 
     def hashed(self) -> list[SourceFile]:
-        """Return the files with their sizes and digests, once they are known."""
+        """Wait for the digests, and return the files with their sizes and digests."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -124,7 +124,7 @@ def provenance_of(
 ) -> Provenance:
     """Return the record of an operation on the files; `options` must not hold paths.
 
-    Errors over 1 (rounding to a narrow dtype can add to what is left out) are recorded as 1.
+    Relative errors above 1 are recorded as 1. Rounding to a narrow dtype can cause them.
     """
     return Provenance(
         operation=operation,
@@ -155,18 +155,18 @@ def _at_most_one(error: float | None) -> float | None:
 def refuse_place(
     out: Path, adapters: Iterable[AdapterFiles], *, base: Iterable[Path] = (), force: bool, one_file: bool = False
 ) -> None:
-    """Refuse, before any work is done, a place that cannot be written to or whose replacement would cost something.
+    """Refuse an output place, before any work is done, if writing there would fail or would lose other data.
 
     Args:
         out: the folder to write, or the file.
-        adapters: those that are read.
+        adapters: the adapters that are read.
         base: the files of the base model that are read.
-        force: replace what is there; of folders only one that holds an adapter, and nothing else.
-        one_file: `out` is a file.
+        force: replace `out` if it exists; a folder is replaced only if it holds an adapter and nothing else.
+        one_file: whether `out` is a file.
 
     Raises:
-        OutputError: `out` holds what is read, lies in the folder of an adapter that is read, or exists and is not to
-            be replaced.
+        OutputError: `out` is or contains a file that is read, or lies in the folder of an adapter that is read, or
+            exists and must not be replaced.
     """
     place = real_path(out)
     for files in adapters:
@@ -185,10 +185,10 @@ def refuse_place(
 
 
 def refuse_to_lose(folder: Path) -> None:
-    """Raise where the replacement of a folder would cost more than an adapter.
+    """Refuse to replace a folder that holds anything but an adapter.
 
     Raises:
-        OutputError: the folder holds no adapter, or something beside one: it is named.
+        OutputError: the folder holds no adapter, or other files beside one, which the message names.
     """
     if not any((folder / name).is_file() for name in (CONFIG_NAME, PROVENANCE_NAME)):
         raise OutputError(
@@ -204,7 +204,7 @@ def refuse_to_lose(folder: Path) -> None:
 
 
 def _is_of_an_adapter(entry: Path) -> bool:
-    """Whether an entry of a folder is a regular file that an adapter consists of. A model card is one until edited."""
+    """Whether a folder's entry is a regular file of an adapter; a model card counts as one until it is edited."""
     if entry.is_symlink() or not entry.is_file():
         return False
     if entry.name == _CARD_NAME:
@@ -215,17 +215,17 @@ def _is_of_an_adapter(entry: Path) -> bool:
 def _is_blank_card(entry: Path) -> bool:
     try:
         return read_small(entry, most=_MAX_CARD, what="a model card").count(_CARD_GAP) >= _CARD_GAPS
-    except OSError:  # what cannot be read is somebody's
+    except OSError:  # a card that cannot be read may be somebody's work
         return False
 
 
 def weight_files(files: AdapterFiles) -> tuple[Path, ...]:
-    """Return the files that hold an adapter's weights, an index among them."""
+    """Return the files that hold an adapter's weights, including an index."""
     return (files.weights, *files.shards)
 
 
 def _locations(*paths: Path) -> Iterator[Path]:
-    """Yield where each path leads, and where it lies: the hub's cache and others keep links in their folders."""
+    """Yield for each path its target and its own place, which differ for links, as in the hub's cache."""
     for path in paths:
         yield real_path(path)
         yield real_path(path.parent) / path.name
@@ -233,7 +233,7 @@ def _locations(*paths: Path) -> Iterator[Path]:
 
 @contextmanager
 def loaded_ahead(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
-    """The tensors, to be loaded once and in their order; the next few are computed meanwhile, from several threads."""
+    """The tensors, to be loaded once each and in order; several threads compute the next few ahead."""
     tasks = [partial(_loader, tensor) for tensor in tensors]
     with closing(each_in_threads(tasks, ahead=_AHEAD, waits=False)) as loaders:  # a signal ends it at once
 
@@ -244,7 +244,10 @@ def loaded_ahead(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTenso
 
 
 def _loader(tensor: PlannedTensor) -> Callable[[], Array]:
-    """What gives the data: at hand, or to be asked for where they are large or another thread is about to have them."""
+    """Compute a tensor's data and return a function that gives it.
+
+    A large tensor, or one that is computed together with another, is not computed yet but when the function is called.
+    """
     if tensor.nbytes > _LARGE or tensor.with_another:
         return tensor.load
     data = tensor.load()

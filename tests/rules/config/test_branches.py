@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.rules import Unknown
 from gradience.rules.config import judge_config, settings_of
 from gradience.rules.config.adapter import part_of, reaches_mlp
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.config.serving import RANKS
 from gradience.rules.objective import objective_by_names
-from gradience.rules.rule import Unknown
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Coverage, Finding
+from gradience.schema.document import Coverage, Finding
+from gradience.schema.events import ConfigSnapshot
 
 
 def config(**sections: Any) -> ConfigSnapshot:
@@ -59,6 +59,15 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         around(lora_params=1),
         "? objective preference: the estimate is for supervised training",
     ),
+    *(
+        (
+            "RNK001",
+            config(extras={"task": task}),
+            around(lora_params=1),
+            f"? objective {kind}: the estimate is for supervised training",
+        )
+        for task, kind in [("sst2", "classification"), ("reward", "reward"), ("", "unknown")]
+    ),
     (
         "RNK001",
         config(training={"max_length": 0, "max_steps": 1}, extras={"task": "sft"}),
@@ -79,6 +88,17 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         around(modules=8, refused=[{"name": "mlp", "reason": "it holds no weight"}]),
         "PEFT will refuse mlp: it holds no weight",
     ),
+    (
+        "TGT002",
+        config(),
+        around(
+            modules=0,
+            layers=0,
+            unmatched_targets=["q"],
+            refused=[{"name": "mlp", "reason": "a block"}, {"name": "norm", "reason": "no weight"}],
+        ),
+        "PEFT will refuse mlp, norm: a block",
+    ),
     ("TGT002", config(), around(layers=0, layers_total=0), ""),
     ("TGT002", config(), around(modules=0, unmatched_targets=["q"]), "the targets match no module of m"),
     (
@@ -94,7 +114,27 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         None,
         "? task_type is unset; whether there is a new head is not known (no task, task_type or trainer says it)",
     ),
+    (
+        "TGT004",
+        config(lora={"peft_type": "LORA"}, extras={"task": "rm"}),
+        None,
+        "? task_type is unset; whether there is a new head is not known (task rm)",
+    ),
+    # an adapter of a kind that is no LoRA, whatever its name
+    ("TGT001", config(lora={"peft_type": "ADALORA"}), None, "? peft_type ADALORA is not LoRA: the rule does not apply"),
+    (
+        "NUM001",
+        config(training={"dtype": "fp16"}, lora={"extras": {"autocast_adapter_dtype": False}}),
+        None,
+        "fp16 training with autocast_adapter_dtype off keeps the adapter in fp16",
+    ),
     # the rate
+    (
+        "LR001",
+        config(optimizer={"lr": 1e-5}, extras={"task": "reward"}),
+        None,
+        "lr 1e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that",
+    ),
     (
         "LR001",
         config(optimizer={"lr": 1e-5}, extras={"task": "sft", "format": "mlx-lm"}),
@@ -148,7 +188,19 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         None,
         "lr 0.0002 with init PiSSA: variants that start from the main directions of W want less",
     ),
+    (
+        "LR007",
+        config(optimizer={"lr": 2e-4}, lora={"init": "corda"}),
+        None,
+        "lr 0.0002 with init corda: variants that start from the main directions of W want less",
+    ),
     # recording
+    (
+        "REC004",
+        config(training={"save_strategy": "best", "save_steps": 500, "max_steps": 100}),
+        None,
+        "? save_strategy is 'best': checkpoints do not come per step",
+    ),
     (
         "REC001",
         config(training={"extras": {"logging_strategy": "no"}}),
@@ -165,6 +217,34 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         "the output folder already holds a run: checkpoint-10, run.jsonl",
     ),
     ("EPO001", config(training={"epochs": 4.0, "eval_strategy": "steps"}), None, "4 passes over the data"),
+    # epochs are those asked for, but under max_steps those that so many steps make: 10 steps of 8 rows of 16
+    (
+        "EPO001",
+        config(
+            training={
+                "epochs": 4.0,
+                "batch_size": 8,
+                "world_size": 1,
+                "extras": {"train_tokens": 90, "train_examples": 9},
+            }
+        ),
+        None,
+        "4 passes over the data",
+    ),
+    (
+        "EPO001",
+        config(
+            training={
+                "max_steps": 10,
+                "epochs": 1.0,
+                "batch_size": 8,
+                "world_size": 1,
+                "extras": {"train_tokens": 90, "train_examples": 16},
+            }
+        ),
+        None,
+        "5 passes over the data",
+    ),
     ("SCH001", config(training={"lr_scheduler": "constant"}), None, "? warmup is not given"),
     ("SCH002", config(training={"lr_scheduler": "constant", "warmup_steps": 0.9}), None, ""),
     (
@@ -180,6 +260,15 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         (
             "a is set in the configuration (its value was not read) | b is set in the configuration (its value "
             "was not read)"
+        ),
+    ),
+    (  # one key is there, of another the file does not say: a finding, and what was not judged
+        "SEC001",
+        config(training={"extras": {"secret_keys": ["a"], "masked_keys": ["hub_token"]}}),
+        None,
+        (
+            "a is set in the configuration (its value was not read) | ? hub_token: masked in the file, as transformers "
+            "does whether set or not"
         ),
     ),
     # engines
@@ -200,6 +289,12 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         config(lora={"target_modules": ["mlp.q_proj", "x.up_proj"]}),
         CheckContext(engines=("slora",)),
         "S-LoRA leaves out targets beside q, k, v and o: q_proj, k_proj, v_proj and o_proj alone are read",
+    ),
+    (
+        "SRV003",
+        config(lora={"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
+        CheckContext(engines=("slora",)),
+        "",
     ),
     ("SRV004", config(lora={"r": 513}), CheckContext(engines=("vllm",)), "vLLM has no room for rank 513"),
     (
@@ -267,6 +362,7 @@ def test_steps_are_whole_batches_times_epochs(training: dict[str, Any], steps: i
         ("x.UP_PROJ", "mlp"),
         ("lm_head", "unknown"),
         ("mlpx.dense", "either"),
+        ("x.y.dense", "either"),
         ("foo_mlp.dense", "mlp"),
     ],
 )
@@ -289,18 +385,17 @@ def test_an_engine_has_the_sizes_and_the_default_of_its_source(sizes: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("names", "kind"),
+    ("names", "shown"),
     [
-        ({"rewards/margins"}, "preference"),
-        ({"reward"}, "rl"),
-        ({"reward", "rewards/margins"}, "preference"),
-        (set(), ""),
+        ({"rewards/margins", "rewards/chosen"}, ("preference", "the log has rewards/chosen", False)),
+        ({"reward", "rewards/margins"}, ("preference", "the log has rewards/margins", False)),
+        ({"reward", "mean_reward"}, ("rl", "the log has reward", False)),
+        ({"mean_reward"}, ("reward", "the log has mean_reward", False)),
+        (set(), None),
     ],
 )
-def test_the_names_of_logged_values_show_an_objective(names: set[str], kind: str) -> None:
-    found = objective_by_names(names)
-    assert (found.kind if found else "") == kind
-    assert found is None or not found.stated
+def test_the_names_of_logged_values_show_an_objective(names: set[str], shown: tuple[str, str, bool] | None) -> None:
+    assert objective_by_names(names) == shown
 
 
 def test_a_finding_of_no_rule_on_a_configuration_is_about_no_setting() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.rules import Unknown
 from gradience.rules.config.facts import Facts, about_lora, quantities
-from gradience.rules.rule import Unknown
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 
 
 def facts(**sections: Any) -> Facts:

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.rules import Verdict
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
-from gradience.rules.rule import Verdict
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Coverage
+from gradience.schema.document import Coverage
+from gradience.schema.events import ConfigSnapshot
 
 SFT = {"lora": {"task_type": "CAUSAL_LM", "peft_type": "LORA"}, "extras": {"task": "sft"}}
 DPO = {"extras": {"task": "dpo"}}

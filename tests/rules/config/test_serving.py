@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from gradience import check_config
 from gradience.errors import ConfigError
 from gradience.rules.config.serving import ENGINES, FACTS, FEATURES, RANKS
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 
 DORA = ConfigSnapshot(lora=LoraSnapshot(r=12, use_dora=True, use_rslora=True))
 

@@ -9,8 +9,8 @@ import pytest
 
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Coverage, Finding
+from gradience.schema.document import Coverage, Finding
+from gradience.schema.events import ConfigSnapshot
 
 STATED = {
     "VAL001": ("error", 1.0),
@@ -289,6 +289,11 @@ def test_an_action_names_the_value_to_set(
     [
         ("VAL001", config(optimizer={"betas": [0.9, 1.0]}), None, ["betas"]),
         ("VAL001", config(lora={"dropout": 1.0}), None, ["dropout"]),
+        ("VAL001", config(lora={"alpha": 0.0}), None, ["alpha"]),
+        ("VAL001", config(optimizer={"eps": -1.0}), None, ["eps"]),
+        ("VAL001", training(batch_size=0), None, ["batch_size"]),
+        ("VAL001", training(gradient_accumulation=0), None, ["gradient_accumulation"]),
+        ("VAL001", training(world_size=0), None, ["world_size"]),
         ("VAL001", config(lora={"rank_pattern": {"q": 0}}), None, ["rank_pattern"]),
         ("SEC001", training(extras={"secret_keys": ["hub_token"]}), None, ["hub_token"]),
         ("SRV001", config(lora={"use_dora": True}), CheckContext(engines=("vllm",)), ["use_dora"]),

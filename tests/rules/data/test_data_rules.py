@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.rules import judge
 from gradience.rules.data import DATA_RULES
-from gradience.rules.data.rows import counted
-from gradience.rules.rule import judge
-from gradience.schema.findings import Finding
+from gradience.rules.data.content import counted
+from gradience.schema.document import Finding
 from gradience.schema.reports import DataReport, Rows
 
 STATED = {

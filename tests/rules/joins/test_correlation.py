@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gradience.cli.schema import rules
-from gradience.rules.joins.correlation import Message, Needs, Symptom, _named, correlate
+from gradience.rules import Observation
+from gradience.rules.joins import Message, Needs, Symptom, _named, correlate
 from gradience.rules.joins.run import JOINS
-from gradience.rules.rule import Observation
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
-from gradience.schema.findings import SEVERITIES, Finding
+from gradience.schema.document import SEVERITIES, Finding
 from gradience.verbs.diagnose import IDS, unjudged, verdict_of
 
 JOIN = {join.id: join for join in JOINS}

@@ -18,8 +18,8 @@ from gradience.rules.joins.symptoms import (
     weights_symptoms,
 )
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health, LedgerEntry, ModuleAudit
-from gradience.schema.config import LoraSnapshot
-from gradience.schema.findings import Finding
+from gradience.schema.document import Finding
+from gradience.schema.events import LoraSnapshot
 
 
 def module(name="layers.0.q", *, rms=1e-3, r=8, alpha=16.0, layer=None, **fields):
@@ -87,6 +87,10 @@ def test_under_half_of_four_layers_and_more_are_few(layers, found):
 def test_layers_in_sections_are_not_counted(names):
     rows = [module(name, layer=7 + 100 * n) for n, name in enumerate(names)]
     assert "few_layers" not in facts(report(*rows))
+
+
+def test_a_module_outside_of_all_layers_hides_no_few_layers():
+    assert "few_layers" in facts(report(module("layers.7.q", layer=7), module("lm_head")))
 
 
 def test_few_layers_are_counted():
@@ -171,6 +175,10 @@ def apart(lora, *modules, **fields):
         ({"target_modules": ["v"]}, [module()], "target_modules v in the config, layers.0.q was adapted"),
         ({"target_modules": ["v", "k", "o", "x"]}, [module()],
          "target_modules v, k, o in the config, layers.0.q was adapted"),
+        ({"target_modules": ["q"]}, [module("layers.0.xq")],
+         "target_modules q in the config, layers.0.xq was adapted"),
+        ({"target_modules": []}, [module()], None),
+        ({"target_modules": ["q"]}, [module("q")], None),
         ({"target_modules": ["v"]}, [module(expert=0)], None),
         ({"target_modules": "all-linear"}, [module()], None),
         ({"target_modules": ["v"], "extras": {"target_parameters": ["w"]}}, [module()], None),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gradience.rules.joins.correlation import Symptom, _values
-from gradience.rules.rule import Observation
+from gradience.rules import Observation
+from gradience.rules.joins import Symptom, _values
 
 
 def test_the_first_known_value_of_a_name_counts():

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from log_runs import FALL, NAN, evaluation, line, run, said, with_history
 
+from gradience.rules import Unknown
 from gradience.rules.log import learning as learning_rules, repetition
 from gradience.rules.log.held_out import _train_falls
 from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
 from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
 from gradience.rules.log.statistics import Trend
-from gradience.rules.rule import Unknown
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import EvalPoint
 

@@ -12,8 +12,8 @@ from gradience.rules.log.facts import RunFacts, Series, sorted_by_step
 from gradience.rules.log.numbers import skipped_rows
 from gradience.rules.log.preference import RULES
 from gradience.schema import EvalMetrics
+from gradience.schema.document import Finding
 from gradience.schema.events import Eval
-from gradience.schema.findings import Finding
 
 
 def found(rule: str, facts: RunFacts) -> Finding | None:

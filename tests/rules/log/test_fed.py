@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from gradience.rules.joins.correlation import Symptom, correlate
+from gradience.rules import Observation, Verdict
+from gradience.rules.joins import Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.story import story_parts
-from gradience.rules.rule import Observation, Verdict
-from gradience.schema.findings import Finding
+from gradience.schema.document import Finding
 from gradience.schema.reports import TrainSummary
 
 FED = {

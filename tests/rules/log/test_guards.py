@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from log_runs import FALL, run
 
+from gradience.rules import Unknown
 from gradience.rules.log import story
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.gradient import _rises
 from gradience.rules.log.held_out import _saved_near, _small_eval, _train_falls
 from gradience.rules.log.numbers import _frozen
 from gradience.rules.log.record import _guarded
-from gradience.rules.rule import Unknown
 from gradience.schema import ConfigSnapshot, EvalMetrics
-from gradience.schema.config import TrainingSnapshot
+from gradience.schema.events import TrainingSnapshot
 
 
 def trained(**training: Any) -> RunFacts:

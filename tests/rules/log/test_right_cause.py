@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradience.rules.joins.correlation import correlate
+from gradience.rules.joins import correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import log_symptoms
 from gradience.rules.log import detect

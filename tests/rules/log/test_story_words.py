@@ -15,7 +15,7 @@ from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.recorded import _count, _real, audited_rank
 from gradience.rules.log.story import _PHRASES, _end, _held_out, _n, _phrase, story_parts
 from gradience.schema import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Finding
+from gradience.schema.document import Finding
 from gradience.schema.reports import BadLine, TrainSummary
 from gradience.telemetry.series import LogRecord
 

@@ -2,25 +2,203 @@
 
 To add a format, write a module that ends in a `Format` record (what it matches, how it is read, what it keeps where)
 and put the record into `FORMATS` before any that would match its files too.
+
+Files of arrays other than safetensors are opened here, without running what is in them. NumPy archives and HDF5 files,
+which JAX and Keras programs save, are read as paths to arrays, never unpickled; a checkpoint of Orbax, and a Keras file
+in which LoRA was merged, are named for what they are. A `.bin` of torch is unpickled by torch itself, which is imported
+when such a file is met, and for tensors only.
 """
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from gradience.adapters.formats.containers import SUFFIXES
-from gradience.adapters.formats.kohya import DIFFUSERS, KOHYA
-from gradience.adapters.formats.mlx import MLX, MLX_FULL, TORCHTUNE
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gradience.adapters.formats.foreign import DIFFUSERS, KOHYA, MLX, MLX_FULL, TORCHTUNE
 from gradience.adapters.formats.peft import PEFT
-from gradience.adapters.layout import Files, Format
+from gradience.adapters.layout import MOST_ELEMENTS, Array, Files, Format
 from gradience.errors import AdapterError
-from gradience.io.safetensors import SafetensorsFile, TensorSource
+from gradience.io.reading import open_regular
+from gradience.io.safetensors import SafetensorsFile, TensorInfo, TensorSource, refuse_long_name
+
+SUFFIXES: Final = frozenset({".npz", ".h5", ".hdf5"})
+_IN_MEMORY: Final = "restore it in the program that saved it, and call gradience.audit_pytree(params)"
+_ORBAX: Final = ("_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA")
+
+_SAVE_AGAIN: Final = "save the adapter again with safe_serialization=True"
+_LFS: Final = b"version https://git-lfs"
+_NAMES: Final = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
 FORMATS: Final[tuple[Format, ...]] = (MLX, TORCHTUNE, KOHYA, PEFT, DIFFUSERS, MLX_FULL)
 """The first that matches reads the files. PEFT comes before diffusers, whose names are PEFT's under a prefix."""
 
 _PICKLED: Final = frozenset({".bin", ".pt", ".pth"})
+
+
+def orbax_advice(folder: Path) -> str | None:
+    """The advice for a folder that Orbax wrote; None for any other folder.
+
+    >>> orbax_advice(Path("/"))
+    """
+    if not any((folder / name).is_file() for name in _ORBAX):
+        return None
+    return f"it is an Orbax checkpoint: {_IN_MEMORY}"
+
+
+def read_archive(path: Path) -> dict[str, Array]:
+    """Return the arrays of a file by their paths, `/` as `.`.
+
+    Raises:
+        AdapterError: it is damaged, holds objects, or is too large; for HDF5 also where h5py is not installed.
+    """
+    return _npz(path) if path.suffix == ".npz" else _h5(path)
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as members:
+            large = [item.filename for item in members.infolist() if item.file_size > 8 * MOST_ELEMENTS]
+            if large:
+                raise AdapterError(f"{path}: {large[0]} is larger than {8 * MOST_ELEMENTS} bytes, the limit")
+            with np.load(path, allow_pickle=False) as held:
+                return {name.replace("/", "."): held[name] for name in held.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise AdapterError(f"{path} is not a readable NumPy archive: {error}", advice="save it again") from error
+
+
+def _h5(path: Path) -> dict[str, Array]:
+    try:
+        import h5py  # noqa: PLC0415  # an optional dependency
+    except ModuleNotFoundError:
+        raise AdapterError(f"{path} is an HDF5 file, which needs h5py", advice="pip install h5py") from None
+    found: dict[str, Array] = {}
+
+    def take(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.size <= MOST_ELEMENTS:
+            found[name.replace("/", ".")] = np.asarray(item)
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(take)
+    except OSError as error:
+        raise AdapterError(f"{path} is not a readable HDF5 file: {error}", advice="save it again") from error
+    if not any("lora" in name for name in found):
+        raise AdapterError(
+            f"{path} holds {len(found)} arrays and no LoRA factors: Keras merges them into the kernels as it saves",
+            advice="call gradience.audit_pytree(model) before, or KerasHub's save_lora_weights('x.lora.h5')",
+        )
+    return found
+
+
+class TorchFile:
+    """A file of torch tensors, loaded with `weights_only=True`: no code in it can run.
+
+    Raises:
+        AdapterError: torch is not installed, or the file is not a plain dict of tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._data = _load(path)
+        for name in self._data:
+            refuse_long_name(path, name)
+        self.tensors = {name: _described(path, name, tensor) for name, tensor in self._data.items()}
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """The tensor as an array of its own dtype.
+
+        Raises:
+            AdapterError: numpy has no such dtype.
+        """
+        import torch  # noqa: PLC0415  # an optional dependency
+
+        tensor = self._data[name].detach().contiguous()
+        stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
+        stored[torch.float8_e5m2] = ml_dtypes.float8_e5m2
+        if tensor.dtype in stored:  # NumPy has no such type: the same bits as integers, seen as ml_dtypes' type
+            same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # bytes
+            return np.asarray(tensor.view(same_size).numpy()).view(stored[tensor.dtype])
+        if str(tensor.dtype) not in _NAMES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {tensor.dtype}, which cannot be read")
+        return np.asarray(tensor.numpy())
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes."""
+        return self.read(name).reshape(-1).view(np.uint8)
+
+
+def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
+    """A tensor's entry; one larger than the file is refused, for strides can claim any size."""
+    is_plain = not tensor.is_nested and str(tensor.layout) == "torch.strided" and not tensor.is_quantized
+    if not is_plain or tensor.device.type != "cpu":  # asked first: a nested tensor has no size to ask for
+        raise AdapterError(f"{path}: tensor {name!r} is not a plain array", advice=_SAVE_AGAIN)
+    nbytes = tensor.numel() * tensor.element_size()
+    if nbytes > path.stat().st_size:
+        raise AdapterError(f"{path}: tensor {name!r} claims {nbytes} bytes, more than the file has", advice=_SAVE_AGAIN)
+    return TensorInfo(_NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape), 0, nbytes)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise AdapterError(f"no weights file at {path}", advice="check the path")
+    with open_regular(path) as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise AdapterError(f"{path} is a git-lfs pointer, not the weights", advice="fetch them with 'git lfs pull'")
+    _refuse_compressed(path)
+    try:
+        import torch  # noqa: PLC0415  # an optional dependency
+    except ImportError as error:
+        raise AdapterError(
+            f"{path} is a pickled torch file, and torch is not installed",
+            advice="pip install torch, or save the adapter again with safe_serialization=True",
+        ) from error
+    try:
+        with warnings.catch_warnings():  # torch's own, of strange kinds of tensor: those are refused by name below
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a hostile pickle makes the loader raise anything; none of it is our bug
+        first = str(error).strip().split("\n", 1)[0]
+        raise AdapterError(
+            f"{path} cannot be loaded as plain tensors: {type(error).__name__}: {first}", advice=_SAVE_AGAIN
+        ) from error
+    if not isinstance(data, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in data.items()
+    ):
+        raise AdapterError(f"{path} is not a dict of tensors", advice="give adapter_model.bin as PEFT saved it")
+    return data
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Torch stores its arrays as they are; a compressed one could grow to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise AdapterError(f"{path} is a damaged archive: {error}", advice="copy it again") from error
+    if packed:
+        raise AdapterError(f"{path} is a compressed archive, which torch does not write", advice=_SAVE_AGAIN)
 
 
 def format_of(files: Files) -> Format:
@@ -35,8 +213,6 @@ def open_weights(path: Path) -> TensorSource:
         AdapterError: it is missing, damaged or of neither kind; a pickle without torch installed.
     """
     if path.suffix in _PICKLED:
-        from gradience.adapters.formats.containers import TorchFile  # noqa: PLC0415  # torch only where it is needed
-
         return TorchFile(path)
     if path.suffix in SUFFIXES:
         raise AdapterError(

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from gradience.adapters import is_embedding
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import PREFIX, Adapter, Format, Found, Group, Module, NeedsBase, Role, Skipped
-from gradience.adapters.names import is_embedding
-from gradience.io.paths import natural_key
+from gradience.io import natural_key
 from gradience.io.safetensors import TensorSource
 from gradience.schema.audit import LeftoverReason
 

@@ -1,4 +1,4 @@
-"""PEFT's own layout: which tensors make up a module, and what the other ones are."""
+"""PEFT's own format: the tensors that make up each module, and the roles of the others."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Final
 
 from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import DORA_NOTE, Assembly, other_role, role_of, whole_adapter
-from gradience.adapters.formats.kohya import is_diffusers
-from gradience.adapters.kinds.experts import expert_modules, parameter_nests
+from gradience.adapters.formats.foreign import is_diffusers
+from gradience.adapters.kinds.incomplete import expert_modules, hira_module, miss_module, parameter_nests, vera_modules
 from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
-from gradience.adapters.kinds.unfactored import hira_module, miss_module, vera_modules
 from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, Module, Role, Skipped, parse_key
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
@@ -41,14 +40,14 @@ _MOST_LAYERS: Final = 100_000
 
 
 def _matches(files: Files) -> bool:
-    """Whether a tensor is named as a part of an update; diffusers' names are, too, but it writes no config."""
+    """Whether some tensor has a PEFT name. diffusers' names fit too, but it writes no config beside the weights."""
     keys, metadata = files.source.tensors, files.source.metadata
     named = any(key.startswith("base_model.") or parse_key(key) is not None for key in keys)
     return named and (files.has_config or not is_diffusers(keys, metadata))
 
 
 def _read(files: Files) -> Adapter:
-    """The adapter's modules, with a role for every tensor of the file.
+    """Read an adapter in PEFT's format, with a role for every tensor of the file.
 
     Raises:
         AdapterError: the config is missing, of another adapter type, or has a pattern that cannot be matched.
@@ -73,7 +72,7 @@ def _read(files: Files) -> Adapter:
 
 
 def _gather(source: TensorSource, config: AdapterConfig) -> tuple[list[Group], dict[str, Role]]:
-    """The tensors of updates by module, and a role for every tensor."""
+    """The groups of tensors of each module's update, and a role for every tensor."""
     groups: dict[tuple[str, str], Group] = {}
     roles: dict[str, Role] = {}
     for name in source.tensors:
@@ -95,11 +94,11 @@ def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[st
 
 
 def _kind(declared: str | None, groups: Sequence[Group]) -> str:
-    """The type that the tensors are of; the config may not say another."""
+    """The adapter type that the tensors belong to; the config must not declare another."""
     present = {
         kind for group in groups for prefix, kind in _FAMILIES for field in group.keys if field.startswith(prefix)
     }
-    # AdaLoRA's tensors are LoRA's and one more.
+    # AdaLoRA's tensors are LoRA's and lora_E.
     if any("lora_E" in group.keys for group in groups):
         present = (present - {"LORA"}) | {"ADALORA"}
     if declared is None:
@@ -137,7 +136,7 @@ def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
 
 
 def _build(assembly: Assembly, ctx: Context, kind: str, groups: Sequence[Group]) -> None:
-    """Build each group's modules."""
+    """Build each group's modules and add them to the assembly."""
     if kind == "VERA":
         for group, found in zip(groups, vera_modules(ctx, list(groups)), strict=True):
             assembly.add(group, found)
@@ -156,7 +155,7 @@ def _build(assembly: Assembly, ctx: Context, kind: str, groups: Sequence[Group])
 
 
 def _by_adapter(by_module: Mapping[str, list[Group]], modules: Sequence[str]) -> Iterable[list[Group]]:
-    """The nested groups of each adapter, innermost first."""
+    """The nested groups of each adapter in the file, innermost first."""
     adapters: dict[str, list[Group]] = {}
     for module in modules:
         for group in by_module[module]:
@@ -186,7 +185,7 @@ def _notes(
 
 
 def _not_targeted(config: AdapterConfig, modules: Sequence[Module]) -> str | None:
-    """A remark where the config's list of targets names no module of the file."""
+    """A note if the config's list of targets names no module of the file, else None."""
     targets = config.target_modules
     if not isinstance(targets, list) or not targets or not modules:
         return None

@@ -1,6 +1,6 @@
-"""LoRA pairs of PEFT's layers: linear, embedding, convolution, and the variants of each.
+"""Builders for LoRA pairs of PEFT's layers: linear, embedding, convolution, and LoRA's variants.
 
-Every formula is that of PEFT's merge for the variant, in the file and function that the docstring names.
+Every formula is that of PEFT's merge for the variant. The docstring names PEFT's file and function.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradience.adapters import kinds
 from gradience.adapters.config import Scaling
-from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.dense import as_float32, flipped
+from gradience.adapters.kinds import as_float32, flipped
 from gradience.adapters.layout import (
     MOST_ELEMENTS,
     Array,
@@ -34,7 +34,7 @@ from gradience.schema.audit import LeftoverReason
 @reported
 def lora_module(ctx: Context, group: Group) -> Module:
     """The module of a group of `lora_*` tensors."""
-    # PEFT keeps an embedding's pair as bare parameters of their own name, without `.weight`.
+    # PEFT stores an embedding's pair as bare parameters with names of their own, without `.weight`.
     embedding = "lora_embedding_A" in group.keys or "lora_embedding_B" in group.keys
     a_name, b_name = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     ctx.require(group, a_name, b_name)
@@ -51,7 +51,7 @@ def lora_module(ctx: Context, group: Group) -> Module:
         r=pair.r,
         alpha=s.alpha,
         scale=s.scale,
-        params=ctx.size(group, "lora_B.bias"),  # which the report counts with the biases
+        params=ctx.size(group, "lora_B.bias"),  # the report counts lora_B.bias with the biases
         load=load,
         base_name=base_name(ctx, group),
         **of_base,
@@ -60,7 +60,7 @@ def lora_module(ctx: Context, group: Group) -> Module:
 
 
 def common(ctx: Context, group: Group, s: Scaling) -> dict[str, Any]:
-    """The fields of a module that its config and name decide."""
+    """The fields of a `Module` that follow from its config and name."""
     return {
         "config_r": s.config_r,
         "alpha_pattern": s.alpha_pattern,
@@ -73,13 +73,13 @@ def common(ctx: Context, group: Group, s: Scaling) -> dict[str, Any]:
 
 
 def base_name(ctx: Context, group: Group) -> str:
-    """The base's tensor that the group's pair updates."""
+    """The name of the base's tensor that the group's pair updates."""
     is_attention = group.module in ctx.attention
     return f"{ctx.base_path(group.module)}.{'in_proj_weight' if is_attention else 'weight'}"
 
 
 class Pair(NamedTuple):
-    """Two factors that fit: `load` returns b (out, r) and a (r, inner); `axes` is the tensors' own number."""
+    """Two factors that fit each other; `load` returns b (out, r) and a (r, inner). Stored tensors have `axes` axes."""
 
     out: int
     inner: int
@@ -89,16 +89,16 @@ class Pair(NamedTuple):
 
 
 def pair_of(ctx: Context, group: Group, a_name: str, b_name: str) -> Pair:
-    """The factors' shapes and loader.
+    """The shapes and the loader of a group's two factors.
 
     Raises:
-        UnsuitableError: they fit neither each other nor a known layout.
+        UnsuitableError: the factors do not fit each other, or their layout is not known.
     """
     a, b = ctx.shape(group, a_name), ctx.shape(group, b_name)
     read_a, read_b = ctx.reader(group, a_name), ctx.reader(group, b_name)
     if len(a) < 2 or len(a) != len(b):
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (r, in) and (out, r)")
-    # Before the ranks are compared: one factor of a BD-LoRA pair is n times as short as the other's rank.
+    # This comes before the ranks are compared, because one factor of a BD-LoRA pair shows only rank / n.
     blocks = _blocks(ctx, group) if len(a) == 2 else None
     if blocks is not None:
         return _block_diagonal(blocks, a, b, read_a, read_b)
@@ -117,7 +117,7 @@ def pair_of(ctx: Context, group: Group, a_name: str, b_name: str) -> Pair:
 
 
 def _with_diagonal(ctx: Context, group: Group, pair: Pair) -> Pair:
-    """KaSA: B diag(d) A (variants.py, KasaLinearVariant._get_delta_weight)."""
+    """KaSA's pair: B diag(d) and A (variants.py, KasaLinearVariant._get_delta_weight)."""
     entries = math.prod(ctx.shape(group, "lora_diag"))
     if entries != pair.r:
         raise UnsuitableError(f"lora_diag has {entries} entries, expected the rank {pair.r}")
@@ -133,7 +133,10 @@ def _with_diagonal(ctx: Context, group: Group, pair: Pair) -> Pair:
 def _pooled(
     size: int, a: tuple[int, ...], b: tuple[int, ...], read_a: Callable[[], Array], read_b: Callable[[], Array]
 ) -> Pair:
-    """QALoRA: inputs are averaged over groups of `size` and multiplied by the number of groups (variants.py, 491)."""
+    """QALoRA's pair, with A expanded: inputs are averaged over groups of `size`, times the number of groups.
+
+    Source: variants.py, 491.
+    """
     groups = a[1]
     if size < 1 or a[0] * groups * size > MOST_ELEMENTS or len(a) != 2:
         raise UnsuitableError(f"a QALoRA group size of {size} does not fit A of shape {list(a)}")
@@ -145,7 +148,7 @@ def _pooled(
 
 
 def _blocks(ctx: Context, group: Group) -> tuple[int, bool] | None:
-    """BD-LoRA's number of blocks and whether they are A's (else B's), where it applies to a module."""
+    """BD-LoRA's (number of blocks, whether A is the block-diagonal factor, else B), or None if it does not apply."""
     config = ctx.config.use_bdlora
     if not isinstance(config, Mapping):
         return None
@@ -164,7 +167,7 @@ def _block_diagonal(
     read_a: Callable[[], Array],
     read_b: Callable[[], Array],
 ) -> Pair:
-    """BD-LoRA: one factor holds its blocks one above the other (variants.py, BlockDiagonalLinear)."""
+    """BD-LoRA's pair: the block-diagonal factor is stored as its blocks, stacked (variants.py, BlockDiagonalLinear)."""
     n, is_a = blocks
     split, whole = (a, b[1]) if is_a else (b, a[0])
     rank = a[0] if is_a else b[1] * n
@@ -188,9 +191,9 @@ def _on_diagonal(stacked: Array, n: int) -> Array:
 
 
 def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transposed: bool) -> dict[str, Any]:
-    """The fields of a module whose update is not s B A: a function of the base weight, and a remark.
+    """The fields of a `Module` for an update that is not s B A: a function of the base weight, and a note.
 
-    `pair.load` gives the factors in the base's orientation; `transposed` says that this is not the file's.
+    `pair.load` gives the factors in the base's orientation; `transposed` says that the file has the other one.
     """
     init = ctx.config.init_lora_weights
     if "lora_magnitude_vector" in group.keys:
@@ -198,10 +201,10 @@ def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transp
         if start_of(init).changes_base:
             note = f"DoRA on a base that {init} changed: the update cannot be recomputed"
             return {"magnitude": read, "is_unknown": True, "note": note}
-        update = dense.dora(pair.load, scale, read, axis=0 if transposed else 1)
+        update = kinds.dora(pair.load, scale, read, axis=0 if transposed else 1)
         return {"magnitude": read, "dense": update, "note": "DoRA: s B A is rescaled by the magnitude"}
     if "lora_diag" in group.keys:
-        factored = dense.kasa(pair.load, scale, pair.r)
+        factored = kinds.kasa(pair.load, scale, pair.r)
         return _factored(factored, "KaSA took the r smallest singular values out of the base")
     if ctx.config.use_qalora:
         return {"note": "QALoRA: read from PEFT's forward pass, which has no merge to compare with"}
@@ -209,20 +212,20 @@ def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transp
 
 
 def _factored(update: FactoredUpdate, note: str) -> dict[str, Any]:
-    return {"factored": update, "dense": dense.product(update), "note": note}
+    return {"factored": update, "dense": kinds.product(update), "note": note}
 
 
 def _on_changed_base(init: object, pair: Pair, scale: float, *, linear: bool) -> dict[str, Any]:
-    """The same for an adapter whose start took a part out of the base; nothing for other starts."""
+    """The fields of a `Module` for an initialisation that changed the base; no fields for other initialisations."""
     start = start_of(init)
-    # PEFT changes the weights of linear layers only; before 0.21, LoftQ those of embeddings and convolutions too.
+    # PEFT changes the weights of linear layers only. Before 0.21, LoftQ also changed embeddings and convolutions.
     if not start.changes_base or not (linear or start.name == "loftq"):
         return {}
     if not start.recomputable:
         return {"is_unknown": True, "note": f"{init} changed the base, by an amount that cannot be recomputed"}
     if start.name == "pissa":
-        return _factored(dense.pissa(pair.load, scale, pair.r), "PiSSA took the best rank-r part out of the base")
-    return _factored(dense.olora(pair.load, scale, pair.r), "OLoRA took a rank-r part out of the base")
+        return _factored(kinds.pissa(pair.load, scale, pair.r), "PiSSA took the best rank-r part out of the base")
+    return _factored(kinds.olora(pair.load, scale, pair.r), "OLoRA took a rank-r part out of the base")
 
 
 @reported
@@ -243,7 +246,7 @@ def adalora_module(ctx: Context, group: Group) -> Module:
         a_data, b_data, e_data = (read() for read in readers)
         return b_data, as_float32(a_data) * as_float32(e_data).reshape(-1, 1)
 
-    # PEFT divides by `ranknum`, which starts as init_r and is not saved; the config's r means nothing here.
+    # PEFT divides by `ranknum`, which starts as init_r and is not saved. The config's r has no effect here.
     alpha = ctx.config.lora_alpha if ctx.config.lora_alpha > 0 else float(init_r)
     transposed = ctx.config.fan_in_fan_out
     return Module(
@@ -263,6 +266,6 @@ def adalora_module(ctx: Context, group: Group) -> Module:
 
 
 def _kept_ranks(ctx: Context, group: Group) -> int:
-    """The rank that AdaLoRA's budget left the module, as the config's rank_pattern lists it."""
+    """The rank that AdaLoRA's budget left to the module, from the config's rank_pattern; init_r if it is not there."""
     kept = (ctx.config.rank_pattern or {}).get(f"{group.module}.lora_E")
     return sum(map(bool, kept)) if isinstance(kept, list) else ctx.config.init_r

@@ -1,6 +1,6 @@
-"""LoHa and LoKr: products of two low-rank updates, written as one pair of factors.
+"""LoHa and LoKr: Hadamard and Kronecker products of two low-rank matrices, rewritten as one pair of factors.
 
-Every formula is PEFT's `get_delta_weight` of the type; the pairs are exact, not approximations.
+Every formula is that of PEFT's `get_delta_weight` for the type. The pairs are exact, not approximations.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from gradience.adapters import kinds
 from gradience.adapters.config import AdapterConfig, ScalingRules
-from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.dense import as_float32
+from gradience.adapters.kinds import as_float32
 from gradience.adapters.kinds.lora import common
 from gradience.adapters.layout import (
     LOHA_FIELDS,
@@ -32,7 +32,7 @@ from gradience.adapters.layout import (
 from gradience.schema.audit import LeftoverReason
 
 MOST_RANK: Final = 1024
-"""Of a pair that is analysed: above that it is as long as the update itself, and its Gram matrices as large."""
+"""The largest rank of a pair that is analysed: above it, the factors and Gram matrices are as large as the update."""
 
 _CORE: Final = 4
 
@@ -52,10 +52,10 @@ class _Factor(NamedTuple):
 
 @reported
 def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module:
-    """LoHa's dW = (w1a w1b) o (w2a w2b) alpha / r as a pair of rank r^2 (loha/layer.py, 183).
+    """LoHa's dW = (w1a w1b) o (w2a w2b) alpha / r as a pair of inner size r^2 (loha/layer.py, 183).
 
-    (B1 A1) o (B2 A2) = (B1 * B2)(A1 * A2), where row i of B1 * B2 is the Kronecker product of the rows i, and
-    columns of A likewise (face-splitting and Khatri-Rao products).
+    (B1 A1) o (B2 A2) = (B1 * B2)(A1 * A2). Row i of B1 * B2 is the Kronecker product of row i of B1 and row i of B2
+    (face-splitting product). Column j of A1 * A2 is that of the columns j (Khatri-Rao product).
     """
     one, two = (_half(ctx, group, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
     (out, r1, inner), (out2, r2, inner2) = one.shape, two.shape
@@ -74,9 +74,10 @@ def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
 
 @reported
 def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module:
-    """LoKr's dW = kron(w1, w2) alpha / r (lokr/layer.py, 256).
+    """LoKr's dW = kron(w1, w2) alpha / r as one pair (lokr/layer.py, 256).
 
-    kron(B1 A1, B2 A2) = kron(B1, B2) kron(A1, A2); a factor that is stored whole is itself times an identity.
+    kron(B1 A1, B2 A2) = kron(B1, B2) kron(A1, A2). A matrix w1 or w2 that is stored whole is written as itself times
+    an identity.
     """
     one, two = (_kronecker_factor(ctx, group, f"lokr_w{i}", f"lokr_t{i}") for i in (1, 2))
     (out1, r1, in1), (out2, r2, in2) = one.shape, two.shape
@@ -87,13 +88,13 @@ def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
 
     shape = _Shape(out1 * out2, r1 * r2, in1 * in2)
     whole = "lokr_w1" in group.keys and "lokr_w2" in group.keys
-    # PEFT divides by the rank of the config where both factors are whole, else by the one that the factors have.
+    # PEFT divides alpha by the config's rank if w1 and w2 are both stored whole, else by the rank of the factors.
     nominal = None if whole else _nominal_rank(ctx, group)
     return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal=nominal, most_rank=most_rank)
 
 
 def _nominal_rank(ctx: Context, group: Group) -> int | None:
-    """The r that alpha is divided by: the inner width of a factor that is stored as two; None where none is."""
+    """The r that alpha is divided by: the inner size of a matrix stored as two factors; None if all are whole."""
     for name in ("hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
         if name in group.keys and (shape := ctx.shape(group, name)):
             return shape[0]
@@ -104,7 +105,7 @@ def _product_module(
     ctx: Context, group: Group, kind: str, pair: _Factor, *, nominal: int | None, most_rank: int
 ) -> Module:
     out, r, inner = pair.shape
-    # r^2 of a LoHa with r = 64 is beyond what a pair saves over the update itself.
+    # From about r = 64, a LoHa's pair of inner size r^2 saves nothing over the update itself.
     if r > most_rank or r * max(out, inner) > MOST_ELEMENTS:
         reason = f"an update of rank up to {r}: too large to be analysed as a pair of factors"
         raise UnsuitableError(reason, LeftoverReason.TOO_LARGE)
@@ -128,7 +129,7 @@ def _product_module(
 
 
 def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> _Factor:
-    """One Hadamard half: w_a (out, r) w_b (r, in), or Tucker's with a core (r, r, k, k)."""
+    """One of the two matrices: w_a (out, r) w_b (r, in), or a Tucker decomposition with a core (r, r, k, k)."""
     core = t_name in group.keys
     names = (a_name, b_name, t_name) if core else (a_name, b_name)
     ctx.require(group, *names)
@@ -143,7 +144,10 @@ def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> 
 
 
 def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> _Factor:
-    """W[p, r, k, l] = sum_ij t[i, j, k, l] P[i, p] Q[j, r]: P^T times a matrix (i, r k l). Given P, Q, t."""
+    """The pair of a Tucker decomposition: P^T and the unfolded matrix (i, r k l), given P, Q and the core t.
+
+    W[p, r, k, l] = sum_ij t[i, j, k, l] P[i, p] Q[j, r].
+    """
     (p, q, t), (read_p, read_q, read_t) = shapes, readers
     if len(t) != _CORE or len(p) != 2 or len(q) != 2 or t[0] != p[0] or t[1] != q[0]:
         raise UnsuitableError(
@@ -157,10 +161,12 @@ def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Ar
 def unfolded(
     core: tuple[int, ...], inner: int, read_core: Callable[[], Array], read_q: Callable[[], Array]
 ) -> Callable[[], Array]:
-    """A reader of sum_j t[i, j, k, l] q[j, r] as a matrix (i, r k l), for a core (r, r, k, k); `inner` is its width.
+    """A reader of sum_j t[i, j, k, l] q[j, r], unfolded to a matrix (i, r k l), for a core t (r, r, k, k).
+
+    `core` is the shape of t, `inner` the width of the matrix.
 
     Raises:
-        UnsuitableError: it would be too large.
+        UnsuitableError: the matrix would be too large.
     """
     if core[0] * inner > MOST_ELEMENTS:
         reason = f"a core of shape {list(core)} is too large to be unfolded"
@@ -174,7 +180,7 @@ def unfolded(
 
 
 def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Factor:
-    """One of LoKr's two factors: whole, as a product, or as a Tucker core with two factors."""
+    """One of LoKr's two matrices as a pair; it is stored whole, as two factors, or as a Tucker decomposition."""
     if stem not in group.keys:
         return _half(ctx, group, f"{stem}_a", f"{stem}_b", core)
     ctx.require(group, stem)
@@ -196,9 +202,9 @@ def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Fact
 
 
 def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | Skipped | None:
-    """The module of a group of LoHa's or LoKr's tensors in LyCORIS's names, or None where it is neither's.
+    """The module of a group of LoHa or LoKr tensors under LyCORIS's names, or None for a group of other tensors.
 
-    Alpha is the file's, or the rank where it has none; LyCORIS ignores it where both factors of a LoKr are whole.
+    `alpha` is the file's; without one, the rank is used. LyCORIS ignores alpha if both matrices of a LoKr are whole.
     """
     factors = {field: name for field, name in group.keys.items() if field in {*LOHA_FIELDS, *LOKR_FIELDS}}
     if not factors:
@@ -215,9 +221,9 @@ def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | 
 
 
 def with_magnitude(ctx: Context, group: Group, module: Module) -> Module:
-    """The module with LyCORIS's `dora_scale`, norms over each output (out, 1, ...) or each input (1, in).
+    """The module as DoRA with LyCORIS's `dora_scale`, if it has one: norms of outputs (out, 1, ...) or inputs (1, in).
 
-    Which of both it is the shape says; for a square weight too, since one axis is always 1.
+    The shape tells the two apart even for a square weight, because one of its axes is 1.
     """
     if "magnitude" not in group.keys:
         return module
@@ -228,7 +234,7 @@ def with_magnitude(ctx: Context, group: Group, module: Module) -> Module:
         shape = list(ctx.shape(group, "magnitude"))
         raise UnsuitableError(f"dora_scale of shape {shape} has a norm that is not of a row or a column")
     read = ctx.reader(group, "magnitude")
-    update = dense.dora(module.load, module.scale, read, axis=1 if by_output else 0)
+    update = kinds.dora(module.load, module.scale, read, axis=1 if by_output else 0)
     axis = "each output, as PEFT's" if by_output else "each input, unlike PEFT's"
     note = f"dora_scale: the norm of {axis}"
     return replace(module, kind="dora", dense=update, magnitude=read, note=note)

@@ -1,8 +1,8 @@
-"""The modules of a base model as PEFT will meet them, from config.json and safetensors headers alone.
+"""The module tree of a base model as PEFT will find it in memory, from config.json and safetensors headers alone.
 
-A file is not the model. What is made good here: the prefix that a class with a head adds, the output layer that
-shares the embedding's matrix and is not stored, a head that another task had, and the experts that transformers 5
-fuses as it loads them.
+The names in the files differ from the module tree in four ways, which are corrected here. A class with a head adds a
+prefix. An output layer that shares the embedding's matrix is not stored. The files may hold another task's head.
+transformers 5 fuses experts as it loads them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.adapters.names import is_embedding, layer_index
-from gradience.base.peft_emulation.architecture import CONV1D_TYPES, Architecture, read_architecture
+from gradience.adapters import is_embedding, layer_index
+from gradience.base.peft_emulation import CONV1D_TYPES, Architecture, read_architecture
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile
 
 Kind: TypeAlias = Literal["linear", "embedding", "conv", "parameter", "router", "packed", "other"]
 Declared: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
-"""Name of a tensor to its shape and safetensors' name of its dtype."""
+"""A tensor's name to its shape and its dtype (safetensors' name)."""
 
 OUTPUTS: Final = ("lm_head", "embed_out")
 
@@ -63,12 +63,12 @@ _HEADS: Final = {
 
 
 class Site(NamedTuple):
-    """One place: a module with a weight, or a parameter of a module.
+    """A module with a weight, or a bare parameter of a module: something that LoRA could adapt.
 
-    `shape` is that of the weight; for a matrix (out, in), for an embedding (rows, width). `bias` is the length of
-    its bias, or 0. `entries` are all of its own numbers. A `router` is a matrix that PEFT's LoRA adapts as a
-    parameter only; a `packed` weight is quantised, and its headers do not give its size. A `tied` module shares its
-    weight with one that is counted.
+    `shape` is the weight's: (out, in) of a matrix, (rows, width) of an embedding. `bias` is the length of its bias, or
+    0. `entries` counts all of its own numbers. PEFT's LoRA adapts a `router` as a parameter only. A `packed` weight is
+    quantised, and its headers do not give its size. A `tied` module shares its weight with another site, which is
+    counted instead.
     """
 
     kind: Kind
@@ -80,7 +80,7 @@ class Site(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The module tree of a base: sites by name, the names of all that holds one, and what was assumed."""
+    """The module tree of a base: its sites by name, the names of the modules that contain sites, and notes."""
 
     architecture: Architecture
     sites: dict[str, Site]
@@ -91,18 +91,18 @@ class Layout(NamedTuple):
 
     @property
     def is_renamed(self) -> bool:
-        """Whether the modules have other names in memory than in the files, in a way not followed here."""
+        """Whether transformers renames the modules as it loads them, in a way that is not emulated here."""
         return self.transformers >= _FUSED_FROM and self.architecture.is_renamed
 
     @property
     def layers(self) -> frozenset[str]:
-        """The layers that have a site which an adapter can go to."""
+        """The layers that contain a site which an adapter could target."""
         found = (site_layer(name) for name, site in self.sites.items() if site.kind != "other")
         return frozenset(layer for layer in found if layer is not None)
 
     @property
     def embedding(self) -> str | None:
-        """The name of the input embedding: the one with most rows."""
+        """The name of the input embedding: the embedding with most rows; None without one."""
         return _embedding(self.sites)
 
     @property
@@ -112,12 +112,12 @@ class Layout(NamedTuple):
 
 
 def read_layout(base: Path, *, transformers: str | None, task_type: str | None) -> Layout:
-    """The layout that a training run with this task_type would adapt.
+    """The module tree that a training run with this task_type would adapt.
 
     Args:
         base: a model's folder, or organisation/name in the hub's local cache.
-        transformers: the version that will load it; None for 5.
-        task_type: PEFT's; None for the class that the files were saved from.
+        transformers: the version that will load the model; None for 5.
+        task_type: PEFT's task_type; None for the class that the files were saved from.
 
     Raises:
         AdapterError: files are missing, damaged or of another format.
@@ -136,7 +136,7 @@ def read_layout(base: Path, *, transformers: str | None, task_type: str | None) 
 def build_layout(
     architecture: Architecture, tensors: Declared, *, transformers: str | None = None, task_type: str | None = None
 ) -> Layout:
-    """The layout of a base whose files hold these tensors."""
+    """The module tree of a base whose files hold these tensors."""
     major = int((transformers or str(_FUSED_FROM)).partition(".")[0])
     other_head = task_type in _HEADS and not architecture.head.endswith(_HEADS[task_type])
     tensors = _with_prefix(architecture, tensors, task_type)
@@ -159,7 +159,7 @@ def _notes(architecture: Architecture, sites: dict[str, Site], task_type: str | 
 
 
 def _with_new_names(tensors: Declared) -> Declared:
-    """The names that transformers 5 gives to vision-language models of LLaVA's shape, and to GPT-NeoX's head."""
+    """The tensors under transformers 5's names: it renames LLaVA-like vision-language models and GPT-NeoX's head."""
     moves = _INSIDE if any(name.startswith("language_model.") for name in tensors) else _INSIDE[:1]
     return {_moved(name, moves): value for name, value in tensors.items()}
 
@@ -172,7 +172,7 @@ def _moved(name: str, moves: Iterable[tuple[str, str]]) -> str:
 
 
 def _with_prefix(architecture: Architecture, tensors: Declared, task_type: str | None) -> Declared:
-    """Put before the names what a class with a head has there, where the file comes from the bare model."""
+    """The tensors with the prefix that a class with a head puts before names, if the file is of the bare model."""
     prefix = f"{architecture.prefix}."
     headless = task_type is None and (not architecture.head or architecture.head.endswith("Model"))
     headless = headless and not architecture.head.endswith("LMHeadModel")
@@ -184,7 +184,7 @@ def _with_prefix(architecture: Architecture, tensors: Declared, task_type: str |
 
 
 def _tied(architecture: Architecture, sites: dict[str, Site], task_type: str | None) -> dict[str, Site]:
-    """The modules that share the embedding's matrix, and so are in no file."""
+    """The sites that share the embedding's matrix and are therefore not stored."""
     embedding, head = _embedding(sites), architecture.head
     if embedding is None:
         return {}
@@ -206,7 +206,7 @@ def _embedding(sites: dict[str, Site]) -> str | None:
 
 
 def _containers(sites: Iterable[str]) -> frozenset[str]:
-    """The names of all modules that hold a site."""
+    """The names of all modules that contain a site, at any depth."""
     found: set[str] = set()
     for name in sites:
         path = name.rpartition(".")[0]
@@ -217,7 +217,7 @@ def _containers(sites: Iterable[str]) -> frozenset[str]:
 
 
 def sites_of(architecture: Architecture, tensors: Declared) -> dict[str, Site]:
-    """The sites by name: a module's path, or a parameter's."""
+    """The sites of a base with these tensors, by the path of the module or of the bare parameter."""
     packed = {_PACKED.sub("", name) for name in tensors if _PACKED.search(name)}
     sites = {module: Site("packed", (), 0) for module in packed}
     for name, (shape, dtype) in tensors.items():
@@ -268,7 +268,7 @@ def fused_experts(sites: Mapping[str, Site]) -> dict[str, Site]:
 
 
 def with_routers(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites with the routers beside stacks of experts marked: transformers 5 has classes for them."""
+    """The sites with routers beside stacks of experts marked: in transformers 5 they are no linear layers."""
     blocks = {name.rpartition(".experts.")[0] for name, site in sites.items() if site.kind == "parameter"}
     routers = {f"{block}.{leaf}" for block in blocks for leaf in ("gate", "router")}
     return {

@@ -1,8 +1,9 @@
-"""Which sites of a base an adapter's targets hit, and how many numbers LoRA adds there, by PEFT's own rules.
+"""The sites of a base that a configuration's targets match, and the number of entries that LoRA adds there.
 
-Read in PEFT 0.21.2, `tuners/tuners_utils.py`: a list matches a name that is equal to an entry or ends with a dot
-and the entry, a text is a regular expression for the whole name, `all-linear` is every linear layer but the output,
-`exclude_modules` and `modules_to_save` go first, and `layers_to_transform` reads the first number of a name.
+The rules are those of PEFT 0.21.2, `tuners/tuners_utils.py`. An entry of a list matches a name that equals it or ends
+with a dot and the entry. A string is a regular expression for the whole name. `all-linear` means every linear layer but
+the output layer. `exclude_modules` and `modules_to_save` are applied first. `layers_to_transform` reads the first
+number in a name.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from gradience.adapters.patterns import PatternTable, dotted_tails
-from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, MAMBA_TYPES
+from gradience.base.peft_emulation import DEFAULT_TARGETS, MAMBA_TYPES
 from gradience.base.peft_emulation.layout import Layout, Site
 from gradience.errors import AdapterError
-from gradience.schema.config import LoraSnapshot
+from gradience.schema.events import LoraSnapshot
 
 ALL_LINEAR: Final = "all-linear"
 
@@ -37,11 +38,11 @@ _STACK: Final = 3
 
 
 class NotFollowedError(Exception):
-    """The targets are of a kind that is not followed here; the text says which."""
+    """The configuration asks for something of PEFT that is not emulated here; the message says what."""
 
 
 class Wanted(NamedTuple):
-    """What a configuration says of its targets, in PEFT's terms."""
+    """The fields of a configuration that choose modules, in PEFT's terms."""
 
     modules: Sequence[str] | str | None = None
     parameters: Sequence[str] = ()
@@ -53,9 +54,10 @@ class Wanted(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """What the targets reach: names of sites that PEFT adapts, those it refuses and why, and what hit nothing.
+    """The result of matching: sites that PEFT adapts, sites it refuses with the reason, entries without a match.
 
-    `doubled` holds parameters that two targets share since transformers 5: PEFT doubles rank and alpha there.
+    `doubled` names parameters that two targets share because transformers 5 fuses them: PEFT doubles rank and alpha
+    there.
     """
 
     adapted: list[str]
@@ -66,13 +68,14 @@ class Hits(NamedTuple):
 
 
 def resolve(wanted: Wanted, layout: Layout) -> Hits:
-    """The sites that the targets hit.
+    """The sites of the layout that the targets match.
 
     Raises:
         NotFollowedError: target_modules is null and PEFT has no default, or an expression cannot be matched safely.
     """
     converts = layout.transformers >= _CONVERTING and bool(layout.architecture.expert_names)
-    if wanted.modules is None and not wanted.parameters:  # PEFT looks for its default after it converts null to nothing
+    # PEFT looks up its default only after the conversion for fused experts, which turns null into an empty list.
+    if wanted.modules is None and not wanted.parameters:
         wanted = wanted._replace(modules=() if converts else _default(layout))
     guard = _guard(wanted)
     asked = wanted.modules
@@ -99,12 +102,15 @@ def resolve(wanted: Wanted, layout: Layout) -> Hits:
 
 
 def saved_names(wanted: Wanted) -> tuple[str, ...]:
-    """`modules_to_save`, and what PEFT adds to it for the task."""
+    """The entries of `modules_to_save`, and those that PEFT adds for the task type."""
     return (*wanted.save, *_SAVED_HEADS.get(wanted.task_type or "", ()))
 
 
 def _saved_too(name: str, wanted: Wanted) -> str | None:
-    """PEFT's reason to raise, or None: it wraps every module whose name ends like a saved one, adapted or not."""
+    """PEFT's reason to refuse a target that is also saved whole, or None.
+
+    PEFT wraps every module whose name ends with a saved name, whether LoRA adapts it or not.
+    """
     return (
         "also saved whole (modules_to_save): exclude_modules keeps LoRA off it"
         if (name.endswith(saved_names(wanted) or ("\0",)))
@@ -127,7 +133,7 @@ def _all_linear(layout: Layout) -> list[str]:
 
 
 def _ends_with(entries: Iterable[str]) -> Test:
-    """The test of a list: the whole name, or what follows one of its dots."""
+    """A test whether a name, or the rest of it after one of its dots, is among the entries of a list."""
     known = set(entries)
 
     def test(name: str) -> bool:
@@ -145,13 +151,13 @@ def _expression(pattern: str, what: str) -> Test:
 
 
 def _guard(wanted: Wanted) -> Test:
-    """The test for modules that PEFT leaves alone: excluded ones, and those that are saved whole."""
+    """A test for modules that PEFT does not adapt: those excluded and those saved whole."""
     excluded = (
         _expression(wanted.exclude, "exclude_modules")
         if isinstance(wanted.exclude, str)
         else _ends_with(wanted.exclude)
     )
-    names = saved_names(wanted) if wanted.task_type == "SEQ_CLS" else wanted.save  # the others add theirs too late
+    names = saved_names(wanted) if wanted.task_type == "SEQ_CLS" else wanted.save  # others add theirs after matching
     saved = [re.compile(rf"(?:^|.*\.){re.escape(name)}(?:$|\.)") for name in names]
     return lambda name: excluded(name) or any(pattern.match(name) for pattern in saved)
 
@@ -187,7 +193,7 @@ def _refusal(name: str, layout: Layout) -> str | None:
 
 
 def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
-    """The sites whose parameter a target names: a raw parameter, or a module's weight."""
+    """The sites that target_parameters matches, by the path of a bare parameter or of a module's weight."""
     test = _ends_with(targets)
     if not targets:
         return []
@@ -196,7 +202,7 @@ def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted, frozenset[str]]:
-    """The targets after PEFT moved those of fused experts to target_parameters, and the doubled ones."""
+    """The targets after PEFT moved those of fused experts to target_parameters, and the doubled parameters."""
     renamed = layout.architecture.expert_names
     modules = _leaves(wanted, layout, guard) if isinstance(wanted.modules, str) else set(wanted.modules or ())
     if not modules:
@@ -213,7 +219,7 @@ def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted,
 
 
 def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
-    """The leaf names that a text stands for, as PEFT resolves it for models whose experts are fused."""
+    """The leaf names that a target string matches, as PEFT resolves it for models with fused experts."""
     renamed = layout.architecture.expert_names
     if str(wanted.modules).lower() == ALL_LINEAR:
         return {name.rpartition(".")[2] for name in _all_linear(layout)} | renamed.keys()
@@ -228,7 +234,7 @@ def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
 
 
 def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], layout: Layout) -> list[str]:
-    """The entries of a list that no name ends with."""
+    """The entries of a list that match no name; none for a string."""
     if targets is None or isinstance(targets, str):
         return []
     tails = {tail for name in hits for tail in dotted_tails(name)}
@@ -239,7 +245,7 @@ def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], lay
 
 
 def lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | None]:
-    """The LoRA entries of each adapted site, None where they cannot be known."""
+    """The number of entries in LoRA's factors at each adapted site, None if it cannot be known."""
     try:
         ranks = PatternTable(lora.rank_pattern or {})
         return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
@@ -265,12 +271,12 @@ def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: 
 
 
 def _per_output(lora: LoraSnapshot, outputs: int) -> int:
-    """The numbers that DoRA's magnitude and a bias on B add for each output."""
+    """The number of entries that DoRA's magnitude and the bias of lora_bias add."""
     return outputs * (bool(lora.use_dora) + bool(lora.extras.get("lora_bias")))
 
 
 def _rank(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
-    """The rank at a site: the first pattern that hits, as PEFT, else r; twice r where PEFT doubles it."""
+    """The rank at a site: that of the first matching pattern, as in PEFT, else r, or 2 r if PEFT doubles it."""
     path = f"{name}.weight" if site.kind == "router" else name
     keys = ranks.matching(path)
     if keys:

@@ -1,17 +1,29 @@
-"""The report as one HTML page, and what it is made from: a `Story`.
+"""The report as one HTML page, what it is made from (a `Story`), and the elements of the page.
 
 `page.report_html` writes it. The page holds its style sheet and its figures as SVG: no script, link or request. Figures
 need matplotlib (extra `report`); this module does not, so that a story can be gathered for Markdown without it.
+
+Elements are a tree of the standard library's. Text is escaped when the tree is written, and no string is ever pasted
+into markup: a model that is called `<script>` is shown by that name.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final, TypeAlias
+from xml.etree.ElementTree import Element, tostring  # builds and writes; nothing is parsed
 
+from gradience.render import clean
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.series import RunSeries
+
+Node: TypeAlias = "Element | str | Iterable[Node] | None"
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +46,63 @@ class Story:
     bench: BenchReport | None = None
     files: list[FileRead] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) -> Element:
+    """An element of the page.
+
+    Strings lose controls, escape sequences and bidi overrides (CWE-150); None is omitted. In names of attributes `_`
+    stands for `-`, and a last `_` is dropped: `class_`, `aria_label`. True is an attribute without a value.
+    """
+    element = Element(name)
+    for key, value in attributes.items():
+        if value is not None and value is not False:
+            element.set(_attribute(key), "" if value is True else _text(value))
+    for child in _flat(children):
+        _append(element, child)
+    return element
+
+
+def style_element(css: str) -> Element:
+    """A style element; its text is the package's own and is written as it is."""
+    if "</" in css:
+        raise ValueError("a style sheet cannot hold '</'")
+    element = Element("style")
+    element.text = css
+    return element
+
+
+def document(root: Element) -> str:
+    """The page as HTML: text and attributes escaped."""
+    return "<!doctype html>\n" + tostring(root, encoding="unicode", method="html") + "\n"
+
+
+def _attribute(key: str) -> str:
+    name = key.removesuffix("_").replace("_", "-")
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"{key!r} is not the name of an attribute")
+    return name
+
+
+def _text(value: str | float) -> str:
+    return clean(value) if isinstance(value, str) else f"{value:.12g}"
+
+
+def _flat(children: Iterable[Node]) -> Iterator[Element | str]:
+    for child in children:
+        match child:
+            case None:
+                continue
+            case str() | Element():
+                yield child
+            case _:
+                yield from _flat(child)
+
+
+def _append(element: Element, child: Element | str) -> None:
+    if isinstance(child, Element):
+        element.append(child)
+    elif len(element):
+        element[-1].tail = (element[-1].tail or "") + clean(child)
+    else:
+        element.text = (element.text or "") + clean(child)

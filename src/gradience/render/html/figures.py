@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
-from gradience.render.html.markup import tag
+from gradience.render.html import tag
 from gradience.render.html.plot import (
     Axis,
     Floats,

@@ -14,18 +14,16 @@ from operator import itemgetter
 from typing import Final
 from xml.etree.ElementTree import Element
 
+from gradience.render import SKIPPED, clean, grounds, number, sentence, short_path, words
 from gradience.render.check import by_reason, config_rows, split_headline
 from gradience.render.fleet import size_text
-from gradience.render.html import Story
-from gradience.render.html.bench import bench_section
+from gradience.render.html import Node, Story, document, style_element, tag
 from gradience.render.html.figures import STYLES, WIDE, style_sheet
-from gradience.render.html.markup import Node, document, style_element, tag
+from gradience.render.html.measured import bench_section, data_section, lowest_losses, training_section
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, plot_figure, section, table
 from gradience.render.html.plot import Line, Plot, envelope
-from gradience.render.html.training import data_section, lowest_losses, training_section
 from gradience.render.html.weights import comparison_section, weights_section
 from gradience.render.markdown import main_facts, subject
-from gradience.render.text import SKIPPED, clean, grounds, number, sentence, short_path, words
 from gradience.schema.diagnose import Piece
 from gradience.schema.fleet import (
     Alike,

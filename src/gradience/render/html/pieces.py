@@ -10,11 +10,11 @@ from itertools import islice
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 from xml.etree.ElementTree import Element
 
+from gradience.render import sentence
+from gradience.render.html import Node, tag
 from gradience.render.html.figures import HALF, NARROW, STYLES, WIDE, Size, draw, draw_map, ramp
-from gradience.render.html.markup import Node, tag
 from gradience.render.html.plot import Envelope, Mark, Plot
 from gradience.render.plots import Grid
-from gradience.render.text import sentence
 from gradience.schema.diagnose import Cause, DiagnoseReport
 
 T = TypeVar("T")

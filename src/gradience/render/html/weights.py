@@ -9,15 +9,14 @@ from xml.etree.ElementTree import Element
 import msgspec
 import numpy as np
 
+from gradience.render import count, megabytes, number, percent, shorter, words
 from gradience.render.compare import cosine_cell, span
-from gradience.render.html import Story
+from gradience.render.html import Node, Story, tag
 from gradience.render.html.figures import STYLES
-from gradience.render.html.markup import Node, tag
 from gradience.render.html.pieces import Columns, facts, fold, map_figure, note, plot_figure, section, table
 from gradience.render.html.plot import Envelope, Floats, Line, Plot, envelope
 from gradience.render.plots import Quantity, grid_of, grid_of_cells
 from gradience.render.ranks import present_rank, suggested_for, update_size
-from gradience.render.text import count, megabytes, number, percent, shorter, words
 from gradience.schema.audit import AuditReport, LedgerEntry, ModuleAudit, Percentile, SuggestedRank
 from gradience.schema.compare import (
     AdapterPair,

@@ -1,15 +1,15 @@
-"""The rules on a configuration as one table, and their verdict: findings, most severe first, and rules left out."""
+"""All rules on a configuration in one table, and the verdict they give: findings and rules that were not judged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
+from gradience.rules import Rule, Verdict, judge
 from gradience.rules.config import adapter, coverage, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
-from gradience.rules.rule import Rule, Verdict, judge
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Finding, NotRun
+from gradience.schema.document import Finding, NotRun
+from gradience.schema.events import ConfigSnapshot
 
 RULES: Final[tuple[Rule[Facts], ...]] = (
     *values.RULES,
@@ -29,7 +29,7 @@ def judge_config(
     around: CheckContext | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """The verdict on a configuration, most severe findings first; a rule left out is listed with its reason."""
+    """Judge a configuration: its findings, most severe first, and the rules not judged or left out, with reasons."""
     reasons = left_out or {}
     facts = Facts(config, transformers=transformers, around=around)
     verdict = judge([rule for rule in RULES if rule.id not in reasons], facts)
@@ -38,7 +38,7 @@ def judge_config(
 
 
 def settings_of(finding: Finding) -> list[str]:
-    """The fields of a configuration, or keys of its file, that a finding is about, the nearest first."""
+    """The configuration fields, or keys of its file, that a finding is about, the most relevant first."""
     rule = _BY_ID.get(finding.id)
     if rule is None:
         return []

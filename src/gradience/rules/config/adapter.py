@@ -1,6 +1,6 @@
-"""Rules on the adapter itself: what it touches, how strongly, and what of it is saved.
+"""Rules on the adapter itself: which modules it touches, how strongly, and what of it is saved.
 
-They read target_modules as names, without the base model; what the names reach in a base is judged in `coverage`.
+They read target_modules as names, without the base model. `coverage` judges which modules of a base the names reach.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from gradience.adapters.names import module_type
+from gradience.adapters import module_type
+from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule, given
-from gradience.rules.rule import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
 
 Part = Literal["attn", "mlp", "either", "unknown"]
 
@@ -20,7 +20,9 @@ _ALL = "all-linear"
 
 
 def part_of(name: str) -> Part:
-    """The part that a module's name, or the end of one, says; "either" where only the rest of its path would tell.
+    """The part of a layer that a module's name, or its last component, suggests.
+
+    "either" means that only the rest of the path would tell.
 
     >>> part_of("model.layers.0.mlp.up_proj"), part_of("q_proj"), part_of("dense"), part_of("foo")
     ('mlp', 'attn', 'either', 'unknown')
@@ -35,7 +37,7 @@ def part_of(name: str) -> Part:
 
 
 def reaches_mlp(targets: Sequence[str] | str) -> bool | None:
-    """Whether the targets include an MLP module; None where the names leave it open."""
+    """Whether the targets include an MLP module; None if the names do not tell."""
     if isinstance(targets, str):
         return _expression_reaches_mlp(targets)
     parts = {part_of(name) for name in targets}

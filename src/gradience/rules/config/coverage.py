@@ -1,6 +1,6 @@
-"""Rules on a configuration beside its base model: what the targets reach, and whether the adapter can hold the data.
+"""Rules on a configuration beside its base model: which modules the targets reach, how much data the adapter can hold.
 
-They read the counts of `--base`, which come from the base's config.json and file headers; without them they abstain.
+They read the counts that `--base` gives, from the base's config.json and file headers. Without `--base` they abstain.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.errors import few
+from gradience.rules import LWR, NEMOTRON, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule, given
-from gradience.rules.rule import LWR, NEMOTRON, Observation, Threshold, Unknown, cite
-from gradience.schema.findings import Coverage
+from gradience.schema.document import Coverage
 
 FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
 BITS_PER_PARAMETER = Threshold(

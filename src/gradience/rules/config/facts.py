@@ -1,7 +1,7 @@
-"""A configuration as the rules read it: its values, what follows from them, and what lies around it.
+"""A configuration as the rules read it: its values, quantities derived from them, and its surroundings.
 
-Every property of `Facts` is a number or a name that several rules need, worked out in one place; where the
-configuration does not determine it, the property raises `Unknown` with the reason that the report gives.
+Each property of `Facts` is a value that several rules need, derived in one place. If the configuration does not
+determine it, the property raises `Unknown` with the reason for the report.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
+from gradience.rules import Need, Rule, Unknown
 from gradience.rules.objective import Objective, objective_of
-from gradience.rules.rule import Need, Rule, Unknown
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Coverage, RuleGroup
-from gradience.schema.scalars import NonFinite, Real, as_float, real
+from gradience.schema import NonFinite, Real, as_float, real
+from gradience.schema.document import Coverage, RuleGroup
+from gradience.schema.events import ConfigSnapshot
 
 T = TypeVar("T")
 
 
 class CheckContext(NamedTuple):
-    """What lies around a configuration, as far as it was looked at; each absence has its reason."""
+    """The surroundings of a configuration, as far as examined. A `no_` field says why something is missing."""
 
     coverage: Coverage | None = None
     no_coverage: str = "the base model is not given (--base)"
     no_tokenizers: str = ""
     output: tuple[str, ...] | None = None
-    """What of a run the output folder holds, by name."""
+    """Names of the run's files and folders that the output folder already holds."""
     no_output: str = "output_dir is not given"
     unknown_keys: tuple[str, ...] | None = None
-    """Keys of the input that no setting is read from and no program is known to have; None where no file was read."""
+    """Keys in the file that are neither read as a setting nor known to any program; None if no file was read."""
     engines: tuple[str, ...] = ()
     """Engines that the adapter is meant for."""
 
 
 class Facts:
-    """A configuration, and what follows from it. Every property raises Unknown where the settings leave it open."""
+    """A configuration and quantities derived from it. A property raises Unknown if the settings do not determine it."""
 
     def __init__(
         self, config: ConfigSnapshot, *, transformers: str | None = None, around: CheckContext | None = None
@@ -53,14 +53,17 @@ class Facts:
 
     @property
     def adam_lr(self) -> float:
-        """Peak learning rate, where published bands apply: the Adam family, every library's default."""
+        """Peak learning rate of an optimizer of the Adam family, for which alone bands are published.
+
+        An optimizer that is not named counts as Adam, every library's default.
+        """
         if self.is_adam is False:
             raise Unknown(f"optimizer {self.config.optimizer.name} is not of the Adam family: no published band")
         return self.lr
 
     @property
     def is_adam(self) -> bool | None:
-        """Whether the optimizer is of the Adam family; None where it is not named."""
+        """Whether the optimizer is of the Adam family; None if it is not named."""
         name = self.config.optimizer.name
         return None if name is None else any(kin in name.lower() for kin in ("adam", "ademamix"))
 
@@ -84,7 +87,7 @@ class Facts:
 
     @property
     def early_step(self) -> float:
-        """Scaling x r x lr: how far early Adam steps move the update, up to a constant. A heuristic."""
+        """Scaling x r x lr: how far early Adam steps move the update, up to a constant factor. A heuristic."""
         return self.scaling * self.r * self.lr
 
     @property
@@ -92,7 +95,7 @@ class Facts:
         """Sequences per optimizer step on one process."""
         batch = given(self.config.training.batch_size, "batch size")
         accumulation = self.config.training.gradient_accumulation
-        if accumulation is None and "batch_from" in self.config.training.extras:  # a log: no default can be assumed
+        if accumulation is None and "batch_from" in self.config.training.extras:  # from a log: assume no default
             raise Unknown("the gradient accumulation is not given: the log has the batch of one device only")
         return _at_least_one(batch, "batch size") * _at_least_one(
             1 if accumulation is None else accumulation, "gradient accumulation"
@@ -100,7 +103,10 @@ class Facts:
 
     @property
     def effective_batch(self) -> int:
-        """Sequences per optimizer step on all processes: as configured, else as the log's summary shows it."""
+        """Sequences per optimizer step over all processes.
+
+        If the accumulation is not configured and the log's summary shows this number, it is taken from there.
+        """
         shown = self.config.training.extras.get("samples_per_step")
         if self.config.training.gradient_accumulation is None and isinstance(shown, int) and shown > 0:
             return shown
@@ -121,7 +127,7 @@ class Facts:
 
     @property
     def epochs(self) -> float:
-        """Passes over the data: as configured; with max_steps, by the number of examples where it is known."""
+        """Passes over the data as configured; with max_steps and counted data, computed from the number of examples."""
         training = self.config.training
         examples = training.extras.get("train_examples")
         if (
@@ -137,14 +143,14 @@ class Facts:
 
     @property
     def coverage(self) -> Coverage:
-        """What the targets reach in the base."""
+        """The modules of the base that the targets reach."""
         if self.around.coverage is None:
             raise Unknown(self.around.no_coverage)
         return self.around.coverage
 
     @property
     def tokens(self) -> int:
-        """Tokens of the data set as counted; else at most: full sequences, every step's data counted as new."""
+        """Tokens of the data set as counted; else an upper bound, with full sequences and every step's data new."""
         counted = self.config.training.extras.get("train_tokens")
         if isinstance(counted, int) and counted > 0:
             return counted
@@ -156,7 +162,7 @@ class Facts:
 
     @property
     def logged_every(self) -> float:
-        """Steps between logged rows; infinite where logging is off."""
+        """Steps between logged rows; infinite if logging is off."""
         strategy = self.config.training.extras.get("logging_strategy")
         if strategy == "no":
             return math.inf
@@ -166,7 +172,7 @@ class Facts:
 
     @property
     def saved_every(self) -> float:
-        """Steps between checkpoints; infinite where saving is off."""
+        """Steps between checkpoints; infinite if saving is off."""
         strategy = given(self.config.training.save_strategy, "save_strategy")
         if strategy == "no":
             return math.inf
@@ -176,7 +182,7 @@ class Facts:
 
     @property
     def warmup_share(self) -> float:
-        """Share of all steps that is warmup. warmup_steps goes before warmup_ratio, as in transformers."""
+        """Warm-up steps as a share of all steps. warmup_steps overrides warmup_ratio, as in transformers."""
         training = self.config.training
         asked = None if training.warmup_steps is None else as_float(training.warmup_steps)
         if asked is not None and asked >= 1:
@@ -187,7 +193,7 @@ class Facts:
 
     @property
     def has_warmup(self) -> bool:
-        """Whether any warmup is asked for."""
+        """Whether any warm-up is configured."""
         training = self.config.training
         if training.warmup_steps is None and training.warmup_ratio is None:
             raise Unknown("warmup is not given")
@@ -205,7 +211,7 @@ class Facts:
 
 
 def about_lora(facts: Facts) -> str | None:
-    """The need of a rule about LoRA: why it does not apply to another adapter, or None."""
+    """Need of a rule about LoRA: the reason why it does not apply to another kind of adapter, or None."""
     kind = facts.config.lora.peft_type
     return None if kind in {None, "LORA"} else f"peft_type {kind} is not LoRA: the rule does not apply"
 
@@ -219,13 +225,17 @@ class ConfigRule(Rule[Facts]):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRule(ConfigRule):
-    """A rule about LoRA: of another adapter it does not speak."""
+    """A rule about LoRA; it is not judged for other kinds of adapter."""
 
     needs: tuple[Need[Facts], ...] = (about_lora,)
 
 
 def given(value: T | None, name: str) -> T:
-    """The value, or raise Unknown with its name."""
+    """Return the value.
+
+    Raises:
+        Unknown: the value is None; the message has its name.
+    """
     if value is None:
         raise Unknown(f"{name} is not given")
     return value
@@ -261,9 +271,9 @@ _QUANTITIES: Final = (
 
 
 def quantities(config: ConfigSnapshot) -> dict[str, Real]:
-    """The quantities that the configuration determines, by name; the others are left out.
+    """The derived quantities that the configuration determines, by name.
 
-    Why one is not known, the rules that need it say.
+    Quantities it does not determine are left out. The rules that need one say why it is unknown.
     """
     facts = Facts(config)
     found = {item.name: _known(item, facts) for item in _QUANTITIES if not (item.of_lora and about_lora(facts))}

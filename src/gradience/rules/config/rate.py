@@ -1,8 +1,8 @@
 """Rules on the learning rate (LR001 to LR007).
 
-The published bands are for the Adam family and for one objective each: elsewhere the rules abstain. Where scaling, rank
-and rate are all known, their product decides before the rate alone: how far early Adam steps move the update, up to a
-constant, which is a heuristic.
+The published bands hold for the Adam family and one objective each, so the rules abstain elsewhere. If scaling, rank
+and rate are all known, their product decides before the rate alone. It says how far early Adam steps move the update,
+up to a constant; this is a heuristic.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
-from gradience.rules.rule import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
 
 LOW_LR = Threshold(
     "low_lr", 5e-5, "peak learning rate", "default of transformers' TrainingArguments; just above the sweep's 4e-5"
@@ -46,7 +46,7 @@ _MLX_DEFAULTS = {1e-5: "MLX-LM"}
 _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
 _BLIND_CONFIDENCE = 0.4  # nothing says what is trained: preference training would want such a rate
 _PRINCIPAL_INITS = ("pissa", "olora", "corda")
-_PISSA_CONFIDENCE = 0.5  # the abstract names PiSSA; for the others it is an analogy
+_PISSA_CONFIDENCE = 0.5  # the cited abstract names PiSSA only; for the other starts it is an analogy
 _OTHER_INIT_CONFIDENCE = 0.3
 
 

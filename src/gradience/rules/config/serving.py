@@ -1,7 +1,7 @@
-"""What serving engines do with an adapter's features: facts as data, each with the commit and file it was read in.
+"""How serving engines treat the features of an adapter: facts as data, each with the commit and file it was read in.
 
-An engine changes weekly: a row says what one commit did, not what the newest release does. What could not be seen
-in source is not here.
+Engines change weekly, so a row says what one commit did and not what the newest release does. Behaviour that could not
+be seen in source is not listed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
-from gradience.rules.rule import Observation, Unknown, cite
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Evidence, RuleGroup
-from gradience.schema.scalars import Json
+from gradience.schema import Json
+from gradience.schema.document import Evidence, RuleGroup
+from gradience.schema.events import ConfigSnapshot
 
 SERVE_TABLE = cite(
     "rules/config/serving.py, a table read from the engines' sources",
@@ -47,7 +47,7 @@ ENGINES: Final[dict[Engine, str]] = {
 
 
 class Source(NamedTuple):
-    """The place where a row was read: a file of a repository at one commit, and when."""
+    """The place where a row was read: a file of a repository at one commit, and the month of reading."""
 
     repository: str
     commit: str
@@ -55,17 +55,17 @@ class Source(NamedTuple):
     seen: str = "2026-11"
 
     def __str__(self) -> str:
-        """The place in words."""
+        """The source as text."""
         return f"{self.repository}@{self.commit}, {self.path} (read {self.seen})"
 
     @property
     def url(self) -> str:
-        """The place as an address."""
+        """The address of the file on GitHub."""
         return f"https://github.com/{self.repository}/blob/{self.commit}/{self.path}"
 
 
 class ServeFact(NamedTuple):
-    """One engine and one feature: what becomes of the adapter, and where that was read."""
+    """How one engine treats an adapter with one feature, and the source of that."""
 
     engine: Engine
     feature: Feature
@@ -75,7 +75,7 @@ class ServeFact(NamedTuple):
 
 
 class RankSizes(NamedTuple):
-    """Ranks an engine makes room for: the sizes there are, or a least one and a step above it."""
+    """The ranks that an engine allocates: a list of sizes, or multiples of a step from a least size on."""
 
     engine: Engine
     says: str
@@ -86,7 +86,7 @@ class RankSizes(NamedTuple):
     step: int = 1
 
     def room_for(self, rank: int) -> int | None:
-        """The rank that is allocated for one of this size, or None where it is above all sizes."""
+        """The size allocated for an adapter of this rank, or None if the rank exceeds all sizes."""
         if self.sizes:
             return next((size for size in self.sizes if size >= rank), None)
         return self.least if rank <= self.least else -(-rank // self.step) * self.step
@@ -96,7 +96,7 @@ _Row: TypeAlias = tuple[Feature, Effect, str]
 
 
 def _rows(engine: Engine, source: Source, *rows: _Row) -> tuple[ServeFact, ...]:
-    """The rows that one file of one engine gave."""
+    """The facts of one engine that were read in one file."""
     return tuple(ServeFact(engine, *row, source) for row in rows)
 
 
@@ -195,7 +195,7 @@ RANKS: Final[tuple[RankSizes, ...]] = (
 
 
 class AdapterFeature(NamedTuple):
-    """What an engine may not take: its name in a message, the setting that asks for it, and whether it is asked for."""
+    """A feature that an engine may not support: its name in a message, its setting, and a test for its use."""
 
     name: str
     setting: str
@@ -237,7 +237,7 @@ _VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads",
 
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
-    """The features of the adapter on which an engine asked for has this effect."""
+    """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
     engines = _engines(facts)
     for fact in FACTS:
         feature = FEATURES[fact.feature]

@@ -1,6 +1,6 @@
-"""Rules on a run: its batch, length and warmup, and what it leaves behind to judge it by.
+"""Rules on a run: its batch, length and warm-up, and the record it leaves for judging it.
 
-A setting of the Trainer in steps may also be a ratio of all steps (below 1); `Facts` turns both into steps.
+A Trainer setting in steps below 1 is a ratio of all steps; `Facts` turns both forms into steps.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
-from gradience.rules.rule import (
+from gradience.rules import (
     EVAL_DEFAULT,
     INSTRUCT_GPT,
     LWR,
@@ -22,7 +21,8 @@ from gradience.rules.rule import (
     Unknown,
     cite,
 )
-from gradience.schema.scalars import as_float
+from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
+from gradience.schema import as_float
 
 
 def _no_train_loss(facts: Facts) -> Iterator[Observation]:
@@ -174,7 +174,7 @@ def _large_batch(facts: Facts) -> Iterator[Observation]:
             yield _large(facts.effective_batch)
         return
     per_process = facts.batch_per_process
-    if per_process > BATCH_LARGE.value:  # true of any number of processes
+    if per_process > BATCH_LARGE.value:  # then it holds for any number of processes
         yield Observation(f"{per_process} sequences per step and process", {"batch_per_process": per_process})
         return
     if facts.config.training.world_size is None:

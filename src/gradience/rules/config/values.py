@@ -1,7 +1,7 @@
-"""Values that cannot be meant (VAL001), and secrets that should not be in a configuration (SEC001).
+"""VAL001 on values that cannot be meant, SEC001 on secrets in a configuration, KEY001 on misspelt keys.
 
-VAL001 checks every value that is there and lists those that are not: it can find one thing and be unable to judge
-another in the same configuration.
+VAL001 checks each value that is given and lists the required ones that are not. It can therefore report one value and
+be unable to judge another of the same configuration.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gradience.configs.settings import ALIKE, nearest_known
+from gradience.rules import Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import ConfigRule, Facts, about_lora
-from gradience.rules.rule import Observation, Threshold, Unknown, cite
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.scalars import Json, NonFinite, as_float, real
+from gradience.schema import Json, NonFinite, as_float, real
+from gradience.schema.events import ConfigSnapshot
 
 Number = float | NonFinite | None
 
@@ -107,7 +107,7 @@ def _secret_set(facts: Facts) -> Iterator[Observation]:
         raise Unknown(f"{', '.join(masked)}: masked in the file, as transformers does whether set or not")
 
 
-_FIELDS: Final = {  # of values that are called otherwise in a message
+_FIELDS: Final = {  # name in a message: field of the configuration, if they differ
     "adam eps": "eps",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from gradience.rules import Rule
 from gradience.rules.data import content, supervision, tokens
-from gradience.rules.rule import Rule
 from gradience.schema.reports import DataReport
 
 DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(

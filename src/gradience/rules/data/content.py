@@ -1,16 +1,66 @@
-"""Rules on what rows hold: labels, rows that cannot be used, answers, duplicates, overlap and broken text."""
+"""Rules on what rows hold: labels, rows that cannot be used, answers, duplicates, overlap and broken text.
+
+Before them, rows as the messages of all rules on data name them: how many, their share, and the numbers of the first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from gradience.rules.data.rows import DataRule, counted, on_rows, share, values
-from gradience.rules.rule import Observation, Threshold, Unknown, cite
-from gradience.schema.reports import DataReport
-from gradience.schema.scalars import Severity
+from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.schema import Json, Severity
+from gradience.schema.document import RuleGroup
+from gradience.schema.reports import DataReport, Rows
 
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRule(Rule[DataReport]):
+    """A rule that `gradience check --data` applies to a data set."""
+
+    groups: tuple[RuleGroup, ...] = ("data",)
+
+
+def share(rows: Rows, of: int) -> float:
+    """The share of rows, of so many; 0 of none."""
+    return rows.count / of if of else 0.0
+
+
+def counted(rows: Rows, of: int, what: str = "rows") -> str:
+    """How many rows, of how many.
+
+    >>> counted(Rows(count=3, first=[1, 4, 9]), 60), counted(Rows(count=60, first=[1]), 60)
+    ('3 of 60 rows (5 %: 1, 4, 9)', 'all 60 rows')
+    """
+    if rows.count == of:
+        return f"all {of:,} {what}"
+    named = (
+        f": {', '.join(map(str, rows.first))}{', ...' if rows.count > len(rows.first) else ''}" if rows.first else ""
+    )
+    part = 100 * share(rows, of)
+    shown = f"{part:.2g}" if part < 10 else f"{part:.0f}"  # two digits
+    return f"{rows.count:,} of {of:,} {what} ({shown} %{named})"
+
+
+def values(rows: Rows, of: int, **more: Json) -> dict[str, Json]:
+    """The numbers of a finding on rows."""
+    return {"rows": rows.count, "of": of, "share": share(rows, of), "first": rows.first, **more}
+
+
+def on_rows(data: DataReport, rows: Rows, says: str, *, severity: Severity | None = None, **more: Json) -> Observation:
+    """What was seen in some of the rows that were read, with their numbers."""
+    of = data.rows_read
+    return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity)
+
+
+def of_tokens(data: DataReport) -> str | None:
+    """The need of a rule on supervised tokens: why a data set has none, or None."""
+    if data.trainer in {"reward", "classification"}:
+        return f"{data.trainer}: the loss is computed on one output per sequence, not on tokens"
+    return None if data.rows_read else "no row could be tokenised"
 
 
 def _labelled(data: DataReport) -> str | None:
@@ -102,11 +152,23 @@ _ON_LABELS = (
 
 
 UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
+
+
 SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
+
+
 SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
+
+
 DUPLICATES_SOME = Threshold("duplicates_some", 0.01, "share of rows", "proposal; deduplicated web text has under it")
+
+
 DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
+
+
 OVERLAP_MANY = Threshold("overlap_many", 0.05, "share of evaluation rows", "proposal: enough to move a mean loss")
+
+
 BROKEN_MANY = Threshold("broken_many", 0.01, "share of rows", "proposal: a wrong decoding breaks many rows, chance few")
 
 

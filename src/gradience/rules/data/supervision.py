@@ -1,13 +1,13 @@
-"""Rules on what the loss is computed on: no token, too few, the prompt as well, and whether the end is learnt."""
+"""Rules on the tokens that the loss is computed on: none, too few, the prompt too, or answers without an end token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.data.rows import DataRule, counted, of_tokens, on_rows, share, values
-from gradience.rules.rule import ALL_MASKED, Observation, Threshold, Unknown, cite
+from gradience.rules import ALL_MASKED, Observation, Threshold, Unknown, cite
+from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share, values
+from gradience.schema import Severity
 from gradience.schema.reports import DataReport
-from gradience.schema.scalars import Severity
 
 FEW_SUPERVISED = Threshold(
     "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
@@ -28,7 +28,7 @@ TRL_REFUSES = cite(
 
 
 def unmarked(data: DataReport) -> bool:
-    """Whether an assistant-only loss meets a template that does not mark the answers."""
+    """Whether the loss is assistant-only but the chat template does not mark the answers."""
     conversations = bool(data.template) and data.format != "text"
     return data.masked_by == "trl" and data.loss == "assistant" and conversations and not data.template_marks_answers
 

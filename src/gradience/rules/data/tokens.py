@@ -1,12 +1,12 @@
-"""Rules on lengths and special tokens: what the limit cuts, what padding costs, and what the template writes."""
+"""Rules on lengths and special tokens: what the length limit cuts, what padding costs, and what the template writes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from gradience.errors import few
-from gradience.rules.data.rows import DataRule, counted, of_tokens, on_rows, share
-from gradience.rules.rule import Observation, Threshold, Unknown, cite
+from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share
 from gradience.schema.reports import DataReport
 
 CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")

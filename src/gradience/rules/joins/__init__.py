@@ -1,1 +1,394 @@
-"""Rules that need a config, a log and weights at once."""
+"""Rules that need a config, a log and weights at once: findings of several sources that have one cause.
+
+Here is what a correlation asks of each source, and how they are matched. A correlation describes itself like every
+other rule. What it observes comes from its table: it holds where the sources of one of its messages all show something
+that it needs. A symptom is in one cause at most, that of the first correlation that takes it, so the order of the table
+matters: gravest first.
+
+The correlations on the files of a run stand here, too: whether they are of one run and whole, what was not recorded,
+what is wasted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from gradience.rules import (
+    CLASSIFIER_DOCS,
+    EVAL_DEFAULT,
+    LOGGING_DEFAULT,
+    NEMOTRON,
+    NO_TRAIN_LOSS,
+    SAVE_FLOW,
+    UTILIZATION,
+    Description,
+    Observation,
+    cite,
+    finding,
+)
+from gradience.schema import Json, Severity
+from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
+from gradience.schema.document import SEVERITIES, Finding, RuleGroup
+
+FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition names them
+    "other_config": "it is not this adapter's",
+    "other_log": "it is not this adapter's",
+    "other_adapter": "it is not the one configured or recorded",
+    "idle_targets": "a target of whose name nothing was adapted",
+    "adapted": "modules of other names",
+    "no_head": "no full module is in the file",
+    "exploded": "entries of the update are large",
+    "lowest": "a checkpoint from around the lowest loss",
+    "best_reward": "a checkpoint from around the best reward",
+    "best_checkpoint": "a checkpoint to keep",
+    "no_checkpoint": "no checkpoint",
+    "before_nan": "a checkpoint from before it",
+    "tiny": "entries of the update are tiny",
+    "few_layers": "under half of the layers are adapted",
+    "mid_run": "the weights are those of a checkpoint from mid-run",
+    "short_of_the_end": "the newest checkpoint is older than the log's end",
+}
+
+Silent: TypeAlias = frozenset[tuple[PieceSource, str]]
+"""Rules, with their source, that were judged and found nothing."""
+
+
+class Symptom(NamedTuple):
+    """One thing that a source shows: a finding of its own, or a fact that means something beside others only.
+
+    `tags` distinguish findings of one id: the severity, the names of the values, the verdict on the weights.
+    """
+
+    source: PieceSource
+    id: str
+    seen: Observation
+    finding: Finding | None = None
+    tags: frozenset[str] = frozenset()
+
+
+class Needs(NamedTuple):
+    """The condition on one source: any of these ids, or that every id of `silent` was judged and found nothing."""
+
+    source: PieceSource
+    ids: tuple[str, ...] = ()
+    tags: frozenset[str] = frozenset()  # any of them; empty: whatever its tags
+    silent: tuple[str, ...] = ()
+    says: str = ""  # of silent ids
+
+
+class Message(NamedTuple):
+    """The sentence for these sources. `{name}` is a value of a symptom; without it the next message is tried."""
+
+    sources: tuple[PieceSource, ...]
+    text: str
+    action: str | None = None
+    severity: Severity | None = None  # else that of the gravest piece
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation(Description):
+    """A rule over the symptoms of several sources.
+
+    Attributes:
+        needs: what makes it hold.
+        hints: what is taken along where it holds.
+        messages: the first whose sources all show something, and whose values are known, is the finding's.
+        least: pieces, hints counted, below which the finding stands better alone.
+    """
+
+    needs: tuple[Needs, ...]
+    hints: tuple[Needs, ...] = ()
+    messages: tuple[Message, ...]
+    least: int = 2
+    groups: tuple[RuleGroup, ...] = ("joins",)
+    condition: str = field(init=False, default="")  # `speaks_when` derives it
+
+    @property
+    def speaks_when(self) -> str:
+        """Which findings and facts of which sources it puts together."""
+        parts: dict[str, list[str]] = {}
+        for needs in self.needs:
+            parts.setdefault(needs.source, []).extend(_named(needs))
+        shown = "; ".join(f"{source}: {' or '.join(names)}" for source, names in parts.items())
+        ways = dict.fromkeys(" and ".join(message.sources) for message in self.messages)
+        return f"{shown}. It takes {', or '.join(ways)}"
+
+    def missing(self, read: frozenset[Source]) -> str | None:
+        """Which sources it lacks, or None where it can be judged."""
+        sources = (set(message.sources) - {"disk"} or {"log"} for message in self.messages)  # the log finds the files
+        lacking = [sorted(each - read) for each in sources]
+        fewest = min(lacking, key=len)
+        return f"needs {' and '.join(fewest)}" if fewest else None
+
+    def observe(self, symptoms: Sequence[Symptom], silent: Silent) -> Observed | None:
+        """The observation on these symptoms, and those it explains; None where the correlation does not hold."""
+        core = _fitting(self.needs, symptoms, silent)
+        taken = [*core, *_fitting(self.hints, _without(symptoms, core), silent)]
+        values = _values(taken)
+        message = self._message({symptom.source for symptom in core}, values)
+        if message is None or len(taken) < self.least:
+            return None
+        findings = [symptom.finding for symptom in taken if symptom.finding is not None]
+        seen = Observation(
+            message.text,
+            values,
+            severity=message.severity or max((f.severity for f in findings), key=SEVERITIES.index, default=None),
+            action=next((symptom.seen.action for symptom in taken if symptom.seen.action), message.action),
+            evidence=tuple(dict.fromkeys([*self.evidence, *(item for found in findings for item in found.evidence)])),
+        )
+        return Observed(seen, taken)
+
+    def _message(self, sources: set[PieceSource], values: Mapping[str, Any]) -> Message | None:
+        for message in self.messages:
+            if not sources.issuperset(message.sources):
+                continue
+            try:
+                return message._replace(text=message.text.format_map(values))
+            except (KeyError, ValueError, TypeError):
+                continue  # a value that it names is not known: a later message does without
+        return None
+
+
+class Observed(NamedTuple):
+    """The observation of a correlation, and the symptoms that it explains."""
+
+    seen: Observation
+    taken: list[Symptom]
+
+
+class Correlated(NamedTuple):
+    """The causes, and the symptoms that are in none."""
+
+    causes: list[Cause]
+    left: list[Symptom]
+
+
+def correlate(correlations: Iterable[Correlation], symptoms: Iterable[Symptom], silent: Silent) -> Correlated:
+    """The causes that the correlations, gravest first, make of the symptoms."""
+    left, causes = list(symptoms), []
+    for correlation in correlations:
+        observed = correlation.observe(left, silent)
+        if observed is not None:
+            pieces = [_piece(symptom) for symptom in observed.taken]
+            found = msgspec.structs.asdict(finding(correlation, observed.seen))
+            causes.append(Cause(**found, joined=True, pieces=pieces))
+            left = _without(left, observed.taken)
+    return Correlated(causes, left)
+
+
+def _fitting(needed: Iterable[Needs], symptoms: Sequence[Symptom], silent: Silent) -> list[Symptom]:
+    found: list[Symptom] = []
+    for needs in needed:
+        if needs.silent and silent.issuperset((needs.source, rule) for rule in needs.silent):
+            found.append(Symptom(needs.source, " ".join(needs.silent), Observation(needs.says)))
+        found += [symptom for symptom in _without(symptoms, found) if _fits(needs, symptom)]
+    return found
+
+
+def _fits(needs: Needs, symptom: Symptom) -> bool:
+    if symptom.source != needs.source or symptom.id not in needs.ids:
+        return False
+    return not needs.tags or not needs.tags.isdisjoint(symptom.tags)
+
+
+def _without(symptoms: Iterable[Symptom], taken: Sequence[Symptom]) -> list[Symptom]:
+    gone = {id(symptom) for symptom in taken}  # by identity: equal ones of two modules are apart
+    return [symptom for symptom in symptoms if id(symptom) not in gone]
+
+
+def _values(symptoms: Iterable[Symptom]) -> dict[str, Json]:
+    """The known values of all symptoms; of two of one name the first."""
+    merged: dict[str, Json] = {}
+    for symptom in symptoms:
+        merged = {**{name: value for name, value in symptom.seen.values.items() if value is not None}, **merged}
+    return merged
+
+
+def _piece(symptom: Symptom) -> Piece:
+    severity = symptom.finding.severity if symptom.finding else None
+    return Piece(source=symptom.source, id=symptom.id, severity=severity, says=symptom.seen.message)
+
+
+def _named(needs: Needs) -> Iterator[str]:
+    if needs.silent:
+        yield f"neither {' nor '.join(needs.silent)}" if len(needs.silent) > 1 else f"no {needs.silent[0]}"
+    tags = f" ({' or '.join(sorted(needs.tags)).replace('_', ' ')})" if needs.tags else ""
+    for name in needs.ids:
+        yield FACTS.get(name, f"{name}{tags}")
+
+
+JOINS: Final[tuple[Correlation, ...]] = (
+    Correlation(
+        id="CFG306",
+        severity="warning",
+        title="configuration and adapter of different runs",
+        needs=(Needs("config", ("other_config",)), Needs("log", ("other_log",)), Needs("weights", ("other_adapter",))),
+        hints=(Needs("weights", ("SCL206",)),),
+        messages=(
+            Message(("config", "weights"), "The configuration is not that of this adapter: {differs}."),
+            Message(("log", "weights"), "The log is not of this adapter: {differs}."),
+        ),
+        confidence=0.85,
+        evidence=(cite("the weights file", "rank and names of the modules are those of the factors stored"),),
+        rationale="Findings that join files of two runs explain neither.",
+        action="Give the sources of one run with --run, --adapter and --config; else see what was saved over what.",
+        scope="plain LoRA; ranks that a conversion doubles (PiSSA and its kin) are left out",
+        verify="Load the adapter with PEFT and print its config.",
+    ),
+    Correlation(
+        id="HED308",
+        severity="warning",
+        title="a classifier head that is not in the file",
+        needs=(Needs("config", ("TGT004",)), Needs("weights", ("no_head",))),
+        hints=(Needs("log", ("CHN112",)),),
+        messages=(
+            Message(
+                ("config", "weights"),
+                "The classifier head was not saved: the config leaves it out, and so does the file.",
+            ),
+        ),
+        confidence=0.9,
+        evidence=(CLASSIFIER_DOCS,),
+        rationale="The reloaded model gets a fresh random head and predicts at chance.",
+        action="Set task_type='SEQ_CLS' (or TOKEN_CLS), or name the head in modules_to_save, and train again.",
+        scope="classification with PEFT",
+        verify="Reload the adapter on the base model and evaluate it.",
+    ),
+    Correlation(
+        id="RND309",
+        severity="warning",
+        title="weights that look like an initialisation",
+        needs=(
+            Needs("weights", ("RND203",)),
+            Needs("log", ("NOL106", "GRD108")),
+            Needs("log", silent=("NOL106",), says="the loss falls"),
+        ),
+        hints=(Needs("log", ("RND203",)),),
+        messages=(
+            Message(
+                ("log", "weights"), "The weights look like random factors; beside this log that is to be explained."
+            ),
+        ),
+        confidence=0.6,
+        rationale="A trained update is seldom as flat as random factors: where the loss fell, this is perhaps another "
+        "file; where it did not, an initialisation.",
+        action="Check that this is the trained adapter of this run.",
+        scope="LoRA of rank 4 and more",
+        verify="Load the adapter and compare its held-out loss with that of the log.",
+    ),
+    Correlation(
+        id="TGT307",
+        severity="info",
+        title="targets without a module",
+        needs=(Needs("config", ("idle_targets",)), Needs("weights", ("adapted",))),
+        messages=(
+            Message(("config", "weights"), "target_modules names {idle}, and nothing of that name was adapted."),
+        ),
+        confidence=0.7,
+        evidence=(
+            cite(
+                "PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches"
+            ),
+            NEMOTRON,
+        ),
+        rationale="PEFT passes over a name that matches no module, as long as another matches one.",
+        action="Correct the name if those modules were meant; see model.named_modules().",
+        scope="target_modules as a list of names; LoRA",
+        verify="model.print_trainable_parameters(), and the list of adapted modules.",
+    ),
+    Correlation(
+        id="END312",
+        severity="warning",
+        title="a run that was cut off",
+        needs=(
+            Needs("log", ("END114",)),
+            Needs("weights", ("NUM209",)),
+            Needs("config", ("REC004",)),
+            Needs("disk", ("short_of_the_end",)),
+        ),
+        hints=(Needs("log", ("TRN115",)),),
+        messages=(
+            Message(("log", "weights"), "The run was cut off, and the adapter's file is incomplete."),
+            Message(("log", "disk"), "The log stops without its end; these weights are of step {weights_step}."),
+            Message(("log", "config"), "The log stops without its end, and no checkpoint was to be written before it."),
+            Message(("log",), "The log stops without its end, and lines of it are damaged: a crash or a kill."),
+        ),
+        confidence=0.8,
+        evidence=(SAVE_FLOW,),
+        rationale="What is on disk is then older than the last row, or was written in part.",
+        action="Resume from the last whole checkpoint, and save a few times a run.",
+        scope="logs of our recorder; a run that still goes on looks the same",
+        verify="See whether the process still runs.",
+    ),
+    Correlation(
+        id="REC310",
+        severity="warning",
+        title="nothing was logged, as configured",
+        needs=(Needs("config", ("REC001",)), Needs("log", ("GAP118",), frozenset({"few_rows"}))),
+        hints=(Needs("config", ("REC002",)),),
+        messages=(
+            Message(("config", "log"), "The log holds {rows} training rows because logging_steps is that long."),
+        ),
+        confidence=0.95,
+        evidence=(NO_TRAIN_LOSS, LOGGING_DEFAULT),
+        rationale="Without rows no curve can be judged: what is not found below was not looked for.",
+        action="Set logging_steps to a fiftieth of the steps.",
+        scope="the Hugging Face Trainer",
+        verify="The next log has 50 rows.",
+    ),
+    Correlation(
+        id="REC311",
+        severity="info",
+        title="no held-out signal, as configured",
+        needs=(Needs("config", ("REC002",)), Needs("log", ("GAP118",), frozenset({"no_evals"}))),
+        messages=(
+            Message(
+                ("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."
+            ),
+        ),
+        confidence=0.95,
+        evidence=(EVAL_DEFAULT,),
+        rationale="Training loss falls in a run that memorizes as in one that learns.",
+        action="Give an eval set and eval_strategy='steps'.",
+        scope="any run",
+        verify="The next log has evaluations.",
+    ),
+    Correlation(
+        id="UTL313",
+        severity="info",
+        title="low utilization, recorded and in the file",
+        needs=(Needs("log", ("UTL204",)), Needs("weights", ("UTL204",))),
+        hints=(Needs("log", ("CMP213",)),),
+        messages=(
+            Message(
+                ("log", "weights"),
+                "Utilization is low in the metrics recorded and in the file: {utilization_mean:.1%}.",
+            ),
+        ),
+        confidence=0.5,
+        evidence=(UTILIZATION,),
+        rationale="Two measurements of one update agree; a low value is normal at r >= 16, and speaks of these "
+        "weights.",
+        action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
+        scope="trained LoRA adapters",
+        verify="Evaluate the compressed adapter on held-out data.",
+    ),
+    Correlation(
+        id="SCL314",
+        severity="info",
+        title="a small scaling, in config and file",
+        needs=(Needs("config", ("ALP002", "LR001")), Needs("weights", ("SCL208",))),
+        messages=(
+            Message(("config", "weights"), "The update is scaled down: lora_alpha is 8 at r={r}, at a low rate."),
+        ),
+        confidence=0.6,
+        rationale="alpha / r shrinks as r grows: the default of 8 at a high rank learns slowly.",
+        action="Set lora_alpha on purpose: r, or 2 r.",
+        scope="plain LoRA",
+        verify="The same run with alpha = r: compare training loss after 100 steps.",
+    ),
+)

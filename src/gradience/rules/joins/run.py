@@ -1,16 +1,14 @@
-"""Correlations on what became of a run: NaN, nothing learnt, nothing saved, divergence, overfitting, a falling reward.
+"""Correlations on how a run ended: NaN, nothing learnt, nothing saved, divergence, overfitting, a falling reward.
 
-`JOINS` is the whole table, those on files behind these. Its order decides: a finding is in the first cause it fits.
+`JOINS` is the table of all correlations, with those on files at its end. Its order matters: a finding belongs to the
+first cause that it fits.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.joins import files
-from gradience.rules.joins.correlation import Correlation, Message, Needs
-from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
-from gradience.rules.rule import (
+from gradience.rules import (
     ALL_MASKED,
     DIVERGENCE,
     MASKED,
@@ -22,7 +20,10 @@ from gradience.rules.rule import (
     TRL_RL,
     Threshold,
     cite,
+    joins,
 )
+from gradience.rules.joins import Correlation, Message, Needs
+from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
 MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")
@@ -92,7 +93,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         title="divergence, and what else shows it",
         needs=(
             Needs("log", ("DIV104",)),
-            Needs("log", ("GRD107",), frozenset({"warning"})),  # info: one burst, or clipping
+            Needs("log", ("GRD107",), frozenset({"warning"})),  # not info, which is one burst or clipping
             Needs("weights", ("exploded",)),
             Needs("config", _HIGH_RATE),
             Needs("disk", ("lowest",)),
@@ -128,9 +129,9 @@ JOINS: Final[tuple[Correlation, ...]] = (
         title="an adapter that was not trained",
         needs=(
             Needs("config", ("VAL001",), _VALUES_THAT_STOP),
-            Needs("config", ("TGT002",), frozenset({"error"})),  # it reaches nothing
+            Needs("config", ("TGT002",), frozenset({"error"})),  # an error: the targets match nothing, or are refused
             Needs("log", ("NOL106",)),
-            Needs("log", ("GRD108",), frozenset({"warning"})),  # info: there is nothing left to learn
+            Needs("log", ("GRD108",), frozenset({"warning"})),  # not info, where nothing is left to learn
             Needs("log", ("LRS109",), frozenset({"rows"})),
             Needs("weights", ("TRN202",), _NO_UPDATE),
         ),
@@ -287,5 +288,5 @@ JOINS: Final[tuple[Correlation, ...]] = (
         thresholds=(MID_RUN,),
         least=1,
     ),
-    *files.JOINS,
+    *joins.JOINS,
 )

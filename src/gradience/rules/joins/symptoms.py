@@ -1,7 +1,7 @@
-"""The symptoms of each source: its findings with tags, and facts that mean something only beside others.
+"""The symptoms of each source: tagged findings, and facts that mean something only next to others.
 
-Among the facts is whether a configuration, a log and an adapter can be of one run: what each states of the adapter is
-held against the factors in the file.
+One such fact is whether a configuration, a log and an adapter can be of one run. For it, the statements of the
+configuration and the log about the adapter are compared with the factors in the file.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.names import layer_label
+from gradience.adapters import layer_label
 from gradience.errors import few
-from gradience.rules.joins.correlation import Symptom
+from gradience.rules import Observation, Threshold, cite
+from gradience.rules.joins import Symptom
 from gradience.rules.log.record import FEW_ROWS
-from gradience.rules.rule import Observation, Threshold, cite
+from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.config import LoraSnapshot
 from gradience.schema.diagnose import Source
-from gradience.schema.events import Eval
-from gradience.schema.findings import SEVERITIES, Finding, NotRun, by_severity
+from gradience.schema.document import SEVERITIES, Finding, NotRun, by_severity
+from gradience.schema.events import Eval, LoraSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
-from gradience.schema.scalars import Json, as_float
 
 EXPLODED_RMS = Threshold(
     "exploded_rms",
@@ -40,7 +39,7 @@ TINY_RMS = Threshold(
 FEW_LAYERS = Threshold("few_layers", 0.5, "adapted layers over the base's, at least", "a judgement")
 MANY_LAYERS = Threshold("many_layers", 4, "layers of the base, at least", "a judgement: of fewer, half is one or none")
 _SHOWN: Final = 3  # targets in a message
-# starts whose conversion to a plain LoRA doubles r and alpha (PEFT's subtract_mutated_init)
+# initialisations whose conversion to plain LoRA doubles r and alpha (PEFT's subtract_mutated_init)
 _CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 _STOPS: Final = ("VAL001", "TGT002")
@@ -48,12 +47,12 @@ _OF_HEALTH: Final = ("NUM201", "TRN202", "RND203", "SIZ215")
 
 
 def config_symptoms(report: CheckReport) -> list[Symptom]:
-    """The findings on the configuration; what can stop a run from learning by itself has the value `stops`."""
+    """The findings on the configuration. One that can alone stop a run from learning has the value `stops`."""
     return [_symptom("config", f, **({"stops": f.message} if f.id in _STOPS else {})) for f in report.findings]
 
 
 def log_symptoms(report: MonitorReport) -> list[Symptom]:
-    """The findings on the log; a sparse one is tagged with what it lacks."""
+    """The findings on the log. GAP118 (a sparse log) is tagged with what the log lacks."""
     return [_log_symptom(finding) for finding in report.findings]
 
 
@@ -73,7 +72,7 @@ def _sparse(finding: Finding) -> Iterator[str]:
 
 
 def weights_symptoms(report: AuditReport) -> list[Symptom]:
-    """The findings on the weights, tagged with the verdict on them, and plain facts about them."""
+    """The findings on the weights, tagged with the health verdict, and plain facts about the weights."""
     return [*(_weights_symptom(report, finding) for finding in report.findings), *_facts(report)]
 
 
@@ -117,7 +116,11 @@ def _tiny(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
 
 
 def _few_layers(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
-    """Layers by their numbers: the base has at least as many as the highest says. Sections' numbers do not count."""
+    """A symptom if few layers are adapted.
+
+    The base has at least as many layers as the highest number in a module's name says. If a name numbers something
+    other than layers, nothing is said.
+    """
     if any(not (layer_label(module.name) or "0").isdigit() for module in modules):
         return
     reached = {module.layer for module in modules if module.layer is not None}
@@ -128,26 +131,26 @@ def _few_layers(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
 
 
 def _rms(module: ModuleAudit) -> float:
-    """Root mean square of an update's entries; 0 where that is not a number."""
+    """Root mean square of an update's entries; 0 if its norm is not a number."""
     entries = math.prod(module.shape)
     norm = module.frobenius_norm
     return norm / math.sqrt(entries) if isinstance(norm, float) and entries > 0 else 0.0
 
 
 class Stated(NamedTuple):
-    """What one source states of the adapter, and which source that is."""
+    """The adapter settings that one source states, and the name of that source."""
 
     where: str
     lora: LoraSnapshot
 
 
 def disagreements(stated: Iterable[Stated], report: AuditReport) -> list[Symptom]:
-    """Symptoms of a configuration that cannot be this adapter's, and of targets that hit no module.
+    """Symptoms of a configuration that cannot be this adapter's, and of targets that match no module.
 
-    What a pattern or an expression leaves open is not held against it.
+    A pattern or a regular expression leaves some values open; those do not count as a disagreement.
     """
     if not report.modules or report.format != "peft" or report.peft_type not in {None, "LORA"}:
-        return []  # other formats have other names for modules and keep alpha elsewhere
+        return []  # other formats name modules differently and keep alpha elsewhere
     return [symptom for each in stated for symptom in _of_one(each, report)]
 
 
@@ -199,7 +202,7 @@ def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple
 
 
 def _strangers(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
-    """Modules in the file that no target names, as a conflict."""
+    """Yield a conflict if the file has a module that no target names."""
     targets = lora.target_modules
     if not isinstance(targets, list) or not targets or lora.extras.get("target_parameters"):
         return
@@ -216,14 +219,14 @@ def _idle(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> list[str]:
 
 
 def _names(target: str, module: str) -> bool:
-    """Whether PEFT's list of targets hits a module by this name: the whole path, or its end after a dot."""
+    """Whether PEFT's list of targets matches a module by this entry: the whole path, or its end after a dot."""
     return module == target or module.endswith(f".{target}")
 
 
 def recorded_disagreements(monitor: MonitorReport, report: AuditReport) -> list[Symptom]:
-    """Symptoms of an audit in the log that counted otherwise than the file in everything that both count.
+    """Symptoms of an audit in the log that disagrees with the file in all counts that both have.
 
-    Programs differ in what they count as a LoRA parameter: one count alone says too little.
+    Programs differ in what they count as a LoRA parameter, so one differing count is not enough.
     """
     recorded = monitor.lora_audit or {}
     counts = [(recorded.get(key), getattr(report.summary, key), name) for key, name in _RECORDED]
@@ -249,22 +252,22 @@ NEAR_BEST = Threshold("near_best", 0.02, "last held-out loss above the lowest, r
 
 _WARNING: Final = SEVERITIES.index("warning")
 _MUST_BE_SILENT: Final = ("NUM101", "NUM102", "DIV104", "NOL106")
-_OF_DIVERGENCE: Final = frozenset({"LR002", "LR003", "LR005"})  # "such a rate diverges": this run did not
+_OF_DIVERGENCE: Final = frozenset({"LR002", "LR003", "LR005"})  # they warn of divergence; a converged run refutes them
 _CONVENTIONS: Final = frozenset({"LR001", "LR004", "ALP001", "ALP002", "SCH002"})
 
 
 class Outcome(NamedTuple):
-    """Whether it was judged and neither diverged nor stood still, and what is good of its held-out result, in words."""
+    """Whether a run was judged to neither diverge nor stand still, and its good held-out result in words."""
 
     converged: bool = False
     good: str = ""
 
 
 def outcome_of(report: MonitorReport, evals: Sequence[Eval]) -> Outcome:
-    """The outcome of a run by its log; None for one that is unfinished or has a warning.
+    """The outcome of a run by its log; the empty `Outcome` if it is unfinished or has a warning.
 
     Args:
-        report: the monitor's.
+        report: the monitor's report.
         evals: every evaluation of the run, in order.
     """
     if report.status != "ok" or any(SEVERITIES.index(item.severity) >= _WARNING for item in report.findings):
@@ -292,7 +295,7 @@ def _good(report: MonitorReport, evals: Sequence[Eval]) -> str:
 
 
 def outweighed(check: CheckReport, outcome: Outcome) -> CheckReport:
-    """The check beside the outcome: what the run refutes is left out, with the reason; a convention becomes info."""
+    """The check in the light of the outcome: refuted findings are left out with a reason, conventions become info."""
     if not outcome.converged:
         return check
     refuted = [item for item in check.findings if item.id in _OF_DIVERGENCE]

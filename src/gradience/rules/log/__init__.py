@@ -1,7 +1,7 @@
-"""The rules on a run's log as one table, and their verdict: findings, and what could not be judged with the reason.
+"""All rules on a run's log in one table, and the verdict they give on a run.
 
-All look at the series with superseded rows removed and sorted by step. A rule that cannot tell says so, with the least
-effect that it would have seen.
+The verdict holds the findings, and the rules that could not be judged with the reason. Every rule sees the series
+sorted by step, without superseded rows. A rule that cannot tell names the least effect that it would have seen.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+from gradience.rules import Rule, Verdict, judge
 from gradience.rules.log import (
     divergence,
     gradient,
@@ -21,8 +22,7 @@ from gradience.rules.log import (
     repetition,
 )
 from gradience.rules.log.facts import RunFacts, sorted_by_step
-from gradience.rules.rule import Rule, Verdict, judge
-from gradience.schema.findings import NotRun
+from gradience.schema.document import NotRun
 
 DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *numbers.RULES,
@@ -38,13 +38,13 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
 )
 _WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES))
 _MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
-DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # what a finding on a log is called
+DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # the ids a finding on a log can have
 
 
 def detect(facts: RunFacts) -> Verdict:
-    """The findings, most severe first, and the rules that could not be judged."""
+    """Judge a run: its findings, most severe first, and the rules that could not be judged."""
     series = sorted_by_step(facts.series)
-    if series is not facts.series:  # else what the facts worked out already is kept
+    if series is not facts.series:  # the same object: keep it, for the facts cache what they worked out
         facts = dataclasses.replace(facts, series=series)
     if not recorded.everything_masked(facts):
         return judge(DETECTORS, facts)

@@ -1,7 +1,8 @@
-"""DIV103, DIV104 and SCL129: a loss that spikes, that leaves its level for good, or that is on another scale.
+"""DIV103, DIV104 and SCL129: a loss that spikes, leaves its level for good, or is on another scale.
 
-Divergence is judged from three rows up, on ratios of levels against the noise of the logarithm, in five ways: what a
-run does that explodes at once differs from one that turns late or comes back as its learning rate decays.
+Divergence is judged from three rows up: ratios of levels are compared with the noise of the logarithm of the loss.
+There are several conditions, because a run that explodes at once looks different from one that turns late or recovers
+as its learning rate decays.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from gradience.rules import DIVERGENCE, TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, once, positive_loss, seen
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.rules.objective import not_under
-from gradience.rules.rule import DIVERGENCE, TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.scalars import Severity
+from gradience.schema import Severity
 
 SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
 SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "spike trial")
@@ -53,8 +54,8 @@ LN_VOCABULARY = Threshold(
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
 
 _FIFTH: Final = 5
-_WINDOW: Final = 3  # rows that make a level, where 5 % of the rows are fewer
-_SPIKES: Final = 100  # whose steps are listed
+_WINDOW: Final = 3  # least number of rows in a level; 5 % of the rows, if more
+_SPIKES: Final = 100  # spikes listed by their steps at most
 _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 
 
@@ -91,7 +92,7 @@ def _long_spike(facts: RunFacts) -> Observation | None:
 
 
 def loss_bar(facts: RunFacts, k: float) -> Bar:
-    """The bar for a rise of the loss by k times its usual change; of a very noisy loss, of the logarithm's."""
+    """The bar for a rise of the loss by k times its usual change; for a very noisy loss, on the logarithm."""
     curve = facts.loss
     logarithmic = spread(curve.points) > NOISY.value * median(curve.points) and curve.lowest > 0.0
     return Bar(k, SPIKE_FLOOR.value, logarithmic)
@@ -118,14 +119,14 @@ def _short_spike(facts: RunFacts) -> Observation | None:
 
 
 class _Levels(NamedTuple):
-    """Levels of the loss through few points, and the noise of its logarithm behind the first row."""
+    """Levels of the outlined loss, and the noise of its logarithm after the first row."""
 
     points: Sequence[float]
-    places: Sequence[int]  # of the points, in the outline of the loss
-    first: float  # of the first row
+    places: Sequence[int]  # index of each point in the outline of the loss
+    first: float  # the first point
     first_three: float
     last: float  # median of the last fifth
-    fifth: int  # its points
+    fifth: int  # number of points in the last fifth
     sigma: float
 
     @property
@@ -135,7 +136,7 @@ class _Levels(NamedTuple):
 
 @once
 def divergence(facts: RunFacts) -> Observation | None:
-    """How the loss left its level, by the first of five conditions that holds; None where it did not, or is unknown."""
+    """How the loss diverged, by the first condition that holds; None if it did not, or if that cannot be judged."""
     kept = [(i, point) for i, point in enumerate(facts.outline.points) if point > 0.0]  # 0: see NUM102
     places, points = [i for i, _ in kept], [point for _, point in kept]
     if len(points) < DIVERGED_ROWS.value or facts.loss.lowest < 0.0 or facts.objective.kind == "rl":
@@ -162,7 +163,7 @@ def _at_the_end(facts: RunFacts, of: _Levels) -> Observation | None:
 
 
 def _at_once(facts: RunFacts, of: _Levels) -> Observation | None:
-    """A jump behind the first row, to a level that stays; at a rate over any published one a smaller jump will do."""
+    """A jump right after the first row to a level that stays; at an absurd learning rate a smaller jump suffices."""
     later, rise = min(of.points[1:]), of.last / of.first
     jumped = rise > AT_ONCE.value and later > DIVERGED_RATIO.value * of.first
     if jumped and math.log(rise) > DIVERGED_ERRORS.value * of.sigma:
@@ -175,7 +176,7 @@ def _at_once(facts: RunFacts, of: _Levels) -> Observation | None:
 
 
 def _exploded(facts: RunFacts, of: _Levels) -> Observation | None:
-    """High for three rows and more in the middle, and no lower at the end than at the start: a warning."""
+    """A warning if the loss is high over several points in the middle and ends no lower than it started."""
     n = len(of.points)
     if n < 5:  # a start, a level that stood, an end
         return None
@@ -189,7 +190,7 @@ def _exploded(facts: RunFacts, of: _Levels) -> Observation | None:
 
 
 def _late(facts: RunFacts, of: _Levels) -> Observation | None:
-    """From its lowest level to one above the start, or, as a warning, over half of the way back."""
+    """A rise from the lowest level to above the start, or, as a warning, over half of the way back to it."""
     n = len(of.points)
     width = max(_WINDOW, math.ceil(WINDOW_SHARE.value * n))
     if n < 2 * width + 2:
@@ -203,7 +204,7 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
     )
     if last > of.start:
         return _diverged(facts, of, f"{says}; above its start, and it did not recover")
-    lost = (last - lowest) / (of.first - lowest)  # the first row is no lower than the start, nor that than the end
+    lost = (last - lowest) / (of.first - lowest)  # no division by 0: first >= start >= last > lowest
     if len(facts.loss.values) < MANY_ROWS.value or lost <= LOST_SHARE.value:
         return None
     return _diverged(facts, of, f"{says}; {lost:.0%} of what it had learnt is lost", severity="warning")
@@ -214,7 +215,7 @@ def _windows(points: Sequence[float], width: int) -> Iterator[float]:
 
 
 def _lowest_step(facts: RunFacts, of: _Levels) -> int:
-    """The step of the lowest point of the lowest level: of the start, where no later level is lower."""
+    """The step of the lowest point within the lowest level, which is the start if no later level is lower."""
     width = min(_WINDOW, len(of.points))
     windows = list(_windows(of.points, width))
     at = 0 if of.start <= min(windows) else windows.index(min(windows))
@@ -251,7 +252,7 @@ def _divergence(facts: RunFacts) -> Observation | None:
 
 @once
 def other_scale(facts: RunFacts) -> Observation | None:
-    """Training loss on another scale than the held-out loss, or above that of equal odds; None if not, or unknown."""
+    """Training loss on another scale than held-out loss, or above that of equal odds; None if neither, or unknown."""
     if facts.objective.kind in {"rl", "preference"} or not facts.loss.values or divergence(facts) is not None:
         return None
     curve = facts.held_out_curve

@@ -1,7 +1,7 @@
-"""What the rules on a log look at: the rows, evaluations and events of one run, superseded rows removed.
+"""The facts of one run that the rules on a log judge: rows, evaluations and events, without superseded rows.
 
-What several rules need (curves, the trend of the loss, held-out losses) is worked out once, when the first asks for it.
-The needs that several rules share stand at the end.
+A value that several rules use (curves, the trend of the loss, held-out losses) is computed once, on first use. The
+functions at the end of the file are shared by several rules too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from itertools import islice
 from operator import itemgetter, le
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
+from gradience.rules import Rule, Threshold, Unknown, cite
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.rules.objective import Objective, objective_by_names, objective_of
-from gradience.rules.rule import Rule, Threshold, Unknown, cite
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import TELLING, Eval, Metrics
-from gradience.schema.findings import Evidence, RuleGroup
+from gradience.schema import Json, as_float
+from gradience.schema.document import Evidence, RuleGroup
+from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
-from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
 
 LOSS_GAP = Threshold(
@@ -34,9 +33,9 @@ MOVED = Threshold("moved", 1e-3, "two-sided p that the gradient norm has no tren
 JUDGEMENT: Final = "a judgement"
 REAL_RUNS: Final = "tuning seeds of the real trainings of benchmarks/field.py"
 DEFAULT_GAP: Final = LOSS_GAP.value
-_SHOWS_A_CURVE: Final = 3  # evaluations of another split that say more than one of the split shown
-FEW_EVALS: Final = 5  # evaluations that show their own noise: three second differences
-_PARTS: Final = 5  # of a column: its first and its last are compared
+_SHOWS_A_CURVE: Final = 3  # evaluations of another split that outweigh a single one of the split shown
+FEW_EVALS: Final = 5  # evaluations needed to estimate their noise: they give three second differences
+_PARTS: Final = 5  # a column is cut into fifths; the first and the last are compared
 
 SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
     "rewards/margins",
@@ -52,12 +51,12 @@ SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
     "objective/kl",
     "completions/clipped_ratio",
 )
-PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # the adapter in training, by spectral_every
-KEPT: Final = frozenset({*SIGNALS, *TELLING})  # further values of training rows that a summary is to keep
+PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
+KEPT: Final = frozenset({*SIGNALS, *TELLING})  # names of further values of training rows that a summary keeps
 
 
 class Signal(NamedTuple):
-    """One column: the steps it was logged at, rising, and its finite values."""
+    """One logged column: its finite values, and the rising steps at which they were logged."""
 
     steps: Sequence[int]
     values: Sequence[float]
@@ -67,21 +66,22 @@ Signals: TypeAlias = Mapping[str, Signal]
 
 
 def ends(signal: Signal) -> tuple[float, float, int]:
-    """The medians of the first and of the last fifth of a column, and the rows of a fifth."""
+    """Medians of the first and the last fifth of a column, and the number of rows in a fifth."""
     width = max(1, len(signal.values) // _PARTS)
     return median(signal.values[:width]), median(signal.values[-width:]), width
 
 
 def last_part(values: Sequence[float], parts: int, least: int = 1) -> Sequence[float]:
-    """The last of so many equal parts of a series, of `least` values at least."""
+    """The last of `parts` equal parts of a series, with at least `least` values."""
     return values[-max(least, len(values) // parts) :]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Parallel columns of the training rows; a missing value is NaN. `lost_norms`: steps whose norm was a NaN.
+    """Parallel columns of the training rows; a missing value is NaN.
 
-    `in_order` spares looking whether the steps rise, where the reader knows they do.
+    `lost_norms` holds the steps whose gradient norm was recorded as NaN. `in_order` says that the steps are known to
+    rise, so no one has to check.
     """
 
     steps: Sequence[int]
@@ -93,7 +93,7 @@ class Series:
 
 
 class HeldOutCurve(NamedTuple):
-    """The evaluations of one split by step, each with a finite loss over 0; of two at one step, the later."""
+    """The evaluations of one split in order of step, with finite losses over 0; the later one wins at a shared step."""
 
     split: str
     evals: Sequence[Eval]
@@ -102,26 +102,26 @@ class HeldOutCurve(NamedTuple):
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the noise between evaluations; 0 of fewer than five, which do not show it."""
+        """Standard deviation of the noise between evaluations; 0 if fewer than five, which are too few to show it."""
         return noise(self.losses, few=0) if len(self.losses) >= FEW_EVALS else 0.0
 
     def since(self, step: float) -> int:
-        """The place of the last evaluation up to a step, but before the last of all."""
+        """The index of the last evaluation at or before a step, never that of the final evaluation."""
         return max(0, min(bisect_right(self.steps, step) - 1, len(self.steps) - 2))
 
     def still_falls(self, step: float) -> bool:
-        """Whether the last loss is the best, and surely lower than at a step."""
+        """Whether the last loss is the best, and lower than the loss at `step` by more than `least_fall`."""
         at, last = self.losses[self.since(step)], self.losses[-1]
         return last <= min(self.losses) and 1.0 - last / at > self.least_fall(step)
 
     def least_fall(self, step: float) -> float:
-        """The least fall since a step, as a fraction, that would be called one."""
+        """The smallest fall since `step` that counts as one, as a fraction of the loss there."""
         return max(UNFINISHED_FALL.value, EVAL_NOISE.value * self.noise / self.losses[self.since(step)])
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run as its log has it."""
+    """One run as its log records it."""
 
     series: Series
     evals: Sequence[EvalPoint] = ()  # the newest of each split
@@ -131,34 +131,34 @@ class RunFacts:
     epoch: float | None = None
     utilization_mean: float | None = None
     audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
-    data: Mapping[str, Json] | None = None  # the same of `data`: what the model was fed
+    data: Mapping[str, Json] | None = None  # payload of the newest `data` event: what the model was fed
     status: str = "unknown"
-    status_reason: str | None = None  # why it ended so, such as the exception's name
+    status_reason: str | None = None  # why the run ended with this status, such as the exception's name
     last_step: int | None = None
     issues: Sequence[BadLine] = ()
     issues_total: int = 0
     gap_threshold: float = DEFAULT_GAP
     config: ConfigSnapshot = field(default_factory=ConfigSnapshot)
-    logged: frozenset[str] = frozenset()  # names of further values in the training rows, as far as they are kept
-    signals: Signals = field(default_factory=dict)  # of those, the columns of rewards and the like
+    logged: frozenset[str] = frozenset()  # names of the further values kept from the training rows
+    signals: Signals = field(default_factory=dict)  # columns among `logged` that hold rewards and the like
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     record: LogRecord = field(default_factory=LogRecord)  # how the log was written
     guarded: Sequence[Metrics] = ()  # what a guard did to the run
 
     @cached_property
     def found(self) -> dict[str, object]:
-        """What `once` keeps."""
+        """Cache of the observations marked `once`."""
         return {}
 
     @cached_property
     def objective(self) -> Objective:
-        """What the run optimises: as its config says it, else as the names of the logged values do."""
+        """The run's training objective: as its config states it, else as the names of the logged values suggest."""
         stated = objective_of(self.config)
         return stated if stated.stated else objective_by_names(self.logged) or stated
 
     @property
     def max_steps(self) -> int | None:
-        """The planned steps."""
+        """The planned number of steps."""
         return self.config.training.max_steps
 
     @cached_property
@@ -183,23 +183,23 @@ class RunFacts:
 
     @cached_property
     def outline(self) -> Curve:
-        """The training loss in so few points that all pairs of them may be looked at."""
+        """The training loss reduced to so few points that all pairs of points may be compared."""
         return self.loss.outline(FEW_POINTS)
 
     @cached_property
     def trend(self) -> Trend | None:
-        """How the training loss falls; None of fewer than two rows, or where it is not positive."""
+        """How the training loss falls; None if it has fewer than two rows or its median is not positive."""
         return trend_of(self.outline.points)
 
     @cached_property
     def moved(self) -> bool:
-        """Whether the gradient norm has a trend: at weights that stand still it has none."""
+        """Whether the gradient norm has a trend. It has none while the weights stand still."""
         points = [norm for norm in self.norm.outline(FEW_POINTS).points if norm > 0.0]
         return moves(points) <= MOVED.value
 
     @cached_property
     def curves(self) -> Sequence[HeldOutCurve]:
-        """The losses of every held-out split, the one that the report shows first."""
+        """The loss curves of all held-out splits; the split that the report shows comes first."""
         named: dict[str, dict[int, Eval]] = {}
         for event in self.history:
             if event.split != "train":
@@ -211,9 +211,10 @@ class RunFacts:
 
     @property
     def held_out_curve(self) -> HeldOutCurve | None:
-        """The losses of the held-out split that the report shows, or of the one evaluated most where it has too few.
+        """The loss curve of the held-out split to judge; None if the split that the report shows has no loss.
 
-        A last `predict` on a test set must not hide the evaluations that were made all along. None without a loss.
+        It is the split that the report shows. If that split has only one loss and another has three or more, it is the
+        split with most: a last `predict` on a test set must not hide the evaluations made during training.
         """
         with_losses = [curve for curve in self.curves if curve.losses]
         shown = self.held_out.split if self.held_out else None
@@ -230,13 +231,13 @@ class RunFacts:
 
     @property
     def warming_up(self) -> bool:
-        """Whether the learning rate still rose at the end of the log."""
+        """Whether the learning rate was still rising at the end of the log."""
         rates = self.rate.points
         return bool(rates) and rates[-1] == max(rates) and rates[-1] > rates[len(rates) // 2]
 
     @property
     def in_mid_run(self) -> bool:
-        """Whether the log ends before the planned steps: more rows may follow."""
+        """Whether the log ends before the planned steps, so more rows may follow."""
         return bool(self.max_steps and self.last_step and self.last_step < self.max_steps)
 
     def step(self, row: int) -> int:
@@ -244,7 +245,7 @@ class RunFacts:
         return self.series.steps[row]
 
     def losses_until(self, step: int, count: int) -> Sequence[float]:
-        """The last finite losses logged up to a step, at most so many; of a step before all rows, the first."""
+        """The last finite losses up to a step, at most `count`; the first loss if the step is before all rows."""
         end = bisect_left(self.loss.rows, bisect_right(self.series.steps, step))
         return self.loss.values[max(0, end - count) : max(1, end)]
 
@@ -253,14 +254,14 @@ _Found = TypeVar("_Found")
 
 
 def once(observe: Callable[[RunFacts], _Found]) -> Callable[[RunFacts], _Found]:
-    """An observation that several rules ask for, worked out once of each run, as the properties of `RunFacts` are."""
+    """Cache an observation that several rules ask for: it is computed once per `RunFacts`."""
     name = f"{observe.__module__}.{observe.__qualname__}"
 
     @wraps(observe)
     def kept(facts: RunFacts) -> _Found:
         if name not in facts.found:
             facts.found[name] = observe(facts)
-        return facts.found[name]  # type: ignore[return-value]  # what was put there
+        return facts.found[name]  # type: ignore[return-value]  # the line above stored it under this name
 
     return kept
 
@@ -279,13 +280,13 @@ def _curve(split: str, events: Mapping[int, Eval]) -> HeldOutCurve:
 
 
 def _loss(event: Eval) -> float:
-    """The loss, or 0 where it is missing or not finite: such an evaluation is left out."""
+    """The loss, or 0 if it is missing or not finite. `curves` leaves evaluations with loss 0 out."""
     value = as_float(event.metrics.loss) if event.metrics.loss is not None else 0.0
     return value if math.isfinite(value) else 0.0
 
 
 def sorted_by_step(series: Series) -> Series:
-    """The series in the order of its steps; rows of the same step stay in the order written."""
+    """The series sorted by step; rows of the same step stay in the order in which they were written."""
     steps = series.steps
     if series.in_order or all(map(le, steps, islice(steps, 1, None))):
         return series
@@ -296,12 +297,12 @@ def sorted_by_step(series: Series) -> Series:
 
 
 def seen(*says: str) -> tuple[Evidence, ...]:
-    """What was seen in the log, as evidence of an observation."""
+    """Evidence for an observation: statements about what the log shows."""
     return tuple(cite("the log", each) for each in says)
 
 
 def positive_loss(facts: RunFacts) -> str | None:
-    """Need: a training loss of which ratios mean something."""
+    """Need of a rule: a positive training loss, so that ratios of losses mean something."""
     if not facts.loss.values:
         return "no finite training loss was recorded"
     if median(facts.loss.points) <= 0.0:
@@ -310,10 +311,10 @@ def positive_loss(facts: RunFacts) -> str | None:
 
 
 def column(facts: RunFacts, name: str, least: float) -> Signal:
-    """A column of the log.
+    """A logged column.
 
     Raises:
-        Unknown: it was not logged, or in fewer rows than asked for.
+        Unknown: the column was not logged, or has fewer than `least` rows.
     """
     signal = facts.signals.get(name)
     if signal is None:

@@ -1,7 +1,7 @@
-"""GRD107, GRD108 and LRS109: gradients that explode or vanish, and a learning rate that was not as planned.
+"""GRD107, GRD108 and LRS109: exploding or vanishing gradients, and a learning rate that was not as planned.
 
-Norms have no fixed bound, for they differ by orders of magnitude between models: each is held against its own past. A
-jump of one or two rows is reported only where the loss jumps with it: healthy norms have heavy tails.
+Gradient norms differ by orders of magnitude between models, so each norm is compared with its own past and not with a
+fixed bound. Healthy norms have heavy tails, so a jump of one or two rows is reported only if the loss jumps with it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
+from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.divergence import loss_bar
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of, stands_out
 from gradience.rules.objective import not_under
-from gradience.rules.rule import TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.scalars import as_float
+from gradience.schema import as_float
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
 GRADIENT_K = Threshold(
@@ -67,7 +67,7 @@ def _explosion(facts: RunFacts) -> Observation | None:
 
 
 def _grown(points: Sequence[float], rows: int) -> int | None:
-    """Where the norm stays over 10 x the median of all points before it, or None."""
+    """The index from which `rows` points in a row exceed 10 x the median of all points before them, or None."""
     before: list[float] = []
     run = 0
     least = max(5, len(points) // 10)
@@ -84,9 +84,9 @@ def _grown(points: Sequence[float], rows: int) -> int | None:
 
 
 def _burst(facts: RunFacts, curve: Curve) -> Observation | None:
-    """A jump of three rows, or one that the loss answers."""
+    """A jump that lasts three rows, or a shorter one with which the loss rises."""
     if curve.lowest <= 0.0:
-        return None  # GRD108 speaks of zeros; a logarithm has none
+        return None  # zeros have no logarithm; GRD108 reports them
     found = [place for place, _ in excesses(curve, Bar(GRADIENT_K.value, GRADIENT_FLOOR.value, logarithmic=True))]
     bursts = runs_of(found)
     longest = max(bursts, key=len, default=[])
@@ -109,7 +109,7 @@ def _burst(facts: RunFacts, curve: Curve) -> Observation | None:
 
 
 def _answered(facts: RunFacts, curve: Curve, place: int) -> bool:
-    """Whether the loss of the row, or of the next one, rises over its own noise."""
+    """Whether the loss of that row, or of the next one, rises above its own noise."""
     if not facts.loss.values or median(facts.loss.points) <= 0.0:
         return False
     bar, at = loss_bar(facts, ANSWER_K.value), bisect_left(facts.loss.rows, curve.rows[place])
@@ -136,10 +136,10 @@ def _clipped(facts: RunFacts, curve: Curve) -> Observation | None:
 def _vanishing(facts: RunFacts) -> Observation | None:
     curve = _norms(facts, VANISHED_ROWS)
     if saturated(facts) is not None:
-        return None  # PRF130 says why
+        return None  # a saturated preference loss explains it, and PRF130 reports that
     rows = int(VANISHED_ROWS.value)
     early = median([x for x in islice(curve.points, max(5, len(curve.points) // 10)) if x > 0.0])
-    bar = VANISHED_RATIO.value * early  # NaN, which nothing is under, where no early norm is over 0
+    bar = VANISHED_RATIO.value * early  # NaN if no early norm is over 0; no norm compares as less than NaN
     exact = curve.lowest <= 0.0 and 0.0 in curve.values
     values, block = (curve.values, 1) if exact else (curve.points, curve.block)
     low = runs_of([i for i, norm in enumerate(values) if norm == 0.0 or norm < bar])
@@ -161,13 +161,13 @@ def _vanishing(facts: RunFacts) -> Observation | None:
 
 
 def _with_rate(facts: RunFacts, curve: Curve, run: Sequence[int], block: int) -> list[int]:
-    """The points of a stretch where the learning rate is not known to be 0."""
+    """The points of a run of low norms at which the learning rate is not known to be 0."""
     rates = facts.series.rates
     return [i for i in run if not rates or rates[curve.rows[i * block]] != 0.0]
 
 
 def _fitted(facts: RunFacts, first: int, last: int) -> bool:
-    """Whether the loss between two rows is almost nothing of what it was early on."""
+    """Whether the loss between two rows is close to 0 compared with the early loss."""
     losses = facts.series.losses
     early = median([x for x in losses[: max(5, len(losses) // 10)] if math.isfinite(x)])
     there = median([x for x in losses[first : last + 1] if math.isfinite(x)])
@@ -191,7 +191,7 @@ def _stuck(facts: RunFacts) -> Observation | None:
     rates = curve.values
     if curve.lowest > 0.0 or 0.0 not in rates:
         return None
-    skipped = set(skipped_rows(facts))  # whose step was not made: the rate waits
+    skipped = set(skipped_rows(facts))  # the optimizer step was skipped, so the learning rate stood still
     stretches, at = [], 0
     for zero, group in groupby(rates, key=(0.0).__eq__):
         length = len(list(group))
@@ -213,7 +213,7 @@ def _stuck(facts: RunFacts) -> Observation | None:
 
 
 def _is_end(stretch: _Stretch, rows: int) -> bool:
-    """Whether these are just the last rows of a schedule that decays to 0."""
+    """Whether a stretch of zeros is just the end of a schedule that decays to 0."""
     at_end = stretch.start > 0 and stretch.start + stretch.rows == rows
     return at_end and stretch.rows <= max(ZERO_RATE_ROWS.value, ZERO_TAIL_SHARE.value * rows)
 
@@ -224,7 +224,7 @@ def _short_of_peak(facts: RunFacts) -> Observation | None:
     if planned is None or not peak < PEAK_SHARE.value * as_float(planned):
         return None
     if facts.status == "no_run_end" and facts.rate.values[-1] == peak:
-        return None  # perhaps still running, and warming up
+        return None  # the run may still be warming up
     return Observation(
         f"The learning rate never came near its configured {as_float(planned):g}: {peak:.3g} at most.",
         {"peak": peak, "configured": as_float(planned)},

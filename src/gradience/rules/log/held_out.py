@@ -1,4 +1,4 @@
-"""OVF110, GAP111, CHN112, SML113 and UND126: what held-out data say of the run, and how surely."""
+"""OVF110, GAP111, CHN112, SML113 and UND126: what held-out data say about the run, and with what certainty."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from gradience.rules import (
+    INSTRUCT_GPT,
+    KARPATHY,
+    PRECHELT,
+    TINKER_STEPS,
+    TRIAL,
+    Observation,
+    Rule,
+    Threshold,
+    Unknown,
+    cite,
+)
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -21,21 +33,9 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import not_under
-from gradience.rules.rule import (
-    INSTRUCT_GPT,
-    KARPATHY,
-    PRECHELT,
-    TINKER_STEPS,
-    TRIAL,
-    Observation,
-    Rule,
-    Threshold,
-    Unknown,
-    cite,
-)
+from gradience.schema import as_float
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
-from gradience.schema.scalars import as_float
 
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
@@ -51,14 +51,14 @@ CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K, to both sides, K
 
 _TASK: Final = ("accuracy", "f1", "exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
 _CLASSES: Final = range(2, 21)
-_LAST: Final = 0.25  # of the run, in which a held-out loss is to fall still
+_LAST: Final = 0.25  # last part of the run, over which UND126 asks whether the held-out loss still falls
 
 
 class _Onset(NamedTuple):
     curve: HeldOutCurve
-    best: int  # place of the lowest loss
+    best: int  # index of the lowest loss, E_opt
     rise: float  # E / E_opt - 1 at the end
-    noise: float  # of one evaluation, as a fraction of E_opt
+    noise: float  # standard deviation of one evaluation, as a fraction of E_opt
 
 
 def _overfitting(facts: RunFacts) -> Observation | None:
@@ -87,7 +87,11 @@ def _onset(curve: HeldOutCurve) -> _Onset | None:
 
 
 def _train_falls(facts: RunFacts, best: int, end: int) -> bool:
-    """Whether training loss is lower at the end than around the best evaluation."""
+    """Whether the training loss is lower at the end than around the best evaluation.
+
+    Raises:
+        Unknown: no training loss, or too few rows around the best evaluation.
+    """
     points = facts.loss.points
     if not points:
         raise Unknown("no training loss was recorded: overfitting cannot be told from divergence")
@@ -133,7 +137,7 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str]) -> Observat
 
 
 def _still_rising(evals: Sequence[Eval], best: int) -> str | None:
-    """The name of a task metric that is higher at the end than at the best loss, or None."""
+    """The name of a task metric that is higher at the end than at the best held-out loss, or None."""
     then, last = evals[best].metrics, evals[-1].metrics
     for name in _TASK:
         before, after = (m.accuracy if name == "accuracy" else m.extras.get(name) for m in (then, last))
@@ -143,7 +147,7 @@ def _still_rising(evals: Sequence[Eval], best: int) -> str | None:
 
 
 def _saved_near(facts: RunFacts, step: int) -> int | None:
-    """The checkpoint nearest a step, where the config says how often one is saved."""
+    """The step of the checkpoint nearest to `step`; None if the config does not say that one is saved every N steps."""
     training = facts.config.training
     every = training.save_steps
     if training.save_strategy not in {None, "steps"} or not isinstance(every, (int, float)) or every < 1:
@@ -213,7 +217,8 @@ def _unfinished(facts: RunFacts) -> Observation | None:
 
 
 def _at_chance(facts: RunFacts) -> Observation | None:
-    point, classes = facts.held_out, 2 if facts.objective.kind == "reward" else facts.num_labels  # which of two answers
+    # a reward model's accuracy is over two answers
+    point, classes = facts.held_out, 2 if facts.objective.kind == "reward" else facts.num_labels
     if point is None or (point.metrics.accuracy is None and point.metrics.loss is None):
         raise Unknown("no held-out accuracy was recorded")
     if point.metrics.accuracy is None:
@@ -221,7 +226,7 @@ def _at_chance(facts: RunFacts) -> Observation | None:
             raise Unknown("no held-out accuracy was recorded")
         return _chance_loss(point, classes)
     accuracy = as_float(point.metrics.accuracy)
-    accuracy = accuracy / 100.0 if accuracy > 1.0 else accuracy  # per cent
+    accuracy = accuracy / 100.0 if accuracy > 1.0 else accuracy  # over 1 it must be in per cent
     if not classes or classes < _CLASSES.start:
         return _of_unknown_classes(point, accuracy)
     chance, n = 1.0 / classes, point.metrics.n
@@ -238,7 +243,7 @@ def _at_chance(facts: RunFacts) -> Observation | None:
 
 
 def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
-    """The loss against that of equal odds; only where no accuracy says it better."""
+    """Compare the held-out loss with ln K, that of equal odds. Used only if no accuracy was recorded."""
     loss, level = as_float(point.metrics.loss or 0.0), math.log(classes)
     if not CHANCE_LOSS.value * level <= loss < math.inf:
         return None
@@ -251,7 +256,7 @@ def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
 
 
 def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None:
-    """Loss and accuracy that are both those of equal odds among the same number of classes."""
+    """Report chance level if loss and accuracy both fit equal odds among the same number of classes."""
     loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
     classes = next(_fitting(loss, accuracy, n), None)
     if classes is None:

@@ -1,8 +1,8 @@
-"""Whether a run learns, and NOL106 and PLT105: a loss that never fell, or falls no more.
+"""Whether a run learns, and NOL106 and PLT105: a loss that never fell, or no longer falls.
 
-All are judged by the size of an effect against its bound, not by the number of rows: an exact test of the order of few
-rows, Theil-Sen's slope with its interval for the size. Where neither "it falls" nor "it does not" is shown, the report
-says so with the fall that would have been seen.
+The rules compare the size of an effect with its bound and do not require a number of rows. An exact test of the order
+serves for few rows, Theil-Sen's slope and its interval for the size. If neither "it falls" nor "it does not fall" can
+be shown, the report says so and names the fall that would have been seen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -37,8 +38,7 @@ from gradience.rules.log.statistics import (
     thin,
 )
 from gradience.rules.objective import not_under
-from gradience.rules.rule import KARPATHY, NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.findings import Evidence
+from gradience.schema.document import Evidence
 
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")
 ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)
@@ -65,17 +65,17 @@ IDLE_RATE = Threshold("idle_rate", 0.1, "fraction of the peak learning rate", "p
 
 
 _FEW: Final = 9  # rows from which the trend alone decides
-_FEW_P: Final = {4: 0.17, 5: 0.1, 6: 0.05, 7: 0.05, 8: 0.05}  # p of the order of so few rows; of 4, one pair may differ
-_FEW_FALL: Final = {2: 0.6, 3: 0.4}  # fall that counts of so few rows, if their noise is not known to be less; else 0.2
-_STEP_NOISE: Final = 0.2  # of the level, in rows of one step: 10 to 20 % in the real logs at hand
-_QUANTILE: Final = 2.326  # one-sided 1 %
-_SPANS: Final = (0.3, 0.5, 0.65)  # of the rows, the last ones, that are looked at for a plateau
+_FEW_P: Final = {4: 0.17, 5: 0.1, 6: 0.05, 7: 0.05, 8: 0.05}  # rows: largest p; with 4 rows, one pair may rise
+_FEW_FALL: Final = {2: 0.6, 3: 0.4}  # rows: fall that counts even if their noise is not known to be low; else 0.2
+_STEP_NOISE: Final = 0.2  # noise of a row of one step over the level: 10 to 20 % in the real logs at hand
+_QUANTILE: Final = 2.326  # normal quantile, one-sided 1 %
+_SPANS: Final = (0.3, 0.5, 0.65)  # last fractions of the rows that are searched for a plateau
 
 
 class Learning(NamedTuple):
-    """Whether the run learns as far as its losses show, and the fall that this log would have shown.
+    """Whether the losses show that the run learns, and the least fall that this log would have shown.
 
-    `trend` is None where no training loss of two rows was logged; `least` is then NaN.
+    `trend` is None, and `least` NaN, if fewer than two rows have a training loss.
     """
 
     shown: bool
@@ -84,7 +84,7 @@ class Learning(NamedTuple):
 
     @property
     def says(self) -> str:
-        """Why it stays undecided, with the size of the effect that would have been seen."""
+        """The reason why it stays undecided, with the size of the effect that would have been seen."""
         if self.trend is None:
             return "no training loss in two rows"
         fall, rows = self.trend.fall, self.trend.rows
@@ -96,7 +96,7 @@ class Learning(NamedTuple):
 
 @once
 def learning(facts: RunFacts) -> Learning:
-    """Whether held-out or training loss fell by more than chance would have let it."""
+    """Whether held-out or training loss fell by more than chance explains."""
     trend, held = facts.trend, _held_out_fell(facts)
     if trend is None:
         return Learning(held, None, math.nan)
@@ -119,9 +119,9 @@ def _steps_per_row(facts: RunFacts) -> float:
 
 
 def _few_least(rows: int, every: float, noise: float) -> float:
-    """The least fall that few rows show: a fixed share, or what the noise of such rows leaves, if that is less."""
-    usual = _STEP_NOISE / math.sqrt(every) * (0.5 if rows >= 6 else 1.0)  # 4 differences measure some
-    quantile = _QUANTILE * (1.3 if rows < 4 else 1.0)  # no test of the order stands behind it
+    """The least fall that counts for few rows: a fixed share, or less if their noise allows it."""
+    usual = _STEP_NOISE / math.sqrt(every) * (0.5 if rows >= 6 else 1.0)  # 4 second differences measure it
+    quantile = _QUANTILE * (1.3 if rows < 4 else 1.0)  # stricter: so few rows get no test of their order
     return min(_FEW_FALL.get(rows, 0.2), max(0.05, quantile * math.sqrt(2.0) * max(noise, usual)))
 
 
@@ -138,7 +138,7 @@ def _held_out_fell(facts: RunFacts) -> bool:
 
 @once
 def not_finite(facts: RunFacts) -> bool:
-    """Whether losses, or gradients in rows that were not skipped, are not finite: shapes then mean little."""
+    """Whether a loss is not finite, or two successive gradient norms outside skipped steps: shapes mean little then."""
     if len(facts.loss.values) < len(facts.series.losses):
         return True
     bad = [] if skipped_rows(facts) else bad_norms(facts)
@@ -147,7 +147,7 @@ def not_finite(facts: RunFacts) -> bool:
 
 @once
 def no_learning(facts: RunFacts) -> Observation | None:
-    """That nothing is learnt, by held-out loss, rate or bounds of the fall; None where that is not shown."""
+    """The finding that nothing is learnt, by held-out loss, learning rate or bounds of the fall; None if not shown."""
     result = learning(facts)
     trend = result.trend
     surely = trend is not None and trend.p <= MOVED.value and trend.fall > SURE_FALL.value
@@ -184,7 +184,7 @@ def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Obser
 
 
 def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
-    """Rows whose fall is small, and surely so: both the slope over all and the levels of both halves."""
+    """The finding if the fall is surely small, by the slope over all rows and by early and late medians."""
     points = facts.outline.points
     n = len(points)
     if len(facts.loss.values) < STILL_ROWS.value or trend.start <= 0.0 or facts.moved:
@@ -216,7 +216,7 @@ def _does_not_fall(
 
 
 def _margin_grows(facts: RunFacts) -> bool:
-    """Whether chosen and rejected are separated in the second half, which the loss may hide."""
+    """Whether chosen and rejected answers are separated in the second half. The loss alone may hide that."""
     margins = facts.signals.get("rewards/margins")
     if facts.objective.kind != "preference" or margins is None:
         return False
@@ -226,7 +226,7 @@ def _margin_grows(facts: RunFacts) -> bool:
 
 
 def _chance_level(facts: RunFacts) -> str | None:
-    """The name of the level of knowing nothing, if the loss sits there all along."""
+    """The loss of equal odds (ln K) as text, if the loss stays at it from start to end, else None."""
     classes = 2 if facts.objective.kind in {"preference", "reward"} else facts.num_labels
     if not classes or classes < 2:
         return None
@@ -269,7 +269,7 @@ def _plateau(facts: RunFacts) -> Observation | None:
 
 
 def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) -> Observation | None:
-    """A span whose fall is small, and surely so; where noise leaves it open, the reason is added."""
+    """The finding if the fall over the last span is surely small. If noise prevents a verdict, append the reason."""
     span = thin(facts.loss.points[start:], FEW_POINTS // 2)
     level = median(span)
     if level <= FITTED.value:
@@ -289,7 +289,7 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     step = facts.step(facts.loss.row(start))
     held_out = facts.held_out_curve
     if held_out is not None and held_out.still_falls(step):
-        return None  # what is not to be memorized is still learnt
+        return None  # held-out loss still falls, so the run still learns
     fell = (
         f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, and fell {most:.1%} at most"
     )
@@ -302,7 +302,7 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
 
 
 def _idle(facts: RunFacts, row: int) -> bool:
-    """Whether the learning rate from a row on is, in the median, too low to expect progress."""
+    """Whether the median learning rate from a row on is too low to expect progress."""
     rates = [rate for rate in thin(facts.series.rates[row:], FEW_POINTS // 2) if math.isfinite(rate)]
     return bool(rates) and median(rates) <= IDLE_RATE.value * facts.peak_rate
 

@@ -1,8 +1,8 @@
-"""NUM101, NUM102 and NUM131: numbers that are not finite, seen, hidden, or skipped by the gradient scaler.
+"""NUM101, NUM102 and NUM131: non-finite numbers that are seen, hidden, or skipped by the gradient scaler.
 
-Training in fp16 scales the loss up; where a gradient overflows, the scaler leaves the optimizer step out and the
-scheduler with it. Such a row has a gradient norm that is not finite and a learning rate that stood still, which no NaN
-in the weights would cause: it is judged first, and not counted against the run.
+Training in fp16 scales the loss up. If a gradient overflows, the scaler skips the optimizer step and the scheduler
+step. Such a row has a non-finite gradient norm, and its learning rate stood still, which NaN in the weights would not
+cause. Skipped steps are therefore looked for first, and their rows do not count against the run.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from itertools import pairwise
 from operator import sub
 from typing import Final
 
+from gradience.rules import MASKED, NAN_TRL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
-from gradience.rules.rule import MASKED, NAN_TRL, Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.scalars import Severity, as_float
+from gradience.schema import Severity, as_float
 
 MASKED_FALL = Threshold("masked_fall", 0.15, "fraction of the loss just before", "transformers 5.24: 4.15 to 3.33 seen")
 ROUNDS_TO_ZERO = Threshold("rounds_to_zero", 0.05, "nats", "a fitted batch: transformers logs four decimals")
@@ -24,13 +24,13 @@ SKIPS_SHOWN = Threshold("skips_shown", 0.6, "fraction of the rows whose norm is 
 SKIPS_MANY = Threshold("skips_many", 0.5, "fraction of all rows", JUDGEMENT)
 STOOD_STILL = Threshold("stood_still", 0.7, "of one step's share in the move of a row", JUDGEMENT)
 
-_STRAIGHT: Final = 0.02  # moves that differ by less lie on a line, on which one step of several can be missed
-_AROUND: Final = 6  # rows on each side whose moves are the usual ones
-_SAME_RATE: Final = 1e-9  # of the highest rate
+_STRAIGHT: Final = 0.02  # relative; moves of the rate that differ by less form a line, on which a missing step shows
+_AROUND: Final = 6  # rows on each side that give the usual move of the rate
+_SAME_RATE: Final = 1e-9  # fraction of the highest rate; a smaller move is none
 
 
 def bad_norms(facts: RunFacts) -> list[int]:
-    """The rows whose gradient norm was recorded and is not finite; a million finite ones take no loop of ours."""
+    """The rows whose gradient norm was recorded but is not finite. A series of finite norms needs no Python loop."""
     series = facts.series
     whole = len(facts.norm.values) == len(series.grad_norms)
     if not series.lost_norms and (whole or not any(map(math.isinf, series.grad_norms))):
@@ -40,10 +40,10 @@ def bad_norms(facts: RunFacts) -> list[int]:
 
 
 def skipped_rows(facts: RunFacts) -> list[int]:
-    """The rows with a gradient norm that is not finite, if the optimizer left their steps out; else nothing.
+    """The rows with a non-finite gradient norm, if the optimizer skipped their steps; else an empty list.
 
-    The learning rate must have stood still in most of them while it moved elsewhere, and the run must have gone on:
-    every loss finite, none of the last third 0, and a gradient there that is finite and not 0.
+    The learning rate must have stood still in most of these rows and moved elsewhere. The run must have gone on: all
+    losses are finite, no loss of the last third is 0, and some gradient norm there is finite and not 0.
     """
     bad = bad_norms(facts)
     series = facts.series
@@ -56,7 +56,7 @@ def skipped_rows(facts: RunFacts) -> list[int]:
 
 
 def _frozen(facts: RunFacts, bad: Sequence[int]) -> int:
-    """In how many of the rows the learning rate stood still; 0 where it did not move elsewhere either."""
+    """The number of the given rows in which the learning rate stood still; 0 if it did not move elsewhere either."""
     rates = facts.series.rates
     moves = list(map(abs, map(sub, rates[1:], rates)))  # NaN where a rate is missing
     near_bad = {j for i in bad for j in (i - 1, i)}
@@ -69,7 +69,7 @@ def _frozen(facts: RunFacts, bad: Sequence[int]) -> int:
 
 
 def _stood_still(moves: Sequence[float], near_bad: set[int], row: int, every: float, peak: float) -> bool:
-    """Whether a row's learning rate is that of a step less; of rows of several steps, only seen on a line."""
+    """Whether the learning rate of a row lags by one step. In rows of several steps only a linear schedule shows it."""
     around = [moves[j] for j in range(max(0, row - _AROUND), min(len(moves), row + _AROUND)) if j not in near_bad]
     usual = median(move for move in around if move > 0.0)
     if math.isnan(usual):
@@ -132,14 +132,14 @@ def _non_finite(facts: RunFacts) -> Observation | None:
 
 
 def _of_norms(norms: Sequence[int], dtype: str | None) -> Severity:
-    """How bad it is: fp16's loss scaling skips one step alone, not two in a row."""
+    """The severity of non-finite norms: fp16 loss scaling explains single skipped steps, but not two in a row."""
     if any(b - a == 1 for a, b in pairwise(norms)):
         return "error"
     return "info" if len(norms) == 1 or dtype == "float16" else "warning"
 
 
 def _masked_nan(facts: RunFacts) -> Observation | None:
-    """A loss of exactly 0, or one that falls where the gradient is not finite: how a filtered NaN shows."""
+    """The traces of a filtered NaN: a loss of exactly 0, or one that falls where the gradient is not finite."""
     losses = facts.series.losses
     if not losses:
         raise Unknown("no training loss was recorded")
@@ -155,13 +155,16 @@ def _masked_nan(facts: RunFacts) -> Observation | None:
 
 
 def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observation | None:
-    """Zeros are masked NaN where the gradient is not finite, is 0 too, or was not logged and the loss had been high."""
+    """Judge losses of 0.
+
+    Zeros are a masked NaN if the gradient there is not finite or 0, or if no gradient was logged and the loss was high.
+    """
     kind, norms = facts.objective.kind, facts.series.grad_norms
     not_finite = not set(zero).isdisjoint(bad)
     if kind == "rl":
         zero = [i for i in zero if i in set(bad)]
         return _masked(facts, zero, bad) if zero else None
-    dead = kind != "preference" and any(norms[i] == 0.0 for i in zero)  # PRF130 speaks of saturated preferences
+    dead = kind != "preference" and any(norms[i] == 0.0 for i in zero)  # PRF130 reports saturated preferences
     losses, first = facts.series.losses, zero[0]
     before = median([x for x in losses[max(0, first - 8) : first] if math.isfinite(x)])
     unlogged = len(zero) > 1 and all(math.isnan(norms[i]) and i not in bad for i in zero)
@@ -181,7 +184,7 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
 
 
 def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
-    """Zeros from the first row to the last: nothing was broken on the way, there is nothing to learn from."""
+    """The finding if all losses are 0. Nothing broke on the way: no label counts, or it was NaN from the start."""
     rows = len(facts.series.losses)
     also = [f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1]]
     return Observation(
@@ -206,7 +209,7 @@ def _masked(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observa
 
 
 def _fallen(losses: Sequence[float], bad: Sequence[int]) -> list[int]:
-    """The rows of a gradient not finite whose loss is well under the rows before."""
+    """The rows with a non-finite gradient whose loss is well below that of the rows before."""
     fallen = []
     for i in bad:
         before = median([x for x in losses[max(0, i - 5) : i] if math.isfinite(x)])

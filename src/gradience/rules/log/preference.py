@@ -1,4 +1,4 @@
-"""PRF119 to PRF121 and PRF130 on preference training; RWD122, ZVR123, KLD124 and CLP125 on RL, by its rewards."""
+"""PRF119 to PRF121 and PRF130 on preference training; RWD122, ZVR123, KLD124 and CLP125 on rewards in RL."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from gradience.rules import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, Signal, column, last_part, seen
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.rules.objective import only_under
-from gradience.rules.rule import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "a mean of fewer is not a level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
@@ -40,7 +40,8 @@ KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", JU
 KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", JUDGEMENT)
 CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
 
-_REFERENCE_FREE: Final = {"log_odds_ratio", "nll_loss", "odds_ratio_loss"}  # ORPO, CPO: no reference, no start at ln 2
+# logged by ORPO and CPO, which have no reference model, so their loss does not start at ln 2
+_REFERENCE_FREE: Final = {"log_odds_ratio", "nll_loss", "odds_ratio_loss"}
 _THIRD: Final = 3
 
 
@@ -99,7 +100,7 @@ def _start(facts: RunFacts) -> Observation | None:
 
 
 def saturated(facts: RunFacts) -> Observation | None:
-    """Preferences so far apart that the loss has no gradient left; None where they are not, or nothing says it."""
+    """The finding if preferences are so far apart that the loss has no gradient left; None if not, or if not logged."""
     margins, losses = facts.signals.get("rewards/margins"), facts.loss.values
     if facts.objective.kind != "preference" or margins is None or len(losses) < FEW_ROWS.value:
         return None
@@ -157,7 +158,7 @@ def _reward(facts: RunFacts) -> Observation | None:
 
 
 def _few_rewards(values: Sequence[float], steps: Sequence[int]) -> Observation | None:
-    """Of few rows the order decides: whether so many pairs of them fall by chance."""
+    """Judge few rows by their order: whether chance explains as many falling pairs."""
     first, last = median(values[:2]), median(values[-2:])
     p = mann_kendall(values)
     if p <= ALPHA.value and first - last > REWARD_FALL.value * abs(first):

@@ -1,4 +1,4 @@
-"""END114 to GAP118 on whether the log is whole and shows small effects; GUA150 on what a guard did to the run."""
+"""END114 to GAP118: is the log whole, and can it show small effects? GUA150: what a guard did to the run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.errors import few
+from gradience.rules import LOGGING_DEFAULT, Observation, Rule, Threshold, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.statistics import median
-from gradience.rules.rule import LOGGING_DEFAULT, Observation, Rule, Threshold, cite
 
 FEW_ROWS = Threshold("few_rows", 20, "training rows", "a judgement: small effects are lost in the noise of fewer")
 REPLAY_DIFFERENCE = Threshold(

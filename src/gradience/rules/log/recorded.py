@@ -1,10 +1,10 @@
 """TRN202 and its kin on the newest audit in a log; DAT301 and its kin on the batches that the recorder saw.
 
-The audit speaks of the update that was trained: what it could be compressed to afterwards, and at what cost. None of it
-says to train with less rank: utilization falls as r grows, whatever the run. Without an audit UTL204 alone says so.
+The audit describes the trained update: to what rank it could be compressed afterwards, and at what cost. No rule here
+advises a lower rank for training, because utilization falls as r grows in any run. Without an audit only UTL204 speaks.
 
-The `metrics` event of kind `data` holds counts of some batches, judged by the rules on a data set that need no more.
-Where no token was supervised, that is the one finding, and the rules on loss and gradient are not judged.
+The `metrics` event of kind `data` holds counts of some batches. They are judged by those rules on a data set that need
+no more. If no token was supervised, that is the only finding, and the rules on loss and gradient are not judged.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from gradience.rules import ENERGY, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.data import content, supervision, tokens
-from gradience.rules.data.rows import counted
+from gradience.rules.data.content import counted
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
-from gradience.rules.rule import ENERGY, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.weights.health import observe_verdict, suggests_ranks
+from gradience.rules.weights import observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,
     NON_FINITE,
@@ -29,13 +29,13 @@ from gradience.rules.weights.rules import (
     observe_size,
     observe_utilization,
 )
+from gradience.schema import Json, number_in
 from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
-from gradience.schema.scalars import Json, number_in
 
 IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", JUDGEMENT)
 IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", JUDGEMENT)
 
-_LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # energy lost from that rank on
+_LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # most energy lost at that rank
 
 
 def _utilization(facts: RunFacts) -> Observation | None:
@@ -51,7 +51,7 @@ def _utilization(facts: RunFacts) -> Observation | None:
 
 
 def no_weights(audit: Mapping[str, Json]) -> bool:
-    """Whether an audit says that it found nothing to measure: its means are then no measurements."""
+    """Whether an audit says that it found nothing to measure, so that its means are no measurements."""
     return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
 
 
@@ -99,9 +99,10 @@ def _cost(rank: int, bound: float | None) -> str:
 
 
 def error_bound(modules: Sequence[Mapping[str, Json]], rank: int) -> float | None:
-    """An upper bound of the relative Frobenius error of cutting all modules to a rank; None without norms.
+    """An upper bound of the relative Frobenius error if all modules are cut to `rank`; None if a norm or r is missing.
 
-    From the ranks that hold 90, 95 and 99 % of the energy; below those, k of r directions hold k / r at least.
+    It uses the ranks that hold 90, 95 and 99 % of a module's energy. Below them, the first k of r directions hold k / r
+    of the energy at least.
     """
     total = lost = 0.0
     for module in modules:
@@ -129,7 +130,7 @@ def _idle_types(facts: RunFacts) -> Observation | None:
     params = sum(_real(group, "params") or 0.0 for group in types.values())
     if (
         len(types) < 2 or not params or all(_real(g, "energy_share") is None for g in types.values())
-    ):  # of one kind there is nothing to compare
+    ):  # one type alone cannot be compared
         raise Unknown("the audit in the log does not say how the energy is spread over two types of modules or more")
     idle = list(_idle(types, params))
     if not idle:
@@ -152,7 +153,7 @@ def _idle(types: Mapping[str, Mapping[str, Json]], params: float) -> Iterator[tu
 
 
 def audited_rank(facts: RunFacts) -> int | None:
-    """The rank that the audited modules share, None where they differ; the config's where no module says."""
+    """The rank that all audited modules share, None if they differ. If no module has one, the config's rank."""
     ranks = {rank for module in _modules(facts.audit or {}) if (rank := _rank(module, "r")) is not None}
     if ranks:
         return ranks.pop() if len(ranks) == 1 else None
@@ -251,13 +252,13 @@ def _count(facts: RunFacts, name: str) -> int | None:
 
 
 def everything_masked(facts: RunFacts) -> bool:
-    """Whether no token of any batch that was seen is supervised."""
+    """Whether batches were seen and none of their tokens is supervised."""
     rows = _count(facts, "rows")
     return bool(rows) and _count(facts, "rows_unsupervised") == rows and _count(facts, "supervised") == 0
 
 
 def as_data(facts: RunFacts) -> DataReport:
-    """The batches as a data set: the counts that both have."""
+    """The recorded batches as a data set report, with the counts that both have."""
 
     def seen(name: str) -> Rows:
         return Rows(count=_count(facts, name) or 0)
@@ -339,7 +340,7 @@ def _labels(facts: RunFacts) -> Iterator[Observation]:
 
 
 def _repeated(facts: RunFacts) -> Iterator[Observation]:
-    """Of the few batches that are watched: a hint, whatever the share. The check of the data counts them all."""
+    """Duplicates in the few batches watched: a hint of the rule's own severity. `check` counts the whole data set."""
     for found in content.duplicates(as_data(facts)):
         yield replace(found, severity=None)
 

@@ -1,4 +1,4 @@
-"""REP128, MEM127 and LEK132: data seen again and again, and held-out data that may be among them."""
+"""REP128, MEM127 and LEK132: data seen many times, and held-out data that may be part of the training data."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, last_part, positive_loss, seen
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
 from gradience.rules.objective import not_under
-from gradience.rules.rule import TRIAL, Observation, Rule, Threshold, Unknown, cite
 
 MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
 SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")
@@ -62,15 +62,15 @@ def _down_to(start: float, end: float, level: float) -> bool:
 
 
 class _Step(NamedTuple):
-    drop: float  # of the level before, as a fraction
-    error: float  # of that fraction
+    drop: float  # fall, as a fraction of the level before
+    error: float  # standard error of `drop`
 
 
 def _epoch_steps(facts: RunFacts) -> Observation | None:
     curve, epochs = facts.loss, facts.epoch
     if epochs is None or facts.last_step is None:
         raise Unknown("the log does not say how often the data was seen")
-    whole = math.ceil(epochs - EPOCH_REST.value) - 1  # ends of epochs with something behind them
+    whole = math.ceil(epochs - EPOCH_REST.value) - 1  # ends of epochs with enough rows after them
     if whole < 1:
         return None
     width = int(EPOCH_SHARE.value * len(curve.points) / epochs)
@@ -97,12 +97,12 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
 
 
 def _all_step_down(steps: Sequence[_Step]) -> bool:
-    """Whether the loss steps down over the ends of epochs: surely so in the mean, and no end surely shows less.
+    """Whether the loss steps down at the ends of epochs: surely so in the mean, and no single end surely by less.
 
-    Of four ends and more the least step is left out.
+    From four ends on, the smallest step is left out.
 
     Raises:
-        Unknown: the mean step may be as large, but noise hides it.
+        Unknown: the mean step may be large enough, but noise hides it.
     """
     spared = 1 if len(steps) >= EPOCHS_MANY.value else 0
     judged = sorted(step for step in steps if math.isfinite(step.error))[spared:]
@@ -121,7 +121,7 @@ def _all_step_down(steps: Sequence[_Step]) -> bool:
 
 
 def _step(points: Sequence[float], end: int, width: int, error: float) -> _Step:
-    """By how much the loss falls over the end of an epoch, less what it fell just before anyway."""
+    """The fall of the loss over the end of an epoch, less its fall just before that end."""
     earlier, before = median(points[max(0, end - 2 * width) : max(0, end - width)]), median(points[end - width : end])
     after = median(points[end + 1 : end + 1 + width])
     if end < 2 * width or not min(earlier, before) > 0.0 or math.isnan(after):
@@ -130,7 +130,10 @@ def _step(points: Sequence[float], end: int, width: int, error: float) -> _Step:
 
 
 def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
-    """The median fall of the held-out loss from the evaluation at or before an end of an epoch to the next one."""
+    """The median fall of held-out loss over the given ends of epochs; None if no evaluations enclose one.
+
+    Each fall is taken from the last evaluation at or before the end to the next evaluation.
+    """
     curve = facts.held_out_curve
     if curve is None:
         return None
@@ -140,7 +143,7 @@ def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
 
 
 def _learns_still(facts: RunFacts) -> str | None:
-    """Why steps of the training loss are no memory yet: new data gain from them too, or are known as well."""
+    """The reason why steps of the training loss are no memorization, or None: held-out loss gains too, or is as low."""
     curve = facts.held_out_curve
     if curve is None or len(curve.losses) < LEAST_EVALS.value:
         return None

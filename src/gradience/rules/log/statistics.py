@@ -1,8 +1,7 @@
-"""Robust statistics of a series of numbers: levels, noise, and whether it falls. Nothing but the standard library.
+"""Robust statistics of a series of numbers: level, noise, trend and spikes. Standard library only.
 
-Every estimate holds from two or three values up, and comes with the least effect that it could have shown: a detector
-that abstains can say how large an effect it would have seen. Callers pass at most `FEW_POINTS` values to what looks at
-all pairs of them.
+Every estimate works from two or three values up and comes with the least effect that it could have shown. A detector
+that abstains can therefore name that effect. Functions that compare all pairs take at most `FEW_POINTS` values.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from typing import Final, NamedTuple
 FEW_POINTS: Final = 128  # 8128 pairs
 MEDIAN_ERROR: Final = 1.2533  # standard error of a median over that of a mean, of normal values: sqrt(pi / 2)
 NORMAL_95: Final = 1.645  # standard deviations, one-sided 95 %
-# of normal noise, the standard deviation over the median and over the mean of its absolute second differences
+# For normal noise: standard deviation divided by the median, or by the mean, of absolute second differences.
 _OF_MEDIAN: Final = 0.6053  # 1 / (0.6745 sqrt 6)
 _OF_MEAN: Final = 0.5117  # 1 / (0.7979 sqrt 6)
-_FEW_DIFFERENCES: Final = 6  # below it their median scatters more than their mean
+_FEW_DIFFERENCES: Final = 6  # with fewer, the median of the differences scatters more than their mean
 _LARGEST: Final = 1e100
 _EXACT: Final = 40  # rows up to which the exact distribution of inversions is counted
-_POWER: Final = 2.326 + 0.842  # normal quantiles: one-sided 1 %, seen in 80 % of the cases
-_CURVED: Final = 9  # rows from which a fall along the logarithm of the row is looked for too
+_POWER: Final = 2.326 + 0.842  # normal quantiles: one-sided test at 1 %, power of 80 %
+_CURVED: Final = 9  # rows from which a fall with the logarithm of the row is tested too
 _LEAST_FALL: Final = 0.02  # no fall under this fraction is called one, however little noise there is
 
 
 def bounded(values: Sequence[float]) -> Sequence[float]:
-    """The values, those beyond 1e100 or nearer to 0 than 1e-100 put at these bounds: their squares are finite."""
+    """The values with magnitudes clipped to [1e-100, 1e100], so that their squares stay finite; zeros stay 0."""
     if not values or (max(values) <= _LARGEST and min(values) >= 1.0 / _LARGEST):
         return values
     return [
@@ -39,7 +38,7 @@ def bounded(values: Sequence[float]) -> Sequence[float]:
 
 
 def median(values: Iterable[float]) -> float:
-    """The median; NaN of nothing."""
+    """The median; NaN if there are no values."""
     ordered = sorted(values)
     n = len(ordered)
     if not n:
@@ -48,12 +47,12 @@ def median(values: Iterable[float]) -> float:
 
 
 def median_error(noise: float, *counts: float) -> float:
-    """Standard error of a median of so many values with this noise; of several counts, of the medians' difference."""
+    """Standard error of a median of `count` noisy values; with several counts, of the difference of their medians."""
     return MEDIAN_ERROR * noise * math.sqrt(sum(1.0 / count for count in counts))
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and its standard error; that of one value is infinite."""
+    """The mean and its standard error, which is infinite for a single value."""
     values = bounded(values)
     mean = math.fsum(values) / len(values)
     if len(values) < 2:  # one value does not scatter
@@ -63,15 +62,15 @@ def mean_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The median absolute first difference; 0 of fewer than two values."""
+    """The median absolute first difference; 0 for fewer than two values."""
     return median(map(abs, map(sub, islice(values, 1, None), values))) if len(values) > 1 else 0.0
 
 
 def noise(values: Sequence[float], *, few: int = _FEW_DIFFERENCES) -> float:
-    """The standard deviation of the noise on a smooth curve, from second differences: a slope leaves them at 0.
+    """The standard deviation of the noise on a smooth curve, estimated from second differences.
 
-    Of fewer than `few` differences their mean is taken instead of their median. Three values show noise only where they
-    turn; two show none.
+    Second differences of a straight slope are 0, so a slope does not count as noise. If there are fewer than `few`
+    differences, their mean is used instead of their median. Three values show noise only if they turn; two show none.
     """
     if len(values) < 3:
         return 0.0
@@ -84,7 +83,7 @@ def noise(values: Sequence[float], *, few: int = _FEW_DIFFERENCES) -> float:
 
 
 class Slope(NamedTuple):
-    """The median slope per value over all pairs (Theil-Sen), between its one-sided 95 % bounds (Sen 1968)."""
+    """Theil-Sen slope per value (median over all pairs) and its one-sided 95 % bounds (Sen 1968)."""
 
     slope: float
     low: float
@@ -92,7 +91,7 @@ class Slope(NamedTuple):
 
 
 def theil_sen(values: Sequence[float]) -> Slope:
-    """The slope of a series; of fewer than two values it is 0, without bounds."""
+    """The Theil-Sen slope of a series; for fewer than two values the slope is 0 and the bounds are infinite."""
     n = len(values)
     slopes = sorted(chain.from_iterable(_slopes(values, apart) for apart in range(1, n)))
     if not slopes:
@@ -109,7 +108,7 @@ def _slopes(values: Sequence[float], apart: int) -> list[float]:
 
 
 def mann_kendall(values: Sequence[float]) -> float:
-    """One-sided p that a series falls, if its order were chance: exact up to 40 values without ties, else normal."""
+    """One-sided p of a Mann-Kendall test for a fall: exact up to 40 values without ties, else approximately normal."""
     n = len(values)
     falls = sum(_falls(values, values[apart:]) for apart in range(1, n))
     counts: dict[float, int] = {}
@@ -124,7 +123,7 @@ def mann_kendall(values: Sequence[float]) -> float:
 
 
 def _falls(values: Sequence[float], later: Sequence[float]) -> int:
-    """How many values lie over the one that comes later by a set distance, less how many lie under it."""
+    """Over pairs of a value and its later partner: the number that fall less the number that rise."""
     over: Iterable[bool] = map(gt, values, later)
     under: Iterable[bool] = map(lt, values, later)
     return sum(over) - sum(under)
@@ -132,7 +131,7 @@ def _falls(values: Sequence[float], later: Sequence[float]) -> int:
 
 @lru_cache(maxsize=_EXACT + 1)
 def _inversions(n: int) -> tuple[int, ...]:
-    """How many orders of n values have k falling pairs, for each k (Mahonian numbers)."""
+    """For each k, the number of orders of n values with k falling pairs (Mahonian numbers)."""
     row = [1]
     for m in range(2, n + 1):
         longer = [0] * (len(row) + m - 1)
@@ -144,10 +143,10 @@ def _inversions(n: int) -> tuple[int, ...]:
 
 
 def falls_with_logarithm(values: Sequence[float]) -> float:
-    """One-sided p that a positive series falls with the logarithm of the row, as learning curves do: steep first.
+    """One-sided p that a positive series falls with the logarithm of the row: steep at first, as learning curves do.
 
-    The correlation of ln(value) with -ln(row), which under chance is about normal times 1 / sqrt(n - 1); 1 of fewer
-    than 9 values.
+    The test statistic is the correlation of ln(value) with -ln(row). By chance it is about normal with standard
+    deviation 1 / sqrt(n - 1). Returns 1 for fewer than 9 values.
     """
     n = len(values)
     if n < _CURVED or min(values) <= 0.0:
@@ -163,14 +162,14 @@ def falls_with_logarithm(values: Sequence[float]) -> float:
 
 
 def moves(values: Sequence[float]) -> float:
-    """Two-sided p that a positive series has a trend, straight or along the logarithm of the row."""
+    """Two-sided p that a positive series has a trend, linear or with the logarithm of the row."""
     one_sided = (
         mann_kendall(values),
         mann_kendall([-value for value in values]),
         falls_with_logarithm(values),
         falls_with_logarithm([1.0 / value for value in values]),
     )
-    return min(1.0, 2 * 2 * min(one_sided))  # two sides, two tests
+    return min(1.0, 2 * 2 * min(one_sided))  # Bonferroni: two sides times two tests
 
 
 def _upper_tail(z: float) -> float:
@@ -181,12 +180,12 @@ class Trend(NamedTuple):
     """How a series falls from its first rows to its last fifth.
 
     Attributes:
-        rows: how many values it has.
-        start: level of the first rows: the higher of the first value and the median of the first three, under 20 rows.
+        rows: number of values.
+        start: level of the first rows. Under 20 rows, the higher of the first value and the median of the first three.
         end: median of the last fifth.
         fall: 1 - end / start.
         noise: standard deviation of one row, as a fraction of `end`.
-        p: one-sided, that it falls although its order is chance.
+        p: one-sided p of a falling order.
         least: the fall that 80 % of series with this noise would have shown at p = 1 %.
     """
 
@@ -200,7 +199,7 @@ class Trend(NamedTuple):
 
 
 def trend_of(values: Sequence[float]) -> Trend | None:
-    """The trend of a mostly positive series of at most `FEW_POINTS` values; None of fewer than two."""
+    """The trend of a series of at most `FEW_POINTS` values; None if fewer than two or if its median is not positive."""
     n = len(values)
     if n < 2 or median(values) <= 0.0:
         return None
@@ -217,38 +216,38 @@ def trend_of(values: Sequence[float]) -> Trend | None:
 def _start(values: Sequence[float]) -> float:
     n = len(values)
     first = values[0] if n < 20 else median(values[: max(3, n // 20)])
-    return max(first, median(values[:3])) if n >= 5 and first > 0.0 else first  # of 4 rows, 3 are most
+    return max(first, median(values[:3])) if n >= 5 and first > 0.0 else first  # under 5 rows, 3 are most of the series
 
 
 MOST_POINTS: Final = 2048  # points that a detector loops over
-_SAMPLE: Final = 33  # values of a block that give its median; rows of it whose differences give its noise
-_BEFORE: Final = 8  # values that give the level before a row
-_MANY: Final = 1000  # rows from which a spike must be the higher the more rows there are to choose from
-_NEAR: Final = 0.6  # of the bar, judged on the block: what passes is judged on its own rows
+_SAMPLE: Final = 33  # values sampled from a block for its median; rows of a block used for its spread
+_BEFORE: Final = 8  # values before a row that give its level
+_MANY: Final = 1000  # rows from which the bar for a spike grows with the number of rows
+_NEAR: Final = 0.6  # fraction of the bar that a value must pass by its block to be judged by its own rows
 
 
 class Curve(NamedTuple):
-    """The finite values of a series, their rows in it, one median per block of rows, and the least value."""
+    """The finite values of a series, their rows in it, the median of each block of rows, and the lowest value."""
 
     values: Sequence[float]
     rows: Sequence[int]
     block: int
     points: Sequence[float]
-    lowest: float  # NaN of nothing; looked up once, for a pass over a million rows costs 10 ms
+    lowest: float  # NaN if there are no values; stored, because a pass over a million rows costs 10 ms
 
     def row(self, point: int) -> int:
-        """The row in the series with which a point begins."""
+        """The row of the series at which a point (a block) begins."""
         return self.rows[point * self.block]
 
     def outline(self, most: int) -> Curve:
-        """The same curve through at most so many points."""
+        """The same curve reduced to at most `most` points."""
         block = _block(len(self.points), most)
         points = self.points if block == 1 else _block_medians(self.points, block)
         return self._replace(block=self.block * block, points=points)
 
 
 def curve_of(values: Sequence[float]) -> Curve:
-    """The curve of a series, without values that are missing (NaN) or not finite."""
+    """The curve of a series without its missing (NaN) and infinite values."""
     kept: Sequence[float] = values
     rows: Sequence[int] = range(len(values))
     if not all_finite(values):
@@ -260,7 +259,7 @@ def curve_of(values: Sequence[float]) -> Curve:
 
 
 def all_finite(values: Sequence[float]) -> bool:
-    """Whether no value is NaN or infinite; a sum that overflows is looked at twice.
+    """Whether no value is NaN or infinite. If the sum is not finite, each value is checked, for the sum may overflow.
 
     >>> all_finite([1.0, 2.0]), all_finite([1.0, float("nan")]), all_finite([1e308, 1e308])
     (True, False, True)
@@ -269,7 +268,7 @@ def all_finite(values: Sequence[float]) -> bool:
 
 
 def thin(values: Sequence[float], most: int) -> list[float]:
-    """At most so many block medians of a series."""
+    """The series reduced to at most `most` block medians."""
     block = _block(len(values), most)
     return list(values) if block == 1 else _block_medians(values, block)
 
@@ -279,19 +278,19 @@ def _block(rows: int, most: int) -> int:
 
 
 def _block_medians(values: Sequence[float], block: int) -> list[float]:
-    """The median of each block; of a long one, that of some 32 values spread evenly over it."""
+    """The median of each block; for a long block, the median of 33 to 65 values spread evenly over it."""
     stride = max(1, block // _SAMPLE)
     return [median(values[i : i + block : stride]) for i in range(0, len(values), block)]
 
 
 class Bar(NamedTuple):
-    """How far a row must rise over the rows before to stand out.
+    """How far a row must rise above the rows before it to stand out.
 
     Attributes:
-        k: times the spread of the 32 rows before; from 1000 rows on it grows by a quarter with each factor of 10, for
-            chance has more rows to choose from.
-        floor: least spread, as a fraction of the level, or of a logarithm.
-        logarithmic: whether logarithms of the values, all of them positive, are compared.
+        k: multiple of the spread of the 32 rows before. From 1000 rows on it grows by a quarter per factor of 10,
+            because more rows give chance more opportunities.
+        floor: least spread, as a fraction of the level; if `logarithmic`, as a difference of logarithms.
+        logarithmic: whether to compare logarithms of the values, which must be positive.
     """
 
     k: float
@@ -300,14 +299,14 @@ class Bar(NamedTuple):
 
 
 def excesses(curve: Curve, bar: Bar) -> list[tuple[int, float]]:
-    """The values that stand out, by place among the curve's values, and by how many times the spread."""
+    """Return the values that stand out: index in `curve.values`, and height as a multiple of the spread."""
     k = _raised(curve, bar)
     judged = ((i, _excess(curve.values, i, bar, over=k)) for i in _candidates(curve, bar, k))
     return [(i, times) for i, times in judged if times > k]
 
 
 def stands_out(curve: Curve, place: int, bar: Bar) -> bool:
-    """Whether the value at one place stands out; the first 8 are not judged."""
+    """Whether the value at one index stands out; the first 8 are not judged."""
     return _BEFORE <= place < len(curve.values) and _excess(curve.values, place, bar) > _raised(curve, bar)
 
 
@@ -316,10 +315,10 @@ def _raised(curve: Curve, bar: Bar) -> float:
 
 
 def _excess(values: Sequence[float], place: int, bar: Bar, *, over: float = 0.0) -> float:
-    """A value's height over the median of the 8 before it, in units of their spread; 0 where they are all equal.
+    """A value's height over the median of the 8 before it, in units of their spread; 0 if all are equal.
 
-    And 0 where the least spread there can be shows that it is no more than `over`: few rows stand out, and the spread
-    of the 32 before is what costs.
+    Also 0 if the floor of the spread alone shows that the height is no more than `over`. Few rows stand out, so this
+    saves computing most spreads, which are the expensive part.
     """
     before, value = values[max(0, place - _SAMPLE) : place], values[place]
     if bar.logarithmic:
@@ -333,7 +332,7 @@ def _excess(values: Sequence[float], place: int, bar: Bar, *, over: float = 0.0)
 
 
 def _candidates(curve: Curve, bar: Bar, k: float) -> Sequence[int]:
-    """Values worth a closer look: all of a short curve, those far above their block of a long one."""
+    """Indices worth a closer look: all of a short curve; in a long one, the values far above their block."""
     values, block = curve.values, curve.block
     if block == 1:
         return range(_BEFORE, len(values))
@@ -352,11 +351,11 @@ def _candidates(curve: Curve, bar: Bar, k: float) -> Sequence[int]:
     return found if len(found) <= MOST_POINTS else sorted(sorted(found, key=lambda i: -values[i])[:MOST_POINTS])
 
 
-_HIGHEST: Final = 700.0  # of a logarithm: its exponential is still a float
+_HIGHEST: Final = 700.0  # largest logarithm taken, because exp of much more overflows a float
 
 
 def runs_of(rows: Sequence[int]) -> list[list[int]]:
-    """Rising numbers as stretches of neighbours.
+    """Group rising numbers into runs of consecutive integers.
 
     >>> runs_of([1, 2, 5, 6, 7])
     [[1, 2], [5, 6, 7]]

@@ -1,8 +1,7 @@
-"""The story of a run in one line: what it did, in the words of its findings and of what was logged.
+"""The story of a run in one line: what it did, told by its findings and by the numbers logged.
 
-Each part rests on a finding or on recorded numbers and names it. It claims only what they support: "learns" is
-written only where losses fell by more than chance explains; elsewhere the fall that would have been
-seen is named.
+Each part rests on a finding or on recorded numbers, and names them. It claims no more than they support: "learns" is
+written only if losses fell by more than chance explains. Otherwise the part names the fall that would have been seen.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from gradience.rules.log.facts import RunFacts, ends
 from gradience.rules.log.learning import Learning, learning
 from gradience.rules.log.preference import ZERO_GROUPS_ALSO
 from gradience.rules.log.recorded import audited_rank
-from gradience.schema.findings import SEVERITIES, Finding
+from gradience.schema import Json, NonFinite, as_float, real
+from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
-from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 _GRAVE: Final = SEVERITIES.index("warning")
 _ERROR: Final = SEVERITIES.index("error")
-_BROKEN: Final = ("DAT301", "NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
-_MEANING: Final = ("SCL129", "PRF130")  # what the loss means, before what it does
-_SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # the first of them that was seen is the one reported
+_BROKEN: Final = ("DAT301", "NUM102", "NUM101", "DIV104")  # a broken loss, worst first
+_MEANING: Final = ("SCL129", "PRF130")  # what the loss means; told before what it does
+_SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # only the first of them that was found is told
 _OBJECTIVE: Final = ("REP128", "CLP125", "PRF119", "RWD122", "ZVR123", "KLD124")
 _LATER: Final = (
     "MEM127",
@@ -52,7 +51,7 @@ _ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123", "UND126", "MEM127", "LEK13
 
 
 def line_of(parts: Iterable[StoryPart]) -> str:
-    """The parts as one line."""
+    """Join the parts into one line."""
     return "; ".join(part.says for part in parts)
 
 
@@ -83,7 +82,7 @@ def _spoken(found: Mapping[str, Finding], ids: Sequence[str]) -> list[StoryPart]
 
 
 def _shape(found: Mapping[str, Finding], facts: RunFacts) -> list[StoryPart]:
-    """What the curve looks like, by the first finding on it."""
+    """The shape of the loss curve, told by the first finding on it."""
     shape = _spoken(found, _SHAPES)[:1]
     if shape and shape[0].finding == "PLT105" and not _broken(found) and learning(facts).shown:
         return [msgspec.structs.replace(shape[0], says=f"learns, then is {shape[0].says}")]
@@ -100,7 +99,7 @@ def _broken(found: Mapping[str, Finding]) -> bool:
 
 
 def _phrase(finding: Finding) -> str:
-    """The finding as a clause; without a phrase here, its own message."""
+    """The finding as a clause: its phrase from `_PHRASES`, else its own message up to the first colon."""
     phrase = _PHRASES.get(finding.id)
     values = finding.values
     return (phrase(values) if phrase else None) or finding.message.split(":")[0].rstrip(".")
@@ -111,7 +110,7 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _learning(found: Mapping[str, Finding], facts: RunFacts) -> Iterator[StoryPart]:
-    """Whether the run learns, or the fall that would have been seen."""
+    """Say whether the run learns, or name the fall that would have been seen."""
     if _broken(found) or facts.objective.kind == "rl":
         return
     result = learning(facts)
@@ -150,7 +149,7 @@ def _reward(facts: RunFacts) -> Iterator[StoryPart]:
 
 def _held_out(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
     if facts.held_out is None:
-        if "REP128" not in found:  # which says so
+        if "REP128" not in found:  # its phrase already says that nothing is held out
             yield StoryPart(says="no held-out signal")
         return
     curve = facts.held_out_curve
@@ -177,7 +176,7 @@ def _update(facts: RunFacts) -> Iterator[StoryPart]:
 
 
 def _energy_rank(facts: RunFacts) -> float | None:
-    """The median over the modules of the ranks that hold 90 % of the energy, as the log's audit has it."""
+    """The median over modules of the rank that holds 90 % of the energy, from the log's audit; None if not recorded."""
     used = (facts.audit or {}).get("energy_rank_90_p50")
     return float(used) if isinstance(used, (int, float)) and math.isfinite(used) else None
 
@@ -194,7 +193,7 @@ def _end(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
 
 
 def _n(value: float | NonFinite | None) -> str:
-    """A number as a sentence has it; non-finite ones by name."""
+    """A number as text with four digits; a non-finite one by name, "-" for None."""
     if value is None:
         return "-"
     number = as_float(value)

@@ -1,1 +1,354 @@
-"""Rules on an adapter's weights."""
+"""The verdict on an adapter as a whole, before any number about it, and the rules on an adapter beside its base.
+
+The verdicts are: trained, untrained, broken, larger than its base, or like random numbers. The verdict is part of the
+audit's report, and NUM201, TRN202, RND203 and SIZ215 turn it into findings. `AdapterFacts` is the input of all rules on
+weights.
+
+The rules beside a base (a 16-bit merge that rounds the update away, a wrong base, intruder dimensions) need an audit
+with `--base`. Without one they are listed as not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from gradience.errors import few
+from gradience.rules import Observation, Rule, Threshold, cite
+from gradience.rules.weights.ranks import percentile
+from gradience.schema import Severity
+from gradience.schema.audit import AuditReport, Health, MergeSurvival, ModuleAudit, NotAnalysed
+from gradience.schema.document import RuleGroup
+
+RANDOM_SHARE = Threshold(
+    "random_share",
+    0.9,
+    "stable rank over that of random numbers, median",
+    "measured: lora_B of 39 trained adapters, from one step on, at most 0.66; Gaussian, 35 of them, at least 0.97",
+)
+RANDOM_RANK = Threshold("random_rank", 4, "rank", "a judgement: below it the null leaves no room to tell")
+RANDOM_MODULES = Threshold("random_modules", 4, "modules of that rank", "a judgement: one flat spectrum may be chance")
+NEAR_UNTRAINED = Threshold("near_untrained", 1e-4, "norm of all updates over that of the base weights", "a judgement")
+OVERSIZED = Threshold(
+    "oversized",
+    1.0,
+    "norm of all updates over that of the base weights",
+    "ordinary ones .012 to .044, a diverged one 29",
+)
+LARGE_SIZE = Threshold(
+    "large_size",
+    3.0,
+    "norm of all updates over that of freshly initialised weights of these shapes",
+    "36 trained adapters 2e-4 to 0.72, a random one 2, four diverged ones 6 to 31",
+)
+SURVIVAL_BFLOAT16 = Threshold(
+    "survival_bfloat16", 3e-3, "norm(dW) / norm(W)", "measured on Gaussian W: 53 % of entries change, cosine .887"
+)
+SURVIVAL_FLOAT16 = Threshold(
+    "survival_float16", 3e-4, "norm(dW) / norm(W)", "eight times finer mantissa: about ten times lower"
+)
+SURVIVAL_COSINE = Threshold(
+    "survival_cosine", 0.9, "cosine of what a merge adds with dW", "about what survival_bfloat16 gives"
+)
+_SURVIVAL: Final = {"bfloat16": SURVIVAL_BFLOAT16, "float16": SURVIVAL_FLOAT16}
+_SHOWN: Final = 5  # modules in a message
+_HALF: Final = frozenset({"BF16", "F16"})  # dtypes as safetensors names them
+
+
+class AdapterFacts(NamedTuple):
+    """An audit, with lora_alpha and r of the config before any pattern; both None in other formats than PEFT's."""
+
+    report: AuditReport
+    alpha: float | None = None
+    r: int | None = None
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that the config wants saved whole, so that a head among them is intended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsRule(Rule[AdapterFacts]):
+    """A rule that `gradience audit` applies to an adapter's weights."""
+
+    groups: tuple[RuleGroup, ...] = ("weights",)
+
+
+def modules_analysed(facts: AdapterFacts) -> str | None:
+    """Need of a rule on modules: the reason why no module was analysed, or None."""
+    return None if facts.report.modules else f"no module was analysed: {facts.report.health.reason}"
+
+
+def health(
+    modules: Sequence[ModuleAudit],
+    *,
+    peft_type: str | None = None,
+    not_analysed: Sequence[NotAnalysed] = (),
+    relative_frobenius: float | None = None,
+) -> Health:
+    """The verdict on the adapter as a whole, with its reason.
+
+    Args:
+        modules: the analysed modules.
+        peft_type: the config's peft_type; used if no module was analysed.
+        not_analysed: what was not analysed; used if no module was analysed.
+        relative_frobenius: norm of the whole update over that of the base weights, if they were compared.
+    """
+    if not modules:
+        return _without_modules(peft_type, not_analysed)
+    unknown = [m for m in modules if m.state == "not_known"]
+    if len(unknown) == len(modules):
+        return Health(verdict="not_analysed", reason=unknown[0].note or "no update is known")
+    known = [m for m in modules if m.state != "not_known"]
+    n = len(known)
+    return (
+        _of_states(known)
+        or _of_size(relative_frobenius)
+        or _of_spectra(known)
+        or Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
+    )
+
+
+def _of_size(relative_frobenius: float | None) -> Health | None:
+    if relative_frobenius is not None and relative_frobenius < NEAR_UNTRAINED.value:
+        return Health(
+            verdict="near_untrained",
+            reason=f"the update is {relative_frobenius:.1e} of the base weights' norm, under {NEAR_UNTRAINED.value:g}",
+        )
+    if relative_frobenius is not None and relative_frobenius > OVERSIZED.value:
+        return Health(
+            verdict="oversized", reason=f"the update has {relative_frobenius:.3g} times the norm of the base weights"
+        )
+    return None
+
+
+def _of_spectra(modules: Sequence[ModuleAudit]) -> Health | None:
+    if _random_like(modules, _of_product):
+        return Health(
+            verdict="random_like", reason="the spectra are as flat as those of random factors of the same shapes"
+        )
+    if _random_like(modules, _of_second_factor):
+        return Health(verdict="random_like", reason="lora_B is as flat as random numbers of its shape, in most modules")
+    return None
+
+
+def _of_states(modules: Sequence[ModuleAudit]) -> Health | None:
+    n = len(modules)
+    broken = [m.name for m in modules if m.state == "non_finite"]
+    if broken:
+        return Health(
+            verdict="broken", reason=f"{len(broken)} of {n} modules hold NaN or infinite weights (first: {broken[0]})"
+        )
+    zero = [m.name for m in modules if m.state == "zero"]
+    if len(zero) == n:
+        return Health(verdict="untrained", reason=f"the update of {_all(n)} is exactly zero")
+    if zero:
+        return Health(verdict="partial", reason=f"{len(zero)} of {n} modules have a zero update (first: {zero[0]})")
+    return None
+
+
+def _all(n: int) -> str:
+    return "the only module" if n == 1 else f"all {n} modules"
+
+
+def _without_modules(peft_type: str | None, not_analysed: Sequence[NotAnalysed]) -> Health:
+    if not_analysed:
+        first = not_analysed[0]
+        more = f" and {len(not_analysed) - 1} more" if len(not_analysed) > 1 else ""
+        where = "" if first.name == "*" else f" ({first.name}{more})"
+        return Health(verdict="not_analysed", reason=f"{first.reason}{where}")
+    if peft_type not in {None, "LORA"}:
+        return Health(verdict="not_analysed", reason=f"peft_type {peft_type} is recognised, not analysed")
+    return Health(verdict="broken", reason="the file holds no adapter tensor")
+
+
+def suggests_ranks(verdict: str) -> bool:
+    """Whether an adapter with this verdict may get a suggested rank: it must hold what training learnt."""
+    return verdict in {"trained", "partial"}
+
+
+def _random_like(modules: Sequence[ModuleAudit], share_of: Callable[[ModuleAudit], float | None]) -> bool:
+    shares = [share for m in modules if m.r >= RANDOM_RANK.value and (share := share_of(m)) is not None]
+    return len(shares) >= RANDOM_MODULES.value and percentile(shares, 0.5) >= RANDOM_SHARE.value
+
+
+def _of_product(module: ModuleAudit) -> float | None:
+    if module.stable_rank is None or not module.null_stable_rank:
+        return None
+    return module.stable_rank / module.null_stable_rank
+
+
+def _of_second_factor(module: ModuleAudit) -> float | None:
+    """lora_B's stable rank over that of random numbers; 0 if far flatter, since it is orthonormal then, not random."""
+    own, null = module.b_stable_rank, module.b_null_stable_rank
+    if own is None or not null:
+        return None
+    return own / null if own < (null + module.r) / 2 else 0.0
+
+
+THE_FILE: Final = "the weights file"  # as the source of an observation
+
+
+class _Case(NamedTuple):
+    """How a verdict becomes a finding: the rule, and a severity, confidence or action other than the rule's usual."""
+
+    rule: str
+    severity: Severity | None = None
+    confidence: float | None = None
+    action: str | None = None
+
+
+_OF_VERDICT: Final = {
+    "broken": _Case("NUM201"),
+    "untrained": _Case("TRN202"),
+    "near_untrained": _Case("TRN202", "warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
+    "partial": _Case("TRN202", "warning", 0.9, "Check target_modules and which parameters require gradients."),
+    "oversized": _Case("SIZ215"),
+    "random_like": _Case("RND203"),
+}
+
+
+def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = THE_FILE) -> Observation | None:
+    """The observation that a rule makes of a verdict of `health`; None if the verdict is good or another rule's."""
+    case = _OF_VERDICT.get(verdict)
+    if case is None or case.rule != rule:
+        return None
+    return Observation(
+        f"{verdict.replace('_', '-').capitalize()}: {reason}.",
+        severity=case.severity,
+        confidence=case.confidence,
+        action=case.action,
+        evidence=(cite(source, reason),),
+    )
+
+
+def at_risk(module: ModuleAudit) -> bool:
+    """Whether a 16-bit merge would lose much of this update, by the update's size or by the cosine of what is added."""
+    return _loss(module) is not None
+
+
+class _Loss(NamedTuple):
+    cosine: float
+    survival: MergeSurvival
+
+
+def _loss(module: ModuleAudit) -> _Loss | None:
+    survival = module.base.survival if module.base is not None else None
+    size = module.relative_frobenius
+    if survival is None or survival.cosine is None or not isinstance(size, float):
+        return None  # no cosine: the update is zero, and nothing can be lost
+    small = 0.0 < size < _SURVIVAL[survival.dtype].value
+    return _Loss(survival.cosine, survival) if small or survival.cosine < SURVIVAL_COSINE.value else None
+
+
+def _merge_loss(facts: AdapterFacts) -> Observation | None:
+    modules = facts.report.modules
+    risky = [(loss, module) for module in modules if (loss := _loss(module)) is not None]
+    if not risky:
+        return None
+    (cosine, survival), worst = min(risky, key=lambda pair: pair[0].cosine)
+    served = any(module.base is not None and module.base.dtype in _HALF for _, module in risky)
+    return Observation(
+        f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} "
+        f"modules: in {worst.name} it changes {survival.changed:.0%} of the entries, and what it adds has cosine "
+        f"{cosine:.2f} with the update.",
+        {"modules": len(risky), "worst": worst.name},
+        severity=None if served else "info",  # a float32 base may be merged, and kept, in float32
+    )
+
+
+def _not_compared(facts: AdapterFacts) -> Observation | None:
+    base = facts.report.base
+    if base is None or not base.not_compared:
+        return None
+    missed = base.not_compared
+    named = few([f"{item.name}: {item.reason}" for item in missed], _SHOWN, "; ")
+    nothing = base.compared == 0
+    return Observation(
+        f"{'None' if nothing else f'Only {base.compared}'} of {len(facts.report.modules)} modules could be compared "
+        f"with the base: {named}.",
+        {"compared": base.compared, "not_compared": len(missed)},
+        severity=None if nothing else "warning",
+        action=None if nothing else "See why each of these has no weight in the base; the others' numbers stand.",
+        evidence=tuple(cite(item.name, item.reason) for item in missed[:_SHOWN]),
+    )
+
+
+def _intruders(facts: AdapterFacts) -> Observation | None:
+    base = facts.report.base
+    counted = [
+        (m.base.intruders, m) for m in facts.report.modules if m.base is not None and m.base.intruders is not None
+    ]
+    if base is None or not base.intruder_total or not counted:
+        return None
+    most, where = max(counted, key=lambda pair: pair[0].count)
+    return Observation(
+        f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules "
+        f"(k={most.k}, eps={most.eps:g}); most in {where.name}: {most.count}.",
+        {"total": base.intruder_total, "k": most.k, "eps": most.eps},
+    )
+
+
+def _base(facts: AdapterFacts) -> str | None:
+    return None if facts.report.base is not None else "no base model was given (--base)"
+
+
+def _intruders_counted(facts: AdapterFacts) -> str | None:
+    if facts.report.base is not None and facts.report.base.intruder_total is not None:
+        return None
+    return "intruder dimensions were not counted ('gradience audit --base BASE --intruders')"
+
+
+BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
+    WeightsRule(
+        id="MRG210",
+        severity="warning",
+        title="a 16-bit merge that loses the update",
+        groups=("weights_and_base",),
+        condition="norm(dW) / norm(W) under {survival_bfloat16} for bfloat16 ({survival_float16} for float16), or "
+        "what the merge adds has a cosine under {survival_cosine} with dW",
+        observe=_merge_loss,
+        confidence=0.9,
+        evidence=(
+            cite(
+                "measured on gaussian weights",
+                "in bfloat16 norm(dW)/norm(W) of 3e-3 keeps cosine .89, 1e-3 keeps .63, 1e-4 keeps .21",
+            ),
+            cite("this adapter and base", "computed entry by entry, rounding as the merge does"),
+        ),
+        action="Serve the adapter unmerged, or merge in float32 and keep float32.",
+        scope="merges into 16-bit weights; info where the base is stored in float32",
+        verify="Compare the outputs of the merged and the unmerged model.",
+        rationale="An update smaller than half a unit in the last place of a weight is rounded away.",
+        thresholds=(SURVIVAL_BFLOAT16, SURVIVAL_FLOAT16, SURVIVAL_COSINE),
+        needs=(_base,),
+    ),
+    WeightsRule(
+        id="BAS211",
+        severity="error",
+        title="a base that does not fit",
+        groups=("weights_and_base",),
+        condition="modules have no weight of their name and shape in the base; an error where none has",
+        observe=_not_compared,
+        confidence=0.95,
+        action="Give the base model this adapter was trained on; see base_model in the config.",
+        scope="audits with --base; warning where some modules could be compared",
+        verify="Load the adapter on that base with PEFT.",
+        rationale="A module without its weight has no UDR; the others' numbers stand.",
+        needs=(_base,),
+    ),
+    WeightsRule(
+        id="INT212",
+        severity="info",
+        title="intruder dimensions",
+        groups=("weights_and_base",),
+        condition="a leading singular vector of W + dW overlaps less than --intruder-eps with each of W's",
+        observe=_intruders,
+        confidence=0.5,
+        evidence=(cite("arXiv 2410.21228", "LoRA has intruder dimensions where full fine-tuning has few"),),
+        action="If forgetting matters, evaluate on tasks the base was good at.",
+        scope="audits with --base and --intruders",
+        verify="Compare with the base on a held-out general benchmark.",
+        rationale="New leading directions were linked to forgetting, not to the accuracy on the new task.",
+        needs=(_intruders_counted,),
+    ),
+)

@@ -1,7 +1,7 @@
-"""Which rank an update could be compressed to after training, conservatively.
+"""Suggest the rank to which an update could be compressed after training, conservatively.
 
-A suggestion is a hypothesis about the weights, to be verified with an evaluation. It never says to
-train with less rank: utilization falls with r by itself.
+A suggestion is a hypothesis about the weights, to be verified by an evaluation. It never advises a lower rank for
+training, because utilization falls with r by itself.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gradience.adapters.patterns import dotted_tails
 from gradience.schema.audit import ModuleAudit, ModuleRank, RankDisagreement, RankPattern, RankRule, SuggestedRank
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-"""Ranks that every serving engine takes, and those that a table of costs shows."""
+"""Ranks that every serving engine accepts; tables of costs show these too."""
 
-_ROUNDING: Final = 1e-9  # an interpolated percentile's own error must not ask for one more rank
+_ROUNDING: Final = 1e-9  # rounding error of an interpolated percentile must not add a rank
 
 
 def whole(k: float, cap: int) -> int:
-    """The least rank that holds k directions, from 1 and at most the present one.
+    """The least whole rank that holds k directions, at least 1 and at most `cap`, the present rank.
 
     >>> whole(2.5, 8), whole(6, 8), whole(9, 8)
     (3, 6, 8)
@@ -32,7 +32,7 @@ def whole(k: float, cap: int) -> int:
 
 
 def bucket(k: float, cap: int) -> int:
-    """The least power of two that holds k, never above the present rank and never 0.
+    """The least power of two that is at least k, but at most `cap`, the present rank; never 0.
 
     >>> bucket(2.5, 8), bucket(6, 8), bucket(6, 6)
     (4, 8, 6)
@@ -42,7 +42,7 @@ def bucket(k: float, cap: int) -> int:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value at the share (0..1) of the sorted sequence, interpolated linearly.
+    """The quantile of the values at `share` (0..1), interpolated linearly.
 
     >>> percentile([1, 2, 3, 10], 0.5)
     2.5
@@ -55,12 +55,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def measured(modules: Sequence[ModuleAudit]) -> list[ModuleAudit]:
-    """The modules whose spectrum is known: finite, not zero, given by its factors."""
+    """The modules with a known spectrum: finite, not zero, and given by factors."""
     return [m for m in modules if m.state == "ok" and m.energy_rank_90 is not None]
 
 
 def suggest(modules: Sequence[ModuleAudit], rank: int, *, bytes_per_param: float = 0.0) -> SuggestedRank:
-    """Cost and saving of cutting every module to at most the rank."""
+    """Cost and saving of cutting every module to at most `rank`."""
     kept, error, saved = cut(modules, lambda _: rank)
     return SuggestedRank(
         rank=rank,
@@ -78,14 +78,14 @@ _SHARES: Final[dict[Purpose, float]] = {"median": 0.5, "p90": 0.9}
 
 
 def suggested_ranks(energy_ranks: Sequence[int], cap: int) -> dict[Purpose, int]:
-    """The rank for most modules and that for the worst-case tail, of each module's k@90%; empty without modules."""
+    """The ranks that suffice for half and for nine tenths of the modules' k@90%; empty without modules."""
     if not energy_ranks:
         return {}
     return {name: whole(percentile(energy_ranks, share), cap) for name, share in _SHARES.items()}
 
 
 def priced_ranks(energy_ranks: Sequence[int], cap: int) -> set[int]:
-    """The ranks under the present one whose error a report states: powers of two, suggestions, any module's k@90%."""
+    """The ranks below `cap` whose error a report states: powers of two, suggested ranks, and every module's k@90%."""
     ranks = {*BUCKETS, *energy_ranks, *suggested_ranks(energy_ranks, cap).values()}
     return {rank for rank in ranks if 0 < rank < cap}
 
@@ -99,11 +99,11 @@ def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) 
 
 
 def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -> tuple[float, float, int]:
-    """Energy kept, relative error and parameters saved of cutting each module to its own rank."""
+    """Energy kept, relative error and parameters saved if each module is cut to the rank that `rank_of` gives it."""
     ranks = [(module, rank_of(module)) for module in modules]
     norms = [float(module.frobenius_norm or 0.0) for module in modules]
     largest = max(norms, default=0.0) or 1.0
-    energies = [(norm / largest) ** 2 for norm in norms]  # whose sum no size of the adapter takes out of range
+    energies = [(norm / largest) ** 2 for norm in norms]  # scaled by the largest, so that no square overflows
     total = sum(energies)
     lost = sum(e * error_at(m, rank) ** 2 for e, (m, rank) in zip(energies, ranks, strict=True))
     share = min(lost / total, 1.0) if total else 0.0
@@ -111,9 +111,9 @@ def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -
 
 
 def error_at(module: ModuleAudit, rank: int) -> float:
-    """The module's relative error at one of the `priced_ranks`; where its r is not higher, that at r.
+    """The module's relative error at one of the `priced_ranks`; at r and above, the error at r.
 
-    This is 0, but for an update that r does not bound, such as PiSSA's or DoRA's.
+    The error at r is 0, except for an update whose rank r does not bound, such as PiSSA's or DoRA's.
     """
     return module.relative_errors.get(str(module.r), 0.0) if rank >= module.r else module.relative_errors[str(rank)]
 
@@ -133,7 +133,7 @@ _READ: Final[dict[str, Callable[[ModuleAudit], int]]] = {
 
 
 def rank_rules(modules: Sequence[ModuleAudit]) -> list[RankRule]:
-    """Median and 90th percentile of each rule over the modules; empty without modules."""
+    """Median and 90th percentile over the modules for each rule; empty without modules."""
     return [_rule(name, modules) for name in _READ] if modules else []
 
 
@@ -147,7 +147,7 @@ def _rule(name: str, modules: Sequence[ModuleAudit]) -> RankRule:
 
 
 def disagreements(modules: Sequence[ModuleAudit]) -> list[RankDisagreement]:
-    """The modules where the rules lie more than one bucket apart, widest first."""
+    """The modules whose rules lie more than one bucket apart, widest first."""
     found = []
     for module in modules:
         buckets = {name: bucket(read(module), module.r) for name, read in _READ.items()}
@@ -183,7 +183,7 @@ _T = TypeVar("_T", int, float)
 
 
 class Patterns(NamedTuple):
-    """Four fields of a LoraConfig that give every module its rank and alpha."""
+    """The four fields of a LoraConfig that set every module's rank and alpha."""
 
     r: int
     lora_alpha: Number
@@ -194,9 +194,10 @@ class Patterns(NamedTuple):
 def patterns_of(
     ranks: Mapping[str, int], alphas: Mapping[str, Number], *, default: tuple[int, Number] | None = None
 ) -> Patterns:
-    """The fields for modules by path (as PEFT matches them); both mappings have the same keys.
+    """The LoraConfig fields for modules given by path, as PEFT matches paths; both mappings have the same keys.
 
-    The default rank and alpha are the given ones, else the commonest of each; then there is at least one key.
+    The default rank and alpha are `default` if given. Otherwise they are the commonest values, and the mappings must
+    not be empty.
     """
     r, alpha = default or (_commonest(ranks.values()), _commonest(alphas.values()))
     tails = {tail for path in ranks for tail in dotted_tails(path)[1:]}
@@ -209,7 +210,7 @@ def patterns_of(
 
 
 def alpha_for(scale: float, rank: int, *, rslora: bool) -> Number:
-    """The alpha that gives the scale at the rank: s r, or s sqrt(r) with rsLoRA; whole numbers as such."""
+    """The alpha that gives scaling s at the rank: s r, or s sqrt(r) with rsLoRA. Whole numbers are returned as int."""
     alpha = scale * (math.sqrt(rank) if rslora else rank)
     near = round(alpha)
     return near if math.isclose(alpha, near, rel_tol=1e-12) else alpha
@@ -224,9 +225,9 @@ def _key(path: str, tails: set[str]) -> str:
 
 
 def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> RankPattern | None:
-    """Each module at its k@90%, its scaling s unchanged; None without usable modules.
+    """The pattern that cuts each module to its k@90% and keeps its scaling s; None without usable modules.
 
-    Modules without a spectrum (zero, not finite) keep their rank. Experts of one parameter share theirs.
+    Modules without a spectrum (zero, not finite) keep their rank. Experts of one parameter share one rank.
     """
     groups = _by_parameter(modules)
     if not groups or not all(math.isfinite(float(m.scaling)) for m in modules):
@@ -251,7 +252,7 @@ def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> R
 
 
 def of_pattern(pattern: RankPattern) -> SuggestedRank:
-    """The cost and saving of a pattern; its rank is that of the largest module."""
+    """The cost and saving of a pattern; its rank is the largest of its modules' ranks."""
     rank = max((item.rank for item in pattern.modules), default=0)
     return SuggestedRank(
         rank=rank,
@@ -265,7 +266,7 @@ def of_pattern(pattern: RankPattern) -> SuggestedRank:
 
 
 def _parameter(module: ModuleAudit) -> str:
-    """The path that PEFT matches: a module, or a module's 3-D parameter without the expert."""
+    """The path that PEFT matches: a module's, or that of a 3-D parameter without the expert's index."""
     return module.name if module.expert is None else module.name.removesuffix(f"[{module.expert}]")
 
 
@@ -277,7 +278,8 @@ def _by_parameter(modules: Iterable[ModuleAudit]) -> dict[str, list[ModuleAudit]
 
 
 def _suggested(module: ModuleAudit) -> int:
-    return module.r if module.energy_rank_90 is None else module.energy_rank_90
+    """The module's k@90%, but never above its r: the update of PiSSA or DoRA can need more than r directions."""
+    return module.r if module.energy_rank_90 is None else min(module.energy_rank_90, module.r)
 
 
 def _alpha(module: ModuleAudit, rank: int) -> Number:
@@ -289,7 +291,7 @@ def _row(module: ModuleAudit, rank: int) -> ModuleRank:
     return ModuleRank(
         name=module.name,
         r=module.r,
-        rank=min(rank, module.r),
+        rank=rank,
         relative_error=error_at(module, rank) if healthy else 0.0,
-        params_saved=max(module.r - rank, 0) * module.params // module.r,
+        params_saved=(module.r - rank) * module.params // module.r,
     )

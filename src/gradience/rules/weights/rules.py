@@ -1,7 +1,7 @@
-"""Rules on an adapter's weights: what `gradience audit` says of one report, and `gradience monitor` of one in a log.
+"""Rules on an adapter's weights, for `gradience audit` on a report and `gradience monitor` on an audit in a log.
 
-They judge the numbers of a finished `AuditReport` beside the config's own alpha and rank; none opens a file. What needs
-the base model is in `against_base`.
+They judge the numbers of a finished `AuditReport` and the config's alpha and rank, and open no file. Rules that need
+the base model are in `health`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import partial
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules.rule import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, judge
-from gradience.rules.weights.health import (
+from gradience.rules import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, judge
+from gradience.rules.weights import (
     BASE_RULES,
     LARGE_SIZE,
     NEAR_UNTRAINED,
@@ -42,12 +42,12 @@ _KEPT: Final = 20  # names among the values
 def observe_utilization(
     mean: float | None, *, rank: int | None = None, suggested: int | None = None
 ) -> Observation | None:
-    """A mean utilization under the convention, unless the ranks are known and nothing is gained by compressing.
+    """Low mean utilization; None if the ranks are known and compressing would gain nothing.
 
     Args:
         mean: stable rank / r, mean over modules.
-        rank: the largest rank of a module; None where it is not known.
-        suggested: the rank that keeps 90 % of the energy in nine modules of ten; None where it is not known.
+        rank: the largest rank of a module; None if unknown.
+        suggested: the rank that keeps 90 % of the energy in nine modules of ten; None if unknown.
     """
     bar = LOW_UTILIZATION.value
     if mean is None or mean >= bar:
@@ -61,7 +61,7 @@ def observe_utilization(
 
 
 def observe_size(size: float | None) -> Observation | None:
-    """What the size of an update says without its base: as large as new weights is far above the ordinary."""
+    """An update far larger than usual, judged without its base by the size of freshly initialised weights."""
     if size is None or size <= LARGE_SIZE.value:
         return None
     return Observation(
@@ -102,7 +102,7 @@ def _of_health(rule: str, facts: AdapterFacts) -> Observation | None:
 def _not_finite(facts: AdapterFacts) -> Observation | None:
     seen = _of_health("NUM201", facts)
     if seen is None and (lacking := modules_analysed(facts)) is not None:
-        raise Unknown(lacking)  # a file without any adapter tensor is broken, and found so
+        raise Unknown(lacking)  # a file without any adapter tensor was already found broken above
     return seen
 
 
@@ -373,5 +373,5 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
 def judge_adapter(
     report: AuditReport, *, alpha: float | None = None, r: int | None = None, modules_to_save: Sequence[str] = ()
 ) -> Verdict:
-    """The verdict of the rules on an audit; the further arguments are the config's own, before any pattern."""
+    """Judge an audit by all rules on weights; the other arguments are the config's own values, before any pattern."""
     return judge(WEIGHTS_RULES, AdapterFacts(report, alpha, r, tuple(modules_to_save)))

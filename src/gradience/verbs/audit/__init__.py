@@ -1,4 +1,4 @@
-"""The audit of one adapter: opens the files, computes spectra, summarises them, and applies the rules on weights."""
+"""The audit of one adapter: open the files, compute spectra, summarise them, and apply the rules on weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from gradience.adapters.formats.containers import SUFFIXES
+from gradience.adapters.formats import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
-from gradience.base.orientation import factors_of
+from gradience.base.weights import factors_of
 from gradience.errors import RecorderError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
-from gradience.rules.select import excluded_rules, without
-from gradience.rules.weights.health import health, suggests_ranks
+from gradience.rules import excluded_rules, without
+from gradience.rules.weights import health, suggests_ranks
 from gradience.rules.weights.ranks import (
     candidates,
     disagreements,
@@ -46,8 +46,8 @@ from gradience.verbs.audit.rows import (
 if TYPE_CHECKING:
     from gradience.verbs.audit.against_base import BaseOptions
 
-_EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB a log line may have
-_KEPT: Final = (  # SCIENCE.md, section 1; what else a module's row holds stays in the report
+_EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
+_KEPT: Final = (  # the fields of a module's row in an event (SCIENCE.md, section 1); the others are in the report only
     *("name", "module_type", "layer", "r", "alpha", "scaling", "params", "state"),
     *("stable_rank", "effective_rank", "participation_ratio", "utilization"),
     *("energy_rank_90", "energy_rank_95", "energy_rank_99", "spectral_norm", "frobenius_norm"),
@@ -78,7 +78,7 @@ def audit_adapter(
 
     Args:
         path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
-        adapter_config: a config elsewhere than beside the weights.
+        adapter_config: a config that does not lie beside the weights.
         weights: a weights file of another name.
         top_singular_values: how many singular values (scaled, largest first) to keep per module.
         suggest_per_layer: add `per_layer`, a rank_pattern and alpha_pattern for PEFT's LoraConfig.
@@ -86,15 +86,15 @@ def audit_adapter(
             Adds `udr`, `sdi`, `relative_frobenius` and `base` to the modules. Nothing is downloaded.
         intruders: with a base, count intruder dimensions (arXiv 2410.21228); slower.
         intruder_k: how many leading left singular vectors of W + dW to look at.
-        intruder_eps: the overlap with every singular vector of W under which one is an intruder.
+        intruder_eps: a vector is an intruder if its overlap with every left singular vector of W is below this.
         norms_cache: keep norms of base weights in the user's cache folder until the base's files change.
-        against: a fleet, as `audit_fleet` writes it: adds `standing`, the percentiles among its healthy adapters.
+        against: a fleet written by `audit_fleet`; adds `standing`, the percentiles among its healthy adapters.
         seed: of the iterative methods.
         progress: called with (modules done, modules in all, the module's name) while the base is read.
-        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict stays whole.
+        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
         ignore: ids of checks, or beginnings of ids, to leave out.
-        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
-            the arguments of that name are empty. None is looked for.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
+            the arguments of that name are empty. No file is searched for.
 
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
@@ -142,19 +142,19 @@ def audit_opened(
     per_layer: bool = False,
     grams: Sequence[Grams] | None = None,
 ) -> AuditReport:
-    """The audit of an adapter whose files are open, by all rules.
+    """The audit of an opened adapter, by all rules.
 
     Args:
-        path: what was asked for.
-        files: from `open_adapter`.
-        adapter: the same; each of its modules is loaded once, and rarely twice.
+        path: the path that the user gave, for the report.
+        files: the adapter's files, from `open_adapter`.
+        adapter: the adapter, from `open_adapter`. Each of its modules is loaded once, rarely twice.
         top: how many singular values to keep per module.
-        beside: the base, and what to compute beside it.
+        beside: the base and what to compute with it, if one was given.
         per_layer: add `per_layer`.
-        grams: of its modules in their order, where the caller has them.
+        grams: the Gram matrices of the modules, in order, if the caller has them.
 
     Raises:
-        AdapterError: a tensor cannot be read, or the base cannot.
+        AdapterError: a tensor or the base cannot be read.
     """
     on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
     rows = _rows(adapter, top, every_rank=on_base and beside is not None, grams=grams)
@@ -168,7 +168,11 @@ def audit_opened(
 
 
 def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams] | None) -> list[ModuleAudit]:
-    """The rows from the factors; with `every_rank` their errors at each rank, until the base has given all spectra."""
+    """The rows that follow from the factors alone.
+
+    With `every_rank` they hold the errors at every rank. The ranks to report are chosen once the base has given the
+    remaining spectra (`_priced`).
+    """
     found = spectra([factors_of(module) for module in adapter.modules], grams)
     usable = [s.energy_ranks[0] for s in found if s.finite and s.spectral_norm > 0.0]
     cap = max((module.r for module in adapter.modules), default=0)
@@ -180,14 +184,14 @@ def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams
 
 
 def _row(module: Module, spectrum: Spectrum, shown: Shown) -> ModuleAudit:
-    """The row of a module without the base; factors that are not finite are a fault whatever the update is."""
+    """The row of a module without the base; factors that are not finite are reported even if the update is unknown."""
     if spectrum.finite and (module.dense is not None or module.is_unknown):
         return unknown_row(module)
     return module_row(module, spectrum, shown)
 
 
 def _priced(rows: list[ModuleAudit]) -> list[ModuleAudit]:
-    """The rows with their errors at the ranks that the report prices; and at the present one, where that cuts too."""
+    """The rows with only the errors at the ranks that the report prices, and at a module's own rank."""
     cap = max((m.r for m in rows), default=0)
     kept = {str(rank) for rank in priced_ranks([m.energy_rank_90 or 1 for m in measured(rows)], cap)}
     return [
@@ -199,7 +203,7 @@ def _priced(rows: list[ModuleAudit]) -> list[ModuleAudit]:
 
 
 def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
-    """The report as far as the files determine it, before any number is judged."""
+    """The report with the fields that follow from the files, before anything is judged."""
     return AuditReport(
         schema=AUDIT_SCHEMA_ID,
         peft_dir=str(path),
@@ -219,7 +223,7 @@ def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
 
 
 def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:
-    """Yield a remark on each dtype that safetensors does not know: the file opens nowhere else."""
+    """Yield a note on each dtype that safetensors does not know, because other programs cannot open such a file."""
     strange: dict[str, list[str]] = {}
     for name, info in adapter.tensors.items():
         if not is_known(info.dtype):
@@ -263,7 +267,7 @@ def _judged(
 
 
 def _with_ranks(report: AuditReport, price: float, pattern: RankPattern | None) -> AuditReport:
-    """The report with ranks to compress to; `price` is the bytes of a parameter."""
+    """The report with suggested ranks to compress to; `price` is the mean bytes per parameter."""
     healthy = measured(report.modules)
     ranks = suggested_ranks([m.energy_rank_90 or 1 for m in healthy], max((m.r for m in healthy), default=0))
     summary = msgspec.structs.replace(
@@ -282,15 +286,15 @@ def _with_ranks(report: AuditReport, price: float, pattern: RankPattern | None) 
 
 
 def _takes_patterns(adapter: Adapter) -> bool:
-    """Whether PEFT's LoraConfig describes the adapter; other formats have no rank_pattern."""
+    """Whether PEFT's LoraConfig describes the adapter, so that it can have a rank_pattern."""
     return adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}
 
 
 def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:
     """Return the report as the payload of a `metrics` event of kind `lora_audit`: summary and modules.
 
-    A log line holds 64 KiB. Where the modules do not fit, the least utilised are kept and
-    `modules_omitted` counts the rest.
+    A log line holds 64 KiB. If the modules do not fit, the least utilised are kept, and `modules_omitted` counts the
+    others.
     """
     payload: dict[str, Any] = msgspec.to_builtins(report.summary)
     payload["verdict"] = report.health.verdict

@@ -1,4 +1,8 @@
-"""Each module's update beside the weight it changes: base files and adapter in, comparisons out."""
+"""The comparison of each module's update with the base weight that it changes.
+
+It takes the base's files, the adapter and the rows of its modules. It returns the rows with their comparisons, and a
+summary of the adapter as a whole.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +21,23 @@ from gradience.adapters.layout import Adapter, Array, Module
 from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards
 from gradience.errors import AdapterError
-from gradience.io.paths import Progress, cache_folder
+from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
-from gradience.rules.weights.health import at_risk
+from gradience.rules.weights import at_risk
+from gradience.schema import real
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
-from gradience.schema.scalars import real
+from gradience.spectral import each_in_threads, one_blas_thread, threads_for
+from gradience.spectral.base import count_below, overlaps
 from gradience.spectral.batch import dense_spectrum, spectrum_of
-from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
-from gradience.spectral.threads import each_in_threads, one_blas_thread, threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
-_SAME_NORM: Final = 1e-5  # relative: the cached Frobenius norm must be this weight's
+_SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
 class BaseOptions(NamedTuple):
-    """What to compute against the base, and how."""
+    """The base model, and what to compute with it."""
 
     path: Path
     intruders: bool = False
@@ -43,20 +47,20 @@ class BaseOptions(NamedTuple):
     cache: bool = True
     progress: Progress | None = None
     top: int = 0
-    """Singular values that the row of an update computed here keeps."""
+    """The number of singular values kept in the row of an update that is computed here."""
 
 
 class Compared(NamedTuple):
-    """The rows with their comparisons, and the whole beside the base."""
+    """The rows with their comparisons, and the summary of the whole adapter."""
 
     rows: list[ModuleAudit]
     report: BaseReport
 
 
 def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions) -> Compared:
-    """Return the rows with numbers against the base, one weight in memory at a time or one for each core.
+    """Return the rows with comparisons with the base, one weight in memory at a time, or one for each core.
 
-    Modules that only a base can give numbers to are added behind the rows.
+    Rows of modules whose update only follows with the base are added at the end.
 
     Raises:
         AdapterError: the base cannot be read.
@@ -77,7 +81,7 @@ _Job: TypeAlias = tuple[Module, ModuleAudit | None]
 
 
 class _Told(NamedTuple):
-    """A module's row, and what is to be said of its comparison."""
+    """A module's row, the reason if it was not compared, a note, and whether its norms came from the cache."""
 
     row: ModuleAudit | None
     missed: NotCompared | None = None
@@ -86,7 +90,7 @@ class _Told(NamedTuple):
 
 
 class _Norms(NamedTuple):
-    """The norms of a weight, whether they are as exact as they claim to be, and where they come from."""
+    """The norms of a weight, whether the iteration converged, whether they are from the cache, and a note."""
 
     norms: Norms
     converged: bool
@@ -106,9 +110,10 @@ class _Run:
         self._told: list[_Told] = []
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
-        """Return the rows with their comparisons, as they were where there is none.
+        """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
 
-        On every core where each weight is only read and summed; what takes products of large matrices, one at a time.
+        All cores work if each weight is only read and summed. If products of large matrices are needed, modules are
+        compared one at a time.
         """
         tasks = [partial(self._module, *job) for job in jobs]
         is_light = not self._options.intruders and all(module.dense is None for module, _ in jobs)
@@ -208,7 +213,7 @@ class _Run:
         )
 
     def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
-        """Return the adapter as a whole beside the base."""
+        """Return the comparison of the whole adapter with the base."""
         pairs = [(m, m.base) for m in rows if m.base is not None]
         update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
         base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))

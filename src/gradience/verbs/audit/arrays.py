@@ -1,4 +1,4 @@
-"""The audit of factors in memory: arrays by name, or the parameters of a JAX, Flax or Keras model."""
+"""The audit of LoRA factors in memory: arrays by name, or the parameters of a JAX, Flax or Keras model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import Adapter, Array, Files, Format, Module
 from gradience.adapters.open import AdapterFiles
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.io.safetensors import TensorInfo
-from gradience.rules.select import excluded_rules, without
+from gradience.rules import excluded_rules, without
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.verbs.audit import audit_opened
@@ -28,7 +28,7 @@ _PART: Final = re.compile(r"(?P<stem>(?:.*_)?lora(?:_.*)?)_(?P<side>a|b)", re.IG
 _WRAPPERS: Final = frozenset({"value", "raw_value"})  # attributes in which Flax's variables hold their array
 
 
-_NAMES: Final = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors'
+_NAMES: Final = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' dtype names
 
 
 def _no_file(_files: Files) -> Adapter:
@@ -39,7 +39,7 @@ _IN_MEMORY: Final = Format("arrays", lambda _files: False, _no_file, has_config=
 
 
 class _Pair(NamedTuple):
-    """One module's factors as PEFT orders them: b (d_out, r), a (r, d_in)."""
+    """Loaders of one module's factors in PEFT's orientation: b (d_out, r), a (r, d_in)."""
 
     b: Callable[[], Array]
     a: Callable[[], Array]
@@ -58,19 +58,20 @@ def audit_arrays(
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> AuditReport:
-    """Return the audit of LoRA factors in memory, of which the update of a module is `scale` times their product.
+    """Return the audit of LoRA factors in memory; a module's update is `scale` times the product of its factors.
 
-    Both orders of axes are understood: PEFT's A (r, d_in) with B (d_out, r), and that of JAX, Flax and Keras, A (d_in,
-    r) with B (r, d_out). Where both fit, the smaller axis is r; square factors are taken as PEFT's. Further axes of B
-    (heads) are outputs; a first axis that both have besides (layers under `scan`) makes one module of each index.
+    Two orders of axes are understood: PEFT's, A (r, d_in) with B (d_out, r), and that of JAX, Flax and Keras,
+    A (d_in, r) with B (r, d_out). If both fit, A's smaller axis is r, and a square A is taken as PEFT's. Further axes
+    of B, such as heads, are outputs. If both have an extra first axis (layers under `scan`), each index of it is a
+    module.
 
     Args:
         factors: a module's name to its (A, B): arrays of NumPy, JAX, Keras or torch, in any float dtype.
-        scale: lora_alpha / r, or what else multiplies the product; for all modules, or by name.
+        scale: lora_alpha / r, or another factor of the product; one for all modules, or by name.
         top_singular_values: how many singular values (scaled, largest first) to keep per module.
         select: ids of checks, or beginnings of ids, to apply; all by default.
         ignore: ids of checks, or beginnings of ids, to leave out.
-        settings: a settings file, whose `select` and `ignore` apply where the arguments of that name are empty.
+        settings: a settings file, whose `select` and `ignore` apply if the arguments of that name are empty.
 
     Raises:
         AdapterError: there is no pair, its shapes do not fit, or a scale is missing.
@@ -103,11 +104,11 @@ def audit_pytree(params: Any, *, scale: Scale | None = None, **options: Any) -> 
 
     Args:
         params: a pytree (dict, FrozenDict, `nnx.State`, `nnx.Module`, a list of either), or a Keras model or layer.
-        scale: what multiplies A @ B; for all modules, or by name. By default a Keras layer's own, else 1.
+        scale: the factor of A @ B; one for all modules, or by name. By default a Keras layer's own, else 1.
         options: those of `audit_arrays`.
 
     Raises:
-        AdapterError: no pair of factors is in it; the message names what is.
+        AdapterError: there is no pair of factors; the message names the arrays that there are.
     """
     leaves = dict(_keras(params) if hasattr(params, "variables") and hasattr(params, "get_config") else _leaves(params))
     sides: dict[str, dict[str, Any]] = {}
@@ -127,7 +128,7 @@ def audit_pytree(params: Any, *, scale: Scale | None = None, **options: Any) -> 
 
 
 def _split(path: str) -> tuple[str, str] | None:
-    """Return the module and the side of a factor's path, None for any other array.
+    """Return (module, side) for the path of a factor, None for the path of another array.
 
     >>> _split("layers.0.q.lora_kernel_a"), _split("q.kernel_lora_b"), _split("q.lora_A.kernel"), _split("q.kernel")
     (('layers.0.q.lora_kernel', 'a'), ('q.kernel_lora', 'b'), ('q.lora.kernel', 'a'), None)
@@ -153,7 +154,7 @@ def _keras(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _keras_scales(model: Any, pairs: Mapping[str, Any]) -> Scale:
-    """Return alpha / rank of the layers that have their own; 1 everywhere else."""
+    """Return the scale alpha / rank of each pair whose Keras layer has both; 1 for other pairs."""
     layers: Iterable[Any] = getattr(model, "_flatten_layers", tuple)()
     own = {
         layer.path.replace("/", "."): layer.lora_alpha / layer.lora_rank
@@ -172,7 +173,7 @@ def _scale(scale: Scale, name: str) -> float:
 
 
 def _pairs(name: str, a: Any, b: Any) -> Iterator[tuple[str, _Pair]]:
-    """Yield the modules that two factors make: one, or one a layer where both are stacked."""
+    """Yield the module that two factors form, or one for each layer if both are stacked along a first axis."""
     shapes = tuple(a.shape), tuple(b.shape)
     pair = _oriented(a, b, *shapes)
     if pair is not None:
@@ -243,7 +244,7 @@ def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Any) -> Audit
     Raises:
         AdapterError: it cannot be read, or holds no factors.
     """
-    from gradience.adapters.formats.containers import read_archive  # noqa: PLC0415  # few have such files
+    from gradience.adapters.formats import read_archive  # noqa: PLC0415  # few have such files
 
     report = audit_pytree(read_archive(path), scale=scale, **options)
     note = f"the file does not say what multiplies A @ B; taken as {scale}" if not isinstance(scale, Mapping) else ""

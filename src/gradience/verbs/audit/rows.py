@@ -1,4 +1,4 @@
-"""Rows and summaries of an audit: one row per module, means by type and layer, the ledger of the file."""
+"""Rows and summaries of an audit: one row per module, means by module type and layer, and the ledger of the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gradience.adapters import layer_index, layer_label, module_type
 from gradience.adapters.layout import Adapter, Module, Role
-from gradience.adapters.names import layer_index, layer_label, module_type
 from gradience.rules.weights.ranks import measured, percentile
+from gradience.schema import real
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
-from gradience.schema.scalars import real
 from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
 from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
-"""Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""
+"""Kinds of module whose lora_B starts at zero. For an embedding lora_A does; AdaLoRA's factors are both random."""
 
 _EPS: Final = float(np.finfo(np.float64).eps)
 
 
 class Shown(NamedTuple):
-    """What a report states of every module: how many singular values, the error at which ranks, and of which factor."""
+    """The choice of what every row states: the number of singular values, and the ranks at which to give the error."""
 
     singular_values: int = 0
     ranks: Collection[int] = ()
     transposed: bool = False
-    """Whether the base stores its matrices transposed to B A (Conv1D): the first factor is then A's transposed."""
+    """Whether the base stores its matrices transposed to B A (Conv1D), so that the update's first factor is A^T."""
     from_zero: bool = False
-    """Whether lora_B was zero before training; other starts put a part of the base, or random numbers, into it."""
+    """Whether lora_B was zero before training, and not a part of the base or random numbers."""
 
 
 _NOTHING_MORE: Final = Shown()
@@ -49,13 +49,13 @@ def module_row(
     """Return the row of a module from all singular values of its update.
 
     Args:
-        module: the module, its shape known.
-        spectrum: of its update.
-        shown: what the row states besides.
-        limit: the most that the update's rank can be; r by default.
+        module: the module, with its shape known.
+        spectrum: the spectrum of its update.
+        shown: what else the row states.
+        limit: the largest possible rank of the update; r by default.
     """
     common = _common(module)
-    place = 1 if shown.transposed and module.kind != "conv" else 0  # of lora_B among the update's factors
+    place = 1 if shown.transposed and module.kind != "conv" else 0  # lora_B's place among the update's two factors
     apart = shown.from_zero and module.kind in _FROM_ZERO and module.r <= min(module.shape)
     if not spectrum.finite:
         return broken_row(module)
@@ -87,10 +87,10 @@ def _errors(relative_errors: npt.NDArray[np.float64], ranks: Iterable[int], limi
 
 
 def dense_row(module: Module, found: DenseSpectrum, shown: Shown = _NOTHING_MORE) -> ModuleAudit:
-    """Return the row of a module whose update is a whole matrix: r does not bound its rank, random factors are no null.
+    """Return the row of a module whose update is a dense matrix.
 
-    Of a large matrix, numbers that need every singular value are null, and energy ranks are given where the bounds on
-    them meet.
+    Its rank is not bounded by r, so there is no utilization and no null model of random factors. For a large matrix,
+    quantities that need every singular value are None, and an energy rank is given only if its two bounds agree.
     """
     if found.energy == 0.0:
         return ModuleAudit(**_common(module), state="zero", spectral_norm=0.0, frobenius_norm=0.0)
@@ -115,7 +115,7 @@ def dense_row(module: Module, found: DenseSpectrum, shown: Shown = _NOTHING_MORE
 
 
 def unknown_row(module: Module) -> ModuleAudit:
-    """Return the row of a module whose update is not s B A, without the base from which it follows."""
+    """Return the row of a module whose update is not s B A and cannot be computed without the base, or at all."""
     how = "its update cannot be known" if module.is_unknown else "its update follows only with the base (--base)"
     common = _common(module) | {"note": f"{module.note}: {how}"}
     return ModuleAudit(**common, state="not_known", spectral_norm=None, frobenius_norm=None)
@@ -147,23 +147,23 @@ def _common(module: Module) -> dict[str, Any]:
 
 
 def knee_rank(relative_errors: npt.NDArray[np.float64]) -> int:
-    """Return the k >= 1 whose cumulative energy lies farthest above the chord from (0, 0) to (r, 1).
+    """Return the knee of the cumulative energy: the k >= 1 at which it is farthest above the chord (0, 0) to (r, 1).
 
-    `relative_errors` are those of the best rank k for k = 0..r. A straight curve has no knee: r.
+    `relative_errors` are those of the best rank-k approximations, k = 0..r. A straight curve has no knee, and gives r.
     """
     r = len(relative_errors) - 1
     above = [1.0 - error * error - k / r for k, error in enumerate(relative_errors.tolist())]
-    most = max(above[1:])  # without numpy, whose calls cost more than so few numbers
+    most = max(above[1:])  # not by numpy, whose calls cost more than the work on so few numbers
     return above.index(most, 1) if most > r * _EPS else r
 
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
-    """Return the modules with their share of the adapter's squared Frobenius norm."""
+    """Return the rows with each module's share of the adapter's squared Frobenius norm."""
     norms = [float(m.frobenius_norm or 0.0) if m.state == "ok" else 0.0 for m in modules]
     largest = max(norms, default=0.0)
     if not 0.0 < largest < float("inf"):
         return modules
-    energies = [(norm / largest) ** 2 for norm in norms]  # whose sum no size of the adapter takes out of range
+    energies = [(norm / largest) ** 2 for norm in norms]  # relative to the largest, so that no square overflows
     total = sum(energies)
     return [
         msgspec.structs.replace(m, energy_share=energy / total) if m.state == "ok" else m
@@ -172,7 +172,7 @@ def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
 
 
 def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
-    """Return the summary of an adapter."""
+    """Return the summary of an adapter from its modules' rows."""
     params = sum(m.params for m in modules)
     healthy = measured(modules)
     if not healthy:
@@ -231,7 +231,7 @@ def _share(members: Iterable[ModuleAudit]) -> float | None:
 
 
 def layer_summaries(modules: Iterable[ModuleAudit]) -> list[LayerSummary]:
-    """Return each layer's mean stable rank and share of the update, in order."""
+    """Return each layer's mean stable rank and share of the squared norm, in the order of the layers."""
     layers: dict[int, list[ModuleAudit]] = {}
     for module in modules:
         if module.layer is not None:
@@ -249,7 +249,7 @@ def layer_summaries(modules: Iterable[ModuleAudit]) -> list[LayerSummary]:
 
 
 def ledger_of(adapter: Adapter) -> list[LedgerEntry]:
-    """Return every tensor of the file by its role, largest role first."""
+    """Return the tensors' count, parameters and bytes by role, the role with most bytes first."""
     total = sum(info.nbytes for info in adapter.tensors.values())
     by_role: dict[Role, list[str]] = {}
     for name, role in adapter.roles.items():
@@ -271,7 +271,7 @@ def ledger_of(adapter: Adapter) -> list[LedgerEntry]:
 
 
 def bytes_per_param(ledger: Iterable[LedgerEntry]) -> float:
-    """Return the mean bytes of a factor's parameter; 0 without one."""
+    """Return the mean number of bytes per parameter of the LoRA factors; 0 if there are none."""
     pairs = [entry for entry in ledger if entry.role == "lora_pair"]
     params = sum(entry.params for entry in pairs)
     return sum(entry.bytes for entry in pairs) / params if params else 0.0

@@ -1,4 +1,4 @@
-"""The verbs `bench`, `bench merge` and `bench mitigate`: candidates beside an adapter on held-out data."""
+"""The verbs `bench`, `bench merge` and `bench mitigate`: compare candidates with an adapter on held-out data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.bench.candidates import FULL, Making, default_names, made, retrained
-from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options, Sources, anchors, write_scaled
+from gradience.verbs.bench.contest import Contest, Entry, Options, Sources, anchors, write_scaled
+from gradience.verbs.bench.judge import Contender
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
 from gradience.verbs.merge import merge_adapters
 from gradience.verbs.mitigate import mitigate_adapter
@@ -25,7 +26,7 @@ from gradience.verbs.sides import open_sides
 _DEFAULTS: Final = Options()
 
 METHODS: Final[tuple[MergeMethod, ...]] = ("linear", "svd", "ties")
-_DENSITY: Final = 0.5  # of DARE, which has no default of its own: its paper's least for adapters of one base
+_DENSITY: Final = 0.5  # DARE has no default density; this is its paper's least for adapters of one base
 
 SCALES: Final = (0.0, 0.5)
 
@@ -43,21 +44,21 @@ def bench_adapter(
 ) -> BenchReport:
     """Score an adapter, smaller versions of it and two anchors on held-out data.
 
-    Always there are `full` (the adapter), `base` (its update zero) and `shuffled` (its update permuted: the same
-    norms, no information). Folder and evaluations stay in `out`: a run that was killed goes on where it stopped.
+    Always scored are `full` (the adapter), `base` (its update zero) and `shuffled` (its update permuted: the same
+    norms, no information). Folders and evaluations stay in `out`, so a run that was killed goes on where it stopped.
 
     Args:
         path: the folder that PEFT saved. It is not changed.
         out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
         data: JSONL with an example on each line: text, prompt and completion, messages, or text and label.
         candidates: `svd:RANK`, `p90`, `energy:SHARE`, `params:N`, `kl:NATS` or `adapter:FOLDER`.
-        calibrate: inputs without labels for `kl:`, others than the data.
+        calibrate: inputs without labels for `kl:`, other than the data.
         retrain: a command that trains an adapter of rank {r} with seed {seed} into the folder {out}.
         options: base, metric, tolerance, seeds and limits.
-        progress: called with (evaluations done, in all, the current one).
+        progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:
-        GradienceError: an input cannot be used, or an evaluation fails; evaluations before it are kept.
+        GradienceError: an input cannot be used, or an evaluation fails; earlier evaluations are kept.
     """
     adapter, rows = Path(path), None if data is None else Path(data)
     inputs = None if calibrate is None else Path(calibrate)
@@ -68,12 +69,12 @@ def bench_adapter(
         )
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, adapter, progress)
-        contest.evaluator(rows)  # what is missing is an error before any work
+        contest.evaluator(rows)  # raises before any work if something is missing
         making = Making(adapter, options.base, inputs, options.seed)
         names = candidates if candidates is not None else default_names(adapter, calibrated=inputs is not None)
         plain = [name for name in names if not name.startswith("retrain:")]
         found, notes = made(store, plain, making)
-        entrants = [Entrant(FULL, "reference", adapter, "the adapter as given"), *found]
+        entrants = [Contender(FULL, "reference", adapter, "the adapter as given"), *found]
         entrants += anchors(store, adapter, seed=options.seed)
         entry = Entry("held-out", rows, entrants)
         if retrain is not None:
@@ -94,23 +95,23 @@ def bench_merge(
     options: Options = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Score merges of adapters on each adapter's own data, beside that adapter alone.
+    """Score merges of adapters on each adapter's own data, and compare them with that adapter alone.
 
-    A merge holds where it does on the data of all adapters. Where adapters have heads of their own, each data set is
-    scored with the head of its adapter.
+    A merge holds if it holds on the data of all adapters. If adapters have their own heads, each data set is scored
+    with its adapter's head.
 
     Args:
         paths: two adapters or more, of one base. They are not changed.
         out: a folder for merges, evaluations and the report; it may be that of an earlier run.
-        data: one file for each adapter, in their order; an evaluator with data of its own needs none.
-        methods: of `merge_adapters`.
+        data: one file for each adapter, in their order; an evaluator with its own data needs none.
+        methods: methods of `merge_adapters`.
         weights: each list has one number per adapter; None is the method's default.
         density: the share of entries that TIES and DARE keep; without it 0.2 and 0.5.
         options: base, metric, tolerance, seeds and limits.
-        progress: called with (evaluations done, in all, the current one).
+        progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:
-        GradienceError: the adapters cannot be merged, or an evaluation fails; evaluations before it are kept.
+        GradienceError: the adapters cannot be merged, or an evaluation fails; earlier evaluations are kept.
     """
     sides = open_sides(paths)
     if data and len(data) != len(sides):
@@ -120,7 +121,7 @@ def bench_merge(
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, sides[0].path, progress)
         for file in rows:
-            contest.evaluator(file)  # what is missing is an error before any work
+            contest.evaluator(file)  # raises before any work if something is missing
         recipes = {
             _name(method, some): _recipe(method, some, density, options.seed) for method in methods for some in weights
         }
@@ -128,10 +129,10 @@ def bench_merge(
         for side, file in zip(sides, rows, strict=True):
             heads = side.name if own_heads else None
             merges = [
-                Entrant(name, "candidate", _merged(store, name, paths, recipe, heads), _words(recipe))
+                Contender(name, "candidate", _merged(store, name, paths, recipe, heads), _words(recipe))
                 for name, recipe in recipes.items()
             ]
-            own = Entrant(f"{side.name} alone", "reference", side.path, "the adapter as given")
+            own = Contender(f"{side.name} alone", "reference", side.path, "the adapter as given")
             entries.append(Entry(side.name, file, [own, *merges, *anchors(store, side.path, seed=options.seed)]))
         return contest.report(entries, Sources("merge", paths))
 
@@ -173,21 +174,22 @@ def bench_mitigate(
     options: Options = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Score copies of an adapter with less of its intruder dimensions, each beside alpha scaled by the same change.
+    """Score copies of an adapter with reduced intruder dimensions, each next to alpha reduced by the same change.
 
-    The change is norm(dW - dW') over norm(dW), Frobenius, of all modules together: alpha x (1 - change) has it, too.
+    The change is norm(dW - dW') / norm(dW), Frobenius, over all modules together. A copy with alpha x (1 - change) has
+    the same change.
 
     Args:
         path: the folder that PEFT saved. It is not changed.
         out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
-        data: held-out rows of what was trained: the verdict is on them.
-        kept: rows of what should not be forgotten: reported beside it.
-        scales: what is left of dW along each intruder.
+        data: held-out rows of the trained task, on which the verdict rests.
+        kept: rows of what should not be forgotten; they are reported but not judged.
+        scales: the share of dW that is left along each intruder.
         options: base (which is needed), metric, tolerance, seeds and limits.
-        progress: called with (evaluations done, in all, the current one).
+        progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:
-        GradienceError: there is no intruder, or an evaluation fails; evaluations before it are kept.
+        GradienceError: there is no intruder, or an evaluation fails; earlier evaluations are kept.
     """
     adapter = Path(path)
     if options.base is None:
@@ -196,7 +198,7 @@ def bench_mitigate(
         contest = Contest(store, options, adapter, progress)
         files = [("held-out", data, True), *([("kept", kept, False)] if kept is not None else [])]
         for _, file, _ in files:
-            contest.evaluator(None if file is None else Path(file))  # what is missing is an error before any work
+            contest.evaluator(None if file is None else Path(file))  # raises before any work if something is missing
         candidates = [one for scale in scales for one in _pair(store, adapter, options.base, scale, options.seed)]
         if not candidates:
             raise AdapterError(
@@ -204,14 +206,14 @@ def bench_mitigate(
                 advice="'gradience audit --base W --intruders' counts them",
             )
         candidates = list({one.name: one for one in candidates}.values())  # two scales may share an alpha
-        own = Entrant(FULL, "reference", adapter, "the adapter as given")
+        own = Contender(FULL, "reference", adapter, "the adapter as given")
         entrants = [own, *candidates, *anchors(store, adapter, seed=options.seed)]
         entries = [Entry(name, None if file is None else Path(file), entrants, on) for name, file, on in files]
         return contest.report(entries, Sources("mitigate", [path]))
 
 
-def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Entrant]:
-    """The adapter with its intruders at that scale, and with alpha scaled by the same change; none without a change."""
+def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Contender]:
+    """The adapter with its intruders scaled, and with alpha scaled by the same change; [] if nothing changes."""
     source, name = adapter_digest(adapter), f"scale:{scale:g}"
 
     def make(out: Path) -> None:
@@ -227,13 +229,13 @@ def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) 
         f"alpha-{factor:g}", {"of": source, "alpha": factor}, partial(write_scaled, adapter, factor=factor)
     )
     return [
-        Entrant(name, "candidate", calmed, f"{scale:g} of the update along each intruder; change {change:.1%}"),
-        Entrant(f"alpha:{factor:g}", "candidate", scaled, f"the whole update times {factor:g}, as beside {name}"),
+        Contender(name, "candidate", calmed, f"{scale:g} of the update along each intruder; change {change:.1%}"),
+        Contender(f"alpha:{factor:g}", "candidate", scaled, f"the whole update times {factor:g}, as beside {name}"),
     ]
 
 
 def relative_change(before: Path, after: Path) -> float:
-    """norm(dW - dW') / norm(dW) over all modules, of an adapter and a copy of which only lora_B differs."""
+    """norm(dW - dW') / norm(dW) over all modules of an adapter and a copy with the same scales."""
     removed = whole = 0.0
     others = {module.name: module for module in open_adapter(after)[1].modules}
     for module in open_adapter(before)[1].modules:

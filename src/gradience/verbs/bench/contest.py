@@ -1,7 +1,7 @@
-"""What every bench does: adapters are scored task by task, each evaluation is kept, and a report is made of them.
+"""The common part of every bench: score adapters task by task, keep each evaluation, and make a report.
 
-Two anchors make a number mean something: the adapter without its update, and with its update shuffled. All variants
-keep the adapter's heads, biases and everything else that is not a LoRA factor: what differs is the update alone.
+Two anchors give the numbers a scale: the adapter without its update, and with its update shuffled. All variants keep
+the adapter's heads, biases and everything else that is not a LoRA factor, so that only the update differs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.io.safetensors import TensorSource, Together, copied, planned
-from gradience.schema.compare import BenchMetric, BenchReport, Role
+from gradience.schema.compare import BenchMetric, BenchReport
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.bench.evaluators import DEFAULT_TIMEOUT, LM_EVAL, Command, Evaluator, LmEval
 from gradience.verbs.bench.judge import BASE, Contender, Task, judge, tolerance_of
-from gradience.verbs.bench.model import BuiltIn, ModelEvaluator, default_metric
 from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_hash
-from gradience.verbs.bench.trial import CONFIDENCE
+from gradience.verbs.bench.trial import CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
 from gradience.verbs.resize.plan import resizable_pairs
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, SourceFiles, provenance_of, write_adapter
@@ -35,25 +34,25 @@ Factors: TypeAlias = tuple[Array, Array]
 
 SHUFFLED: Final = "shuffled"
 LONGEST: Final = 1024
-_SEEDS: Final = 3  # runs of a command that takes a seed
+_SEEDS: Final = 3  # default number of runs of a command that takes a seed
 
 
 def write_without_update(adapter: Path, out: Path) -> None:
-    """Write the adapter with every lora_B zero: the base, as any program that loads an adapter can evaluate it."""
+    """Write the adapter with every lora_B zero, so that any program that loads adapters can evaluate the base."""
     _write(adapter, out, "zero", lambda b, a: (np.zeros_like(b), a))
 
 
 def write_shuffled(adapter: Path, out: Path, *, seed: int) -> None:
-    """Write the adapter with the outputs of each update permuted among themselves, and its inputs likewise.
+    """Write the adapter with each update's rows and columns permuted.
 
-    Every singular value stays, and so do all norms; what the directions had learnt is lost.
+    All singular values and norms stay; what the directions had learnt is lost.
     """
     random = np.random.default_rng(seed)
     _write(adapter, out, f"shuffled, seed {seed}", lambda b, a: (_permuted(random, b, 1), _permuted(random, a, 2)))
 
 
 def write_scaled(adapter: Path, out: Path, *, factor: float) -> None:
-    """Write the adapter with alpha times a factor, its tensors bit for bit."""
+    """Write the adapter with alpha times a factor; its tensors are copied bit for bit."""
     _write(adapter, out, f"alpha x {factor:g}", None, alpha=factor)
 
 
@@ -103,13 +102,13 @@ def _scaled(config: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 class Options(NamedTuple):
-    """How adapters are scored and judged, whatever they are.
+    """How adapters are scored and judged in every bench.
 
-    `base` is a folder or organisation/name in the hub's cache; `metric` is `loss`, `accuracy`, `exact-match`,
+    `base` is a folder or organisation/name in the hub's cache. `metric` is `loss`, `accuracy`, `exact-match`,
     `lm-eval:TASK` or a command with {adapter}, which may have {seed}, {base} and {data}; None is accuracy for a
     classifier and else loss. `tolerance` is `1%` of the reference's score or `0.01` in its unit. `seeds` is the number
-    of runs of a command with {seed}, and of trainings. `timeout` is of one command, in seconds; `longest` the
-    tokens of an example.
+    of runs of a command with {seed}, and of trainings. `timeout` is the limit of one command, in seconds; `longest` is
+    the limit of an example, in tokens.
     """
 
     base: PathLike | None = None
@@ -122,45 +121,36 @@ class Options(NamedTuple):
     longest: int = LONGEST
 
 
-class Entrant(NamedTuple):
-    """An adapter on one task: the folder that is scored there, and what it is."""
-
-    name: str
-    role: Role
-    folder: Path
-    made: str = ""
-
-
 class Entry(NamedTuple):
-    """A task with its data and entrants, the reference first."""
+    """A task with its data and its entrants; the first entrant is the reference."""
 
     name: str
     data: Path | None
-    entrants: Sequence[Entrant]
+    entrants: Sequence[Contender]
     judged: bool = True
 
 
 class Sources(NamedTuple):
-    """The subject of the report."""
+    """The subject of the report: kind of bench, adapters and notes."""
 
     kind: Literal["resize", "merge", "mitigate"]
     adapters: Sequence[PathLike]
     notes: Sequence[str] = ()
 
 
-def anchors(store: Store, adapter: Path, *, seed: int) -> list[Entrant]:
+def anchors(store: Store, adapter: Path, *, seed: int) -> list[Contender]:
     """The adapter without its update, and with its update shuffled."""
     source = adapter_digest(adapter)
     zero = store.made(BASE, {"of": source}, lambda out: write_without_update(adapter, out))
     shuffled = store.made(SHUFFLED, {"of": source, "seed": seed}, lambda out: write_shuffled(adapter, out, seed=seed))
     return [
-        Entrant(BASE, "anchor", zero, "the update zero, heads and biases kept"),
-        Entrant(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
+        Contender(BASE, "anchor", zero, "the update zero, heads and biases kept"),
+        Contender(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
     ]
 
 
 class Contest:
-    """The scoring of entrants by one kind of evaluator, with what was scored before taken from the store."""
+    """Scores entrants by one kind of evaluator; evaluations already in the store are reused."""
 
     def __init__(self, store: Store, options: Options, adapter: Path, progress: Progress | None) -> None:
         self._store = store
@@ -175,7 +165,7 @@ class Contest:
         if base is None:
             return ""
         if self._metric not in get_args(BuiltIn) and not Path(base).exists():
-            return f"named {base}"  # a command may know it by a name that means nothing here
+            return f"named {base}"  # a name that only the command understands
         return identity(find_shards(Path(base)))
 
     def evaluator(self, data: Path | None) -> Evaluator:
@@ -222,16 +212,16 @@ class Contest:
         return found
 
     def report(self, entries: Sequence[Entry], sources: Sources) -> BenchReport:
-        """Score all entrants of all tasks, judge them, and keep and return the report.
+        """Score all entrants of all tasks, judge them, and store and return the report.
 
         Raises:
-            GradienceError: an evaluation fails; those before it are kept.
+            GradienceError: an evaluation fails; earlier evaluations are kept.
         """
         total = sum(len(entry.entrants) for entry in entries)
         tasks: list[Task] = []
         metrics: list[tuple[str, bool]] = []
         for entry in entries:
-            evaluator = self.evaluator(entry.data)  # one at a time: each holds a model
+            evaluator = self.evaluator(entry.data)  # one at a time, because each holds a model
             done = sum(len(task.evaluations) for task in tasks)
             scores = self.scored(entry, evaluator, done=done, total=total)
             digest = "" if entry.data is None else f"sha256:{file_hash(entry.data)}"
@@ -275,15 +265,15 @@ def _unit(tasks: Sequence[Task]) -> Literal["example", "seed"]:
 
 
 def _contenders(entries: Sequence[Entry]) -> list[Contender]:
-    """Each entrant once, with the parameters of its factors."""
+    """Each entrant once, with the number of parameters of its factors."""
     found: dict[str, Contender] = {}
     for entry in entries:
         for one in entry.entrants:
             params = 0 if one.name == BASE else factor_params(one.folder)
-            found.setdefault(one.name, Contender(one.name, one.role, one.folder, params, one.made))
+            found.setdefault(one.name, one._replace(params=params))
     return list(found.values())
 
 
 def factor_params(adapter: Path) -> int:
-    """The parameters of an adapter's factors."""
+    """The number of parameters of an adapter's factors."""
     return sum(module.params for module in open_adapter(adapter)[1].modules)

@@ -1,7 +1,7 @@
-"""How an adapter is scored: by the user's own command, or by lm-eval. The model itself is in `model`.
+"""Score an adapter by the user's own command or by lm-eval. Scoring by the model itself is in `model`.
 
-A command is split as a shell would split it, and run without one. Its output is bounded, its time too, and what it
-started ends with it.
+A command is split as a shell would split it, but run without a shell. Its output and time are limited, and the
+processes it started end with it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import numpy as np
 
 from gradience.errors import GradienceError
 from gradience.io.reading import decode_json, open_regular
-from gradience.schema.scalars import real
+from gradience.schema import real
 from gradience.verbs.bench.store import Evaluation
 
 DEFAULT_TIMEOUT: Final = 3600.0  # seconds of one command
-MAX_OUTPUT: Final = 64 << 20  # bytes that a command may print: scores of a million examples take 20 MB
+MAX_OUTPUT: Final = 64 << 20  # most bytes that a command may print; scores of a million examples take 20 MB
 _POLL: Final = 0.05  # seconds
-_TAIL: Final = 2048  # bytes of what a failed command said last
-_SHOWN: Final = 200  # characters of it in an error
+_TAIL: Final = 2048  # last bytes read of a failed command's output
+_SHOWN: Final = 200  # most characters of a command or its output in an error
 _SCORES: Final = ("scores", "score")
 
 LM_EVAL: Final = "lm-eval:"
-_LARGEST_SAMPLE: Final = 16 << 20  # bytes of one line of lm-eval's samples
+_LARGEST_SAMPLE: Final = 16 << 20  # most bytes of one line of lm-eval's samples
 _METRICS: Final = (
     "acc",
     "exact_match",
@@ -46,21 +46,21 @@ _METRICS: Final = (
     "bleu",
     "pass@1",
     "em",
-)  # lm-eval's, of an example, best first
+)  # lm-eval's metrics of one example, the preferred first
 
 
 class Printed(NamedTuple):
-    """What an evaluator printed: a score, or one of each example."""
+    """An evaluator's output: one score, and the score of each example if it printed them."""
 
     score: float
     scores: list[float] | None = None
 
 
 def words(command: str, values: Mapping[str, str], *, required: str) -> list[str]:
-    """The command's words with its places such as {adapter} filled in.
+    """The words of a command, with placeholders such as {adapter} filled in.
 
     Raises:
-        GradienceError: it cannot be split, is empty, or lacks a place that it must have.
+        GradienceError: it cannot be split, is empty, or lacks the required placeholder.
     """
     try:
         parts = shlex.split(command)
@@ -74,7 +74,7 @@ def words(command: str, values: Mapping[str, str], *, required: str) -> list[str
 
 
 def run(argv: list[str], *, timeout: float) -> bytes:
-    """Run a command and return what it printed on stdout.
+    """Run a command and return its stdout.
 
     Raises:
         GradienceError: it cannot be started, fails, takes longer than `timeout` seconds, or prints too much.
@@ -103,7 +103,7 @@ def run(argv: list[str], *, timeout: float) -> bytes:
 
 
 def _waited(process: subprocess.Popen[bytes], files: tuple[IO[bytes], IO[bytes]], until: float) -> str:
-    """Wait for the end of the process; what is wrong where it has to be ended instead."""
+    """Wait until the process ends and return ""; or return what is wrong if it must be ended."""
     while process.poll() is None:
         if time.monotonic() > until:
             return "takes longer than its time"
@@ -114,7 +114,7 @@ def _waited(process: subprocess.Popen[bytes], files: tuple[IO[bytes], IO[bytes]]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all of its group that is left."""
+    """Kill the process and the rest of its process group."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):  # all of it has ended
             os.killpg(process.pid, signal.SIGKILL)
@@ -124,7 +124,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last(file: IO[bytes]) -> str:
-    """The last line of a file."""
+    """The last line of a file that is not blank, or ""."""
     size = os.fstat(file.fileno()).st_size
     file.seek(max(0, size - _TAIL))
     lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
@@ -137,9 +137,10 @@ def _short(argv: list[str]) -> str:
 
 
 def parsed(output: bytes, argv: list[str]) -> Printed:
-    """What an evaluator printed, as numbers: all of it as JSON, else its last line.
+    """Parse an evaluator's output as numbers: the whole output as JSON, else its last line.
 
-    A number is a score; a list has one of each example, where true is 1; an object has `scores`, a list, or `score`.
+    A number is a score. A list has the score of each example, where true is 1. An object has a list `scores`, or
+    `score`.
 
     Raises:
         GradienceError: it printed nothing, or something else.
@@ -180,21 +181,21 @@ def _number(value: Any) -> float | None:
 
 
 class Evaluator(Protocol):
-    """Scores adapters; `of` is what a score depends on beside the adapter and its reference."""
+    """Scores adapters."""
 
     name: str
     higher_is_better: bool
 
     @property
     def of(self) -> dict[str, Any]:
-        """Everything that a score depends on, beside the adapters."""
+        """Everything that a score depends on beside the adapter and its reference."""
 
     def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:
-        """The scores of an adapter; its outputs are compared with the reference's where the evaluator sees them."""
+        """Score an adapter. If the evaluator sees outputs, they are compared with the reference's."""
 
 
 class Command:
-    """A program of the user's that prints a score, or one of each example."""
+    """A program of the user that prints one score, or the score of each example."""
 
     def __init__(
         self,
@@ -209,16 +210,17 @@ class Command:
         words(command, {}, required="adapter")
         self.name = command
         self.higher_is_better = higher_is_better
-        self.of = {"command": sha256(command.encode()).hexdigest(), "seeds": list(seeds), **of}  # it may hold a key
+        # hashed, because the command may hold a key
+        self.of = {"command": sha256(command.encode()).hexdigest(), "seeds": list(seeds), **of}
         self._values = values
         self._seeds = seeds
         self._timeout = timeout
 
     def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:  # noqa: ARG002  # it sees no outputs
-        """Run it for each seed.
+        """Run the command for each seed.
 
         Raises:
-            GradienceError: it fails, prints no number, or not as many for one seed as for another.
+            GradienceError: it fails, prints no number, or prints different numbers of scores for different seeds.
         """
         printed = [self._run(adapter, seed) for seed in self._seeds]
         lists = [one.scores for one in printed if one.scores is not None]
@@ -237,7 +239,7 @@ class Command:
 
 
 class LmEval:
-    """A task of lm-eval (EleutherAI's lm-evaluation-harness), in a process of its own, by its samples."""
+    """A task of lm-eval (EleutherAI's lm-evaluation-harness), run in its own process and scored from its samples."""
 
     higher_is_better = True
 
@@ -254,7 +256,7 @@ class LmEval:
         """Run the task on the adapter.
 
         Raises:
-            GradienceError: lm-eval fails, a path has a comma, or no sample has a metric that is known here.
+            GradienceError: lm-eval fails, a path has a comma, or no sample has a known metric.
         """
         place = str(adapter.resolve())
         if "," in f"{place}{self._base}":
@@ -274,7 +276,7 @@ def _of_examples(scores: list[float]) -> Evaluation:
 
 
 def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Task, number of the document and score of each sample: of the metric that all of a file have."""
+    """Yield task, document number and score of each sample, by the first metric that all samples of a file have."""
     for path in folder.rglob("samples_*.jsonl"):
         with open_regular(path) as file:
             lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")

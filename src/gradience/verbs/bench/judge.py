@@ -1,7 +1,7 @@
-"""From evaluations to results and a verdict: how much worse than its reference each candidate can be.
+"""Turn evaluations into results and a verdict: how much worse than its reference each candidate can be.
 
-A candidate holds where the worst plausible loss is within the tolerance on every judged task. Bounds are simultaneous
-over the candidates of a task; over the tasks no correction is due, because a candidate must hold on all of them.
+A candidate holds if its worst plausible loss is within the tolerance on every judged task. The bounds are simultaneous
+over the candidates of a task. No correction is made over tasks, because a candidate must hold on all of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
+from gradience.schema import real
 from gradience.schema.compare import BenchCandidate, BenchMetric, BenchResult, BenchTask, BenchVerdict, Outcome, Role
-from gradience.schema.scalars import real
 from gradience.spectral.grams import Floats
 from gradience.verbs.bench.store import Evaluation
 from gradience.verbs.bench.trial import Bounds, Sample, bounds, needed, sample_of, student_bounds
@@ -32,7 +32,7 @@ _UNDECIDED: Final = {
 
 
 class Tolerance(NamedTuple):
-    """How much worse is still acceptable: a share of the reference's score, or a difference in the metric's unit."""
+    """How much worse is acceptable: a share of the reference's score, or a difference in the metric's unit."""
 
     text: str
     value: float
@@ -40,7 +40,7 @@ class Tolerance(NamedTuple):
 
 
 def tolerance_of(text: str) -> Tolerance:
-    """The tolerance of a text such as `1%` or `0.01`.
+    """Parse a tolerance such as `1%` or `0.01`.
 
     Raises:
         GradienceError: it is neither, or not above 0.
@@ -58,17 +58,18 @@ def tolerance_of(text: str) -> Tolerance:
 
 
 class Contender(NamedTuple):
-    """One adapter in the trial, and what it is there for."""
+    """One adapter in the trial, and its role."""
 
     name: str
     role: Role
     folder: Path
-    params: int
     made: str = ""
+    params: int = 0
+    """Of its factors, once they were counted."""
 
 
 class Task(NamedTuple):
-    """Data, the contender that is the reference on them, and the evaluation of each contender by name."""
+    """A data set, the contender that is the reference on it, and each contender's evaluation by name."""
 
     name: str
     data: str
@@ -92,7 +93,7 @@ def judge(
     """The results of all contenders on all tasks, and the verdict.
 
     Raises:
-        GradienceError: a reference has no finite score, or evaluations that cannot be paired.
+        GradienceError: a reference has no finite score, or its evaluation cannot be paired with another.
     """
     found = [_on_task(task, contenders, metric, tolerance, seed) for task in tasks]
     whole = max((c.params for c in contenders if c.role == "reference"), default=0)
@@ -121,7 +122,7 @@ def _on_task(
     contenders = [c for c in contenders if c.name in task.evaluations]
     rows = {c.name: _unscored(task, c) for c in contenders}
     rows[task.reference] = _plain(task, task.reference, "reference")
-    for group in (True, False):  # anchors are no candidates: bounds that hold for all at once need not hold for them
+    for group in (True, False):  # anchors are judged apart: simultaneous bounds are for candidates
         compared = [
             c
             for c in contenders
@@ -147,7 +148,7 @@ def _on_task(
 def _compared(
     task: Task, compared: Sequence[Contender], metric: BenchMetric, margin: Floats, seed: int
 ) -> dict[str, BenchResult]:
-    """The results of some contenders, whose bounds hold for all of them at once."""
+    """The results of the given contenders, with bounds that hold for all of them at once."""
     if not compared:
         return {}
     reference = task.evaluations[task.reference]
@@ -162,7 +163,7 @@ def _compared(
 
 
 def _limits(sample: Sample, metric: BenchMetric, seed: int) -> Bounds | None:
-    """The bounds; None for a single run, and for runs that are one because the evaluator does not use its seed."""
+    """The bounds; None for a single run, or for several that do not differ because the evaluator ignores its seed."""
     if metric.unit == "seed":
         differ = len(sample.excess) >= _LEAST_SEEDS and bool(np.ptp(sample.excess, axis=0).all())
         return student_bounds(sample) if differ else None
@@ -209,15 +210,15 @@ def _is_finite(evaluation: Evaluation) -> bool:
 
 
 def _is_binary(task: Task) -> bool:
-    """Whether all scores are right or wrong: then no example can be worse by more than 1."""
+    """Whether all scores are 0 or 1, so that no example can be worse by more than 1."""
     return all(score in _BINARY for evaluation in task.evaluations.values() for score in evaluation.scores)
 
 
 def _harm(reference: Evaluation, other: Evaluation, metric: BenchMetric, task: Task, name: str) -> Floats:
-    """How much worse each example is with the other.
+    """How much worse each example is under the other evaluation.
 
     Raises:
-        GradienceError: they are not of the same examples.
+        GradienceError: the evaluations have different numbers of examples.
     """
     if len(reference.scores) != len(other.scores):
         raise GradienceError(
@@ -266,7 +267,7 @@ def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], m
 
 
 def _needed(candidate: BenchCandidate) -> int | None:
-    """The most examples that one of its open tasks needs; None where one of them has no answer."""
+    """The number of examples that all open tasks of a candidate need; None if it is unknown for one of them."""
     wants = [row.needed for row in candidate.results if row.outcome == "open"]
     return None if None in wants else max((want for want in wants if want is not None), default=None)
 

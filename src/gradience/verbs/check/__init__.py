@@ -1,4 +1,4 @@
-"""The verb ``check``: a configuration from files, objects and overrides to a report."""
+"""The verb ``check``: read a configuration from files, objects and overrides, and report on it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from gradience.configs import read_preferences
 from gradience.configs.document import CONFIG_NAME, read_document, read_peft, read_peft_dir, read_peft_object
 from gradience.configs.files import HasToDict
-from gradience.configs.preferences import read_preferences
 from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
 from gradience.configs.training import (
     STATE_NAME,
@@ -23,14 +23,15 @@ from gradience.configs.training import (
     read_training_object,
 )
 from gradience.errors import ConfigError, RecorderError
+from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
+from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, quantities
 from gradience.rules.config.serving import ENGINES
 from gradience.rules.objective import objective_of
-from gradience.rules.select import excluded_rules
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Coverage, Finding
+from gradience.schema.document import Coverage, Finding
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation
 
 _MAX_TASK = 256  # characters
@@ -41,11 +42,11 @@ _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")
 _MOST_NAMES = 5
-_MOST_ENTRIES = 2000  # of the output folder that are looked at
+_MOST_ENTRIES = 2000  # entries of the output folder that are examined
 
 
 def read_any(place: Path) -> Layer:
-    """Read one file, or a folder that a run left: its adapter config, its arguments, and what its log shows."""
+    """Read one file, or a run's folder: its adapter config, its arguments, and the settings that its log shows."""
     if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
         return read_document(place)
     found = _read_run(place)
@@ -57,7 +58,7 @@ def read_any(place: Path) -> Layer:
 
 
 def read_adapter_of(folder: Path) -> Layer:
-    """Read the adapter config of a folder, else that of the checkpoint which its run came furthest with."""
+    """Read the adapter config of a folder, else that of the last checkpoint of its run."""
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
         return read_peft_dir(folder)
     found = _read_run(folder)
@@ -68,7 +69,7 @@ def read_adapter_of(folder: Path) -> Layer:
 
 
 def read_training_of(folder: Path) -> Layer:
-    """Read the training arguments of a folder, else what the log of its run shows of them."""
+    """Read the training arguments of a folder, else those that the log of its run shows."""
     if not folder.is_dir() or any((folder / name).is_file() for name in TRAINING_NAMES):
         return read_training_dir(folder)
     found = _read_run(folder)
@@ -80,8 +81,8 @@ def read_training_of(folder: Path) -> Layer:
 
 
 def _read_run(place: Path) -> Layer | RecorderError:
-    """The configuration of the run that a folder or file is of, or why there is none."""
-    from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file need not pay for it
+    """The configuration of the run that left a folder or file, or the error if there is no run."""
+    from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file does not need it
 
     try:
         return read_folder_config(place)
@@ -108,7 +109,7 @@ def check_config(
     ignore: Iterable[str] = (),
     settings: Place | None = None,
 ) -> CheckReport:
-    """The findings of the rules on a configuration. A later source wins over an earlier one.
+    """Check a configuration by the rules. A later source wins over an earlier one.
 
     Args:
         config: a Struct.
@@ -124,13 +125,12 @@ def check_config(
         serve: engines the adapter is meant for: vllm, lorax, slora, llamacpp, mlx.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
-        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
-            the arguments of that name are empty. None is looked for.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
+            arguments of that name are empty. If None, no file is looked for.
 
     Raises:
         ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
         AdapterError: the base cannot be read.
-
     """
     unwanted = excluded_rules([rule.id for rule in RULES], select=select, ignore=ignore, settings=settings)
     given = ConfigSources(config, document, peft_dir, training_dir, peft, training, overrides)
@@ -142,7 +142,7 @@ def check_config(
 
 
 class ConfigSources(NamedTuple):
-    """Where a configuration is read from, as of `check_config`; a later source wins over an earlier one."""
+    """The sources of a configuration, as in `check_config`; a later source wins over an earlier one."""
 
     config: ConfigSnapshot | None
     document: Place | None
@@ -154,11 +154,11 @@ class ConfigSources(NamedTuple):
 
     @property
     def folders(self) -> list[Path]:
-        """The folders and files in which more may lie, such as a tokenizer."""
+        """The given folders and files, beside which more may be found, such as a tokenizer."""
         return [Path(place) for place in (self.document, self.peft_dir, self.training_dir) if place is not None]
 
     def read(self) -> Layer:
-        """All of them as one layer."""
+        """Read all sources into one layer."""
         first, last = (Layer(config=item) if item is not None else None for item in (self.config, self.overrides))
         layers = (
             first,
@@ -184,7 +184,7 @@ def judged(
     settings: Place | None,
     unwanted: Mapping[str, str],
 ) -> CheckReport:
-    """The report on a configuration that was read; the arguments as of `check_config`."""
+    """The report on a configuration that was read; the arguments are those of `check_config`."""
     config, versions = _complete(whole, task), _transformers()
     where = None if base is None else Path(base)
     around = gather_context(whole, config, base=where, folders=folders, transformers=versions)
@@ -206,7 +206,11 @@ def judged(
 
 
 def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
-    """The engines named, else those of the settings file."""
+    """The engines given, else those of the settings file.
+
+    Raises:
+        ConfigError: an engine is not known.
+    """
     asked = [name.strip().lower() for item in given for name in item.split(",")]
     if not asked and settings is not None:
         asked = [name.lower() for name in read_preferences(Path(settings)).serve]
@@ -217,7 +221,7 @@ def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
 
 
 def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
-    """Add what follows from several sources together: task and objective, the keys of secrets, and alpha / r."""
+    """The configuration with values derived from all sources: task and objective, keys of secrets, and alpha / r."""
     config = whole.config
     stated = {"task": task[:_MAX_TASK]} if task else {}
     secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
@@ -238,7 +242,7 @@ def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
 
 
 def _transformers() -> str | None:
-    """The version of transformers installed here, without importing it."""
+    """The installed version of transformers, found without importing it, or None."""
     try:
         return version("transformers")
     except PackageNotFoundError:
@@ -246,7 +250,7 @@ def _transformers() -> str | None:
 
 
 def source_locations(report: CheckReport) -> list[SourceLocation | None]:
-    """The source location of each finding, in their order; None where no file was read."""
+    """The source location of each finding, in order; None if no file was read."""
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
     data = None if report.data is None else report.data.path
     return [
@@ -258,7 +262,7 @@ def source_locations(report: CheckReport) -> list[SourceLocation | None]:
 
 
 def _row(finding: Finding, data: Path) -> SourceLocation:
-    """The place of a finding on data: the line of its first row, where rows are lines."""
+    """The location of a finding on data; with the line of its first row if the file has one row per line."""
     first = finding.values.get("first")
     by_line = data.suffix.lower() in _BY_LINE and isinstance(first, list) and first
     return SourceLocation(str(data), first[0] if by_line and first else None)
@@ -278,7 +282,7 @@ def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
 def gather_context(
     whole: Layer, config: ConfigSnapshot, *, base: Path | None, folders: Iterable[Path], transformers: str | None
 ) -> CheckContext:
-    """The context of a check; without a base, its files are not read.
+    """The surroundings of a configuration; those of the base only if a base is given.
 
     Raises:
         AdapterError: the base cannot be read.
@@ -302,12 +306,12 @@ def _output(whole: Layer, around: CheckContext) -> CheckContext:
 
 
 def _held(folder: Path) -> Iterator[str]:
-    """The traces of a run in a folder; none if the folder does not exist."""
+    """The names of a run's files and checkpoints in a folder; none if the folder does not exist."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith("checkpoint-"))
+    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith(CHECKPOINT_PREFIX))
     yield from found[:_MOST_NAMES]
     if len(found) > _MOST_NAMES:
         yield f"and {len(found) - _MOST_NAMES} more"
@@ -316,9 +320,9 @@ def _held(folder: Path) -> Iterator[str]:
 def _with_base(
     around: CheckContext, config: ConfigSnapshot, base: Path, folders: Iterable[Path], transformers: str | None
 ) -> CheckContext:
-    from gradience.base.coverage import cover  # noqa: PLC0415  # numpy, for those who give a base
+    from gradience.base.coverage import cover  # noqa: PLC0415  # imports numpy: only if a base is given
     from gradience.base.peft_emulation.layout import read_layout  # noqa: PLC0415
-    from gradience.base.peft_emulation.targets import NotFollowedError  # noqa: PLC0415  # numpy, for those who give a base
+    from gradience.base.peft_emulation.targets import NotFollowedError  # noqa: PLC0415  # as above
 
     if config.lora.peft_type not in {None, "LORA"}:
         return around._replace(no_coverage=f"peft_type {config.lora.peft_type} is not LoRA: not counted")
@@ -333,7 +337,7 @@ def _with_base(
 
 
 def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Iterable[Path]) -> CheckContext:
-    """Add the tokens that the run's tokenizer has and the base's has not."""
+    """Add the tokens that the run's tokenizer has and the base's lacks."""
     from gradience.base.coverage import added_tokens, read_vocabulary  # noqa: PLC0415  # as above
     from gradience.base.weights import find_shards  # noqa: PLC0415  # as above
 

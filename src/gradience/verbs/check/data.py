@@ -1,4 +1,4 @@
-"""The verb ``check --data``: a data set, tokenised as its trainer would, to a report."""
+"""The verb ``check --data``: tokenise a data set as its trainer would, and report on it."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.configs.data import DataPlan, read_data_plan
-from gradience.configs.document import read_labels
+from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer
+from gradience.data import Columns, Shape, recognise
 from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
 from gradience.data.rows import Fault, Source
-from gradience.data.shapes import Columns, Shape, recognise
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
+from gradience.rules import excluded_rules, judge
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
-from gradience.rules.rule import judge
-from gradience.rules.select import excluded_rules
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import NotRun, by_severity
+from gradience.schema import Json, Real, real
+from gradience.schema.document import NotRun, by_severity
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
-from gradience.schema.scalars import Json, Real, real
 from gradience.verbs.check import ConfigSources, Place, judged
 
-_TRL_LENGTH: Final = 1024  # max_length of TRL's SFT, DPO, reward and KTO configs (1.16), where it is not set
-_PEEK: Final = 20  # rows of which the first usable one shows the format
+_TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
+_PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 
 Samples: TypeAlias = int | Literal["all"]
 
 SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
-_BATCH: Final = 8  # per_device_train_batch_size of transformers, where it is not set
+_BATCH: Final = 8  # default per_device_train_batch_size of transformers
 _CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Asked(NamedTuple):
-    """The options of a check, those of the caller over those of the recipe."""
+    """The options of a check; the caller's win over the recipe's."""
 
     plan: DataPlan
     train: Path
@@ -62,7 +60,7 @@ class Asked(NamedTuple):
 
     @property
     def masking(self) -> Masking:
-        """Whose masks are built, and on what."""
+        """The program whose label masks are built, and the loss mode."""
         return Masking(self.loss, self.plan.program)
 
 
@@ -70,7 +68,7 @@ def measure_data(asked: Asked) -> DataReport:
     """The report on a data set, read in one pass.
 
     Raises:
-        ConfigError: a file cannot be read, or its rows need what was not given.
+        ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
@@ -115,7 +113,7 @@ def measure_data(asked: Asked) -> DataReport:
 
 
 def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
-    """The fields of a report on its tokenizer, and on the chat template where the rows are conversations."""
+    """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
     found: dict[str, Any] = {
@@ -131,7 +129,7 @@ def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
 
 
 def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
-    """The numbers of the rows to read; None for all of them."""
+    """The numbers of the rows to read; None for all rows."""
     if samples != "all" and samples < 1:
         raise ConfigError(f"--samples: expected a number of rows or all, got {samples}", advice="correct the option")
     if samples == "all" or samples >= count:
@@ -222,9 +220,9 @@ def check_data(
     ignore: Iterable[str] = (),
     settings: Place | None = None,
 ) -> CheckReport:
-    """The findings of the rules on a data set, tokenised as its trainer would; and on a configuration, if one is given.
+    """Check a data set by the rules, tokenised as its trainer would; and a configuration, if one is given.
 
-    What is not given is taken from the recipe in `training` or `document` (TRL, Axolotl, LLaMA-Factory, torchtune).
+    Missing options are taken from the recipe in `training` or `document` (TRL, Axolotl, LLaMA-Factory, torchtune).
 
     Args:
         data: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder of such files or of `save_to_disk`; None or
@@ -236,9 +234,9 @@ def check_data(
         template: a file with a chat template, instead of the tokenizer's.
         packing: whether sequences are packed.
         samples: rows to read, drawn with the seed; `all` for every row.
-        seed: of the sample.
+        seed: seed of the sample.
         show_rows: put the text of rows that a finding names into the report.
-        config: a configuration, as of `check_config`, like the arguments that follow it.
+        config: a configuration. This and the following arguments are as in `check_config`.
         document: one file of any shape, or the folder a run left.
         peft_dir: a folder with an adapter config.
         training_dir: a folder with training arguments.
@@ -253,7 +251,7 @@ def check_data(
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`.
 
     Raises:
-        ConfigError: a file cannot be read, is of no known format, or its rows need what was not given.
+        ConfigError: a file cannot be read, is of no known format, or its rows need an option that was not given.
         AdapterError: the base cannot be read.
     """
     ids = [*_CONFIG_IDS, *(rule.id for rule in DATA_RULES)]
@@ -295,7 +293,7 @@ def check_data(
 
 
 def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:
-    """The report on the configuration with that on its data."""
+    """The report on the configuration joined with the report on its data."""
     verdict = judge([rule for rule in DATA_RULES if rule.id not in unwanted], data)
     left_out = [NotRun(id=rule.id, reason=unwanted[rule.id]) for rule in DATA_RULES if rule.id in unwanted]
     not_run = [*base.not_run, *verdict.not_run, *left_out]
@@ -313,7 +311,7 @@ def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) ->
 
 
 def _derived(base: CheckReport, data: DataReport) -> dict[str, Real]:
-    """Tokens of an epoch and its steps; with an adapter that was counted, tokens for each of its parameters."""
+    """Tokens and steps per epoch; if the adapter's parameters were counted, also tokens per parameter."""
     found: dict[str, Real] = {"tokens_per_epoch": _per_epoch(data, data.tokens.kept)}
     if data.trainer in {"sft", "dpo", "kto"}:
         found["supervised_tokens_per_epoch"] = _per_epoch(data, data.tokens.supervised)
@@ -327,18 +325,18 @@ def _derived(base: CheckReport, data: DataReport) -> dict[str, Real]:
 
 
 def _per_epoch(data: DataReport, tokens: int) -> int:
-    """Tokens of all rows, by those of a sample."""
+    """Tokens of all rows, extrapolated from those of the rows read."""
     return round(tokens * data.rows / data.rows_read) if data.rows_read else 0
 
 
 def _examples(data: DataReport) -> int:
-    """Examples of an epoch: rows, or sequences that packing makes."""
+    """Examples per epoch: rows, or packed sequences."""
     packed = data.batching.packed_sequences
     return max(1, _per_epoch(data, packed)) if data.packing and packed else data.rows
 
 
 def _with_data(whole: Layer, data: DataReport) -> Layer:
-    """The configuration with what was counted in its data."""
+    """The configuration with the number of examples and tokens of its data."""
     training = whole.config.training
     counted: dict[str, Json] = {"train_examples": _examples(data), "train_tokens": _per_epoch(data, data.tokens.kept)}
     changed = msgspec.structs.replace(
@@ -355,7 +353,11 @@ def _plan(training: Place | HasToDict | None, document: Place | None) -> DataPla
 
 
 def _length(given: int | None, plan: DataPlan, config: ConfigSnapshot) -> int | None:
-    """Tokens per sequence: as given, else the recipe's, else the configuration's; 0 for no limit."""
+    """Tokens per sequence: the given number, else the recipe's, else the configuration's; 0 for no limit.
+
+    Raises:
+        ConfigError: the number is negative.
+    """
     length = next((n for n in (given, plan.max_length, config.training.max_length) if n is not None), None)
     if length is not None and length < 0:
         raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")

@@ -1,4 +1,4 @@
-"""The verb `convert`: an adapter's files in, another format's files out (PEFT LoRA or MLX-LM), and what that cost."""
+"""The verb `convert`: read an adapter, write it as PEFT LoRA or for MLX-LM, and report the error of each module."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import msgspec
 
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError, few
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
+from gradience.io.kept import Spool, temporary_folder
 from gradience.io.safetensors import PlannedTensor, copied
-from gradience.io.spool import Spool, temporary_folder
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
 from gradience.verbs.convert.factored import Choice
 from gradience.verbs.convert.source import (
@@ -59,7 +59,7 @@ def convert_adapter(
     weights: PathLike | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
-    """Write an adapter in another format, and return what became of each module.
+    """Write an adapter in another format, and return a report on each module.
 
     Args:
         path: the adapter's folder, or its weights file.
@@ -67,17 +67,17 @@ def convert_adapter(
         to: `peft`, a plain LoRA; `mlx`, MLX-LM's LoRA or DoRA.
         rank: the largest rank of a module. Without it and `energy`, only exact conversions are made.
         energy: the share of a module's squared Frobenius norm to keep, over 0 and at most 1.
-        base: the base model's folder, where the update is a function of its weights or its names are needed.
-        component: which of a pipeline's models to convert, where the file adapts several.
+        base: the base model's folder; needed if an update is a function of its weights, or for its module names.
+        component: which of a pipeline's models to convert, if the file adapts several.
         renames: prefixes of module paths to replace, as `OLD=NEW`.
         drop: leave out tensors that the target has no place for.
         force: replace `out` if it exists.
-        adapter_config: a config elsewhere than beside the weights.
+        adapter_config: a config that does not lie beside the weights.
         weights: a weights file of another name.
         progress: called with (done, total, name) as modules are worked on.
 
     Raises:
-        AdapterError: it cannot be read, or not be converted as asked; the message says why.
+        AdapterError: the adapter cannot be read, or not converted as asked; the message says why.
         OutputError: `out` exists already, or cannot be written.
         ValueError: rank and energy contradict each other, or are out of range.
     """
@@ -131,7 +131,7 @@ def _choice(rank: int | None, energy: float | None) -> Choice:
 
 
 def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
-    """Refuse to convert what is in the target's format already."""
+    """Refuse to convert an adapter that is already in the target's format."""
     if to == "peft" and source.traits.is_plain:
         advice = "gradience resize changes its rank" if not choice.everything else "use it as it is"
         raise AdapterError(f"{source.files.weights} is a plain PEFT LoRA already", advice=advice)
@@ -140,17 +140,17 @@ def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
 
 
 class _Rest(NamedTuple):
-    """Tensors that belong to no update: those to copy, and the names of those that are left out."""
+    """The tensors that belong to no update: those to copy, and the names of those to leave out."""
 
     carried: list[PlannedTensor]
     dropped: list[str]
 
 
 def _rest(source: Source, target: Target, *, drop: bool, other_components: Collection[str]) -> _Rest:
-    """Return the tensors that belong to no update, as far as the target has a place for them.
+    """Return the tensors that belong to no update, sorted into those to copy and those to leave out.
 
     Raises:
-        AdapterError: the target has no place for one, and `drop` does not say to leave it out.
+        AdapterError: the target has no place for a tensor, and `drop` is false.
     """
     kept = _WHOLE_IN_PEFT if target == "peft" and source.adapter.file_format.is_peft else frozenset[Role]()
     roles = {name: role for name, role in source.adapter.roles.items() if name not in other_components}

@@ -1,4 +1,4 @@
-"""One module's update as a LoRA pair: exactly where its rank allows, else the best of the rank that was asked for."""
+"""One module's update as a LoRA pair: exact if its rank allows, else the best approximation of the rank asked for."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 
 from gradience.adapters.layout import LARGEST_ENTRY, Array, LoadFactors, Module, within_range
 from gradience.errors import AdapterError
-from gradience.io.spool import Spool
+from gradience.io.kept import Spool
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
 
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 
 _FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
-_BLOCK: Final = 4096  # rows of a factor that are cast to float64 at a time
+_BLOCK: Final = 4096  # columns of a factor that are cast to float64 at a time
 
 _FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
 
 
 class Choice(NamedTuple):
-    """How much of an update to keep: a largest rank, or a share of its energy (squared Frobenius norm), or all."""
+    """How much of an update to keep: at most a rank, or a share of its energy (squared Frobenius norm), or all."""
 
     rank: int | None = None
     energy: float | None = None
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
         return self.rank is None and self.energy is None
 
     def of(self, sigma: Floats) -> int:
-        """Return the number of singular values (all of them given, largest first) to keep."""
+        """Return the number of singular values to keep; sigma holds all of them, largest first."""
         if self.rank is not None:
             return min(self.rank, len(sigma))
         if self.energy is not None:
@@ -43,9 +43,9 @@ class Choice(NamedTuple):
 
 
 class Factored(NamedTuple):
-    """scale * b @ a, oriented as the base stores its weight; norms are Frobenius norms.
+    """The pair scale * b @ a, in the orientation of the base's weight.
 
-    `norm` is the update's, `rest` that of what is left out of it.
+    `norm` is the Frobenius norm of the update, `rest` that of the part left out.
     """
 
     rank: int
@@ -59,19 +59,19 @@ class Factored(NamedTuple):
 
     @property
     def relative_error(self) -> float | None:
-        """What is left out over the whole, or None where that is zero."""
+        """The relative Frobenius error rest / norm, or None if the update is zero."""
         return self.rest / self.norm if self.norm > 0.0 else None
 
 
 def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, copy: bool) -> Factored:
-    """Return the module's own pair (or product of pairs), cut down where the choice says so.
+    """Return the module's own pair, cut to a lower rank if the choice asks for it.
 
     Args:
-        module: with factors that can be loaded.
-        choice: what to keep.
-        spool: for factors that are not the file's own.
-        scale: the scale to write; where factors are copied it must be the module's.
-        copy: whether the file's own numbers are a LoRA pair, to be kept bit for bit.
+        module: a module whose factors can be loaded.
+        choice: how much to keep.
+        spool: where to put factors that are not the file's own.
+        scale: the scale to write; if factors are copied, it must be the module's.
+        copy: whether the file's own numbers are a LoRA pair, which is then copied bit for bit.
 
     Raises:
         AdapterError: a factor holds NaN or infinite values.
@@ -95,7 +95,7 @@ def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, 
 
 
 def _kept(spool: Spool, b: Array, a: Array) -> LoadFactors:
-    """Return a loader of factors that were expensive to compute, in float32, as they will be stored."""
+    """Put computed factors into the spool in float32, as they will be stored, and return their loader."""
     left, right = spool.keep(b.astype(np.float32)), spool.keep(a.astype(np.float32))
     return lambda: (left(), right())
 
@@ -110,7 +110,7 @@ def _truncated(low: LowRank, first: Choice, second: Choice, spool: Spool, scale:
 
 
 def _without_zeros(b: Array, a: Array) -> tuple[Array, Array]:
-    """Return the pair without components that are exactly zero (those that AdaLoRA pruned), at least one."""
+    """Return the pair without exactly zero rank-one terms, such as AdaLoRA prunes; at least one term is kept."""
     held = np.flatnonzero(b.any(axis=0) & a.any(axis=1))
     if len(held) == a.shape[0]:
         return b, a
@@ -133,10 +133,10 @@ def _gram(rows: Array) -> Floats:
 
 
 def refuse_non_finite(module: Module, *arrays: Array) -> None:
-    """Refuse a module from which nothing can be computed.
+    """Refuse a module with numbers that are not finite or too large.
 
     Raises:
-        AdapterError: an array holds NaN, infinite values or some beyond float32's range.
+        AdapterError: an array holds NaN, infinite values, or values beyond float32's range.
     """
     if not within_range(*arrays):
         raise AdapterError(
@@ -148,10 +148,10 @@ def refuse_non_finite(module: Module, *arrays: Array) -> None:
 def from_dense(
     module: Module, matrix: Callable[[], Floats], choice: Choice, spool: Spool, *, scale: float, bound: int | None
 ) -> Factored:
-    """Return the leading part of an update that is a matrix; `bound` is its rank where that is known.
+    """Return the leading part of a dense update; `bound` is an upper bound on its rank, if one is known.
 
     Raises:
-        AdapterError: its rank is not bounded and nothing says how much to keep, or it is not finite.
+        AdapterError: there is no bound and the choice is to keep everything, or the update is not finite.
     """
     if bound is None and choice.everything:
         raise AdapterError(

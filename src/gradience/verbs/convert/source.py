@@ -1,7 +1,7 @@
-"""The adapter that is converted: which of its modules can be, why others cannot, and their paths in the target.
+"""The adapter to convert: the modules that can be converted, the refusal of others, and their paths in the target.
 
-Other programs name modules differently: diffusers puts a pipeline's component first, kohya flattens the dots of a path
-to underscores, which only the base's own names undo.
+Programs name modules differently. diffusers puts a pipeline's component first. kohya writes the dots of a path as
+underscores, and only the base's own names tell which underscores were dots.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
 from gradience.verbs.sides import raw_config
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
-_LARGEST_PRODUCT: Final = 1 << 14  # rank of the pair that a LoHa or LoKr product is unfolded to; bounds memory
+_LARGEST_PRODUCT: Final = 1 << 14  # the largest inner size of a LoHa or LoKr as one pair; it bounds memory
 _SHOWN: Final = 3  # names in a message
 _KOHYA: Final[dict[str, str]] = {
     "lora_unet_": "unet",
@@ -40,7 +40,7 @@ _KOHYA: Final[dict[str, str]] = {
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """Return safetensors' name of the type, such as `BF16`."""
+    """Return safetensors' name of a dtype, such as `BF16`."""
     return _NAMES[dtype]
 
 
@@ -57,17 +57,17 @@ class Source(NamedTuple):
 
     @property
     def experts(self) -> list[Module]:
-        """The modules that are one of several stacked experts."""
+        """The modules that are one slice of stacked experts."""
         return [module for module in self.modules if module.expert is not None]
 
     @property
     def layers(self) -> list[Module]:
-        """The modules that are a layer of their own."""
+        """The modules that are whole layers, not slices of stacked experts."""
         return [module for module in self.modules if module.expert is None]
 
     @property
     def label(self) -> str:
-        """The type of the adapter, with what makes it special."""
+        """The adapter's type with its variants, or its format, as a label for reports."""
         if self.adapter.file_format.is_peft:
             return " ".join([self.traits.peft_type, *self.traits.variants])
         return self.adapter.format.upper() + (" DoRA" if self.traits.dora else "")
@@ -76,10 +76,10 @@ class Source(NamedTuple):
 def open_source(
     path: PathLike, *, adapter_config: PathLike | None, weights: PathLike | None, base: PathLike | None
 ) -> Source:
-    """Return the adapter with the modules that can be converted.
+    """Open the adapter, and collect the modules to convert.
 
     Raises:
-        AdapterError: its files cannot be read, or no LoRA can stand for what it does.
+        AdapterError: its files cannot be read, or no LoRA can express what it does.
     """
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     if adapter.source is None:
@@ -104,10 +104,10 @@ def open_source(
 
 
 def refuse_modules(source: Source) -> None:
-    """Refuse a module whose pair has no place in another format.
+    """Refuse modules whose pair has no place in another format.
 
     Raises:
-        AdapterError: with the first of them.
+        AdapterError: there is such a module; the message names the first.
     """
     for module in source.modules:
         why = None
@@ -122,7 +122,7 @@ def refuse_modules(source: Source) -> None:
 
 
 def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
-    """Return the adapter with LoHa and LoKr modules of a rank that is too high for an audit."""
+    """Return the adapter with the LoHa and LoKr modules added whose rank is too high for an audit."""
     build = {"LOHA": loha_module, "LOKR": lokr_module}.get((adapter.config.peft_type or "").upper())
     if build is None:
         return adapter
@@ -142,13 +142,13 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
 
 
 def _on_parameter(source: Source, module: Module) -> bool:
-    """Whether the module is a single parameter other than a layer's weight."""
+    """Whether the module is a bare parameter that is neither a layer's weight nor stacked experts."""
     named = module.base_name is None or not module.base_name.endswith(".weight")
     return bool(source.adapter.config.target_parameters) and module.expert is None and named
 
 
 def components_of(source: Source) -> dict[str, list[Module]]:
-    """Return the modules by the pipeline's component that they belong to; one nameless component elsewhere."""
+    """Return the modules by component of the pipeline; for other adapters, one component with an empty name."""
     found: dict[str, list[Module]] = {}
     for module in source.layers:
         found.setdefault(_component(source, module), []).append(module)
@@ -165,10 +165,10 @@ def _component(source: Source, module: Module) -> str:
 
 
 def paths_of(source: Source, *, component: str | None, renames: Mapping[str, str]) -> dict[str, str]:
-    """Return the path in the target for each module of the component that is converted.
+    """Return the path in the target for each module of the component to convert.
 
     Raises:
-        AdapterError: there are several components, or only a base's own names give the paths.
+        AdapterError: none of several components is chosen, or the paths need a base and do not follow from it.
     """
     found = components_of(source)
     if component is None and len(found) > 1:
@@ -197,13 +197,13 @@ def _paths(source: Source, modules: Iterable[Module]) -> dict[str, str]:
 
 
 def _peft_path(module: Module) -> str:
-    """Return the module's path as PEFT's keys have it; the name itself in other formats."""
+    """Return the module's path as in PEFT's tensor names; in other formats, the module's name."""
     key = next((found for name in module.keys.values() if (found := parse_key(name)) is not None), None)
     return key.module if key is not None else module.name
 
 
 def _kohya_paths(modules: Sequence[Module], base: BaseWeights | None) -> dict[str, str]:
-    """Return dotted paths for names whose dots became underscores, which only a list of the real names undoes."""
+    """Return dotted paths for names whose dots became underscores, by looking them up among the base's names."""
     dotted = {module.name: module.name.partition(".")[2] for module in modules if "." in module.name}
     if len(dotted) == len(modules):
         return dotted
@@ -236,10 +236,10 @@ def _kohya_paths(modules: Sequence[Module], base: BaseWeights | None) -> dict[st
 
 
 def parsed_renames(renames: Iterable[str]) -> dict[str, str]:
-    """Return prefixes to replace, from OLD=NEW.
+    """Return the prefixes to replace and their replacements, from texts OLD=NEW.
 
     Raises:
-        AdapterError: one has no `=`.
+        AdapterError: a text has no `=`, or no OLD.
     """
     found: dict[str, str] = {}
     for rename in renames:
@@ -251,7 +251,7 @@ def parsed_renames(renames: Iterable[str]) -> dict[str, str]:
 
 
 def renamed(path: str, renames: Mapping[str, str]) -> str:
-    """Return the path with the first prefix that fits replaced, on a dot."""
+    """Return the path with the first matching prefix replaced; a prefix ends at a dot."""
     for old, new in renames.items():
         if path == old or path.startswith(f"{old}."):
             return (new + path[len(old) :]).removeprefix(".")

@@ -1,7 +1,8 @@
-"""What is written of each module: its LoRA pair, and the name and the layout that it has in the target.
+"""The updates to write: each with its LoRA pair, and its name and layout in the target.
 
-A layer gives one `Update`. A parameter of stacked experts gives one for all of them; MLX-LM and PEFT split and fuse
-the projections of an expert layer differently, so one source stack may become two updates, or two become one.
+A layer gives one `Update`. A parameter of stacked experts gives one `Update` for all experts. MLX-LM and PEFT split
+and fuse the projections of an expert layer differently, so one source stack may become two updates, or two may become
+one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gradience.adapters.formats.mlx import is_embedding_layer
+from gradience.adapters import module_type
+from gradience.adapters.formats.foreign import is_embedding_layer
 from gradience.adapters.layout import Array, Module
-from gradience.adapters.names import module_type
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
-from gradience.io.paths import Progress
-from gradience.io.spool import Spool
+from gradience.io import Progress
+from gradience.io.kept import Spool
 from gradience.schema.writing import Target
 from gradience.verbs.convert.factored import Choice, Factored, from_dense, from_factors, product_norm, refuse_non_finite
 from gradience.verbs.convert.source import Source
@@ -32,16 +33,16 @@ _OLD_NAMES: Final = {".block_sparse_moe": ".mlp"}  # Mixtral's, in MLX-LM and in
 
 
 class Update(NamedTuple):
-    """The pair of one layer, or of a parameter of all experts, on its way into the target's files.
+    """The pair of one layer, or of one parameter of all experts, to be written in the target's files.
 
-    `part.load` returns (b, a) in the orientation of the base's weight; of experts b (E, out, r) and a (E, r, in).
+    `part.load` returns (b, a) in the orientation of the base's weight; for experts b (E, out, r) and a (E, r, in).
     """
 
     names: tuple[str, ...]
-    """The modules, or stacks of experts, of the source."""
+    """The source's modules, or stacks of experts, that it comes from."""
     kind: str
     path: str
-    """In the target: of the layer, or of the module that holds the parameter."""
+    """The path in the target, of the layer or of the module that holds the parameter."""
     rank_before: int
     part: Factored
     transposed: bool = False
@@ -49,7 +50,7 @@ class Update(NamedTuple):
     embedding: bool = False
     kernel: tuple[int, ...] = ()
     magnitude: Callable[[], Array] | None = None
-    """DoRA's, where it is kept."""
+    """DoRA's magnitudes, if DoRA is kept."""
     stored_transposed: bool = False
     """Whether the base stores a layer's weight (in, out)."""
     parameter: str | None = None
@@ -63,7 +64,7 @@ class Update(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of B A; an embedding's are its width and its number of rows."""
+        """The shape (out, in) of B A; for an embedding, (width, number of rows)."""
         rows, columns = self.part.shape
         return (columns, rows) if self.transposed else (rows, columns)
 
@@ -74,7 +75,7 @@ class Update(NamedTuple):
         return (of_a, of_b) if self.transposed else (of_b, of_a)
 
     def load(self) -> Factors:
-        """Return b (E, out, r) and a (E, r, in) of B A, E = 1 for a layer."""
+        """Return b (E, out, r) and a (E, r, in) in the target's orientation; E = 1 for a layer."""
         b, a = self.part.load()
         if self.parameter is None:
             b, a = b[None], a[None]
@@ -82,12 +83,12 @@ class Update(NamedTuple):
 
 
 def is_router(path: str) -> bool:
-    """Whether a layer beside experts is their router, a bare parameter in transformers 5."""
+    """Whether a layer beside experts is their router, which is a bare parameter in transformers 5."""
     return path.endswith((".mlp.gate", ".block_sparse_moe.gate"))
 
 
 class Conversion(NamedTuple):
-    """What is converted, how much of each update is kept, where factors wait, and into what."""
+    """A conversion: the source, how much of each update to keep, the spool for new factors, and the target."""
 
     source: Source
     choice: Choice
@@ -96,7 +97,7 @@ class Conversion(NamedTuple):
 
 
 def layer_updates(run: Conversion, paths: Mapping[str, str], progress: Progress | None = None) -> Iterator[Update]:
-    """Yield the layers that `paths` names (module's name to path in the target), one in memory at a time.
+    """Yield the updates of the layers in `paths` (module's name to path in the target), one in memory at a time.
 
     Raises:
         AdapterError: a module has no exact LoRA and no rank or energy is given, or the base lacks its weight.
@@ -137,7 +138,7 @@ def _layer(run: Conversion, module: Module, path: str) -> Update:
 
 
 def _is_pair(source: Source, module: Module) -> bool:
-    """Whether the file's own numbers are the two factors, in either orientation."""
+    """Whether the file's own tensors are the two factors, in either orientation."""
     if source.adapter.file_format.is_peft and source.traits.peft_type != "LORA":
         return False
     computed = any(field.startswith(("hada_", "lokr_", "lora_mid", "lora_diag")) for field in module.keys)
@@ -145,7 +146,10 @@ def _is_pair(source: Source, module: Module) -> bool:
 
 
 def _scale(source: Source, module: Module) -> float:
-    """Return the scale to write: the module's own where its pair (or its lora_bias) is kept, else 1."""
+    """Return the scale to write: 1 for PEFT types other than LoRA, else the module's own.
+
+    A pair that is copied keeps its scale, and so does its lora_bias.
+    """
     return 1.0 if source.adapter.file_format.is_peft and source.traits.peft_type != "LORA" else module.scale
 
 
@@ -162,7 +166,7 @@ def _in_base(base: BaseWeights | None, path: str, module: Module) -> Found | Non
 
 
 def _dense(run: Conversion, module: Module, found: Found | None) -> Factored:
-    """Return the pair of an update that is a function of the base weight."""
+    """Return the pair that approximates an update which is a function of the base weight, or equals it."""
     update, base = module.dense, run.source.base
     if base is None or update is None:
         raise AdapterError(
@@ -182,7 +186,7 @@ def _dense(run: Conversion, module: Module, found: Found | None) -> Factored:
 
 
 def _rank_bound(source: Source, module: Module) -> int | None:
-    """Return the rank that the update cannot exceed, or None where it may be full."""
+    """Return an upper bound on the update's rank, or None if it may have full rank."""
     if module.magnitude is not None or module.kind == "hira":
         return None
     if module.kind == "miss":
@@ -193,10 +197,10 @@ def _rank_bound(source: Source, module: Module) -> int | None:
 
 
 def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, ...]:
-    """Return the kernel's sizes where the layer is a convolution, else nothing.
+    """Return the kernel's sizes if the layer is a convolution, else an empty tuple.
 
     Raises:
-        AdapterError: only the base could say.
+        AdapterError: the layer seems to be a convolution, and only the base could tell its kernel.
     """
     if found is not None and module.expert is None:
         return tuple(found.info.shape[2:])
@@ -214,10 +218,10 @@ def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, .
 
 
 def _takes_dora(source: Source, module: Module, target: Target) -> bool:
-    """Whether the target can hold the module's magnitudes as they are: norms over the same axis."""
+    """Whether the target can hold the module's magnitudes unchanged, because its norms run over the same axis."""
     if (source.adapter.file_format.is_peft and target == "peft") or _is_embedding(source, module):
         return False
-    if "magnitude" in module.keys:  # of kohya's files, which also know magnitudes of inputs
+    if "magnitude" in module.keys:  # kohya's files; their norms may also run over inputs
         rows, *rest = source.adapter.tensors[module.keys["magnitude"]].shape
         return rows == module.shape[0] and all(n == 1 for n in rest)
     return True
@@ -233,10 +237,10 @@ def _magnitude(source: Source, module: Module, target: Target) -> Callable[[], A
 
 
 def expert_updates(modules: Sequence[Module], target: Target) -> list[Update]:
-    """Return the pairs of all stacked experts as the target has them.
+    """Return the updates of all stacked experts in the target's layout.
 
     Raises:
-        AdapterError: a stack is of a kind whose counterpart is not known.
+        AdapterError: a stack has no known counterpart in the target.
     """
     stacks: dict[str, list[Module]] = {}
     for module in modules:
@@ -248,7 +252,7 @@ def expert_updates(modules: Sequence[Module], target: Target) -> list[Update]:
 
 
 def _stack(name: str, experts: Sequence[Module]) -> Update:
-    """Return a parameter as the source has it; its factors are the file's own numbers."""
+    """Return the update of one stacked parameter in the source's layout; its factors are the file's own numbers."""
     path, _, parameter = name.rpartition(".")
     if not path.endswith((_SWITCH, _EXPERTS)) or parameter not in _PARAMETERS:
         raise AdapterError(f"{name}: experts of this name are laid out in a way that is not known here")
@@ -269,7 +273,7 @@ def _stack(name: str, experts: Sequence[Module]) -> Update:
 
 
 def _unfused(stack: Update) -> Iterator[Update]:
-    """Yield MLX-LM's layers of a parameter: a fused one is two with the same A, and half of B's rows each."""
+    """Yield MLX-LM's layers for a parameter; a fused parameter gives two, with the same A and half of B's rows each."""
     path = stack.path.removesuffix(_EXPERTS) + _SWITCH
     if stack.parameter != "gate_up_proj":
         yield stack._replace(path=path)
@@ -296,7 +300,7 @@ def _norm_of(stack: Update, rows: slice) -> float:
 
 
 def _fused(stacks: Sequence[Update]) -> Iterator[Update]:
-    """Yield PEFT's parameters, in the order in which transformers registers them."""
+    """Yield the updates of PEFT's parameters, in the order in which transformers registers the parameters."""
     by_path: dict[str, dict[str, Update]] = {}
     for stack in stacks:
         if not stack.path.endswith(_SWITCH):
@@ -314,7 +318,10 @@ def _fused(stacks: Sequence[Update]) -> Iterator[Update]:
 
 
 def _gate_up(gate: Update | None, up: Update | None) -> Update:
-    """Return one pair for both halves: B of two blocks and A of two layers, or one A where both have the same."""
+    """Return one update for gate_proj and up_proj: B is block-diagonal and A stacks both.
+
+    If both have the same A, it is kept once, and B stacks both.
+    """
     one = gate or up
     if one is None or (gate and up and (gate.part.shape, gate.experts) != (up.part.shape, up.experts)):
         raise AdapterError("gate_proj and up_proj of an expert layer have different shapes")

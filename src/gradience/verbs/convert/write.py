@@ -1,8 +1,8 @@
-"""The two layouts that `convert` writes, as configuration and tensors: PEFT's and MLX-LM's.
+"""The two formats that `convert` writes, PEFT's and MLX-LM's: their configs and tensors.
 
-MLX-LM holds `lora_a` (in, r) and `lora_b` (r, out) with one rank and one scale for all modules, those that `keys` names
-(`mlx_lm/tuner/utils.py`, load_adapters). So lower ranks are padded with zeros, which changes no update, and where
-scales differ the ratio goes into `lora_b`. PEFT's has a rank and an alpha per module in its patterns.
+MLX-LM stores `lora_a` (in, r) and `lora_b` (r, out), with one rank and one scale for all modules, which `keys` lists
+(`mlx_lm/tuner/utils.py`, load_adapters). So factors of a lower rank are zero-padded, which changes no update. If scales
+differ, their ratio is multiplied into `lora_b`. PEFT's patterns give each module its own rank and alpha.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradience.verbs.convert.updates import Update, is_router
 
 MLX_WEIGHTS: Final = "adapters.safetensors"
 MLX_METADATA: Final = {"format": "mlx"}
-_ALL_LAYERS: Final = -1  # MLX-LM's own word for it; `keys` names the modules by their whole path
+_ALL_LAYERS: Final = -1  # MLX-LM's value for all layers; `keys` lists the modules by their whole path
 
 _KEPT: Final = (
     "auto_mapping",
@@ -44,17 +44,17 @@ _KEPT: Final = (
     "task_type",
     "trainable_token_indices",
 )
-"""Fields of any PEFT config that mean the same in a LoraConfig."""
+"""The fields of other PEFT configs that have the same meaning in a LoraConfig."""
 
 _DROPOUTS: Final = ("vera_dropout", "hira_dropout", "miss_dropout")
-_BIASES: Final = {"all": "all", "none": "none"}  # `vera_only`, `miss_only`, ...: the adapted layers' own
+_BIASES: Final = {"all": "all", "none": "none"}  # `vera_only`, `miss_only`, ... become `lora_only`
 
 
 def mlx_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
-    """Return the tensors of the updates.
+    """Return the updates' tensors in MLX-LM's format.
 
     Raises:
-        AdapterError: an update is of a kind that MLX-LM has no LoRA layer for.
+        AdapterError: MLX-LM has no LoRA layer for an update.
     """
     _refuse(updates)
     rank, scale = _shared(updates)
@@ -74,7 +74,7 @@ def _refuse(updates: Sequence[Update]) -> None:
 
 
 def _tensors(update: Update, rank: int, scale: float) -> list[PlannedTensor]:
-    """Return `lora_a` (in, r) and `lora_b` (r, out) of a layer, or (E, r, in) and (E, out, r) of experts."""
+    """Return an update's `lora_a` (in, r) and `lora_b` (r, out), for experts (E, r, in) and (E, out, r); DoRA's `m`."""
     out, inner = update.shape
     (of_b, of_a), own = update.dtypes, update.part.scale
     folded, ratio = own != scale, own / scale if scale else 0.0
@@ -91,7 +91,7 @@ def _tensors(update: Update, rank: int, scale: float) -> list[PlannedTensor]:
         b = b.astype(np.float64) * ratio if folded else b
         return padded(b if stacked else b[0].T, shape_b)
 
-    # At least float32 where the numbers are no longer the file's own.
+    # At least float32 if the numbers are scaled, and so are no longer the file's own.
     stored_b = "F32" if folded and of_b.itemsize < np.dtype(np.float32).itemsize else dtype_name(of_b)
     found = [
         planned(f"{update.target}.lora_a", dtype_name(of_a), shape_a, lora_a),
@@ -104,13 +104,13 @@ def _tensors(update: Update, rank: int, scale: float) -> list[PlannedTensor]:
 
 
 def _shared(updates: Sequence[Update]) -> tuple[int, float]:
-    """Return the one rank and the one scale of the adapter: the largest, and the commonest."""
+    """Return the adapter's rank and scale: the largest rank and the most common scale of its updates."""
     scales = Counter(one.part.scale for one in updates)
     return max(one.part.rank for one in updates), scales.most_common(1)[0][0]
 
 
 def mlx_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
-    """Return MLX-LM's `adapter_config.json`: what `load_adapters` reads, and the base's name."""
+    """Return MLX-LM's `adapter_config.json`: the fields that `load_adapters` reads, and the base's name."""
     dropout = source.raw.get("lora_dropout", 0.0)
     rank, scale = _shared(updates)
     return {
@@ -127,7 +127,7 @@ def mlx_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
 
 
 def mlx_notes(updates: Sequence[Update]) -> list[str]:
-    """Return notes on factors that are stored differently, for the same update."""
+    """Return notes on factors that MLX-LM's format changes without changing the update."""
     rank, scale = _shared(updates)
     lower = sum(one.part.rank < rank for one in updates)
     folded = sum(one.part.scale != scale for one in updates)
@@ -140,11 +140,11 @@ def mlx_notes(updates: Sequence[Update]) -> list[str]:
 
 
 def peft_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
-    """Return the tensors of the updates, A before B."""
+    """Return the updates' tensors in PEFT's format, A before B."""
     rank, nested = _parameters_rank(updates), Counter(one.path for one in updates if one.parameter is not None)
     tensors = []
     for update in updates:
-        # Of two parameters in one module, PEFT nests the first inside the second (adapters/kinds/experts.py).
+        # If two parameters of one module are adapted, PEFT nests the first in the second (adapters/kinds/experts.py).
         is_inner = update.parameter == "gate_up_proj" and nested[update.path] > 1
         path = f"{update.path}.base_layer" if is_inner else update.path
         tensors += _to_peft_tensors(update, path, rank if _is_parameter(update, updates) else update.part.rank)
@@ -169,28 +169,29 @@ def _to_peft_tensors(update: Update, path: str, rank: int) -> list[PlannedTensor
 
 
 def peft_notes(updates: Sequence[Update]) -> list[str]:
-    """Return notes on factors that are stored differently, for the same update."""
+    """Return notes on factors that PEFT's format changes without changing the update."""
     rank = _parameters_rank(updates)
     lower = sum(one.part.rank < rank for one in updates if one.parameter is not None)
     return [f"{lower} pairs on experts are padded with zeros to rank {rank}, the one of all of them"] if lower else []
 
 
 def _is_parameter(update: Update, updates: Sequence[Update]) -> bool:
-    """Whether PEFT reaches it through target_parameters: experts, and beside them their router."""
+    """Whether PEFT finds the update through target_parameters: stacked experts, and a router beside them."""
     has_experts = any(one.parameter is not None for one in updates)
     return update.parameter is not None or (has_experts and is_router(update.path))
 
 
 def _parameters_rank(updates: Sequence[Update]) -> int:
-    """Return the one rank of all pairs on parameters, 0 without any.
+    """Return the common rank of all pairs on parameters, 0 if there are none.
 
-    PEFT 0.21.2 applies a pattern to them, but warns on loading that it matches nothing: so they share the default.
+    They share the default rank, because PEFT 0.21.2 applies a pattern to them but warns on loading that it matches
+    nothing.
     """
     return max((one.part.rank for one in updates if _is_parameter(one, updates)), default=0)
 
 
 def peft_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
-    """Return `adapter_config.json` of the plain LoRA that the updates make up."""
+    """Return PEFT's `adapter_config.json` for the updates."""
     parameters = [one for one in updates if _is_parameter(one, updates)]
     layers = [one for one in updates if not _is_parameter(one, updates)]
     experts, rank = [one for one in parameters if one.parameter is not None], _parameters_rank(updates)
@@ -215,7 +216,7 @@ def _fan_in_fan_out(layers: Sequence[Update]) -> bool:
 
 
 def _on_parameters(parameters: Sequence[Update]) -> dict[str, Any]:
-    """Return the fields for LoRA on parameters, which PEFT allows no dropout."""
+    """Return the config's fields for LoRA on parameters, for which PEFT allows no dropout."""
     if not parameters:
         return {}
     experts = [one.target for one in parameters if one.parameter is not None]

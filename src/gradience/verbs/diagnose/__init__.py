@@ -1,4 +1,4 @@
-"""The diagnosis of a run: reports of check, monitor and audit, skipped rules with reasons, joined into causes."""
+"""Diagnose a run: read the reports of check, monitor and audit, and join their findings into causes and one verdict."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Final
 import msgspec
 
 from gradience.base.weights import find_shards
-from gradience.io.paths import PathLike
-from gradience.render.text import counted
+from gradience.io import PathLike
+from gradience.render import counted
+from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
-from gradience.rules.joins.correlation import Correlation, Symptom, correlate
+from gradience.rules.joins import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
@@ -28,7 +29,6 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.select import excluded_rules
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
@@ -45,12 +45,11 @@ from gradience.schema.diagnose import (
     Unjudged,
     Verdict,
 )
-from gradience.schema.findings import SEVERITIES, Finding, NotRun
+from gradience.schema.document import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.verbs.check import check_config, source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
-from gradience.verbs.diagnose.read import Read, read_sources
-from gradience.verbs.diagnose.sources import Sources, find_sources
+from gradience.verbs.diagnose.sources import Read, Sources, find_sources, read_sources
 from gradience.verbs.monitor.source import log_place
 
 IDS: Final[dict[Source, tuple[str, ...]]] = {
@@ -63,7 +62,7 @@ _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(j
 
 
 def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
-    """The source location of each cause, in their order: that of its first piece that has one."""
+    """The source location of each cause, in order: that of its first piece that has one."""
     of_source = {
         "log": log_place(report.monitor.file) if report.monitor else None,
         "weights": SourceLocation(report.audit.weights_path) if report.audit else None,
@@ -71,7 +70,7 @@ def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
     of_config: dict[str, SourceLocation | None] = {}
     if report.check is not None:
         for finding, place in zip(report.check.findings, config_locations(report.check), strict=True):
-            of_config.setdefault(finding.id, place)  # of several findings of a rule the first
+            of_config.setdefault(finding.id, place)  # the first finding of a rule counts
 
     def location(piece: Piece) -> SourceLocation | None:
         return of_config.get(piece.id) if piece.source == "config" else of_source.get(piece.source)
@@ -86,7 +85,7 @@ def unjudged(
     audit: AuditReport | None,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Unjudged]:
-    """Every rule, detector, check and join that did not run, with its reason; of joins also those left out."""
+    """Every rule, detector, check and join that did not run or was left out, with its reason."""
     skipped: dict[Source, list[NotRun] | None] = {
         "config": check.not_run if check else None,
         "log": monitor.not_run if monitor else None,
@@ -104,7 +103,7 @@ def unjudged(
 
 
 def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
-    """The number of rules of each kind that ran."""
+    """The number of rules of each source, and of joins, that ran."""
     gone: dict[str, set[str]] = {}
     for item in not_run:
         gone.setdefault(item.source, set()).add(item.id)
@@ -117,13 +116,13 @@ def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
 
 
 def is_complete(sources: Iterable[DiagnosedSource], coverage: Iterable[SourceCoverage]) -> bool:
-    """Whether something was judged, and every source that is there could be read."""
+    """Whether at least one rule was judged and every source that exists could be read."""
     judged = sum(item.judged for item in coverage if item.source != "join")
     return judged > 0 and all(source.state != "unreadable" for source in sources)
 
 
 def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
-    """The verdict: the gravest cause decides; without one, whether enough could be judged."""
+    """The verdict by the most severe cause; without a cause, by whether enough could be judged."""
     worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
     if worst >= SEVERITIES.index("error"):
         return "broken"
@@ -135,7 +134,7 @@ def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
 def headline(
     verdict: Verdict, sources: Sequence[DiagnosedSource], causes: Sequence[Cause], coverage: Sequence[SourceCoverage]
 ) -> str:
-    """The verdict in one line, with the causes, the rules that ran, and the sources that are missing.
+    """The verdict in one line, with the number of causes, the rules that ran, and the missing sources.
 
     >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
     'could not judge; checked: nothing; not there: log'
@@ -146,7 +145,7 @@ def headline(
     )
     counts = ", ".join(_counts(causes))
     checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
-    # "No problems found" is worth what was checked, so that stands first; of a problem its severity does.
+    # "No problems found" is worth as much as was checked, so that comes first. Else the severities come first.
     first, second = (checked, counts) if verdict == "no_fault_found" else (counts, checked)
     missing = (("not there", absent), ("there but not readable", unreadable))
     parts = (second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
@@ -171,20 +170,20 @@ def diagnose(
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
-    """One verdict on a run from its configuration, its log and its weights, with causes that join them.
+    """Diagnose a run from its configuration, log and weights: one verdict, with causes that join their findings.
 
     Args:
         path: the folder that a run left; log, adapter and configuration are looked for in it.
-        run: the log, where it is elsewhere: anything that `gradience monitor` reads.
-        adapter: the adapter, where it is elsewhere: anything that `gradience audit` reads.
-        config: the configuration, where it is elsewhere: anything that `gradience check` reads.
+        run: the log, if it is elsewhere: anything that `gradience monitor` reads.
+        adapter: the adapter, if it is elsewhere: anything that `gradience audit` reads.
+        config: the configuration, if it is elsewhere: anything that `gradience check` reads.
         base: the base model, for the audit and the check: a folder or `organisation/name` in the hub's local cache.
         task: what was trained (`sst2`, `sft`, `dpo`, ...), for the check.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
         select: ids of rules, detectors, checks and joins, or beginnings of ids, to apply; all by default.
         ignore: ids, or beginnings of ids, to leave out; what is left out is in no cause.
-        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
-            the arguments of that name are empty. None is looked for.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
+            arguments of that name are empty. If None, no file is looked for.
 
     Raises:
         GradienceError: an id is not known, nothing was given, a path does not exist, or the folder holds several runs.
@@ -205,7 +204,7 @@ def diagnose_sources(
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
-    """The verdict on sources that were found; one that cannot be read is reported, and the rest is judged."""
+    """Diagnose sources that were found. A source that cannot be read is reported, and the others are judged."""
     left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error at once
@@ -213,7 +212,7 @@ def diagnose_sources(
 
 
 def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
-    """The verdict on what was read; a join left out is named with its reason."""
+    """Judge what was read; a join left out is listed with its reason."""
     monitor = read.log.report if read.log else None
     if read.check and read.log:
         outcome = outcome_of(read.log.report, read.log.run.evals)
@@ -249,7 +248,7 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
 
 
 def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
-    """The joined causes, and each finding that none of them took by itself; the gravest first."""
+    """The joined causes and, as a cause of its own, each finding that no join took; the most severe first."""
     gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
@@ -271,8 +270,8 @@ def _symptoms(sources: Sources, read: Read, choice: Choice) -> Iterator[Symptom]
 
 
 def _stated(sources: Sources, read: Read) -> Iterator[Stated]:
-    """What is stated of the adapter elsewhere than in its own folder."""
-    if read.log and sources.log.path and sources.log.path.is_file():  # a folder's import has the adapter's own config
+    """The adapter's settings as stated outside its own folder."""
+    if read.log and sources.log.path and sources.log.path.is_file():  # a folder is imported with the adapter's config
         yield Stated("the log's settings", read.log.report.config.lora)
     if read.check and sources.config.path:
         yield Stated(sources.config.path.name, check_config(document=sources.config.path).config.lora)

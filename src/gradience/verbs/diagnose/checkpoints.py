@@ -1,4 +1,4 @@
-"""Which checkpoint to keep: those on disk beside the run's held-out losses, and which differ beyond the noise."""
+"""Choose the checkpoint to keep: match those on disk with held-out losses, and see which differ beyond the noise."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import GradienceError
-from gradience.rules.joins.correlation import Symptom
+from gradience.rules import Observation
+from gradience.rules.joins import Symptom
 from gradience.rules.joins.run import MID_RUN, TIED
-from gradience.rules.rule import Observation
+from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import as_float
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose.sources import CheckpointFolder, Sources
 from gradience.verbs.monitor import held_out_split
@@ -25,33 +25,33 @@ from gradience.verbs.monitor import held_out_split
 _SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _LEAST_EVALS: Final = 5  # three second differences
 
-_TRIED: Final = 3  # checkpoints whose weights are looked at for one that is finite
+_TRIED: Final = 3  # checkpoints that are audited at most to find one with finite weights
 _AFTER_LOWEST: Final = ("lowest", "where the loss was lowest", "lower the learning rate or lengthen warmup.")
 _AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the learning rate or raise beta.")
 _NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before less rank."
 
 
 class Noise(NamedTuple):
-    """The noise of one held-out loss beside others, nats, or None; and how it was come by."""
+    """The noise of one held-out loss relative to others, in nats or None, and how it was estimated."""
 
     value: float | None
     source: str
 
 
 class Choice(NamedTuple):
-    """The checkpoints on disk with their losses, and the best of them; None where none was evaluated."""
+    """The checkpoints on disk with their losses, and the best of them, None if none was evaluated."""
 
     checkpoints: list[Checkpoint]
     best: BestCheckpoint | None = None
 
 
 def choose(folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorReport, weights: Path | None) -> Choice:
-    """The checkpoints on disk, and the one whose held-out loss is lowest.
+    """Return the checkpoints on disk and the one with the lowest held-out loss.
 
     Args:
         folders: the checkpoints, by step.
-        run: what it logged.
-        report: the monitor's; its held-out split is the one compared.
+        run: the run as logged.
+        report: the monitor's report; its held-out split is the one compared.
         weights: the folder of the diagnosed adapter, to see which checkpoint it is.
     """
     split = _split(report)
@@ -87,7 +87,7 @@ def choose(folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorR
 
 
 def _split(report: MonitorReport) -> str | None:
-    """The held-out split that was found to overfit, else the one that the monitor shows first."""
+    """The held-out split on which overfitting was found, else the one that the monitor shows first."""
     overfit = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
     return overfit or held_out_split(report)
 
@@ -101,11 +101,11 @@ def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, floa
 
 
 def loss_noise(losses: Sequence[float]) -> Noise:
-    """The noise that two evaluations of one set are compared with.
+    """The noise with which two evaluations of one held-out set are compared.
 
-    Both saw the same examples, so that the error of the set is mostly theirs in common: what is left shows in how
-    the losses jump about, in second differences, which a steady rise leaves at zero. Of fewer evaluations it is not
-    known: the standard error of one loss is not that of a difference on the same examples.
+    Both evaluations saw the same examples, so the sampling error of the set is mostly common to them. The rest shows as
+    jumps of the loss, measured by second differences, which a steady rise leaves at zero. With too few evaluations the
+    noise is unknown: the standard error of one loss is not that of a difference on the same examples.
 
     >>> loss_noise([2.0, 1.0]).value
     """
@@ -119,10 +119,10 @@ def loss_noise(losses: Sequence[float]) -> Noise:
 
 
 def standard_error(loss: float, n: int | None, accuracy: float | None) -> float | None:
-    """The standard error of a mean loss over n examples, nats; None where n is not known.
+    """The standard error of a mean loss over n examples, in nats; None if n is not known or the loss is not above 0.
 
-    A heuristic, for the losses of single examples are not logged: their spread is taken as their mean, and with an
-    accuracy p as sqrt(p / (1 - p)) times their mean if that is more, for then the wrong ones carry the loss.
+    A heuristic, because the losses of single examples are not logged. Their spread is taken as their mean. With an
+    accuracy p it is sqrt(p / (1 - p)) times their mean if that is more, because then the wrong examples carry the loss.
 
     >>> standard_error(0.5, 100, None)
     0.05
@@ -146,7 +146,7 @@ def _within(loss: float, lowest: float, noise: float | None) -> bool | None:
 
 
 def _same_weights(checkpoint: Path, weights: Path) -> bool:
-    """Whether two folders hold the same weights file, byte for byte."""
+    """Whether two folders hold the same weights file, compared byte by byte."""
     return any(_equal(checkpoint / name, weights / name) for name in WEIGHT_NAMES)
 
 
@@ -158,7 +158,7 @@ def _equal(one: Path, other: Path) -> bool:
 
 
 def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Symptom]:
-    """What the checkpoints on disk add to the findings of the log; needs a folder."""
+    """The symptoms that checkpoints on disk add to the log's findings; none if no folder was searched."""
     if sources.folder is None:
         return
     values = {finding.id: finding.values for finding in report.findings}
@@ -215,10 +215,10 @@ def _noise(best: BestCheckpoint) -> str:
 
 
 def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
-    """The step from which numbers are bad for good, or None.
+    """The step from which the numbers stay bad, or None.
 
-    That is where the loss is masked or not finite first, or where the rows begin that have no finite gradient up to
-    the end. A gradient in between was skipped by fp16's loss scaling.
+    That is the first step with a masked or non-finite loss, or the first of the last rows without a finite gradient,
+    whichever is earlier. A single bad gradient before these was skipped by fp16 loss scaling.
     """
     rows = zip(reversed(run.steps), reversed(run.grad_norms), strict=True)
     tail = takewhile(lambda row: math.isinf(row[1]) or row[0] in run.lost_norms, rows)
@@ -227,7 +227,7 @@ def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Symptom:
-    """The last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
+    """The last checkpoint before a step with finite weights. The weights are read, because a log lags behind them."""
     before = [folder.path for folder in folders if folder.step < step]
     broken: list[str] = []
     says, action = f"no checkpoint from before step {step} is on disk", None
@@ -243,7 +243,7 @@ def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Symptom:
 
 
 def _is_finite(folder: Path) -> bool:
-    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only where a checkpoint is looked at
+    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if a checkpoint is examined
 
     try:
         return audit_adapter(folder).health.verdict not in {"broken", "not_analysed"}
@@ -254,7 +254,7 @@ def _is_finite(folder: Path) -> bool:
 def _nearest(
     folders: Sequence[CheckpointFolder], step: int | None, fact: str, what: str, then: str
 ) -> Iterator[Symptom]:
-    """The checkpoint nearest a step, one before it rather than after."""
+    """The checkpoint nearest to a step; one before the step is preferred."""
     if not folders or step is None:
         return
     near = min(folders, key=lambda folder: (folder.step > step, abs(folder.step - step))).path.name
@@ -264,7 +264,7 @@ def _nearest(
 
 
 def _mid_run(sources: Sources, choice: Choice, last: int | None) -> Iterator[Symptom]:
-    """The weights' step where it is far from the log's last one, and no evaluation chose it."""
+    """A symptom if the weights are of a step far from the log's last one, and no evaluation chose that step."""
     at = next((c for c in reversed(sources.checkpoints) if _is_or_equals(c.path, sources.weights.path)), None)
     if at is None or last is None or at.step >= MID_RUN.value * last:
         return
@@ -279,7 +279,7 @@ def _is_or_equals(checkpoint: Path, weights: Path | None) -> bool:
 
 
 def _short(sources: Sources, last: int | None) -> Iterator[Symptom]:
-    """The weights' step if it is earlier than the log's last one, by the name of their folder."""
+    """A symptom if the weights' folder is a checkpoint of an earlier step than the log's last one."""
     step = next((c.step for c in sources.checkpoints if c.path == sources.weights.path), None)
     if step is not None and last is not None and step < last:
         says = f"{sources.weights.path.name if sources.weights.path else ''} is the newest; the log reaches step {last}"

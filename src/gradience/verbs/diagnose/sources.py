@@ -1,37 +1,55 @@
-"""Where the three sources of a diagnosis are: found by name in one folder, or named one by one.
+"""Find the three sources of a diagnosis, and read them by check, monitor and audit.
 
-A folder is looked at one level deep, symbolic links to folders are not followed, and at most 10 000 entries are
-listed. Nothing is opened here.
+They are found by name in one folder, or named one by one. A folder is searched one level deep; links to folders are not
+followed, and at most 10 000 entries are listed. A source that cannot be read gets a state and raises no error.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
-from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, holds_adapter
-from gradience.configs.training import STATE_NAME as _STATE, TRAINING_NAMES
-from gradience.errors import GradienceError, few
-from gradience.importers.sources import is_run, run_folders
-from gradience.io.paths import PathLike
-from gradience.schema.diagnose import Source
+import msgspec
 
-MAX_ENTRIES: Final = 10_000  # of one folder
-SHOWN: Final = 5  # names in a sentence
+from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, holds_adapter
+from gradience.configs.training import PICKLED, STATE_NAME as _STATE, TRAINING_NAMES, read_training
+from gradience.errors import ConfigError, GradienceError, few
+from gradience.importers.sources import is_run, run_folders
+from gradience.io import PathLike
+from gradience.rules import without
+from gradience.rules.config import RULES
+from gradience.rules.log import DETECTED
+from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.schema.audit import AuditReport
+from gradience.schema.diagnose import DiagnosedSource, Source
+from gradience.schema.document import NotRun
+from gradience.schema.events import ConfigSnapshot
+from gradience.schema.reports import CheckReport, MonitorReport
+from gradience.telemetry.series import RunSeries
+from gradience.verbs.check import check_config
+from gradience.verbs.monitor import report_of
+from gradience.verbs.monitor.source import open_source
+
+MAX_ENTRIES: Final = 10_000  # most entries of one folder
+SHOWN: Final = 5  # most names in a sentence
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
 _PLURAL: Final[dict[Source, str]] = {"config": "configuration", "log": "log", "weights": "adapter weights"}
 
+# REC005 would find the output folder in use, by this very run
+_OF_RUNS_TO_COME: Final = {"REC005": "about a run to come; this one was begun"}
+
 
 class Listing(NamedTuple):
-    """The names of a folder's files, its subfolders, and notes on what was left out."""
+    """The names of a folder's files, its subfolders, and notes on entries left out."""
 
     files: list[str]
     folders: list[Path]
@@ -46,9 +64,9 @@ class CheckpointFolder(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """The folder's regular files by name and its subfolders, sorted, with notes on what is left out.
+    """The folder's regular files by name and its subfolders, sorted, with notes on entries left out.
 
-    Links to folders may lead anywhere, and a pipe would be waited for.
+    Links to folders are left out because they may lead anywhere, pipes because opening one would wait.
     """
     try:
         with os.scandir(folder) as entries:
@@ -69,7 +87,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]:
-    """What an entry is; `link` is one to a folder."""
+    """The kind of an entry; `link` is a symbolic link to a folder."""
     try:
         if entry.is_dir():
             return "folder" if entry.is_dir(follow_symlinks=False) else "link"
@@ -79,13 +97,13 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]
 
 
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
-    """The checkpoints among the folders that hold an adapter, by step."""
+    """The checkpoints that hold an adapter, among the folders, sorted by step."""
     numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
     return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
 
 
 class Found(NamedTuple):
-    """One source: its path, or why there is none."""
+    """One source: its path and how it was chosen, or the reason why there is none."""
 
     path: Path | None = None
     reason: str = ""
@@ -94,16 +112,16 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of one diagnosis. `config` is what was named; a configuration is also in the log and the adapter."""
+    """The sources of one diagnosis. `config` is a named file only; log and adapter state configurations too."""
 
     path: Path
     log: Found
     weights: Found
     config: Found
     training: Path | None = None
-    """Training arguments as JSON, YAML or the Trainer's pickle, where the folder holds them."""
+    """Training arguments as JSON, YAML or the Trainer's pickle, if the folder holds them."""
     folder: Path | None = None
-    """The folder that was looked through; None where every source was named."""
+    """The folder that was searched; None if every source was named."""
     checkpoints: list[CheckpointFolder] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -115,10 +133,10 @@ def find_sources(
     adapter: PathLike | None = None,
     config: PathLike | None = None,
 ) -> Sources:
-    """The locations of log, weights and configuration. A named source wins over one found in the folder.
+    """Find log, weights and configuration. A named source wins over one found in the folder.
 
     Args:
-        path: the folder that a run left. A file is taken by its name: weights, or a log.
+        path: the folder that a run left; or a file, weights or a log by its name.
         run: the log, as `gradience monitor` takes it.
         adapter: the adapter, as `gradience audit` takes it.
         config: a configuration, as `gradience check` takes it.
@@ -126,11 +144,8 @@ def find_sources(
     Raises:
         GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
     """
-    named: dict[Source, Found] = {}
-    given: tuple[tuple[Source, PathLike | None], ...] = (("log", run), ("weights", adapter), ("config", config))
-    for source, each in given:
-        if each is not None:
-            named[source] = Found(_existing(Path(each)), chosen=_NAMED)
+    given: dict[Source, PathLike | None] = {"log": run, "weights": adapter, "config": config}
+    named = {source: Found(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
     if path is None:
         if not named:
             raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
@@ -180,7 +195,7 @@ def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
 
 
 def _apart(folder: Path, log: Found, weights: Found) -> list[str]:
-    """Say where log and adapter lie in two subfolders: that they are of one run is then a guess."""
+    """A note if log and adapter are in two subfolders, because it is a guess then that they are of one run."""
     both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
     apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
     if len(set(apart)) < 2:  # two places
@@ -198,7 +213,7 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _of_inner(folder: Path, inner: list[Path]) -> Sources:
-    """The sources of the only run in subfolders; of two and more the user is to choose."""
+    """The sources of the only run in subfolders; if there are several, an error asks the user to choose one."""
     if len(inner) > 1:
         raise GradienceError(
             f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
@@ -210,7 +225,7 @@ def _of_inner(folder: Path, inner: list[Path]) -> Sources:
 
 
 def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
-    """The folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
+    """The folder's own adapter, else that of a subfolder, else that of the last checkpoint."""
     others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
     last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
     if holds_adapter(folder):
@@ -227,7 +242,7 @@ def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]
 
 
 def _single_file(folder: Path, files: list[str]) -> Found:
-    """The one weights file of another name, as kohya and others write it, or the reason why none counts."""
+    """The only weights file, if it has another name as kohya's have, or the reason why none counts."""
     tensors = [name for name in files if name.endswith(".safetensors")]
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:
@@ -252,3 +267,134 @@ def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
 
 def _names(folders: list[Path]) -> str:
     return few([folder.name for folder in folders], SHOWN)
+
+
+class Log(NamedTuple):
+    """The last run of a log: its report and its series."""
+
+    report: MonitorReport
+    run: RunSeries
+
+
+class Read(NamedTuple):
+    """The reports that could be made, and the state of each source."""
+
+    states: dict[Source, DiagnosedSource]
+    check: CheckReport | None
+    log: Log | None
+    audit: AuditReport | None
+
+
+def read_sources(
+    sources: Sources,
+    base: PathLike | None,
+    task: str | None,
+    gap_threshold: float,
+    *,
+    top_singular_values: int = 0,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> Read:
+    """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
+    states: dict[Source, DiagnosedSource] = {}
+    log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
+    audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
+    check, states["config"] = _read_config(sources, log.report.config if log else None, base, task, left_out)
+    return Read(states, check, log, audit)
+
+
+def _state(source: Source, found: Found, *, holds: str = "", fault: GradienceError | None = None) -> DiagnosedSource:
+    path = None if found.path is None else str(found.path)
+    if fault is not None:
+        return DiagnosedSource(source=source, state="unreadable", path=path, chosen=found.chosen, reason=str(fault))
+    if found.path is None:
+        return DiagnosedSource(source=source, state="absent", reason=found.reason)
+    return DiagnosedSource(source=source, state="read", path=path, chosen=found.chosen, holds=holds)
+
+
+def _read_log(found: Found, gap_threshold: float, left_out: Mapping[str, str]) -> tuple[Log | None, DiagnosedSource]:
+    if found.path is None:
+        return None, _state("log", found)
+    try:
+        source = open_source(found.path)
+        run = source.summary.last
+        assert run is not None  # noqa: S101  # open_source refuses a source without a run
+        log = Log(report_of(source, run, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out)), run)
+    except GradienceError as fault:
+        return None, _state("log", found, fault=fault)
+    rows, evals = log.report.train.rows, len(run.evals)
+    holds = f"{_plural(rows, 'row')}, {_plural(evals, 'evaluation')}, status {log.report.status.replace('_', ' ')}"
+    return log, _state("log", found, holds=holds)
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _read_weights(
+    found: Found, base: PathLike | None, top: int, left_out: Mapping[str, str]
+) -> tuple[AuditReport | None, DiagnosedSource]:
+    if found.path is None:
+        return None, _state("weights", found)
+    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if there are weights
+
+    try:
+        audit = audit_adapter(found.path, base=base, top_singular_values=top)
+    except GradienceError as fault:
+        return None, _state("weights", found, fault=fault)
+    findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
+    audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
+    holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
+    return audit, _state("weights", found, holds=holds)
+
+
+def _read_config(
+    sources: Sources,
+    logged: ConfigSnapshot | None,
+    base: PathLike | None,
+    task: str | None,
+    left_out: Mapping[str, str],
+) -> tuple[CheckReport | None, DiagnosedSource]:
+    """Check the configuration. Files, named or found beside the adapter, win over settings stated in the log."""
+    logged = None if logged == ConfigSnapshot() else logged
+    named, training = sources.config.path, sources.training
+    beside = _config_beside(sources.weights.path) if named is None else None
+    if logged is None and named is None and training is None and beside is None:
+        return None, _state("config", sources.config)
+    found = Found(named or training or beside or sources.log.path, chosen=sources.config.chosen)
+    if named is None and training is not None and (unused := _unused(training)) and (logged or beside):
+        found, training = Found(beside or sources.log.path, chosen=unused), None
+    reasons = {**_of((rule.id for rule in RULES), left_out), **_OF_RUNS_TO_COME}
+    try:
+        training = None if named else training
+        check = check_config(
+            logged, document=named, peft=beside, training=training, base=base, task=task, ignore=list(reasons)
+        )
+    except GradienceError as fault:
+        return None, _state("config", found, fault=fault)
+    files = [Path(file.path).name for file in check.sources if file.role != "base"]
+    holds = ", ".join(dict.fromkeys([*(["settings in the log"] if logged else []), *files]))
+    why = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
+    check = msgspec.structs.replace(check, not_run=[why.get(item.id, item) for item in check.not_run])
+    return check, _state("config", found, holds=holds)
+
+
+def _unused(training: Path) -> str:
+    """The reason why pickled training arguments cannot be used, such as a class of the user's own; "" if they can."""
+    try:
+        if training.suffix in PICKLED:
+            read_training(training)
+    except ConfigError as fault:
+        return f"{training.name} was not used: {str(fault).removeprefix(f'{training}: ')}"
+    return ""
+
+
+def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
+    """The reasons in `left_out` for these rule ids."""
+    return {rule: left_out[rule] for rule in ids if rule in left_out}
+
+
+def _config_beside(weights: Path | None) -> Path | None:
+    if weights is None:
+        return None
+    path = (weights if weights.is_dir() else weights.parent) / "adapter_config.json"
+    return path if path.is_file() else None

@@ -1,7 +1,7 @@
-"""The verb `fleet audit`: every adapter below some roots, audited by worker processes into one store.
+"""The verb `fleet audit`: worker processes audit every adapter below some roots into one store.
 
-A store of any tables, of adapters or of runs, is brought up to date in the same way: `plan_of` says what is new or out
-of date, and `carry_out` writes the answers of an engine in batches, so that a job that is killed loses little.
+A store of adapters and a store of runs are updated in the same way. `plan_of` finds what is new or out of date.
+`carry_out` writes an engine's answers in batches, so that a job that is killed loses little.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
-from gradience.spectral.threads import cores, use_threads
-from gradience.verbs.device import prepare_jax
+from gradience.spectral import cores, use_threads
+from gradience.verbs import prepare_jax
+from gradience.verbs.fleet import Known, read_index, version_of_rules, write_index
 from gradience.verbs.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.verbs.fleet.find import Found, find_adapters
-from gradience.verbs.fleet.index import Known, read_index, write_index
 from gradience.verbs.fleet.job import SAME, Job, audit_job, failed, is_failure
 from gradience.verbs.fleet.query import FLEET, opened
-from gradience.verbs.fleet.rows import version_of_rules
 from gradience.verbs.fleet.store import Store, Writer
 
-BATCH: Final = 128  # adapters of a part
-BATCH_SECONDS: Final = 10.0  # what a killed job loses at most, beside what was in flight
+BATCH: Final = 128  # most adapters of a part
+BATCH_SECONDS: Final = 10.0  # most work that a killed job loses, beside the jobs in flight
 
 
 def audit_fleet(
@@ -38,16 +37,16 @@ def audit_fleet(
     address: str | None = None,
     progress: Callable[[Tally], None] | None = None,
 ) -> FleetAuditReport:
-    """Audit every adapter below the roots into a fleet, and return what was done.
+    """Audit every adapter below the roots into a fleet, and report what was done.
 
-    An adapter whose files and rules are as they were is not read again. A job that was killed is taken up where it
-    was: the result is that of one that was not. Adapters no longer there lose their rows.
+    An adapter whose files and rules are unchanged is not read again. A killed job can be resumed, and the result is the
+    same as without the interruption. Adapters that no longer exist lose their rows.
 
     Args:
         roots: folders, weights files, or fsspec URLs (`s3://`, `gs://`, `hf://`), with the credentials of this user.
         out: the fleet's folder.
         listed: further places; one that is missing becomes a row with its error.
-        base: a base model, to measure every update beside; its name is not compared with what adapters declare.
+        base: a base model with which every update is compared; its name is not compared with what adapters declare.
         engine: `local`, worker processes of this machine, or `ray`.
         workers: how many processes, or Ray tasks at once; by default one for each core.
         address: of a Ray cluster; None for one of this machine alone.
@@ -106,20 +105,20 @@ def _job(found: Found, base: PathLike | None, rules: str) -> Job:
 
 
 def rules_version(base: PathLike | None) -> str:
-    """What a row depends on beside its adapter: the rules, and the base that was measured against."""
+    """The version of everything but the adapter that a row depends on: the rules, and the base compared with."""
     own = version_of_rules("weights", "weights_and_base")
     return own if base is None else f"{own} base {Path(base).resolve()}"
 
 
 def prepare_worker() -> None:
-    """Limit a worker's libraries to one thread, on the CPU."""
+    """Restrict a worker's libraries to one thread on the CPU."""
     prepare_jax("cpu", serial_kernels=True)
 
     use_threads(1)
 
 
 class Tally(NamedTuple):
-    """How far a job is: sources done, all of them, and failures so far."""
+    """The progress of a job: sources done, sources in all, and failures so far."""
 
     done: int
     total: int
@@ -127,7 +126,7 @@ class Tally(NamedTuple):
 
 
 def known_rows(store: Store) -> dict[str, Known]:
-    """The sources that have rows, by path; read by DuckDB, which starts sooner than pyarrow."""
+    """The sources that have rows, by path. DuckDB reads them, because it starts sooner than pyarrow."""
     if not store.parts:
         return {}
     with opened(store) as base:
@@ -136,13 +135,13 @@ def known_rows(store: Store) -> dict[str, Known]:
 
 
 def failures_in(known: Mapping[str, Known]) -> tuple[int, int]:
-    """How many sources have an error in place of numbers, and on how many workers died."""
+    """Two counts of sources without numbers: those with an error, and those on which workers died."""
     without = [row for row in known.values() if row.failed]
     return sum(bool(row.stamp) for row in without), sum(not row.stamp for row in without)
 
 
 class Plan(NamedTuple):
-    """What is to be done: jobs, sources whose rows go first, and counts."""
+    """The work to do: jobs, sources whose rows are removed first, and counts of sources found and removed."""
 
     jobs: Sequence[Job]
     gone: Sequence[str]
@@ -151,12 +150,12 @@ class Plan(NamedTuple):
 
 
 def plan_of(found: Iterable[Job], known: dict[str, Known], rules: str) -> Plan:
-    """The jobs for what is new or out of date.
+    """Plan the jobs for sources that are new or out of date.
 
     Args:
         found: a job for every source there is.
-        known: those with rows.
-        rules: the version that rows must be of.
+        known: the sources that have rows.
+        rules: the version of the rules that rows must have.
     """
     jobs: list[Job] = []
     gone: list[str] = []
@@ -184,14 +183,14 @@ def carry_out(
     """Write the answers in batches as they come.
 
     Args:
-        writer: of the store.
-        plan: what they answer; the rows it drops are dropped first.
+        writer: writer of the store.
+        plan: the plan that is answered; the rows it drops are dropped first.
         answers: from an engine.
-        crashed: the rows of a job on which workers died.
-        progress: called after each.
+        crashed: gives the rows of a job on which workers died.
+        progress: called after each answer.
 
     Returns:
-        How many there were, and how many of them of a source whose content was as it was.
+        The number of answers, and how many of these are of sources with unchanged content.
     """
     writer.replace(dict.fromkeys(plan.gone))
     batch: list[bytes] = []

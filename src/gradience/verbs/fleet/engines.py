@@ -1,9 +1,8 @@
-"""Jobs carried out by other processes: worker processes of this machine, or tasks of a Ray cluster.
+"""Carry out jobs in other processes: worker processes of this machine, or tasks of a Ray cluster.
 
-Both call the same function with the same job, hold a bounded number of jobs in flight, and answer a worker that dies by
-trying its job once more and then reporting it. A Ray task takes a small job and returns a few kilobytes of rows, so the
-object store stays small; the adapters' files are read by the machine that runs the task, which must see them under the
-same path.
+Both engines call the same function with the same job and keep a bounded number of jobs in flight. If a worker dies, its
+job is tried once more and then reported. A Ray task takes a small job and returns a few kilobytes of rows, so the
+object store stays small. The machine that runs a task reads the adapters' files, and must see them under the same path.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias
 
 from gradience.errors import GradienceError
 
-_RAY_AHEAD: Final = 4  # tasks in flight for each that runs
-_SPAN: Final = 4  # jobs of a task: the scheduler costs a millisecond for each task
+_RAY_AHEAD: Final = 4  # tasks in flight for each task that runs
+_SPAN: Final = 4  # jobs per task, because each task costs the scheduler a millisecond
 
-_AHEAD: Final = 3  # jobs a worker has beside the one it works on: it never waits for the parent
+_AHEAD: Final = 3  # jobs queued at a worker beside the current one, so that it never waits for the parent
 _TRIES: Final = 2
-PINNED: Final = {  # of a worker's libraries: N workers do not fight for cores
+PINNED: Final = {  # a worker's environment: one thread each, so that N workers do not compete for cores
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "VECLIB_MAXIMUM_THREADS": "1",
     "JAX_PLATFORMS": "cpu",
     "MALLOC_ARENA_MAX": "2",
-    # glibc keeps what it has: pages that are given back and faulted in anew cost a third of a small adapter's audit
+    # keep glibc from returning freed pages: faulting them in again costs a third of a small adapter's audit
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }
@@ -40,11 +39,11 @@ _PREPARED: Final[list[bool]] = []  # in a worker process: empty before its first
 
 
 class Named(Protocol):
-    """A job, by the path of its source."""
+    """A job, named by the path of its source."""
 
     @property
     def path(self) -> str:
-        """The key of its rows."""
+        """The path of the source, which is the key of its rows."""
         ...
 
 
@@ -54,7 +53,7 @@ Work: TypeAlias = Callable[[JobT], bytes]
 
 
 class Done(NamedTuple, Generic[JobT]):
-    """A job with its answer; None where workers died on it twice."""
+    """A job and its answer; the answer is None if workers died on the job twice."""
 
     job: JobT
     answer: bytes | None
@@ -63,9 +62,10 @@ class Done(NamedTuple, Generic[JobT]):
 def run_local(
     work: Work[JobT], jobs: Iterable[JobT], *, workers: int, prepare: Callable[[], None]
 ) -> Iterator[Done[JobT]]:
-    """Each job with its answer, as they are done, from processes of this machine.
+    """Yield each job with its answer as it is done by processes of this machine.
 
-    A process is spawned, so that it inherits neither threads nor locks, and limits its libraries to one thread.
+    The processes are spawned, so that they inherit neither threads nor locks. Their libraries are limited to one
+    thread.
 
     Args:
         work: a function of a module, called with a job.
@@ -81,7 +81,7 @@ def run_local(
 
 
 class _Worker(Generic[JobT]):
-    """A process with a pipe, and the jobs it was sent, oldest first."""
+    """A worker process with a pipe, and the jobs sent to it, oldest first."""
 
     def __init__(self, work: Work[JobT], prepare: Callable[[], None]) -> None:
         context = mp.get_context("spawn")
@@ -95,11 +95,11 @@ class _Worker(Generic[JobT]):
 
     def send(self, job: JobT) -> None:
         self.sent.append(job)
-        with suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the other end
+        with suppress(BrokenPipeError, ConnectionResetError):  # `answer` notices its death
             self.pipe.send(job)
 
     def answer(self) -> bytes | None:
-        """What it says next; None if it has died."""
+        """The worker's next message; None if the worker has died."""
         try:
             return self.pipe.recv_bytes()
         except (EOFError, ConnectionResetError):
@@ -147,7 +147,7 @@ class _Pool(Generic[JobT]):
                 yield Done(worker.sent.popleft(), answer)
 
     def _died(self, worker: _Worker[JobT]) -> Iterator[Done[JobT]]:
-        """Start another in its place; the job it worked on is tried once more, those behind it are not to blame."""
+        """Replace a dead worker. Its current job is tried once more; the jobs queued behind it are not to blame."""
         sent = list(worker.sent)
         if not worker.ready:
             self._unborn += 1
@@ -171,10 +171,10 @@ class _Pool(Generic[JobT]):
 
 
 def _serve(pipe: Connection, work: Work[JobT], prepare: Callable[[], None]) -> None:
-    """A worker's whole life: say that it is ready, answer jobs, end when the parent does."""
+    """The main loop of a worker: say that it is ready, answer jobs, end when the parent does."""
     import signal  # noqa: PLC0415  # in workers only
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle: it ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends its workers
     prepare()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send_bytes(b"ready")
@@ -184,7 +184,7 @@ def _serve(pipe: Connection, work: Work[JobT], prepare: Callable[[], None]) -> N
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """The environment of processes to start: their libraries read these once."""
+    """A context with the environment of new worker processes, whose libraries read it once at start."""
     before = {name: os.environ.get(name) for name in PINNED}
     os.environ.update(PINNED)
     try:
@@ -205,12 +205,12 @@ def run_ray(
     prepare: Callable[[], None],
     address: str | None = None,
 ) -> Iterator[Done[JobT]]:
-    """Each job with its answer, as they are done, from tasks of Ray.
+    """Yield each job with its answer as it is done by Ray tasks.
 
     Args:
         work: a function of a module, called with a job.
         jobs: taken one by one as tasks end.
-        workers: how many tasks run at once on this machine; on a cluster, how many are kept in flight for.
+        workers: how many tasks run at once on this machine; on a cluster, the tasks in flight are a multiple of it.
         prepare: called once in each of Ray's worker processes, before the first job.
         address: of a cluster, or `auto`; None starts one on this machine, which ends with the jobs, unless the caller
             has called `ray.init`.
@@ -227,8 +227,8 @@ def run_ray(
 
 
 def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
-    """Ray, and whether the connection is ours to end: one that the caller made is used as it is."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    """Return the ray module, and whether we made the connection and must close it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray  # noqa: PLC0415  # extra [ray]
@@ -239,7 +239,7 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:  # its processes inherit the environment: the workers that Ray starts ahead are those it uses
+    if address is None:  # its processes inherit our environment, so workers that Ray starts ahead can be used
         options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 80_000_000}
     else:
         environment = {**PINNED, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
@@ -257,7 +257,7 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
 def _tasks(
     ray: Any, work: Work[JobT], jobs: Iterator[JobT], workers: int, prepare: Callable[[], None]
 ) -> Iterator[Done[JobT]]:
-    """Keep a bounded number of tasks in flight; a task whose worker died is tried again job by job."""
+    """Keep a bounded number of tasks in flight; if a task's worker dies, its jobs are tried again one by one."""
     carry_out = ray.remote(num_cpus=1, max_retries=0)(_carry_out)
     flying: dict[Any, tuple[list[JobT], int]] = {}
 

@@ -1,8 +1,8 @@
-"""The adapters below folders and URLs, found by the names of their files; a header is read only where a name is open.
+"""Find the adapters below folders and URLs by the names of their files; a header is read only if the names do not tell.
 
-A folder may hold one adapter (PEFT, sharded or `.bin`, MLX), several under their own names (kohya, MLX's checkpoints),
-or a config whose weights are gone, which is reported as broken. Behind an fsspec URL adapters are listed in one call,
-and copied to this machine for the time of their audit.
+A folder may hold one adapter (PEFT, sharded or `.bin`, MLX), or several under their own names (kohya, MLX's
+checkpoints). A config whose weights are missing is reported as broken. Adapters behind an fsspec URL are listed in one
+call, and copied to this machine for the duration of their audit.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from gradience.errors import AdapterError
 from gradience.io.reading import read_small
 from gradience.io.safetensors import SafetensorsFile
 from gradience.schema.document import writable
-from gradience.verbs.fleet.index import Folders, Target
+from gradience.verbs.fleet import Folders, Target
 
 _MOST_HEADER: Final = 100_000_000  # bytes: the format's own limit
 
-_MOST_LIST: Final = 256 << 20  # bytes: millions of paths
+_MOST_LIST: Final = 256 << 20  # bytes, enough for millions of paths
 _OWN_INDEX: Final = ("adapter_model", "adapters")
 _MLX_STEP: Final = re.compile(r"\d+_adapters\.safetensors")
 _SHARD: Final = "-of-"
@@ -35,7 +35,7 @@ _MAY_BE: Final = re.compile(r"\.(?:safetensors|json|bin|pt)$")
 
 
 class Found(NamedTuple):
-    """One adapter: the key of its row, where it is opened, the names of its files, and their stamps as one text."""
+    """One adapter: the key of its row, the path to open, the names of its files, and their stamps as one text."""
 
     path: str
     place: str
@@ -43,14 +43,14 @@ class Found(NamedTuple):
     stamp: str
     remote: bool = False
     fault: str | None = None
-    """Why there is nothing to open."""
+    """The reason why there is nothing to open, or None."""
 
 
 Peek: TypeAlias = Callable[[str], bool]
 
 
 def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
-    """The adapters of one folder by its file names: a file's name, or an empty one for the folder, and what is read.
+    """Yield the adapters of one folder: the file's name, or "" for the folder itself, and the files to read.
 
     Args:
         names: the folder's files.
@@ -75,7 +75,7 @@ def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
 
 
 def _unnamed(config: tuple[str, ...], rest: list[str], peek: Peek) -> Iterator[Target]:
-    """The adapters of a folder without a file of a usual name."""
+    """Yield the adapters of a folder in which no file has a usual name."""
     shards = [name for name in rest if _SHARD in name]
     if config and not rest:
         yield "", config
@@ -95,16 +95,16 @@ def find_adapters(
     known: Collection[str] = (),
     folders: Folders | None = None,
 ) -> Iterator[Found]:
-    """Every adapter below the roots and at the listed places, each once.
+    """Yield every adapter below the roots and at the listed places once.
 
-    Folders are walked by name; hidden ones are left out, and links to folders are followed last, so that an adapter is
-    named by its real place where both are below the roots.
+    Hidden folders are left out. Links to folders are followed last, so that an adapter gets its real path if both paths
+    are below the roots.
 
     Args:
         roots: folders, weights files or fsspec URLs.
-        listed: the same, of which one that is missing is a broken adapter instead of an error.
-        known: paths that are adapters, whose headers need not be read to tell.
-        folders: as an earlier walk met them; what has not changed is not listed again.
+        listed: further places; one that is missing is a broken adapter instead of an error.
+        known: paths known to be adapters, whose headers need not be read.
+        folders: listings of an earlier walk; unchanged folders are not listed again.
 
     Raises:
         AdapterError: a root is missing or cannot be listed.
@@ -128,8 +128,8 @@ def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
     if "://" in place:
         yield from find_remote(place, known)
         return
-    path = os.path.abspath(place)  # noqa: PTH100  # no links resolved: a row is named as the user knows it
-    if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises where a name is too long
+    path = os.path.abspath(place)  # noqa: PTH100  # links are not resolved: a row keeps the path that the user knows
+    if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises if a name is too long
         folder, name = os.path.split(path)
         config = (CONFIG_NAME,) if os.path.isfile(f"{folder}/{CONFIG_NAME}") else ()  # noqa: PTH113  # the same
         yield _found(folder, name, (*config, name))
@@ -140,7 +140,7 @@ def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
 
 
 class _Walk:
-    """The walk through local folders, each once whatever links lead to it."""
+    """A walk through local folders that visits each folder once, whatever links lead to it."""
 
     def __init__(self, known: Collection[str], folders: Folders) -> None:
         self._known = known
@@ -162,7 +162,7 @@ class _Walk:
         yield from (found for found in hollow if found.place not in parents)
 
     def _tree(self, root: str) -> Iterator[Found]:
-        """The folders below one, depth first and by name; links among them are kept for later."""
+        """Yield the adapters in the folders below one, depth first; links to folders are kept for later."""
         stack = [root]
         while stack:
             folder = stack.pop()
@@ -191,7 +191,7 @@ class _Walk:
     def _sorted(
         self, folder: str, status: os.stat_result, listed: list[os.DirEntry[str]]
     ) -> tuple[Sequence[str], Sequence[Target]]:
-        """A folder's entries as folders to go on with and adapters; links to folders are kept for later."""
+        """A folder's subfolders to walk, and its adapters; links to folders are kept for later."""
         names: list[str] = []
         below: list[str] = []
         for entry in listed:
@@ -220,7 +220,7 @@ def _listed(folder: str) -> list[os.DirEntry[str]]:
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is neither."""
+    """Whether an entry is a folder or a link to one; False for a link to itself."""
     try:
         return entry.is_dir()
     except OSError:
@@ -228,7 +228,7 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a safetensors file holds an adapter's tensors, or cannot be read; False for a whole model."""
+    """Whether a safetensors file holds an adapter's tensors; True if it cannot be read, False for a whole model."""
     try:
         files = Files(SafetensorsFile(path), path.with_name(CONFIG_NAME))
     except AdapterError:
@@ -242,7 +242,7 @@ def _found(folder: str, name: str, files: tuple[str, ...]) -> Found:
 
 
 def stamp_of(folder: str, files: Iterable[str]) -> str:
-    """Names, sizes and times of change of local files as one text; a file that is gone has neither."""
+    """Names, sizes and modification times of local files as one text; a missing file has only its name."""
     parts = []
     for name in files:
         try:
@@ -255,7 +255,7 @@ def stamp_of(folder: str, files: Iterable[str]) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """The places of a list: one path or URL on a line; empty lines and those that begin with # are left out.
+    """The places in a list file: one path or URL per line; empty lines and lines that begin with # are skipped.
 
     Raises:
         AdapterError: the file cannot be read.
@@ -269,7 +269,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def find_remote(root: str, known: Collection[str]) -> Iterator[Found]:
-    """Every adapter below a URL, its files stamped by what the store tells of them: size, time of change, etag.
+    """Yield every adapter below a URL. Its stamp is what the remote store says of the files: size, change time, etag.
 
     Raises:
         AdapterError: the store cannot be reached or listed, or its package is missing.
@@ -297,10 +297,10 @@ def find_remote(root: str, known: Collection[str]) -> Iterator[Found]:
 
 @contextmanager
 def fetched(url: str, files: Iterable[str]) -> Iterator[Path]:
-    """A context with a copy of an adapter's files on this machine, which goes with the block.
+    """A context with a local copy of an adapter's files, which is removed at its end.
 
     Raises:
-        AdapterError: they cannot be read.
+        AdapterError: the files cannot be read.
     """
     names = list(files)
     single = url.rpartition("/")[2] in names
@@ -321,7 +321,7 @@ def _system(url: str) -> tuple[Any, str]:
         raise AdapterError("a URL needs fsspec, which is not installed", advice="pip install fsspec") from error
     try:
         system, place = url_to_fs(url)
-    except (ImportError, ValueError, OSError) as error:  # the package of this protocol, such as s3fs
+    except (ImportError, ValueError, OSError) as error:  # ImportError: the package of this protocol, such as s3fs
         raise _unreachable(url, error) from error
     return system, str(place)
 
@@ -332,13 +332,13 @@ def _unreachable(url: str, error: Exception) -> AdapterError:
 
 
 def _stamp(name: str, info: dict[str, Any]) -> str:
-    """What a store tells of a file's version, whatever it calls it."""
+    """A stamp of a remote file from the version fields that its store gives, under whatever names."""
     keys = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "sha256", "blob_id", "md5Hash")
     return " ".join([name, str(info.get("size")), *(str(info[key]) for key in keys if info.get(key))])
 
 
 def _peeked(system: Any, path: str) -> bool:
-    """Whether a safetensors file holds an adapter, by its header: the rest of the copy is a hole."""
+    """Whether a remote safetensors file holds an adapter. Only its header is copied; the rest of the copy is a hole."""
     try:
         with system.open(path, "rb") as file, tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
             head = file.read(8)

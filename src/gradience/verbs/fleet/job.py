@@ -1,4 +1,4 @@
-"""One adapter's audit as a job of a worker process: the same function under every engine, so the rows are the same."""
+"""One adapter's audit as a job of a worker process. Every engine runs this function, so the rows are the same."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import msgspec
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Layouts, find_files, open_adapter
 from gradience.errors import GradienceError
-from gradience.io.held import Buffer, Bytes
+from gradience.io.kept import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
 from gradience.schema.fleet import AdapterRow, RunRow
-from gradience.verbs.fleet.rows import Result, rows_of
+from gradience.verbs.fleet import Result, rows_of
 
 _CHUNK: Final = 1 << 20
 _ENDING: Final = ".safetensors"
-_MOST_HELD: Final = 1 << 26  # bytes of a file that a worker holds whole
+_MOST_HELD: Final = 1 << 26  # most bytes of a file that a worker reads whole
 
 SAME: Final = b""
-"""The answer for an adapter whose content is as it was."""
+"""The answer for an adapter whose content is unchanged."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """An adapter to audit; fields as in `find.Found`."""
+    """An adapter to audit; the first fields are those of `find.Found`."""
 
     path: str
     place: str
@@ -37,27 +37,27 @@ class Job(msgspec.Struct, frozen=True):
     remote: bool = False
     fault: str | None = None
     known_hash: str = ""
-    """The content hash of its row: if it still holds, nothing is computed."""
+    """The content hash in its row, or "". If the content still has this hash, nothing is computed."""
     base: str | None = None
     rules: str = ""
 
     def knowing(self, content_hash: str) -> Job:
-        """The job of a source that has rows of that content."""
+        """This job for a source whose rows have that content hash."""
         return msgspec.structs.replace(self, known_hash=content_hash)
 
 
 def audit_job(job: Job) -> bytes:
-    """The rows of one adapter; of one that cannot be read a row with the error."""
+    """The rows of one adapter; if it cannot be read, a row with the error."""
     try:
         return _audited(job)
     except (GradienceError, OSError, MemoryError) as error:
         return failed(job, str(error) or type(error).__name__)
-    except Exception as error:  # noqa: BLE001  # the last resort: one adapter is no reason to end the job
+    except Exception as error:  # noqa: BLE001  # last resort: one adapter must not end the job
         return failed(job, f"a bug of gradience, not of the adapter: {type(error).__name__}: {error}", crashed=True)
 
 
 def failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
-    """The rows of an adapter without numbers. A crash has no stamp: the next job tries again."""
+    """The row of an adapter without numbers. A crash gets no stamp, so the next job tries the adapter again."""
     row = AdapterRow(
         path=job.path,
         status="crashed" if crashed else "error",
@@ -73,19 +73,19 @@ def _audited(job: Job) -> bytes:
         raise GradienceError(job.fault)
     with _local(job) as place:
         found = _of_one_file(job, place)
-        return _of_any_files(job, place) if found is None else found  # SAME is empty, and an answer
+        return _of_any_files(job, place) if found is None else found  # not `or`: SAME is empty but an answer
 
 
 def _local(job: Job) -> AbstractContextManager[Path]:
     if job.remote:
-        from gradience.verbs.fleet.find import fetched  # noqa: PLC0415  # fsspec only for those with URLs
+        from gradience.verbs.fleet.find import fetched  # noqa: PLC0415  # fsspec is needed for URLs only
 
         return fetched(job.place, job.files)
     return nullcontext(Path(job.place))
 
 
 def _of_one_file(job: Job, place: Path) -> bytes | None:
-    """The rows of an adapter in one safetensors file that memory holds, read once; None for another."""
+    """The rows of an adapter in a single safetensors file that fits into memory, read once; None for any other."""
     *others, last = job.files
     if not last.endswith(_ENDING) or others not in ([], [CONFIG_NAME]):
         return None
@@ -110,8 +110,8 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 
 
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
-    from gradience.base.orientation import factors_of  # noqa: PLC0415  # numpy in workers only
-    from gradience.spectral.sketch import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
+    from gradience.base.weights import factors_of  # noqa: PLC0415  # numpy in workers only
+    from gradience.spectral.grams import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
     from gradience.verbs.audit import audit_opened  # noqa: PLC0415  # the same
     from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # the same
 
@@ -124,7 +124,7 @@ def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFile
 
 
 class _Kept:
-    """What a worker process keeps from job to job."""
+    """Objects that a worker process keeps from job to job."""
 
     def __init__(self) -> None:
         self.buffer = Buffer(_MOST_HELD)
@@ -137,12 +137,12 @@ def _kept() -> _Kept:
 
 
 def _hashes(files: list[tuple[str, Path]], last: str | None = None, data: Bytes | None = None) -> tuple[str, str]:
-    """XXH3 of 128 bits over all files' contents with their roles, and over the weights alone.
+    """128-bit XXH3 hashes over all files' contents with their roles, and over the weights alone.
 
     Args:
-        files: names and places, in order.
-        last: the name of one more file, whose bytes are `data`.
-        data: its bytes.
+        files: names and paths, in order.
+        last: the name of one more file, given as bytes.
+        data: the bytes of `last`.
     """
     from xxhash import xxh3_128  # noqa: PLC0415  # extra [fleet]; SHA-256 would take as long as the audit
 
@@ -169,14 +169,14 @@ def _digest(path: Path) -> bytes:
 
 
 def is_failure(answer: bytes | None) -> bool:
-    """Whether an answer is a row without numbers."""
+    """Whether an answer says that a source has no numbers."""
     if answer == SAME:
         return False
     return answer is None or msgspec.msgpack.decode(answer, type=Result).failed
 
 
 def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Struct]) -> bytes:
-    """Rows as bytes, in the form in which they cross a process on every engine."""
+    """Encode rows as bytes, in the form in which every engine passes them between processes."""
     failed = any(head.error is not None for head in heads)
     return msgspec.msgpack.encode(Result(failed, tuple(_raw(rows) for rows in (heads, *others))))
 
@@ -185,5 +185,5 @@ def _raw(rows: Sequence[msgspec.Struct]) -> msgspec.Raw:
     values = [msgspec.structs.astuple(row) for row in rows]
     try:
         return msgspec.Raw(msgspec.msgpack.encode(values))
-    except UnicodeEncodeError:  # a name that is not UTF-8, in a message
+    except UnicodeEncodeError:  # a message quotes a name that is not UTF-8
         return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(values))))

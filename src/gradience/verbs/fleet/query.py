@@ -1,6 +1,6 @@
-"""A store opened for reading: a fleet's tables as Arrow, which polars and pandas take without a copy, and SQL over any.
+"""Open a store for reading: a fleet's tables as Arrow, which polars and pandas take without a copy; SQL over any store.
 
-A query is one SELECT by DuckDB, over these files and no others, without network or settings.
+A query is a single SELECT by DuckDB. It reads these files and no others, without network or changed settings.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gradience.errors import GradienceError
+from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
-from gradience.io.paths import PathLike
+from gradience.schema import Json
 from gradience.schema.fleet import (
     FLEET_SCHEMA_ID,
     QUERY_SCHEMA_ID,
@@ -24,8 +25,7 @@ from gradience.schema.fleet import (
     QueryColumn,
     QueryReport,
 )
-from gradience.schema.scalars import Json
-from gradience.verbs.fleet.rows import arrow_schema
+from gradience.verbs.fleet import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store, Tables
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _KINDS: Final = {
 
 
 class Named(NamedTuple):
-    """A question with a name."""
+    """A named query: the question it answers, and its SQL."""
 
     asks: str
     sql: str
@@ -139,7 +139,7 @@ def _only_select(base: DuckDBPyConnection, sql: str) -> Statement:
 
 @contextmanager
 def opened(store: Store) -> Iterator[DuckDBPyConnection]:
-    """A context with a database in memory whose tables are views of the store's files; it reaches no other file.
+    """A context with an in-memory database whose tables are views of the store's files; it can read no other file.
 
     Raises:
         GradienceError: duckdb is not installed.
@@ -149,7 +149,7 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
     except ImportError as error:
         raise GradienceError("queries need duckdb, which is not installed", advice=INSTALL) from error
     with _worded(), duckdb.connect() as base:
-        base.execute("set temp_directory = ''")  # nothing is spilled beside the user's files
+        base.execute("set temp_directory = ''")  # DuckDB must not spill to the user's disk
         base.execute("set autoload_known_extensions = false; set autoinstall_known_extensions = false")
         base.execute("set python_enable_replacements = false; set allow_community_extensions = false")
         names = store.tables.rows
@@ -167,7 +167,7 @@ def _view(paths: Iterable[str]) -> str:
 
 
 def _empty(store: Store, name: str) -> str:
-    """A view without rows, of a store without parts."""
+    """A SELECT without rows, for a table of a store without parts."""
     schema = arrow_schema(store.tables.rows[name])
     return "select " + ", ".join(f'null::{_KINDS[str(field.type)]} as "{field.name}"' for field in schema) + " limit 0"
 
@@ -178,7 +178,7 @@ def _texts(values: Iterable[str]) -> str:
 
 @contextmanager
 def _worded() -> Iterator[None]:
-    """A context in which an error of DuckDB is one of ours: its first line."""
+    """A context that turns an error of DuckDB into a GradienceError with its first line."""
     import duckdb  # noqa: PLC0415  # extra [fleet]; imported by now
 
     try:
@@ -189,7 +189,7 @@ def _worded() -> Iterator[None]:
 
 
 def _plain(value: Any) -> Json:
-    """A value as JSON holds it."""
+    """A value as a JSON value."""
     if value is None or isinstance(value, bool | int | float | str):
         return value if not isinstance(value, float) or value - value == 0.0 else str(value)
     if isinstance(value, list | tuple):
@@ -200,7 +200,7 @@ def _plain(value: Any) -> Json:
 
 
 class Fleet:
-    """The tables of a fleet, each read when it is first asked for."""
+    """The tables of a fleet, each read on first access."""
 
     def __init__(self, store: Store) -> None:
         self.path = store.folder
@@ -226,7 +226,7 @@ class Fleet:
 
 
 def open_fleet(path: PathLike) -> Fleet:
-    """The fleet that `fleet audit` wrote to a folder.
+    """Open the fleet that `fleet audit` wrote to a folder.
 
     Raises:
         GradienceError: there is none, or it is of another version.

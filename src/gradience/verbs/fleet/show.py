@@ -1,11 +1,11 @@
-"""What a fleet's tables say: the verb `fleet show`, where one adapter stands among them, and which are the same.
+"""Summarise a fleet: the verb `fleet show`, an adapter's standing among the others, and adapters that are alike.
 
-`fleet show` is what a person wants first of many adapters; of it, `serving` is what a multi-LoRA server wastes on
-padding, since each adapter takes the room of the server's maximal rank. `with_standing` gives an audit its percentiles
-among the healthy adapters with modules of its types and ranks.
+`show_fleet` gives what a person wants first of many adapters. Its part `serving` is the memory that a multi-LoRA server
+wastes on padding, because each adapter takes the room of the server's maximal rank. `with_standing` gives an audit its
+percentiles among the healthy adapters with modules of its types and ranks.
 
-`similar` compares only adapters of one base and one set of modules and shapes. Of those, two are candidates where one
-of the bands of their sketches' signs agrees; the estimated cosine of the sketches then leaves a few, whose factors are
+`similar` compares only adapters with the same base, modules and shapes. Two adapters are candidates if at least one
+band of the signs of their sketches agrees. The cosine estimated from the sketches leaves a few pairs, whose factors are
 read.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.rules.config.serving import RANKS
 from gradience.rules.weights.ranks import measured
 from gradience.schema.audit import AuditReport, ModuleAudit, Percentile, Standing
@@ -43,8 +43,8 @@ from gradience.schema.fleet import (
     Wasteful,
 )
 from gradience.spectral.grams import Floats
+from gradience.verbs.fleet import number_column
 from gradience.verbs.fleet.query import existing, opened
-from gradience.verbs.fleet.rows import number_column
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -52,24 +52,24 @@ if TYPE_CHECKING:
 
 _OK: Final = "status = 'ok'"
 _FAULTS: Final = ("broken", "untrained", "near_untrained", "partial", "random_like", "not_analysed")
-_SHARE: Final = 0.5  # of a base's adapters that must agree on a module's shape before another one is strange; heuristic
+_SHARE: Final = 0.5  # heuristic: share of a base's adapters that must agree on a shape for another one to be reported
 _VLLM: Final = next(sizes for sizes in RANKS if sizes.engine == "vllm")
 room_for: Final = _VLLM.room_for
-"""The least max_lora_rank that holds a rank; None above all."""
-_BYTES: Final = 2  # of a number: servers hold adapters in 16 bits
+"""The least max_lora_rank of vLLM that holds a rank; None if the rank exceeds all."""
+_BYTES: Final = 2  # bytes per number: servers hold adapters in 16 bits
 _MOST_BUCKETS: Final = 3
 MEASURES: Final = ("stable_rank", "utilization", "energy_rank_90", "udr", "relative_frobenius")
-FEW: Final = 20  # adapters under which a percentile moves by 5 or more with each; a judgement
+FEW: Final = 20  # a judgement: with fewer adapters, each one moves a percentile by 5 or more
 
 BANDS: Final = 12
-BITS: Final = 10  # signs of a band; 12 x 10 of the sketch's 128
-MARGIN: Final = 0.1  # under the threshold, of the sketches' cosine: its error at 0.99 is under 0.01, see docs/fleet.md
-_MOST_IN_BUCKET: Final = 500  # adapters of one bucket, beyond which each is compared with its neighbours only
+BITS: Final = 10  # signs per band; 12 x 10 of the sketch's 128
+MARGIN: Final = 0.1  # how far below the threshold the sketches' cosine may be; at 0.99 it errs by < 0.01, docs/fleet.md
+_MOST_IN_BUCKET: Final = 500  # if a bucket has more adapters, each is compared with its neighbours only
 _NEIGHBOURS: Final = 16
 
 
 def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100) -> FleetShowReport:
-    """What is in a fleet: bases, ranks, verdicts, what is broken, wasteful, alike, or of another base than it declares.
+    """Summarise a fleet: bases, ranks, verdicts, and the adapters that are broken, wasteful, alike, or of a wrong base.
 
     Args:
         fleet: the folder that `fleet audit` wrote.
@@ -141,7 +141,7 @@ def _wasteful(base: DuckDBPyConnection, top: int) -> list[Wasteful]:
 
 
 def _serving(base: DuckDBPyConnection) -> list[Serving]:
-    """Per base the adapters that a server takes, by largest rank; most padding first."""
+    """Per base, the memory that its servable adapters take on a server, most padding first."""
     sql = """with loads as (
             select path, max(r) as r, sum(rows + columns) as width, sum(r * (rows + columns)) as used
             from modules group by path)
@@ -155,7 +155,7 @@ def _serving(base: DuckDBPyConnection) -> list[Serving]:
 
 
 def _other_shapes(base: DuckDBPyConnection) -> list[OtherShape]:
-    """The first module of each adapter whose shape is not the one that most adapters of its declared base have."""
+    """For each adapter, the first module with another shape than most adapters of its declared base have."""
     sql = f"""with shaped as (
             select path, base_model, name, position, rows, columns from modules join adapters using (path)
             where {_OK} and coalesce(base_model, '') <> '' and rows > 0 and columns > 0),
@@ -171,7 +171,7 @@ def _other_shapes(base: DuckDBPyConnection) -> list[OtherShape]:
 
 
 class Load(NamedTuple):
-    """Adapters of one rank: how many, the sum over their modules of rows + columns, and of r (rows + columns)."""
+    """The adapters of one rank: their number, and sums over their modules of rows + columns and r (rows + columns)."""
 
     adapters: int
     width: int
@@ -179,7 +179,7 @@ class Load(NamedTuple):
 
 
 def serving(base: str, loads: Mapping[int, Load]) -> Serving:
-    """What one base's adapters take on a server, by their largest rank, and the splits that waste least."""
+    """The memory that one base's adapters take on a server, by their largest rank, and the splits that waste least."""
     served = {rank: load for rank, load in loads.items() if room_for(rank) is not None}
     largest = room_for(max(loads, default=0))
     used = sum(load.used for load in served.values()) * _BYTES
@@ -198,12 +198,12 @@ def serving(base: str, loads: Mapping[int, Load]) -> Serving:
 
 
 def padding(load: Load, size: int) -> int:
-    """Bytes of zeros beside the factors of these adapters on a server of that size."""
+    """Bytes of zeros that a server of that maximal rank adds to the factors of these adapters."""
     return (load.width * size - load.used) * _BYTES
 
 
 def best_split(loads: Mapping[int, Load], parts: int) -> RankBuckets:
-    """The sizes of that many servers that waste least, each adapter on the smallest that holds it."""
+    """The maximal ranks of `parts` servers that waste least, with each adapter on the smallest server that holds it."""
     ranks = sorted(loads)
 
     @cache
@@ -232,15 +232,15 @@ def _cost(loads: Mapping[int, Load], ranks: Sequence[int]) -> int:
 
 
 def with_standing(report: AuditReport, fleet: PathLike) -> AuditReport:
-    """The report with `standing`.
+    """The report with `standing`, its percentiles in a fleet.
 
-    Of each number, the mean over the adapter's healthy modules of one type and rank is compared with the same mean of
-    each trained adapter of the fleet. Adapters of equal content count once, and the adapter itself does not.
+    For each number, the mean over the adapter's healthy modules of one type and rank is compared with the same mean of
+    each trained adapter of the fleet. Adapters of equal content count once, and the adapter itself does not count.
 
     Raises:
         GradienceError: there is no fleet, or duckdb is missing.
     """
-    own = writable(os.path.abspath(report.peft_dir))  # noqa: PTH100  # as a fleet names it: no links resolved
+    own = writable(os.path.abspath(report.peft_dir))  # noqa: PTH100  # links are not resolved, as in a fleet's rows
     groups: dict[tuple[str, int], list[ModuleAudit]] = {}
     for module in measured(report.modules):
         groups.setdefault((module.module_type, module.r), []).append(module)
@@ -278,7 +278,7 @@ def _percentiles(
 
 
 def share_below(value: float, others: Sequence[float]) -> float:
-    """Per cent of the others below a value, those equal to it by half.
+    """The percentage of the others below a value; those equal to it count by half.
 
     >>> share_below(2.0, [1.0, 2.0, 3.0, 4.0])
     37.5
@@ -288,12 +288,12 @@ def share_below(value: float, others: Sequence[float]) -> float:
 
 
 def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -> Similar:
-    """What is alike among adapters.
+    """Find adapters that are the same or nearly the same.
 
     Args:
-        rows: of each readable adapter `path`, `base_model`, `shape_key`, `content_hash` and `sketch`.
+        rows: `path`, `base_model`, `shape_key`, `content_hash` and `sketch` of each readable adapter.
         threshold: the cosine from which two are nearly the same.
-        most: how many pairs to compute the cosine of, those first whose sketches are closest.
+        most: how many pairs to compute the exact cosine of; those with the closest sketches come first.
     """
     groups: dict[str, list[str]] = {}
     for row in rows:
@@ -328,7 +328,7 @@ def _candidates(block: Sequence[Mapping[str, Any]], least: float) -> Iterator[tu
 
 
 def candidate_pairs(unit: Floats) -> set[tuple[int, int]]:
-    """Pairs of sketches, unit vectors (n, D), of which at least one band of signs agrees."""
+    """Pairs of sketches, given as unit vectors (n, D), that agree in at least one band of signs."""
     signs = (unit > 0.0)[:, : BANDS * BITS].reshape(len(unit), BANDS, BITS)
     keys = signs @ (1 << np.arange(BITS))
     alive = np.flatnonzero(unit.any(axis=1))
@@ -349,12 +349,12 @@ def _pairs_in(members: list[int]) -> Iterable[tuple[int, int]]:
 
 
 def _exact(pairs: Sequence[tuple[str, str]], threshold: float) -> tuple[list[Alike], int]:
-    """The pairs whose cosine is at least the threshold, and how many could not be compared."""
+    """The pairs whose cosine is at least the threshold, and the number of pairs that could not be compared."""
     near, failed = [], 0
     for one, two in pairs:
         try:
             cosine = update_cosine(open_adapter(Path(one))[1], open_adapter(Path(two))[1])
-        except (AdapterError, OSError):  # gone since, or behind a URL
+        except (AdapterError, OSError):  # removed since, or behind a URL
             failed += 1
             continue
         if cosine >= threshold:
@@ -363,7 +363,7 @@ def _exact(pairs: Sequence[tuple[str, str]], threshold: float) -> tuple[list[Ali
 
 
 def update_cosine(one: Adapter, two: Adapter) -> float:
-    """<dW1, dW2> / (norm(dW1) norm(dW2)) over the modules of both, by Gram matrices in float64; 0 where one is zero."""
+    """<dW1, dW2> / (norm(dW1) norm(dW2)) over common modules, by Gram matrices in float64; 0 if an update is zero."""
     others = {module.name: module for module in two.modules}
     sums = np.zeros(3)
     for module in one.modules:

@@ -1,8 +1,8 @@
-"""A collection of sources in open files: Parquet parts of several tables, and one small file that names the live ones.
+"""A store of rows in open files: Parquet parts of several tables, and a small manifest that names the live parts.
 
-A batch is written as a part of each table, and becomes visible when `fleet.json` names it, by one atomic replacement:
-whatever kills a job leaves whole parts, or parts that nobody names and the next job removes. A row never changes in
-place: a part that holds rows which are out of date is written again without them.
+A batch is written as one part of each table. It becomes visible when `fleet.json` names it, by one atomic replacement.
+A job that is killed therefore leaves whole parts, or parts that no manifest names and the next job removes. A row never
+changes in place: a part with outdated rows is written again without them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import read_small
-from gradience.verbs.fleet.rows import Result, Row, arrow_schema
+from gradience.verbs.fleet import Result, Row, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 MANIFEST: Final = "fleet.json"
 INSTALL: Final = "in the clone: pip install -e '.[fleet]'"
 _LOCK: Final = ".lock"
-_MOST_BYTES: Final = 1 << 26  # of the manifest: some million parts
+_MOST_BYTES: Final = 1 << 26  # most bytes of the manifest: some million parts
 _GROUP: Final = 1 << 16  # rows of a row group
-_FULL: Final = 1 << 15  # rows of all tables from which a part is left as it is: some megabytes to merge at once
-_MANY: Final = 8  # smaller parts that are merged: a query opens each of them
+_FULL: Final = 1 << 15  # a part with so many rows in all tables is not merged; merging takes some megabytes at once
+_MANY: Final = 8  # more smaller parts than this are merged, because a query opens each of them
 
 
 class Tables(NamedTuple):
-    """What a store holds: a name and version, and the tables by name, the one with a row for each source first."""
+    """The layout of a store: name and version, and the tables by name. The first has one row per source."""
 
     schema: str
     rows: Mapping[str, Row]
 
     @property
     def head(self) -> str:
-        """The table with one row for each source."""
+        """The name of the table with one row per source."""
         return next(iter(self.rows))
 
 
@@ -51,10 +51,10 @@ class _Manifest(msgspec.Struct, kw_only=True):
 
 
 class Store:
-    """The files of a fleet.
+    """The files of a store.
 
     Raises:
-        GradienceError: the folder holds something else, or a fleet of another version.
+        GradienceError: the folder holds something else, or a store of another version.
     """
 
     def __init__(self, folder: Path, tables: Tables) -> None:
@@ -69,7 +69,7 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether a job has begun to write it."""
+        """Whether a job has begun to write the store."""
         return (self.folder / MANIFEST).is_file()
 
     def files(self, table: str) -> list[Path]:
@@ -94,7 +94,7 @@ class Store:
         return found
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table of all live parts, in the order in which they were written.
+        """A table over all live parts, in the order in which they were written.
 
         Raises:
             GradienceError: pyarrow is not installed, or a part cannot be read.
@@ -117,7 +117,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
-        """A context in which this process alone writes; what a killed job left over is removed.
+        """A context in which only this process writes; leftovers of a killed job are removed at its start.
 
         Raises:
             OutputError: another job is writing, or the folder cannot be written to or holds something else.
@@ -153,7 +153,7 @@ class Store:
 
 
 class Writer:
-    """What the one writing process may do."""
+    """The operations of the one writing process."""
 
     def __init__(self, store: Store, manifest: _Manifest) -> None:
         self._store = store
@@ -164,7 +164,7 @@ class Writer:
         return {name: arrow_schema(row) for name, row in self._store.tables.rows.items()}
 
     def clear(self) -> None:
-        """Remove parts that no manifest names, and name the store's schema from the start."""
+        """Remove parts that no manifest names; write a first manifest if there is none."""
         live = set(self._manifest.parts)
         for name in self._store.tables.rows:
             for path in (self._store.folder / name).iterdir():
@@ -191,10 +191,10 @@ class Writer:
             self._publish()
 
     def replace(self, stale: Mapping[str, str | None]) -> None:
-        """Write the parts again that hold rows out of date.
+        """Rewrite the parts that hold outdated rows.
 
         Args:
-            stale: paths of sources: whose rows go (None), or whose stamp is to be the given one.
+            stale: path of a source: None to remove its rows, or the new stamp of its row.
 
         Raises:
             OutputError: they cannot be written.
@@ -222,7 +222,7 @@ class Writer:
             self._exchange(dropped, changed)
 
     def compact(self) -> None:
-        """Merge small parts, where there are many, into full ones; the rows and their order stay.
+        """Merge small parts into full ones if there are many; rows and their order stay.
 
         Raises:
             OutputError: they cannot be written.
@@ -251,7 +251,7 @@ class Writer:
         return _pyarrow().concat_tables([self._store._read_part(path, None, schema) for path in paths])  # noqa: SLF001
 
     def _exchange(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """Name new parts in place of old ones, which then go: whatever kills it between leaves one or the other."""
+        """Name new parts in place of old ones, then remove the old files. If killed in between, either set is whole."""
         gone = set(old)
         self._manifest.parts = [number for number in self._manifest.parts if number not in gone] + [*new]
         self._publish()
@@ -279,7 +279,7 @@ class Writer:
 
 
 def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:
-    """Rows, each the values of its columns, as a table."""
+    """A table of rows, each given as the values of its columns."""
     pa = _pyarrow()
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, Progress
-from gradience.io.spool import Spool, temporary_folder
+from gradience.io import PathLike, Progress
+from gradience.io.kept import Spool, temporary_folder
 from gradience.rules.weights.ranks import Patterns
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeMethod, MergeReport
 from gradience.verbs.merge.config import Heads, heads_of, merged_config, merged_patterns, recipe_of, side_named

@@ -1,6 +1,6 @@
-"""The verb `merge-check`: what a weighted sum of adapters would keep of each, and where they disagree.
+"""The verb `merge-check`: how much of each adapter a weighted sum would keep, and where the adapters disagree.
 
-Everything follows from inner products of the updates and from the signs of their entries; no base model is needed, and
+All numbers follow from inner products of the updates and from the signs of their entries. No base model is needed, and
 nothing is written.
 """
 
@@ -15,13 +15,12 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from gradience.adapters import layer_index
 from gradience.adapters.layout import Module
-from gradience.adapters.names import layer_index
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
+from gradience.rules import excluded_rules, judge, without
 from gradience.rules.merge import MERGE_RULES
-from gradience.rules.rule import judge
-from gradience.rules.select import excluded_rules, without
 from gradience.schema.compare import SideOverlap
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
@@ -49,7 +48,7 @@ from gradience.verbs.sides import (
     side_overlap,
 )
 
-_SAMPLE: Final = 1 << 19  # entries of each update that are read of a module, unless all are
+_SAMPLE: Final = 1 << 19  # entries of each update that are read in a module, unless `exact` asks for all
 
 
 def merge_check(
@@ -67,11 +66,11 @@ def merge_check(
     Args:
         paths: two adapters or more, of one base model.
         weights: one per adapter; without it 1/n.
-        exact: read every entry for the signs' sake; else about half a million of each module, in random rows.
-        seed: of the rows.
+        exact: compare the signs of all entries; otherwise of about half a million in each module, in random rows.
+        seed: of the choice of rows.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids, or beginnings of ids, to leave out.
-        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
             the arguments of that name are empty.
         progress: called with (modules done, in all, the module's name) while signs are counted.
 
@@ -119,7 +118,7 @@ def merge_check(
 
 
 def _odd(sides: Sequence[Side], name: str) -> str:
-    """Say that no module has one shape in all adapters, by the example of one."""
+    """Return the message that no module has the same shape in all adapters, with one module as an example."""
     shapes = [
         f"{module.shape[0]} x {module.shape[1]} in {side.name}"
         for side in sides
@@ -130,7 +129,7 @@ def _odd(sides: Sequence[Side], name: str) -> str:
 
 
 def _shared(found: Matching) -> list[str]:
-    """Return the names of the modules that two or more of the adapters have."""
+    """Return the names of the modules that at least two of the adapters have."""
     return [name for name, row in found.rows.items() if sum(m is not None for m in row) >= 2]
 
 
@@ -151,7 +150,10 @@ def _pair(
 
 
 def _expected(modules: Sequence[CheckedModule]) -> float | None:
-    """Return the conflict that Gaussian entries with each module's cosine would have, in the mean over entries."""
+    """Return the sign conflict expected of jointly Gaussian entries with each module's cosine, acos(cosine) / pi.
+
+    It is the mean over all entries; None if no module has both signs and a cosine.
+    """
     able = [(m.signs.of, m.lowest_cosine) for m in modules if m.signs is not None and m.lowest_cosine is not None]
     entries = sum(of for of, _ in able)
     return sum(of * math.acos(cosine) / math.pi for of, cosine in able) / entries if entries else None
@@ -212,7 +214,7 @@ def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[s
 
 
 def _heads(sides: Sequence[Side]) -> list[str]:
-    """Return the reason if heads or other whole tensors would stop a merge."""
+    """Return, as a list, the reason for which heads or other whole tensors would stop a merge; empty without one."""
     try:
         heads_of(sides, None)
     except AdapterError as error:
@@ -221,21 +223,24 @@ def _heads(sides: Sequence[Side]) -> list[str]:
 
 
 class Overlaps(NamedTuple):
-    """The overlaps of one pair of adapters, module by module."""
+    """The subspace overlaps of one pair of adapters, module by module, on the output and the input side."""
 
     output: list[SideOverlap]
     input: list[SideOverlap]
 
 
 class Products(NamedTuple):
-    """<dW_i, dW_j> of each module, n x n; not finite where an update is not. And the overlaps by pair."""
+    """The inner products <dW_i, dW_j> of each module (n, n), and the subspace overlaps of each pair.
+
+    Inner products with an update that is not finite are not finite.
+    """
 
     by_module: dict[str, Floats]
     overlaps: dict[Places, Overlaps]
 
 
 def products_of(sides: Sequence[Side], found: Matching) -> Products:
-    """Return the inner products and overlaps of every two adapters; the modules are read once for all of it."""
+    """Return the inner products and overlaps of every pair of adapters; each module is read once for all pairs."""
     n = len(sides)
     by_module = {name: np.zeros((n, n)) for name in found.rows}
     overlaps = {pair: Overlaps([], []) for pair in combinations(range(n), 2)}
@@ -260,13 +265,16 @@ def is_finite(table: Floats) -> bool:
 
 
 def total_of(products: Products) -> Floats:
-    """Return the inner products of the adapters as one vector each, over the modules that are finite in all."""
+    """Return the inner products (n, n) of whole adapters: the sum over the modules whose products are all finite."""
     tables = [table for table in products.by_module.values() if is_finite(table)]
     return np.asarray(sum(tables, np.zeros_like(next(iter(products.by_module.values())))))
 
 
 def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
-    """Return one adapter's part in M, from all inner products."""
+    """Return how much of one adapter M keeps, from all inner products.
+
+    `coefficient` is <M, dW> / |dW|^2. `other` is the share of |M|^2 that is orthogonal to dW.
+    """
     w = np.asarray(weights)
     along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
     if own <= 0.0:
@@ -276,7 +284,7 @@ def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
 
 
 def cosine_of(table: Floats, weights: Sequence[float], places: Places) -> float | None:
-    """Return the cosine between two weighted updates; None where one is zero."""
+    """Return the cosine between two weighted updates; None if one of them is zero."""
     i, j = places
     size = abs(weights[i] * weights[j]) * math.sqrt(table[i, i]) * math.sqrt(table[j, j])
     return max(-1.0, min(1.0, weights[i] * weights[j] * float(table[i, j]) / size)) if size > 0.0 else None

@@ -1,7 +1,8 @@
-"""Everything of a merged adapter but its pairs: options, config, and the tensors that have no sum.
+"""The parts of a merged adapter other than its pairs: the merge's options, the config, and tensors that have no sum.
 
-The config is the first adapter's with new ranks, scale 1 everywhere, and targets that reach exactly the modules of the
-file. Heads, biases and token rows are whole tensors: they are copied where the adapters agree, or from the one chosen.
+The config is the first adapter's, with new ranks, scale 1 everywhere, and targets that match exactly the modules of
+the file. Heads, biases and token rows are whole tensors. They are copied if the adapters agree on them, or from the
+adapter that was chosen.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from gradience.schema.merge import MergeMethod
 from gradience.verbs.merge.methods import DENSE, Recipe
 from gradience.verbs.sides import Side
 
-TIES_DENSITY: Final = 0.2  # arXiv 2306.01708: the top 20 % of the entries, where nothing can be validated
-_LARGEST: Final = 1e6  # of a weight: no sum of updates is meant by more, and products of float32 stay in range
+TIES_DENSITY: Final = 0.2  # arXiv 2306.01708: the top 20 % of entries, its default if there is no validation set
+_LARGEST: Final = 1e6  # of a weight's magnitude: more is a mistake, and products in float32 stay in range
 _MEANS: Final = frozenset({"ties", "dare_ties"})
 
 _WHOLE: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
@@ -30,7 +31,7 @@ _NONE: Final = {"bias": "none"}
 _SHOWN: Final = 4
 
 _NARROWING: Final = ("layers_to_transform", "layers_pattern", "exclude_modules")
-_INITIAL: Final[dict[str, Any]] = {  # of an initialisation that is over: PEFT would look at them again
+_INITIAL: Final[dict[str, Any]] = {  # values for fields of an initialisation, which PEFT would otherwise repeat
     "loftq_config": {},
     "eva_config": None,
     "corda_config": None,
@@ -40,10 +41,10 @@ _INITIAL: Final[dict[str, Any]] = {  # of an initialisation that is over: PEFT w
 
 
 def weights_of(n: int, weights: Sequence[float] | None, method: MergeMethod = "linear") -> tuple[float, ...]:
-    """Return a weight for each of n adapters: those given, or 1/n for a sum and 1 for a mean.
+    """Return a weight for each of n adapters: those given, or else 1/n for a sum and 1 for a mean.
 
     Raises:
-        ValueError: there are not n, or one is not finite, or beyond reason.
+        ValueError: there are not n weights, or one is not finite or above 10^6 in magnitude.
     """
     if weights is None:
         return ((1.0 if method in _MEANS else 1.0 / n) if n else 0.0,) * n
@@ -65,10 +66,10 @@ def recipe_of(
     density: float | None,
     seed: int,
 ) -> Recipe:
-    """Return the recipe for n adapters.
+    """Return the validated recipe for a merge of n adapters.
 
     Raises:
-        ValueError: an option is out of range, or does not go with the method.
+        ValueError: an option is out of range, or does not fit the method.
     """
     if method not in get_args(MergeMethod):
         raise ValueError(f"method is {method!r}: expected one of {', '.join(get_args(MergeMethod))}")
@@ -88,7 +89,7 @@ def recipe_of(
 
 
 class Heads(NamedTuple):
-    """Tensors to copy, the config's fields that speak of them, the names of those left out, and who was chosen."""
+    """The whole tensors to copy, the config's fields about them, the names left out, and the chosen adapter's name."""
 
     carried: list[PlannedTensor]
     fields: dict[str, Any]
@@ -97,10 +98,10 @@ class Heads(NamedTuple):
 
 
 def side_named(sides: Sequence[Side], name: str) -> Side:
-    """Return the adapter that `name` means: its place (A, B, ... or 1, 2, ...), its name or its path.
+    """Return the adapter that `name` identifies by its place (A, B, ... or 1, 2, ...), its name or its path.
 
     Raises:
-        AdapterError: none is meant.
+        AdapterError: it identifies none.
     """
     for place, side in enumerate(sides):
         if name in {side.name, str(side.path), str(place + 1), chr(ord("A") + place)}:
@@ -110,10 +111,10 @@ def side_named(sides: Sequence[Side], name: str) -> Side:
 
 
 def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
-    """Return the whole tensors to copy: all of the chosen adapter's; else those on which their holders agree.
+    """Return the whole tensors to copy: the chosen adapter's, or else those of all adapters.
 
     Raises:
-        AdapterError: two adapters hold a tensor of one name that differs, and none was chosen.
+        AdapterError: none was chosen, and two adapters hold different tensors under one name.
     """
     if chosen is not None:
         names = _whole(chosen)
@@ -154,10 +155,10 @@ def _equal(one: TensorSource, two: TensorSource, name: str) -> bool:
 
 
 def _agreed(sides: Sequence[Side]) -> dict[str, Any]:
-    """Return the fields that speak of whole tensors: the only value that is given, or for modules their union.
+    """Return the config's fields about whole tensors: the only value given, or for modules_to_save the union.
 
     Raises:
-        AdapterError: two values are given.
+        AdapterError: the adapters give two values of another field.
     """
     fields: dict[str, Any] = {}
     for field in _FIELDS:
@@ -175,14 +176,14 @@ def _agreed(sides: Sequence[Side]) -> dict[str, Any]:
 
 
 def merged_patterns(ranks: Mapping[str, int]) -> Patterns:
-    """Return r, alpha and their exceptions for modules of these ranks, all with scale 1: alpha = r."""
+    """Return r, alpha and their patterns for modules of these ranks, all with scale 1, so that alpha = r."""
     return patterns_of(ranks, dict(ranks))
 
 
 def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modules: Sequence[str]) -> dict[str, Any]:
-    """Return `adapter_config.json`: the first adapter's, with what the merge decides.
+    """Return the merged adapter's `adapter_config.json`: the first adapter's, with the fields that the merge decides.
 
-    `modules` are the paths of layers (not of parameters); they are listed where names would reach others.
+    `modules` are the paths of layers, not of parameters. They become the targets if shorter names would match others.
     """
     first = sides[0].raw
     return {
@@ -201,9 +202,10 @@ def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modul
 
 
 def _targets(sides: Sequence[Side], modules: Sequence[str]) -> dict[str, Any]:
-    """Return the fields that choose modules. A list reaches what its names reach, so a union reaches both.
+    """Return the fields that choose modules, as far as they change.
 
-    Where lists are narrowed down, or are patterns, and differ, the modules are listed one by one.
+    If the adapters' target lists differ, their union matches the modules of all. If targets are patterns and differ, or
+    if the fields that narrow them differ, the modules are listed one by one.
     """
     raw = [side.raw for side in sides]
     narrowed = [[one.get(field) or None for field in _NARROWING] for one in raw]

@@ -1,4 +1,4 @@
-"""Which modules of several adapters are merged with each other, and the tensors of the merged ones in their file."""
+"""The modules of several adapters that are merged with each other, and the tensors of the merged ones in the file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gradience.adapters.layout import PREFIX, Array, Module, parse_key
 from gradience.adapters.pairs import LoraPair, StoredPair, padded, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
 from gradience.errors import AdapterError
-from gradience.io.paths import Progress
+from gradience.io import Progress
+from gradience.io.kept import Spool
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
-from gradience.io.spool import Spool
-from gradience.spectral.threads import each_in_threads
+from gradience.spectral import each_in_threads
 from gradience.verbs.merge.methods import DENSE, Losses, Recipe, Row, merged_module
 from gradience.verbs.sides import Side
 from gradience.verbs.writing import STORED
@@ -27,10 +27,10 @@ _DOUBLE: Final = 8  # bytes
 
 
 def refuse(sides: Sequence[Side]) -> None:
-    """Refuse adapters the sum of whose updates cannot be written as one plain LoRA.
+    """Refuse adapters if the sum of their updates cannot be written as one plain LoRA.
 
     Raises:
-        AdapterError: with the first reason.
+        AdapterError: it cannot; the message gives the first reason.
     """
     for side in sides:
         reason = next(obstacles_of(side), None)
@@ -42,12 +42,12 @@ def refuse(sides: Sequence[Side]) -> None:
 
 
 def obstacles_of(side: Side) -> Iterator[str]:
-    """Yield why one adapter cannot be merged: its update is another than s B A, or holds more than that."""
+    """Yield the reasons for which one adapter cannot be merged: its update is not s B A, or is more than that."""
     return (refusal.text for refusal in obstacles(side.adapter, Operation.MERGE))
 
 
 def obstacles_between(sides: Sequence[Side]) -> Iterator[str]:
-    """Yield why plain LoRAs do not fit each other."""
+    """Yield the reasons for which plain LoRA adapters cannot be merged with each other."""
     for field in _SAME:
         values = [side.raw.get(field) or None for side in sides]
         if any(value != values[0] for value in values):
@@ -60,7 +60,7 @@ def obstacles_between(sides: Sequence[Side]) -> Iterator[str]:
 
 
 class MergedPair(NamedTuple):
-    """A pair of tensors to write; for its module, or for each expert, every adapter's module or None."""
+    """A pair of tensors to write; each of `rows` is one module or expert: every adapter's `Module`, or None."""
 
     path: str
     layout: LoraPair
@@ -68,7 +68,7 @@ class MergedPair(NamedTuple):
 
     @property
     def is_parameter(self) -> bool:
-        """Whether PEFT finds it through target_parameters: the path then ends with the parameter's own name."""
+        """Whether PEFT finds it through target_parameters; the path then ends with the parameter's name."""
         base_name = _first(self.rows[0]).base_name or ""
         return base_name.rpartition(".")[2] == self.path.rpartition(".")[2]
 
@@ -81,7 +81,7 @@ def merged_pairs(sides: Sequence[Side], rows: Mapping[str, Row]) -> list[MergedP
     """Return the pairs of tensors to write, in the order of the modules' names.
 
     Raises:
-        AdapterError: adapters hold one module in different layouts, or different numbers of experts.
+        AdapterError: the adapters hold a module in different layouts, or with different numbers of experts.
     """
     held = [{module.name: pair for pair in stored_pairs(side.adapter) for module in pair.modules} for side in sides]
     grouped: dict[LoraPair, list[Row]] = {}
@@ -100,13 +100,13 @@ def merged_pairs(sides: Sequence[Side], rows: Mapping[str, Row]) -> list[MergedP
 
 
 def _written_layout(pair: StoredPair) -> LoraPair:
-    """Return the layout under PEFT's names without the rank: adapters must have it in common."""
+    """Return a pair's layout under PEFT's names, without rank and experts: it must be equal in all adapters."""
     a_name, b_name = (_saved_name(name) for name in (pair.layout.a_name, pair.layout.b_name))
     return pair.layout._replace(a_name=a_name, b_name=b_name, rank=0, experts=1)
 
 
 def _saved_name(name: str) -> str:
-    """Return a tensor's name as PEFT saves it: with its prefix, without an adapter's name."""
+    """Return a tensor's name as PEFT saves it: with PEFT's prefix, and without an adapter's name."""
     key = parse_key(name)
     if key is None:
         raise AdapterError(f"{name!r} is not a tensor of a LoRA pair", advice="report this as a bug")
@@ -127,7 +127,7 @@ def _merged_pair(path: str, layout: LoraPair, rows: list[Row]) -> MergedPair:
 
 
 class MergedModule(NamedTuple):
-    """A module merged: its factors on disk, and what they cost."""
+    """A merged module: loaders of its factors, which are on disk, the adapters' ranks and its own, and the losses."""
 
     name: str
     kind: str
@@ -142,9 +142,9 @@ class MergedModule(NamedTuple):
 def merged_modules(
     pairs: Sequence[MergedPair], recipe: Recipe, stored: str, spool: Spool, progress: Progress | None
 ) -> list[list[MergedModule]]:
-    """Return the modules of each pair merged; `stored` is the dtype of their factors.
+    """Merge the modules of each pair and return them; `stored` is the dtype of their factors.
 
-    One is in memory at a time, or one for each core where no dense matrix is formed.
+    One module is in memory at a time, or one for each core if no dense matrix is formed.
     """
     tasks = [partial(_merged, row, recipe, stored, spool) for pair in pairs for row in pair.rows]
     found = []
@@ -173,7 +173,10 @@ def _merged(row: Row, recipe: Recipe, stored: str, spool: Spool) -> MergedModule
 
 
 def ranks_of(pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedModule]], recipe: Recipe) -> dict[str, int]:
-    """Return the rank of each path: one for all modules where `linear` found it, as far as their factors go."""
+    """Return the rank of each path: the largest of its modules' ranks.
+
+    With `linear`, a module's rank is the largest of all modules, but at most the sum of its adapters' ranks.
+    """
     ranks: dict[str, int] = {}
     most = max(module.rank for modules in merged for module in modules)
     for pair, modules in zip(pairs, merged, strict=True):
@@ -184,7 +187,7 @@ def ranks_of(pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedModule
 
 
 def common_dtype(sides: Sequence[Side], pairs: Sequence[MergedPair]) -> str:
-    """Return the dtype that all factors have, by safetensors' name, if it is one that adapters are saved in."""
+    """Return the dtype (safetensors' name) of all factors if they share one that adapters are saved in, else F32."""
     found = {
         side.adapter.tensors[name].dtype
         for pair in pairs
@@ -198,7 +201,7 @@ def common_dtype(sides: Sequence[Side], pairs: Sequence[MergedPair]) -> str:
 def tensors_of(
     pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedModule]], ranks: Mapping[str, int], stored: str
 ) -> list[PlannedTensor]:
-    """Return the tensors of the pairs; `stored` is their dtype by safetensors' name."""
+    """Return the tensors of the pairs; `stored` is their dtype (safetensors' name)."""
     tensors = []
     for pair, modules in zip(pairs, merged, strict=True):
         rank, layout = ranks[pair.path], pair.layout
@@ -209,7 +212,7 @@ def tensors_of(
 
 
 def _joined(layout: LoraPair, modules: Sequence[MergedModule], rank: int, side: Literal["A", "B"]) -> Array:
-    """Return one of the file's tensors from the modules' factors, each of which may be of a lower rank."""
+    """Return one of the file's tensors from the modules' factors, zero-padded to the rank."""
     is_b = side == "B"
     if is_b != layout.transposed:
         parts = [module.load_b() for module in modules]

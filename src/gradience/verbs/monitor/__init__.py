@@ -1,4 +1,4 @@
-"""One run of a source as a report: its facts gathered, then judged."""
+"""Report on one run of a source: gather its facts, then judge them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Final
 
 import msgspec
 
+from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, detect
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
 from gradience.rules.log.story import line_of, story_parts
 from gradience.rules.objective import has_perplexity
-from gradience.rules.select import excluded_rules, without
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import EvalMetrics
+from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
+from gradience.schema.events import ConfigSnapshot, EvalMetrics
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,
@@ -28,16 +28,15 @@ from gradience.schema.reports import (
     SignalSummary,
     TrainSummary,
 )
-from gradience.schema.scalars import MAX_INT, NonFinite, as_float, number_in, real
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import Column, RunSeries
 from gradience.verbs.monitor.source import Source, open_source
 
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
-_WINDOW: Final = 10  # training rows averaged where the train split was never evaluated
+_WINDOW: Final = 10  # training rows averaged if the train split was never evaluated
 _DERIVED: Final = "n_derived_from"
 _DERIVATION: Final = "runtime * samples_per_second"
-_CLASSES: Final = {  # of data sets, where the log does not state them
+_CLASSES: Final = {  # number of classes of a data set, used if the log does not state it
     "sst2": 2,
     "cola": 2,
     "mrpc": 2,
@@ -60,10 +59,10 @@ def monitor_run(
     ignore: Iterable[str] = (),
     settings: str | os.PathLike[str] | None = None,
 ) -> MonitorReport:
-    """The story of the last run in a log, or of one run by its id.
+    """Report on the last run in a log, or on one run by its id.
 
-    What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory:
-    nothing is written, and a note says what was read.
+    What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory: nothing is
+    written, and a note says what was read.
 
     Args:
         path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.
@@ -71,8 +70,8 @@ def monitor_run(
         run: id, or name in an import, of the run to show; the last if None.
         select: ids of detectors, or beginnings of ids, to apply; all by default.
         ignore: ids of detectors, or beginnings of ids, to leave out.
-        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
-            the arguments of that name are empty. None is looked for.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
+            arguments of that name are empty. If None, no file is looked for.
 
     Raises:
         RecorderError: the log is missing, empty, or holds no event at all, or no such run.
@@ -93,7 +92,7 @@ def report_of(
     gap_threshold: float = DEFAULT_GAP,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> MonitorReport:
-    """The report of one run of a source; a detector left out is named with its reason."""
+    """The report on one run of a source; detectors left out are listed with their reasons."""
     summary, config = source.summary, run.config or ConfigSnapshot()
     facts = facts_of(summary, run, config, gap_threshold)
     train = _train(run, facts)
@@ -135,7 +134,7 @@ def report_of(
 def facts_of(
     summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
 ) -> RunFacts:
-    """The facts of one run of a log that the rules judge."""
+    """The facts of one run of a log, as the rules judge them."""
     evals, record = latest_evals(run), run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     facts = RunFacts(
@@ -170,7 +169,7 @@ def facts_of(
 
 
 def _by_step(column: Column) -> Signal:
-    """A column by rising steps; a step that was logged again counts once, as it went the last time."""
+    """A column sorted by step; of a step that was logged again, the last value."""
     steps, values = column.steps, column.values
     if all(map(lt, steps, islice(steps, 1, None))):
         return Signal(steps, values)
@@ -247,7 +246,7 @@ def latest_evals(run: RunSeries) -> list[EvalPoint]:
 
 
 def _with_count(point: EvalPoint) -> EvalPoint:
-    """The evaluation with its number of examples, worked out where a log has only its speed."""
+    """The evaluation with its number of examples, computed from runtime and speed if the log lacks it."""
     metrics = point.metrics
     rate, runtime = (number_in(metrics.extras, key) for key in ("samples_per_second", "runtime"))
     if metrics.n is not None or rate is None or runtime is None or not 0.5 < rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
@@ -259,13 +258,13 @@ def _with_count(point: EvalPoint) -> EvalPoint:
 
 
 def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
-    """A note on the numbers of examples that were derived."""
+    """A note on the numbers of examples that were computed from runtime and speed."""
     counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
     return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
 
 
 def held_out_of(evals: Sequence[EvalPoint]) -> EvalPoint | None:
-    """The evaluation that stands for held-out data, or None."""
+    """The evaluation that stands for held-out data: the first that is not of the train split; or None."""
     return next((point for point in evals if point.split != "train"), None)
 
 
@@ -276,7 +275,7 @@ def held_out_split(report: MonitorReport) -> str | None:
 
 
 def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:
-    """Train against held-out, or None where one of them was not measured."""
+    """The gap between train and held-out perplexity; None if one of them was not measured."""
     held_out = held_out_of(evals)
     if held_out is None or (test := _nats(held_out.metrics)) is None:
         return None
@@ -291,7 +290,7 @@ def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:
 
 
 def _nats(metrics: EvalMetrics) -> float | None:
-    """The loss, or the logarithm of the perplexity where only that was recorded."""
+    """The loss; if only a perplexity was recorded, its logarithm; else None."""
     if metrics.loss is not None:
         return as_float(metrics.loss)
     if metrics.ppl is None or not as_float(metrics.ppl) > 0.0:
@@ -300,7 +299,7 @@ def _nats(metrics: EvalMetrics) -> float | None:
 
 
 def _recent(run: RunSeries, step: int | None) -> list[float]:
-    """The finite training losses logged last up to a step; an exact 0 is not a loss but a NaN, or masked labels."""
+    """The last finite training losses up to a step. An exact 0 is left out, because it is a NaN or masked labels."""
     backwards = zip(reversed(run.steps), reversed(run.losses), strict=True)
     wanted = (loss for s, loss in backwards if (step is None or s <= step) and math.isfinite(loss) and loss != 0.0)
     return list(islice(wanted, _WINDOW))

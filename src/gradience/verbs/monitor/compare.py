@@ -1,4 +1,4 @@
-"""Several runs side by side: their numbers, what differs in their configuration, and their losses step by step."""
+"""Compare several runs: their numbers, differences of their configurations, and their losses step by step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import msgspec
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
+from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import objective_of
-from gradience.rules.select import excluded_rules
+from gradience.schema import Json, number_in, real
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,
@@ -26,15 +27,14 @@ from gradience.schema.compare import (
     ConfigDifference,
     UnreadRun,
 )
-from gradience.schema.findings import FindingRef
+from gradience.schema.document import FindingRef
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import Json, number_in, real
 from gradience.verbs.monitor import held_out_of, held_out_split, report_of
 from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
-_ROWS: Final = 12  # of the table by step
+_ROWS: Final = 12  # rows of the table by step
 _SETS: Final = {"target_modules", "modules_to_save"}  # lists whose order means nothing
-_SHORT: Final = 8  # characters of a run id that distinguish it from others of its log
+_SHORT: Final = 8  # characters of a run id shown in a run's name
 
 
 class _Column(NamedTuple):
@@ -42,7 +42,7 @@ class _Column(NamedTuple):
     losses: Sequence[float]
 
     def between(self, after: int, upto: int) -> list[float]:
-        """The finite losses logged after one step and up to another."""
+        """The finite losses logged after step `after` and up to step `upto`."""
         part = self.losses[bisect_right(self.steps, after) : bisect_right(self.steps, upto)]
         return list(filter(math.isfinite, part))
 
@@ -63,19 +63,19 @@ def compare_runs(
     ignore: Iterable[str] = (),
     settings: str | os.PathLike[str] | None = None,
 ) -> CompareReport:
-    """Several runs side by side.
+    """Compare several runs.
 
     Args:
         paths: logs, folders of a run, folders of runs, or anything that `gradience import` reads.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
-        all_runs: every run of a log that holds several, not the last alone.
+        all_runs: every run of a log that holds several, not only the last.
         select: ids of detectors, or beginnings of ids, to apply; all by default.
         ignore: ids of detectors, or beginnings of ids, to leave out.
         settings: a file with settings, as for `monitor_run`.
 
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
-        RecorderError: a path is missing or holds no run; within a folder of runs such a log is listed as unread.
+        RecorderError: a path is missing or holds no run. Within a folder of runs such a log is listed as unread.
         SchemaError: a log is of another major version.
     """
     left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
@@ -120,7 +120,7 @@ def _names(runs: Sequence[_Run]) -> list[str]:
         f"{short[run.path]}#{str(run.report.run_id)[:_SHORT]}" if run.path in several else short[run.path]
         for run in runs
     ]
-    if len(set(names)) < len(names):  # ids that begin alike, or one log given twice
+    if len(set(names)) < len(names):  # run ids begin alike, or a log was given twice
         names = [f"{number}:{name}" for number, name in enumerate(names, 1)]
     return names
 
@@ -195,7 +195,7 @@ def _cut_short(folders: Sequence[Sequence[Path]]) -> Iterator[str]:
 
 
 def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
-    """Why the losses may not be comparable."""
+    """Notes on why the losses may not be comparable."""
     asked: dict[str, set[str | None]] = {
         "models": {report.config.model_name for report in reports},
         "data sets": {report.config.dataset_name for report in reports},

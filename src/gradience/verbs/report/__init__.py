@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from gradience.errors import GradienceError, OutputError
+from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
-from gradience.io.paths import PathLike
 from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
 from gradience.telemetry.redact import hide_in
 

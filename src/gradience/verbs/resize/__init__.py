@@ -16,12 +16,12 @@ from gradience.adapters.layout import Adapter, Array
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError
+from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file
-from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.writing import Provenance, ResizeReport
 from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
-from gradience.verbs.resize.criteria import Target, target_of
+from gradience.verbs.resize.cut import Target, target_of
 from gradience.verbs.resize.plan import NewConfig, Plan, new_config, plan_of
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import (

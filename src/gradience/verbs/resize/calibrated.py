@@ -1,8 +1,8 @@
-"""A smaller adapter chosen by what its pieces do to the model's outputs, on inputs without labels.
+"""Resizing an adapter by the effect of its pieces on the model's outputs, measured on inputs without labels.
 
-One forward and backward pass over some inputs says what each piece of each update does (`models.statistics`, `pieces`);
-over all modules at once the most useful per parameter are kept (`choice`); and what that changed is measured on other
-inputs: KL and flipped predictions against the adapter as it was.
+A piece is a rank-one part of a module's update (`pieces`). One forward and backward pass over some inputs estimates
+each piece's effect (`models.statistics`). The pieces of all modules with the largest effect per parameter are kept.
+The result is measured on other inputs: KL divergence and flipped predictions against the original adapter.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from gradience.adapters.open import CONFIG_NAME, AdapterFiles
 from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError
-from gradience.io.paths import PathLike, Progress
-from gradience.io.spool import temporary_folder
+from gradience.io import PathLike, Progress
+from gradience.io.kept import temporary_folder
+from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
-from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import Maps
-from gradience.verbs.resize.criteria import Target
-from gradience.verbs.resize.cut import Job
+from gradience.verbs.resize.cut import Job, Target
 from gradience.verbs.resize.pieces import (
     Adapted,
     Candidate,
@@ -53,24 +52,25 @@ from gradience.verbs.resize.plan import Loss, Plan, plan_of_jobs, resizable_pair
 if TYPE_CHECKING:
     from gradience.models.outputs import Divergence
 
-CHOSEN_BY: Final = 128  # inputs: by 96 the KL was .44 of plain SVD's on MiniLM at r = 16, by 32 it was .54
-MEASURED_ON: Final = 64  # other inputs, of which each has many predictions
-MEASURED_ROWS: Final = 256  # other inputs, of which each has one prediction
-LEAST: Final = 24  # different inputs: by 8 nothing was gained, and as many must be left to measure on
+CHOSEN_BY: Final = 128  # inputs: with 96 the KL was .44 of plain SVD's on MiniLM at r = 16, with 32 it was .54
+MEASURED_ON: Final = 64  # held-out inputs, if each has many predictions
+MEASURED_ROWS: Final = 256  # held-out inputs, if each has one prediction
+LEAST: Final = 24  # different inputs: choosing by 8 gained nothing, and 8 must be left to measure on
 CRITERIA: Final = ("kl", "rank", "max_params", "max_mb")
-"""The criteria that a choice by outputs knows: the others are rules on singular values."""
+"""The criteria that can choose by outputs; the other criteria are rules on singular values."""
 
 _OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
-_BACKWARD: Final = 2  # forward passes that a forward and backward pass is worth, for the same
+_BACKWARD: Final = 2  # cost of a forward and backward pass in forward passes, for the progress bar
 
 
 def without_modules(kept: Collection[str], of_model: Iterable[str]) -> dict[str, Any]:
     """The fields of a LoraConfig that target exactly the modules kept.
 
-    A list of whole paths, which every engine reads, where PEFT's rule for lists (a name is, or ends with a dot and, an
-    entry; tuners_utils.py, check_target_module_exists) finds no other module by it; else one regular expression, which
-    PEFT matches against whole names and beside which it takes no layers_to_transform.
+    PEFT's rule for a list is that a name equals an entry, or ends with a dot and an entry (tuners_utils.py,
+    check_target_module_exists). If that matches no other module, the result is a list of whole paths, which every
+    inference engine reads. Otherwise it is one regular expression, which PEFT matches against whole names. PEFT allows
+    no layers_to_transform beside an expression.
 
     Args:
         kept: paths of modules of the base.
@@ -95,7 +95,7 @@ PiecesOf: TypeAlias = Literal["two-sided", "svd"]
 
 
 class Asked(NamedTuple):
-    """What to calibrate with: the base; a file of texts or token ids; the kind of pieces; the seed of all choices."""
+    """The options of a calibration: the base, a file of texts or token ids, the kind of pieces, the seed."""
 
     base: PathLike
     inputs: PathLike
@@ -106,7 +106,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """An adapter with the statistics of its pieces and the model it runs on: may be cut to any size, several times."""
+    """An adapter with the statistics of its pieces and a loaded model, from which plans of any size can be made."""
 
     adapter: Adapter
     asked: Asked
@@ -123,13 +123,13 @@ class Calibrated:
 def calibrate_adapter(
     files: AdapterFiles, adapter: Adapter, asked: Asked, *, progress: Progress | None = None
 ) -> Calibrated:
-    """Load the model, and take the statistics of the adapter's pieces.
+    """Load the model, and compute the statistics of the adapter's pieces.
 
     Args:
-        files: of the adapter, in a folder that PEFT loads.
-        adapter: what they hold.
-        asked: the base and the inputs.
-        progress: called with (units done, units in all, what is done).
+        files: the adapter's files, in a folder that PEFT can load.
+        adapter: the adapter in these files.
+        asked: the options.
+        progress: called with (units done, units in all, the name of the step).
 
     Raises:
         AdapterError: the base does not fit, or the adapter is of a kind that cannot be calibrated.
@@ -179,10 +179,10 @@ def calibrate_adapter(
 
 
 def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = None) -> Plan:
-    """The new file as it will be written, of the pieces that the criterion keeps; `dtype` is of the new factors.
+    """The plan of the new file from the pieces that the criterion keeps; `dtype` is that of the new factors.
 
     Raises:
-        AdapterError: the budget has no room for the least that can be written.
+        AdapterError: the budget is below the smallest adapter that can be written.
     """
     kept = kept_for(found, target, dtype=dtype)
     jobs, losses = [], []
@@ -200,7 +200,7 @@ def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = No
 
 
 class Split(NamedTuple):
-    """The inputs that pieces are chosen by, others that the choice is measured on, and how many of both were cut."""
+    """The inputs to choose pieces by, the held-out inputs to measure on, and how many inputs were truncated."""
 
     chosen_by: list[Example]
     measured_on: list[Example]
@@ -208,7 +208,7 @@ class Split(NamedTuple):
 
 
 def _split(asked: Asked, loaded: LoadedModel) -> Split:
-    """The inputs of the file, a third of them to measure on where they are fewer than wanted.
+    """Read the inputs and split them; if there are fewer than wanted, a third of them is held out to measure on.
 
     Raises:
         ConfigError: the file cannot be read, or holds too few different inputs.
@@ -259,23 +259,26 @@ def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
 
 
 def _least(adapter: Adapter, pair: StoredPair) -> int:
-    """The least rank: 0 where the file holds nothing else of the module, such as a bias, that would be lost with it."""
+    """The smallest rank that a module may get: 0 if the module can leave the adapter, else 1.
+
+    It cannot leave if the file holds another tensor of it, such as a bias, which would be lost.
+    """
     layout = pair.layout
     stem = layout.a_name.partition(".lora_")[0] + "."
     return int(any(name.startswith(stem) for name in adapter.tensors if name not in {layout.a_name, layout.b_name}))
 
 
 def _grams(adapter: Adapter, pair: StoredPair) -> tuple[Floats, Floats]:
-    """A A^T and B^T B of a pair as its file has them, in float64."""
+    """The Gram matrices A A^T and B^T B of a pair's factors as stored, in float64."""
     b, a = (factor[0].astype(np.float64) for factor in pair.layout.read(source_of(adapter)))
     return a @ a.T, b.T @ b
 
 
 def kept_for(found: Calibrated, target: Target, *, dtype: str | None = None) -> Kept:
-    """The pieces that a criterion keeps; `dtype`, of new factors, matters to a size in megabytes.
+    """The pieces that the criterion keeps; `dtype`, that of the new factors, affects a size in megabytes.
 
     Raises:
-        AdapterError: the budget has no room for the least that can be written.
+        AdapterError: the budget is below the smallest adapter that can be written.
     """
     order = found.order
     if target.criterion == "kl":
@@ -299,7 +302,7 @@ def kept_for(found: Calibrated, target: Target, *, dtype: str | None = None) -> 
 
 
 def _maps(pieces: Pieces, kept: Sequence[int], gram_a: Floats, gram_b: Floats) -> Maps:
-    """B' = B left and A' = right A of the pieces kept, each piece's size shared evenly between the two."""
+    """The maps to the new factors B' = B left and A' = right A, in which each piece's two vectors are equally long."""
     left, right = pieces.left[:, kept], pieces.right[kept]
     size_b = np.sqrt(np.maximum(np.einsum("ik,ij,jk->k", left, gram_b, left), 0.0))
     size_a = np.sqrt(np.maximum(np.einsum("ki,ij,kj->k", right, gram_a, right), 0.0))
@@ -312,13 +315,13 @@ def _loss(found: Calibrated, path: str, kept: Sequence[int], gram_a: Floats, gra
     pair = found.pairs[path]
     energy = pair.first.scale**2 * float(np.einsum("ij,ji->", gram_b, gram_a))
     if len(kept) == pair.layout.rank:
-        return Loss(0.0, energy)  # its tensors are copied
+        return Loss(0.0, energy)  # the pair's tensors are copied
     share = share_left_out(combined(found.pieces[path], kept), gram_a, gram_b) or 0.0
     return Loss(share**2 * energy, energy)
 
 
 def _fields(found: Calibrated, kept: Kept) -> dict[str, Any]:
-    """The fields of the config that leave the modules out that have no piece left."""
+    """The config's fields that exclude the modules without any piece left; none if all modules keep one."""
     if all(kept.values()):
         return {}
     model = found.model.loaded.model.base_model.model

@@ -1,13 +1,14 @@
-"""An update B A taken apart into pieces B M_i A of rank 1: what each does to the outputs, and which are kept.
+"""An update B A split into pieces B M_i A of rank 1: the effect of each on the outputs, and the choice of pieces.
 
-With the second moments G of z = A x and H of h (the gradient at A's output), the pieces are those of the singular
-value decomposition of H^(1/2) G^(1/2): the M_i sum to the identity, and no sum of k of another kind leaves out less of
-E[(h^T (I - M) z)^2], were h and z independent. With A A^T and B^T B in the moments' place they are those of B A itself.
-That is r x r algebra in float64.
+G is the second moment of z = A x, and H that of h, the gradient at A's output. The pieces come from the singular value
+decomposition of H^(1/2) G^(1/2). The M_i sum to the identity. If h and z are independent, the sum M of the first k
+pieces minimises E[(h^T (I - M) z)^2] over all M of rank k. With A A^T and B^T B in place of G and H, the pieces are
+the singular triplets of B A itself. All of this is r x r algebra in float64.
 
-The pieces of all modules are put in one order, by what they do to the outputs for each parameter, and a choice is its
-beginning: of as many parameters as a budget has, or the shortest whose measured divergence is within a tolerance. The
-measurement runs a model whose adapter is cut beside itself with the whole adapter: nothing is written, A becomes M A.
+The pieces of all modules are sorted into one order by their effect on the outputs per parameter. A choice is a prefix
+of that order: as many pieces as fit a budget of parameters, or the shortest prefix whose measured divergence is within
+a tolerance. The divergence is measured between the model with the reduced adapter and with the whole one. For that, A
+is replaced by M A in memory, and nothing is written.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Batch, Example, batches
-from gradience.models.load import FIRST, LoadedModel
 from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 
 FLOOR: Final = 1e-9
-"""Of the largest eigenvalue: smaller ones are raised to it, so that roots can be inverted and nothing is left out."""
+"""Relative to the largest eigenvalue: smaller ones are raised to it, so that the moment's root has an inverse."""
 
-_STEPS: Final = 100  # the shortest beginning is sought to within one in so many pieces: a measurement is a pass
+_STEPS: Final = 100  # a search for the shortest prefix ends within a hundredth of all pieces: each step is a model run
 
 
 class Pieces(NamedTuple):
-    """M_i = left[:, i] right[i], of sizes s, largest first; left and right are (r, r)."""
+    """The pieces M_i = outer(left[:, i], right[i]), both (r, r); `sizes` are their singular values, largest first."""
 
     left: Floats
     right: Floats
@@ -43,7 +44,7 @@ class Pieces(NamedTuple):
 
 
 def pieces_of(g: Floats, h: Floats) -> Pieces:
-    """The pieces by the second moments g and h, both (r, r), symmetric and not negative."""
+    """The pieces for the second moments g and h, both (r, r), symmetric and positive semidefinite."""
     root_g, inverse_g = _roots(g)
     root_h, inverse_h = _roots(h)
     u, s, v = np.linalg.svd(root_h @ root_g)
@@ -52,7 +53,7 @@ def pieces_of(g: Floats, h: Floats) -> Pieces:
 
 
 def _roots(moment: Floats) -> tuple[Floats, Floats]:
-    """The symmetric root and its inverse; of a moment of zero the identity, twice."""
+    """The symmetric square root of a moment, and its inverse; for a zero moment, both are the identity."""
     values, vectors = np.linalg.eigh((moment + moment.T) / 2.0)
     if not values[-1] > 0.0:
         return np.eye(len(moment)), np.eye(len(moment))
@@ -61,22 +62,22 @@ def _roots(moment: Floats) -> tuple[Floats, Floats]:
 
 
 def gates_of(pieces: Pieces, gradients: Floats) -> Floats:
-    """What each piece adds to the first-order change of each sequence's loss: sum over tokens of h^T M_i z.
+    """The contribution of each piece to the first-order change of each sequence's loss: sum over tokens of h^T M_i z.
 
-    `gradients` is the sum of h z^T over the tokens of each sequence, (n, r, r); the result (n, r).
+    `gradients` (n, r, r) is the sum of h z^T over the tokens of each of n sequences. The result is (n, r).
     """
     gates: Floats = np.einsum("nai,ai->ni", gradients @ pieces.right.T, pieces.left)
     return gates
 
 
 def combined(pieces: Pieces, kept: Sequence[int]) -> Floats:
-    """M, the sum of the pieces kept, (r, r)."""
+    """The sum M of the pieces kept, (r, r)."""
     some = list(kept)
     return pieces.left[:, some] @ pieces.right[some]
 
 
 def share_left_out(m: Floats, gram_a: Floats, gram_b: Floats) -> float | None:
-    """Frobenius norm of B (I - M) A over that of B A, from A A^T and B^T B; None for an update of zero."""
+    """The relative Frobenius error norm(B (I - M) A) / norm(B A), from A A^T and B^T B; None for a zero update."""
     rest = np.eye(len(m)) - m
     energy = float(np.einsum("ij,ji->", gram_b, gram_a))
     lost = float(np.einsum("ij,ji->", rest.T @ gram_b @ rest, gram_a))
@@ -84,11 +85,11 @@ def share_left_out(m: Floats, gram_a: Floats, gram_b: Floats) -> float | None:
 
 
 Kept: TypeAlias = Mapping[str, list[int]]
-"""The pieces of each module that are kept, in ascending order; none where the module leaves the adapter."""
+"""The indices of the pieces kept of each module, ascending; empty if the module leaves the adapter."""
 
 
 class Candidate(NamedTuple):
-    """A module's pieces: the gate of each in each sequence (n, r), the parameters of one, and how many must stay."""
+    """A module's pieces: their gates in each sequence (n, r), the parameters of one piece, and how many must stay."""
 
     gates: Floats
     cost: int
@@ -96,14 +97,17 @@ class Candidate(NamedTuple):
 
 
 class Order(NamedTuple):
-    """All pieces as (module, index), the most useful for their parameters first; every choice has the `least` first."""
+    """All pieces as (module, index), in the order in which they are kept; every choice has the first `least`."""
 
     pieces: list[tuple[str, int]]
     least: int
 
 
 def ordered(candidates: Mapping[str, Candidate]) -> Order:
-    """The pieces by their score per parameter; the score is the mean over sequences of the squared gate."""
+    """The pieces sorted by score per parameter; the score is the mean over sequences of the squared gate.
+
+    The pieces that must stay come first.
+    """
     found: list[tuple[bool, float, tuple[str, int]]] = []
     for name, one in candidates.items():
         scores = np.mean(one.gates**2, axis=0)
@@ -111,25 +115,26 @@ def ordered(candidates: Mapping[str, Candidate]) -> Order:
             found.append((place >= one.least, -float(scores[index]) / max(one.cost, 1), (name, index)))
     found.sort(key=lambda entry: entry[:2])
     least = sum(not entry[0] for entry in found)
-    return Order([entry[2] for entry in found], max(1, least))  # an adapter of nothing is none
+    return Order([entry[2] for entry in found], max(1, least))  # an adapter needs at least one piece
 
 
 def predicted_kl(candidates: Mapping[str, Candidate], kept: Kept, predictions: int) -> float:
-    """The KL in nats per prediction that leaving out the rest costs: 1/2 E[(sum of h^T (I - M) z)^2] over sequences.
+    """The predicted KL divergence, in nats per prediction, of keeping only these pieces.
 
-    It is of the sequences that the pieces were chosen by, hence low: for choosing, not for reporting.
+    It is half the sum over sequences of (sum of h^T (I - M) z)^2, divided by the number of predictions. The sequences
+    are those that the pieces were chosen by, so the estimate is too low: it is for choosing, not for reporting.
     """
     left = np.sum([np.delete(one.gates, kept[name], axis=1).sum(axis=1) for name, one in candidates.items()], axis=0)
     return 0.5 * float(np.sum(left**2)) / max(predictions, 1)
 
 
 def predicted_by_module(candidates: Mapping[str, Candidate], kept: Kept, predictions: int) -> dict[str, float]:
-    """The same of each module alone, were the others whole."""
+    """The predicted KL divergence of each module's cut alone, with all other modules whole."""
     return {name: predicted_kl({name: one}, kept, predictions) for name, one in candidates.items()}
 
 
 def first_pieces(order: Order, count: int) -> Kept:
-    """The pieces of each module among the first so many."""
+    """The pieces of each module among the first `count` of the order."""
     kept: dict[str, list[int]] = {name: [] for name, _ in order.pieces}
     for name, index in order.pieces[:count]:
         kept[name].append(index)
@@ -137,7 +142,10 @@ def first_pieces(order: Order, count: int) -> Kept:
 
 
 def within(order: Order, budget: int, costs: Mapping[str, int]) -> Kept | None:
-    """The pieces in order as far as the budget has room for each; None where it has none for those that must be."""
+    """The pieces, taken in order, that fit the budget; one that does not fit is skipped.
+
+    None if one of the first `least` does not fit.
+    """
     kept: dict[str, list[int]] = {name: [] for name, _ in order.pieces}
     left = budget
     for place, (name, index) in enumerate(order.pieces):
@@ -150,9 +158,10 @@ def within(order: Order, budget: int, costs: Mapping[str, int]) -> Kept | None:
 
 
 def shortest(order: Order, tolerance: float, measured: Callable[[int], float]) -> int:
-    """The least number of first pieces whose measured KL is within the tolerance, to one in `_STEPS` of all.
+    """The smallest number of first pieces whose measured KL is within the tolerance, to 1 / `_STEPS` of all pieces.
 
-    By bisection, as if KL fell with every piece; all pieces together are the adapter itself.
+    It is found by bisection, which assumes that KL falls with every piece. All pieces together are the whole adapter,
+    with a KL of zero.
     """
     low, high = order.least - 1, len(order.pieces)  # low is too few, or nothing; high is enough
     step = max(1, len(order.pieces) // _STEPS)
@@ -165,13 +174,13 @@ def shortest(order: Order, tolerance: float, measured: Callable[[int], float]) -
 def measuring(
     found: Adapted, pieces: Mapping[str, Pieces], examples: Sequence[Example], tell: Callable[[int], None]
 ) -> Callable[[Kept], Divergence]:
-    """A function that measures how far the model with some pieces is from the model with all of them.
+    """A function that measures the divergence of the model with some pieces from the model with all pieces.
 
     Args:
         found: the model.
-        pieces: of each module, by path.
-        examples: the inputs.
-        tell: called with the number of inputs that were run.
+        pieces: the pieces of each module, by path.
+        examples: the inputs to measure on.
+        tell: called with the number of inputs run so far.
     """
     from gradience.models.outputs import Reference, divergence, tokens_within  # noqa: PLC0415  # torch, late
 
@@ -196,7 +205,7 @@ def measuring(
 
 
 class Adapted(NamedTuple):
-    """A model, and PEFT's layers of its adapter by path."""
+    """A loaded model, and PEFT's layers of its adapter by path."""
 
     loaded: LoadedModel
     layers: Mapping[str, Any]
@@ -211,7 +220,7 @@ def scored_with(
     *,
     reference: Reference,
 ) -> Iterator[Scored]:
-    """The scores of each input with some pieces alone, against a reference."""
+    """Yield the scores of each input for the model with only the pieces kept, against a reference."""
     from gradience.models.outputs import scored  # noqa: PLC0415  # torch, late
 
     layers = found.layers
@@ -220,12 +229,12 @@ def scored_with(
 
 
 def _factor(layer: Any) -> Any:
-    """The parameter A of a layer of PEFT's."""
+    """The parameter A of one of PEFT's layers."""
     return layer.lora_embedding_A[FIRST] if FIRST in layer.lora_embedding_A else layer.lora_A[FIRST].weight
 
 
 def _compressed(layer: Any, m: Floats) -> torch.Tensor:
-    """M A of a layer, in A's own dtype and place."""
+    """The product M A for a layer, in A's dtype and on A's device."""
     import torch  # noqa: PLC0415  # only a calibration needs it
 
     a = _factor(layer).data
@@ -236,7 +245,7 @@ def _compressed(layer: Any, m: Floats) -> torch.Tensor:
 
 @contextmanager
 def _with_factors(layers: Mapping[str, Any], new: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """A block in which the layers' A are these."""
+    """A context in which the layers have these factors in place of A."""
     old = {path: _factor(layer).data for path, layer in layers.items()}
     try:
         for path, layer in layers.items():

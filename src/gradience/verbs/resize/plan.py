@@ -1,7 +1,7 @@
-"""Everything that is decided before a byte is written: which pairs, their ranks, the config, and what is lost.
+"""The plan of a resized adapter, made before a byte is written: the pairs, their new ranks, the config, the errors.
 
-The factors are read once, one module at a time, for their Gram matrices: singular values, ranks and errors follow from
-these, and the new factors themselves are computed only while the file is written (`cut`).
+The factors are read once, one module at a time, for their Gram matrices. Singular values, ranks and errors follow from
+the Gram matrices. The new factors are computed only while the file is written (`cut`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.pairs import StoredPair, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.orientation import factors_of
-from gradience.base.weights import BaseWeights
+from gradience.base.weights import BaseWeights, factors_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
@@ -25,12 +24,11 @@ from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Spectrum, spectra_and_maps
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import Maps
-from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
-from gradience.verbs.resize.cut import Job, planned_file, refit_of
+from gradience.verbs.resize.cut import Job, Priced, Target, module_rank, planned_file, ranks_within, refit_of
 
 _MEGABYTE: Final = 1_000_000
 _METADATA: Final = {"format": "pt"}
-_RECORD: Final = 4096  # bytes of a header that a short record of the operation may take
+_RECORD: Final = 4096  # bytes that a short record of the operation may take in the header
 _RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs again on loading
 
 _CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'"
@@ -38,9 +36,9 @@ _CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The new file, and what it costs. `relative_error` is None where every update is zero.
+    """The tensors of the new file, its config and the errors; `relative_error` is None if every update is zero.
 
-    `fields` are those of the config that change beside the ranks: target_modules, where modules left the adapter.
+    `fields` are the config's fields that change beside the ranks: target_modules, if modules leave the adapter.
     """
 
     tensors: list[PlannedTensor]
@@ -58,10 +56,10 @@ class Plan:
 
 
 def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base: BaseWeights | None = None) -> Plan:
-    """Return the new file as it will be written; `dtype`, by safetensors' name, is of the new factors.
+    """Return the plan of the new file; `dtype` (safetensors' name) is that of the new factors.
 
     Raises:
-        AdapterError: the adapter is of a kind that cannot be resized, not finite, or larger than the budget.
+        AdapterError: the adapter cannot be resized, is not finite, or does not fit the budget even at rank 1.
     """
     source = source_of(adapter)
     measured = _measured_pairs(resizable_pairs(adapter))
@@ -73,10 +71,10 @@ def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base:
 
 
 def source_of(adapter: Adapter) -> TensorSource:
-    """Return the file that the adapter was read from.
+    """Return the file or files that the adapter was read from.
 
     Raises:
-        AdapterError: it has none.
+        AdapterError: the adapter was not read from a file.
     """
     if adapter.source is None:
         raise AdapterError("the adapter's tensors cannot be read again", advice="open it from its files")
@@ -86,21 +84,21 @@ def source_of(adapter: Adapter) -> TensorSource:
 def plan_of_jobs(
     source: TensorSource, jobs: Sequence[Job], losses: Sequence[Sequence[Loss]], *, dtype: str | None
 ) -> Plan:
-    """Return the plan of pairs whose ranks are decided; `losses` are of each pair's modules."""
+    """Return the plan for pairs whose ranks are decided; `losses` are those of each pair's modules."""
     tensors = planned_file(source, jobs, dtype=dtype)
     error = _relative_error([loss for some in losses for loss in some])
     return Plan(tensors, source.metadata or _METADATA, _new_patterns(jobs), _rows(jobs, losses), error)
 
 
 class NewConfig(NamedTuple):
-    """The config as PEFT will read it, and what else was changed in it."""
+    """The new config as PEFT will read it, and notes on changes beside the ranks."""
 
     fields: dict[str, Any]
     notes: list[str]
 
 
 def new_config(raw: dict[str, Any], plan: Plan) -> NewConfig:
-    """Return the config with every key it had and the new ranks."""
+    """Return the config with the new ranks and all of its other keys."""
     fields = {**raw, **plan.patterns._asdict(), **plan.fields}
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower() in _RUN_AGAIN:
@@ -111,7 +109,7 @@ def new_config(raw: dict[str, Any], plan: Plan) -> NewConfig:
 
 
 def _new_patterns(jobs: Iterable[Job]) -> Patterns:
-    """Return r, alpha and their exceptions that give each pair its rank at its present scale s."""
+    """Return r, alpha and their patterns, such that each pair gets its new rank and keeps its scale s."""
     ranks: dict[str, int] = {}
     alphas = {}
     for job in jobs:
@@ -124,7 +122,7 @@ def _new_patterns(jobs: Iterable[Job]) -> Patterns:
 
 
 class _Measured(NamedTuple):
-    """A pair; of each of its modules the spectrum, scaled, and the maps to its best factors as the file has them."""
+    """A pair, with each module's spectrum (scale included) and maps to its best factors in the file's orientation."""
 
     pair: StoredPair
     spectra: list[Spectrum]
@@ -135,7 +133,7 @@ def _measured_pairs(pairs: Sequence[StoredPair]) -> list[_Measured]:
     """Return the pairs with their spectra and maps.
 
     Raises:
-        AdapterError: one is not finite.
+        AdapterError: a module is not finite.
     """
     loads = [factors_of(module) for pair in pairs for module in pair.modules]
     found = zip(*spectra_and_maps(loads), strict=True)
@@ -156,29 +154,29 @@ def _of_pair(pair: StoredPair, found: Sequence[tuple[Spectrum, Maps | None]]) ->
 
 
 def _turned(pair: StoredPair, maps: Maps) -> tuple[Floats, Floats]:
-    """The maps, or their transposes where the file holds the factors of the transposed update."""
+    """The maps, or their transposes if the file holds the factors of the transposed update."""
     return (maps.left.T, maps.right.T) if pair.layout.transposed else (maps.left, maps.right)
 
 
 class Sizes(NamedTuple):
-    """What the bytes of a pair depend on: the file, the dtype of new factors, the bytes of everything else."""
+    """The data from which file sizes follow: the source, the dtype of new factors, the bytes of everything else."""
 
     source: TensorSource
     dtype: str | None
     other: int
 
     def bytes_per_rank(self, pair: StoredPair) -> int:
-        """Return the bytes that one more rank of both factors costs."""
+        """Return the bytes that one more rank costs, in both factors."""
         infos = (self.source.tensors[name] for name in (pair.layout.a_name, pair.layout.b_name))
         return sum(info.size // pair.layout.rank * DTYPES[self.dtype or info.dtype].itemsize for info in infos)
 
     def budget(self, megabytes: float) -> int:
-        """Return the bytes that a file of that size leaves for factors."""
+        """Return the bytes that remain for factors in a file of that size (1 MB is 10^6 bytes)."""
         return int(megabytes * _MEGABYTE) - self.other
 
 
 def sizes_of(adapter: Adapter, pairs: Sequence[StoredPair], dtype: str | None) -> Sizes:
-    """Return the sizes in the adapter's file; `dtype` is of the new factors."""
+    """Return the sizes of the adapter's file; `dtype` is that of the new factors."""
     source = source_of(adapter)
     unchanged = planned_file(source, [Job(pair, pair.layout.rank) for pair in pairs], dtype=dtype)
     factors = {name for pair in pairs for name in (pair.layout.a_name, pair.layout.b_name)}
@@ -188,10 +186,10 @@ def sizes_of(adapter: Adapter, pairs: Sequence[StoredPair], dtype: str | None) -
 
 
 def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: Sizes) -> dict[str, int]:
-    """Return the rank of each path, from 1 and at most the present one; pairs that share a path get the largest.
+    """Return the new rank of each path, from 1 to its present rank; pairs that share a path share the largest.
 
     Raises:
-        AdapterError: the budget does not even hold rank 1.
+        AdapterError: the budget is too small even for rank 1.
     """
     if target.criterion == "max_params":
         return _within(measured, int(target.value), lambda pair: pair.layout.params_per_rank, "parameters")
@@ -207,7 +205,7 @@ def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: Sizes) -> di
 
 
 def _suggested(spectrum: Spectrum) -> int:
-    """The rank that `gradience audit --suggest-per-layer` reports: k@90%; of a zero update its own."""
+    """The rank that `gradience audit --suggest-per-layer` reports: k@90%, or its own rank for a zero update."""
     return spectrum.energy_ranks[0] if spectrum.spectral_norm > 0.0 else len(spectrum.sigma)
 
 
@@ -229,14 +227,14 @@ def _within(
 
 
 class Loss(NamedTuple):
-    """Squared Frobenius norms of a module: of what is left out, and of its update."""
+    """Squared Frobenius norms of a module: `lost` of the part left out, `energy` of the whole update."""
 
     lost: float
     energy: float
 
 
 def _losses_of(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[Loss]:
-    """Return what each module of a pair loses, from the spectra."""
+    """Return the loss of each module of a pair, from the spectra; for DoRA, from the refitted magnitudes."""
     if job.magnitude is not None and not job.unchanged:
         fit = refit_of(source, job)
         return [Loss(fit.lost, fit.energy)]
@@ -282,7 +280,7 @@ def resizable_pairs(adapter: Adapter) -> list[StoredPair]:
     """Return the adapter's pairs, in the order of its modules.
 
     Raises:
-        AdapterError: a lower rank would change what the adapter does beyond what is left out, or no config can say it.
+        AdapterError: a lower rank would change more than the part left out, or no config can express it.
     """
     refusal = next(obstacles(adapter, Operation.RESIZE), None)
     if refusal is not None:
@@ -302,7 +300,7 @@ def resizable_pairs(adapter: Adapter) -> list[StoredPair]:
 
 
 def _refuse_unequal(pairs: Sequence[StoredPair]) -> None:
-    """Refuse pairs that one pattern governs but that differ in rank or scale: no config says that."""
+    """Refuse pairs that share a pattern but differ in rank or scale, because no config can express that."""
     seen: dict[str, Module] = {}
     for pair in pairs:
         module, other = pair.first, seen.setdefault(pair.path, pair.first)

@@ -1,7 +1,7 @@
-"""The runs below some folders as a store: kept in the user's cache, and read again only where a log has changed.
+"""Collect the runs below some folders in a store, kept in the user's cache; only logs that have changed are read again.
 
-A run is a run.jsonl, or the folder or file that another program's run wrote. Its rows are what monitor tells of it, its
-training rows, its evaluations and its findings.
+A run is a run.jsonl, or the folder or file that another program's run wrote. A run's rows in the store are the summary
+that monitor gives, its training rows, its evaluations and its findings.
 """
 
 from __future__ import annotations
@@ -16,36 +16,32 @@ from typing import Final
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import is_run
-from gradience.io.paths import PathLike, cache_folder
+from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.rules.objective import objective_of
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.document import writable
-from gradience.schema.events import Eval
-from gradience.schema.findings import by_severity
+from gradience.schema import Real, as_float, number_in
+from gradience.schema.document import by_severity, writable
+from gradience.schema.events import ConfigSnapshot, Eval
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import Real, as_float, number_in
-from gradience.spectral.threads import cores
+from gradience.spectral import cores
 from gradience.telemetry.series import RunSeries
+from gradience.verbs.fleet import finding_columns, number_column, version_of_rules
 from gradience.verbs.fleet.audit import Plan, Tally, carry_out, known_rows, plan_of
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job, encoded
-from gradience.verbs.fleet.rows import finding_columns, number_column, version_of_rules
 from gradience.verbs.fleet.store import Store, Tables
 from gradience.verbs.monitor import held_out_of, report_of
 from gradience.verbs.monitor.source import is_log, open_source
 
-_ALONE: Final = 200  # logs that this process reads itself: a worker takes a second to start
+_ALONE: Final = 200  # up to so many logs this process reads itself, because a worker takes a second to start
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
-_CHECKPOINT: Final = "checkpoint-"
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
-MAX_RUNS: Final = 1000  # of one log: more are an error, as none is known to hold as many
+MAX_RUNS: Final = 1000  # most runs of one log; more are an error, as no log is known to hold as many
 
-_MOST_INT: Final = 2**63 - 1  # of a column
-
+_MOST_INT: Final = 2**63 - 1  # largest integer of a column
 
 
 def collect_runs(
@@ -54,24 +50,24 @@ def collect_runs(
     workers: int | None = None,
     progress: Callable[[Tally], None] | None = None,
 ) -> Store:
-    """The store of all runs below the roots, brought up to date.
+    """Return the store of all runs below the roots, after bringing it up to date.
 
     Args:
         roots: folders, or logs.
-        out: the store's folder; by default one in the user's cache, of these roots.
-        workers: processes that read, where there are many; by default one for each core.
+        out: the store's folder; by default one in the user's cache that belongs to these roots.
+        workers: processes that read, if there are many logs; by default one for each core.
         progress: called after each log that is read.
 
     Raises:
         RecorderError: a root is missing.
         GradienceError: a package is missing, or `out` holds something else.
-        OutputError: another process is bringing it up to date, or it cannot be written.
+        OutputError: another process is updating the store, or it cannot be written.
     """
     store = Store(_folder(roots) if out is None else Path(out), RUNS)
     plan = _plan(store, roots)
     if plan.jobs or plan.gone or not store.exists:
         with store.writing() as writer:
-            plan = _plan(store, roots)  # anew: another process may have written since
+            plan = _plan(store, roots)  # again under the lock: another process may have written since
             answers = _answers(plan.jobs, workers or cores())
             carry_out(writer, plan, answers, _crashed, progress)
     return store
@@ -95,7 +91,7 @@ def _answers(jobs: Sequence[Job], workers: int) -> Iterator[Done[Job]]:
 
 
 def _nothing() -> None:
-    """A worker that reads logs needs no preparation."""
+    """Do nothing: a worker that reads logs needs no preparation."""
 
 
 def _crashed(job: Job) -> bytes:
@@ -103,22 +99,22 @@ def _crashed(job: Job) -> bytes:
 
 
 def find_runs(roots: Iterable[PathLike], known: Collection[str] = ()) -> Iterator[Job]:
-    """A job for every run below the roots.
+    """Yield a job for every run below the roots.
 
-    A run.jsonl is one, and so is another file that begins as a log of ours; else a folder in which another program
-    left a log or a state. Its checkpoints and its logger's own folders belong to it.
+    A run is a run.jsonl or another file that begins as a gradience log. A folder without one is a run if another
+    program left a log or a trainer state in it. Its checkpoints and its logger's own folders belong to it.
 
     Args:
         roots: folders, or logs.
-        known: paths that are runs, which need not be opened to tell.
+        known: paths known to be runs, which need not be opened.
 
     Raises:
         RecorderError: a root is missing.
     """
     seen: set[str] = set()
     for root in roots:
-        place = os.path.abspath(root)  # noqa: PTH100  # no links resolved: a row is named as the user knows it
-        if not os.path.exists(place):  # noqa: PTH110  # Path.exists raises where a name is too long
+        place = os.path.abspath(root)  # noqa: PTH100  # links are not resolved: a row keeps the path that the user knows
+        if not os.path.exists(place):  # noqa: PTH110  # Path.exists raises if a name is too long
             raise RecorderError(f"no such file or folder: {root}", advice="give a folder with runs below it")
         for path, stamp in _below(place, known) if os.path.isdir(place) else [_file(place)]:  # noqa: PTH112  # the same
             if path not in seen:
@@ -155,18 +151,18 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def _belongs(name: str, found: list[tuple[str, str]]) -> bool:
-    return bool(found) and name.startswith(_CHECKPOINT)
+    return bool(found) and name.startswith(CHECKPOINT_PREFIX)
 
 
 def _of(folder: str, files: list[str], below: list[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The runs of one folder: its logs of ours, or else itself."""
+    """The runs of one folder: its gradience logs, or else the folder itself."""
     paths = [f"{folder}/{name}" for name in files if name.endswith(".jsonl")]
     ours = [path for path in paths if path in known or is_log(Path(path))]
     if ours:
         yield from map(_file, ours)
         return
     logs = [name for name in files if name.endswith(_LOGS) or "tfevents" in name]
-    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(_CHECKPOINT)]
+    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(CHECKPOINT_PREFIX)]
     if not logs and not states:
         return
     if folder in known or is_run(Path(folder)):
@@ -175,7 +171,7 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
 
 
 def run_job(job: Job) -> bytes:
-    """The rows of one source; of one that cannot be read a row with the error."""
+    """The rows of one source; if it cannot be read, a row with the error."""
     try:
         source = open_source(job.place)
         runs = list(source.summary.runs.values())
@@ -184,7 +180,7 @@ def run_job(job: Job) -> bytes:
         reports = [report_of(source, series) for series in runs]
     except (GradienceError, OSError, MemoryError) as error:
         return run_failed(job, str(error) or type(error).__name__)
-    except Exception as error:  # noqa: BLE001  # the last resort: one log is no reason to end the job
+    except Exception as error:  # noqa: BLE001  # last resort: one log must not end the job
         return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", crashed=True)
     pairs = list(zip(runs, reports, strict=True))
     return encoded(
@@ -200,7 +196,7 @@ def run_job(job: Job) -> bytes:
 
 
 def run_failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
-    """The rows of a log without numbers. A crash has no stamp: the next call tries again."""
+    """The row of a log without numbers. A crash gets no stamp, so the next call tries the log again."""
     stamp = "" if crashed else job.stamp
     return encoded([RunRow(path=job.path, error=" ".join(reason.split()), stamp=stamp, rules=job.rules)], [], [], [])
 
@@ -251,8 +247,6 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         started=series.first_ts,
         duration_s=train.duration_s,
     )
-
-
 
 
 def _seed(config: ConfigSnapshot) -> int | None:

@@ -1,4 +1,4 @@
-"""The verdict on one weight: which merge made M out of W and dW, if any did."""
+"""The verdict on one weight: the merge that made M from W and dW, if there is one."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ FAILING: Final = {
     "scaled": "with another factor of it",
     "other": "with something else",
 }
-"""The verdicts that say a merge does not contain the adapter, in words."""
+"""The verdicts that the merged model does not contain the adapter, in words."""
 
-_SAME: Final = 0.02  # relative: the difference of two factors that are taken for one (heuristic)
+_SAME: Final = 0.02  # relative: two factors that differ by less are taken for the same (heuristic)
 
 _FEW: Final = 36
-"""Entries: fewer that a merge would change are no evidence; 36 random signs are off by their own sum at 6 sigma."""
+"""Entries: if a merge would change fewer, they are no evidence. n random signs all agree at sqrt(n) sigma, here 6."""
 
-_RESOLVED: Final = 0.9  # a merge's own coefficient, from which M's over it is the factor (heuristic)
-_NEAR: Final = 0.01  # relative, of two factors; and the least factor that is called one (heuristic)
+_RESOLVED: Final = 0.9  # if a replay's own coefficient is at least this, M's over it is the factor (heuristic)
+_NEAR: Final = 0.01  # relative difference of two factors; also the smallest factor that is reported (heuristic)
 _SIGMAS: Final = 6.0
-_ROUNDINGS: Final = 3  # of dW in 16 bits: of each factor, and of their product
-_FULL_TRIES: Final = 3
+_ROUNDINGS: Final = 3  # roundings of dW in 16 bits: of each factor, and of their product
+_FULL_TRIES: Final = 3  # replays that fit the probe and are then tried on all rows
 
 
 def usual_factors(module: Module) -> dict[float, str]:
-    """Return the factors of dW that a mistake leads to, each with the mistake."""
+    """Return the factors of dW that common mistakes lead to, each with its mistake in words."""
     s, r = module.scale, float(module.r)
     root = math.sqrt(r)
     found = {2.0: "merged twice, or at twice the strength", 0.5: "merged at half strength", -1.0: "subtracted"}
@@ -55,13 +55,13 @@ def usual_factors(module: Module) -> dict[float, str]:
 
 
 def causes_of(module: Module, factor: float) -> str | None:
-    """Return the mistakes that would explain a factor, or None."""
+    """Return the mistakes that would explain a factor of dW, or None."""
     near = [why for usual, why in usual_factors(module).items() if math.isclose(usual, factor, rel_tol=_SAME)]
     return "; ".join(near) or None
 
 
 class Judgement(NamedTuple):
-    """What was found; fields as of `VerifiedModule`."""
+    """The verdict on one weight and its evidence; the fields are those of `VerifiedModule`."""
 
     verdict: ModuleVerdict
     sums: Sums
@@ -77,7 +77,7 @@ class _Exact(NamedTuple):
 
 
 class Judge:
-    """Verdicts on the weights of one model: a replay that was met is tried first on the next weight."""
+    """The judge of all weights of one model; it first tries the replay that matched an earlier weight."""
 
     def __init__(self) -> None:
         self._met: dict[tuple[str, str], MergeReplay] = {}
@@ -86,7 +86,14 @@ class Judge:
     def verdict(
         self, case: Case, module: Module, *, plain: Delta | None = None, dora: Sequence[Dora] = ()
     ) -> Judgement:
-        """Return the verdict; `plain` is s B A where the true update is another, `dora` what DoRA may make of it."""
+        """Return the verdict on one weight.
+
+        Args:
+            case: the weight, its merged counterpart and the update.
+            module: the adapter's module.
+            plain: s B A, if the true update is a function of W.
+            dora: the possible DoRA updates of the module.
+        """
         found = self._exact(case, module) if case.delta.is_known else self._exact_dora(case, dora, module)
         if found is not None:
             return _when_exact(found)
@@ -124,7 +131,7 @@ class Judge:
             return None
         self._rescaled[key] = found
         sums = measure(case, MergeReplay(weight=found.weight))
-        # M is the replay's own, whatever its roundings: what it changes is what M changes.
+        # M is a possible result of the replay, so the replay changes exactly what M changes.
         sums = sums._replace(would_change=sums.changed, pd=sums.ed, spread=0.0)
         return _Exact(msgspec.structs.replace(found, rescaled=True), sums)
 
@@ -134,7 +141,7 @@ def _first_rescaled(case: Case, dora: Sequence[Dora], some: Iterable[MergeReplay
 
 
 def _scaled_dora(case: Case, dora: Sequence[Dora], module: Module) -> Judgement | None:
-    """Return the verdict where M is a merge of DoRA with another scale."""
+    """Return the verdict if M is a DoRA merge with a wrong scale, else None."""
     if not dora:
         return None
     orders = [replay for replay in replays(case.base, case.merged, scale=module.scale) if replay.factors is None]
@@ -148,7 +155,7 @@ def _scaled_dora(case: Case, dora: Sequence[Dora], module: Module) -> Judgement 
 
 
 def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:
-    """Return the first of the replays that M equals, of those that give its rows of the probe."""
+    """Return the first replay that gives M exactly, or None; those that match on the probe are tried on all rows."""
     if not case.delta.is_known:
         return None
     at = case.probe()
@@ -160,7 +167,7 @@ def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:
 
 
 def _nearest(case: Case, some: Iterable[MergeReplay]) -> MergeReplay:
-    """Return the replay that comes nearest to M on the probe, of those whose dtype could hold M."""
+    """Return the replay nearest to M on the probe, among those whose dtype can represent M."""
     at = case.probe()
     m = case.pair(at)[1]
     possible = {dtype for dtype in UNIT if not narrower(dtype, case.merged) or np.array_equal(rounded(m, dtype), m)}
@@ -188,15 +195,16 @@ def _below_resolution(sums: Sums) -> Judgement:
 
 
 def _is_evidence(sums: Sums) -> bool:
-    """Return whether a merge would change enough entries to distinguish M from W."""
+    """Return whether a merge would change enough to distinguish M from W."""
     return sums.would_change >= _FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
 
 
 def _precision(case: Case, replay: MergeReplay, sums: Sums) -> str | None:
-    """Return the dtype whose roundings of dW explain how M is not W + factor dW, or None.
+    """Return the dtype whose roundings of dW explain the difference of M from W + factor dW, or None.
 
-    Every entry has to be within the bound, and M may not lean to more or less of dW than the replay: its c may differ
-    by that bound, and by six standard deviations of a sum of errors whose signs are by chance.
+    The relative error of dW must be within the dtype's bound in every entry. Also, M must not contain systematically
+    more or less of dW than the replay: their coefficients may differ by that bound, plus six standard deviations of a
+    sum of errors with random signs.
     """
     if sums.coefficient is None or sums.expected is None:
         return None
@@ -209,14 +217,14 @@ def _precision(case: Case, replay: MergeReplay, sums: Sums) -> str | None:
 
 
 def _bounds(rank: int) -> Iterator[tuple[str, float]]:
-    """Return bounds of the relative error of dW: of a sum of r products in float32, of 16-bit factors and product."""
+    """Yield each dtype with a bound on the relative error of dW: r products summed in float32, or 16-bit roundings."""
     yield "F32", (rank + 8) * UNIT["F32"]
     yield "F16", _ROUNDINGS * UNIT["F16"]
     yield "BF16", _ROUNDINGS * UNIT["BF16"]
 
 
 def _scaled(case: Case, module: Module, nearest: MergeReplay) -> Judgement | None:
-    """Return the verdict where M is W + factor dW for a factor other than 1."""
+    """Return the verdict if M is W + factor dW for a factor other than 1, else None."""
     usual = list(_wrong_ones(case, module, nearest))
     if (found := _first_exact(case, usual)) is not None:
         factor = found.replay.factor * found.replay.times
@@ -231,7 +239,7 @@ def _scaled(case: Case, module: Module, nearest: MergeReplay) -> Judgement | Non
 
 
 def _wrong_ones(case: Case, module: Module, nearest: MergeReplay) -> Iterator[MergeReplay]:
-    """Return the merges that mistakes lead to, in the order of arithmetic that comes nearest and in plain ones."""
+    """Yield the replays that common mistakes lead to, in the nearest order of arithmetic and in plain ones."""
     plain = (MergeReplay(weight=weight) for weight in (nearest.weight, case.base, case.merged))
     for order in dict.fromkeys((nearest, *plain)):
         yield with_factor(order, 1.0, times=2)
@@ -240,13 +248,13 @@ def _wrong_ones(case: Case, module: Module, nearest: MergeReplay) -> Iterator[Me
 
 
 def _near_ones(case: Case, module: Module, plain: MergeReplay, usual: Iterable[MergeReplay]) -> Iterator[MergeReplay]:
-    """Return the factors to look at closely: usual ones near that which least squares gives, then that itself."""
+    """Yield replays with likely factors: common ones near the least-squares factor, then the latter itself."""
     sums = measure(case, plain)
     if sums.coefficient is None or sums.expected is None:
         return
     if (
         sums.expected < _RESOLVED
-    ):  # where rounding swallows much of dW, c is not the factor: only the usual ones can be tried
+    ):  # rounding removes much of dW, so c does not give the factor: only common factors can be tried
         yield _nearest(case, usual)
         return
     factor = sums.coefficient / sums.expected
@@ -263,7 +271,7 @@ def _likeness(sums: Sums) -> str:
 
 
 def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -> Judgement | None:
-    """Return the verdict where M is W + s B A, but the true update is a function of W."""
+    """Return the verdict if M is W + s B A although the true update is a function of W, else None."""
     other = replace(case, delta=plain)
     found = _first_exact(other, replays(case.base, case.merged, scale=module.scale))
     if found is None:

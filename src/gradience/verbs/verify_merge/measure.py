@@ -1,7 +1,7 @@
-"""One weight, its merged twin and the update between them: what M holds of the update.
+"""The measurements on one weight W, its merged counterpart M and the update dW: how much of dW is in M - W.
 
-All arithmetic is that of a merge: float32, or float64 where a tensor is stored so, rounded to the dtypes of a replay.
-Matrices are gone through in spans of rows that a processor's cache holds, by several threads if asked.
+All arithmetic is that of a merge: in float32, or in float64 if a tensor is stored so, and rounded to the dtypes of a
+replay. Matrices are processed in spans of rows that fit a processor's cache, by several threads if asked.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.spectral.threads import scratch
+from gradience.spectral import scratch
 from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, working
 from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
 _Found: TypeAlias = tuple[list[int], list[float]]
 
-_SPAN: Final = 1 << 18  # entries at a time: what a processor's cache holds
+_SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
 _GROUP: Final = 4  # spans that a thread takes at a time
-_PROBE: Final = 1 << 16  # entries of the rows on which replays are tried
+_PROBE: Final = 1 << 16  # entries of the rows on which replays are tried first
 _F16_STEP: Final = 2.0**-25  # half of float16's least step
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """W and M as stored, matrices of one shape, with safetensors' names of their dtypes, and dW."""
+    """One comparison: W and M as stored, matrices of one shape; their dtypes `base` and `merged`; and dW."""
 
     w: Matrix
     m: Matrix
@@ -39,7 +39,7 @@ class Case:
     merged: str
     delta: Delta
     workers: Workers = map
-    """How spans are gone through: `map`, or that of a pool of threads."""
+    """The function that maps over spans: `map`, or the map of a pool of threads."""
 
     def spans(self) -> Iterator[slice]:
         """Return slices of rows that cover the matrix."""
@@ -47,27 +47,27 @@ class Case:
         return (slice(start, start + rows) for start in range(0, len(self.w), rows))
 
     def groups(self) -> Iterator[list[slice]]:
-        """Return the same, several at a time."""
+        """Return the spans in groups of a few consecutive ones."""
         spans = self.spans()
         return iter(lambda: list(islice(spans, _GROUP)), [])
 
     def probe(self) -> Array:
-        """Return the indices of rows, evenly spread, that are compared first."""
+        """Return the indices of evenly spaced rows, which are compared first."""
         n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
         return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
 
     def pair(self, at: slice | Array) -> tuple[Array, Array]:
-        """Return rows of W and M in the dtype that is computed in."""
+        """Return rows of W and M in the dtype used for computing."""
         kind = working(self.base, self.merged)
         return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
 
     def span(self, at: slice) -> tuple[Array, Array]:
-        """Return the same in arrays that this thread uses again for the next span."""
+        """Return rows of W and M as `pair` does, in arrays that this thread reuses for the next span."""
         kind = working(self.base, self.merged)
         return _converted(self.w, at, "w", kind), _converted(self.m, at, "m", kind)
 
     def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
-        """Return the result of a replay for rows of W; without delta, that of W alone."""
+        """Return the result of a replay for rows of W; without delta, W rounded as the replay rounds it."""
         return replayed(w, delta, replay, base=self.base, merged=self.merged)
 
 
@@ -81,47 +81,47 @@ def _converted(x: Matrix, at: slice, name: str, kind: np.dtype[Any]) -> Array:
 
 
 class Sums(NamedTuple):
-    """Sums over all entries: e = M - W, d = dW, p = what the replay gives."""
+    """Sums over all entries of products of e = M - W, d = dW and p, the result of the replay."""
 
     entries: int = 0
     changed: int = 0
-    """Entries in which M is not W in the merged dtype."""
+    """The number of entries in which M differs from W in the merged dtype."""
     would_change: int = 0
-    """Entries in which p is not."""
+    """The number of entries in which p differs from W in the merged dtype."""
     ee: float = 0.0
     ed: float = 0.0
     dd: float = 0.0
     pd: float = 0.0
-    """Sum of (p - W) d."""
+    """The sum of (p - W) d."""
     spread: float = 0.0
-    """Sum of (M - p)^2 d^2: the variance of the sum of (M - p) d if the signs of M - p are by chance."""
+    """Sum of (M - p)^2 d^2: the variance of the sum of (M - p) d if the signs of M - p are random."""
 
     @property
     def coefficient(self) -> float | None:
-        """Least squares: <M - W, dW> / norm(dW)^2; None where dW is zero."""
+        """The least-squares coefficient <M - W, dW> / norm(dW)^2; None if dW is zero."""
         return self.ed / self.dd if self.dd > 0.0 or np.isnan(self.dd) else None
 
     @property
     def expected(self) -> float | None:
-        """The same of the replay."""
+        """The least-squares coefficient <p - W, dW> / norm(dW)^2 of the replay; None if dW is zero."""
         return self.pd / self.dd if self.dd > 0.0 or np.isnan(self.dd) else None
 
     @property
     def residual(self) -> float | None:
-        """norm(M - W - c dW) / norm(dW)."""
+        """The relative residual norm(M - W - c dW) / norm(dW), c the coefficient; None if dW is zero."""
         if not self.dd > 0.0:
             return None
         return float(np.sqrt(max(0.0, self.ee - self.ed * self.ed / self.dd) / self.dd))
 
 
 def measure(case: Case, replay: MergeReplay) -> Sums:
-    """Return the sums, against one replay. d is dW of factor 1, whatever the replay's factor."""
+    """Return the sums for one replay; d is dW with a factor of 1, whatever the replay's factor."""
     found = _measured(case, replay, stop=False)
     return found if found is not None else Sums()
 
 
 def exact(case: Case, replay: MergeReplay) -> Sums | None:
-    """Return the sums if every entry of M is one that the replay gives, in some order of adding up products."""
+    """Return the sums if the replay can give every entry of M, in some order of adding up products; else None."""
     return _measured(case, replay, stop=True)
 
 
@@ -138,7 +138,7 @@ def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
 
 
 def _group(case: Case, replay: MergeReplay, some: Iterable[slice], *, stop: bool) -> list[_Found | None]:
-    """Return what `_span` gives for each, until it gives None."""
+    """Return the result of `_span` for each span, up to and including the first None."""
     found: list[_Found | None] = []
     for at in some:
         found.append(_span(case, replay, at, stop=stop))
@@ -147,9 +147,9 @@ def _group(case: Case, replay: MergeReplay, some: Iterable[slice], *, stop: bool
     return found
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of weights that are infinite, or at the end of float32's range
+@np.errstate(over="ignore", invalid="ignore")  # weights may be infinite, or near the end of float32's range
 def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True) -> _Found | None:
-    """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
+    """Return (counts, sums) over some rows, in the order of `Sums`; None if `stop` and the replay cannot give M."""
     w, m = case.span(at)
     used, d = case.delta.both(at, replay)
     missed = missed_by(Rows(w, m, used), replay, base=case.base, merged=case.merged, quick=quick)
@@ -171,12 +171,12 @@ def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool
 
 
 def _differences(p: Array, m: Array, d: Array, before: Array) -> tuple[int, Array]:
-    """Return how many more entries p changes than M does, and (M - p) d."""
+    """Return (number of entries that p changes minus number that M changes, (M - p) d)."""
     return int(np.count_nonzero(p != before)) - int(np.count_nonzero(m != before)), (m - p) * d
 
 
 def _unreachable(case: Case, replay: MergeReplay, at: slice | Array, pair: tuple[Array, Array], missed: Missed) -> int:
-    """Return in how many entries M is nothing that the replay gives, in any order of adding up products."""
+    """Return the number of entries of M that the replay cannot give, in any order of adding up products."""
     where = missed.where
     if not isinstance(where, slice) and len(where) == 0:
         return 0
@@ -190,7 +190,7 @@ def _unreachable(case: Case, replay: MergeReplay, at: slice | Array, pair: tuple
 
 @np.errstate(over="ignore", invalid="ignore")
 def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
-    """Return in how many entries of some rows M is nothing that the replay gives, in any order of sums."""
+    """Return the number of entries of M, in some rows, that the replay cannot give in any order of sums."""
     w, m = case.pair(at)
     missed = missed_by(Rows(w, m, case.delta.rows(at, replay)), replay, base=case.base, merged=case.merged)
     return _unreachable(case, replay, at, (w, m), missed)
@@ -205,22 +205,23 @@ def _predicted(case: Case, replay: MergeReplay, at: Array) -> Array:
 
 
 def distance(case: Case, replay: MergeReplay, at: Array) -> float:
-    """Return the sum over some rows of |M - what the replay gives|."""
+    """Return the sum of |M - p| over some rows, p the result of the replay."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.abs(case.pair(at)[1] - _predicted(case, replay, at)).sum(dtype=np.float64))
 
 
 def is_weight(case: Case, through: str) -> bool:
-    """Return whether M is W, once it was cast to a dtype on its way to the merged one."""
+    """Return whether M equals W cast to the dtype `through` and then to the merged dtype."""
     order = MergeReplay(weight=through)
     return all(np.array_equal(m, case.replayed(w, None, order)) for w, m in map(case.pair, case.spans()))
 
 
 def excess(case: Case, replay: MergeReplay, factor: float) -> float:
-    """Return the largest error of dW, relative to its size, that is left of M - (W + factor dW).
+    """Return the largest relative error of dW that would explain M - (W + factor dW).
 
-    First what the sum's own roundings may be is taken off each entry: the unit roundoff u of the merged dtype, and of
-    the replay's where that is another, times the sum, u W where W itself is rounded, and float32's own arithmetic.
+    An allowance for the roundings of the sum is subtracted from each entry's error first. It is u |M| for the unit
+    roundoff u of the merged dtype, and of the replay's dtype if that differs; u |W| if W itself is rounded; and the
+    roundings of float32 arithmetic.
     """
     scaled = MergeReplay(weight=replay.weight, factor=factor)
     through = {replay.weight, case.merged}
@@ -240,7 +241,7 @@ def excess(case: Case, replay: MergeReplay, factor: float) -> float:
 
 
 def _largest_ratio(left: Array, size: Array) -> float:
-    """Return the largest left / size; where nothing is left 0, infinity or NaN as they come."""
+    """Return the largest left / size over positive entries of `left`; 0 if none is, infinity if one is not finite."""
     if not np.isfinite(left).all():
         return float("inf")
     over = left > 0.0

@@ -1,12 +1,12 @@
-"""Replays: the orders of arithmetic and the dtypes in which programs merge, carried out and put into words.
+"""Replays: the orders of arithmetic and the dtypes in which programs merge, carried out and described in words.
 
-Where a replay's own arithmetic misses M there are few entries, as a rule: `missed_by` finds them, so that only these
-are looked at closely.
+A correct replay usually misses M in few entries, because of the order of sums. `missed_by` finds them, so that only
+they need be examined closely.
 
 DoRA's merge is f V with V = W + s B A and f = magnitude / norm(V), one f for each row or column. The last bits of a
-norm are the machine's, as those of the products are. A replay is met where each row (or column) has one f within what
-any order of adding up squares can give, with which every entry of M is what some order of adding up products gives.
-PEFT: `tuners/lora/variants.py`, merge_unsafe, and `tuners/lora/dora.py`, get_weight_norm.
+norm depend on the machine, as those of the products do. A replay matches if each row (or column) has an f that meets
+two conditions. Some order of adding up squares can give f. And with f, some order of adding up products can give every
+entry of M. PEFT: `tuners/lora/variants.py`, merge_unsafe, and `tuners/lora/dora.py`, get_weight_norm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.spectral.threads import scratch
+from gradience.spectral import scratch
 from gradience.verbs.verify_merge.delta import HALVES, UNIT, PlainDelta, narrower, rounded
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 _WORDS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_MANY: Final = 16  # one entry of so many: from here on the whole is as quick as its entries (heuristic)
-_HALF_STEP: Final = 0x7FFF  # in units in the last place of float32: just under half of bfloat16's
-_BELOW: Final = 0xFFFF  # the bits that bfloat16 lacks
+_MANY: Final = 16  # above one entry in 16, computing all entries is as quick as picking some (heuristic)
+_HALF_STEP: Final = 0x7FFF  # in units in the last place of float32: just under half a step of bfloat16
+_BELOW: Final = 0xFFFF  # the bits of float32 that bfloat16 lacks
 _LEAST: Final = {"F16": 2.0**-25}  # half of float16's least step; bfloat16 and float32 have far smaller ones
 _SMALLEST: Final = 2.0**-149
-_WIDER: Final = 1.0 + 1e-6  # of half a step: the bounds are computed in float64, which rounds too
-_silent = np.errstate(all="ignore")  # of NaN and infinity no comparison holds; a setting of the thread that calls
+_WIDER: Final = 1.0 + 1e-6  # widens half a step, because the bounds are computed in float64, which rounds too
+_silent = np.errstate(all="ignore")  # comparisons with NaN are false, as wanted; the setting is per thread
 
 
 def replays(base: str, merged: str, *, scale: float) -> list[MergeReplay]:
-    """Return the ways to merge that could have made a tensor of one dtype out of another's, likeliest first."""
+    """Return the replays that could turn a tensor of dtype `base` into one of dtype `merged`, likeliest first."""
     return list(dict.fromkeys(_replays(base, merged, scale)))
 
 
@@ -62,14 +62,14 @@ def _replays(base: str, merged: str, scale: float) -> Iterator[MergeReplay]:
 
 
 def with_factor(replay: MergeReplay, factor: float, *, times: int = 1) -> MergeReplay:
-    """Return the same order of arithmetic for another factor of dW."""
+    """Return the replay with another factor of dW, in the same order of arithmetic."""
     return msgspec.structs.replace(replay, factor=factor, times=times)
 
 
 def replayed(w: Array, delta: Array | None, replay: MergeReplay, *, base: str, merged: str) -> Array:
-    """Return the result of a merge, cast to the merged dtype, in the dtype of `w`; without delta the weight alone.
+    """Return the result of a replayed merge: values of the dtype `merged`, held in the dtype of `w`.
 
-    `w` holds values of the dtype `base`.
+    `w` holds values of the dtype `base`. Without delta, only the roundings are applied to it.
     """
     value, held = w, base
     if narrower(replay.weight, base):
@@ -103,14 +103,17 @@ def in_words(replay: MergeReplay, merged: str) -> str:
 
 
 class Missed(NamedTuple):
-    """Places in the flattened rows where M is not the replay's p, and p there; or all places, where they are many."""
+    """The places in the flattened rows where M differs from the replay's p, and p there.
+
+    If they are many, `where` is a slice of all places.
+    """
 
     where: npt.NDArray[np.int64] | slice
     p: Array
 
 
 class Rows(NamedTuple):
-    """Rows of W and M in the dtype that is computed in, and dW as the replay adds it."""
+    """Rows of W and M in the dtype used for computing, and of dW as the replay adds it."""
 
     w: Array
     m: Array
@@ -118,9 +121,9 @@ class Rows(NamedTuple):
 
 
 def missed_by(rows: Rows, replay: MergeReplay, *, base: str, merged: str, quick: bool = True) -> Missed:
-    """Return where the replay, with the sums as this machine adds them up, does not give M.
+    """Return where the replay does not give M, with sums in the order in which this machine adds them.
 
-    `quick` takes a NaN in M for one in p: whoever asks has to look for NaN.
+    `quick` may treat a NaN in M as equal to p, so the caller has to look for NaN.
     """
     if quick and rows.w.dtype == np.float32 and _is_rounded_once(replay, merged):
         found = _missed_in_bf16(rows, replay, base, merged)
@@ -134,23 +137,23 @@ def missed_by(rows: Rows, replay: MergeReplay, *, base: str, merged: str, quick:
     return Missed(where, p.reshape(-1)[where])
 
 
-@cache  # asked for every span
+@cache  # it is called for every span
 def _is_rounded_once(replay: MergeReplay, merged: str) -> bool:
-    """Return whether the sum is rounded to bfloat16 and no more."""
+    """Return whether the sum is rounded exactly once, to bfloat16."""
     return replay.times == 1 and _roundings(replay, merged) == ["BF16"]
 
 
 def _roundings(replay: MergeReplay, merged: str) -> list[str]:
-    """Return the dtypes that the sum of a replay is rounded to, but for the one it is computed in."""
+    """Return the dtypes that a replay's sum is rounded to, in order, beside the dtype it is computed in."""
     first = [replay.weight] if replay.weight in HALVES else []
     return [*first, merged] if narrower(merged, replay.weight) else first
 
 
 def _missed_in_bf16(rows: Rows, replay: MergeReplay, base: str, merged: str) -> Missed | None:
-    """Return the same for a sum that is rounded to bfloat16 once; None if they are many.
+    """Return where the replay does not give M, for a sum rounded once, to bfloat16; None if there are many places.
 
-    A float32 number rounds to M where their bits, as integers, are less than half a step of bfloat16 apart. Ties, zeros
-    and changes of sign are left to the rounding itself.
+    A float32 number rounds to M if their bits, as integers, are less than half a step of bfloat16 apart. Ties, zeros
+    and changes of sign are decided by rounding these entries.
     """
     w = rounded(rows.w, replay.weight) if narrower(replay.weight, base) else rows.w
     total = np.add(w, rows.delta, out=scratch.array("sum", w.shape, w.dtype))
@@ -170,7 +173,7 @@ def _missed_in_bf16(rows: Rows, replay: MergeReplay, base: str, merged: str) -> 
 
 
 class Dora(NamedTuple):
-    """s B A in the base's orientation, and the magnitudes: of each row if `axis` is 1, of each column if 0."""
+    """s B A in the base's orientation, and DoRA's magnitudes: of rows if `axis` is 1, of columns if it is 0."""
 
     plain: PlainDelta
     magnitude: Array
@@ -183,7 +186,7 @@ class _Bounds(NamedTuple):
 
 
 def is_merge(case: Case, dora: Dora, replay: MergeReplay) -> bool:
-    """Return whether every entry of M is one that the replay gives, in some order of adding up."""
+    """Return whether the replay of DoRA's merge can give every entry of M, in some order of adding up."""
     dora.plain.prepare(replay)
     if not _could_hold(case, replay):
         return False
@@ -224,12 +227,12 @@ def _overlap(one: _Bounds, other: _Bounds) -> bool:
 
 
 def _half(replay: MergeReplay) -> str | None:
-    """Return the 16-bit dtype that V, its norm and f are of; None for float32, where one of the terms is."""
+    """Return the 16-bit dtype of V, its norm and f; None for float32, which they have if W or dW is float32."""
     return replay.weight if replay.weight in HALVES and replay.delta == replay.weight else None
 
 
 def _roundings_held(case: Case, replay: MergeReplay) -> list[str]:
-    """Return the dtypes that f V is rounded to, one after the other."""
+    """Return the dtypes that f V is rounded to, in order."""
     chain = [_half(replay) or "F32"]
     for dtype in (replay.weight, case.merged):
         if narrower(dtype, chain[-1]):
@@ -238,7 +241,7 @@ def _roundings_held(case: Case, replay: MergeReplay) -> list[str]:
 
 
 def _could_hold(case: Case, replay: MergeReplay) -> bool:
-    """Return whether M holds only numbers of the dtypes that it is rounded to."""
+    """Return whether every dtype that the replay rounds to can represent all numbers in M."""
     chain = _roundings_held(case, replay)
     if not any(narrower(dtype, case.merged) for dtype in chain):
         return True
@@ -247,7 +250,7 @@ def _could_hold(case: Case, replay: MergeReplay) -> bool:
 
 
 def _sums(case: Case, dora: Dora, replay: MergeReplay, at: slice) -> _Bounds:
-    """Return the least and the largest V of some rows, over all orders of adding up products."""
+    """Return the least and the largest possible V in some rows, over all orders of adding up products."""
     w, half = case.pair(at)[0], _half(replay)
     w = rounded(w, replay.weight) if narrower(replay.weight, case.base) else w
     ends = (w + end for end in dora.plain.bounds(at, replay))
@@ -262,10 +265,10 @@ def _squares(sums: _Bounds) -> _Bounds:
 
 
 def _factors(squares: _Bounds, magnitude: Array, terms: int, replay: MergeReplay) -> _Bounds:
-    """Return the least and the largest f, for sums of squares of so many terms that are added up in float32.
+    """Return the least and the largest possible f, for sums of `terms` squares that are added up in float32.
 
-    A sum of n squares is within gamma_n of the exact one, whatever the order (Higham, 3.1); the root and the quotient
-    round once more each. In 16 bits norm and f are rounded to nearest, which keeps the order.
+    A sum of n squares is within a relative gamma_n of the exact one, in any order (Higham, 3.1). The square root and
+    the quotient round once each. In 16 bits, norm and f are rounded to nearest, which is monotone.
     """
     unit, half = UNIT["F32"], _half(replay)
     gamma = terms * unit / (1.0 - terms * unit)
@@ -282,14 +285,14 @@ def _factors(squares: _Bounds, magnitude: Array, terms: int, replay: MergeReplay
 
 
 def _allowed(case: Case, replay: MergeReplay, at: slice, sums: _Bounds, factors: _Bounds) -> _Bounds:
-    """Return for each entry of some rows the least and the largest f with which it is rounded to M."""
+    """Return for each entry in some rows the least and the largest f for which f V rounds to M."""
     m = case.pair(at)[1].astype(np.float64)
     chain = _roundings_held(case, replay)
     binade = np.ldexp(0.5, np.frexp(m)[1])
     step = np.maximum(sum(UNIT[dtype] for dtype in chain) * binade, max(_LEAST.get(d, _SMALLEST) for d in chain))
     ends = [(m + off) / v for off in (-step * _WIDER, step * _WIDER) for v in sums]
     low, high = np.min(ends, axis=0), np.max(ends, axis=0)
-    # Where V may be zero or of either sign, any f will do that reaches M.
+    # If V may be zero or have either sign, M / V gives no bound: any f is allowed if M is within reach, else none.
     crosses = (sums.low <= 0.0) & (sums.high >= 0.0)
     reach = np.maximum(np.abs(factors.low), np.abs(factors.high)) * np.maximum(np.abs(sums.low), np.abs(sums.high))
     reached = np.abs(m) <= reach * _WIDER + step

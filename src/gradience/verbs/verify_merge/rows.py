@@ -1,4 +1,4 @@
-"""The rows of the report: each module of the adapter found in base and merged model, fitted together, and judged."""
+"""The rows of the report: each module's weight is found in the base and the merged model, aligned, and judged."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from gradience.adapters import is_embedding
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.names import is_embedding
 from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
+from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
-from gradience.schema.scalars import NonFinite, real
 from gradience.verbs.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
 from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
 from gradience.verbs.verify_merge.measure import Case, Workers
@@ -30,34 +30,34 @@ _PARTS: Final = {
     "up_proj": (("up_proj",),),
     "down_proj": (("down_proj",), ("w2",)),
 }
-"""The layers of one expert that transformers 5 stacks as a parameter, and writes apart again as it saves."""
+"""The layers of one expert that transformers 5 stacks to a parameter in memory, and saves as separate tensors."""
 _OLD_PATHS: Final = ((".mlp.experts", ".block_sparse_moe.experts"),)
 _PACKED: Final = ("qweight", "weight_packed", "W_q", "codes")  # GPTQ and AWQ, compressed-tensors, HQQ, AQLM
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight")
 
 
 class Place(NamedTuple):
-    """The tensors that hold a weight: one, or several whose rows follow each other."""
+    """The location of a weight: one tensor, or several tensors stacked along their rows."""
 
     tensors: tuple[Found, ...]
     expert: int | None = None
     shared: bool = False
-    """Whether it was asked for as an output layer and is the embedding."""
+    """Whether an output layer was asked for, and the embedding whose matrix it shares was found."""
 
     @property
     def dtype(self) -> str:
-        """Of the first, by safetensors' name."""
+        """The first tensor's dtype (safetensors' name)."""
         return self.tensors[0].info.dtype
 
     @property
     def name(self) -> str:
-        """The tensor's name, with the expert's number where it is a slice; parts joined by a plus."""
+        """The tensors' names, joined by a plus, with the expert's index if the weight is a slice."""
         names = " + ".join(found.name for found in self.tensors)
         return names if self.expert is None else f"{names}[{self.expert}]"
 
 
 def names_of(module: Module, adapter: Adapter) -> tuple[str, str]:
-    """Return the names of the module's weight in the base and in the merged model: replicated layers have two."""
+    """Return the names of the module's weight in the base and in the merged model; layer replication changes them."""
     own = module.base_name or f"{module.name}.weight"
     if not adapter.config.layer_replication or module.expert is not None:
         return own, own
@@ -65,7 +65,7 @@ def names_of(module: Module, adapter: Adapter) -> tuple[str, str]:
 
 
 def find_place(weights: BaseWeights, name: str, expert: int | None = None) -> Place | None:
-    """Return the tensors that hold the weight of that name, or None."""
+    """Return the location of the weight of that name, or None if the model has none."""
     if (found := weights.find(name)) is not None:
         return Place((found,), expert)
     if expert is not None:
@@ -87,14 +87,14 @@ def _in_parts(weights: BaseWeights, name: str, expert: int) -> Iterator[Place]:
 
 
 def _embedding(weights: BaseWeights) -> Found | None:
-    """Return the input embedding: of the tensors that are named like one, that with most rows."""
+    """Return the input embedding: among tensors named like an embedding, the one with most rows."""
     names = [name for file in weights.files for name in file.tensors if name.endswith(".weight")]
     found = [weights.find(name) for name in names if is_embedding(name.removesuffix(".weight"))]
     return max((one for one in found if one is not None), key=lambda one: one.info.shape[0], default=None)
 
 
 def reason_missing(weights: BaseWeights, name: str) -> str:
-    """Return a likely reason for a weight that is missing."""
+    """Return the likely reason for which a weight is missing."""
     stem, _, leaf = name.rpartition(".")
     if (kept := weights.find(f"{stem}.base_layer.{leaf}")) is not None:
         return f"has {kept.name} instead of {name}: it was saved with the adapter beside it, not merged"
@@ -105,12 +105,15 @@ def reason_missing(weights: BaseWeights, name: str) -> str:
 
 
 def refusal(weights: BaseWeights, place: Place) -> str | None:
-    """Return the reason if no number can be derived from the tensors."""
+    """Return the reason for which the tensors cannot be compared, or None."""
     return next((why for found in place.tensors if (why := weights.refusal(found)) is not None), None)
 
 
 class Rows:
-    """One adapter between two models. `touched` and `used` are the tensors that it accounts for in each."""
+    """The rows of one adapter, from its base and a merged model.
+
+    `used` are the base's tensors that the adapter accounts for, `touched` those of the merged model.
+    """
 
     def __init__(self, adapter: Adapter, base: BaseWeights, merged: BaseWeights, *, workers: Workers = map) -> None:
         self.touched: set[str] = set()
@@ -134,7 +137,7 @@ class Rows:
         return self._adapter.source
 
     def update(self, module: Module) -> list[VerifiedModule]:
-        """Return the rows of a module: of its weight, and of its bias where LoRA has one."""
+        """Return a module's rows: one for its weight, and one for its bias if LoRA has a bias there (lora_bias)."""
         try:
             rows = [self._weight(module)]
         except AdapterError as error:
@@ -170,7 +173,7 @@ class Rows:
         return self._row(module.name, judged, w, m, note)
 
     def _before(self, module: Module, name: str, files: ExitStack) -> Held:
-        """Return W: the base's, or the copy of it that the adapter's file holds (a vocabulary that was resized)."""
+        """Return W: the base's weight, or its copy in the adapter's file, as for a resized vocabulary."""
         key = self._copies.get(module.name)
         place = find_place(self._base, name, module.expert)
         if place is not None:
@@ -190,7 +193,7 @@ class Rows:
         return place
 
     def _plain(self, module: Module, shape: tuple[int, ...]) -> PlainDelta | None:
-        """Return s B A, where the true update is a function of W and the file holds factors."""
+        """Return s B A of a module whose true update is a function of W; None if the file holds no factors of it."""
         if any(module is one for one in self._adapter.base_dependent):
             return None
         b, a = module.load()
@@ -241,7 +244,7 @@ class Rows:
         )
 
     def copy(self, copy: Copy) -> VerifiedModule:
-        """Return the row of a tensor that the adapter holds whole, or of which it holds rows."""
+        """Return the row of a tensor that the adapter holds whole or in part (some of its rows)."""
         try:
             return self._copy(copy)
         except AdapterError as error:
@@ -278,7 +281,7 @@ class Rows:
         )
 
     def skipped(self) -> list[VerifiedModule]:
-        """Return rows for what the adapter holds beside, and that is not understood."""
+        """Return rows for the adapter's tensors that are not understood, as `not_compared`."""
         waiting = {module.name for module in self._adapter.base_dependent}
         return [
             VerifiedModule(name=item.name, verdict="not_compared", reason=item.reason)
@@ -292,7 +295,7 @@ def _real(value: float | None) -> float | NonFinite | None:
 
 
 def _doras(module: Module, plain: PlainDelta | None, shape: tuple[int, ...]) -> Iterator[Dora]:
-    """Return DoRA's update; of a square weight both, as its file does not say which of the axes norms run along."""
+    """Yield a module's possible DoRA updates: two for a square weight, as the file does not give the norms' axis."""
     if module.magnitude is None or plain is None:
         return
     magnitude = module.magnitude().reshape(-1)
@@ -302,7 +305,7 @@ def _doras(module: Module, plain: PlainDelta | None, shape: tuple[int, ...]) -> 
 
 
 class Held(NamedTuple):
-    """A tensor of a model as a matrix."""
+    """A tensor as a matrix, with its name and dtype."""
 
     name: str
     dtype: str
@@ -310,10 +313,10 @@ class Held(NamedTuple):
 
 
 def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
-    """Return W, M and dW of one shape; the rows of an extended vocabulary that not all have are left out.
+    """Return W, M and dW with one shape, and a note; rows of an extended vocabulary that one of them lacks are cut off.
 
     Raises:
-        AdapterError: they do not fit.
+        AdapterError: their shapes do not fit.
     """
     if w.data.shape == m.data.shape and w.data.shape in {module.shape, module.shape[::-1], (0, 0)}:
         return w, m, delta_of(module, w.data), None

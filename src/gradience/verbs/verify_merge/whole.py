@@ -13,14 +13,14 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
+from gradience.adapters import is_embedding
 from gradience.adapters.layout import PREFIX, Adapter, Array
-from gradience.adapters.names import is_embedding
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
+from gradience.schema import real
 from gradience.schema.merge import ModuleVerdict, OtherTensor
-from gradience.schema.scalars import real
-from gradience.spectral.threads import scratch
+from gradience.spectral import scratch
 from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
 
 _SPAN: Final = 1 << 20  # entries that are cast at a time

@@ -1,0 +1,360 @@
+"""Kinds of which the file alone says too little: a parameter of experts, and VeRA, HiRA and MiSS.
+
+LoRA on a parameter (`target_parameters`) is one pair of tensors for all experts of a 3-D weight. A is (E r, in) with
+experts outermost, B is (out, r E) with experts innermost; dW_e = s B_e A_e (`lora/layer.py`,
+ParamWrapper.get_delta_weight). Several parameters of one module are nested: PEFT wraps them in the order in which the
+module registers them, so the first is the innermost (`experts.base_layer...`) and the last has the module's own name.
+The file says neither their names nor how many experts there are: names come from the config, E from the rank.
+
+The updates of the other kinds follow only with the base, or where widths are known. Every formula is PEFT's
+`get_delta_weight` of the type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NoReturn
+
+from gradience.adapters import kinds
+from gradience.adapters.kinds import as_float32
+from gradience.adapters.kinds.lora import common
+from gradience.adapters.layout import (
+    Array,
+    Context,
+    DenseUpdate,
+    FactoredUpdate,
+    Group,
+    LoadFactors,
+    Module,
+    NeedsBase,
+    Skipped,
+    UnsuitableError,
+    reported,
+)
+from gradience.adapters.pairs import LoraPair
+from gradience.errors import AdapterError
+from gradience.schema.audit import LeftoverReason
+
+# The order in which models register the weights of their experts.
+_ORDER: Final = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "w13", "down_proj", "w2")
+
+_BAT: Final = 3  # axes of MiSS's block where it multiplies the weight
+
+# Modules whose input is the hidden state, so that all of them in one adapter are equally wide.
+_HIDDEN_INPUT: Final = frozenset(
+    {"q_proj", "k_proj", "v_proj", "qkv_proj", "query", "key", "value", "q_lin", "k_lin", "v_lin", "c_attn", "q", "k"}
+    | {"v", "gate_proj", "up_proj", "query_key_value", "fc1", "c_fc", "to_q"}
+)
+
+
+def parameter_nests(ctx: Context, modules: Iterable[str]) -> dict[str, list[str]]:
+    """The modules whose pairs are of parameters: path to its groups' names, innermost first."""
+    if not ctx.config.target_parameters:
+        return {}
+    nests: dict[str, list[str]] = {}
+    for module in modules:
+        path = _unnested(module)
+        if _targets(ctx, path):
+            nests.setdefault(path, []).append(module)
+    return {path: sorted(held, key=len, reverse=True) for path, held in nests.items()}
+
+
+def _unnested(module: str) -> str:
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    return module
+
+
+def _targets(ctx: Context, path: str) -> list[str]:
+    """The target parameters that may be the module's: those that name it, else those that name none."""
+    targets = ctx.config.target_parameters or []
+    owners = {target: target.rpartition(".")[0] for target in targets}
+    named = [target for target, owner in owners.items() if owner and _ends(path, owner)]
+    if named:
+        return named
+    listed = ctx.config.target_modules
+    is_list = isinstance(listed, list)  # else a pattern or all-linear: go by the name
+    other = any(_ends(path, name) for name in listed or ()) if is_list else not path.endswith("experts")
+    return [] if other else [target for target, owner in owners.items() if not owner]
+
+
+def _ends(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[tuple[Group, list[Module] | Skipped]]:
+    """The experts' modules of one wrapped module, by group; `groups` innermost first."""
+    try:
+        names = _parameters(ctx, path, groups)
+        found = [(group, _experts(ctx, group, path, name)) for group, name in zip(groups, names, strict=True)]
+        _same_number([some for _, some in found if not isinstance(some, Skipped)])
+    except UnsuitableError as error:
+        return [(group, Skipped(ctx.name(group), error.reason, error.cause)) for group in groups]
+    return found
+
+
+def _same_number(found: Iterable[Sequence[Module]]) -> None:
+    counts = sorted({len(some) for some in found})
+    if len(counts) > 1:
+        why = f"its parameters would have {' and '.join(map(str, counts))} experts by the config's ranks"
+        raise UnsuitableError(why, LeftoverReason.CONFIG)
+
+
+def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str]:
+    """The parameters' names, innermost first.
+
+    Raises:
+        UnsuitableError: they are ambiguous, and it matters.
+    """
+    candidates = sorted({target.rpartition(".")[2] for target in _targets(ctx, path)})
+    if len(candidates) == len(groups) == 1:
+        return candidates
+    known: list[str] = [name for name in _ORDER if name in candidates]
+    if len(known) == len(groups) and _fits(ctx, groups, known):
+        return known
+    if len({(s.config_r, s.alpha) for s in (ctx.rules.of(f"{path}.{name}") for name in candidates)}) == 1:
+        return [f"parameter{depth}" for depth in range(len(groups))]
+    why = f"which of {', '.join(candidates)} each pair belongs to is ambiguous, and their ranks differ"
+    raise UnsuitableError(why, LeftoverReason.AMBIGUOUS)
+
+
+def _fits(ctx: Context, groups: Sequence[Group], names: Sequence[str]) -> bool:
+    """Whether gate_up_proj really is the one that feeds down_proj."""
+    shapes = dict(zip(names, (_widths(ctx, group) for group in groups), strict=True))
+    first, last = shapes.get("gate_up_proj"), shapes.get("down_proj")
+    if first is None or last is None:
+        return True
+    return first[1] == last[0] or first[0] == last[1]
+
+
+def _widths(ctx: Context, group: Group) -> tuple[int, int] | None:
+    """(out, in) of a pair."""
+    if "lora_A" not in group.keys or "lora_B" not in group.keys:
+        return None
+    return ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[-1]
+
+
+def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Module] | Skipped:
+    name = f"{path}.{parameter}"
+    shown = f"{name}:{group.adapter or 'default'}" if ctx.several else name
+    s = ctx.rules.of(name)
+    try:
+        r, n = _rank_and_number(ctx, group, s.config_r)
+    except UnsuitableError as error:
+        return Skipped(shown, error.reason, error.cause)
+    out, inner = ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[1]
+    pair = _Stack(ctx, LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n))
+    square = n > 1 and out == inner
+    return [
+        Module(
+            name=f"{shown}[{e}]" if n > 1 else (path if parameter == "weight" else shown),
+            kind="expert" if n > 1 else "linear",
+            shape=(out, inner),
+            r=r,
+            alpha=s.alpha,
+            scale=s.scale,
+            params=r * (inner + out),
+            load=pair.load(e),
+            base_name=f"{ctx.base_path(path)}.{parameter}" if not parameter.startswith("parameter") else None,
+            expert=e if n > 1 else None,
+            note="a square weight: the file does not say whether the base stores it transposed" if square else None,
+            **common(ctx, group, s),
+        )
+        for e in range(n)
+    ]
+
+
+def _rank_and_number(ctx: Context, group: Group, r: int) -> tuple[int, int]:
+    """The rank of each expert, which the config gives, and how many share the pair."""
+    ctx.require(group, "lora_A", "lora_B")
+    a, b = ctx.shape(group, "lora_A"), ctx.shape(group, "lora_B")
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or r < 1 or a[0] % r:
+        raise UnsuitableError(
+            f"factors of shape {list(a)} and {list(b)} cannot be shared out among experts of rank {r}, "
+            "the rank that the config gives"
+        )
+    return r, a[0] // r
+
+
+class _Stack:
+    """One pair for all experts, read once as long as its experts are asked for one after the other."""
+
+    def __init__(self, ctx: Context, layout: LoraPair) -> None:
+        self._ctx, self._layout = ctx, layout
+
+    def load(self, expert: int) -> LoadFactors:
+        """A loader of one expert's (b, a)."""
+
+        def load() -> tuple[Array, Array]:
+            b, a = self._both()
+            return b[expert], a[expert]
+
+        return load
+
+    def _both(self) -> tuple[Array, Array]:
+        kept = self._ctx.kept
+        held = kept.get("stack")
+        if held is None or held[0] is not self:
+            kept.clear()  # a thread keeps no more than one pair of an adapter
+            held = kept["stack"] = (self, *self._layout.read(self._ctx.source))
+        return held[1], held[2]
+
+
+def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase | Skipped]:
+    """VeRA's modules: dW = (lambda_b o B[:out]) (lambda_d o A[:, :in]), no scale (vera/layer.py).
+
+    A and B are shared and as wide as the widest module; a file does not say how wide each module is, except
+    where all must be equally wide.
+    """
+    a_key, b_key = ("base_model.vera_A", "base_model.vera_B")
+    shared = Group("base_model", keys={"A": a_key, "B": b_key})
+    if a_key not in ctx.source.tensors or b_key not in ctx.source.tensors:
+        why = "VeRA's projections are not in the file (save_projection: false): only torch can draw them again"
+        return [Skipped(ctx.name(group), why, LeftoverReason.CONFIG) for group in groups]
+    try:
+        ctx.require(shared, "A", "B")
+    except UnsuitableError as error:
+        return [Skipped(ctx.name(group), f"VeRA's projections: {error.reason}", error.cause) for group in groups]
+    known = _equally_wide(ctx, groups)
+    return [_vera(ctx, group, shared, known_width=known) for group in groups]
+
+
+def _equally_wide(ctx: Context, groups: list[Group]) -> bool:
+    """Whether all modules must take inputs of one width: one name or kin, and one height for each name.
+
+    The same name at two heights is a second tower or a second stage, with a width of its own.
+    """
+    heights: dict[str, set[int]] = {}
+    for group in groups:
+        if "vera_lambda_b" in group.keys:
+            leaf = group.module.rpartition(".")[2]
+            heights.setdefault(leaf, set()).add(math.prod(ctx.shape(group, "vera_lambda_b")))
+    return (len(heights) == 1 or heights.keys() <= _HIDDEN_INPUT) and all(len(h) == 1 for h in heights.values())
+
+
+@reported
+def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Module | NeedsBase:
+    ctx.require(group, "vera_lambda_b", "vera_lambda_d")
+    a, b = ctx.shape(shared, "A"), ctx.shape(shared, "B")
+    out, r = (math.prod(ctx.shape(group, name)) for name in ("vera_lambda_b", "vera_lambda_d"))
+    if len(a) != 2 or len(b) != 2 or a[0] != r or b[1] != r or out > b[0]:
+        raise UnsuitableError(
+            f"VeRA vectors of {out} and {r} entries do not fit projections of shape {list(a)} and {list(b)}"
+        )
+    readers = {name: ctx.reader(group, name) for name in ("vera_lambda_b", "vera_lambda_d")}
+    transposed = ctx.config.fan_in_fan_out
+
+    def factors(shape: tuple[int, int]) -> tuple[Array, Array]:
+        rows, columns = shape[::-1] if transposed else shape
+        if rows != out or columns > a[1]:
+            raise AdapterError(f"VeRA vectors of {out} entries do not fit a base weight of shape {shape}")
+        projection_a, projection_b = _projections(ctx, shared)
+        left = as_float32(readers["vera_lambda_b"]()).reshape(-1, 1) * as_float32(projection_b[:out])
+        right = as_float32(readers["vera_lambda_d"]()).reshape(-1, 1) * as_float32(projection_a[:, :columns])
+        return (right.T, left.T) if transposed else (left, right)
+
+    shape = (a[1], out) if transposed else (out, a[1])
+    module = _module(ctx, group, "vera", shape=shape, r=r, load=lambda: factors(shape))
+    if known_width:
+        return module
+    why = "VeRA: modules of several widths share one projection, and the file does not say how wide this one is"
+    return _only_with_base(ctx, group, "vera", why, r=r, factored=kinds.vera(factors), shape=(0, 0))
+
+
+def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
+    # Hundreds of modules share the two: they are read once by each thread.
+    if "vera" not in ctx.kept:
+        ctx.kept["vera"] = (ctx.reader(shared, "A")(), ctx.reader(shared, "B")())
+    a, b = ctx.kept["vera"]
+    return a, b
+
+
+@reported
+def hira_module(ctx: Context, group: Group) -> NeedsBase:
+    """HiRA's dW = W o (B A): nothing without the base weight (hira/layer.py)."""
+    embedding = "hira_embedding_A" in group.keys
+    names = ("hira_embedding_A", "hira_embedding_B") if embedding else ("hira_A", "hira_B")
+    ctx.require(group, *names)
+    a, b = (ctx.shape(group, name) for name in names)
+    if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or any(n != 1 for n in b[2:]):
+        raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (r, in) and (out, r)")
+    read_a, read_b = (ctx.reader(group, name) for name in names)
+    transposed = embedding or (ctx.config.fan_in_fan_out and len(a) == 2)
+
+    def factors() -> tuple[Array, Array]:
+        b_data, a_data = read_b().reshape(b[0], a[0]), read_a().reshape(a[0], -1)
+        return (a_data.T, b_data.T) if transposed else (b_data, a_data)
+
+    inner = math.prod(a[1:])
+    why = "HiRA multiplies the base weight, entry by entry: its update needs the base"
+    shape = (inner, b[0]) if transposed else (b[0], inner)
+    return _only_with_base(ctx, group, "hira", why, r=a[0], update=kinds.hira(factors), shape=shape)
+
+
+@reported
+def miss_module(ctx: Context, group: Group) -> NeedsBase:
+    """MiSS's update, whose width the file does not say (miss/layer.py)."""
+    ctx.require(group, "miss_block")
+    shape = ctx.shape(group, "miss_block")
+    kind = ctx.config.init_weights
+    if len(shape) != (_BAT if kind == "bat" else 2):
+        raise UnsuitableError(f"a MiSS block of shape {list(shape)} does not fit init_weights={kind!r}")
+    why = (
+        "MiSS (bat) multiplies the base weight: its update needs the base"
+        if kind == "bat"
+        else "MiSS repeats its block over the input, and the file does not say how wide the input is"
+    )
+    # (r, out), or for bat (out / r, r, r).
+    r = shape[-1] if kind == "bat" else shape[0]
+    read = ctx.reader(group, "miss_block")
+    if kind == "bat":
+        return _only_with_base(ctx, group, "miss", why, r=r, update=kinds.bat(read), shape=(0, 0))
+    return _only_with_base(ctx, group, "miss", why, r=r, factored=kinds.miss(read, kind), shape=(0, 0))
+
+
+def _only_with_base(
+    ctx: Context,
+    group: Group,
+    kind: str,
+    why: str,
+    *,
+    r: int,
+    shape: tuple[int, int],
+    update: DenseUpdate | None = None,
+    factored: FactoredUpdate | None = None,
+) -> NeedsBase:
+    whole = update if factored is None else kinds.product(factored)
+
+    def refuse() -> NoReturn:
+        raise AdapterError(f"{ctx.name(group)}: {why}", advice="give the base model with --base")
+
+    module = _module(ctx, group, kind, shape=shape, r=r, load=refuse, dense=whole, factored=factored, note=why)
+    return NeedsBase(module, why)
+
+
+def _module(
+    ctx: Context,
+    group: Group,
+    kind: str,
+    *,
+    shape: tuple[int, int],
+    r: int,
+    load: LoadFactors,
+    **more: Any,  # fields of Module
+) -> Module:
+    """A module of a kind that has no alpha."""
+    return Module(
+        name=ctx.name(group),
+        kind=kind,
+        shape=shape,
+        r=r,
+        alpha=float(r),
+        scale=1.0,
+        params=ctx.size(group),
+        load=load,
+        base_name=f"{ctx.base_path(group.module)}.weight",
+        adapter=ctx.adapter(group),
+        keys=group.keys,
+        **more,
+    )

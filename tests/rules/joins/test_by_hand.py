@@ -1,0 +1,267 @@
+"""What each correlation needs, takes along and shows, as stated; and how one is matched, worked out by hand."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+
+import pytest
+
+from gradience.rules import Observation, cite
+from gradience.rules.joins import Correlation, Message, Needs, Symptom, correlate
+from gradience.rules.joins.run import JOINS
+from gradience.schema.document import Finding
+
+STATED = """\
+DAT330
+  needs log DAT301[critical]
+  needs weights NUM201 TRN202
+  says  log+weights
+NUM301
+  needs log NUM102 NUM101 NUM201
+  needs weights NUM201[broken]
+  needs weights no NUM201
+  takes log GRD107
+  takes config LR002 LR003 LR004 LR005 LR007 NUM001 REC003
+  takes disk before_nan
+  says  log+weights first_step lost
+  says  log+weights lost
+  says  log+weights
+  says  log first_step
+  says  log
+DIV305
+  needs log DIV104
+  needs log GRD107[warning]
+  needs weights exploded
+  needs config LR002 LR003 LR004 LR005 LR007
+  needs disk lowest
+  takes log DIV103 NOL106 SIZ215
+  takes config SCH001 ALP001
+  takes weights SIZ215
+  says  log+weights lowest_step exploded
+  says  log+weights exploded
+  says  log+config lowest_step
+  says  log+config
+  says  log+disk lowest_step
+  says  log lowest_step
+TRN302
+  needs config VAL001[epochs lora_alpha lr max_steps]
+  needs config TGT002[error]
+  needs log NOL106
+  needs log GRD108[warning]
+  needs log LRS109[rows]
+  needs weights TRN202[near_untrained untrained]
+  takes log TRN202 PLT105 CHN112
+  takes config LR001 ALP002 STP001 SCH002 TGT002 TGT003
+  takes weights SCL208
+  takes config idle_targets
+  says  config+weights stops
+  says  log+weights rate_zero zero
+  says  log+weights zero
+  says  config+log stops
+  says  log
+SAV303
+  needs log no NOL106 GRD108
+  needs weights TRN202[untrained]
+  takes log TRN202
+  takes weights LED205
+  says  log+weights zero
+OVF304 alone
+  needs log OVF110
+  needs disk best_checkpoint
+  needs disk no_checkpoint
+  takes log GAP111 MEM127
+  takes config EPO001 REC004
+  says  log+disk best_step saved_as (info)
+  says  log+disk best_step checkpoint
+  says  log+disk best_step
+RWD315
+  needs log RWD122[best]
+  needs config LR004
+  needs disk best_reward
+  takes log KLD124 ZVR123 CLP125
+  says  log+config
+  says  log+disk
+  says  log
+UPD316 alone
+  needs weights exploded tiny
+  takes weights SIZ215
+  takes log SIZ215
+  says  weights exploded
+  says  weights tiny
+LYR317 alone
+  needs weights few_layers
+  says  weights few
+MID318 alone
+  needs disk mid_run
+  says  disk weights_step last_step
+CFG306
+  needs config other_config
+  needs log other_log
+  needs weights other_adapter
+  takes weights SCL206
+  says  config+weights differs
+  says  log+weights differs
+HED308
+  needs config TGT004
+  needs weights no_head
+  takes log CHN112
+  says  config+weights
+RND309
+  needs weights RND203
+  needs log NOL106 GRD108
+  needs log no NOL106
+  takes log RND203
+  says  log+weights
+TGT307
+  needs config idle_targets
+  needs weights adapted
+  says  config+weights idle
+END312
+  needs log END114
+  needs weights NUM209
+  needs config REC004
+  needs disk short_of_the_end
+  takes log TRN115
+  says  log+weights
+  says  log+disk weights_step
+  says  log+config
+  says  log
+REC310
+  needs config REC001
+  needs log GAP118[few_rows]
+  takes config REC002
+  says  config+log rows
+REC311
+  needs config REC002
+  needs log GAP118[no_evals]
+  says  config+log
+UTL313
+  needs log UTL204
+  needs weights UTL204
+  takes log CMP213
+  says  log+weights utilization_mean
+SCL314
+  needs config ALP002 LR001
+  needs weights SCL208
+  says  config+weights r
+"""  # gravest first, which decides; a tag in brackets, any of which will do; of a message its sources and its values
+
+
+def asked(needs: Needs) -> str:
+    tags = f"[{' '.join(sorted(needs.tags))}]" if needs.tags else ""
+    return f"{needs.source} {' '.join(needs.ids) or 'no ' + ' '.join(needs.silent)}{tags}"
+
+
+def shown(message: Message) -> str:
+    names = [name for _, name, _, _ in string.Formatter().parse(message.text) if name]
+    return " ".join(["+".join(message.sources), *names, *([f"({message.severity})"] if message.severity else [])])
+
+
+def stated(join: Correlation) -> list[str]:
+    return [
+        join.id + (" alone" if join.least == 1 else ""),
+        *(f"  needs {asked(needs)}" for needs in join.needs),
+        *(f"  takes {asked(needs)}" for needs in join.hints),
+        *(f"  says  {shown(message)}" for message in join.messages),
+    ]
+
+
+def test_each_correlation_needs_takes_along_and_shows_what_is_stated():
+    assert [line for join in JOINS for line in stated(join)] == STATED.splitlines()
+
+
+OWN, SEEN = cite("a paper", "says so"), cite("the log", "shows it")
+
+
+def join(*messages: Message, **fields: object) -> Correlation:
+    """A correlation of a log's A or B, and of a config's C, which takes along a config's H and a log's A."""
+    needs = (Needs("log", ("A", "B")), Needs("config", ("C",)))
+    hints = (Needs("config", ("H",)), Needs("log", ("A",)))
+    made = replace(JOINS[0], id="X", severity="info", confidence=0.4, action="own", evidence=(OWN,), messages=messages)
+    return replace(made, **{"needs": needs, "hints": hints, **fields})
+
+
+def seen(source: str, rule: str, severity: str | None = "warning", *, action: str | None = None, **values: object):
+    """What a source shows: a finding, or a fact where it has no severity."""
+    found = Finding(id=rule, severity=severity, message=f"{rule}!", evidence=[SEEN, OWN]) if severity else None
+    tags = frozenset([severity] if severity else [])
+    return Symptom(source, rule, Observation(f"{rule}!", values, action=action), found, tags)
+
+
+def test_a_cause_is_made_of_all_that_it_takes():
+    made = join(Message(("log",), "at {step} by {rate}"))
+    symptoms = [
+        seen("log", "Z", "critical"),
+        seen("log", "A", step=3),
+        seen("config", "H", "error", rate=0.5, step=9),
+        seen("config", "C", None, step=4),
+    ]
+    found = correlate([made, made], symptoms, frozenset())
+    assert [item.id for item in found.left] == ["Z"]  # a symptom is in one cause at most
+    (cause,) = found.causes
+    assert (cause.id, cause.message, cause.severity, cause.confidence) == ("X", "at 3 by 0.5", "error", 0.4)
+    assert cause.values == {"step": 3, "rate": 0.5}
+    assert [(p.source, p.id, p.severity, p.says) for p in cause.pieces] == [
+        ("log", "A", "warning", "A!"),
+        ("config", "C", None, "C!"),
+        ("config", "H", "error", "H!"),
+    ]
+    assert cause.joined
+    assert cause.evidence == [OWN, SEEN]
+
+
+@pytest.mark.parametrize(
+    ("symptoms", "fields", "expected"),
+    [
+        # the sources that are needed decide which message, and not those taken along
+        ([seen("log", "A"), seen("config", "H")], {}, ("log only", "info", "own")),
+        ([seen("log", "A"), seen("config", "C")], {}, ("both", "warning", "of the message")),
+        ([seen("config", "C"), seen("config", "H")], {}, None),
+        # fewer pieces than asked for
+        ([seen("log", "A")], {}, None),
+        ([seen("log", "A")], {"least": 1}, ("log only", "info", "own")),
+        # of the pieces' severities the gravest, without any that of the rule
+        ([seen("log", "A", "info"), seen("config", "C", "error")], {}, ("both", "error", "of the message")),
+        ([seen("log", "A", None), seen("config", "C", None)], {}, ("both", "info", "of the message")),
+        # what a piece says is to be done goes before the message's action
+        ([seen("log", "A"), seen("config", "C", action="now")], {}, ("both", "warning", "now")),
+    ],
+)
+def test_a_message_is_of_the_sources_that_are_needed(symptoms, fields, expected):
+    messages = (
+        Message(("log", "config"), "both", action="of the message"),
+        Message(("log",), "log only", severity="info"),
+    )
+    causes = correlate([join(*messages, **fields)], symptoms, frozenset()).causes
+    assert [(cause.message, cause.severity, cause.action) for cause in causes] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("silent", "pieces"),
+    [([], []), (["P"], []), (["P", "Q"], [("log", "P Q", "all quiet"), ("config", "C", "C!")])],
+)
+def test_rules_that_were_silent_are_a_piece_where_all_of_them_were(silent, pieces):
+    made = join(Message(("log", "config"), "m"), needs=(Needs("log", silent=("P", "Q"), says="all quiet"),
+                                                        Needs("config", ("C",))))  # fmt: skip
+    others = {("config", "P"), ("config", "Q")}  # of another source
+    causes = correlate([made], [seen("config", "C")], frozenset({("log", rule) for rule in silent} | others)).causes
+    assert [(p.source, p.id, p.says) for cause in causes for p in cause.pieces] == pieces
+
+
+@pytest.mark.parametrize(
+    ("rule", "read", "missing"),
+    [
+        ("MID318", "", "needs log"),  # a folder is found by its log
+        ("MID318", "log", None),
+        ("OVF304", "weights", "needs log"),
+        ("OVF304", "log", None),
+        ("CFG306", "log", "needs weights"),
+        ("CFG306", "config", "needs weights"),
+        ("CFG306", "", "needs config and weights"),
+        ("UPD316", "log config", "needs weights"),
+    ],
+)
+def test_a_correlation_lacks_the_fewest_sources_with_which_it_could_be_judged(rule, read, missing):
+    (made,) = [item for item in JOINS if item.id == rule]
+    assert made.missing(frozenset(read.split())) == missing
