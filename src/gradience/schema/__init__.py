@@ -1,7 +1,7 @@
-"""The types of logs and reports, with units. Needs msgspec only.
+"""The types of logs and reports, with units. The package needs msgspec only.
 
-Each is had from here by its name, as in `from gradience.schema import ConfigSnapshot`; the module that holds it is
-imported when it is asked for.
+Import a type from here by its name, as in `from gradience.schema import ConfigSnapshot`. The module that defines it is
+imported when the name is first used.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _HOMES: Final = ("events", "document", "reports", "audit", "diagnose", "scalars"
 
 
 def __getattr__(name: str) -> Any:
-    """A type or constant of one of the modules."""
+    """Return a type or constant from the module that defines it."""
     for home in () if name.startswith("_") else _HOMES:
         module = import_module(f"{__name__}.{home}")
         if hasattr(module, name):

@@ -1,4 +1,4 @@
-"""Numbers and identifiers every Struct shares."""
+"""Numbers and identifiers that every Struct shares, and their conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TaskProfile: TypeAlias = Literal["easy_classification", "hard_reasoning", "gener
 
 
 def about(text: str) -> Meta:
-    """What a field of a Struct is, for its JSON Schema."""
+    """Return the metadata that describes a field of a Struct in its JSON Schema."""
     return Meta(description=text)
 
 
 def real(value: float) -> float | NonFinite:
-    """The value as it goes on the wire: itself if finite, else its name.
+    """Return the value as it is written to JSON: a finite number itself, otherwise its name.
 
     >>> real(0.5), real(float("-inf"))
     (0.5, '-Infinity')
@@ -51,13 +51,13 @@ def real(value: float) -> float | NonFinite:
 
 
 def number_in(values: Mapping[str, Json], key: str) -> float | None:
-    """The number under a key; None where there is none, or something else."""
+    """Return the number under a key, or None if the key is missing or its value is not a number."""
     value = values.get(key)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def as_float(value: float | NonFinite) -> float:
-    """The Python float that a value on the wire stands for.
+    """Return the float that a value read from JSON represents.
 
     >>> as_float("Infinity")
     inf
