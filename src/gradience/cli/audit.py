@@ -1,4 +1,4 @@
-"""``gradience audit``."""
+"""The command ``gradience audit``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gradience bench``, with ``merge`` and ``mitigate``."""
+"""The commands ``gradience bench``, ``gradience bench merge`` and ``gradience bench mitigate``."""
 
 from __future__ import annotations
 

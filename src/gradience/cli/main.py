@@ -248,7 +248,7 @@ def script() -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: threads that are still at work, such as XLA's, can crash an interpreter that is taken apart."""
+    """End the process at once: threads still at work, such as XLA's, can crash an interpreter during shutdown."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -260,7 +260,7 @@ def _about(error: OSError) -> str:
 
 
 def _failed(error: Exception) -> int:
-    """Report a bug of ours."""
+    """Report an error that is a bug in this program."""
     _tell("".join(traceback.format_exception(error)).rstrip("\n"))
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
@@ -273,7 +273,7 @@ def _failed(error: Exception) -> int:
 
 
 def _tell(text: str) -> None:
-    """Write on stderr, if that is possible: the exit code says the rest."""
+    """Write to stderr, if that is possible; if not, the exit code alone informs the caller."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -290,7 +290,7 @@ def _fail(message: str, advice: str) -> int:
 
 
 def _middle_cut(text: str, most: int) -> str:
-    """The text; if it is longer, its beginning and end, and between them how much was left out."""
+    """The text; if it is too long, its beginning and end, and between them the number of characters left out."""
     if len(text) <= most:
         return text
     kept = (most - 40) // 2

@@ -1,4 +1,7 @@
-"""``gradience merge``, ``merge-check``, ``verify-merge``, ``compare``: several adapters, or one merged into a model."""
+"""The commands ``gradience merge``, ``merge-check``, ``verify-merge`` and ``compare``.
+
+They merge several adapters or compare them, or look for an adapter in a merged model.
+"""
 
 from __future__ import annotations
 
@@ -87,10 +90,10 @@ def merge(
 
 
 def parsed_weights(text: str | None) -> list[float] | None:
-    """Return the numbers of a list such as `0.5,0.5`, or None where none is given.
+    """Return the numbers of a list such as `0.5,0.5`, or None if no list is given.
 
     Raises:
-        AdapterError: one is not a number.
+        AdapterError: an item is not a number.
     """
     if text is None:
         return None
@@ -202,7 +205,10 @@ def verify_merge(
 
 
 def _threads() -> int:
-    """Limit BLAS to one thread, whose own threads wait for each other in small products; the number for spans."""
+    """Limit BLAS to one thread, and return the number of threads that work on spans of rows.
+
+    In small products, BLAS's own threads wait for each other.
+    """
     for name in _BLAS:
         os.environ.setdefault(name, "1")
     return min(os.cpu_count() or 1, _MOST_THREADS)

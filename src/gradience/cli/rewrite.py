@@ -1,4 +1,4 @@
-"""``gradience resize``, ``mitigate`` and ``convert``: an adapter in, another adapter out."""
+"""The commands ``gradience resize``, ``mitigate`` and ``convert``, which write an adapter from another."""
 
 from __future__ import annotations
 
