@@ -7,8 +7,8 @@ import json
 import pytest
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.schema import MAX_INT
 from gradience.schema.events import TrainStep, UnknownEvent
-from gradience.schema.scalars import MAX_INT
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import Place, decode, find, path_of
 from gradience.telemetry.lines import find_faults, find_unnamed

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from gradience.errors import ConfigError
 from gradience.io.reading import read_small
-from gradience.schema.scalars import Severity
+from gradience.schema import Severity
 
 FailOn: TypeAlias = Severity | Literal["never"]
 

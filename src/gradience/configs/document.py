@@ -35,9 +35,9 @@ from gradience.configs.settings import (
 from gradience.configs.training import PICKLED, note_training, output_dir, read_training
 from gradience.configs.values import Fields, Malformed, flag, text
 from gradience.errors import ConfigError
+from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import LossMode, SourceFile
-from gradience.schema.scalars import Json
 
 CONFIG_NAME = "adapter_config.json"
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from gradience.configs.values import Malformed, plain
 from gradience.errors import ConfigError
 from gradience.io.reading import MAX_DEPTH, check_depth, open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
 MAX_JSON_BYTES = 5 * 1024 * 1024  # the largest config seen in the wild is under 50 kB
 MAX_YAML_BYTES = 256 * 1024  # PyYAML reads about 100 kB/s: keeps the worst case within seconds

@@ -25,7 +25,7 @@ from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.values import Malformed, printable
 from gradience.errors import ConfigError
 from gradience.io.reading import MAX_DEPTH
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
 MAX_OPCODES: Final = 100_000  # a TrainingArguments takes 600
 _SHOWN: Final = 80  # characters of a class in an error

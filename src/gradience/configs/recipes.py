@@ -51,7 +51,7 @@ from gradience.configs.values import (
     text,
     whole,
 )
-from gradience.schema.scalars import Json, as_float, real as on_the_wire
+from gradience.schema import Json, as_float, real as on_the_wire
 
 _Table: TypeAlias = dict[Level, tuple[Setting, ...]]
 

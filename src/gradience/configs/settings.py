@@ -41,9 +41,9 @@ from gradience.configs.values import (
     whole,
 )
 from gradience.io.reading import read_small
+from gradience.schema import Json, as_float, real as on_the_wire
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json, as_float, real as on_the_wire
 
 S = TypeVar("S", bound=msgspec.Struct)
 

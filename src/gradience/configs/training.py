@@ -11,8 +11,8 @@ from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
+from gradience.schema import Json
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json
 
 ARGS_NAMES = (
     "training_args.json",

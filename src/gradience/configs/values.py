@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, get_args
 
 from gradience.errors import ConfigError
-from gradience.schema.scalars import Json, NonFinite, TaskProfile, real as on_the_wire
+from gradience.schema import Json, NonFinite, TaskProfile, real as on_the_wire
 from gradience.telemetry.secrets import hide_secrets
 
 MAX_DIGITS = 400  # of a number: the largest that a float holds has 309 written out

@@ -11,7 +11,7 @@ from yaml.error import MarkedYAMLError, YAMLError
 
 from gradience.configs.values import MAX_DIGITS, Malformed
 from gradience.io.reading import MAX_DEPTH, check_depth
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
 MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
 

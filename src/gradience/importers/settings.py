@@ -16,9 +16,9 @@ from gradience.configs.training import STATE_NAME, TRAINING_NAMES, note_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError
 from gradience.importers.files import SourceRun, count_of
+from gradience.schema import Json, as_float
 from gradience.schema.events import TELLING, ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.values import number_of
 
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")

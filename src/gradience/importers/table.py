@@ -19,7 +19,7 @@ from typing import Final, TextIO, TypeAlias
 from gradience.errors import RecorderError, few
 from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.rows import HELD_OUT
 from gradience.telemetry.values import number_of, step_of
 

@@ -12,13 +12,13 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError
 from gradience.importers.files import LoggedRow, SourceRun, count_of, whole_json
 from gradience.importers.settings import state_layer
-from gradience.schema.scalars import Json
+from gradience.io import CHECKPOINT_PREFIX
+from gradience.schema import Json
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.values import step_of
 
 MAX_STATES: Final = 500
 
-_CHECKPOINT: Final = "checkpoint-"
 _NAMES: Final = ("all_results.json", "train_results.json", "eval_results.json")
 _COUNTS: Final = ("eval_samples", "test_samples", "predict_samples")
 
@@ -74,8 +74,8 @@ def find_states(folder: Path) -> list[Path]:
     """Return the folder's own trainer_state.json and those of its checkpoints, by number."""
     numbered = sorted(
         (step, child / STATE_NAME)
-        for child in folder.glob(f"{_CHECKPOINT}*")
-        if (step := step_of(child.name.removeprefix(_CHECKPOINT))) is not None and (child / STATE_NAME).is_file()
+        for child in folder.glob(f"{CHECKPOINT_PREFIX}*")
+        if (step := step_of(child.name.removeprefix(CHECKPOINT_PREFIX))) is not None and (child / STATE_NAME).is_file()
     )
     own = [folder / STATE_NAME] if (folder / STATE_NAME).is_file() else []
     return own + [path for _, path in numbered[-MAX_STATES:]]

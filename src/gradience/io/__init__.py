@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 PathLike: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[int, int, str], None]  # items done, items in all, the name of the current one
 
+CHECKPOINT_PREFIX: Final = "checkpoint-"  # of the folders that the Trainer saves, before their step
 _DIGITS: Final = re.compile(r"(\d+)")
 _MOST_DIGITS: Final = 9  # int() of a longer one costs more than its order is worth
 

@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
 from gradience.configs import Preferences, read_preferences
 from gradience.errors import ConfigError
+from gradience.schema import Json, Severity, real
 from gradience.schema.document import (
     RULES_SCHEMA_ID,
     Evidence,
@@ -37,7 +38,6 @@ from gradience.schema.document import (
     RuleThreshold,
     by_severity,
 )
-from gradience.schema.scalars import Json, Severity, real
 
 F = TypeVar("F")
 G = TypeVar("G")

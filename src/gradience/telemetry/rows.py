@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from gradience.schema import Json, Real
 from gradience.schema.events import EvalMetrics, TrainStep
-from gradience.schema.scalars import Json, Real
 from gradience.telemetry.values import described, number_of, step_of
 
 HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict")

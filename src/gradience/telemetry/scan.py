@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Meta
 
 from gradience.errors import SchemaError
+from gradience.schema import SCHEMA_ID, NonNegativeInt
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
     MAX_LINE_BYTES,

@@ -20,8 +20,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from gradience.adapters.formats.kohya import DIFFUSERS, KOHYA
-from gradience.adapters.formats.mlx import MLX, MLX_FULL, TORCHTUNE
+from gradience.adapters.formats.foreign import DIFFUSERS, KOHYA, MLX, MLX_FULL, TORCHTUNE
 from gradience.adapters.formats.peft import PEFT
 from gradience.adapters.layout import MOST_ELEMENTS, Array, Files, Format
 from gradience.errors import AdapterError

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
 from gradience.schema.reports import DataReport, Rows
-from gradience.schema.scalars import Json, Severity
 
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")

@@ -10,9 +10,9 @@ from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.verbs.audit import audit_adapter
-from gradience.verbs.bench.contest import SHUFFLED, Contest, Entrant, Entry, Options
+from gradience.verbs.bench.contest import SHUFFLED, Contest, Entry, Options
 from gradience.verbs.bench.evaluators import run, words
-from gradience.verbs.bench.judge import BASE
+from gradience.verbs.bench.judge import BASE, Contender
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash, refusing
 from gradience.verbs.resize import resize_adapter
 
@@ -40,7 +40,7 @@ def default_names(adapter: Path, *, calibrated: bool) -> list[str]:
     return ["p90", *(f"svd:{k}" for k in ranks), *(DEFAULT_KL if calibrated else ())]
 
 
-def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Entrant], list[str]]:
+def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Contender], list[str]]:
     """The candidates by those names, beside the three that are always there; and notes on what is left out.
 
     Raises:
@@ -56,7 +56,7 @@ def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Entra
             notes.append(f"{name} is left out: it is the same adapter as {seen.get(digest, FULL)}")
             continue
         seen[digest] = name
-        found.append(Entrant(name, "candidate", folder, _words(name)))
+        found.append(Contender(name, "candidate", folder, _words(name)))
     return found, notes
 
 
@@ -143,14 +143,16 @@ def retrained(
     worst = []
     for r in chosen:
         seeds = [
-            Entrant(f"retrain:{r} seed {seed}", "candidate", _trained(store, command, r, seed, options.timeout))
+            Contender(f"retrain:{r} seed {seed}", "candidate", _trained(store, command, r, seed, options.timeout))
             for seed in range(options.seed, options.seed + options.seeds)
         ]
         found = contest.scored(entry._replace(entrants=[entry.entrants[0], *seeds]), evaluator)
         means = [found[one.name].mean for one in seeds]
         place = means.index(min(means) if evaluator.higher_is_better else max(means))
         said = ", ".join(f"{mean:.4g}" for mean in means)
-        worst.append(Entrant(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({said})"))
+        worst.append(
+            Contender(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({said})")
+        )
     entrants = [*entry.entrants, *truncated, *worst]
     return entry._replace(entrants=entrants), notes
 

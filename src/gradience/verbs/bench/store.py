@@ -24,8 +24,8 @@ from gradience.base.weights import identity
 from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small
+from gradience.schema import Real, as_float
 from gradience.schema.compare import BenchReport
-from gradience.schema.scalars import Real, as_float
 from gradience.spectral.grams import Floats
 
 REPORT_NAME: Final = "bench.json"

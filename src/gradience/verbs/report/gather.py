@@ -16,7 +16,7 @@ from gradience.base.weights import find_shards
 from gradience.errors import GradienceError
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
-from gradience.io import PathLike
+from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.reading import real_path
 from gradience.render import short_path
 from gradience.render.html import FileRead, Story
@@ -107,7 +107,7 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
 
 def _holds_checkpoints_only(folder: Path) -> bool:
     own = any((folder / name).is_file() for name in WEIGHT_NAMES)
-    return folder.is_dir() and not own and any(folder.glob("checkpoint-*"))
+    return folder.is_dir() and not own and any(folder.glob(f"{CHECKPOINT_PREFIX}*"))
 
 
 def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
+from gradience.schema import as_float, number_in
 from gradience.schema.fleet import (
     RUNS_BEST_SCHEMA_ID,
     RUNS_CURVES_SCHEMA_ID,
@@ -28,7 +29,6 @@ from gradience.schema.fleet import (
     RunsShowReport,
     UnreadLog,
 )
-from gradience.schema.scalars import as_float, number_in
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.query import Named, opened, select
 from gradience.verbs.fleet.store import Store

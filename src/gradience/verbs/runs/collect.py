@@ -16,13 +16,13 @@ from typing import Final
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import is_run
-from gradience.io import PathLike, cache_folder
+from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.rules.objective import objective_of
+from gradience.schema import Real, as_float, number_in
 from gradience.schema.document import by_severity, writable
 from gradience.schema.events import ConfigSnapshot, Eval
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import Real, as_float, number_in
 from gradience.spectral import cores
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet import finding_columns, number_column, version_of_rules
@@ -38,7 +38,6 @@ _ALONE: Final = 200  # up to so many logs this process reads itself, because a w
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
-_CHECKPOINT: Final = "checkpoint-"
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
 MAX_RUNS: Final = 1000  # most runs of one log; more are an error, as no log is known to hold as many
 
@@ -152,7 +151,7 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def _belongs(name: str, found: list[tuple[str, str]]) -> bool:
-    return bool(found) and name.startswith(_CHECKPOINT)
+    return bool(found) and name.startswith(CHECKPOINT_PREFIX)
 
 
 def _of(folder: str, files: list[str], below: list[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -163,7 +162,7 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
         yield from map(_file, ours)
         return
     logs = [name for name in files if name.endswith(_LOGS) or "tfevents" in name]
-    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(_CHECKPOINT)]
+    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(CHECKPOINT_PREFIX)]
     if not logs and not states:
         return
     if folder in known or is_run(Path(folder)):

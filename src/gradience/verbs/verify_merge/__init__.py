@@ -16,8 +16,8 @@ from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
+from gradience.schema import real
 from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, VerifiedModule, VerifyMergeReport, VerifyVerdict
-from gradience.schema.scalars import real
 from gradience.verbs.verify_merge.judge import FAILING
 from gradience.verbs.verify_merge.rows import Rows
 from gradience.verbs.verify_merge.whole import Rest, copies_of

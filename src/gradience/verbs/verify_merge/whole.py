@@ -18,8 +18,8 @@ from gradience.adapters.layout import PREFIX, Adapter, Array
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
+from gradience.schema import real
 from gradience.schema.merge import ModuleVerdict, OtherTensor
-from gradience.schema.scalars import real
 from gradience.spectral import scratch
 from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
 
