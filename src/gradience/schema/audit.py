@@ -60,13 +60,13 @@ class RankPattern(msgspec.Struct, kw_only=True, frozen=True):
 
     r: Annotated[Rank, about("The commonest rank.")]
     lora_alpha: Annotated[int | float, about("The commonest alpha.")]
-    use_rslora: bool
+    use_rslora: Annotated[bool, about("Whether the scaling is alpha / sqrt(r).")]
     rank_pattern: Annotated[dict[str, int], about("Ranks other than `r`, by module path, escaped as PEFT matches it.")]
     alpha_pattern: Annotated[dict[str, int | float], about("Alphas other than `lora_alpha`, by module path.")]
-    energy_kept: Fraction
-    relative_error: Fraction
-    params_saved: NonNegativeInt
-    bytes_saved: NonNegativeInt
+    energy_kept: Annotated[Fraction, about("Share of the squared Frobenius norm kept.")]
+    relative_error: Annotated[Fraction, about("Relative Frobenius error over all modules.")]
+    params_saved: Annotated[NonNegativeInt, about("Parameters that the cut removes.")]
+    bytes_saved: Annotated[NonNegativeInt, about("Bytes that the cut removes.")]
     modules: list[ModuleRank]
 
 
@@ -91,7 +91,7 @@ class Intruders(msgspec.Struct, kw_only=True, frozen=True):
         Literal["exact", "lanczos"],
         about("`exact`: dense SVD of both matrices. `lanczos`: Lanczos with bounds on every overlap."),
     ]
-    converged: bool
+    converged: Annotated[bool, about("Whether the k leading vectors reached their tolerance.")]
 
 
 class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -166,7 +166,7 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     shape: Annotated[list[int], about("[rows, columns] of dW.")]
     r: Annotated[Rank, about("Rank of the factors on disk.")]
     config_r: Annotated[Rank, about("Rank by the config, if it differs from `r`.")] | None = None
-    alpha: Real | None = None
+    alpha: Annotated[Real, about("LoRA's alpha for this module.")] | None = None
     rslora: Annotated[bool, about("Whether s is alpha / sqrt(r) instead of alpha / r.")] = False
     rank_pattern: Annotated[str, about("Key of the config's rank_pattern that gave the rank.")] | None = None
     alpha_pattern: Annotated[str, about("Key of the config's alpha_pattern that gave alpha.")] | None = None
@@ -221,7 +221,7 @@ class GroupSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     """The modules of one type. Means run over finite, non-zero updates whose energy_rank_90 is known."""
 
     n: Annotated[NonNegativeInt, about("Modules of this type, all of them.")]
-    params: NonNegativeInt
+    params: Annotated[NonNegativeInt, about("Parameters of their factors.")]
     stable_rank_mean: float | None = None
     effective_rank_mean: float | None = None
     utilization_mean: float | None = None
@@ -232,7 +232,7 @@ class GroupSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 class LayerSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One layer of the network: its modules and their share of the update."""
 
-    layer: NonNegativeInt
+    layer: Annotated[NonNegativeInt, about("Index of the layer.")]
     label: Annotated[str, about("Name of the layer: `7`, or section and block, such as `2.7`, `down.1`.")] = ""
     n: Annotated[NonNegativeInt, about("Adapted modules of the layer.")]
     stable_rank_mean: float | None = None
@@ -277,16 +277,16 @@ class Health(msgspec.Struct, kw_only=True, frozen=True):
     verdict: Literal[
         "trained", "near_untrained", "untrained", "partial", "oversized", "random_like", "broken", "not_analysed"
     ]
-    reason: str
+    reason: Annotated[str, about("The ground of the verdict, in words.")]
 
 
 class LedgerEntry(msgspec.Struct, kw_only=True, frozen=True):
     """All tensors of one role, counted."""
 
     role: Role
-    tensors: NonNegativeInt
-    params: NonNegativeInt
-    bytes: NonNegativeInt
+    tensors: Annotated[NonNegativeInt, about("Number of tensors.")]
+    params: Annotated[NonNegativeInt, about("Number of their entries.")]
+    bytes: Annotated[NonNegativeInt, about("Size of their data.")]
     share: Annotated[Fraction, about("Share of the bytes of all tensors of the file.")]
 
 
@@ -343,7 +343,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
     schema: Literal["gradience.audit/v2"]
-    peft_dir: str
+    peft_dir: Annotated[str, about("The adapter's path, as given.")]
     config_path: str | None = None
     weights_path: Annotated[str, about("Weights file as given; any further files are in `weights_paths`.")]
     weights_paths: list[str] = []
@@ -363,15 +363,15 @@ class AuditReport(Report, kw_only=True, frozen=True):
         list[SuggestedRank], about("Cost and saving of lower ranks: the powers of two and the suggested ranks.")
     ] = []
     rank_rules: Annotated[list[RankRule], about("Ranks by several rules of thumb, energy_rank_90 among them.")] = []
-    rank_disagreements: list[RankDisagreement] = []
+    rank_disagreements: Annotated[list[RankDisagreement], about("Modules on which the rules of thumb disagree.")] = []
     per_layer: RankPattern | None = None
     unmatched_patterns: Annotated[list[str], about("Keys of rank_pattern and alpha_pattern that match no module.")] = []
     base: BaseReport | None = None
     standing: Annotated[Standing, about("Percentiles within a fleet, with --against FLEET.")] | None = None
     modules: list[ModuleAudit] = []
-    layers: list[LayerSummary] = []
-    ledger: list[LedgerEntry] = []
-    not_analysed: list[NotAnalysed] = []
+    layers: Annotated[list[LayerSummary], about("Adapted layers, in their order.")] = []
+    ledger: Annotated[list[LedgerEntry], about("Tensors of the file by role, most bytes first.")] = []
+    not_analysed: Annotated[list[NotAnalysed], about("Tensors without numbers, with the reasons.")] = []
     findings: list[Finding] = []
     not_run: Annotated[list[NotRun], about("Checks that did not run, each with the reason.")] = []
     notes: list[str] = []

@@ -18,19 +18,19 @@ class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
 
     name: Annotated[str, about("Short name, unique among the compared runs.")]
     file: str
-    run_id: str | None = None
+    run_id: Annotated[str, about("Id of the run in its log.")] | None = None
     story: Annotated[str, about("The run in one line.")] = ""
     status: Annotated[str, about("Status of run_end, or `no_run_end`.")]
     rows: Annotated[NonNegativeInt, about("Training rows.")] = 0
-    last_step: NonNegativeInt | None = None
-    max_steps: NonNegativeInt | None = None
+    last_step: Annotated[NonNegativeInt, about("Last logged step.")] | None = None
+    max_steps: Annotated[NonNegativeInt, about("Planned steps.")] | None = None
     first_loss: Real | None = None
     last_loss: Real | None = None
-    min_loss: Real | None = None
+    min_loss: Annotated[Real, about("Lowest training loss.")] | None = None
     min_loss_step: NonNegativeInt | None = None
     split: Annotated[str, about("Held-out split of eval_loss, its best and its step, and accuracy.")] | None = None
     eval_loss: Annotated[Real, about("Newest held-out loss.")] | None = None
-    best_eval_loss: Real | None = None
+    best_eval_loss: Annotated[Real, about("Lowest held-out loss.")] | None = None
     best_eval_step: NonNegativeInt | None = None
     accuracy: Annotated[Real, about("Newest held-out accuracy, 0 to 1.")] | None = None
     gap: Annotated[Real, about("Held-out over train perplexity.")] | None = None
@@ -40,7 +40,7 @@ class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     lr: Annotated[Real, about("Peak learning rate: the highest logged, else the configured one.")] | None = None
     r: Annotated[int, about("Rank where no pattern matches.")] | None = None
     alpha: Real | None = None
-    utilization_mean: float | None = None
+    utilization_mean: Annotated[float, about("Mean utilization by the audit in the log.")] | None = None
     duration_s: Annotated[float, about("Seconds from the first to the last clock reading.")] | None = None
     findings: list[FindingRef] = []
 
@@ -201,10 +201,10 @@ class CheckpointPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=T
     """One checkpoint of a series. Means run over the modules with a finite, non-zero update."""
 
     name: str
-    step: NonNegativeInt | None = None
-    frobenius_norm: float | None = None
-    cosine_to_final: Cosine | None = None
-    cosine_to_previous: Cosine | None = None
+    step: Annotated[NonNegativeInt, about("Optimizer step, by its folder's name.")] | None = None
+    frobenius_norm: Annotated[float, about("Frobenius norm of the whole update.")] | None = None
+    cosine_to_final: Annotated[Cosine, about("Cosine with the last checkpoint's update.")] | None = None
+    cosine_to_previous: Annotated[Cosine, about("Cosine with the previous checkpoint's update.")] | None = None
     relative_change: Annotated[float | None, about("norm(change since the previous checkpoint) / norm(previous).")] = (
         None
     )
@@ -296,7 +296,7 @@ class BenchResult(msgspec.Struct, kw_only=True, frozen=True):
 
     task: str
     score: Annotated[Real, about("Mean score; for `loss` in nats per prediction.")]
-    harm: Real | None = None
+    harm: Annotated[Real, about("Mean of the paired differences to the reference; above 0 it is worse.")] | None = None
     low: Annotated[
         Real | None, about("Lower bound of harm, with 95 % confidence for all compared candidates at once.")
     ] = None
@@ -360,13 +360,13 @@ class BenchReport(Report, kw_only=True, frozen=True):
     """Candidates compared with an adapter on held-out data: paired differences, their bounds, and a verdict."""
 
     schema: Literal["gradience.bench/v2"] = BENCH_SCHEMA_ID
-    kind: Literal["resize", "merge", "mitigate"]
+    kind: Annotated[Literal["resize", "merge", "mitigate"], about("The verb whose results are measured.")]
     adapters: Annotated[list[str], about("The adapters, as given.")]
     base: Annotated[str, about("The base model, as given; empty if the evaluator has its own.")] = ""
     out: Annotated[str, about("The folder of the candidates and evaluations.")]
     metric: BenchMetric
     tolerance: Annotated[str, about("As given: `1%` of the reference's score, or `0.01` in its unit.")]
-    confidence: Fraction
+    confidence: Annotated[Fraction, about("Confidence of the bounds, for all candidates at once.")]
     seed: NonNegativeInt
     tasks: list[BenchTask] = []
     candidates: Annotated[list[BenchCandidate], about("The reference first, then by size.")] = []

@@ -274,7 +274,7 @@ class RuleThreshold(msgspec.Struct, kw_only=True, frozen=True):
 
     name: str
     value: float
-    unit: str
+    unit: Annotated[str, about("Unit of the value.")]
     source: Annotated[str, about("Where the number comes from; it says so if the number is a judgement or a proposal.")]
 
 
@@ -323,7 +323,7 @@ class Coverage(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """
 
     base: Annotated[str, about("Folder name or hub id.")]
-    model_type: str
+    model_type: Annotated[str, about("transformers' `model_type` of the base.")]
     layout: Annotated[str, about("Library whose module tree was assumed, such as `transformers 5`.")]
     modules: Annotated[NonNegativeInt, about("Modules and parameters that get an adapter.")]
     by_type: Annotated[dict[str, int], about("`modules` by type: attn, mlp, embedding, ...")] = {}

@@ -34,9 +34,9 @@ class OptimizerSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
 
     name: Annotated[str, about("Name, such as `adamw_torch`, `lion`, `sgd`.")] | None = None
     lr: Annotated[Real, about("Peak learning rate.")] | None = None
-    weight_decay: Real | None = None
+    weight_decay: Annotated[Real, about("Weight decay, as configured.")] | None = None
     betas: Annotated[list[Real], about("Decay rates of the moments, as Adam has them.")] | None = None
-    eps: Real | None = None
+    eps: Annotated[Real, about("Adam's epsilon.")] | None = None
     extras: Extras = {}
 
 
@@ -49,16 +49,16 @@ class LoraSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     target_modules: (
         Annotated[list[str] | str, about("Module names, one regular expression, or `all-linear`.")] | None
     ) = None
-    dropout: Real | None = None
+    dropout: Annotated[Real, about("PEFT's `lora_dropout`, 0 to 1.")] | None = None
     bias: Annotated[str, about("`none`, `all` or `lora_only`.")] | None = None
     use_rslora: Annotated[bool, about("Whether the scaling is alpha / sqrt(r) instead of alpha / r.")] | None = None
-    use_dora: bool | None = None
+    use_dora: Annotated[bool, about("Whether the adapter is a DoRA.")] | None = None
     rank_pattern: Annotated[dict[str, int], about("Rank by PEFT's module pattern, in order.")] | None = None
     alpha_pattern: Annotated[dict[str, Real], about("Alpha by PEFT's module pattern, in order.")] | None = None
-    peft_type: str | None = None
-    task_type: str | None = None
+    peft_type: Annotated[str, about("PEFT's `peft_type`, such as `LORA`.")] | None = None
+    task_type: Annotated[str, about("PEFT's `task_type`, such as `CAUSAL_LM`.")] | None = None
     init: Annotated[str, about("How A and B start: PEFT's `init_lora_weights`, as text.")] | None = None
-    modules_to_save: list[str] | None = None
+    modules_to_save: Annotated[list[str], about("Modules that are trained whole.")] | None = None
     extras: Extras = {}
 
 
@@ -67,12 +67,12 @@ class TrainingSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
 
     seed: int | None = None
     batch_size: Annotated[int, about("Sequences per device and micro-batch.")] | None = None
-    gradient_accumulation: int | None = None
+    gradient_accumulation: Annotated[int, about("Micro-batches per optimizer step.")] | None = None
     world_size: Annotated[int, about("Data-parallel processes.")] | None = None
     max_steps: Annotated[int, about("Planned optimizer steps; null if unknown.")] | None = None
-    epochs: Real | None = None
+    epochs: Annotated[Real, about("Planned passes over the data.")] | None = None
     dtype: Annotated[str, about("`float32`, `bfloat16` or `float16`.")] | None = None
-    lr_scheduler: str | None = None
+    lr_scheduler: Annotated[str, about("Name of the schedule, such as `cosine`.")] | None = None
     warmup_steps: Annotated[Real, about("Warm-up steps; a value below 1 is a fraction of all steps.")] | None = None
     warmup_ratio: Annotated[Real, about("Warm-up as a fraction of all steps.")] | None = None
     max_grad_norm: Annotated[Real, about("Norm at which gradients are clipped.")] | None = None
@@ -81,7 +81,7 @@ class TrainingSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     ) = None
     logging_nan_inf_filter: Annotated[bool, about("Whether the log averages non-finite losses away.")] | None = None
     eval_strategy: Annotated[str, about("`no`, `steps` or `epoch`.")] | None = None
-    save_strategy: str | None = None
+    save_strategy: Annotated[str, about("`no`, `steps` or `epoch`.")] | None = None
     save_steps: Real | None = None
     max_length: Annotated[int, about("Tokens per sequence.")] | None = None
     extras: Extras = {}
@@ -91,7 +91,7 @@ class ConfigSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     """The configuration of one run; only values on an allow-list are collected."""
 
     model_name: Annotated[str, about("Hub id or folder name of the base model, never a path.")] | None = None
-    dataset_name: str | None = None
+    dataset_name: Annotated[str, about("Name of the training data.")] | None = None
     task_profile: TaskProfile = "unknown"
     optimizer: OptimizerSnapshot = OptimizerSnapshot()
     lora: LoraSnapshot = LoraSnapshot()
@@ -159,8 +159,8 @@ class Eval(EventBase, frozen=True, tag="eval"):
 class Metrics(EventBase, frozen=True, tag="metrics"):
     """A block of numbers of a named kind: `lora_audit`, `spectral`, `guard`, `train_summary`, ..."""
 
-    kind: str
-    metrics: dict[str, Json]
+    kind: Annotated[str, about("Name of the block, such as `lora_audit`.")]
+    metrics: Annotated[dict[str, Json], about("The numbers by name.")]
 
 
 class Alert(EventBase, frozen=True, tag="alert"):
@@ -168,8 +168,8 @@ class Alert(EventBase, frozen=True, tag="alert"):
 
     severity: Severity
     code: Annotated[str, about("Stable id of the condition.")]
-    message: str
-    context: dict[str, Json] = {}
+    message: Annotated[str, about("What happened, for a person.")]
+    context: Annotated[dict[str, Json], about("Values that belong to the alert.")] = {}
 
 
 class RecommendationItem(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -195,7 +195,7 @@ class RunEnd(EventBase, frozen=True, tag="run_end"):
     """The run is over; `status` says how it ended."""
 
     status: Status
-    reason: str | None = None
+    reason: Annotated[str, about("Why the run ended so.")] | None = None
 
 
 class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):

@@ -115,9 +115,9 @@ class FleetAuditReport(Report, kw_only=True, frozen=True):
     """The result of `gradience fleet audit`: how many adapters were read, kept and removed."""
 
     schema: Literal["gradience.fleet-audit/v2"]
-    out: str
+    out: Annotated[str, about("Folder of the fleet.")]
     engine: str
-    workers: NonNegativeInt
+    workers: Annotated[NonNegativeInt, about("Processes, or tasks at once.")]
     found: Annotated[NonNegativeInt, about("Adapters found below the roots.")]
     audited: Annotated[NonNegativeInt, about("Adapters read in this call.")]
     unchanged: Annotated[
@@ -125,7 +125,7 @@ class FleetAuditReport(Report, kw_only=True, frozen=True):
     ]
     removed: Annotated[NonNegativeInt, about("Rows removed because their adapter is no longer below the roots.")]
     errors: Annotated[NonNegativeInt, about("Rows that hold an error instead of numbers.")]
-    crashed: NonNegativeInt = 0
+    crashed: Annotated[NonNegativeInt, about("Rows of adapters on which workers died twice.")] = 0
     seconds: Annotated[float, about("Duration of the call.")]
     notes: list[str] = []
 
@@ -146,7 +146,7 @@ class Faulty(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Wasteful(msgspec.Struct, kw_only=True, frozen=True):
-    """An adapter that could be cut to a much lower rank."""
+    """A trained adapter that a cut to its suggested rank makes smaller."""
 
     path: str
     r: NonNegativeInt
@@ -215,7 +215,7 @@ class FleetShowReport(Report, kw_only=True, frozen=True):
     fleet: str
     adapters: NonNegativeInt
     modules: NonNegativeInt
-    bytes: NonNegativeInt
+    bytes: Annotated[NonNegativeInt, about("Bytes of all tensors.")]
     bases: list[Counted] = []
     types: list[Counted] = []
     ranks: list[Counted] = []
@@ -277,11 +277,11 @@ class RunRow(msgspec.Struct, kw_only=True, frozen=True):
     rows: Annotated[NonNegativeInt, about("Training rows.")] = 0
     first_loss: float | None = None
     last_loss: float | None = None
-    best_loss: float | None = None
+    best_loss: Annotated[float, about("Lowest training loss.")] | None = None
     best_loss_step: NonNegativeInt | None = None
     split: Annotated[str, about("Held-out split of the columns about evaluations.")] | None = None
     eval_loss: Annotated[float, about("Newest held-out loss, nats.")] | None = None
-    best_eval_loss: float | None = None
+    best_eval_loss: Annotated[float, about("Lowest held-out loss.")] | None = None
     best_eval_step: NonNegativeInt | None = None
     eval_accuracy: Annotated[float, about("Newest held-out accuracy, 0 to 1.")] | None = None
     gap: Annotated[float, about("Held-out perplexity over train perplexity.")] | None = None
@@ -367,7 +367,7 @@ class RunsBestReport(Report, kw_only=True, frozen=True):
 
     schema: Literal["gradience.runs-best/v2"]
     metric: str
-    goal: Literal["least", "most"]
+    goal: Annotated[Literal["least", "most"], about("Whether the lowest or the highest value is best.")]
     by: str | None
     best: list[BestRun]
     known_metrics: list[str] = []

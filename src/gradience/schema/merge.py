@@ -68,7 +68,7 @@ class MergeReport(Report, kw_only=True, frozen=True):
     ] = None
     out: Annotated[str, about("The folder that was written; empty on a dry run.")] = ""
     dtype: Annotated[str, about("Dtype of the factors, such as `F32`.")]
-    r: NonNegativeInt
+    r: Annotated[NonNegativeInt, about("`r` of the written config.")]
     lora_alpha: float
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, Json] = {}
@@ -128,7 +128,7 @@ class CheckedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     """One adapter, its weight, and its part in the weighted sum over all modules."""
 
     adapter: ComparedAdapter
-    weight: float
+    weight: Annotated[float, about("Its weight w in the sum.")]
     weighted_norm: Annotated[float, about("norm(w dW), Frobenius, over all its modules.")]
     kept: Kept
     obstacles: Annotated[list[str], about("Reasons why `gradience merge` would refuse the adapter as it is.")] = []

@@ -66,7 +66,7 @@ class TokenCounts(msgspec.Struct, kw_only=True, frozen=True):
 class Batching(msgspec.Struct, kw_only=True, frozen=True):
     """The padding of these sequences in batches, and in packed sequences."""
 
-    batch_size: NonNegativeInt = 0
+    batch_size: Annotated[NonNegativeInt, about("Rows per batch.")] = 0
     padding_share: (
         Annotated[Fraction, about("Share of padding in batches of random order; null if unknown.")] | None
     ) = None
@@ -87,8 +87,8 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     answer_lost: Annotated[Rows, about("The cut removes every supervised token, or the whole row.")] = Rows()
     end_supervised: Annotated[Rows, about("An end token is supervised; only whole rows are counted.")] = Rows()
     end_masked: Annotated[Rows, about("The end token after an answer is masked; only whole rows are counted.")] = Rows()
-    double_bos: Rows = Rows()
-    empty_answer: Rows = Rows()
+    double_bos: Annotated[Rows, about("The row begins with two BOS tokens.")] = Rows()
+    empty_answer: Annotated[Rows, about("An answer is empty.")] = Rows()
     duplicate: Annotated[Rows, about("The row equals an earlier row.")] = Rows()
     replacement: Annotated[Rows, about("The text holds U+FFFD.")] = Rows()
     mojibake: Annotated[Rows, about("The text is UTF-8 that was decoded as Latin-1 or cp1252.")] = Rows()
@@ -149,9 +149,9 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     packing: bool = False
     pad_is_end: Annotated[bool, about("Whether the pad token is the tokenizer's end-of-sequence token.")] | None = None
     has_labels: Annotated[bool, about("Whether the rows hold labels.")] = False
-    end_tokens: list[str] = []
+    end_tokens: Annotated[list[str], about("Tokens that end generation.")] = []
     turn_end: Annotated[str, about("Control token that ends most answers but is no end token; else empty.")] = ""
-    sequences: NonNegativeInt = 0
+    sequences: Annotated[NonNegativeInt, about("Sequences that were tokenised.")] = 0
     whole_rows: Annotated[NonNegativeInt, about("Rows with a supervised sequence that no cut shortens.")] = 0
     tokens: TokenCounts = TokenCounts()
     lengths: Lengths = Lengths()
@@ -219,9 +219,9 @@ class CheckReport(Report, kw_only=True, frozen=True):
 class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """A line of a log that is not a valid event."""
 
-    line: Annotated[int, Meta(ge=1)]
+    line: Annotated[int, Meta(ge=1, description="Number of the line, from 1.")]
     offset: Annotated[NonNegativeInt, about("Byte offset of the line's start.")]
-    reason: str
+    reason: Annotated[str, about("Why it is not a valid event.")]
     path: Annotated[str, about("Place in the document, as `$.a.b`.")] | None = None
     torn: Annotated[
         bool,
@@ -254,14 +254,14 @@ class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 
     rows: Annotated[NonNegativeInt, about("Training rows, without superseded ones.")]
     superseded_rows: Annotated[NonNegativeInt, about("Rows and evaluations that a resume superseded.")] = 0
-    non_finite_rows: NonNegativeInt = 0
+    non_finite_rows: Annotated[NonNegativeInt, about("Rows whose loss is not finite.")] = 0
     first_step: NonNegativeInt | None = None
     last_step: NonNegativeInt | None = None
     first_loss: Real | None = None
     last_loss: Real | None = None
-    min_loss: Real | None = None
+    min_loss: Annotated[Real, about("Lowest finite training loss.")] | None = None
     min_loss_step: NonNegativeInt | None = None
-    max_lr: Real | None = None
+    max_lr: Annotated[Real, about("Highest logged learning rate.")] | None = None
     duration_s: Annotated[float, about("Newest minus oldest clock reading, seconds; null if unknown.")] | None = None
 
 
@@ -308,7 +308,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     objective: Annotated[str, about("`sft`, `classification`, `preference`, `reward`, `rl` or `unknown`.")] = "unknown"
     evals: list[EvalPoint] = []
     gap: GapReading | None = None
-    lora_audit: dict[str, Json] | None = None
+    lora_audit: Annotated[dict[str, Json], about("The newest audit recorded in the log.")] | None = None
     lora_audit_step: NonNegativeInt | None = None
     data: (
         Annotated[dict[str, Json], about("What the model was fed in the batches that were watched; null if none was.")]
@@ -318,8 +318,8 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []
     not_run: list[NotRun] = []
-    issues: list[BadLine] = []
-    issues_total: NonNegativeInt = 0
+    issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []
+    issues_total: Annotated[NonNegativeInt, about("Number of lines that are not valid events.")] = 0
     notes: list[str] = []
 
 
@@ -329,11 +329,11 @@ class ValidateReport(Report, kw_only=True, frozen=True):
     schema: Literal["gradience.validate/v2"]
     file: str
     valid: bool
-    lines: NonNegativeInt
+    lines: Annotated[NonNegativeInt, about("Number of lines.")]
     events: dict[str, int] = {}
-    unknown_events: dict[str, int] = {}
-    issues: list[BadLine] = []
-    issues_total: NonNegativeInt = 0
+    unknown_events: Annotated[dict[str, int], about("Number of events by name that the schema does not know.")] = {}
+    issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []
+    issues_total: Annotated[NonNegativeInt, about("Number of lines that are not valid events.")] = 0
     notes: list[str] = []
 
 
@@ -368,5 +368,5 @@ class ImportReport(Report, kw_only=True, frozen=True):
     runs: Annotated[list[ImportedRunReport], about("Runs in the order written; the last one is the one shown.")] = []
     files: Annotated[list[str], about("Files that were read.")] = []
     skipped: Annotated[list[SkippedRow], about("The first rows that were not imported.")] = []
-    skipped_total: NonNegativeInt = 0
+    skipped_total: Annotated[NonNegativeInt, about("Number of rows that were not imported.")] = 0
     notes: Annotated[list[str], about("Choices that were made, and other observations.")] = []

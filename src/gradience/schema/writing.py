@@ -122,7 +122,7 @@ class ResizeReport(Report, kw_only=True, frozen=True):
     schema: Literal["gradience.resize/v2"] = RESIZE_SCHEMA_ID
     source: Annotated[str, about("The adapter, as given.")]
     out: Annotated[str, about("Folder or file that was written; null in a dry run.")] | None = None
-    criterion: Criterion
+    criterion: Annotated[Criterion, about("The option that set the ranks.")]
     value: Annotated[float, about("Value of the criterion; 0 if it has none.")]
     dtype: Annotated[str, about("Dtype of the new factors, by its safetensors name; null: unchanged.")] | None = None
     r: Annotated[
@@ -138,9 +138,9 @@ class ResizeReport(Report, kw_only=True, frozen=True):
         about("Relative Frobenius error over all modules, from sums of squares; null if all updates are zero."),
     ] = None
     params_before: Annotated[NonNegativeInt, about("Parameters of the factors.")]
-    params_after: NonNegativeInt
+    params_after: Annotated[NonNegativeInt, about("Parameters of the new factors.")]
     bytes_before: Annotated[NonNegativeInt, about("Bytes of the weights file.")]
-    bytes_after: NonNegativeInt
+    bytes_after: Annotated[NonNegativeInt, about("Bytes of the new weights file.")]
     modules: list[ResizedModule] = []
     notes: list[str] = []
     calibration: Calibration | None = None
@@ -162,7 +162,7 @@ class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
     ]
     relative_change: Annotated[Fraction, about("Frobenius norm of what was removed over that of dW.")]
     method: Literal["exact", "lanczos"]
-    converged: bool
+    converged: Annotated[bool, about("Whether the k leading vectors reached their tolerance.")]
     alpha_factor: Annotated[
         Fraction, about("Factor of lora_alpha that changes dW by the same norm: 1 - relative_change.")
     ] = 1.0
@@ -180,7 +180,7 @@ class MitigateReport(Report, kw_only=True, frozen=True):
     k: Annotated[NonNegativeInt, about("Number of leading singular vectors that were examined.")]
     eps: Annotated[Fraction, about("Threshold of overlap below which a vector is an intruder.")]
     before: Annotated[NonNegativeInt, about("Intruders over all modules.")]
-    after: NonNegativeInt
+    after: Annotated[NonNegativeInt, about("Intruders over all modules of the adapter as written.")]
     alpha_after: Annotated[
         NonNegativeInt,
         about("Intruders if lora_alpha is lowered instead, with the same relative change in each module."),
