@@ -73,7 +73,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
         self._step = 0
-        self._losses: list[torch.Tensor] = []  # of the batches since the last row
+        self._losses: list[torch.Tensor] = []  # losses of the batches since the last row
         self._norm: torch.Tensor | None = None
         self._rate: float | list[float] | None = None
         self._trained: set[str] = set()  # names that were logged in training
@@ -140,7 +140,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}
-        if self._losses:  # Lightning divides a loss by the batches of a step before it shows it here
+        if self._losses:  # Lightning has divided each loss by the number of batches per step
             share = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             known["loss"] = float(torch.stack([loss.float().mean() for loss in self._losses]).mean()) * share
         if self._norm is not None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
 _DRAWN: Final = 0.2  # seconds between two drawings on a terminal
-_WRITTEN: Final = 30.0  # the same between two lines of a file
+_WRITTEN: Final = 30.0  # seconds between two lines of a file
 _SHORT: Final = 2.0  # seconds of a job too short for a progress file
 
 

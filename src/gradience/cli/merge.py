@@ -66,7 +66,7 @@ def merge(
     place = opt.output_path(out, dry_run=dry_run)
     chosen = parsed_weights(weights)
     if method in {"linear", "cat", "svd"}:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core takes modules of its own
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
     from gradience.verbs.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
@@ -250,7 +250,7 @@ def compare(
     """
     if not adapters:
         raise AdapterError("compare needs adapters, none given", advice="give two, or a run's folder")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core takes modules of its own
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
     prepare_jax(device, serial_kernels=True)
     from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once

@@ -27,8 +27,8 @@ from gradience.telemetry.secrets import hide_secrets
 from gradience.verbs.monitor import monitor_run
 from gradience.verbs.monitor.source import Tail, Watch, is_log
 
-_EVERY: Final = 1.0  # seconds between two looks at the file
-_LOOK: Final = 4096  # bytes in which the first line of a log shows what it is
+_EVERY: Final = 1.0  # seconds between two reads of the file
+_LOOK: Final = 4096  # bytes of a log's beginning that show its format
 
 
 def monitor(

@@ -1,7 +1,7 @@
-"""Options that several commands share, declared once, and the project's settings beneath them.
+"""Options that several commands share, declared once, and the project's settings.
 
-The aliases carry their own help text, so that a command's docstring describes only what is particular to it. Settings
-come from the nearest gradience.toml or pyproject.toml; what the command line gives takes precedence.
+The aliases carry their own help text, so that a command's docstring describes only its particular options. Settings
+come from the nearest gradience.toml or pyproject.toml, and the command line overrides them.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _UNDERLINE = "----"
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _KEPT: Final = 16 << 20  # bytes at the top of a thread's heap
-_OWN: Final = 16 << 20  # bytes from which an array has pages of its own, which go back at once
+_OWN: Final = 16 << 20  # arrays of at least so many bytes have pages of their own, which are returned at once
 
 DONE: Final = 0
 FOUND: Final = 1
@@ -57,9 +57,9 @@ _WIDTH: Final = 79
 
 _COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
 _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
-_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would tear apart
-_LEAST: Final = 40  # columns, under which wrapping helps nobody
-_HANG: Final = 2  # further columns by which the rest of a sentence is indented
+_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would break
+_LEAST: Final = 40  # columns; a narrower terminal is not wrapped for
+_HANG: Final = 2  # columns by which later lines of a sentence are indented further
 
 
 def with_flowing_help(target: str) -> Callable[..., object]:

@@ -21,7 +21,7 @@ _TEXT_COLUMNS: Final = ("text", "sentence", "content", "review", "question")
 _LABEL_COLUMNS: Final = ("label", "labels")
 _ROLES: Final = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
 _PASSED: Final = ("tools", "chat_template_kwargs")
-_MOST_COLUMNS: Final = 12  # named in an error
+_MOST_COLUMNS: Final = 12  # columns named in an error
 _ALPACA: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _ALPACA_NO_INPUT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
 
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     label_column: str = "label"
 
 
-_KNOWN: Final = (  # the first whose columns are all there
+_KNOWN: Final = (  # the first format whose columns are all present applies
     (("input_ids",), Shape("tokenised", "sft")),
     (("chosen", "rejected"), Shape("preference", "dpo")),
     (("prompt", "completion", "label"), Shape("kto", "kto")),

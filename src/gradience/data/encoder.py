@@ -105,7 +105,7 @@ class Encoder:
             try:
                 return self._rendered(plain, chats[0])
             except _failures():
-                pass  # one of them: which, the loop below finds
+                pass  # one conversation failed; the loop below finds which
         return [self._one(chat) for chat in chats]
 
     def split_controls(self) -> list[str]:
@@ -204,7 +204,7 @@ def _end_ids(folder: Path, eos: int | None) -> frozenset[int]:
 
 def _training_template(template: str | None) -> str | None:
     """The template with `{% generation %}` blocks by which TRL replaces a stock one; None if TRL has none."""
-    spec = find_spec("trl")  # a look for its files: importing it would import torch
+    spec = find_spec("trl")  # only locates its files, because importing trl would import torch
     if template is None or spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent / "chat_templates"

@@ -25,12 +25,12 @@ _BROKEN: Final = re.compile(
 _RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
 REPLACEMENT: Final = "\ufffd"
 
-_FIRST: Final = 5  # numbers of rows that are kept of each kind
+_FIRST: Final = 5  # row numbers that are kept for each kind
 _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
-_BARS: Final = 48  # of the histogram
-_LABELS: Final = 50  # that the report lists
-_WHITESPACE: Final = 2  # tokens after a turn's end that are not looked at: a line break
+_BARS: Final = 48  # bars of the histogram
+_LABELS: Final = 50  # labels that the report lists
+_WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
 def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_length: int | None, seed: int) -> Batching:
@@ -58,7 +58,7 @@ def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_len
 
 def packed_count(lengths: Sequence[int], room: int) -> int:
     """The number of bins of `room` tokens that best-fit decreasing fills, as `trl.pack_dataset(strategy="bfd")`."""
-    free: list[int] = []  # spaces that a bin has left, each once
+    free: list[int] = []  # distinct amounts of free space in the bins, sorted
     bins_with: Counter[int] = Counter()
     bins = 0
     for length in sorted((min(length, room) for length in lengths if length), reverse=True):
@@ -118,7 +118,7 @@ class Measured(NamedTuple):
     tokens: TokenCounts
     seen: RowsSeen
     turn_end: int | None
-    """The control token with which most answers end, where it does not end generation."""
+    """The control token that ends most answers, if it does not end generation."""
 
 
 class Measure:

@@ -18,11 +18,11 @@ from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
-_CANDIDATE: Final = 0.6  # similarity that LSH looks for: under the threshold, so that it misses little above it
+_CANDIDATE: Final = 0.6  # similarity that LSH searches for; below NEAR, so that LSH misses little above NEAR
 _FIRST: Final = 5
 _WORD: Final = re.compile(r"\w+")
 _TRIGRAM: Final = 3
-_FEWEST: Final = 8  # trigrams of a row whose nearness is judged: of fewer, one word decides
+_FEWEST: Final = 8  # a row with fewer trigrams is not judged for nearness, because one word would decide
 
 
 class EvalRows:

@@ -25,7 +25,7 @@ Row: TypeAlias = dict[str, Json]
 MAX_LINE: Final = 64 << 20  # bytes of one row
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
 _BATCH: Final = 512  # rows of a columnar file that are in memory at once
-_MAX_FILES: Final = 10_000  # of a folder
+_MAX_FILES: Final = 10_000  # files of a folder
 _ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of Dataset.save_to_disk"
 _COMMON_TRAIN: Final = "train"
 
@@ -86,7 +86,7 @@ class _Kind(NamedTuple):
 def _read(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
     try:
         yield from _kind_of(path).rows(path, wanted)
-    except (OSError, ValueError, csv.Error) as error:  # of pyarrow, too: ArrowInvalid is a ValueError
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's ArrowInvalid is a ValueError too
         raise _unreadable(path, error) from None
 
 

@@ -19,7 +19,7 @@ from gradience.schema.reports import LossMode
 
 _BATCH: Final = 256  # rows tokenised in one call
 _NOT_CONVERSATIONAL: Final = frozenset({"sharegpt", "text", "tokenised"})
-_IGNORED: Final = -100  # the label that a loss leaves out
+_IGNORED: Final = -100  # label of a token that the loss ignores
 
 
 class Sequence(NamedTuple):
@@ -36,7 +36,7 @@ class Tokenised(NamedTuple):
     columns: Columns
     sequences: tuple[Sequence, ...]
     prompt: int = 0
-    """Tokens before the answer, where the row has a prompt."""
+    """Number of tokens before the answer, if the row has a prompt."""
 
 
 class Masking(NamedTuple):

@@ -151,7 +151,7 @@ def active(loaded: LoadedModel, name: str | None) -> Iterator[None]:
             yield
     finally:
         model.set_adapter(before)
-        model.requires_grad_(requires_grad=False)  # PEFT asks for gradients of what it activates
+        model.requires_grad_(requires_grad=False)  # PEFT makes the parameters that it activates require gradients
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -238,7 +238,7 @@ def _labels(adapter: Adapter) -> int | None:
         and len(info.shape) == 2
         and any(f".{head}." in f".{name}" for head in _HEADS)
     ]
-    return min(rows, default=None)  # a head of two layers ends in the narrower one
+    return min(rows, default=None)  # of a head with two layers, the last is the narrower
 
 
 def _base(
@@ -289,7 +289,7 @@ def _refuse_misfit(model: Any, adapter: Adapter) -> None:
     shapes = {_plain(name): tuple(p.shape) for name, p in model.named_parameters() if ".lora_" not in name}
     for module in adapter.modules:
         if module.expert is not None or module.kind not in {"linear", "dora", "embedding"}:
-            continue  # their shapes are of other axes: PEFT decides
+            continue  # their shapes have other axes, so PEFT checks them
         name = module.base_name or f"{module.name}.weight"
         shape = shapes.get(name)
         if shape is None:
@@ -343,7 +343,7 @@ def _tokenizer(transformers: Any, places: list[PathLike | None]) -> Any:
         try:
             return transformers.AutoTokenizer.from_pretrained(os.fspath(place), local_files_only=True)
         except (OSError, ValueError):
-            continue  # an adapter's folder with a config alone
+            continue  # for example an adapter's folder with a tokenizer config alone
     return None
 
 

@@ -24,8 +24,8 @@ from gradience.io import PathLike
 from gradience.io.reading import decode_json, open_regular
 from gradience.models import LoadedModel
 
-LONGEST: Final = 512  # tokens of an input; what is longer is cut: predictions of the first ones are as good to compare
-_LARGEST_ROW: Final = 16 << 20  # bytes of a line: a conversation of a million tokens has 5
+LONGEST: Final = 512  # tokens of an input; longer inputs are cut, as their first predictions compare as well
+_LARGEST_ROW: Final = 16 << 20  # bytes of a line; a conversation of a million tokens takes about 5 MB
 _PARQUET: Final = b"PAR1"
 _FIELDS: Final = ("messages", "text", "prompt", "input_ids")
 _COMPLETIONS: Final = ("completion", "response", "output")
@@ -282,7 +282,7 @@ class _Reader:
                 return self._tokens(prompt), 0, True
             whole, own = self._tokens(prompt + completion), self._tokens(prompt)
             shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, own, strict=False))
-            return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with a mark of its own
+            return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with its own token
         held = ", ".join(sorted(row)) or "nothing"
         raise self._fault(number, f"holds {held}, expected text, prompt or messages")
 

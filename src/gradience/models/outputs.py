@@ -15,9 +15,9 @@ import torch
 from gradience.models import LoadedModel
 from gradience.models.inputs import Batch, Example
 
-_KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept rather than computed again
+_KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept; more are computed again
 _ACTIVATIONS: Final = 96 << 20  # bytes that the activations of one batch may take
-_PER_LAYER: Final = 24  # vectors of the hidden size that a layer keeps of a token (17 of Korthikanti et al. 2022, 4.1)
+_PER_LAYER: Final = 24  # vectors of the hidden size that a layer keeps per token (17: Korthikanti et al. 2022, 4.1)
 _PER_CLASS: Final = 4  # copies of the outputs: logits, log-probabilities, their gradient, the loss's own
 
 State = Callable[[], AbstractContextManager[Any]]
@@ -114,7 +114,7 @@ def scored(
         state: a context that puts the model in the state to be scored.
     """
     for number, batch in enumerate(parts):
-        with torch.inference_mode():  # a generator's decorator does not hold between its steps
+        with torch.inference_mode():  # entered again, because a generator's decorator does not hold between its steps
             known = reference.of(number, batch) if reference is not None else None
             with state():
                 found = log_probs(logits_of(loaded, batch))

@@ -141,7 +141,7 @@ class _Sums:
                 advice="resize it by its weights, without --calibrate",
             )
         z, h = (x.detach().reshape(rows, -1, x.shape[-1]).double() for x in (z, h))
-        if z.shape[1] == width:  # else the module sees a sequence of its own, such as a pooled one
+        if z.shape[1] == width:  # otherwise the module has a sequence of its own, such as a pooled one
             z = z * self._mask[:, :, None]
             h = h * self._mask[:, :, None]
             self._tokens += int(self._mask.sum())
@@ -177,7 +177,7 @@ def _of_factor(sums: _Sums) -> Callable[..., torch.Tensor]:
     """A hook on A: its output is z, and the gradient of the output is h."""
 
     def hook(module: torch.nn.Module, _inputs: Any, z: torch.Tensor) -> torch.Tensor:
-        if not z.requires_grad:  # nothing below it is adapted
+        if not z.requires_grad:  # no adapted module comes before it
             z = z.detach().requires_grad_()
         is_conv = not isinstance(module, torch.nn.Linear)
         kept = z.detach()

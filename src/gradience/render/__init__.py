@@ -17,13 +17,13 @@ from gradience.errors import few
 from gradience.schema import NonFinite
 from gradience.schema.document import Excluded, Finding, NotRun
 
-NAMES: Final = 4  # of a list in one sentence
+NAMES: Final = 4  # names of a list that a sentence gives
 
 T = TypeVar("T")
 P = ParamSpec("P")
 Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
 
-WIDTH = 72  # of a banner
+WIDTH = 72  # characters of a banner
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
 

@@ -30,7 +30,7 @@ from gradience.schema.compare import (
 )
 from gradience.schema.document import SEVERITIES
 
-_SIDE_BY_SIDE: Final = 4  # runs
+_SIDE_BY_SIDE: Final = 4  # runs, at most, that are shown side by side
 _COLUMN: Final = 16
 _LABEL: Final = 22
 _NAME: Final = 28
@@ -41,8 +41,8 @@ _GRAVE: Final = SEVERITIES.index("warning")
 
 _LAYERS: Final = 6
 _FACTOR: Final = 10.0  # a change of more than 1000 % reads better as a factor
-_MODULES: Final = 5  # named in one line
-_OPPOSED: Final = "-"  # a cosine below 0, on the map
+_MODULES: Final = 5  # modules named in one line
+_OPPOSED: Final = "-"  # stands for a cosine below 0 on the map
 
 _OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
     ("k", ">5", lambda sides: str(sides[0].i)),

@@ -18,7 +18,7 @@ from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
 
 _ROWS: Final = 20
-_SPLITS: Final = 5  # among the main numbers
+_SPLITS: Final = 5  # splits among the main numbers
 _TEXT: Final = 300  # characters of one cell
 _PURPOSES: Final = {"median": "most modules", "p90": "worst-case tail"}
 _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=https):(?=//)|(?<=http):(?=//)|(?<=www)\.")

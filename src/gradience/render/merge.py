@@ -49,7 +49,7 @@ _MERGED: Final[Columns[MergedModule]] = (
     ("module", "", lambda row: clean(row.name)),
 )
 
-_VERDICTS: Final = {  # those that need a look first
+_VERDICTS: Final = {  # verdicts that need attention first
     "other": "other",
     "absent": "absent (M = W)",
     "scaled": "another factor of dW",

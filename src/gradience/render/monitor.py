@@ -31,7 +31,7 @@ from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, Run
 from gradience.schema.reports import EvalPoint, MonitorReport
 
 _MODULES: Final = 3  # least used modules of the audit in the log
-_ALERTS: Final = 3  # in a frame
+_ALERTS: Final = 3  # alerts in a frame
 
 _PROBES: Final = {"update_norm": "norm of the update", "stable_rank_mean": "stable rank, mean"}
 
@@ -199,7 +199,7 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
     yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
     modules = audit.get("modules")
     for module in modules[:_MODULES] if isinstance(modules, list) else []:
-        if isinstance(module, dict):  # anyone may have written the log
+        if isinstance(module, dict):  # another program may have written the log
             name = clean(str(module.get("name", "-")))
             yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
@@ -237,7 +237,7 @@ class Glance(NamedTuple):
     points: Sequence[tuple[int, float]]  # step and loss
     evals: Sequence[tuple[str, int, float]]  # split, step and loss
     reward: float | None = None
-    rewards: Sequence[tuple[int, float]] = ()  # step and reward: drawn instead of the loss where there are any
+    rewards: Sequence[tuple[int, float]] = ()  # step and reward; if present, drawn instead of the loss
     alerts: Sequence[Alert] = ()
     not_finite: int = 0
     bad_lines: int = 0

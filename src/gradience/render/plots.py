@@ -21,7 +21,7 @@ LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 """The marks of `curves_lines`, in the order of its curves."""
 _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
-_LABEL: Final = 8  # columns for the numbers at the left, at least
+_LABEL: Final = 8  # minimal number of columns for the numbers at the left
 
 _UNICODE: Final = "▁▂▃▄▅▆▇█"
 _ASCII: Final = ".:-=+*#@"
@@ -179,7 +179,7 @@ Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
 
 _Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
-Cell: TypeAlias = float | str  # a value; or 0, ! or a space for what has none
+Cell: TypeAlias = float | str  # a value; or 0, ! or a space for a module without one
 
 
 class Grid(NamedTuple):
@@ -189,7 +189,7 @@ class Grid(NamedTuple):
     rows: dict[str, dict[int, Cell]]  # by the kind's name, then by layer
     layers: list[int]
     top: float  # the highest value
-    labels: dict[int, str]  # of the layers, as people name them
+    labels: dict[int, str]  # the layers as people name them
 
 
 def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:

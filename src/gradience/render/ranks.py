@@ -13,7 +13,7 @@ from gradience.render import Columns, clean, count, megabytes, number, percent, 
 from gradience.rules.weights import LARGE_SIZE
 from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, SuggestedRank
 
-_MODULES: Final = 8  # of a rank pattern, without --verbose
+_MODULES: Final = 8  # modules of a rank pattern listed without --verbose
 _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
 _TRIAL: Final = (  # docs/resize.md: benchmarks/resize_quality.py, and the later measurement on pretrained models
     "  measured, with ranks rounded up to powers of two: 12 adapters of a small Llama trained on digits lost 1.4",

@@ -22,7 +22,7 @@ from gradience.schema.writing import (
 )
 
 MODULES: Final = 12  # rows of a table without --verbose
-EXACT: Final = 1e-6  # relative error under which an update is the same: float32 factors hold no more digits
+EXACT: Final = 1e-6  # relative error below which an update counts as equal: float32 factors hold no more digits
 LESSER: Final = "modules, of no larger error"
 _CRITERIA: Final = {
     "rank": "rank {:g}",

@@ -22,7 +22,7 @@ import msgspec
 from gradience.schema import Fraction, Json, NonFinite, NonNegativeInt, Severity, about, as_float
 
 _WIDTH: Final = 160  # characters of one value in a summary
-_SHOWN: Final = 12  # items of a list of findings
+_SHOWN: Final = 12  # findings of a list that are named
 _NAMES: Final = frozenset(get_args(NonFinite))
 
 RULES_SCHEMA_ID: Final = "gradience.rules/v2"

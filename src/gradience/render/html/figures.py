@@ -41,22 +41,22 @@ from gradience.render.html.plot import (
 )
 from gradience.render.plots import Cell, Grid
 
-STYLES: Final = 8  # of lines: four colours, each solid and dashed
+STYLES: Final = 8  # styles of lines: four colours, each solid and dashed
 
-_FEW_LINES: Final = 3  # more bands than this overlap beyond reading
-_MOST_POINTS: Final = 120  # with a dot each
+_FEW_LINES: Final = 3  # bands of more lines than this overlap too much to read
+_MOST_POINTS: Final = 120  # a line of more values has no dot at each
 _BADGE: Final = 9.0  # radius of a numbered mark
 _BADGE_ROWS: Final = 3
-_ASIDE: Final = 70.0  # units beside the plot, about, for the numbers of the vertical axis
+_ASIDE: Final = 70.0  # about the units beside the plot for the numbers of the vertical axis
 _MARGIN: Final = 6.0  # units around a figure
-_POINT: Final = 72  # units an inch of matplotlib's SVG; a unit is a pixel at the figure's usual size
+_POINT: Final = 72  # units per inch of matplotlib's SVG; a unit is a pixel at the figure's usual size
 
 _KEPT: Final = frozenset({"g", "defs", "path", "use", "text"})
 _DROPPED: Final = frozenset({"style", "clip-path"})
 _DECIMALS: Final = re.compile(r"\d+\.\d{3,}")
 _COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
 
-_CHARACTER: Final = 7.0  # units, about, of a row's name in the page's font
+_CHARACTER: Final = 7.0  # about the units of a character in the page's font
 _LONGEST: Final = 24  # characters of a row's name
 _ROW: Final = 22.0  # height of a row of a map
 _FOOT: Final = 40.0  # height of the numbers and the label under a map
@@ -70,7 +70,7 @@ class Size(NamedTuple):
     name: str
     width: float
     height: float
-    ticks: int  # of the horizontal axis, about
+    ticks: int  # about the number of ticks of the horizontal axis
 
 
 WIDE: Final = Size("wide", 1080, 300, 10)
@@ -105,11 +105,11 @@ def draw(plot: Plot, size: Size, label: str) -> Element:
         {"svg.hashsalt": f"{label} {size.name}"},
     ]
     text = io.StringIO()
-    # A log axis looks for ticks a decade beyond its ends, which overflows at 1e308: such a tick is not shown.
+    # A log axis computes ticks a decade beyond its ends, which overflow near 1e308; such ticks are not shown.
     with style.context(sheets), warnings.catch_warnings(), np.errstate(over="ignore"):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # only widths are guessed from its font
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # its font only serves to estimate widths
         figure = Figure(figsize=(size.width / _POINT, size.height / _POINT), dpi=_POINT)
-        FigureCanvasSVG(figure)  # which measures text
+        FigureCanvasSVG(figure)  # the canvas measures text
         axes = figure.add_subplot()
         _paint(figure, axes, plot, size)
         _lay_out(axes, size)
@@ -125,7 +125,7 @@ def _lay_out(axes: Axes, size: Size) -> None:
     twice and draw the whole figure once more.
     """
     inner = axes.bbox
-    outer = axes.get_tightbbox(for_layout_only=True) or inner  # None of invisible axes
+    outer = axes.get_tightbbox(for_layout_only=True) or inner  # None if the axes are invisible
     left, right = inner.x0 - outer.x0 + _MARGIN, outer.x1 - inner.x1 + _MARGIN
     below, above = inner.y0 - outer.y0 + _MARGIN, outer.y1 - inner.y1 + _MARGIN
     width, height = size.width - left - right, size.height - below - above
@@ -202,7 +202,7 @@ def _line(axes: Axes, line: Line, y: Axis, *, crowded: bool) -> None:
     (drawn,) = axes.plot(steps, middle, marker="o", markevery=dots, clip_on=False)
     if smoothed is not None:
         drawn.set(alpha=0.6, linewidth=0.8)
-        colour, dashes = drawn.get_color(), drawn.get_linestyle()  # both given, or the next line's are used up
+        colour, dashes = drawn.get_color(), drawn.get_linestyle()  # without both, this call takes the next line's
         axes.plot(steps, np.clip(smoothed, y.low, y.high), color=colour, linestyle=dashes, linewidth=2.2)
     if data.sampled:
         colour, alpha = drawn.get_color(), 0.07 if crowded else 0.22

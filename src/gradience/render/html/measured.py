@@ -49,9 +49,9 @@ from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
 _PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
-_FAR: Final = 3.0  # range of all rows over that of the percentiles from which a close-up is drawn
+_FAR: Final = 3.0  # a close-up is drawn if all rows span this many times the range of the percentiles
 
-_MOST: Final = 200  # bars: a log may be anybody's
+_MOST: Final = 200  # bars at most, because a log may come from another program
 
 _CAPTION: Final = (
     "How much worse than the adapter each candidate is, by its size: a dot is the mean of the paired differences, "
@@ -118,7 +118,7 @@ def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
     finite = column[np.isfinite(column)]
     if not len(finite):
         return None
-    low, high = (4 * float(x) for x in np.percentile(finite / 4, _CLOSE))  # or 1e308 less -1e308 overflows
+    low, high = (4 * float(x) for x in np.percentile(finite / 4, _CLOSE))  # / 4: 1e308 - -1e308 would overflow
     return (low, high) if 0.0 < (high - low) * _FAR < float(np.max(finite)) - float(np.min(finite)) else None
 
 
@@ -294,7 +294,7 @@ def _task(report: BenchReport, task: BenchTask) -> Iterator[Element]:
     if line is not None:
         yield note(line)
     drawn = [row for row in rows if row.candidate.role == "candidate" and row.result.worst is not None]
-    if len({row.candidate.params for row in drawn}) > 1:  # else there is no size to draw it against
+    if len({row.candidate.params for row in drawn}) > 1:  # a single size gives no axis
         yield tag("div", _figure(task, drawn), class_="figures")
     listed = table(_COLUMNS, rows, caption=f"Adapters on {task.name}", numbers=6)
     if listed is not None:

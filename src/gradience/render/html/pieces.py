@@ -20,9 +20,9 @@ from gradience.schema.diagnose import Cause, DiagnoseReport
 T = TypeVar("T")
 Columns: TypeAlias = Sequence[tuple[str, Callable[[T], Node]]]  # title, and cell of an item
 
-_MARKS: Final = 40  # named under a plot
-_ROWS: Final = 100  # of a table
-_CELLS: Final = 2_000  # of a map
+_MARKS: Final = 40  # findings named under a plot
+_ROWS: Final = 100  # rows of a table
+_CELLS: Final = 2_000  # cells of a map
 _LAYERS: Final = 400
 
 _STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # values of a finding that are its step

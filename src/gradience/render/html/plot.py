@@ -22,9 +22,9 @@ Floats = npt.NDArray[np.float64]
 
 _LARGEST: Final = 1e300  # values are clipped to it: the range of two such numbers is still finite
 
-_SMOOTHED: Final = 100  # values from which a running median is drawn
+_SMOOTHED: Final = 100  # a running median is drawn for at least so many values
 
-_SPREAD: Final = 100.0  # highest over lowest value from which an axis of positive values is logarithmic
+_SPREAD: Final = 100.0  # an axis of positive values is logarithmic above this ratio of highest to lowest value
 _LEAST: Final = 1e-290  # smaller values are drawn at 0: matplotlib treats a shorter axis as one of no length
 _TICKS: Final = 5
 
@@ -42,9 +42,9 @@ class Envelope(NamedTuple):
     low: Floats
     middle: Floats
     high: Floats
-    lost: Floats  # one step for each bucket that holds a row that is not finite
-    broken: npt.NDArray[np.bool_]  # whether the line breaks before the bucket: all rows between are not finite
-    rows: int  # finite
+    lost: Floats  # one step for each bucket with a non-finite row
+    broken: npt.NDArray[np.bool_]  # whether the line breaks before the bucket, because all rows between are not finite
+    rows: int  # number of finite rows
     lost_rows: int
     sampled: bool
 
@@ -156,7 +156,7 @@ class Plot(NamedTuple):
     marks: Sequence[Mark] = ()
     log: bool | None = None  # None: by the spread of the values
     zero: bool = False  # whether a linear axis of positive values begins at 0
-    span: tuple[float, float] | None = None  # of the vertical axis in a close-up; values beyond are drawn at its ends
+    span: tuple[float, float] | None = None  # vertical axis of a close-up; values beyond it are drawn at its ends
 
 
 class Axis(NamedTuple):
@@ -213,7 +213,7 @@ def axis_of(values: Iterable[float], *, log: bool | None = None, zero: bool = Fa
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(high) / 10.0 or 1.0
         low, high = low - room, high + room
-    for _ in range(4):  # a longer axis may have wider steps, and so other ends
+    for _ in range(4):  # repeated, because a longer axis may have wider tick steps and so other ends
         ticks = linear_ticks(_TICKS).tick_values(low, high)
         low, high = min(low, float(ticks[0])), max(high, float(ticks[-1]))
     return Axis(low, high, log=False)

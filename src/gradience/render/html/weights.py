@@ -50,7 +50,7 @@ _MODULES: Final[Columns[ModuleAudit]] = (
     ("s", lambda m: number(m.scaling, "g")),
 )
 
-_PAIRS: Final = 3  # with maps
+_PAIRS: Final = 3  # pairs of adapters with maps
 _TEXT: Final = 120  # characters of a configuration's value
 _CAUTION: Final = "Two runs differ by their seed alone as well; a cosine of weights does not measure behaviour."
 
@@ -162,7 +162,7 @@ def _relative(sigma: Floats, _: ModuleAudit) -> Floats:
 
 
 def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
-    first = max(sigma[0], _TINY)  # divided by first: squares of huge or tiny values stay in range
+    first = max(sigma[0], _TINY)  # division by `first` keeps squares of huge or tiny values in range
     total = max(float(module.frobenius_norm or 0.0) / first, 1.0) ** 2
     return np.asarray(np.minimum(np.cumsum((sigma / first) ** 2) / total, 1.0))
 
