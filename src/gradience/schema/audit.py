@@ -75,8 +75,8 @@ class MergeSurvival(msgspec.Struct, kw_only=True, frozen=True):
 
     dtype: Annotated[Literal["bfloat16", "float16"], about("Dtype of the merged weight.")]
     changed: Annotated[Fraction, about("Share of the entries of W that the merge changes.")]
-    cosine: Annotated[float, about("Cosine between the realised and the intended change.")] | None
-    gain: Annotated[float, about("Norm of the realised change over that of the intended change.")] | None
+    cosine: Annotated[float, about("Cosine between the realised and the intended change; null if that is zero.")] | None
+    gain: Annotated[float, about("Norm of the realised over that of the intended change; null if that is zero.")] | None
 
 
 class Intruders(msgspec.Struct, kw_only=True, frozen=True):
@@ -197,7 +197,7 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
         dict[str, float],
         about("Relative Frobenius error of the best rank-k update, by k: powers of two, suggested ranks."),
     ] = {}
-    null_stable_rank: Annotated[float, about("Mean stable rank of Gaussian factors of these shapes.")] | None = None
+    null_stable_rank: Annotated[float, about("Mean stable rank of B A for Gaussian B and A.")] | None = None
     b_stable_rank: Annotated[float, about("Stable rank of lora_B alone; null unless it starts at zero.")] | None = None
     b_null_stable_rank: Annotated[float, about("Mean stable rank of Gaussian numbers of lora_B's shape.")] | None = None
     energy_share: Annotated[Fraction, about("Squared Frobenius norm over the sum of all modules'.")] | None = None

@@ -250,7 +250,7 @@ class OtherTensor(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
         Literal["changed", "missing", "added", "not_compared"],
         about("`missing`: in the base only. `added`: in the merged model only."),
     ]
-    relative_change: Annotated[Real | None, about("norm(M - W) / norm(W), Frobenius; null if not compared.")] = None
+    relative_change: Annotated[Real | None, about("norm(M - W) / norm(W), Frobenius; null if unknown.")] = None
     reason: str | None = None
 
 
