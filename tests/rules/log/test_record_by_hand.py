@@ -12,7 +12,7 @@ from log_runs import FALL, NAN, _skipped as skipped, evaluation, line, run, said
 from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
 from gradience.rules.log.gradient import _grown
-from gradience.rules.log.numbers import _fallen, _stood_still
+from gradience.rules.log.numbers import _fallen, _of_norms, _stood_still
 from gradience.rules.log.recorded import _rank, error_bound, no_weights
 from gradience.rules.log.story import _held_out
 from gradience.schema.reports import BadLine
@@ -365,3 +365,19 @@ def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
     )
     assert (found and found.message) == says
     assert found is None or (found.confidence, found.values) == (0.8, {"peak": 4.9e-5, "configured": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "severity"),
+    [
+        ([10], None, "info"),
+        ([10], "float16", "info"),
+        ([10, 12], "float16", "info"),  # each a step that the scaler skips
+        ([10, 12], None, "warning"),
+        ([10, 12], "bfloat16", "warning"),
+        ([10, 11], "float16", "error"),  # two running are none of its
+        ([10, 12, 13], None, "error"),
+    ],
+)
+def test_norms_that_are_not_finite_are_graver_running_and_without_a_scaler(rows, dtype, severity):
+    assert _of_norms(rows, dtype) == severity
