@@ -155,6 +155,8 @@ def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
         "inference_mode": False,
         "loftq_config": {"bits": 4},
         "eva_config": {"rho": 2.0},
+        "corda_config": {"corda_method": "kpm"},
+        "lora_ga_config": {"scale": "stable"},
         "r": 4,
         "lora_alpha": 2,
         "lora_dropout": 0.1,
@@ -172,6 +174,8 @@ def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
         "inference_mode": True,
         "loftq_config": {},
         "eva_config": None,
+        "corda_config": None,
+        "lora_ga_config": None,
         "r": 4,
         "lora_alpha": 4,
         "rank_pattern": {"v": 1},
@@ -294,8 +298,11 @@ def test_a_field_has_the_only_value_that_is_given(first, second, kept, tmp_path)
 
 
 def test_equal_bytes_of_two_dtypes_are_no_agreement_and_copies_of_the_base_are_carried(tmp_path):
-    one, two = (adapter(tmp_path / n, {"q": along(1.0)}, extra={"q.base_layer.weight": np.zeros(3)}) for n in "ab")
-    assert merge_adapters([one, two]).carried == [f"{PREFIX}q.base_layer.weight"]
+    names = ["e.trainable_tokens_delta", "q.base_layer.weight", "v.bias"]
+    one, two = (
+        adapter(tmp_path / n, {"q": along(1.0)}, extra={name: np.zeros(3) for name in names}, bias="all") for n in "ab"
+    )
+    assert merge_adapters([one, two]).carried == [f"{PREFIX}{name}" for name in names]
     held = load_file(two / "adapter_model.safetensors")
     save_file(held | {f"{PREFIX}q.base_layer.weight": np.zeros(3, np.int32)}, two / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match="different values"):

@@ -22,7 +22,7 @@ from gradience.schema.writing import Criterion
 from gradience.spectral.update import reduced
 from gradience.verbs.resize import _notes as resize_notes, cut
 from gradience.verbs.resize.cut import Job, Target, module_rank, planned_file, refit_of, refitted, target_of
-from gradience.verbs.resize.plan import Loss, _relative_error, resizable_pairs
+from gradience.verbs.resize.plan import Loss, _new_patterns, _relative_error, resizable_pairs
 
 CRITERIA = ", ".join(get_args(Criterion))
 
@@ -263,6 +263,13 @@ def test_new_factors_that_a_dtype_cannot_hold_are_refused_by_name(tmp_path):
         assert "the new factors do not fit F16" in str(error.value)
         assert error.value.advice == "name a wider --dtype"
         assert not (tmp_path / "out").exists()
+
+
+def test_a_module_that_is_left_out_has_no_part_in_the_config(tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(4.0, 2.0)}, lora_alpha=6)
+    q, v = resizable_pairs(open_adapter(folder)[1])
+    assert _new_patterns([Job(q, 0), Job(v, 1)]) == (1, 3, {}, {})
+    assert _new_patterns([Job(q, 2), Job(v, 1)])[2:] in (({"v": 1}, {"v": 3}), ({"q": 2}, {"q": 6}))
 
 
 def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):

@@ -36,7 +36,6 @@ _INITIAL: Final[dict[str, Any]] = {  # values for fields of an initialisation, w
     "eva_config": None,
     "corda_config": None,
     "lora_ga_config": None,
-    "alora_invocation_tokens": None,
 }
 
 
