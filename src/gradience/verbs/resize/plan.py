@@ -244,7 +244,7 @@ def _losses_of(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> lis
             f"{job.pair.first.name}: the square of its norm is over the range of float64", advice="lower its alpha"
         )
     return [
-        Loss(0.0 if job.unchanged else energy * float(s.relative_errors[job.rank]) ** 2, energy)
+        Loss(energy * float(s.relative_errors[job.rank]) ** 2, energy)
         for s, energy in zip(found, energies, strict=True)
     ]
 
