@@ -73,7 +73,7 @@ class RowBlock(NamedTuple):
     def events(self) -> Iterator[TrainStep]:
         """Yield the rows as typed events, with the further values that were kept."""
         for row in self.rows:
-            kept = {name: value for name, at in self.fields.items() if (value := getattr(row, at)) is not None}
+            kept = {name: getattr(row, at) for name, at in self.fields.items()}  # null where a row has none
             yield msgspec.structs.replace(row.event(), extras=kept)
 
 

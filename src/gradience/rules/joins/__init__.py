@@ -1,12 +1,12 @@
-"""Rules that need a config, a log and weights at once: findings of several sources that have one cause.
+"""Correlations: rules that explain findings of several sources (config, log, weights) by one cause.
 
-Here is what a correlation asks of each source, and how they are matched. A correlation describes itself like every
-other rule. What it observes comes from its table: it holds where the sources of one of its messages all show something
-that it needs. A symptom is in one cause at most, that of the first correlation that takes it, so the order of the table
-matters: gravest first.
+This file defines what a correlation needs from each source, and how the needs are matched. A correlation describes
+itself like any other rule. It holds if all the sources of one of its messages show a symptom that it needs. A symptom
+belongs to at most one cause, that of the first correlation that takes it. So the order of the table matters: gravest
+first.
 
-The correlations on the files of a run stand here, too: whether they are of one run and whole, what was not recorded,
-what is wasted.
+The file also has the correlations on a run's files: whether they are complete and of one run, what was not recorded,
+and what is wasted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gradience.schema import Json, Severity
 from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
 
-FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition names them
+FACTS: Final = {  # symptoms that are not findings of a rule, and the text for them in a condition
     "other_config": "it is not this adapter's",
     "other_log": "it is not this adapter's",
     "other_adapter": "it is not the one configured or recorded",
@@ -54,13 +54,13 @@ FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition 
 }
 
 Silent: TypeAlias = frozenset[tuple[PieceSource, str]]
-"""Rules, with their source, that were judged and found nothing."""
+"""Pairs of a source and the id of a rule that was judged on it and found nothing."""
 
 
 class Symptom(NamedTuple):
-    """One thing that a source shows: a finding of its own, or a fact that means something beside others only.
+    """A finding on one source, or a fact about the source that matters only together with other symptoms.
 
-    `tags` distinguish findings of one id: the severity, the names of the values, the verdict on the weights.
+    `tags` distinguish findings of the same id: by severity, names of values, or the verdict on the weights.
     """
 
     source: PieceSource
@@ -71,22 +71,22 @@ class Symptom(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The condition on one source: any of these ids, or that every id of `silent` was judged and found nothing."""
+    """A condition on one source: it shows any of `ids`, or every rule in `silent` was judged and found nothing."""
 
     source: PieceSource
     ids: tuple[str, ...] = ()
-    tags: frozenset[str] = frozenset()  # any of them; empty: whatever its tags
+    tags: frozenset[str] = frozenset()  # the symptom needs any of them; if empty, its tags do not matter
     silent: tuple[str, ...] = ()
-    says: str = ""  # of silent ids
+    says: str = ""  # the text for the silence of the ids in `silent`
 
 
 class Message(NamedTuple):
-    """The sentence for these sources. `{name}` is a value of a symptom; without it the next message is tried."""
+    """The sentence of a finding on these sources. If no symptom has a value `{name}`, the next message is tried."""
 
     sources: tuple[PieceSource, ...]
     text: str
     action: str | None = None
-    severity: Severity | None = None  # else that of the gravest piece
+    severity: Severity | None = None  # None: the severity of the gravest piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,10 @@ class Correlation(Description):
     """A rule over the symptoms of several sources.
 
     Attributes:
-        needs: what makes it hold.
-        hints: what is taken along where it holds.
-        messages: the first whose sources all show something, and whose values are known, is the finding's.
-        least: pieces, hints counted, below which the finding stands better alone.
+        needs: the conditions, by source.
+        hints: conditions whose symptoms are added if the correlation holds.
+        messages: the finding has the first message whose sources all show a symptom and whose values are known.
+        least: the smallest number of pieces, hints included, for which the correlation holds.
     """
 
     needs: tuple[Needs, ...]
@@ -109,7 +109,7 @@ class Correlation(Description):
 
     @property
     def speaks_when(self) -> str:
-        """Which findings and facts of which sources it puts together."""
+        """A sentence that names the findings and facts of each source that the correlation joins."""
         parts: dict[str, list[str]] = {}
         for needs in self.needs:
             parts.setdefault(needs.source, []).extend(_named(needs))
@@ -118,14 +118,14 @@ class Correlation(Description):
         return f"{shown}. It takes {', or '.join(ways)}"
 
     def missing(self, read: frozenset[Source]) -> str | None:
-        """Which sources it lacks, or None where it can be judged."""
+        """The sources that are missing, for the report, or None if the correlation can be judged."""
         sources = (set(message.sources) - {"disk"} or {"log"} for message in self.messages)  # the log finds the files
         lacking = [sorted(each - read) for each in sources]
         fewest = min(lacking, key=len)
         return f"needs {' and '.join(fewest)}" if fewest else None
 
     def observe(self, symptoms: Sequence[Symptom], silent: Silent) -> Observed | None:
-        """The observation on these symptoms, and those it explains; None where the correlation does not hold."""
+        """The observation, with the symptoms that it explains; None if the correlation does not hold."""
         core = _fitting(self.needs, symptoms, silent)
         taken = [*core, *_fitting(self.hints, _without(symptoms, core), silent)]
         values = _values(taken)
@@ -149,7 +149,7 @@ class Correlation(Description):
             try:
                 return message._replace(text=message.text.format_map(values))
             except (KeyError, ValueError, TypeError):
-                continue  # a value that it names is not known: a later message does without
+                continue  # a value in the message is not known: a later message does not need it
         return None
 
 
@@ -161,14 +161,14 @@ class Observed(NamedTuple):
 
 
 class Correlated(NamedTuple):
-    """The causes, and the symptoms that are in none."""
+    """The causes, and the symptoms that belong to no cause."""
 
     causes: list[Cause]
     left: list[Symptom]
 
 
 def correlate(correlations: Iterable[Correlation], symptoms: Iterable[Symptom], silent: Silent) -> Correlated:
-    """The causes that the correlations, gravest first, make of the symptoms."""
+    """Join the symptoms into causes by the correlations, in the given order, gravest first."""
     left, causes = list(symptoms), []
     for correlation in correlations:
         observed = correlation.observe(left, silent)
@@ -196,12 +196,12 @@ def _fits(needs: Needs, symptom: Symptom) -> bool:
 
 
 def _without(symptoms: Iterable[Symptom], taken: Sequence[Symptom]) -> list[Symptom]:
-    gone = {id(symptom) for symptom in taken}  # by identity: equal ones of two modules are apart
+    gone = {id(symptom) for symptom in taken}  # by identity, because two modules may show equal symptoms
     return [symptom for symptom in symptoms if id(symptom) not in gone]
 
 
 def _values(symptoms: Iterable[Symptom]) -> dict[str, Json]:
-    """The known values of all symptoms; of two of one name the first."""
+    """The known values of all symptoms. Of two values with the same name, the first is kept."""
     merged: dict[str, Json] = {}
     for symptom in symptoms:
         merged = {**{name: value for name, value in symptom.seen.values.items() if value is not None}, **merged}
