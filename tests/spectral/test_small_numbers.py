@@ -289,6 +289,28 @@ def test_an_update_of_zero_has_no_directions_and_no_cosine():
     assert (found.left.shape, found.cosine, found.finite) == ((0, 1), None, True)
 
 
+@pytest.mark.parametrize(("inner", "cosine"), [(4.1, 1.0), (-4.1, -1.0), (3.0, 0.75)])
+def test_rounding_takes_no_cosine_beyond_one(inner, cosine):
+    none = np.zeros((0, 0))
+    made = PairGeometry(finite=True, norms=(2.0, 2.0), inner=inner, distance=0.0, left=none, right=none)
+    assert made.cosine == cosine
+
+
+def test_rows_and_columns_are_balanced_by_the_fourth_root_of_their_squares_ratio():
+    balance = update._balance(np.array([16.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0]))
+    assert balance.tolist() == [0.5, 1.0, 1.0]  # 16 / 4 and 1 * 4
+
+
+@pytest.mark.parametrize("rank", [3, 5])
+def test_maps_of_a_rank_beyond_the_sides_are_of_the_narrowed_factors(rank):
+    rng = np.random.default_rng(0)
+    b, a = rng.standard_normal((6, 70)), rng.standard_normal((70, 5))
+    ((_,), (maps,)) = batch.spectra_and_maps([lambda: Factors(b, a, 1.0)])
+    new_b, new_a = reduced(b, a, 1.0, rank, maps=maps)
+    u, sigma, v = np.linalg.svd(b @ a, full_matrices=False)
+    np.testing.assert_allclose(new_b @ new_a, (u[:, :rank] * sigma[:rank]) @ v[:rank], atol=1e-9)
+
+
 @pytest.mark.parametrize("scale", [math.inf, math.nan])
 def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
     found = geometry(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))
