@@ -379,6 +379,8 @@ def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held,
 def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds():
     whole = DenseSpectrum(np.asarray([3.0, 2.0, 1.0, 1.0]), 15.0, 4)
     assert [whole.energy_rank(share) for share in (0.6, 0.61, 13 / 15, 0.9, 1.0)] == [(k, k) for k in (1, 2, 2, 3, 4)]
+    bounded = DenseSpectrum(np.asarray([3.0, 2.0]), 14.0, 8, next_square=4.0, is_whole=False)
+    assert bounded.energy_rank(12 / 14) == (2, 2)  # beside the first is 1 at most, though a value might be 4
     exactly = DenseSpectrum(np.ones(2), 4.0, 4, next_square=1.0, is_whole=False)
     assert exactly.energy_rank(0.5 / (1.0 - 4 * EPS)) == (1, 2)  # 2 of 4 are wanted: one and next to it another 1
     short = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.5, is_whole=False)
