@@ -122,13 +122,15 @@ def test_only_methods_over_entries_hold_a_dense_update_and_only_dare_draws(tmp_p
 @pytest.mark.parametrize("r", [2, 40])  # together within the sides, and beyond them and 64
 def test_an_update_of_zero_keeps_a_rank_and_has_no_error(method, r, tmp_path):
     zero = np.zeros((6, r)), np.ones((r, 5))
-    one, two = (adapter(tmp_path / name, {"q": zero}) for name in "ab")
+    one, two = (adapter(tmp_path / name, dict.fromkeys(held, zero)) for name, held in (("a", "qv"), ("b", "q")))
     report = merge_adapters([one, two], tmp_path / "out", method=method)
-    assert [(row.rank, row.relative_error, row.distance_from_sum) for row in report.modules] == [
-        ({"linear": 1, "svd": 1, "cat": 2 * r, "ties": min(r, 5)}[method], None, None)
+    kept = min(r, 5)
+    assert [(row.name, row.rank, row.relative_error, row.distance_from_sum) for row in report.modules] == [
+        ("q", {"linear": 1, "svd": 1, "cat": 2 * r, "ties": kept}[method], None, None),
+        ("v", {"linear": 1, "svd": 1, "cat": r, "ties": kept}[method], None, None),  # only one adapter has it
     ]
     assert report.relative_error is None
-    assert not written(tmp_path / "out")["q"].any()
+    assert not any(update.any() for update in written(tmp_path / "out").values())
 
 
 @pytest.mark.parametrize(
