@@ -196,7 +196,7 @@ def test_overlap_without_minhash_is_judged_by_exact_rows_and_listed_as_not_judge
         ("DAT304", {"loss": "all"}, "as asked"),
         ("DAT305", {"max_length": None}, "no length limit"),
         ("DAT307", {"end_tokens": []}, "no end token"),
-        ("DAT307", {"whole_rows": 0}, "no supervised answer is whole"),
+        ("DAT307", {"whole_rows": 0}, "no supervised answer is complete"),
         ("DAT308", {"pad_is_end": None}, "no tokenizer"),
         ("DAT310", {"template": ""}, "no chat template"),
         ("DAT312", {"answers": {"rows": 19, "most_common": 19}}, "19 answers"),

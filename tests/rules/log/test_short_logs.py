@@ -213,9 +213,7 @@ def test_four_rows_that_all_fall_are_learning_from_a_fall_of_a_fifth_on(end, sho
 def test_a_fall_that_noise_could_have_made_is_named_with_the_least_that_would_have_been_seen():
     result = learning(run([2.0, 2.1, 1.9, 2.05, 1.95, 1.98]))
     assert not result.shown
-    assert (
-        result.says == f"fell 1.0%; a fall under {result.least:.0%} would be hidden by the noise of 6 rows"
-    )
+    assert result.says == f"fell 1.0%; a fall under {result.least:.0%} would be hidden by the noise of 6 rows"
 
 
 @pytest.mark.parametrize(("best", "found"), [(1.9939, False), (1.9941, True)])

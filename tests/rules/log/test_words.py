@@ -31,7 +31,12 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
     ("DIV104", "DIV104 at_once 2.01", "DIV104 absurd_rate 0.0101", "diverged at once: 1 in the first row, 2.01 at"),
     ("DIV104", "DIV104 absurd_rate 0.0101", "DIV104 at_once 2.01", "the learning rate of 0.0101 is over any published"),
     ("DIV104", "DIV104 lost_share 0.51", "DIV104 diverged_noise 0.0465", "51% of what it had learnt is lost"),
-    ("DIV104", "DIV104 diverged_noise 0.0465", "DIV104 lost_share 0.51", "it ended above its start and did not recover"),
+    (
+        "DIV104",
+        "DIV104 diverged_noise 0.0465",
+        "DIV104 lost_share 0.51",
+        "it ended above its start and did not recover",
+    ),
     ("DUP117", "DUP117 twice 1", "DUP117 interleaved 3", "2 rows go back to a step already passed"),
     ("DUP117", "DUP117 interleaved 3", "DUP117 evaluations 1", "3 times another process wrote in between"),
     ("DUP117", "DUP117 evaluations 1", "DUP117 twice 1", "1 evaluations repeat a step"),
@@ -56,7 +61,12 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
     ("PRF119", "PRF119 swapped 0.449", "PRF119 separated 0.549", "told apart the wrong way round"),
     ("RES116", "RES116 replay_difference 0.205", "RES116 replay_difference 0.195", "their losses differ by 21%"),
     ("RES116", "RES116 replay_difference 0.195", "RES116 replayed_again 0", "5 logged steps were run again"),
-    ("SCL129", "SCL129 ln_vocabulary 12.48", "SCL129 scale_ratio 3.02", "above that of a uniform guess over any vocabulary"),
+    (
+        "SCL129",
+        "SCL129 ln_vocabulary 12.48",
+        "SCL129 scale_ratio 3.02",
+        "above that of a uniform guess over any vocabulary",
+    ),
     ("TRN115", "TRN115 torn 2", "TRN115 torn 1", "2 lines are not events (first: line 9: not JSON)"),
     ("TRN115", "TRN115 torn 1", "TRN115 torn 2", "The last line is torn"),
 ]

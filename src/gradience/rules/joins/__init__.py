@@ -22,8 +22,8 @@ from gradience.schema.scalars import Json, Severity
 FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition names them
     "other_config": "it is not this adapter's",
     "other_log": "it is not this adapter's",
-    "other_adapter": "it is not the one configured or recorded",
-    "idle_targets": "a target of whose name nothing was adapted",
+    "other_adapter": "it is not the adapter configured or recorded",
+    "idle_targets": "a target that matched no adapted module",
     "adapted": "modules of other names",
     "no_head": "no full module is in the file",
     "exploded": "entries of the update are large",

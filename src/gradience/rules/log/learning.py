@@ -297,9 +297,7 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     if held_out is not None and held_out.still_falls(step):
         return None  # held-out loss still falls, so the run still learns
     fell = (
-        f"it fell {fall:.1%}, or {most:.1%} at most"
-        if fall >= 0
-        else f"it rose {-fall:.1%}, or fell {most:.1%} at most"
+        f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, or fell {most:.1%} at most"
     )
     return Observation(
         f"The loss is flat from step {step} on, over the last {share:.0%} of the rows: {fell}, at a learning rate high "

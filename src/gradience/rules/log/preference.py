@@ -280,8 +280,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PRF121",
         title="starts away from the reference",
         severity="info",
-        condition="first logged margin, within {start_step} steps, at least {start_margin} from 0; not for ORPO and "
-        "CPO",
+        condition="first margin, within {start_step} steps, is at least {start_margin} from 0; not for ORPO and CPO",
         observe=_start,
         applies=only_under("preference"),
         confidence=0.5,
