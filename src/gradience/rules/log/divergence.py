@@ -23,12 +23,12 @@ SPIKE_ROWS = Threshold("spike_rows", 3, "consecutive rows", "trial: one row alon
 NOISY = Threshold(
     "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
 )
-MANY_ROWS = Threshold("many_rows", 20, "training rows", "below it the spread of the rows before is not known")
-SOME_ROWS = Threshold("some_rows", 8, "training rows", "below it a spike cannot be told from the curve")
+MANY_ROWS = Threshold("many_rows", 20, "training rows", "with fewer, the spread of the rows before is not known")
+SOME_ROWS = Threshold("some_rows", 8, "training rows", "fewer rows do not tell a spike from the curve")
 SHORT_SPIKE = Threshold("short_spike", 8.0, "standard deviations of the logarithm", REAL_RUNS)
 SHORT_RATIO = Threshold("short_ratio", 1.5, "times the median of the 6 rows before", REAL_RUNS)
 
-DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no level that stays")
+DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no lasting level")
 DIVERGED_RATIO = Threshold("diverged_ratio", 1.5, "end over the first three rows, or over the lowest window", REAL_RUNS)
 AT_ONCE = Threshold("at_once", 2.0, "end over the first row", REAL_RUNS)
 DIVERGED_ERRORS = Threshold("diverged_errors", 4.0, "standard errors of ln(end / start)", REAL_RUNS)

@@ -380,7 +380,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="completions cut off",
         severity="warning",
         condition="mean completions/clipped_ratio of at least {cut_off} in the last third of the rows; the message "
-        "adds it if at least {zero_groups_also} of the groups have equal rewards",
+        "adds whether at least {zero_groups_also} of the groups have equal rewards",
         observe=_cut_off,
         applies=only_under("rl"),
         confidence=0.7,

@@ -233,8 +233,9 @@ RANDOM_LIKE = WeightsRule(
     severity="warning",
     title="spectra like random factors'",
     groups=("weights", "log"),
-    condition="the stable rank of the update, or of lora_B alone, is in the median at least {random_share} of that of "
-    "a random matrix of the same shape, in {random_modules} or more modules of rank {random_rank} or more",
+    condition="the median ratio of the stable rank of the update, or of lora_B alone, to that of a random matrix of "
+    "the same shape is at least {random_share}, over {random_modules} or more modules of rank {random_rank} or "
+    "more",
     observe=partial(_of_health, "RND203"),
     confidence=0.6,
     action="Check that this is the trained adapter, not an initialisation.",
