@@ -21,15 +21,18 @@ from gradience.verbs.monitor import monitor_run
 JUDGED = Path(__file__).with_suffix(".toml")
 LOGS = ("runs/*.jsonl", "trainer_states/*.json", "trainer_logs/*.jsonl", "adapters/*/trainer_state.json")
 CONFIGS = ("configs/*.json", "adapters/*/adapter_config.json")
-HEAD = """# What is said of real files, judged by hand
+HEAD = """# Findings on real files, judged by hand
 
-Every config and log of the real files that development uses, as other people's runs left them (their sources and
-licences stand in that folder's README). The second column is what a person sees in the numbers, the third what
-`gradience monitor` or `gradience check` says of the file alone, the last whether that is right: **right** (all that is
-said holds, nothing that should be said is missing), **wrong** (something said does not hold) or **missing** (something
-a person sees is not said). One person judged, knowing the tool: take it as a list of cases, not as a score.
+This page lists every config and log among the real files that development uses, as other people's runs left them.
+Their sources and licences are in that folder's README. One person judged, who knew the tool: read it as a list of
+cases, not as a score.
 
-`python benchmarks/judged.py ../shared/data > docs/judged.md` makes this page; the judgements stand in
+- **seen**: what a person sees in the numbers.
+- **said**: what `gradience monitor` or `gradience check` says of the file alone.
+- **judged**: **right** if all that is said holds and nothing is missing; **wrong** if something said does not hold;
+  **missing** if something that a person sees is not said.
+
+`python benchmarks/judged.py ../shared/data > docs/judged.md` makes this page. The judgements are in
 `benchmarks/judged.toml`.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from gradience.schema import (
+    MAX_INT,
     SCHEMA_ID,
     Alert,
     ConfigSnapshot,
@@ -24,7 +25,6 @@ from gradience.schema import (
     TrainingSnapshot,
     TrainStep,
 )
-from gradience.schema.scalars import MAX_INT
 from gradience.telemetry import encode
 
 NON_FINITE = ("NaN", "Infinity", "-Infinity")

@@ -1,4 +1,4 @@
-"""The flight recorder in an Accelerate loop: one process writes, the lines marked `# recorder` are all it takes.
+"""Record a training run in an Accelerate loop. Copy the lines marked `# recorder`; one process writes the log.
 
 accelerate launch examples/vnext/accelerate_loop.py --out runs/accelerate
 gradience monitor runs/accelerate/run.jsonl
@@ -23,7 +23,7 @@ LR, R, ALPHA, BATCH, SEED = 1e-2, 4, 8, 32, 0
 
 
 def main() -> None:
-    """Train, recording as it goes."""
+    """Train a small model and record the run."""
     parser = argparse.ArgumentParser(description="Record a small Accelerate loop.")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.jsonl")
     parser.add_argument("--epochs", type=int, default=4, help="passes over 512 examples")

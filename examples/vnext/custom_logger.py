@@ -1,7 +1,7 @@
-"""A conforming logger for a training loop of your own: ``python custom_logger.py --out runs/mine``.
+"""Write a conforming log from a training loop of your own: ``python custom_logger.py --out runs/mine``.
 
-The typed events are the contract. The writer checks each one, takes out what must not be logged, and puts it
-into ``run.jsonl`` at once; leaving the ``with`` block, in order or not, ends the run.
+The typed events are the contract. The writer checks each event, redacts what must not be logged, and appends the
+event to ``run.jsonl`` at once. The run ends when the ``with`` block is left, also by an exception.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIG = ConfigSnapshot(
 
 
 def train(log: TelemetryWriter) -> None:
-    """Stand in for a training loop, and record it."""
+    """Imitate a training loop and record it."""
     log.run_start(CONFIG, meta={"framework": "none"})
     for step in range(1, 21):
         loss = math.exp(-step / 10)

@@ -1,9 +1,10 @@
-"""The flight recorder in the Hugging Face Trainer: one argument, `callbacks=[GradienceCallback()]`.
+"""Record a run of the Hugging Face Trainer with one argument: `callbacks=[GradienceCallback()]`.
 
     python examples/vnext/hf_trainer.py --out runs/hf
     gradience monitor runs/hf/run.jsonl
 
-Nothing is downloaded: the base is a two-layer Llama with random weights, the data count upwards modulo 32.
+Nothing is downloaded. The base is a two-layer Llama with random weights; the data are sequences that count upwards
+modulo 32.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ MODULUS = 32
 
 
 def counting(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Return sequences that count upwards from anywhere, and begin again at 0."""
+    """Return sequences that count upwards from a random start and wrap around to 0."""
     first = torch.randint(0, MODULUS, (n, 1), generator=torch.Generator().manual_seed(seed))
     return [{"input_ids": row, "labels": row} for row in (first + torch.arange(12)) % MODULUS]
 
 
 def main() -> None:
-    """Train, recording as it goes."""
+    """Train a small model and record the run."""
     parser = argparse.ArgumentParser(description="Record a small Trainer run.")
     parser.add_argument("--out", required=True, help="folder for run.jsonl, checkpoints and the adapter")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps")

@@ -1,4 +1,4 @@
-"""The flight recorder in a jitted JAX loop, and the audit of its LoRA factors in memory.
+"""Record a training run in a jitted JAX loop, then audit its LoRA factors in memory.
 
 pip install flax optax
 python examples/vnext/jax_loop.py --out runs/jax
@@ -41,14 +41,14 @@ def loss_of(model: Model, x: jax.Array, y: jax.Array) -> jax.Array:
 
 @nnx.jit
 def train_step(model: Model, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Update the factors alone; return the loss and the gradient's norm, still on the device."""
+    """Update only the LoRA factors. Return the loss and the gradient norm as arrays on the device."""
     loss, grads = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, nnx.LoRAParam))(model, x, y)
     optimizer.update(model, grads)
     return loss, optax.global_norm(grads)
 
 
 def main() -> None:
-    """Train, recording as it goes, then audit the factors."""
+    """Train, record the run, then audit the factors."""
     parser = argparse.ArgumentParser(description="Record a small JAX run.")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.jsonl")
     parser.add_argument("--steps", type=int, default=120)

@@ -1,4 +1,4 @@
-"""The flight recorder in Lightning: `gradience.lightning.GradienceCallback`, one line of the Trainer.
+"""Record a Lightning run with one line of its Trainer: `gradience.lightning.GradienceCallback`.
 
 pip install lightning
 python examples/vnext/lightning_loop.py --out runs/lightning
@@ -44,7 +44,7 @@ class Perceptron(lightning.LightningModule):
 
 
 def main() -> None:
-    """Train, recording as it goes."""
+    """Train a small model and record the run."""
     parser = argparse.ArgumentParser(description="Record a small Lightning run.")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.jsonl")
     parser.add_argument("--epochs", type=int, default=4, help="passes over 512 examples")

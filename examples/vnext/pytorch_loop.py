@@ -1,4 +1,4 @@
-"""The flight recorder in a plain PyTorch loop: the lines marked `# recorder` are all it takes.
+"""Record a training run in a plain PyTorch loop. Copy the lines marked `# recorder`.
 
 python examples/vnext/pytorch_loop.py --out runs/pytorch
 gradience monitor runs/pytorch/run.jsonl
@@ -20,7 +20,7 @@ LR, R, ALPHA, BATCH, SEED = 1e-2, 4, 8, 32, 0
 
 
 def main() -> None:
-    """Train, recording as it goes."""
+    """Train a small model and record the run."""
     parser = argparse.ArgumentParser(description="Record a small PyTorch loop.")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.jsonl")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps")

@@ -2,15 +2,18 @@
 
     python examples/vnext/toy_lora_run.py --out runs/toy --device cpu
 
-By default nothing is downloaded. The data are template sentences about films, labelled negative (0) or positive (1);
-one label in 25 is wrong on purpose. The held-out split pairs adjectives with nouns that occur together nowhere else,
-and uses adjectives that carry no label in training. The base is a two-layer DistilBERT with random weights, warmed up
-for a few seconds by masked-language modelling on unlabelled sentences of the same kind: it has never seen a label.
+By default nothing is downloaded. The data are template sentences about films, labelled negative (0) or positive (1).
+One label in 25 is wrong on purpose. The held-out split has pairs of adjective and noun that occur nowhere else, and
+adjectives without a label in training. The base is a two-layer DistilBERT with random weights. It is warmed up for a
+few seconds by masked-language modelling on unlabelled sentences of the same kind, so it has never seen a label.
 
-A hub model and data set take the same path: --model distilbert-base-uncased --dataset glue/sst2
+A hub model and data set work in the same way: --model distilbert-base-uncased --dataset glue/sst2
 
-What it leaves in --out: run.jsonl (every training step, both splits evaluated, an audit of the adapter), peft/ (the
-adapter, as PEFT saves it) and training/training_args.json (the settings, in the names of TrainingArguments).
+The folder --out then holds:
+
+    run.jsonl                     every training step, evaluations of both splits, an audit of the adapter
+    peft/                         the adapter, as PEFT saves it
+    training/training_args.json   the settings, in the names of TrainingArguments
 """
 
 from __future__ import annotations
@@ -147,7 +150,7 @@ class Data(NamedTuple):
 
 
 def descriptions(part: str, label: int) -> list[tuple[str, str]]:
-    """Return the (adjective, noun) pairs a part may use; every fourth is kept for the test split alone."""
+    """Return the (adjective, noun) pairs that a part may use. Every fourth pair is reserved for the test split."""
     return [
         (adjective, noun)
         for i, adjective in enumerate((BAD, GOOD)[label])
@@ -170,7 +173,7 @@ def reviews(part: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def embedded_data(options: Options) -> Data:
-    """Return the template sentences: no file, no network."""
+    """Return the data of template sentences, without a file or the network."""
     from datasets import Dataset
 
     counts = {"train": options.samples, "test": options.eval_samples}
@@ -207,15 +210,15 @@ def take(split: Dataset, count: int) -> Dataset:
 
 
 def public_name(name: str) -> str:
-    """Return a hub name as it is, and of a local path the last part: no machine's folders in a log."""
+    """Return a hub name unchanged, and only the last part of a local path: a log names no folders of a machine."""
     return Path(name).resolve().name if Path(name).exists() else name
 
 
 def use_hub_if_reachable(options: Options) -> None:
     """Keep this process off the network unless a hub name is given and the hub answers.
 
-    Runs before transformers and datasets are imported, which read the setting once. Offline they still load what
-    the local cache holds, and refuse the rest at once instead of after a minute of retries.
+    Call this before transformers and datasets are imported, because they read the setting once. Offline, they still
+    load files of the local cache. They refuse other files at once instead of after a minute of retries.
     """
     from huggingface_hub import constants
 
@@ -225,7 +228,7 @@ def use_hub_if_reachable(options: Options) -> None:
 
 
 def answers(url: str, timeout_s: float = 5.0) -> bool:
-    """Return whether there is a server at the address, whatever it says."""
+    """Return whether a server answers at the address, with any status."""
     try:
         request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # the hub's own address
         urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from gradience.errors import GradienceError
+from gradience.schema import real
 from gradience.schema.compare import BenchMetric
-from gradience.schema.scalars import real
 from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
 from gradience.verbs.bench.store import Evaluation
 from gradience.verbs.bench.trial import _Shape, needed, sample_of, student_bounds
@@ -124,7 +124,7 @@ def scores(*values: float, unit: str = "example") -> Evaluation:
 def verdict(found: dict[str, Evaluation], *, tolerance: str = "0.1", unit: str = "seed", better: bool = True):
     roles = {"full": "reference", "base": "anchor"}
     params = {name: 100 - 10 * place for place, name in enumerate(found)}
-    some = [Contender(name, roles.get(name, "candidate"), Path(name), params[name]) for name in found]
+    some = [Contender(name, roles.get(name, "candidate"), Path(name), params=params[name]) for name in found]
     metric = BenchMetric(name="m", higher_is_better=better, unit=unit)
     return judge(some, [Task("t", "", "", "full", found)], metric, tolerance_of(tolerance), seed=0)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradience.errors import GradienceError
+from gradience.schema import real
 from gradience.schema.compare import BenchMetric
-from gradience.schema.scalars import real
 from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
 from gradience.verbs.bench.store import Evaluation
 
@@ -29,7 +29,7 @@ def judged(scores, *, tolerance="5%", better=True, unit="example", **more):
     """The judgement of evaluations by name: full is the reference, base an anchor; each is smaller than the last."""
     roles = {"full": "reference", "base": "anchor"}
     params = {name: 0 if name == "base" else 100 - 10 * i for i, name in enumerate(scores)}
-    contenders = [Contender(name, roles.get(name, "candidate"), Path(name), params[name]) for name in scores]
+    contenders = [Contender(name, roles.get(name, "candidate"), Path(name), params=params[name]) for name in scores]
     tasks = [Task("held-out", "", "", "full", scores), *more.get("tasks", [])]
     metric = BenchMetric(name="m", higher_is_better=better, unit=unit)
     return judge(contenders, tasks, metric, tolerance_of(tolerance), seed=0)
@@ -138,8 +138,8 @@ def test_an_evaluator_that_does_not_use_its_seed_has_run_once():
 
 
 def test_of_equally_small_ones_the_least_worst_loss_is_named():
-    contenders = [Contender("full", "reference", Path("f"), 9)]
-    contenders += [Contender(name, "candidate", Path(name), 9) for name in ("a", "b")]
+    contenders = [Contender("full", "reference", Path("f"), params=9)]
+    contenders += [Contender(name, "candidate", Path(name), params=9) for name in ("a", "b")]
     scores = {"full": right(0.9), "a": right(0.88), "b": right(0.895)}
     metric = BenchMetric(name="m", higher_is_better=True, unit="example")
     task = Task("held-out", "", "", "full", scores)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from gradience.schema import real
 from gradience.schema.diagnose import BestCheckpoint, DiagnosedSource
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.reports import EvalPoint
-from gradience.schema.scalars import real
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose import IDS, checkpoints as choosing, unjudged
 from gradience.verbs.diagnose.checkpoints import (

@@ -33,7 +33,7 @@ LIMITS = [
     ("configs.values", "MAX_REGEX", 8192),
     ("configs.values", "MAX_SHOWN", 40),
     ("configs.values", "MAX_TEXT", 256),
-    ("configs.yaml", "MAX_VALUES", 50_000),
+    ("configs.files", "MAX_VALUES", 50_000),
     ("importers.files", "MAX_BYTES", 512 * 1024**2),
     ("importers.files", "MAX_LINE", 32 * 1024**2),
     ("importers.files", "_MAX_TEXT", 64),

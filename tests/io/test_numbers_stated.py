@@ -19,8 +19,7 @@ import gradience
 
 STATED: dict[str, dict[str, Any]] = {
     "adapters.formats.assembly": {"_MANY": 8},
-    "adapters.formats.kohya": {"_CORE": 4},
-    "adapters.formats.mlx": {"_STACKED": 3},
+    "adapters.formats.foreign": {"_CORE": 4, "_STACKED": 3},
     "adapters.kinds.products": {"_CORE": 4},
     "adapters.kinds.incomplete": {"_BAT": 3},
     "adapters.layout": {"LARGEST_ENTRY": 3.4e38, "_EXPONENTS": {"float16": 0x7C00, "bfloat16": 0x7F80}},
@@ -204,7 +203,7 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "rules.weights.rules": {"_SHOWN": 3, "_KEPT": 20},
     "schema.document": {"_WIDTH": 160, "_SHOWN": 12},
-    "schema.scalars": {"MAX_INT": 2**53 - 1},
+    "schema": {"MAX_INT": 2**53 - 1},
     "spectral.base": {
         "_SETTLED": 1e-4,
         "_RECURRENCE": 2e-6,
@@ -388,8 +387,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "telemetry.lines": "_CHUNK",
     "telemetry.secrets": "_CACHED",
     "verbs.bench.evaluators": "_POLL",
-    "verbs.bench.model": "_ALL",
-    "verbs.bench.trial": "_CELLS",
+    "verbs.bench.trial": "_ALL _CELLS",
     "verbs.sides": "_HELD",
     "verbs.convert.factored": "_BLOCK",
     "verbs.fleet.engines": "_AHEAD _RAY_AHEAD _SPAN",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gradience.schema import real
 from gradience.schema.events import Eval, EvalMetrics
-from gradience.schema.scalars import real
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.monitor.source import _logs, _without_ending, names_of, runs_in
 

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from pages import gather, parse
 
 from gradience.render.html.page import report_html
+from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Alert
-from gradience.schema.scalars import SCHEMA_ID
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
 CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.schema import MAX_INT
 from gradience.schema.events import TrainStep, UnknownEvent
-from gradience.schema.scalars import MAX_INT
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import Place, decode, find, path_of
 from gradience.telemetry.lines import find_faults, find_unnamed
@@ -211,3 +212,31 @@ def test_bare_tokens_and_torn_tails_are_noted(tmp_path):
         "a torn tail is what a killed process leaves: the events around it are whole",
     ]
     assert unnamed_note(2) == "2 lines hold a bare NaN or Infinity, which is not JSON; read anyway"
+
+
+def test_each_item_of_a_list_has_its_fault_once():
+    document = {**HEAD, "event": "recommendation", "recommendations": [1, {"severity": "bad"}, "x"]}
+    faults = [(fault.path, fault.expected) for fault in find_faults(document)]
+    assert faults[0] == ("$.recommendations[0]", "object")
+    assert [path for path, _ in faults] == [
+        "$.recommendations[0]",
+        "$.recommendations[1].severity",
+        "$.recommendations[1].action",
+        "$.recommendations[1].message",
+        "$.recommendations[2]",
+    ]
+
+
+def test_a_log_that_begins_in_another_version_is_refused_and_one_line_of_another_is_a_fault(tmp_path):
+    other = line(schema="gradience.vnext.telemetry/v2")
+    with pytest.raises(SchemaError, match="telemetry/v2"):
+        validate_log(write(tmp_path / "a.jsonl", other, line()))
+    report = validate_log(write(tmp_path / "b.jsonl", line(), other, line()))
+    assert [(item.line, item.path, item.expected) for item in report.issues] == [(2, "$.schema", HEAD["schema"])]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_file_rather_than_an_empty_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecorderError, match="not a regular file"):
+        list(TelemetryReader(tmp_path / "pipe"))

@@ -57,9 +57,9 @@ def test_plain_rows_by_the_block_and_one_by_one_give_the_same_series(log: Path) 
 
 
 def test_rows_without_a_loss_or_a_step_are_counted_and_not_in_the_series(log: Path) -> None:
-    summary = write(log, row(1), row(1, loss=None, epoch=0.5), row(None))
+    summary = write(log, row(1), row(1, loss=None, epoch=0.5, lr=0.1), row(None, epoch=0.75))
     assert summary.counts == {"train_step": 3}
-    assert (list(only(summary).steps), only(summary).record.duplicates, only(summary).last_epoch) == ([1], 0, 0.5)
+    assert (list(only(summary).steps), only(summary).record.duplicates, only(summary).last_epoch) == ([1], 0, 0.75)
 
 
 def test_repeated_and_backward_steps_are_counted(log: Path) -> None:
@@ -116,6 +116,32 @@ def test_resuming_supersedes_later_rows_evaluations_and_audits_of_the_same_run(l
     assert (run.superseded, run.record.resumed_from, run.end, run.record.out_of_order) == (3, [3], None, 0)
 
 
+def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
+    evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}}
+    guard = {"event": "metrics", "kind": "guard", "metrics": {"action": "drop"}}
+    run = only(
+        write(
+            log,
+            start(meta={"n": 1}, config={"num_labels": 4}),
+            *(row(step, loss=step / 8, grad_norm="NaN") for step in (1, 2, 3, 4, 5)),
+            evaluation | {"step": None},
+            *(evaluation | {"step": step} for step in (2, 5)),
+            *(guard | {"step": step} for step in (3, 4)),
+            start(resumed_from_step=3, meta={"n": 2}, config={"num_labels": 5}),
+            *(row(step, loss=step / 16) for step in (4, 5)),
+            start(resumed_from_step=2, meta={"n": 3}, config={"num_labels": 6}),
+            row(3, loss=1.0),
+        )
+    )
+    assert (run.superseded, run.record.resumed_from) == ((2 + 1) + 3, [3, 2])
+    assert run.record.replaced == [(4, 0.5), (5, 0.625), (3, 0.375), (4, 0.25), (5, 0.3125)]
+    assert [event.step for event in run.evals] == [None, 2]  # one without a step is of any time
+    assert run.latest_eval("test").step == 2
+    assert (list(run.steps), run.lost_norms, run.guarded, run.meta) == ([1, 2, 3], {1, 2}, [], {"n": 3})
+    assert run.config.num_labels == 6
+    assert TelemetryReader(log).latest_config().num_labels == 6
+
+
 def test_resuming_one_run_leaves_another_alone(log: Path) -> None:
     summary = write(log, row(5, run_id="a"), start(resumed_from_step=1))
     assert list(summary.runs["a"].steps) == [5]
@@ -162,11 +188,12 @@ def test_the_last_step_is_the_furthest_of_rows_and_evaluations_and_not_the_start
     evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}, "step": 9}
     assert only(write(log, start(step=50), row(3), evaluation, row(4))).last_step == 9
     assert only(write(log, start(), *map(row, range(1, 2000)))).last_step == 1999
+    assert only(write(log, evaluation | {"step": 5000}, *map(row, range(1, 2000)))).last_step == 5000  # in blocks
     assert only(write(log, start())).last_step is None
 
 
 def test_first_and_last_clock_readings_are_unix_seconds_whatever_order_the_lines_have(log: Path) -> None:
-    rows = [row(1, ts=100.5), row(2, ts=None), row(3, ts=1090.25), row(4, ts=500.0), row(5, ts="NaN")]
+    rows = [row(1, ts=500.0), row(2, ts=None), row(3, ts=1090.25), row(4, ts=100.5), row(5, ts="NaN")]
     run = only(write(log, *rows))
     assert (run.first_ts, run.last_ts) == (100.5, 1090.25)
 
@@ -176,6 +203,10 @@ def test_the_hundredth_bad_line_is_kept_and_the_next_only_counted(log: Path) -> 
         log.write_bytes(b"bad\n" * bad)
         summary = TelemetryReader(log).summarize()
         assert (len(summary.issues), summary.issues_total) == (min(bad, 100), bad)
+        reader = TelemetryReader(log)
+        for _ in range(2):  # a second pass counts anew
+            assert list(reader) == []
+            assert (len(reader.issues), reader.issues_total) == (min(bad, 100), bad)
 
 
 def test_further_values_are_kept_if_asked_for_and_cut_by_a_resume(log: Path) -> None:
@@ -196,6 +227,31 @@ def test_more_names_of_further_values_than_a_decoder_is_made_for_cost_none_of_th
     scan = LogScan(log, values={"kl"})
     assert sum(len(found) for found in scan) == 3999
     assert len(scan._names) < 3000  # of 12,000: memory stays constant
+
+
+def test_a_column_has_the_steps_that_logged_a_finite_number(log: Path) -> None:
+    measured = {"update_norm": 0.5, "stable_rank_mean": "NaN", "other": 1.0}
+    audit = {"event": "metrics", "kind": "spectral", "metrics": measured}
+    rows = [row(1, kl="NaN"), row(2, kl="0.25"), row(3, kl="high"), row(4, kl=0.5, loss=None)]
+    write(log, *rows, audit | {"step": 7}, audit | {"step": None}, audit | {"step": 9, "kind": "another"})
+    run = TelemetryReader(log).summarize({"kl"}).last
+    assert run is not None
+    assert {name: (list(c.steps), list(c.values)) for name, c in run.columns.items()} == {
+        "kl": ([2, 4], [0.25, 0.5]),
+        "spectral/update_norm": ([7], [0.5]),
+        "spectral/stable_rank_mean": ([], []),
+    }
+    assert sorted(run.latest_metrics) == ["another", "spectral"]
+
+
+def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Path) -> None:
+    def evaluation(step: int | None, loss: object, split: str = "test") -> dict[str, object]:
+        return {"event": "eval", "step": step, "split": split, "metrics": {"loss": loss}}
+
+    losses = [(5, 3.0), (2, 4.0), (5, 1.0), (7, "NaN"), (8, None), (None, 9.0)]
+    run = only(write(log, *(evaluation(*each) for each in losses), evaluation(1, 6.0, "other")))
+    assert list(run.losses_of("test").items()) == [(2, 4.0), (5, 1.0)]
+    assert run.losses_of("none") == {}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Files to arrays: what an adapter folder holds, and which update each tensor belongs to.
+"""Read adapter folders: which tensors they hold, and which update each tensor belongs to.
 
-Here is what a module's name says of it: its type and its layer. The only classifier of names; imports nothing heavy.
+This file classifies a module by its name, into a type and a layer. It is the only classifier of names, and it imports
+nothing heavy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-# Words that decide only where nothing else in the path does: BERT's output.dense, T5's wo.
+# Words that decide only if nothing else in the path does: BERT's output.dense, T5's wo.
 _WEAK: Final = {"output": "mlp", "wo": "mlp", "out_proj": "attn", "q": "attn", "k": "attn", "v": "attn", "o": "attn"}
 
 _SUFFIX: Final = re.compile(r"(?::[^:]*)?(?:\[\d+\])?(?::[^:]*)?$")
@@ -27,7 +28,7 @@ _LAYER: Final = re.compile(
     rf"(?:^|{_SEP})(?:layers?|h|blocks?|layer_module|transformer_blocks|double_blocks|resblocks){_SEP}(\d{{1,9}})(?=$|{_SEP})",
     re.IGNORECASE,
 )
-_KEPT: Final = 1 << 14  # names, which the adapters of a collection share: they are asked of each
+_KEPT: Final = 1 << 14  # names in the cache: the adapters of a collection share theirs
 
 
 def _words(text: str) -> frozenset[str]:
@@ -68,11 +69,11 @@ _WORDS: Final = re.compile(
 
 @lru_cache(_KEPT)
 def module_type(name: str) -> str:
-    """`attn`, `mlp`, `ssm`, `conv`, `embedding` or `other` for a module path.
+    """The type of a module path: `attn`, `mlp`, `ssm`, `conv`, `embedding` or `other`.
 
-    The component nearest the leaf that has a type decides; `ssm` is a state-space mixer (Mamba, RWKV), and a
-    head (`classifier`, `score`, `pooler`) is `other`, but for lm_head, which shares its matrix with the
-    embedding in many models.
+    The component nearest the leaf that has a type decides. `ssm` is a state-space mixer (Mamba, RWKV). A head
+    (`classifier`, `score`, `pooler`) is `other`. lm_head is an `embedding`, because in many models it shares its
+    matrix with the embedding.
 
     >>> module_type("model.layers.0.self_attn.q_proj"), module_type("transformer.h.3.mlp.c_proj")
     ('attn', 'mlp')
@@ -83,7 +84,7 @@ def module_type(name: str) -> str:
     if is_embedding(path):
         return "embedding"
     parts = path.lower().split(".")
-    # From the leaf up: of `attention.output.dense` only the first has a type, of `mlp.experts.w1` all three.
+    # From the leaf up: in `attention.output.dense` only `attention` has a type, in `mlp.experts.w1` all parts do.
     for part in reversed(parts):
         if (found := _TYPES.get(part)) is not None:
             return found
@@ -110,10 +111,10 @@ def is_embedding(path: str) -> bool:
 def layer_index(name: str) -> int | None:
     """The index of the layer that a module path names, or None.
 
-    Networks in sections would give many layers one number: there the index is 100 * section + block, for
-    ConvNeXt's and Swin's stages, ResNet's layer1..4, and a UNet's halves (down, middle, up); a single-stream
-    block of Flux and a decoder block of T5 count from 100. Encoder and decoder `layers` (BART, Whisper) share
-    numbers: by their names a decoder alone looks like one behind an encoder.
+    In a network of sections several layers have the same number, so the index is 100 * section + block there. This
+    holds for the stages of ConvNeXt and Swin, ResNet's layer1..4, and the parts of a UNet (down, middle, up). Flux's
+    single-stream blocks and T5's decoder blocks count from 100. Encoder and decoder `layers` (BART, Whisper) share
+    numbers, because their names do not tell a decoder-only model's layers from those of a decoder after an encoder.
 
     >>> layer_index("model.layers.11.mlp.up_proj"), layer_index("classifier")
     (11, None)
@@ -131,7 +132,7 @@ def layer_index(name: str) -> int | None:
 
 
 def layer_label(name: str) -> str | None:
-    """The layer as people name it: its number, or section and block where a network has sections.
+    """The layer's label for people: its number, or section and block if the network has sections.
 
     >>> layer_label("model.layers.11.mlp.up_proj"), layer_label("stages.2.blocks.7.mlp.fc1"), layer_label("classifier")
     ('11', '2.7', None)

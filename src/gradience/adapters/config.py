@@ -1,4 +1,4 @@
-"""`adapter_config.json` as an audit needs it, and PEFT's rule for rank and alpha by module."""
+"""Read the fields of `adapter_config.json` that decide what tensors mean, and apply PEFT's rule for rank and alpha."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", 
 
 LARGEST_CONFIG: Final = 5 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
 LARGEST_ALPHA: Final = 1e30
-"""Of any alpha, in size: its square times that of float32 factors is within float64. A LoRA's is 1 to 10 000."""
+"""Largest |alpha| accepted: its square times that of float32 factors fits float64. LoRA's alphas are 1 to 10 000."""
 
 
 class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
@@ -80,7 +80,7 @@ def read_config(path: Path) -> AdapterConfig:
 
 
 def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
-    """The configuration that a JSON document holds; `where` names it in errors."""
+    """The configuration in a JSON document; `where` names the document in errors."""
     try:
         config = decode_json(raw, AdapterConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -115,7 +115,10 @@ class _Types(msgspec.Struct):
 
 
 def _of_another_type(raw: bytes | str) -> AdapterConfig | None:
-    """A config whose type is not analysed and may use our fields otherwise: the fields that all types share."""
+    """The fields that all types share, from a config of a type that is not analysed; None if its type is analysed.
+
+    Such a config may use the other fields of `AdapterConfig` for something else.
+    """
     try:
         types = decode_json(raw, _Types)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -124,7 +127,7 @@ def _of_another_type(raw: bytes | str) -> AdapterConfig | None:
 
 
 class Scaling(NamedTuple):
-    """What a module's config says of its size: s = alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    """A module's scaling by the config: scale = alpha / r, or alpha / sqrt(r) with rsLoRA."""
 
     alpha: float
     scale: float
@@ -135,7 +138,7 @@ class Scaling(NamedTuple):
 
 
 class ScalingRules:
-    """Rank and alpha by module, as PEFT reads them from a config; remembers which patterns applied."""
+    """PEFT's rule for rank and alpha by module. It remembers which patterns have matched."""
 
     def __init__(self, config: AdapterConfig) -> None:
         self._config = config
@@ -146,16 +149,16 @@ class ScalingRules:
         self._alpha_table = PatternTable(self._alphas)
         self._used: set[tuple[int, str]] = set()
         self.contested: list[str] = []
-        """Modules that keys of different values match. PEFT sorts the keys when it saves a config, so the
-        order that held in training is lost; what is returned here is what PEFT applies on loading."""
+        """Modules that match several keys with different values. PEFT sorts the keys when it saves a config, so the
+        order in training is lost. `of` returns what PEFT applies on loading."""
 
     def of(self, name: str, r: int | None = None, *, default_alpha: float | None = None) -> Scaling:
         """The scaling of the module of that name.
 
         Args:
             name: the module's path as PEFT matches it, without `base_model.model.`.
-            r: the rank on disk; it is the truth, and the config's is only reported beside it.
-            default_alpha: alpha where no pattern matches, for types that keep it in another field.
+            r: the rank on disk, which decides the scale; the config's rank is only reported beside it.
+            default_alpha: alpha if no pattern matches, for types that keep it in another field.
         """
         rank_key = self._first(self._rank_table, self._ranks, name)
         alpha_key = self._first(self._alpha_table, self._alphas, name)

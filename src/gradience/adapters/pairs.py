@@ -1,9 +1,9 @@
-"""The two tensors of a LoRA pair as a file holds them: names, shapes at any rank, orientation, experts.
+"""The layout of a LoRA pair's two tensors in a file: names, shapes at any rank, orientation, experts.
 
 Everything that cuts, merges, converts or scales an adapter lays out its factors through `LoraPair`. A layer's pair is
 A (r, in, *kernel) and B (out, r, *1). A parameter of E experts has one pair for all of them: A is (E r, in) with
 experts outermost, B is (out, r E) with experts innermost (PEFT's `lora/layer.py`, ParamWrapper.get_delta_weight).
-Between file and computation both are 3-D arrays, b (E, out, r) and a (E, r, in * kernel), with E = 1 for a layer.
+Computations use 3-D arrays, b (E, out, r) and a (E, r, in * kernel), with E = 1 for a layer.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 
 class LoraPair(NamedTuple):
-    """The layout of two factor tensors, of one layer or of all experts of a parameter."""
+    """The layout of the two factor tensors of one layer, or of all experts of a parameter."""
 
     a_name: str
     b_name: str
     rank: int
     inner: int
-    """A's size after the rank, without the kernel."""
+    """A's size along the axis after the rank, without the kernel."""
     out: int
     kernel: Shape = ()
     experts: int = 1
@@ -38,7 +38,7 @@ class LoraPair(NamedTuple):
 
     @property
     def params_per_rank(self) -> int:
-        """The parameters that one more rank costs."""
+        """The number of parameters that one more rank adds."""
         return self.experts * (self.inner * math.prod(self.kernel) + self.out)
 
     def shapes(self, rank: int) -> tuple[Shape, Shape]:
@@ -47,35 +47,38 @@ class LoraPair(NamedTuple):
         return (rows, self.inner, *self.kernel), (self.out, rows, *(1 for _ in self.kernel))
 
     def swapped(self, left: T, right: T) -> tuple[T, T]:
-        """Return two things that belong to B and A of the file in the order of the base's orientation, or back."""
+        """Swap two values that belong to the file's B and A if the base stores the weight transposed.
+
+        This turns the file's order into that of the base's orientation, and back.
+        """
         return (right, left) if self.transposed else (left, right)
 
     def split(self, b: Array, a: Array) -> tuple[Array, Array]:
-        """Return b (E, out, r) and a (E, r, in * kernel) of the file's tensors, as views."""
+        """Return the file's tensors as views b (E, out, r) and a (E, r, in * kernel)."""
         experts_last = b.reshape(self.out, self.rank, self.experts)
         return experts_last.transpose(2, 0, 1), a.reshape(self.experts, self.rank, -1)
 
     def joined(self, b: Array, a: Array, rank: int) -> tuple[Array, Array]:
-        """Return the file's (B, A) of b (E, out, k) and a (E, k, in * kernel), padded with zeros to the rank."""
+        """Return the file's (B, A) for b (E, out, k) and a (E, k, in * kernel), zero-padded from k to `rank`."""
         return self.joined_b(b, rank), self.joined_a(a, rank)
 
     def joined_b(self, b: Array, rank: int) -> Array:
-        """Return the file's B alone."""
+        """Return only the file's B, from b (E, out, k)."""
         return padded(b, (self.experts, self.out, rank)).transpose(1, 2, 0).reshape(self.shapes(rank)[1])
 
     def joined_a(self, a: Array, rank: int) -> Array:
-        """Return the file's A alone."""
+        """Return only the file's A, from a (E, k, in * kernel)."""
         return padded(a, (self.experts, rank, a.shape[2])).reshape(self.shapes(rank)[0])
 
     def read(self, source: TensorSource) -> tuple[Array, Array]:
-        """Return b (E, out, r) and a (E, r, in * kernel) of a file, in the file's orientation."""
+        """Read the pair from a file as b (E, out, r) and a (E, r, in * kernel), in the file's orientation."""
         return self.split(source.read(self.b_name), source.read(self.a_name))
 
 
 def peft_pair(
     path: str, rank: int, shape: tuple[int, int], *, kernel: Shape = (), experts: int = 1, embedding: bool = False
 ) -> LoraPair:
-    """Return the layout of a pair under PEFT's names for a module; `shape` is (out, in * kernel) of B A."""
+    """Return the layout of a module's pair under PEFT's names; `shape` is (out, in * kernel), that of B A."""
     infix, leaf = ("lora_embedding_", "") if embedding else ("lora_", ".weight")
     a_name, b_name = (f"{PREFIX}{path}.{infix}{side}{leaf}" for side in "AB")
     out, inner = shape[0], shape[1] // math.prod(kernel)
@@ -83,10 +86,10 @@ def peft_pair(
 
 
 class StoredPair(NamedTuple):
-    """A pair in an adapter's file with the modules that it updates: one, or the experts of a parameter in order.
+    """A pair in an adapter's file, and the modules it updates: one module, or all experts of a parameter in order.
 
-    `path` is what PEFT matches patterns against. Pairs that share it (of several adapters in a file, or of one
-    MultiheadAttention) share their rank.
+    PEFT matches patterns against `path`. Pairs with the same path share their rank: those of several adapters in one
+    file, or of one MultiheadAttention.
     """
 
     path: str
@@ -95,12 +98,12 @@ class StoredPair(NamedTuple):
 
     @property
     def first(self) -> Module:
-        """The first module: kind, scale and rank are the same for all."""
+        """The first module. Kind, scale and rank are the same for all modules of the pair."""
         return self.modules[0]
 
 
 def stored_pairs(adapter: Adapter) -> list[StoredPair]:
-    """Return the pairs of an adapter of PEFT's or kohya's format, in the order of its modules.
+    """Return the pairs of an adapter in PEFT's or kohya's format, in the order of its modules.
 
     Raises:
         AdapterError: the config does not say which parameter a pair belongs to.
@@ -115,7 +118,7 @@ def stored_pairs(adapter: Adapter) -> list[StoredPair]:
 
 
 def layout_of(adapter: Adapter, modules: Sequence[Module]) -> LoraPair:
-    """Return the layout of the pair that one module has, or that experts share."""
+    """Return the layout of the pair of one module, or of the pair that all these experts share."""
     first = modules[0]
     a_name, b_name = _factor_names(first)
     _, inner, *kernel = adapter.tensors[a_name].shape
@@ -142,7 +145,7 @@ def _path(adapter: Adapter, module: Module) -> str:
 
 
 def padded(array: Array, shape: Shape) -> Array:
-    """Return the array with zeros appended on each axis, up to the shape."""
+    """Return the array zero-padded at the end of each axis, up to the shape."""
     if array.shape == shape:
         return array
     larger = np.zeros(shape, array.dtype)

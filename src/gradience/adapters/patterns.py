@@ -1,13 +1,13 @@
-r"""PEFT's rank_pattern and alpha_pattern, matched in bounded time whatever the pattern.
+r"""Match PEFT's rank_pattern and alpha_pattern in bounded time, whatever the pattern.
 
 PEFT applies the first key of the dict for which `re.match(rf"(.*\.)?({key})$", name)` holds (`peft/utils/other.py`,
-get_pattern_key): a regular expression anchored at the end, beginning at a dot or at the start. It is not called as it
-stands, for two reasons. A config comes from a stranger, and `(a+)+` makes a backtracking matcher run for years; and a
-rank search (EVA) writes one key per module, so that n modules cost n^2 matches.
+get_pattern_key): a regular expression anchored at the end, beginning at a dot or at the start. This module does not
+call `re` that way, for two reasons. A config is untrusted, and `(a+)+` makes a backtracking matcher run for years. And
+a rank search (EVA) writes one key per module, so n modules would cost n^2 matches.
 
-So keys that are plain names are found by hashing. The others are matched by RE2, whose time is linear in the name. What
-RE2 has not (look-around, back-references, names outside ASCII) falls to `re`, if a bound on the number of paths that a
-backtracking matcher can take allows it; else the key is refused.
+So keys that are plain names are found by hashing. Other keys are matched by RE2, whose time is linear in the name. RE2
+has no look-around and no back-references, and may differ from `re` on names outside ASCII. Such cases are matched by
+`re`, if a bound on the number of paths of a backtracking matcher allows it; else the key is refused.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from gradience.errors import AdapterError
 
 Test = Callable[[str], bool]
 
-# The text of a module's path, dots perhaps escaped as re.escape does.
+# A module's path as plain text, with dots bare or escaped as re.escape does.
 _PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_.]|\\[.])+")
-# Read otherwise by RE2 than by re: [:alpha:] within a set; a repeat without its lower bound; \12, which is a
-# back-reference to re and an octal number to RE2; \B in an empty text.
+# RE2 and re read these differently: [:alpha:] within a set; a repeat without its lower bound; \12, which is a
+# back-reference for re and an octal number for RE2; \B in an empty text.
 _READ_OTHERWISE: Final = re.compile(r"\[:|\{,|\\[1-9B]")
-_ORDINARY_NAME: Final = re.compile(r"[ -~]*")  # printable ASCII, on which \w, \d, \b and $ mean the same to both
+_ORDINARY_NAME: Final = re.compile(r"[ -~]*")  # printable ASCII: \w, \d, \b and $ mean the same to RE2 and re
 
-_MOST_PATHS: Final = 5e7  # a bound on steps on one name, two seconds at the very worst (measured: 0.6 s)
+_MOST_PATHS: Final = 5e7  # limit of steps on one name: two seconds at the very worst (measured: 0.6 s)
 _USUAL_NAME: Final = 64  # characters
-_LONGEST_TEXT: Final = 80  # of a pattern in a message
+_LONGEST_TEXT: Final = 80  # characters of a pattern in a message
 
 _QUANTIFIER: Final = re.compile(r"(?:([*+?])|\{(\d+)?(,)?(\d+)?\})[?+]?")
 _CLASS: Final = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL)
 _COMMENT: Final = re.compile(r"\(\?#[^)]*\)")
 _OPENING: Final = re.compile(r"\((?:\?(?:P<\w+>|P=\w+|\(\w+\)|<?[=!]|>|[a-zA-Z-]*:))?")
-_DEEPEST: Final = 50  # groups within groups
+_DEEPEST: Final = 50  # levels of nested groups
 
 
 def dotted_tails(path: str) -> list[str]:
-    """What a dotted path ends with: itself, then what follows each of its dots.
+    """The tails of a dotted path: the path itself, then the part after each of its dots.
 
     >>> dotted_tails("layers.0.q_proj")
     ['layers.0.q_proj', '0.q_proj', 'q_proj']
@@ -53,15 +53,15 @@ def dotted_tails(path: str) -> list[str]:
 
 
 class PatternTable:
-    """The keys of one pattern dict, in its order.
+    """The keys of one pattern dict, in the dict's order.
 
     Raises:
-        AdapterError: a key is not a regular expression, or one that cannot be matched in bounded time.
+        AdapterError: a key is not a regular expression, or cannot be matched in bounded time.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = list(keys)
-        # (length, where a dot is a wildcard) to the keys of that form, wildcards blanked out, to their place.
+        # (length, positions of wildcard dots) -> {the key's text with the wildcards blanked out: index of the key}.
         self._plain: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
         self._others: list[tuple[int, Test]] = []
         for index, key in enumerate(self.keys):
@@ -72,8 +72,8 @@ class PatternTable:
             self._plain.setdefault((len(text), wildcards), {}).setdefault(_blanked(text, wildcards), index)
 
     def matching(self, name: str) -> list[str]:
-        """The keys that match the module of that name, in order: PEFT applies the first."""
-        spellings = (name, name[:-1]) if name.endswith("\n") else (name,)  # `$` also stands before a last newline
+        """The keys that match a module's name, in order. PEFT applies the first."""
+        spellings = (name, name[:-1]) if name.endswith("\n") else (name,)  # `$` also matches before a final newline
         hits = {hit for text in spellings for hit in self._plain_hits(text)}
         hits.update(index for index, matches in self._others if matches(name))
         return [self.keys[index] for index in sorted(hits)]
@@ -92,7 +92,7 @@ class PatternTable:
 
 
 def _plain_text(key: str) -> tuple[str, tuple[int, ...]]:
-    """The text that a plain key stands for, and where it has a wildcard: a dot that is not escaped."""
+    """The text that a plain key matches, and the positions of its wildcards, which are unescaped dots."""
     parts = key.split(r"\.")
     wildcards, start = [], 0
     for part in parts:
@@ -110,11 +110,11 @@ def _blanked(text: str, wildcards: tuple[int, ...]) -> str:
 
 
 def _matcher(key: str) -> Test:
-    """The test whether PEFT's `re.match` would accept a name for the key."""
+    """A function that tells whether PEFT's `re.match` would accept a name for the key."""
     peft = rf"(.*\.)?({key})$"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sets that a later Python may read otherwise
+            warnings.simplefilter("ignore")  # re warns of sets that a later Python may read otherwise
             compiled = re.compile(peft)
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         raise AdapterError(
@@ -137,11 +137,11 @@ def _matcher(key: str) -> Test:
 
 
 def _linear(expression: str) -> Test | None:
-    """RE2's test of an ordinary name, or None where RE2 lacks something or reads the expression otherwise."""
+    """RE2's test of an ordinary name, or None if RE2 rejects the expression or would read it differently."""
     if _READ_OTHERWISE.search(expression):
         return None
     options = re2.Options()
-    options.log_errors = False  # else the C++ library writes them to stderr
+    options.log_errors = False  # else the C++ library writes errors to stderr
     options.never_capture = True
     try:
         pattern = re2.compile(expression, options)
@@ -163,7 +163,7 @@ def _short(text: str) -> str:
 
 
 class _Cost(NamedTuple):
-    """Bounds on a part of an expression: in how many ways it can match from one place, and the steps to try all."""
+    """Upper bounds for a part of an expression: the ways it can match from one position, and the steps to try all."""
 
     paths: float = 1.0
     steps: float = 1.0
@@ -175,10 +175,10 @@ class _Cost(NamedTuple):
         return _Cost(self.paths + other.paths, self.steps + other.steps)
 
     def repeated(self, least: int, most: float, length: int) -> _Cost:
-        """Of what is repeated; on a name of `length` characters nothing is repeated more often than that.
+        """The cost of this part repeated. On a name of `length` characters it repeats at most that often.
 
-        A body that matches in one way only gives a path for each number of rounds, all met in one pass. Of a body that
-        matches in several ways, p, there are p^rounds paths: without an upper limit nothing bounds them.
+        If the body matches in only one way, there is one path per number of rounds, and one pass tries them all. If it
+        matches in p > 1 ways, there are about p^rounds paths; without an upper limit that counts as infinite.
         """
         rounds = min(most, max(length, least))
         if self.paths > 1.0 and rounds > 1:
@@ -195,13 +195,13 @@ def _power(base: float, exponent: float) -> float:
 
 
 def _most_paths(key: str, length: int) -> float:
-    """A bound on the steps of a backtracking matcher of the key at one place in a name of that length."""
+    """A bound on the steps that a backtracking matcher takes for the key, at one position in a name of that length."""
     cost, end = _alternatives(key, 0, length, 0)
     return cost.steps if end == len(key) else math.inf
 
 
 def _alternatives(key: str, at: int, length: int, depth: int) -> tuple[_Cost, int]:
-    """The cost of what begins at a place up to the group's closing parenthesis, and where that is."""
+    """The cost from a position to the group's closing parenthesis, and the position of that parenthesis."""
     if depth > _DEEPEST:
         return _Cost(math.inf, math.inf), len(key) + 1
     total: _Cost | None = None
@@ -217,7 +217,7 @@ def _alternatives(key: str, at: int, length: int, depth: int) -> tuple[_Cost, in
 
 
 def _item(key: str, at: int, length: int, depth: int) -> tuple[_Cost, int]:
-    """One character, set or group, with its repeats."""
+    """The cost of one character, set or group with its repeats, and the position after it."""
     cost = _Cost()
     if (comment := _COMMENT.match(key, at)) is not None:
         return cost, comment.end()
@@ -226,7 +226,7 @@ def _item(key: str, at: int, length: int, depth: int) -> tuple[_Cost, int]:
         start = at + 1 if opening is None else opening.end()
         cost, at = _alternatives(key, start, length, depth + 1)
         at += 1
-        if opening is not None and opening[0].endswith(("=", "!")):  # look-around is left once it has held
+        if opening is not None and opening[0].endswith(("=", "!")):  # look-around is not retried in another way
             cost = _Cost(1.0, cost.steps)
     elif key[at] == "[" and (found := _CLASS.match(key, at)) is not None:
         at = found.end()

@@ -1,4 +1,4 @@
-"""The base model's files to arrays: where they are, which base they are, and its weights one at a time.
+"""Read a base model's files: find them, identify the base, and read its weights one at a time.
 
-Reads safetensors only, with numpy: no torch, no code of the model, never the whole of it in memory.
+Only safetensors are read, with numpy: without torch, without the model's code, and never the whole model in memory.
 """

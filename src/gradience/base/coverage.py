@@ -18,9 +18,9 @@ from gradience.adapters import module_type
 from gradience.base.peft_emulation.layout import Layout, Site, site_layer
 from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, lora_sizes, resolve, saved_names
 from gradience.io.reading import decode_json, read_small
+from gradience.schema import Json
 from gradience.schema.document import Coverage, Refused
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.scalars import Json
 
 T = TypeVar("T")
 

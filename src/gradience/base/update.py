@@ -1,7 +1,7 @@
-"""One module's update in the orientation of the base's weight, and what a merge makes of it.
+"""One module's update in the orientation of the base weight, and how much of the update survives a merge.
 
-The update stays as its two factors wherever that is the whole of it: norms, singular vectors and the survival of a
-merge are then found without the product ever being in memory.
+The update is kept as two factors wherever the factors are all of it. Norms, singular vectors and the survival of a
+merge are then computed without the product in memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _HALF: Final = 2  # bytes of a 16-bit float
 
 
 class Update(NamedTuple):
-    """scale * b @ a, or `dense` where the update is a whole matrix.
+    """The update `scale * b @ a`, or `dense` if the update is held as a full matrix.
 
-    `sigma` are the singular values of an update that was factored here; None where the module's factors are the update.
+    `sigma` holds the singular values if this module factored the update, so that b and a are orthogonal factors. It is
+    None if b and a are the adapter's own factors, or if the update is dense.
     """
 
     b: Array
@@ -35,7 +36,7 @@ class Update(NamedTuple):
     sigma: Floats | None = None
 
     def operators(self, w: Array) -> tuple[Operator, Operator]:
-        """W and W + dW, for a weight in float32 as `as_float32` gives it."""
+        """W and W + dW as operators, for a weight that `as_float32` has converted."""
         base = Operator.of(w)
         if self.dense is not None:
             return base, Operator.of(as_float32(w + self.dense))
@@ -43,25 +44,25 @@ class Update(NamedTuple):
         return base, base.plus(left, self.a)
 
     def merged(self, w: Array, dtype: str) -> MergeSums:
-        """Sums over the changes that a merge into the weight as stored makes; `dtype` as safetensors names it."""
-        # PEFT rounds the product of 16-bit factors to their own type before it adds it to the weight.
+        """Sums over the entries of a merge into the stored weight `w`, whose `dtype` is given by safetensors' name."""
+        # PEFT rounds the product of 16-bit factors to their dtype before it adds the product to the weight.
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
         whole = Updated(w, self.b, self.a, self.dense)
         return merge_sums(whole, scale=self.scale, target=_target(dtype), delta_dtype=stored)
 
 
 def update_of(module: Module, w: Array) -> Update:
-    """The module's update in the weight's orientation.
+    """The module's update in the orientation of the base weight `w`.
 
     Raises:
-        AdapterError: the base is of another shape.
+        AdapterError: the base weight has another shape.
     """
     if module.factored is not None:
         b, a = module.factored(w)
         check_shape((len(b), a.shape[1]), w.shape)
         if not within_range(b, a):
             return Update(b, a, 1.0, sigma=np.full(1, np.nan))
-        # Orthogonal factors: what the start took out of the base is large beside what is left of it after training.
+        # Orthogonal factors, because the part that the initialisation took out of the base is large beside the update.
         low = decomposed(b, a)
         return Update((low.u * low.sigma).astype(np.float32), low.v.astype(np.float32), 1.0, sigma=low.sigma)
     if module.dense is not None:
@@ -71,12 +72,12 @@ def update_of(module: Module, w: Array) -> Update:
 
 
 def _target(dtype: str) -> str:
-    """The type a merge is judged in: the weight's own if of 16 bits, else bfloat16, which people serve."""
+    """The dtype in which a merge is judged: float16 for a float16 weight, else bfloat16, in which models are served."""
     return "float16" if dtype == "F16" else "bfloat16"
 
 
 def survival_of(sums: MergeSums, dtype: str) -> MergeSurvival:
-    """The part of an update that survives a merge, for the report."""
+    """The report's entry on how much of an update survives a merge."""
     return MergeSurvival(
         dtype=_target(dtype),  # type: ignore[arg-type]  # one of the two
         changed=sums.changed / sums.entries,

@@ -1,10 +1,11 @@
-"""A base model's weights: where they are, which base they are of, and one tensor at a time.
+"""Find a base model's weight files, identify them, and read their tensors one at a time.
 
-A base is a folder, one file, an index of shards, or `organisation/name` in the hub's local cache; only safetensors are
-read, and nothing is downloaded. Opening reads the headers; a tensor's data are read when they are asked for, an
-expert's slice alone.
+A base is a folder, one file, an index of shards, or `organisation/name` in the hub's local cache. Only safetensors are
+read, and nothing is downloaded. Opening reads the headers; a tensor's data are read on request, and of a stack of
+experts only the slice that is asked for.
 
-A module's update is brought to the orientation and shape of the base's weight here, too.
+This module also brings a module's update to the orientation and shape of the base weight. It caches the norms of base
+weights on disk.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from gradience.spectral import in_threads
 from gradience.spectral.grams import Factors
 
 _VERSION: Final = 2
-_LARGEST: Final = 64 << 20  # bytes: a norm takes 100
+_LARGEST: Final = 64 << 20  # bytes: an entry of the cache takes 100
 
 _ONE_FILE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -45,7 +46,7 @@ _LARGEST_REF: Final = 256  # bytes: a commit has 40
 _ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 _READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
-"""Dtypes, by safetensors' name, in which a weight is itself and not a code for it."""
+"""Dtypes, by safetensors' name, that hold a weight's values and not quantised codes."""
 
 
 class Norms(msgspec.Struct, frozen=True):
@@ -63,10 +64,10 @@ class _Document(msgspec.Struct):
 
 
 class NormsCache:
-    """The norms of one base by tensor name, and its `identity`; `save` keeps what was added.
+    """A cache on disk of one base's norms by tensor name, and of its `identity`. `save` writes what was added.
 
-    Found again by the `stamp` of the base's files. `refused` says why an existing file was not believed: damaged, or
-    written for another base.
+    The cache file is found by the `stamp` of the base's files. If an existing file is damaged or was written for
+    another base, it is not used, and `refused` has the reason.
     """
 
     def __init__(self, folder: Path | None, files: Sequence[Path]) -> None:
@@ -79,7 +80,7 @@ class NormsCache:
         self.identity = "" if self._file is None else identity(files) if held is None else held.identity
 
     def get(self, name: str) -> Norms | None:
-        """The weight's norms, or None where they are not known."""
+        """The weight's norms, or None if they are not in the cache."""
         return self._norms.get(name)
 
     def put(self, name: str, norms: Norms) -> None:
@@ -88,11 +89,11 @@ class NormsCache:
         self._added = True
 
     def save(self) -> None:
-        """Write the cache if something was added; whole or not at all, and never a reason to fail."""
+        """Write the cache if something was added, whole or not at all. A failure to write is ignored."""
         if self._file is None or not self._added:
             return
         document = _Document(version=_VERSION, stamp=self._stamp, identity=self.identity, norms=self._norms)
-        # A read-only home or a full disk: compute again next time.
+        # With a read-only home or a full disk, the norms are computed again next time.
         with suppress(OSError, OutputError), atomic_file(self._file, force=True) as draft:
             draft.write_bytes(msgspec.json.encode(document))
 
@@ -111,10 +112,10 @@ class NormsCache:
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The base's safetensors files, in order of their names.
+    """The base's safetensors files, sorted by name.
 
-    A path that does not exist but reads as `organisation/name` is looked up in the hub's local cache;
-    nothing is ever downloaded.
+    A path that does not exist but has the form `organisation/name` is looked up in the hub's local cache. Nothing is
+    ever downloaded.
 
     Raises:
         AdapterError: nothing is there, or the checkpoint is incomplete or of another format.
@@ -139,12 +140,12 @@ def find_shards(path: Path) -> list[Path]:
 
 
 def _snapshot(folder: Path) -> Path:
-    """The revision's folder of a hub cache entry, or the folder itself."""
+    """The folder of the main (or only) revision, if the folder is a hub cache entry; else the folder itself."""
     snapshots = folder / "snapshots"
     if not snapshots.is_dir():
         return folder
     main = folder / "refs" / "main"
-    # refs/main names the revision that a plain download leads to; a cache may hold older ones beside it.
+    # refs/main names the revision that a plain download gets; the cache may hold older revisions beside it.
     if os.path.lexists(main):
         return snapshots / _revision(main)
     revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
@@ -157,7 +158,7 @@ def _snapshot(folder: Path) -> Path:
 
 
 def _revision(main: Path) -> str:
-    """The name of the folder in snapshots/ that a ref names; a plain name, so that it cannot lead elsewhere."""
+    """The name of the folder in snapshots/ that a ref names. It must be a plain name, so it cannot lead elsewhere."""
     try:
         name = read_small(main, most=_LARGEST_REF, what="a ref").strip()
     except OSError as error:
@@ -177,7 +178,7 @@ def _cached(path: Path) -> Path:
 
 
 def _hub_cache() -> Path:
-    """The hub's cache as huggingface_hub finds it."""
+    """The hub's cache folder, found as huggingface_hub finds it."""
     if cache := os.environ.get("HF_HUB_CACHE"):
         return Path(cache)
     home = os.environ.get("HF_HOME")
@@ -185,10 +186,10 @@ def _hub_cache() -> Path:
 
 
 def identity(files: Sequence[Path]) -> str:
-    """A hash over names, sizes and content of the files; equal if and only if the base is the same.
+    """A hash over the names, sizes and content of the files. Equal hashes mean the same base.
 
-    In the hub's cache a file is a link to a blob named by its etag, which is a hash of its content (git's or
-    SHA-256): the link is enough, and nothing is read. Elsewhere the content is hashed, a file on each core.
+    In the hub's cache a file is a link to a blob named by its etag, which is a hash of its content (git's or SHA-256).
+    There the link is enough, and nothing is read. Elsewhere the content is hashed, in one thread per file.
     """
     digests = in_threads([partial(file_digest, file) for file in files])
     named = zip(files, digests, strict=True)
@@ -196,9 +197,10 @@ def identity(files: Sequence[Path]) -> str:
 
 
 def stamp(files: Sequence[Path]) -> str:
-    """A hash by which files that did not change are known again unread: inodes, sizes and times of change.
+    """A hash that identifies unchanged files without reading them, over inodes, sizes and times of change.
 
-    Whatever writes into a file moves its `ctime`, which no program sets. A copy is another file.
+    Every write changes a file's `ctime`, which no program can set. A copy of a file counts as another file. A file in
+    the hub's cache is identified by its etag.
     """
     return _hash_of(_etag(file) or _written(file) for file in files)
 
@@ -232,7 +234,7 @@ def _etag(file: Path) -> str:
 
 
 class Found(NamedTuple):
-    """One tensor of the base: its name there, and where it is."""
+    """One tensor of the base: its name in the base, its header entry, and its file."""
 
     name: str
     info: TensorInfo
@@ -240,7 +242,7 @@ class Found(NamedTuple):
 
 
 class BaseWeights:
-    """The tensors of a base model, whatever the number of its files. Only headers are read at first.
+    """The tensors of a base model in one or several files. Opening reads only the headers.
 
     Raises:
         AdapterError: a file is missing, damaged or no safetensors.
@@ -257,8 +259,9 @@ class BaseWeights:
     def find(self, name: str) -> Found | None:
         """The tensor of that name, or None.
 
-        A model class adds or drops prefixes (`transformer.h.0` of GPT2LMHeadModel is `h.0` in the hub's
-        file), so where the whole name is not there, one that ends with the other is taken if it is the only one.
+        A model class may add or drop a prefix (`transformer.h.0` of GPT2LMHeadModel is `h.0` in the hub's file). So if
+        the full name is missing, a tensor is taken whose name ends with this one, or the other way round, if there is
+        only one such tensor.
         """
         if name not in self._held:
             longer = self._by_tail.get(name, [])
@@ -271,12 +274,13 @@ class BaseWeights:
         return Found(name, self._held[name].tensors[name], self._held[name])
 
     def read(self, found: Found, expert: int | None = None, memory: Memory | None = None) -> Array:
-        """The weight as stored, as a matrix: an expert's slice, a convolution flattened after its first axis.
+        """The weight as a matrix in its stored dtype. A convolution is flattened after its first axis.
 
-        In `memory`, where that is given, until the next weight is read into it.
+        If `expert` is given, only that expert's slice is read. If `memory` is given, the array lies in it and is valid
+        until the next read into it.
 
         Raises:
-            AdapterError: the weight is quantised, or no matrix.
+            AdapterError: the weight is quantised, or is no matrix.
         """
         if (reason := self.refusal(found)) is not None:
             raise AdapterError(f"{found.name}: {reason}")
@@ -284,7 +288,7 @@ class BaseWeights:
         return part.reshape(part.shape[0], -1)
 
     def _slice(self, found: Found, expert: int, memory: Memory | None) -> Array:
-        """One slice along the first axis, reading no other."""
+        """One expert's slice along the first axis. Only its bytes are read."""
         count, *rest = found.info.shape
         if expert >= count or len(rest) < 2:
             raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
@@ -300,7 +304,7 @@ class BaseWeights:
 
 
 def factors_of(module: Module) -> Callable[[], Factors]:
-    """A loader of the module's update for the spectral kernels."""
+    """A function that loads the module's update for the spectral kernels."""
 
     def load() -> Factors:
         b, a = module.load()
@@ -310,13 +314,13 @@ def factors_of(module: Module) -> Callable[[], Factors]:
 
 
 def plain_factors(module: Module, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """The factors (b, a) for a base weight of a shape.
+    """The factors (b, a) in the orientation of a base weight of this shape.
 
     Raises:
-        AdapterError: the base is of another shape.
+        AdapterError: the base weight has another shape.
     """
     b, a = module.load()
-    # Experts whose file does not say how the base stores them: the base's shape decides.
+    # For experts the adapter's file does not say how the base stores them, so the base's shape decides.
     if (len(b), a.shape[1]) != shape and (a.shape[1], len(b)) == shape:
         b, a = a.T, b.T
     check_shape((len(b), a.shape[1]), shape)
@@ -324,10 +328,10 @@ def plain_factors(module: Module, shape: tuple[int, ...]) -> tuple[Array, Array]
 
 
 def matrix_of(update: DenseUpdate, w: Array) -> Array:
-    """The update as a matrix, in float32.
+    """The update for a base weight `w`, as a float32 matrix of the same shape.
 
     Raises:
-        AdapterError: the base is of another shape.
+        AdapterError: the base weight has another shape.
     """
     dense = update(w)
     check_shape(dense.shape, w.shape)
@@ -335,10 +339,10 @@ def matrix_of(update: DenseUpdate, w: Array) -> Array:
 
 
 def check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Do nothing if an update is of the base weight's shape.
+    """Refuse an update whose shape is not the base weight's.
 
     Raises:
-        AdapterError: it is not.
+        AdapterError: the shapes differ.
     """
     if shape != expected:
         raise AdapterError(f"an update of shape {list(shape)} for a base weight of {list(expected)}")

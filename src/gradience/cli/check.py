@@ -13,8 +13,8 @@ from cyclopts.types import NonNegativeInt
 from gradience.cli import options as opt
 from gradience.configs.values import Malformed, keyword, plain, short_name, whole
 from gradience.errors import ConfigError
+from gradience.schema import Json, TaskProfile, real
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
-from gradience.schema.scalars import Json, TaskProfile, real
 from gradience.verbs.check import check_config
 
 T = TypeVar("T")

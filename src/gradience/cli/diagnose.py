@@ -13,9 +13,9 @@ from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, exit_code, print_text
 from gradience.errors import OutputError
 from gradience.render import clean, counted
+from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RuleGroup
-from gradience.schema.scalars import Severity
 from gradience.verbs.report import ReportFormat, check_format, format_of, report_text, write_sources
 
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")

@@ -18,9 +18,9 @@ from cyclopts.validators import Number
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
+from gradience.schema import Severity
 from gradience.schema.document import Finding, FindingRef, NotRun, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
-from gradience.schema.scalars import Severity
 from gradience.telemetry.redact import hide_in
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]

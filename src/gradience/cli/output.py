@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_arg
 import msgspec
 
 from gradience.errors import OutputError
+from gradience.schema import Severity
 from gradience.schema.document import (
     SEVERITIES,
     Finding,
@@ -36,7 +37,6 @@ from gradience.schema.document import (
     writable,
 )
 from gradience.schema.reports import SourceLocation
-from gradience.schema.scalars import Severity
 
 if TYPE_CHECKING:
     from cyclopts.exceptions import CycloptsError

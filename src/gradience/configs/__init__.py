@@ -1,6 +1,7 @@
-"""Files to config: adapter configs, training arguments and hand-written documents, as one snapshot.
+"""Read adapter configs, training arguments and hand-written documents into one configuration snapshot.
 
-Here is the file of a project's own settings for gradience: gradience.toml, or [tool.gradience] of pyproject.toml.
+This file itself reads a project's own settings for gradience, from gradience.toml or [tool.gradience] in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -14,26 +15,24 @@ from msgspec import Meta
 
 from gradience.errors import ConfigError
 from gradience.io.reading import read_small
-from gradience.schema.scalars import Severity
+from gradience.schema import Severity
 
 FailOn: TypeAlias = Severity | Literal["never"]
 
 _OWN: Final = "gradience.toml"
 _PROJECT: Final = "pyproject.toml"
-_MENTION: Final = re.compile(rb"^[^#\n]*gradience", re.MULTILINE)  # without it a pyproject.toml need not be parsed
+_MENTION: Final = re.compile(rb"^[^#\n]*gradience", re.MULTILINE)  # a pyproject.toml without this word is not parsed
 _LARGEST: Final = 256 << 10  # bytes
-_MOST_PARTS: Final = 16  # of a dotted key: tomllib's time and memory grow with their square
+_MOST_PARTS: Final = 16  # parts of a dotted key: tomllib's time and memory grow with the square of their number
 _PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _LONG_KEY: Final = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_PARTS}}}")
 
 
 class Preferences(msgspec.Struct, kw_only=True, frozen=True, rename="kebab", forbid_unknown_fields=True):
-    """What a project settles once.
+    """The settings that a project states once, in its settings file.
 
-    Every command that judges reads `select`, `ignore` and `fail_on`; monitor and diagnose also `gap_threshold`, check
-    also `serve`.
-
-    A command-line option of the same name goes before it.
+    Every command that judges reads `select`, `ignore` and `fail_on`. `gap_threshold` is read by monitor and diagnose,
+    `serve` by check. A command-line option of the same name overrides the file.
     """
 
     select: list[str] = []
@@ -46,7 +45,8 @@ class Preferences(msgspec.Struct, kw_only=True, frozen=True, rename="kebab", for
 def find_preferences(start: Path) -> Path | None:
     """Return the settings file of the nearest folder from `start` upwards that has one, or None.
 
-    A gradience.toml goes before the pyproject.toml beside it, and one without `[tool.gradience]` does not count.
+    A gradience.toml is preferred to the pyproject.toml beside it. A pyproject.toml without `[tool.gradience]` does not
+    count.
     """
     for folder in (start, *start.parents):
         if (folder / _OWN).is_file():
@@ -57,10 +57,10 @@ def find_preferences(start: Path) -> Path | None:
 
 
 def read_preferences(path: Path) -> Preferences:
-    """Return a file's settings.
+    """Return the settings in a file.
 
     Raises:
-        ConfigError: it cannot be read, is not TOML, or holds an unknown key or an invalid value.
+        ConfigError: the file cannot be read, is not TOML, or holds an unknown key or an invalid value.
     """
     document: object = _read_toml(path)
     if path.name == _PROJECT and isinstance(document, dict):

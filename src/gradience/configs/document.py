@@ -1,13 +1,13 @@
-"""A configuration in one file: the user's own (canonical, flat, or anything in between), or those beside weights.
+"""Read a configuration from one file: a document that the user wrote, or a config that was saved beside weights.
 
-Canonical is the shape of ``ConfigSnapshot``, as a log's ``run_start`` holds it, also wrapped as ``config``. Flat is one
-level of keys under the names people use. Both may be mixed: a section is a scope, no more. Recipes of MLX-LM,
-torchtune, Axolotl and LLaMA-Factory are recognised by their keys and read by their own names. Beside weights are
-`adapter_config.json`, of PEFT or MLX-LM, and a model's `config.json`.
+A document may be canonical, flat, or a mixture, because a section is only a scope. The canonical shape is that of
+``ConfigSnapshot``, as in a log's ``run_start``, also wrapped as ``config``. A flat document has one level of keys under
+the names people use. Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are recognised by their keys and read by
+their own names. Configs beside weights are `adapter_config.json` (PEFT or MLX-LM) and a model's `config.json`.
 
-A recipe also says something about its data: files, template, cutoff, loss mode, packing. Read in TRL 1.16 (SFTConfig;
+A recipe also has data settings: files, template, cutoff, loss mode, packing. Their names come from TRL 1.16 (SFTConfig;
 scripts/sft.py), Axolotl (docs/dataset-formats), LLaMA-Factory (hparams/data_args.py, data/parser.py) and torchtune
-(datasets/_sft.py). A name that is not a file here is a hub data set: not looked up.
+(datasets/_sft.py). A data set name that is not a local file is taken for one on the hub, and is not looked up.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from gradience.configs.settings import (
 from gradience.configs.training import PICKLED, note_training, output_dir, read_training
 from gradience.configs.values import Fields, Malformed, flag, text
 from gradience.errors import ConfigError
+from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import LossMode, SourceFile
-from gradience.schema.scalars import Json
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -50,12 +50,12 @@ _SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
     ("training", "training", TRAINING),
     ("training_args", "training", TRAINING),
 )
-_BARE_NAME = "name"  # the optimizer's, inside its section only: at the top it names something else
+_BARE_NAME = "name"  # names the optimizer inside the optimizer section only: at the top it names something else
 _COMPUTED = {"alpha_over_r", "extras"}
 _ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta", "resumed_from_step"}
 
 MODEL_CONFIG = "config.json"
-_HEAD = "Classification"  # in the name of every class of transformers with a classifier head
+_HEAD = "Classification"  # ends the name of every transformers class with a classifier head
 
 _Mapping = dict[str, Json]
 _INFO: Final = "dataset_info.json"
@@ -101,7 +101,7 @@ def _read_native(fields: Fields, draft: Draft) -> list[str]:
 
 
 def note_adapter(fields: Fields, draft: Draft) -> None:
-    """Add what the snapshot has no field for: null targets, and the class of the base model."""
+    """Add to the extras: null targets, variants in use, a trained lora bias, and the base model's class."""
     if fields.is_null("target_modules"):
         draft.set("lora", "target_modules_null", value=True, extra=True)
     variants = [key for key in _VARIANTS if fields.take([key], bool)]
@@ -133,7 +133,7 @@ def _where_else(folder: Path) -> str:
 
 
 def read_labels(path: Path) -> Layer:
-    """Read the number of classes of a model's config.json; an empty layer where it is of no classifier.
+    """Read the number of classes from a model's config.json. The layer is empty if the model is not a classifier.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -147,7 +147,7 @@ def read_labels(path: Path) -> Layer:
 
 
 def read_document(path: Path) -> Layer:
-    """Read a configuration of any shape; ConfigError where no key of it is a setting."""
+    """Read a configuration of any shape; ConfigError if none of its keys is a setting."""
     if path.suffix in PICKLED:
         return read_training(path)
     if path.name.endswith("_results.json"):
@@ -210,7 +210,7 @@ def _read_flat(fields: Fields, draft: Draft) -> list[str]:
     note_adapter(fields, draft)
     note_training(fields, draft)
     if draft.get("lora", "peft_type") not in {None, "LORA"}:
-        return []  # another method's keys: none of PEFT's LoRA settings, and not unknown to PEFT
+        return []  # the keys left belong to another PEFT method: they are not LoRA settings, and not misspelt ones
     return list(fields.left_over(_known))
 
 
@@ -225,7 +225,7 @@ def _known(key: str) -> bool:
 
 
 class DataPlan(NamedTuple):
-    """The data settings of a recipe, as far as it has them."""
+    """The data settings of a recipe. A setting that the recipe does not state is None."""
 
     program: Literal["trl", "axolotl", "llama-factory", "torchtune"] = "trl"
     train: Path | None = None
@@ -312,7 +312,7 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
 
 
 def _registered(names: list[str], folder: Path | None) -> Path | None:
-    """The file that LLaMA-Factory's dataset_info.json has for the first of the names."""
+    """The file that LLaMA-Factory's dataset_info.json lists for the first of the names, or None."""
     if folder is None or not names or not (folder / _INFO).is_file():
         return None
     entry = read_mapping(folder / _INFO).get(names[0])
@@ -346,7 +346,7 @@ def _section(mapping: _Mapping, name: str) -> _Mapping:
 
 
 def _place(value: Json, places: tuple[Path, ...]) -> Path | None:
-    """The file or folder of this name beside the recipe or in the working folder; None where there is none."""
+    """The file or folder of this name beside the recipe or in the working folder; None if there is none."""
     if not isinstance(value, str) or not value or "\0" in value:
         return None
     return next(_existing(value, places), None)
@@ -357,7 +357,7 @@ def _existing(value: str, places: tuple[Path, ...]) -> Iterator[Path]:
         try:
             if (place / value).exists():
                 yield place / value
-        except OSError:  # a name that no disk can hold
+        except OSError:  # a name that no file system allows
             return
 
 

@@ -1,7 +1,11 @@
-"""A configuration to one mapping of plain values: a file's, or a live object's of PEFT or transformers.
+"""Turn a configuration file, or a live object of PEFT or transformers, into one mapping of plain values.
 
-A configuration file comes from anywhere. What is refused here, in one line with its cure: folders, pipes,
-large files, binary files, deep nesting, duplicate keys, and anything whose top level is not a mapping.
+A configuration file is untrusted input. Folders, pipes, large files, binary files, deep nesting, duplicate keys, and
+anything whose top level is not a mapping are refused with a one-line message and advice.
+
+PyYAML composes a YAML document to nodes, and this module converts them. Aliases count as often as they are written out,
+so a "billion laughs" file stops at 50 000 values. Unknown tags are refused. Only the YAML 1.1 scalars that JSON has are
+converted. Errors name the line.
 """
 
 from __future__ import annotations
@@ -12,24 +16,35 @@ from collections.abc import Mapping
 from enum import Enum
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from gradience.configs.values import Malformed, plain
+from gradience.configs.values import MAX_DIGITS, Malformed, plain
 from gradience.errors import ConfigError
 from gradience.io.reading import MAX_DEPTH, check_depth, open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
+
+if TYPE_CHECKING:
+    from yaml import SafeLoader
+
 
 MAX_JSON_BYTES = 5 * 1024 * 1024  # the largest config seen in the wild is under 50 kB
 MAX_YAML_BYTES = 256 * 1024  # PyYAML reads about 100 kB/s: keeps the worst case within seconds
 
 _LFS = "version https://git-lfs"
 
+MAX_VALUES = 50_000  # values after aliases are written out, which bounds a "billion laughs" file
+
+_PREFIX = "tag:yaml.org,2002:"
+_AS_TEXT = {"str", "timestamp", "value"}
+_CONTAINERS = {"map", "seq"}
+_CONVERTED = {"int", "float", "bool", "null"}
+
 
 def read_mapping(path: Path, *, most: int = MAX_JSON_BYTES) -> dict[str, Json]:
-    """Return the mapping that a JSON, YAML or JSON-lines (first line) file of at most so many bytes holds.
+    """Return the mapping in a JSON or YAML file, or in the first line of a JSON-lines file, of at most `most` bytes.
 
     Raises:
-        ConfigError: it holds none.
+        ConfigError: the file cannot be read, is larger, or holds no mapping.
     """
     text = _read_text(path, most)
     try:
@@ -52,8 +67,6 @@ def _parse(text: str, suffix: str) -> Json:
         return _parse_json(text)
     if len(text) > MAX_YAML_BYTES:
         raise Malformed(f"larger than {MAX_YAML_BYTES // 1024} KiB, the limit for YAML")
-    from gradience.configs.yaml import parse_yaml  # noqa: PLC0415  # 15 ms that a JSON config need not pay
-
     return parse_yaml(text)
 
 
@@ -100,7 +113,7 @@ def _read_text(path: Path, most: int) -> str:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a regular file, at most so many; ConfigError if it is not one, or is larger."""
+    """The bytes of a regular file; ConfigError if the path is no regular file, or the file exceeds `most` bytes."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")
@@ -118,7 +131,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 @runtime_checkable
 class HasToDict(Protocol):
-    """What PEFT's configs and transformers' TrainingArguments have in common."""
+    """The method that PEFT's configs and transformers' TrainingArguments have in common."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
@@ -126,7 +139,9 @@ class HasToDict(Protocol):
 
 
 def plain_mapping(config: HasToDict) -> dict[str, Json]:
-    """Return the object's settings as JSON values: sets sorted, enums by value, anything else by its type's name.
+    """Return the object's settings as JSON values.
+
+    Sets become sorted lists, enums their values, paths text, and any other object the name of its type.
 
     Raises:
         ConfigError: `to_dict` returns something other than a mapping.
@@ -148,3 +163,83 @@ def _plain(value: object, depth: int) -> Json:
         items = [_plain(item, depth - 1) for item in value]
         return sorted(items, key=str) if isinstance(value, set | frozenset) else items
     return str(value) if isinstance(value, PathLike) else type(value).__name__
+
+
+def parse_yaml(text: str) -> Json:
+    """Return the plain value of one YAML document; raise Malformed, with the line, if the text is not one."""
+    from yaml import SafeLoader  # noqa: PLC0415  # 15 ms that a JSON config need not pay
+    from yaml.error import MarkedYAMLError, YAMLError  # noqa: PLC0415  # the same
+
+    check_depth(text)
+    try:
+        loader = SafeLoader(text)
+        node = loader.get_single_node()
+    except MarkedYAMLError as error:  # its full text is not used, because it quotes the file and any secrets in it
+        place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise Malformed(f"not YAML: {error.problem}{place}") from None
+    except YAMLError:
+        raise Malformed("not YAML: it holds characters that YAML does not allow") from None
+    return None if node is None else _Plain(loader).value(node, 0)
+
+
+class _Plain:
+    """Converts nodes of PyYAML, by their `id`, counting each value as often as it is written out."""
+
+    def __init__(self, loader: SafeLoader) -> None:
+        self._loader = loader
+        self._left = MAX_VALUES
+
+    def value(self, node: Any, depth: int) -> Json:
+        self._left -= 1
+        if self._left < 0:
+            raise Malformed(f"more than {MAX_VALUES} values once its aliases are written out")
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        if node.id != "scalar" and node.tag.removeprefix(_PREFIX) not in _CONTAINERS:
+            raise Malformed(_at(node, f"the tag {node.tag!r} is not plain data"))
+        if node.id == "mapping":
+            return self._mapping(node, depth)
+        if node.id == "sequence":
+            return [self.value(item, depth + 1) for item in node.value]
+        return self._scalar(node)
+
+    def _mapping(self, node: Any, depth: int) -> dict[str, Json]:
+        own: dict[str, Json] = {}
+        merged: dict[str, Json] = {}
+        for key, item in node.value:
+            if key.id != "scalar":
+                raise Malformed(_at(key, "a key that is not text"))
+            if key.tag == f"{_PREFIX}merge":
+                merged |= self._merged(item, depth)
+                continue
+            if key.value in own:
+                raise Malformed(_at(key, f"the key {key.value!r} appears twice in one mapping"))
+            own[key.value] = self.value(item, depth + 1)
+        return {**merged, **own}
+
+    def _merged(self, node: Any, depth: int) -> dict[str, Json]:
+        sources = node.value if node.id == "sequence" else [node]
+        merged: dict[str, Json] = {}
+        for source in reversed(sources):
+            value = self.value(source, depth + 1)
+            if not isinstance(value, dict):
+                raise Malformed(_at(node, "`<<` wants a mapping"))
+            merged |= value
+        return merged
+
+    def _scalar(self, node: Any) -> Json:
+        kind = node.tag.removeprefix(_PREFIX)
+        if kind in _AS_TEXT:
+            return node.value
+        if kind not in _CONVERTED:
+            raise Malformed(_at(node, f"the tag {node.tag!r} is not plain data"))
+        if len(node.value) > MAX_DIGITS and kind in {"int", "float"}:
+            raise Malformed(_at(node, f"a number of {len(node.value)} digits, over the limit of {MAX_DIGITS}"))
+        try:
+            return self._loader.construct_object(node)
+        except (ValueError, OverflowError, KeyError):
+            return node.value  # for example `!!int x`: the setting's reader will report the kind that it expects
+
+
+def _at(node: Any, text: str) -> str:
+    return f"{text} (line {node.start_mark.line + 1})"

@@ -1,12 +1,12 @@
-"""A `training_args.bin`, read and never executed: the pickle of a TrainingArguments as a mapping of plain values.
+"""Read a `training_args.bin`, a pickled TrainingArguments, into plain values without executing the pickle.
 
-`torch.save` writes it as a zip archive with one pickle in it, old versions as several pickles in a row, and some
-scripts as a bare pickle.
+`torch.save` writes a zip archive that holds one pickle. Its old versions wrote several pickles in a row, and some
+scripts write a bare pickle.
 
-A pickle is a program for a small stack machine. Here its opcodes are walked, and nothing is imported, called or
-unpickled: the stack holds only lists, dicts, texts, numbers, `Name` for a class that the program names, and `Record`
-for an object that it would make. A class that is not known here, and an opcode that has no harmless reading, end the
-walk with the reason.
+A pickle is a program for a small stack machine. This module walks its opcodes, and imports, calls and unpickles
+nothing. The stack holds only lists, dicts, texts, numbers, a `Name` for each class that the program names, and a
+`Record` for each object that the program would make. A class that is not on the list of known ones, or an opcode
+without a harmless reading, ends the walk with the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.values import Malformed, printable
 from gradience.errors import ConfigError
 from gradience.io.reading import MAX_DEPTH
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
 MAX_OPCODES: Final = 100_000  # a TrainingArguments takes 600
 _SHOWN: Final = 80  # characters of a class in an error
@@ -33,15 +33,15 @@ _SHOWN: Final = 80  # characters of a class in an error
 _RECONSTRUCT: Final = frozenset({"copyreg _reconstructor", "copy_reg _reconstructor"})
 _GET: Final = frozenset({"builtins getattr", "__builtin__ getattr"})  # how Python 3.11.0 wrote a member of an enum
 
-_VALUES: Final = (  # opcodes that carry one
+_VALUES: Final = (  # opcodes that carry a value
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 )
 
 MAX_PICKLE: Final = 1024 * 1024  # bytes; the largest seen in the wild, with a DeepSpeed config in it, has 12 kB
-MAX_VALUES: Final = 20_000  # of the mapping, those that occur twice counted twice
-_MAX_ENTRIES: Final = 1000  # of an archive
+MAX_VALUES: Final = 20_000  # values in the mapping; a value that occurs twice counts twice
+_MAX_ENTRIES: Final = 1000  # entries of an archive
 _ARCHIVE: Final = b"PK"
 _LFS: Final = b"version https://git-lfs"
 _PICKLE: Final = re.compile(r"[^/\\.][^/\\]*/data\.pkl")  # where torch.save puts it
@@ -68,14 +68,14 @@ _BUILTINS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or function that the pickle names: `module name`, never looked up."""
+    """A class or function that the pickle names, as `module name`. It is never looked up."""
 
     text: str
 
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object that the pickle would make: of which class, of which arguments, and with what state."""
+    """An object that the pickle would make: its class, its arguments and its state."""
 
     name: Name
     arguments: tuple[Any, ...] = ()
@@ -83,11 +83,11 @@ class Record:
 
 
 class _Mark:
-    """Where a group of values begins on the stack."""
+    """The mark on the stack where a group of values begins."""
 
 
 class Walk:
-    """A stream of pickles, read one after the other."""
+    """A walk through a stream of pickles, one after the other."""
 
     def __init__(self, data: bytes) -> None:
         self._file = BytesIO(data)
@@ -96,10 +96,10 @@ class Walk:
         self.memo: dict[int, Any] = {}
 
     def next(self) -> object:
-        """The next pickle's value.
+        """The value of the next pickle.
 
         Raises:
-            Malformed: it is damaged, too long, or holds what is not allowed.
+            Malformed: the pickle is damaged, too long, or holds a class or opcode that is not allowed.
         """
         self.stack, self.memo = [], {}
         try:
@@ -121,11 +121,11 @@ class Walk:
         action(self, argument)
 
     def save(self, place: int | None) -> None:
-        """Remember the value on top, at a place or at the next one."""
+        """Store the top value in the memo, at `place` or at the next free place."""
         self.memo[len(self.memo) if place is None else place] = self.stack[-1]
 
     def take(self, n: int) -> tuple[Any, ...]:
-        """Take the last n values."""
+        """Pop the last n values."""
         if len(self.stack) < n:
             raise IndexError
         taken = tuple(self.stack[-n:])
@@ -133,7 +133,7 @@ class Walk:
         return taken
 
     def group(self) -> list[Any]:
-        """Take the values down to the last mark, and the mark."""
+        """Pop the values above the last mark, and the mark itself."""
         places = range(len(self.stack) - 1, -1, -1)
         at = next((i for i in places if isinstance(self.stack[i], _Mark)), None)
         if at is None:
@@ -143,26 +143,26 @@ class Walk:
         return group
 
     def name(self, text: str) -> Name:
-        """A class or function by `module name`."""
+        """The class or function called `module name`; Malformed if it is not known."""
         if not is_known(text):
             raise Malformed(f"a pickle that names {_dotted(text)}, which is none of the classes known here")
         return Name(text)
 
     def stack_name(self) -> Name:
-        """The class whose module and name are the last two values."""
+        """Pop a module and a name, and return the class that they name."""
         if not all(isinstance(part, str) for part in self.stack[-2:]):
             raise TypeError
         return self.name(" ".join(self.take(2)))
 
     def call(self, name: object, arguments: object, *keywords: object) -> None:
-        """Put down the record of a call that is not made."""
+        """Push the record of a call; the call is not made."""
         record = _record(name, arguments)
         for part in keywords:
             record.state |= _mapping(part)
         self.stack.append(record)
 
     def build(self) -> None:
-        """Give the object below it its state; its `__setstate__` is not known here, let alone called."""
+        """Pop a state and merge it into the object below. The object's `__setstate__` is not called."""
         state, record = self.stack.pop(), self.stack[-1]
         if not isinstance(record, Record):
             raise TypeError
@@ -170,13 +170,13 @@ class Walk:
             record.state |= {} if part is None else _mapping(part)
 
     def add(self, items: Iterable[Any]) -> None:
-        """Add items to the list on top."""
+        """Extend the list on top of the stack."""
         if not isinstance(self.stack[-1], list):
             raise TypeError
         self.stack[-1].extend(items)
 
     def set(self, items: Sequence[Any]) -> None:
-        """Set keys and values, in turn, of the mapping or object on top."""
+        """Update the mapping or object on top of the stack with alternating keys and values."""
         top = self.stack[-1]
         target = top.state if isinstance(top, Record) else _mapping(top)
         target.update(_paired(items))
@@ -186,7 +186,7 @@ _Action: TypeAlias = Callable[[Walk, Any], object]
 
 
 def _put(value: Callable[[Walk, Any], object]) -> _Action:
-    """The action of an opcode that puts a value on the stack."""
+    """The action of an opcode that pushes a value."""
     return lambda walk, argument: walk.stack.append(value(walk, argument))
 
 
@@ -250,12 +250,12 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 def _paired(items: Sequence[Any]) -> dict[str, Any]:
-    """A mapping of what are keys and values in turn."""
+    """The mapping of a sequence that alternates keys and values."""
     return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
 def _key(value: object) -> str:
-    """A key as text; a whole number of JSON's size too."""
+    """A key as text; a whole number below 2**63 in size is converted."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and abs(value) < 2**63:
@@ -270,10 +270,10 @@ def _dotted(text: str) -> str:
 
 
 def read_pickled(path: Path) -> dict[str, Json]:
-    """The settings in a pickle of training arguments, by name; what it holds besides settings by its type's name.
+    """The settings in a pickle of training arguments, by name. A value without a plain form is its type's name.
 
     Raises:
-        ConfigError: it is none, or holds anything that is not known to be harmless.
+        ConfigError: the file is no such pickle, or holds anything that is not known to be harmless.
     """
     try:
         mapping = _Plain().value(_walk(_pickle_of(read_bytes(path, MAX_JSON_BYTES))))
@@ -287,7 +287,7 @@ def read_pickled(path: Path) -> dict[str, Json]:
 
 
 def _pickle_of(data: bytes) -> bytes:
-    """The pickle's bytes: those of the file, or of the one entry of torch.save's archive that holds it."""
+    """The bytes of the pickle: the whole file, or the `data.pkl` entry of the archive that torch.save writes."""
     if data.startswith(_LFS):
         raise Malformed("a git-lfs pointer, not the file itself (`git lfs pull` fetches it)")
     if not data.startswith(_ARCHIVE):
@@ -306,7 +306,7 @@ def _entry(archive: zipfile.ZipFile) -> bytes:
         raise Malformed("a zip archive that torch.save did not write: it holds no single FOLDER/data.pkl")
     if found[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise Malformed("a zip archive that torch.save did not write: it is compressed in another way")
-    with archive.open(found[0]) as file:  # the sizes that the archive states are not believed
+    with archive.open(found[0]) as file:  # the read is bounded, because the sizes in an archive may be false
         return file.read(MAX_PICKLE + 1)
 
 
@@ -333,13 +333,13 @@ def is_known(name: str) -> bool:
 
 
 class _Plain:
-    """Records to JSON values, of bounded number and depth: a memo makes a short pickle a large tree, or a ring."""
+    """Turns records into JSON values, of limited number and depth: a memo can make a short pickle huge or cyclic."""
 
     def __init__(self) -> None:
         self._left = MAX_VALUES
 
     def value(self, value: object, depth: int = MAX_DEPTH) -> Json:
-        """The value; what has no plain form by its type's name."""
+        """The value as JSON. A value without a plain form is its type's name."""
         self._left -= 1
         if self._left < 0 or depth < 0:
             raise Malformed(f"a pickle of more than {MAX_VALUES} values, or nested more than {MAX_DEPTH} deep")

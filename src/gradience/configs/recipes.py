@@ -1,20 +1,20 @@
-"""Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory: recognised by their keys, read by their own names.
+"""Read recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory, which are recognised by their keys.
 
-Each program has a table of its names for the settings (`settings.py`), and a function for what a table cannot say.
+Each program has a table of its names for the settings (`settings.py`), and a function for whatever needs code.
 
-MLX-LM's file has the name of PEFT's. MLX computes ``y + scale * (x A) B``: its scale is PEFT's alpha / r, so alpha is
-read as scale * rank. An ``alpha`` beside it is not read by MLX. MLX counts iterations, which are optimizer steps
-without accumulation.
+An MLX-LM config has the same file name as PEFT's. MLX computes ``y + scale * (x A) B``: its scale is PEFT's alpha / r,
+so alpha is read as scale * rank. MLX ignores an ``alpha`` in the same file, and so does this reader. MLX counts
+iterations; without accumulation each iteration is an optimizer step.
 
-torchtune's recipes are components with arguments; its names of modules are given in Hugging Face's words. Read in
+A torchtune recipe consists of components with arguments. Its module names are translated to Hugging Face's. Source:
 pytorch/torchtune, recipes/configs/llama3_1: 8B_lora_single_device.yaml and 8B_lora_dpo.yaml.
 
-Axolotl has its own names for PEFT's and the Trainer's settings. Read in axolotl-ai-cloud/axolotl, examples/llama-3:
+Axolotl has its own names for PEFT's and the Trainer's settings. Source: axolotl-ai-cloud/axolotl, examples/llama-3:
 lora-8b.yml, qlora-fsdp-70b.yaml, instruct-dpo-lora-8b.yml.
 
-LLaMA-Factory has TrainingArguments under their own names, and LoRA's under others. Read in hiyouga/LLaMA-Factory,
-examples/train_lora and src/llamafactory/hparams/finetuning_args.py: lora_alpha is twice lora_rank where it is not
-given, lora_rank 8, and lora_target every linear layer.
+LLaMA-Factory keeps the names of TrainingArguments and renames LoRA's settings. Source: hiyouga/LLaMA-Factory,
+examples/train_lora and src/llamafactory/hparams/finetuning_args.py. Its defaults: lora_rank is 8, lora_alpha twice
+lora_rank, and lora_target every linear layer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from gradience.configs.values import (
     text,
     whole,
 )
-from gradience.schema.scalars import Json, as_float, real as on_the_wire
+from gradience.schema import Json, as_float, real as on_the_wire
 
 _Table: TypeAlias = dict[Level, tuple[Setting, ...]]
 
@@ -79,7 +79,7 @@ _MLX_SCHEDULE: Final = (
     Setting("lr_scheduler", keyword, ("name",)),
     Setting("warmup_steps", real, ("warmup",)),
 )
-_MLX_OPTIMIZER: Final = (  # arguments of the optimizer in use
+_MLX_OPTIMIZER: Final = (  # arguments of the configured optimizer
     *some_of(OPTIMIZER, "weight_decay"),
     Setting("betas", reals, ("betas",)),
     Setting("eps", real, ("eps",)),
@@ -126,7 +126,7 @@ def _note_mlx_lora(section: Fields, draft: Draft) -> list[str]:
 
 
 def _note_mlx_schedule(fields: Fields, draft: Draft) -> None:
-    """Read the schedule; its first argument is the peak rate, and goes before learning_rate."""
+    """Read the schedule. Its first argument is the peak learning rate, which overrides `learning_rate`."""
     section = fields.section("lr_schedule")
     if section is None:
         return
@@ -166,7 +166,7 @@ _TORCHTUNE_LORA: Final = (
 )
 _TORCHTUNE_SCHEDULE: Final = (Setting("warmup_steps", real, ("num_warmup_steps",)),)
 _TORCHTUNE_TOKENIZER: Final = (Setting("max_length", whole, ("max_seq_len",)),)
-_NAMES: Final = {"output_proj": "o_proj"}  # torchtune's names of modules that the hub's models call otherwise
+_NAMES: Final = {"output_proj": "o_proj"}  # torchtune's module names, where models on the hub use another
 _MLP: Final = ["gate_proj", "up_proj", "down_proj"]
 _DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _LOSSES: Final = {"dpoloss": "dpo", "rsoloss": "dpo", "simpoloss": "simpo", "grposimpleloss": "grpo", "ppoloss": "ppo"}
@@ -174,7 +174,7 @@ _SECTIONS: Final = ("model", "optimizer", "lr_scheduler", "dataset", "tokenizer"
 
 
 def is_torchtune(fields: Fields) -> bool:
-    """Whether the sections are torchtune's: components with their arguments."""
+    """Whether the model and optimizer sections are torchtune's components."""
     return fields.holds("model", "_component_") and fields.holds("optimizer", "_component_")
 
 
@@ -297,7 +297,7 @@ def _note_axolotl_adapter(fields: Fields, draft: Draft) -> None:
     kind = fields.take(["adapter"], keyword)
     if kind is not None:
         draft.set("lora", "peft_type", _AXOLOTL_ADAPTERS.get(kind, kind.upper()))
-    if fields.take(["lora_target_linear"], flag):  # adds every linear layer to whatever is named besides
+    if fields.take(["lora_target_linear"], flag):  # adds every linear layer to the modules named elsewhere
         draft.set("lora", "target_modules", "all-linear")
         return
     named = fields.take(["lora_target_modules"], lambda value: value if isinstance(value, str) else comma_names(value))
@@ -322,7 +322,7 @@ def _first_path(value: Json) -> str:
 
 
 def _note_axolotl_rhythm(fields: Fields, draft: Draft) -> None:
-    """Set when it saves and evaluates: so many times an epoch is a ratio of all steps."""
+    """Set when the run saves and evaluates. A number of saves per epoch becomes a fraction of all steps."""
     epochs = as_float(draft.get("training", "epochs") or 1.0)
     saves = fields.take(["saves_per_epoch"], real)
     if saves is not None and as_float(saves) > 0 and epochs > 0:
@@ -350,7 +350,7 @@ _LLAMA_FACTORY: Final[_Table] = {
     ),
     "training": (*TRAINING, Setting("max_length", whole, ("cutoff_len",))),
 }
-_STAGES: Final = {"pt": "clm", "rm": "reward"}  # the others have our names
+_STAGES: Final = {"pt": "clm", "rm": "reward"}  # the other stages already have our names
 
 
 def is_llama_factory(mapping: Container[object]) -> bool:
@@ -387,7 +387,7 @@ def _note_llama_factory_lora(fields: Fields, draft: Draft, stage: str) -> None:
         draft.set("lora", "alpha", as_float(2 * draft.get("lora", "r")))
 
 
-# Whether the keys are a program's, and its reader, which returns the keys nobody knows; the first that fits counts.
+# Pairs of a test of whether the keys are a program's, and its reader, which returns the unknown keys. First match wins.
 RECIPES: Final[tuple[tuple[Callable[[Fields], bool], Callable[[Fields, Draft], list[str]]], ...]] = (
     (is_mlx, read_mlx_fields),
     (is_torchtune, _read_torchtune),

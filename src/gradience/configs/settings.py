@@ -1,10 +1,10 @@
-"""The one table of settings: where each goes in the snapshot, how it is read, and what people call it.
+"""The one table of settings: each setting's field in the snapshot, its reader, and its names in files.
 
-``native`` are the names of PEFT and of transformers' TrainingArguments; ``loose`` are further names that
-people use in files of their own. A PEFT or training file is read by its native names only.
+``native`` names are those of PEFT and of transformers' TrainingArguments. ``loose`` names are further ones that people
+use in their own files. A PEFT or training file is read by native names only.
 
-Beside it known.toml has the keys that are known although no setting is read from them: its lists are parsed only where
-a file holds keys that nobody read, which is what `unknown_keys` reports.
+known.toml, in the same folder, lists the keys that are known although no setting is read from them. Its lists are
+parsed only if a file holds keys that were not read. Keys that are in no list are reported as `unknown_keys`.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from gradience.configs.values import (
     whole,
 )
 from gradience.io.reading import read_small
+from gradience.schema import Json, as_float, real as on_the_wire
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json, as_float, real as on_the_wire
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 _FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private fields of a dataclass
 
-ALIKE: Final = 0.85  # difflib's ratio, from which a key is taken for a misspelt name
-_SHORT: Final = 4  # characters: between shorter names nearly everything is alike
+ALIKE: Final = 0.85  # difflib ratio from which a key counts as a misspelt name
+_SHORT: Final = 4  # characters: shorter keys resemble too many names
 
 _LARGEST = 1 << 20  # bytes
 _MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
 
 
 class Layer(msgspec.Struct, kw_only=True, frozen=True):
-    """The part of a configuration that one source gives, and what it held besides."""
+    """The part of a configuration that one source gives, and that source's unknown, secret and masked keys."""
 
     config: ConfigSnapshot = ConfigSnapshot()
     sources: tuple[SourceFile, ...] = ()
@@ -65,7 +65,7 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     secret_keys: tuple[str, ...] = ()
     masked_keys: tuple[str, ...] = ()
     output_dir: str | None = None
-    """Where the run will write: a place of the user's, looked at and never reported."""
+    """The folder that the run will write to. It is the user's own path, so it is read and never reported."""
 
 
 def layer_of(
@@ -76,7 +76,7 @@ def layer_of(
     unknown: Iterable[str] = (),
     output_dir: str | None = None,
 ) -> Layer:
-    """The layer that one source gives: what was set of it, and what the levels of the document hold besides."""
+    """The layer of one source: the settings in the draft, and the secret and masked keys of the document's levels."""
     held = list(levels)
     return Layer(
         config=draft.snapshot(),
@@ -89,7 +89,7 @@ def layer_of(
 
 
 def stack(layers: Iterable[Layer]) -> Layer:
-    """The layers as one; where both set a field, the later one wins."""
+    """The layers as one layer. If two set the same field, the later layer wins."""
     whole = Layer()
     for layer in layers:
         whole = Layer(
@@ -104,7 +104,7 @@ def stack(layers: Iterable[Layer]) -> Layer:
 
 
 def overlay(lower: S, upper: S) -> S:
-    """`lower` with every field that `upper` sets laid over it; `extras` are joined."""
+    """A copy of `lower` in which every field that `upper` sets is replaced. Their `extras` are merged."""
     given = {
         field.name: _joined(field.name, getattr(lower, field.name), getattr(upper, field.name))
         for field in msgspec.structs.fields(upper)
@@ -126,7 +126,7 @@ def _default_of(field: msgspec.structs.FieldInfo) -> object:
 
 
 def with_ratio(lora: LoraSnapshot) -> LoraSnapshot:
-    """The adapter's settings with alpha / r, where both are known."""
+    """The adapter's settings with alpha / r filled in, if both are known and r is positive."""
     if lora.r is None or lora.r <= 0 or lora.alpha is None:
         return lora
     return msgspec.structs.replace(lora, alpha_over_r=on_the_wire(as_float(lora.alpha) / lora.r))
@@ -143,12 +143,12 @@ def maybe(value: Json) -> bool | None:
 
 
 def split_names(value: str) -> list[str]:
-    """Return the names in a text with commas."""
+    """Return the names in a comma-separated text."""
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def comma_names(value: Json) -> list[str]:
-    """Return names from a list, or from one text with commas between."""
+    """Return the names in a list or in a comma-separated text."""
     found = names(value)
     return found if isinstance(found, list) else split_names(found)
 
@@ -166,12 +166,12 @@ class Setting(NamedTuple):
     extra: bool = False  # kept in the level's `extras`: the snapshot has no field for it
 
     def names(self, fields: Fields) -> tuple[str, ...]:
-        """Return every name of the setting, save loose ones that hold a section of a foreign format."""
+        """Return every name of the setting, without loose names that hold a section in this file."""
         return self.native + tuple(name for name in self.loose if not fields.is_mapping(name))
 
 
 def some_of(settings: tuple[Setting, ...], *fields: str) -> tuple[Setting, ...]:
-    """Those settings of a table that go to the fields named."""
+    """The settings of a table that fill the named snapshot fields."""
     return tuple(item for item in settings if item.field in fields)
 
 
@@ -263,7 +263,10 @@ class Draft:
         self._extras: dict[Level, dict[str, Json]] = {"run": {}, "optimizer": {}, "lora": {}, "training": {}}
 
     def read(self, level: Level, settings: Iterable[Setting], fields: Fields, *, loose: bool) -> None:
-        """Take the settings out of the fields, by all their names or by the native ones."""
+        """Take the settings out of the fields, by all their names if `loose`, else by native names.
+
+        A setting that contradicts one already in the draft is an error.
+        """
         for setting in settings:
             value = fields.take(setting.names(fields) if loose else setting.native, setting.read)
             if value is None:
@@ -320,12 +323,12 @@ def _lists() -> dict[str, frozenset[str]]:
 
 
 def known_keys(dialect: Dialect) -> frozenset[str]:
-    """The keys that a dialect has besides the settings read from it."""
+    """The keys that are known in a dialect, although some are not read as settings."""
     return _lists()[dialect]
 
 
 def nearest_known(key: str) -> str | None:
-    """The name of any dialect that a key is a misspelling of, by its last part; None where it is like none.
+    """The known name, of any dialect, that the last dotted part of a key misspells; None if it resembles none.
 
     >>> nearest_known("learning_rat"), nearest_known("model.lora_rnak"), nearest_known("my_own_note")
     ('learning_rate', 'lora_rank', None)
@@ -348,14 +351,14 @@ def knows_training(key: str) -> bool:
 
 
 def keys_of(field: str) -> list[str]:
-    """Return the keys under which a field of the snapshot may stand in a file; itself where none are known."""
+    """Return the keys that may hold a snapshot field in a file. The field's own name is the last."""
     settings = (item for item in (*LORA, *OPTIMIZER, *TRAINING, *RUN) if item.field == field)
     found = [name for item in settings for name in (*item.native, *item.loose)]
     return [*found, *_MORE.get(field, ()), field]
 
 
 def line_of(path: Path, keys: Iterable[str]) -> int | None:
-    """Return the line, from 1, on which the first of the keys that the file has stands; None where none is found."""
+    """Return the line, counted from 1, of the first key that the file has; None if it has none of them."""
     if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
         return None
     try:

@@ -1,4 +1,4 @@
-"""TrainingArguments, old and new names: as JSON, else the pickle that the Trainer writes, read and never executed."""
+"""Read TrainingArguments, under old and new names, from JSON, YAML or the Trainer's pickle, which is never executed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
+from gradience.schema import Json
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json
 
 ARGS_NAMES = (
     "training_args.json",
@@ -26,9 +26,9 @@ PICKLE_NAME = "training_args.bin"
 TRAINING_NAMES = (*ARGS_NAMES, PICKLE_NAME)  # the first that is there counts
 PICKLED = frozenset({".bin", ".pkl", ".pickle"})
 STATE_NAME = "trainer_state.json"
-MAX_STATE_BYTES = 512 * 1024 * 1024  # as for the import of one: three million logged steps
+MAX_STATE_BYTES = 512 * 1024 * 1024  # three million logged steps; the importer has the same limit
 
-_TRAINERS = {  # a key that only one family of TRL's configs has, and what that family trains; the first decides
+_TRAINERS = {  # keys that only one family of TRL's configs has, and the family's objective; the first key found decides
     "teacher_model_init_kwargs": "distillation",  # GKD and GOLD have the keys of SFT, or of RL, too
     "teacher_model_kind": "distillation",
     "num_generations": "rl",
@@ -41,7 +41,7 @@ _TRAINERS = {  # a key that only one family of TRL's configs has, and what that 
     "cpo_alpha": "preference",
     "simpo_gamma": "preference",
     "tpo_alpha": "preference",
-    "generate_during_eval": "preference",  # ORPO, which has no key of its own; CPO, and DPO and KTO of old
+    "generate_during_eval": "preference",  # ORPO, which has no key of its own; CPO; older DPO and KTO
     "center_rewards_coefficient": "reward",
     "dataset_text_field": "sft",
     "completion_only_loss": "sft",
@@ -51,7 +51,7 @@ _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 
 
 class _State(msgspec.Struct):
-    """The plan in a trainer_state.json."""
+    """The settings in a trainer_state.json."""
 
     max_steps: Json = None
     logging_steps: Json = None
@@ -59,7 +59,7 @@ class _State(msgspec.Struct):
 
 
 def read_training_dir(folder: Path) -> Layer:
-    """Read the training arguments of a folder, and what a trainer_state.json beside them adds."""
+    """Read the training arguments in a folder, and fill gaps from a trainer_state.json beside them."""
     if folder.is_file():
         raise ConfigError(f"{folder}: a file, where a folder was expected", advice="use --training for a file")
     path = next((folder / name for name in TRAINING_NAMES if (folder / name).is_file()), None)
@@ -80,7 +80,7 @@ def read_training(path: Path) -> Layer:
 
 
 def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
-    """The mapping with the number of processes, which JSON arguments do not have and the pickled object does."""
+    """The mapping with `world_size` added. A pickled object states it in `distributed_state`; JSON arguments do not."""
     state, gpus = mapping.get("distributed_state"), mapping.get("_n_gpu")
     processes = state.get("num_processes") if isinstance(state, dict) else None
     if not isinstance(processes, int) or processes < 1 or "world_size" in mapping:
@@ -107,7 +107,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
 
 
 def output_dir(fields: Fields) -> str | None:
-    """The run's output folder: read from, never reported."""
+    """The run's output folder, which is read and never reported."""
     return fields.take(["output_dir"], _place)
 
 
@@ -120,7 +120,7 @@ def note_training(fields: Fields, draft: Draft) -> None:
     _note_optimizer(fields, draft)
     _note_dtype(fields, draft)
     legacy = fields.take(["per_gpu_train_batch_size"], whole)
-    if legacy is not None:  # where set, old versions of the Trainer prefer it
+    if legacy is not None:  # old versions of the Trainer prefer this key if it is set
         draft.set("training", "batch_size", legacy)
     max_steps = draft.get("training", "max_steps")
     if max_steps is not None and max_steps <= 0:  # -1: not set, epochs decide
@@ -159,9 +159,10 @@ def _read_state(path: Path) -> Layer:
 
 
 def _state_settings(path: Path) -> dict[str, Json]:
-    """Return the settings beside the history of a trainer_state.json, which grows by 150 bytes a logged step.
+    """Return the settings in a trainer_state.json.
 
-    A long history is passed over by the decoder; one with a bare NaN in it, which is not JSON, has to be read.
+    The file's history grows by 150 bytes per logged step, so a large file is decoded without it. If the history holds
+    a bare NaN, which is not JSON, the slower parser reads the whole file.
     """
     try:
         if path.stat().st_size <= MAX_JSON_BYTES:

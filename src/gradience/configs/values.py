@@ -1,4 +1,7 @@
-"""Values of configuration files: readers for each kind of setting, and one level of a document as `Fields`."""
+"""Readers for each kind of value in a configuration file, and `Fields`, which is one level of a document.
+
+A reader takes a JSON value and returns the typed value, or raises `Malformed` with the kind of value that it expects.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, get_args
 
 from gradience.errors import ConfigError
-from gradience.schema.scalars import Json, NonFinite, TaskProfile, real as on_the_wire
+from gradience.schema import Json, NonFinite, TaskProfile, real as on_the_wire
 from gradience.telemetry.secrets import hide_secrets
 
-MAX_DIGITS = 400  # of a number: the largest that a float holds has 309 written out
+MAX_DIGITS = 400  # digits of a number: the largest float has 309 when written out
 MAX_TEXT = 256  # characters: longer strings are redacted in a log, and refused here
 MAX_REGEX = 8192  # characters: a generated `target_modules` expression can be long
 MAX_SHOWN = 40  # characters of a value quoted in an error
-MAX_INT = 2**63  # what JSON readers of our reports can hold
+MAX_INT = 2**63  # whole numbers from here on do not fit the JSON readers of our reports
 
 T = TypeVar("T")
 
@@ -28,15 +31,15 @@ _VOCABULARY = re.compile(  # tokens of a tokenizer, not of an account
     r"(?:.*_)?(?:eos|bos|pad|unk|sep|cls|mask|start|end|stop|image|audio|video|vision|think|special|boi|eoi)_token",
     re.IGNORECASE,
 )
-_PLACEHOLDER = re.compile(r"<[A-Z0-9_]+>")  # what TrainingArguments.to_dict() writes, set or not
+_PLACEHOLDER = re.compile(r"<[A-Z0-9_]+>")  # TrainingArguments.to_dict() writes it whether or not a token is set
 
 
 class Malformed(ValueError):  # noqa: N818  # names the state of the text
-    """The text is not a usable document, or the value is not of the kind its key expects; the message has the kind."""
+    """The text is no usable document, or a value is of the wrong kind. The message has the fault or expected kind."""
 
 
 def plain(value: Json) -> str:
-    """Describe a value for an error: its kind, and itself if short.
+    """Describe a value for an error message: its kind, and its start if it is a text or a number.
 
     >>> plain("abc"), plain(None), plain([1])
     ("the text 'abc'", 'null', 'a list')
@@ -60,7 +63,7 @@ def _digits(value: float) -> str:
 
 
 def real(value: Json) -> float | NonFinite:
-    """Return a number, also where it is written as text (YAML 1.1 reads `1e-4` as text)."""
+    """Return a number, also if it is written as text (YAML 1.1 reads `1e-4` as text)."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Malformed("a number")
     try:
@@ -110,12 +113,12 @@ def upper(value: Json) -> str:
 
 
 def strategy(value: Json) -> str:
-    """Return when something happens: `no`, `steps`, `epoch`. YAML 1.1 reads a bare `no` as false."""
+    """Return a strategy such as `no`, `steps` or `epoch`. YAML 1.1 reads a bare `no` as false, so false is `no`."""
     return "no" if value is False else keyword(value)
 
 
 def flag(value: Json) -> bool:
-    """Return a yes or no, also as 0 and 1 or as text."""
+    """Return a boolean, also if it is written as 0, 1 or text."""
     word = str(value).lower() if isinstance(value, bool | int | str) else ""
     if word in _YES | _NO:
         return word in _YES
@@ -133,14 +136,14 @@ def short_name(value: Json) -> str:
     >>> short_name("org/model"), short_name("/home/me/model/"), short_name("C:\\models\\m")
     ('org/model', 'model', 'm')
     """
-    found = hide_secrets(text(value))  # before it is cut: the end of a webhook's address is its secret
+    found = hide_secrets(text(value))  # before the path is cut: the end of a webhook's address is its secret
     parts = [part for part in re.split(r"[/\\]", found) if part]
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) is not None
     return found if is_hub_id or not parts else parts[-1]
 
 
 def names(value: Json) -> list[str] | str:
-    """Return a list of module names, or one expression."""
+    """Return a list of module names, or one text (a name or a regular expression)."""
     if isinstance(value, str) and len(value) <= MAX_REGEX:
         return printable(value)
     if isinstance(value, list):
@@ -209,7 +212,7 @@ def profile(value: Json) -> TaskProfile:
 
 
 class Fields:
-    """One level of a document. Nothing is read by ``getattr`` or by guess; secrets are never read."""
+    """One level of a document. It keeps track of the keys that were read. Credentials are never read."""
 
     def __init__(self, mapping: dict[str, Json], where: str, at: str = "$") -> None:
         self._mapping = mapping
@@ -223,7 +226,7 @@ class Fields:
 
     @property
     def n_read(self) -> int:
-        """How many keys were understood."""
+        """The number of keys that were read."""
         return len(self._read)
 
     def is_null(self, *keys: str) -> bool:
@@ -232,16 +235,16 @@ class Fields:
         return bool(present) and all(self._mapping[key] is None for key in present)
 
     def is_mapping(self, key: str) -> bool:
-        """Whether the key holds a mapping: a section, where a plain value could have stood."""
+        """Whether the key holds a mapping, which is a section and not a plain value."""
         return isinstance(self._mapping.get(key), dict)
 
     def holds(self, key: str, inner: str) -> bool:
-        """Whether the key holds a mapping with that key in it; neither counts as read."""
+        """Whether `key` holds a mapping that has `inner`. Neither key counts as read."""
         value = self._mapping.get(key)
         return isinstance(value, dict) and inner in value
 
     def take(self, keys: Sequence[str], read: Callable[[Json], T]) -> T | None:
-        """Return the value under whichever of the keys is set; ConfigError where two of them disagree."""
+        """Return the value under the keys, or None if none is set; ConfigError if two of them disagree."""
         found: dict[str, T] = {}
         for key in keys:
             if key not in self._mapping:
@@ -256,7 +259,7 @@ class Fields:
         return values[0] if values else None
 
     def section(self, key: str) -> Fields | None:
-        """The mapping under a key as fields of its own; None without one."""
+        """The mapping under a key, as `Fields`; None if the key holds no mapping."""
         value = self._mapping.get(key)
         if not isinstance(value, dict):
             return None
@@ -264,30 +267,30 @@ class Fields:
         return Fields(value, self._where, f"{self._at}.{printable(key)}")
 
     def contradiction(self, setting: str) -> ConfigError:
-        """Return the error for a setting that another level of the document has with another value."""
+        """Return the error for a setting that another level of the document states with a different value."""
         message = f"{self._where}: {self._at}: {setting} is given twice, with different values"
         return ConfigError(message, advice="a section and the top level speak of one setting: keep one")
 
     def left_over(self, known: Callable[[str], bool]) -> Iterator[str]:
-        """Yield the keys that were neither read nor known, with their place; never a value."""
+        """Yield the dotted path of each key that was neither read nor known. Values are never yielded."""
         for key in self._mapping:
             if key not in self._read and not known(key) and not _is_secret(key):
                 yield f"{self._at}.{printable(key)[:MAX_TEXT]}".removeprefix("$.")
 
     def secrets(self) -> Iterator[str]:
-        """Yield the keys that hold a credential. The values are not looked at any further."""
+        """Yield the keys that hold a credential. The values are not used."""
         for key, value in self._mapping.items():
             if _is_secret(key) and isinstance(value, str) and value and not _PLACEHOLDER.fullmatch(value):
                 yield printable(key)[:MAX_TEXT]
 
     def masked(self) -> Iterator[str]:
-        """Yield the keys whose credential, if any, was masked before it came here."""
+        """Yield the credential keys that hold a placeholder instead of a value."""
         for key, value in self._mapping.items():
             if _is_secret(key) and isinstance(value, str) and _PLACEHOLDER.fullmatch(value):
                 yield printable(key)[:MAX_TEXT]
 
     def scalars(self) -> dict[str, Json]:
-        """The short plain values that are not credentials: what may be kept of an `extras`."""
+        """The short plain values that are not credentials. Only these may be kept in `extras`."""
         kept = {key: value for key, value in self._mapping.items() if _is_short(value) and not _is_secret(key)}
         self._read |= set(kept)
         return {

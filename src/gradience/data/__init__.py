@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from gradience.errors import ConfigError, few
+from gradience.schema import Json
 from gradience.schema.reports import DataFormat, Trainer
-from gradience.schema.scalars import Json
 
 Columns = dict[str, Json]
 

@@ -14,7 +14,7 @@ import msgspec
 
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
 _MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as trl.chat_template_utils.has_generation_markers
 _CONTROL: Final = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_(?:turn|text)>")

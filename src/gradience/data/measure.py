@@ -15,8 +15,8 @@ from gradience.data import Shape, answers_of, whole_text
 from gradience.data.encoder import Encoder
 from gradience.data.rows import Fault
 from gradience.data.tokens import Sequence as TokenSequence, Tokenised
+from gradience.schema import Json
 from gradience.schema.reports import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
-from gradience.schema.scalars import Json
 
 # The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
 _BROKEN: Final = re.compile(

@@ -17,7 +17,7 @@ import msgspec
 from gradience.errors import ConfigError
 from gradience.io import natural_key
 from gradience.io.reading import decode_json, open_regular, read_small
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
 Row: TypeAlias = dict[str, Json]
 

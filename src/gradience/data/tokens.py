@@ -14,8 +14,8 @@ from gradience.data import Columns, Shape, Unusable, canonical
 from gradience.data.encoder import Chat, Encoded, Encoder
 from gradience.data.rows import Fault, Found
 from gradience.errors import ConfigError
+from gradience.schema import Json
 from gradience.schema.reports import LossMode
-from gradience.schema.scalars import Json
 
 _BATCH: Final = 256  # rows tokenised in one call
 _NOT_CONVERSATIONAL: Final = frozenset({"sharegpt", "text", "tokenised"})

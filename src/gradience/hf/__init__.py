@@ -1,4 +1,4 @@
-"""Everything that needs torch or transformers; imported by name, never by the base install."""
+"""Everything that needs torch or transformers. The base install never imports it; users import it by name."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
-"""EXPERIMENTAL, off by default: on a non-finite gradient, drop the step and go back to weights that were good.
+"""EXPERIMENTAL, off by default: on a non-finite gradient, drop the step and restore earlier, finite weights.
 
-What it does: every `every` steps it copies the trainable weights into a ring, if they are finite. When a
-gradient is NaN or infinite it drops that step's gradients, so that neither weights nor optimizer state see
-them, and puts the newest copy back; a rollback that comes again before a new copy was made takes an older one.
+Every `every` steps the guard copies the trainable weights into a ring, if they are finite. When a gradient is NaN or
+infinite, it drops the step's gradients, so that neither weights nor optimizer state see them, and restores the newest
+copy. If a second rollback comes before a new copy was made, it restores the next older copy.
 
-What it cannot undo: the optimizer's moments and step counts, the learning rate schedule, the position in
-the data, random states, buffers (batch norm), and the loss already averaged into the log. Weight decay of
-the dropped step does not happen. It looks at gradients after they were averaged over processes, so that
-all ranks decide alike; it stands down under fp16 loss scaling, which skips such steps itself, and where
-weights are sharded.
+The guard cannot undo the optimizer's moments and step counts, the learning rate schedule, the position in the data,
+random states, buffers (batch norm), or the loss that is already averaged into the log. A dropped step has no weight
+decay. Gradients are checked after they were averaged over processes, so all ranks decide alike. The guard turns itself
+off under fp16 loss scaling, which skips such steps itself, and if weights are sharded.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ Report: TypeAlias = Callable[[int, dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """How to guard a run. All counts are in optimizer steps.
+    """The settings of the guard. Steps are optimizer steps.
 
     Attributes:
         every: steps between copies of the weights.
-        ring: copies kept.
+        ring: number of copies kept.
         cooldown: steps after a rollback in which no copy is made, and a bad gradient is only dropped.
-        max_rollbacks: rollbacks after which the next bad gradient ends the training: going back does not help.
-        max_bad: bad gradients in steps that follow each other, after which training ends: every step is in vain.
+        max_rollbacks: after this many rollbacks the next bad gradient outside a cooldown ends the training.
+        max_bad: more consecutive steps with a bad gradient than this end the training.
     """
 
     every: int = 50
@@ -50,7 +49,7 @@ class Guard:
 
 @dataclass(slots=True)
 class Watch:
-    """One run under guard: the weights it watches, its copies, and what it did so far."""
+    """The guard of one run: the weights it watches, their copies, and its counters."""
 
     guard: Guard
     weights: dict[str, torch.nn.Parameter]
@@ -58,13 +57,13 @@ class Watch:
     copies: deque[tuple[int, list[torch.Tensor]]] = field(default_factory=deque)
     rollbacks: int = 0
     quiet_until: int = -1
-    bad: int = 0  # steps running with a bad gradient
+    bad: int = 0  # consecutive steps with a bad gradient
     on: bool = True
     _last: int | None = None
 
     @classmethod
     def over(cls, guard: Guard, model: torch.nn.Module, args: Any, step: int, report: Report) -> Watch:
-        """Return the watch of a run that begins, standing down where it must not act."""
+        """Return the watch of a run that begins. It is off if the guard must not act in this run."""
         weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         watch = cls(guard, weights, report, deque(maxlen=guard.ring))
         reason = _unfit(args, weights.values())
@@ -75,7 +74,7 @@ class Watch:
         return watch
 
     def after_step(self, step: int) -> None:
-        """Copy the weights if it is time to and they are finite."""
+        """Copy the weights if a copy is due and they are finite."""
         if not self.on or step < self.quiet_until or step % self.guard.every:
             return
         if _finite(self.weights.values()):
@@ -84,10 +83,10 @@ class Watch:
             self.report(step, {"action": "snapshot", "copies": len(self.copies)})
 
     def before_step(self, step: int) -> str | None:
-        """Look at the gradients; drop a bad step, and go back to a good copy unless cooling down.
+        """Check the gradients; drop a bad step, and restore a good copy unless cooling down.
 
         Returns:
-            Why training is to stop, weights and optimizer untouched by the bad step; None where it goes on.
+            The reason to stop the training, or None to go on. A bad step changes neither weights nor optimizer.
         """
         if not self.on:
             return None
@@ -116,7 +115,7 @@ class Watch:
 
     def _roll_back(self, step: int) -> None:
         if self._last is not None and self.copies and self.copies[-1][0] == self._last:
-            self.copies.pop()  # tried before, and it went wrong again
+            self.copies.pop()  # this copy was restored before, and training failed again
         if not self.copies:
             self.report(step, {"action": "drop", "reason": "non-finite gradient, no copy to go back to"})
             return
@@ -130,7 +129,7 @@ class Watch:
 
 
 def _finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every number is finite; one transfer from the device however many tensors there are."""
+    """Whether all entries of all tensors are finite. The flags are combined on the device, for a single transfer."""
     flags = [torch.isfinite(tensor.detach()).all() for tensor in tensors]
     return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()) if flags else True
 

@@ -1,7 +1,7 @@
-"""The spectral probe: a live audit of the adapter in training, on the CPU, touching nothing.
+"""The spectral probe: an audit of the adapter during training, on the CPU, that changes nothing.
 
-It copies each factor out of the model and makes the rows and the summary of an audit of them, of which the log gets
-the numbers that a line has room for. No gradient, weight or random state is changed; what it costs is in the event.
+It copies each factor out of the model and audits the copies. The log gets as many of the audit's rows as fit in a line,
+and its summary. No gradient, weight or random state is changed. The event states the time that the probe took.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from gradience.adapters.layout import Module
 from gradience.schema.audit import AuditSummary, ModuleAudit
 
-_MODULE_BYTES: Final = 48 * 1024  # of the 64 KiB a log line may have
+_MODULE_BYTES: Final = 48 * 1024  # a log line may have 64 KiB
 _OF_MODULE: Final = (
     "stable_rank",
     "effective_rank",
@@ -46,14 +46,14 @@ _OF_SUMMARY: Final = (
 
 
 def live_modules(model: torch.nn.Module) -> list[Module]:
-    """Return the modules that PEFT's LoRA adapts and that are whole here; they load the factors as they are now."""
+    """Return the modules that PEFT's LoRA adapts and whose factors are not sharded. They load the current factors."""
     return [found for name, module in model.named_modules() for found in _adapted(name, module)]
 
 
 def spectral_metrics(model: torch.nn.Module) -> dict[str, Any]:
-    """Return the payload of a `metrics` event of kind `spectral`; `elapsed_s` is what it cost.
+    """Return the payload of a `metrics` event of kind `spectral`; `elapsed_s` is the time that it took.
 
-    Without a whole LoRA factor to see (none adapted, or sharded over processes) `not_analysed` has the reason.
+    If the model has no whole LoRA factors (none, or sharded over processes), `not_analysed` has the reason.
     """
     began = time.perf_counter()
     live = live_modules(model)
@@ -96,14 +96,14 @@ def _weight(factor: Any) -> torch.Tensor:
 
 
 def _are_whole(b: torch.Tensor, a: torch.Tensor) -> bool:
-    """Whether both factors are here in full: a sharded one is flat, empty, or a tensor of another class (FSDP2)."""
+    """Whether both factors are complete. A sharded factor is flat, empty, or a tensor of another class (FSDP2)."""
     if type(a) is not torch.Tensor or type(b) is not torch.Tensor:
-        return False  # to look into it would wait for the other processes, which do not look
+        return False  # reading it would wait for the other processes, which do not read theirs
     return min(a.ndim, b.ndim) >= 2 and a.numel() > 0 and b.numel() > 0 and a.shape[0] == b.shape[1]
 
 
 def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """Return a matrix of the tensor's own dtype; convolutions flattened as an audit does."""
+    """Return the tensor as a matrix of its own dtype. A convolution is flattened after its first axis."""
     matrix = tensor.reshape(tensor.shape[0], -1).to("cpu").contiguous()
     if matrix.dtype == torch.bfloat16:
         return matrix.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -112,7 +112,7 @@ def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Put Python's and NumPy's global random states back: importing JAX draws from NumPy's."""
+    """Restore Python's and NumPy's global random states after the block: importing JAX draws from NumPy's."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002  # the user's state
     try:
         yield
@@ -149,14 +149,14 @@ def _row(module: ModuleAudit) -> dict[str, Any]:
 
 
 def _fitting(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the modules, the first ones where a log line has no room for all."""
+    """Return the rows of modules, without the last ones if a log line has no room for all."""
     ends = accumulate(len(msgspec.json.encode(row)) + 1 for row in rows)
     kept = sum(end <= _MODULE_BYTES for end in ends)
     return {"modules": rows[:kept], **({"modules_omitted": len(rows) - kept} if kept < len(rows) else {})}
 
 
 def _summary(rows: list[ModuleAudit], summary: AuditSummary) -> dict[str, Any]:
-    """Return the adapter in a few numbers, named as an audit's summary names them."""
+    """Return the adapter's summary numbers, named as in an audit's summary."""
     counts = {
         "n_layers": summary.n_layers,
         "total_lora_params": summary.total_lora_params,

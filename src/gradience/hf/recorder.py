@@ -25,9 +25,9 @@ from weakref import WeakValueDictionary
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
 from gradience.rules import Threshold
+from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics
-from gradience.schema.scalars import SCHEMA_ID, Status, as_float
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.logfile import logger, notice
 from gradience.telemetry.reader import RunSummary

@@ -1,6 +1,6 @@
-"""A Trainer's configuration as a snapshot: by an allow-list, in the words `gradience check` uses.
+"""Take a snapshot of a Trainer's configuration, by an allow-list of settings that `gradience check` also reads.
 
-Nothing is read of the command line, the environment, the user or the machine, and no path.
+The command line, the environment, the user, the machine and paths are not read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gradience.configs.values import Fields, short_name
 from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.values import described
 
-MAX_NAMES: Final = 200  # of a list or pattern that a log line of 64 KiB has room for
+MAX_NAMES: Final = 200  # names in a list or pattern, so that they fit in a log line of 64 KiB
 
-_SPREAD: Final = ("adam_beta1", "adam_beta2", "bf16", "fp16")  # one setting of ours in several of theirs
-_OF_TRL: Final = (  # settings of TRL's configs that decide what is optimised, and on what
+_SPREAD: Final = ("adam_beta1", "adam_beta2", "bf16", "fp16")  # one of our settings is several of the Trainer's
+_OF_TRL: Final = (  # settings of TRL's configs that decide the objective and its data
     *("beta", "loss_type", "loss_weights", "label_smoothing", "cpo_alpha", "simpo_gamma", "desirable_weight"),
     *("undesirable_weight", "num_generations", "num_iterations", "epsilon", "epsilon_high", "scale_rewards"),
     *("max_prompt_length", "max_completion_length", "temperature", "mask_truncated_completions"),
@@ -41,10 +41,10 @@ def config_snapshot(
     optimizer: Any = None,
     train_dataloader: Any = None,
 ) -> ConfigSnapshot:
-    """Return the configuration that a Trainer's callbacks see; what the user gave wins.
+    """Return the configuration that a Trainer's callbacks see, overlaid with the settings that the user gave.
 
     Raises:
-        ConfigError: a setting is not of the kind its name promises.
+        ConfigError: a setting has a value of the wrong kind.
     """
     draft = Draft()
     note_model(draft, unwrapped(model))
@@ -67,7 +67,7 @@ def run_meta(args: Any) -> dict[str, Any]:
 
 
 def batch_size(args: Any, state: Any) -> int:
-    """Return sequences per device: `auto_find_batch_size` may have lowered what stands in the arguments."""
+    """Return sequences per device and step. `auto_find_batch_size` may have made them fewer than the arguments say."""
     used = state.train_batch_size
     return int(used) // max(1, int(args.n_gpu)) if used else int(args.per_device_train_batch_size)
 
@@ -106,7 +106,7 @@ def dataset_size(dataloader: Any) -> int | None:
 
 
 def note_optimizer(draft: Draft, optimizer: Any) -> None:
-    """Take the settings in force where the optimizer shows them: a script may bring its own."""
+    """Take the settings in force from the optimizer, because a script may have built its own."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     groups = getattr(optimizer, "param_groups", None)
     if not groups:
@@ -123,7 +123,7 @@ def note_optimizer(draft: Draft, optimizer: Any) -> None:
 
 
 def note_model(draft: Draft, model: Any) -> None:
-    """Take what a model shows: its name, its adapter's settings, its classes, dtype and quantization."""
+    """Take from the model its name, adapter settings, number of classes, class name, dtype and quantization."""
     config = getattr(model, "config", None)
     name = getattr(config, "_name_or_path", None)
     if isinstance(name, str) and name:
@@ -157,7 +157,7 @@ def _quantization(config: Any) -> dict[str, Any]:
 
 
 def _read_adapter(draft: Draft, config: Any) -> None:
-    """Take the adapter's settings; of a method other than LoRA only what means the same there."""
+    """Take the adapter's settings. For a method other than LoRA, only those that mean the same for every method."""
     names = [name for setting in (*RUN, *LORA) for name in setting.native]
     fields = Fields({name: _short(getattr(config, name)) for name in names if hasattr(config, name)}, "PEFT")
     draft.read("run", RUN, fields, loose=False)
@@ -173,7 +173,7 @@ def _read_adapter(draft: Draft, config: Any) -> None:
 
 
 def _short(value: Any) -> Any:
-    """Return a JSON value; long lists of full module names by their last parts, long patterns not at all."""
+    """Return a JSON value. A long list of module names is cut to their last parts; a long pattern is None."""
     if isinstance(value, (set, frozenset, list, tuple)):
         names = sorted(str(described(item)) for item in value)
         return names if len(names) <= MAX_NAMES else sorted({name.rsplit(".", 1)[-1] for name in names})
@@ -189,7 +189,7 @@ def _active(model: Any, adapters: dict[str, Any]) -> str:
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the model inside torch.compile's and data-parallel wrappers, whose only child it is."""
+    """Return the model inside torch.compile's and data-parallel wrappers, which have the model as their only child."""
     while True:
         children = getattr(model, "_modules", {})
         if len(children) != 1 or next(iter(children)) not in _WRAPPERS:
@@ -198,13 +198,13 @@ def unwrapped(model: Any) -> Any:
 
 
 def _dataset_name(dataloader: Any) -> str | None:
-    """Return the hub name of a `datasets.Dataset`; local files have the name of their format only."""
+    """Return the hub name of a `datasets.Dataset`; None for local files, which are named by their format."""
     info = getattr(getattr(dataloader, "dataset", None), "info", None)
     name = getattr(info, "dataset_name", None)
     return name if isinstance(name, str) and name not in _FILE_BUILDERS else None
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of what is loaded; the modules hold them, which spares a search of the disk."""
+    """Return the versions of the loaded packages. The modules hold them, so the disk is not searched."""
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
     return {"gradience": version("gradience"), **{name: str(found) for name, found in loaded.items() if found}}

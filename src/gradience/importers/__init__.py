@@ -38,9 +38,9 @@ from gradience.importers.sources import (
 from gradience.importers.table import parse_map
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
+from gradience.schema import Json
 from gradience.schema.events import Event, RunEnd
 from gradience.schema.reports import IMPORT_SCHEMA_ID, ImportedRunReport, ImportReport, SkippedRow
-from gradience.schema.scalars import Json
 from gradience.telemetry.redact import redact_event, redact_id, to_line
 
 LOG_NAME: Final = "run.jsonl"

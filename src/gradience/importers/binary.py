@@ -23,7 +23,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import SourceRun, log_bytes, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, flatten, rows_to_raw
-from gradience.schema.scalars import Json, real
+from gradience.schema import Json, real
 from gradience.telemetry.codec import parse
 
 _MARK: Final = b"brain.Event:"  # the first record of every event file

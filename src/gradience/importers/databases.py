@@ -25,7 +25,7 @@ from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, readable, r
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
 from gradience.io.reading import open_regular, read_small
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.codec import parse
 
 MAX_CELL: Final = 16 * 1024**2  # most bytes of one value; a logged row has about 1 KB

@@ -23,6 +23,7 @@ from gradience.configs.settings import overlay, with_ratio
 from gradience.errors import few
 from gradience.importers.files import LoggedRow, SourceRun
 from gradience.importers.settings import shown_in_rows
+from gradience.schema import SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.schema.events import (
     ConfigSnapshot,
     Eval,
@@ -35,7 +36,6 @@ from gradience.schema.events import (
     TrainingSnapshot,
     TrainStep,
 )
-from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
 from gradience.telemetry.values import described, number_of
 

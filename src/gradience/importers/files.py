@@ -18,8 +18,8 @@ import msgspec
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular, read_small
+from gradience.schema import Json
 from gradience.schema.reports import SkippedRow
-from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.values import number_of, step_of

@@ -1,6 +1,6 @@
-"""What a source says of the configuration: its files, as a layer; a Trainer's summary; the names of its values.
+"""Collect the configuration of an imported run from config files, a Trainer's summary, and the names of logged values.
 
-A file that cannot be read is a note.
+A file that cannot be read becomes a note on the run, not an error.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gradience.configs.training import STATE_NAME, TRAINING_NAMES, note_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError
 from gradience.importers.files import SourceRun, count_of
+from gradience.schema import Json, as_float
 from gradience.schema.events import TELLING, ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.values import number_of
 
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
@@ -28,7 +28,10 @@ _MOST: Final = 2**20  # sequences per step; a larger quotient is not a batch siz
 
 
 def add_settings(raw: SourceRun, *folders: Path) -> None:
-    """Add what an adapter config and training arguments in the folders say; the first folder that has one counts."""
+    """Add the settings of an adapter config, training arguments and a model's config from the folders.
+
+    For each kind of file, the first folder that has one counts.
+    """
     for names, read in (((CONFIG_NAME,), read_peft), (TRAINING_NAMES, read_training)):
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
         if path is not None:
@@ -53,7 +56,7 @@ def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
 
 
 def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
-    """Return the settings of a mapping of a logger's own, by the Trainer's and PEFT's names; wrong ones are notes."""
+    """Return the settings in a logger's own mapping, read by their usual names. A wrong value becomes a note."""
     flat = {**mapping, **_adapter(mapping)}
     draft = Draft()
     for level, settings in zip(_LEVELS, (RUN, OPTIMIZER, LORA, TRAINING), strict=True):
@@ -70,7 +73,7 @@ def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
 
 
 def _adapter(mapping: Mapping[str, Json]) -> dict[str, Json]:
-    """Return PEFT's settings out of `peft_config`, as the Trainer's callbacks of other loggers nest them."""
+    """Return PEFT's settings from `peft_config`, where the Trainer's callbacks for other loggers nest them."""
     nested = mapping.get("peft_config")
     if not isinstance(nested, dict):
         return {}
@@ -79,13 +82,13 @@ def _adapter(mapping: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
-    """Return the settings in a trainer_state.json: lengths and intervals, nothing else."""
+    """Return the settings in a trainer_state.json: run length, batch size and intervals."""
     batch, epochs = count_of(state.get("train_batch_size")), count_of(state.get("num_train_epochs"))
     training = TrainingSnapshot(
         max_steps=count_of(state.get("max_steps")),
         epochs=None if epochs is None else float(epochs),
         batch_size=batch,
-        extras={} if batch is None else {"batch_from": STATE_NAME},  # of one device: the accumulation is not in it
+        extras={} if batch is None else {"batch_from": STATE_NAME},  # one device's batch, without the accumulation
         logging_steps=_interval(state.get("logging_steps")),
         save_steps=_interval(state.get("save_steps")),
     )
@@ -94,16 +97,17 @@ def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
 
 
 def _interval(value: Json) -> float | None:
-    """Return steps, or a share of all steps."""
+    """Return an interval in steps, or as a fraction of all steps; None if it is no positive finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 < value < float("inf") else None
 
 
 def shown_in_rows(raw: SourceRun, config: ConfigSnapshot) -> ConfigSnapshot:
-    """Settings inferred from the rows: sequences per step where no file has the accumulation, and the task by names.
+    """Settings that are inferred from the rows, in the extras of the training settings.
 
-    Both are in the extras of the training settings: `samples_per_step`, and `logged_names`.
+    `logged_names` are the logged names that tell the task. `samples_per_step` is the number of sequences per step, only
+    if no file states the accumulation.
     """
     extras: dict[str, Json] = {}
     names = sorted(TELLING & {name for row in raw.rows for name in row.values})
@@ -123,16 +127,16 @@ def shown_in_rows(raw: SourceRun, config: ConfigSnapshot) -> ConfigSnapshot:
 def samples_per_step(
     summary: Mapping[str, Json], *, steps: int | None, epochs: float | None = None, micro_batch: int | None = None
 ) -> int | None:
-    """Return the sequences per optimizer step, on all processes; None where the summary leaves several open.
+    """Return the sequences per optimizer step over all processes; None if the summary fits several numbers.
 
-    The Trainer counts max_steps x batch, or examples x epochs: then the last step of an epoch may be smaller, and the
-    ratio is a little below the batch.
+    The Trainer counts samples as max_steps x batch, or as examples x epochs. In the latter case the last step of an
+    epoch may be smaller, so the ratio is a little below the batch.
 
     Args:
-        summary: with `train_samples_per_second`, and `train_steps_per_second` or `train_runtime`.
+        summary: has `train_samples_per_second`, and `train_steps_per_second` or `train_runtime`.
         steps: planned optimizer steps; with the runtime they are more exact than the rounded steps per second.
-        epochs: planned.
-        micro_batch: sequences of one device and micro-batch, of which a step has a multiple.
+        epochs: planned epochs.
+        micro_batch: sequences in one device's micro-batch; the sequences per step are a multiple of it.
 
     >>> samples_per_step({"train_samples_per_second": 26.2, "train_steps_per_second": 3.275}, steps=None)
     8
@@ -159,7 +163,7 @@ def samples_per_step(
 
 
 def _only(low: float, high: float, unit: int) -> int | None:
-    """Return the one multiple of the unit between two bounds; of several the one power of two."""
+    """Return the only multiple of `unit` between the bounds, or if several, the only power of two; else None."""
     if not 0.0 < low <= high < _MOST or unit < 1:
         return None
     found = range(math.ceil(low / unit) * unit, math.floor(high) + 1, unit)

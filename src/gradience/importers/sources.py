@@ -26,9 +26,9 @@ from gradience.importers.settings import add_settings
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_json_lines, read_ludwig, read_text
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
-from gradience.io import natural_key
+from gradience.io import CHECKPOINT_PREFIX, natural_key
 from gradience.io.reading import open_regular, read_small
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.codec import parse
 
 Format: TypeAlias = Literal[
@@ -232,7 +232,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 def inner_runs(folder: Path) -> list[Path]:
     """Return the subfolders that are runs of their own, without checkpoints."""
-    children = sorted(child for child in _subfolders(folder) if not child.name.startswith("checkpoint-"))
+    children = sorted(child for child in _subfolders(folder) if not child.name.startswith(CHECKPOINT_PREFIX))
     return [child for child in children if is_run(child)]
 
 

@@ -1,7 +1,7 @@
-"""A table of rows from any program: CSV, JSON lines or a JSON list.
+"""Import a table of rows from any program, as CSV, JSON lines or a JSON list.
 
-Columns are recognised by their names or by the user's map. They get the Trainer's names (`loss`, `learning_rate`,
-`eval_loss`), so that one mapping leads from there to events.
+Columns are recognised by their names or by the user's map, and are renamed to the Trainer's names (`loss`,
+`learning_rate`, `eval_loss`). So one mapping turns rows from any source into events.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Final, TextIO, TypeAlias
 from gradience.errors import RecorderError, few
 from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.rows import HELD_OUT
 from gradience.telemetry.values import number_of, step_of
 
-Columns: TypeAlias = dict[str, str]  # source column: name here, which is step, ts, or a row's key such as eval_loss
+Columns: TypeAlias = dict[str, str]  # source column -> our name: step, ts, or a row's key such as eval_loss
 
 _KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first column that is present counts
-    "step": (  # the optimizer's step before a logger's row counter: `_step` of W&B, `step` of trackio
+    "step": (  # the optimizer's step is preferred to a logger's row counter (W&B's `_step`, trackio's `step`)
         "train_global_step",
         "trainer_global_step",
         "global_step",
@@ -56,19 +56,19 @@ _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
 _SHOWN: Final = 12
-Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
+Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # the row's place, and the row or the reason why it is skipped
 _ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
 _DELIMITERS: Final = ",;\t|"
-MAX_COLUMNS: Final = 10_000  # most columns of a table; a dashboard shows hundreds
+MAX_COLUMNS: Final = 10_000  # columns of a table; a dashboard shows hundreds
 _MAX_DEPTH: Final = 3  # levels of nesting that are flattened into a column such as `train.loss`
 _OWN: Final = {"step", "ts"}
 
 
 def parse_map(texts: Iterable[str]) -> Columns:
-    """Return the columns of a text such as `loss=train/loss,step=_step`; `eval.loss` is the loss of the split `eval`.
+    """Return the columns in texts such as `loss=train/loss,step=_step`. `eval.loss` is the loss of the split `eval`.
 
     Raises:
-        RecorderError: a text of another form, or an unknown name.
+        RecorderError: a text has another form or an unknown name, or two columns get one name.
     """
     columns: Columns = {}
     for pair in (piece for text in texts for piece in text.split(",") if piece.strip()):
@@ -92,10 +92,11 @@ def _target(name: str) -> str:
 
 
 def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None) -> Columns:
-    """Return the names here of all columns that have one; the user's map takes precedence.
+    """Return our names for the columns that are present. The user's map takes precedence.
 
     Raises:
-        RecorderError: a column of the map is not there, or no column can be the step or anything measured.
+        RecorderError: there are too many columns, a column of the map is missing, no column is the step, or none is a
+            loss or an evaluation.
     """
     names = list(dict.fromkeys(present))
     if len(names) > MAX_COLUMNS:
@@ -144,7 +145,7 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
 
 
 def _other(name: str) -> str:
-    """Return the name here of a column that is not in `_KNOWN`: that of a split's metric, or its own."""
+    """Return our name for a column that is not in `_KNOWN`: that of a split's metric, else the column's own name."""
     if name in _HELD:
         return _HELD[name]
     group = _GROUP.fullmatch(name)
@@ -178,7 +179,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
 
 
 def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str, str] | None) -> SourceRun:
-    """Add the rows to the run, with columns renamed to the names here, and return it.
+    """Add the rows to the run, with columns renamed to our names, and return the run.
 
     Raises:
         RecorderError: the columns are not recognised, or there are no rows.
@@ -226,7 +227,7 @@ def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) ->
 
 
 def _join_rates(raw: SourceRun) -> None:
-    """Merge a learning rate logged in a row of its own, as Lightning does, into the training row of its step."""
+    """Merge a learning rate that has a row of its own, as in Lightning's logs, into the training row of its step."""
     trained = {row.step: place for place, row in enumerate(raw.rows) if "loss" in row.values}
     joined: set[int] = set()
     for place, row in enumerate(raw.rows):
@@ -245,7 +246,7 @@ def _is_rate(name: str) -> bool:
 
 
 def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
-    """Keep a value of the clock column that is not a time under the name `ts_`."""
+    """Return the values with the clock column, whose value is not a time, kept as `ts_`."""
     return {**values, "ts_": named["ts"]}
 
 
@@ -305,7 +306,7 @@ def _lines(path: Path, text: TextIO) -> Iterator[str]:
     """Yield the lines of a text with their line ends.
 
     Raises:
-        RecorderError: it is not text in UTF-8, or a line is longer than a row may be.
+        RecorderError: the file is not UTF-8 text, or a line is too long for a row.
     """
     for number in count(1):
         try:
@@ -331,10 +332,10 @@ def _cells(header: list[str], cells: list[str]) -> dict[str, Json] | str:
 
 
 def cell_value(cell: str) -> Json:
-    """Return the number in a cell, None for an empty one, else its text."""
+    """Return the cell's value: a number, None if the cell is empty or says so (`n/a`), else its text."""
     if cell.strip().lower() in _ABSENT:
         return None
     number = number_of(cell)
     if isinstance(number, float) and number.is_integer() and cell.strip().lstrip("+-").isdecimal():
-        return int(cell) if len(cell) < 18 else cell  # a JSON reader may not keep 18 digits and more
+        return int(cell) if len(cell) < 18 else cell  # a JSON reader may lose digits of longer numbers
     return cell.strip() if number is None else number

@@ -17,7 +17,7 @@ from gradience.errors import RecorderError
 from gradience.importers.files import MAX_ROWS, LoggedRow, SourceRun, count_of, json_lines, require_file, whole_json
 from gradience.importers.table import Numbered, cell_value, rows_to_raw
 from gradience.io.reading import open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 from gradience.telemetry.values import step_of
 
 _HEAD: Final = 1 << 20  # bytes searched for a step: Megatron prints some 20 KB of arguments first

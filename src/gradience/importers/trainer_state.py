@@ -1,4 +1,4 @@
-"""The Trainer's `trainer_state.json`: read one, or make one history of those that a run left behind."""
+"""Read the Trainer's `trainer_state.json`, or join those that a run left in its checkpoints into one history."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError
 from gradience.importers.files import LoggedRow, SourceRun, count_of, whole_json
 from gradience.importers.settings import state_layer
-from gradience.schema.scalars import Json
+from gradience.io import CHECKPOINT_PREFIX
+from gradience.schema import Json
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.values import step_of
 
 MAX_STATES: Final = 500
 
-_CHECKPOINT: Final = "checkpoint-"
 _NAMES: Final = ("all_results.json", "train_results.json", "eval_results.json")
 _COUNTS: Final = ("eval_samples", "test_samples", "predict_samples")
 
 
 class State(NamedTuple):
-    """One file's rows, and how far it had come."""
+    """The rows of one file, and the step that the run had reached."""
 
     raw: SourceRun
     reached: int
@@ -34,7 +34,7 @@ def read_state(path: Path) -> State:
     """Return the rows of a trainer_state.json, and its counters.
 
     Raises:
-        RecorderError: the file is not one.
+        RecorderError: the file is not a trainer_state.json.
     """
     document = whole_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("log_history"), list):
@@ -48,7 +48,7 @@ def read_state(path: Path) -> State:
 
 
 def history(path: Path, listed: Iterable[Json]) -> SourceRun:
-    """Return a `log_history` as rows."""
+    """Return the rows of a `log_history`. Entries that hold no measurement are listed as skipped."""
     raw = SourceRun(path, unit="row", files=[path])
     for place, row in enumerate(listed, 1):
         if isinstance(row, dict):
@@ -71,23 +71,23 @@ def _take(raw: SourceRun, place: int, row: Mapping[str, Json]) -> None:
 
 
 def find_states(folder: Path) -> list[Path]:
-    """Return the folder's own trainer_state.json and those of its checkpoints, by number."""
+    """Return the folder's own trainer_state.json and those of its checkpoints, sorted by checkpoint number."""
     numbered = sorted(
         (step, child / STATE_NAME)
-        for child in folder.glob(f"{_CHECKPOINT}*")
-        if (step := step_of(child.name.removeprefix(_CHECKPOINT))) is not None and (child / STATE_NAME).is_file()
+        for child in folder.glob(f"{CHECKPOINT_PREFIX}*")
+        if (step := step_of(child.name.removeprefix(CHECKPOINT_PREFIX))) is not None and (child / STATE_NAME).is_file()
     )
     own = [folder / STATE_NAME] if (folder / STATE_NAME).is_file() else []
     return own + [path for _, path in numbered[-MAX_STATES:]]
 
 
 def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
-    """Return one run for each history that the files hold: files that agree on common steps are one run.
+    """Join the files into runs. Files that agree on their common steps belong to one run.
 
-    The run of the root's file, else of the checkpoint that came furthest, is last.
+    The last run is that of the folder's own file, or else of the checkpoint that came furthest.
 
     Raises:
-        RecorderError: not one of the files can be read.
+        RecorderError: none of the files can be read.
     """
     states, faults = _readable(paths)
     if not states:
@@ -118,7 +118,11 @@ def _readable(paths: Iterable[Path]) -> tuple[list[State], list[RecorderError]]:
 
 
 def _agree(one: SourceRun, other: SourceRun) -> bool:
-    """Whether two files can be of one run: no step at which they logged different training rows, and a common one."""
+    """Whether two files can be of one run.
+
+    They must have logged the same training row at every common step. If both have training rows, there must be a common
+    step.
+    """
     first, second = _trained(one), _trained(other)
     common = first.keys() & second.keys()
     return all(first[step] == second[step] for step in common) and (bool(common) or not first or not second)
@@ -130,7 +134,7 @@ def _trained(raw: SourceRun) -> dict[int, bytes]:
 
 
 def _union(folder: Path, states: list[State]) -> SourceRun:
-    """Return the first file's rows, with those that only the others have in their places."""
+    """Return the first file's run, with the rows that only the other files have inserted by step."""
     best = states[0].raw
     marks = {_mark(row) for row in best.rows}
     for other in states[1:]:
@@ -166,7 +170,7 @@ def _several_note(folder: Path, runs: list[list[State]]) -> str:
 
 
 def add_results(raw: SourceRun, folder: Path) -> None:
-    """Add the summary and evaluations that the rows lack; the files have no step, and none is made up."""
+    """Add the summary and evaluations that the rows lack, from the folder's results files. They get no step."""
     for name in _NAMES:
         path = folder / name
         if not path.is_file():
@@ -206,14 +210,14 @@ def _named(part: dict[str, Json]) -> str:
 
 
 def _is_there(raw: SourceRun, part: dict[str, Json]) -> bool:
-    """Whether a row of the history holds the same: the files repeat its last rows."""
+    """Whether a row of the history already holds these results: the files repeat the history's last rows."""
     known = {key: value for key, value in part.items() if value is not None}
     shared = [key for key in known if key.endswith(("_loss", "_runtime"))] or list(known)
     return any(all(row.values.get(key) == known[key] for key in shared) for row in raw.rows)
 
 
 def _count_examples(raw: SourceRun, results: dict[str, Json]) -> None:
-    """Give the evaluations their number of examples, where the script saved it."""
+    """Add the number of examples to the evaluations, if the script saved it."""
     n = results.get("eval_samples")
     if not isinstance(n, int) or isinstance(n, bool):
         return

@@ -1,6 +1,7 @@
-"""Files that know no adapters, each kind in a module of its own.
+"""Reading and writing of files, without any knowledge of adapters.
 
-Here is what every layer above shares: types of paths, names in natural order, and the user's cache folder.
+This file has what every layer above shares: types for paths and progress, a natural sort order, and the user's cache
+folder.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Final, TypeAlias
 PathLike: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[int, int, str], None]  # items done, items in all, the name of the current one
 
+CHECKPOINT_PREFIX: Final = "checkpoint-"  # of the folders that the Trainer saves, before their step
 _DIGITS: Final = re.compile(r"(\d+)")
-_MOST_DIGITS: Final = 9  # int() of a longer one costs more than its order is worth
+_MOST_DIGITS: Final = 9  # longer runs of digits are not worth the cost of int()
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -33,10 +35,10 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for one kind of thing (`norms`, `jax`), where the platform keeps caches; it may not exist yet.
+    """The cache folder for one kind of data (`norms`, `jax`), at the platform's place for caches. It may not exist yet.
 
-    On Linux that is under XDG_CACHE_HOME, or ~/.cache without it.
+    On Linux the place is XDG_CACHE_HOME, or ~/.cache if that is not set.
     """
-    from platformdirs import user_cache_path  # noqa: PLC0415  # only those who keep something pay for it
+    from platformdirs import user_cache_path  # noqa: PLC0415  # imported only when something is cached
 
     return user_cache_path("gradience", appauthor=False) / kind

@@ -1,7 +1,7 @@
-"""A file or a folder that appears whole or not at all, and never over something else unasked.
+"""Write a file or a folder that appears complete or not at all, and replaces nothing unless asked to.
 
-What is written goes to a hidden sibling, which takes the name when it is complete: a reader never meets half of it, and
-an interrupted run leaves nothing behind. What was there before stays until then.
+Data are written to a hidden sibling, which is renamed to the output path when it is complete. So a reader never sees
+half an output, an interrupted run leaves nothing behind, and an older output stays until the new one is complete.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _T = TypeVar("_T")
 
 @contextmanager
 def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """A context with a sibling path to write to; it takes the name `out` when the block ends well, else it is removed.
+    """A context that yields a sibling path to write to, renamed to `out` if the block succeeds and else removed.
 
     Args:
         out: the file wanted.
         force: replace a file that is there already. A folder is never replaced by a file.
 
     Raises:
-        OutputError: something of that name exists, or its parent cannot be written to.
+        OutputError: the name is taken, or the parent folder cannot be written to.
     """
     refuse_file(out, force=force)
     _make_parent(out)
@@ -51,16 +51,16 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """A context with an empty sibling folder to fill; it takes the name `out` when the block ends well, else it goes.
+    """A context that yields an empty sibling folder, renamed to `out` if the block succeeds and else removed.
 
     Args:
         out: the folder wanted; it may exist if it is empty.
-        force: replace a folder that is there already, whose content is lost once the new one is complete.
+        force: replace a folder that is there already. Its content is lost once the new folder is complete.
         check: called with the folder that is about to be replaced; raises OutputError if something in it must stay.
-            It is asked at the last moment, because the user may have put a file there while the verb was working.
+            It is called last, because the user may have put a file there while the verb was working.
 
     Raises:
-        OutputError: something of that name exists or must stay, or its parent cannot be written to.
+        OutputError: the name is taken, a file must stay, or the parent folder cannot be written to.
     """
     refuse_folder(out, force=force)
     _make_parent(out)
@@ -77,10 +77,10 @@ def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], obj
 
 
 def refuse_file(out: Path, *, force: bool) -> None:
-    """Raise where `atomic_file` would not write, before any work is done.
+    """Refuse, before any work is done, an output path that `atomic_file` would refuse.
 
     Raises:
-        OutputError: something of that name exists and is not to be replaced, or the path ends in no name.
+        OutputError: the name is taken and may not be replaced, or the path does not end in a name.
     """
     _refuse_name(out)
     if os.path.isdir(out):  # noqa: PTH112  # Path.is_dir raises where a name is too long, on some Pythons
@@ -90,10 +90,10 @@ def refuse_file(out: Path, *, force: bool) -> None:
 
 
 def refuse_folder(out: Path, *, force: bool) -> None:
-    """Raise where `atomic_folder` would not write, before any work is done.
+    """Refuse, before any work is done, an output path that `atomic_folder` would refuse.
 
     Raises:
-        OutputError: something of that name exists and is not to be replaced, or the path ends in no name.
+        OutputError: the name is taken and may not be replaced, or the path does not end in a name.
     """
     _refuse_name(out)
     if not os.path.lexists(out):
@@ -118,7 +118,7 @@ def _make_parent(out: Path) -> None:
 
 
 def _sibling(out: Path) -> Path:
-    """A hidden name beside `out` that nothing has."""
+    """A hidden path beside `out` with a random part, so that the name is not taken."""
     return out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
 
 
@@ -130,7 +130,11 @@ def _attempt(out: Path, action: Callable[[], _T]) -> _T:
 
 
 def _name_unless_taken(partial: Path, out: Path) -> None:
-    """Give the file its name; where the file system knows links, no other process can slip one in between."""
+    """Give the file its name, unless the name is taken.
+
+    A hard link fails if the name exists, so no other process can take it in between. A file system without hard links
+    falls back to a rename.
+    """
     try:
         os.link(partial, out)
     except OSError as error:
@@ -140,9 +144,9 @@ def _name_unless_taken(partial: Path, out: Path) -> None:
 
 
 def _swap(partial: Path, out: Path, *, force: bool, check: Callable[[Path], object] | None) -> None:
-    """Give the folder its name; an older one is set aside first, and put back if anything fails."""
+    """Give the folder its name. An older folder is renamed first, and gets its name back if anything fails."""
     try:
-        partial.rename(out)  # takes the place of an empty folder, and of nothing else
+        partial.rename(out)  # succeeds only if the name is free or is that of an empty folder
     except OSError:
         if not (force and out.is_dir()):
             raise

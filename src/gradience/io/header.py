@@ -1,7 +1,8 @@
-"""The header of a safetensors file: read, checked against the file's real size, and against itself.
+"""Read the header of a safetensors file, and check it against the file's real size and for contradictions.
 
-The usual header, in the order of its data, is decoded some entries at a time and believed only if each is right. Any
-other is decoded whole and sorted, so that an error names the first entry that is wrong. Both accept the same headers.
+A header usually lists its tensors in the order of their data. Such a header is decoded in pieces and accepted only if
+every entry is right. Any other header is decoded whole and sorted, so that an error names the first wrong entry. Both
+paths accept the same headers.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ _NOT_WEIGHTS: Final = (
 _PIECE: Final = 1 << 20  # bytes of a header that are decoded at a time
 _BOUNDARY: Final = re.compile(rb'\}(\s*,\s*)"')
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
-_LEVELS: Final = ((b"[]", b""), (b"{}", b""), (b"{}", b""))  # of a header: shapes, entries, the whole
-_SHORT: Final = 64  # characters: no name below is over a limit of `io.reading`
+_LEVELS: Final = ((b"[]", b""), (b"{}", b""), (b"{}", b""))  # nesting levels of a header: shapes, entries, the whole
+_SHORT: Final = 64  # characters: a shorter name exceeds no limit of `io.reading`, so it need not be checked
 
 
 class TensorInfo(msgspec.Struct, frozen=True, gc=False):
@@ -93,7 +94,7 @@ class _Head(msgspec.Struct, rename={"metadata": "__metadata__"}):
 
 
 class Header(NamedTuple):
-    """What a header declares, and the offset in bytes where the data begin."""
+    """The tensors and metadata that a header declares, and the byte offset in the file where the data begin."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -101,20 +102,20 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """The file's header, which fits the file.
+    """The header of a file, checked against the file.
 
     Raises:
-        AdapterError: the file is missing, is something else, is cut short, or its header lies.
+        AdapterError: the file is missing, of another format or cut short, or its header is wrong.
     """
     raw, start = _header_bytes(path)
     return Header(*parsed_header(path, raw, path.stat().st_size - start), start)
 
 
 def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors and the metadata of a header's JSON; `available` are the bytes of data behind it.
+    """The tensors and the metadata in a header's JSON; `available` is the number of bytes of data after the header.
 
     Raises:
-        AdapterError: it is malformed, or contradicts itself or the file.
+        AdapterError: the header is malformed, or contradicts itself or the file.
     """
     usual = _usual(raw, available)
     if usual is not None:
@@ -124,11 +125,11 @@ def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, Ten
 
 
 class _UnusualError(Exception):
-    """The header is not what a program writes: to be looked at as a whole."""
+    """The header is not in the usual form, so it has to be decoded as a whole."""
 
 
 def _usual(raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
-    """The tensors and the metadata of a header that is right, in the order of its data; None of any other."""
+    """The tensors and the metadata, if the header is correct and in the order of its data; else None."""
     if not _is_shallow(raw):
         return None
     tensors: dict[str, TensorInfo] = {}
@@ -143,16 +144,17 @@ def _usual(raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str,
             position = _add(tensors, entries, position, kinds)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _UnusualError):
         return None
-    # A name given twice leaves one entry. An escaped quote keeps a name from looking like the field.
+    # A name that is given twice leaves one entry, so the counts differ. A quote inside a name would be escaped, so no
+    # name can look like the field.
     is_whole = position == available and raw.count(b'"data_offsets"') == len(tensors)
     return (tensors, metadata) if is_whole else None
 
 
 def _is_shallow(raw: bytes) -> bool:
-    """Whether the header, JSON or not, is nested no deeper than one has to be, and no string in it holds a bracket.
+    """Whether the text, JSON or not, is nested no deeper than a header must be, and no string in it holds a bracket.
 
-    With all else left out, each string is two quotes side by side, unless a bracket is between them: the first such
-    string leaves a quote that has no neighbour. What is left are the brackets, and each step takes off a level.
+    Only quotes and brackets are kept. A string then is two adjacent quotes, which are removed. A string that holds a
+    bracket leaves its quotes behind. Of the brackets, each step removes one level, so nothing may be left at the end.
     """
     if b"\\" in raw:
         return False
@@ -163,9 +165,9 @@ def _is_shallow(raw: bytes) -> bool:
 
 
 def _pieces(raw: bytes) -> Iterator[bytes]:
-    """The header in pieces that are each an object of some of its entries.
+    """Yield the header in pieces, each a JSON object of some of the entries.
 
-    No string holds a bracket, so that each cut is behind an object; in what is not JSON, a piece is not either.
+    No string holds a bracket, so each cut is after an entry. If the header is not JSON, some piece is not JSON either.
     """
     start = 0
     while (hit := _BOUNDARY.search(raw, start + _PIECE)) is not None:
@@ -176,10 +178,10 @@ def _pieces(raw: bytes) -> Iterator[bytes]:
 
 
 class _Kinds(dict[tuple[str, tuple[int, ...] | None], tuple[str, tuple[int, ...], int]]):
-    """For dtype and shape: both, once for all tensors that have them, and the bytes that they need."""
+    """Maps (dtype, shape) to both and the bytes they need, so that equal tensors share the objects."""
 
     def __missing__(self, key: tuple[str, tuple[int, ...] | None]) -> tuple[str, tuple[int, ...], int]:
-        """What is right of a dtype and a shape that were not met yet."""
+        """Check a dtype and shape that are new, and store their size in bytes."""
         dtype, shape = key
         kind = DTYPES.get(dtype)
         if kind is None or shape is None or len(shape) > _MOST_AXES or any(n < 0 for n in shape):
@@ -189,14 +191,14 @@ class _Kinds(dict[tuple[str, tuple[int, ...] | None], tuple[str, tuple[int, ...]
 
 
 def _add(tensors: dict[str, TensorInfo], entries: dict[str, _Declared | None], position: int, kinds: _Kinds) -> int:
-    """Add entries whose data follow each other from a position on, and return where the last one's end."""
+    """Add entries whose data follow each other from `position` on, and return the position after the last."""
     shape: tuple[int, ...] = ()
     dtype, nbytes = "", 0
     last: _Declared | None = None
     for name, entry in entries.items():
         if entry is None or (len(name) >= _SHORT and name_fault(name) is not None):
             raise _UnusualError
-        if last is None or entry.shape != last.shape or entry.dtype != last.dtype:  # mostly those of the entry before
+        if last is None or entry.shape != last.shape or entry.dtype != last.dtype:  # mostly equal to the entry before
             dtype, shape, nbytes = kinds[entry.dtype, entry.shape]
             last = entry
         end = position + nbytes
@@ -208,7 +210,7 @@ def _add(tensors: dict[str, TensorInfo], entries: dict[str, _Declared | None], p
 
 
 def _header_bytes(path: Path) -> tuple[bytes, int]:
-    """The header's JSON and the offset where data begin."""
+    """The header's JSON and the byte offset where the data begin."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -221,15 +223,15 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
 
 
 def header_length(path: Path, head: bytes, size: int) -> int:
-    """The bytes of a header's JSON, which begins at byte 8.
+    """The length in bytes of a header's JSON, which begins at byte 8.
 
     Args:
         path: names the file in errors.
-        head: its first 64 bytes, or all of a shorter one.
-        size: of the file.
+        head: the first 64 bytes of the file, or the whole of a shorter file.
+        size: the size of the file in bytes.
 
     Raises:
-        AdapterError: it is of another format, is cut short, or its header is over the format's limit.
+        AdapterError: the file is of another format or cut short, or its header is over the format's limit.
     """
     _refuse_other_formats(path, head)
     length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
@@ -250,7 +252,7 @@ def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
 
 
 def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
-    """The header's entries, decoded once and as they are meant: a header may hold a million."""
+    """The header's entries. They are decoded once, straight to their type, because a header may hold a million."""
     try:
         found = decode_json(raw, dict[str, _Declared | None])
     except msgspec.ValidationError as error:
@@ -259,9 +261,9 @@ def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _no_safetensors(path) from error
-    found.pop("__metadata__", None)  # null in what MLX-LM writes
+    found.pop("__metadata__", None)  # MLX-LM writes null
     entries = {name: entry or _Declared() for name, entry in found.items()}
-    # A name given twice leaves one entry. An escaped quote keeps a name from looking like the field.
+    # A name that is given twice leaves one entry. See `_usual` for why counting the field is safe.
     if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):
         _refuse_twice(path, raw)
     return entries
@@ -292,7 +294,7 @@ def _no_safetensors(path: Path) -> AdapterError:
 
 
 def cut_short(path: Path, expected: int, got: int) -> AdapterError:
-    """The error of a file that ends before what it declares does."""
+    """The error for a file that ends before the data that it declares."""
     return AdapterError(
         f"{path} is truncated: {expected} bytes expected by its header, {got} found",
         advice="the copy or the save was interrupted; copy it again",
@@ -309,7 +311,7 @@ def _metadata(path: Path, raw: bytes) -> dict[str, str]:
 
 
 def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
-    """The declared tensors; a header that contradicts itself or the file is refused."""
+    """The declared tensors, sorted by position. A header that contradicts itself or the file is refused."""
     tensors: dict[str, TensorInfo] = {}
     position = 0
     for name, entry in sorted(declared.items(), key=_position):
@@ -338,10 +340,10 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
 
 
 def refuse_long_name(path: Path, name: str) -> None:
-    """Refuse a file that names a tensor as no model does.
+    """Refuse a tensor name that is longer than any model's.
 
     Raises:
-        AdapterError: the name is over the limits of `io.reading`.
+        AdapterError: the name exceeds the limits of `io.reading`.
     """
     if (fault := name_fault(name)) is not None:
         raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)

@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM: they end the program by an exception, and wait while a file takes its name or is removed.
+"""Turn SIGINT and SIGTERM into exceptions, and delay them while a file is renamed or removed.
 
-An exception may be turned into another on its way, or be dropped, as in a finaliser: `came` knows of it all the same,
-and what was dropped is raised again. While a module is imported none is raised: C code there makes an ImportError of
-it, or ends the process.
+Such an exception may be replaced by another one on its way up, or be dropped, as in a finaliser. `came` still reports
+the signal, and a dropped exception is raised again. No exception is raised while a module is imported, because C code
+there may turn it into an ImportError or end the process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-INTERRUPTED: Final = 128 + signal.SIGINT  # as a shell counts a program that the signal ended
+INTERRUPTED: Final = 128 + signal.SIGINT  # a shell's exit status for a program that the signal ended
 TERMINATED: Final = 128 + signal.SIGTERM
 _SOON: Final = 0.01  # s
 _CAN_WAIT: Final = hasattr(signal, "setitimer")
@@ -23,17 +23,17 @@ _IMPORT: Final = "<frozen importlib._bootstrap>"
 
 
 class _Waiting:
-    """How many blocks hold signals, and the last signal that came meanwhile."""
+    """The number of blocks that hold signals, and the last signal that was held or raised."""
 
     blocks = 0
-    signal = 0
-    raised = 0  # the last that was raised
+    signal = 0  # the last signal that came while held; 0 for none
+    raised = 0  # the last signal that was raised; 0 for none
 
 
 def install() -> None:
     """Make SIGINT a KeyboardInterrupt and SIGTERM a SystemExit, unless the process has handlers of its own.
 
-    For the main thread of a program of ours; a library leaves signals alone.
+    Only our command line calls it, on its main thread. On other threads it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -45,17 +45,17 @@ def install() -> None:
 
 
 def came() -> int:
-    """The number of the last signal that was raised as an exception, whatever became of it; 0 for none."""
+    """The number of the last signal that was raised as an exception, even if that was dropped; 0 for none."""
     return _Waiting.raised
 
 
 def forget() -> None:
-    """Begin anew: what came before was of an earlier command."""
+    """Forget the signals that were raised during an earlier command."""
     _Waiting.raised = 0
 
 
 def _dropped(unraisable: sys.UnraisableHookArgs) -> None:
-    """Raise a signal anew, soon, where its exception could not be raised; report anything else."""
+    """Raise a signal again, soon, if its exception was dropped. Any other dropped exception is reported as usual."""
     if _Waiting.raised and unraisable.exc_type in {KeyboardInterrupt, SystemExit} and _CAN_WAIT:
         _raise_soon(_Waiting.raised)
     else:
@@ -76,7 +76,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def ignore() -> None:
-    """Ignore both from here on, where what is left to do is to end."""
+    """Ignore both signals from now on. This is for a program that has only to exit."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -86,9 +86,9 @@ def ignore() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A block that no signal interrupts, if `install` was called: what came meanwhile is raised at its end.
+    """A block that no signal interrupts, if `install` was called. A signal that comes meanwhile is raised at its end.
 
-    A flag, not the thread's signal mask: a signal reaches whichever thread does not mask it, and XLA has many.
+    This uses a flag, not the thread's signal mask: a signal goes to any thread that does not mask it, and XLA has many.
     """
     _Waiting.blocks += 1
     try:

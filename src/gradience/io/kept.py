@@ -1,8 +1,8 @@
-"""Bytes kept for as long as they are worked with: arrays on disk, and a file in memory.
+"""Bytes that are kept for a while: arrays on disk (`Spool`) and a file in memory (`HeldFile`).
 
-A verb that writes an adapter computes all factors before it knows the ranks, and with them the header, of the file: a
-`Spool` holds the arrays until then, so that no more than one module is in memory. A `HeldFile` is a safetensors file
-read once, to be hashed and computed with.
+A verb that writes an adapter must compute all factors before it knows the ranks, and so the header, of the file. A
+`Spool` keeps the arrays on disk until then, so that at most one module is in memory. A `HeldFile` is a safetensors file
+that is read once, and is both hashed and computed with.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _FIRST_ROOM: Final = 1 << 22  # bytes
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that goes with the block, whatever ends it.
+    """A context that yields a temporary folder and removes it at the end of the block, also after an error.
 
     Raises:
-        OutputError: none can be made.
+        OutputError: the folder cannot be made.
     """
     folder: Path | None = None
     try:
@@ -58,20 +58,20 @@ def _made_folder() -> Path:
 
 
 class Spool:
-    """A folder of arrays of any dtype; whoever made the folder removes it."""
+    """Arrays of any dtype, kept as files in a folder. The caller made the folder and removes it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._count = count()  # of one step, also where several threads keep arrays
+        self._count = count()  # next() on it is one step, so several threads may keep arrays
 
     def keep(self, array: Array) -> Callable[[], Array]:
-        """A function that gives the array back, bit for bit.
+        """Write an array to disk, and return a function that reads it back bit for bit.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the array cannot be written.
         """
         path = self._folder / str(next(self._count))
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # bytes: ml_dtypes' types have no buffer
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # as bytes: ml_dtypes' types have no buffer
         try:
             path.write_bytes(data.data)
         except OSError as error:
@@ -82,17 +82,17 @@ class Spool:
 
 
 class Buffer:
-    """Room for one file at a time, kept from file to file: fresh memory costs as much as reading into it."""
+    """Memory for one file at a time, reused from file to file because fresh memory costs as much as the read."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._room: Bytes = np.empty(0, np.uint8)
 
     def read(self, path: Path) -> Bytes | None:
-        """All bytes of a regular file, which hold until the next call; None where there are more than `most`.
+        """All bytes of a regular file, valid until the next call; None if the file has more than `most` bytes.
 
         Raises:
-            OSError: it cannot be opened or read, or is not a regular file.
+            OSError: the file cannot be opened or read, or is not a regular file.
         """
         size = 0
         with open_raw(path) as file:
@@ -104,7 +104,7 @@ class Buffer:
             return None if file.read(1) else self._room
 
     def _grow(self) -> bool:
-        """Make room for twice as much, and return whether there is more than before."""
+        """Double the memory, up to the limit, and return whether it grew."""
         size = min(max(2 * len(self._room), _FIRST_ROOM), self._most)
         if size <= len(self._room):
             return False
@@ -115,17 +115,17 @@ class Buffer:
 
 
 def header_of(path: Path, data: Bytes) -> bytes:
-    """The JSON of a file's header; `path` names it in errors.
+    """The JSON of the header in a file's bytes; `path` names the file in errors.
 
     Raises:
-        AdapterError: it is not a safetensors file, or is cut short within the header.
+        AdapterError: the file is not a safetensors file, or is cut short within the header.
     """
     length = header_length(path, data[:64].tobytes(), len(data))
     return data[8 : 8 + length].tobytes()
 
 
 class HeldFile(SafetensorsFile):
-    """A file by its bytes: arrays are views of them.
+    """A safetensors file whose bytes are in memory; its arrays are views of them.
 
     Raises:
         AdapterError: as for `SafetensorsFile`.
@@ -138,7 +138,7 @@ class HeldFile(SafetensorsFile):
         self.tensors, self.metadata = parsed_header(path, header, len(data) - self._start)
 
     def turn_to(self, path: Path, data: Bytes) -> None:
-        """Read from another file from now on, which has the same header and the same size."""
+        """Switch to another file, which must have the same header and the same size."""
         self.path, self._data = path, data
 
     def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> Bytes:  # noqa: ARG002  # has its own

@@ -1,12 +1,11 @@
-"""Files opened without risk: regular ones only, never waited for, and read no further than a limit.
+"""Open untrusted files, and decode untrusted JSON, within limits.
 
-A path comes from anywhere, and may name a pipe that nobody writes to, a device without end or a file of any size. What
-is refused is an OSError, whose `strerror` says what was expected: each room makes it an error of its own.
+A path may name a pipe that nobody writes to, an endless device, or a file of any size. Only regular files are opened,
+the open never waits, and the read stops at a limit. A refusal is an OSError whose `strerror` says what was expected;
+each package turns it into its own error.
 
-JSON of strangers, decoded within limits of depth.
-
-A decoder that recurses, and everything that later walks through the value, is bounded by the interpreter's stack: the
-depth is therefore counted before anything is decoded, in one pass over the brackets.
+A recursive JSON decoder, and any code that later walks the value, could exhaust the interpreter's stack. So the nesting
+depth is counted first, in one pass over the brackets.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _KINDS: Final = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISDIR, "a folder"),
 )
-# A pipe is opened at once, and a terminal is not taken over.
+# Opening a pipe does not wait for a writer, and a terminal does not become the controlling one.
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
 _MIB: Final = 1 << 20
 _KIB: Final = 1 << 10
@@ -37,7 +36,7 @@ _KIB: Final = 1 << 10
 T = TypeVar("T")
 MAX_DEPTH: Final = 64  # levels of nesting: a config has 3, a trainer_state.json 4
 MAX_NAME: Final = 1024  # characters of a tensor's or module's name: the longest on the hub have under 200
-MAX_PARTS: Final = 64  # dotted parts of one: they have under 20
+MAX_PARTS: Final = 64  # dotted parts of a name: those on the hub have under 20
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
@@ -49,16 +48,16 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """The file, opened for reading bytes.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     return io.BufferedReader(open_raw(path))
 
 
 def open_raw(path: str | os.PathLike[str]) -> io.FileIO:
-    """The file as `open_regular`, without a buffer: for one that is still written to.
+    """The file, opened for reading bytes without a buffer, as is right for a file that is still being written.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     if Path(path).is_socket():  # opening one fails with "no such device or address", which explains nothing
         raise _not_regular("a socket", path)
@@ -66,7 +65,7 @@ def open_raw(path: str | os.PathLike[str]) -> io.FileIO:
         descriptor = os.open(path, _FLAGS | getattr(os, "O_BINARY", 0))
     except ValueError as error:
         raise OSError(errno.EINVAL, "a NUL in its name", os.fspath(path)) from error
-    mode = os.fstat(descriptor).st_mode  # of what was opened: the path may mean something else by now
+    mode = os.fstat(descriptor).st_mode  # of the opened file: the path may name something else by now
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise _not_regular(next((name for test, name in _KINDS if test(mode)), "no file"), path)
@@ -74,7 +73,7 @@ def open_raw(path: str | os.PathLike[str]) -> io.FileIO:
 
 
 def read_small(path: str | os.PathLike[str], *, most: int, what: str) -> bytes:
-    """All bytes of a file that is small by its nature.
+    """All bytes of a file that is expected to be small.
 
     Args:
         path: the file.
@@ -82,18 +81,18 @@ def read_small(path: str | os.PathLike[str], *, most: int, what: str) -> bytes:
         what: names the kind of file in the error, such as `an adapter config`.
 
     Raises:
-        OSError: it cannot be opened, is not a regular file, or holds more.
+        OSError: the file cannot be opened, is not a regular file, or holds more than `most` bytes.
     """
     with open_regular(path) as file:
         data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
-    if data is None or len(data) > most:  # the second of one that grows meanwhile, or claims no size, as in /proc
+    if data is None or len(data) > most:  # the latter if a file grows meanwhile or states no size, as in /proc
         message = f"larger than {_size(most)}, the limit for {what}"
         raise OSError(errno.EFBIG, message, os.fspath(path))
     return data
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
-    """The path without links and dots; of links in a circle, which `Path.resolve` refuses, as far as they lead."""
+    """The path without links and dots. Circular links, an error for `Path.resolve`, are followed as far as possible."""
     return Path(os.path.realpath(path))
 
 
@@ -108,22 +107,22 @@ def _size(count: int) -> str:
 
 
 def decode_json(data: bytes | str, kind: type[T]) -> T:
-    """The document as a value of a type.
+    """The JSON document decoded as a value of the type `kind`.
 
     Raises:
-        msgspec.MsgspecError: it is not JSON, or of another type.
-        UnicodeDecodeError: it is not UTF-8.
-        RecursionError: it is nested deeper than `MAX_DEPTH`.
+        msgspec.MsgspecError: the document is not JSON, or of another type.
+        UnicodeDecodeError: the document is not UTF-8.
+        RecursionError: the document is nested deeper than `MAX_DEPTH`.
     """
     check_depth(data)
     return msgspec.json.decode(data, type=kind)
 
 
 def check_depth(data: bytes | str) -> None:
-    """Do nothing if the text, JSON or not, is nested at most `MAX_DEPTH` levels deep.
+    """Refuse a text, JSON or not, that is nested deeper than `MAX_DEPTH` levels.
 
     Raises:
-        RecursionError: it is nested deeper.
+        RecursionError: the text is nested deeper.
     """
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
@@ -135,9 +134,9 @@ def check_depth(data: bytes | str) -> None:
 
 
 def name_fault(name: str) -> str | None:
-    """What is wrong with a tensor's name, to be put after it in an error; None for one of usual length.
+    """A clause that says why a tensor's name is too long, to follow the name in an error; None if the name is fine.
 
-    Every tail and every prefix of a dotted name is looked up somewhere: the cost grows with the square of its parts.
+    Every tail and every prefix of a dotted name is looked up somewhere, so the cost grows with the square of its parts.
     """
     if len(name) > MAX_NAME:
         return f"is {len(name)} characters long, over the limit of {MAX_NAME}"

@@ -1,7 +1,7 @@
-"""Tensors of one weights file: names, shapes and dtypes from the header, data read one at a time.
+"""Read and write safetensors files, one tensor at a time.
 
-Data are read, not mapped: a mapped file counts as resident memory, and an adapter may be larger than
-the memory at hand. The header is checked against the file's real size before anything is believed.
+Names, shapes and dtypes come from the header, which is checked against the file's real size first. Data are read, not
+memory-mapped: a mapped file counts as resident memory, and an adapter may be larger than the available memory.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _NO_INDEX: Final = "give the weights file itself"
 _MOST_SHARDS: Final = 10_000
 _LARGEST_INDEX: Final = 256 << 20  # bytes
 
-# Bits of the format's dtypes that no array here has: such a tensor may be copied bit for bit.
+# Bits per element of the format's other dtypes, which no array here has. Such a tensor can only be copied bit for bit.
 _OTHER_BITS: Final = {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-_ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
+_ALIGNMENT: Final = 8  # bytes: where the first tensor begins, by the format
 
 
 class TensorSource(Protocol):
@@ -71,10 +71,10 @@ class TensorSource(Protocol):
 
 
 class SafetensorsFile:
-    """A safetensors file, opened by its header only.
+    """A safetensors file of which only the header is read at first.
 
     Raises:
-        AdapterError: the file is missing, is something else, is cut short, or its header lies.
+        AdapterError: the file is missing, of another format or cut short, or its header is wrong.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +84,7 @@ class SafetensorsFile:
     def read(self, name: str, memory: Memory | None = None) -> Array:
         """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
 
-        In `memory`, where that is given, until the next tensor is read into it.
+        If `memory` is given, the array lies in it and is valid until the next read into it.
 
         Raises:
             AdapterError: the dtype has no array type, or the file was cut short since it was opened.
@@ -93,10 +93,10 @@ class SafetensorsFile:
         return self._bytes(info.offset, info.nbytes, memory).view(self._dtype(name)).reshape(info.shape)
 
     def read_slice(self, name: str, index: int, memory: Memory | None = None) -> Array:
-        """One slice along the tensor's first axis, such as one expert of a stack, and read no other.
+        """One slice along the tensor's first axis, such as one expert of a stack. Only its bytes are read.
 
         Raises:
-            AdapterError: as `read`, or the slice does not exist.
+            AdapterError: as for `read`, or the slice does not exist.
         """
         info = self.tensors[name]
         if not info.shape or not 0 <= index < info.shape[0]:
@@ -113,10 +113,10 @@ class SafetensorsFile:
         return self._bytes(self.tensors[name].offset, self.tensors[name].nbytes)
 
     def reader(self, name: str) -> TensorReader:
-        """The tensor's bytes, to be read in parts: the file stays open until the reader is closed.
+        """A reader of the tensor's bytes in parts. The file stays open until the reader is closed.
 
         Raises:
-            AdapterError: the file is gone, or no regular file any more.
+            AdapterError: the file is gone, or is no regular file any more.
         """
         info = self.tensors[name]
         return TensorReader(self.path, self._start + info.offset, info.nbytes)
@@ -128,7 +128,7 @@ class SafetensorsFile:
         return DTYPES[dtype]
 
     def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> npt.NDArray[np.uint8]:
-        """Bytes from an offset within the data, which begin behind the header."""
+        """`count` bytes from an offset within the data, which begin after the header."""
         start = self._start + offset
         if memory is not None:
             data = memory.take(count)
@@ -145,25 +145,26 @@ class SafetensorsFile:
 
 
 class Memory(threading.local):
-    """Room for one tensor at a time, of each thread its own: fresh pages cost the system more than to copy a file's.
+    """Reusable memory for one tensor at a time, separate for each thread.
 
-    It begins at a multiple of 64 bytes, as XLA wants an array that it is to use where it lies.
+    Fresh pages cost more than the copy from the file. The memory is aligned to 64 bytes, so that XLA can use an array
+    in it without a copy.
     """
 
     def __init__(self) -> None:
         self._held = np.empty(0, np.uint8)
 
     def take(self, count: int) -> npt.NDArray[np.uint8]:
-        """So many bytes, as they are found; the same ones again at the next call."""
+        """`count` uninitialised bytes. The next call returns the same memory again."""
         if len(self._held) < count:
-            self._held = np.empty(0, np.uint8)  # given back before more is asked for
+            self._held = np.empty(0, np.uint8)  # freed before more is allocated
             raw = np.empty(count + _CACHE_LINE, np.uint8)
             self._held = raw[-raw.ctypes.data % _CACHE_LINE :]
         return self._held[:count]
 
 
 class TensorReader:
-    """The bytes of one tensor, read into arrays that the caller keeps; a context manager, for several threads."""
+    """Reads the bytes of one tensor into the caller's arrays. It is a context manager and safe for several threads."""
 
     def __init__(self, path: Path, start: int, nbytes: int) -> None:
         self._path, self._start, self._nbytes = path, start, nbytes
@@ -182,7 +183,7 @@ class TensorReader:
         self._file.close()
 
     def into(self, offset: int, out: npt.NDArray[np.uint8]) -> None:
-        """Fill a contiguous array with the bytes from an offset within the tensor.
+        """Fill a contiguous array with the bytes that begin at an offset within the tensor.
 
         Raises:
             AdapterError: the file was cut short since it was opened, or cannot be read.
@@ -207,7 +208,7 @@ class ShardedFiles:
     """Several weights files that together hold one adapter.
 
     Raises:
-        AdapterError: two of them hold a tensor of the same name.
+        AdapterError: two files hold a tensor of the same name.
     """
 
     def __init__(self, path: Path, shards: Sequence[TensorSource]) -> None:
@@ -223,22 +224,22 @@ class ShardedFiles:
             self._holder |= dict.fromkeys(shard.tensors, shard)
 
     def read(self, name: str) -> Array:
-        """The tensor from whichever file holds it."""
+        """The tensor's data, from the file that holds it."""
         return self._holder[name].read(name)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The tensor's bytes from whichever file holds it."""
+        """The tensor's bytes, from the file that holds it."""
         return self._holder[name].raw(name)
 
 
 class _Index(msgspec.Struct):
-    """What a sharded checkpoint's index says; other keys are ignored."""
+    """The index of a sharded checkpoint: tensor name to file name. Other keys are ignored."""
 
     weight_map: dict[str, str]
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The files that the index of a sharded checkpoint names, in the order of their names.
+    """The files that the index of a sharded checkpoint names, sorted by name.
 
     Raises:
         AdapterError: the index cannot be read, or it names files that are missing or lie outside its folder.
@@ -265,9 +266,9 @@ def indexed_files(index: Path) -> list[Path]:
 
 
 class PlannedTensor(NamedTuple):
-    """A tensor to be written: `dtype` by safetensors' name, `load` gives `nbytes` bytes of data when its turn comes.
+    """A tensor to be written. `dtype` is safetensors' name, and `load()` returns `nbytes` bytes of data.
 
-    Of one that comes `with_another` the data are at hand once those of another tensor are, as a rule the one before.
+    `with_another` says that its data are computed together with another tensor's, usually the one before.
     """
 
     name: str
@@ -279,7 +280,7 @@ class PlannedTensor(NamedTuple):
 
 
 class Together:
-    """Arrays that are computed together, when the first of them is asked for, and each released when it is taken."""
+    """Arrays that are computed together when the first is asked for. Each is released when it is taken."""
 
     def __init__(self, compute: Callable[[], dict[str, Array]]) -> None:
         self._compute = compute
@@ -287,7 +288,7 @@ class Together:
         self._lock = threading.Lock()  # they may be taken by several threads
 
     def taking(self, name: str) -> Callable[[], Array]:
-        """Return a loader of one of them."""
+        """Return a function that takes the array of this name."""
 
         def take() -> Array:
             with self._lock:
@@ -299,13 +300,13 @@ class Together:
 
 
 def copied(source: TensorSource, name: str) -> PlannedTensor:
-    """A tensor that is written bit for bit as the source holds it, perhaps under another name."""
+    """The plan to write a tensor bit for bit as the source holds it."""
     info = source.tensors[name]
     return PlannedTensor(name, info.dtype, info.shape, info.nbytes, lambda: source.raw(name))
 
 
 def planned(name: str, dtype: str, shape: Sequence[int], load: Callable[[], npt.NDArray[Any]]) -> PlannedTensor:
-    """A tensor whose data will be `load()` cast to the dtype, by safetensors' name."""
+    """The plan to write `load()` cast to a dtype, which is given by safetensors' name."""
     kind = DTYPES[dtype]
     return PlannedTensor(
         name, dtype, tuple(shape), math.prod(shape) * kind.itemsize, lambda: load().astype(kind, copy=False)
@@ -313,7 +314,7 @@ def planned(name: str, dtype: str, shape: Sequence[int], load: Callable[[], npt.
 
 
 def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> None:
-    """Write the tensors, with no more than one in memory, in the order in which they are given.
+    """Write the tensors in the given order, with at most one of them in memory.
 
     Raises:
         OutputError: the file cannot be written, or two tensors have the same name.
@@ -335,12 +336,12 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
 
 
 def is_known(dtype: str) -> bool:
-    """Whether the format has a dtype of that name, readable here or not."""
+    """Whether the safetensors format has a dtype of that name, even one that cannot be read here."""
     return dtype in DTYPES or dtype in _OTHER_BITS
 
 
 def _refuse_unreadable(tensor: PlannedTensor) -> None:
-    """Refuse a tensor that would make the whole file one that no program opens."""
+    """Refuse a tensor whose dtype or size would make the whole file unreadable for every program."""
     bits = _OTHER_BITS.get(tensor.dtype)
     if tensor.dtype not in DTYPES and bits is None:
         what = f"is of dtype {tensor.dtype!r}, which safetensors does not know"

@@ -14,8 +14,8 @@ from pathlib import PurePath
 from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 from gradience.errors import few
+from gradience.schema import NonFinite
 from gradience.schema.document import Excluded, Finding, NotRun
-from gradience.schema.scalars import NonFinite
 
 NAMES: Final = 4  # of a list in one sentence
 

@@ -28,8 +28,8 @@ from gradience.render import (
 from gradience.render.plots import Quantity, heatmap
 from gradience.render.ranks import rank_pattern, rank_rules, suggested, update_size
 from gradience.rules.weights import suggests_ranks
+from gradience.schema import NonFinite
 from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit
-from gradience.schema.scalars import NonFinite
 
 _NOT_ANALYSED: Final = 5  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.render import Columns, as_text, banner, clean, count, labelled, number, percent, short_path, table, words
+from gradience.schema import as_float
 from gradience.schema.compare import BenchCandidate, BenchReport, BenchResult, BenchTask
-from gradience.schema.scalars import as_float
 
 OUTCOMES: Final = {
     "within": "within",

@@ -28,11 +28,11 @@ from gradience.render import (
 )
 from gradience.render.monitor import probe_lines
 from gradience.render.plots import histogram_lines
+from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
 from gradience.schema.document import SEVERITIES, Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport, DataReport
-from gradience.schema.scalars import Real, as_float
 
 _TRAINERS = {
     "sft": "SFTTrainer",

@@ -13,6 +13,7 @@ import msgspec
 
 from gradience.render import Columns, as_text, banner, clean, listed, number, percent, shorter, table, words
 from gradience.render.plots import Cell, Grid, grid_lines, grid_of_cells
+from gradience.schema import Json, NonFinite
 from gradience.schema.compare import (
     AdapterPair,
     AlignedRow,
@@ -28,7 +29,6 @@ from gradience.schema.compare import (
     SideOverlap,
 )
 from gradience.schema.document import SEVERITIES
-from gradience.schema.scalars import Json, NonFinite
 
 _SIDE_BY_SIDE: Final = 4  # runs
 _COLUMN: Final = 16

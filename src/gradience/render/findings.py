@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 from gradience.io.reading import real_path
 from gradience.render import as_text, banner, clean, sentence
+from gradience.schema import Json, Severity
 from gradience.schema.document import Finding, NotRun, RuleCard, RuleGroup
 from gradience.schema.reports import BadLine, ImportedRunReport, ImportReport, SourceLocation, ValidateReport
-from gradience.schema.scalars import Json, Severity
 
 _HEADINGS: Final[dict[RuleGroup, str]] = {
     "config": "A configuration (gradience check)",

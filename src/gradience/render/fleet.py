@@ -7,6 +7,7 @@ from typing import Final
 
 from gradience.render import Columns, as_text, banner, clean, counted, labelled, listed, megabytes, table, words
 from gradience.render.plots import LETTERS, curves_lines
+from gradience.schema import Json
 from gradience.schema.fleet import (
     BestRun,
     Counted,
@@ -20,7 +21,6 @@ from gradience.schema.fleet import (
     Similar,
     Wasteful,
 )
-from gradience.schema.scalars import Json
 
 _LISTED: Final = 8
 

@@ -26,9 +26,9 @@ from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
 from gradience.rules.objective import has_perplexity
 from gradience.rules.weights import suggests_ranks
+from gradience.schema import NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import EvalPoint, MonitorReport
-from gradience.schema.scalars import NonFinite, as_float, number_in
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # in a frame

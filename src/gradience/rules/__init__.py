@@ -1,17 +1,17 @@
-"""Judgement: pure functions from schema Structs to findings. Every threshold carries its source.
+"""Rules: pure functions from schema Structs to findings. Every threshold carries its source.
 
-Here is the one record of a rule, whatever it judges: a configuration, a run's log, an adapter's weights, a merge. A
-rule describes itself (title, severity, condition, thresholds, evidence, what to do, how to verify) and holds one pure
-function, `observe`, from the facts it judges to what it observed. Everything else derives from the record: a finding
-takes from it what the observation does not override, the card of `gradience rules` is the record without its functions,
-and the condition's sentence takes its numbers from the thresholds, so that no number is written twice.
+`Rule` is the one record of a rule, whether it judges a configuration, a run's log, an adapter's weights or a merge. A
+rule describes itself (title, severity, condition, thresholds, evidence, what to do, how to verify). It holds one pure
+function, `observe`, from the facts it judges to observations. Everything else derives from the record. A finding takes
+from the rule whatever the observation does not override. The card in `gradience rules` is the record without its
+functions. The condition's sentence takes its numbers from the thresholds, so no number is written twice.
 
-A rule without its input never passes in silence: `needs` name what the facts lack, or `observe` raises `Unknown`, and
-the report lists the rule as not judged, with that reason. So it does with a rule that is not selected, or ignored, by
-its id or the beginning of one.
+A rule without its input never passes in silence. Either `needs` names what the facts lack, or `observe` raises
+`Unknown`; the report then lists the rule as not judged, with that reason. A rule that is not selected, or is ignored,
+by its id or the beginning of one, is listed in the same way.
 
-Literature and observations that rules of several files cite stand here with their numbers; what one file cites stands
-in that file, beside its rules.
+Sources that rules of several files cite are in this file, with their numbers. A source that one file cites is in that
+file, beside its rules.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
 from gradience.configs import Preferences, read_preferences
 from gradience.errors import ConfigError
+from gradience.schema import Json, Severity, real
 from gradience.schema.document import (
     RULES_SCHEMA_ID,
     Evidence,
@@ -37,23 +38,22 @@ from gradience.schema.document import (
     RuleThreshold,
     by_severity,
 )
-from gradience.schema.scalars import Json, Severity, real
 
 F = TypeVar("F")
 G = TypeVar("G")
 
 Need: TypeAlias = Callable[[F], str | None]
-"""Why these facts cannot be judged, for the report; None where they can."""
+"""A function that returns the reason why facts cannot be judged, for the report, or None if they can."""
 
 GROUPS: Final[tuple[RuleGroup, ...]] = get_args(RuleGroup)
 
 
 class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
-    """The facts do not say what a rule needs; the text is the reason, for the report."""
+    """The facts lack something that a rule needs. The message is the reason, for the report."""
 
 
 class Threshold(NamedTuple):
-    """A number that a rule compares with: its name, unit and source. A judgement or a proposal is called one."""
+    """A number that a rule compares with: its name, value, unit and source. The source says so if it is a judgement."""
 
     name: str
     value: float
@@ -63,16 +63,16 @@ class Threshold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One case that a rule found. A field that is None, or empty, is taken from the rule.
+    """One case that a rule found. A field that is None or empty is taken from the rule.
 
     Attributes:
         message: one sentence with the numbers of this case.
         values: the numbers the rule looked at, by name.
-        severity: where this case is milder or graver than the rule's usual one.
-        confidence: the same for the confidence, in 0..1.
+        severity: set if this case is milder or graver than the rule's usual one.
+        confidence: set if it differs from the rule's confidence, in 0..1.
         action: what to do in this case.
         rationale: why this case matters.
-        evidence: what was seen in the input, in front of the rule's own evidence.
+        evidence: evidence from the input, which is put before the rule's own evidence.
     """
 
     message: str
@@ -89,17 +89,17 @@ class Description:
     """The description of a rule, as its card shows it.
 
     Attributes:
-        id: stable, such as `LR001`.
-        groups: the commands that apply it.
-        severity: the usual one; an observation may be milder or graver.
-        condition: when it speaks, in a sentence; `{name}` stands for the value of the threshold of that name.
+        id: a stable id, such as `LR001`.
+        groups: the commands that apply the rule.
+        severity: the usual severity; an observation may be milder or graver.
+        condition: a sentence that says when the rule reports; `{name}` stands for the value of that threshold.
         confidence: a judgement, in 0..1.
-        scope: where it applies, and where it does not.
-        rationale: why it matters.
+        scope: where the rule applies, and where it does not.
+        rationale: why the finding matters.
         action: what to consider doing.
-        verify: what would confirm or refute it.
-        thresholds: every number that it compares with.
-        evidence: its sources, with their numbers.
+        verify: what would confirm or refute the finding.
+        thresholds: every number that the rule compares with.
+        evidence: the rule's sources, with their numbers.
     """
 
     id: str
@@ -117,7 +117,7 @@ class Description:
 
     @property
     def speaks_when(self) -> str:
-        """The condition with the thresholds' numbers in it."""
+        """The condition, with the thresholds' values filled in."""
         return self.condition.format_map({item.name: f"{item.value:g}" for item in self.thresholds})
 
 
@@ -126,10 +126,10 @@ class Rule(Description, Generic[F]):
     """A rule over facts of type F.
 
     Attributes:
-        observe: what it sees in the facts: an observation, several, or None. Raises `Unknown` where undecided.
+        observe: returns the observations in the facts: one, several, or None. Raises `Unknown` if it cannot decide.
         needs: what the facts must have, asked in order before `observe`; the first reason makes the rule "not judged".
-        applies: False where the rule means nothing: it is then neither judged nor listed as not judged.
-        settings: fields of a configuration that a finding is about, the nearest first; or how its values name them.
+        applies: False if the rule has no meaning for the facts; then it is neither judged nor listed as not judged.
+        settings: the configuration fields that a finding is about, the nearest first; or a function of its values.
     """
 
     observe: Callable[[F], Iterable[Observation] | Observation | None]
@@ -144,7 +144,7 @@ class Rule(Description, Generic[F]):
         needs: tuple[Need[G], ...] = (),
         applies: Callable[[G], bool] = lambda _: True,
     ) -> Rule[G]:
-        """The same rule over other facts: an audit recorded in a log is judged like the audit of a file."""
+        """Return a copy of this rule for another type of facts. An audit in a log is judged like one of a file."""
         other: Rule[Any] = replace(self, observe=observe, needs=needs, applies=applies)  # type: ignore[arg-type]
         return other
 
@@ -157,7 +157,7 @@ class Verdict(NamedTuple):
 
 
 def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
-    """The verdict of rules on facts. A rule that observed something before it raised `Unknown` is in both lists."""
+    """Judge the facts by the rules. A rule that observed something before it raised `Unknown` is in both lists."""
     found: list[Finding] = []
     not_run: list[NotRun] = []
     for rule in rules:
@@ -182,7 +182,7 @@ def _each(seen: Iterable[Observation] | Observation | None) -> Iterable[Observat
 
 
 def finding(rule: Description, seen: Observation) -> Finding:
-    """The finding of a rule on what it saw; what the observation leaves open is the rule's own."""
+    """The finding for an observation. Fields that the observation leaves open come from the rule."""
     return Finding(
         id=rule.id,
         severity=seen.severity or rule.severity,
@@ -198,7 +198,7 @@ def finding(rule: Description, seen: Observation) -> Finding:
 
 
 def cite(source: str, says: str) -> Evidence:
-    """The evidence of a rule: a paper, a document, an experiment, and what it says, with its numbers."""
+    """An entry of evidence: a paper, document or experiment, and what it says, with its numbers."""
     return Evidence(source=source, says=says)
 
 
@@ -272,7 +272,7 @@ UTILIZATION = cite("project convention", "utilization under 25 %: likely over-pr
 
 
 def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
-    """The known ids that are not to be applied, each with the reason for the report.
+    """Return the known ids that will not be applied, each with its reason for the report.
 
     >>> left_out(["LR001", "LR002", "TGT001"], ["LR001", "LR002"], ["LR002"])
     {'LR002': 'ignored on request', 'TGT001': 'not selected'}
@@ -284,10 +284,10 @@ def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection
 
 
 def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[str]:
-    """The ids that begin with one of the entries, in any case; `ALL` is every id.
+    """Return the known ids that begin with one of the entries. Case does not matter; `ALL` is every id.
 
     Raises:
-        ConfigError: an entry is the beginning of no id.
+        ConfigError: no id begins with an entry.
     """
     asked = [entry.strip().upper() for given in entries for entry in given.split(",")]
     strange = [entry for entry in asked if not _hits(known, entry)]
@@ -306,7 +306,7 @@ def _hits(known: Sequence[str], entry: str) -> list[str]:
 def without(
     findings: Iterable[Finding], not_run: Iterable[NotRun], reasons: Mapping[str, str]
 ) -> tuple[list[Finding], list[NotRun]]:
-    """The findings and the rules not run, less those left out; these are among the latter with their reason."""
+    """Remove the left-out rules from both lists, and add them to the rules not run, with their reasons."""
     kept = [finding for finding in findings if finding.id not in reasons]
     others = [item for item in not_run if item.id not in reasons]
     return kept, others + [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
@@ -319,17 +319,17 @@ def excluded_rules(
     ignore: Iterable[str] = (),
     settings: str | PathLike[str] | None = None,
 ) -> dict[str, str]:
-    """The rules that a verb is not to apply, each with the reason for its report.
+    """Return the rules that a verb will not apply, each with its reason for the report.
 
     Args:
-        ids: the rules that the verb has.
-        select: ids of them, or beginnings of ids, to apply; all by default.
+        ids: the ids of the verb's rules.
+        select: ids, or beginnings of ids, to apply; all by default.
         ignore: ids, or beginnings of ids, to leave out.
-        settings: a settings file, whose `select` and `ignore` apply where the arguments of that name are empty. It may
-            name the rules of other verbs too.
+        settings: a settings file. Its `select` and `ignore` apply if the arguments of that name are empty. The file may
+            also name the rules of other verbs.
 
     Raises:
-        ConfigError: the file cannot be read, or an entry is the beginning of no id.
+        ConfigError: the file cannot be read, or no id begins with an entry.
     """
     given = {"select": list(select), "ignore": list(ignore)}
     filed = Preferences() if settings is None else read_preferences(Path(settings))
@@ -347,7 +347,7 @@ def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: st
 @cache
 def rule_cards() -> tuple[RuleCard, ...]:
     """A card for every rule, each id once, in the order of the groups."""
-    from gradience.rules.config import RULES  # noqa: PLC0415  # all of them import this module
+    from gradience.rules.config import RULES  # noqa: PLC0415  # these modules import this one
     from gradience.rules.data import DATA_RULES  # noqa: PLC0415  # the same
     from gradience.rules.joins.run import JOINS  # noqa: PLC0415  # the same
     from gradience.rules.log import DETECTORS  # noqa: PLC0415  # the same
@@ -360,17 +360,17 @@ def rule_cards() -> tuple[RuleCard, ...]:
 
 
 def cards_of(*groups: RuleGroup) -> list[RuleCard]:
-    """The rules that apply in any of the groups."""
+    """The cards of the rules that apply in any of the groups."""
     return [each for each in rule_cards() if not set(groups).isdisjoint(each.groups)]
 
 
 def all_ids() -> Sequence[str]:
-    """The ids of every rule: what a project's settings may name."""
+    """The ids of all rules, which are the ids that a project's settings may name."""
     return [each.id for each in rule_cards()]
 
 
 def rules_named(name: str) -> list[RuleCard]:
-    """The rule of this id, else those whose ids begin so, in any case; nothing for an empty name."""
+    """The card of the rule with this id, else of those whose ids begin with it. Case does not matter; "" has none."""
     wanted = name.strip().upper()
     begun = [each for each in rule_cards() if wanted and each.id.startswith(wanted)]
     return [each for each in begun if each.id == wanted] or begun
@@ -380,7 +380,7 @@ def list_rules(prefix: str | None = None) -> RulesReport:
     """Return every rule, or those whose id begins with a text such as `LR`; case does not matter.
 
     Raises:
-        ConfigError: no id begins so.
+        ConfigError: no id begins with it.
     """
     cards = rule_cards() if prefix is None else rules_named(prefix)
     if not cards:

@@ -113,12 +113,12 @@ class HasObjective(Protocol):
 
 
 def only_under(*kinds: Kind) -> Callable[[HasObjective], bool]:
-    """Condition of a rule made for these objectives; under others the rule is not even listed as not judged."""
+    """Return a rule's `applies`: true under these objectives. Under others the rule is not listed at all."""
     return lambda facts: facts.objective.kind in kinds
 
 
 def not_under(*kinds: Kind) -> Callable[[HasObjective], str | None]:
-    """Need of a rule that means nothing under these objectives."""
+    """Return a rule's need: under these objectives the rule is listed as not judged, with the reason."""
 
     def reason(facts: HasObjective) -> str | None:
         kind, because, _ = facts.objective

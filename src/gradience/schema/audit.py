@@ -8,8 +8,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from gradience.schema import Fraction, NonNegativeInt, Real, about
 from gradience.schema.document import Finding, NotRun, Report
-from gradience.schema.scalars import Fraction, NonNegativeInt, Real, about
 
 Rank = Annotated[int, Meta(ge=0)]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.document import FindingRef, Report
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
 
 COMPARE_SCHEMA_ID: Final = "gradience.compare/v2"
 

@@ -6,10 +6,10 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
+from gradience.schema import NonNegativeInt, Real, Severity, about
 from gradience.schema.audit import AuditReport
 from gradience.schema.document import Finding, NotRun, Report
 from gradience.schema.reports import CheckReport, MonitorReport
-from gradience.schema.scalars import NonNegativeInt, Real, Severity, about
 
 DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 

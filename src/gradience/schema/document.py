@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from gradience.schema.scalars import Fraction, Json, NonFinite, NonNegativeInt, Severity, about, as_float
+from gradience.schema import Fraction, Json, NonFinite, NonNegativeInt, Severity, about, as_float
 
 _WIDTH: Final = 160  # characters of one value in a summary
 _SHOWN: Final = 12  # items of a list of findings

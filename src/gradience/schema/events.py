@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, Severity, Status, TaskProfile, about
+from gradience.schema import Fraction, Json, NonNegativeInt, Real, Severity, Status, TaskProfile, about
 
 Extras = Annotated[dict[str, Json], about("Further values of this level that have no field of their own.")]
 

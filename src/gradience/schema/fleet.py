@@ -6,8 +6,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from gradience.schema import Json, NonNegativeInt, about
 from gradience.schema.document import Report
-from gradience.schema.scalars import Json, NonNegativeInt, about
 
 FLEET_SCHEMA_ID: Final = "gradience.fleet/v1"
 FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v2"

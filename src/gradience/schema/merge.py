@@ -7,9 +7,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
 from gradience.schema.document import Finding, NotRun, Report
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
 
 MERGE_SCHEMA_ID: Final = "gradience.merge/v2"
 MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v2"

@@ -7,9 +7,9 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.document import Coverage, Finding, NotRun, Report
 from gradience.schema.events import Alert, ConfigSnapshot, EvalMetrics, RecommendationItem
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
 
 DataFormat: TypeAlias = Literal[
     "messages",

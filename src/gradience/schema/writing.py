@@ -7,9 +7,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from gradience.schema import Fraction, Json, NonNegativeInt, about
 from gradience.schema.audit import NotCompared
 from gradience.schema.document import Report
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, about
 
 PROVENANCE_SCHEMA_ID: Final = "gradience.vnext.provenance/v1"
 

@@ -1,4 +1,4 @@
-"""The recorder: typed events in and out of a ``run.jsonl``."""
+"""The recorder: write typed events to a ``run.jsonl``, and read them back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: a reader does not pay for the writer's lock."""
+    """Import a public name on first use, so that a reader does not import the writer."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

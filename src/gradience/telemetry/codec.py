@@ -12,6 +12,7 @@ import msgspec
 
 from gradience.errors import SchemaError
 from gradience.io.reading import check_depth
+from gradience.schema import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
 from gradience.schema.document import escape_controls
 from gradience.schema.events import (
     EVENT_TYPES,
@@ -27,7 +28,6 @@ from gradience.schema.events import (
     TrainStep,
     UnknownEvent,
 )
-from gradience.schema.scalars import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
 
 _AT: Final = re.compile(r" - at `(?P<path>[^`]+)`$")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")

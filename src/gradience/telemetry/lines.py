@@ -20,7 +20,7 @@ import msgspec
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
-from gradience.schema.scalars import SCHEMA_ID, Severity, Status, TaskProfile, real
+from gradience.schema import SCHEMA_ID, Severity, Status, TaskProfile, real
 from gradience.telemetry.codec import MAX_LINE_BYTES, JsonObject, convert, find, path_of
 
 _SHORT_PART: Final = 4  # mean lines per part from which splitting a block pays

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from gradience.schema import SCHEMA_ID
 from gradience.schema.events import ConfigSnapshot, Eval, Event, EventBase, RunStart, UnknownEvent
 from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
-from gradience.schema.scalars import SCHEMA_ID
 from gradience.telemetry.lines import require_log
 from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, RowBlock
 from gradience.telemetry.series import RunSeries

@@ -1,9 +1,9 @@
-"""What a trainer logs as one row, taken apart and named as the recorder names it: the one mapping of all sources.
+"""Split a row that a trainer logged into training, evaluations and summary, and rename its columns for events.
 
-A row of the Hugging Face Trainer, and of loggers that follow it, mixes what belongs to training (`loss`), to
-evaluations (`eval_loss`, `eval_hard_accuracy`) and to the summary at the end (`train_runtime`). `split_row` parts these
-by their keys; `train_columns` and `eval_columns` then give the known columns their names in an event and keep all else
-beside them. The callback uses them on a live row, the importers on one that was read: both log the same.
+A row of the Hugging Face Trainer, and of loggers that follow it, mixes values of training (`loss`), of evaluations
+(`eval_loss`, `eval_hard_accuracy`) and of the summary at the end (`train_runtime`). `split_row` separates them by their
+keys. `train_columns` and `eval_columns` then rename the known columns to the fields of an event, and keep all others as
+extras. The callback uses this module on live rows and the importers on imported ones, so both log the same.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from gradience.schema import Json, Real
 from gradience.schema.events import EvalMetrics, TrainStep
-from gradience.schema.scalars import Json, Real
 from gradience.telemetry.values import described, number_of, step_of
 
 HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict")
 
 _SUMMARY: Final = "total_flos"  # only the summary at the end of training has it
-_SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # what makes `test_` a split's prefix
+_SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # `test_` before these is a split's prefix
 _TRAINING: Final = frozenset({"loss", "learning_rate", "lr", "grad_norm"})
 _USUAL: Final = _TRAINING | {"epoch"}  # what the Trainer logs of a step
 _BEGINNINGS: Final = tuple(f"{word}_" for word in HELD_OUT)
 
 _COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
 _METRICS: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy", "n": "n"}
-# Names that an extra may not have; `self`, for extras are passed to the writer's methods as keywords.
+# Names that an extra may not have. `self` is one, because extras are passed to the writer's methods as keywords.
 _RESERVED: Final = frozenset({*TrainStep.__struct_fields__, "event", "self"})
 _RESERVED_METRICS: Final = frozenset(EvalMetrics.__struct_fields__)
 
@@ -33,22 +33,22 @@ Values = dict[str, Json]
 
 
 class Parts(NamedTuple):
-    """One row, taken apart."""
+    """The parts of one row."""
 
     train: Values
-    evals: dict[str, Values]  # split to its measurements, without prefix
+    evals: dict[str, Values]  # split -> its measurements, without the prefix
     summary: Values
 
 
 class Columns(NamedTuple):
-    """The numbers of known columns by their names in an event, and everything else as JSON values."""
+    """The numbers of the known columns by their names in an event, and all other columns as JSON values."""
 
     known: dict[str, Any]  # Real, or a list of them for `lr`, or an int for `n`
     extras: Values
 
 
 def plain_columns(row: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the known columns of a row that holds nothing else and only floats, as nearly all rows do; else None.
+    """Return the columns of a row that has only known columns and only floats, which nearly all rows have; else None.
 
     >>> plain_columns({"loss": 1.5, "learning_rate": 2e-4}), plain_columns({"epoch": 1.0}), plain_columns({"loss": 1})
     ({'loss': 1.5, 'lr': 0.0002}, None, None)
@@ -64,7 +64,7 @@ def plain_columns(row: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def train_columns(row: Mapping[str, Any]) -> Columns:
-    """Return a training row's columns; a known one that holds no number becomes an extra, `loss_` for `loss`.
+    """Return a training row's columns. A known column that holds no number becomes an extra, `loss_` for `loss`.
 
     >>> train_columns({"loss": "1.5", "learning_rate": 2e-4, "grad_norm": None, "reward": 0.5})
     Columns(known={'loss': 1.5, 'lr': 0.0002}, extras={'grad_norm_': None, 'reward': 0.5})
@@ -73,7 +73,7 @@ def train_columns(row: Mapping[str, Any]) -> Columns:
 
 
 def eval_columns(measured: Mapping[str, Any]) -> Columns:
-    """Return one evaluation's columns, the number of examples `n` among the known; as with a training row.
+    """Return one evaluation's columns, by the rules of `train_columns`. The number of examples `n` is a known column.
 
     >>> eval_columns({"loss": 0.5, "accuracy": {"a": 1}, "n": 8.0, "runtime": 2.0})
     Columns(known={'loss': 0.5, 'n': 8}, extras={'accuracy_': {'a': 1}, 'runtime': 2.0})
@@ -96,18 +96,18 @@ def _columns(values: Mapping[str, Any], names: Mapping[str, str], reserved: froz
 
 
 def _rates(value: Json) -> Real | list[Real] | None:
-    """Return a learning rate, or a list of them: one per parameter group."""
+    """Return a learning rate, or a list of one per parameter group; None if it is neither."""
     if not isinstance(value, list):
         return number_of(value)
     rates = [rate for item in value if (rate := number_of(item)) is not None]
     return rates if rates and len(rates) == len(value) else None
 
 
-_READ: Final[dict[str, Callable[[Json], Any]]] = {"lr": _rates, "n": step_of}  # else a number
+_READ: Final[dict[str, Callable[[Json], Any]]] = {"lr": _rates, "n": step_of}  # all others are read as numbers
 
 
 def split_of(prefix: str) -> str:
-    """Return the split's name: the Trainer evaluates a dict of data sets under `eval_<name>`.
+    """Return the name of a prefix's split. The Trainer evaluates a dict of data sets under `eval_<name>`.
 
     >>> split_of("eval"), split_of("eval_hard"), split_of("test")
     ('eval', 'hard', 'test')
@@ -116,7 +116,7 @@ def split_of(prefix: str) -> str:
 
 
 def split_row(values: Values) -> Parts:
-    """Return the row's parts.
+    """Return the parts of a row: training, evaluations by split, and summary.
 
     >>> split_row({"loss": 1.2, "epoch": 0.1}).train
     {'loss': 1.2, 'epoch': 0.1}
@@ -139,7 +139,7 @@ def split_row(values: Values) -> Parts:
 
 
 def _is_plain(values: Values) -> bool:
-    """Whether no key is of an evaluation or a summary: what nearly all rows are."""
+    """Whether no key belongs to an evaluation or a summary, as in nearly all rows."""
     if values.keys() <= _USUAL:
         return True
     for key in values:
@@ -159,11 +159,11 @@ def _take_summary(values: Values) -> tuple[Values, Values]:
 
 
 def _prefixes(values: Values) -> list[str]:
-    """Return the prefixes under which the row holds evaluations, the longest first."""
+    """Return the prefixes of the row's evaluations, the longest first."""
     trained = "loss" in values
     timed = {key.removesuffix("_runtime") for key in values if key.endswith("_runtime")} - {""}  # W&B has a `_runtime`
     found = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
-    found = {p for p in found if not any(p.startswith(f"{q}_") for q in found)}  # a metric that is called so
+    found = {p for p in found if not any(p.startswith(f"{q}_") for q in found)}  # such a p is a metric's name
     found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in _SPOKEN)}
     if not any(p == "eval" or p.startswith("eval_") for p in found) and (named := _untimed(values)):
         found.add(named)
@@ -171,7 +171,7 @@ def _prefixes(values: Values) -> list[str]:
 
 
 def _untimed(values: Values) -> str | None:
-    """Return the prefix of `eval_` keys that come without their runtime."""
+    """Return the prefix of `eval_` keys without a runtime, or None if there are no such keys."""
     keys = [key for key in values if key.startswith("eval_")]
     losses = [key for key in keys if key.endswith("_loss")]
     if len(losses) == 1 and all(key.startswith(losses[0].removesuffix("loss")) for key in keys):
@@ -189,7 +189,7 @@ def _owner(key: str, prefixes: list[str]) -> str | None:
 
 
 def _by_split(owned: dict[str, Values]) -> dict[str, Values]:
-    """Return the evaluations by split; a prefix keeps its whole name where the short one is another's."""
+    """Return the evaluations by split. A prefix keeps its full name if another prefix has its split's name."""
     evals: dict[str, Values] = {}
     for prefix in sorted(owned, key=len):
         if owned[prefix]:
@@ -203,7 +203,10 @@ def _without(key: str, prefix: str) -> str:
 
 
 def _share(free: Values, owned: dict[str, Values]) -> Values:
-    """Give what has no prefix to the row of training, or to the one evaluation that came alone; return the rest."""
+    """Add the values without a prefix to the only evaluation of a row without training; return the training values.
+
+    With several evaluations and no training, each gets only the epoch.
+    """
     if free.keys() & _TRAINING or not owned:
         return free
     if len(owned) == 1:

@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Meta
 
 from gradience.errors import SchemaError
+from gradience.schema import SCHEMA_ID, NonNegativeInt
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
     MAX_LINE_BYTES,
@@ -73,7 +73,7 @@ class RowBlock(NamedTuple):
     def events(self) -> Iterator[TrainStep]:
         """Yield the rows as typed events, with the further values that were kept."""
         for row in self.rows:
-            kept = {name: value for name, at in self.fields.items() if (value := getattr(row, at)) is not None}
+            kept = {name: getattr(row, at) for name, at in self.fields.items()}  # null where a row has none
             yield msgspec.structs.replace(row.event(), extras=kept)
 
 

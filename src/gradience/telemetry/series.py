@@ -14,6 +14,7 @@ from math import isfinite
 from operator import attrgetter, lt
 from typing import Final
 
+from gradience.schema import Json, Real, as_float
 from gradience.schema.events import (
     Alert,
     ConfigSnapshot,
@@ -26,7 +27,6 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import Json, Real, as_float
 from gradience.telemetry.scan import PlainRow, RowBlock
 from gradience.telemetry.values import number_of
 

@@ -1,6 +1,6 @@
-"""Tokens that their own shape gives away wherever they stand: what vendors put before them, and commands that take one.
+"""Patterns of secrets that are recognised by their form: by a vendor's prefix, or by the command that takes them.
 
-One search for the few beginnings they have rules out most texts.
+A single search for the possible beginnings (`BEGINNING`) rules out most texts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 Shapes: TypeAlias = tuple[tuple[str, re.Pattern[str]], ...]
 
-# A capital, or a digit beside a letter, or it may be words: sk-learn-pipelines-2024, hf_transformers.
+# Requires a capital or a digit next to a letter; else the text may be words: sk-learn-pipelines-2024, hf_transformers.
 _MIXED: Final = r"(?=[A-Za-z0-9_-]{0,64}(?:[A-Z]|[0-9][a-z]|[a-z][0-9]))"
 _START: Final = r"(?<![A-Za-z0-9])"
 _TEXT: Final = r"[A-Za-z0-9_-]"
@@ -76,7 +76,7 @@ _SHAPES: Final = (
     ("vendor key", _START + r"(?:AKID[A-Za-z0-9]{32}|v1\.0-[0-9a-f]{24}-[0-9a-f]{140,}|sl\.[A-Za-z0-9_-]{100,})"),
     ("webhook", r"(?<=\.office\.com)/webhookb?2?/[^\s\"'<>]{16,}"),
 )
-# One of few words precedes each of these: a single search rules out most texts.
+# The beginnings of all shapes above. A text in which this single search finds nothing has none of them.
 BEGINNING: Final = re.compile(
     r"hf_|api_org_|[srp]k[-_]|whsec_|gh[pousr]_|github_pat|gl[a-z]{2,5}-|A[KSBC][IC]A|AIza|ya29|GOCSPX|1//0|xox|xapp-"
     r"|hooks?\.|/webhooks|:AA|[MNO][A-Za-z0-9_-]{23}|npm_|pypi-|dckr_|hv[sbr]\.|atlasv1|SG\.|dapi|r8_|shp|key-|lin_api_"
@@ -98,7 +98,7 @@ _SHAPES_OF_WORDS: Final = (
     ("key of a request", r"(?i)(?<=[?&])(?:key|code|access|auth|sig|signature|session_?id|sid)=[^\s&#\"'<>]{16,}"),
 )
 
-# What a command takes for a secret, by its place alone; the group is the secret.
+# Secrets that are recognised only by their place in a command. The named group is the secret.
 COMMANDS: Final = re.compile(
     r"\b(?:curl|wget|https?)\b[^\n|;]{0,200}?\s(?:-u|--user)[ =][^\s:'\"]{1,64}:(?P<user>[^\s'\"]+)"
     r"|\bsshpass\s+-p\s*(?P<ssh>[^\s]+)"
@@ -110,13 +110,13 @@ COMMANDS: Final = re.compile(
 
 @cache
 def shapes() -> Shapes:
-    """Names and patterns of what its own shape gives away; compiled when a text first needs them."""
+    """Names and patterns of secrets with a form of their own. They are compiled when a text first needs them."""
     return _compiled(_SHAPES)
 
 
 @cache
 def shapes_of_words() -> Shapes:
-    """Names and patterns of what stands behind a word, such as `Authorization`."""
+    """Names and patterns of secrets that follow a word, such as `Bearer` or `sig=`."""
     return _compiled(_SHAPES_OF_WORDS)
 
 

@@ -17,7 +17,7 @@ from math import isfinite, prod
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from gradience.errors import RecorderError
-from gradience.schema.scalars import MAX_INT, Json, NonFinite, Real, real
+from gradience.schema import MAX_INT, Json, NonFinite, Real, real
 
 _NAMES: Final = frozenset(get_args(NonFinite))
 _NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)

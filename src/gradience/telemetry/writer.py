@@ -19,6 +19,7 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias
 import msgspec
 
 from gradience.errors import RecorderError
+from gradience.schema import MAX_INT, SCHEMA_ID, Severity, Status
 from gradience.schema.events import (
     Alert,
     ConfigSnapshot,
@@ -33,7 +34,6 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import MAX_INT, SCHEMA_ID, Severity, Status
 from gradience.telemetry.codec import encode_row
 from gradience.telemetry.logfile import Fsync, LogFile, notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line

@@ -1,7 +1,7 @@
 """The verbs, as functions of the library.
 
-Here is what those that compute share: a process's JAX, set up before anything imports it, because XLA reads its flags
-once.
+This file sets up JAX for the verbs that compute. The setup must come before the first import of JAX in the process,
+because XLA reads its flags only once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _CACHE_FAILED: Final = "Error (reading|writing) persistent compilation cache ent
 
 
 def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
-    """Set this process's JAX up: no preallocation, compiled kernels kept between runs.
+    """Set up JAX in this process: no preallocation of memory, and compiled kernels cached between runs.
 
     Args:
         device: `auto`, `cpu`, `gpu` or `tpu`.
-        serial_kernels: on a CPU, run each kernel on the thread that calls it. Right where there are more
-            modules than cores: the threads of one small product only get in each other's way.
+        serial_kernels: on a CPU, run each kernel on the thread that calls it. This is faster if there are more modules
+            than cores, because several threads on one small product hinder each other.
 
     Raises:
         GradienceError: the device does not exist.
@@ -32,13 +32,13 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if serial_kernels and _SERIAL not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_SERIAL}=false".lstrip()
-    import jax  # noqa: PLC0415  # only those that compute pay for it
+    import jax  # noqa: PLC0415  # imported only by the verbs that compute
 
     if serial_kernels:
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
 
     if (cache := _cache_dir()) is not None:
-        warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # of a full disk, and for ever after: it compiles
+        warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # on a full disk JAX just compiles again
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -51,12 +51,12 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
 
 
 def _cache_dir() -> Path | None:
-    """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
-    from gradience.io import cache_folder  # noqa: PLC0415  # --help pays for none of it
+    """Return the user's cache folder for compiled kernels, or None if it cannot be written to."""
+    from gradience.io import cache_folder  # noqa: PLC0415  # not imported for --help
 
     root = cache_folder("jax")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None  # a read-only home: compile again next time
+        return None  # with a read-only home, kernels are compiled again next time
     return root if os.access(root, os.W_OK) else None

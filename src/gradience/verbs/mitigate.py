@@ -1,7 +1,7 @@
-"""The verb `mitigate`: a copy of an adapter whose intruder dimensions are scaled down.
+"""The verb `mitigate`: write a copy of an adapter whose intruder dimensions are scaled down.
 
-Intruder dimensions (arXiv 2410.21228) are leading left singular vectors of W + dW that resemble none of W's. Each
-module is compared with its base weight, one at a time; only `lora_B` changes, so rank, scale and config stay.
+Intruder dimensions (arXiv 2410.21228) are leading left singular vectors of W + dW that resemble no singular vector of
+W. Modules are compared with their base weights one at a time. Only `lora_B` changes, so rank, scale and config stay.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from gradience.verbs.writing import (
     write_adapter,
 )
 
-_NEAR: Final = (0.3, 0.5, 0.7)  # thresholds that the bounds should separate, as in an audit
+_NEAR: Final = (0.3, 0.5, 0.7)  # an overlap's bounds should be on one side of each of these, as in an audit
 
 
 class Options(NamedTuple):
-    """What counts as an intruder, and what is left of it."""
+    """The options that define an intruder (k, eps), and the share of it that is left (scale)."""
 
     scale: float
     k: int = 10
@@ -68,20 +68,20 @@ def mitigate_adapter(
     """Write a copy of a PEFT LoRA adapter with dW' = (I - (1 - scale) U U^T) dW in each module.
 
     The columns of U are the module's intruder dimensions (arXiv 2410.21228): those of the k leading left singular
-    vectors of W + dW whose overlap with every left singular vector of W is under eps. The rank stays. Whether that
-    helps is a hypothesis: verify with an evaluation of what was learnt and of what should not be forgotten.
+    vectors of W + dW whose overlap with every left singular vector of W is under eps. The rank stays. That this helps
+    is a hypothesis: evaluate both what was learnt and what should not be forgotten.
 
     Args:
         path: the folder that PEFT saved, or its weights file. It is not changed.
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
         out: the folder to write; None computes the report and writes nothing.
-        scale: what is left of dW along each intruder, from 0 to 1.
-        k: how many leading vectors to look at.
+        scale: the share of dW that is left along each intruder, from 0 to 1.
+        k: the number of leading vectors to examine.
         eps: the overlap under which a vector is an intruder.
-        seed: of the iterative method.
-        adapter_config: a config elsewhere than beside the weights.
-        weights: a weights file of another name.
-        force: replace `out` if it is there, once the new folder is complete.
+        seed: the seed of the iterative method.
+        adapter_config: the config, if it is not beside the weights.
+        weights: the weights file, if it has an unusual name.
+        force: replace `out` if it exists, once the new folder is complete.
         progress: called with (modules done, modules in all, the module's name).
 
     Raises:
@@ -123,7 +123,7 @@ def mitigate_adapter(
 
 
 class _Run:
-    """One adapter beside one base, a weight at a time."""
+    """The comparison of one adapter with its base, one weight in memory at a time."""
 
     def __init__(self, adapter: Adapter, source: TensorSource, base: BaseWeights, options: Options) -> None:
         self.rows: list[MitigatedModule] = []
@@ -134,7 +134,7 @@ class _Run:
         self._base = base
         self._options = options
         self._intruders: dict[str, Floats] = {}
-        """Of each lora_B to rewrite, by tensor."""
+        """Tensor name of each lora_B to rewrite, to the intruders as columns."""
 
     def measure(self, progress: Progress | None) -> None:
         """Compare every module with its base weight.
@@ -188,7 +188,7 @@ class _Run:
         self.changes.append(ModuleChange(name=module.name, rank_before=rank, rank_after=rank, relative_error=change))
 
     def _layout(self, module: Module) -> LoraPair:
-        """Return the layout of a module's pair, if its lora_B is one whose columns can be projected."""
+        """Return the layout of a module's pair; AdapterError if its lora_B cannot be projected."""
         if (refusal := module_obstacle(module, Operation.MITIGATE)) is not None:
             raise AdapterError(refusal.text)
         layout = layout_of(self._adapter, [module])
@@ -205,7 +205,7 @@ class _Run:
         return self._base.read(held)
 
     def tensors(self) -> list[PlannedTensor]:
-        """Return the new file: every tensor bit for bit, but for lora_B where an intruder is scaled."""
+        """Return the tensors of the new file. All are copied bit for bit, except each lora_B with an intruder."""
         return [self._tensor(name) for name in self._source.tensors]
 
     def _tensor(self, name: str) -> PlannedTensor:
@@ -220,7 +220,7 @@ class _Run:
 
 
 class Mitigated(NamedTuple):
-    """The vectors shown to be intruders, as columns, and the counts before and after they are scaled."""
+    """The vectors that certainly are intruders, as columns, and the counts of intruders before and after scaling."""
 
     vectors: Floats
     overlaps: Overlaps
@@ -229,20 +229,20 @@ class Mitigated(NamedTuple):
     after: int
     relative_change: float
     alpha_after: int
-    """Intruders that are left where the whole update is scaled by 1 - relative_change instead."""
+    """The intruders that would be left if the whole update were scaled by 1 - relative_change instead."""
 
 
 def mitigated(module: Module, w: Array, b: Array, options: Options, *, transposed: bool) -> Mitigated:
-    """Return a module's intruders before and after.
+    """Return a module's intruders, with the counts before and after scaling.
 
-    The count after is of lora_B as it will be stored, rounded to its dtype.
+    The count after scaling is that of lora_B as it will be stored, rounded to its dtype.
 
     Args:
-        module: with plain factors.
+        module: a module with plain factors.
         w: the base weight as stored.
         b: lora_B (out, r) as stored.
-        options: what an intruder is.
-        transposed: whether w is stored (in, out).
+        options: the definition of an intruder, and the scale.
+        transposed: whether w is stored as (in, out).
     """
     base = as_float32(w)
     update = update_of(module, base)
@@ -262,7 +262,7 @@ def mitigated(module: Module, w: Array, b: Array, options: Options, *, transpose
 
 
 def scaled(b: Array, vectors: Floats, scale: float) -> Floats:
-    """Return B - (1 - scale) U (U^T B)."""
+    """Return B - (1 - scale) U (U^T B) in float64; `vectors` are the columns of U."""
     exact = b.astype(np.float64)
     return np.asarray(exact - (1.0 - scale) * (vectors @ (vectors.T @ exact)))
 

@@ -22,8 +22,8 @@ from gradience.base.weights import factors_of
 from gradience.errors import AdapterError
 from gradience.io import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
+from gradience.schema import Json
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
-from gradience.schema.scalars import Json
 from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
 from gradience.spectral.subspace import (
     PairGeometry,

@@ -235,3 +235,237 @@ def test_answers_that_are_cut_are_counted_by_the_larger_of_both_counts(cut: int,
 )
 def test_a_share_of_rows_has_two_digits(count: int, of: int, shown: str) -> None:
     assert counted(Rows(count=count), of) == f"{count} of {of:,} rows ({shown} %)"
+
+
+def answer(rule: str, **changed: Any) -> str:
+    """The messages of a rule with their severities, and why it was not judged."""
+    verdict = judge(DATA_RULES, data(**changed))
+    said = [f"{item.severity}: {item.message}" for item in verdict.findings if item.id == rule]
+    return " | ".join(said + [f"? {item.reason}" for item in verdict.not_run if item.id == rule])
+
+
+TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 3, "rows_read": 20}
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed", "says"),
+    [
+        (
+            "DAT300",
+            {
+                "rows_read": 8,
+                "seen": {"unreadable": 2},
+                "faults": [{"row": 1, "reason": "no text"}, {"row": 2, "reason": "no list"}],
+            },
+            "error: 2 of 10 rows (20 %: 1, ...) cannot be used: no text",
+        ),
+        ("DAT300", {"seen": {"unreadable": 1}}, "warning: 1 of 1,001 rows (0.1 %: 1) cannot be used"),
+        ("DAT315", TWO, "warning: 90% of 20 rows have the label 7"),
+        ("DAT315", {**TWO, "rows_read": 19}, "? 19 rows, under 20"),
+        ("DAT315", {**TWO, "labels_total": 1}, "? one label only (see DAT317)"),
+        ("DAT317", {**TWO, "labels": {"7": 20}, "labels_total": 1}, "error: all 20 rows have the label 7"),
+        ("DAT317", {**TWO, "labels": {"7": 20}}, ""),  # the most frequent are listed alone
+        (
+            "DAT316",
+            {**TWO, "seen": {"label_out_of_range": 1}},
+            "error: 1 of 20 rows (5 %: 1) have a label outside of 0 to 2",
+        ),
+        (
+            "DAT316",
+            {**TWO, "num_labels": None, "seen": {"label_out_of_range": 1}},
+            "error: 1 of 20 rows (5 %: 1) have a label outside of 0 and more",
+        ),
+        ("DAT316", {**TWO, "trainer": "kto"}, "? the rows are not classified"),
+        ("DAT311", {"seen": {"empty_answer": 2}}, "warning: 2 of 1,000 rows (0.2 %: 1, ...) have an empty answer"),
+        ("DAT312", {"answers": {"rows": 40, "most_common": 20}}, "warning: 50% of 40 answers are the same text"),
+        # a sample that shows duplicates is judged, one that shows none is not
+        (
+            "DAT313",
+            {"sampled": True, "seen": {"duplicate": 10}},
+            "info: 10 of 1,000 rows (1 %: 1, ...) repeat an earlier row",
+        ),
+        ("DAT313", {"seen": {"duplicate": 9}}, ""),
+        (
+            "DAT318",
+            {"seen": {"replacement": 1, "mojibake": 10}},
+            (
+                "warning: 10 of 1,000 rows (1 %: 1, ...) hold UTF-8 decoded as Latin-1 | info: 1 of 1,000 rows (0.1 %: "
+                "1) hold U+FFFD, lost characters"
+            ),
+        ),
+        # what the loss is on
+        ("DAT302", {"template_marks_answers": False, "format": "text"}, ""),
+        ("DAT302", {"template_marks_answers": False, "loss": "completion"}, ""),
+        (
+            "DAT301",
+            {"seen": {"unsupervised": 999}},
+            "error: 999 of 1,000 rows (100 %: 1, ...) have no supervised token",
+        ),
+        ("DAT301", {"seen": {"unsupervised": 1000}}, "critical: all 1,000 rows have no supervised token"),
+        (
+            "DAT303",
+            {"tokens": {"total": 2000, "kept": 1000, "supervised": 19}},
+            "info: 19 of 1,000 tokens are supervised (1.9%)",
+        ),
+        ("DAT303", {"tokens": {"total": 9, "kept": 9}}, "? no token is supervised (see DAT301, DAT302)"),
+        (
+            "DAT304",
+            {"loss": "completion", "seen": {"all_supervised": 1000}},
+            "warning: the loss is set on completion, and in all 1,000 rows every token is supervised",
+        ),
+        # the end of answers, of those that are whole
+        (
+            "DAT307",
+            {"seen": {"end_supervised": 1}, "whole_rows": 10},
+            "warning: an end token (<|im_end|>) is supervised in 1 of 10 whole answers (10 %: 1) only",
+        ),
+        (
+            "DAT307",
+            {"seen": {"end_supervised": 0}},
+            "error: no answer has a supervised end token (<|im_end|>)",
+        ),
+        (
+            "DAT307",
+            {"seen": {"end_supervised": 1}, "turn_end": "<|eot|>", "end_tokens": ["a", "b"]},
+            "warning: answers end with <|eot|>, and generation ends at a or b",
+        ),
+        (
+            "DAT307",
+            {**TOKENISED, "seen": {"end_supervised": 0, "end_masked": 500}},
+            "? the end token is masked with the padding (see DAT308)",
+        ),
+        (
+            "DAT307",
+            {**TOKENISED, "pad_is_end": False, "seen": {"end_supervised": 0, "end_masked": 500}},
+            "error: no answer has a supervised end token (<|im_end|>)",
+        ),
+        (
+            "DAT308",
+            {**TOKENISED, "whole_rows": 10, "seen": {"end_masked": 5}},
+            "error: pad and end token are one, and the labels mask the end of 5 of 10 answers (50 %: 1, ...)",
+        ),
+        ("DAT308", {"pad_is_end": True}, ""),  # rows that a trainer masks itself
+        ("DAT308", {**TOKENISED, "seen": {"end_masked": 499}}, ""),
+        # what the limit cuts
+        (
+            "DAT305",
+            {"seen": {"cut": 40}, "tokens": {"total": 1000, "kept": 900, "supervised": 9}},
+            (
+                "info: 40 of 1,000 rows (4 %: 1, ...) are longer than 512 tokens: 10.0% of the tokens are lost; 200 "
+                "tokens keep 95 % of the sequences whole, 300 keep 99 %"
+            ),
+        ),
+        (
+            "DAT306",
+            {"seen": {"answer_cut": 60}, "tokens": {"total": 9, "kept": 9, "supervised": 3, "supervised_lost": 1}},
+            (
+                "warning: 60 of 1,000 rows (6 %: 1, ...) lose part of their answer at 512 tokens (25.0% of the "
+                "supervised tokens)"
+            ),
+        ),
+        ("DAT309", {"seen": {"double_bos": 10}}, "warning: 10 of 1,000 rows (1 %: 1, ...) begin with two BOS tokens"),
+        (
+            "DAT319",
+            {"lengths": {"p50": 30, "p95": 600, "longest": 601, "longest_rows": [7, 7, 2]}},
+            "info: the longest sequence has 601 tokens, the median 30 (longest rows: 7, 2)",
+        ),
+        ("DAT319", {"lengths": {"p50": 0, "longest": 601}}, ""),
+        (
+            "DAT320",
+            {"batching": {"batch_size": 8, "padding_share": 0.75, "packed_sequences": 9}, "sequences": 40},
+            "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40",
+        ),
+        ("DAT320", {"batching": {"batch_size": 8, "padding_share": 0.5}}, "info: 50% of a batch of 8 is padding"),
+        ("DAT320", {"batching": {"batch_size": 8}}, "? no batch could be counted"),
+        ("DAT303", {"trainer": "reward"}, "? reward: the loss is computed on one output per sequence, not on tokens"),
+        ("DAT301", {"rows_read": 0}, "? no row could be tokenised"),
+    ],
+)
+def test_what_a_rule_answers(rule: str, changed: Any, says: str) -> None:
+    assert answer(rule, **changed) == says
+
+
+def overlap(exact: int, near: int, **fields: Any) -> dict[str, Any]:
+    """Of 100 evaluation rows, and 1000 that were read."""
+    counts = {"exact": {"count": exact, "first": [1][:exact]}, "near": {"count": near, "first": [2][:near]}}
+    return {"overlap": {"eval_rows": 100, "near_judged": True, **counts, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (overlap(0, 0), ""),
+        (overlap(4, 0), "warning: evaluation rows are also in the training set: 4 of 100 rows (4 %: 1, ...) exactly"),
+        (overlap(0, 5), "error: evaluation rows are also in the training set: 5 of 100 rows (5 %: 2, ...) nearly"),
+        (
+            overlap(1, 3),
+            (
+                "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly, 3 of 100 rows "
+                "(3 %: 2, ...) nearly"
+            ),
+        ),
+        # exact ones are found without MinHash, and in a sample; what was not looked for is said besides
+        (
+            overlap(1, 0, near_judged=False, near_reason="no datasketch"),
+            "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly | ? no datasketch",
+        ),
+        (
+            {**overlap(1, 0), "sampled": True},
+            "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly",
+        ),
+        (
+            {**overlap(0, 0), "sampled": True},
+            "? a sample of the training rows shows few of the overlaps: --samples all",
+        ),
+    ],
+)
+def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says: str) -> None:
+    assert answer("DAT314", **changed) == says
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed", "values"),
+    [
+        (
+            "DAT300",
+            {"seen": {"unreadable": 4}, "faults": [{"row": n, "reason": f"r{n}"} for n in (1, 2, 3, 4)]},
+            {"rows": 4, "of": 1004, "share": 4 / 1004, "first": [1], "reasons": ["r1", "r2", "r3"]},
+        ),
+        ("DAT314", overlap(1, 3), {"exact": 1, "near": 3, "eval_rows": 100, "first": [1]}),
+        ("DAT315", TWO, {"label": "7", "rows": 18, "share": 0.9, "labels": 3}),
+        (
+            "DAT305",
+            {"seen": {"cut": 40}, "tokens": {"total": 1000, "kept": 900, "supervised": 9}},
+            {
+                "rows": 40,
+                "of": 1000,
+                "share": 0.04,
+                "first": [1],
+                "max_length": 512,
+                "tokens_lost": 100,
+                "p95": 200,
+                "p99": 300,
+            },
+        ),
+        (
+            "DAT306",
+            {
+                "seen": {"answer_cut": 60, "answer_lost": 50},
+                "tokens": {"total": 9, "kept": 9, "supervised": 3, "supervised_lost": 1},
+            },
+            {"rows": 60, "of": 1000, "share": 0.06, "first": [1], "supervised_lost": 1, "whole_answers": 50},
+        ),
+        (
+            "DAT307",
+            {"seen": {"end_supervised": 1}, "whole_rows": 10},
+            {"with_end": 1, "whole": 10, "end_tokens": ["<|im_end|>"], "turn_end": ""},
+        ),
+        (
+            "DAT320",
+            {"batching": {"batch_size": 8, "padding_share": 0.75, "packed_sequences": 9}},
+            {"padding_share": 0.75, "batch_size": 8, "packed": 9},
+        ),
+    ],
+)
+def test_a_finding_has_these_values(rule: str, changed: Any, values: Any) -> None:
+    assert found(data(**changed))[rule].values == values

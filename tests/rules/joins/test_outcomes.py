@@ -91,7 +91,8 @@ RATES = ("LR001", "LR002", "LR003", "LR004", "LR005", "ALP001", "ALP002", "SCH00
 
 def checked() -> CheckReport:
     findings = [Finding(id=rule, severity="warning", message=rule) for rule in RATES]
-    return CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot(), findings=findings)
+    not_run = [NotRun(id="TGT001", reason="no targets")]
+    return CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot(), findings=findings, not_run=not_run)
 
 
 def test_a_good_outcome_outweighs_conventions_and_refutes_that_such_a_rate_diverges():
@@ -102,8 +103,10 @@ def test_a_good_outcome_outweighs_conventions_and_refutes_that_such_a_rate_diver
     messages = {item.id: item.message for item in found.findings}
     assert messages["SCH002"] == "a convention that this run's outcome outweighs (so): SCH002"
     assert messages["BAT001"] == "BAT001"
+    assert found.findings[0].id == "BAT001"  # the gravest first
     assert [(item.id, item.reason) for item in found.not_run] == [
-        (rule, "this run did not diverge (so)") for rule in ("LR002", "LR003", "LR005")
+        ("TGT001", "no targets"),
+        *((rule, "this run did not diverge (so)") for rule in ("LR002", "LR003", "LR005")),
     ]
 
 
@@ -111,5 +114,5 @@ def test_an_outcome_that_is_only_not_bad_refutes_and_outweighs_nothing_else():
     found = outweighed(checked(), Outcome(converged=True))
     assert {item.severity for item in found.findings} == {"warning"}
     assert {item.id for item in found.findings} == set(RATES) - {"LR002", "LR003", "LR005"}
-    assert {item.reason for item in found.not_run} == {"this run did not diverge"}
+    assert {item.reason for item in found.not_run} == {"no targets", "this run did not diverge"}
     assert outweighed(checked(), Outcome()) == checked()

@@ -89,6 +89,10 @@ def test_layers_in_sections_are_not_counted(names):
     assert "few_layers" not in facts(report(*rows))
 
 
+def test_a_module_outside_of_all_layers_hides_no_few_layers():
+    assert "few_layers" in facts(report(module("layers.7.q", layer=7), module("lm_head")))
+
+
 def test_few_layers_are_counted():
     few = facts(report(*(module(f"layers.{n}.{x}", layer=n) for n in (1, 7) for x in "qv")))["few_layers"]
     assert few.seen.message == "2 of at least 8 layers are adapted"
@@ -171,6 +175,10 @@ def apart(lora, *modules, **fields):
         ({"target_modules": ["v"]}, [module()], "target_modules v in the config, layers.0.q was adapted"),
         ({"target_modules": ["v", "k", "o", "x"]}, [module()],
          "target_modules v, k, o in the config, layers.0.q was adapted"),
+        ({"target_modules": ["q"]}, [module("layers.0.xq")],
+         "target_modules q in the config, layers.0.xq was adapted"),
+        ({"target_modules": []}, [module()], None),
+        ({"target_modules": ["q"]}, [module("q")], None),
         ({"target_modules": ["v"]}, [module(expert=0)], None),
         ({"target_modules": "all-linear"}, [module()], None),
         ({"target_modules": ["v"], "extras": {"target_parameters": ["w"]}}, [module()], None),

@@ -23,7 +23,15 @@ from gradience.rules.weights.ranks import (
     suggest,
 )
 from gradience.rules.weights.rules import judge_adapter
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, LedgerEntry, ModuleAudit, NotAnalysed
+from gradience.schema.audit import (
+    AUDIT_SCHEMA_ID,
+    AuditReport,
+    AuditSummary,
+    LedgerEntry,
+    ModuleAudit,
+    ModuleRank,
+    NotAnalysed,
+)
 
 ERRORS = {"1": 0.8, "2": 0.4, "4": 0.2}
 
@@ -149,6 +157,10 @@ def test_a_suggestion_for_each_module_has_its_costs():
     assert (found.params_saved, found.bytes_saved, found.use_rslora) == (168, 336, False)
     assert found.relative_error == pytest.approx(math.sqrt(9 * 0.16 / 18))
     assert found.energy_kept == pytest.approx(1 - 9 * 0.16 / 18)
+    broken = module("c", k90=None, state="non_finite", frobenius_norm="NaN", relative_errors={})
+    beside = rank_pattern([module("a", k90=2), broken, module("b", k90=8)], bytes_per_param=2.0)
+    assert (beside.relative_error, beside.energy_kept) == (found.relative_error, found.energy_kept)
+    assert beside.modules[1] == ModuleRank(name="c", r=8, rank=8, relative_error=0.0, params_saved=0)
     assert rank_pattern([], bytes_per_param=2.0) is None
     assert rank_pattern([module("a"), module("b", scaling="Infinity")], bytes_per_param=2.0) is None
 
@@ -206,6 +218,12 @@ def test_ranks_with_a_price_lie_between_none_and_the_present_one():
 )
 def test_buckets_lie_so_many_steps_apart(low, high, steps):
     assert _steps(low, high) == steps
+
+
+def test_an_update_that_its_rank_does_not_bound_is_suggested_no_more_than_it_has():
+    found = rank_pattern([module("a", r=4, k90=6), module("b", k90=2)], bytes_per_param=2.0)
+    assert (found.r, found.rank_pattern, found.params_saved) == (4, {"b": 2}, 168)
+    assert [(row.rank, row.params_saved) for row in found.modules] == [(4, 0), (2, 168)]
 
 
 def test_the_cost_of_a_pattern_is_that_of_its_largest_and_its_worst_module():

@@ -90,6 +90,9 @@ def test_every_rule_states_its_severity_and_confidence():
         (["ok"], "trained", "the only module carries a finite, non-zero update"),
         (["ok", "zero", "ok", "ok"], "partial", "1 of 4 modules have a zero update (first: 1)"),
         (["zero"] * 4, "untrained", "the update of all 4 modules is exactly zero"),
+        (["not_known", "ok", "ok"], "trained", "all 2 modules carry a finite, non-zero update"),
+        (["not_known", "zero", "ok"], "partial", "1 of 2 modules have a zero update (first: 1)"),
+        (["not_known", "not_known"], "not_analysed", "no update is known"),
         (["ok", "non_finite", "zero", "ok"], "broken", "1 of 4 modules hold NaN or infinite weights (first: 1)"),
     ],
 )
@@ -130,6 +133,11 @@ def test_an_update_larger_than_its_base_is_not_trained(relative, verdict):
     assert (f"{relative:.3g} times the norm" in seen.reason) is (verdict == "oversized")
 
 
+@pytest.mark.parametrize(("relative", "verdict"), [(1e-5, "near_untrained"), (0.5, "random_like"), (2.0, "oversized")])
+def test_the_size_beside_a_base_goes_before_the_spectra(relative, verdict):
+    assert health([module(str(i), stable_rank=5.9) for i in range(4)], relative_frobenius=relative).verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("n", "b", "verdict"),
     [
@@ -163,6 +171,8 @@ def test_without_a_base_an_update_far_above_ordinary_ones_is_a_warning():
 def test_beside_its_base_the_size_relative_to_it_decides_and_intruders_are_a_second_witness():
     ordinary = BaseReport(path="b", files=1, compared=1, relative_frobenius=0.5)
     assert "SIZ215" not in found(sized(31.0, base=ordinary))
+    nothing = BaseReport(path="b", files=1, compared=0)  # no module's weight is in it: as without a base
+    assert found(sized(3.1, base=nothing))["SIZ215"].confidence == 0.6
     verdict = health([module()], relative_frobenius=29.0)
     counted = [None, 0, 4]
     bases = [BaseReport(path="b", files=1, compared=1, relative_frobenius=29.0, intruder_total=n) for n in counted]
@@ -238,8 +248,10 @@ def test_a_factor_without_its_partner_is_an_error_and_another_leftover_is_none()
     def left(cause, n):
         return [NotAnalysed(name=f"layers.{i}.q", reason="as the file has it", cause=cause) for i in range(n)]
 
-    finding = found(report(modules=[module()], not_analysed=left(LeftoverReason.FACTOR_MISSING, 4)))["NUM209"]
+    both = [*left(LeftoverReason.FACTOR_MISSING, 4), NotAnalysed(name="x", reason="of another kind")]
+    finding = found(report(modules=[module()], not_analysed=both))["NUM209"]
     assert finding.severity == "error"
+    assert finding.values == {"modules": 4}
     assert finding.message == "4 modules have one factor only (first: layers.0.q): the file is incomplete."
     assert [ground.source for ground in finding.evidence] == ["layers.0.q", "layers.1.q", "layers.2.q"]
     others = [cause for cause in LeftoverReason if cause is not LeftoverReason.FACTOR_MISSING]
@@ -276,13 +288,23 @@ def test_another_rank_than_the_config_s_is_named_with_both():
 def test_patterns_without_a_module_are_counted_and_the_first_three_shown():
     finding = found(report(modules=[module()], unmatched_patterns=["a", "b", "c", "d"]))["SCL207"]
     assert finding.message == "4 keys of rank_pattern or alpha_pattern match no module: 'a', 'b', 'c' and 1 more."
+    assert finding.values == {"patterns": ["a", "b", "c", "d"]}
+    many = found(report(modules=[module()], unmatched_patterns=["a"] * 21))["SCL207"]
+    assert many.values == {"patterns": ["a"] * 20}
     three = found(report(modules=[module()], unmatched_patterns=["a", "b", "c"]))["SCL207"]
     assert three.message.endswith("'a', 'b', 'c'.")
 
 
 @pytest.mark.parametrize(
     ("alpha", "r", "of_module", "seen"),
-    [(8.0, 9, 8.0, True), (8.0, 8, 8.0, False), (9.0, 64, 9.0, False), (8.0, 64, 16.0, False), (8.0, None, 8.0, False)],
+    [
+        (8.0, 9, 8.0, True),
+        (8.0, 8, 8.0, False),
+        (9.0, 64, 9.0, False),
+        (9.0, 64, 8.0, False),
+        (8.0, 64, 16.0, False),
+        (8.0, None, 8.0, False),
+    ],
 )
 def test_alpha_at_its_default_counts_from_rank_nine_on(alpha, r, of_module, seen):
     findings = found(report(modules=[module(alpha=of_module, scaling=0.125)]), alpha=alpha, r=r)

@@ -1,12 +1,12 @@
-"""The formats of adapter files: a table of what is tried, in order, and the opening of one file of weights.
+"""The table of adapter file formats, in the order in which they are tried, and the opening of one weights file.
 
-To add a format, write a module that ends in a `Format` record (what it matches, how it is read, what it keeps where)
-and put the record into `FORMATS` before any that would match its files too.
+To add a format, write a module that ends in a `Format` record (what it matches, how it is read, what it keeps where).
+Put the record into `FORMATS` before any other that would match its files too.
 
-Files of arrays other than safetensors are opened here, without running what is in them. NumPy archives and HDF5 files,
-which JAX and Keras programs save, are read as paths to arrays, never unpickled; a checkpoint of Orbax, and a Keras file
-in which LoRA was merged, are named for what they are. A `.bin` of torch is unpickled by torch itself, which is imported
-when such a file is met, and for tensors only.
+This module also opens files other than safetensors, and never runs code in them. NumPy archives and HDF5 files, which
+JAX and Keras programs save, are read as paths to arrays and never unpickled. An Orbax checkpoint, and a Keras file with
+LoRA already merged, are recognised and refused with advice. A torch `.bin` is loaded by torch itself, for tensors only;
+torch is imported only then.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from gradience.adapters.formats.kohya import DIFFUSERS, KOHYA
-from gradience.adapters.formats.mlx import MLX, MLX_FULL, TORCHTUNE
+from gradience.adapters.formats.foreign import DIFFUSERS, KOHYA, MLX, MLX_FULL, TORCHTUNE
 from gradience.adapters.formats.peft import PEFT
 from gradience.adapters.layout import MOST_ELEMENTS, Array, Files, Format
 from gradience.errors import AdapterError
@@ -50,7 +49,7 @@ _NAMES: Final = {
 }
 
 FORMATS: Final[tuple[Format, ...]] = (MLX, TORCHTUNE, KOHYA, PEFT, DIFFUSERS, MLX_FULL)
-"""The first that matches reads the files. PEFT comes before diffusers, whose names are PEFT's under a prefix."""
+"""The first format that matches reads the files. PEFT is before diffusers, whose names are PEFT's under a prefix."""
 
 _PICKLED: Final = frozenset({".bin", ".pt", ".pth"})
 
@@ -66,10 +65,10 @@ def orbax_advice(folder: Path) -> str | None:
 
 
 def read_archive(path: Path) -> dict[str, Array]:
-    """Return the arrays of a file by their paths, `/` as `.`.
+    """Return the arrays of an `.npz` or HDF5 file by their paths, with `/` replaced by `.`.
 
     Raises:
-        AdapterError: it is damaged, holds objects, or is too large; for HDF5 also where h5py is not installed.
+        AdapterError: the file is damaged, holds objects, or is too large; for HDF5 also if h5py is not installed.
     """
     return _npz(path) if path.suffix == ".npz" else _h5(path)
 
@@ -111,7 +110,7 @@ def _h5(path: Path) -> dict[str, Array]:
 
 
 class TorchFile:
-    """A file of torch tensors, loaded with `weights_only=True`: no code in it can run.
+    """A file of torch tensors, loaded with `weights_only=True`, so that no code in it can run.
 
     Raises:
         AdapterError: torch is not installed, or the file is not a plain dict of tensors.
@@ -136,7 +135,7 @@ class TorchFile:
         tensor = self._data[name].detach().contiguous()
         stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
         stored[torch.float8_e5m2] = ml_dtypes.float8_e5m2
-        if tensor.dtype in stored:  # NumPy has no such type: the same bits as integers, seen as ml_dtypes' type
+        if tensor.dtype in stored:  # NumPy has no such type: view the bits as integers, then as ml_dtypes' type
             same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # bytes
             return np.asarray(tensor.view(same_size).numpy()).view(stored[tensor.dtype])
         if str(tensor.dtype) not in _NAMES:
@@ -149,9 +148,9 @@ class TorchFile:
 
 
 def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
-    """A tensor's entry; one larger than the file is refused, for strides can claim any size."""
+    """A tensor's entry. A tensor larger than the file is refused, because strides can claim any size."""
     is_plain = not tensor.is_nested and str(tensor.layout) == "torch.strided" and not tensor.is_quantized
-    if not is_plain or tensor.device.type != "cpu":  # asked first: a nested tensor has no size to ask for
+    if not is_plain or tensor.device.type != "cpu":  # tested first, because a nested tensor has no size
         raise AdapterError(f"{path}: tensor {name!r} is not a plain array", advice=_SAVE_AGAIN)
     nbytes = tensor.numel() * tensor.element_size()
     if nbytes > path.stat().st_size:
@@ -174,10 +173,10 @@ def _load(path: Path) -> dict[str, Any]:
             advice="pip install torch, or save the adapter again with safe_serialization=True",
         ) from error
     try:
-        with warnings.catch_warnings():  # torch's own, of strange kinds of tensor: those are refused by name below
+        with warnings.catch_warnings():  # torch warns of unusual kinds of tensor, which `_described` refuses by name
             warnings.simplefilter("ignore")
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a hostile pickle makes the loader raise anything; none of it is our bug
+    except Exception as error:  # a hostile pickle can make the loader raise anything, and none of that is our bug
         first = str(error).strip().split("\n", 1)[0]
         raise AdapterError(
             f"{path} cannot be loaded as plain tensors: {type(error).__name__}: {first}", advice=_SAVE_AGAIN
@@ -190,7 +189,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Torch stores its arrays as they are; a compressed one could grow to any size."""
+    """Refuse a compressed archive. Torch stores arrays uncompressed, and a compressed one could grow to any size."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -203,15 +202,15 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def format_of(files: Files) -> Format:
-    """The format of the files; PEFT where none matches, which then reports what it misses."""
+    """The format of the files. If none matches it is PEFT, which then reports what it misses."""
     return next((one for one in FORMATS if one.matches(files)), PEFT)
 
 
 def open_weights(path: Path) -> TensorSource:
-    """One file of tensors, its header read and no data.
+    """Open one weights file: safetensors by its header only, or a torch file.
 
     Raises:
-        AdapterError: it is missing, damaged or of neither kind; a pickle without torch installed.
+        AdapterError: the file is missing, damaged or of another kind, or a torch file without torch installed.
     """
     if path.suffix in _PICKLED:
         return TorchFile(path)

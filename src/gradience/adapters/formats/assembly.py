@@ -1,6 +1,6 @@
-"""What a format's tensors are: modules put together, and the role of each tensor outside a module's update.
+"""Assemble a file's tensors into modules, and give every other tensor a role.
 
-Roles are heads, biases, copies of the base, leftovers.
+Such roles are heads, biases, copies of base weights, and leftovers that are not analysed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ROLES: Final[dict[str, Role]] = {
 
 
 def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one return a role reads best
-    """The role of a tensor that `parse_key` does not place."""
+    """The role of a tensor whose name `parse_key` does not recognise."""
     name = key.removeprefix(PREFIX)
     # The order matters: a saved module may hold any of the names that are tested further down.
     if ".trainable_tokens_" in name:
@@ -63,17 +63,20 @@ def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one
     if name.endswith(".weight") and is_embedding(name.removesuffix(".weight")):
         return "full_module"  # save_embedding_layers, or a vocabulary that was resized
     if _HEAD.search(name):
-        return "full_module"  # PEFT saves a task's head whole, and older files do not name it in modules_to_save
+        return "full_module"  # PEFT saves a task's head whole; older configs do not name it in modules_to_save
     return "unknown"
 
 
 def _saved_whole(name: str, saved: list[str]) -> bool:
-    """Whether a path within the name ends with a name that is saved, not only at a dot: PEFT's `_set_trainable`."""
+    """Whether a module path within the name ends with a saved module's name, as PEFT's `_set_trainable` tests it.
+
+    The saved name need not begin at a dot.
+    """
     return any(f"{module}." in name for module in saved)
 
 
 def explained(roles: dict[str, Role]) -> list[Skipped]:
-    """The reasons why tensors are not analysed, one entry for many of a kind."""
+    """The reasons why tensors are not analysed. Many tensors with the same reason share an entry."""
     by_cause: dict[LeftoverReason, list[str]] = {}
     for key, role in roles.items():
         if role == "unknown":
@@ -92,12 +95,12 @@ def _entries(keys: list[str], cause: LeftoverReason) -> Iterable[Skipped]:
 
 
 def role_of(field: str) -> Role:
-    """The role of a tensor that is part of a group, by its field."""
+    """The role of a tensor in a group, by its field."""
     return "bias" if field.endswith(".bias") else _ROLES.get(field, "lora_pair")
 
 
 class Assembly:
-    """An adapter in the making: groups with what was built of them, and a role for every tensor of the file."""
+    """Collects the modules that are built from groups of tensors, and keeps a role for every tensor of the file."""
 
     def __init__(self, file_format: Format, source: TensorSource, roles: dict[str, Role]) -> None:
         self.modules: list[Module] = []
@@ -109,7 +112,7 @@ class Assembly:
         self._placed: set[str] = set()
 
     def add(self, group: Group, found: Found | Iterable[Found]) -> None:
-        """Take what was built of a group; a group of which nothing came is not analysed."""
+        """Add what was built from a group. If nothing but `Skipped` was, the group's tensors are `not_analysed`."""
         keys = group.keys.values()
         self._placed.update(keys)
         kept = False
@@ -127,7 +130,7 @@ class Assembly:
     def adapter(
         self, config: AdapterConfig, notes: Sequence[str] = (), unmatched: tuple[list[str], list[str]] = ([], [])
     ) -> Adapter:
-        """The adapter; `unmatched` are the keys of rank_pattern and of alpha_pattern that match no module."""
+        """The finished adapter; `unmatched` are the keys of rank_pattern and of alpha_pattern that match no module."""
         rest = {key: role for key, role in self._roles.items() if key not in self._placed}
         waiting = [Skipped(one.module.name, one.reason, LeftoverReason.NEEDS_BASE) for one in self._waiting]
         return Adapter(
@@ -146,21 +149,22 @@ class Assembly:
 
     @property
     def dora_notes(self) -> list[str]:
-        """A remark where magnitudes rescale the updates."""
+        """A note if some module has a DoRA magnitude; else empty."""
         return [DORA_NOTE] if any(module.magnitude is not None for module in self.modules) else []
 
 
 def whole_adapter(
     file_format: Format, config: AdapterConfig, source: TensorSource, roles: dict[str, Role], why: Skipped
 ) -> Adapter:
-    """An adapter of whose updates nothing is analysed, for one reason."""
+    """An adapter without modules, because for one reason none of its updates is analysed."""
     return Adapter(file_format, config, [], roles, source.tensors, [why], [], [source.path])
 
 
 def grouped(source: TensorSource, endings: Mapping[str, str]) -> tuple[list[Group], dict[str, Role]]:
-    """Tensors sorted into groups by the end of their names, and their roles; `unknown` is what no ending fits.
+    """Sort tensors into groups by the end of their names, and return the groups and every tensor's role.
 
-    `endings` maps the end of a name to a field; the first that fits decides. The stem before it is the module.
+    `endings` maps the end of a name to a field. The first ending that fits decides, and the stem before it is the
+    module. The role of a tensor that no ending fits is `unknown`.
     """
     groups: dict[str, Group] = {}
     roles: dict[str, Role] = {}

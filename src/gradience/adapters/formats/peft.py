@@ -7,7 +7,7 @@ from typing import Final
 
 from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import DORA_NOTE, Assembly, other_role, role_of, whole_adapter
-from gradience.adapters.formats.kohya import is_diffusers
+from gradience.adapters.formats.foreign import is_diffusers
 from gradience.adapters.kinds.incomplete import expert_modules, hira_module, miss_module, parameter_nests, vera_modules
 from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module

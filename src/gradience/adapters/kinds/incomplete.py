@@ -1,13 +1,14 @@
-"""Kinds of which the file alone says too little: a parameter of experts, and VeRA, HiRA and MiSS.
+"""Kinds of adapter whose file alone does not determine the update: parameters of experts, VeRA, HiRA and MiSS.
 
 LoRA on a parameter (`target_parameters`) is one pair of tensors for all experts of a 3-D weight. A is (E r, in) with
 experts outermost, B is (out, r E) with experts innermost; dW_e = s B_e A_e (`lora/layer.py`,
 ParamWrapper.get_delta_weight). Several parameters of one module are nested: PEFT wraps them in the order in which the
 module registers them, so the first is the innermost (`experts.base_layer...`) and the last has the module's own name.
-The file says neither their names nor how many experts there are: names come from the config, E from the rank.
+The file has neither the parameters' names nor the number of experts. The names come from the config, and E follows
+from the config's rank.
 
-The updates of the other kinds follow only with the base, or where widths are known. Every formula is PEFT's
-`get_delta_weight` of the type.
+The updates of the other kinds can be computed only with the base weight, or if the module's width is known. Every
+formula is that of PEFT's `get_delta_weight` for the type.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from gradience.schema.audit import LeftoverReason
 # The order in which models register the weights of their experts.
 _ORDER: Final = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "w13", "down_proj", "w2")
 
-_BAT: Final = 3  # axes of MiSS's block where it multiplies the weight
+_BAT: Final = 3  # axes of MiSS's block in its variant "bat", which multiplies the weight
 
-# Modules whose input is the hidden state, so that all of them in one adapter are equally wide.
+# Modules whose input is the hidden state, so all of them in one adapter have the same input width.
 _HIDDEN_INPUT: Final = frozenset(
     {"q_proj", "k_proj", "v_proj", "qkv_proj", "query", "key", "value", "q_lin", "k_lin", "v_lin", "c_attn", "q", "k"}
     | {"v", "gate_proj", "up_proj", "query_key_value", "fc1", "c_fc", "to_q"}
@@ -49,7 +50,7 @@ _HIDDEN_INPUT: Final = frozenset(
 
 
 def parameter_nests(ctx: Context, modules: Iterable[str]) -> dict[str, list[str]]:
-    """The modules whose pairs are of parameters: path to its groups' names, innermost first."""
+    """The modules whose pairs belong to parameters: module path to the names of its groups, innermost first."""
     if not ctx.config.target_parameters:
         return {}
     nests: dict[str, list[str]] = {}
@@ -67,7 +68,7 @@ def _unnested(module: str) -> str:
 
 
 def _targets(ctx: Context, path: str) -> list[str]:
-    """The target parameters that may be the module's: those that name it, else those that name none."""
+    """The target parameters that may belong to the module: those that name it, else those without a module's name."""
     targets = ctx.config.target_parameters or []
     owners = {target: target.rpartition(".")[0] for target in targets}
     named = [target for target, owner in owners.items() if owner and _ends(path, owner)]
@@ -84,7 +85,7 @@ def _ends(path: str, name: str) -> bool:
 
 
 def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[tuple[Group, list[Module] | Skipped]]:
-    """The experts' modules of one wrapped module, by group; `groups` innermost first."""
+    """Pair each group of one wrapped module with its experts' modules, or the reason for none; innermost first."""
     try:
         names = _parameters(ctx, path, groups)
         found = [(group, _experts(ctx, group, path, name)) for group, name in zip(groups, names, strict=True)]
@@ -102,10 +103,12 @@ def _same_number(found: Iterable[Sequence[Module]]) -> None:
 
 
 def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str]:
-    """The parameters' names, innermost first.
+    """The names of the parameters that the groups update, innermost first.
+
+    If the names are ambiguous but all would have the same rank and alpha, they are `parameter0`, `parameter1`, ...
 
     Raises:
-        UnsuitableError: they are ambiguous, and it matters.
+        UnsuitableError: the names are ambiguous, and rank or alpha depends on them.
     """
     candidates = sorted({target.rpartition(".")[2] for target in _targets(ctx, path)})
     if len(candidates) == len(groups) == 1:
@@ -120,7 +123,7 @@ def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str]:
 
 
 def _fits(ctx: Context, groups: Sequence[Group], names: Sequence[str]) -> bool:
-    """Whether gate_up_proj really is the one that feeds down_proj."""
+    """Whether the widths allow gate_up_proj to feed down_proj. True if either is missing."""
     shapes = dict(zip(names, (_widths(ctx, group) for group in groups), strict=True))
     first, last = shapes.get("gate_up_proj"), shapes.get("down_proj")
     if first is None or last is None:
@@ -129,7 +132,7 @@ def _fits(ctx: Context, groups: Sequence[Group], names: Sequence[str]) -> bool:
 
 
 def _widths(ctx: Context, group: Group) -> tuple[int, int] | None:
-    """(out, in) of a pair."""
+    """(out, in) of a pair, or None if a factor is missing."""
     if "lora_A" not in group.keys or "lora_B" not in group.keys:
         return None
     return ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[-1]
@@ -166,7 +169,7 @@ def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Modu
 
 
 def _rank_and_number(ctx: Context, group: Group, r: int) -> tuple[int, int]:
-    """The rank of each expert, which the config gives, and how many share the pair."""
+    """The rank of each expert, which the config gives, and the number of experts that share the pair."""
     ctx.require(group, "lora_A", "lora_B")
     a, b = ctx.shape(group, "lora_A"), ctx.shape(group, "lora_B")
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or r < 1 or a[0] % r:
@@ -178,7 +181,7 @@ def _rank_and_number(ctx: Context, group: Group, r: int) -> tuple[int, int]:
 
 
 class _Stack:
-    """One pair for all experts, read once as long as its experts are asked for one after the other."""
+    """One pair for all experts of a parameter. It is read once if its experts are loaded one after the other."""
 
     def __init__(self, ctx: Context, layout: LoraPair) -> None:
         self._ctx, self._layout = ctx, layout
@@ -196,7 +199,7 @@ class _Stack:
         kept = self._ctx.kept
         held = kept.get("stack")
         if held is None or held[0] is not self:
-            kept.clear()  # a thread keeps no more than one pair of an adapter
+            kept.clear()  # so that a thread holds at most one pair of an adapter
             held = kept["stack"] = (self, *self._layout.read(self._ctx.source))
         return held[1], held[2]
 
@@ -204,8 +207,8 @@ class _Stack:
 def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase | Skipped]:
     """VeRA's modules: dW = (lambda_b o B[:out]) (lambda_d o A[:, :in]), no scale (vera/layer.py).
 
-    A and B are shared and as wide as the widest module; a file does not say how wide each module is, except
-    where all must be equally wide.
+    A and B are shared by all modules, and are as wide as the widest. The file does not state each module's width; it is
+    known only if all modules must have the same.
     """
     a_key, b_key = ("base_model.vera_A", "base_model.vera_B")
     shared = Group("base_model", keys={"A": a_key, "B": b_key})
@@ -221,9 +224,10 @@ def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase |
 
 
 def _equally_wide(ctx: Context, groups: list[Group]) -> bool:
-    """Whether all modules must take inputs of one width: one name or kin, and one height for each name.
+    """Whether all modules must have the same input width.
 
-    The same name at two heights is a second tower or a second stage, with a width of its own.
+    They must have one name, or all read the hidden state, and each name must have one height. A name with two heights
+    belongs to two towers or stages, whose widths may differ.
     """
     heights: dict[str, set[int]] = {}
     for group in groups:
@@ -263,7 +267,7 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
 
 
 def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
-    # Hundreds of modules share the two: they are read once by each thread.
+    # Hundreds of modules share the two projections, so each thread reads them once.
     if "vera" not in ctx.kept:
         ctx.kept["vera"] = (ctx.reader(shared, "A")(), ctx.reader(shared, "B")())
     a, b = ctx.kept["vera"]
@@ -272,7 +276,7 @@ def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
 
 @reported
 def hira_module(ctx: Context, group: Group) -> NeedsBase:
-    """HiRA's dW = W o (B A): nothing without the base weight (hira/layer.py)."""
+    """HiRA's dW = W o (B A), which needs the base weight (hira/layer.py)."""
     embedding = "hira_embedding_A" in group.keys
     names = ("hira_embedding_A", "hira_embedding_B") if embedding else ("hira_A", "hira_B")
     ctx.require(group, *names)
@@ -294,7 +298,7 @@ def hira_module(ctx: Context, group: Group) -> NeedsBase:
 
 @reported
 def miss_module(ctx: Context, group: Group) -> NeedsBase:
-    """MiSS's update, whose width the file does not say (miss/layer.py)."""
+    """MiSS's update. The file does not state its width (miss/layer.py)."""
     ctx.require(group, "miss_block")
     shape = ctx.shape(group, "miss_block")
     kind = ctx.config.init_weights
@@ -305,7 +309,7 @@ def miss_module(ctx: Context, group: Group) -> NeedsBase:
         if kind == "bat"
         else "MiSS repeats its block over the input, and the file does not say how wide the input is"
     )
-    # (r, out), or for bat (out / r, r, r).
+    # The block is (r, out), or (out / r, r, r) for bat.
     r = shape[-1] if kind == "bat" else shape[0]
     read = ctx.reader(group, "miss_block")
     if kind == "bat":
@@ -343,7 +347,7 @@ def _module(
     load: LoadFactors,
     **more: Any,  # fields of Module
 ) -> Module:
-    """A module of a kind that has no alpha."""
+    """A module of a kind that has no alpha, so its scale is 1."""
     return Module(
         name=ctx.name(group),
         kind=kind,

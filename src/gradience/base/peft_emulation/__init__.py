@@ -1,13 +1,14 @@
-"""What PEFT would adapt, without PEFT: the module tree of a base, and targets, ranks and sizes as PEFT sees them.
+"""Determine, without PEFT, what PEFT would adapt: a base's module tree, and PEFT's targets, ranks and sizes.
 
-Everything that imitates another library's decisions is in this package (and `adapters.patterns`, for PEFT's matching
-of rank_pattern and alpha_pattern). Imitated are PEFT 0.21.2 and transformers 5.24.0, and for the names of modules
-before transformers 5 also its 4.x; tests/base holds the package against the installed libraries on small real models.
-When either library moves, read again: PEFT's `tuners/tuners_utils.py` (targets), `utils/other.py` (patterns, modules
-to save), `utils/constants.py` (default targets) and `utils/transformers_weight_conversion.py` (fused experts);
-transformers' `conversion_mapping.py` (renamed and fused modules) and the `base_model_prefix` of its classes.
+Everything that imitates another library's decisions is in this package (and in `adapters.patterns`, for PEFT's matching
+of rank_pattern and alpha_pattern). It imitates PEFT 0.21.2 and transformers 5.24.0, and transformers 4.x for the older
+names of modules. tests/base compares the package with the installed libraries on small real models. When either library
+changes, read again: PEFT's `tuners/tuners_utils.py` (targets), `utils/other.py` (patterns, modules to save),
+`utils/constants.py` (default targets) and `utils/transformers_weight_conversion.py` (fused experts); transformers'
+`conversion_mapping.py` (renamed and fused modules) and the `base_model_prefix` of its classes.
 
-Here is what a base's config.json says of its module tree, and the tables of what only the two libraries know of it.
+This file reads the keys of a base's config.json that decide its module tree. It also has tables of facts about model
+types that are only in the code of the two libraries.
 """
 
 from __future__ import annotations
@@ -113,11 +114,11 @@ DEFAULT_TARGETS: Final[dict[str, tuple[str, ...] | str]] = {
 }
 
 
-"""What PEFT's LoRA takes for a target_modules of null, by model type."""
+"""The modules that PEFT's LoRA adapts if target_modules is null, by model type."""
 
 
 class Architecture(msgspec.Struct, frozen=True):
-    """The keys of config.json that decide names and shapes; others are ignored."""
+    """The keys of config.json that decide names and shapes. Other keys are ignored."""
 
     model_type: str = ""
     architectures: list[str] | None = None
@@ -128,27 +129,27 @@ class Architecture(msgspec.Struct, frozen=True):
 
     @property
     def head(self) -> str:
-        """The class that the files were saved from, or an empty text."""
+        """The name of the class that the files were saved from, or an empty text."""
         return (self.architectures or [""])[0]
 
     @property
     def prefix(self) -> str:
-        """Under which name a class with a head keeps the bare model; `model` where it is not known."""
+        """The attribute under which a class with a head keeps the bare model; `model` if the type is not known."""
         return _PREFIXES.get(self.model_type, "model")
 
     @property
     def is_renamed(self) -> bool:
-        """Whether transformers 5 renames or splits modules as it loads the files, in ways not followed here."""
+        """Whether transformers 5 renames or splits modules on loading, in ways that are not imitated here."""
         return self.model_type in _RENAMED
 
     @property
     def fuses_experts(self) -> bool:
-        """Whether transformers 5 keeps all experts of a layer as two 3-D parameters, and files hold them singly."""
+        """Whether transformers 5 fuses the experts of a layer, which files hold singly, into two 3-D parameters."""
         return self.model_type in _GATE_UP | _W1_W3
 
     @property
     def expert_names(self) -> dict[str, str]:
-        """The names that PEFT turns into parameters for this model type under transformers 5; empty for most."""
+        """Module name to the parameter that PEFT adapts instead, under transformers 5. Empty for most model types."""
         if self.model_type in _AS_MIXTRAL:
             return {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
         if self.model_type in _AS_QWEN2:
@@ -161,7 +162,7 @@ def read_architecture(folder: Path) -> Architecture:
     """The keys of the folder's config.json that decide names and shapes.
 
     Raises:
-        AdapterError: it is missing, too large, or no config of a model.
+        AdapterError: the file is missing, too large, or not a model's config.
     """
     path = folder / "config.json"
     try:

@@ -41,10 +41,10 @@ from gradience.render.html.pieces import (
 )
 from gradience.render.html.plot import Axis, Envelope, Line, Plot, envelope, y_axis
 from gradience.render.monitor import fed_rows, perplexity
+from gradience.schema import as_float
 from gradience.schema.compare import BenchReport, BenchTask
 from gradience.schema.diagnose import Checkpoint, DiagnoseReport
 from gradience.schema.events import Eval
-from gradience.schema.scalars import as_float
 from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
-from gradience.schema.scalars import Severity
+from gradience.schema import Severity
 
 BUCKETS: Final = 480  # at most: about two columns of pixels each at the widest plot
 

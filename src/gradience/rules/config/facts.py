@@ -13,9 +13,9 @@ from typing import Final, NamedTuple, TypeVar
 
 from gradience.rules import Need, Rule, Unknown
 from gradience.rules.objective import Objective, objective_of
+from gradience.schema import NonFinite, Real, as_float, real
 from gradience.schema.document import Coverage, RuleGroup
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.scalars import NonFinite, Real, as_float, real
 
 T = TypeVar("T")
 

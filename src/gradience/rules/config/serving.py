@@ -13,9 +13,9 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
+from gradience.schema import Json
 from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.scalars import Json
 
 SERVE_TABLE = cite(
     "rules/config/serving.py, a table read from the engines' sources",

@@ -22,7 +22,7 @@ from gradience.rules import (
     cite,
 )
 from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
-from gradience.schema.scalars import as_float
+from gradience.schema import as_float
 
 
 def _no_train_loss(facts: Facts) -> Iterator[Observation]:

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from gradience.configs.settings import ALIKE, nearest_known
 from gradience.rules import Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import ConfigRule, Facts, about_lora
+from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 Number = float | NonFinite | None
 

@@ -1,4 +1,4 @@
-"""The rules on a data set as one table."""
+"""All rules on a data set, in one table sorted by id."""
 
 from __future__ import annotations
 

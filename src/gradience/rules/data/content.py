@@ -1,6 +1,7 @@
-"""Rules on what rows hold: labels, rows that cannot be used, answers, duplicates, overlap and broken text.
+"""Rules on the content of rows: labels, unusable rows, answers, duplicates, overlap and broken text.
 
-Before them, rows as the messages of all rules on data name them: how many, their share, and the numbers of the first.
+The functions at the top are shared by all rules on data. They put rows into a message: the count, the share, and the
+numbers of the first rows.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
 from gradience.schema.reports import DataReport, Rows
-from gradience.schema.scalars import Json, Severity
 
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
@@ -25,12 +26,12 @@ class DataRule(Rule[DataReport]):
 
 
 def share(rows: Rows, of: int) -> float:
-    """The share of rows, of so many; 0 of none."""
+    """The share of `rows` among `of` rows; 0 if there are none."""
     return rows.count / of if of else 0.0
 
 
 def counted(rows: Rows, of: int, what: str = "rows") -> str:
-    """How many rows, of how many.
+    """The count of rows for a message, with their share and the numbers of the first.
 
     >>> counted(Rows(count=3, first=[1, 4, 9]), 60), counted(Rows(count=60, first=[1]), 60)
     ('3 of 60 rows (5 %: 1, 4, 9)', 'all 60 rows')
@@ -41,23 +42,23 @@ def counted(rows: Rows, of: int, what: str = "rows") -> str:
         f": {', '.join(map(str, rows.first))}{', ...' if rows.count > len(rows.first) else ''}" if rows.first else ""
     )
     part = 100 * share(rows, of)
-    shown = f"{part:.2g}" if part < 10 else f"{part:.0f}"  # two digits
+    shown = f"{part:.2g}" if part < 10 else f"{part:.0f}"  # two significant digits
     return f"{rows.count:,} of {of:,} {what} ({shown} %{named})"
 
 
 def values(rows: Rows, of: int, **more: Json) -> dict[str, Json]:
-    """The numbers of a finding on rows."""
+    """The values of a finding on rows, and further ones."""
     return {"rows": rows.count, "of": of, "share": share(rows, of), "first": rows.first, **more}
 
 
 def on_rows(data: DataReport, rows: Rows, says: str, *, severity: Severity | None = None, **more: Json) -> Observation:
-    """What was seen in some of the rows that were read, with their numbers."""
+    """The observation that some of the rows that were read have a property, which the text `says` names."""
     of = data.rows_read
     return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity)
 
 
 def of_tokens(data: DataReport) -> str | None:
-    """The need of a rule on supervised tokens: why a data set has none, or None."""
+    """The need of rules on supervised tokens: the reason why a data set has none, or None if it has them."""
     if data.trainer in {"reward", "classification"}:
         return f"{data.trainer}: the loss is computed on one output per sequence, not on tokens"
     return None if data.rows_read else "no row could be tokenised"
@@ -201,7 +202,7 @@ def _constant(data: DataReport) -> Iterator[Observation]:
 
 
 def duplicates(data: DataReport) -> Iterator[Observation]:
-    """Rows whose tokens are those of an earlier row."""
+    """Observe rows whose tokens are equal to those of an earlier row."""
     rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
     if part >= DUPLICATES_SOME.value:
         severity: Severity | None = "warning" if part >= DUPLICATES_MANY.value else None

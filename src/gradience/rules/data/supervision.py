@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from gradience.rules import ALL_MASKED, Observation, Threshold, Unknown, cite
 from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share, values
+from gradience.schema import Severity
 from gradience.schema.reports import DataReport
-from gradience.schema.scalars import Severity
 
 FEW_SUPERVISED = Threshold(
     "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"

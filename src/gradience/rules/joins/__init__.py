@@ -1,9 +1,12 @@
-"""Rules that need a config, a log and weights at once: findings of several sources that have one cause.
+"""Correlations: rules that explain findings of several sources (config, log, weights) by one cause.
 
-Here is what a correlation asks of each source, and how they are matched. A correlation describes itself like every
-other rule. What it observes comes from its table: it holds where the sources of one of its messages all show something
-that it needs. A symptom is in one cause at most, that of the first correlation that takes it, so the order of the table
-matters: gravest first.
+This file defines what a correlation needs from each source, and how the needs are matched. A correlation describes
+itself like any other rule. It holds if all the sources of one of its messages show a symptom that it needs. A symptom
+belongs to at most one cause, that of the first correlation that takes it. So the order of the table matters: gravest
+first.
+
+It also holds the correlations on a run's files: whether they are complete and of one run, what was not recorded, what
+is wasted.
 """
 
 from __future__ import annotations
@@ -14,12 +17,24 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.rules import Description, Observation, finding
+from gradience.rules import (
+    CLASSIFIER_DOCS,
+    EVAL_DEFAULT,
+    LOGGING_DEFAULT,
+    NEMOTRON,
+    NO_TRAIN_LOSS,
+    SAVE_FLOW,
+    UTILIZATION,
+    Description,
+    Observation,
+    cite,
+    finding,
+)
+from gradience.schema import Json, Severity
 from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
-from gradience.schema.scalars import Json, Severity
 
-FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition names them
+FACTS: Final = {  # symptoms that are not findings of a rule, and the text for them in a condition
     "other_config": "it is not this adapter's",
     "other_log": "it is not this adapter's",
     "other_adapter": "it is not the adapter configured or recorded",
@@ -39,13 +54,13 @@ FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition 
 }
 
 Silent: TypeAlias = frozenset[tuple[PieceSource, str]]
-"""Rules, with their source, that were judged and found nothing."""
+"""Pairs of a source and the id of a rule that was judged on it and found nothing."""
 
 
 class Symptom(NamedTuple):
-    """One thing that a source shows: a finding of its own, or a fact that means something beside others only.
+    """A finding on one source, or a fact about the source that matters only together with other symptoms.
 
-    `tags` distinguish findings of one id: the severity, the names of the values, the verdict on the weights.
+    `tags` distinguish findings of the same id: by severity, names of values, or the verdict on the weights.
     """
 
     source: PieceSource
@@ -56,22 +71,22 @@ class Symptom(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The condition on one source: any of these ids, or that every id of `silent` was judged and found nothing."""
+    """A condition on one source: it shows any of `ids`, or every rule in `silent` was judged and found nothing."""
 
     source: PieceSource
     ids: tuple[str, ...] = ()
-    tags: frozenset[str] = frozenset()  # any of them; empty: whatever its tags
+    tags: frozenset[str] = frozenset()  # the symptom needs any of them; if empty, its tags do not matter
     silent: tuple[str, ...] = ()
-    says: str = ""  # of silent ids
+    says: str = ""  # the text for the silence of the ids in `silent`
 
 
 class Message(NamedTuple):
-    """The sentence for these sources. `{name}` is a value of a symptom; without it the next message is tried."""
+    """The sentence of a finding on these sources. If no symptom has a value `{name}`, the next message is tried."""
 
     sources: tuple[PieceSource, ...]
     text: str
     action: str | None = None
-    severity: Severity | None = None  # else that of the gravest piece
+    severity: Severity | None = None  # None: the severity of the gravest piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +94,10 @@ class Correlation(Description):
     """A rule over the symptoms of several sources.
 
     Attributes:
-        needs: what makes it hold.
-        hints: what is taken along where it holds.
-        messages: the first whose sources all show something, and whose values are known, is the finding's.
-        least: pieces, hints counted, below which the finding stands better alone.
+        needs: the conditions, by source.
+        hints: conditions whose symptoms are added if the correlation holds.
+        messages: the finding has the first message whose sources all show a symptom and whose values are known.
+        least: the smallest number of pieces, hints included, for which the correlation holds.
     """
 
     needs: tuple[Needs, ...]
@@ -94,7 +109,7 @@ class Correlation(Description):
 
     @property
     def speaks_when(self) -> str:
-        """Which findings and facts of which sources it puts together."""
+        """A sentence that names the findings and facts of each source that the correlation joins."""
         parts: dict[str, list[str]] = {}
         for needs in self.needs:
             parts.setdefault(needs.source, []).extend(_named(needs))
@@ -103,14 +118,14 @@ class Correlation(Description):
         return f"{shown}. It takes {', or '.join(ways)}"
 
     def missing(self, read: frozenset[Source]) -> str | None:
-        """Which sources it lacks, or None where it can be judged."""
+        """The sources that are missing, for the report, or None if the correlation can be judged."""
         sources = (set(message.sources) - {"disk"} or {"log"} for message in self.messages)  # the log finds the files
         lacking = [sorted(each - read) for each in sources]
         fewest = min(lacking, key=len)
         return f"needs {' and '.join(fewest)}" if fewest else None
 
     def observe(self, symptoms: Sequence[Symptom], silent: Silent) -> Observed | None:
-        """The observation on these symptoms, and those it explains; None where the correlation does not hold."""
+        """The observation, with the symptoms that it explains; None if the correlation does not hold."""
         core = _fitting(self.needs, symptoms, silent)
         taken = [*core, *_fitting(self.hints, _without(symptoms, core), silent)]
         values = _values(taken)
@@ -134,7 +149,7 @@ class Correlation(Description):
             try:
                 return message._replace(text=message.text.format_map(values))
             except (KeyError, ValueError, TypeError):
-                continue  # a value that it names is not known: a later message does without
+                continue  # a value in the message is not known: a later message does not need it
         return None
 
 
@@ -146,14 +161,14 @@ class Observed(NamedTuple):
 
 
 class Correlated(NamedTuple):
-    """The causes, and the symptoms that are in none."""
+    """The causes, and the symptoms that belong to no cause."""
 
     causes: list[Cause]
     left: list[Symptom]
 
 
 def correlate(correlations: Iterable[Correlation], symptoms: Iterable[Symptom], silent: Silent) -> Correlated:
-    """The causes that the correlations, gravest first, make of the symptoms."""
+    """Join the symptoms into causes by the correlations, in the given order, gravest first."""
     left, causes = list(symptoms), []
     for correlation in correlations:
         observed = correlation.observe(left, silent)
@@ -181,12 +196,12 @@ def _fits(needs: Needs, symptom: Symptom) -> bool:
 
 
 def _without(symptoms: Iterable[Symptom], taken: Sequence[Symptom]) -> list[Symptom]:
-    gone = {id(symptom) for symptom in taken}  # by identity: equal ones of two modules are apart
+    gone = {id(symptom) for symptom in taken}  # by identity, because two modules may show equal symptoms
     return [symptom for symptom in symptoms if id(symptom) not in gone]
 
 
 def _values(symptoms: Iterable[Symptom]) -> dict[str, Json]:
-    """The known values of all symptoms; of two of one name the first."""
+    """The known values of all symptoms. Of two values with the same name, the first is kept."""
     merged: dict[str, Json] = {}
     for symptom in symptoms:
         merged = {**{name: value for name, value in symptom.seen.values.items() if value is not None}, **merged}
@@ -204,3 +219,174 @@ def _named(needs: Needs) -> Iterator[str]:
     tags = f" ({' or '.join(sorted(needs.tags)).replace('_', ' ')})" if needs.tags else ""
     for name in needs.ids:
         yield FACTS.get(name, f"{name}{tags}")
+
+
+JOINS: Final[tuple[Correlation, ...]] = (
+    Correlation(
+        id="CFG306",
+        severity="warning",
+        title="configuration and adapter of different runs",
+        needs=(Needs("config", ("other_config",)), Needs("log", ("other_log",)), Needs("weights", ("other_adapter",))),
+        hints=(Needs("weights", ("SCL206",)),),
+        messages=(
+            Message(("config", "weights"), "The configuration is not that of this adapter: {differs}."),
+            Message(("log", "weights"), "The log is not of this adapter: {differs}."),
+        ),
+        confidence=0.85,
+        evidence=(cite("the weights file", "rank and names of the modules are those of the factors stored"),),
+        rationale="Findings that join files of two runs explain neither.",
+        action="Give the sources of one run with --run, --adapter and --config; else see what was saved over what.",
+        scope="plain LoRA; ranks that a conversion doubles (PiSSA and its kin) are left out",
+        verify="Load the adapter with PEFT and print its config.",
+    ),
+    Correlation(
+        id="HED308",
+        severity="warning",
+        title="a classifier head that is not in the file",
+        needs=(Needs("config", ("TGT004",)), Needs("weights", ("no_head",))),
+        hints=(Needs("log", ("CHN112",)),),
+        messages=(
+            Message(
+                ("config", "weights"),
+                "The classifier head was not saved: the config leaves it out, and so does the file.",
+            ),
+        ),
+        confidence=0.9,
+        evidence=(CLASSIFIER_DOCS,),
+        rationale="The reloaded model gets a fresh random head and predicts at chance.",
+        action="Set task_type='SEQ_CLS' (or TOKEN_CLS), or name the head in modules_to_save, and train again.",
+        scope="classification with PEFT",
+        verify="Reload the adapter on the base model and evaluate it.",
+    ),
+    Correlation(
+        id="RND309",
+        severity="warning",
+        title="weights that look like an initialisation",
+        needs=(
+            Needs("weights", ("RND203",)),
+            Needs("log", ("NOL106", "GRD108")),
+            Needs("log", silent=("NOL106",), says="the loss falls"),
+        ),
+        hints=(Needs("log", ("RND203",)),),
+        messages=(
+            Message(("log", "weights"), "The weights look like random factors; compare that with what this log shows."),
+        ),
+        confidence=0.6,
+        rationale="The spectrum of a trained update is seldom as flat as that of random factors: if the loss "
+        "fell, this may be another file; if not, an initialisation.",
+        action="Check that this is the trained adapter of this run.",
+        scope="LoRA of rank 4 and more",
+        verify="Load the adapter and compare its held-out loss with that of the log.",
+    ),
+    Correlation(
+        id="TGT307",
+        severity="info",
+        title="targets without a module",
+        needs=(Needs("config", ("idle_targets",)), Needs("weights", ("adapted",))),
+        messages=(
+            Message(("config", "weights"), "target_modules names {idle}, and nothing of that name was adapted."),
+        ),
+        confidence=0.7,
+        evidence=(
+            cite(
+                "PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches"
+            ),
+            NEMOTRON,
+        ),
+        rationale="PEFT passes over a name that matches no module, as long as another matches one.",
+        action="Correct the name if those modules were meant; see model.named_modules().",
+        scope="target_modules as a list of names; LoRA",
+        verify="model.print_trainable_parameters(), and the list of adapted modules.",
+    ),
+    Correlation(
+        id="END312",
+        severity="warning",
+        title="a run that was cut off",
+        needs=(
+            Needs("log", ("END114",)),
+            Needs("weights", ("NUM209",)),
+            Needs("config", ("REC004",)),
+            Needs("disk", ("short_of_the_end",)),
+        ),
+        hints=(Needs("log", ("TRN115",)),),
+        messages=(
+            Message(("log", "weights"), "The run was cut off, and the adapter's file is incomplete."),
+            Message(("log", "disk"), "The log stops without run_end; these weights are from step {weights_step}."),
+            Message(
+                ("log", "config"), "The log stops without run_end, and no checkpoint was to be written before that."
+            ),
+            Message(("log",), "The log stops without run_end, and lines of it are damaged: a crash or a kill."),
+        ),
+        confidence=0.8,
+        evidence=(SAVE_FLOW,),
+        rationale="What is on disk is then older than the last row, or was written in part.",
+        action="Resume from the last whole checkpoint, and save a few times a run.",
+        scope="logs of our recorder; a run that still goes on looks the same",
+        verify="See whether the process still runs.",
+    ),
+    Correlation(
+        id="REC310",
+        severity="warning",
+        title="nothing was logged, as configured",
+        needs=(Needs("config", ("REC001",)), Needs("log", ("GAP118",), frozenset({"few_rows"}))),
+        hints=(Needs("config", ("REC002",)),),
+        messages=(Message(("config", "log"), "The log holds {rows} training rows because logging_steps is so large."),),
+        confidence=0.95,
+        evidence=(NO_TRAIN_LOSS, LOGGING_DEFAULT),
+        rationale="Without rows no curve can be judged: what is not found below was not looked for.",
+        action="Set logging_steps to a fiftieth of the steps.",
+        scope="the Hugging Face Trainer",
+        verify="The next log has 50 rows.",
+    ),
+    Correlation(
+        id="REC311",
+        severity="info",
+        title="no held-out signal, as configured",
+        needs=(Needs("config", ("REC002",)), Needs("log", ("GAP118",), frozenset({"no_evals"}))),
+        messages=(
+            Message(
+                ("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."
+            ),
+        ),
+        confidence=0.95,
+        evidence=(EVAL_DEFAULT,),
+        rationale="Training loss falls in a run that memorizes as in one that learns.",
+        action="Give an eval set and eval_strategy='steps'.",
+        scope="any run",
+        verify="The next log has evaluations.",
+    ),
+    Correlation(
+        id="UTL313",
+        severity="info",
+        title="low utilization, recorded and in the file",
+        needs=(Needs("log", ("UTL204",)), Needs("weights", ("UTL204",))),
+        hints=(Needs("log", ("CMP213",)),),
+        messages=(
+            Message(
+                ("log", "weights"),
+                "Utilization is low in the metrics recorded and in the file: {utilization_mean:.1%}.",
+            ),
+        ),
+        confidence=0.5,
+        evidence=(UTILIZATION,),
+        rationale="Two measurements of one update agree; a low value is normal at r >= 16, and describes these "
+        "weights only.",
+        action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
+        scope="trained LoRA adapters",
+        verify="Evaluate the compressed adapter on held-out data.",
+    ),
+    Correlation(
+        id="SCL314",
+        severity="info",
+        title="a small scaling, in config and file",
+        needs=(Needs("config", ("ALP002", "LR001")), Needs("weights", ("SCL208",))),
+        messages=(
+            Message(("config", "weights"), "The update is scaled down: lora_alpha is 8 at r={r}, at a low rate."),
+        ),
+        confidence=0.6,
+        rationale="alpha / r shrinks as r grows: the default of 8 at a high rank learns slowly.",
+        action="Set lora_alpha on purpose: r, or 2 r.",
+        scope="plain LoRA",
+        verify="The same run with alpha = r: compare training loss after 100 steps.",
+    ),
+)

@@ -20,8 +20,9 @@ from gradience.rules import (
     TRL_RL,
     Threshold,
     cite,
+    joins,
 )
-from gradience.rules.joins import Correlation, Message, Needs, files
+from gradience.rules.joins import Correlation, Message, Needs
 from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
@@ -287,5 +288,5 @@ JOINS: Final[tuple[Correlation, ...]] = (
         thresholds=(MID_RUN,),
         least=1,
     ),
-    *files.JOINS,
+    *joins.JOINS,
 )

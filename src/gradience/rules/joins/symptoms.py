@@ -17,12 +17,12 @@ from gradience.errors import few
 from gradience.rules import Observation, Threshold, cite
 from gradience.rules.joins import Symptom
 from gradience.rules.log.record import FEW_ROWS
+from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.diagnose import Source
 from gradience.schema.document import SEVERITIES, Finding, NotRun, by_severity
 from gradience.schema.events import Eval, LoraSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
-from gradience.schema.scalars import Json, as_float
 
 EXPLODED_RMS = Threshold(
     "exploded_rms",

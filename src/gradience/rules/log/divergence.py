@@ -15,7 +15,7 @@ from gradience.rules import DIVERGENCE, TRIAL, Observation, Rule, Threshold, Unk
 from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, once, positive_loss, seen
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.rules.objective import not_under
-from gradience.schema.scalars import Severity
+from gradience.schema import Severity
 
 SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
 SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "spike trial")

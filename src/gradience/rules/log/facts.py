@@ -18,10 +18,10 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from gradience.rules import Rule, Threshold, Unknown, cite
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.rules.objective import Objective, objective_by_names, objective_of
+from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
-from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
 
 LOSS_GAP = Threshold(

@@ -19,7 +19,7 @@ from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of, stands_out
 from gradience.rules.objective import not_under
-from gradience.schema.scalars import as_float
+from gradience.schema import as_float
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
 GRADIENT_K = Threshold(

@@ -33,9 +33,9 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import not_under
+from gradience.schema import as_float
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
-from gradience.schema.scalars import as_float
 
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")

@@ -16,7 +16,7 @@ from typing import Final
 from gradience.rules import MASKED, NAN_TRL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
-from gradience.schema.scalars import Severity, as_float
+from gradience.schema import Severity, as_float
 
 MASKED_FALL = Threshold("masked_fall", 0.15, "fraction of the loss just before", "transformers 5.24: 4.15 to 3.33 seen")
 ROUNDS_TO_ZERO = Threshold("rounds_to_zero", 0.05, "nats", "a fitted batch: transformers logs four decimals")

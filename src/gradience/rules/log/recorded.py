@@ -29,8 +29,8 @@ from gradience.rules.weights.rules import (
     observe_size,
     observe_utilization,
 )
+from gradience.schema import Json, number_in
 from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
-from gradience.schema.scalars import Json, number_in
 
 IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", JUDGEMENT)
 IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", JUDGEMENT)

@@ -18,9 +18,9 @@ from gradience.rules.log.facts import RunFacts, ends
 from gradience.rules.log.learning import Learning, learning
 from gradience.rules.log.preference import ZERO_GROUPS_ALSO
 from gradience.rules.log.recorded import audited_rank
+from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
-from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 _GRAVE: Final = SEVERITIES.index("warning")
 _ERROR: Final = SEVERITIES.index("error")

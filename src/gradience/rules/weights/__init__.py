@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 from gradience.errors import few
 from gradience.rules import Observation, Rule, Threshold, cite
 from gradience.rules.weights.ranks import percentile
+from gradience.schema import Severity
 from gradience.schema.audit import AuditReport, Health, MergeSurvival, ModuleAudit, NotAnalysed
 from gradience.schema.document import RuleGroup
-from gradience.schema.scalars import Severity
 
 RANDOM_SHARE = Threshold(
     "random_share",

@@ -278,7 +278,8 @@ def _by_parameter(modules: Iterable[ModuleAudit]) -> dict[str, list[ModuleAudit]
 
 
 def _suggested(module: ModuleAudit) -> int:
-    return module.r if module.energy_rank_90 is None else module.energy_rank_90
+    """The module's k@90%, but never above its r: the update of PiSSA or DoRA can need more than r directions."""
+    return module.r if module.energy_rank_90 is None else min(module.energy_rank_90, module.r)
 
 
 def _alpha(module: ModuleAudit, rank: int) -> Number:
@@ -290,7 +291,7 @@ def _row(module: ModuleAudit, rank: int) -> ModuleRank:
     return ModuleRank(
         name=module.name,
         r=module.r,
-        rank=min(rank, module.r),
+        rank=rank,
         relative_error=error_at(module, rank) if healthy else 0.0,
-        params_saved=max(module.r - rank, 0) * module.params // module.r,
+        params_saved=(module.r - rank) * module.params // module.r,
     )

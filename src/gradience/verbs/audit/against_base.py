@@ -24,8 +24,8 @@ from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
 from gradience.rules.weights import at_risk
+from gradience.schema import real
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
-from gradience.schema.scalars import real
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
 from gradience.spectral.base import count_below, overlaps
 from gradience.spectral.batch import dense_spectrum, spectrum_of

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from gradience.adapters import layer_index, layer_label, module_type
 from gradience.adapters.layout import Adapter, Module, Role
 from gradience.rules.weights.ranks import measured, percentile
+from gradience.schema import real
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
-from gradience.schema.scalars import real
 from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
 from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
 

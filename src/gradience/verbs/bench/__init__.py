@@ -16,7 +16,8 @@ from gradience.io import PathLike, Progress
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.bench.candidates import FULL, Making, default_names, made, retrained
-from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options, Sources, anchors, write_scaled
+from gradience.verbs.bench.contest import Contest, Entry, Options, Sources, anchors, write_scaled
+from gradience.verbs.bench.judge import Contender
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
 from gradience.verbs.merge import merge_adapters
 from gradience.verbs.mitigate import mitigate_adapter
@@ -73,7 +74,7 @@ def bench_adapter(
         names = candidates if candidates is not None else default_names(adapter, calibrated=inputs is not None)
         plain = [name for name in names if not name.startswith("retrain:")]
         found, notes = made(store, plain, making)
-        entrants = [Entrant(FULL, "reference", adapter, "the adapter as given"), *found]
+        entrants = [Contender(FULL, "reference", adapter, "the adapter as given"), *found]
         entrants += anchors(store, adapter, seed=options.seed)
         entry = Entry("held-out", rows, entrants)
         if retrain is not None:
@@ -128,10 +129,10 @@ def bench_merge(
         for side, file in zip(sides, rows, strict=True):
             heads = side.name if own_heads else None
             merges = [
-                Entrant(name, "candidate", _merged(store, name, paths, recipe, heads), _words(recipe))
+                Contender(name, "candidate", _merged(store, name, paths, recipe, heads), _words(recipe))
                 for name, recipe in recipes.items()
             ]
-            own = Entrant(f"{side.name} alone", "reference", side.path, "the adapter as given")
+            own = Contender(f"{side.name} alone", "reference", side.path, "the adapter as given")
             entries.append(Entry(side.name, file, [own, *merges, *anchors(store, side.path, seed=options.seed)]))
         return contest.report(entries, Sources("merge", paths))
 
@@ -205,13 +206,13 @@ def bench_mitigate(
                 advice="'gradience audit --base W --intruders' counts them",
             )
         candidates = list({one.name: one for one in candidates}.values())  # two scales may share an alpha
-        own = Entrant(FULL, "reference", adapter, "the adapter as given")
+        own = Contender(FULL, "reference", adapter, "the adapter as given")
         entrants = [own, *candidates, *anchors(store, adapter, seed=options.seed)]
         entries = [Entry(name, None if file is None else Path(file), entrants, on) for name, file, on in files]
         return contest.report(entries, Sources("mitigate", [path]))
 
 
-def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Entrant]:
+def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Contender]:
     """The adapter with its intruders scaled, and with alpha scaled by the same change; [] if nothing changes."""
     source, name = adapter_digest(adapter), f"scale:{scale:g}"
 
@@ -228,8 +229,8 @@ def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) 
         f"alpha-{factor:g}", {"of": source, "alpha": factor}, partial(write_scaled, adapter, factor=factor)
     )
     return [
-        Entrant(name, "candidate", calmed, f"{scale:g} of the update along each intruder; change {change:.1%}"),
-        Entrant(f"alpha:{factor:g}", "candidate", scaled, f"the whole update times {factor:g}, as beside {name}"),
+        Contender(name, "candidate", calmed, f"{scale:g} of the update along each intruder; change {change:.1%}"),
+        Contender(f"alpha:{factor:g}", "candidate", scaled, f"the whole update times {factor:g}, as beside {name}"),
     ]
 
 

@@ -1,4 +1,7 @@
-"""Candidates of an adapter by their names: how each is made and in which folder; trained again, where asked for."""
+"""Make the candidates of a bench by their names: resized copies of an adapter, and on request retrained adapters.
+
+Each candidate is kept in a folder of the trial's store and is not made again.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.verbs.audit import audit_adapter
-from gradience.verbs.bench.contest import SHUFFLED, Contest, Entrant, Entry, Options
+from gradience.verbs.bench.contest import SHUFFLED, Contest, Entry, Options
 from gradience.verbs.bench.evaluators import run, words
-from gradience.verbs.bench.judge import BASE
+from gradience.verbs.bench.judge import BASE, Contender
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash, refusing
 from gradience.verbs.resize import resize_adapter
 
@@ -25,7 +28,7 @@ _CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "
 
 
 class Making(NamedTuple):
-    """The inputs of candidates: the adapter; the base and unlabelled inputs, which `kl:` needs; the seed."""
+    """The inputs for making candidates. `kl:` candidates also need `base`, and `calibrate` with unlabelled inputs."""
 
     adapter: Path
     base: PathLike | None
@@ -34,14 +37,16 @@ class Making(NamedTuple):
 
 
 def default_names(adapter: Path, *, calibrated: bool) -> list[str]:
-    """The audit's suggestion, a half and a quarter of the rank, and with inputs to calibrate on two sizes by KL."""
+    """The default candidates: the audit's suggestion, 1/2 and 1/4 of the rank, and two limits of KL if calibrated."""
     rank = max((module.r for module in open_adapter(adapter)[1].modules), default=1)
     ranks = [k for k in dict.fromkeys((rank // 2, rank // 4)) if k >= 1]
     return ["p90", *(f"svd:{k}" for k in ranks), *(DEFAULT_KL if calibrated else ())]
 
 
-def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Entrant], list[str]]:
-    """The candidates by those names, beside the three that are always there; and notes on what is left out.
+def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Contender], list[str]]:
+    """Make the candidates with these names, without the three that every bench has, and return them.
+
+    The second result are notes on candidates that are left out because they equal another.
 
     Raises:
         GradienceError: a name is not known, or a candidate cannot be made.
@@ -56,12 +61,12 @@ def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Entra
             notes.append(f"{name} is left out: it is the same adapter as {seen.get(digest, FULL)}")
             continue
         seen[digest] = name
-        found.append(Entrant(name, "candidate", folder, _words(name)))
+        found.append(Contender(name, "candidate", folder, _words(name)))
     return found, notes
 
 
 def _recipe(name: str, making: Making) -> dict[str, Any] | Path:
-    """Options of `resize_adapter`, or a folder that is there already."""
+    """The options of `resize_adapter` for a candidate's name, or the adapter's folder that the name gives."""
     kind, _, value = name.partition(":")
     if name == "p90":
         return {"like_suggested": True}
@@ -95,7 +100,7 @@ def _resized(store: Store, name: str, options: dict[str, Any], source: str, maki
 
 
 def _is_as_large(folder: Path, adapter: Path) -> bool:
-    """Whether a cut has left every rank as it was."""
+    """Whether the candidate in `folder` has the same ranks as the adapter."""
     ranks = [{m.name: m.r for m in open_adapter(place)[1].modules} for place in (folder, adapter)]
     return ranks[0] == ranks[1]
 
@@ -115,17 +120,17 @@ def _words(name: str) -> str:
 def retrained(
     store: Store, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: Options
 ) -> tuple[Entry, list[str]]:
-    """The entry with an adapter trained at each rank beside the truncated one of the same rank; and notes.
+    """Add to the entry, for each rank, a retrained adapter and the truncated one; return the entry and notes.
 
-    Every seed is trained and scored; the seed with the worst score stands for its rank.
+    Every seed is trained and scored. The seed with the worst score represents its rank.
 
     Args:
-        store: where the trainings are kept.
-        contest: scores them.
+        store: keeps the trained adapters.
+        contest: scores the trained adapters.
         entry: the task, with the adapter first.
-        command: trains, with {r}, {seed} and {out} filled in.
-        ranks: those asked for; without any, those that the audit suggests.
-        options: seeds, and the seconds of one training.
+        command: the training command, in which {r}, {seed} and {out} are filled in.
+        ranks: the ranks; if empty, those that the audit suggests.
+        options: the seeds, and the time limit of one training in seconds.
 
     Raises:
         GradienceError: the command fails, or leaves no adapter in {out}.
@@ -143,14 +148,16 @@ def retrained(
     worst = []
     for r in chosen:
         seeds = [
-            Entrant(f"retrain:{r} seed {seed}", "candidate", _trained(store, command, r, seed, options.timeout))
+            Contender(f"retrain:{r} seed {seed}", "candidate", _trained(store, command, r, seed, options.timeout))
             for seed in range(options.seed, options.seed + options.seeds)
         ]
         found = contest.scored(entry._replace(entrants=[entry.entrants[0], *seeds]), evaluator)
         means = [found[one.name].mean for one in seeds]
         place = means.index(min(means) if evaluator.higher_is_better else max(means))
         said = ", ".join(f"{mean:.4g}" for mean in means)
-        worst.append(Entrant(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({said})"))
+        worst.append(
+            Contender(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({said})")
+        )
     entrants = [*entry.entrants, *truncated, *worst]
     return entry._replace(entrants=entrants), notes
 
@@ -170,7 +177,10 @@ def _ranks(adapter: Path, asked: Sequence[str]) -> list[int]:
 
 
 def _trained(store: Store, command: str, rank: int, seed: int, timeout: float) -> Path:
-    """The folder of a training, which is run if it is not there; what a failed one left stays beside it."""
+    """The folder of a trained adapter. If it is missing, the training is run.
+
+    A failed training leaves its files in a folder whose name ends in `.unfinished`.
+    """
 
     def make(out: Path) -> None:
         draft = out.with_name(f"{out.name}.unfinished")

@@ -20,13 +20,12 @@ from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import TensorSource, Together, copied, planned
-from gradience.schema.compare import BenchMetric, BenchReport, Role
+from gradience.schema.compare import BenchMetric, BenchReport
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.bench.evaluators import DEFAULT_TIMEOUT, LM_EVAL, Command, Evaluator, LmEval
 from gradience.verbs.bench.judge import BASE, Contender, Task, judge, tolerance_of
-from gradience.verbs.bench.model import BuiltIn, ModelEvaluator, default_metric
 from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_hash
-from gradience.verbs.bench.trial import CONFIDENCE
+from gradience.verbs.bench.trial import CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
 from gradience.verbs.resize.plan import resizable_pairs
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, SourceFiles, provenance_of, write_adapter
@@ -122,21 +121,12 @@ class Options(NamedTuple):
     longest: int = LONGEST
 
 
-class Entrant(NamedTuple):
-    """An adapter on one task: the folder that is scored, and its role."""
-
-    name: str
-    role: Role
-    folder: Path
-    made: str = ""
-
-
 class Entry(NamedTuple):
     """A task with its data and its entrants; the first entrant is the reference."""
 
     name: str
     data: Path | None
-    entrants: Sequence[Entrant]
+    entrants: Sequence[Contender]
     judged: bool = True
 
 
@@ -148,14 +138,14 @@ class Sources(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def anchors(store: Store, adapter: Path, *, seed: int) -> list[Entrant]:
+def anchors(store: Store, adapter: Path, *, seed: int) -> list[Contender]:
     """The adapter without its update, and with its update shuffled."""
     source = adapter_digest(adapter)
     zero = store.made(BASE, {"of": source}, lambda out: write_without_update(adapter, out))
     shuffled = store.made(SHUFFLED, {"of": source, "seed": seed}, lambda out: write_shuffled(adapter, out, seed=seed))
     return [
-        Entrant(BASE, "anchor", zero, "the update zero, heads and biases kept"),
-        Entrant(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
+        Contender(BASE, "anchor", zero, "the update zero, heads and biases kept"),
+        Contender(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
     ]
 
 
@@ -280,7 +270,7 @@ def _contenders(entries: Sequence[Entry]) -> list[Contender]:
     for entry in entries:
         for one in entry.entrants:
             params = 0 if one.name == BASE else factor_params(one.folder)
-            found.setdefault(one.name, Contender(one.name, one.role, one.folder, params, one.made))
+            found.setdefault(one.name, one._replace(params=params))
     return list(found.values())
 
 

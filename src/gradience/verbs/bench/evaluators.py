@@ -26,7 +26,7 @@ import numpy as np
 
 from gradience.errors import GradienceError
 from gradience.io.reading import decode_json, open_regular
-from gradience.schema.scalars import real
+from gradience.schema import real
 from gradience.verbs.bench.store import Evaluation
 
 DEFAULT_TIMEOUT: Final = 3600.0  # seconds of one command

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
+from gradience.schema import real
 from gradience.schema.compare import BenchCandidate, BenchMetric, BenchResult, BenchTask, BenchVerdict, Outcome, Role
-from gradience.schema.scalars import real
 from gradience.spectral.grams import Floats
 from gradience.verbs.bench.store import Evaluation
 from gradience.verbs.bench.trial import Bounds, Sample, bounds, needed, sample_of, student_bounds
@@ -63,8 +63,9 @@ class Contender(NamedTuple):
     name: str
     role: Role
     folder: Path
-    params: int
     made: str = ""
+    params: int = 0
+    """Of its factors, once they were counted."""
 
 
 class Task(NamedTuple):

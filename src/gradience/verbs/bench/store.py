@@ -1,7 +1,7 @@
-"""The folder of a trial: candidates by how they were made, evaluations by what was evaluated, each whole or not there.
+"""The folder of a trial, which keeps candidates and evaluations, each complete or absent.
 
-Both are named by a hash of everything that they depend on, so that a run that was killed goes on where it stopped, and
-nothing is taken for what it is not when an adapter, the data or a command has changed.
+Both are named by a hash of everything that they depend on. So a run that was killed continues where it stopped, and a
+kept result is not used after the adapter, the data or a command has changed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from gradience.base.weights import identity
 from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small
+from gradience.schema import Real, as_float
 from gradience.schema.compare import BenchReport
-from gradience.schema.scalars import Real, as_float
 from gradience.spectral.grams import Floats
 
 REPORT_NAME: Final = "bench.json"
 _VERSION: Final = 1
 _EVALUATIONS: Final = "evaluations"
-_LARGEST: Final = 256 << 20  # bytes of an evaluation: a score takes some 40, and a test set may have a million
+_LARGEST: Final = 256 << 20  # bytes of an evaluation: a score takes about 40, and a test set may have a million
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9.-]+")
-_HASH: Final = 12  # hexadecimal digits of a hash that a name has
+_HASH: Final = 12  # hexadecimal digits of the hash in a name
 
 
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
-    """The scores of one adapter: of each example with its weight, or of each run with another seed."""
+    """The scores of one adapter, one per example with its weight, or one per run with a different seed."""
 
     unit: Literal["example", "seed"]
     scores: list[Real]
@@ -64,7 +64,7 @@ class _Document(msgspec.Struct):
 
 
 def digest_of(what: dict[str, Any]) -> str:
-    """A hash of a description."""
+    """The SHA-256 hash of a description, as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -72,17 +72,17 @@ def adapter_digest(adapter: Path) -> str:
     """A hash of an adapter's weights and config.
 
     Raises:
-        AdapterError: it cannot be read.
+        AdapterError: the adapter cannot be read.
     """
     files, opened = open_adapter(adapter)
     return identity([*([files.config] if files.config.is_file() else []), *opened.weights])
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits.
+    """The SHA-256 hash of a file's content, in hexadecimal digits.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         with open_regular(path) as stream:
@@ -93,10 +93,10 @@ def file_hash(path: Path) -> str:
 
 @contextmanager
 def refusing(name: str, advice: str) -> Iterator[None]:
-    """A block in which a candidate is made; a value that its maker refuses is an error that names the candidate.
+    """A context that turns a ValueError, raised while a candidate is made, into an error that names the candidate.
 
     Raises:
-        AdapterError: the maker raised ValueError.
+        AdapterError: the block raised ValueError.
     """
     try:
         yield
@@ -113,14 +113,14 @@ class Store:
         self.reused = 0
 
     def made(self, name: str, how: dict[str, Any], make: Callable[[Path], None]) -> Path:
-        """The folder of a candidate, made if it is not there; `make` writes it whole or not at all."""
+        """The folder of a candidate, which `make` writes if it is missing, complete or not at all."""
         place = self.folder / "candidates" / f"{slug(name)}-{digest_of(how)[:_HASH]}"
         if not place.is_dir():
             make(place)
         return place
 
     def evaluation(self, name: str, of: dict[str, Any], evaluate: Callable[[], Evaluation]) -> Evaluation:
-        """The evaluation described by `of`: as it was kept, else run now and kept."""
+        """The evaluation that `of` describes: the kept one, or else the result of `evaluate`, which is then kept."""
         place = self.folder / _EVALUATIONS / f"{slug(name)}-{digest_of(of)[:_HASH]}.json"
         kept = _read(place, of)
         if kept is not None:
@@ -133,17 +133,17 @@ class Store:
         return found
 
     def keep_report(self, document: str) -> None:
-        """Write the report, in place of an earlier one."""
+        """Write the report, and replace an earlier one."""
         with atomic_file(self.folder / REPORT_NAME, force=True) as draft:
             draft.write_text(document + "\n", encoding="utf-8")
 
 
 @contextmanager
 def opened_store(folder: Path) -> Iterator[Store]:
-    """The store in a folder, for one process at a time.
+    """A context that yields the store in a folder. Only one process at a time can use it.
 
     Raises:
-        OutputError: the folder holds something else, cannot be written to, or another process is using it.
+        OutputError: the folder holds something else, cannot be written to, or is in use by another process.
     """
     try:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / _EVALUATIONS).is_dir():
@@ -158,7 +158,7 @@ def opened_store(folder: Path) -> Iterator[Store]:
 
 
 def slug(name: str) -> str:
-    """A name as a part of a file's name.
+    """The name reduced to characters that are safe in a file name.
 
     >>> slug("linear:0.5,0.5")
     'linear-0.5-0.5'
@@ -167,7 +167,7 @@ def slug(name: str) -> str:
 
 
 def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
-    """A kept evaluation; None if it is missing, of something else, or damaged: it is then run again."""
+    """The kept evaluation, or None if it is missing, damaged, or described differently. It is then run again."""
     if not place.is_file():
         return None
     try:
@@ -178,15 +178,15 @@ def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
 
 
 def report_path(path: Path) -> Path:
-    """The report in a trial's folder; any other path is that of a report."""
+    """The path of the report in a trial's folder. A path that is no folder is returned as it is."""
     return path / REPORT_NAME if path.is_dir() else path
 
 
 def read_report(path: Path) -> BenchReport:
-    """The report in a trial's folder, or in a file of one.
+    """Read a bench's report from the trial's folder or from the report's file.
 
     Raises:
-        GradienceError: it is missing, or not a report of a bench.
+        GradienceError: the report is missing, or is not a report of a bench.
     """
     place = report_path(path)
     try:

@@ -23,6 +23,7 @@ from gradience.configs.training import (
     read_training_object,
 )
 from gradience.errors import ConfigError, RecorderError
+from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
@@ -310,7 +311,7 @@ def _held(folder: Path) -> Iterator[str]:
         return
     with os.scandir(folder) as entries:
         names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith("checkpoint-"))
+    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith(CHECKPOINT_PREFIX))
     yield from found[:_MOST_NAMES]
     if len(found) > _MOST_NAMES:
         yield f"and {len(found) - _MOST_NAMES} more"

@@ -24,10 +24,10 @@ from gradience.errors import ConfigError
 from gradience.rules import excluded_rules, judge
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
+from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
-from gradience.schema.scalars import Json, Real, real
 from gradience.verbs.check import ConfigSources, Place, judged
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from gradience.adapters import module_type
-from gradience.adapters.formats.mlx import is_embedding_layer
+from gradience.adapters.formats.foreign import is_embedding_layer
 from gradience.adapters.layout import Array, Module
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError

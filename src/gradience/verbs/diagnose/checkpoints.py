@@ -15,9 +15,9 @@ from gradience.errors import GradienceError
 from gradience.rules import Observation
 from gradience.rules.joins import Symptom
 from gradience.rules.joins.run import MID_RUN, TIED
+from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import as_float
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose.sources import CheckpointFolder, Sources
 from gradience.verbs.monitor import held_out_split

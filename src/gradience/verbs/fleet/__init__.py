@@ -21,10 +21,10 @@ from msgspec import inspect
 
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import read_small
+from gradience.schema import NonFinite, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.document import Finding, RuleGroup, by_severity
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
-from gradience.schema.scalars import NonFinite, as_float
 
 if TYPE_CHECKING:
     import pyarrow as pa

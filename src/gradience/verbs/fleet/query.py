@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gradience.errors import GradienceError
 from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
+from gradience.schema import Json
 from gradience.schema.fleet import (
     FLEET_SCHEMA_ID,
     QUERY_SCHEMA_ID,
@@ -24,7 +25,6 @@ from gradience.schema.fleet import (
     QueryColumn,
     QueryReport,
 )
-from gradience.schema.scalars import Json
 from gradience.verbs.fleet import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store, Tables
 

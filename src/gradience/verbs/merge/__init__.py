@@ -1,4 +1,4 @@
-"""The verb `merge`: adapters' files in, one adapter out, and what that cost in each module."""
+"""The verb `merge`: merge several adapters into one, and report the error in each module."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gradience.verbs.merge.pairs import (
 from gradience.verbs.sides import Matching, Side, described, matched, open_sides
 from gradience.verbs.writing import STORED, Dtype, NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
 
-_RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options, in the record
+_RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance
 
 
 def merge_adapters(
@@ -47,27 +47,28 @@ def merge_adapters(
     force: bool = False,
     progress: Progress | None = None,
 ) -> MergeReport:
-    """Merge plain PEFT LoRA adapters of one base model into one, and return what that cost in each module.
+    """Merge plain PEFT LoRA adapters of one base model into one, and return a report with the error in each module.
 
-    dW_i = s_i B_i A_i is adapter i's update, zero where it has no such module; w_i is its weight.
+    dW_i = s_i B_i A_i is adapter i's update (zero if it lacks the module), and w_i is its weight.
 
     Args:
         paths: two adapters or more. They are not changed.
         out: the folder to write; None computes the report and writes nothing.
-        method: `linear`: S = sum w_i dW_i at the rank that S has. `cat`: S with the factors side by side, rank
-            sum r_i. `svd`: the best approximation of S of the rank. `ties` (arXiv 2306.01708): the mean of w_i dW_i
-            over the adapters that agree with the sign of their sum, entry by entry, after all but the largest
-            entries were set to zero. `dare_linear`, `dare_ties` (arXiv 2311.03099): entries dropped at random and
-            the rest divided by the density, then summed, or merged as by TIES. These three are dense, one module
-            in memory at a time, and cut to the best rank.
-        weights: one per adapter; without it 1/n for sums, and 1 for the means of `ties` and `dare_ties`.
-        rank: of `svd`, `ties` and `dare_*`; without it the largest rank that an adapter has in the module.
-        density: the share of entries that is kept: 0.2 for `ties`, as in its paper; DARE has no default.
-        seed: of DARE's masks.
-        heads_from: whose heads, biases and token rows to take where they differ: A, B, ..., a name or a path.
-        dtype: of the factors; without it the adapters' own if they have one in common, else float32.
-        force: replace `out` if it is there, once the new folder is complete.
-        progress: called with (modules done, in all, the module's name).
+        method: `linear`: S = sum w_i dW_i, at the numerical rank of S. `cat`: S with the factors side by side, at rank
+            sum r_i. `svd`: the best approximation of S at `rank`. `ties` (arXiv 2306.01708): all but the largest
+            entries of each update are set to zero; each entry is then the mean of w_i dW_i over the adapters that
+            agree with the sign of their sum. `dare_linear`, `dare_ties` (arXiv 2311.03099): entries are dropped at
+            random and the rest divided by the density, then summed, or merged as by TIES. `ties` and `dare_*` form
+            dense matrices, one module in memory at a time, and cut each to its best approximation at `rank`.
+        weights: one per adapter; by default 1/n for sums, and 1 for the means of `ties` and `dare_ties`.
+        rank: the rank for `svd`, `ties` and `dare_*`; by default the largest rank of an adapter in the module.
+        density: the share of entries that is kept; by default 0.2 for `ties`, as in its paper. DARE has no default.
+        seed: the seed of DARE's masks.
+        heads_from: the adapter whose heads, biases and token rows are taken if they differ: A, B, ..., a name or a
+            path.
+        dtype: the dtype of the factors; by default the adapters' own if they share one, else float32.
+        force: replace `out` if it exists, once the new folder is complete.
+        progress: called with (modules done, modules in all, the module's name).
 
     Raises:
         AdapterError: an adapter cannot be read, is not a plain LoRA, or does not fit the others; the message says why.
@@ -106,7 +107,7 @@ def merge_adapters(
 
 
 class _Decided(NamedTuple):
-    """What is the same for the report and the files."""
+    """The decisions that both the report and the files follow."""
 
     recipe: Recipe
     stored: str

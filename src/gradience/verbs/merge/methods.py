@@ -1,7 +1,7 @@
-"""One module merged: the update that a method defines, the factors that hold it, and what these leave out.
+"""Merge one module: compute the update that a method defines, the new factors, and the factors' error.
 
-`linear` and `cat` are exact, `svd` is the best approximation of a rank, all from the factors in float64. TIES and DARE
-work on single entries, so they form each dense update in float32, one module in memory at a time.
+`linear` and `cat` are exact, and `svd` is the best approximation at a rank; all three use the factors in float64. TIES
+and DARE work on single entries, so they form each dense update in float32, for one module at a time.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from gradience.spectral.sums import (
 )
 from gradience.spectral.update import leading_part, reduced, stacked
 
-_ROWS: Final = 1024  # of a dense matrix, compared at a time
+_ROWS: Final = 1024  # rows of a dense matrix that are compared at a time
 
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
 
 
 def dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
-    """Return the update that TIES or DARE defines from the dense ones, in float64."""
+    """Return the merged update (d_out, d_in) by TIES or DARE, in float64, from the adapters' dense updates."""
     places = [place for place, module in enumerate(row) if module is not None]
     density = 1.0 if recipe.density is None else recipe.density
 
@@ -67,7 +67,7 @@ def _summed(updates: Callable[[], Iterator[Singles]]) -> Singles:
 
 
 def difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:
-    """Return the squared norm of target - b a, some rows at a time."""
+    """Return the squared Frobenius norm of target - b @ a, computed in blocks of rows."""
     a = rounded.a.astype(np.float64)
     total = 0.0
     for start in range(0, len(target), _ROWS):
@@ -80,7 +80,7 @@ Row = Sequence[Module | None]
 
 
 class Recipe(NamedTuple):
-    """A method with its options: one weight per adapter; `density` and `seed` where entries are dropped."""
+    """A method with its options. There is one weight per adapter. TIES and DARE use `density`, DARE also `seed`."""
 
     method: MergeMethod
     weights: tuple[float, ...]
@@ -97,7 +97,11 @@ class NewFactors(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Squared Frobenius norms: of the target and what is left out of it; of the plain sum and the distance to it."""
+    """Squared Frobenius norms of the target, of its part that the factors miss, of the plain sum, and of the distance.
+
+    The target is the update that the method defines. `from_plain` is the distance of the factors from the plain
+    weighted sum.
+    """
 
     target: float
     left_out: float
@@ -106,7 +110,7 @@ class Losses(NamedTuple):
 
 
 def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFactors, Losses]:
-    """Return the module's factors and what they cost. `row` holds each adapter's module, or None.
+    """Return the module's merged factors and their losses. `row` holds each adapter's module, or None.
 
     Raises:
         AdapterError: an update is not finite, or the factors do not fit the dtype.
@@ -143,7 +147,7 @@ def _refuse_broken(name: str, parts: Sequence[Part]) -> None:
 
 
 def _refuse_overflow(name: str, energy: float, parts: Sequence[Part]) -> None:
-    """Refuse a sum whose squared norm is not finite, which what is not finite in a factor makes it."""
+    """Refuse a sum whose squared norm is not finite, because of a non-finite factor or an overflow."""
     if not math.isfinite(energy):
         _refuse_broken(name, parts)
         raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
@@ -152,7 +156,7 @@ def _refuse_overflow(name: str, energy: float, parts: Sequence[Part]) -> None:
 def _merged_sum(
     name: str, parts: Sequence[Part], recipe: Recipe, dtype: np.dtype[Any], most: int
 ) -> tuple[NewFactors, Losses]:
-    """Return the factors of the weighted sum and what they cost; `most` is the largest rank of the adapters."""
+    """Return the factors of the weighted sum and their losses; `most` is the adapters' largest rank in the module."""
     with np.errstate(over="ignore", invalid="ignore"):
         grams = sum_grams(parts)
         energy = gram_norm(grams, lambda: stacked(parts))
@@ -174,14 +178,14 @@ def _refuse_unfit(name: str, b: Array, a: Array, dtype: np.dtype[Any]) -> None:
 
 
 def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
-    """Yield (b, a, w s) of each adapter that has the module."""
+    """Yield (b, a, weight * scale) of each adapter that has the module."""
     for module, weight in zip(row, weights, strict=True):
         if module is not None:
             yield (*module.load(), weight * module.scale)
 
 
 def _factors(plain: tuple[Array, Array], grams: Pair, recipe: Recipe, most: int) -> tuple[Array, Array]:
-    """Return the factors of the weighted sum: as they are, at the rank it has, or at the rank that was asked for."""
+    """Return the factors of the weighted sum: stacked (`cat`), at its numerical rank (`linear`), or cut (`svd`)."""
     held = len(plain[1])
     if recipe.method == "cat":
         return _balanced(*plain)
@@ -190,12 +194,12 @@ def _factors(plain: tuple[Array, Array], grams: Pair, recipe: Recipe, most: int)
 
 
 def _zero_update(b: Array, a: Array) -> tuple[Array, Array]:
-    """Return the factors of an update of zero."""
+    """Return factors of rank 1 of a zero update."""
     return np.zeros((len(b), 1)), np.zeros((1, a.shape[1]))
 
 
 def _balanced(b: Array, a: Array) -> tuple[Array, Array]:
-    """Return the factors with column k of b as long as row k of a, up to a power of two: no digit is lost."""
+    """Scale column k of b and row k of a to about the same norm, by powers of two so that no digit is lost."""
     step = balancing(np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1))
     return b * step, a / step[:, None]
 

@@ -18,6 +18,7 @@ from gradience.rules.log import DETECTED, detect
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
 from gradience.rules.log.story import line_of, story_parts
 from gradience.rules.objective import has_perplexity
+from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
 from gradience.schema.events import ConfigSnapshot, EvalMetrics
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
@@ -27,7 +28,6 @@ from gradience.schema.reports import (
     SignalSummary,
     TrainSummary,
 )
-from gradience.schema.scalars import MAX_INT, NonFinite, as_float, number_in, real
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import Column, RunSeries
 from gradience.verbs.monitor.source import Source, open_source

@@ -18,6 +18,7 @@ from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import objective_of
+from gradience.schema import Json, number_in, real
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,
@@ -28,7 +29,6 @@ from gradience.schema.compare import (
 )
 from gradience.schema.document import FindingRef
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import Json, number_in, real
 from gradience.verbs.monitor import held_out_of, held_out_split, report_of
 from gradience.verbs.monitor.source import names_of, open_source, runs_in
 

@@ -22,9 +22,9 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import refuse_summary
 from gradience.io.reading import open_raw, open_regular
 from gradience.rules.log.facts import KEPT
+from gradience.schema import SCHEMA_PREFIX, as_float
 from gradience.schema.events import Event, TrainStep, UnknownEvent
 from gradience.schema.reports import SourceLocation
-from gradience.schema.scalars import SCHEMA_PREFIX, as_float
 from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode_known, parse
 from gradience.telemetry.reader import RunSummary, TelemetryReader
 from gradience.telemetry.series import Column, RunSeries

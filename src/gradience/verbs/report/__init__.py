@@ -1,8 +1,8 @@
-"""The verb ``report``: a run, its config and its adapter in one file that can be passed on.
+"""The verb ``report``: describe a run, its config and its adapter in one file that can be passed on.
 
-The file is an HTML page or Markdown, by its suffix. It is written whole or not at all, and a name that is taken is
-refused before any work. Only the page needs matplotlib, which the extra `report` installs. A fleet, and the curves of
-several runs, have pages of the same kind.
+The file is an HTML page or Markdown, depending on its suffix. It is written whole or not at all, and an existing file
+is refused before any work. Only the HTML page needs matplotlib, which the extra `report` installs. This module also
+writes pages for a fleet and for the curves of several runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
 from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:
-    # reading sources needs numpy, and JAX for weights: `gradience report --help` does not
+    # Reading sources imports numpy, and JAX for weights, which `gradience report --help` does not need.
     from gradience.render.html import Story
     from gradience.verbs.diagnose.sources import Sources
 
@@ -30,10 +30,10 @@ _SUFFIXES: Final[dict[str, ReportFormat]] = {".html": "html", ".htm": "html", ".
 
 
 def format_of(out: Path) -> ReportFormat:
-    """The format of a file by its suffix.
+    """The format of a file, by its suffix.
 
     Raises:
-        OutputError: it is the suffix of no format.
+        OutputError: no format has this suffix.
     """
     found = _SUFFIXES.get(out.suffix.lower())
     if found is None:
@@ -42,10 +42,10 @@ def format_of(out: Path) -> ReportFormat:
 
 
 def check_format(kind: ReportFormat) -> None:
-    """Do nothing if the format can be written.
+    """Refuse a format that cannot be written.
 
     Raises:
-        GradienceError: it is HTML, and matplotlib is not installed.
+        GradienceError: the format is HTML, and matplotlib is not installed.
     """
     if kind == "html" and find_spec("matplotlib") is None:
         raise GradienceError(
@@ -68,7 +68,7 @@ def write_report(
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
-    """Write a report, whole or not at all, and return what it was made from.
+    """Write a report, whole or not at all, and return the data in it.
 
     Args:
         path: the folder of a run, which is searched for log, adapter and configuration; or a log.
@@ -76,18 +76,17 @@ def write_report(
         adapter: the adapter, if it is not in the folder: its own folder or its weights file.
         config: the configuration, if it is not in the folder: anything that `check_config` reads.
         base: the base model of the adapter, as `audit_adapter` takes it.
-        task: what was trained (`sst2`, `sft`, `dpo`, ...), for the rules about the configuration.
-        compare: other adapters to compare this one with, by their weights; or a run's folder, whose checkpoints are
+        task: the task of the training (`sst2`, `sft`, `dpo`, ...), for the rules about the configuration.
+        compare: other adapters whose weights are compared with this one's; or a run's folder, whose checkpoints are
             compared as a series.
         bench: the folder of a bench, or its bench.json.
-        against: a fleet, as `audit_fleet` writes it, in which to say where the adapter stands.
-        kind: `html` (one page without script or network; needs matplotlib) or `md` (short, for a pull request); by the
-            suffix if None.
-        force: replace the file if it is there.
+        against: a fleet that `audit_fleet` wrote; the report then says where the adapter stands in it.
+        kind: `html` (one page without script or network; needs matplotlib) or `md` (short, for a pull request); None
+            decides by the suffix.
+        force: replace the file if it exists.
 
     Raises:
-        GradienceError: a source cannot be read, the file cannot be written or is there already, or matplotlib is
-            missing.
+        GradienceError: a source cannot be read, the file cannot be written or exists already, or matplotlib is missing.
     """
     from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # see TYPE_CHECKING
 
@@ -109,7 +108,7 @@ def write_sources(
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
-    """Write a report on sources that were found, as `write_report` does."""
+    """Write a report on sources that are already found. The arguments are those of `write_report`."""
     from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # see TYPE_CHECKING
 
     chosen = kind or format_of(out)
@@ -128,7 +127,7 @@ def _write(draft: Path, out: Path, text: str) -> None:
 
 
 def report_text(story: Story, kind: ReportFormat) -> str:
-    """The report in a format, without the secrets that other programs left in what it was made from."""
+    """The report as text in a format, with secrets masked that other programs left in its sources."""
     story = hide_in(story)
     if kind == "html":
         from gradience.render.html.page import report_html  # noqa: PLC0415  # matplotlib
@@ -140,7 +139,7 @@ def report_text(story: Story, kind: ReportFormat) -> str:
 
 
 def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, force: bool) -> None:
-    """Write the page about a fleet, or with the curves of runs, whole or not at all.
+    """Write the HTML page of a fleet, or of the curves of several runs, whole or not at all.
 
     Raises:
         GradienceError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""What a report is made from: a diagnosis of a run, the rows behind it, a comparison, and the files that were read."""
+"""Gather the data of a report: a run's diagnosis, its logged rows, a comparison, a bench, and the files read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradience.base.weights import find_shards
 from gradience.errors import GradienceError
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
-from gradience.io import PathLike
+from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.reading import real_path
 from gradience.render import short_path
 from gradience.render.html import FileRead, Story
@@ -26,7 +26,7 @@ from gradience.schema.diagnose import DiagnoseReport
 from gradience.verbs.diagnose import judge_sources
 from gradience.verbs.diagnose.sources import Read, Sources, read_sources
 
-_ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank
+_ALL_VALUES: Final = 4096  # singular values kept per module, which is more than any adapter's rank
 
 
 def build_story(
@@ -38,12 +38,18 @@ def build_story(
     bench: PathLike | None = None,
     against: PathLike | None = None,
 ) -> Story:
-    """The story of a run from sources that were found, with its adapter beside those to compare it with, and a bench.
+    """Build the data of a report from sources that are already found.
 
-    With `against`, a fleet, the audit says where the adapter stands in it.
+    Args:
+        sources: the run's log, adapter and configuration, as far as it has them.
+        base: the base model of the adapter.
+        task: the task of the training, for the rules about the configuration.
+        compare: other adapters to compare with, or one folder of checkpoints.
+        bench: the folder of a bench, or its bench.json.
+        against: a fleet; the audit then says where the adapter stands in it.
 
     Raises:
-        GradienceError: none of the sources can be read, or one to be compared cannot.
+        GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
     """
     measured, benched = (None, []) if bench is None else _measured(Path(bench))
     if base is not None:
@@ -70,7 +76,7 @@ def build_story(
 
 
 def _without_folders(report: DiagnoseReport) -> DiagnoseReport:
-    """The diagnosis with paths in its reasons cut to their last two parts: a report is passed on."""
+    """The diagnosis with paths in its reasons shortened by `short_path`, because a report is passed on to others."""
     paths = [source.path for source in report.sources if source.path is not None]
 
     def short(reason: str) -> str:
@@ -86,12 +92,12 @@ def _without_folders(report: DiagnoseReport) -> DiagnoseReport:
 
 
 def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdaptersReport:
-    """The run's adapter beside others; or the checkpoints in a folder as a series, if it is the only one given.
+    """Compare the run's adapter with others; or, if only a folder of checkpoints is given, those as a series.
 
     Raises:
         GradienceError: there is nothing to compare, or an adapter cannot be read.
     """
-    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # imports jax: a log alone does without
+    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # imports JAX, which a log does not need
 
     given = [Path(other) for other in others]
     if len(given) == 1 and _holds_checkpoints_only(given[0]):
@@ -107,7 +113,7 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
 
 def _holds_checkpoints_only(folder: Path) -> bool:
     own = any((folder / name).is_file() for name in WEIGHT_NAMES)
-    return folder.is_dir() and not own and any(folder.glob("checkpoint-*"))
+    return folder.is_dir() and not own and any(folder.glob(f"{CHECKPOINT_PREFIX}*"))
 
 
 def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:
@@ -117,14 +123,14 @@ def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[
 
 
 def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
-    """What a bench measured, and its file with its role."""
+    """The report of a bench, and the report's file with its role."""
     from gradience.verbs.bench.store import read_report, report_path  # noqa: PLC0415  # the same
 
     return read_report(bench), [("bench", report_path(bench))]
 
 
 def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
-    """The files, each once, by the first role it was read in."""
+    """The files that exist, each once, with the first of its roles."""
     found: dict[str, tuple[str, Path]] = {}
     for role, path in roles:
         if path.is_file():
@@ -136,7 +142,7 @@ def _roles(sources: Sources, read: Read) -> Iterator[tuple[str, Path]]:
     """The files that the sources were read from, each with its role."""
     log = sources.log.path
     if read.log and log:
-        # The log of another program is read from several files of its folder, which its importer knows.
+        # A run of another program is read from several files in its folder; its importer lists them.
         logs = read_source(log).files if is_folder(log) and is_foreign(log) else [Path(read.log.report.file)]
         yield from (("log", path) for path in logs)
     if read.audit is not None:

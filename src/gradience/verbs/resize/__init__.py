@@ -1,6 +1,6 @@
-"""The verb `resize`: an adapter's files in, a smaller adapter out, and what that cost in each module.
+"""The verb `resize`: write a copy of an adapter with lower ranks, and report the error in each module.
 
-The output is a folder that PEFT loads, or one file for kohya's format, written only after everything was decided.
+The output is a folder that PEFT loads, or one file in kohya's format. It is written only after all ranks are decided.
 """
 
 from __future__ import annotations
@@ -67,33 +67,34 @@ def resize_adapter(
     force: bool = False,
     progress: Progress | None = None,
 ) -> ResizeReport:
-    """Write a copy of a LoRA adapter whose updates have lower ranks, each the best of its rank.
+    """Write a copy of a LoRA adapter whose updates have lower ranks, each the best approximation at its rank.
 
-    Exactly one criterion is given. sigma are a module's singular values, largest first.
+    Exactly one criterion must be given. sigma are a module's singular values, largest first.
 
     Args:
-        path: the folder that PEFT saved, or its weights file; or a LoRA file of kohya's. It is not changed.
-        out: the folder (of kohya's: the .safetensors file) to write; None computes the report and writes nothing.
-        rank: k = N for every module that has more.
+        path: the folder that PEFT saved, or its weights file; or a LoRA file in kohya's format. It is not changed.
+        out: the folder (for kohya's format the .safetensors file) to write; None computes the report only.
+        rank: k = `rank` for every module that has more.
         energy: least k with sum_{i<=k} sigma_i^2 >= energy * sum sigma_i^2.
         rel_error: least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= rel_error.
-        max_mb: the weights file has at most so many megabytes (10^6 bytes); ranks spread for most sigma^2 kept.
-        max_params: the factors have at most so many parameters; spread likewise.
+        max_mb: the largest size of the weights file in megabytes (10^6 bytes); ranks are chosen to keep most sigma^2.
+        max_params: the largest number of parameters in the factors; ranks are chosen likewise.
         like_suggested: each module at the rank that the audit suggests for it (`suggest_per_layer`).
         sv_ratio: k = the number of sigma_i > sigma_1 / sv_ratio.
         sv_fro: least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= sv_fro.
         sv_cumulative: least k with sum_{i<=k} sigma_i / sum sigma_i >= sv_cumulative.
-        kl: with inputs: the fewest pieces whose measured KL from the whole adapter is within KL, nats per prediction.
-        calibrate: inputs without labels, by which pieces are chosen over all modules at once for what they do to the
-            outputs: for `kl`, or within `rank` (the parameters of that rank everywhere), `max_params` or `max_mb`.
-        calibrate_tokens: the same as token ids.
-        pieces: of calibration: `two-sided`, or the weights' own by `svd`.
-        seed: of calibration: which inputs, which labels are drawn.
-        dtype: of the new factors; without it they keep theirs.
+        kl: the fewest pieces whose KL divergence from the whole adapter, measured on the calibration inputs, is at most
+            `kl` nats per prediction.
+        calibrate: inputs without labels. Pieces are chosen over all modules at once by their effect on the outputs: for
+            `kl`, or within `rank` (the parameters of that rank everywhere), `max_params` or `max_mb`.
+        calibrate_tokens: the calibration inputs as token ids.
+        pieces: the pieces that calibration chooses from: `two-sided`, or those of the weights alone (`svd`).
+        seed: the seed of calibration, for the choice of inputs and the drawn labels.
+        dtype: the dtype of the new factors; None keeps the old one.
         base: the base model, which DoRA and calibration need: a folder, or organisation/name in the hub's cache.
-        adapter_config: a config elsewhere than beside the weights.
-        weights: a weights file of another name.
-        force: replace `out` if it is there, once the new folder is complete.
+        adapter_config: the config, if it is not beside the weights.
+        weights: the weights file, if it has an unusual name.
+        force: replace `out` if it exists, once the new folder is complete.
         progress: called with (modules done, modules in all, the module's name) while the folder is written.
 
     Raises:
@@ -130,7 +131,7 @@ def resize_adapter(
     else:
         plan = plan_by_outputs(calibrate_adapter(files, adapter, asked, progress=progress), target, dtype=stored)
         if progress is not None:
-            progress(1, 1, "measured")  # a bar that stands is taken away
+            progress(1, 1, "measured")  # removes a progress bar that is still shown
     config = None if is_kohya else new_config(raw_config(files.config), plan)
     report = _report(path, files, adapter, target, plan, dtype=dtype, config=config)
     if out is None:
@@ -157,7 +158,7 @@ def _report(
     dtype: Dtype | None,
     config: NewConfig | None,
 ) -> ResizeReport:
-    """The report of a plan; `config` is that of the new folder, None of kohya's one file."""
+    """The report of a plan; `config` is the new folder's config, or None for a file in kohya's format."""
     return ResizeReport(
         source=str(path),
         criterion=target.criterion,
@@ -188,10 +189,10 @@ def _asked(
     pieces: PiecesOf,
     seed: int,
 ) -> Asked | None:
-    """Return what calibration needs, or None without it.
+    """Return the options of calibration, or None without calibration.
 
     Raises:
-        ValueError: one of them is missing, given twice, or of no use for the criterion.
+        ValueError: an option is missing or given twice, or the criterion does not use calibration.
     """
     inputs = texts if texts is not None else token_ids
     if inputs is None:
@@ -212,9 +213,9 @@ def _asked(
 
 
 def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, force: bool) -> None:
-    """Write the file with its metadata kept, rank and alpha in it brought up to date, and a short record added.
+    """Write a file in kohya's format. It keeps the metadata, with rank and alpha updated and a provenance record added.
 
-    Ranks that differ between modules are `Dynamic`, as sd-scripts writes them.
+    If ranks differ between modules, rank and alpha are `Dynamic`, as in sd-scripts.
 
     Raises:
         OutputError: the name does not end in .safetensors, exists, or cannot be written.
@@ -233,7 +234,7 @@ def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record
 
 
 def _with_progress(tensors: list[PlannedTensor], progress: Progress | None) -> list[PlannedTensor]:
-    """Return the tensors, each of which reports progress when it is loaded to be written."""
+    """Return the tensors, changed so that each reports progress when it is loaded."""
     if progress is None:
         return tensors
 
@@ -248,7 +249,7 @@ def _with_progress(tensors: list[PlannedTensor], progress: Progress | None) -> l
 
 
 def _left_behind(files: AdapterFiles) -> list[str]:
-    """Return a note on what else lies in the adapter's folder, where it is one as PEFT saves it."""
+    """Return a note on the other files in the adapter's folder, if it is a folder that PEFT saved."""
     if not files.config.is_file():
         return []
     read = {files.config.name, PROVENANCE_NAME, *(file.name for file in weight_files(files))}

@@ -1,10 +1,10 @@
-"""The rank that a criterion gives a module by its singular values, and its factors cut to a rank.
+"""Choose a module's rank by its singular values, and cut its factors to a rank.
 
-The `sv_*` criteria are those of sd-scripts' networks/resize_lora.py, by its names.
+The `sv_*` criteria are those of sd-scripts' networks/resize_lora.py, under the same names.
 
-A pair is cut when the first of its tensors is to be written. A plain one becomes the best approximation of its rank
-(Eckart and Young). DoRA's magnitudes are relative to norm(W + s B A), so a DoRA pair is cut against the base and its
-magnitudes are fitted anew by least squares.
+A pair is cut when the first of its tensors is written. A plain pair becomes the best approximation at its rank (Eckart
+and Young). DoRA's magnitudes are relative to norm(W + s B A), so a DoRA pair is cut against the base weight, and its
+magnitudes are fitted again by least squares.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _RANGES: Final[dict[Criterion, tuple[Callable[[float], bool], str]]] = {
 }
 
 _HALF: Final = ("BF16", "F16")
-_TILE: Final = 1 << 20  # elements of W in float64 at a time
+_TILE: Final = 1 << 20  # elements of W that are held in float64 at a time
 
 
 class Target(NamedTuple):
@@ -52,15 +52,15 @@ class Target(NamedTuple):
 
 
 def target_of(given: dict[str, Any]) -> Target:
-    """Return the one criterion that is given; None and False stand for one that is not.
+    """Return the only criterion that is given. None and False mean that a criterion is not given.
 
     Raises:
-        ValueError: none or several are given, or the number is out of its range.
+        ValueError: no criterion or several are given, or the number is out of its range.
     """
     found = [
         (name, value)
         for name in get_args(Criterion)
-        if (value := given.get(name)) is not None and value is not False  # a number 0.0 is given, and equals False
+        if (value := given.get(name)) is not None and value is not False  # `is`, because a given 0.0 equals False
     ]
     if len(found) != 1:
         named = ", ".join(name for name, _ in found) or "none"
@@ -75,9 +75,9 @@ def target_of(given: dict[str, Any]) -> Target:
 
 
 def module_rank(target: Target, sigma: Floats) -> int:
-    """Return the rank that a criterion of single modules gives one of them, at least 1 and at most its own.
+    """Return the rank of one module by a criterion that looks at modules singly: at least 1, at most its own rank.
 
-    `sigma` are the module's singular values, largest first; one that is zero gets 1, or `rank`.
+    `sigma` holds the module's singular values, largest first. For a zero update the rank is 1, except by `rank`.
     """
     r = len(sigma)
     if target.criterion == "rank":
@@ -90,13 +90,13 @@ def module_rank(target: Target, sigma: Floats) -> int:
 
 
 def _reaching(shares: Floats, least: float) -> int:
-    """Return the least k whose cumulative sum reaches the share of the total, but for the sum's own rounding."""
+    """Return the least k whose first k entries sum to the share `least` of the total, up to the sum's rounding."""
     slack = 1.0 - len(shares) * np.finfo(np.float64).eps
     return int(np.argmax(np.cumsum(shares) >= least * np.sum(shares) * slack)) + 1
 
 
 def _within(s: Floats, error: float) -> int:
-    """Return the least k with sqrt(sum_{i>k} sigma^2 / sum sigma^2) <= error; tails are summed from the small end."""
+    """Return the least k with sqrt(sum_{i>k} s_i^2 / sum s_i^2) <= error. Tails are summed from the small end."""
     tails = np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0)
     return int(np.argmax(np.sqrt(tails / tails[0]) <= error))
 
@@ -111,16 +111,19 @@ _RULES: Final[dict[str, Callable[[Floats, float], int]]] = {
 
 
 class Priced(NamedTuple):
-    """A group: gains[k] is what rank k + 1 adds to the sum of sigma^2, not increasing; cost is of one rank."""
+    """The price list of a group: gains[k] is what rank k + 1 adds to the sum of sigma^2, and cost is that of one rank.
+
+    The gains do not increase. The cost is in the unit of the budget.
+    """
 
     gains: npt.NDArray[np.float64]
     cost: int
 
 
 def ranks_within(groups: Mapping[str, Priced], budget: int) -> dict[str, int] | None:
-    """Return a rank from 1 for each group, or None where the budget does not hold rank 1 of all.
+    """Return a rank of at least 1 for each group, or None if the budget is too small for rank 1 in all groups.
 
-    A direction of no gain is not bought.
+    The budget is spent greedily on the rank with the largest gain per cost. A rank without gain is not bought.
     """
     left = budget - sum(group.cost for group in groups.values())
     if left < 0:
@@ -132,7 +135,7 @@ def ranks_within(groups: Mapping[str, Priced], budget: int) -> dict[str, int] | 
         _, name = heapq.heappop(heap)
         group = groups[name]
         if group.cost > left:
-            continue  # a later rank of this group would not fit either
+            continue  # further ranks of this group cost the same, so they would not fit either
         left -= group.cost
         ranks[name] += 1
         if (entry := _next(name, group, ranks[name])) is not None:
@@ -147,10 +150,10 @@ def _next(name: str, group: Priced, rank: int) -> tuple[float, str] | None:
 
 
 class Job(NamedTuple):
-    """A pair and the rank that it gets, 0 to leave it out; the base, for DoRA.
+    """A pair and its new rank, or 0 to leave the pair out. `base` is needed for DoRA only.
 
-    `best` are each module's maps to its best factors, in the file's orientation, None where QR must decide. With `maps`
-    the new factors are b @ left and right @ a of the file's own, else the best of the rank.
+    `best` holds each module's maps to its best factors, in the file's orientation; None means that QR is needed. If
+    `maps` is given, the new factors are b @ left and right @ a, else the best approximation at the rank.
     """
 
     pair: StoredPair
@@ -166,19 +169,19 @@ class Job(NamedTuple):
 
     @property
     def magnitude(self) -> str | None:
-        """The tensor of DoRA's magnitudes."""
+        """The name of the tensor with DoRA's magnitudes, or None."""
         return self.pair.first.keys.get("lora_magnitude_vector")
 
     @property
     def alpha(self) -> str | None:
-        """The tensor of the module's own alpha, which kohya's files have."""
+        """The name of the tensor with the module's alpha, which kohya's files have, or None."""
         return self.pair.first.keys.get("alpha")
 
 
 def planned_file(source: TensorSource, jobs: Iterable[Job], *, dtype: str | None = None) -> list[PlannedTensor]:
-    """Return the tensors of the new file in the old one's order: pairs at their ranks, all others as they are.
+    """Return the tensors of the new file, in the order of the old one: pairs at their new ranks, all others copied.
 
-    `dtype`, by safetensors' name, is of the new factors; None keeps theirs.
+    `dtype` is that of the new factors, by safetensors' name; None keeps the old one.
 
     Raises:
         AdapterError: factors of 8 bits would be rounded to 8 bits again.
@@ -199,7 +202,10 @@ def planned_file(source: TensorSource, jobs: Iterable[Job], *, dtype: str | None
 
 
 def _marked(tensors: Iterable[PlannedTensor], together: Mapping[str, int]) -> Iterator[PlannedTensor]:
-    """Yield the tensors, the later of the two of a number as one that comes with another."""
+    """Yield the tensors, with `with_another` set on the later tensor of each pair.
+
+    `together` maps a tensor's name to the number of its pair.
+    """
     begun: set[int] = set()
     for tensor in tensors:
         place = together.get(tensor.name)
@@ -208,7 +214,7 @@ def _marked(tensors: Iterable[PlannedTensor], together: Mapping[str, int]) -> It
 
 
 def _unchanged(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, PlannedTensor]:
-    """Return the factors of a pair of unchanged rank whose dtype changes."""
+    """Return those factors of a pair of unchanged rank whose dtype changes."""
     layout = job.pair.layout
     names = [name for name in (layout.a_name, layout.b_name) if dtype not in {None, source.tensors[name].dtype}]
     return {name: _cast(source, name, partial(source.read, name), dtype=dtype) for name in names}
@@ -243,7 +249,7 @@ def _cast(
     dtype: str | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> PlannedTensor:
-    """Return a tensor of the file with new data, cast to the dtype or refused where that cannot hold them."""
+    """Return a tensor of the file with new data, cast to the dtype. Data that overflow the dtype are refused."""
     kind = dtype or source.tensors[name].dtype
     sizes = source.tensors[name].shape if shape is None else shape
 
@@ -259,7 +265,7 @@ def _cast(
 
 
 def _new_factors(source: TensorSource, job: Job, *, half: bool) -> dict[str, Array]:
-    """Return a pair's new tensors by name; float32 products do where they will be stored in 16 bits."""
+    """Return a pair's new tensors by name. If they are stored in 16 bits (`half`), float32 products are enough."""
     layout = job.pair.layout
     if job.magnitude is not None:
         fit = refit_of(source, job)
@@ -271,11 +277,14 @@ def _new_factors(source: TensorSource, job: Job, *, half: bool) -> dict[str, Arr
 
 
 def _reduced(job: Job, b: Array, a: Array, best: Maps | None, *, half: bool) -> tuple[Array, Array]:
-    """Return (b', a'); of a zero update, a B of zeros and the first rows of A, the other way round if A is zero."""
+    """Return the new (b, a) of one module.
+
+    For a zero update they are zeros and the first rows of a; if a is zero, they are the first columns of b and zeros.
+    """
     rank, maps = job.rank, job.maps
     if maps is not None:
         return b.astype(np.float64) @ maps.left, maps.right @ a.astype(np.float64)
-    scale = job.pair.first.scale or 1.0  # at alpha 0 the product is cut all the same
+    scale = job.pair.first.scale or 1.0  # if alpha is 0, the product b @ a is cut as it is
     new_b, new_a = reduced(b, a, scale, rank, maps=best, half=half)
     if new_b.any():
         return new_b, new_a
@@ -285,12 +294,12 @@ def _reduced(job: Job, b: Array, a: Array, best: Maps | None, *, half: bool) -> 
 
 
 def _stack(arrays: Sequence[Array]) -> Array:
-    """Return the arrays as one with a further axis in front; of a single one no copy."""
+    """Return the arrays stacked along a new first axis. A single array is not copied."""
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 class Refit(NamedTuple):
-    """New factors and magnitudes, and the squared norms of what they miss and of the update itself."""
+    """New factors and magnitudes, with the squared Frobenius norms of their error and of the whole update."""
 
     b: Floats
     a: Floats
@@ -300,10 +309,10 @@ class Refit(NamedTuple):
 
 
 def refit_of(source: TensorSource, job: Job) -> Refit:
-    """Return a DoRA module at its rank, fitted to the base.
+    """Return a DoRA module at its new rank, fitted to the base weight.
 
     Raises:
-        AdapterError: there is no base, or it does not fit.
+        AdapterError: the base is missing, or does not fit.
     """
     module, layout = job.pair.first, job.pair.layout
     if job.base is None or job.magnitude is None:
@@ -327,17 +336,17 @@ def refit_of(source: TensorSource, job: Job) -> Refit:
 
 
 def refitted(w: Array, b: Array, a: Array, magnitude: Array, *, scale: float, rank: int) -> Refit:
-    """Return the module at that rank; w (d_out, d_in) is the base weight, an output a row, magnitude (d_out,).
+    """Return a DoRA module at a rank, for the base weight w (d_out, d_in) and the magnitude (d_out,).
 
-    DoRA's weight has rows m_i v_i / norm(v_i) with V = W + s B A. The new V' minimises the error of s B A in rows
-    weighted by m_i / norm(v_i); each new magnitude is then the least squares fit of row i of V' to the old weight's.
+    DoRA's weight has rows m_i v_i / norm(v_i) with V = W + s B A. The new V' minimises the error of s B A, with row i
+    weighted by m_i / norm(v_i). Each new magnitude is then the least squares fit of row i of V' to the old weight's.
     """
     m = magnitude.astype(np.float64).reshape(-1)
     b, a = b.astype(np.float64), a.astype(np.float64)
     norms = np.concatenate([np.linalg.norm(v, axis=1) for _, _, v in _rows(w, b, a, scale)])
     weights = m / np.where(norms > 0.0, norms, 1.0)
     new_b, new_a = reduced(weights[:, None] * b, a, scale, rank)
-    new_b = new_b / np.where(weights != 0.0, weights, np.inf)[:, None]  # a row of weight 0 is 0 whatever B says
+    new_b = new_b / np.where(weights != 0.0, weights, np.inf)[:, None]  # a row with weight 0 is 0 for any B
     fitted = np.zeros_like(m)
     lost = energy = 0.0
     new_rows = _rows(w, new_b, new_a, scale)
@@ -352,7 +361,7 @@ def refitted(w: Array, b: Array, a: Array, magnitude: Array, *, scale: float, ra
 
 
 def _rows(w: Array, b: Floats, a: Floats, scale: float) -> Iterator[tuple[slice, Floats, Floats]]:
-    """Yield (rows, W there, V there) in float64, some rows at a time."""
+    """Yield (slice of rows, these rows of W, these rows of V) in float64, in blocks of rows."""
     count = max(1, _TILE // w.shape[1])
     for start in range(0, len(w), count):
         span = slice(start, min(start + count, len(w)))

@@ -1,7 +1,7 @@
-"""Find the logs of many runs, read each once into a store of open files, and list, compare and query them.
+"""Find the logs of many runs, read each once into a store of files in open formats, and list, compare and query them.
 
-`collect` reads them. This module holds the queries: a list with columns, order and condition, a summary, the best by a
-metric, SQL, and curves.
+`collect` finds and reads the logs. This file has the queries: a list with columns, order and condition; a summary; the
+best runs by a metric; SQL; and curves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
+from gradience.schema import as_float, number_in
 from gradience.schema.fleet import (
     RUNS_BEST_SCHEMA_ID,
     RUNS_CURVES_SCHEMA_ID,
@@ -28,7 +29,6 @@ from gradience.schema.fleet import (
     RunsShowReport,
     UnreadLog,
 )
-from gradience.schema.scalars import as_float, number_in
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.query import Named, opened, select
 from gradience.verbs.fleet.store import Store
@@ -80,7 +80,7 @@ def list_runs(
     """List the runs, one row each.
 
     Args:
-        store: from `collect_runs`.
+        store: the store that `collect_runs` returned.
         columns: names of columns of `runs`.
         where: a condition in SQL, such as `r = 8 and status = 'ok'`.
         sort: a column; with a minus before it, largest first. Runs without a value come last.
@@ -110,7 +110,7 @@ def show_runs(store: Store, *, top: int = 10) -> RunsShowReport:
     """Counts over all runs, and the logs that could not be read.
 
     Args:
-        store: from `collect_runs`.
+        store: the store that `collect_runs` returned.
         top: how many unread logs to name.
     """
     with opened(store) as base:
@@ -143,11 +143,11 @@ def _counted(base: DuckDBPyConnection, value: str, table: str) -> list[Counted]:
 
 
 def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | None = None) -> RunsBestReport:
-    """The best run of each group by its best logged value of a metric.
+    """The best run of each group. A run counts by its best logged value of a metric.
 
     Args:
-        store: from `collect_runs`.
-        metric: split and name, such as `eval/accuracy`; `train/loss` is that of training rows.
+        store: the store that `collect_runs` returned.
+        metric: split and name, such as `eval/accuracy`; `train/loss` is the loss of training rows.
         by: a column of `runs` to group by; None for the best of all.
         goal: whether less or more is better; by default less for losses, perplexities and errors.
 
@@ -188,15 +188,15 @@ def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | 
 
 
 def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport:
-    """One metric of each run, by rising step; for a step that was logged again, the last value.
+    """One metric of each run, by rising step. If a step was logged twice, the last value counts.
 
     Args:
-        paths: logs, folders of a run, or folders of runs; of a log with several runs the last is taken.
+        paths: logs, folders of a run, or folders of runs. From a log with several runs the last run is taken.
         metric: split and name, such as `eval/accuracy`; `train/loss`, `train/lr` and `train/grad_norm` are columns of
-            training rows. Without a split, `train`.
+            training rows. The default split is `train`.
 
     Raises:
-        RecorderError: a path cannot be read, no run has the metric, or there are more than 26.
+        RecorderError: a path cannot be read, no run has the metric, or there are no runs or more than 26.
     """
     places = [place for path in paths for place in runs_in(path)]
     if not 0 < len(places) <= MOST_CURVES:

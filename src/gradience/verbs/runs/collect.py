@@ -1,7 +1,7 @@
-"""Collect the runs below some folders in a store, kept in the user's cache; only logs that have changed are read again.
+"""Collect the runs below some folders into a store in the user's cache. Only logs that have changed are read again.
 
-A run is a run.jsonl, or the folder or file that another program's run wrote. A run's rows in the store are the summary
-that monitor gives, its training rows, its evaluations and its findings.
+A run is a run.jsonl, or the folder or file that another program's run wrote. The store has for each run the summary
+that monitor gives, the training rows, the evaluations and the findings.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Final
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import is_run
-from gradience.io import PathLike, cache_folder
+from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.rules.objective import objective_of
+from gradience.schema import Real, as_float, number_in
 from gradience.schema.document import by_severity, writable
 from gradience.schema.events import ConfigSnapshot, Eval
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import Real, as_float, number_in
 from gradience.spectral import cores
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet import finding_columns, number_column, version_of_rules
@@ -34,13 +34,12 @@ from gradience.verbs.fleet.store import Store, Tables
 from gradience.verbs.monitor import held_out_of, report_of
 from gradience.verbs.monitor.source import is_log, open_source
 
-_ALONE: Final = 200  # up to so many logs this process reads itself, because a worker takes a second to start
+_ALONE: Final = 200  # up to this many logs are read without workers, because a worker takes a second to start
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
-_CHECKPOINT: Final = "checkpoint-"
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
-MAX_RUNS: Final = 1000  # most runs of one log; more are an error, as no log is known to hold as many
+MAX_RUNS: Final = 1000  # runs in one log; more are an error, because no known log holds as many
 
 _MOST_INT: Final = 2**63 - 1  # largest integer of a column
 
@@ -51,13 +50,13 @@ def collect_runs(
     workers: int | None = None,
     progress: Callable[[Tally], None] | None = None,
 ) -> Store:
-    """Return the store of all runs below the roots, after bringing it up to date.
+    """Bring the store of all runs below the roots up to date, and return it.
 
     Args:
         roots: folders, or logs.
-        out: the store's folder; by default one in the user's cache that belongs to these roots.
-        workers: processes that read, if there are many logs; by default one for each core.
-        progress: called after each log that is read.
+        out: the store's folder; by default a folder in the user's cache that belongs to these roots.
+        workers: the number of processes that read, if there are many logs; by default one per core.
+        progress: called after each log.
 
     Raises:
         RecorderError: a root is missing.
@@ -92,7 +91,7 @@ def _answers(jobs: Sequence[Job], workers: int) -> Iterator[Done[Job]]:
 
 
 def _nothing() -> None:
-    """Do nothing: a worker that reads logs needs no preparation."""
+    """Do nothing, because a worker that reads logs needs no preparation."""
 
 
 def _crashed(job: Job) -> bytes:
@@ -152,7 +151,7 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def _belongs(name: str, found: list[tuple[str, str]]) -> bool:
-    return bool(found) and name.startswith(_CHECKPOINT)
+    return bool(found) and name.startswith(CHECKPOINT_PREFIX)
 
 
 def _of(folder: str, files: list[str], below: list[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -163,7 +162,7 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
         yield from map(_file, ours)
         return
     logs = [name for name in files if name.endswith(_LOGS) or "tfevents" in name]
-    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(_CHECKPOINT)]
+    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(CHECKPOINT_PREFIX)]
     if not logs and not states:
         return
     if folder in known or is_run(Path(folder)):
@@ -172,7 +171,7 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
 
 
 def run_job(job: Job) -> bytes:
-    """The rows of one source; if it cannot be read, a row with the error."""
+    """The encoded rows of one source. If the source cannot be read, they are one row with the error."""
     try:
         source = open_source(job.place)
         runs = list(source.summary.runs.values())
@@ -197,7 +196,7 @@ def run_job(job: Job) -> bytes:
 
 
 def run_failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
-    """The row of a log without numbers. A crash gets no stamp, so the next call tries the log again."""
+    """The encoded row of a log that could not be read. After a crash it has no stamp, so the log is read again later."""
     stamp = "" if crashed else job.stamp
     return encoded([RunRow(path=job.path, error=" ".join(reason.split()), stamp=stamp, rules=job.rules)], [], [], [])
 

@@ -1,6 +1,6 @@
-"""The verb `verify-merge`: base, adapter and merged model side by side, one tensor in memory at a time.
+"""The verb `verify-merge`: check that a merged model contains an adapter, with one tensor in memory at a time.
 
-Every module of the adapter gets a verdict of its own; together they decide whether the merged model contains it.
+Every module of the adapter gets its own verdict. Together the verdicts decide whether the model contains the adapter.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
+from gradience.schema import real
 from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, VerifiedModule, VerifyMergeReport, VerifyVerdict
-from gradience.schema.scalars import real
 from gradience.verbs.verify_merge.judge import FAILING
 from gradience.verbs.verify_merge.rows import Rows
 from gradience.verbs.verify_merge.whole import Rest, copies_of
 
 _PROVEN: Final = {"exact", "within_rounding"}
-_MOST: Final = 5  # reasons of one kind that are named
+_MOST: Final = 5  # reasons that are named; further ones are counted
 
 
 def verify_merged(
@@ -38,22 +38,23 @@ def verify_merged(
 ) -> VerifyMergeReport:
     """Return whether a merged model contains an adapter, from the three sets of files alone.
 
-    Each tensor M of the merged model is compared, bit for bit, with what the orders of arithmetic that programs merge
-    in make of the base's W and the adapter's dW; where none fits, with W + dW within the bound of the dtypes, with W,
-    and with W + f dW. Heads and biases that the adapter holds whole are compared as they are, and tensors that it does
-    not touch with the base's. Outputs of the models are not compared.
+    Each tensor M of the merged model is first compared, bit for bit, with the merge of the base's W and the adapter's
+    dW, computed in each order of arithmetic that merging programs use. If none fits, M is compared with W + dW within
+    the rounding bound of the dtypes, with W, and with W + f dW. Heads and biases that the adapter holds whole are
+    compared directly. Tensors that the adapter does not touch are compared with the base's. Outputs of the models are
+    not compared.
 
     Args:
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
         adapter: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
-        merged: the merged model, as `base`.
-        adapter_config: an adapter_config.json elsewhere than beside the weights.
-        weights: a weights file of another name.
-        threads: how many to compute with; more than one pays only where BLAS itself has one (OPENBLAS_NUM_THREADS=1).
+        merged: the merged model, in the same forms as `base`.
+        adapter_config: the adapter_config.json, if it is not beside the weights.
+        weights: the weights file, if it has an unusual name.
+        threads: the number of threads; more than one is faster only if BLAS has one (OPENBLAS_NUM_THREADS=1).
         progress: called with (tensors done, tensors in all, the tensor's name).
 
     Raises:
-        AdapterError: one of the three cannot be read, or the adapter holds nothing that a merge would add.
+        AdapterError: base, adapter or merged model cannot be read, or the adapter has nothing that a merge would add.
     """
     held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)[1]
     before = BaseWeights(find_shards(Path(base)))
@@ -87,10 +88,12 @@ def verify_merged(
 
 
 def _judged(adapter: Adapter, rows: Rows, shown: Progress, *, extra: int) -> list[VerifiedModule]:
-    """Return a row for each module and each tensor that is held whole; `extra` tensors are still to come.
+    """Return a row for each module, and for each tensor that the adapter holds whole.
+
+    `extra` is the number of tensors of the merged model, for the progress.
 
     Raises:
-        AdapterError: there is neither.
+        AdapterError: the adapter has no module and no such tensor.
     """
     modules, copies = [*adapter.modules, *adapter.base_dependent], list(copies_of(adapter))
     if not modules and not copies:
@@ -117,7 +120,7 @@ def _merged_weights(path: Path) -> BaseWeights:
 
 
 def concluded(rows: Sequence[VerifiedModule]) -> tuple[VerifyVerdict, list[str]]:
-    """Return the verdict of the whole, and why it is not `contained`."""
+    """Return the verdict on the whole model, and the reasons if it is not `contained`."""
     failing = [_phrase(rows, verdict, words) for verdict, words in FAILING.items() if _named(rows, verdict)]
     if failing:
         return "not_contained", failing

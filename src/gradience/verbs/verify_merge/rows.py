@@ -16,9 +16,9 @@ from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
+from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
-from gradience.schema.scalars import NonFinite, real
 from gradience.verbs.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
 from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
 from gradience.verbs.verify_merge.measure import Case, Workers

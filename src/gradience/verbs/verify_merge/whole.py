@@ -1,7 +1,7 @@
-"""Tensors without an update: those that the adapter holds whole (heads, biases, token rows), and all that it leaves.
+"""Compare tensors without an update: those that the adapter holds whole, and those that it does not touch.
 
-Both are the same where they were copied or cast; a cast may go through a 16-bit dtype, as when a model was loaded in
-one and saved in another.
+The adapter may hold heads, biases and token rows whole. Two tensors count as equal if one is a copy or a cast of the
+other. A cast may go through a 16-bit dtype, as when a model was loaded in one dtype and saved in another.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from gradience.adapters.layout import PREFIX, Adapter, Array
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
+from gradience.schema import real
 from gradience.schema.merge import ModuleVerdict, OtherTensor
-from gradience.schema.scalars import real
 from gradience.spectral import scratch
 from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
 
 _SPAN: Final = 1 << 20  # entries that are cast at a time
-_BLOCK: Final = 1 << 19  # bytes that are compared at a time: what a processor's cache holds
-_LEAST: Final = 2.0**-25  # half of float16's least step
+_BLOCK: Final = 1 << 19  # bytes that are compared at a time; they fit in a processor's cache
+_LEAST: Final = 2.0**-25  # half of float16's smallest step
 _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
 _ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
 
 
 class Copy(NamedTuple):
-    """A tensor of the adapter, the name it has in a model, and which rows it replaces there (None: all)."""
+    """A tensor of the adapter (`key`), its `name` in a model, and the rows that it replaces there (None: all)."""
 
     key: str
     name: str
@@ -40,7 +40,7 @@ class Copy(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """The verdict on one; fields as of `VerifiedModule`."""
+    """The verdict on a copied tensor, and its reason. The fields are those of `VerifiedModule`."""
 
     verdict: ModuleVerdict
     reason: str | None = None
@@ -64,7 +64,7 @@ def copies_of(adapter: Adapter) -> Iterator[Copy]:
 
 
 def base_copies(adapter: Adapter) -> Mapping[str, str]:
-    """Return the adapted modules whose base weight is in the adapter's file, and the tensor there."""
+    """Return the adapted modules whose base weight is in the adapter's file, with the name of that tensor."""
     found = {}
     for key, role in adapter.roles.items():
         if role == "base_copy" and key.endswith(".base_layer.weight"):
@@ -80,13 +80,13 @@ def _token_rows(adapter: Adapter, path: str) -> tuple[int, ...] | None:
 
 
 def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str | None, str]) -> Copied:
-    """Return whether M holds the adapter's values.
+    """Return the verdict on whether the merged model's tensor holds the adapter's values.
 
     Args:
-        held: the adapter's.
-        w: the base's, of the same shape; None where it has none.
-        m: the merged model's.
-        dtypes: safetensors' names of the three dtypes.
+        held: the adapter's tensor.
+        w: the base's tensor, of the same shape; None if the base has none.
+        m: the merged model's tensor.
+        dtypes: the dtypes of these three, by safetensors' names.
     """
     own, base, merged = dtypes
     if not np.isfinite(m.astype(np.float32)).all():
@@ -104,7 +104,7 @@ def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str 
 
 
 def _is_cast(x: Array, m: Array, own: str, merged: str) -> bool:
-    """Return whether M is X, cast to the merged dtype at once or through a 16-bit one."""
+    """Return whether M is X, cast to the merged dtype directly or through a 16-bit dtype."""
     return any(
         all(np.array_equal(y, _cast(part, through, merged)) for part, y in _spans(x, m, own, merged))
         for through in dict.fromkeys((merged, *HALVES))
@@ -117,7 +117,7 @@ def _cast(x: Array, through: str, merged: str) -> Array:
 
 
 def _spans(x: Array, m: Array, own: str, merged: str) -> Iterator[tuple[Array, Array]]:
-    """Yield both, some entries at a time, in the dtype that is computed in."""
+    """Yield both arrays in blocks of entries, in the dtype in which they are compared."""
     kind = working(own, merged)
     x, m = x.reshape(-1), m.reshape(-1)
     for start in range(0, len(x), _SPAN):
@@ -134,10 +134,10 @@ def _relative_change(x: Array, m: Array, own: str, merged: str) -> float:
 
 
 def token_rows(x: Array, rows: Sequence[int] | None, n: int) -> Array:
-    """Return the rows of those numbers.
+    """Return the rows of x with the given numbers.
 
     Raises:
-        AdapterError: they are not `n`, or not all there.
+        AdapterError: there are not exactly `n` numbers, or x has too few rows.
     """
     if rows is None or len(rows) != n or (rows and max(rows) >= len(x)):
         raise AdapterError(f"{n} token rows do not fit trainable_token_indices and a tensor of {len(x)} rows")
@@ -145,10 +145,10 @@ def token_rows(x: Array, rows: Sequence[int] | None, n: int) -> Array:
 
 
 def same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | None]:
-    """Return both with as many rows, where one is of a vocabulary that was padded or extended.
+    """Return both arrays cut to the same number of rows, and a note, if the vocabulary was padded or extended.
 
     Raises:
-        AdapterError: they differ otherwise.
+        AdapterError: the shapes differ in another way.
     """
     if held.shape == m.shape:
         return held, m, None
@@ -159,10 +159,10 @@ def same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | N
 
 
 class Rest:
-    """Base and merged tensors that no module of the adapter accounts for, compared one after the other."""
+    """The tensors of base and merged model that the adapter does not touch, compared one after the other."""
 
     def __init__(self, base: BaseWeights, merged: BaseWeights, *, touched: set[str], used: set[str]) -> None:
-        """Take the names that are accounted for: `touched` in the merged model, `used` in the base."""
+        """Take the names of tensors that are already compared: `touched` in the merged model, `used` in the base."""
         self._base, self._merged = base, merged
         self.names = [name for file in merged.files for name in file.tensors if name not in touched]
         self._held = {name for file in base.files for name in file.tensors}
@@ -171,7 +171,7 @@ class Rest:
         self.compared = 0
 
     def _prefix(self, name: str) -> tuple[str, str] | None:
-        """Return (prefix of the merged model's name, prefix of the base's) where one is the other with a prefix."""
+        """Return (prefix of the merged model's name, prefix of the base's) if one name is the other with a prefix."""
         found = self._base.find(name)
         if found is None or found.name == name:
             return None
@@ -180,13 +180,13 @@ class Rest:
         return ("", found.name.removesuffix(name)) if found.name.endswith(name) else None
 
     def _in_base(self, name: str) -> Found | None:
-        """Return the base's tensor: of that name, or of the one that the prefixes met elsewhere make of it."""
+        """Return the base's tensor of that name, or of the name with its prefix changed as for another tensor."""
         renamed = (f"{own}{name.removeprefix(dropped)}" for dropped, own in self._prefixes)
         known = next((one for one in (name, *renamed) if one in self._held), None)
         return self._base.find(known or name)
 
     def compare(self, progress: Callable[[str], None]) -> Iterator[OtherTensor]:
-        """Return those that are not the same."""
+        """Yield the tensors that differ, are added or missing, or cannot be compared."""
         for name in self.names:
             progress(name)
             m, w = self._merged.find(name), self._in_base(name)
@@ -207,7 +207,7 @@ class Rest:
 
 
 def _difference(w: Found, m: Found) -> float | None:
-    """Return norm(M - W) / norm(W), or None where M is W, cast or as it is.
+    """Return norm(M - W) / norm(W), or None if M is a copy or a cast of W.
 
     Raises:
         AdapterError: the tensors cannot be compared.
@@ -220,7 +220,7 @@ def _difference(w: Found, m: Found) -> float | None:
             return None
         if own not in DTYPES:
             raise AdapterError(f"its bytes are others, and {own} is not read as numbers")
-        if own not in FLOATS:  # whole numbers and codes, as numbers in float64
+        if own not in FLOATS:  # integers and quantised codes are compared as float64 numbers
             return _relative_change(w.file.read(w.name), m.file.read(m.name), "F64", "F64")
     if not {own, merged} <= FLOATS:
         raise AdapterError(f"stored as {merged}, in the base as {own}")
@@ -229,7 +229,7 @@ def _difference(w: Found, m: Found) -> float | None:
 
 
 def _same_bytes(w: Found, m: Found) -> bool:
-    """Return whether tensors of one size are the same, some bytes at a time; eight at once is 15 times as fast."""
+    """Return whether two tensors of one size have equal bytes. Comparing 8 bytes at once is 15 times as fast."""
     size = w.info.nbytes
     with w.file.reader(w.name) as before, m.file.reader(m.name) as after:
         for start in range(0, size, _BLOCK):
