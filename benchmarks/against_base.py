@@ -5,11 +5,11 @@
     python benchmarks/against_base.py busy FOLDER [--runs 3]   # CPU seconds beside processes that compute, and without
     python benchmarks/against_base.py peft FOLDER          # beside PEFT's reduce_intruder_dimension, for small sizes
 
-A weight is a Gaussian matrix whose rows and columns differ in size, and 256 directions that fall as a power of their
-place: a bulk under a heavy tail, as trained weights have. Exponents and sizes differ between modules. It is stored in
-bfloat16. `--distinct N` repeats the weights of N layers.
-The adapter is of rank 16; in every fourth layer it is eight times as large, and leading directions are its own.
-`make --size minilm` is six layers of 384 and 1536.
+A weight is a Gaussian matrix whose rows and columns differ in size, plus 256 directions that fall by a power law. So
+its spectrum has a bulk and a heavy tail, like that of trained weights. Exponents and sizes differ between modules. The
+weights are stored in bfloat16. `--distinct N` repeats the weights of N layers.
+The adapter has rank 16. In every fourth layer it is eight times as large, so that its own directions lead.
+`make --size minilm` makes six layers of widths 384 and 1536.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def modules(size: str) -> list[tuple[str, int, int]]:
 
 
 def weight(shape: tuple[int, int], seed: int) -> np.ndarray:
-    """A matrix of the spectrum that the module's docstring says."""
+    """A matrix with the spectrum that the module's docstring describes."""
     rng = np.random.default_rng(seed)
     m, n = shape
     tail = min(TAIL, m // 4, n // 4)
@@ -58,7 +58,7 @@ def weight(shape: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def make(folder: Path, layers: int, size: str, distinct: int) -> None:
-    """Write base and adapter; what is there already is kept."""
+    """Write the base and the adapter. Existing files are kept."""
     from safetensors.numpy import save_file
 
     base, adapter = folder / "base", folder / "adapter"
@@ -104,13 +104,13 @@ print(time.perf_counter() - start)
 
 
 def reading(base: Path) -> float:
-    """Seconds to read the base's tensors, each once, and to convert them to float32, one at a time."""
+    """The seconds to read each of the base's tensors once and convert it to float32, one at a time."""
     done = subprocess.run([sys.executable, "-c", READ, str(base)], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def audit(folder: Path, *options: str) -> tuple[dict[str, float], dict[str, object]]:
-    """What one process took, with an empty norms cache, and its report."""
+    """The cost of one process with an empty norms cache, and its report."""
     command = [sys.executable, "-m", "gradience", "audit", str(folder / "adapter"), "--base", str(folder / "base")]
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
@@ -156,7 +156,7 @@ SPIN = "import numpy as np\nx = np.ones((700, 700))\nwhile True: x @ x"
 
 
 def busy(folder: Path, runs: int) -> None:
-    """Print CPU seconds beside processes that keep every core busy, as a multiple of those without."""
+    """Print the CPU seconds while other processes keep every core busy, as a multiple of those on an idle machine."""
     quiet = min(audit(folder, "--intruders", "--no-cache")[0]["cpu"] for _ in range(runs))
     others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(os.cpu_count() or 1)]
     try:
@@ -192,9 +192,9 @@ print(json.dumps({"cpu": time.process_time() - start, "wall": time.perf_counter(
 
 
 def peft(folder: Path, size: str) -> None:
-    """Print what PEFT's search takes, imports left out, and what the whole `audit --base --intruders` takes, in turns.
+    """Print, in turns, the time of PEFT's search without imports and that of the whole `audit --base --intruders`.
 
-    PEFT then writes an adapter without the intruders as well, which costs one product a module.
+    PEFT's time includes writing an adapter without the intruders, which costs one product per module.
     """
     layers = len([*(folder / "base").glob("*.safetensors")])
     for _ in range(2):

@@ -56,7 +56,7 @@ print(wall, cpu)
 
 
 class Cost(NamedTuple):
-    """What one process took: wall seconds, peak resident megabytes, and seconds of user and system time."""
+    """The cost of one process: wall seconds, peak resident megabytes, and seconds of user and system time."""
 
     seconds: float
     megabytes: float
@@ -64,7 +64,7 @@ class Cost(NamedTuple):
 
 
 def run(command: str) -> Cost:
-    """Run one process to its end and return what it cost, by the operating system's own account."""
+    """Run one process to its end and return its cost, as the operating system measured it."""
     start = time.perf_counter()
     process = subprocess.Popen(shlex.split(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     error = process.stderr.read() if process.stderr else b""
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, metavar="OTHER")
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that installed modules are not compiled again in every run
     tools = {"gradience (this)": OURS} | dict(peer.split("=", 1) for peer in options.peer)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
     for folder in options.folders:

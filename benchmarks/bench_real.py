@@ -1,11 +1,11 @@
-"""Whether the verdicts of `gradience bench` on a test set agree with another one five times as large, on real adapters.
+"""Check, on real adapters, whether verdicts of `gradience bench` agree with those on a test set five times as large.
 
     python benchmarks/calibrate.py FOLDER --runs RUNS --only-train   # trains adapters; says what FOLDER holds
     python benchmarks/bench_real.py FOLDER --runs RUNS --out OUT [--metric accuracy] [--tolerance 3%]
 
-For each adapter the rows that its training did not see are a pool. Candidates are scored on all of it, once, by the
-verb; then six parts of the pool take turns: each is a test set, and the other five are the one that it is held against.
-A verdict agrees if the mean loss on the larger set is on the side of the tolerance that it named.
+For each adapter, the rows that its training did not see are a pool. The verb scores the candidates on the whole pool
+once. Then each of six parts of the pool is a test set in turn, and the other five parts together are the larger set. A
+verdict agrees if the mean loss on the larger set is on the side of the tolerance that the verdict names.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
 from gradience.verbs.bench.store import Evaluation
 
 PARTS: Final = 6
-MOST: Final = 1200  # rows of a pool
+MOST: Final = 1200  # rows in a pool
 CANDIDATES: Final = ("svd:12", "svd:8", "svd:4", "svd:2", "kl:.01")
 
 
 def unseen(folder: Path, run: Run) -> tuple[list[dict[str, object]], list[str]]:
-    """Rows that the training of the adapter did not draw, and texts to calibrate on."""
+    """The rows that the adapter's training did not draw, and texts to calibrate on."""
     data = data_of(folder, run.task)
     chosen = random.Random(run.seed)  # noqa: S311  # as in the training
     seen = {row.text for _ in range(STEPS) for row in chosen.sample(data.train, BATCH)}
@@ -43,7 +43,7 @@ def unseen(folder: Path, run: Run) -> tuple[list[dict[str, object]], list[str]]:
 
 
 def kept(report: BenchReport) -> dict[str, Evaluation]:
-    """The evaluations of a bench by the candidate's name."""
+    """The evaluations of a bench, by the candidate's name."""
     found = {}
     for candidate in report.candidates:
         name = candidate.name.replace(":", "-")
@@ -72,7 +72,7 @@ def judged(report: BenchReport, scores: dict[str, Evaluation], rows: np.ndarray)
 
 
 def agreement(report: BenchReport) -> Counter[str]:
-    """How often the verdict on each part is one of: within and right, within and wrong, over likewise, open."""
+    """Count the verdicts on the parts: within and right, within and wrong, over and right, over and wrong, open."""
     scores = kept(report)
     order = np.random.default_rng(0).permutation(report.tasks[0].n)
     parts = np.array_split(order, PARTS)

@@ -2,8 +2,8 @@
 
 ``python benchmarks/bench_verdicts.py [--trials N]`` prints two Markdown tables:
 
-1. Candidates that lose exactly the tolerance: the share of trials in which any is said to hold, at most 5 % if right.
-2. The n that a pilot of the same outcomes asks for, beside the n at which 80 % of trials hold.
+1. For candidates that lose exactly the tolerance: the share of trials in which any passes, which should be at most 5 %.
+2. The n that a pilot on the same outcomes asks for, beside the n at which 80 % of trials pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DRAWS = 1000
 
 
 class Case(NamedTuple):
-    """Harms of one kind, and the tolerance."""
+    """A distribution of harms, and the tolerance."""
 
     name: str
     draw: Draw  # harms
@@ -92,7 +92,7 @@ def share(case: Case, n: int, candidates: int, trials: int) -> float:
 
 
 def pilots(case: Case, n: int, count: int) -> list[float]:
-    """The n that pilots ask for; infinite where they say that no number would do."""
+    """The n that each pilot asks for; infinite if the pilot says that no number would do."""
     rng = np.random.default_rng(7)
     found = []
     for _ in range(count):
@@ -102,7 +102,7 @@ def pilots(case: Case, n: int, count: int) -> list[float]:
 
 
 def reached(case: Case, guess: float, trials: int) -> float:
-    """The n at which 80 % of trials hold, by bisection on its logarithm."""
+    """The n at which 80 % of trials pass, by bisection on the logarithm of n."""
     low, high = guess / 2.5, guess * 2.5
     for _ in range(6):
         middle = (low * high) ** 0.5

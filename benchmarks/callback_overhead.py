@@ -1,14 +1,15 @@
-"""What the Trainer callback costs: per logged step, and as a share of a training run, on and off in turn.
+"""The cost of the Trainer callback, per logged step and as a share of a training run, with it on and off in turn.
 
     python benchmarks/callback_overhead.py
 
-The hooks alone: `on_step_end` and `on_log`, called as the Trainer calls them, with the log on disk; a callback that
-does nothing is timed beside it and taken off. Whole runs of the real Trainer, off and on alternately, each step logged,
-with a model that takes no time, where a difference of microseconds shows: CPU time of the training thread from one
-step's end to the next, median over steps, best of the rounds. There the caches are cold, so a row costs more than in
-the hooks' tight loop. In the same rounds runs what a recorder that loses nothing cannot be under: a callback that
-hands the operating system one line a step, `os.write` and nothing else. (Beside a step that really takes 100 ms all
-would vanish in the jitter of clock and scheduler.)
+The hooks alone: `on_step_end` and `on_log` are called as the Trainer calls them, with the log on disk. The time of a
+callback that does nothing is subtracted.
+
+Whole runs of the real Trainer: off and on alternately, with each step logged. The model takes no time, so that
+microseconds show; next to a real step of 100 ms they would vanish in the jitter of clock and scheduler. Measured is
+the CPU time of the training thread from one step's end to the next: the median over steps, and the best of the rounds.
+The caches are cold here, so a row costs more than in the hooks' tight loop. The same rounds time the lower limit of
+any recorder that loses nothing: a callback that only hands the operating system one line per step by `os.write`.
 Aims: under 50 us a logged step; under 0.1 % of a 100 ms step.
 """
 
@@ -80,18 +81,18 @@ def per_step_us(callback: TrainerCallback, steps: int, out: str) -> list[float]:
 
 
 class Clock(TrainerCallback):
-    """Notes when each step ended."""
+    """Records the time at which each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_step_end(self, *_args: object, **_kwargs: object) -> None:
-        """Note the time; what follows it until the next step's end is logging and training."""
-        self.ends.append(time.thread_time())  # of the CPU: other programs' work does not count
+        """Record the time. Until the next step's end come logging and training."""
+        self.ends.append(time.thread_time())  # CPU time, in which other programs do not count
 
 
 class OneWrite(TrainerCallback):
-    """Hands the operating system one line a logged step, always the same."""
+    """Writes the same line with `os.write` at each logged step."""
 
     line = b"x" * 220 + b"\n"
 

@@ -1,7 +1,7 @@
-"""Synthetic training logs for benchmarks/detectors.py: healthy ones of seven kinds; faults.py breaks them.
+"""Synthetic healthy training logs of seven kinds for benchmarks/detectors.py; faults.py puts faults into them.
 
-Nothing here is a real run. The noise is that of logs in ../shared/data: 1 to 10 % between rows where several
-steps are averaged, 20 % and skewed where every step is logged; gradient norms are log-normal, 0.2 to 0.4.
+Nothing here is a real run. The noise is like that of logs in ../shared/data. Between rows it is 1 to 10 % if several
+steps are averaged, and 20 % and skewed if every step is logged. Gradient norms are log-normal, 0.2 to 0.4.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def clean(rng: random.Random, kind: str, rows: int | None = None) -> Log:
 
 
 def columns(rng: random.Random, kind: str, n: int) -> dict[str, list[float]]:
-    """Return what TRL logs beside the loss: rewards that come to differ, or a reward that rises."""
+    """Return the columns that TRL logs beside the loss: rewards whose margin grows (DPO), or a rising reward (GRPO)."""
     if kind == "dpo":
         margin, order, pairs = rng.uniform(0.2, 3.0), rng.uniform(0.6, 0.95), rng.choice([8, 32, 128])
         chosen, sigma = rng.uniform(-0.8, 0.5), rng.uniform(0.05, 0.3)
@@ -100,7 +100,7 @@ def columns(rng: random.Random, kind: str, n: int) -> dict[str, list[float]]:
 
 
 def share(rng: random.Random, n: int, p: float) -> float:
-    """Return which fraction of n draws came true."""
+    """Return the fraction of n random draws of probability p that came true."""
     return sum(rng.random() < p for _ in range(n)) / n
 
 
@@ -208,7 +208,7 @@ def _events(log: Log) -> list[dict[str, Any]]:
 
 
 def _resume(log: Log, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines with a second start, before which some rows were logged that it went back over."""
+    """Return the lines with a resumed start inserted, which runs again some rows that were already logged."""
     row, losses = log.resumed or (0, [])
     back = row * log.every
     at = next(i for i, line in enumerate(lines) if i and (line["step"] is None or line["step"] > back))
@@ -222,7 +222,7 @@ def _resume(log: Log, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_trainer_state(log: Log, path: Path) -> None:
-    """Write the log as the Hugging Face Trainer would: the one format that every peer reads."""
+    """Write the log as the Hugging Face Trainer would, which is the only format that every peer reads."""
     rows = _rows(log)
     last = log.rows * log.every
     state = {"global_step": last, "max_steps": last, "epoch": log.epochs, "num_train_epochs": int(log.epochs)}

@@ -1,9 +1,9 @@
 """``check --data`` beside the tokenizer alone: ``python benchmarks/data.py [--rows N] [--planted] [--overlap]``.
 
 * CPU time of a check of all rows over that of the tokenizer on the same rows in batches, one thread, for each format.
-* The greatest resident size of ``gradience check --data`` as a process of its own.
-* ``--planted``: every planted defect of ``tests/data/planted.py`` in every format, and what else is then found.
-* ``--overlap``: near pairs that MinHash finds and misses, against the similarity of all pairs; its error.
+* The peak resident memory of ``gradience check --data`` as a separate process.
+* ``--planted``: every planted defect of ``tests/data/planted.py`` in every format, and the other findings.
+* ``--overlap``: near pairs that MinHash finds and misses, compared with the similarity of all pairs; its error.
 * ``--hook``: CPU time of the batch watch for a micro-batch.
 
 Rows are sentences of the words of this repository's documents.
@@ -41,7 +41,7 @@ def sentences() -> list[str]:
 
 
 def made(form: str, count: int) -> Iterator[dict[str, Any]]:
-    """Rows of a format."""
+    """Yield rows of a format."""
     parts, rng = sentences(), random.Random(1)  # noqa: S311  # rows, no secret
     for i in range(count):
         asked, said = f"{rng.choice(parts)} ({i})", rng.choice(parts)
@@ -55,7 +55,7 @@ def made(form: str, count: int) -> Iterator[dict[str, Any]]:
 
 
 def alone(tokenizer: Any, form: str, loss: str | None) -> Callable[[Rows], object]:
-    """The calls of the tokenizer that the trainer makes on these rows, and nothing else."""
+    """A function that only makes the tokenizer calls that the trainer makes on these rows."""
     if form == "messages":
         given = {"return_dict": True, "return_assistant_tokens_mask": loss == "assistant"}
         return lambda rows: tokenizer.apply_chat_template([row["messages"] for row in rows], **given)

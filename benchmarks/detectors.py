@@ -1,13 +1,13 @@
-"""The detectors of `gradience monitor` on curves whose truth is known: ``python benchmarks/detectors.py``.
+"""Evaluate the detectors of `gradience monitor` on synthetic curves: ``python benchmarks/detectors.py``.
 
-* Clean runs of seven kinds: false findings of severity warning or worse, info apart, per 100 runs.
+* Clean runs of seven kinds: false findings per 100 runs at severity warning or worse, with info counted apart.
 * 38 faults: how many are found by the detector meant for them, at which severity, and how often it abstains.
-* Precision of a detector: its true findings over those and its false ones (warning or worse) on the clean runs.
-* Two seed sets: thresholds were set on the first, the second was looked at afterwards only.
-* ``--data DIR``: real logs, with what is said of each; no truth is claimed for them.
+* Precision of a detector: true findings over true and false ones (warning or worse, on the clean runs).
+* Two seed sets: thresholds were set on the first, and the second was looked at only afterwards.
+* ``--data DIR``: the findings on real logs, for which no truth is claimed.
 * ``--peer NAME=PROGRAM``: trainproof, losslint, trainspotter or finetune-doctor reads the same runs as a
-  trainer_state.json. They speak their own words: a run is found where they say anything at warning or worse,
-  and the names of what they said are counted.
+  trainer_state.json. Their findings have other names, so a run counts as found if they report anything at warning or
+  worse, and the names are counted.
 
 Every run is written to a file and read back by `monitor_run`: nothing is handed to a detector directly.
 """
@@ -62,7 +62,7 @@ def cases(seed: int, runs: int, faults: Sequence[Fault] = (*FAULTS, *LOG_FAULTS)
 
 
 class Score:
-    """What was said of the runs of one seed set."""
+    """The counts of findings on the runs of one seed set."""
 
     def __init__(self) -> None:
         self.runs: Counter[str] = Counter()
@@ -74,7 +74,7 @@ class Score:
         self.wanted: dict[str, str] = {}
 
     def take(self, case: Case, path: Path) -> None:
-        """Write the run, read it back, and count what is said."""
+        """Write the run, read it back, and count its findings."""
         write_native(case.log, path)
         report = monitor_run(path)
         self.runs[case.name] += 1
@@ -123,7 +123,7 @@ def _counts(counter: Counter[str]) -> str:
 
 
 def show_real(data: Path) -> None:
-    """Print what is said of each real log."""
+    """Print the findings on each real log."""
     print("\n## Real logs\n\n| log | rows | findings | abstained |\n|---|--:|---|---|")
     patterns = ("runs/*.jsonl", "trainer_states/*.json", "trainer_logs/*.jsonl", "adapters/*/trainer_state.json")
     for path in sorted(path for pattern in patterns for path in data.glob(pattern)):
@@ -138,7 +138,7 @@ def show_real(data: Path) -> None:
 
 
 def show_peer(name: str, program: str, seed: int, runs: int, folder: Path) -> None:
-    """Print how often a peer says anything grave, on the same kinds of runs."""
+    """Print how often a peer reports a warning or worse, on the same kinds of runs."""
     grave: Counter[str] = Counter()
     words: dict[str, Counter[str]] = defaultdict(Counter)
     failed: Counter[str] = Counter()
@@ -167,7 +167,7 @@ def show_peer(name: str, program: str, seed: int, runs: int, folder: Path) -> No
 
 
 def _grave_words(document: object) -> Iterator[str]:
-    """Yield the names of all findings of severity warning or worse, wherever they stand in a peer's JSON."""
+    """Yield the names of all findings of severity warning or worse, anywhere in a peer's JSON."""
     if isinstance(document, list):
         for item in document:
             yield from _grave_words(item)

@@ -1,4 +1,4 @@
-"""Faults put into the healthy logs of curves.py, each with the id of the detector that should speak of it."""
+"""Faults that are put into the healthy logs of curves.py, each with the id of the detector that should find it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from curves import HALF, KINDS, LN2, Log, clean, schedule, share
 
-Fault = Callable[[random.Random, Log], str]  # changes the log, returns the detector that should speak
+Fault = Callable[[random.Random, Log], str]  # changes the log, and returns the detector that should find the fault
 
 
 def _at(rng: random.Random, log: Log, low: float = 0.3, high: float = 0.8) -> int:
@@ -187,7 +187,7 @@ def broken(rng: random.Random, fault: Fault) -> tuple[Log, str]:
     return log, fault(rng, log)
 
 
-# What follows is of one objective, or lies in the log itself: other programs' formats do not hold it.
+# The faults below belong to one objective or to our log format, so other programs' formats cannot hold them.
 
 
 def memorized(rng: random.Random, log: Log) -> str:
@@ -238,7 +238,7 @@ def torn_line(_: random.Random, log: Log) -> str:
 
 
 def resumed_same(rng: random.Random, log: Log) -> str:
-    """Resume with the same data and weights: what was run again has the same losses, but for rounding."""
+    """Resume with the same data and weights: steps that are run again have the same losses up to rounding."""
     row = _at(rng, log, 0.4, 0.6)
     again = log.losses[row : row + min(8, log.rows - row - 1)]
     log.resumed = (row, [loss * math.exp(rng.gauss(0, 0.001)) for loss in again])
@@ -246,7 +246,7 @@ def resumed_same(rng: random.Random, log: Log) -> str:
 
 
 def resumed_other(rng: random.Random, log: Log) -> str:
-    """Resume from other weights: what was run again has other losses by 30 to 100 %."""
+    """Resume from other weights: steps that are run again have losses that differ by 30 to 100 %."""
     row, factor = _at(rng, log, 0.4, 0.6), rng.uniform(1.3, 2.0)
     again = log.losses[row : row + min(8, log.rows - row - 1)]
     log.resumed = (row, [loss * factor * math.exp(rng.gauss(0, 0.02)) for loss in again])

@@ -1,15 +1,15 @@
-"""What `monitor` says of real runs, against what an experienced engineer says: ``python benchmarks/field.py``.
+"""Compare what `monitor` says of real runs with what an experienced engineer says: ``python benchmarks/field.py``.
 
-Four sets of logs, each with labels (`must` be said; `mustnot`, for it would be false):
+There are four sets of logs, each with labels (`must` be said; `mustnot` be said, because it would be false):
 
 * ``--data``: real trainer states that people published (`field/`, labels in its README.md), and those of
   `trainer_states/`, of which is printed what is said.
-* ``--out``: short real trainings with known faults, made once by trainings.py and kept; half of the seeds to tune
-  with, half held out.
-* the short logs of tests/golden/field, drawn from what was seen of published runs.
-* the synthetic curves of curves.py with the faults of faults.py: the other column.
+* ``--out``: short real trainings with known faults, made once by trainings.py and kept. Half of the seeds are for
+  tuning, half are held out.
+* the short logs of tests/golden/field, which imitate published runs.
+* the synthetic curves of curves.py with the faults of faults.py, in a separate column.
 
-A class of statement is found in a report by `SAYS`. Add the id of a new rule there.
+`SAYS` defines how a class of statement is recognised in a report. Add the id of a new rule there.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Case(NamedTuple):
 
 
 def said_of(report: MonitorReport) -> set[str]:
-    """Return the classes of what a report says."""
+    """Return the classes of the statements in a report."""
     said = set()
     for name, how in SAYS.items():
         found = (f for f in report.findings if f.id in how.ids)
@@ -122,7 +122,7 @@ def drawn(folder: Path = GOLDEN) -> Iterator[Case]:
 
 
 def trained(out: Path) -> Iterator[Case]:
-    """Yield the trainings made here: even seeds to tune with, odd ones held out."""
+    """Yield the trainings made here. Even seeds are for tuning, odd ones are held out."""
     for path in sorted(out.glob("*/label.json")):
         label = json.loads(path.read_text(encoding="utf-8"))
         group = "trained, held out" if label["seed"] % 2 else "trained, tuning"
@@ -132,7 +132,7 @@ def trained(out: Path) -> Iterator[Case]:
 
 
 class Score:
-    """Counts of one group: how often a class had to be said and was, and how often it was said and false."""
+    """The counts of one group, by class: how often it had to be said and was, and how often it was said falsely."""
 
     def __init__(self) -> None:
         self.cases = 0
@@ -150,11 +150,11 @@ class Score:
         self.false.update(mustnot & said)
 
     def recall(self, name: str) -> str:
-        """Return found of wanted."""
+        """Return the recall of a class as `found/wanted`."""
         return f"{self.hit[name]}/{self.must[name]}" if self.must[name] else "-"
 
     def wrong(self, name: str) -> str:
-        """Return false of those where it would have been."""
+        """Return the false statements of a class, with the number of logs on which it would be false."""
         return f"{self.false[name]}/{self.mustnot[name]}" if self.mustnot[name] else "-"
 
 
@@ -195,7 +195,7 @@ def synthetic(runs: int) -> Score:
 
 
 def show(scores: dict[str, Score]) -> None:
-    """Print recall and false statements of every class, one column a group."""
+    """Print recall and false statements of every class, one column per group."""
     groups = list(scores)
     for title, of in (("recall", Score.recall), ("false statements", Score.wrong)):
         print(f"\n| {title} | " + " | ".join(f"{group} ({scores[group].cases})" for group in groups) + " |")
@@ -214,7 +214,7 @@ def _cell(of: Callable[[Score, str], str], counted: Score, name: str) -> str:
 
 
 def show_unlabelled(data: Path) -> None:
-    """Print what is said of the trainer states that have no label."""
+    """Print the statements on trainer states that have no label."""
     print("\n| log | story | findings |\n|---|---|---|")
     for path in sorted((data / "trainer_states").glob("*.json")):
         try:

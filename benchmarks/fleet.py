@@ -1,9 +1,9 @@
-"""Fleets and runs: adapters a second beside a peer, memory, engines, second calls, kills, queries, lists of runs.
+"""Measure fleets and runs: adapters per second beside a peer, memory, engines, second calls, kills, queries, run lists.
 
     python benchmarks/fleet.py [--toys 1000] [--large 20] [--peer-toys 100] [--peer COMMAND] [--kills 25] [--runs 2000]
 
-Toy adapters are 1.2 MB each: 64 that differ are made, and further ones are links to their weights beside a config of
-their own. COMMAND is a peer's: `{root}` is the folder, `{list}` a file of paths, one a line, `{out}` its output.
+Toy adapters are 1.2 MB each. 64 different ones are made; further ones are links to their weights beside another config.
+COMMAND is a peer's command: `{root}` is the folder, `{list}` a file with one path per line, `{out}` the output.
 Everything runs on one machine in one run; rates are those of whole processes. `--only NAME` runs one part: peer,
 memory, second, query, similar, ray, kills, large, runs.
 """
@@ -57,7 +57,7 @@ def config(number: int, rank: int, modules: list[str]) -> str:
 
 
 def toys(root: Path, count: int) -> Path:
-    """Folders of toy adapters, each with a config of its own."""
+    """Make folders of toy adapters, each with its own config."""
     shapes = dict.fromkeys((f"attention.{name}" for name in MODULES), (WIDTH, WIDTH))
     weights = root / "weights"
     weights.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def toys(root: Path, count: int) -> Path:
 
 
 def large(root: Path, count: int) -> Path:
-    """Adapters of 160 MB, four that differ."""
+    """Make adapters of 160 MB, four of them different."""
     home = root / "large"
     for number in range(count):
         folder = home / f"{number}"
@@ -182,7 +182,7 @@ def query(root: Path, options: argparse.Namespace) -> None:
 
 
 def grown(fleet: Path, rows: int) -> None:
-    """Repeat the parts of a fleet under other paths, until it has that many rows of modules."""
+    """Repeat the parts of a fleet under other paths until it has `rows` rows of modules."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -222,7 +222,7 @@ def similar(_: Path, options: argparse.Namespace) -> None:
 
 
 def disturbed(one: dict[str, Any], cosine: float, seed: int) -> dict[str, Any]:
-    """Factors whose product has about that cosine with the first: noise in B, as large as the cosine asks."""
+    """Factors whose product has about the given cosine with the first one's, made by noise in B of suitable size."""
     rng = np.random.default_rng(10_000 + seed)
     found = dict(one)
     size = (1 / cosine**2 - 1) ** 0.5
@@ -267,7 +267,7 @@ if __name__ == "__main__":
 
 
 def kills(root: Path, options: argparse.Namespace) -> None:
-    """Kill the parent, or a worker, at random: after none to two further parts of eight adapters, and up to 0.3 s."""
+    """Kill the parent or a worker at random: after zero to two further parts of eight adapters, and up to 0.3 s."""
     home, whole, script = toys(root, options.kill_toys), root / "fleet-whole", root / "small_batches.py"
     script.write_text(SMALL_BATCHES)
     audit(home, whole)
@@ -295,7 +295,7 @@ def written(fleet: Path) -> int:
 
 
 def further(job: subprocess.Popen[bytes], fleet: Path, parts: int) -> bool:
-    """Wait until that many further parts are there; False if the job ends before."""
+    """Wait until `parts` further parts exist; False if the job ends before."""
     before = written(fleet)
     while job.poll() is None and written(fleet) < before + parts:
         time.sleep(0.01)
@@ -303,7 +303,7 @@ def further(job: subprocess.Popen[bytes], fleet: Path, parts: int) -> bool:
 
 
 def missing(whole: Path, fleet: Path) -> set[str]:
-    """Paths of one fleet that another lacks, or has twice; a row of a worker that died twice is there."""
+    """Paths of one fleet that another lacks or has twice. The row of a worker that died twice counts as present."""
     import gradience
 
     ours = gradience.fleet.open(fleet).adapters["path"].to_pylist()

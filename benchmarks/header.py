@@ -1,9 +1,9 @@
-"""The header of a million tensors: CPU time and peak memory of opening the file, beside Python and its imports.
+"""CPU time and peak memory of opening a file whose header has a million tensors, beside Python and its imports.
 
     python benchmarks/header.py FOLDER [--tensors 1000000] [--runs 3]
 
-FOLDER takes the file (some 90 MB, nearly all of it header); it is made once and kept. `json` is a process that does no
-more than decode the header with the standard library, `library` one that opens it with safetensors and lists names.
+The file (some 90 MB, nearly all of it header) is made once in FOLDER and kept. `json` is a process that only decodes
+the header with the standard library. `library` is a process that opens it with safetensors and lists the names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PROGRAMS = {
 
 
 def make(path: Path, tensors: int) -> None:
-    """Write a file of so many tensors of two bfloat16 numbers."""
+    """Write a file of `tensors` tensors, each of two bfloat16 numbers."""
     entries = {}
     for i in range(tensors):
         name = _NAME.format(i // 8, "qkvo"[i % 8 // 2], "AB"[i % 2])
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that installed modules are not compiled again in every run
     path = options.folder / f"{options.tensors}.safetensors"
     if not path.is_file():  # in a process of its own: a child's peak begins at its parent's
         maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, options.tensors))

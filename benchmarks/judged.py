@@ -1,7 +1,7 @@
-"""What `check` and `monitor` say of real files, beside what a person sees: ``python benchmarks/judged.py DATA``.
+"""Compare what `check` and `monitor` say of real files with a person's view: ``python benchmarks/judged.py DATA``.
 
-Runs both on every config and log of a folder (../shared/data), and prints docs/judged.md. What a person sees, and
-the judgement, come from benchmarks/judged.toml; a file that is not in there is listed as not judged.
+This runs both on every config and log of a folder (../shared/data), and prints docs/judged.md. The person's view and
+the judgement are in benchmarks/judged.toml. A file that is missing there is listed as not judged.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def found(data: Path, patterns: Iterable[str]) -> list[str]:
 
 
 def cell(text: str) -> str:
-    """Return the text as it may stand in a cell of a table."""
+    """Return the text, escaped for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -66,7 +66,7 @@ def log_rows(data: Path, judged: dict[str, Any]) -> Iterator[str]:
 
 
 def config_rows(data: Path, judged: dict[str, Any], others: dict[str, Any]) -> Iterator[str]:
-    """Yield a row for each config; those not named in the judgements, of which the same is said, share one."""
+    """Yield a row for each config. Configs that are not judged and have the same findings share a row."""
     rest: Counter[str] = Counter()
     for name in found(data, CONFIGS):
         said = ids(check_config(document=data / name).findings)

@@ -1,4 +1,4 @@
-"""Merging two LoRA adapters: error and CPU time, side by side with PEFT's add_weighted_adapter, in one run.
+"""Error and CPU time of merging two LoRA adapters, side by side with PEFT's add_weighted_adapter, in one run.
 
     python benchmarks/merge.py [--width 1024] [--layers 6] [--rank 16] [--runs 3]
 
@@ -28,11 +28,11 @@ from torch import nn
 from gradience import merge_adapters
 
 WEIGHTS: Final = (0.7, 0.3)
-DECAY: Final = 0.7  # of a factor's rows, one to the next: trained updates are not flat
+DECAY: Final = 0.7  # ratio between successive rows of a factor, because trained updates have no flat spectrum
 
 
 class Case(NamedTuple):
-    """What is merged, and how; `rank` of the result, None where the method decides."""
+    """A merge and its options. `rank` is the rank of the result, or None if the method decides it."""
 
     method: str
     rslora: bool

@@ -1,6 +1,6 @@
-"""What benchmarks/trainings.py trains: one recipe for each way in which a run can be healthy or broken.
+"""The recipes that benchmarks/trainings.py trains, one for each way in which a run can be healthy or broken.
 
-A label with a question mark depends on how the training went, which the held-out loss outside the log decides.
+A label with a question mark depends on how the training went. The held-out loss outside the log decides that.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-LEARNT = 0.94  # of the held-out loss before: under it the run has learnt
-DIVERGED = 1.5  # times the held-out loss before: over it the run has diverged
+LEARNT = 0.94  # a run has learnt if its held-out loss fell below this multiple of the one before
+DIVERGED = 1.5  # a run has diverged if its held-out loss rose above this multiple of the one before
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training: what is trained, for how long, and what is wrong with it."""
+    """One training: its data and model, its length, and its fault."""
 
     kind: str = "lm"  # or "classes"
     examples: int = 2000
@@ -28,7 +28,7 @@ class Recipe:
     lora: bool = False
     evals: int = 0
     accumulate: int = 1
-    spread: float = 0.0  # of how hard examples are: the noise between rows
+    spread: float = 0.0  # spread of the examples' difficulty, which makes the noise between rows
     classes: int = 2
     first_row: bool = False  # log the first step alone, too
     fault: str | None = None
@@ -190,7 +190,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def labels_of(wanted: tuple[str, ...], truth: Truth) -> list[str]:
-    """Return the labels, those with a question mark only where the held-out loss bears them out."""
+    """Return the labels. Those with a question mark are returned only if the held-out loss confirms them."""
     lost = not math.isfinite(truth.after) or truth.after > DIVERGED * truth.before
     borne_out = {"LEARNS?": truth.after < LEARNT * truth.before, "DIVERGED?": lost}
     return [label.rstrip("?") for label in wanted if borne_out.get(label, True)]

@@ -1,9 +1,9 @@
-"""The recorder under faults: whether a loop goes on unchanged, and whether what its log lacks was said.
+"""Test the recorder under faults: whether a loop goes on unchanged, and whether every lost event was reported.
 
     python benchmarks/recorder.py [--trials 50]
 
-Each trial is a process of its own with a loop of 40 steps; at a random one the fault happens. An event is acknowledged
-when its call returned; a loss is said by an error, a warning, or the writer's count.
+Each trial is a separate process with a loop of 40 steps, and the fault happens at a random step. An event is
+acknowledged when its call returns. A lost event is reported by an error, a warning, or the writer's count.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ EXPECTED = sum(step * 0.5 for step in range(1, STEPS + 1))
 
 
 class Trial(NamedTuple):
-    """What one loop came to."""
+    """The result of one loop."""
 
-    state: float  # what the loop computes, whatever happens to its log
+    state: float  # the loop's own result, which must not depend on its log
     acknowledged: list[int]
     said: int
     lost: int
@@ -178,7 +178,7 @@ def hostile(rng: random.Random) -> Callable[[int], dict[str, Any]]:
 
 
 def nothing(log: Path, rng: random.Random) -> None:
-    """Do nothing: the fault is there from the beginning."""
+    """Do nothing, because the fault is there from the beginning."""
 
 
 FAULTS: dict[str, Callable[[Path, random.Random], None]] = {

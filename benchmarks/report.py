@@ -1,9 +1,9 @@
-"""Report: whole-process time, memory and size of the page for long logs.
+"""Whole-process time, memory and page size of `report` for long logs.
 
     python benchmarks/report.py [--adapter DIR] [--rows 1000 10000 100000] [--runs 3]
 
-Each log is written on the spot by the recorder itself. Printed: median wall and CPU seconds, peak resident memory,
-the size of the page, and each as a multiple of the shortest log's.
+The recorder writes each log on the spot. Printed are median wall and CPU seconds, peak resident memory and the size of
+the page, each also as a multiple of the shortest log's.
 """
 
 from __future__ import annotations

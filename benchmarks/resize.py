@@ -1,13 +1,13 @@
-"""Resize: whole-process time, CPU time and peak memory, beside the audit and another tool, and both results' error.
+"""Whole-process time, CPU time and peak memory of `resize`, beside the audit and another tool, and both tools' error.
 
     python benchmarks/resize.py FOLDER --rank 16 [--runs 3] [--peer PATH]
 
-FOLDER is an adapter. PATH is the `gradience` command of gradience==0.11.0 from the index, in an environment of its
-own; its `truncate` runs as a process of its own, too, and writes bfloat16 as ours does for an adapter of that dtype.
-The tools take turns, after one uncounted turn. CPU time (user and system) is what a loaded machine does not distort.
-Then the error of each result: norm(dW - dW') / norm(dW) over a sample of modules, from QR of the stacked factors in
-float64, beside the least error possible at that rank (the tail of the singular values); ours also in float32, which
-shows what the rounding of the factors to 16 bits adds.
+FOLDER is an adapter. PATH is the `gradience` command of gradience==0.11.0 from the index, in its own environment. Its
+`truncate` also runs as a separate process, and writes bfloat16 as ours does for an adapter of that dtype. The tools
+take turns, after one uncounted turn. CPU time (user and system) is not distorted by a loaded machine.
+Then the error of each result is printed: norm(dW - dW') / norm(dW) over a sample of modules, from a QR decomposition of
+the stacked factors in float64. It is compared with the least possible error at that rank (the tail of the singular
+values). Our result is also computed in float32, which shows the error of rounding the factors to 16 bits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 
 def run(command: list[str]) -> Cost:
-    """Run one process to its end and return what it cost, by the operating system's own account."""
+    """Run one process to its end and return its cost, as the operating system measured it."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     error = process.stderr.read() if process.stderr else b""
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", type=Path)
     options = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that installed modules are not compiled again in every run
     ours = [sys.executable, "-m", "gradience"]
     with tempfile.TemporaryDirectory(dir=options.folder.parent) as temporary:
         place = Path(temporary)

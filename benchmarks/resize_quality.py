@@ -1,4 +1,4 @@
-"""What resizing does to a held-out metric: an experiment of some minutes on a CPU, without a download.
+"""The effect of resizing on a held-out metric: an experiment of some minutes on a CPU, without a download.
 
     python benchmarks/resize_quality.py [--seeds 3] [--steps 300]
 
@@ -13,7 +13,7 @@ layer) are then trained on four tasks that it does not know, several seeds each,
 
 The metric is the accuracy on digits of 1000 strings that are in no training set, by teacher forcing. Printed are
 the mean over all runs, the mean paired difference to the unresized adapter, and its 95 % confidence interval
-(Student's t over runs). Runs of one task are not independent of each other, so the interval is a rough one.
+(Student's t over runs). Runs of one task are not independent, so the interval is only approximate.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradience import audit_adapter, resize_adapter
 
 DIGITS: Final = 8
-IGNORED: Final = -100  # the label that the loss passes over
+IGNORED: Final = -100  # the label that the loss ignores
 START, EQUALS, FIRST_TASK = 10, 11, 12  # token ids after the ten digits
 T_95: Final = {8: 2.306, 11: 2.201, 14: 2.145, 17: 2.110, 19: 2.093}  # two-sided, by degrees of freedom
 
@@ -89,7 +89,7 @@ def batch(x: torch.Tensor, rule: Rule, task: int) -> tuple[torch.Tensor, torch.T
 
 
 def train(model: Any, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, lr: float) -> None:
-    """Train what is trainable with AdamW and a linear fall of the learning rate."""
+    """Train the trainable weights with AdamW and a linearly falling learning rate."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps))
     model.train()
@@ -117,7 +117,7 @@ def task_batches(rule: Rule, generator: torch.Generator) -> Iterator[tuple[torch
 
 @torch.no_grad()
 def accuracy(model: Any, rule: Rule, task: int = FIRST_TASK + len(KNOWN)) -> float:
-    """Return the share of digits of 1000 held-out strings that are predicted rightly."""
+    """Return the share of correctly predicted digits over 1000 held-out strings."""
     x = strings(1000, torch.Generator().manual_seed(12345), held_out=True)
     tokens, labels = batch(x, rule, task)
     guessed = model(input_ids=tokens).logits[:, :-1].argmax(dim=-1)
@@ -158,7 +158,7 @@ def variants(folder: Path) -> list[Variant]:
 
 
 def least_error(folder: Path, size: int) -> float:
-    """Return the least relative error of single modules at which the adapter has at most so many parameters."""
+    """Return the least relative error per module at which the adapter has at most `size` parameters."""
     low, high = 0.0, 0.999
     for _ in range(12):
         middle = (low + high) / 2
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=600)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # at this size a second thread costs more than it brings
+    torch.set_num_threads(1)  # at this size a second thread costs more than it gains
     start = time.process_time()
     base = base_model(options.base_steps)
     known = {name: accuracy(base, rule, FIRST_TASK + i) for i, (name, rule) in enumerate(KNOWN.items())}

@@ -1,9 +1,9 @@
-"""SIGINT and SIGTERM at random moments of verbs that write: what is left, what is said, and the exit code.
+"""Send SIGINT and SIGTERM at random moments to verbs that write; check files, messages and the exit code.
 
     python benchmarks/signals.py [--signals 100]
 
-An output must be whole or not there, the temporary folder and the folder of the output empty of anything else, stderr
-without a traceback, and the exit code the signal's, or that of a command that had come to its end.
+An output must be complete or absent. The temporary folder and the output's folder must hold nothing else, and stderr no
+traceback. The exit code must be the signal's, or that of a command that had already finished.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WHOLE = {
 
 
 def place(folder: Path) -> None:
-    """Write what the verbs read: large enough that a signal finds them at work."""
+    """Write the inputs of the verbs, large enough that a signal arrives during the work."""
     names = [f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(24)]
     for seed, name in enumerate("ab"):
         tensors = {}
@@ -60,7 +60,7 @@ def place(folder: Path) -> None:
 
 
 def run(verb: str, folder: Path, number: int, after_s: float) -> tuple[list[str], int]:
-    """Return what was wrong, and the exit code."""
+    """Run a verb, send it a signal, and return the faults and the exit code."""
     environment = os.environ | {"TMPDIR": str(folder / "tmp"), "XDG_CACHE_HOME": str(folder / "cache")}
     process = subprocess.Popen(
         [sys.executable, "-m", "gradience", *VERBS[verb]],

@@ -1,11 +1,11 @@
-"""The recorder's claims, side by side in one run: ``python benchmarks/telemetry.py [--events N]``.
+"""Measure the recorder's claims in one run: ``python benchmarks/telemetry.py [--events N]``.
 
-* ``summarize`` and ``validate`` against msgspec's own decoding of the same file, line by line.
-* Writing: events a second without fsync, and microseconds an event with the extras a trainer logs.
-* Redaction: what of the two corpora in ``tests/corpus.py`` is caught, and what is left alone.
-* ``--peer-python PATH``: a Python that has ``gradience==0.11.0`` reads the same file, too.
+* ``summarize`` and ``validate``, compared with msgspec's decoding of the same file, line by line.
+* Writing: events per second without fsync, and microseconds per event with the extras that a trainer logs.
+* Redaction: how much of the two corpora in ``tests/corpus.py`` is caught, and how much is left unchanged.
+* ``--peer-python PATH``: a Python with ``gradience==0.11.0`` that reads the same file.
 
-Every time is the least of several runs, interleaved so that a busy machine is busy for all.
+Every time is the least of several runs. The runs are interleaved, so that a busy machine affects all alike.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CORPUS = Path(__file__).parents[1] / "tests"
 
 
 def make_log(path: Path, events: int) -> None:
-    """Write a log as another program would: the schema's rows, two evaluations every tenth."""
+    """Write a log of the schema's rows as another program would, with two evaluations at every tenth row."""
     head = {"schema": "gradience.vnext.telemetry/v1", "run_id": "r-1"}
     with path.open("w", encoding="utf-8") as file:
 
@@ -57,7 +57,7 @@ def decode_lines(path: Path) -> None:
 
 
 def least(rounds: int, **calls: Callable[[], object]) -> dict[str, float]:
-    """Return the least seconds of processor time each call took, over interleaved rounds."""
+    """Return the least processor time of each call in seconds, over interleaved rounds."""
     best = dict.fromkeys(calls, math.inf)
     for _ in range(rounds):
         for name, call in calls.items():
@@ -80,7 +80,7 @@ def read(path: Path, rounds: int) -> None:
 
 
 def memory(path: Path) -> None:
-    """Print the most memory a fresh process holds that summarises the log."""
+    """Print the peak memory of a fresh process that summarises the log."""
     code = "import sys; from gradience.telemetry import TelemetryReader; TelemetryReader(sys.argv[1]).summarize()"
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)

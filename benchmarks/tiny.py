@@ -13,8 +13,8 @@ from transformers.trainer_utils import set_seed
 
 VOCABULARY = 128
 LENGTH = 24  # tokens of an example
-SHARPNESS = 4.0  # of a language: the larger, the fewer tokens follow a token
-KNOWN = 0.8  # of the language that is fine-tuned on: the share of the language that the model knows
+SHARPNESS = 4.0  # sharpness of a language: the larger it is, the fewer tokens can follow a token
+KNOWN = 0.8  # share of the fine-tuning language that equals the language that the model knows
 
 Row = dict[str, torch.Tensor]
 
@@ -26,11 +26,11 @@ class Rows(Dataset[Row]):
         self.rows = rows
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of examples."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        """Return one."""
+        """Return one example."""
         return self.rows[index]
 
 
@@ -46,7 +46,7 @@ def _chain(name: str) -> torch.Tensor:
 
 
 def sentences(language: str, count: int, seed: int, spread: float = 0.0) -> list[Row]:
-    """Return examples of a language; `spread` mixes in tokens at random, more in some examples than in others."""
+    """Return examples of a language. `spread` mixes in random tokens, more in some examples than in others."""
     generator = torch.Generator().manual_seed(seed)
     chain = _chain(language)
     tokens = torch.randint(VOCABULARY, (count, 1), generator=generator)
@@ -60,7 +60,7 @@ def sentences(language: str, count: int, seed: int, spread: float = 0.0) -> list
 
 
 def classified(classes: int, count: int, seed: int, *, shuffled: bool) -> list[Row]:
-    """Return examples whose class shows in which tokens are frequent, or in nothing where labels are shuffled."""
+    """Return examples whose class decides which tokens are frequent. If `shuffled`, labels are unrelated to tokens."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.arange(count) % classes
     lift = torch.zeros(classes, VOCABULARY)
@@ -89,7 +89,7 @@ def _language_model() -> LlamaForCausalLM:
 
 @cache
 def _pretrained() -> dict[str, torch.Tensor]:
-    """Return the weights of a model that knows another language: what is fine-tuned."""
+    """Return the weights of a model that knows another language. This model is fine-tuned."""
     set_seed(11)
     model = _language_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

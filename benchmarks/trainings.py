@@ -1,9 +1,9 @@
 """Short real trainings with known faults for benchmarks/field.py: a tiny model, the Trainer, PEFT and TRL, on CPU.
 
-Each is seeded and takes seconds. Kept of each: `trainer_state.json` as the Trainer wrote it (of a resumed run the
-recorder's `run.jsonl`), the model's `config.json` where it names classes, and `label.json`: what an experienced
-engineer has to say of it, and what would be false. A label that depends on how the training went (did it learn?
-did it diverge?) is decided by the held-out loss before and after, which is measured outside the log.
+Each training is seeded and takes seconds. Kept are the `trainer_state.json` that the Trainer wrote (for a resumed run
+the recorder's `run.jsonl`), the model's `config.json` if it names classes, and `label.json`. The label lists what an
+experienced engineer would say of the run, and what would be false. If a label depends on how the training went (did it
+learn? did it diverge?), the held-out loss before and after decides; it is measured outside the log.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 HELD_OUT = 96  # examples of the held-out set that decides the labels
-SEEDS = 4  # of each recipe: even ones to tune with, odd ones held out
-_LOW_WORDS = ("t1", "t2", "t3")  # how a completion begins that is rewarded
+SEEDS = 4  # seeds of each recipe: even ones are for tuning, odd ones are held out
+_LOW_WORDS = ("t1", "t2", "t3")  # a completion that begins with one of these is rewarded
 
 
 class _Poison(TrainerCallback):
-    """Turns the weights into NaN at a step: what the Trainer's NaN filter then logs."""
+    """Turns a weight into NaN at a step, to show what the Trainer's NaN filter then logs."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -42,12 +42,12 @@ class _Poison(TrainerCallback):
 
 
 class _Trainer(Trainer):
-    """The Trainer with the faults of a recipe that lie in the training step."""
+    """A Trainer with those faults of a recipe that belong to the training step."""
 
     overflows: frozenset[int] = frozenset()
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the loss; the gradient of an overflow is not finite."""
+        """Return the loss. If the recipe has an overflow, the gradient is not finite."""
         loss = super().training_step(model, inputs, *args, **kwargs)
         if self.state.global_step in self.overflows:
             self._scale()
@@ -57,7 +57,7 @@ class _Trainer(Trainer):
         return loss
 
     def _scale(self) -> None:
-        """Let the optimizer do what torch.amp.GradScaler does: no step where a gradient is not finite."""
+        """Make the optimizer skip a step with a non-finite gradient, as torch.amp.GradScaler does."""
         optimizer = self.optimizer
         if optimizer is None:
             return
@@ -80,7 +80,7 @@ def _accuracy(prediction: Any) -> dict[str, float]:
 
 
 def _data(recipe: Recipe, seed: int) -> tuple[Rows, Rows, Rows]:
-    """Return the rows trained on, those the log evaluates on, and those that decide the labels."""
+    """Return the training rows, the evaluation rows of the log, and the rows that decide the labels."""
     if recipe.kind == "lm":
         train = sentences("new", recipe.examples, seed, recipe.spread)
         other = sentences("new", 2 * HELD_OUT, seed + 10_000)
@@ -132,7 +132,7 @@ def _loss_of(model: Any, rows: Rows) -> float:
 
 
 def train(recipe: Recipe, seed: int, folder: Path) -> Truth:
-    """Train, leave the log in the folder, and return the held-out loss before and after."""
+    """Train, write the log into the folder, and return the held-out loss before and after."""
     set_seed(seed)
     train_rows, evaluated, deciding = _data(recipe, seed)
     model = base_model(recipe.kind, recipe.classes)
@@ -166,7 +166,7 @@ def train(recipe: Recipe, seed: int, folder: Path) -> Truth:
 
 
 def resume(recipe: Recipe, seed: int, folder: Path) -> Truth:
-    """Train past a checkpoint, go back to it and on to the end, with the recorder that tells so."""
+    """Train past a checkpoint, resume from it and train to the end, with the recorder, which logs the resumption."""
     from gradience.hf import GradienceCallback  # only here
 
     set_seed(seed)
@@ -200,7 +200,7 @@ class _Stop(TrainerCallback):
 
 
 def prefer(recipe: Recipe, seed: int, folder: Path) -> Truth:
-    """Train on preferences with TRL's DPO; the truth is the loss of its first and last rows."""
+    """Train on preferences with TRL's DPO. The truth is the loss in the log's first and last rows."""
     from datasets import Dataset as Table  # only here
     from trl import DPOConfig, DPOTrainer
 
@@ -249,7 +249,7 @@ def prefer(recipe: Recipe, seed: int, folder: Path) -> Truth:
 
 
 def reinforce(recipe: Recipe, seed: int, folder: Path) -> Truth:
-    """Train with TRL's GRPO; where it is to be clipped, no completion can end within the length allowed."""
+    """Train with TRL's GRPO. If completions should be clipped, none can end within the allowed length."""
     from datasets import Dataset as Table  # only here
     from trl import GRPOConfig, GRPOTrainer
 
@@ -294,7 +294,7 @@ def make(name: str, seed: int, folder: Path) -> None:
     recipe = RECIPES[name]
     rng = random.Random(f"{name} {seed}")  # noqa: S311  # seeded on purpose
     recipe = replace(recipe, lr=recipe.lr * math.exp(rng.uniform(-0.3, 0.3)))
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left
+    shutil.rmtree(folder, ignore_errors=True)  # removes the files of an earlier attempt
     folder.mkdir(parents=True)
     how = {"dpo": prefer, "grpo": reinforce}.get(recipe.kind, resume if recipe.fault == "resumed" else train)
     truth = how(recipe, 100 + seed, folder)

@@ -1,14 +1,14 @@
-"""Verify-merge: whole-process time, CPU time and peak memory, beside reading the files and another tool.
+"""Whole-process time, CPU time and peak memory of `verify-merge`, beside reading the files and another tool.
 
     python benchmarks/verify_merge.py FOLDER [--layers 18] [--rank 16] [--runs 3] [--peer PATH]
 
-FOLDER takes a synthetic model (bfloat16, hidden size 2048, 32 000 tokens; 2.1 GB at 18 layers), an adapter of all its
-linear layers, and the model merged as PEFT merges on a CPU; they are made once and kept. `read` is a process that does
-no more than read base and merged files through a buffer, `products` one that multiplies factors of these shapes, some
-rows at a time. The ratio at the end is verify-merge's CPU time without the products, over that of reading. PATH is the
-`deltalint` command of deltalint==0.1.0 from the index, in an environment of its own. The tools take turns, after one
-uncounted turn, so that all read from the page cache. CPU time (user and system) is what a loaded machine does not
-distort. The last lines say what each tool thinks of the merged model, and of the base itself in its place.
+FOLDER gets a synthetic model (bfloat16, hidden size 2048, 32 000 tokens; 2.1 GB at 18 layers), an adapter of all its
+linear layers, and the model merged as PEFT merges on a CPU. They are made once and kept. `read` is a process that only
+reads the base and merged files through a buffer. `products` is a process that multiplies factors of these shapes, in
+blocks of rows. The ratio at the end is verify-merge's CPU time without the products, over that of reading. PATH is the
+`deltalint` command of deltalint==0.1.0 from the index, in its own environment. The tools take turns, after one
+uncounted turn, so that all read from the page cache. CPU time (user and system) is not distorted by a loaded machine.
+The last lines give each tool's verdict on the merged model, and on the base in its place.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Cost(NamedTuple):
 
 
 def run(command: list[str]) -> Cost:
-    """Run one process to its end and return what it cost, by the operating system's own account."""
+    """Run one process to its end and return its cost, as the operating system measured it."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", type=Path)
     options = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that installed modules are not compiled again in every run
     if not (options.folder / "adapter" / "adapter_config.json").is_file():
         make(options.folder, layers=options.layers, rank=options.rank)
     base, adapter, merged = (options.folder / name for name in ("base", "adapter", "merged"))

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def text_of(label: int, draw: random.Random) -> str:
-    """Words of which most are those of a class: w0-w9, w10-w19 or w20-w29."""
+    """A text whose words are mostly those of its class: w0-w9, w10-w19 or w20-w29."""
     own = [f"w{10 * label + draw.randrange(10)}" for _ in range(5)]
     other = [f"w{draw.randrange(50)}" for _ in range(3)]
     words = own + other

@@ -1,4 +1,4 @@
-"""Jinja's templates, compiled once a process: PEFT compiles the text of its model card anew at every save."""
+"""Compile each Jinja template once per process, because PEFT compiles the text of its model card at every save."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Have every environment keep what it made of a template's text."""
+    """Make every Jinja environment cache the code of a template by the template's text."""
     import jinja2
 
     compiled = jinja2.Environment.compile

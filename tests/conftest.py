@@ -1,4 +1,4 @@
-"""Profiles, shared fixtures, and the place of other people's data."""
+"""Hypothesis profiles, shared fixtures, and the folder of data made by others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before numpy and torch are imported: each worker has a core, and a second thread of BLAS or OpenMP spins in wait for
-# one that the other worker holds up. With it the tests of `resize` took three times the processor time.
+# Set before numpy and torch are imported. Each worker has one core, so a second thread of BLAS or OpenMP would spin
+# while it waits for a thread that the other worker delays. With two threads the tests of `resize` took three times the
+# processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Kernels of some dozen numbers are compiled for longer than they run. Without LLVM's slow passes an audit is the same
-# to the last bit (2026-11-27, JAX 0.10); JAX_DISABLE_MOST_OPTIMIZATIONS would change bits.
+# Kernels on a few dozen numbers take longer to compile than to run. Without LLVM's slow passes an audit's results are
+# equal to the last bit (2026-11-27, JAX 0.10); JAX_DISABLE_MOST_OPTIMIZATIONS would change bits.
 os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 
 settings.register_profile(
@@ -48,7 +49,7 @@ _FROZEN = {"modules": 0}  # how many modules there were when the collector last 
 
 @pytest.fixture(autouse=True)
 def _imports_are_not_garbage():
-    """Keep what large imports made out of every later collection: each end of a Trainer asks for a whole one."""
+    """Exclude the objects of large imports from later garbage collections: each Trainer's end runs a full one."""
     if len(sys.modules) > _FROZEN["modules"] + 300:
         gc.collect()
         gc.freeze()
@@ -57,7 +58,7 @@ def _imports_are_not_garbage():
 
 @pytest.fixture(autouse=True)
 def _signals_as_before():
-    """Put SIGINT and SIGTERM back: the program ends by ignoring both, and commands started later inherit that."""
+    """Restore SIGINT and SIGTERM. The program ignores both at its end, and commands started later inherit that."""
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in old.items():
@@ -76,16 +77,16 @@ def warmed(tmp_path_factory):
 
 
 def _shared(tmp_path_factory) -> Path:
-    """A folder of all workers of this session."""
+    """A folder that all workers of this session share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def toy(root, tmp_path_factory, request):
-    """The README's first command, run once for all workers in what looks like a fresh clone: (the clone, what it said).
+    """Run the README's first command once for all workers, in a folder like a fresh clone; return both.
 
-    Every look-up and connection is refused, and named on stderr. Copy the folder before writing into it.
+    Every network look-up and connection is refused, and named on stderr. Copy the folder before writing into it.
     """
     for name in ("torch", "transformers", "peft", "datasets"):
         if find_spec(name) is None:
@@ -101,7 +102,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real files made by others; they lie beside a developer's clone, not in it."""
+    """The folder of real files made by others, which is not part of the clone."""
     folder = Path(os.environ.get("GRADIENCE_SHARED", ROOT.parent / "shared")) / "data"
     if not folder.is_dir():
         pytest.skip("the real files of ../shared/data are not beside this clone")

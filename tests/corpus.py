@@ -1,7 +1,6 @@
-"""Strings that must never reach a log, and strings that must reach it as they are.
+"""Strings that must never reach a log, and strings that must reach it unchanged.
 
-Secrets are made up here, shape by shape, from a seed: a repository that held them would set off the
-scanners of whoever hosts it.
+The secrets are generated from a seed, by their shapes, because secrets in a repository set off its host's scanners.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def _of(alphabet: str, n: int) -> str:
 
 
 def _marked(core: str) -> str:
-    """Mark the part of a value that is the secret, where that is not all of it."""
+    """Mark the secret within a value, if the secret is only a part of it."""
     return f"\0{core}\0"
 
 
@@ -40,7 +39,7 @@ def _jwt() -> str:
 
 
 def _by_value() -> Iterator[str]:
-    """Secrets with a shape of their own: caught whatever the key, and inside other text."""
+    """Secrets with a shape of their own, which are found under any key and inside other text."""
     for _ in range(3):
         yield "hf_" + _of(ALNUM, 34)
         yield "hf_" + _of(ALNUM, 37)
@@ -91,7 +90,7 @@ def _by_value() -> Iterator[str]:
 
 
 def _by_key() -> Iterator[tuple[str, str]]:
-    """Secrets known by their key alone."""
+    """Secrets that are recognised only by their key."""
     for key in (
         *("token", "hub_token", "hubToken", "HF_TOKEN", "access_token", "auth_token", "use_auth_token"),
         *("secret", "client_secret", "password", "db_password", "passwd", "passphrase", "pwd"),

@@ -1,8 +1,8 @@
-"""Adapters drawn by a seed, small enough that every verb takes a moment, and the numbers of the reports on them.
+"""Random small adapters, and the numbers that every verb reports on them.
 
-Each file has three modules of ranks and scales of its own, with patterns, DoRA, rsLoRA or another dtype by chance. The
-numbers are pinned in `golden/adapters_drawn.json`, at six digits; `python tests/drawn_adapters.py` writes them anew
-after a change that was meant.
+Each file has three modules with different ranks and scales, and at random patterns, DoRA, rsLoRA or another dtype. The
+numbers are pinned in `golden/adapters_drawn.json`, at six digits. After an intended change,
+`python tests/drawn_adapters.py` writes them again.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ PLACES: Final = {
 
 
 def adapter(folder: Path, rng: random.Random, *, plain: bool, zero: str = "", size: float = 1.0) -> Path:
-    """An adapter of three of the modules; `plain` is one that can be merged, the module `zero` was not trained.
+    """Write an adapter on three of the modules. If `plain`, it can be merged; the module `zero` has a zero update.
 
-    Updates are `size` times as large, with DoRA's magnitudes.
+    Updates, and DoRA's magnitudes, are scaled by `size`.
     """
     numbers = np.random.default_rng(rng.randrange(1 << 30))
     names = rng.sample(sorted(SHAPES), 3)
@@ -79,7 +79,7 @@ def adapter(folder: Path, rng: random.Random, *, plain: bool, zero: str = "", si
 
 
 def base(folder: Path, rng: random.Random, size: float = 1.0) -> Path:
-    """A base with all modules."""
+    """Write a base with all modules."""
     numbers = np.random.default_rng(rng.randrange(1 << 30))
     folder.mkdir(parents=True)
     weights = {
@@ -90,14 +90,14 @@ def base(folder: Path, rng: random.Random, size: float = 1.0) -> Path:
 
 
 def _trained(file: Path, share: float) -> None:
-    """Move each B of a file a share of the way from its mirror image."""
+    """Replace each B of a file by `share` of itself plus the rest of its copy with rows reversed."""
     tensors = load_file(file)
     turned = {name: x if "lora_A" in name else x * share + x[::-1] * (1 - share) for name, x in tensors.items()}
     save_file({name: np.ascontiguousarray(x.astype(tensors[name].dtype)) for name, x in turned.items()}, file)
 
 
 def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Each number, flag and short word of a report with its place, without what names files."""
+    """Yield each number, flag and short word of a report with its place, except file names."""
     if isinstance(value, dict):
         for name, item in value.items():
             if name not in PLACES:
@@ -110,20 +110,20 @@ def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def numbers(value: Any) -> Iterator[str]:
-    """The same as lines, numbers at six digits."""
+    """Yield the leaves of a report as lines, with numbers at six digits."""
     for at, leaf in leaves(value):
         yield f"{at} {leaf:.6g}" if isinstance(leaf, float) and math.isfinite(leaf) else f"{at} {leaf}"
 
 
 def differences(found: list[str], expected: list[str]) -> list[str]:
-    """The lines that are not as expected, and where numbers are not the same to a ten-thousandth."""
+    """The lines that differ from the expected ones, beyond a relative tolerance of 1e-4 for numbers."""
     missing = [f"{len(found)} lines, not {len(expected)}"] * (len(found) != len(expected))
     pairs = zip(found, expected, strict=False)
     return missing + [f"{one} (was: {other})" for one, other in pairs if one != other and not _close(one, other)]
 
 
 def _close(one: str, other: str) -> bool:
-    """Whether two lines speak of the same place, and of numbers that processors may add up to."""
+    """Whether two lines have the same place, and numbers that differ no more than between processors."""
     (place, _, number), (place_of_other, _, other_number) = one.rpartition(" "), other.rpartition(" ")
     try:
         return place == place_of_other and math.isclose(float(number), float(other_number), rel_tol=1e-4, abs_tol=1e-5)
@@ -153,7 +153,7 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
 
 
 def verbs(root: Path, seed: int, size: float = 1.0) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The verbs on the adapters of a seed, all of whose weights are `size` times as large."""
+    """Yield each verb, ready to run on the adapters of a seed, whose weights are scaled by `size`."""
     rng = random.Random(f"adapters {seed}")  # noqa: S311  # an input repeats itself
     under = base(root / "base", rng, size)
     zero = "layers.1.q_proj" if seed % 2 else ""
@@ -179,7 +179,7 @@ def verbs(root: Path, seed: int, size: float = 1.0) -> Iterator[tuple[str, Calla
 
 
 def all_leaves(seed: int, size: float) -> dict[str, dict[str, Any]]:
-    """What every verb reports of the adapters of a seed and a size; a refusal is its sentence."""
+    """The leaves of every verb's report on the adapters of a seed and a size. A refusal is its message."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, call in verbs(Path(folder), seed, size):
@@ -191,7 +191,7 @@ def all_leaves(seed: int, size: float) -> dict[str, dict[str, Any]]:
 
 
 def all_numbers(seed: int) -> dict[str, list[str]]:
-    """The numbers of every verb on the adapters of a seed; a refusal is its sentence."""
+    """The lines of every verb's report on the adapters of a seed. A refusal is its message."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, call in verbs(Path(folder), seed):

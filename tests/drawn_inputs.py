@@ -1,7 +1,7 @@
-"""Configurations, audits and data sets drawn by a seed, for the rules that read no log.
+"""Random configurations, audits and data sets, for the rules that read no log.
 
-What is said of each is pinned in `golden/numbers_drawn_inputs.json`; `python tests/drawn_inputs.py` writes that anew
-after a change that was meant.
+The verdicts on them are pinned in `golden/numbers_drawn_inputs.json`. After an intended change,
+`python tests/drawn_inputs.py` writes the file again.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_drawn_inputs.json"
 
 
 def verdict(findings: Iterable[Any], not_run: Iterable[Any]) -> list[str]:
-    """Findings on a line each, and on one line the rules that were not judged with the numbers of their reasons."""
+    """One line per finding, and one line with the rules that were not judged and the numbers of their reasons."""
     silent = ", ".join(f"{item.id} {numbers(item.reason)}".strip() for item in not_run)
     return [*map(finding, findings), f"not judged: {silent}"]
 
 
 def _some(rng: random.Random, chance: float, **choices: list[Any]) -> dict[str, Any]:
-    """A value for some of the fields, of those that each may have."""
+    """Some of the fields, each kept with probability `chance`, with a random one of its choices."""
     return {name: rng.choice(values) for name, values in choices.items() if rng.random() < chance}
 
 
@@ -274,7 +274,7 @@ KINDS: Final[dict[str, tuple[Callable[[random.Random], list[str]], int]]] = {
 
 
 def all_drawn() -> dict[str, list[str]]:
-    """What is said of each, by its kind and seed."""
+    """The verdict on each input, by its kind and seed."""
     return {
         f"{kind} {seed}": make(random.Random(f"{kind} {seed}"))  # noqa: S311  # an input repeats itself
         for kind, (make, count) in KINDS.items()

@@ -1,8 +1,8 @@
-"""Reports drawn by a seed from their own types, and what the terminal shows of each, line by line.
+"""Random reports, generated from their types, and the lines that the terminal and the pages show of each.
 
-Every field of a report has some value of its type, or its default: branches of a view are met that no run at hand
-leads to. What is shown is pinned in `golden/reports_drawn.json`; `python tests/drawn_reports.py` writes it anew after a
-change that was meant, and its diff is the change as a reader sees it.
+Every field of a report has a random value of its type, or its default. So branches of a view are reached that no
+existing run reaches. The lines are pinned in `golden/reports_drawn.json`. After an intended change,
+`python tests/drawn_reports.py` writes the file again, and its diff shows the change as a reader sees it.
 """
 
 from __future__ import annotations
@@ -101,17 +101,17 @@ def _key(rng: random.Random, kind: Any) -> Any:
 
 
 def made(rng: random.Random, kind: Any, depth: int = 0) -> Any:
-    """Some value of a type."""
+    """A random value of a type."""
     return MAKERS[type(kind)](rng, kind, depth)
 
 
 def report_of(kind: type, seed: str) -> Any:
-    """A report of the type: what is drawn of one seed is always the same."""
+    """A random report of a type. The same seed gives the same report."""
     return made(random.Random(seed), inspect.type_info(kind))  # noqa: S311  # an input repeats itself
 
 
 def _page(html: str) -> str:
-    """The text of a page, a line for each element, without its style and the coordinates of its figures."""
+    """The text of a page, one line per element, without its style and the coordinates of its figures."""
     bare = re.sub(r"<style.*?</style>|<script.*?</script>", "", html, flags=re.DOTALL)
     return "\n".join(text for part in re.split(r"<[^>]*>", bare) if (text := " ".join(part.split())))
 
@@ -182,17 +182,17 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
 }
 EACH: Final = 5  # reports of each view
 LONGEST: Final = 250  # lines
-TRIED: Final = 60  # seeds, of which some make reports that contradict themselves
+TRIED: Final = 60  # seeds that are tried: some give reports that contradict themselves
 
 
 def shown(name: str, seed: int) -> list[str]:
-    """The lines of one report."""
+    """The lines that a view shows of the report of a seed."""
     kind, view = VIEWS[name]
     return view(report_of(kind, f"{name} {seed}")).split("\n")
 
 
 def all_shown() -> dict[str, list[str]]:
-    """What is shown of the first reports of each view that can be shown."""
+    """The lines of the first reports of each view that can be shown."""
     found: dict[str, list[str]] = {}
     for name in VIEWS:
         left = EACH

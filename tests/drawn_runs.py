@@ -1,8 +1,8 @@
-"""Runs drawn by a seed: shapes of losses, norms, rates, evaluations and columns, put together by chance.
+"""Random runs, which combine shapes of losses, gradient norms, learning rates, evaluations and columns.
 
-Where `log_runs` has one run on either side of each threshold, these have what lies between: places, lengths, orders,
-what stands beside what. What is said of them is pinned in `golden/numbers_drawn.json`; `python tests/drawn_runs.py`
-writes anew after a change that was meant.
+`log_runs` has one run on either side of each threshold. The random runs vary everything else: positions, lengths,
+orders and combinations. The verdicts on them are pinned in `golden/numbers_drawn.json`. After an intended change,
+`python tests/drawn_runs.py` writes the file again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Shape = Callable[[random.Random, int], list[float]]
 
 
 def _with(values: list[float], rng: random.Random, value: Callable[[float], float], most: int) -> list[float]:
-    """The values with a stretch changed, at a place and of a length by chance."""
+    """The values with one stretch changed, at a random position and of a random length."""
     start, length = rng.randrange(len(values)), rng.randint(1, most)
     return [value(x) if start <= i < start + length else x for i, x in enumerate(values)]
 
 
 def _stepped(rng: random.Random, n: int) -> list[float]:
-    """Levels, each lower than the one before or higher."""
+    """A sequence of levels, each lower or higher than the one before."""
     levels = [2.0]
     for _ in range(rng.randint(1, 5)):
         levels.append(levels[-1] * rng.choice([0.3, 0.7, 0.9, 0.97, 1.0, 1.2]))
@@ -174,7 +174,7 @@ def _only(series: Series, rows: Sequence[int]) -> Series:
 
 
 def all_drawn() -> dict[str, list[str]]:
-    """What is said of each, by its seed."""
+    """The verdict on each run, by its seed."""
     return {str(seed): _of_run(drawn(seed)) for seed in range(COUNT)}
 
 

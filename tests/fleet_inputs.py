@@ -1,4 +1,4 @@
-"""Small adapters for a fleet, and adapters that nearly agree."""
+"""Small adapters for a fleet, and near-duplicates of adapters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def factors(seed=0, *, r=4, width=24, layers=2, decay=0.5, scale=1.0):
     for layer in range(layers):
         for module in ("self_attn.q_proj", "mlp.up_proj"):
             stem = f"base_model.model.model.layers.{layer}.{module}"
-            fall = np.sqrt(decay) ** np.arange(r)  # of each factor: trained ones decay both
+            fall = np.sqrt(decay) ** np.arange(r)  # for each factor, because in trained adapters both decay
             a = rng.standard_normal((r, width)) * fall[:, None] * scale
             tensors[f"{stem}.lora_A.weight"] = a.astype(np.float32)
             tensors[f"{stem}.lora_B.weight"] = (rng.standard_normal((2 * width, r)) * fall).astype(np.float32)
@@ -33,7 +33,7 @@ def peft(folder, tensors=None, *, base="tiny", r=4, **config):
 
 
 def with_noise(tensors, share, seed=9):
-    """The tensors with Gaussian noise of that share of each one's size."""
+    """The tensors with Gaussian noise added, whose size is a share of each tensor's."""
     rng = np.random.default_rng(seed)
     noisy = {}
     for name, value in tensors.items():

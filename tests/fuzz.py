@@ -1,11 +1,11 @@
-"""Throw damaged inputs at every verb, and hold what comes back against what is promised of any input.
+"""Run every verb on damaged inputs, and check the results against what is promised for any input.
 
     python tests/fuzz.py --inputs 3000 --seed 0 --workers 2 --out /tmp/fuzz
 
-One process imports everything and forks the workers; a worker runs one input after the other in itself, with an alarm
-and a memory limit, and is replaced where an input kills it. Every input is drawn from (seed, number) alone, so that
-`--only N` runs one of them again. For each failure `--out` gets a folder with the input, made as small as can be, the
-command line and what was wrong.
+One process imports everything and forks the workers. A worker runs one input after the other in its own process, with
+an alarm and a memory limit, and is replaced if an input kills it. Every input depends only on (seed, number), so
+`--only N` runs one of them again. For each failure, `--out` gets a folder with the input, reduced as far as possible,
+the command line and the fault.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ if str(TESTS) not in sys.path:
 from fuzz_inputs import DROPPABLE, Input, draw, place  # noqa: E402  # after the path is set
 from isolated import warm  # noqa: E402  # the same
 
-SECONDS = 10  # of processor time, for one input, which no other program's load changes
-WALL = 60  # seconds, for one that only waits
-MEMORY_MB = 300  # beyond twice the files' size
-ROOM_MB = 5000  # of address space: where a bomb ends
+SECONDS = 10  # processor time for one input, which does not depend on the machine's load
+WALL = 60  # seconds of the clock, for an input that only waits
+MEMORY_MB = 300  # allowed beyond twice the files' size
+ROOM_MB = 5000  # limit of address space, at which a decompression bomb fails
 CODES = {0, 1, 2, 3}
 MORE = ("matplotlib.figure", "matplotlib.backends.backend_svg", "torch")
 ALLOWED_CONTROLS = {"\n", "\t", "\u200d", "\u200b", "\ufeff"}
-TRIES = 24  # runs to make one input small
+TRIES = 24  # runs to reduce one input
 
 
 class Verdict(NamedTuple):
-    """What one input did: the exit code, and what was wrong; the first word of a fault is its class."""
+    """The result of one input: the exit code, and the faults. The first word of a fault is its class."""
 
     code: int
     faults: tuple[str, ...]
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
 
 class Hang(BaseException):
-    """The alarm: no `except Exception` may catch it."""
+    """Raised by the alarm. It is a BaseException, so that no `except Exception` catches it."""
 
 
 def main() -> int:
@@ -96,7 +96,7 @@ def _options() -> argparse.Namespace:
 
 
 def _spread(inputs: int, seed: int, each: int | None) -> list[int]:
-    """Return the numbers of the inputs, without those of a verb and a kind of file that came `each` times before."""
+    """Return the numbers of the inputs. At most `each` inputs have the same verb and kind of file."""
     if each is None:
         return list(range(inputs))
     seen: Counter[tuple[str, str]] = Counter()
@@ -110,7 +110,7 @@ def _spread(inputs: int, seed: int, each: int | None) -> list[int]:
 
 
 def _settle() -> None:
-    """Import what a worker needs, while nothing runs beside it that a fork would lose."""
+    """Import the modules that a worker needs, before any thread runs that a fork would lose."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "agg",
@@ -147,12 +147,12 @@ class Worker:
         self.since = 0.0
 
     def ask(self, number: int, seed: int, dropped: list[int]) -> None:
-        """Have it run an input, without some of its damages."""
+        """Tell the worker to run an input, without some of its damages."""
         self.number, self.since = number, time.monotonic()
         os.write(self._asked, (json.dumps([number, seed, dropped]) + "\n").encode())
 
     def answer(self) -> Verdict:
-        """Return its verdict; a worker that is gone was killed by the input."""
+        """Return the worker's verdict. If the worker has ended, the input killed it."""
         line = self._answers.readline()
         seconds = time.monotonic() - self.since
         if not line:
@@ -162,7 +162,7 @@ class Worker:
         return Verdict(code, tuple(faults), seconds)
 
     def late(self) -> bool:
-        """Whether the alarm inside it did not help."""
+        """Whether the worker is over its time, so that its own alarm did not work."""
         return self.number is not None and time.monotonic() - self.since > WALL + 3
 
     def kill(self) -> Verdict:
@@ -172,7 +172,7 @@ class Worker:
         return Verdict(-9, ("hang: and the alarm was not heard",), time.monotonic() - self.since)
 
     def close(self) -> None:
-        """End it, if it has not ended; its pipe cannot tell it to, for its younger siblings hold that open, too."""
+        """Kill the worker if it runs. Closing its pipe is not enough, because workers forked later hold it open too."""
         os.close(self._asked)
         self._answers.close()
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -219,7 +219,7 @@ def _classes(failed: dict[int, Verdict]) -> dict[str, list[int]]:
 
 
 def _smaller(number: int, seed: int, fault: str) -> list[int]:
-    """Return the damages that can be left away and the fault stays, found one by one."""
+    """Return the damages that can be dropped without losing the fault. They are tried one by one."""
     dropped: list[int] = []
     for index in range(min(TRIES, draw(number, seed).damages)):
         verdict = next(_run_with(number, seed, [*dropped, index]))
@@ -284,7 +284,7 @@ def _print(verdicts: dict[int, Verdict], classes: dict[str, list[int]], seed: in
 
 
 def _work(asked: Any, tell: int, folder: Path) -> None:
-    """Run what is asked for; never returns."""
+    """Run the requested inputs. This function never returns."""
     code = 1
     try:
         faulthandler.disable()
@@ -305,7 +305,7 @@ def _work(asked: Any, tell: int, folder: Path) -> None:
 
 
 class Runner:
-    """Runs inputs in this process, and looks at everything that comes out."""
+    """Runs inputs in this process, and checks all of their output."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -323,7 +323,7 @@ class Runner:
         signal.signal(signal.SIGPROF, _alarm)
 
     def verdict(self, given: Input) -> Verdict:
-        """Return what the input did."""
+        """Run an input, and return its verdict."""
         case = self._folder / "case"
         shutil.rmtree(case, ignore_errors=True)
         size = place(given, case)
@@ -343,7 +343,7 @@ class Runner:
         return Verdict(code, tuple(dict.fromkeys(faults)), seconds)
 
     def _start(self) -> float:
-        """Empty the outputs, forget the peak of memory, and return what is resident."""
+        """Empty the outputs, reset the peak of memory, and return the resident memory."""
         gc.collect(1)
         for path in (self._out, self._err):
             os.truncate(path, 0)

@@ -1,4 +1,4 @@
-"""Inputs for `fuzz.py`: whole seeds for every verb, and damages to them, all drawn from a number."""
+"""Inputs for `fuzz.py`: valid seeds for every verb, and damages to them, all determined by a number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["DROPPABLE", "Input", "draw", "place"]
 Random = random.Random
 GOLDEN = Path(__file__).resolve().parent / "golden"
 DROPPABLE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=,")
-UNFIT: Final = (  # a damage that an earlier one left no place for
+UNFIT: Final = (  # errors of a damage that cannot be applied after an earlier one
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError),
     *(struct.error, sqlite3.Error),
 )
@@ -37,7 +37,7 @@ class Special(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A command line, the files it is about, and what must not come of it."""
+    """A command line, its files, and the data by which its output is checked."""
 
     argv: tuple[str, ...]
     files: dict[str, bytes | Special]
@@ -54,7 +54,7 @@ class Input(NamedTuple):
 
     @property
     def keeps_config(self) -> bool:
-        """Whether the verb copies a file of the user's into its output."""
+        """Whether the verb copies one of the user's files into its output."""
         return self.argv[0] in KEEP_CONFIG
 
 
@@ -88,7 +88,7 @@ def draw(number: int, seed: int, dropped: list[int] | tuple[int, ...] = ()) -> I
 
 
 def _spelt(word: str) -> str:
-    """Return a word as a command line can hold it: without NUL, and its odd halves as bytes."""
+    """Return a word in a form that a command line can hold: without NUL, and with lone surrogates as bytes."""
     return word.replace("\0", "").encode("utf-8", "replace").decode() if "\ud800" in word else word.replace("\0", "")
 
 
@@ -786,7 +786,7 @@ SHOWN: Final = ("model_name", "message", "code", "reason", "split", "kind", "sta
 
 
 def _plant(rng: Random, argv: list[str], files: dict[str, bytes | Special], secret: Any) -> bool:
-    """Put a secret where a user may have put it; return whether there was such a place."""
+    """Put a secret in a place where a user may have put it; return whether there was such a place."""
     fits = [(n, plant) for n, d in files.items() if not isinstance(d, Special) if (plant := _planter_of(n)) is not None]
     if not fits:
         return False
@@ -802,7 +802,7 @@ def _plant(rng: Random, argv: list[str], files: dict[str, bytes | Special], secr
 
 
 def _planter_of(name: str) -> Callable[[Random, bytes, Any], bytes | None] | None:
-    if name.endswith("index.json"):  # its values are names of files, which an error has to show
+    if name.endswith("index.json"):  # its values are file names, which errors must show
         return None
     return next((plant for ending, plant in PLANTERS.items() if name.endswith(ending)), None)
 
@@ -834,7 +834,7 @@ def _plant_line(rng: Random, data: bytes, secret: Any) -> bytes | None:
 
 
 def _plant_setting(rng: Random, data: bytes, secret: Any, sign: str) -> bytes:
-    """Put it on a line of its own, or behind a value that is shown: JSON's texts are YAML's and TOML's, too."""
+    """Put the secret on its own line, or after a value that is shown. A JSON string is also a YAML and TOML string."""
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     text = json.dumps(secret.value)
     shown = [n for n, line in enumerate(lines) if any(f"{field}{sign}" in line for field in SHOWN)]
@@ -847,7 +847,7 @@ def _plant_setting(rng: Random, data: bytes, secret: Any, sign: str) -> bytes:
 
 
 def _plant_cells(rng: Random, data: bytes, secret: Any) -> bytes | None:
-    """Put it into a column of its name, or name a column so."""
+    """Add a column of secrets under the secret's key, or a column whose name is the secret."""
     if not isinstance(secret.value, str):
         return None
     quoted = b'"' + secret.value.replace('"', '""').encode() + b'"'
@@ -858,7 +858,7 @@ def _plant_cells(rng: Random, data: bytes, secret: Any) -> bytes | None:
 
 
 def _plant_metadata(rng: Random, data: bytes, secret: Any) -> bytes:
-    """Put it into the metadata of an adapter's weights, or into a tensor's name."""
+    """Put the secret into the metadata of an adapter's weights, or into a tensor's name."""
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     text = secret.value if isinstance(secret.value, str) else json.dumps(secret.value)

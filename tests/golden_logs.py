@@ -13,15 +13,15 @@ EXPECTED: dict[str, list[tuple[int, str | None]]] = json.loads((CASES / "bad" / 
 
 
 def lines(path: Path) -> list[tuple[int, bytes]]:
-    """The numbered lines of a log that are not blank."""
+    """The lines of a log that are not blank, with their numbers."""
     return [(n, line) for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
 
 
 def strictly(line: bytes) -> Any:
-    """The JSON value of a line, as a program reads it that knows nothing of NaN or surrogates.
+    """The JSON value of a line, read strictly: without NaN, infinities and lone surrogates.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the line is not strict JSON.
     """
     value = json.loads(line.decode(), parse_constant=_refuse)
     json.dumps(value, ensure_ascii=False).encode()
@@ -33,7 +33,7 @@ def _refuse(token: str) -> Any:
 
 
 def documents(path: Path) -> dict[int, Any]:
-    """The lines of a log that are JSON, by number."""
+    """The JSON values of those lines of a log that are JSON, by line number."""
     found = {}
     for number, line in lines(path):
         try:

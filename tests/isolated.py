@@ -1,10 +1,10 @@
-"""A command line in a process beside the tests', with a deadline and a memory limit, at the price of a fork or less.
+"""Run command lines in a separate process with a deadline and a memory limit, for the cost of a fork or less.
 
-Importing JAX takes a second; a process that has imported everything and computed nothing forks in milliseconds. One
-such process is started per session, and commands run in forks of it: what hangs is killed, what fills the memory
-fails, and what aborts takes nothing with it. A fork whose command returned takes the next one, with its signals,
-warnings, environment and limits set anew, so that JAX starts and compiles once for many commands; a piece of Python,
-and a command with an environment of its own, has a fork to itself.
+Importing JAX takes a second, but a process that has imported everything and computed nothing forks in milliseconds. One
+such process is started per session, and commands run in its forks. A command that hangs is killed, one that fills the
+memory fails, and one that aborts does not affect the tests. A fork whose command returned runs the next command, after
+its signals, warnings, environment and limits are reset. So JAX starts and compiles once for many commands. A piece of
+Python, or a command with its own environment, gets a new fork.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from kept_signatures import keep_signatures
 __all__ = ["Outcome", "Stable", "warm"]
 
 HEAVY = ("numpy", "msgspec", "cyclopts", "yaml", "jax", "jax.numpy", "sqlite3", "csv", "tomllib", "hashlib")
-ROOMY_MB = 6_000  # of address space, beyond what the imports took: a bomb ends here, not the machine
-ORDERS = 100  # that one fork takes: what commands leave in memory is bounded
+ROOMY_MB = 6_000  # address space beyond the imports': a decompression bomb fails here before it fills the machine
+ORDERS = 100  # commands that one fork runs, so that the memory that commands leave behind is bounded
 
 
 class Outcome(NamedTuple):
-    """What became of a command."""
+    """The result of a command."""
 
-    code: int  # the exit code; negative where a signal ended it: -24 at its limit of processor time, -9 at its deadline
+    code: int  # exit code, or minus the signal that ended it: -24 at the limit of processor time, -9 at the deadline
     out: str
     err: str
     seconds: float
-    memory_mb: float  # the most that was resident beyond what was before the command
+    memory_mb: float  # the peak of resident memory, beyond that before the command
 
     @property
     def errors(self) -> list[str]:
@@ -80,10 +80,11 @@ class Stable:
         python: str = "",
         imports: tuple[str, ...] = (),
     ) -> Outcome:
-        """Run `gradience` with the arguments, or a piece of Python in its place, and return what became of it.
+        """Run `gradience` with the arguments, or a piece of Python instead, and return its result.
 
-        It may use `limit_s` seconds of processor time, which no other program's load changes, and `wall_s` on the wall
-        (ten times that without it). What is heavy and named by `imports` is imported once, before any fork that comes.
+        The limits are `limit_s` seconds of processor time, which do not depend on the machine's load, and `wall_s`
+        seconds of the clock (by default ten times `limit_s`). The heavy modules named by `imports` are imported once,
+        before later forks.
         """
         out, err = self._folder / "stdout", self._folder / "stderr"
         asked = {
@@ -115,12 +116,12 @@ class Stable:
             self._server.stdout.close()
 
 
-# What no command imports; `models` imports torch and PEFT at its first lines, for commands that run a model.
+# Modules that no command imports at once. `models` imports torch and PEFT, for commands that run a model.
 OPTIONAL = frozenset({"hf", "axolotl", "lightning", "swift", "models", "__main__"})
 
 
 def warm(more: tuple[str, ...] = ()) -> None:
-    """Import what commands import, without starting a backend: its threads would not survive a fork."""
+    """Import the modules that commands import, without starting a JAX backend: its threads would not survive a fork."""
     keep_signatures()
     gradience = importlib.import_module("gradience")
     for name in (*HEAVY, *more):
@@ -133,7 +134,7 @@ def warm(more: tuple[str, ...] = ()) -> None:
 
 
 class Fork:
-    """A fork of this process that obeys orders until it is let go, or ends by one."""
+    """A fork of this process that runs commands until it is ended, or until a command ends it."""
 
     def __init__(self) -> None:
         orders, self._orders = os.pipe()
@@ -151,7 +152,7 @@ class Fork:
             self._poll.register(end, select.POLLIN)
 
     def order(self, asked: dict[str, Any]) -> tuple[int, float] | None:
-        """Return the exit code and the memory in MB of a command that returned; None where it ended the process."""
+        """Run a command and return its exit code and memory in MB; None if the command ended the process."""
         os.write(self._orders, json.dumps(asked).encode() + b"\n")
         if not self._poll.poll(1000 * asked["wall_s"]):
             with contextlib.suppress(ProcessLookupError):
@@ -163,7 +164,7 @@ class Fork:
         return None
 
     def end(self) -> tuple[int, float]:
-        """Let it go; return its exit code, and the peak of its resident memory in MB."""
+        """End the fork; return its exit code, and the peak of its resident memory in MB."""
         os.close(self._orders)
         _, status, usage = os.wait4(self._pid, 0)
         os.close(self._answers)
@@ -201,7 +202,7 @@ def _serve() -> None:
 
 
 def _obey(orders: int, answers: int) -> NoReturn:
-    """Be the commands, in the child."""
+    """Run commands in the child, one after the other."""
     code, environment = 0, dict(os.environ)
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -222,7 +223,7 @@ def _obey(orders: int, answers: int) -> NoReturn:
 
 
 def _forget_the_peak() -> float:
-    """Begin to measure the peak of resident memory anew, and return what is resident, in MB."""
+    """Reset the peak of resident memory, and return the memory that is resident now, in MB."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status_mb("VmRSS")
 
@@ -237,7 +238,7 @@ def _address_space() -> int:
 
 
 def _limit(asked: dict[str, Any]) -> None:
-    """Bound the address space and the processor time of what comes now; the hard limits stay, for the next."""
+    """Limit the address space and processor time of the next command. The hard limits stay for later commands."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = math.ceil(used.ru_utime + used.ru_stime) + asked["limit_s"]
     for kind, bound in (
@@ -265,7 +266,7 @@ def _become(asked: dict[str, Any]) -> int:
     code = 1
     try:
         _limit(asked)
-        with warnings.catch_warnings():  # a warning that came once comes again
+        with warnings.catch_warnings():  # so that a warning that was shown once is shown again
             code = _code_of(asked["python"])
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -281,7 +282,7 @@ def _become(asked: dict[str, Any]) -> int:
 
 
 def _code_of(python: str) -> int:
-    """Return the exit code, as the interpreter would settle it."""
+    """Run a piece of Python, and return the exit code that the interpreter would give it."""
     try:
         if python:
             exec(python, {"__name__": "__main__"})  # noqa: S102  # a test's own words

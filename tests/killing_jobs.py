@@ -1,4 +1,4 @@
-"""Jobs that end their own worker, for processes that import them by name."""
+"""Jobs that kill their own worker. Worker processes import them by name."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def work(job: Job) -> bytes:
 
 
 def limit(_: Job) -> bytes:
-    """What this worker's environment says of malloc's arenas, one of the limits of `PINNED`."""
+    """The worker's environment variable for malloc's arenas, which is one of the limits in `PINNED`."""
     return os.environ.get("MALLOC_ARENA_MAX", "").encode()
 
 
 def prepare() -> None:
-    """Nothing is needed."""
+    """Do nothing, because these jobs need no preparation."""
 
 
 def die() -> None:

@@ -1,6 +1,6 @@
-"""Runs as their logs have them, in families: of each, one run on either side of a threshold. None is random.
+"""Constructed runs, as facts from their logs, in pairs with one run on either side of a rule's threshold.
 
-`EDGES` names the rule, the number that decides, and the two runs; what is said of each is in the golden file.
+`EDGES` lists for each pair the rule, the number that decides, and the two runs. The verdicts are in the golden file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAN: Final = math.nan
 
 
 class Edge(NamedTuple):
-    """Two runs that differ in one number, on either side of where the rule's answer changes."""
+    """Two runs that differ in one number, one on either side of the value where the rule's answer changes."""
 
     rule: str
     number: str
@@ -32,12 +32,12 @@ class Edge(NamedTuple):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What both runs are called in the golden file."""
+        """The names of both runs in the golden file."""
         return tuple(f"{self.rule} {self.number} {x:g}" for x in (self.below, self.above))  # type: ignore[return-value]
 
 
 def field_logs() -> list[Path]:
-    """The logs drawn from published runs."""
+    """The logs that are drawn from published runs."""
     return sorted((Path(__file__).parent / "golden" / "field").glob("*.json"))
 
 
@@ -56,7 +56,7 @@ def run(
     columns: dict[str, Sequence[float]] | None = None,
     **more: Any,
 ) -> RunFacts:
-    """A run of these rows; its evaluations are spread over it."""
+    """A run with these rows. Its evaluations are spread over the run."""
     rows = len(losses) or max(map(len, (columns or {"": ()}).values()))
     losses = losses or [0.69 - 0.003 * i for i in range(rows)]
     apart = max(1, rows // max(1, len(held_out))) * every
@@ -83,37 +83,37 @@ def run(
 
 
 def evaluation(step: int, loss: Any = None, split: str = "eval", **metrics: Any) -> Eval:
-    """An evaluation; what is measured beside the loss, `accuracy` and `n` is an extra."""
+    """An evaluation. Metrics other than the loss, `accuracy` and `n` are extras."""
     known = {name: metrics.pop(name) for name in ("accuracy", "n") if name in metrics}
     measured = EvalMetrics(loss=loss, **known, extras=metrics)
     return Eval(schema="gradience.vnext.telemetry/v1", ts=None, run_id="r", step=step, split=split, metrics=measured)
 
 
 def with_history(*events: Eval, losses: Sequence[float] | None = None, **more: Any) -> RunFacts:
-    """A run with these evaluations, of which the last is shown."""
+    """A run with these evaluations, the last of which is its held-out result."""
     shown = EvalPoint(split=events[-1].split, step=events[-1].step, metrics=events[-1].metrics)
     return replace(run(losses or FALL), history=events, held_out=shown, **more)
 
 
 def said(rule: str, facts: RunFacts) -> Any:
-    """The finding of a rule, or why it was not judged."""
+    """The finding of a rule, or the reason why the rule was not judged."""
     verdict = detect(facts)
     reasons = [item.reason for item in verdict.not_run if item.id == rule]
     return next((found for found in verdict.findings if found.id == rule), reasons[0] if reasons else None)
 
 
 def with_row(values: Sequence[float], *at: int, by: float) -> list[float]:
-    """The values, those of some rows times a factor."""
+    """The values, with those of some rows multiplied by a factor."""
     return [value * (by if i in at else 1.0) for i, value in enumerate(values)]
 
 
 def swings(n: int, size: float) -> list[float]:
-    """Up and down around 1 by turns, as logarithms."""
+    """Values that alternate above and below 1, by the same distance on a log scale."""
     return [math.exp(size if i % 2 else -size) for i in range(n)]
 
 
 def times(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Value by value."""
+    """The products, value by value."""
     return [a * b for a, b in zip(values, others, strict=True)]
 
 
@@ -122,7 +122,7 @@ FALL: Final = [2.0 - 0.01 * i for i in range(60)]
 
 
 def line(n: int, first: float, last: float) -> list[float]:
-    """Straight from the first value to the last."""
+    """Values on a straight line from the first to the last."""
     return [first + (last - first) * i / (n - 1) for i in range(n)]
 
 
@@ -145,7 +145,7 @@ def _skipped(bad: Sequence[int], frozen: Sequence[int], n: int = 40) -> RunFacts
 
 
 def _half_still(share: float) -> RunFacts:
-    """Rows of two steps, of which one row's rate moved by a share of the usual."""
+    """A run of two-step rows, where one row's rate moved by a share of the usual change."""
     rates, rate = [], 2e-4
     for row in range(40):
         rates.append(rate)
@@ -405,7 +405,7 @@ def _epochs(
     epochs: float | None = None,
     held_out: Sequence[float] = (),
 ) -> RunFacts:
-    """Level within each epoch, down by a share at the end of each."""
+    """Losses that are constant within each epoch, and fall by a share at its end."""
     level, losses = 2.0, []
     for drop in (*drops, 0.0):
         losses += [level] * rows
@@ -460,7 +460,7 @@ REPETITION: Final = [
 
 
 def _pairs(accuracy: float, spread: float, margin: float, width: float, n: int = 40) -> RunFacts:
-    """Two columns that swing around a level, by turns."""
+    """A run with two columns that alternate around a level."""
     columns = {
         "rewards/accuracies": [accuracy + (spread if i % 2 else -spread) for i in range(n)],
         "rewards/margins": [margin + (width if i % 2 else -width) for i in range(n)],
@@ -629,7 +629,7 @@ EDGES: Final = [*NUMBERS, *LEVELS, *LEARNING, *GRADIENTS, *HELD_OUT, *REPETITION
 RUNS: Final[dict[str, RunFacts]] = {
     name: edge.make(x) for edge in EDGES for name, x in zip(edge.names, (edge.below, edge.above), strict=True)
 }
-# Runs exactly at a threshold, whose numbers need no logarithm: whether the threshold itself is over it.
+# Runs exactly at a threshold, which test whether the bound is inclusive. Their numbers need no logarithm.
 AT: Final[dict[str, RunFacts]] = {
     f"{edge.rule} at {edge.number}": edge.make(x)
     for edge in EDGES

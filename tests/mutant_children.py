@@ -1,8 +1,8 @@
-"""Processes forked from one parent that has imported what is heavy, each with a private copy of `src`.
+"""Run jobs in children of one parent that has imported the heavy modules, each with a private copy of `src`.
 
-The parent imports JAX, torch and pytest but nothing of ours, so that a child starts at once and still imports its own
-`gradience`: from its copy, which comes first on `sys.path` and on `PYTHONPATH`, so that commands which a test starts
-find it too. Works where there is `fork`.
+The parent imports JAX, torch and pytest but not `gradience`. So a child starts at once and still imports `gradience`
+from its own copy. The copy is first on `sys.path`, and also on `PYTHONPATH` for the commands that a test starts. This
+needs `fork`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ PRELOADED: Final = (
     *("torch", "safetensors.torch", "transformers", "peft"),
 )
 SOURCE: Final = Path(__file__).resolve().parents[1] / "src" / "gradience"
-WAIT: Final = 5  # seconds of the clock per second of the processor: a busy machine must not kill a mutant
-BROKEN: Final = 70  # a child's exit code where the run itself failed, not a test
-MOST_BYTES: Final = 8 << 30  # of memory, and of one file: a mutant may ask for far more than there is
+WAIT: Final = 5  # seconds of the clock per second of the processor, so that a busy machine does not kill a mutant
+BROKEN: Final = 70  # a child's exit code if the run itself failed, and not a test
+MOST_BYTES: Final = 8 << 30  # limit of memory, and of one file, because a mutant may ask for any amount
 
 _OUT_OF_TIME: Final = {-signal.SIGKILL, -signal.SIGXCPU}
 Job = TypeVar("Job")
 
 
 class Child(NamedTuple):
-    """A running process: its id, and when it is to end, in seconds of the monotonic clock."""
+    """A running process: its id, and its deadline in seconds of the monotonic clock."""
 
     pid: int
     ends: float
 
 
 def preload() -> None:
-    """Import what is heavy and not ours, once for all children. Nothing may compute before a fork."""
+    """Import the heavy modules that are not ours, once for all children. Nothing may compute before a fork."""
     warnings.simplefilter("ignore")
     for name in PRELOADED:
         try:
@@ -64,8 +64,9 @@ def forked(
 ) -> Iterator[tuple[Job, int | None, Path, float]]:
     """Run each job in a child, and yield it with its exit code (None: out of time), its slot and its seconds.
 
-    Seconds, those of `limit` too, are of the processor. A child that waits is ended after `WAIT` times as many of the
-    clock. A slot is a folder with a private copy of `src`: who takes a result restores it before asking for the next.
+    Seconds, also in `limit`, are processor time. A child that only waits is ended after `WAIT` times the limit on the
+    clock. A slot is a folder with a private copy of `src`. The caller must restore it before it asks for the next
+    result.
     """
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         slots, waiting = [Path(folder) / str(n) for n in range(workers)], list(reversed(jobs))
@@ -95,13 +96,13 @@ def forked(
 
 
 def _end(child: Child) -> None:
-    """End a child with all that it has started."""
+    """End a child and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
 
 
 def copy_source(slot: Path) -> None:
-    """Copy `src`, compiled so that Python compares contents, not dates: no edit is missed."""
+    """Copy `src`, with bytecode that Python checks by the sources' contents and not by dates, so no edit is missed."""
     shutil.copytree(SOURCE.parent, slot / "src", ignore=shutil.ignore_patterns("__pycache__"))
     compileall.compile_dir(slot / "src", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
 

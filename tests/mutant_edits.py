@@ -1,8 +1,8 @@
-"""The edits that a mutation run makes: operators over the AST, each a small change of the text, and a fair sample.
+"""The mutants of a mutation run: operators on the AST, each a small edit of the text, and a balanced sample of mutants.
 
-What is changed: numbers (by a tenth, or by one), comparisons, signs, `and`, `or` and `not`, guards and choices (never
-or always taken), filters, flags, `min` and `max`, and the numbers and units that a message shows. Annotations,
-decorators, docstrings and the text of the schema stay as they are.
+The operators change numbers (by a tenth, or by one), comparisons, signs, `and`, `or` and `not`, guards and choices
+(never or always taken), filters, flags, `min` and `max`, and the numbers and units in messages. Annotations,
+decorators, docstrings and the text of the schema are not changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-SMALL: Final = 20  # whole numbers from here on move by a tenth, those under it by one
+SMALL: Final = 20  # whole numbers from here on change by a tenth, smaller ones by one
 
 _BOUND: Final = {ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Lt: ("<", "<="), ast.LtE: ("<=", "<")}
 _EQUALITY: Final = {ast.Eq: ("==", "!="), ast.NotEq: ("!=", "==")}
@@ -35,7 +35,7 @@ Edit = tuple[str, Span, str]  # kind, first and last byte, new text
 
 @dataclass(frozen=True)
 class Mutant:
-    """One edit of one file, `old` to `new` from byte `start` on, and what is needed to find the tests it concerns."""
+    """One edit of one file, from `old` to `new` at byte `start`, with the data by which its tests are found."""
 
     path: str  # relative to src/gradience
     room: str
@@ -51,7 +51,7 @@ class Mutant:
     names: tuple[str, ...]  # defined here at import, for code that runs before any test
 
     def applied(self, text: bytes) -> bytes:
-        """Return the file's text with the edit made."""
+        """Return the file's text after the edit."""
         return text[: self.start] + self.new.encode() + text[self.start + len(self.old.encode()) :]
 
 
@@ -67,7 +67,7 @@ class _File:
         self._starts = [0, *itertools.accumulate(len(line) + 1 for line in text.split(b"\n"))]
 
     def mutants(self) -> Iterator[Mutant]:
-        """Yield them from the top of the file to its end."""
+        """Yield the mutants of the file from top to bottom."""
         for statement in ast.parse(self._text).body:
             names = defined(statement)
             is_definition = isinstance(statement, ast.FunctionDef | ast.ClassDef)
@@ -86,9 +86,9 @@ class _File:
                     yield from self._mutants(self._of_expression(part), here)
 
     def _definition(self, node: ast.FunctionDef | ast.ClassDef, place: _Place) -> Iterator[Mutant]:
-        """Yield the edits of a body and of what is set at import: a class's fields and a function's defaults.
+        """Yield the edits of a body, and of a class's fields and a function's defaults, which are set at import.
 
-        Those last are seen by whoever calls, so that every line of the definition stands for them.
+        Any caller sees the defaults, so tests that reach any line of the definition count for them.
         """
         inside = _Place(f"{place.function}.{node.name}".lstrip("."))
         at_import = inside._replace(lines=(node.lineno, node.end_lineno or node.lineno), names=place.names)
@@ -113,13 +113,13 @@ class _File:
         return start + node.col_offset, end + node.end_col_offset
 
     def _between(self, kind: str, left: ast.AST, right: ast.AST, swap: tuple[str, str]) -> Iterator[Edit]:
-        """Yield the edit of the operator that stands between two operands."""
+        """Yield the edit of the operator between two operands."""
         start = self._text.find(swap[0].encode(), self._span(left)[1], self._span(right)[0])
         if start >= 0:
             yield kind, (start, start + len(swap[0])), swap[1]
 
     def _forced(self, kind: str, test: ast.AST, *ends: str) -> Iterator[Edit]:
-        """Yield a test that is always, or never, true. It still runs: a name that it binds stays bound."""
+        """Yield edits that make a test always or never true. The test still runs, so names that it binds stay bound."""
         start, end = self._span(test)
         yield from ((kind, (start, end), f"({self._text[start:end].decode()}) {word}") for word in ends)
 
@@ -131,7 +131,7 @@ class _File:
             yield from self._between("sign", node.target, node.value, (f"{old}=", f"{new}="))
 
     def _of_expression(self, node: ast.AST, parent: ast.AST | None = None) -> Iterator[Edit]:
-        """Yield the edits of an expression and of all that it holds."""
+        """Yield the edits of an expression and of its parts."""
         if isinstance(node, ast.JoinedStr):  # positions inside are not reliable before Python 3.12
             yield from self._of_message(*self._span(node))
         elif not _is_type(node):
@@ -175,7 +175,7 @@ class _File:
                 yield "extreme", (end - len(name), end), _SWAPPED[name]
 
     def _of_message(self, start: int, end: int) -> Iterator[Edit]:
-        """Yield the edits of an f-string: a number that it shows, its unit, and a number that it spells out."""
+        """Yield the edits of an f-string: a number that it shows, the number's unit, and a number in its own text."""
         text = self._text[start:end]
         for field in _FIELD.finditer(text):
             first, last = (start + at for at in field.span("shown"))
@@ -214,7 +214,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _parts(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what a statement holds, through its handlers and cases, without its annotation."""
+    """Yield the parts of a statement, including its handlers and cases, without its annotation."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ExceptHandler | ast.match_case | ast.withitem):
             yield from _parts(child)
@@ -241,7 +241,7 @@ def all_mutants(files: Iterable[tuple[str, str, bytes]]) -> list[Mutant]:
 
 
 def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Return `count` mutants, equally many of each room, its kinds in turn, for one seed always the same."""
+    """Return `count` mutants, equally many from each room, with its kinds in turn. One seed gives one sample."""
     chance = random.Random(seed)  # noqa: S311  # a sample, not a secret
     rooms: dict[str, dict[str, list[Mutant]]] = defaultdict(lambda: defaultdict(list))
     for mutant in mutants:

@@ -1,9 +1,9 @@
-"""Which test reaches which line of the source: recorded once under coverage, kept under `.cache/`, asked per mutant.
+"""Record which test reaches which line of the source, under coverage, and choose the tests of each mutant.
 
-Every test file runs alone in a child, so that what is traced or cached once in a process is seen in every file. A
-file is recorded again when it, a conftest above it, or a source file that it reached has changed. Code that runs at
-import, before any test, is found by name: a threshold's tests are those that reach a line which names it, or names
-what is made of it.
+The record is kept under `.cache/`. Every test file runs alone in a child, so that code which runs once per process
+(because it is traced or cached) is recorded for every file. A file is recorded again if it, a conftest above it, or a
+source file that it reached has changed. Code that runs at import, before any test, is found by name. For example, the
+tests of a threshold are those that reach a line with its name, or with a name that is derived from it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ CACHE: Final = ROOT / ".cache" / "mutants"
 CONTEXT: Final = "GRADIENCE_MUTANTS_TEST"  # names the running test to the processes that it starts
 RECORDING: Final = 900.0  # seconds for one test file
 _FAR: Final = 99  # steps
-_NEAR: Final = 2 / 3  # of the seconds of a mutant, for the nearest tests
-_MOMENT: Final = 5.0  # seconds of a table that is read whole
-_OF_THE_ROOM: Final = 2  # words that the paths share, `py` among them
+_NEAR: Final = 2 / 3  # share of a mutant's seconds for the nearest tests
+_MOMENT: Final = 5.0  # seconds that a test may take which quotes the module without the mutant's name
+_OF_THE_ROOM: Final = 2  # words that the paths of a test and a module of one room share; `py` is one
 
 
 def say(line: str) -> None:
@@ -63,7 +63,7 @@ class Contexts:
         for definition in (d for found in item._fixtureinfo.name2fixturedefs.values() for d in found):
             self.sharing[_fixture(definition)].append(item.nodeid)
         self._switch(item.nodeid)
-        began = sum(os.times()[:4])  # of the processor, with what the test starts
+        began = sum(os.times()[:4])  # processor time, with that of the processes that the test starts
         try:
             return (yield)
         finally:
@@ -88,7 +88,7 @@ def _fixture(definition: Any) -> str:
 
 
 def _record(test: str, slot: Path, warm: Warm) -> int:
-    """Run one test file under coverage, and leave in the slot what its tests reach."""
+    """Run one test file under coverage, and write the lines that its tests reach into the slot."""
     sources = [str(folder / "gradience") for folder in (warm.home, slot / "src")]  # here, and in commands
     config = (
         "[run]",
@@ -142,7 +142,7 @@ def _is_current(record: Mapping[str, Any]) -> bool:
 
 
 def recorded(tests: Sequence[str], workers: int, warm: Warm, *, again: bool) -> Reach:
-    """Return what the test files reach, recording those that are new, or changed, or whose sources have."""
+    """Return the lines that the test files reach. Files that are new, or changed, or whose sources changed, are run."""
     known = {test: record for test in tests if (record := _read_record(test)) and not again}
     stale = [test for test in tests if test not in known or not _is_current(known[test])]
 
@@ -163,7 +163,7 @@ def recorded(tests: Sequence[str], workers: int, warm: Warm, *, again: bool) -> 
 
 
 class Reach:
-    """Which tests reach a line, how long they take, and where the source uses a name."""
+    """The tests that reach each line, their durations, and the places where the source uses each name."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
         self.seconds: dict[str, float] = {}
@@ -172,9 +172,9 @@ class Reach:
         self._feeds: dict[str, set[str]] = defaultdict(set)
         self._inside: dict[tuple[str, int], str] = {}  # the function of a line
         self._once: set[str] = set()
-        self._tables: dict[str, list[str]] = defaultdict(list)  # tests by the modules that their file quotes
+        self._tables: dict[str, list[str]] = defaultdict(list)  # a module -> tests whose file quotes it
         self._importers: dict[str, set[str]] = defaultdict(set)
-        self._fixtures: dict[str, float] = {}  # seconds of what a file's tests share: its first test makes it
+        self._fixtures: dict[str, float] = {}  # seconds of a file's shared fixtures, which its first test makes
         for record in records:
             self.seconds |= record["tests"]
             for name, seconds in list(record["tests"].items())[:1]:
@@ -200,7 +200,7 @@ class Reach:
             for node in ast.walk(statement):
                 if isinstance(node, ast.FunctionDef):
                     self._inside |= {(path, n): node.name for n in range(node.lineno, (node.end_lineno or 0) + 1)}
-                    # its defaults are read at import: whoever calls it sees them
+                    # a function's defaults are evaluated at import, and every caller sees them
                     for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
                         for name in {each.id for each in ast.walk(default) if isinstance(each, ast.Name)}:
                             self._users[name].update((path, part.lineno) for part in node.body)
@@ -212,7 +212,7 @@ class Reach:
                     self._feeds[node.name].add(node.asname)
 
     def of(self, mutant: Mutant) -> dict[str, int]:
-        """Return the tests that may notice a mutant, with how many steps away from it they are."""
+        """Return the tests that may notice a mutant, with their distance from it in steps."""
         first, last = mutant.covered
         found = {test: 0 for line in range(first, last + 1) for test in self._tests[mutant.path, line]}
         if mutant.path in self._once:
@@ -223,9 +223,9 @@ class Reach:
         return found or self._of_names((mutant.function.rpartition(".")[2],))
 
     def _of_names(self, names: Iterable[str]) -> dict[str, int]:
-        """Return the tests that name it, or reach a use of it or of a name which is made from it at import.
+        """Return the tests that mention a name, or reach a use of it or of a name that is derived from it at import.
 
-        A use that no test reaches, in a function whose result was kept before any test, counts for the function.
+        If no test reaches a use, because its function's result was cached before any test, the function's uses count.
         """
         front, seen, steps = set(names), set(names), 1
         found: dict[str, int] = {}
@@ -239,7 +239,7 @@ class Reach:
         return found
 
     def _stated(self, mutant: Mutant) -> list[str]:
-        """Return the tests in a table that quotes the mutant's module and names what it defines: quick, and of it."""
+        """Return the tests in a table that quotes the mutant's module and the name that it defines. They are quick."""
         module = mutant.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         words = {*mutant.names, *mutant.function.split(".")}
         quoting = [test for test in self._tables[module] if any(test in self._importers[word] for word in words)]
@@ -247,11 +247,11 @@ class Reach:
         return own or [test for test in quoting if self.seconds[test] < _MOMENT]
 
     def chosen(self, mutant: Mutant, cap: int, seconds: float) -> list[str]:
-        """Return the tests to run, the nearest first: by steps, then by words that the paths share, then the fastest.
+        """Return the tests to run, ordered by distance in steps, then by common words in the paths, then by duration.
 
-        Before all come tables of what is stated, where the mutant is of something that has a value at import. One of
-        each function comes before its variants. The last third of the seconds goes to the fastest tests of the same
-        room, however many steps away.
+        If the mutant changes a value that is set at import, tables of stated values come first. One case of each test
+        function comes before its other cases. The last third of the seconds goes to the fastest tests of the same room,
+        at any distance.
         """
         steps, variants = self.of(mutant), Counter[str]()
         about = set(re.split(r"[/_.]", mutant.path))

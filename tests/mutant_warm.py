@@ -1,8 +1,8 @@
-"""A process that has collected every test: its children run a changed function at once, with nothing left to import.
+"""A process that has collected every test, so that its children can run a mutant without any import.
 
-The parent imports `gradience` from a copy of its own and lets pytest collect. A child puts the changed code into the
-functions that are there, and runs the collected tests. Where that would change nothing, since the code ran before any
-test (a constant, a default, a function called at import), the child forgets `gradience` and the tests, and starts cold.
+The parent imports `gradience` from its own copy and lets pytest collect. A child replaces the code of the changed
+function, and runs the collected tests. If the code ran before any test (a constant, a default, a function called at
+import), that would change nothing. Then the child forgets `gradience` and the tests, and imports them again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mutant_children import copy_source, run_tests
 from mutant_edits import Mutant
 
 TESTS: Final = Path(__file__).resolve().parent
-NO_TESTS: Final = 5  # pytest's exit code where it collects none
+NO_TESTS: Final = 5  # pytest's exit code if it collects no test
 
 
 class Chosen:
-    """Keeps the chosen tests only, in their order, and notes those that fail."""
+    """A pytest plugin that keeps only the chosen tests, in their order, and records those that fail."""
 
     def __init__(self, tests: Sequence[str], note: Path) -> None:
         self.files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
@@ -43,7 +43,7 @@ class Chosen:
         items[:] = sorted((i for i in items if i.nodeid in self._order), key=lambda i: self._order[i.nodeid])
 
     def place(self, test: str) -> tuple[int, int]:
-        """Where a test stands: the place of its file, then its own."""
+        """The sort key of a test: the place of its file, then its own place."""
         return self._order[test]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -54,7 +54,7 @@ class Chosen:
 
 
 class Warm:
-    """The collected tests by id, and how to run some of them in a child."""
+    """The collected tests by id, some of which can be run in a child."""
 
     def __init__(self, session: pytest.Session, home: Path, ran: set[CodeType]) -> None:
         self.items = {item.nodeid: item for item in session.items}
@@ -66,7 +66,7 @@ class Warm:
                 self._live[each.__code__].append(each)
 
     def put(self, mutant: Mutant, old: bytes, new: bytes) -> bool:
-        """Put a mutant's code in place, in a child; return whether that is all that it takes."""
+        """Replace a mutant's code, in a child; return whether that is enough for the tests to run the mutant."""
         file = str(self.home / "gradience" / mutant.path)
         pairs = [list(_codes(compile(text, file, "exec"))) for text in (old, new)]
         changed = {a: b for a, b in zip(*pairs, strict=False) if a != b}
@@ -80,9 +80,9 @@ class Warm:
         return bool(live)
 
     def run(self, tests: Sequence[str], note: Path, slot: Path, *, stop: bool) -> int:
-        """Run collected tests in a child, those of a file together; note those that fail; return pytest's exit code.
+        """Run collected tests in a child; record those that fail; return pytest's exit code.
 
-        A file's shared fixtures are then made once.
+        Tests of one file run together, so that its shared fixtures are made once.
         """
         chosen = Chosen(tests, note)
         items = [self.items[test] for test in sorted(tests, key=chosen.place) if test in self.items]
@@ -90,7 +90,7 @@ class Warm:
         return NO_TESTS if not items else int(chosen.failed)
 
     def go(self, items: Sequence[pytest.Item], plugin: Chosen | object, slot: Path, *, stop: bool) -> None:
-        """Run items in a child with a plugin, until one fails where `stop` says so."""
+        """Run items in a child with a plugin; if `stop`, only until the first failure."""
         config: Any = self._session.config
         config._tmp_path_factory._given_basetemp = slot / "tmp"  # a folder of the slot
         config._tmp_path_factory._basetemp = None
@@ -120,7 +120,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 class _Collector:
-    """Runs something else where pytest would run the tests that it has collected."""
+    """A pytest plugin that runs another function instead of the collected tests."""
 
     def __init__(self, home: Path, instead: Callable[[Warm], None]) -> None:
         self._home, self._instead = home, instead
@@ -128,7 +128,7 @@ class _Collector:
         self._inside = str(home)
 
     def watch(self, frame: FrameType, _event: str, _: object) -> None:
-        """Note a function of ours that is called; of lines nothing is asked."""
+        """Record each function of ours that is called. Lines are not traced."""
         if frame.f_code.co_filename.startswith(self._inside):
             self._ran.add(frame.f_code)
 
@@ -138,7 +138,7 @@ class _Collector:
         ran = {code for code in self._ran if code.co_flags & inspect.CO_OPTIMIZED}  # no bodies of modules or classes
         warm = Warm(session, self._home, ran)
         gc.collect()
-        gc.freeze()  # what children do not touch stays shared
+        gc.freeze()  # so that the collector in a child does not touch, and thereby copy, shared pages
         self._instead(warm)
         return True
 

@@ -5,9 +5,9 @@
     python tests/mutants.py --again                  what survived last time and is not argued, against every test that
                                                      reaches it
 
-A mutant is killed when a test fails, when nothing can be imported, or when time runs out. A test that then fails on the
-unchanged source too kills nothing. A mutant that no test can kill, or that is not worth a test, is argued in
-`mutants.toml`, by function and text, and counted apart. The source is copied at the start: later edits are not seen.
+A mutant is killed if a test fails, if the import fails, or if time runs out. A test that also fails on the unchanged
+source kills nothing. A mutant that no test can kill, or that is not worth a test, has a reason in `mutants.toml`, by
+function and text, and is counted apart. The source is copied at the start, so later edits have no effect.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mutant_edits import Mutant, all_mutants, sample
 from mutant_reach import CACHE, RECORDING, ROOT, recorded, say
 from mutant_warm import NO_TESTS, Warm, collected
 
-ROOMS: Final = (  # folders or modules under src/gradience; those that do not exist are passed over
+ROOMS: Final = (  # folders or modules under src/gradience; missing ones are ignored
     *("policy", "rules", "spectral", "adapters", "telemetry"),
     *("resize", "verbs/resize", "merge", "verbs/merge"),
 )
@@ -39,11 +39,11 @@ UNUSED: Final = (  # tests that train for minutes, watch the clock, or read the 
 )
 LAST: Final = CACHE / "last.json"
 ARGUED: Final = Path(__file__).with_suffix(".toml")
-SECONDS: Final = 8.0  # of recorded test time for one mutant
+SECONDS: Final = 8.0  # recorded test time for one mutant
 NEAREST: Final = 12  # tests of a mutant that are run before the others
 FATES: Final = ("killed", "late", "survived", "unreached", "argued")
 UNNOTICED: Final = {"survived", "unreached"}
-_FATE_OF: Final = {0: "survived", NO_TESTS: "unreached", BROKEN: "survived"}  # what broke has killed nothing
+_FATE_OF: Final = {0: "survived", NO_TESTS: "unreached", BROKEN: "survived"}  # a run that broke kills nothing
 _NO_START: Final = "no test can start"
 
 Job = tuple[Mutant, list[str]]  # and its tests
@@ -52,10 +52,11 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a mutant, by which test or for which reason, and how long it took.
+    """The fate of a mutant, with the test that killed it or the reason why it lives, and the seconds it took.
 
-    Killed and late (out of time) count as noticed, survived and unreached (no test comes near) do not, and those argued
-    are left out. Seconds are of the processor. `is_cold`: its tests ran in a process that had imported nothing of ours.
+    Killed and late (out of time) mutants count as noticed; survived and unreached (by no test) ones do not; argued ones
+    are left out. Seconds are processor time. `is_cold` means that the tests ran in a process that imported `gradience`
+    again.
     """
 
     mutant: Mutant
@@ -68,7 +69,7 @@ class Result:
 def tried(
     jobs: Sequence[Job], texts: Mapping[str, bytes], limit: Callable[[Job], float], workers: int, warm: Warm
 ) -> Iterator[Result]:
-    """Run every mutant against its tests; print and yield what became of it."""
+    """Run every mutant against its tests; print and yield its result."""
 
     def work(job: Job, slot: Path) -> int:
         mutant, tests = job
@@ -80,7 +81,7 @@ def tried(
             return warm.run(tests, note, slot, stop=True)
         (slot / "cold").touch()
         code = NO_TESTS
-        for part in (tests[:NEAREST], tests[NEAREST:]):  # most die by the nearest: the others' files stay unopened
+        for part in (tests[:NEAREST], tests[NEAREST:]):  # the nearest kill most mutants, so other files are not opened
             if part and (code := warm.run_cold(slot, part, note, "-x", "--tb=no")) not in {0, NO_TESTS}:
                 break
         return code
@@ -97,9 +98,9 @@ def tried(
 
 
 def failing_anyway(killed: Iterable[Result], workers: int, warm: Warm) -> set[str]:
-    """Return the tests that killed and fail on the unchanged source too: flaky ones, or such as need a neighbour.
+    """Return the tests that killed a mutant but also fail on the unchanged source: flaky or order-dependent tests.
 
-    Each runs as it ran when it killed: in a process that has imported everything, or in one that has imported nothing.
+    Each runs as it did when it killed the mutant, in a warm or a cold process.
     """
     files: dict[tuple[str, bool], dict[str, None]] = defaultdict(dict)
     for result in killed:
@@ -117,7 +118,7 @@ def failing_anyway(killed: Iterable[Result], workers: int, warm: Warm) -> set[st
 
 
 def key(mutant: Mutant) -> Key:
-    """Return what names a mutant when lines and files have moved: its function, and its line before and after."""
+    """Return a key that identifies a mutant even if lines or files have moved: function, line before, line after."""
     return mutant.function, mutant.before, mutant.after
 
 
@@ -128,20 +129,20 @@ def read_argued() -> dict[Key, str]:
 
 
 def shown(mutant: Mutant) -> str:
-    """Return a mutant as its place and its one changed line."""
+    """Return a mutant as text: its place and its changed line."""
     where = f"{mutant.path}:{mutant.line} {mutant.function or 'module'} [{mutant.kind}]"
     return f"{where}\n      - {mutant.before}\n      + {mutant.after}"
 
 
 def keep(results: Sequence[Result]) -> None:
-    """Write what is known so far, for `--again`: a run that is ended early has not run for nothing."""
+    """Write the results so far, for `--again`, so that a run which is ended early is not lost."""
     entries = [{"fate": r.fate, "by": r.by, "seconds": round(r.seconds, 1), **asdict(r.mutant)} for r in results]
     LAST.parent.mkdir(parents=True, exist_ok=True)
     LAST.write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
 def report(results: Sequence[Result]) -> float:
-    """Print a line per room and one for all; return the percentage noticed of those that are not argued."""
+    """Print a line per room and one for all; return the percentage of mutants noticed, without argued ones."""
     percent = 100.0
     for room in (*dict.fromkeys(r.mutant.room for r in results), "all"):
         fates = Counter(r.fate for r in results if room in {r.mutant.room, "all"})
@@ -198,7 +199,7 @@ def _texts(rooms: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
 def _run(
     wanted: Sequence[Mutant], texts: Mapping[str, bytes], options: argparse.Namespace, warm: Warm
 ) -> Iterator[Result]:
-    """Yield what becomes of every mutant. One killed by a test that fails anyway is tried again without that test."""
+    """Yield the result of every mutant. A mutant killed by a test that fails anyway is run again without that test."""
     reach = recorded(_test_files(options.tests), options.workers, warm, again=options.record)
     cap, seconds = (sys.maxsize, float("inf")) if options.again else (options.cap, SECONDS)
     jobs = [(mutant, reach.chosen(mutant, cap, seconds)) for mutant in wanted]
@@ -223,7 +224,7 @@ def _run(
 
 
 def main() -> int:
-    """Draw, run and report; return the exit code."""
+    """Choose mutants, run them and report; return the exit code."""
     os.chdir(ROOT)
     options = _options()
     files = list(_texts(options.rooms))

@@ -1,7 +1,7 @@
-"""Adapter files of every kind and many faults, made of a config and shapes alone, and what is read of each.
+"""Adapter files of every kind and with many faults, made from a config and shapes only, and the reading of each.
 
-`python tests/odd_adapters.py` writes the golden file of `tests/adapters/test_odd_files.py` anew, after a change that
-was meant. Oracles for the formulas are PEFT's own merges, in the other files there: here each number is pinned.
+After an intended change, `python tests/odd_adapters.py` writes the golden file of `tests/adapters/test_odd_files.py`
+again. That file pins each number. The other tests in `tests/adapters` check the formulas against PEFT's own merges.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FLOAT: Final = re.compile(r"(?<![\w.])-?\d+\.\d+(?![\w.])")
 
 
 class Case(NamedTuple):
-    """A config (None: none is written), tensors by name with their shapes, and metadata of the file."""
+    """An adapter to write: its config (None: no config file), the shapes of its tensors by name, and its metadata."""
 
     config: dict[str, Any] | None
     shapes: Mapping[str, tuple[int, ...]]
@@ -274,7 +274,7 @@ CASES: Final[dict[str, Case]] = {
 
 
 def write(folder: Path, case: Case) -> Path:
-    """The adapter's files, with numbers that depend on the tensors' names alone."""
+    """Write the adapter's files, with numbers that depend only on the tensors' names."""
     folder.mkdir(parents=True)
     tensors = {
         name: np.asarray(np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape), np.float32)
@@ -289,7 +289,7 @@ def write(folder: Path, case: Case) -> Path:
 
 
 def read(path: Path) -> list[str]:
-    """What is read of an adapter, on one line for each thing."""
+    """Read an adapter, and return one line for each thing that was read."""
     try:
         _, adapter = open_adapter(path)
     except AdapterError as error:
@@ -342,7 +342,7 @@ def _product(module: Module) -> str:
 
 
 def _dense(module: Module) -> str:
-    """The true update of a weight that is made up; of a shape that the file does not say, several are tried."""
+    """The update for a made-up base weight. If the file does not state the weight's shape, several are tried."""
     if module.dense is None:
         return ""
     found = []
@@ -358,13 +358,13 @@ def _dense(module: Module) -> str:
 
 
 def _checksum(matrix: np.ndarray) -> str:
-    """A weighted sum in which no two entries can change places unseen."""
+    """A weighted sum that changes if any two entries are swapped."""
     weights = np.arange(1, matrix.size + 1).reshape(matrix.shape)
     return f"{float(np.sum(np.sin(weights) * matrix)):.6f}"
 
 
 def alike(one: list[str], two: list[str]) -> bool:
-    """Whether two readings say the same, their numbers to what float32 and another BLAS leave open."""
+    """Whether two readings are equal, up to the differences in numbers between float32 results of different BLAS."""
     texts = [[_FLOAT.sub("#", line) for line in lines] for lines in (one, two)]
     values = [[float(hit) for line in lines for hit in _FLOAT.findall(line)] for lines in (one, two)]
     return texts[0] == texts[1] and all(
@@ -373,7 +373,7 @@ def alike(one: list[str], two: list[str]) -> bool:
 
 
 def all_read(folder: Path) -> dict[str, list[str]]:
-    """What is read of every case, written below a folder."""
+    """The readings of all cases, which are written below a folder."""
     return {name: read(write(folder / str(n), case)) for n, (name, case) in enumerate(CASES.items())}
 
 

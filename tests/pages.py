@@ -1,4 +1,4 @@
-"""A page as a browser would read it, and the story that it is made from."""
+"""Parse a page as a browser would, and gather the data of a report page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 class Found(NamedTuple):
-    """What a browser would make of a page: elements with their attributes, and all text."""
+    """The contents of a parsed page: its elements with their attributes, and all text."""
 
     elements: list[tuple[str, dict[str, str]]]
     text: str
@@ -52,5 +52,5 @@ def parse(page: str) -> Found:
 
 
 def gather(path: Path | None = None, *, adapter: Path | None = None, compare: list[Path] | None = None) -> Story:
-    """The story of a run, from its folder or its log."""
+    """The data of a report on a run, from the run's folder or log."""
     return build_story(find_sources(path, adapter=adapter), compare=compare or [])

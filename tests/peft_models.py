@@ -1,4 +1,4 @@
-"""Small models with names as real ones have them, and what PEFT's own load and merge of an adapter make of them."""
+"""Small models with the module names of real ones, and their weights after PEFT has loaded and merged an adapter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loaded(model: Any, folder: Path) -> Any:
 
 
 def merged_weights(adapted: Any) -> dict[str, Any]:
-    """Return the weights after PEFT's merge, as float64 arrays; what the merge itself warns of is no matter here."""
+    """Return the weights after PEFT's merge, as float64 arrays. Warnings of the merge are ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return weights_of(adapted.merge_and_unload())
@@ -44,7 +44,7 @@ def weights_of(model: Any) -> dict[str, Any]:
 
 
 def save_base(model: Any, folder: Path) -> None:
-    """Save the model's weights as a base is saved: one safetensors file in a folder."""
+    """Save the model's weights as one safetensors file in a folder, like a base model."""
     folder.mkdir(exist_ok=True)
     state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")

@@ -1,8 +1,8 @@
-"""The README's blocks of output, beside what the commands above them print of the run in golden/readme.
+"""Compare the README's blocks of output with the output of their commands on the run in golden/readme.
 
-That run is what the README's first command left once, so that the blocks are compared word by word on any processor.
-`python tests/readme_blocks.py` writes the blocks anew, after a change that was meant; a toy run copied over the folder
-gives them other numbers.
+That run was written once by the README's first command, so the blocks can be compared word by word on any processor.
+After an intended change, `python tests/readme_blocks.py` writes the blocks again. To change their numbers, copy a new
+toy run over the folder.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 RUN: Final = ROOT / "tests" / "golden" / "readme"
 BLOCK: Final = re.compile(r"<!-- run: (\w+) -->\n```bash\n([^`]*)```\n\n```text\n(.*?)```", re.DOTALL)
-CUT: Final = "...\n"  # a block that ends so shows the beginning only
+CUT: Final = "...\n"  # a block that ends with this shows only the beginning of the output
 
 
 @contextlib.contextmanager
 def clone_with_run() -> Iterator[None]:
-    """Be in a folder that holds the run as the README's first command leaves it, at runs/toy."""
+    """A context whose working folder has the run at runs/toy, as the README's first command leaves it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         shutil.copytree(RUN, "runs/toy")
         yield
 
 
 def printed(command: str) -> str:
-    """What one command line prints; the program is called in this process."""
+    """The output of one command line, which is run in this process."""
     from gradience.cli.main import main
 
     name, *arguments = shlex.split(command)
@@ -46,7 +46,7 @@ def printed(command: str) -> str:
 
 
 def as_shown(block: str, output: str) -> str:
-    """The output, cut where the block is cut."""
+    """The output, cut to the length of the block if the block is cut."""
     if not block.endswith(CUT):
         return output
     kept = block.removesuffix(CUT).count("\n")
@@ -54,7 +54,7 @@ def as_shown(block: str, output: str) -> str:
 
 
 def blocks(text: str) -> dict[str, tuple[str, str]]:
-    """Each block that shows a command's output, and what the command prints now, by the name of its mark."""
+    """Each block that shows a command's output, with the command's output now, by the name of the block's mark."""
     with clone_with_run():
         return {name: (block, as_shown(block, printed(command))) for name, command, block in BLOCK.findall(text)}
 

@@ -1,6 +1,6 @@
-"""What a report says, number by number: findings and stories without their words, so that wording may change.
+"""The numbers in a report's findings and stories, without the words, so that wording may change.
 
-`python tests/said.py` writes the golden files of `test_numbers_said.py` anew, after a change that was meant.
+After an intended change, `python tests/said.py` writes the golden files of `test_numbers_said.py` again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_said.json"
 
 
 def numbers(text: str | None) -> str:
-    """The numbers of a sentence, as it shows them."""
+    """The numbers in a sentence, as they are printed."""
     return " ".join(NUMBER.findall(text or ""))
 
 
 def shown(value: Any) -> Any:
-    """A value with its floats at five digits: what a platform's libm may change is left out."""
+    """A value with its floats at five digits, so that differences between platforms' libm do not matter."""
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
@@ -39,7 +39,7 @@ def shown(value: Any) -> Any:
 
 
 def finding(found: Any) -> str:
-    """A finding on one line: id, severity, confidence; the numbers of its sentences; its values; what it saw."""
+    """A finding on one line: id, severity, confidence; the numbers of its sentences; its values; its evidence."""
     seen = " | ".join(numbers(ground.says) for ground in found.evidence if ground.source == "the log")
     values = " ".join(f"{name}={shown(value)}" for name, value in found.values.items())
     said = f"{numbers(found.message)} | {numbers(found.action)}"
@@ -47,19 +47,19 @@ def finding(found: Any) -> str:
 
 
 def verdict(findings: Iterable[Any], not_run: Iterable[Any]) -> list[str]:
-    """Findings, and which rules were not judged, with the numbers of the reason."""
+    """The findings, and the rules that were not judged with the numbers of their reasons."""
     silent = [f"{item.id} not judged: {numbers(item.reason)}" for item in not_run]
     return [*map(finding, findings), *silent]
 
 
 def part(clause: Any) -> str:
-    """A clause of a story: the numbers that it shows, and its values."""
+    """A clause of a story on one line: the numbers that it shows, and its values."""
     values = " ".join(f"{name}={shown(value)}" for name, value in clause.values.items())
     return f"story {clause.finding or ''}: {numbers(clause.says)}; {values}"
 
 
 def all_said() -> Mapping[str, list[str]]:
-    """What is said of every log and run of the golden files, by name."""
+    """The verdicts on every log and run of the golden files, by name."""
     said = {}
     for log in field_logs():
         report = monitor_run(log)

@@ -1,4 +1,4 @@
-"""Matrices of 260 x 200 whose singular values are chosen."""
+"""Matrices of shape (260, 200) with chosen singular values."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def extras(*known: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Keys that are not the known ones."""
+    """Extra keys with values, where no key is a known one."""
     taken = {*ENVELOPE, *known}
     return st.dictionaries(texts.filter(lambda key: key not in taken), json_values, max_size=3)
 
@@ -167,7 +167,7 @@ _ODD = st.sampled_from(
 
 @st.composite
 def altered_documents(draw: st.DrawFn) -> dict[str, Any]:
-    """An event with values replaced, removed or added anywhere: valid or not."""
+    """An event with values replaced, removed or added anywhere. It may be valid or invalid."""
     document = draw(documents)
     for _ in range(draw(st.integers(1, 3))):
         _alter(draw, document)

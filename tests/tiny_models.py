@@ -1,4 +1,4 @@
-"""Tiny models of transformers with adapters of PEFT and a tokenizer of their own, saved as users have them."""
+"""Tiny transformers models with PEFT adapters and a tokenizer, saved as users save them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's first command, run where no network is, once for all workers of a session."""
+"""Run the README's first command without a network, once for all workers of a session."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMMAND = re.compile(r"<!-- run: toy -->\n```bash\n(.*?)\n```", re.DOTALL)
 
 
 class Toy(NamedTuple):
-    """The folder that looks like a clone, with runs/toy in it, and what the command said."""
+    """A copy of the clone, with runs/toy in it, and the command's output."""
 
     clone: Path
     out: str
@@ -42,12 +42,12 @@ class Toy(NamedTuple):
 
     @property
     def run(self) -> Path:
-        """What the command left."""
+        """The folder that the command wrote."""
         return self.clone / "runs" / "toy"
 
 
 def once(root: Path, shared: Path, warmed: Callable[[], Warmed]) -> Toy:
-    """Run the command in a folder that all workers of a session share, unless one of them has."""
+    """Run the command in a folder that all workers of a session share, unless a worker has run it before."""
     clone, said = shared / "toy-clone", shared / "toy-said.json"
     with (shared / "toy.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -59,7 +59,7 @@ def once(root: Path, shared: Path, warmed: Callable[[], Warmed]) -> Toy:
 
 
 def _run(root: Path, clone: Path, warmed: Warmed) -> tuple[int, str, str]:
-    """Run it under the guard; what the imports made before wrote to stderr is part of what it said."""
+    """Run the command under the guard. Its stderr includes what the earlier imports wrote to stderr."""
     python, *words = shlex.split(COMMAND.findall((root / "README.md").read_text(encoding="utf-8"))[0])
     assert python == "python"
     shutil.copytree(root / "examples", clone / "examples")

@@ -1,7 +1,7 @@
-"""Python programs in processes of their own that need not import torch, transformers and PEFT again.
+"""Run Python programs in separate processes that need not import torch, transformers and PEFT again.
 
-Those imports take ten times as long as a short training. One process makes them once, computes nothing, and every
-program runs in a fork of it: its own process id, signals, exit code and end, as an interpreter started anew would have.
+Those imports take ten times as long as a short training. One process imports them once and computes nothing. Every
+program runs in a fork of that process. It has its own process id, signals, exit code and end, like a new interpreter.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Program:
         self._warmed, self._command, self._pid, self._out, self._err = warmed, command, pid, out, err
 
     def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Return what became of it, as `subprocess.run` does; it is killed when its time is over."""
+        """Wait for the program and return its result, like `subprocess.run`. After `timeout` seconds it is killed."""
         code = self._warmed.ask({"wait": self._pid, "timeout": timeout})
         texts = [path.read_bytes().decode("utf-8", "backslashreplace") for path in (self._out, self._err)]
         return subprocess.CompletedProcess(self._command, code, *texts)
 
 
 class Warmed:
-    """Starts programs in forks of one process that has imported what is heavy.
+    """Starts programs in forks of one process that has imported the heavy modules.
 
     Args:
-        folder: where this caller's programs write, and run if they are not told where.
-        shared: a folder of all callers of a session, who share the process; the first starts it, and it ends with the
+        folder: the folder where this caller's programs write, and run by default.
+        shared: a folder of all callers of a session. They share the process: the first starts it, and it ends with the
             last.
     """
 
@@ -60,14 +60,14 @@ class Warmed:
         self._folder, self._shared, self._started = folder, shared, 0
         self._server: subprocess.Popen[bytes] | None = None
         name = hashlib.sha256(str(shared.resolve()).encode()).hexdigest()[:32]
-        self._address = f"\0gradience-{name}"  # a name without a file, gone with the process; a path may be too long
+        self._address = f"\0gradience-{name}"  # an abstract socket: it has no file, and a path might be too long
         with (shared / "warmed.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._connection = self._connected() or self._begun()
         self._answers = self._connection.makefile()
 
     def _connected(self) -> socket.socket | None:
-        """Return a connection to the process, or None where there is none, or one that is about to end."""
+        """Return a connection to the process, or None if there is no process, or one that is about to end."""
         one = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(OSError):
             one.connect(self._address)
@@ -95,7 +95,7 @@ class Warmed:
 
     @property
     def imports_said(self) -> str:
-        """What the imports that every program finds made wrote to stderr: warnings, and look-ups of hosts."""
+        """The stderr of the imports that the process made: warnings, and refused look-ups of hosts."""
         return (self._shared / "imports.err").read_bytes().decode("utf-8", "backslashreplace")
 
     def ask(self, request: dict[str, Any]) -> int:
@@ -108,7 +108,7 @@ class Warmed:
     ) -> Program:
         """Start a script, `-c` and code, or `-m` and a module, with arguments, as `python` does.
 
-        With `taken_apart`, the interpreter is taken apart at the end, object by object, as one started anew.
+        With `taken_apart`, the interpreter is finalised at the end, object by object, like a new interpreter.
         """
         self._started += 1
         out, err = (self._folder / f"{self._started}.{name}" for name in ("out", "err"))
@@ -129,7 +129,7 @@ class Warmed:
         return self.start(*command, cwd=cwd, taken_apart=taken_apart, **environment).wait(timeout)
 
     def close(self) -> None:
-        """Let the process go; who started it waits for its end, which is that of its last caller."""
+        """Disconnect from the process. The caller that started it waits until its last caller has disconnected."""
         self._answers.close()
         self._connection.close()
         if self._server is not None:
@@ -137,16 +137,16 @@ class Warmed:
 
 
 class Server:
-    """Forks for its callers, each of whom asks one thing at a time, until the last of them has gone."""
+    """Forks for its callers until the last of them has gone. Each caller makes one request at a time."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener, self._poll = listener, select.poll()
         self._callers: dict[int, tuple[socket.socket, TextIO]] = {}  # by descriptor
-        self._awaited: dict[int, tuple[int, int, float]] = {}  # by pidfd: the process, who waits for it, and until when
+        self._awaited: dict[int, tuple[int, int, float]] = {}  # by pidfd: the process, its caller, and the deadline
         self._poll.register(listener, select.POLLIN)
 
     def serve(self) -> dict[str, Any] | None:
-        """Answer until all callers have gone; return what is asked of this process where it is the fork."""
+        """Answer requests until all callers have gone. In a fork, return the request that the fork must run."""
         came = False
         while self._callers or not came:
             ends = [until for _, _, until in self._awaited.values()]
@@ -176,7 +176,7 @@ class Server:
             self._callers[caller][0].sendall(answer)
 
     def _reap(self, pidfd: int) -> None:
-        """Tell who waits for it what a process ended with."""
+        """Tell the caller that waits for a process how the process ended."""
         pid, caller, _ = self._awaited.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
@@ -203,7 +203,7 @@ class Server:
         return None
 
     def _let_go(self) -> None:
-        """Close, in a fork, what is the server's alone."""
+        """Close, in a fork, the descriptors that only the server needs."""
         self._listener.close()
         for caller in self._callers.values():
             for end in caller:
@@ -226,7 +226,7 @@ def _serve(listener: int) -> None:
 
 
 def _import() -> None:
-    """Import what is heavy; a look-up or a connection that this asks for is refused and named on stderr."""
+    """Import the heavy modules. A look-up or connection during the import is refused and named on stderr."""
     importing = True
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:
@@ -243,7 +243,7 @@ def _import() -> None:
 
 
 def _become(asked: dict[str, Any]) -> None:
-    """Be the program's process, in the child, up to its first line."""
+    """Set up the child as the program's process, up to the program's first line."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
@@ -260,7 +260,7 @@ def _become(asked: dict[str, Any]) -> None:
 
 
 def _end_of(command: list[str]) -> NoReturn:
-    """Run the program, and end the process as the interpreter would, but for taking itself apart."""
+    """Run the program, and end the process as the interpreter would, but without finalising the interpreter."""
     code = 1
     try:
         code = _code_of(command)
@@ -278,7 +278,7 @@ def _end_of(command: list[str]) -> NoReturn:
 
 
 def _run(command: list[str]) -> None:
-    """Run the program; what it raises is passed on."""
+    """Run the program; its exceptions are passed on."""
     if command[0] == "-c":
         sys.argv, sys.path[0] = ["-c", *command[2:]], ""
         exec(command[1], {"__name__": "__main__"})  # noqa: S102  # a test's own words
@@ -291,7 +291,7 @@ def _run(command: list[str]) -> None:
 
 
 def _code_of(command: list[str]) -> int:
-    """Run the program, and return its exit code as the interpreter settles it."""
+    """Run the program, and return the exit code that the interpreter would give it."""
     try:
         _run(command)
     except SystemExit as end:

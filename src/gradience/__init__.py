@@ -68,7 +68,7 @@ _HOMES = {
 
 __version__: str
 
-_ROOMS = frozenset({"fleet", "runs"})  # modules that are used by their name: gradience.fleet.open
+_ROOMS = frozenset({"fleet", "runs"})  # modules used by their name, as in gradience.fleet.open
 
 # What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [

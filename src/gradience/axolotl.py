@@ -26,7 +26,7 @@ class GradiencePlugin(BasePlugin):  # type: ignore[misc]  # Axolotl is not insta
     """Adds the recorder to the Trainer that Axolotl makes; the log is `<output_dir>/run.jsonl`."""
 
     def get_input_args(self) -> str:
-        """Return where Axolotl finds the plugin's settings."""
+        """Return the name of the class with the plugin's settings, for Axolotl."""
         return "gradience.axolotl.GradienceArgs"
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:  # noqa: ARG002  # Axolotl's signature

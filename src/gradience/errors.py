@@ -1,7 +1,8 @@
-"""Errors a caller can act on: each says what is wrong and carries one line of advice; and how messages name many.
+"""Errors that a caller can act on, and words for messages about many items.
 
-And whether this is the gradience that the environment has: another project on the package index has its name. Both
-install a package `gradience` and a command `gradience`; where both are, files of one lie over the other's.
+Each error says what is wrong and carries one line of advice. The module also detects another project on the package
+index with the same name. Both install a package `gradience` and a command `gradience`; if both are installed, some
+files of one replace those of the other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ INSTALL: Final = "in the clone: pip install -e '.[hf]'"
 
 
 class GradienceError(Exception):
-    """Base of every error raised on purpose; ``advice`` is one line saying what to do, or empty."""
+    """Base of every error that is raised on purpose; ``advice`` is one line that says what to do, or empty."""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
@@ -43,11 +44,11 @@ class ConfigError(GradienceError):
 
 
 class OutputError(GradienceError):
-    """A file or folder cannot be written, or something of its name exists already."""
+    """A file or folder cannot be written, or something of that name exists already."""
 
 
 def few(items: Sequence[object], shown: int = 3, between: str = ", ") -> str:
-    """The first of many items, for a message, and how many more there are.
+    """The first items of a list, for a message, and the number of the remaining ones.
 
     >>> few(["q", "k", "v", "o"]), few(["q", "k"])
     ('q, k, v and 1 more', 'q, k')
@@ -57,7 +58,7 @@ def few(items: Sequence[object], shown: int = 3, between: str = ", ") -> str:
 
 
 def other_project() -> str | None:
-    """A warning if another project's distribution has this name; None if not."""
+    """A warning if another project's distribution of this name is installed; None if not."""
     from importlib.metadata import distributions  # noqa: PLC0415  # only those who ask pay for it
 
     found = [dist for dist in distributions(name="gradience") if _is_other(dist)]

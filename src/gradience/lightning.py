@@ -1,8 +1,8 @@
 """The flight recorder in Lightning: `lightning.Trainer(..., callbacks=[GradienceCallback()])`.
 
-It does what the callback of the Hugging Face Trainer does: a row for each optimizer step, evaluations with whatever was
-logged in them, the configuration, alerts as they happen, `stop_on`, and how training ended. It never ends a training
-that was not asked to end. Needs `lightning` 2.x, or `pytorch_lightning`.
+It records what the callback of the Hugging Face Trainer records: a row for each optimizer step, evaluations with all
+values logged in them, the configuration, alerts as they happen, `stop_on`, and how training ended. It never ends a
+training unless `stop_on` asks for it. Needs `lightning` 2.x, or `pytorch_lightning`.
 """
 
 # ruff: noqa: ARG002  # the hooks and their arguments are Lightning's
@@ -39,10 +39,10 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     Args:
         path: the log, if not `<default_root_dir>/run.jsonl`; appended to, never truncated.
-        config: what is not to be seen from the Trainer and the module; it wins over what is.
+        config: settings that the Trainer and the module do not show; they override those that these show.
         every: optimizer steps between rows. A row waits for the device; between rows nothing does.
-        stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the fit is asked to stop.
-        verbose: say findings through logging (logger `gradience`); they are recorded all the same.
+        stop_on: ids of rules, such as `("NUM101", "DIV104")`; the fit is asked to stop at their first finding.
+        verbose: log findings through logging (logger `gradience`); they are recorded in any case.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
 
@@ -73,14 +73,14 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
         self._step = 0
-        self._losses: list[torch.Tensor] = []  # of the batches since the last row
+        self._losses: list[torch.Tensor] = []  # losses of the batches since the last row
         self._norm: torch.Tensor | None = None
         self._rate: float | list[float] | None = None
         self._trained: set[str] = set()  # names that were logged in training
         self._evaluated: set[str] = set()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Open the log, or go on with it where a checkpoint was loaded."""
+        """Open the log, or continue it if a checkpoint was loaded."""
         self._lookout = self._stopped = None
         self._step, self._losses = trainer.global_step, []
         self._trained, self._evaluated = set(), set()
@@ -95,7 +95,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
                     self._voice.config(config)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Take the gradient's norm before it is clipped, and the learning rate that this step uses."""
+        """Read the gradient's norm before it is clipped, and the learning rate of this step."""
         if (trainer.global_step + 1) % self._every:
             return
         with self._recorder:
@@ -106,7 +106,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
             self._rate = rates[0] if len(set(rates)) == 1 else rates
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Record a row when an optimizer step was made since the last one: its loss is the mean of its batches."""
+        """Record a row if an optimizer step was made since the last row; its loss is the mean over its batches."""
         with self._recorder:
             self._trained |= set(trainer.callback_metrics) - self._evaluated
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -118,7 +118,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
                 self._row(trainer, pl_module, step)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Record what was logged in a validation, whatever its names, once for each data loader."""
+        """Record the values logged in a validation, under any names, once for each data loader."""
         if trainer.sanity_checking:
             return
         with self._recorder:
@@ -140,7 +140,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}
-        if self._losses:  # Lightning divides a loss by the batches of a step before it shows it here
+        if self._losses:  # Lightning has divided each loss by the number of batches per step
             share = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             known["loss"] = float(torch.stack([loss.float().mean() for loss in self._losses]).mean()) * share
         if self._norm is not None:
@@ -171,7 +171,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
 
 def _snapshot(trainer: Any, module: Any, every: int) -> ConfigSnapshot:
-    """Return what the Trainer and the module show of the configuration; no hyperparameter of the user's own is read."""
+    """Return the configuration that the Trainer and the module show; the user's own hyperparameters are not read."""
     draft = Draft()
     adapted = (m for m in module.modules() if getattr(m, "peft_config", None))
     note_model(draft, unwrapped(next(adapted, module)))
@@ -212,7 +212,7 @@ def _run_meta(module: Any) -> dict[str, Any]:
 
 
 def _epoch(trainer: Any) -> float | None:
-    """Return the passes over the data so far; None where the loader has no length."""
+    """Return the passes over the data so far; None if the loader has no length."""
     batches = trainer.num_training_batches
     if not 0 < batches < float("inf"):
         return None
@@ -220,7 +220,7 @@ def _epoch(trainer: Any) -> float | None:
 
 
 def _by_split(logged: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a validation's values by data loader, without the prefix of their names; its loss as `loss`.
+    """Return a validation's values by data loader, without the prefixes of their names, and its loss as `loss`.
 
     >>> _by_split({"val_loss": 0.5, "val/acc": 0.75, "avg_loss/dataloader_idx_1": 1.5})
     {'eval': {'loss': 0.5, 'accuracy': 0.75}, 'eval_1': {'loss': 1.5}}

@@ -12,7 +12,7 @@ from gradience.hf.callback import GradienceCallback
 
 
 class SwiftCallback(GradienceCallback):
-    """The callback as ms-swift makes it; the log is `<output_dir>/run.jsonl`. For options of your own, subclass it."""
+    """The callback as ms-swift creates it; the log is `<output_dir>/run.jsonl`. Subclass it to set other options."""
 
     def __init__(self, args: Any, trainer: Any, **options: Any) -> None:  # noqa: ARG002  # ms-swift's signature
         super().__init__(**options)

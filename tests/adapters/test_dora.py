@@ -96,14 +96,15 @@ def test_torchtunes_norm_is_of_each_output(tmp_path):
     np.testing.assert_allclose(module.dense(w), merged(w, 3.0 * b @ a, m[:, None], 1), atol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((9, 1), 1), ((1, 9), 0)])
+@pytest.mark.parametrize(("shape", "axis"), [((9, 1), 1), ((9,), 1), ((1, 9), 0)])
 def test_lycoris_norm_is_of_the_axis_that_its_shape_leaves_out(tmp_path, shape, axis):
     a, b, w = (RNG.standard_normal(s).astype(np.float32) for s in ((2, 9), (9, 2), (9, 9)))
     m = RNG.uniform(0.5, 2.0, shape).astype(np.float32)
     stem = "lora_unet_mid_block_attentions_0_proj_in"
     tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.dora_scale": m}
     module = opened(tmp_path, tensors, {})
-    np.testing.assert_allclose(module.dense(w), merged(w, b @ a, m, axis), atol=1e-5)
+    along = m[:, None] if m.ndim == 1 else m
+    np.testing.assert_allclose(module.dense(w), merged(w, b @ a, along, axis), atol=1e-5)
 
 
 def torchtune(tmp_path, out, inner):

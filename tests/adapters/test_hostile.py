@@ -215,7 +215,9 @@ def test_factors_that_do_not_fit_are_skipped_with_their_reason(tmp_path, a, b, w
 
 def test_factors_of_integers_are_skipped(tmp_path):
     (reason,) = skipped_reasons(tmp_path, {k: np.ones(s, np.int8) for k, s in GOOD.items()})
-    assert "not floating point" in reason
+    assert reason == "factors of dtype I8 and I8: not floating point"
+    (of_one,) = skipped_reasons(tmp_path, {k: np.ones(s, "if"["lora_B" in k]) for k, s in GOOD.items()})
+    assert of_one == "factors of dtype I32 and F32: not floating point"
 
 
 def test_an_unknown_dtype_is_skipped(tmp_path):
@@ -397,8 +399,21 @@ def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
     torch.save({k: torch.zeros(s) for k, s in GOOD.items()}, tmp_path / "plain")
     with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
+            kind = zipfile.ZIP_DEFLATED if name.endswith("data.pkl") else zipfile.ZIP_STORED
+            packed.writestr(name, plain.read(name), kind)  # one is enough
     with pytest.raises(AdapterError, match="compressed"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("other", [3, None])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_dict_of_tensors_and_something_else_is_refused(other, first, tmp_path):
+    import torch
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    held = {k: torch.zeros(s) for k, s in GOOD.items()}
+    torch.save({"x": other, **held} if first else {**held, 4: held.popitem()[1]}, tmp_path / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="is not a dict of tensors"):
         read(tmp_path)
 
 

@@ -132,6 +132,26 @@ def test_kohya_convolutions_with_and_without_a_core_are_rebuilt(tmp_path):
     close(product(matrices), truth.reshape(8, -1))
 
 
+def test_a_tensor_of_another_name_leaves_a_file_its_format(tmp_path):
+    pair = {"lora_down.weight": normal(4, 6), "lora_up.weight": normal(8, 4)}
+    kohya = write(tmp_path / "a", {"strange": normal(2), **{f"lora_unet_a.{name}": x for name, x in pair.items()}})
+    assert (kohya.format, kohya.roles["strange"], len(kohya.modules)) == ("kohya", "unknown", 1)
+    named = {f"{path}.lora_{x}.weight": normal(3, 3) for path in ("unet.a", "other.b") for x in "AB"}
+    diffusers = write(tmp_path / "b", named)
+    assert (diffusers.format, [m.name for m in diffusers.modules]) == ("diffusers", ["other.b", "unet.a"])
+    with pytest.raises(AdapterError, match=r"adapter_config\.json"):  # whose scale nothing else gives
+        write(tmp_path / "c", {"strange": normal(2)} | {f"q.lora_{x}.weight": normal(3, 3) for x in "AB"})
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 3), (8, 3), (1, 5), (1, 6, 1), (5,)])
+def test_a_magnitude_of_neither_side_is_refused_by_its_shape(shape, tmp_path):
+    pair = {"lora_down.weight": normal(4, 6), "lora_up.weight": normal(8, 4), "dora_scale": normal(*shape)}
+    adapter = write(tmp_path, {f"lora_unet_a.{name}": x for name, x in pair.items()})
+    assert [item.reason for item in adapter.skipped] == [
+        f"dora_scale of shape {list(shape)} has a norm that is not of a row or a column"
+    ]
+
+
 def test_lycoris_factors_with_one_missing_are_skipped(tmp_path):
     tensors = {
         "lora_unet_a.hada_w1_a": normal(8, 2),

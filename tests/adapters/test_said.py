@@ -469,6 +469,32 @@ def test_layers_are_replicated_a_hundred_thousand_times_at_most(ranges, said, tm
     assert str(error.value) == said
 
 
+def test_one_target_of_the_config_in_the_file_is_enough(tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", lora("q", "v"), target_modules=["q"]))
+    assert found.notes == []
+
+
+@pytest.mark.parametrize(("heights", "known"), [((4, 4, 4), True), ((4, 4, 6), False), ((4, 6, 6), True)])
+def test_a_name_of_two_heights_makes_the_widths_of_all_vera_modules_unknown(heights, known, tmp_path):
+    names = ("0.q_proj", "0.v_proj", "1.v_proj")
+    tensors = {f"{PREFIX}{n}.vera_lambda_b": np.ones(h, np.float32) for n, h in zip(names, heights, strict=True)}
+    tensors |= {f"{PREFIX}{name}.vera_lambda_d": np.ones(2, np.float32) for name in names}
+    shared = {"base_model.vera_A": np.ones((2, 5), np.float32), "base_model.vera_B": np.ones((6, 2), np.float32)}
+    save_file(tensors | shared, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "VERA", "r": 2}))
+    _, found = open_adapter(tmp_path)
+    assert (len(found.modules), len(found.base_dependent)) == ((3, 0) if known else (0, 3))
+
+
+@pytest.mark.parametrize("mark", ["_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA"])
+def test_a_folder_with_any_mark_of_orbax_is_one_of_its_checkpoints(mark, tmp_path):
+    assert formats.orbax_advice(tmp_path) is None
+    (tmp_path / mark).touch()
+    assert formats.orbax_advice(tmp_path) == (
+        "it is an Orbax checkpoint: restore it in the program that saved it, and call gradience.audit_pytree(params)"
+    )
+
+
 def test_a_weights_file_of_another_name_is_asked_for(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(AdapterError) as error:
@@ -517,3 +543,20 @@ def test_of_two_types_in_one_file_without_a_config_s_word_the_first_by_name_is_r
     _, found = open_adapter(folder)
     assert [(module.name, module.kind) for module in found.modules] == [("v", "loha")]
     assert [item.name for item in found.skipped] == ["q"]
+
+
+def test_experts_of_rank_one_and_a_single_block_are_pairs_as_any(tmp_path):
+    shapes = {"experts.lora_A.weight": (3, 4), "experts.lora_B.weight": (5, 3)}
+    experts = open_adapter(saved(tmp_path / "a", shapes, r=1, target_parameters=["experts.down_proj"]))[1].modules
+    for e, module in enumerate(experts):
+        b, a = module.load()
+        np.testing.assert_array_equal(b @ a, np.outer(1.0 + e + 3.0 * np.arange(5), 1.0 + 4 * e + np.arange(4)))
+    assert [(module.name, module.r, module.scale) for module in experts] == [
+        (f"experts.down_proj[{e}]", 1, 4.0) for e in range(3)
+    ]
+    blocks = {"nblocks": 1, "target_modules_bd_a": ["q"]}
+    (module,) = open_adapter(saved(tmp_path / "b", lora("q"), use_bdlora=blocks))[1].modules
+    assert [factor.tolist() for factor in module.load()] == [
+        [[2 * i + 1, 2 * i + 2] for i in range(5)],
+        [[1, 2, 3], [4, 5, 6]],
+    ]

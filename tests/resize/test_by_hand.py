@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
-from gradience.verbs.resize import _notes as resize_notes
+from gradience.spectral.update import reduced
+from gradience.verbs.resize import _notes as resize_notes, cut
 from gradience.verbs.resize.cut import Job, Target, module_rank, planned_file, refit_of, refitted, target_of
 from gradience.verbs.resize.plan import Loss, _relative_error, resizable_pairs
 
@@ -272,6 +273,18 @@ def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):
     assert str(error.value) == "q: its factors are of F8_E4M3, and new ones would be rounded to 8 bits again"
     assert error.value.advice == "name their dtype, such as --dtype bfloat16"
     assert resize_adapter(folder, rank=1, dtype="bfloat16").modules[0].rank_after == 1
+    for name, pair in (("b", (b, a.astype(np.float32))), ("c", (b.astype(np.float32), a))):  # one of the two
+        with pytest.raises(AdapterError, match="q: its factors are of F8_E4M3, and new"):
+            resize_adapter(adapter(tmp_path / name, {"q": pair}), rank=1)
+
+
+@pytest.mark.parametrize(("kinds", "half"), [(("f2", "f2"), True), (("f2", "f4"), False), (("f4", "f2"), False)])
+def test_products_are_of_float32_where_both_factors_will_be_of_sixteen_bits(kinds, half, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cut, "reduced", lambda *a, half, **more: seen.append(half) or reduced(*a, half=half, **more))
+    factors = tuple(x.astype(kind) for x, kind in zip(diagonal(4.0, 2.0), kinds, strict=True))
+    resize_adapter(adapter(tmp_path / "a", {"q": factors}), tmp_path / "out", rank=1)
+    assert seen == [half]
 
 
 @pytest.mark.parametrize("side", ["b", "a"])

@@ -155,6 +155,8 @@ def test_what_rounding_leaves_of_a_direction_takes_no_rank():
 def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothing_of_no_gain(budget, ranks):
     groups = {"a": Priced(np.asarray([4.0, 1.0, 0.0]), 3), "b": Priced(np.asarray([2.0, 2.0, 0.0]), 2)}
     assert ranks_within(groups, budget) == ranks
+    dear = {"a": Priced(np.asarray([9.0, 4.0]), 3), "b": Priced(np.asarray([9.0, 3.0]), 2)}  # 4 for 3, and 3 for 2
+    assert ranks_within(dear, 8) == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,11 @@ def _wide(factors):
 
 @pytest.mark.parametrize("pairs", [[(0, 1)], [(0, 1), (0, 2), (1, 2)], [(0, 3), (1, 2)], [(0, 1), (1, 2), (2, 3)]])
 @pytest.mark.parametrize("fortran", [False, True])
-def test_products_are_those_of_the_factors_in_float64(factors, pairs, fortran):
+def test_products_are_those_of_the_factors_in_float64(factors, pairs, fortran, monkeypatch):
     if fortran:
         factors = [(np.asfortranarray(b), np.asfortranarray(a)) for b, a in factors]
+        monkeypatch.setattr(module, "_BLOCK", 1)
+        monkeypatch.setattr(module, "_LEAST_WIDTH", 64)  # in blocks, the last of them narrower
     found = crossed({i: lambda some=some: some for i, some in enumerate(factors)}, pairs)
     named = {i for pair in pairs for i in pair}
     wide = _wide(factors)

@@ -167,7 +167,9 @@ def test_what_the_bounds_leave_open_is_settled_up_to_its_own_limit(limit, is_ope
     found = Overlaps(np.array([0.4]), np.array([upper]), exact=False, converged=True, left=np.ones((12, 1)))
     monkeypatch.setattr(intruders, "_bounded", lambda *_: found)
     base = Operator.of(np.random.default_rng(0).standard_normal((12, 20)))
-    assert overlaps(base, base, 1, [0.5]).exact is exact
+    assert overlaps(base, base, 1, [0.5, 0.9]).exact is exact  # 0.9 leaves nothing open
+    monkeypatch.setattr(intruders, "_bounded", lambda *_: found._replace(converged=False))
+    assert overlaps(base, base, 1, [0.9]).exact is (limit == 12)
 
 
 def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tells_apart(monkeypatch):
@@ -178,6 +180,10 @@ def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tell
     monkeypatch.setattr(intruders, "ritz_of", lambda _: ritz)
     found = intruders.atoms(None, 1, [0.3])
     assert (found.lower.tolist(), found.upper.tolist()) == ([pytest.approx(0.36)], [1.0])
+    monkeypatch.setattr(intruders, "_measures", lambda *_: None)
+    for searched, upper in ((0.4, 0.4), (0.2, 0.36), (1.2, 1.0)):  # and what is not above all thresholds is searched
+        monkeypatch.setattr(intruders, "_search", lambda *_, searched=searched: np.array([searched]))
+        assert intruders.atoms(None, 1, [0.3, 0.5]).upper.tolist() == [pytest.approx(upper)]
 
 
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
@@ -208,14 +214,16 @@ def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at,
     assert (found.exact, found.converged) == (False, True)
 
 
-@pytest.mark.parametrize(("lower", "upper", "looks"), [(0.25, 1.0, [3]), (0.16, 0.25, [3, 4, 5, 6])])
-def test_an_overlap_of_the_threshold_is_over_it(lower, upper, looks, monkeypatch):
+@pytest.mark.parametrize(
+    ("lower", "upper", "eps", "looks"), [(0.25, 0.9, [0.5], [3]), (0.16, 0.25, [0.5, 0.9], [3, 4, 5, 6, 8, 10, 13, 14])]
+)
+def test_an_overlap_of_the_threshold_is_over_it(lower, upper, eps, looks, monkeypatch):
     seen = []
-    bounds = intruders.Atoms(np.array([lower]), np.array([upper]))
+    bounds = intruders.Atoms(np.array([lower, lower / 4]), np.array([upper, upper / 4]))  # the second is decided
     monkeypatch.setattr(intruders, "_ROUNDING", 0.0)
     monkeypatch.setattr(intruders, "atoms", lambda basis, *_: seen.append(basis.steps) or bounds)
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
-    one = np.eye(30, 4, dtype=np.float32)
-    top = Triplets(np.ones(1), one[:, :1], np.zeros(1), 1, converged=True, exact=False, guard=one[:, 1:])
-    intruders._bounded(base, top, [0.5])
+    one = np.eye(30, 2, dtype=np.float32)
+    top = Triplets(np.ones(2), one, np.zeros(2), 1, converged=True, exact=False, guard=one[:, 2:])
+    intruders._bounded(base, top, eps)
     assert seen == looks

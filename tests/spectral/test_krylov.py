@@ -161,3 +161,23 @@ def test_a_value_at_the_least_that_float32_squares_hold_is_found_by_blocks_of_ei
     again = krylov.spectral_norm(w)
     assert again.value == pytest.approx(value, rel=1e-5)
     assert again.passes != passes
+
+
+@pytest.mark.parametrize("off", [0.5, 1e-6])  # of the second by Cholesky's factor no digit but four would be left
+def test_rows_that_all_but_depend_on_each_other_get_a_basis_all_the_same(off):
+    block = np.array([[1.0, 0.0, 0.0], [1.0, off, 0.0]], np.float32)
+    y, r = krylov._triangular(block)
+    np.testing.assert_allclose(np.abs(y), np.eye(2, 3), atol=1e-6)
+    np.testing.assert_allclose(r.T @ y, block, atol=1e-6)
+
+
+def test_a_matrix_of_which_one_square_is_beyond_float32_has_its_norm():
+    sigma = np.linspace(1.0, 2.0, 97)
+    sigma[5] = 1e30
+    w = np.diag(sigma).astype(np.float32)
+    found = krylov.spectral_norm(w)
+    assert found.value == pytest.approx(1e30, rel=1e-5)
+    assert found.converged
+    with np.errstate(over="ignore"):
+        given_up = krylov._largest(krylov._Rows(w), np.random.default_rng(0))
+    assert given_up == (np.inf, 1, False)  # after one pass

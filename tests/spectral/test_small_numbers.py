@@ -13,6 +13,7 @@ from gradience.spectral import base, batch, grams, subspace, sums, tiles, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
+from gradience.spectral.krylov import Triplets
 from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
 from gradience.spectral.update import (
     LowRank,
@@ -295,6 +296,26 @@ def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
     assert np.isnan([*found.norms, found.inner, found.distance]).all()
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_number_that_is_not_finite_leaves_nothing_to_compare(side, place):
+    factors = [list(diagonal(1.0, 0.5)), list(diagonal(1.0, 0.5))]
+    factors[place][side][-1, -1] = math.inf
+    found = geometry(*(stack(*some) for some in factors))
+    assert (found.finite, found.cosine, found.left.shape) == (False, None, (0, 0))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_update_that_all_but_cancels_is_enough_for_a_decomposition_of_the_factors(place):
+    """Of which the Gram matrices show the eighth digit, and so the first of this norm."""
+    off = 1e-7
+    near = np.array([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 0.0, 0.0, 0.0], [1.0, off, 0.0, 0.0]])
+    pairs = [stack(*diagonal(1.0, d_out=3, d_in=4)), stack(*near)]
+    found = geometry(*(pairs if place else pairs[::-1]))
+    assert found.norms[place] == pytest.approx(off, rel=1e-6)
+    assert found.inner == pytest.approx(0.0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "joined"),
     [
@@ -352,6 +373,23 @@ def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkey
         found = dense_spectrum(matrix, values=values)
         assert found.sigma == pytest.approx(sigma[:shown], rel=1e-5)
         assert sigma[shown] ** 2 <= found.next_square <= sigma[shown] ** 2 * 1.0003
+
+
+@pytest.mark.parametrize(("seen", "first"), [(3.0, 3.0), (1.0, 2.0)])
+@pytest.mark.parametrize("converged", [(True, True), (True, False), (False, True)])
+def test_the_largest_value_is_the_larger_that_was_found_and_both_searches_must_end(seen, first, converged, monkeypatch):
+    ends = iter(converged)
+
+    def found_by_blocks(_matrix, *, seed):
+        one = np.ones((1, 1))
+        return Triplets(seen * one[0], one, one[0], seed, converged=next(ends), exact=False, guard=one)
+
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(batch, "leading", found_by_blocks)
+    found = dense_spectrum(np.diag(np.linspace(2.0, 1.0, 90)))
+    assert found.sigma[0] == pytest.approx(first)
+    assert found.next_square == pytest.approx(seen**2 * 1.0001**2)
+    assert found.converged is all(converged)
 
 
 def test_a_short_side_is_squared_over_all_of_the_long_one():

@@ -126,6 +126,14 @@ def test_each_term_of_the_loss_counts_for_roundings_as_large_as_the_factors():
     v, f = rng.standard_normal((2, 3, 5))
     sides = sums.Side(u.T, e.T @ e, u.T @ e, None), sums.Side(v, f @ f.T, v @ f.T, None)
     assert sums._loss(sides, (u.T @ u, v @ v.T)) == pytest.approx(np.sum((u @ v - (u + e) @ (v + f)) ** 2), rel=1e-12)
+    one = np.zeros((3, 3))
+    one[0, 0] = np.inf
+    assert (
+        sums._loss(
+            (sides[0]._replace(own=np.where(one > 0.0, -one, 0.0)), sides[1]._replace(squared=one)), (u.T @ u, v @ v.T)
+        )
+        == np.inf
+    )
 
 
 def test_what_float32_rounds_is_known_too():

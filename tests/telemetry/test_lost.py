@@ -12,6 +12,7 @@ import pytest
 from gradience.errors import RecorderError
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.logfile import _take_back
 from gradience.telemetry.redact import redact_event
 
 
@@ -141,3 +142,22 @@ def test_where_there_is_nothing_to_sync_no_event_is_lost(log, monkeypatch, fault
         assert writer.lost == 0
     monkeypatch.undo()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b"row\n", b""),
+        (b"half of row\n", b"half of "),
+        (b"row\nsix\n", b"row\nsix\n"),  # another program wrote behind it
+        (b"ow\n", b"ow\n"),
+        (b"", b""),
+    ],
+)
+def test_a_line_behind_a_cut_is_taken_back_where_it_is_the_last(tmp_path, content, left):
+    log = tmp_path / "run.jsonl"
+    log.write_bytes(content)
+    fd = os.open(log, os.O_RDWR)
+    _take_back(fd, b"row")
+    os.close(fd)
+    assert log.read_bytes() == left

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradience.schema import SCHEMA_ID
+from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.scan import PlainRow, RowBlock
 from gradience.telemetry.series import RunSeries
 
@@ -64,3 +65,37 @@ def test_rows_are_taken_as_a_block_where_nothing_is_to_be_counted(session, rows,
     assert run.take_rows(RowBlock("r", plain, {})) is taken
     assert list(run.steps) == [5, *(step for step, _ in rows if taken)]
     assert run._next_seq == {"a": 1, "b": rows[-1][1] + 1 if taken else 1}
+
+
+def test_every_event_has_the_next_number_whichever_way_it_is_written(tmp_path):
+    with TelemetryWriter(tmp_path / "run.jsonl") as writer:
+        writer.train_step(0, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)  # floats alone: the short way
+        writer.train_step(1, loss=1.0)
+        writer.train_step(2, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
+        writer.eval(2, split="test", metrics={"loss": 1.0})
+        writer.train_step(3, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
+    events = list(TelemetryReader(tmp_path / "run.jsonl"))
+    assert [(event.seq, event.step) for event in events] == [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (5, None)]
+    assert TelemetryReader(tmp_path / "run.jsonl").summarize().last.record.missing == 0
+
+
+def test_what_is_given_is_what_is_read_and_a_secret_is_in_no_line(tmp_path):
+    log = tmp_path / "run.jsonl"
+    secret = "hf_" + "aB3" * 12
+    with TelemetryWriter(log, f"run {secret}") as writer:
+        assert writer.run_id == "run <redacted: hub token>"
+        writer.run_start(resumed_from_step=3, meta={"n": 1})
+        writer.train_step(4, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
+        writer.eval(4, split="test", metrics={"loss": 0.5, "ppl": 2.0, "accuracy": 0.75, "n": 8, "f1": 0.25})
+    start, row, evaluation, _ = TelemetryReader(log)
+    assert (start.step, start.resumed_from_step, start.meta) == (3, 3, {"n": 1})
+    assert (row.loss, row.lr, row.grad_norm, row.epoch, row.extras) == (1.0, 0.1, 2.0, 0.5, {})
+    measured = evaluation.metrics
+    assert (measured.loss, measured.ppl, measured.accuracy, measured.n, measured.extras) == (
+        0.5,
+        2.0,
+        0.75,
+        8,
+        {"f1": 0.25},
+    )
+    assert secret not in log.read_text()

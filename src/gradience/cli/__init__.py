@@ -1,1 +1,1 @@
-"""The door: each module parses arguments, calls the library, renders, and returns an exit code."""
+"""The command line: each module parses arguments, calls the library, renders the report, and returns an exit code."""

@@ -1,4 +1,4 @@
-"""``gradience audit``."""
+"""The command ``gradience audit``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ViewOptions:
     verbose: opt.Details = False
 
     def view(self) -> View:
-        """The same, for this terminal."""
+        """Return these options as the view for this terminal."""
         chosen = asdict(self)
         quantity = chosen.pop("heatmap_of")
         return View(**chosen | {"heatmap": quantity if self.heatmap else None}, unicode=draws_blocks())

@@ -1,4 +1,4 @@
-"""``gradience bench``, with ``merge`` and ``mitigate``."""
+"""The commands ``gradience bench``, ``gradience bench merge`` and ``gradience bench mitigate``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs import prepare_jax
 
-if TYPE_CHECKING:  # numpy, and what evaluates
+if TYPE_CHECKING:  # numpy and the evaluators are imported when they run
     from gradience.verbs.bench.contest import Options
 
 _CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_contrast": NOT_DECIDED}
@@ -192,7 +192,7 @@ def mitigate(
 
 
 def _prepare() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks, when a command is started
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks when a command is started
     prepare_jax("auto")
 
 

@@ -1,4 +1,4 @@
-"""``gradience check``."""
+"""The command ``gradience check``."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Overrides:
 
 
 def _read(option: str, read: Callable[[Json], T], value: Json) -> T | None:
-    """Return an option's value as a file's would be read; None where it is empty or was not given."""
+    """Return an option's value, parsed as a file's value is; None if it is empty or was not given."""
     if value is None or value == "":
         return None
     try:

@@ -1,4 +1,4 @@
-"""``gradience diagnose`` and ``gradience report``: all that a run left, joined."""
+"""The commands ``gradience diagnose`` and ``gradience report``, which join everything that a run left."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def report(
 
 
 def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:
-    """Yield what was written, and which sources are in it only by name."""
+    """Yield a line on the file that was written, and a line for each source that could not be read."""
     yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {counted(len(report.causes), 'finding')})"
     for source in report.sources:
         if source.state == "unreadable":

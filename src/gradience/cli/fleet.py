@@ -1,4 +1,4 @@
-"""``gradience fleet`` (audit, show, query) and ``gradience runs`` (list, show, query, best, curves)."""
+"""The commands ``gradience fleet`` (audit, show, query) and ``gradience runs`` (list, show, query, best, curves)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
 _DRAWN: Final = 0.2  # seconds between two drawings on a terminal
-_WRITTEN: Final = 30.0  # the same between two lines of a file
+_WRITTEN: Final = 30.0  # seconds between two lines of a file
 _SHORT: Final = 2.0  # seconds of a job too short for a progress file
 
 
@@ -82,7 +82,10 @@ def audit(
 
 
 def rate_on_stderr(what: str) -> Callable[[Tally], None]:
-    """A function that writes rate, time left and failures to stderr: in place on a terminal, else now and then."""
+    """Return a function that writes rate, remaining time and failures to stderr.
+
+    On a terminal the line is updated in place; otherwise a line is written now and then.
+    """
     start = last = time.monotonic()
     watched = sys.stderr.isatty()
 
@@ -201,10 +204,10 @@ def query(
 
 
 def chosen(queries: Mapping[str, Named], sql: str | None, named: str | None) -> str:
-    """The query: the one given, or the one named.
+    """Return the query that was given, or the one that was named.
 
     Raises:
-        GradienceError: neither or both are given, or none is of that name.
+        GradienceError: neither or both are given, or no query has that name.
     """
     if (sql is None) == (named is None):
         raise GradienceError("expected one query", advice='give "select ..." or --named NAME; see --list-queries')
@@ -223,7 +226,7 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
     """Print the result of a query, or write it to a file, and return exit code 0.
 
     Raises:
-        GradienceError: the query is refused or wrong, or two forms are asked for.
+        GradienceError: the query is refused or wrong, or two output formats are asked for.
     """
     if form.csv + form.json + (form.parquet is not None) > 1:
         raise GradienceError("--csv, --json and --parquet exclude each other", advice="give one of them")

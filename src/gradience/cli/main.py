@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge, bench),
 70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 and 143 ended by SIGINT and SIGTERM.
 
-Nothing but the standard library is imported before `script` runs: an interrupt during imports ends in words, too.
+Only the standard library is imported before `script` runs, so that an interrupt during imports ends in words too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from cyclopts import App, Group
 
 UNUSABLE: Final = 2
-SOFTWARE: Final = 70  # EX_SOFTWARE: neither findings (1) nor unusable input (2), which scripts act on
+SOFTWARE: Final = 70  # EX_SOFTWARE; scripts act on 1 (findings) and 2 (unusable input), so a bug is neither
 
-_GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (700, 10, 10) a hundred times, in vain
+_GC_THRESHOLDS = (100_000, 50, 100)  # by the defaults (700, 10, 10), importing jax collects 100 times in vain
 
 COMMANDS = {  # name: its function, imported when it runs, and its line in the list of commands
     "check": ("gradience.cli.check:check", "Validate a PEFT and training configuration before burning compute."),
@@ -72,7 +72,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
     "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
 }
 
-GROUPS = {  # name: its line, and its commands as above
+GROUPS = {  # name: its line in the list, and its commands in the form of COMMANDS
     "fleet": (
         "Many adapters: audit every one below some folders, then show and query them.",
         {
@@ -93,14 +93,14 @@ GROUPS = {  # name: its line, and its commands as above
     ),
 }
 
-BELOW = {  # commands of a command, by the same
+BELOW = {  # commands of a command, in the form of COMMANDS
     "bench": {
         "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
         "mitigate": ("gradience.cli.bench:mitigate", "Measure what scaling intruder dimensions changes."),
     }
 }
 
-HEADINGS = {  # heading of the list of commands: those under it; what is in none of them stands under the last
+HEADINGS = {  # heading: the commands under it; commands in no heading are listed under the last
     "Look": ("monitor", "audit", "compare", "report", "fleet", "runs"),
     "Judge": ("check", "diagnose", "bench", "merge-check", "verify-merge", "rules"),
     "Act": ("resize", "merge", "mitigate", "convert"),
@@ -108,14 +108,14 @@ HEADINGS = {  # heading of the list of commands: those under it; what is in none
     "More": (),
 }
 
-_MAX_ERROR = 800  # characters of an error's line: a screen, whatever a file has for a name
+_MAX_ERROR = 800  # characters of an error's line: at most a screen, however long a file's name is
 
 
 def build_app(*asked: str) -> App:
     """Return the command table; a command's module is imported when it runs.
 
     Args:
-        asked: the command that will run: its help is its own docstring, and the one line here serves the others.
+        asked: the command that will run. Its help is its own docstring; other commands have the line of the table.
     """
     from cyclopts import App, Group  # noqa: PLC0415  # see the module's first lines
 
@@ -141,7 +141,7 @@ def build_app(*asked: str) -> App:
         below = App(name=name, help=line, help_format="plaintext", version_flags=(), group=group_of.get(name))
         _fill(below, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help, {})
         app.command(below)
-    if verb not in COMMANDS and verb not in GROUPS:  # no command pays for importing it
+    if verb not in COMMANDS and verb not in GROUPS:  # commands run without importing it
         completion = "Install completion for your shell, and name the files changed."
         app.register_install_completion_command(help=completion, group=groups["More"])
     return app
@@ -171,15 +171,16 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors meant for the user become one line and a 2.
+    """Run one command and return its exit code.
 
-    Whatever else is raised is a bug of ours: its traceback, one line that says so, and a 70.
+    An error meant for the user becomes one line and exit code 2. Any other exception is a bug of ours: its traceback, a
+    line that says so, and exit code 70.
     """
     interrupt.forget()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:  # the last resort
-        if interrupt.came():  # a library made another error of it
+        if interrupt.came():  # a library turned the interrupt into another error
             raise KeyboardInterrupt from error
         return _code_of(error)
 
@@ -190,12 +191,12 @@ def _code_of(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         from gradience.cli.output import leave_stdout  # noqa: PLC0415  # only this failure pays for it
 
-        leave_stdout()  # the reader went away (`| head`): not an error worth a message
+        leave_stdout()  # the reader closed the pipe (`| head`), which deserves no message
         return 0
     if isinstance(error, MemoryError):
         return _fail("not enough memory for this input", "give a smaller one, or run it where more is free")
     if isinstance(error, OSError) and error.filename is not None:
-        # Of a path, such as a name that no disk can hold: the user's. Anything else is ours to have foreseen.
+        # An error about a path, such as a name that no disk can hold, is the user's. Any other is a bug of ours.
         return _fail(_about(error), "check the path")
     return _failed(error)
 
@@ -231,7 +232,7 @@ def script() -> int:
     try:
         interrupt.install()
         code = main()
-        interrupt.ignore()  # the output is whole: an exit code of 0 stays one
+        interrupt.ignore()  # the output is complete, so an interrupt no longer changes the exit code
     except (KeyboardInterrupt, SystemExit) as end:
         interrupt.ignore()
         number = interrupt.came()
@@ -248,7 +249,7 @@ def script() -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: threads that are still at work, such as XLA's, can crash an interpreter that is taken apart."""
+    """End the process at once: threads still at work, such as XLA's, can crash an interpreter during shutdown."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -260,7 +261,7 @@ def _about(error: OSError) -> str:
 
 
 def _failed(error: Exception) -> int:
-    """Report a bug of ours."""
+    """Report an error that is a bug in this program."""
     _tell("".join(traceback.format_exception(error)).rstrip("\n"))
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
@@ -273,7 +274,7 @@ def _failed(error: Exception) -> int:
 
 
 def _tell(text: str) -> None:
-    """Write on stderr, if that is possible: the exit code says the rest."""
+    """Write to stderr, if that is possible; if not, the exit code alone informs the caller."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -290,7 +291,7 @@ def _fail(message: str, advice: str) -> int:
 
 
 def _middle_cut(text: str, most: int) -> str:
-    """The text; if it is longer, its beginning and end, and between them how much was left out."""
+    """The text; if it is too long, its beginning and end, and between them the number of characters left out."""
     if len(text) <= most:
         return text
     kept = (most - 40) // 2

@@ -1,4 +1,7 @@
-"""``gradience merge``, ``merge-check``, ``verify-merge``, ``compare``: several adapters, or one merged into a model."""
+"""The commands ``gradience merge``, ``merge-check``, ``verify-merge`` and ``compare``.
+
+They merge several adapters or compare them, or look for an adapter in a merged model.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def merge(
     place = opt.output_path(out, dry_run=dry_run)
     chosen = parsed_weights(weights)
     if method in {"linear", "cat", "svd"}:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core takes modules of its own
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
     from gradience.verbs.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
@@ -87,10 +90,10 @@ def merge(
 
 
 def parsed_weights(text: str | None) -> list[float] | None:
-    """Return the numbers of a list such as `0.5,0.5`, or None where none is given.
+    """Return the numbers of a list such as `0.5,0.5`, or None if no list is given.
 
     Raises:
-        AdapterError: one is not a number.
+        AdapterError: an item is not a number.
     """
     if text is None:
         return None
@@ -202,7 +205,10 @@ def verify_merge(
 
 
 def _threads() -> int:
-    """Limit BLAS to one thread, whose own threads wait for each other in small products; the number for spans."""
+    """Limit BLAS to one thread, and return the number of threads that work on spans of rows.
+
+    In small products, BLAS's own threads wait for each other.
+    """
     for name in _BLAS:
         os.environ.setdefault(name, "1")
     return min(os.cpu_count() or 1, _MOST_THREADS)
@@ -244,7 +250,7 @@ def compare(
     """
     if not adapters:
         raise AdapterError("compare needs adapters, none given", advice="give two, or a run's folder")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core takes modules of its own
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
     prepare_jax(device, serial_kernels=True)
     from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once

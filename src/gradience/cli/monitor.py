@@ -1,4 +1,7 @@
-"""``gradience monitor``; with ``--follow`` a run shown while it is written, on a terminal, as lines, or not at all."""
+"""The command ``gradience monitor``.
+
+With ``--follow`` it shows a run while it is written: as a frame on a terminal, as lines, or not at all.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ from gradience.telemetry.secrets import hide_secrets
 from gradience.verbs.monitor import monitor_run
 from gradience.verbs.monitor.source import Tail, Watch, is_log
 
-_EVERY: Final = 1.0  # seconds between two looks at the file
-_LOOK: Final = 4096  # bytes in which the first line of a log shows what it is
+_EVERY: Final = 1.0  # seconds between two reads of the file
+_LOOK: Final = 4096  # bytes of a log's beginning that show its format
 
 
 def monitor(
@@ -116,10 +119,10 @@ def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOption
 
 
 def log_to_follow(path: Path) -> Path:
-    """Return the log that a path stands for, whether it exists yet or not: a folder's is its run.jsonl.
+    """Return the log of a path, which need not exist yet: for a folder, its run.jsonl.
 
     Raises:
-        RecorderError: the file is not one of our logs.
+        RecorderError: the file is not a log of ours.
     """
     log = path / "run.jsonl" if path.is_dir() or not path.suffix else path
     try:
@@ -133,12 +136,12 @@ def log_to_follow(path: Path) -> Path:
 
 
 def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Watch a log until its run ends, and return whether it did; False if Ctrl-C came first.
+    """Watch a log until its run ends, and return True; return False if Ctrl-C came first.
 
     Args:
         log: the run.jsonl; it may not exist yet.
-        quiet: print nothing, but on stderr that there is no log yet.
-        sleep: waits between two looks, in seconds.
+        quiet: print nothing, except on stderr that there is no log yet.
+        sleep: a function that waits for some seconds between two reads.
 
     Raises:
         SchemaError: the log is of another major version.
@@ -199,7 +202,10 @@ def _glance(watch: Watch) -> Glance:
 
 
 class _Screen:
-    """Where a run is shown. This one shows only that it waits, on stderr: for a caller that wants the report alone."""
+    """A place where a run is shown. This one reports only, on stderr, that it waits for the log.
+
+    It serves a caller that wants nothing but the report.
+    """
 
     def __init__(self) -> None:
         self._waiting = False
@@ -221,7 +227,7 @@ class _Screen:
 
 
 class _Lines(_Screen):
-    """Plain lines, for a file or a pipe."""
+    """A screen of plain lines, for a file or a pipe."""
 
     def wait(self, path: Path) -> None:
         """Report, once, that the log does not exist yet."""
@@ -236,12 +242,12 @@ class _Lines(_Screen):
             _write([line])
 
     def show(self, glance: Glance) -> None:
-        """Print where the run is."""
+        """Print the run's progress as a line."""
         _write([progress_line(glance)])
 
 
 class _Terminal(_Screen):
-    """One frame, redrawn in place."""
+    """A screen of one frame, redrawn in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +259,7 @@ class _Terminal(_Screen):
             self._draw([f"waiting for {clean(str(path))}"])
 
     def show(self, glance: Glance) -> None:
-        """Draw the run anew."""
+        """Draw the frame again."""
         columns, rows = shutil.get_terminal_size()
         dots = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
         height = max(3, min(12, rows - 10))

@@ -1,7 +1,7 @@
-"""Options that several commands share, declared once, and the project's settings beneath them.
+"""Options that several commands share, declared once, and the project's settings.
 
-The aliases carry their own help text, so that a command's docstring describes only what is particular to it. Settings
-come from the nearest gradience.toml or pyproject.toml; what the command line gives takes precedence.
+The aliases carry their own help text, so that a command's docstring describes only its particular options. Settings
+come from the nearest gradience.toml or pyproject.toml, and the command line overrides them.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ def project_settings(settings: Path | None = None, *, isolated: bool = False) ->
 
 
 def severity(option: FailOn | None, settings: Settings) -> Severity | None:
-    """Return the severity from which a command exits with 1: the option, else the settings; None for never."""
+    """Return the severity from which a command exits with 1: the option, else the settings; None if never."""
     asked = option or settings.values.fail_on
     return None if asked is None or asked == "never" else asked
 
 
 class RuleChoice(TypedDict):
-    """The arguments with which every judging function of the library takes a choice of rules."""
+    """The arguments by which every judging function of the library takes a choice of rules."""
 
     select: Sequence[str]
     ignore: Sequence[str]
@@ -95,7 +95,7 @@ class RuleChoice(TypedDict):
 
 
 class ResolvedOptions(NamedTuple):
-    """The command line's options on top of the project's settings."""
+    """The options of the command line, completed by the project's settings."""
 
     format: Format
     select: Sequence[str]
@@ -105,11 +105,11 @@ class ResolvedOptions(NamedTuple):
 
     @property
     def rules(self) -> RuleChoice:
-        """The choice of rules, to be passed on as keyword arguments."""
+        """The choice of rules, as keyword arguments."""
         return {"select": self.select, "ignore": self.ignore, "settings": self.project.path}
 
     def gap(self, option: float | None) -> float:
-        """Held-out over train perplexity from which a gap is a finding: the option, else the settings."""
+        """Ratio of held-out to train perplexity from which a gap is a finding: the option, else the settings."""
         from gradience.rules.log.facts import DEFAULT_GAP  # noqa: PLC0415  # for commands that read a log
 
         return option or self.project.values.gap_threshold or DEFAULT_GAP
@@ -131,11 +131,11 @@ class ResolvedOptions(NamedTuple):
         """Print the report in the chosen format, once, and return the exit code.
 
         Args:
-            report: the report; it is itself the JSON document.
-            text: renders it for people.
-            findings: what it found.
-            groups: the rules that were applied, for SARIF.
-            locations: the location of each finding, in their order; asked only for SARIF and GitHub.
+            report: the report, which is also the JSON document.
+            text: a function that renders the report for people.
+            findings: the findings of the report.
+            groups: the groups of the rules that were applied, for SARIF.
+            locations: a function that returns the findings' locations; called only for SARIF and GitHub.
             not_run: the rules that were skipped, for SARIF.
         """
         report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
@@ -181,7 +181,7 @@ class RuleOptions:
     json: Flag = False
 
     def resolved(self) -> ResolvedOptions:
-        """The options on top of the project's settings.
+        """The options, completed by the project's settings.
 
         Raises:
             GradienceError: two options contradict each other, or the settings cannot be read.
@@ -203,7 +203,7 @@ Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*")]
 
 
 def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
-    """The adapter's path, which is given as an argument or as an option.
+    """Return the adapter's path, which is given as an argument or as an option.
 
     Raises:
         AdapterError: it is given twice, or not at all.
@@ -215,7 +215,7 @@ def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
 
 
 def output_path(out: Path | None, *, dry_run: bool) -> Path | None:
-    """The path to write, or None for a dry run.
+    """Return the path to write, or None for a dry run.
 
     Raises:
         AdapterError: --out is missing and this is not a dry run.

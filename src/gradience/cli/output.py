@@ -1,6 +1,6 @@
-"""What every command does around its verb: help, progress, printing, exit codes, and memory.
+"""The parts that every command shares: help, progress, printing, exit codes, and memory.
 
-A command prints one report on stdout, once, at its end; progress and errors go to stderr. On a terminal sentences are
+A command prints one report on stdout, once, at its end; progress and errors go to stderr. On a terminal, sentences are
 wrapped to its width, and severities are in colour unless NO_COLOR is set.
 """
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _UNDERLINE = "----"
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _KEPT: Final = 16 << 20  # bytes at the top of a thread's heap
-_OWN: Final = 16 << 20  # bytes from which an array has pages of its own, which go back at once
+_OWN: Final = 16 << 20  # arrays of at least so many bytes have pages of their own, which are returned at once
 
 DONE: Final = 0
 FOUND: Final = 1
@@ -57,9 +57,9 @@ _WIDTH: Final = 79
 
 _COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
 _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
-_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would tear apart
-_LEAST: Final = 40  # columns, under which wrapping helps nobody
-_HANG: Final = 2  # further columns by which the rest of a sentence is indented
+_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would break
+_LEAST: Final = 40  # columns; a narrower terminal is not wrapped for
+_HANG: Final = 2  # columns by which later lines of a sentence are indented further
 
 
 def with_flowing_help(target: str) -> Callable[..., object]:
@@ -71,7 +71,7 @@ def with_flowing_help(target: str) -> Callable[..., object]:
 
 
 def flowing(text: str) -> str:
-    """Return the text with lines joined that stand at the same depth; below an underline, indented ones only."""
+    """Return the text with lines of equal indent joined; below an underline, only indented lines are joined."""
     lines: list[str] = []
     listing = False
     for line in text.splitlines():
@@ -99,13 +99,13 @@ def draws_blocks() -> bool:
 
 
 def emit(text: str) -> None:
-    """Write on stdout and flush: the one way out for reports, documents and help.
+    """Write to stdout and flush. Every report, document and help text is written by this function.
 
     A character that the encoding lacks is written as its escape.
 
     Raises:
         OutputError: stdout is closed, or cannot be written to.
-        BrokenPipeError: its reader went away.
+        BrokenPipeError: its reader has closed it.
     """
     if sys.stdout is None:
         raise OutputError("cannot write to stdout: it is closed", advice="send the report to a file or a pipe")
@@ -123,7 +123,7 @@ def emit(text: str) -> None:
 
 
 def leave_stdout() -> None:
-    """Point stdout nowhere: the interpreter flushes it once more when it ends, and would complain."""
+    """Point stdout at the null device, because the interpreter flushes it once more at its end, and would complain."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -131,7 +131,7 @@ def leave_stdout() -> None:
 
 
 class _Kept(io.StringIO):
-    """Text that is kept, for a console that asks its file for an encoding."""
+    """A text file in memory with an encoding, which a console asks for."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Kept(io.StringIO):
 
 
 class KeptConsole:
-    """A console for help and version that writes to memory: `emit` is what faces a full disk or a reader that left."""
+    """A console for help and version that writes to memory, so that only `emit` meets a full disk or a closed pipe."""
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415  # only help pays for it
@@ -153,12 +153,12 @@ class KeptConsole:
         self.console = Console(file=self._kept, force_terminal=on_screen)
 
     def text(self) -> str:
-        """What was printed."""
+        """The text that was printed."""
         return self._kept.getvalue()
 
 
 def usage_error(error: CycloptsError) -> str:
-    """The error of the command line; for a value outside a choice, with the choices and the nearest of them."""
+    """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
     from cyclopts.exceptions import CoercionError  # noqa: PLC0415  # only a mistyped command pays for it
 
     allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
@@ -180,16 +180,16 @@ def _choice(kind: Any) -> Iterator[str]:
 
 
 def emit_json(text: str) -> None:
-    """Write a JSON document as `emit` does, of the same value whatever it holds and wherever it goes.
+    """Write a JSON document by `emit`, escaped so that its value arrives unchanged.
 
-    Control characters are escaped, and everything beyond ASCII where stdout is not in a Unicode encoding.
+    Control characters are escaped. If the encoding of stdout is not a Unicode one, so is everything beyond ASCII.
     """
     everywhere = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     emit((escape_controls(text) if everywhere else escape_all(text)) + "\n")
 
 
 def print_text(text: str) -> None:
-    """Print a report for people, without the secrets that a line shows."""
+    """Print a report for people, with the secrets in its lines hidden."""
     from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # --help needs none of it
 
     shown = "".join(f"{hide_secrets(line)}\n" for line in text.split("\n"))
@@ -212,7 +212,7 @@ def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None
 
 
 def on_terminal(what: str) -> Callable[[int, int, str], None] | None:
-    """Return a function that draws (done, total, name) on one line of stderr; None where nobody watches."""
+    """Return a function that draws (done, total, name) on one line of stderr; None if stderr is no terminal."""
     if not sys.stderr.isatty():
         return None
     start = last = time.monotonic()
@@ -245,10 +245,10 @@ def print_for_programs(
     """Print findings as SARIF 2.1.0 (one JSON document) or as annotations of GitHub Actions (a line each).
 
     Args:
-        kind: which.
-        findings: what was found.
-        locations: where each of them points, in their order; None where nowhere.
-        groups: of the rules that were applied, for SARIF.
+        kind: the format.
+        findings: the findings.
+        locations: the location of each finding, in their order; None for a finding without one.
+        groups: the groups of the rules that were applied, for SARIF.
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
@@ -271,7 +271,7 @@ def print_for_programs(
 
 
 def for_screen(text: str) -> str:
-    """Return the text as the terminal of this process should show it."""
+    """Return the text as this process's terminal should show it."""
     import shutil  # noqa: PLC0415  # a pipe or a file gets the text as it is
 
     width = shutil.get_terminal_size().columns
@@ -281,7 +281,7 @@ def for_screen(text: str) -> str:
 
 
 def has_colour() -> bool:
-    """Whether colours are wanted: not with NO_COLOR (no-color.org), nor on a terminal that has none."""
+    """Whether to use colours: not with NO_COLOR (no-color.org), and not on a terminal without colours."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -291,7 +291,7 @@ def coloured(text: str) -> str:
 
 
 def wrapped(line: str, width: int) -> str:
-    """Return a sentence on lines of the width, the later ones indented under it; a table's line as it is."""
+    """Return a sentence wrapped to the width, with later lines indented; a line of a table is returned unchanged."""
     body = line.lstrip()
     if len(line) <= width or width < _LEAST or _TABLE.search(body):
         return line
@@ -311,10 +311,10 @@ def wrapped(line: str, width: int) -> str:
 
 
 def keep_freed() -> None:
-    """Let glibc keep up to 16 MiB that a thread freed; for the start of a program that reads module after module.
+    """Let glibc keep up to 16 MiB of freed memory per thread, for programs that read one module after another.
 
-    By default it gives them back to the system, which clears every page anew for the next module's factors: a tenth of
-    the processor time of a `resize`. Other C libraries do as they do.
+    By default glibc returns that memory to the system, which then clears every page again for the next module's
+    factors: a tenth of the processor time of a `resize`. Other C libraries keep their behaviour.
     """
     import ctypes  # noqa: PLC0415  # few verbs need it
 

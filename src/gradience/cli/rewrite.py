@@ -1,4 +1,4 @@
-"""``gradience resize``, ``mitigate`` and ``convert``: an adapter in, another adapter out."""
+"""The commands ``gradience resize``, ``mitigate`` and ``convert``, which write an adapter from another."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def resize(
     place = opt.output_path(out, dry_run=dry_run)
     chosen = criterion.chosen()
     by_outputs.check(chosen, base)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # r x r problems only: more threads wait for each other
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for r x r problems, more threads would wait for each other
     keep_freed()
     prepare_jax("auto")
     from gradience.verbs.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set

@@ -1,4 +1,4 @@
-"""``gradience import``, ``validate``, ``schema`` and ``rules``: logs of other programs, the formats and the rules."""
+"""The commands ``gradience import``, ``validate``, ``schema`` and ``rules``."""
 
 from __future__ import annotations
 

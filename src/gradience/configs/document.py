@@ -94,7 +94,7 @@ def _read_native(fields: Fields, draft: Draft) -> list[str]:
     draft.read("run", RUN, fields, loose=False)
     draft.read("lora", OF_ANY_METHOD, fields, loose=False)
     if draft.get("lora", "peft_type") not in {None, "LORA"}:
-        return []  # another method: its settings are not LoRA's, even where they share a name
+        return []  # another method: its settings are not LoRA's, even if they share a name
     draft.read("lora", LORA, fields, loose=False)
     note_adapter(fields, draft)
     return list(fields.left_over(knows_lora))

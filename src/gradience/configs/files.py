@@ -183,7 +183,7 @@ def parse_yaml(text: str) -> Json:
 
 
 class _Plain:
-    """Converts nodes of PyYAML, by their `id`, counting each value as often as it is written out."""
+    """Converts PyYAML's nodes, by their `id`, to plain values. Each value counts as often as it is written out."""
 
     def __init__(self, loader: SafeLoader) -> None:
         self._loader = loader

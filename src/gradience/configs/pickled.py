@@ -44,8 +44,8 @@ MAX_VALUES: Final = 20_000  # values in the mapping; a value that occurs twice c
 _MAX_ENTRIES: Final = 1000  # entries of an archive
 _ARCHIVE: Final = b"PK"
 _LFS: Final = b"version https://git-lfs"
-_PICKLE: Final = re.compile(r"[^/\\.][^/\\]*/data\.pkl")  # where torch.save puts it
-_MAGIC: Final = 0x1950A86A20F9469CFC6C  # the first of the pickles in a row that torch.save wrote before version 1.6
+_PICKLE: Final = re.compile(r"[^/\\.][^/\\]*/data\.pkl")  # the entry of torch.save's archive that holds the pickle
+_MAGIC: Final = 0x1950A86A20F9469CFC6C  # the value of the first pickle in a file of torch.save before version 1.6
 _BEFORE_THE_OBJECT: Final = 2  # the protocol's version, and the sizes of C's types
 _LIBRARIES: Final = (
     r"(?:transformers|trl|accelerate|peft|sentence_transformers|setfit|optimum|llamafactory|llmtuner|swift|axolotl"

@@ -1,8 +1,8 @@
-"""Data sets as their trainer feeds them: files to rows, rows to examples, examples to tokens and masks.
+"""Data sets as their trainer feeds them to the model: files to rows, rows to examples, examples to tokens and masks.
 
-Here is the format of a data set, recognised by its columns, and each row as the trainers' canonical columns. The names
-of columns and what is done with them follow TRL 1.16 (data_utils.py). What TRL does not read, such as
-instruction/input/output, becomes the messages or the text that LLaMA-Factory and Axolotl make of it.
+This module recognises the format of a data set by its columns, and turns each row into the columns that trainers
+expect. Names and treatment of columns follow TRL 1.16 (data_utils.py). Columns that TRL does not read, such as
+instruction/input/output, become messages or text as in LLaMA-Factory and Axolotl.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TEXT_COLUMNS: Final = ("text", "sentence", "content", "review", "question")
 _LABEL_COLUMNS: Final = ("label", "labels")
 _ROLES: Final = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
 _PASSED: Final = ("tools", "chat_template_kwargs")
-_MOST_COLUMNS: Final = 12  # named in an error
+_MOST_COLUMNS: Final = 12  # columns named in an error
 _ALPACA: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _ALPACA_NO_INPUT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
 
@@ -29,11 +29,11 @@ _SPOKEN: Final = ("prompt", "messages", "completion", "chosen", "rejected", "tex
 
 
 class Unusable(Exception):  # noqa: N818  # a row that is not of the format, which becomes a finding
-    """The row cannot be used; the text is the reason."""
+    """The row cannot be used; the exception's text is the reason."""
 
 
 class Shape(NamedTuple):
-    """A format, the trainer that reads it, and the column of texts to classify."""
+    """A format, the trainer that reads it, and the column with the texts to classify."""
 
     format: DataFormat
     trainer: Trainer
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     label_column: str = "label"
 
 
-_KNOWN: Final = (  # the first whose columns are all there
+_KNOWN: Final = (  # the first format whose columns are all present applies
     (("input_ids",), Shape("tokenised", "sft")),
     (("chosen", "rejected"), Shape("preference", "dpo")),
     (("prompt", "completion", "label"), Shape("kto", "kto")),
@@ -54,11 +54,11 @@ _KNOWN: Final = (  # the first whose columns are all there
 
 
 def recognise(row: Mapping[str, Json], task: str | None = None) -> Shape:
-    """The format of a data set with rows as this one.
+    """The format of a data set, recognised by one of its rows.
 
     Args:
         row: the first usable row.
-        task: what is trained, such as `reward`; it decides who reads preferences.
+        task: what is trained, such as `reward`; it decides which trainer reads preferences.
 
     Raises:
         ConfigError: the columns are of no known format.
@@ -84,10 +84,10 @@ def canonical(row: Mapping[str, Json], shape: Shape, *, chat: bool, trl: bool) -
     """The row in the columns that the trainer tokenises.
 
     Args:
-        row: as it stands in the file.
+        row: the row as stored in the file.
         shape: the format of the data set.
         chat: whether the tokenizer has a chat template, which decides how an instruction is written.
-        trl: keep roles as TRL does; else `human` and `gpt` become `user` and `assistant`.
+        trl: whether to keep roles as TRL does; otherwise `human` and `gpt` become `user` and `assistant`.
 
     Raises:
         Unusable: a column is missing or of another type.
@@ -159,7 +159,7 @@ def _preference(row: Mapping[str, Json], shape: Shape, _: bool) -> Columns:  # n
 
 
 def _without_prompt(chosen: Json, rejected: Json) -> Columns:
-    """The prompt that both answers begin with, and the rest of each: `trl.data_utils.extract_prompt`."""
+    """The prompt that both answers begin with, and the rest of each, as in `trl.data_utils.extract_prompt`."""
     shorter = min(len(chosen), len(rejected))
     differs = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
     place = max(shorter - 1, 0) if differs is None else differs
@@ -188,7 +188,7 @@ def _classification(row: Mapping[str, Json], shape: Shape, _: bool) -> Columns: 
 
 
 def _number(label: Json) -> Json:
-    """A label of a CSV as a number, where it is one."""
+    """A label of a CSV as a number if it is one; otherwise unchanged."""
     if isinstance(label, str) and label.strip().lstrip("-").isdecimal():
         return int(label)
     return int(label) if isinstance(label, float) and label.is_integer() else label
@@ -215,7 +215,7 @@ def _ids(row: Mapping[str, Json], name: str) -> list[int]:
 
 
 def _said(row: Mapping[str, Json], name: str) -> Json:
-    """A column that holds text, or messages."""
+    """The value of a column that holds text or messages."""
     value = _column(row, name)
     if isinstance(value, str) and value.lstrip().startswith("[{"):  # a CSV holds messages as JSON
         parsed = _parsed(value)
@@ -244,10 +244,10 @@ def _column(row: Mapping[str, Json], name: str) -> Json:
 
 
 def conversation(row: Mapping[str, Json], name: str) -> list[dict[str, Json]]:
-    """The messages of a column, each with a role.
+    """The messages of a column, each of which has a role.
 
     Raises:
-        Unusable: it holds something else, or none.
+        Unusable: the column holds no messages.
     """
     value = _column(row, name)
     value = _parsed(value) if isinstance(value, str) else value
@@ -274,7 +274,7 @@ def _common_roles(value: Json) -> Json:
 
 
 def text_of(value: Json) -> str:
-    """The text of a column of text or messages, without the system's part and roles."""
+    """The text of a column of text or messages, without system messages and roles."""
     if isinstance(value, str):
         return value
     return "\n".join(content_of(turn) for turn in _turns(value) if turn.get("role") != "system")
@@ -293,12 +293,12 @@ def content_of(turn: Mapping[str, Json]) -> str:
 
 
 def whole_text(columns: Columns) -> str:
-    """Everything that was written in a row, for comparison with others; the system's part is left out."""
+    """The whole text of a row, for comparison with other rows; system messages are left out."""
     return "\n".join(text_of(columns[name]) for name in _SPOKEN if name in columns)
 
 
 def answers_of(columns: Columns) -> list[str]:
-    """The answers of a row: what a model should learn to write. Of plain text there is none."""
+    """The answers of a row, which a model should learn to write; none for plain text."""
     if "messages" in columns:
         turns = _turns(columns["messages"])
         return [

@@ -1,4 +1,4 @@
-"""A tokenizer of transformers, used in batches: texts, and conversations through the chat template with its mask."""
+"""A tokenizer of transformers, used in batches on texts, and on conversations by the chat template, with its mask."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ADVICE: Final = "give --tokenizer the folder with its tokenizer.json and tokeni
 
 
 class Encoded(NamedTuple):
-    """Token ids, and 1 for each that the template's `{% generation %}` block covers; None where not asked for."""
+    """Token ids, and a mask of the tokens in the template's `{% generation %}` blocks; None if it was not asked for."""
 
     ids: list[int]
     answers: list[int] | None = None
 
 
 class Chat(NamedTuple):
-    """A conversation to be rendered, with what the row passes to the template."""
+    """A conversation to be rendered, with the values that its row passes to the template."""
 
     messages: list[dict[str, Json]]
     prompt: bool = False
@@ -41,11 +41,11 @@ class Chat(NamedTuple):
 
 
 class Encoder:
-    """A tokenizer, its chat template and the tokens that end an answer.
+    """A tokenizer, its chat template, and the tokens that end an answer.
 
     Args:
-        folder: of the tokenizer, or organisation/name in the local hub cache.
-        template: a file with a chat template, instead of the tokenizer's own.
+        folder: folder of the tokenizer, or organisation/name in the local hub cache.
+        template: a file with a chat template, to be used instead of the tokenizer's own.
 
     Raises:
         ConfigError: transformers is not installed, or the tokenizer or template cannot be read.
@@ -77,14 +77,14 @@ class Encoder:
         return self.template is not None and _MARKER.search(self.template) is not None
 
     def use_training_template(self) -> bool:
-        """Take the template that TRL trains with in place of this one; False where TRL, as installed, has none."""
+        """Replace the template by the one that TRL trains with; return False if the installed TRL has none."""
         found = _training_template(self.template)
         if found is not None:
             self.template, self.template_from = found, "TRL, in place of the tokenizer's"
         return found is not None
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """The tokens of these ids."""
+        """The tokens of these ids, as text."""
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(list(ids))]
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -96,16 +96,16 @@ class Encoder:
         return found
 
     def chats(self, chats: Sequence[Chat]) -> list[Encoded | str]:
-        """Token ids of each conversation, or the reason why the template cannot render it.
+        """The token ids of each conversation, or the reason why the template cannot render it.
 
-        All have the same `prompt` and `answers`.
+        All conversations must have equal `prompt` and `answers`.
         """
         plain = [chat.messages for chat in chats if not chat.passed]
         if len(plain) == len(chats) and chats:
             try:
                 return self._rendered(plain, chats[0])
             except _failures():
-                pass  # one of them: which, the loop below finds
+                pass  # one conversation failed; the loop below finds which
         return [self._one(chat) for chat in chats]
 
     def split_controls(self) -> list[str]:
@@ -140,7 +140,7 @@ class Encoder:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a chat template raises on a conversation that it does not take."""
+    """The exceptions that a chat template raises on a conversation that it cannot render."""
     from jinja2 import TemplateError  # noqa: PLC0415  # comes with transformers
 
     return (TemplateError, LookupError, TypeError, ValueError, AttributeError)
@@ -148,7 +148,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from writing on stderr what the report says itself, such as a template without blocks."""
+    """A context that keeps transformers from writing to stderr what the report says itself."""
     from transformers.utils import logging  # noqa: PLC0415  # seconds, for those who tokenise
 
     verbosity: Any = logging
@@ -192,7 +192,7 @@ class _Generation(msgspec.Struct):
 
 
 def _end_ids(folder: Path, eos: int | None) -> frozenset[int]:
-    """Ids that end generation: the tokenizer's, and those of a generation_config.json beside it."""
+    """The ids that end generation: the tokenizer's, and those of a generation_config.json beside it."""
     found = set() if eos is None else {eos}
     try:
         raw = read_small(folder / "generation_config.json", most=1 << 20, what="a generation config")
@@ -203,8 +203,8 @@ def _end_ids(folder: Path, eos: int | None) -> frozenset[int]:
 
 
 def _training_template(template: str | None) -> str | None:
-    """The template with `{% generation %}` blocks that TRL puts in place of a stock one; None where it knows none."""
-    spec = find_spec("trl")  # a look for its files: importing it would import torch
+    """The template with `{% generation %}` blocks by which TRL replaces a stock one; None if TRL has none."""
+    spec = find_spec("trl")  # only locates its files, because importing trl would import torch
     if template is None or spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent / "chat_templates"

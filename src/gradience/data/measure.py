@@ -1,4 +1,4 @@
-"""Rows of tokens to the counts of a `DataReport`, in one pass; what is kept of a row is its length and its hashes."""
+"""The counts of a `DataReport` from rows of tokens, in one pass that keeps only the length and the hashes of a row."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _BROKEN: Final = re.compile(
 _RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
 REPLACEMENT: Final = "\ufffd"
 
-_FIRST: Final = 5  # numbers of rows that are kept of each kind
+_FIRST: Final = 5  # row numbers that are kept for each kind
 _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
-_BARS: Final = 48  # of the histogram
-_LABELS: Final = 50  # that the report lists
-_WHITESPACE: Final = 2  # tokens after a turn's end that are not looked at: a line break
+_BARS: Final = 48  # bars of the histogram
+_LABELS: Final = 50  # labels that the report lists
+_WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
 def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_length: int | None, seed: int) -> Batching:
-    """Padding and packing of sequences that are cut already.
+    """The padding and packing of sequences that are already cut.
 
     Args:
         lengths: tokens of each sequence.
-        per_batch: sequences of a batch: twice the rows where a row is a pair.
-        batch_size: rows of a batch, for the report.
-        max_length: tokens of a packed sequence; None: packing is not counted.
-        seed: of the order.
+        per_batch: sequences per batch, which is twice the rows if a row is a pair.
+        batch_size: rows per batch, for the report.
+        max_length: tokens per packed sequence; None if packing is not counted.
+        seed: seed of the random order.
     """
     total = sum(lengths)
     order = list(lengths)
@@ -57,8 +57,8 @@ def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_len
 
 
 def packed_count(lengths: Sequence[int], room: int) -> int:
-    """Bins of `room` tokens that best-fit decreasing fills, as `trl.pack_dataset(strategy="bfd")` does."""
-    free: list[int] = []  # spaces that a bin has left, each once
+    """The number of bins of `room` tokens that best-fit decreasing fills, as `trl.pack_dataset(strategy="bfd")`."""
+    free: list[int] = []  # distinct amounts of free space in the bins, sorted
     bins_with: Counter[int] = Counter()
     bins = 0
     for length in sorted((min(length, room) for length in lengths if length), reverse=True):
@@ -99,7 +99,7 @@ def _decodes(piece: str) -> bool:
 
 
 class Limits(NamedTuple):
-    """What the trainer makes of long rows."""
+    """The settings under which rows are counted: the trainer's limits, and options of the report."""
 
     max_length: int | None = None
     packing: bool = False
@@ -118,7 +118,7 @@ class Measured(NamedTuple):
     tokens: TokenCounts
     seen: RowsSeen
     turn_end: int | None
-    """The control token with which most answers end, where it does not end generation."""
+    """The control token that ends most answers, if it does not end generation."""
 
 
 class Measure:
@@ -197,7 +197,7 @@ class Measure:
                 self._texts[number] = text[:_TEXT]
 
     def _seen_in(self, row: Tokenised, text: str) -> list[str]:
-        """The names of what is seen in a row."""
+        """The names of the fields of `RowsSeen` that apply to a row."""
         found = self._seen_in_tokens(row)
         if REPLACEMENT in text:
             found.append("replacement")
@@ -251,7 +251,7 @@ class Measure:
         return found
 
     def _is_dropped(self, row: Tokenised, left: int) -> bool:
-        """Whether TRL leaves out a row that is too long."""
+        """Whether TRL drops a row that is too long."""
         limit, trainer = self._limits.max_length, self._shape.trainer
         if limit is None or trainer == "classification":
             return False
@@ -260,9 +260,9 @@ class Measure:
         return row.prompt >= limit if trainer in {"dpo", "kto"} else not left and not self._limits.packing
 
     def _ends_of(self, ids: list[int], mask: list[int] | None) -> list[str]:
-        """Whether an end token is supervised, and whether one after an answer is masked; the last control token.
+        """The names of what the row shows about end tokens: one is supervised, or one after an answer is masked.
 
-        A token at least is supervised.
+        It also counts the row's last control token. At least one token of the row must be supervised.
         """
         places = [i for end in self._ends if end in ids for i, one in enumerate(ids) if one == end]
         found = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
@@ -276,7 +276,7 @@ class Measure:
         return found
 
     def _turn_end(self) -> int | None:
-        """The control token with which most answers end, if it does not end generation."""
+        """The control token that ends most answers, unless it ends generation; then None."""
         token, times = next(iter(self._last.most_common(1)), (None, 0))
         return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
@@ -329,12 +329,15 @@ def _lengths(lengths: array[int], owners: array[int], limit: int | None) -> Leng
 
 
 def quantile(ordered: list[int], percent: int) -> int:
-    """The smallest value that at least so many per cent of the values do not exceed."""
+    """The smallest value that at least `percent` per cent of the values do not exceed."""
     return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
 def _histogram(ordered: list[int], limit: int | None) -> tuple[int, list[int]]:
-    """The width of a bar and the bars, up to the longer of limit and 99th percentile; the last holds all longer."""
+    """The width of a bar, and the bars, up to the limit or the 99th percentile, whichever is longer.
+
+    The last bar holds all longer sequences.
+    """
     top = min(ordered[-1], max(quantile(ordered, 99), 2 * limit if limit else 0))
     width = max(1, -(-(top + 1) // _BARS))
     bars = Counter(min(length // width, _BARS - 1) for length in ordered)

@@ -1,8 +1,8 @@
-"""Rows of an evaluation set that stand in the training set: equal after normalisation, or alike by MinHash.
+"""Rows of an evaluation set that also occur in the training set: equal after normalisation, or similar by MinHash.
 
-Candidates for near overlap come from `datasketch`'s MinHash and its LSH index; the similarity of each candidate is then
-computed from the trigrams themselves, so that no pair below the threshold is reported. What LSH misses is measured in
-docs/data.md.
+Candidates for near overlap come from `datasketch`'s MinHash and its LSH index. The similarity of each candidate is then
+computed from the trigrams themselves, so no pair below the threshold is reported. docs/data.md gives the share that LSH
+misses.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
-_CANDIDATE: Final = 0.6  # similarity that LSH looks for: under the threshold, so that it misses little above it
+_CANDIDATE: Final = 0.6  # similarity that LSH searches for; below NEAR, so that LSH misses little above NEAR
 _FIRST: Final = 5
 _WORD: Final = re.compile(r"\w+")
 _TRIGRAM: Final = 3
-_FEWEST: Final = 8  # trigrams of a row whose nearness is judged: of fewer, one word decides
+_FEWEST: Final = 8  # a row with fewer trigrams is not judged for nearness, because one word would decide
 
 
 class EvalRows:
-    """The rows of an evaluation set, against which rows of a training set are held."""
+    """The rows of an evaluation set, with which rows of a training set are compared."""
 
     def __init__(self) -> None:
         self._exact: dict[bytes, list[int]] = {}
@@ -40,7 +40,7 @@ class EvalRows:
         self._index: Any = None
 
     def read(self, rows: Iterable[tuple[int, Columns]]) -> None:
-        """Take the rows of the evaluation set, with their numbers."""
+        """Take the numbered rows of the evaluation set."""
         for number, columns in rows:
             self._rows += 1
             words = words_of(columns)
@@ -63,7 +63,7 @@ class EvalRows:
             self._index.insert(number, self._minhash(grams))
 
     def compare(self, columns: Columns) -> None:
-        """Hold a row of the training set against them."""
+        """Compare a row of the training set with the rows of the evaluation set."""
         words = words_of(columns)
         self._hit_exact.update(self._exact.get(_key(words), ()))
         if self._index is None:
@@ -77,7 +77,7 @@ class EvalRows:
                 self._hit_near.add(number)
 
     def result(self) -> Overlap:
-        """The rows found so far."""
+        """The overlap that was found so far."""
         return Overlap(
             eval_rows=self._rows,
             exact=_rows(self._hit_exact),
@@ -94,7 +94,7 @@ def _rows(numbers: set[int]) -> Rows:
 
 
 def words_of(columns: Columns) -> list[str]:
-    """The words of a row in lower case; of one that is tokenised already, its ids."""
+    """The words of a row in lower case; for a row that is already tokenised, its ids."""
     if "input_ids" in columns:
         return [str(one) for one in columns["input_ids"]]
     return _WORD.findall(whole_text(columns).lower())
@@ -105,7 +105,7 @@ def _key(words: list[str]) -> bytes:
 
 
 def trigrams(words: list[str]) -> frozenset[int]:
-    """Hashes of every three words that follow each other."""
+    """The hashes of every three consecutive words."""
     return frozenset(
         zlib.crc32(" ".join(words[i : i + _TRIGRAM]).encode("utf-8", "replace"))
         for i in range(len(words) - _TRIGRAM + 1)
@@ -113,7 +113,7 @@ def trigrams(words: list[str]) -> frozenset[int]:
 
 
 def jaccard(some: frozenset[int], others: frozenset[int]) -> float:
-    """The share of what two sets have in common; 0 of two empty ones."""
+    """The Jaccard similarity of two sets: common elements over all elements; 0 if both are empty."""
     union = len(some | others)
     return len(some & others) / union if union else 0.0
 

@@ -1,6 +1,7 @@
-"""Rows of a data set's files, streamed: JSONL, JSON, CSV, Parquet, Arrow, and folders of `Dataset.save_to_disk`.
+"""The rows of a data set's files, streamed: JSONL, JSON, CSV, Parquet, Arrow, and folders of `Dataset.save_to_disk`.
 
-A row that cannot be read is a `Fault` with its number, and the next one is read. A file without a data set is an error.
+A row that cannot be read becomes a `Fault` with its number, and reading continues. A file without a data set is an
+error.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Row: TypeAlias = dict[str, Json]
 MAX_LINE: Final = 64 << 20  # bytes of one row
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
 _BATCH: Final = 512  # rows of a columnar file that are in memory at once
-_MAX_FILES: Final = 10_000  # of a folder
+_MAX_FILES: Final = 10_000  # files of a folder
 _ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of Dataset.save_to_disk"
 _COMMON_TRAIN: Final = "train"
 
 
 class Fault(NamedTuple):
-    """A row that cannot be used, and why; numbers count from 1, and are the lines of a JSONL file."""
+    """A row that cannot be used, and why. Numbers count from 1; in a JSONL file they are line numbers."""
 
     number: int
     reason: str
@@ -46,7 +47,7 @@ class Source:
         path: a file or a folder.
 
     Raises:
-        ConfigError: it holds no rows of a known format.
+        ConfigError: the path holds no rows in a known format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,10 +59,10 @@ class Source:
             raise ConfigError(f"{path}: no row in it", advice=_ADVICE)
 
     def rows(self, wanted: Collection[int] | None = None) -> Iterator[Found]:
-        """Every row, or those of the numbers wanted, in the order of the files.
+        """Every row, or only the rows with the numbers wanted, in the order of the files.
 
         Raises:
-            ConfigError: a file cannot be read on.
+            ConfigError: a file can no longer be read.
         """
         before = 0
         for file, count in zip(self._files, self._counts, strict=True):
@@ -85,7 +86,7 @@ class _Kind(NamedTuple):
 def _read(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
     try:
         yield from _kind_of(path).rows(path, wanted)
-    except (OSError, ValueError, csv.Error) as error:  # of pyarrow, too: ArrowInvalid is a ValueError
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's ArrowInvalid is a ValueError too
         raise _unreadable(path, error) from None
 
 
@@ -111,7 +112,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The Arrow files of a folder that `save_to_disk` wrote; of several splits, those of `train`."""
+    """The Arrow files of a folder that `save_to_disk` wrote; if it has several splits, those of `train`."""
     if (folder / "dataset_dict.json").is_file():
         splits = _json_object(folder / "dataset_dict.json").get("splits")
         names = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
@@ -134,7 +135,7 @@ def _json_object(path: Path) -> dict[str, Json]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The data files of a folder: all of one kind; those of the training split, where splits are in the names."""
+    """The data files of a folder, all of one kind; only those of the training split if their names have splits."""
     entries = (entry for entry, _ in zip(folder.iterdir(), range(_MAX_FILES), strict=False))
     names = sorted(entries, key=lambda path: natural_key(path.name))
     files = [path for path in names if path.suffix.lower() in _KINDS and path.is_file()]
@@ -157,7 +158,7 @@ def _kind_of(path: Path) -> _Kind:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether a .json file holds one document a line, as `Dataset.to_json` writes them."""
+    """Whether a .json file holds one document per line, as `Dataset.to_json` writes it."""
     if path.suffix.lower() != ".json":
         return False
     try:
@@ -169,13 +170,13 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _line_count(path: Path) -> int:
-    """Lines that are not blank, without decoding them."""
+    """The number of lines that are not blank, counted without decoding them."""
     with open_regular(path) as file:
         return sum(1 for _, line in _lines(file) if not isinstance(line, bytes) or line.strip())
 
 
 def _lines(file: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers; None for one over the limit."""
+    """Lines with their numbers; None in place of a line over the limit."""
     number = 0
     while line := file.readline(MAX_LINE):
         number += 1
@@ -239,7 +240,7 @@ def _json_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
 
 
 def _records(path: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """The header and a record, for each record."""
+    """The header and a record, for each record of a CSV file."""
     csv.field_size_limit(MAX_LINE)
     with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
@@ -262,7 +263,7 @@ def _arrow_count(path: Path) -> int:
 
 
 def _arrow_batches(path: Path) -> Iterator[Any]:
-    """Record batches of a stream (what `datasets` writes) or of a file."""
+    """The record batches of an Arrow stream (which `datasets` writes) or of an Arrow file."""
     pa = _pyarrow()
     with pa.memory_map(str(path)) as mapped:
         try:

@@ -1,7 +1,7 @@
-"""Rows to tokens and masks, as the trainers of TRL 1.16 prepare them: SFT, DPO, reward and KTO; and a plain classifier.
+"""Rows to tokens and masks, as the trainers of TRL 1.16 (SFT, DPO, reward, KTO) and a plain classifier prepare them.
 
-The prompt ends where the tokens of the prompt and of prompt and answer diverge; text gets the end token, conversations
-what their template writes. Other programs mask by turn; their masks are rebuilt from the template, turn by turn.
+The prompt ends where its tokens and those of prompt and answer diverge. Text gets the end token; conversations get what
+their template writes. Other programs mask by turn, so their masks are rebuilt from the template, turn by turn.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from gradience.schema.reports import LossMode
 
 _BATCH: Final = 256  # rows tokenised in one call
 _NOT_CONVERSATIONAL: Final = frozenset({"sharegpt", "text", "tokenised"})
-_IGNORED: Final = -100  # the label that a loss leaves out
+_IGNORED: Final = -100  # label of a token that the loss ignores
 
 
 class Sequence(NamedTuple):
-    """Token ids, and 1 for each that the loss is computed on; None where it is on all, or where tokens have no loss."""
+    """Token ids, and a mask with 1 for each token in the loss; None if all are in it, or if tokens have no loss."""
 
     ids: list[int]
     mask: list[int] | None = None
 
 
 class Tokenised(NamedTuple):
-    """A row as its trainer prepares it, before the cut: one sequence, or the chosen and the rejected one."""
+    """A row as its trainer prepares it, before any cut: one sequence, or the chosen and the rejected one."""
 
     number: int
     columns: Columns
     sequences: tuple[Sequence, ...]
     prompt: int = 0
-    """Tokens before the answer, where the row has a prompt."""
+    """Number of tokens before the answer, if the row has a prompt."""
 
 
 class Masking(NamedTuple):
-    """Which tokens the loss is computed on, and whose rules are followed."""
+    """Which tokens the loss is computed on, and the program whose rules are followed."""
 
     loss: LossMode | None = None
     """None is the trainer's default."""
@@ -53,15 +53,15 @@ class Masking(NamedTuple):
 
 
 class Tokeniser:
-    """Rows of one shape to tokens.
+    """A tokeniser of rows of one shape.
 
     Args:
         shape: the format, and its trainer.
-        encoder: the tokenizer; None for rows that are tokenised already.
-        masking: what is supervised.
+        encoder: the tokenizer; None for rows that are already tokenised.
+        masking: which tokens are supervised.
 
     Raises:
-        ConfigError: this shape cannot be masked so, or the tokenizer lacks what the rows need.
+        ConfigError: the masking is impossible for this shape, or the tokenizer lacks what the rows need.
     """
 
     def __init__(self, shape: Shape, encoder: Encoder | None, masking: Masking) -> None:
@@ -78,7 +78,7 @@ class Tokeniser:
             self._prepare = Tokeniser._ready
 
     def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | Fault]:
-        """Each row in its trainer's columns, or as a fault."""
+        """Yield each row in its trainer's columns, or as a fault."""
         for found in rows:
             if isinstance(found, Fault):
                 yield found
@@ -89,7 +89,7 @@ class Tokeniser:
                 yield Fault(found[0], str(error))
 
     def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
-        """Each row as tokens, or as a fault, in their order but that faults of a batch come first."""
+        """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch."""
         every = self.examples(rows)
         while some := list(islice(every, _BATCH)):
             yield from (found for found in some if isinstance(found, Fault))
@@ -122,7 +122,7 @@ class Tokeniser:
     def _encode(
         self, said: list[Json], rows: list[Columns], *, prompt: bool = False, answers: bool = False
     ) -> list[Encoded | str]:
-        """Texts or conversations of these rows; both may stand among them."""
+        """Encode the texts or conversations of these rows, which may be mixed."""
         out: list[Encoded | str] = [Encoded([])] * len(said)
         texts = [i for i, item in enumerate(said) if isinstance(item, str)]
         for i, ids in zip(texts, self._enc.texts([said[i] for i in texts]), strict=True):
@@ -157,7 +157,7 @@ class Tokeniser:
                 yield Tokenised(number, item, (Sequence(found.ids, found.answers),))
 
     def _turns(self, columns: Columns, whole: list[int]) -> list[int]:
-        """The mask of the assistant's turns: what the template adds with each of them."""
+        """The mask of the assistant's turns, which are the tokens that the template adds with each turn."""
         messages, mask = columns["messages"], [0] * len(whole)
         for i, turn in enumerate(messages):
             if turn.get("role") != "assistant" or not i:
@@ -172,7 +172,7 @@ class Tokeniser:
         return mask
 
     def _pairs(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
-        """Prompt and completion, as SFTTrainer and KTOTrainer prepare them."""
+        """Yield prompt and completion as SFTTrainer and KTOTrainer prepare them."""
         columns = [item for _, item in rows]
         both = [_joined(item["prompt"], self._ended_answer(item["completion"])) for item in columns]
         always = self.shape.trainer == "kto"
@@ -196,7 +196,7 @@ class Tokeniser:
         return self._ended(answer) if isinstance(answer, str) else answer
 
     def _sides(self, columns: list[Columns]) -> list[list[Encoded | str]]:
-        """The chosen and the rejected answers, each behind its prompt where there is one."""
+        """The chosen and the rejected answers, each after its prompt if it has one."""
         return [
             self._encode([_joined(item.get("prompt"), self._ended_answer(item[side])) for item in columns], columns)
             for side in ("chosen", "rejected")
@@ -230,7 +230,7 @@ class Tokeniser:
             yield Tokenised(number, item, (Sequence(one),))
 
     def _ready(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
-        """Tokenised rows: their labels, else the masks in them that SFTTrainer applies."""
+        """Yield rows that are already tokenised, masked by their labels, else by the masks that SFTTrainer applies."""
         for number, item in rows:
             ids: list[int] = item["input_ids"]
             if "labels" in item:

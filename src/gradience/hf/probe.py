@@ -123,8 +123,8 @@ def _random_states_kept() -> Iterator[None]:
 
 def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
     cpu = _cpu_only()
-    from gradience.base.weights import factors_of  # noqa: PLC0415  # the same
-    from gradience.spectral.batch import spectra  # noqa: PLC0415  # JAX, only where asked for
+    from gradience.base.weights import factors_of  # noqa: PLC0415  # only an audit needs it
+    from gradience.spectral.batch import spectra  # noqa: PLC0415  # imports JAX
     from gradience.verbs.audit.rows import module_row, summary_of  # noqa: PLC0415  # the same
 
     with cpu():
@@ -136,7 +136,7 @@ def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
 def _cpu_only() -> Callable[[], AbstractContextManager[Any]]:
     """Import JAX so that it takes no accelerator memory, and return a context in which it runs on the CPU."""
     fresh = "jax" not in sys.modules and "JAX_PLATFORMS" not in os.environ
-    import jax  # noqa: PLC0415  # only where asked for
+    import jax  # noqa: PLC0415  # only a probe needs it
 
     if fresh:
         jax.config.update("jax_platforms", "cpu")

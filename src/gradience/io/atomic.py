@@ -83,7 +83,7 @@ def refuse_file(out: Path, *, force: bool) -> None:
         OutputError: the name is taken and may not be replaced, or the path does not end in a name.
     """
     _refuse_name(out)
-    if os.path.isdir(out):  # noqa: PTH112  # Path.is_dir raises where a name is too long, on some Pythons
+    if os.path.isdir(out):  # noqa: PTH112  # on some Pythons Path.is_dir raises if a name is too long
         raise OutputError(f"{out} is a folder: no file takes its place", advice="choose another name")
     if os.path.lexists(out) and not force:
         raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")

@@ -71,7 +71,7 @@ class TensorSource(Protocol):
 
 
 class SafetensorsFile:
-    """A safetensors file of which only the header is read at first.
+    """A safetensors file. Opening it reads only the header.
 
     Raises:
         AdapterError: the file is missing, of another format or cut short, or its header is wrong.

@@ -1,7 +1,7 @@
-"""Models that run: a base with adapters on it, inputs for it, and what its outputs say.
+"""Models that run: a base with adapters, the inputs for it, and the statistics of its outputs.
 
-Here a base model and adapters are loaded through transformers and PEFT: local files only, in evaluation mode. torch,
-transformers and PEFT are imported when a model is loaded, so that those who load none need not have them.
+This module loads a base model and adapters through transformers and PEFT, from local files only and in evaluation mode.
+torch, transformers and PEFT are imported when a model is loaded, so that programs that load none do not need them.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A model that runs, in evaluation mode, with no parameter that asks for a gradient.
+    """A model in evaluation mode, none of whose parameters requires a gradient.
 
-    `model` is PEFT's, or the base's own where no adapter was given; `tokenizer` is None where none is beside the files.
+    `model` is PEFT's model, or the base itself if no adapter was given. `tokenizer` is None if there is none beside the
+    files.
     """
 
     model: Any
@@ -65,18 +66,18 @@ class LoadedModel:
 
     @property
     def config(self) -> Any:
-        """The base's configuration, of transformers."""
+        """The base's configuration, as transformers holds it."""
         return self.model.config
 
     @property
     def pad(self) -> int | None:
-        """The id that fills short rows up; None for a classifier that has none and takes one row at a time."""
+        """The token id that pads short rows. None for a classifier without one, which takes one row at a time."""
         found: int | None = getattr(self.config, "pad_token_id", None)
         return 0 if found is None and self.task != "sequence-classification" else found
 
     @property
     def longest(self) -> int | None:
-        """The tokens that the model has positions for; None where its config does not say."""
+        """The number of positions that the model has; None if its config does not say."""
         found: int | None = getattr(self.config, "max_position_embeddings", None)
         return found
 
@@ -84,16 +85,16 @@ class LoadedModel:
 def load_model(
     base: PathLike, adapter: PathLike | None = None, *, task: Task | None = None, device: str | None = None
 ) -> LoadedModel:
-    """The base with the adapter on it.
+    """Load a base with an adapter on it.
 
-    Weights are float32 on a CPU, where half precision is slow and its rounding would show in small differences, and of
-    the type they are stored in elsewhere.
+    On a CPU, weights are float32, because half precision is slow there and its rounding would show in small
+    differences. On other devices they have the dtype in which they are stored.
 
     Args:
         base: a folder as transformers saves one, or organisation/name in the hub's local cache. Never downloaded.
         adapter: the folder that PEFT saved; None for the base alone.
-        task: what the model predicts; without it, what the adapter's config says, else the base's.
-        device: torch's name of one; without it a GPU where torch has one.
+        task: what the model predicts; by default as the adapter's config says, else the base's.
+        device: torch's name of a device; by default a GPU if torch has one.
 
     Raises:
         AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
@@ -118,10 +119,10 @@ def load_model(
 
 
 def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
-    """Put another adapter on a model that has one, under a name for `active`.
+    """Add another adapter to a model that has one, under a name that `active` takes.
 
     Raises:
-        AdapterError: it cannot be read, or does not fit the base.
+        AdapterError: the adapter cannot be read, or does not fit the base.
     """
     _, transformers = _libraries()
     opened = open_adapter(adapter)[1]
@@ -134,13 +135,13 @@ def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
 
 
 def drop_adapter(loaded: LoadedModel, name: str) -> None:
-    """Take an adapter off again, and its memory with it."""
+    """Remove an adapter from the model, and free its memory."""
     loaded.model.delete_adapter(name)
 
 
 @contextmanager
 def active(loaded: LoadedModel, name: str | None) -> Iterator[None]:
-    """A block in which the adapter of that name is the active one; None is the base without any."""
+    """A context in which the adapter of that name is active; None stands for the base without an adapter."""
     model = loaded.model
     before = model.active_adapter
     try:
@@ -150,7 +151,7 @@ def active(loaded: LoadedModel, name: str | None) -> Iterator[None]:
             yield
     finally:
         model.set_adapter(before)
-        model.requires_grad_(requires_grad=False)  # PEFT asks for gradients of what it activates
+        model.requires_grad_(requires_grad=False)  # PEFT makes the parameters that it activates require gradients
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -176,7 +177,7 @@ def _device(torch: Any, name: str | None) -> Any:
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Without transformers' progress bars, its table of missing weights and PEFT's warnings: what matters is raised."""
+    """A context without progress bars and warnings of transformers and PEFT; what matters is raised instead."""
     from transformers.utils import logging as of_transformers  # noqa: PLC0415  # see the module's first lines
 
     level, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
@@ -206,7 +207,7 @@ def _task(config: Any, adapter: Adapter | None) -> Task:
     """The task by the adapter's config, else by the class that the base was saved from, else by a head in the adapter.
 
     Raises:
-        AdapterError: none of them says it, or it is one that is not run here.
+        AdapterError: none of these names a task, or the task is not supported here.
     """
     named = None if adapter is None else adapter.config.task_type
     if named is not None and named not in _OF_PEFT:
@@ -229,7 +230,7 @@ def _task(config: Any, adapter: Adapter | None) -> Task:
 
 
 def _labels(adapter: Adapter) -> int | None:
-    """The number of classes by the head that the adapter saves whole: the rows of its last weight; None without one."""
+    """The number of classes: the rows of the last weight of a head that the adapter saves whole; None without one."""
     rows = [
         info.shape[0]
         for name, info in adapter.tensors.items()
@@ -237,13 +238,13 @@ def _labels(adapter: Adapter) -> int | None:
         and len(info.shape) == 2
         and any(f".{head}." in f".{name}" for head in _HEADS)
     ]
-    return min(rows, default=None)  # a head of two layers ends in the narrower one
+    return min(rows, default=None)  # of a head with two layers, the last is the narrower
 
 
 def _base(
     transformers: Any, base: PathLike, task: Task, adapter: Adapter | None, *, dtype: str | None
 ) -> tuple[Any, set[str]]:
-    """The base model, and the names of its weights that no file gave."""
+    """The base model, and the names of its weights that no file contained or that had another shape."""
     labels = None if adapter is None or task == "causal-lm" else _labels(adapter)
     options = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
     import torch  # noqa: PLC0415  # see the module's first lines
@@ -259,10 +260,10 @@ def _base(
 
 
 def _refuse_random(missing: set[str], adapter: Adapter | None) -> None:
-    """Refuse a base of which something was initialised at random that the adapter does not bring along.
+    """Refuse a base with randomly initialised weights that the adapter does not contain either.
 
     Raises:
-        AdapterError: it names the first such weight.
+        AdapterError: there is such a weight; the message names the first one.
     """
     brought = set() if adapter is None else {_plain(name) for name in adapter.tensors}
     random = sorted(name for name in missing if not any(name == b or name.endswith(f".{b}") for b in brought))
@@ -274,21 +275,21 @@ def _refuse_random(missing: set[str], adapter: Adapter | None) -> None:
 
 
 def _plain(name: str) -> str:
-    """A saved tensor's name as the base spells it: without PEFT's prefix and wrappers."""
+    """The name of a saved tensor as the base spells it: without PEFT's prefix and wrappers."""
     parts = name.removeprefix(PREFIX).split(".")
     return ".".join(part for part in parts if part not in {"modules_to_save", "base_layer"})
 
 
 def _refuse_misfit(model: Any, adapter: Adapter) -> None:
-    """Refuse a base that has not the weights that the adapter updates, or has them in other shapes.
+    """Refuse a base that lacks a weight that the adapter updates, or has it in another shape.
 
     Raises:
-        AdapterError: it names the first such weight.
+        AdapterError: there is such a weight; the message names the first one.
     """
     shapes = {_plain(name): tuple(p.shape) for name, p in model.named_parameters() if ".lora_" not in name}
     for module in adapter.modules:
         if module.expert is not None or module.kind not in {"linear", "dora", "embedding"}:
-            continue  # their shapes are of other axes: PEFT decides
+            continue  # their shapes have other axes, so PEFT checks them
         name = module.base_name or f"{module.name}.weight"
         shape = shapes.get(name)
         if shape is None:
@@ -311,7 +312,7 @@ def _with_adapter(model: Any, folder: Path, adapter: Adapter) -> Any:
 
 @contextmanager
 def _misfits(folder: PathLike) -> Iterator[None]:
-    """A block in which PEFT's errors become ours."""
+    """A context that turns PEFT's errors into `AdapterError`."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -319,10 +320,10 @@ def _misfits(folder: PathLike) -> Iterator[None]:
 
 
 def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
-    """Refuse an adapter of which PEFT left a tensor out, or that lacks one that PEFT made.
+    """Refuse an adapter with a tensor that PEFT did not load, or without a tensor that PEFT created.
 
     Raises:
-        AdapterError: it names the first such tensor.
+        AdapterError: there is such a tensor; the message names the first one.
     """
     import peft  # noqa: PLC0415  # see the module's first lines
 
@@ -335,14 +336,14 @@ def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
 
 
 def _tokenizer(transformers: Any, places: list[PathLike | None]) -> Any:
-    """The tokenizer of the first place that has one, or None."""
+    """The tokenizer of the first place that has one; None without any."""
     for place in places:
         if place is None or (os.path.isdir(place) and not any((Path(place) / n).is_file() for n in _TOKENIZER)):  # noqa: PTH112  # a hub's name is not a path
             continue
         try:
             return transformers.AutoTokenizer.from_pretrained(os.fspath(place), local_files_only=True)
         except (OSError, ValueError):
-            continue  # an adapter's folder with a config alone
+            continue  # for example an adapter's folder with a tokenizer config alone
     return None
 
 

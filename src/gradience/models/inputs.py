@@ -1,7 +1,8 @@
 """Inputs of a model from a user's file: rows of text, prompts or conversations, or token ids, as padded batches.
 
-A row is chosen by a seeded hash of its content, so that the choice is the same whatever the order of the rows, equal
-rows count once, and a file of any length is read in one pass with the chosen rows alone in memory. No torch here.
+Rows are chosen by a seeded hash of their content. The choice therefore does not depend on the order of the rows, and
+equal rows count once. A file of any length is read in one pass, with only the chosen rows in memory. torch is not
+imported.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from gradience.io import PathLike
 from gradience.io.reading import decode_json, open_regular
 from gradience.models import LoadedModel
 
-LONGEST: Final = 512  # tokens of an input; what is longer is cut: predictions of the first ones are as good to compare
-_LARGEST_ROW: Final = 16 << 20  # bytes of a line: a conversation of a million tokens has 5
+LONGEST: Final = 512  # tokens of an input; longer inputs are cut, as their first predictions compare as well
+_LARGEST_ROW: Final = 16 << 20  # bytes of a line; a conversation of a million tokens takes about 5 MB
 _PARQUET: Final = b"PAR1"
 _FIELDS: Final = ("messages", "text", "prompt", "input_ids")
 _COMPLETIONS: Final = ("completion", "response", "output")
@@ -35,9 +36,10 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Example(NamedTuple):
-    """One input: its tokens, the places [first, stop) of which a prediction counts, and its label if the row has one.
+    """One input: its tokens, the positions [first, stop) whose predictions count, and its label if the row has one.
 
-    A causal model's prediction at place t is of token t + 1; a sequence classifier has one, whatever the places.
+    A causal model predicts token t + 1 at position t. A sequence classifier makes one prediction, whatever the
+    positions.
     """
 
     ids: tuple[int, ...]
@@ -47,7 +49,7 @@ class Example(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The inputs that were chosen; how many different ones the file holds; how many were cut to the longest length."""
+    """The chosen inputs, the number of different inputs in the file, and the number of inputs that were cut."""
 
     examples: list[Example]
     found: int
@@ -55,7 +57,7 @@ class Inputs(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """`sha256:...` of the token ids in their order: equal if the model saw the same."""
+        """`sha256:...` of the token ids in their order, equal if the model saw the same inputs."""
         return digest_of(self.examples)
 
 
@@ -68,9 +70,10 @@ def digest_of(examples: Iterable[Example]) -> str:
 
 
 class Batch(NamedTuple):
-    """Rows of about the same length, filled up on the right.
+    """Rows of similar length, padded on the right.
 
-    ids and mask (rows, width), whether a prediction counts (rows, width), and the rows' places among the examples.
+    `ids`, `mask`, and `counts`, which says whether a prediction counts, have shape (rows, width). `rows` are indices of
+    the examples.
     """
 
     ids: Ints
@@ -82,20 +85,20 @@ class Batch(NamedTuple):
 def read_inputs(
     path: PathLike, loaded: LoadedModel, *, most: int, seed: int = 0, longest: int = LONGEST, token_ids: bool = False
 ) -> Inputs:
-    """Up to `most` different inputs of a file, chosen by the seed, as tokens of the model.
+    """Read up to `most` different inputs of a file, chosen by the seed, as tokens of the model.
 
     Args:
-        path: JSONL or Parquet whose rows have `text`, `prompt` (with `completion`, of which alone predictions count
-            then) or `messages`; else text with an input on each line. With `token_ids`, JSONL of lists of ids, or of
+        path: JSONL or Parquet whose rows have `text`, `prompt` or `messages`; or text with an input on each line. With
+            a `completion` beside `prompt`, only its predictions count. With `token_ids`: JSONL of lists of ids, or of
             objects with `input_ids`.
         loaded: the model, for its tokenizer, task and length.
-        most: the number of inputs.
-        seed: of the choice.
-        longest: in tokens; longer inputs are cut.
-        token_ids: the file holds token ids.
+        most: maximal number of inputs.
+        seed: seed of the choice.
+        longest: maximal number of tokens; longer inputs are cut.
+        token_ids: whether the file holds token ids.
 
     Raises:
-        ConfigError: the file cannot be read, or a row is none of these; the message has the line.
+        ConfigError: the file cannot be read, or a row has none of these forms; the message has the line.
     """
     place = Path(path)
     if loaded.tokenizer is None and not token_ids:
@@ -111,12 +114,12 @@ def read_inputs(
 
 
 def batches(examples: Sequence[Example], *, tokens: int, pad: int | None) -> list[Batch]:
-    """The examples in batches of at most so many tokens with filling (or of one row), the longest first.
+    """Return the examples in batches, the longest examples first.
 
     Args:
         examples: the inputs.
-        tokens: rows times width.
-        pad: the id that fills short rows up; None puts every row in a batch of its own.
+        tokens: maximal rows times width of a batch, padding included; a single row may exceed it.
+        pad: the token id that pads short rows; None puts every row in a batch of its own.
     """
     order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].ids), i))
     made: list[Batch] = []
@@ -144,7 +147,7 @@ Row = dict[str, Any] | list[Any] | str
 
 
 def _chosen(rows: Iterable[tuple[int, Row]], most: int, seed: int) -> tuple[list[tuple[int, Row]], int]:
-    """The rows with the least hashes of seed and content, in order of these; and the number of different rows."""
+    """The rows with the lowest hashes of seed and content, by rising hash; and the number of different rows."""
     seen: set[int] = set()
     kept: list[tuple[int, int, Row]] = []
     for number, row in rows:
@@ -162,7 +165,7 @@ def _chosen(rows: Iterable[tuple[int, Row]], most: int, seed: int) -> tuple[list
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Each row with its number from 1: an object or a list, or a line of plain text."""
+    """Each row with its number from 1; a row is an object, a list, or a line of plain text."""
     try:
         with open_regular(path) as file:
             head = file.peek(4096)[:4096]
@@ -220,7 +223,7 @@ def _of_parquet(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 class _Reader:
-    """Turns rows of one file into examples; counts those that were cut."""
+    """A reader that turns the rows of one file into examples, and counts those that were cut."""
 
     def __init__(self, path: Path, loaded: LoadedModel, longest: int, *, token_ids: bool) -> None:
         self._path = path
@@ -231,7 +234,7 @@ class _Reader:
         self.cut = 0
 
     def example(self, number: int, row: Row) -> Example:
-        """The row as an example."""
+        """Return the row as an example."""
         label = row.get("label") if isinstance(row, dict) else None
         if label is not None and not isinstance(label, int | str):
             raise self._fault(number, f"label is {type(label).__name__}, expected a number or a name")
@@ -246,7 +249,7 @@ class _Reader:
         return Example(tuple(ids), first, stop, label)
 
     def _places(self, ids: Sequence[int], prompt: int, *, opened: bool) -> tuple[int, int]:
-        """The span of places whose predictions count; `opened` is a text that the model is to continue."""
+        """The positions [first, stop) whose predictions count; `opened`: the model is to continue the text."""
         if self._loaded.task == "causal-lm":
             return max(prompt - 1, 0), len(ids) - (0 if opened else 1)
         if self._loaded.task == "sequence-classification":
@@ -264,7 +267,7 @@ class _Reader:
         return ids
 
     def _encoded(self, number: int, row: Row) -> tuple[list[int], int, bool]:
-        """The row's tokens; how many of them are a prompt whose own predictions do not count; whether it is open."""
+        """The row's tokens, the length of a prompt whose own predictions do not count, and whether it is open."""
         if isinstance(row, str):
             return self._tokens(row), 0, False
         if not isinstance(row, dict):
@@ -279,7 +282,7 @@ class _Reader:
                 return self._tokens(prompt), 0, True
             whole, own = self._tokens(prompt + completion), self._tokens(prompt)
             shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, own, strict=False))
-            return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with a mark of its own
+            return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with its own token
         held = ", ".join(sorted(row)) or "nothing"
         raise self._fault(number, f"holds {held}, expected text, prompt or messages")
 

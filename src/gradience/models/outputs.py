@@ -1,7 +1,7 @@
-"""What a model's outputs say: log-probabilities of each prediction, and how far they are from a reference's.
+"""The outputs of a model: log-probabilities of each prediction, and their divergence from a reference's.
 
-Every prediction's distribution is looked at whole, a batch at a time: nothing is kept of it but numbers for each input,
-and the reference's distributions where they are small.
+The whole distribution of every prediction is used, a batch at a time. Only sums per input are kept, and the reference's
+distributions if they are small.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from gradience.models import LoadedModel
 from gradience.models.inputs import Batch, Example
 
-_KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept rather than computed again
+_KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept; more are computed again
 _ACTIVATIONS: Final = 96 << 20  # bytes that the activations of one batch may take
-_PER_LAYER: Final = 24  # vectors of the hidden size that a layer keeps of a token (17 of Korthikanti et al. 2022, 4.1)
+_PER_LAYER: Final = 24  # vectors of the hidden size that a layer keeps per token (17: Korthikanti et al. 2022, 4.1)
 _PER_CLASS: Final = 4  # copies of the outputs: logits, log-probabilities, their gradient, the loss's own
 
 State = Callable[[], AbstractContextManager[Any]]
 
 
 def tokens_within(loaded: LoadedModel) -> int:
-    """How many tokens a batch may have so that its activations stay within some 100 MB: an estimate by the config."""
+    """The number of tokens in a batch whose activations take some 100 MB, estimated from the config."""
     config = loaded.config
     hidden = int(getattr(config, "hidden_size", 768))
     layers = int(getattr(config, "num_hidden_layers", 12))
@@ -33,7 +33,7 @@ def tokens_within(loaded: LoadedModel) -> int:
 
 
 def logits_of(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
-    """The model's outputs at the predictions that count, (predictions, classes), in order of rows and places."""
+    """The model's logits at the predictions that count, (predictions, classes), in order of rows and positions."""
     ids, mask = (torch.from_numpy(x).to(loaded.device) for x in (batch.ids, batch.mask))
     options = {"use_cache": False} if loaded.task == "causal-lm" else {}
     logits: torch.Tensor = loaded.model(input_ids=ids, attention_mask=mask, **options).logits
@@ -43,19 +43,22 @@ def logits_of(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
 
 
 def log_probs(logits: torch.Tensor) -> torch.Tensor:
-    """Their log-softmax, at least in float32."""
+    """The log-softmax of logits, in float32 or float64."""
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
 def row_sizes(loaded: LoadedModel, batch: Batch) -> list[int]:
-    """How many predictions each row of a batch has."""
+    """The number of predictions of each row of a batch."""
     if loaded.task == "sequence-classification":
         return [1] * len(batch.rows)
     return [int(n) for n in batch.counts.sum(axis=1)]
 
 
 class Reference:
-    """The log-probabilities of a model in one of its states, for each batch: kept while small, else computed again."""
+    """The log-probabilities of a model in one of its states, for each batch.
+
+    They are kept while they are small, and computed again otherwise.
+    """
 
     def __init__(self, loaded: LoadedModel, state: State = nullcontext) -> None:
         self._loaded = loaded
@@ -64,7 +67,7 @@ class Reference:
         self._bytes = 0
 
     def of(self, place: int, batch: Batch) -> torch.Tensor:
-        """Those of the batch at that place, (predictions, classes)."""
+        """The log-probabilities of the batch at that index, (predictions, classes)."""
         if place in self._kept:
             return self._kept[place]
         with self._state():
@@ -76,10 +79,11 @@ class Reference:
 
 
 class Scored(NamedTuple):
-    """One input: its place among the examples, its predictions, and sums over these.
+    """The scores of one input: its index among the examples, its number of predictions, and sums over these.
 
-    `kl` is of KL(reference, model) in nats, `flips` of other most probable classes; `loss` of cross entropy in nats and
-    `hits` of right answers, over `known` predictions whose label is known. Without a reference kl and flips are 0.
+    `kl` sums KL(reference, model) in nats, and `flips` counts predictions with another most probable class; both are 0
+    without a reference. `loss` sums the cross entropy in nats, and `hits` counts right answers, over the `known`
+    predictions whose label is known.
     """
 
     place: int
@@ -100,17 +104,17 @@ def scored(
     reference: Reference | None = None,
     state: State = nullcontext,
 ) -> Iterator[Scored]:
-    """The scores of each input, batch by batch.
+    """Yield the scores of each input, batch by batch.
 
     Args:
         loaded: the model.
         examples: the inputs.
-        parts: their batches, from `batches`.
-        reference: what is compared with; it has seen the same batches, if any.
-        state: makes the model what is to be scored, for a block.
+        parts: the batches of these inputs, from `batches`.
+        reference: the reference, if any; it must be asked for the same batches only.
+        state: a context that puts the model in the state to be scored.
     """
     for number, batch in enumerate(parts):
-        with torch.inference_mode():  # a generator's decorator does not hold between its steps
+        with torch.inference_mode():  # entered again, because a generator's decorator does not hold between its steps
             known = reference.of(number, batch) if reference is not None else None
             with state():
                 found = log_probs(logits_of(loaded, batch))
@@ -123,7 +127,7 @@ def scored(
 
 
 def _against(reference: torch.Tensor | None, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each prediction KL(reference, found) in float64, and whether the most probable class is another."""
+    """For each prediction KL(reference, found) in float64, and whether the most probable class differs."""
     if reference is None:
         zeros = torch.zeros(len(found), device=found.device)
         return zeros.double(), zeros.bool()
@@ -143,7 +147,7 @@ def _scored(
 
 
 def _labels(loaded: LoadedModel, examples: Sequence[Example], batch: Batch, device: torch.device) -> torch.Tensor:
-    """The class of each prediction, -1 where it is not known: a causal model's next token, else the row's label."""
+    """The class of each prediction, -1 if unknown: the next token for a causal model, else the row's label."""
     if loaded.task == "causal-lm":
         following = [
             list(e.ids[e.first + 1 : e.stop + 1]) + [-1] * (e.stop + 1 - len(e.ids)) for e in _rows(examples, batch)
@@ -159,14 +163,14 @@ def _rows(examples: Sequence[Example], batch: Batch) -> list[Example]:
 
 
 def _class_of(loaded: LoadedModel, label: int | str | None) -> int:
-    """A label's number: itself, or that of its name in the base's label2id; -1 where there is none."""
+    """The number of a label: itself, or that of its name in the base's label2id; -1 if there is none."""
     if isinstance(label, str):
         return int((getattr(loaded.config, "label2id", None) or {}).get(label, -1))
     return -1 if label is None else int(label)
 
 
 class Divergence(NamedTuple):
-    """Of a model from its reference: mean KL in nats and share of other answers, over so many predictions."""
+    """The divergence of a model from its reference over some predictions: mean KL in nats, and share of flips."""
 
     kl: float
     flips: float
@@ -174,6 +178,6 @@ class Divergence(NamedTuple):
 
 
 def divergence(rows: Sequence[Scored]) -> Divergence:
-    """The mean over all predictions of the inputs."""
+    """The divergence over all predictions of the inputs."""
     n = sum(row.predictions for row in rows)
     return Divergence(sum(row.kl for row in rows) / max(n, 1), sum(row.flips for row in rows) / max(n, 1), n)

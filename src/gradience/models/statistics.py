@@ -1,7 +1,7 @@
-"""What passes through an adapter's factors at each token: z = A x forward, the loss's gradient h = s B^T g backward.
+"""Second moments of the values at an adapter's factors: z = A x forward, and the loss's gradient h = s B^T g backward.
 
-The loss is the cross entropy of labels drawn from the model's own output distribution, summed over the predictions
-that count: its gradients have the Fisher information of the outputs as their second moment, and no label is needed.
+The loss is the cross entropy of labels drawn from the model's own output distribution, summed over the predictions that
+count. The second moment of its gradients is the Fisher information of the outputs, and no labels are needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONVERT = "turn it into plain LoRA first: see 'gradience convert --help'"
 
 
 class Moments(NamedTuple):
-    """G = E[z z^T] and H = E[h h^T] of one module over the tokens that it saw, (r, r) in float64."""
+    """The second moments G = E[z z^T] and H = E[h h^T] of one module over its tokens, (r, r) in float64."""
 
     g: Floats
     h: Floats
@@ -37,7 +37,7 @@ class Moments(NamedTuple):
 class Statistics(NamedTuple):
     """The moments of each module by its path, and the number of predictions.
 
-    `gradients` reads a module's sums of h z^T over the tokens of each sequence, (sequences, r, r), from the folder.
+    `gradients` reads from the folder a module's sums of h z^T over the tokens of each sequence, (sequences, r, r).
     """
 
     moments: dict[str, Moments]
@@ -46,10 +46,10 @@ class Statistics(NamedTuple):
 
 
 def lora_layers(loaded: LoadedModel, paths: Sequence[str]) -> dict[str, Any]:
-    """PEFT's layers of the modules, by path.
+    """Return PEFT's layers of the modules, by path.
 
     Raises:
-        AdapterError: a layer computes something else than B (A x): a variant, or attention as a whole.
+        AdapterError: a layer does not compute B (A x): it is a variant of LoRA, or treats attention as a whole.
     """
     layers = {}
     for path in paths:
@@ -76,15 +76,15 @@ def statistics(
     folder: Path,
     progress: Progress | None = None,
 ) -> Statistics:
-    """One forward and one backward pass over the batches.
+    """Compute the statistics by one forward and one backward pass over each batch.
 
     Args:
         loaded: the model.
-        layers: from `lora_layers`.
-        parts: the inputs.
-        seed: of the labels that are drawn.
-        folder: where the sums of each sequence are kept; it must outlive what is returned.
-        progress: called with (sequences done, sequences in all, what is done).
+        layers: the layers, from `lora_layers`.
+        parts: the batches.
+        seed: seed of the labels that are drawn.
+        folder: folder for the sums of each sequence; it must outlive the result.
+        progress: called with (sequences done, all sequences, name of the work).
     """
     generator = torch.Generator(device=loaded.device).manual_seed(seed)
     total = sum(len(batch.rows) for batch in parts)
@@ -114,7 +114,7 @@ def _rank(layer: Any) -> int:
 
 
 class _Sums:
-    """Sums over the tokens of one module: z z^T and h h^T of all, h z^T of each row of the batch at hand."""
+    """Sums over the tokens of one module: z z^T and h h^T over all batches, h z^T for each row of the current batch."""
 
     def __init__(self, r: int, device: torch.device) -> None:
         self._zz = torch.zeros(r, r, dtype=torch.float64, device=device)
@@ -124,15 +124,15 @@ class _Sums:
         self.of_rows = torch.zeros(0, r, r)
 
     def begin(self, batch: Batch, device: torch.device) -> None:
-        """Make ready for a batch."""
+        """Prepare for a new batch."""
         self._mask = torch.from_numpy(batch.mask).to(device)
         self.of_rows = torch.zeros(len(batch.rows), *self._zz.shape, dtype=torch.float64, device=device)
 
     def add(self, z: torch.Tensor, h: torch.Tensor) -> None:
-        """Count the tokens of one call of the module; z and h are of the same shape, (rows, ..., r).
+        """Add the tokens of one call of the module; z and h have the same shape, (rows, ..., r).
 
         Raises:
-            AdapterError: the module does not see the rows of the batch, so no sum belongs to an input.
+            AdapterError: the module does not see the rows of the batch, so its sums cannot be assigned to inputs.
         """
         rows, width = self._mask.shape
         if z.shape[0] not in {rows, rows * width}:
@@ -141,7 +141,7 @@ class _Sums:
                 advice="resize it by its weights, without --calibrate",
             )
         z, h = (x.detach().reshape(rows, -1, x.shape[-1]).double() for x in (z, h))
-        if z.shape[1] == width:  # else the module sees a sequence of its own, such as a pooled one
+        if z.shape[1] == width:  # otherwise the module has a sequence of its own, such as a pooled one
             z = z * self._mask[:, :, None]
             h = h * self._mask[:, :, None]
             self._tokens += int(self._mask.sum())
@@ -152,14 +152,14 @@ class _Sums:
         self.of_rows += h.transpose(1, 2) @ z
 
     def moments(self) -> Moments:
-        """Means over the tokens; zero where no gradient came by."""
+        """The means over the tokens; zero for a module without gradient."""
         count = max(self._tokens, 1)
         return Moments((self._zz / count).cpu().numpy(), (self._hh / count).cpu().numpy())
 
 
 @contextmanager
 def _observed(layers: Mapping[str, Any], sums: Mapping[str, _Sums]) -> Iterator[None]:
-    """A block in which each layer's z and h are added to its sums."""
+    """A context in which each layer's z and h are added to its sums."""
     handles = []
     for path, layer in layers.items():
         if FIRST in layer.lora_embedding_A:
@@ -174,10 +174,10 @@ def _observed(layers: Mapping[str, Any], sums: Mapping[str, _Sums]) -> Iterator[
 
 
 def _of_factor(sums: _Sums) -> Callable[..., torch.Tensor]:
-    """A hook on A: its output is z, and the gradient there is h."""
+    """A hook on A: its output is z, and the gradient of the output is h."""
 
     def hook(module: torch.nn.Module, _inputs: Any, z: torch.Tensor) -> torch.Tensor:
-        if not z.requires_grad:  # nothing below it is adapted
+        if not z.requires_grad:  # no adapted module comes before it
             z = z.detach().requires_grad_()
         is_conv = not isinstance(module, torch.nn.Linear)
         kept = z.detach()
@@ -196,7 +196,7 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 def _of_embedding(sums: _Sums) -> Callable[..., torch.Tensor]:
-    """A hook on an embedding's layer, whose factors are no modules: z is A's column of the token, h is s B^T g."""
+    """A hook on an embedding layer, whose factors are not modules: z is A's column for the token, and h is s B^T g."""
 
     def hook(layer: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
         if not out.requires_grad:
@@ -215,7 +215,7 @@ def _of_embedding(sums: _Sums) -> Callable[..., torch.Tensor]:
 
 
 class _Store:
-    """The sums of each sequence and module on disk: for hundreds of modules of a large rank they are gigabytes."""
+    """The sums of each sequence and module, kept on disk because many modules of a high rank take gigabytes."""
 
     def __init__(self, path: Path, ranks: Mapping[str, int], total: int, dtype: Any) -> None:
         self._path = path
@@ -232,7 +232,7 @@ class _Store:
             file.truncate(at)
 
     def append(self, of_rows: Mapping[str, torch.Tensor]) -> None:
-        """Add the rows of one batch."""
+        """Append the sums of one batch."""
         rows = 0
         with self._path.open("r+b") as file:
             for name, sums in of_rows.items():
@@ -242,7 +242,7 @@ class _Store:
         self._done += rows
 
     def read(self, name: str) -> Floats:
-        """All sequences of one module, (sequences, r, r)."""
+        """The sums of all sequences of one module, (sequences, r, r)."""
         r = self._ranks[name]
         with self._path.open("rb") as file:
             data = np.fromfile(file, self._dtype, self._total * r * r, offset=self._starts[name])

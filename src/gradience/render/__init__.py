@@ -1,7 +1,7 @@
-"""Structs to words. Nothing here prints, reads a file or judges.
+"""Reports as words. Nothing in this package prints, reads a file or judges.
 
-Here are values as words: text that is safe on a terminal, numbers and sizes, findings and skipped checks as lines; none
-of it knows a report. Every string of a log, a config or an adapter passes `clean` before it is printed.
+This module turns values into words without knowing any report: text that is safe on a terminal, numbers and sizes, and
+findings and skipped checks as lines. Every string of a log, a config or an adapter passes `clean` before it is printed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gradience.errors import few
 from gradience.schema import NonFinite
 from gradience.schema.document import Excluded, Finding, NotRun
 
-NAMES: Final = 4  # of a list in one sentence
+NAMES: Final = 4  # names of a list that a sentence gives
 
 T = TypeVar("T")
 P = ParamSpec("P")
 Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
 
-WIDTH = 72  # of a banner
+WIDTH = 72  # characters of a banner
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
 
@@ -32,7 +32,7 @@ _EXCLUDED = frozenset(item.value for item in Excluded)
 
 
 def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
-    """A report whose lines are yielded one by one, as a function of its whole text."""
+    """Decorate a function that yields a report's lines, so that it returns the whole text."""
 
     @wraps(lines)
     def text(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -49,7 +49,7 @@ def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int =
 def table(
     columns: Columns[T], items: Iterable[T], *, most: int | None = None, of: str = "", indent: int = 2, gap: int = 2
 ) -> Iterator[str]:
-    """A line of titles and one for each item; `most` and `of` as in `shortened`.
+    """A line of titles, and one line for each item; `most` and `of` are passed to `shortened`.
 
     >>> list(table((("n", ">3", str), ("square", "", lambda n: str(n * n))), [7, 12]))
     ['    n  square', '    7  49', '   12  144']
@@ -66,14 +66,14 @@ def table(
 def shortened(
     lines: Sequence[str], most: int | None, *, of: str = "", indent: int = 2, how: str = "--verbose lists all"
 ) -> Iterator[str]:
-    """The first lines, and one that counts the others.
+    """The first lines, and a last line with the number of lines left out.
 
     Args:
-        lines: all of them.
-        most: how many to keep; None for all.
-        of: what the others are, after the word "more".
-        indent: of the counting line.
-        how: the way to see the others.
+        lines: all lines.
+        most: how many lines to keep; None for all.
+        of: a noun phrase for the lines left out, after the word "more".
+        indent: spaces before the last line.
+        how: how the user can see all lines.
 
     >>> list(shortened(["a", "b", "c"], 1, indent=0))
     ['a', '... and 2 more (--verbose lists all)']
@@ -84,7 +84,7 @@ def shortened(
 
 
 def listed(names: Sequence[str], most: int = NAMES, *, separator: str = ", ") -> str:
-    """The first names in one sentence, and the number of the others.
+    """The first names, separated by commas, and the number of the remaining ones.
 
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
@@ -93,7 +93,7 @@ def listed(names: Sequence[str], most: int = NAMES, *, separator: str = ", ") ->
 
 
 def counted(n: int, noun: str) -> str:
-    """A number with its noun, in the plural where that is due.
+    """A number with its noun, in the plural if the number is not 1.
 
     >>> counted(1, "finding"), counted(2, "finding"), counted(2, "info")
     ('1 finding', '2 findings', '2 info')
@@ -112,20 +112,20 @@ def clean(text: str) -> str:
 
 
 def banner(title: str) -> list[str]:
-    """The title of a report between two rules."""
+    """The title of a report between two horizontal lines."""
     rule = "=" * WIDTH
     return [rule, title, rule]
 
 
 def number(value: float | NonFinite | None, spec: str = ".2f") -> str:
-    """The number in the given format, `-` for None; non-finite numbers by name."""
+    """The number in the given format, or `-` for None; a non-finite number by its name."""
     if value is None:
         return "-"
     return value if isinstance(value, str) else format(value, spec)
 
 
 def percent(value: float | NonFinite | None) -> str:
-    """A fraction as a percentage with one decimal, `-` for None."""
+    """A fraction as a percentage with one decimal, or `-` for None."""
     return number(value, ".1%")
 
 
@@ -152,17 +152,17 @@ def words(name: str) -> str:
 
 
 def shorter(text: str, most: int) -> str:
-    """The text, cut to at most so many characters, with an ellipsis where it was cut."""
+    """The text, cut to at most `most` characters; a cut text ends in an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def sentence(text: str) -> str:
-    """The text with a capital at its beginning."""
+    """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def short_path(path: str | PurePath) -> str:
-    """The last two parts of a path: a report is passed on, and should not disclose folders of the disk it was made on.
+    """The last two parts of a path, because a report that is passed on should not disclose the folders of a disk.
 
     >>> short_path("/home/me/runs/toy/run.jsonl")
     'toy/run.jsonl'
@@ -171,21 +171,21 @@ def short_path(path: str | PurePath) -> str:
 
 
 def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str]:
-    """A line per finding and one with its action; verbose adds its evidence."""
+    """A line for each finding, and a line with its action; `verbose` adds its evidence."""
     for finding in findings:
         yield f"  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
         yield from action_lines(finding, verbose=verbose)
 
 
 def action_lines(finding: Finding, *, verbose: bool) -> Iterator[str]:
-    """The action of a finding; verbose adds its evidence."""
+    """The line with the action of a finding, if it has one; `verbose` adds its evidence."""
     if finding.action:
         yield f"      -> {clean(finding.action)}"
     yield from (f"      {label}: {clean(text)}" for label, text in grounds(finding) if verbose)
 
 
 def grounds(finding: Finding) -> list[tuple[str, str]]:
-    """Rationale, confidence, scope, evidence and verification of a finding, those that it has, with labels."""
+    """The labelled grounds of a finding: rationale, confidence, scope, evidence and verification, if present."""
     labelled = [
         ("why", finding.rationale),
         ("confidence", None if finding.confidence is None else f"{finding.confidence:.2f}"),
@@ -197,14 +197,14 @@ def grounds(finding: Finding) -> list[tuple[str, str]]:
 
 
 def skipped_lines(not_run: Sequence[NotRun], *, verbose: bool) -> Iterator[str]:
-    """One line with the number of checks that did not run; verbose adds one for each, with its reason."""
+    """A line with the number of checks that did not run; `verbose` adds a line with the reason of each."""
     if not_run:
         yield skipped_line(not_run, verbose=verbose)
     yield from (f"  {item.id}: {clean(item.reason)}" for item in not_run if verbose)
 
 
 def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:
-    """The number of checks that the input did not allow, and of those that the user left out."""
+    """The number of checks that did not run for lack of input, and of those that the user excluded."""
     excluded = sum(item.reason in _EXCLUDED for item in not_run)
     parts = [f"{SKIPPED}: {len(not_run) - excluded}"] if len(not_run) > excluded else []
     parts += [f"left out by --select or --ignore: {excluded}"] if excluded else []

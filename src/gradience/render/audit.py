@@ -1,7 +1,7 @@
-"""The audit of an adapter as text: verdict and findings first, then the summary; the rest behind options.
+"""The audit of an adapter as text: verdict and findings first, then the summary; other parts on request.
 
-The lines from the banner to the most wasteful layers are those that earlier versions printed, and scripts read them:
-new lines stand between them, and none changes.
+The lines from the banner to the most wasteful layers were printed by earlier versions too, and scripts read them. New
+lines may be added between them, but none of them may change.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
 
 
 class View(NamedTuple):
-    """Parts of the report beyond verdict, findings, summary and suggested ranks."""
+    """The optional parts of the report, besides verdict, findings, summary and suggested ranks."""
 
     top_wasteful: int = 5
     layers: bool = False
@@ -52,7 +52,7 @@ class View(NamedTuple):
 
 @as_text
 def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
-    """The report for a terminal."""
+    """The report of an audit for a terminal."""
     view = view or View()
     yield from banner("GRADIENCE LoRA AUDIT")
     yield f"PEFT dir: {clean(report.peft_dir)}"
@@ -78,7 +78,7 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
 
 
 def standing_lines(report: AuditReport) -> Iterator[str]:
-    """Where the adapter stands in a fleet: a line for each number, type of module and rank."""
+    """The adapter's percentiles in a fleet: a line for each number, module type and rank."""
     found = report.standing
     if found is None:
         return
@@ -92,7 +92,7 @@ def standing_lines(report: AuditReport) -> Iterator[str]:
 
 
 def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:
-    """A line for each reason why numbers leave modules out, before the numbers."""
+    """A line for each reason why modules have no numbers, with the number of these modules."""
     reasons = Counter(m.note for m in modules if m.state == "not_known")
     yield from (
         f"Left out of every number: {n} of {len(modules)} modules ({clean(why or '-')})" for why, n in reasons.items()
@@ -125,14 +125,14 @@ def _summary(report: AuditReport) -> Iterator[str]:
 
 
 def _modules(report: AuditReport) -> str:
-    """How many adapted modules there are (the line above counts them as layers, as logs in the wild do), and where."""
+    """The number of adapted modules and of network layers. The "Layers" line above counts modules, as other logs do."""
     n = len(report.layers)
     where = f", in {n} layer{'s' if n != 1 else ''} of the network" if n else ""
     return f"{report.summary.n_layers}{where}"
 
 
 def _half(report: AuditReport) -> str:
-    """The fewest layers that hold half of the energy, by name if few; empty for one layer, which says nothing."""
+    """The fewest layers that hold half of the energy, by name if they are few; empty if there is only one layer."""
     ranked = sorted((x for x in report.layers if x.energy_share), key=lambda x: -(x.energy_share or 0.0))
     held, chosen = 0.0, []
     for layer in ranked:

@@ -36,7 +36,7 @@ def rows_of(report: BenchReport, task: BenchTask) -> list[Row]:
 
 @as_text
 def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
-    """The report for a terminal; `unicode` draws intervals with line characters, else in ASCII."""
+    """The report of a bench for a terminal; `unicode` draws intervals with line characters instead of ASCII."""
     yield from banner(f"GRADIENCE BENCH{'' if report.kind == 'resize' else f' {report.kind.upper()}'}")
     yield from labelled(
         [
@@ -57,7 +57,7 @@ def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
 
 
 def direction(report: BenchReport) -> str:
-    """Which way is better."""
+    """Words for the direction in which the metric improves."""
     return "higher is better" if report.metric.higher_is_better else "lower is better"
 
 
@@ -67,7 +67,7 @@ def tolerance_words(report: BenchReport) -> str:
 
 
 def task_line(report: BenchReport, task: BenchTask) -> str:
-    """The task in one line: its data, its reference's score, and the tolerance there."""
+    """A line about the task: its data, the reference's score, and the tolerance."""
     score = as_float(task.score)
     also = f" (perplexity {math.exp(min(score, 700.0)):.4g})" if report.metric.name == "loss" else ""
     data = f", {short_path(task.data)}" if task.data else ""
@@ -78,7 +78,7 @@ def task_line(report: BenchReport, task: BenchTask) -> str:
 
 
 def contrast_line(task: BenchTask) -> str | None:
-    """A warning where the data cannot show a loss; None elsewhere."""
+    """A warning if the data cannot show a loss; otherwise None."""
     if task.has_contrast is False and task.judged:
         return "The base without the update is not shown to be worse by the tolerance: these data cannot show a loss."
     return None
@@ -100,7 +100,7 @@ def _task(report: BenchReport, task: BenchTask, *, unicode: bool) -> Iterator[st
 
 
 def harm_cell(result: BenchResult) -> str:
-    """The harm with its bounds, or `-`."""
+    """The harm with its bounds, or `-` without one."""
     if result.harm is None:
         return "-"
     if result.low is None or result.worst is None:
@@ -109,14 +109,14 @@ def harm_cell(result: BenchResult) -> str:
 
 
 def signed(value: float | str | None) -> str:
-    """A number with its sign in three digits, `0` for zero."""
+    """A number with its sign and three digits; `0` for zero."""
     if not isinstance(value, float | int):
         return number(value)  # type: ignore[arg-type]  # None, or the name of a number that is not finite
     return f"{value:+.3g}" if value else "0"
 
 
 def outcome_cell(result: BenchResult) -> str:
-    """The outcome, with the examples that an open one needs."""
+    """The outcome; for an open one, with the number of examples that it needs."""
     more = f", needs about {result.needed:,}" if result.needed is not None else ""
     return OUTCOMES[result.outcome] + more
 
@@ -148,7 +148,7 @@ _ASCII: Final = _Marks("-", "[", "]", "o", ":")
 
 
 def _forest(rows: Sequence[Row], margin: float, marks: _Marks) -> Iterator[str]:
-    """A line for each interval, on one axis that holds them all with 0 and the tolerance."""
+    """A line for each interval, on one axis that spans all intervals, 0 and the tolerance."""
     spans = [[as_float(v) for v in (r.result.low, r.result.harm, r.result.worst) if v is not None] for r in rows]
     ends = [value for span in spans for value in span]
     low, high = min([0.0, *ends]), max([margin, *ends])

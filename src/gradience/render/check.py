@@ -1,8 +1,9 @@
 """The reports of check and diagnose as text.
 
-A check shows the files that were read, the configuration as understood, what it reaches in the base model, the data set
-with a histogram of lengths, and the findings. A diagnosis shows its verdict, the sources behind it, and the causes.
-Without `verbose` both count the checks that did not run in one line.
+The report of a check shows the files that were read, the configuration as understood, the modules that it adapts in the
+base model, the data set with a histogram of lengths, and the findings. The report of a diagnosis shows its verdict, the
+sources behind the verdict, and the causes. Without `verbose`, both give the number of checks that did not run in one
+line.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def data_lines(data: DataReport, derived: Mapping[str, Real]) -> Iterator[str]:
 
 
 def data_rows(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
-    """Labels and values."""
+    """The data set as understood: labels and values."""
     read = f"{data.rows_read:,} of {data.rows:,}, drawn with seed {data.seed}" if data.sampled else f"{data.rows:,}"
     yield "Rows", f"{read} ({data.format}, for {_trainer(data)})"
     yield "Tokenizer", f"{clean(data.tokenizer) if data.tokenizer else 'none: the rows are tokens'}{_template(data)}"
@@ -126,7 +127,7 @@ def _per_epoch(derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
 
 @as_text
 def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report for a terminal; `verbose` adds the evidence of findings, and the rules that were skipped."""
+    """The report of a check for a terminal; `verbose` adds the evidence of findings, and the skipped rules."""
     yield from banner("GRADIENCE CHECK")
     if report.sources:
         yield from labelled(((s.role.capitalize(), clean(s.path)) for s in report.sources), width=14)
@@ -263,7 +264,7 @@ def _early_step(config: ConfigSnapshot, value: Real) -> str:
 
 
 def _coverage(coverage: Coverage) -> Iterator[tuple[str, str]]:
-    """Modules, parameters and memory that the targets come to in the base: labels and values."""
+    """The modules, parameters and memory that the targets amount to in the base: labels and values."""
     types = ", ".join(f"{clean(kind)} {n}" for kind, n in coverage.by_type.items())
     reach = f"{coverage.layers} of {coverage.layers_total} layers"
     yield "Reaches", f"{coverage.modules} modules{f' ({types})' if types else ''} in {reach}"
@@ -305,7 +306,7 @@ def _g(value: Real | None) -> str:
 
 @as_text
 def diagnose_text(report: DiagnoseReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report for a terminal; `verbose` adds the evidence of each cause, and the checks that were skipped."""
+    """The report of a diagnosis for a terminal; `verbose` adds the evidence of each cause, and the skipped checks."""
     yield from banner("GRADIENCE DIAGNOSE")
     yield f"Run:     {clean(report.path)}"
     label, rest = split_headline(report)
@@ -342,7 +343,7 @@ def by_reason(not_run: Iterable[Unjudged]) -> dict[tuple[str, str], str]:
 
 
 def split_headline(report: DiagnoseReport) -> tuple[str, str]:
-    """The verdict in words, and what follows it in the headline: what was checked, found and not there."""
+    """The verdict in words, and the rest of the headline: what was checked, found and missing."""
     label = VERDICT_LABELS[report.verdict]
     return label, report.headline.removeprefix(label)
 

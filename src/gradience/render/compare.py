@@ -30,7 +30,7 @@ from gradience.schema.compare import (
 )
 from gradience.schema.document import SEVERITIES
 
-_SIDE_BY_SIDE: Final = 4  # runs
+_SIDE_BY_SIDE: Final = 4  # runs, at most, that are shown side by side
 _COLUMN: Final = 16
 _LABEL: Final = 22
 _NAME: Final = 28
@@ -41,8 +41,8 @@ _GRAVE: Final = SEVERITIES.index("warning")
 
 _LAYERS: Final = 6
 _FACTOR: Final = 10.0  # a change of more than 1000 % reads better as a factor
-_MODULES: Final = 5  # named in one line
-_OPPOSED: Final = "-"  # a cosine below 0, on the map
+_MODULES: Final = 5  # modules named in one line
+_OPPOSED: Final = "-"  # stands for a cosine below 0 on the map
 
 _OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
     ("k", ">5", lambda sides: str(sides[0].i)),
@@ -99,7 +99,7 @@ def _gap(run: ComparedRun) -> str:
 
 
 def _grave(run: ComparedRun) -> str:
-    """The ids of a run's warnings and errors, as many as a column holds."""
+    """The ids of a run's warnings and errors, as many as fit a column."""
     ids = [f.id for f in run.findings if SEVERITIES.index(f.severity) >= _GRAVE]
     more = f" +{len(ids) - _SHOWN_IDS}" if len(ids) > _SHOWN_IDS else ""
     return " ".join(ids[:_SHOWN_IDS]) + more
@@ -137,7 +137,7 @@ def _cells(texts: Iterable[str]) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """The end of a text that is too long: names of runs differ there."""
+    """The end of a text that is too long, because the names of runs differ at their ends."""
     return text if len(text) <= width else ".." + text[2 - width :]
 
 
@@ -206,10 +206,10 @@ def compare_adapters_text(
 
     Args:
         report: what `compare_adapters` returns.
-        top: how many modules to list of each pair, the least alike first.
-        heatmap: add a map of the cosine, layer by kind of module.
+        top: how many modules to list for each pair, the least alike first.
+        heatmap: whether to add a map of the cosine, layer by kind of module.
         unicode: whether the map may use block characters.
-        verbose: list every module, every difference in full, and of a series every pair.
+        verbose: whether to list every module, every difference in full, and every pair of a series.
     """
     yield from banner("GRADIENCE COMPARE")
     yield from map(_adapter, report.adapters)
@@ -240,7 +240,7 @@ def _adapter(adapter: ComparedAdapter) -> str:
 
 
 def span(values: Sequence[float], separator: str) -> str:
-    """The least and the largest of a pair of values, or the value if both are the same."""
+    """The least and the largest of two values, or a single value if they are equal."""
     least, most = values
     return f"{least:.4g}" if least == most else f"{least:.4g}{separator}{most:.4g}"
 
@@ -252,7 +252,7 @@ def difference_text(item: ConfigDifference, *, full: bool = False) -> str:
 
 
 def _cosines(report: CompareAdaptersReport) -> Iterator[str]:
-    """The table of every adapter with every other, if there are more than two."""
+    """The table of cosines between all adapters, if there are more than two."""
     if len(report.adapters) <= 2 or not report.cosines:
         return
     width = max(len(clean(a.name)) for a in report.adapters)
@@ -263,7 +263,7 @@ def _cosines(report: CompareAdaptersReport) -> Iterator[str]:
 
 
 def _change(share: float | None) -> str:
-    """A change as a share of the first's norm: in per cent, or as a factor where it is many times as large."""
+    """A change as a share of the first adapter's norm: in per cent, or as a factor if it is many times the norm."""
     if share is None:
         return "-"
     return f"{percent(share)} of the first's norm" if share < _FACTOR else f"{share:.3g} times the first's norm"
@@ -308,7 +308,7 @@ _MODULE_COLUMNS: Final[Columns[ModulePair]] = (
 
 
 def _modules(modules: Sequence[ModulePair], top: int) -> Iterator[str]:
-    """The modules that are least alike; those that have no cosine come first, as they are broken or zero."""
+    """The modules that are least alike; modules without a cosine, which are broken or zero, come first."""
     if not modules or not top:
         return
     order = sorted(modules, key=lambda row: (row.state == "ok", row.cosine if row.cosine is not None else 2.0))

@@ -1,6 +1,6 @@
-"""Rules and findings: as text, and where programs show them.
+"""Rules and findings as text, and in the formats that other programs show.
 
-Text of the reports that hold no measurement: the rules, a validated log, an import.
+As text: the reports without measurements, on the rules, a validated log, and an import.
 
 For programs: SARIF 2.1.0 (OASIS, errata 01) and GitHub's workflow commands. SARIF is built as plain dicts with the
 standard's own keys and names; tests validate them against its official schema. A finding becomes a result, a rule its
@@ -44,7 +44,7 @@ _LEVELS: Final[dict[Severity, str]] = {"info": "note", "warning": "warning", "er
 
 @as_text
 def rules_text(cards: Sequence[RuleCard]) -> Iterator[str]:
-    """The rules as a table, a part for each group; a rule that applies in two stands in both."""
+    """The rules as a table, with a part for each group; a rule of two groups is listed in both."""
     yield from banner("GRADIENCE RULES")
     for group, heading in _HEADINGS.items():
         members = [card for card in cards if group in card.groups]
@@ -91,7 +91,7 @@ def _numbers(card: RuleCard) -> Iterable[str]:
 
 @as_text
 def validate_text(report: ValidateReport) -> Iterator[str]:
-    """The report as text: one line for a valid log, else a line per fault."""
+    """The report of a validation as text: one line for a valid log, else a line for each fault."""
     yield f"{clean(report.file)}: {_verdict(report)}"
     for bad in report.issues:
         yield f"  {_fault(bad)}"
@@ -121,7 +121,7 @@ def _fault(bad: BadLine) -> str:
 
 @as_text
 def import_text(report: ImportReport) -> Iterator[str]:
-    """The report for a terminal."""
+    """The report of an import for a terminal."""
     yield from banner("GRADIENCE IMPORT")
     yield f"Source: {clean(report.source)} ({report.format})"
     for path in report.files:
@@ -157,11 +157,11 @@ def _run(run: ImportedRunReport, *, shown: bool) -> Iterator[str]:
 
 
 def github_lines(findings: Sequence[Finding], *, locations: Sequence[SourceLocation | None]) -> Iterator[str]:
-    """One workflow command for each finding.
+    """A workflow command for each finding.
 
     Args:
-        findings: what was found.
-        locations: the file and line that each of them points at, in their order; None for none.
+        findings: the findings.
+        locations: the file and line of each finding, in their order; None for a finding without a location.
     """
     for finding, at in zip(findings, locations, strict=True):
         action = f" ({clean(finding.action)})" if finding.action else ""
@@ -178,7 +178,7 @@ def _parameters(finding: Finding, at: SourceLocation | None) -> Iterator[tuple[s
 
 
 def _message(text: str) -> str:
-    r"""The text with the characters escaped that would end a command.
+    r"""The text with those characters escaped that would end a command.
 
     >>> _message("50 % of\n100")
     '50 %25 of%0A100'
@@ -187,7 +187,7 @@ def _message(text: str) -> str:
 
 
 def _parameter(text: str) -> str:
-    """The text as a parameter's value: escaped as a message, and colon and comma as well, which separate parameters."""
+    """The text as a parameter's value: escaped as a message; colons and commas too, which separate parameters."""
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
@@ -203,11 +203,11 @@ def sarif_log(
     """The findings as a SARIF log.
 
     Args:
-        findings: what was found.
-        locations: the file and line that each of them points at, in their order; None for none.
-        known: the rules that were applied; a finding of another rule describes its own.
+        findings: the findings.
+        locations: the file and line of each finding, in their order; None for a finding without a location.
+        known: the rules that were applied; for a finding of another rule, a rule is made from the finding.
         not_run: rules that could not be judged.
-        version: of this program.
+        version: version of this program.
         root: the folder that paths are made relative to.
     """
     rules = {card.id: card for card in known}
@@ -261,7 +261,7 @@ def _physical(at: SourceLocation, root: Path) -> dict[str, Json]:
 
 
 def _uri(path: str, root: Path) -> str:
-    """The path relative to the root, or as a file: URI if it is outside."""
+    """The path relative to the root, or as a file: URI if it is outside the root."""
     absolute = real_path(root / path)
     try:
         return quote(os.fsencode(PurePath(absolute.relative_to(real_path(root))).as_posix()))
@@ -286,7 +286,7 @@ def _confidence(of: Finding | RuleCard) -> dict[str, Json]:
 
 
 def _help(card: RuleCard, before: str, after: str) -> Iterator[str]:
-    """The rule's texts, each labelled between `before` and `after`; its title if it has none."""
+    """The rule's texts, each labelled between `before` and `after`; the rule's title if it has no text."""
     labelled = [
         ("When", card.condition),
         ("Why", card.rationale),

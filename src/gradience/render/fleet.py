@@ -1,4 +1,4 @@
-"""Reports on many runs, and on a fleet of adapters, as text."""
+"""The reports on many runs, and on a fleet of adapters, as text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _BASES: Final = 3
 
 @as_text
 def runs_show_text(report: RunsShowReport) -> Iterator[str]:
-    """Many runs for a terminal."""
+    """The overview of many runs for a terminal."""
     yield from banner("GRADIENCE RUNS")
     yield f"{counted(report.runs, 'run')}, {counted(report.training_rows, 'training row')}, {report.hours:.1f} hours"
     groups = {
@@ -72,7 +72,7 @@ def runs_best_text(report: RunsBestReport) -> str:
 
 
 def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
-    """The curves for a terminal, each run by a letter."""
+    """The curves of several runs for a terminal, each run drawn with a letter."""
     points = [list(zip(curve.steps, curve.values, strict=True)) for curve in report.curves]
     legend = (
         f"  {letter} {clean(curve.name)}: {curve.values[0]:.4g} -> {curve.values[-1]:.4g} at step {curve.steps[-1]}"
@@ -83,7 +83,7 @@ def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
 
 @as_text
 def fleet_audit_text(report: FleetAuditReport) -> Iterator[str]:
-    """The report of a job for a terminal."""
+    """The report of an audit of a fleet for a terminal."""
     yield from banner("GRADIENCE FLEET AUDIT")
     yield f"Fleet: {clean(report.out)}"
     rate = f" ({report.audited / report.seconds:.1f} a second)" if report.audited and report.seconds else ""
@@ -95,7 +95,7 @@ def fleet_audit_text(report: FleetAuditReport) -> Iterator[str]:
 
 
 def query_text(report: QueryReport) -> str:
-    """The result of a query as a table: numbers to the right, texts to the left."""
+    """The result of a query as a table: numbers aligned to the right, texts to the left."""
     cells = [[_cell(value) for value in row] for row in report.rows]
     names = [clean(column.name) for column in report.columns]
     widths = [max(len(row[place]) for row in (names, *cells)) for place in range(len(names))]
@@ -118,7 +118,7 @@ def _cell(value: Json) -> str:
 
 @as_text
 def fleet_show_text(report: FleetShowReport) -> Iterator[str]:
-    """A fleet for a terminal."""
+    """The overview of a fleet for a terminal."""
     yield from banner("GRADIENCE FLEET")
     counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
     yield f"{counts}, {size_text(report.bytes)} of tensors"

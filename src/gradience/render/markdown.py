@@ -1,6 +1,6 @@
 """The report on a run in Markdown, short enough for a comment on a pull request.
 
-Names come from logs and adapters, so every text is escaped: none becomes markup, summons a person or links anywhere.
+Names come from logs and adapters, so every text is escaped: none can become markup, notify a person or create a link.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
 
 _ROWS: Final = 20
-_SPLITS: Final = 5  # among the main numbers
+_SPLITS: Final = 5  # splits among the main numbers
 _TEXT: Final = 300  # characters of one cell
 _PURPOSES: Final = {"median": "most modules", "p90": "worst-case tail"}
 _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=https):(?=//)|(?<=http):(?=//)|(?<=www)\.")
@@ -28,12 +28,12 @@ _SUMMONS: Final = re.compile(r"([@#])(?=\w)")
 def report_markdown(
     report: DiagnoseReport, comparison: CompareAdaptersReport | None = None, bench: BenchReport | None = None
 ) -> str:
-    """The report: verdict, story, facts, findings, suggested ranks, comparison, bench, and checks that were skipped."""
+    """The report: verdict, story, facts, findings, suggested ranks, comparison, bench, and skipped checks."""
     return "\n".join(_lines(report, comparison, bench)) + "\n"
 
 
 def escape(text: str) -> str:
-    r"""The text so that Markdown shows it as it is: no part becomes markup, a table cell, a link, mention or reference.
+    r"""The text escaped for Markdown: no part becomes markup, a table cell, a link, mention or reference.
 
     >>> escape("a|b @me <b> to_q")
     'a\\|b @<!-- -->me \\<b> to_q'
@@ -64,7 +64,7 @@ def _lines(
 
 
 def subject(report: DiagnoseReport) -> str:
-    """The model's name, else that of the log or of the adapter's folder."""
+    """The model's name, or else the name of the log or of the adapter's folder."""
     names = (
         report.monitor.config.model_name if report.monitor else None,
         report.audit.base_model if report.audit else None,
@@ -75,7 +75,7 @@ def subject(report: DiagnoseReport) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table of cells that are Markdown already, with a line that counts the rows that were cut; nothing for none."""
+    """A table of cells that are already Markdown, and a line with the number of rows cut; nothing without rows."""
     if rows:
         yield f"| {' | '.join(titles)} |"
         yield f"|{'---|' * len(titles)}"
@@ -91,7 +91,7 @@ def main_facts(
 ) -> Iterator[tuple[str, str]]:
     """The main numbers of a run and its adapter: labels and values.
 
-    `lowest` has the lowest loss and its step by split.
+    `lowest` gives for each split the lowest loss and its step.
     """
     run, audit = report.monitor, report.audit
     if run is not None:
@@ -129,7 +129,7 @@ def _among(standing: Standing) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words.
+    """A duration in words.
 
     >>> duration(42.4), duration(3_725.0)
     ('42 s', '1 h 2 min')
@@ -223,7 +223,7 @@ def _benched(report: BenchReport | None) -> Iterator[str]:
 
 
 def _skipped(items: Sequence[Unjudged]) -> Iterator[str]:
-    """The checks that did not run, by reason, folded."""
+    """The checks that did not run, by reason, in a folded block."""
     if items:
         yield f"<details><summary>{SKIPPED}: {len(items)}</summary>"
         yield ""

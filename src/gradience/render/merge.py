@@ -1,7 +1,8 @@
 """The reports of merge, merge-check and verify-merge as text.
 
-A merge lists its adapters, its error and a table of modules; a check what would collide, with the modules first that
-cancel most; a verification its verdict with the counts behind it. Every report ends with what it does not show.
+The report of a merge lists its adapters, its error and a table of modules. That of a merge-check lists the conflicts,
+with the modules first in which most cancels. That of verify-merge gives the verdict with the counts behind it. Every
+report ends with what it does not show.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _MERGED: Final[Columns[MergedModule]] = (
     ("module", "", lambda row: clean(row.name)),
 )
 
-_VERDICTS: Final = {  # those that need a look first
+_VERDICTS: Final = {  # verdicts that need attention first
     "other": "other",
     "absent": "absent (M = W)",
     "scaled": "another factor of dW",
@@ -96,7 +97,7 @@ def _error(value: float | None) -> str:
 
 @as_text
 def merge_check_text(report: MergeCheckReport, *, top: int = 5, verbose: bool = False) -> Iterator[str]:
-    """The check for a terminal: `top` modules are listed; `verbose` adds evidence and skipped rules."""
+    """The report of a merge-check for a terminal, with `top` modules; `verbose` adds evidence and skipped rules."""
     yield from banner("GRADIENCE MERGE CHECK")
     yield "M = " + " + ".join(f"{item.weight:g} x {clean(item.adapter.name)}" for item in report.adapters)
     yield ""
@@ -177,7 +178,7 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
 
 @as_text
 def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report for a terminal; `verbose` lists every module and every other tensor that differs."""
+    """The report of verify-merge for a terminal; `verbose` lists every module and every other tensor that differs."""
     most = None if verbose else MODULES
     yield from banner("GRADIENCE VERIFY-MERGE")
     yield f"Base W:    {clean(short_path(report.base))}"
@@ -209,7 +210,7 @@ def _verdict(report: VerifyMergeReport) -> Iterator[str]:
 
 
 def _verified(row: VerifiedModule) -> str:
-    """The module's name, and under it what explains its verdict."""
+    """The module's name, and on the next line the reasons of its verdict."""
     factor = None if row.factor is None else f"factor {row.factor:.4g}"
     precision = row.precision and f"roundings of {row.precision}"
     reasons = "; ".join(text for text in (factor, precision, row.reason) if text)

@@ -1,7 +1,7 @@
-"""The report on a run as text, and the frames and lines that show a run while it goes on.
+"""The report on a run as text, and the lines and frames that show a run while it is being trained.
 
 The report gives the story, then training, signals such as rewards, evaluations, the audit in the log, alerts and
-recommendations. The live view draws the loss, or under RL the reward, as a curve.
+recommendations. The live view draws a curve of the loss, or under RL of the reward.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, Run
 from gradience.schema.reports import EvalPoint, MonitorReport
 
 _MODULES: Final = 3  # least used modules of the audit in the log
-_ALERTS: Final = 3  # in a frame
+_ALERTS: Final = 3  # alerts in a frame
 
 _PROBES: Final = {"update_norm": "norm of the update", "stable_rank_mean": "stable rank, mean"}
 
@@ -40,7 +40,7 @@ _RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global
 
 @as_text
 def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report for a terminal; `verbose` adds the evidence of findings, skipped rules, and counts of events."""
+    """The report on a run for a terminal; `verbose` adds the evidence of findings, skipped rules, and event counts."""
     yield from banner("GRADIENCE MONITOR")
     yield f"Story: {clean(report.story)}"
     yield f"File: {clean(report.file)}"
@@ -70,7 +70,7 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
 
 
 def step_of_plan(report: MonitorReport) -> str:
-    """The last step with the planned number, as the end of a status; empty without a training row."""
+    """The last step and the planned number of steps, as the end of a status line; empty without a training row."""
     step, planned = report.train.last_step, report.config.training.max_steps
     return "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
 
@@ -106,7 +106,7 @@ def _probes(report: MonitorReport) -> Iterator[str]:
 
 
 def probe_lines(report: MonitorReport) -> Iterator[str]:
-    """How the adapter's size and rank went over the steps, a line for each."""
+    """A line for each probed quantity of the adapter (size, rank), with its values over the steps."""
     for name, probe in report.probes.items():
         span = f"{number(probe.lowest, '.3g')} to {number(probe.highest, '.3g')}"
         yield f"{_PROBES[name]}: {number(probe.first, '.3g')} -> {number(probe.last, '.3g')}  ({span})"
@@ -136,7 +136,7 @@ def _label(point: EvalPoint) -> str:
 
 
 def perplexity(metrics: EvalMetrics) -> float | NonFinite | None:
-    """The perplexity as logged, else that of the loss (nats); None without both."""
+    """The perplexity as logged, else exp of the loss (nats); None without both."""
     if metrics.ppl is not None or metrics.loss is None:
         return metrics.ppl
     try:
@@ -146,7 +146,7 @@ def perplexity(metrics: EvalMetrics) -> float | NonFinite | None:
 
 
 def _fed(report: MonitorReport) -> Iterator[str]:
-    """What the model was fed, of the batches that were watched."""
+    """The lines on what the model was fed in the watched batches."""
     rows = fed_rows(report.data or {})
     if rows:
         yield "Fed to the model:"
@@ -155,7 +155,7 @@ def _fed(report: MonitorReport) -> Iterator[str]:
 
 
 def fed_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Labels and values of a `data` event; empty where it has no counts."""
+    """Labels and values of a `data` event; empty if the event has no counts."""
     counts = {name: n for name, n in data.items() if isinstance(n, int) and not isinstance(n, bool)}
     if not {"batches", "watched", "rows", "tokens"} <= counts.keys():
         return []
@@ -199,7 +199,7 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
     yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
     modules = audit.get("modules")
     for module in modules[:_MODULES] if isinstance(modules, list) else []:
-        if isinstance(module, dict):  # anyone may have written the log
+        if isinstance(module, dict):  # another program may have written the log
             name = clean(str(module.get("name", "-")))
             yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
@@ -237,7 +237,7 @@ class Glance(NamedTuple):
     points: Sequence[tuple[int, float]]  # step and loss
     evals: Sequence[tuple[str, int, float]]  # split, step and loss
     reward: float | None = None
-    rewards: Sequence[tuple[int, float]] = ()  # step and reward: drawn instead of the loss where there are any
+    rewards: Sequence[tuple[int, float]] = ()  # step and reward; if present, drawn instead of the loss
     alerts: Sequence[Alert] = ()
     not_finite: int = 0
     bad_lines: int = 0
@@ -264,7 +264,7 @@ def progress_line(glance: Glance) -> str:
 
 
 def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
-    """One frame: the model, the progress, the newest alerts, and the loss by step, or under RL the reward."""
+    """One frame: the model, the progress, the newest alerts, and a curve of the loss, or under RL of the reward."""
     held_out = [(step, loss) for split, step, loss in glance.evals if split != "train" and not glance.rewards]
     points = glance.rewards or glance.points
     curve = curve_lines(points, marks=held_out, width=width, height=height, dots=dots)
@@ -276,7 +276,7 @@ def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool
 
 
 def event_line(event: Event | UnknownEvent) -> str | None:
-    """A line about an event other than a training row; None for those that need no line."""
+    """A line about an event that is no training row; None for an event that needs no line."""
     match event:
         case RunStart():
             resumed = "" if event.resumed_from_step is None else f", resumed from step {event.resumed_from_step}"

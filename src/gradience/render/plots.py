@@ -1,7 +1,8 @@
 """Plots in characters for a terminal: a curve over steps, and a map of an adapter's modules.
 
-The curve uses braille dots, the map block characters; both have a form in ASCII for terminals without them. The map's
-layers run to the right and its kinds of module downwards, one character each; the page draws the same `Grid` in colour.
+The curve uses braille dots, and the map block characters; both have a form in ASCII for terminals without these. The
+map has a column for each layer, a row for each kind of module, and one character for each module. The HTML page draws
+the same `Grid` in colour.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 """The marks of `curves_lines`, in the order of its curves."""
 _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
-_LABEL: Final = 8  # columns for the numbers at the left, at least
+_LABEL: Final = 8  # minimal number of columns for the numbers at the left
 
 _UNICODE: Final = "▁▂▃▄▅▆▇█"
 _ASCII: Final = ".:-=+*#@"
@@ -45,14 +46,14 @@ def curve_lines(
     height: int = 10,
     dots: bool = True,
 ) -> list[str]:
-    """A curve over its steps, the lowest and highest value at the left, the steps below.
+    """A curve over its steps, with the lowest and highest value at the left and the steps below.
 
     Args:
-        points: (step, value), by rising step; those that are not finite are left out.
-        marks: more of them, drawn as `o` over the curve.
-        width: of a line in characters, at least 20.
-        height: lines of the curve, without that of the steps.
-        dots: draw in braille, two by four dots a character; else with `*`.
+        points: (step, value) pairs in order of steps; points that are not finite are left out.
+        marks: further points, drawn as `o` over the curve.
+        width: characters per line, at least 20.
+        height: lines of the curve, without the line of steps.
+        dots: draw in braille, with two by four dots per character; else with `*`.
     """
     curve, over = _finite(points), _finite(marks)
     both = [*curve, *over]
@@ -72,12 +73,12 @@ def curve_lines(
 
 
 def curves_lines(curves: Sequence[Sequence[tuple[float, float]]], *, width: int = 72, height: int = 16) -> list[str]:
-    """Several curves over each other, each in its own letter from `a`; the first is in front.
+    """Several curves in one plot, each drawn with its own letter from `a` on; the first curve is in front.
 
     Args:
-        curves: of each (step, value), by rising step; points that are not finite are left out.
-        width: of a line in characters, at least 20.
-        height: lines of the plot, without that of the steps.
+        curves: the (step, value) pairs of each curve, in order of steps; points that are not finite are left out.
+        width: characters per line, at least 20.
+        height: lines of the plot, without the line of steps.
     """
     finite = [_finite(points) for points in curves]
     every = [point for points in finite for point in points]
@@ -119,13 +120,13 @@ class _Area:
         self._width, self._height = width, height
 
     def cell(self, point: tuple[float, float]) -> tuple[int, int]:
-        """The column and the row, from the top, of a point."""
+        """The column of a point, and its row counted from the top."""
         x = _share(point[0], self.left, self.right)
         y = 1.0 - _share(point[1], self.bottom, self.top)
         return round(x * (self._width - 1)), round(y * (self._height - 1))
 
     def line(self, points: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
-        """The cells of the points, joined down each column so that a steep curve has no holes."""
+        """The cells of the points, joined within each column so that a steep curve has no holes."""
         cells: list[tuple[int, int]] = []
         for x, y in map(self.cell, points):
             before = cells[-1][1] if cells else y
@@ -142,12 +143,12 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None, height: int = 5) -> list[str]:
-    """A histogram from 0 with the limit as a line through it, and the lengths below.
+    """A histogram from length 0, with the limit as a vertical line, and the lengths below.
 
     Args:
-        bins: how many fall into each bar; the last bar holds all that is longer, too.
-        width: of a bar, in units of the horizontal axis.
-        limit: where to draw the line; None, or beyond the bars: none.
+        bins: the number in each bar; the last bar holds all longer ones too.
+        width: width of a bar, in units of the horizontal axis.
+        limit: position of the line; no line if it is None or beyond the bars.
         height: lines of the bars.
     """
     top = max(bins, default=0)
@@ -178,30 +179,30 @@ Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
 
 _Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
-Cell: TypeAlias = float | str  # a value; or 0, ! or a space for what has none
+Cell: TypeAlias = float | str  # a value; or 0, ! or a space for a module without one
 
 
 class Grid(NamedTuple):
-    """A quantity of the modules by kind and layer."""
+    """A quantity of the modules, by kind of module and layer."""
 
     title: str
     rows: dict[str, dict[int, Cell]]  # by the kind's name, then by layer
     layers: list[int]
     top: float  # the highest value
-    labels: dict[int, str]  # of the layers, as people name them
+    labels: dict[int, str]  # the layers as people name them
 
 
 def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:
     """The quantity by kind of module and layer, or None if no module in a layer has a value.
 
-    A module that is zero is `0`, one that is not finite `!`. Experts of one parameter are averaged.
+    A zero update is shown as `0`, a non-finite one as `!`. Experts of one parameter are averaged.
     """
     title, read = _READ[of]
     return grid_of_cells(title, [(m.name, m.layer, _cell(m, read)) for m in modules if m.layer is not None])
 
 
 def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | None:
-    """A quantity given as (name of the module, layer, cell), by kind and layer; None if no cell has a value."""
+    """A quantity given as (module name, layer, cell), by kind and layer; None if no cell has a value."""
     rows = _rows(cells)
     values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
     if not values:
@@ -211,7 +212,7 @@ def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | 
 
 
 def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
-    """The lines of the map; a module that is zero shows as 0, one that is not finite as !.
+    """The lines of the map; a zero update is shown as 0, a non-finite one as !.
 
     Modules outside any layer are left out. Experts of one parameter are averaged.
     """
@@ -222,7 +223,7 @@ def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: b
 
 
 def grid_lines(grid: Grid, *, unicode: bool = True) -> list[str]:
-    """The lines of the map of a quantity, with its ramp: block characters, or ASCII."""
+    """The lines of the map of a quantity, in block characters or in ASCII, with a legend."""
     ramp = _UNICODE if unicode else _ASCII
     span = f"from 0 ({ramp[0]}) to {number(grid.top, '.3g')} ({ramp[-1]})"
     return [f"Heat map of {grid.title}, layer x module, {span}:", *_blocks(grid, ramp)]
@@ -240,12 +241,12 @@ def _rows(cells: Sequence[tuple[str, int, Cell]]) -> dict[str, dict[int, Cell]]:
 
 
 def _kind(name: str) -> list[str]:
-    """The parts of a module's path without numbers: equal in every layer."""
+    """The parts of a module's path that are no numbers, which are the same in every layer."""
     return [part for part in name.partition("[")[0].split(".") if not part.isdigit()]
 
 
 def _shared(kinds: Sequence[list[str]]) -> int:
-    """The number of leading parts that all paths share, less what is needed to keep two parts."""
+    """The number of leading parts that all paths share, reduced so that each path keeps at least two parts."""
     least = min(map(len, kinds), default=0) - 2
     return next((i for i in range(max(least, 0)) if len({kind[i] for kind in kinds}) > 1), max(least, 0))
 
@@ -265,7 +266,7 @@ def _mean(cells: Sequence[Cell]) -> Cell:
 
 
 def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
-    """The map, broken into blocks of as many layers as fit the width."""
+    """The lines of the map, split into blocks of layers that fit the width."""
     label = min(max(map(len, grid.rows)), _ROW_NAME)
     room = _WIDTH - label - 4
     for start in range(0, len(grid.layers), room):
@@ -277,7 +278,7 @@ def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
 
 
 def _ruler(layers: Sequence[int], labels: Mapping[int, str]) -> str:
-    """The labels of the first and of every tenth layer, and of each after a gap, above their columns."""
+    """A line of layer labels above their columns: the first layer, every tenth, and each one after a gap."""
     line = ""
     for place, layer in enumerate(layers):
         marked = place == 0 or layer % _TICK == 0 or layers[place - 1] != layer - 1

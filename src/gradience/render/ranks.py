@@ -1,4 +1,4 @@
-"""The ranks that an audit suggests as text: what each would keep and save, by which rule, and what to run next."""
+"""The ranks that an audit suggests as text: what each would keep and save, by which rule, and the next command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradience.render import Columns, clean, count, megabytes, number, percent, 
 from gradience.rules.weights import LARGE_SIZE
 from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, SuggestedRank
 
-_MODULES: Final = 8  # of a rank pattern, without --verbose
+_MODULES: Final = 8  # modules of a rank pattern listed without --verbose
 _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
 _TRIAL: Final = (  # docs/resize.md: benchmarks/resize_quality.py, and the later measurement on pretrained models
     "  measured, with ranks rounded up to powers of two: 12 adapters of a small Llama trained on digits lost 1.4",
@@ -24,7 +24,7 @@ SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case ta
 
 
 def update_size(norm: float | None, size: float | None) -> str | None:
-    """The size of an update in words, from its norm and its share of freshly initialised weights."""
+    """The size of an update in words, from its norm and from that norm over the norm of freshly initialised weights."""
     if norm is None or size is None:
         return None
     far = "; far above ordinary updates (under 1)" if size > LARGE_SIZE.value else ""
@@ -32,7 +32,7 @@ def update_size(norm: float | None, size: float | None) -> str | None:
 
 
 def suggested(report: AuditReport) -> Iterator[str]:
-    """Cost and saving of lower ranks, the suggested ones marked; one line where the present rank is suggested."""
+    """Cost and saving of lower ranks, with the suggested ones marked; one line if the present rank is suggested."""
     if not report.suggested:
         return
     highest = max(m.r for m in report.modules)
@@ -74,7 +74,7 @@ def _of_each(report: AuditReport) -> Iterator[str]:
 
 
 def _next(report: AuditReport) -> Iterator[str]:
-    """The commands that measure on the user's own inputs what these numbers leave open."""
+    """The commands that measure, on the user's own inputs, what a rank costs."""
     given = f"--peft-dir {shlex.quote(clean(report.peft_dir))}"
     base = "MODEL" if report.base is None else shlex.quote(clean(report.base.path))
     yield "  next, how small it may become by its outputs on your texts, and what that does to your metric:"
@@ -89,7 +89,7 @@ def _mark(report: AuditReport, rank: int) -> str:
 
 
 def suggested_for(report: AuditReport, rank: int) -> str:
-    """The purposes that the rank is suggested for; empty if it is not."""
+    """The purposes for which the rank is suggested; empty if it is not suggested."""
     found = report.suggested
     return ", ".join(text for key, text in SUGGESTED_FOR.items() if key in found and found[key].rank == rank)
 
@@ -101,7 +101,7 @@ def present_rank(report: AuditReport) -> int | None:
 
 
 def rank_rules(report: AuditReport, *, verbose: bool) -> Iterator[str]:
-    """The ranks by each rule, and the modules where they differ by more than a power of two, by those ranks."""
+    """The ranks by each rule, and the modules for which the rules differ by more than a power of two."""
     yield "Rules for a rank (median/p90, then as ranks):"
     for rule in report.rank_rules:
         yield (

@@ -1,7 +1,7 @@
 """The reports of the verbs that write one adapter from another, as text: resize, mitigate and convert.
 
-Each begins with what was read and written and the error of the whole, then has a table of modules, those with the
-largest change first. Without `verbose` the table is cut. Every report ends with what it does not show.
+Each report begins with what was read and written and with the error of the whole adapter. A table of modules follows,
+those with the largest change first; without `verbose` it is cut. Every report ends with what it does not show.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradience.schema.writing import (
 )
 
 MODULES: Final = 12  # rows of a table without --verbose
-EXACT: Final = 1e-6  # relative error under which an update is the same: float32 factors hold no more digits
+EXACT: Final = 1e-6  # relative error below which an update counts as equal: float32 factors hold no more digits
 LESSER: Final = "modules, of no larger error"
 _CRITERIA: Final = {
     "rank": "rank {:g}",
@@ -57,26 +57,26 @@ _MEASURED: Final = (
 
 
 def destination(out: str | None) -> str:
-    """The folder or file that was written, or that it was a dry run."""
+    """The folder or file that was written, or words for a dry run."""
     return clean(out) if out else "(dry run: nothing is written)"
 
 
 def error_cell(error: float | None) -> str:
-    """A module's relative error for a table; None is an update of zero."""
+    """A module's relative error for a table; None stands for a zero update."""
     if error is None:
         return "zero"
     return "exact" if error <= EXACT else f"{error:.2%}"
 
 
 def name_list(title: str, names: Sequence[str]) -> Iterator[str]:
-    """One line with the number of names and the first of them; nothing for none."""
+    """A line with the number of names and the first ones; nothing without names."""
     if names:
         yield f"{title} ({len(names)}): {listed(names)}"
 
 
 @as_text
 def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report for a terminal; `verbose` lists every module."""
+    """The report of a resize for a terminal; `verbose` lists every module."""
     yield from banner("GRADIENCE RESIZE")
     yield f"From: {clean(report.source)}"
     yield f"To:   {destination(report.out)}"
@@ -128,7 +128,7 @@ def _worst(errors: Iterable[float | None]) -> float:
 
 @as_text
 def mitigate_text(report: MitigateReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report for a terminal; `verbose` lists the modules without intruders as well."""
+    """The report of a mitigation for a terminal; `verbose` also lists the modules without intruders."""
     yield from banner("GRADIENCE MITIGATE")
     yield f"From: {clean(report.source)}"
     yield f"Base: {clean(report.base)}"
@@ -170,7 +170,7 @@ _MITIGATED: Final[Columns[MitigatedModule]] = (
 
 @as_text
 def convert_text(report: ConvertReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report for a terminal; `verbose` lists every module."""
+    """The report of a conversion for a terminal; `verbose` lists every module."""
     yield from banner("GRADIENCE CONVERT")
     yield f"From: {clean(report.source)}  ({clean(report.source_type)})"
     yield f"To:   {destination(report.out)}  ({_FORMATS[report.target_format]})"

@@ -169,7 +169,7 @@ def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
             continue
         try:
             for seen in _each(rule.observe(facts)):
-                found.append(finding(rule, seen))  # noqa: PERF401  # what was seen before Unknown is kept
+                found.append(finding(rule, seen))  # noqa: PERF401  # findings before an Unknown are kept
         except Unknown as unknown:
             not_run.append(NotRun(id=rule.id, reason=str(unknown)))
     return Verdict(by_severity(found), not_run)

@@ -1,7 +1,7 @@
-"""The types of logs and reports, with units. Needs msgspec only.
+"""The types of logs and reports, with units. The package needs msgspec only.
 
-Here are the numbers and identifiers that every Struct shares. Each type of the modules is had from here by its name,
-too, as in `from gradience.schema import ConfigSnapshot`; the module that holds it is imported when it is asked for.
+This module defines the numbers and identifiers that every Struct shares. It also offers each type of the other modules
+by its name, as in `from gradience.schema import ConfigSnapshot`, and imports the module that defines it on first use.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ TaskProfile: TypeAlias = Literal["easy_classification", "hard_reasoning", "gener
 
 
 def __getattr__(name: str) -> Any:
-    """A type or constant of one of the modules."""
+    """Return a type or constant from the module that defines it."""
     for home in () if name.startswith("_") else _HOMES:
         module = import_module(f"{__name__}.{home}")
         if hasattr(module, name):
@@ -100,12 +100,12 @@ def __getattr__(name: str) -> Any:
 
 
 def about(text: str) -> Meta:
-    """What a field of a Struct is, for its JSON Schema."""
+    """Return the metadata that describes a field of a Struct in its JSON Schema."""
     return Meta(description=text)
 
 
 def real(value: float) -> float | NonFinite:
-    """The value as it goes on the wire: itself if finite, else its name.
+    """Return the value as it is written to JSON: a finite number itself, otherwise its name.
 
     >>> real(0.5), real(float("-inf"))
     (0.5, '-Infinity')
@@ -118,13 +118,13 @@ def real(value: float) -> float | NonFinite:
 
 
 def number_in(values: Mapping[str, Json], key: str) -> float | None:
-    """The number under a key; None where there is none, or something else."""
+    """Return the number under a key, or None if the key is missing or its value is not a number."""
     value = values.get(key)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def as_float(value: float | NonFinite) -> float:
-    """The Python float that a value on the wire stands for.
+    """Return the float that a value read from JSON represents.
 
     >>> as_float("Infinity")
     inf

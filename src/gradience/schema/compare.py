@@ -1,4 +1,4 @@
-"""What ``monitor`` of several runs, ``compare`` and ``bench`` print as JSON: runs, adapters, candidates together."""
+"""Types of the reports that compare: runs by ``monitor``, adapters by ``compare``, candidates by ``bench``."""
 
 from __future__ import annotations
 
@@ -14,51 +14,53 @@ COMPARE_SCHEMA_ID: Final = "gradience.compare/v2"
 
 
 class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One run, as a column of the comparison."""
+    """One run, as a column of the comparison. Values that were not logged are null."""
 
-    name: Annotated[str, about("Short, and its own among the runs compared.")]
+    name: Annotated[str, about("Short name, unique among the compared runs.")]
     file: str
-    run_id: str | None = None
+    run_id: Annotated[str, about("Id of the run in its log.")] | None = None
     story: Annotated[str, about("The run in one line.")] = ""
     status: Annotated[str, about("Status of run_end, or `no_run_end`.")]
-    rows: NonNegativeInt = 0
-    last_step: NonNegativeInt | None = None
-    max_steps: NonNegativeInt | None = None
+    rows: Annotated[NonNegativeInt, about("Training rows.")] = 0
+    last_step: Annotated[NonNegativeInt, about("Last logged step.")] | None = None
+    max_steps: Annotated[NonNegativeInt, about("Planned steps.")] | None = None
     first_loss: Real | None = None
     last_loss: Real | None = None
-    min_loss: Real | None = None
+    min_loss: Annotated[Real, about("Lowest training loss.")] | None = None
     min_loss_step: NonNegativeInt | None = None
-    split: Annotated[str, about("The held-out split that the next four speak of.")] | None = None
+    split: Annotated[str, about("Held-out split of eval_loss, its best and its step, and accuracy.")] | None = None
     eval_loss: Annotated[Real, about("Newest held-out loss.")] | None = None
-    best_eval_loss: Real | None = None
+    best_eval_loss: Annotated[Real, about("Lowest held-out loss.")] | None = None
     best_eval_step: NonNegativeInt | None = None
     accuracy: Annotated[Real, about("Newest held-out accuracy, 0 to 1.")] | None = None
     gap: Annotated[Real, about("Held-out over train perplexity.")] | None = None
     signals: Annotated[
-        dict[str, float], about("Rewards, margins, KL, ...: medians of the last fifth of their rows.")
+        dict[str, float], about("Rewards, margins, KL, ... by name: median of the last fifth of their rows.")
     ] = {}
     lr: Annotated[Real, about("Peak learning rate: the highest logged, else the configured one.")] | None = None
     r: Annotated[int, about("Rank where no pattern matches.")] | None = None
     alpha: Real | None = None
-    utilization_mean: float | None = None
-    duration_s: float | None = None
+    utilization_mean: Annotated[float, about("Mean utilization by the audit in the log.")] | None = None
+    duration_s: Annotated[float, about("Seconds from the first to the last clock reading.")] | None = None
     findings: list[FindingRef] = []
 
 
 class ConfigDifference(msgspec.Struct, kw_only=True, frozen=True):
-    """One value of the configuration that is not the same in all runs."""
+    """One value of the configuration that differs between the runs, or between the adapters."""
 
     key: Annotated[str, about("Place in the configuration, such as `optimizer.lr`.")]
-    values: Annotated[list[Json], about("One per run, in their order; null where not recorded.")]
+    values: Annotated[list[Json], about("One value per run or adapter, in their order; null if not recorded.")]
 
 
 class AlignedRow(msgspec.Struct, kw_only=True, frozen=True):
-    """The runs over the same steps: those after the step of the row before, up to this one's."""
+    """The losses of all runs over the same steps: after the previous row's step, up to and with `step`."""
 
     step: NonNegativeInt
-    train: Annotated[list[Real | None], about("Median training loss over these steps, one per run; null where none.")]
+    train: Annotated[
+        list[Real | None], about("Median training loss over these steps, one per run; null without a row.")
+    ]
     held_out: Annotated[
-        list[Real | None], about("Newest held-out loss over these steps, one per run; null where none.")
+        list[Real | None], about("Newest held-out loss over these steps, one per run; null without an evaluation.")
     ]
 
 
@@ -86,124 +88,146 @@ Cosine = Annotated[float, Meta(ge=-1.0, le=1.0)]
 
 
 class ComparedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One of the adapters."""
+    """One adapter of a comparison or a merge."""
 
-    name: Annotated[str, about("Short, and its own among the adapters of this report.")]
+    name: Annotated[str, about("Short name, unique among the adapters of this report.")]
     path: str
     format: Annotated[str, about("`peft`, `mlx`, `kohya` or `diffusers`.")]
     peft_type: str | None = None
     base_model: str | None = None
-    step: Annotated[NonNegativeInt, about("Of a checkpoint, from its folder's name.")] | None = None
-    modules: NonNegativeInt
-    rank: Annotated[list[NonNegativeInt], about("[least, most] over its modules, as on disk.")]
-    scaling: Annotated[list[float], about("[least, most] factor of B A over its modules.")]
+    step: Annotated[NonNegativeInt, about("Step of a checkpoint, by its folder's name.")] | None = None
+    modules: Annotated[NonNegativeInt, about("Modules of the adapter.")]
+    rank: Annotated[list[NonNegativeInt], about("[least, most] rank of its modules on disk.")]
+    scaling: Annotated[list[float], about("[least, most] scaling s of its modules, in s B A.")]
     frobenius_norm: Annotated[
-        float | None, about("Of all its updates: sqrt of the sum of squares; null where one is not finite.")
+        float | None,
+        about("Frobenius norm of the whole update: root of the sum of squares. Null if a module is not finite."),
     ] = None
 
 
 class OnlyIn(msgspec.Struct, kw_only=True, frozen=True):
-    """A module that not all of the adapters have."""
+    """A module that some of the adapters lack."""
 
     module: str
-    adapters: Annotated[list[str], about("Names of those that have it.")]
+    adapters: Annotated[list[str], about("Names of the adapters that have it.")]
 
 
 class Overlap(msgspec.Struct, kw_only=True, frozen=True):
-    """phi(i, j) = norm(U_i^T V_j)_F^2 / min(i, j), of leading singular vectors (arXiv 2106.09685, equation 4)."""
+    """Overlap of two spans: phi(i, j) = norm(U_i^T V_j)_F^2 / min(i, j).
 
-    i: Annotated[NonNegativeInt, about("Leading directions of the first adapter.")]
-    j: Annotated[NonNegativeInt, about("Leading directions of the second.")]
-    phi: Annotated[Fraction, about("1: one span holds the other. 0: orthogonal.")]
-    chance: Annotated[float, about("Mean for independent random subspaces: max(i, j) / d.")]
-    chance_sd: Annotated[float, about("Standard deviation for such subspaces.")]
+    U_i and V_j are leading singular vectors (arXiv 2106.09685, equation 4).
+    """
+
+    i: Annotated[NonNegativeInt, about("Number i of leading directions of the first adapter.")]
+    j: Annotated[NonNegativeInt, about("Number j of leading directions of the second adapter.")]
+    phi: Annotated[Fraction, about("1: one span contains the other. 0: they are orthogonal.")]
+    chance: Annotated[float, about("Mean of phi for independent random subspaces: max(i, j) / d.")]
+    chance_sd: Annotated[float, about("Standard deviation of phi for independent random subspaces.")]
 
 
 class SideOverlap(msgspec.Struct, kw_only=True, frozen=True):
-    """Subspaces on one side of a module: `phi` at i = j = 1, 2, 4, ... and at both ranks; angles of the whole spans."""
+    """The subspaces on one side of a module: overlaps of leading directions, and angles of the whole spans."""
 
-    overlaps: list[Overlap]
+    overlaps: Annotated[list[Overlap], about("At i = j = 1, 2, 4, ..., and with i and j the two ranks.")]
     angles: Annotated[
-        list[float], about("Principal angles between the column (or row) spaces, degrees, smallest first; 16.")
+        list[float], about("Principal angles in degrees between the two whole spans, smallest first, at most 16.")
     ]
 
 
 class ModulePair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One module in two adapters."""
+    """One module in two adapters, with the updates dW1 and dW2."""
 
     name: str
     module_type: str
     layer: NonNegativeInt | None = None
-    state: Annotated[Literal["ok", "zero", "non_finite"], about("`zero`: the update of one, or of both, is zero.")] = (
-        "ok"
-    )
+    state: Annotated[
+        Literal["ok", "zero", "non_finite"], about("`zero`: one of the two updates, or both, is zero.")
+    ] = "ok"
     shape: list[NonNegativeInt]
-    ranks: Annotated[list[NonNegativeInt], about("On disk, of the first and of the second.")]
-    frobenius_norms: Annotated[list[float] | None, about("Of s B A, first and second.")] = None
-    norm_ratio: Annotated[float | None, about("Second over first; null where the first is zero.")] = None
-    cosine: Annotated[Cosine | None, about("<dW1, dW2>_F / (norm dW1 norm dW2); null where one is zero.")] = None
-    relative_change: Annotated[float | None, about("norm(dW2 - dW1) / norm(dW1), Frobenius.")] = None
+    ranks: Annotated[list[NonNegativeInt], about("Ranks on disk in the first and the second adapter.")]
+    frobenius_norms: Annotated[
+        list[float] | None, about("Frobenius norms of dW1 and dW2; null if one is not finite.")
+    ] = None
+    norm_ratio: Annotated[float | None, about("norm(dW2) / norm(dW1), Frobenius; null if dW1 is zero.")] = None
+    cosine: Annotated[Cosine | None, about("<dW1, dW2>_F / (norm(dW1) norm(dW2)); null if one is zero.")] = None
+    relative_change: Annotated[float | None, about("norm(dW2 - dW1) / norm(dW1), Frobenius; null if dW1 is zero.")] = (
+        None
+    )
     output_side: Annotated[SideOverlap | None, about("Left singular vectors: the column spaces.")] = None
     input_side: Annotated[SideOverlap | None, about("Right singular vectors: the row spaces.")] = None
 
 
 class LayerShare(msgspec.Struct, kw_only=True, frozen=True):
-    """How much of each adapter's squared Frobenius norm lies in a layer."""
+    """Share of each adapter's squared Frobenius norm that lies in one layer."""
 
-    layer: Annotated[NonNegativeInt | None, about("Null: modules outside any layer.")]
+    layer: Annotated[NonNegativeInt | None, about("Index of the layer; null for the modules outside any layer.")]
     first: Fraction
     second: Fraction
 
 
 class AdapterPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """Two of the adapters, over the modules that both have."""
+    """Two of the adapters as a whole, and over the modules that both have."""
 
     first: str
     second: str
-    compared: Annotated[NonNegativeInt, about("Modules of one name and shape, finite in both.")]
+    compared: Annotated[NonNegativeInt, about("Modules that both have in one shape, and that are finite in both.")]
     cosine: Annotated[
-        Cosine | None, about("Of all updates as one vector; a module that one lacks counts as zero there.")
+        Cosine | None,
+        about(
+            "Cosine of the two adapters, each as one vector of all its updates. A module that one of them lacks "
+            "counts as zero there."
+        ),
     ] = None
-    norm_ratio: Annotated[float | None, about("Of all updates: second over first.")] = None
+    norm_ratio: Annotated[float | None, about("Frobenius norm of the whole second adapter over the first.")] = None
     relative_change: Annotated[
-        float | None, about("norm(second - first) / norm(first), of all updates as one vector.")
+        float | None, about("norm(second - first) / norm(first), each adapter as one vector of all its updates.")
     ] = None
     energy_moved: Annotated[
-        Fraction | None, about("Half the sum over layers of the change in their share of the squared norm.")
+        Fraction | None,
+        about(
+            "Share of the squared norm that lies in other layers: half the sum of the absolute changes of the "
+            "layers' shares."
+        ),
     ] = None
-    output_side: Annotated[list[Overlap], about("Mean over modules at i = j = 1, 2, 4, ...")] = []
-    input_side: Annotated[list[Overlap], about("The same for the right singular vectors.")] = []
+    output_side: Annotated[
+        list[Overlap], about("Overlap of left singular vectors at i = j = 1, 2, 4, ..., averaged over modules.")
+    ] = []
+    input_side: Annotated[list[Overlap], about("Overlap of right singular vectors, averaged likewise.")] = []
     layers: list[LayerShare] = []
     modules: list[ModulePair] = []
 
 
 class CheckpointPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One checkpoint of a series; means are over modules with a finite update that is not zero."""
+    """One checkpoint of a series. Means run over the modules with a finite, non-zero update."""
 
     name: str
-    step: NonNegativeInt | None = None
-    frobenius_norm: float | None = None
-    cosine_to_final: Cosine | None = None
-    cosine_to_previous: Cosine | None = None
-    relative_change: Annotated[float | None, about("From the previous: norm(change) / norm(previous).")] = None
+    step: Annotated[NonNegativeInt, about("Optimizer step, by its folder's name.")] | None = None
+    frobenius_norm: Annotated[float, about("Frobenius norm of the whole update.")] | None = None
+    cosine_to_final: Annotated[Cosine, about("Cosine with the last checkpoint's update.")] | None = None
+    cosine_to_previous: Annotated[Cosine, about("Cosine with the previous checkpoint's update.")] | None = None
+    relative_change: Annotated[float | None, about("norm(change since the previous checkpoint) / norm(previous).")] = (
+        None
+    )
     stable_rank_mean: float | None = None
     effective_rank_mean: float | None = None
-    energy_rank_90_mean: Annotated[float | None, about("Least k that holds 90 % of the energy.")] = None
+    energy_rank_90_mean: Annotated[float | None, about("Mean of the least k that holds 90 % of a module's energy.")] = (
+        None
+    )
 
 
 class CheckpointSeries(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """The adapter as it was trained."""
+    """The adapter at each checkpoint of its training."""
 
     points: list[CheckpointPoint]
     settled: Annotated[
         str | None,
         about(
-            "First checkpoint, before the last, from which every cosine to the final update is at least "
-            "the threshold; null where none is."
+            "First checkpoint, before the last, from which on every cosine to the final update is at least "
+            "`threshold`. Null if there is none."
         ),
     ] = None
-    settled_step: NonNegativeInt | None = None
-    threshold: Annotated[Cosine, about("A heuristic: .99, an angle of 8 degrees.")]
+    settled_step: Annotated[NonNegativeInt, about("Step of `settled`.")] | None = None
+    threshold: Annotated[Cosine, about("Cosine that counts as settled, a heuristic: .99, an angle of 8 degrees.")]
     rank_growth: Annotated[
         float | None, about("Mean effective rank of the last checkpoint over that of the first.")
     ] = None
@@ -214,16 +238,18 @@ class CompareAdaptersReport(Report, kw_only=True, frozen=True):
 
     schema: Literal["gradience.compare-adapters/v2"]
     adapters: list[ComparedAdapter]
-    differences: Annotated[list[ConfigDifference], about("One value per adapter, in their order.")] = []
+    differences: Annotated[list[ConfigDifference], about("Settings that differ, one value per adapter.")] = []
     cosines: Annotated[
-        list[list[Cosine | None]], about("Of the updates as a whole, every adapter with every other.")
+        list[list[Cosine | None]],
+        about("Cosines between whole adapters, each with every other: row and column in the order of `adapters`."),
     ] = []
     pairs: Annotated[
-        list[AdapterPair], about("The first with each other one; of a series each with the one before it.")
+        list[AdapterPair],
+        about("The first adapter with each other one; in a series, each checkpoint with the previous one."),
     ] = []
     series: CheckpointSeries | None = None
-    only_in: Annotated[list[OnlyIn], about("Modules that not all adapters have.")] = []
-    different_shapes: Annotated[list[str], about("Modules whose shapes differ: not compared.")] = []
+    only_in: Annotated[list[OnlyIn], about("Modules that some adapters lack.")] = []
+    different_shapes: Annotated[list[str], about("Modules that were not compared because their shapes differ.")] = []
     notes: list[str] = []
 
 
@@ -235,108 +261,116 @@ Outcome: TypeAlias = Literal["within", "over", "open", "not_finite", "reference"
 
 
 class BenchMetric(msgspec.Struct, kw_only=True, frozen=True):
-    """What is measured."""
+    """The score that a bench measures."""
 
     name: Annotated[str, about("`loss`, `accuracy`, `exact-match`, `lm-eval:TASK`, or the user's command.")]
     higher_is_better: bool
     unit: Annotated[
         Literal["example", "seed"],
-        about("What is paired: the score of each example, or one score of each run with another seed."),
+        about("Unit of the paired differences: one example, or one run per seed."),
     ]
 
 
 class BenchTask(msgspec.Struct, kw_only=True, frozen=True):
-    """One set of held-out data and the adapter that candidates are compared with on it."""
+    """One held-out data set, and the reference adapter that the candidates are compared with on it."""
 
     name: str
-    data: Annotated[str, about("The file, as given; empty where the evaluator has its own data.")] = ""
-    digest: Annotated[str, about("`sha256:...` of the file; empty without one.")] = ""
-    reference: Annotated[str, about("The candidate's name that the others are compared with.")]
-    n: Annotated[NonNegativeInt, about("Examples, or runs with different seeds.")]
-    score: Annotated[Real, about("The reference's.")]
-    margin: Annotated[Size, about("The tolerance in the metric's unit.")]
-    judged: Annotated[bool, about("Whether the verdict rests on it; else it is only reported.")] = True
+    data: Annotated[str, about("The file, as given; empty if the evaluator has its own data.")] = ""
+    digest: Annotated[str, about("`sha256:...` of the file; empty without a file.")] = ""
+    reference: Annotated[str, about("Name of the candidate that the others are compared with.")]
+    n: Annotated[NonNegativeInt, about("Number of examples, or of runs with different seeds.")]
+    score: Annotated[Real, about("Score of the reference.")]
+    margin: Annotated[Size, about("The tolerance, in the metric's unit.")]
+    judged: Annotated[bool, about("Whether the verdict depends on this task; if not, it is only reported.")] = True
     has_contrast: Annotated[
         bool | None,
         about(
-            "Whether the base without the update is worse by more than the tolerance, with 95 %: if not, "
-            "these data cannot show what a smaller adapter loses. Null where the base was not evaluated."
+            "Whether the base without the update is worse by more than the tolerance, with 95 % confidence. If not, "
+            "these data cannot show what a smaller adapter loses. Null if the base was not evaluated."
         ),
     ] = None
 
 
 class BenchResult(msgspec.Struct, kw_only=True, frozen=True):
-    """One candidate on one task. `harm` is how much worse than the reference it is, in the metric's unit."""
+    """One candidate on one task. `harm` says how much worse than the reference it is, in the metric's unit."""
 
     task: str
-    score: Annotated[Real, about("The mean; for `loss` in nats per prediction.")]
-    harm: Real | None = None
-    low: Annotated[Real | None, about("Lower end of harm: holds with 95 % for all that were compared at once.")] = None
-    worst: Annotated[Real | None, about("Upper end of harm, likewise: the worst plausible loss.")] = None
+    score: Annotated[Real, about("Mean score; for `loss` in nats per prediction.")]
+    harm: Annotated[Real, about("Mean of the paired differences to the reference; above 0 it is worse.")] | None = None
+    low: Annotated[
+        Real | None, about("Lower bound of harm, with 95 % confidence for all compared candidates at once.")
+    ] = None
+    worst: Annotated[Real | None, about("Upper bound of harm, with the same confidence: the worst plausible loss.")] = (
+        None
+    )
     outcome: Annotated[
         Outcome,
         about(
-            "`within`: worst <= margin. `over`: low > margin. `open`: neither. `not_finite`: it has no "
-            "score. A reference or an anchor is not judged."
+            "`within`: worst <= margin. `over`: low > margin. `open`: neither. `not_finite`: it has no score. A "
+            "reference or an anchor is not judged."
         ),
     ]
     needed: Annotated[
         NonNegativeInt | None,
         about(
-            "Examples with which it would be `within` in 80 % of trials if its harm is as it looks; null "
-            "where it is decided, or no number would do."
+            "Examples with which it would be `within` in 80 % of trials, if its true harm is the measured one. Null "
+            "if it is decided, or if no number is enough."
         ),
     ] = None
-    kl: Annotated[Real | None, about("KL(reference, candidate) in nats per prediction; null where not measured.")] = (
-        None
-    )
-    flips: Annotated[Fraction | None, about("Share of predictions whose most probable class is another.")] = None
+    kl: Annotated[Real | None, about("KL(reference, candidate) in nats per prediction; null if not measured.")] = None
+    flips: Annotated[
+        Fraction | None,
+        about("Share of predictions whose most probable class differs from the reference's; null if not measured."),
+    ] = None
 
 
 class BenchCandidate(msgspec.Struct, kw_only=True, frozen=True):
-    """An adapter that was evaluated."""
+    """An adapter that was evaluated, or the base."""
 
-    name: Annotated[str, about("As asked for: `full`, `base`, `svd:8`, ...")]
+    name: Annotated[str, about("Name as asked for: `full`, `base`, `svd:8`, ...")]
     role: Role
     made: Annotated[str, about("How it was made, in words.")] = ""
-    folder: Annotated[str, about("Where it is.")]
+    folder: Annotated[str, about("Folder that holds it.")]
     params: Annotated[NonNegativeInt, about("Parameters of its factors; 0 for the base.")]
-    share: Annotated[Size | None, about("Of the adapter's parameters; null where it has none.")] = None
-    outcome: Annotated[Outcome, about("The worst of its outcomes over the judged tasks.")]
+    share: Annotated[Size | None, about("`params` over the parameters of the adapter; null if those are 0.")] = None
+    outcome: Annotated[Outcome, about("Worst of its outcomes over the judged tasks.")]
     results: list[BenchResult] = []
 
 
 class BenchVerdict(msgspec.Struct, kw_only=True, frozen=True):
-    """What the trial decides."""
+    """The result of the bench over all candidates and judged tasks."""
 
     state: Annotated[
         Literal["holds", "none", "not_decided", "no_contrast"],
         about(
-            "`holds`: the candidate named is the smallest whose worst plausible loss is within the "
-            "tolerance. `none`: all were shown to be over it. `no_contrast`: neither is the base, so nothing follows."
+            "`holds`: `candidate` is the smallest one whose worst plausible loss is within the tolerance. `none`: "
+            "every candidate was shown to lose more. `not_decided`: none holds and one is `open`. `no_contrast`: the "
+            "base itself was not shown to lose more, so nothing follows."
         ),
     ]
-    candidate: str | None = None
-    n: NonNegativeInt
-    needed: Annotated[NonNegativeInt | None, about("The least that a candidate left open needs.")] = None
-    says: Annotated[str, about("In one sentence.")]
+    candidate: Annotated[str, about("Name of the candidate that holds; null if none does.")] | None = None
+    n: Annotated[NonNegativeInt, about("Smallest n of the judged tasks.")]
+    needed: Annotated[
+        NonNegativeInt | None, about("Smallest n that would decide an open candidate; null if unknown.")
+    ] = None
+    says: Annotated[str, about("The verdict in one sentence.")]
 
 
 class BenchReport(Report, kw_only=True, frozen=True):
-    """Candidates beside an adapter on held-out data: paired differences, their bounds, and a verdict."""
+    """Candidates compared with an adapter on held-out data: paired differences, their bounds, and a verdict."""
 
     schema: Literal["gradience.bench/v2"] = BENCH_SCHEMA_ID
-    kind: Literal["resize", "merge", "mitigate"]
-    adapters: Annotated[list[str], about("As given.")]
-    base: Annotated[str, about("The base model, as given; empty where the evaluator has its own.")] = ""
-    out: Annotated[str, about("The folder with candidates and evaluations.")]
+    kind: Annotated[Literal["resize", "merge", "mitigate"], about("The verb whose results are measured.")]
+    adapters: Annotated[list[str], about("The adapters, as given.")]
+    base: Annotated[str, about("The base model, as given; empty if the evaluator has its own.")] = ""
+    out: Annotated[str, about("The folder of the candidates and evaluations.")]
     metric: BenchMetric
     tolerance: Annotated[str, about("As given: `1%` of the reference's score, or `0.01` in its unit.")]
-    confidence: Fraction
+    confidence: Annotated[Fraction, about("Confidence of the bounds, for all candidates at once.")]
     seed: NonNegativeInt
     tasks: list[BenchTask] = []
     candidates: Annotated[list[BenchCandidate], about("The reference first, then by size.")] = []
     verdict: BenchVerdict
-    evaluated: Annotated[NonNegativeInt, about("Evaluations that were run.")] = 0
-    reused: Annotated[NonNegativeInt, about("Evaluations that were found in the folder.")] = 0
+    evaluated: Annotated[NonNegativeInt, about("Evaluations that were run in this call.")] = 0
+    reused: Annotated[NonNegativeInt, about("Evaluations that were found in `out`.")] = 0
     notes: list[str] = []

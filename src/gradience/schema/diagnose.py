@@ -1,4 +1,4 @@
-"""What ``diagnose`` prints as JSON: config, log and weights as one verdict with its causes."""
+"""Types of the report of ``diagnose``: one verdict, with its causes, from config, log and weights."""
 
 from __future__ import annotations
 
@@ -27,47 +27,49 @@ SOURCES: Final[tuple[Source, ...]] = ("config", "log", "weights")
 
 
 class DiagnosedSource(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One of the three sources: whether it was there, and what was read of it."""
+    """One of the three sources: whether it was there, and what was read from it."""
 
     source: Source
     state: Annotated[
         Literal["read", "absent", "unreadable"],
-        about("`unreadable`: it is there and could not be read, so nothing was judged by it."),
+        about("`unreadable`: it exists but could not be read, so nothing was judged by it."),
     ]
     path: str | None = None
-    holds: Annotated[str, about("What was read, in a few words.")] = ""
-    chosen: Annotated[str, about("Why this one, where several could be meant.")] = ""
+    holds: Annotated[str, about("What it contains, in a few words.")] = ""
+    chosen: Annotated[str, about("Why this file was chosen, if there were several.")] = ""
     reason: Annotated[str, about("Why it is absent or unreadable.")] = ""
 
 
 class Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One source's part in a cause."""
+    """The part of one source in a cause."""
 
-    source: Annotated[PieceSource, about("`disk`: which checkpoints lie there.")]
-    id: Annotated[str, about("The rule or detector behind it; empty for a plain fact.")] = ""
+    source: Annotated[PieceSource, about("Where it comes from; `disk`: the checkpoints that are on disk.")]
+    id: Annotated[str, about("Id of the rule or detector; empty for a plain fact.")] = ""
     severity: Severity | None = None
     says: str
 
 
 class Cause(Finding, kw_only=True, frozen=True, omit_defaults=True):
-    """One thing to look at, with the evidence of each source. Every finding of a source is in exactly one cause."""
+    """One thing to look at, with the evidence from each source. Each finding of a source is in exactly one cause."""
 
-    joined: Annotated[bool, about("Whether it joins several findings or facts.")] = False
+    joined: Annotated[bool, about("Whether it combines several findings or facts.")] = False
     pieces: list[Piece] = msgspec.field(default_factory=list)
 
 
 class Unjudged(NotRun, kw_only=True, frozen=True):
     """A check that could not run, and why."""
 
-    source: Annotated[Literal["config", "log", "weights", "join"], about("What it looks at; `join`: several sources.")]
+    source: Annotated[
+        Literal["config", "log", "weights", "join"], about("The source it needs; `join`: several sources.")
+    ]
 
 
 class SourceCoverage(msgspec.Struct, kw_only=True, frozen=True):
-    """How many rules, detectors and checks of one kind ran."""
+    """How many rules, detectors and checks ran on one source; `join`: on several sources."""
 
     source: Literal["config", "log", "weights", "join"]
-    judged: NonNegativeInt
-    total: NonNegativeInt
+    judged: Annotated[NonNegativeInt, about("Those that ran.")]
+    total: Annotated[NonNegativeInt, about("All there are, those that could not run included.")]
 
 
 class Checkpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -75,8 +77,10 @@ class Checkpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
     name: str
     step: NonNegativeInt
-    loss: Annotated[Real, about("Held-out loss measured at this step, nats.")] | None = None
-    tied: Annotated[bool, about("Its loss is within the noise of the evaluation of the best checkpoint's.")] = False
+    loss: Annotated[Real, about("Held-out loss at this step, nats; null if not measured.")] | None = None
+    tied: Annotated[
+        bool, about("Whether its loss equals the best checkpoint's, within the noise of the evaluation.")
+    ] = False
 
 
 class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -84,20 +88,23 @@ class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
     name: str
     step: NonNegativeInt
-    loss: Real
-    split: Annotated[str, about("The evaluations that were compared.")]
-    noise: Annotated[float, about("Noise of one evaluation beside others, nats; null where unknown.")] | None
-    noise_from: Annotated[str, about("How the noise was come by, or why it is unknown.")]
+    loss: Annotated[Real, about("Its held-out loss, nats.")]
+    split: Annotated[str, about("Split of the evaluations that were compared.")]
+    noise: Annotated[float, about("Noise of one evaluation relative to the others, nats; null if unknown.")] | None
+    noise_from: Annotated[str, about("How the noise was estimated, or why it is unknown.")]
     n: Annotated[NonNegativeInt, about("Examples evaluated.")] | None = None
     standard_error: (
-        Annotated[float, about("Of the loss on other data of this kind and size, nats; a heuristic.")] | None
+        Annotated[float, about("Standard error of the loss, nats, on other data of this kind and size; a heuristic.")]
+        | None
     ) = None
-    lowest_loss: Annotated[Real, about("Lowest held-out loss of the run, saved or not.")]
-    lowest_step: NonNegativeInt
+    lowest_loss: Annotated[
+        Real, about("Lowest held-out loss of the run, nats, whether or not a checkpoint was saved there.")
+    ]
+    lowest_step: Annotated[NonNegativeInt, about("Step of the lowest held-out loss.")]
     within_noise: (
-        Annotated[bool, about("Whether it is as good as the lowest, within the noise; null if unknown.")] | None
+        Annotated[bool, about("Whether its loss equals the lowest within the noise; null if unknown.")] | None
     ) = None
-    saved_as: Annotated[str, about("The diagnosed weights, if their file equals this checkpoint's.")] = ""
+    saved_as: Annotated[str, about("The diagnosed weights, if their file equals this checkpoint's; else empty.")] = ""
 
 
 class DiagnoseReport(Report, kw_only=True, frozen=True):
@@ -108,14 +115,15 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
     verdict: Annotated[
         Verdict,
         about(
-            "`broken`: a cause of severity error or critical. `needs_attention`: a warning. `could_not_judge`: nothing "
-            "of the two, and no source could be judged, or one that is there could not be read. `no_fault_found`: none "
-            "of these, in what could be judged; see `sources`, `coverage` and `not_run` for what was not looked at."
+            "`broken`: a cause has severity error or critical. `needs_attention`: a cause has severity warning. "
+            "`could_not_judge`: neither, and no source could be judged or an existing one could not be read. "
+            "`no_fault_found`: none of these in what could be judged; `sources`, `coverage` and `not_run` say what "
+            "was not examined."
         ),
     ]
-    headline: Annotated[str, about("The verdict in one line, with what was seen and what was not.")]
+    headline: Annotated[str, about("The verdict in one line, with what was examined and what was not.")]
     complete: Annotated[
-        bool, about("False where no source could be judged, or one that is there could not be read: exit 2.")
+        bool, about("False (exit code 2) if no source could be judged, or an existing one could not be read.")
     ]
     sources: list[DiagnosedSource]
     causes: Annotated[list[Cause], about("Most severe first.")] = []
@@ -126,4 +134,4 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
     check: CheckReport | None = None
     monitor: MonitorReport | None = None
     audit: AuditReport | None = None
-    notes: Annotated[list[str], about("Choices made, and what was found besides.")] = []
+    notes: Annotated[list[str], about("Choices that were made, and other observations.")] = []

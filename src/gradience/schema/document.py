@@ -1,11 +1,11 @@
 """Report documents: the Structs that verbs return, as JSON in which no key is ever missing, and as a summary.
 
-Telemetry events leave out what is at its default, because a log holds millions of them. A report is read by scripts, so
+A telemetry event omits fields at their default, because a log holds millions of events. A report is read by scripts, so
 its document has every key of its schema at every level: empty lists, null and zero are written out. At a prompt and in
-a notebook a report is a summary of some lines; its lists are tables for data frames.
+a notebook, a report is shown as a summary of a few lines. Its lists are available as tables for data frames.
 
-Here are, too, the types of judgement that reports share: a finding with its evidence, a rule not run, a rule as a card,
-and what targets reach.
+The module also holds types that several reports share: a finding with its evidence, a rule that did not run, a rule's
+description, and the modules that target_modules reach.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from gradience.schema import Fraction, Json, NonFinite, NonNegativeInt, Severity, about, as_float
 
 _WIDTH: Final = 160  # characters of one value in a summary
-_SHOWN: Final = 12  # items of a list of findings
+_SHOWN: Final = 12  # findings of a list that are named
 _NAMES: Final = frozenset(get_args(NonFinite))
 
 RULES_SCHEMA_ID: Final = "gradience.rules/v2"
@@ -34,7 +34,7 @@ SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 
 
 def summary(report: msgspec.Struct) -> str:
-    """The report's class and one line a field: scalars as they are, findings by id, other lists by their length.
+    """Return the report's class and one line per field: scalars in full, findings by id, other lists by length.
 
     >>> from gradience.schema.document import RulesReport
     >>> print(summary(RulesReport(schema="gradience.rules/v2", rules=[])))
@@ -47,7 +47,7 @@ def summary(report: msgspec.Struct) -> str:
 
 
 def as_html(report: msgspec.Struct) -> str:
-    """The summary as one HTML table, and the findings as another: what a notebook shows."""
+    """Return the HTML that a notebook shows: the summary as one table, and the findings as another."""
     rows = "".join(f"<tr>{_cell(name, 'th')}{_cell(_cut(shown))}</tr>" for name, shown in _fields(report))
     found = [item for item in getattr(report, "findings", None) or getattr(report, "causes", []) if _is_finding(item)]
     heads = ("severity", "id", "message", "action")
@@ -57,9 +57,9 @@ def as_html(report: msgspec.Struct) -> str:
 
 
 def table_of(report: msgspec.Struct, name: str) -> list[dict[str, Any]]:
-    """A list of the report as rows with the same keys: what `pandas.DataFrame` and `polars.DataFrame` take.
+    """Return a list of the report as rows with equal keys, which `pandas.DataFrame` and `polars.DataFrame` accept.
 
-    Structs within a row become columns `outer.inner`, and a column of numbers is of floats where one is not finite.
+    Structs within a row become columns `outer.inner`. A column of numbers becomes floats if one of them is not finite.
 
     Raises:
         ValueError: the report has no such list; the message has the names of those it has.
@@ -136,31 +136,31 @@ def _is_number(value: Json) -> bool:
 
 
 class Report(msgspec.Struct, kw_only=True, frozen=True):
-    """What a verb of the library returns."""
+    """The report of one verb of the library."""
 
     def to_dict(self) -> dict[str, Json]:
-        """The document as plain dicts and lists, with every key of its schema."""
+        """Return the document as plain dicts and lists, with every key of its schema."""
         document: dict[str, Json] = _expanded(self)
         return document
 
     def to_json(self) -> str:
-        """The document as indented JSON, with every key of its schema."""
+        """Return the document as indented JSON, with every key of its schema."""
         return msgspec.json.format(msgspec.json.encode(self.to_dict())).decode()
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """One of its lists as rows of plain values, which pandas.DataFrame and polars.DataFrame take as columns.
+        """Return one of the report's lists as rows of plain values, for pandas.DataFrame or polars.DataFrame.
 
         Raises:
-            ValueError: it has no such list; the message has the names of those it has.
+            ValueError: the report has no such list; the message has the names of those it has.
         """
         return table_of(self, name)
 
     def __repr__(self) -> str:
-        """A summary: scalars, the ids of findings, how long the lists are."""
+        """Return a summary: scalars, the ids of findings, the lengths of lists."""
         return summary(self)
 
     def _repr_html_(self) -> str:
-        """The summary and the findings as tables, for a notebook."""
+        """Return the summary and the findings as HTML tables, for a notebook."""
         return as_html(self)
 
 
@@ -178,9 +178,9 @@ def _expanded(value: Json) -> Json:
 
 
 def writable(value: Json) -> Json:
-    r"""The value with texts that UTF-8 can hold: a byte of a path that is not UTF-8 becomes `\xff`.
+    r"""Return the value with texts that UTF-8 can encode: a byte of a path that is not UTF-8 becomes `\xff`.
 
-    The names of files are bytes, which Python keeps as lone surrogates; JSON has no place for those.
+    File names are bytes. Python keeps bytes that are not UTF-8 as lone surrogates, which JSON cannot represent.
     """
     if isinstance(value, str):
         return value if value.isascii() else _decodable(value)
@@ -206,12 +206,12 @@ _NOT_ASCII: Final = re.compile(r"[^\n\x20-\x7e]")
 
 
 def escape_controls(text: str) -> str:
-    """A JSON text of the same value, without characters that steer a terminal or turn the order of letters."""
+    """Return a JSON text of equal value, with escapes for characters that steer a terminal or reverse its text."""
     return _STEERING.sub(_escaped, text)
 
 
 def escape_all(text: str) -> str:
-    """A JSON text of the same value, in ASCII."""
+    """Return a JSON text of equal value, in ASCII only."""
     return _NOT_ASCII.sub(_escaped, text)
 
 
@@ -221,29 +221,29 @@ def _escaped(hit: re.Match[str]) -> str:
 
 
 class Evidence(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One ground of a finding: a source in the literature, or a value seen in the input."""
+    """One piece of evidence for a finding: a source in the literature, or a value seen in the input."""
 
-    source: Annotated[str, about("Paper, document, experiment; or the place in the input.")]
+    source: Annotated[str, about("Paper, document or experiment; or the place in the input.")]
     says: Annotated[str, about("What the source says, with its numbers.")]
 
 
 class Finding(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One thing to look at. A hypothesis with its evidence: the user decides."""
+    """One thing to look at: a hypothesis with its evidence. The user decides."""
 
     id: Annotated[str, about("Stable id of the rule, such as `LR001`.")]
     severity: Severity
-    message: Annotated[str, about("One sentence: what was seen.")]
-    action: Annotated[str, about("What to consider doing.")] | None = None
+    message: Annotated[str, about("One sentence that says what was seen.")]
+    action: Annotated[str, about("What to consider doing; null if nothing is suggested.")] | None = None
     rationale: Annotated[str, about("Why it matters.")] | None = None
-    confidence: Fraction | None = None
+    confidence: Annotated[Fraction, about("How sure the rule is, 0 to 1: a judgement.")] | None = None
     scope: Annotated[str, about("Where the rule applies.")] | None = None
     verify: Annotated[str, about("What would confirm or refute it.")] | None = None
     evidence: list[Evidence] = []
-    values: Annotated[dict[str, Json], about("The numbers the rule looked at.")] = {}
+    values: Annotated[dict[str, Json], about("The numbers that the rule compared, by name.")] = {}
 
 
 class FindingRef(msgspec.Struct, kw_only=True, frozen=True):
-    """A finding of one run in brief; that run's own report has its grounds."""
+    """A finding of one run in brief; its grounds are in that run's own report."""
 
     id: str
     severity: Severity
@@ -251,7 +251,7 @@ class FindingRef(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Excluded(Enum):
-    """Reasons of a rule that did not run because the user left it out; of all others the input is the reason."""
+    """Reasons of rules that the user excluded; for every other rule that did not run, the input is the reason."""
 
     NOT_SELECTED = "not selected"
     IGNORED = "ignored on request"
@@ -270,30 +270,30 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 
 
 class RuleThreshold(msgspec.Struct, kw_only=True, frozen=True):
-    """A number that a rule compares with."""
+    """A number that a rule compares a measured value with."""
 
     name: str
     value: float
-    unit: str
-    source: Annotated[str, about("Where the number comes from; a judgement or proposal is called one.")]
+    unit: Annotated[str, about("Unit of the value.")]
+    source: Annotated[str, about("Where the number comes from; it says so if the number is a judgement or a proposal.")]
 
 
 class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One rule: when it speaks, how grave and how sure it is, its grounds, and what would verify it."""
+    """One rule: its condition, usual severity, confidence, evidence, and what would verify it."""
 
     id: Annotated[str, about("Stable id, such as `LR001`.")]
     title: str
     groups: Annotated[
         list[RuleGroup],
         about(
-            "Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `data`: "
-            "check --data; `log`: monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over "
-            "findings of several of these; `merge`: merge-check."
+            "Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `data`: check --data; "
+            "`log`: monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over findings of "
+            "several of these groups; `merge`: merge-check."
         ),
     ] = []
-    severity: Annotated[Severity, about("The usual one: a finding may be milder or graver.")]
-    condition: Annotated[str, about("When it speaks.")] = ""
-    confidence: Annotated[Fraction, about("A judgement, in 0..1.")] | None = None
+    severity: Annotated[Severity, about("Usual severity; a finding may be milder or graver.")]
+    condition: Annotated[str, about("When the rule gives a finding.")] = ""
+    confidence: Annotated[Fraction, about("How sure the rule is, 0 to 1: a judgement.")] | None = None
     scope: Annotated[str, about("Where the rule applies, and where it does not.")] = ""
     rationale: Annotated[str, about("Why it matters.")] = ""
     action: Annotated[str, about("What to consider doing.")] = ""
@@ -303,43 +303,58 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class RulesReport(Report, kw_only=True, frozen=True):
-    """Rules, as `gradience rules --json` prints them."""
+    """The rules, as `gradience rules --json` prints them."""
 
     schema: Literal["gradience.rules/v2"]
     rules: list[RuleCard]
 
 
 class Refused(msgspec.Struct, kw_only=True, frozen=True):
-    """A module that the targets name and PEFT will not adapt: get_peft_model raises."""
+    """A module that target_modules name but PEFT cannot adapt, so that get_peft_model raises."""
 
     name: str
     reason: str
 
 
 class Coverage(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """Counted from the base's config.json and safetensors headers by PEFT's rules of matching; nothing is loaded."""
+    """The modules that get an adapter, counted from the base's config.json and safetensors headers.
 
-    base: Annotated[str, about("Name of the folder or hub id.")]
-    model_type: str
-    layout: Annotated[str, about("Whose module tree was assumed, such as `transformers 5`.")]
+    Modules are matched by PEFT's rules; no weight is loaded.
+    """
+
+    base: Annotated[str, about("Folder name or hub id.")]
+    model_type: Annotated[str, about("transformers' `model_type` of the base.")]
+    layout: Annotated[str, about("Library whose module tree was assumed, such as `transformers 5`.")]
     modules: Annotated[NonNegativeInt, about("Modules and parameters that get an adapter.")]
-    by_type: Annotated[dict[str, int], about("The same by type: attn, mlp, embedding, ...")] = {}
+    by_type: Annotated[dict[str, int], about("`modules` by type: attn, mlp, embedding, ...")] = {}
     layers: Annotated[NonNegativeInt, about("Layers with at least one adapted module.")]
     layers_total: Annotated[NonNegativeInt, about("Layers of the base.")]
-    lora_params: Annotated[NonNegativeInt, about("Entries of all A and B, biases and magnitudes.")] | None = None
-    trainable_params: (
-        Annotated[NonNegativeInt, about("The same, with whole modules, biases and token rows.")] | None
+    lora_params: (
+        Annotated[NonNegativeInt, about("Entries of all A and B, biases and magnitudes; null if one is unknown.")]
+        | None
     ) = None
-    trained_besides: Annotated[dict[str, int], about("Trainable entries that are no LoRA factor, by kind.")] = {}
-    base_params: Annotated[NonNegativeInt, about("Entries of the base, as its files declare them.")] = 0
-    adapter_dtype: Annotated[str, about("What LoRA's numbers are trained in.")] = "float32"
-    adapter_bytes: Annotated[NonNegativeInt, about("All that is trained, while training.")] | None = None
-    optimizer_bytes: Annotated[NonNegativeInt, about("States and gradients, on one process.")] | None = None
-    optimizer_assumption: Annotated[str, about("What optimizer_bytes takes for granted.")] = ""
-    unmatched_targets: Annotated[list[str], about("Names in target_modules that hit nothing.")] = []
-    unmatched_excludes: Annotated[list[str], about("Names in exclude_modules that hit nothing.")] = []
+    trainable_params: (
+        Annotated[NonNegativeInt, about("lora_params plus trained_besides; null if one is unknown.")] | None
+    ) = None
+    trained_besides: Annotated[
+        dict[str, int], about("Trained entries outside LoRA's factors (whole modules, biases, token rows), by kind.")
+    ] = {}
+    base_params: Annotated[
+        NonNegativeInt, about("Entries of the base, as its files declare them; tied weights count once.")
+    ] = 0
+    adapter_dtype: Annotated[str, about("Dtype of LoRA's factors in training.")] = "float32"
+    adapter_bytes: (
+        Annotated[NonNegativeInt, about("Bytes of all trained entries in training; null if unknown.")] | None
+    ) = None
+    optimizer_bytes: (
+        Annotated[NonNegativeInt, about("Bytes of optimizer states and gradients in one process; null if unknown.")]
+        | None
+    ) = None
+    optimizer_assumption: Annotated[str, about("What optimizer_bytes assumes.")] = ""
+    unmatched_targets: Annotated[list[str], about("Names in target_modules that match nothing.")] = []
+    unmatched_excludes: Annotated[list[str], about("Names in exclude_modules that match nothing.")] = []
     refused: list[Refused] = []
-    vocabulary: Annotated[NonNegativeInt, about("Rows of the input embedding.")] | None = None
-    added_tokens: Annotated[list[str], about("Tokens of the run's tokenizer that the base's does not have.")] = []
+    vocabulary: Annotated[NonNegativeInt, about("Rows of the input embedding; null if unknown.")] | None = None
+    added_tokens: Annotated[list[str], about("Tokens of the run's tokenizer that the base's tokenizer lacks.")] = []
     embedding_trained: Annotated[bool, about("Whether rows of the input embedding are trained.")] = False
     notes: Annotated[list[str], about("What was assumed, and what could not be counted.")] = []

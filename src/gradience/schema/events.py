@@ -1,10 +1,10 @@
-"""The lines of a ``run.jsonl``, one typed event each, and what a run was configured to do.
+"""The lines of a ``run.jsonl`` as typed events, and the configuration of a run.
 
 The snapshot of a configuration opens a log, and is the input of ``check``.
 
-On the wire the ``extras`` of an event, of evaluation metrics and of a recommendation are not nested:
-their keys stand beside the known ones. The codec in ``telemetry`` folds and unfolds them. Only the
-levels of a config nest their ``extras``.
+On the wire the ``extras`` of an event, of evaluation metrics and of a recommendation are not nested: their keys stand
+beside the known keys. The codec in ``telemetry`` folds and unfolds them. Only the levels of a config nest their
+``extras``.
 """
 
 from __future__ import annotations
@@ -32,64 +32,66 @@ FlatExtras = Annotated[dict[str, Json], about("Further values; on the wire they 
 class OptimizerSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The optimizer and its peak settings."""
 
-    name: Annotated[str, about("For example `adamw_torch`, `lion`, `sgd`.")] | None = None
+    name: Annotated[str, about("Name, such as `adamw_torch`, `lion`, `sgd`.")] | None = None
     lr: Annotated[Real, about("Peak learning rate.")] | None = None
-    weight_decay: Real | None = None
-    betas: Annotated[list[Real], about("Moment decay rates, as Adam has them.")] | None = None
-    eps: Real | None = None
+    weight_decay: Annotated[Real, about("Weight decay, as configured.")] | None = None
+    betas: Annotated[list[Real], about("Decay rates of the moments, as Adam has them.")] | None = None
+    eps: Annotated[Real, about("Adam's epsilon.")] | None = None
     extras: Extras = {}
 
 
 class LoraSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The adapter's configuration, in PEFT's terms."""
 
-    r: Annotated[int, about("Rank where no pattern matches.")] | None = None
-    alpha: Annotated[Real, about("PEFT's `lora_alpha`.")] | None = None
-    alpha_over_r: Annotated[Real, about("alpha / r, written for people who grep.")] | None = None
+    r: Annotated[int, about("Rank of modules that no pattern matches.")] | None = None
+    alpha: Annotated[Real, about("PEFT's `lora_alpha`, for modules that no pattern matches.")] | None = None
+    alpha_over_r: Annotated[Real, about("alpha / r, written so that it can be searched for.")] | None = None
     target_modules: (
         Annotated[list[str] | str, about("Module names, one regular expression, or `all-linear`.")] | None
     ) = None
-    dropout: Real | None = None
+    dropout: Annotated[Real, about("PEFT's `lora_dropout`, 0 to 1.")] | None = None
     bias: Annotated[str, about("`none`, `all` or `lora_only`.")] | None = None
-    use_rslora: Annotated[bool, about("Scale by alpha / sqrt(r).")] | None = None
-    use_dora: bool | None = None
-    rank_pattern: Annotated[dict[str, int], about("Rank by module: PEFT's patterns, in order.")] | None = None
-    alpha_pattern: Annotated[dict[str, Real], about("Alpha by module: PEFT's patterns, in order.")] | None = None
-    peft_type: str | None = None
-    task_type: str | None = None
+    use_rslora: Annotated[bool, about("Whether the scaling is alpha / sqrt(r) instead of alpha / r.")] | None = None
+    use_dora: Annotated[bool, about("Whether the adapter is a DoRA.")] | None = None
+    rank_pattern: Annotated[dict[str, int], about("Rank by PEFT's module pattern, in order.")] | None = None
+    alpha_pattern: Annotated[dict[str, Real], about("Alpha by PEFT's module pattern, in order.")] | None = None
+    peft_type: Annotated[str, about("PEFT's `peft_type`, such as `LORA`.")] | None = None
+    task_type: Annotated[str, about("PEFT's `task_type`, such as `CAUSAL_LM`.")] | None = None
     init: Annotated[str, about("How A and B start: PEFT's `init_lora_weights`, as text.")] | None = None
-    modules_to_save: list[str] | None = None
+    modules_to_save: Annotated[list[str], about("Modules that are trained whole.")] | None = None
     extras: Extras = {}
 
 
 class TrainingSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """How long, how big and how often: the training loop's settings."""
+    """The training loop's settings: how long, in which batches, how often it logs, evaluates and saves."""
 
     seed: int | None = None
     batch_size: Annotated[int, about("Sequences per device and micro-batch.")] | None = None
-    gradient_accumulation: int | None = None
+    gradient_accumulation: Annotated[int, about("Micro-batches per optimizer step.")] | None = None
     world_size: Annotated[int, about("Data-parallel processes.")] | None = None
-    max_steps: Annotated[int, about("Planned optimizer steps; null where unknown.")] | None = None
-    epochs: Real | None = None
+    max_steps: Annotated[int, about("Planned optimizer steps; null if unknown.")] | None = None
+    epochs: Annotated[Real, about("Planned passes over the data.")] | None = None
     dtype: Annotated[str, about("`float32`, `bfloat16` or `float16`.")] | None = None
-    lr_scheduler: str | None = None
-    warmup_steps: Annotated[Real, about("Steps; below 1, a ratio of all steps.")] | None = None
-    warmup_ratio: Real | None = None
-    max_grad_norm: Real | None = None
-    logging_steps: Annotated[Real, about("Steps between rows; below 1, a ratio of all steps.")] | None = None
-    logging_nan_inf_filter: Annotated[bool, about("Non-finite losses are averaged away in the log.")] | None = None
+    lr_scheduler: Annotated[str, about("Name of the schedule, such as `cosine`.")] | None = None
+    warmup_steps: Annotated[Real, about("Warm-up steps; a value below 1 is a fraction of all steps.")] | None = None
+    warmup_ratio: Annotated[Real, about("Warm-up as a fraction of all steps.")] | None = None
+    max_grad_norm: Annotated[Real, about("Norm at which gradients are clipped.")] | None = None
+    logging_steps: (
+        Annotated[Real, about("Steps between logged rows; a value below 1 is a fraction of all steps.")] | None
+    ) = None
+    logging_nan_inf_filter: Annotated[bool, about("Whether the log averages non-finite losses away.")] | None = None
     eval_strategy: Annotated[str, about("`no`, `steps` or `epoch`.")] | None = None
-    save_strategy: str | None = None
+    save_strategy: Annotated[str, about("`no`, `steps` or `epoch`.")] | None = None
     save_steps: Real | None = None
     max_length: Annotated[int, about("Tokens per sequence.")] | None = None
     extras: Extras = {}
 
 
 class ConfigSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """The whole configuration of one run, collected by an allow-list."""
+    """The configuration of one run; only values on an allow-list are collected."""
 
-    model_name: Annotated[str, about("Hub id or folder name, never a path.")] | None = None
-    dataset_name: str | None = None
+    model_name: Annotated[str, about("Hub id or folder name of the base model, never a path.")] | None = None
+    dataset_name: Annotated[str, about("Name of the training data.")] | None = None
     task_profile: TaskProfile = "unknown"
     optimizer: OptimizerSnapshot = OptimizerSnapshot()
     lora: LoraSnapshot = LoraSnapshot()
@@ -100,32 +102,30 @@ class ConfigSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
 
 class EventBase(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False):
-    """The envelope of every line."""
+    """The fields that every line has."""
 
-    schema: Annotated[Literal["gradience.vnext.telemetry/v1"], about("Names the format and its major version.")]
-    ts: Annotated[Real | None, about("Unix seconds, UTC. Null where the source had no clock; never invented.")]
-    run_id: Annotated[str, Meta(description="One per run; kept across resume.", min_length=1)]
+    schema: Annotated[Literal["gradience.vnext.telemetry/v1"], about("Name and major version of the format.")]
+    ts: Annotated[Real | None, about("Unix time in seconds, UTC; null if the source has no clock, never invented.")]
+    run_id: Annotated[str, Meta(description="Id of the run, kept when it is resumed.", min_length=1)]
     step: Annotated[NonNegativeInt | None, about("Optimizer step; null outside of training.")]
     seq: (
         Annotated[
             NonNegativeInt,
-            about("Counts the lines of a session from 0: reveals lost, duplicate and interleaved lines."),
+            about("Number of the line within its session, from 0; it reveals lost, duplicate and interleaved lines."),
         ]
         | None
     ) = None
-    session: Annotated[str, about("One per process start of the writer.")] | None = None
+    session: Annotated[str, about("Id of one process start of the writer.")] | None = None
     extras: FlatExtras = {}
 
 
 class RunStart(EventBase, frozen=True, tag="run_start"):
-    """A run begins, or goes on after an interruption."""
+    """A run begins, or continues after an interruption."""
 
     config: ConfigSnapshot
-    meta: Annotated[dict[str, Json], about("Framework, versions, provenance.")] = {}
+    meta: Annotated[dict[str, Json], about("Framework, versions and provenance.")] = {}
     resumed_from_step: (
-        Annotated[
-            NonNegativeInt, about("Set on resume: rows of this run with a later step, written before, are superseded.")
-        ]
+        Annotated[NonNegativeInt, about("Set on resume: earlier rows of this run with a later step are superseded.")]
         | None
     ) = None
 
@@ -134,16 +134,16 @@ class TrainStep(EventBase, frozen=True, tag="train_step"):
     """One logged row of training."""
 
     loss: Annotated[Real, about("Training loss as the trainer reports it.")] | None = None
-    lr: Annotated[Real | list[Real], about("Learning rate used; a list is one per group.")] | None = None
+    lr: Annotated[Real | list[Real], about("Learning rate used; a list has one per parameter group.")] | None = None
     grad_norm: Annotated[Real, about("Norm of the gradient before clipping.")] | None = None
     epoch: Annotated[Real, about("Passes over the data so far.")] | None = None
 
 
 class EvalMetrics(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
-    """What one evaluation measured."""
+    """The measurements of one evaluation."""
 
     loss: Annotated[Real, about("Mean loss, nats.")] | None = None
-    ppl: Annotated[Real, about("exp(loss).")] | None = None
+    ppl: Annotated[Real, about("Perplexity: exp(loss).")] | None = None
     accuracy: Annotated[Real, about("Fraction correct, 0 to 1.")] | None = None
     n: Annotated[NonNegativeInt, about("Examples evaluated.")] | None = None
     extras: FlatExtras = {}
@@ -159,21 +159,21 @@ class Eval(EventBase, frozen=True, tag="eval"):
 class Metrics(EventBase, frozen=True, tag="metrics"):
     """A block of numbers of a named kind: `lora_audit`, `spectral`, `guard`, `train_summary`, ..."""
 
-    kind: str
-    metrics: dict[str, Json]
+    kind: Annotated[str, about("Name of the block, such as `lora_audit`.")]
+    metrics: Annotated[dict[str, Json], about("The numbers by name.")]
 
 
 class Alert(EventBase, frozen=True, tag="alert"):
-    """Something the writer wants a person to see."""
+    """A condition that the writer wants a person to see."""
 
     severity: Severity
     code: Annotated[str, about("Stable id of the condition.")]
-    message: str
-    context: dict[str, Json] = {}
+    message: Annotated[str, about("What happened, for a person.")]
+    context: Annotated[dict[str, Json], about("Values that belong to the alert.")] = {}
 
 
 class RecommendationItem(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One thing to consider, with its grounds."""
+    """One suggestion, with its grounds."""
 
     severity: Severity
     action: Annotated[str, about("Stable id of what is suggested.")]
@@ -192,14 +192,14 @@ class Recommendation(EventBase, frozen=True, tag="recommendation"):
 
 
 class RunEnd(EventBase, frozen=True, tag="run_end"):
-    """The run is over, in order or not."""
+    """The run is over; `status` says how it ended."""
 
     status: Status
-    reason: str | None = None
+    reason: Annotated[str, about("Why the run ended so.")] | None = None
 
 
 class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
-    """A line of this major version whose event name this reader does not know: kept, counted."""
+    """A line of this major version whose event name this reader does not know; it is kept and counted."""
 
     event: str
     ts: Real | None

@@ -1,4 +1,4 @@
-"""The nouns as JSON Schema, draft 2020-12: the contract for programs that are not ours.
+"""The JSON Schemas (draft 2020-12) of logs, reports and provenance: the contract for other programs.
 
 ``python -m gradience.schema.export FOLDER`` writes the files of ``schemas/``; never edit those by hand.
 """
@@ -72,7 +72,7 @@ _FLAT: Final[tuple[type[msgspec.Struct], ...]] = (
     *EVENT_TYPES.values(),
     EvalMetrics,
     RecommendationItem,
-)  # no `extras` of theirs on the wire
+)  # on the wire, keys in `extras` stand beside the known keys
 
 _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
@@ -106,10 +106,10 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
 
 
 def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
-    """The JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance.
+    """Return the JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance.
 
     Raises:
-        SchemaError: there is none of that name.
+        SchemaError: no schema has that name.
     """
     if name not in SCHEMAS:
         raise SchemaError(f"no schema is called {name!r}", advice=f"schemas: {', '.join(sorted(SCHEMAS))}")
@@ -119,7 +119,7 @@ def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
 
 
 def schema_text(name: SchemaName) -> str:
-    """The JSON Schema as the text of its file."""
+    """Return the JSON Schema as the text of its file."""
     return json.dumps(json_schema(name), indent=2, ensure_ascii=True) + "\n"
 
 
@@ -163,7 +163,7 @@ def _telemetry() -> dict[str, Json]:
 
 
 def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
-    """The schema of a document in which every key is written, at every level."""
+    """Return the schema of a report, which requires every key at every level."""
     schema = _document(name, cls, f"{name.title()} report v2")
     return _all_required(schema)
 
@@ -180,7 +180,7 @@ def _document(name: SchemaName, cls: type[msgspec.Struct], title: str) -> dict[s
 
 
 def _all_required(schema: dict[str, Json]) -> dict[str, Json]:
-    """The schema with all properties of every Struct required."""
+    """Return the schema with all properties of every Struct required."""
     defs = {key: _required(definition) for key, definition in schema["$defs"].items()}
     return {**_required(schema), "$defs": defs}
 
@@ -192,7 +192,7 @@ def _required(definition: dict[str, Json]) -> dict[str, Json]:
 
 
 def _unknown(known: dict[str, Json]) -> dict[str, Json]:
-    """The schema of an event whose name is unknown: the envelope."""
+    """Return the schema of an event with an unknown name, from that of a known event: only the envelope is fixed."""
     properties = {key: known["properties"][key] for key in _ENVELOPE}
     properties["event"] = {
         "description": "A name that is none of the known ones, which have rules of their own.",
@@ -216,7 +216,7 @@ def _envelope_first(schema: dict[str, Json]) -> dict[str, Json]:
 
 
 def _tidy(node: Json) -> Json:
-    """The schema with one definition of a real number, `const` for an enum of one, and nothing of OpenAPI's."""
+    """Return the schema with `Real` as a reference, `const` for an enum of one value, and no key of OpenAPI's."""
     if isinstance(node, list):
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Many adapters, or many runs, in tables: their rows, from which Arrow schemas are made, and the reports on them."""
+"""Types of tables of many adapters or runs: their rows, which define the Arrow schemas, and the reports on them."""
 
 from __future__ import annotations
 
@@ -22,48 +22,54 @@ RUNS_BEST_SCHEMA_ID: Final = "gradience.runs-best/v2"
 
 
 class AdapterRow(msgspec.Struct, kw_only=True, frozen=True):
-    """One adapter of a fleet. Means run over modules with a finite, non-zero update; null where there is none."""
+    """One adapter of a fleet. Means run over the modules with a finite, non-zero update; null if there is none."""
 
     path: Annotated[str, about("Absolute path of the folder or weights file, or its URL.")]
     status: Annotated[RowStatus, about("`error`: it cannot be read; `crashed`: a worker died on it twice.")] = "ok"
-    error: str | None = None
-    content_hash: Annotated[str, about("XXH3-128 over config and weights; empty where unread.")] = ""
+    error: Annotated[str, about("Why it has no numbers; null if it has.")] | None = None
+    content_hash: Annotated[str, about("XXH3-128 over config and weights; empty if not read.")] = ""
     weights_hash: Annotated[str, about("XXH3-128 over the weights files alone.")] = ""
-    rules: Annotated[str, about("Version of the rules and numbers.")] = ""
-    stamp: Annotated[str, about("Name, size, mtime and etag of each file: same, and it is not read.")] = ""
-    bytes: NonNegativeInt = 0
+    rules: Annotated[str, about("Version of the rules and numbers that made this row.")] = ""
+    stamp: Annotated[
+        str, about("Name, size, mtime and etag of each file; while equal, the adapter is not read again.")
+    ] = ""
+    bytes: Annotated[NonNegativeInt, about("Bytes of all tensors.")] = 0
     format: str | None = None
     peft_type: str | None = None
     base_model: str | None = None
-    verdict: Annotated[str, about("As `gradience audit`: trained, untrained, broken, ...")] | None = None
+    verdict: Annotated[str, about("Verdict as in `gradience audit`: trained, untrained, broken, ...")] | None = None
     reason: str | None = None
-    modules: NonNegativeInt = 0
-    not_analysed: NonNegativeInt = 0
-    r: Annotated[NonNegativeInt, about("Largest rank of a module.")] | None = None
-    r_min: NonNegativeInt | None = None
+    modules: Annotated[NonNegativeInt, about("Adapted modules.")] = 0
+    not_analysed: Annotated[NonNegativeInt, about("Tensors or groups of tensors without numbers.")] = 0
+    r: Annotated[NonNegativeInt, about("Largest rank of a module on disk.")] | None = None
+    r_min: Annotated[NonNegativeInt, about("Least rank of a module on disk.")] | None = None
     module_types: Annotated[str, about("Types of adapted modules, joined by a comma.")] = ""
     shape_key: Annotated[str, about("Hash of the adapted modules' names and shapes.")] = ""
-    params: NonNegativeInt = 0
+    params: Annotated[NonNegativeInt, about("Parameters of the factors.")] = 0
     stable_rank_mean: float | None = None
     effective_rank_mean: float | None = None
     utilization_mean: float | None = None
     energy_rank_90_p50: float | None = None
     energy_rank_90_p90: float | None = None
     null_stable_rank_mean: float | None = None
-    frobenius_norm: Annotated[float, about("Of the whole update, scaled.")] | None = None
-    relative_frobenius: Annotated[float, about("Of the update over the base; null without base.")] | None = None
-    suggested_rank: Annotated[NonNegativeInt, about("Bucket of the 90th percentile of k@90.")] | None = None
-    bytes_saved: Annotated[NonNegativeInt, about("By a cut to `suggested_rank`.")] = 0
-    findings: NonNegativeInt = 0
-    worst: Annotated[str, about("Severity of the gravest finding.")] | None = None
-    sketch: Annotated[list[float], about("Random projections of the update: near duplicates agree.")] = []
+    frobenius_norm: Annotated[float, about("Frobenius norm of the whole update, scaled by s.")] | None = None
+    relative_frobenius: (
+        Annotated[float, about("Frobenius norm of the update over that of the base; null without a base.")] | None
+    ) = None
+    suggested_rank: Annotated[NonNegativeInt, about("90th percentile of energy_rank_90, rounded up.")] | None = None
+    bytes_saved: Annotated[NonNegativeInt, about("Bytes that a cut to `suggested_rank` saves.")] = 0
+    findings: Annotated[NonNegativeInt, about("Number of findings.")] = 0
+    worst: Annotated[str, about("Highest severity of a finding.")] | None = None
+    sketch: Annotated[
+        list[float], about("Random projections of the update; near duplicates have nearly equal ones.")
+    ] = []
 
 
 class ModuleRow(msgspec.Struct, kw_only=True, frozen=True):
-    """One module of one adapter: `modules` of `gradience audit --json`, as columns."""
+    """One module of one adapter: an item of `modules` in `gradience audit --json`, as columns."""
 
-    path: Annotated[str, about("The adapter's.")]
-    position: Annotated[NonNegativeInt, about("Place in the adapter, from 0.")]
+    path: Annotated[str, about("Path of the adapter.")]
+    position: Annotated[NonNegativeInt, about("Position in the adapter, from 0.")]
     name: str
     module_type: str
     layer: NonNegativeInt | None = None
@@ -97,7 +103,7 @@ class FindingRow(msgspec.Struct, kw_only=True, frozen=True):
     """One finding of one adapter or run."""
 
     path: str
-    position: NonNegativeInt
+    position: Annotated[NonNegativeInt, about("Position in the report, from 0.")]
     id: str
     severity: str
     message: str
@@ -106,31 +112,33 @@ class FindingRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class FleetAuditReport(Report, kw_only=True, frozen=True):
-    """What `gradience fleet audit` did."""
+    """The result of `gradience fleet audit`: how many adapters were read, kept and removed."""
 
     schema: Literal["gradience.fleet-audit/v2"]
-    out: str
+    out: Annotated[str, about("Folder of the fleet.")]
     engine: str
-    workers: NonNegativeInt
-    found: Annotated[NonNegativeInt, about("Adapters below the roots.")]
-    audited: Annotated[NonNegativeInt, about("Read in this call.")]
-    unchanged: Annotated[NonNegativeInt, about("Kept: size, mtime, or else content are the same.")]
-    removed: Annotated[NonNegativeInt, about("Rows whose adapter is no longer below the roots.")]
+    workers: Annotated[NonNegativeInt, about("Processes, or tasks at once.")]
+    found: Annotated[NonNegativeInt, about("Adapters found below the roots.")]
+    audited: Annotated[NonNegativeInt, about("Adapters read in this call.")]
+    unchanged: Annotated[
+        NonNegativeInt, about("Adapters whose rows were kept, because size and mtime, or else the content, are equal.")
+    ]
+    removed: Annotated[NonNegativeInt, about("Rows removed because their adapter is no longer below the roots.")]
     errors: Annotated[NonNegativeInt, about("Rows that hold an error instead of numbers.")]
-    crashed: NonNegativeInt = 0
-    seconds: float
+    crashed: Annotated[NonNegativeInt, about("Rows of adapters on which workers died twice.")] = 0
+    seconds: Annotated[float, about("Duration of the call.")]
     notes: list[str] = []
 
 
 class Counted(msgspec.Struct, kw_only=True, frozen=True):
-    """How many adapters share a value."""
+    """A value, and how many adapters have it."""
 
     value: str
     adapters: NonNegativeInt
 
 
 class Faulty(msgspec.Struct, kw_only=True, frozen=True):
-    """An adapter that needs a look, and why."""
+    """An adapter that needs attention, and why."""
 
     path: str
     verdict: str
@@ -138,7 +146,7 @@ class Faulty(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Wasteful(msgspec.Struct, kw_only=True, frozen=True):
-    """An adapter of which much could be cut away."""
+    """A trained adapter that a cut to its suggested rank makes smaller."""
 
     path: str
     r: NonNegativeInt
@@ -148,68 +156,72 @@ class Wasteful(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RankBuckets(msgspec.Struct, kw_only=True, frozen=True):
-    """A number of servers, each with its own maximal rank, and what their padding wastes."""
+    """A split of adapters among servers, each with its own maximal rank, and the padding it costs."""
 
-    max_lora_ranks: list[int]
-    adapters: Annotated[list[int], about("How many fall to each.")]
-    padding_bytes: NonNegativeInt
+    max_lora_ranks: Annotated[list[int], about("Maximal rank of each server.")]
+    adapters: Annotated[list[int], about("Number of adapters on each server.")]
+    padding_bytes: Annotated[NonNegativeInt, about("Bytes of zeros, at two bytes per number.")]
 
 
 class Serving(msgspec.Struct, kw_only=True, frozen=True):
-    """The healthy adapters of one base on a multi-LoRA server, which pads each to its maximal rank."""
+    """The healthy adapters of one base on a multi-LoRA server, which pads each to the server's maximal rank."""
 
     base_model: str
     adapters: NonNegativeInt
-    ranks: dict[str, int]
-    max_lora_rank: Annotated[NonNegativeInt, about("Least size of the server's that holds all.")] | None
-    used_bytes: Annotated[NonNegativeInt, about("Of the factors, at two bytes a number.")]
-    padding_bytes: Annotated[NonNegativeInt, about("Zeros beside them at that size.")]
-    buckets: Annotated[list[RankBuckets], about("The best split into 1, 2, ... sizes.")] = []
+    ranks: Annotated[dict[str, int], about("Number of adapters by rank.")]
+    max_lora_rank: (
+        Annotated[NonNegativeInt, about("Least maximal rank that holds all adapters; null if none does.")] | None
+    )
+    used_bytes: Annotated[NonNegativeInt, about("Bytes of the factors, at two bytes per number.")]
+    padding_bytes: Annotated[NonNegativeInt, about("Bytes of zeros that pad them on one server.")]
+    buckets: Annotated[list[RankBuckets], about("For 1, 2, ... servers, the split with the least padding.")] = []
 
 
 class Alike(msgspec.Struct, kw_only=True, frozen=True):
-    """Adapters of equal content, or two whose updates nearly agree."""
+    """Adapters of equal content, or two adapters whose updates are nearly equal."""
 
     paths: list[str]
-    cosine: Annotated[float, about("Of the updates, by Gram matrices; null for equal content.")] | None = None
+    cosine: Annotated[float, about("Cosine of the two updates, by Gram matrices; null for equal content.")] | None = (
+        None
+    )
 
 
 class Similar(msgspec.Struct, kw_only=True, frozen=True):
-    """Equal and nearly equal adapters."""
+    """Groups of equal adapters, and pairs of nearly equal ones."""
 
-    threshold: Annotated[float, about("Cosine from which two are listed.")]
-    same: Annotated[list[Alike], about("Equal content hash.")] = []
-    near: Annotated[list[Alike], about("Cosine at or over the threshold, largest first.")] = []
+    threshold: Annotated[float, about("Least cosine at which a pair is listed.")]
+    same: Annotated[list[Alike], about("Adapters of equal content hash.")] = []
+    near: Annotated[list[Alike], about("Pairs with a cosine of at least the threshold, largest first.")] = []
     compared: Annotated[NonNegativeInt, about("Pairs whose cosine was computed from the factors.")] = 0
-    not_compared: Annotated[NonNegativeInt, about("Candidate pairs over the limit, or unreadable.")] = 0
-    all_pairs: Annotated[NonNegativeInt, about("Pairs of one base and shape there are.")] = 0
+    not_compared: Annotated[NonNegativeInt, about("Candidate pairs beyond the limit, or of unreadable adapters.")] = 0
+    all_pairs: Annotated[NonNegativeInt, about("Number of pairs of one base and one shape.")] = 0
 
 
 class OtherShape(msgspec.Struct, kw_only=True, frozen=True):
-    """An adapter whose modules have other shapes than most that declare the same base."""
+    """An adapter with a module whose shape differs from that in most adapters of the same declared base."""
 
     path: str
     base_model: str
     module: str
-    shape: list[int]
-    usual: list[int]
+    shape: Annotated[list[int], about("[rows, columns] in this adapter.")]
+    usual: Annotated[list[int], about("[rows, columns] in most adapters of that base.")]
     usual_adapters: Annotated[NonNegativeInt, about("Adapters of that base with the usual shape.")]
 
 
 class FleetShowReport(Report, kw_only=True, frozen=True):
-    """What a person wants first of a fleet, as `gradience fleet show --json` prints it."""
+    """An overview of a fleet, as `gradience fleet show --json` prints it."""
 
     schema: Literal["gradience.fleet-show/v2"]
     fleet: str
     adapters: NonNegativeInt
     modules: NonNegativeInt
-    bytes: NonNegativeInt
+    bytes: Annotated[NonNegativeInt, about("Bytes of all tensors.")]
     bases: list[Counted] = []
     types: list[Counted] = []
     ranks: list[Counted] = []
     verdicts: list[Counted] = []
-    findings: Annotated[list[Counted], about("Adapters by the id of a finding.")] = []
-    faulty: Annotated[list[Faulty], about("Unreadable, broken, untrained and random-like ones.")] = []
+    findings: Annotated[list[Counted], about("Number of adapters by the id of a finding.")] = []
+    faulty: Annotated[list[Faulty], about("Unreadable, broken, untrained and random-like adapters.")] = []
     faulty_total: NonNegativeInt = 0
     wasteful: list[Wasteful] = []
     serving: list[Serving] = []
@@ -219,10 +231,10 @@ class FleetShowReport(Report, kw_only=True, frozen=True):
 
 
 class QueryColumn(msgspec.Struct, kw_only=True, frozen=True):
-    """A column of a result."""
+    """A column of a query's result."""
 
     name: str
-    type: Annotated[str, about("As DuckDB names it.")]
+    type: Annotated[str, about("Type by its DuckDB name.")]
 
 
 class QueryReport(Report, kw_only=True, frozen=True):
@@ -231,51 +243,51 @@ class QueryReport(Report, kw_only=True, frozen=True):
     schema: Literal["gradience.query/v2"]
     sql: str
     columns: list[QueryColumn]
-    rows: Annotated[list[list[Json]], about("Dates and decimals as text.")]
+    rows: Annotated[list[list[Json]], about("One list of values per row; dates and decimals as text.")]
 
 
 class RunRow(msgspec.Struct, kw_only=True, frozen=True):
     """One run. Numbers that were not logged, or are not finite, are null."""
 
-    path: Annotated[str, about("The log, or the folder of another program's run.")]
-    run: Annotated[str, about("Its id; empty where the log cannot be read.")] = ""
-    error: str | None = None
-    stamp: Annotated[str, about("Name, size and mtime of each file: same, and it is not read.")] = ""
-    rules: Annotated[str, about("Version of the rules and columns.")] = ""
+    path: Annotated[str, about("Path of the log, or of the folder of another program's run.")]
+    run: Annotated[str, about("Id of the run; empty if the log cannot be read.")] = ""
+    error: Annotated[str, about("Why the log could not be read; else null.")] | None = None
+    stamp: Annotated[str, about("Name, size and mtime of each file; while equal, the log is not read again.")] = ""
+    rules: Annotated[str, about("Version of the rules and columns that made this row.")] = ""
     content_hash: str = ""
     model: str | None = None
     data: str | None = None
     objective: Annotated[str, about("sft, classification, preference, rl or unknown.")] | None = None
     status: Annotated[str, about("Status of run_end, `no_run_end`, or `unreadable`.")] = "unreadable"
-    verdict: Annotated[str, about("Severity of the gravest finding, `none` without one.")] | None = None
-    findings: Annotated[str, about("Ids, joined by a comma.")] = ""
-    story: str = ""
+    verdict: Annotated[str, about("Highest severity of a finding, `none` without one.")] | None = None
+    findings: Annotated[str, about("Ids of the findings, joined by a comma.")] = ""
+    story: Annotated[str, about("The run in one line.")] = ""
     r: NonNegativeInt | None = None
     alpha: float | None = None
     targets: Annotated[str, about("target_modules, joined by a comma.")] | None = None
     peft_type: str | None = None
     optimizer: str | None = None
-    lr: Annotated[float, about("Highest logged, else configured.")] | None = None
+    lr: Annotated[float, about("Highest logged learning rate, else the configured one.")] | None = None
     scheduler: str | None = None
-    batch_size: int | None = None
+    batch_size: Annotated[int, about("Sequences per device and micro-batch.")] | None = None
     seed: int | None = None
-    epochs: Annotated[float, about("Planned.")] | None = None
-    steps: Annotated[NonNegativeInt, about("Last step logged.")] | None = None
-    max_steps: int | None = None
-    rows: NonNegativeInt = 0
+    epochs: Annotated[float, about("Planned epochs.")] | None = None
+    steps: Annotated[NonNegativeInt, about("Last logged step.")] | None = None
+    max_steps: Annotated[int, about("Planned steps.")] | None = None
+    rows: Annotated[NonNegativeInt, about("Training rows.")] = 0
     first_loss: float | None = None
     last_loss: float | None = None
-    best_loss: float | None = None
+    best_loss: Annotated[float, about("Lowest training loss.")] | None = None
     best_loss_step: NonNegativeInt | None = None
-    split: Annotated[str, about("The held-out split of the next columns.")] | None = None
-    eval_loss: Annotated[float, about("Newest.")] | None = None
-    best_eval_loss: float | None = None
+    split: Annotated[str, about("Held-out split of the columns about evaluations.")] | None = None
+    eval_loss: Annotated[float, about("Newest held-out loss, nats.")] | None = None
+    best_eval_loss: Annotated[float, about("Lowest held-out loss.")] | None = None
     best_eval_step: NonNegativeInt | None = None
-    eval_accuracy: Annotated[float, about("Newest, 0 to 1.")] | None = None
-    gap: Annotated[float, about("Held-out over train perplexity.")] | None = None
+    eval_accuracy: Annotated[float, about("Newest held-out accuracy, 0 to 1.")] | None = None
+    gap: Annotated[float, about("Held-out perplexity over train perplexity.")] | None = None
     utilization_mean: float | None = None
-    started: Annotated[float, about("First clock reading, seconds since 1970.")] | None = None
-    duration_s: float | None = None
+    started: Annotated[float, about("Oldest clock reading, Unix time in seconds.")] | None = None
+    duration_s: Annotated[float, about("Seconds from the oldest to the newest clock reading.")] | None = None
 
 
 class StepRow(msgspec.Struct, kw_only=True, frozen=True):
@@ -290,7 +302,7 @@ class StepRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class EvalRow(msgspec.Struct, kw_only=True, frozen=True):
-    """One number of one evaluation."""
+    """One metric of one evaluation."""
 
     path: str
     run: str
@@ -314,20 +326,22 @@ class RunFindingRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class UnreadLog(msgspec.Struct, kw_only=True, frozen=True):
-    """A log without numbers, and why."""
+    """A log that could not be read, and why."""
 
     path: str
     error: str
 
 
 class RunsShowReport(Report, kw_only=True, frozen=True):
-    """What a person wants first of many runs, as `gradience runs show --json` prints it."""
+    """An overview of many runs, as `gradience runs show --json` prints it."""
 
     schema: Literal["gradience.runs-show/v2"]
     runs: NonNegativeInt
     training_rows: NonNegativeInt
-    hours: Annotated[float, about("Sum of the durations that are known.")]
-    models: Annotated[list[Counted], about("`adapters` counts runs here and below.")] = []
+    hours: Annotated[float, about("Sum of the known durations.")]
+    models: Annotated[
+        list[Counted], about("Runs by model; in this list and the following ones `adapters` counts runs.")
+    ] = []
     data: list[Counted] = []
     objectives: list[Counted] = []
     statuses: list[Counted] = []
@@ -337,32 +351,32 @@ class RunsShowReport(Report, kw_only=True, frozen=True):
 
 
 class BestRun(msgspec.Struct, kw_only=True, frozen=True):
-    """The best run of a group."""
+    """The best run of a group by one metric."""
 
-    group: Annotated[str, about("The value of the column grouped by; empty for all runs.")]
+    group: Annotated[str, about("Value of the column that runs are grouped by; empty for all runs.")]
     runs: Annotated[NonNegativeInt, about("Runs of the group that have the metric.")]
     path: str
     run: str
-    value: float
-    step: NonNegativeInt | None
-    last: Annotated[float, about("The same run's newest value.")]
+    value: Annotated[float, about("Best value of the metric.")]
+    step: Annotated[NonNegativeInt, about("Step of the best value.")] | None
+    last: Annotated[float, about("Newest value in the same run.")]
 
 
 class RunsBestReport(Report, kw_only=True, frozen=True):
-    """The best runs by a metric, as `gradience runs best --json` prints it."""
+    """The best runs by one metric, as `gradience runs best --json` prints them."""
 
     schema: Literal["gradience.runs-best/v2"]
     metric: str
-    goal: Literal["least", "most"]
+    goal: Annotated[Literal["least", "most"], about("Whether the lowest or the highest value is best.")]
     by: str | None
     best: list[BestRun]
     known_metrics: list[str] = []
 
 
 class Curve(msgspec.Struct, kw_only=True, frozen=True):
-    """One run's values over its steps."""
+    """One run's values of a metric over its steps."""
 
-    name: Annotated[str, about("Short, and its own among the curves.")]
+    name: Annotated[str, about("Short name, unique among the curves.")]
     path: str
     run: str
     steps: list[int]
@@ -370,7 +384,7 @@ class Curve(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RunsCurvesReport(Report, kw_only=True, frozen=True):
-    """Several runs over each other, as `gradience runs curves --json` prints them."""
+    """One metric's curves in several runs, as `gradience runs curves --json` prints them."""
 
     schema: Literal["gradience.runs-curves/v2"]
     metric: str

@@ -1,4 +1,4 @@
-"""Where a written adapter came from: which files, by which operation, at what cost."""
+"""Types of the reports of verbs that write an adapter, and of the provenance: the sources, operation and loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PROVENANCE_SCHEMA_ID: Final = "gradience.vnext.provenance/v1"
 
 
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
-    """One file that was read, by name and content; never by where it lay."""
+    """One file that was read, by name and content; its folder is not recorded."""
 
     name: str
     bytes: NonNegativeInt
-    digest: Annotated[str, about("`sha256:...`, or `etag:...` of a file in the hub's cache.")]
+    digest: Annotated[str, about("`sha256:...`, or `etag:...` for a file in the hub's cache.")]
 
 
 NonNegative: TypeAlias = Annotated[float, Meta(ge=0.0)]
@@ -29,55 +29,61 @@ PredictedKl: TypeAlias = Annotated[
 
 
 class ModuleChange(msgspec.Struct, kw_only=True, frozen=True):
-    """What became of one module's update."""
+    """The ranks and the error of one module's update after an operation."""
 
     name: str
     rank_before: NonNegativeInt
     rank_after: NonNegativeInt
     relative_error: Annotated[
-        Fraction | None, about("Frobenius norm of what was left out over that of the update; null where it is zero.")
+        Fraction | None,
+        about("Frobenius norm of what was left out over that of the update; null if the update is zero."),
     ] = None
     kl_predicted: PredictedKl = None
 
 
 class Calibration(msgspec.Struct, kw_only=True, frozen=True):
-    """How an adapter was cut by what it does to a model's outputs, and what that changed on other inputs.
+    """How an adapter was cut by its effect on a model's outputs, and the change measured on other inputs.
 
-    KL is that of the smaller adapter's output distribution from the whole one's, in nats per prediction.
+    KL is the divergence of the smaller adapter's output distribution from the whole adapter's, in nats per prediction.
     """
 
     pieces: Annotated[
         Literal["two-sided", "svd"],
         about(
-            "`two-sided`: those of H^(1/2) G^(1/2), with the second moments of what goes into a module's "
-            "factors and of what comes back to them. `svd`: those of s B A itself."
+            "How the update was split. `two-sided`: by the singular value decomposition of H^(1/2) G^(1/2), with G "
+            "the second moment of A x and H that of the gradient at A's output. `svd`: into the singular triplets of "
+            "s B A."
         ),
     ]
-    seed: Annotated[NonNegativeInt, about("Of the choice of inputs and of the labels drawn.")]
-    inputs: Annotated[NonNegativeInt, about("Inputs that the pieces were chosen by.")]
-    predictions: Annotated[NonNegativeInt, about("Their predictions.")]
-    digest: Annotated[str, about("`sha256:...` of their token ids.")]
+    seed: Annotated[NonNegativeInt, about("Seed of the choice of inputs and of the labels drawn.")]
+    inputs: Annotated[NonNegativeInt, about("Inputs by which the pieces were chosen.")]
+    predictions: Annotated[NonNegativeInt, about("Predictions on these inputs.")]
+    digest: Annotated[str, about("`sha256:...` of the token ids of these inputs.")]
     kl_predicted: Annotated[
-        NonNegative, about("By the pieces left out, on the inputs they were chosen by: too low as a rule.")
+        NonNegative,
+        about("KL predicted from the pieces left out, on the inputs by which they were chosen; usually too low."),
     ]
-    kl: Annotated[NonNegative, about("Measured on other inputs, before factors are rounded.")]
+    kl: Annotated[NonNegative, about("KL measured on other inputs, before the factors are rounded.")]
     flips: Annotated[Fraction, about("Share of predictions whose most probable class changed.")]
-    measured_inputs: NonNegativeInt
-    measured_predictions: NonNegativeInt
-    measured_digest: str
-    cut_inputs: Annotated[NonNegativeInt, about("Inputs of both kinds that were too long and were cut.")] = 0
+    measured_inputs: Annotated[NonNegativeInt, about("Inputs on which KL was measured.")]
+    measured_predictions: Annotated[NonNegativeInt, about("Predictions on the measured inputs.")]
+    measured_digest: Annotated[str, about("`sha256:...` of the token ids of the measured inputs.")]
+    cut_inputs: Annotated[NonNegativeInt, about("Inputs of both kinds that were cut because they were too long.")] = 0
 
 
 class Provenance(msgspec.Struct, kw_only=True, frozen=True):
-    """The record that is written beside an adapter, as `gradience_provenance.json`."""
+    """The record written beside an adapter as `gradience_provenance.json`."""
 
     schema: str = PROVENANCE_SCHEMA_ID
     operation: Annotated[str, about("The verb: `resize`, `convert`, `merge`, ...")]
-    version: Annotated[str, about("Of the program that wrote it.")]
+    version: Annotated[str, about("Version of the program that wrote it.")]
     created: Annotated[float, about("Unix time in seconds.")]
-    options: Annotated[dict[str, Json], about("What was asked for, without paths.")] = {}
+    options: Annotated[dict[str, Json], about("Options that were asked for, without paths.")] = {}
     sources: list[SourceFile] = []
-    relative_error: Annotated[Fraction | None, about("Of the whole: over all modules' squared Frobenius norms.")] = None
+    relative_error: Annotated[
+        Fraction | None,
+        about("Relative Frobenius error of the whole adapter, from the sums of squares over its modules."),
+    ] = None
     modules: list[ModuleChange] = []
     notes: list[str] = []
     calibration: Calibration | None = None
@@ -96,13 +102,13 @@ class ResizedModule(msgspec.Struct, kw_only=True, frozen=True):
     name: Annotated[str, about("Module path without `base_model.model.`.")]
     kind: Annotated[str, about("How the update is stored: `linear`, `embedding`, `conv`, `dora`, ...")]
     rank_before: NonNegativeInt
-    rank_after: Annotated[NonNegativeInt, about("The rank of the factors on disk; 0: it left the adapter.")]
+    rank_after: Annotated[NonNegativeInt, about("Rank of the factors on disk; 0 if the module left the adapter.")]
     relative_error: Annotated[
         Fraction | None,
         about(
-            "Frobenius norm of what was left out over that of the update, before the factors are rounded "
-            "to their dtype; null where the update is zero. For DoRA: of the whole change to the weight, magnitudes "
-            "refitted, and it may exceed that of s B A. At most 1."
+            "Frobenius norm of what was left out over that of the update, before the factors are rounded to their "
+            "dtype; at most 1. Null if the update is zero. For DoRA it is of the whole change to the weight with "
+            "refitted magnitudes, and may exceed the error of s B A."
         ),
     ] = None
     params_before: NonNegativeInt
@@ -111,26 +117,30 @@ class ResizedModule(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ResizeReport(Report, kw_only=True, frozen=True):
-    """What `gradience resize` did or, for a dry run, would do."""
+    """The result of `gradience resize`, or of its dry run, which writes nothing."""
 
     schema: Literal["gradience.resize/v2"] = RESIZE_SCHEMA_ID
     source: Annotated[str, about("The adapter, as given.")]
-    out: Annotated[str, about("The folder or file written; null for a dry run.")] | None = None
-    criterion: Criterion
-    value: Annotated[float, about("The criterion's number; 0 where it has none.")]
-    dtype: Annotated[str, about("Of the new factors, by safetensors' name; null: as they were.")] | None = None
-    r: Annotated[NonNegativeInt, about("`r` of the new config, exceptions in `rank_pattern`; else the commonest rank.")]
+    out: Annotated[str, about("Folder or file that was written; null in a dry run.")] | None = None
+    criterion: Annotated[Criterion, about("The option that set the ranks.")]
+    value: Annotated[float, about("Value of the criterion; 0 if it has none.")]
+    dtype: Annotated[str, about("Dtype of the new factors, by its safetensors name; null: unchanged.")] | None = None
+    r: Annotated[
+        NonNegativeInt,
+        about("`r` of the new config, with exceptions in `rank_pattern`; the commonest rank without a config."),
+    ]
     lora_alpha: int | float
     use_rslora: bool
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, int | float] = {}
     relative_error: Annotated[
-        Fraction | None, about("Of the whole: over all modules' squared Frobenius norms; null if all are zero.")
+        Fraction | None,
+        about("Relative Frobenius error over all modules, from sums of squares; null if all updates are zero."),
     ] = None
     params_before: Annotated[NonNegativeInt, about("Parameters of the factors.")]
-    params_after: NonNegativeInt
-    bytes_before: Annotated[NonNegativeInt, about("Of the weights file.")]
-    bytes_after: NonNegativeInt
+    params_after: Annotated[NonNegativeInt, about("Parameters of the new factors.")]
+    bytes_before: Annotated[NonNegativeInt, about("Bytes of the weights file.")]
+    bytes_after: Annotated[NonNegativeInt, about("Bytes of the new weights file.")]
     modules: list[ResizedModule] = []
     notes: list[str] = []
     calibration: Calibration | None = None
@@ -140,41 +150,43 @@ MITIGATE_SCHEMA_ID: Final = "gradience.mitigate/v2"
 
 
 class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
-    """One module: intruders among the k leading left singular vectors of W + dW, before and after."""
+    """One module's intruders among the k leading left singular vectors of W + dW, before and after."""
 
     name: Annotated[str, about("Module path without `base_model.model.`.")]
-    before: Annotated[NonNegativeInt, about("Intruders at eps; an undecided vector counts.")]
-    scaled: Annotated[NonNegativeInt, about("Vectors shown to be intruders: these were scaled.")]
-    after: Annotated[NonNegativeInt, about("Intruders of the adapter as written, counted anew.")]
+    before: Annotated[NonNegativeInt, about("Intruders at eps, with undecided vectors counted.")]
+    scaled: Annotated[NonNegativeInt, about("Vectors that were shown to be intruders and were scaled.")]
+    after: Annotated[NonNegativeInt, about("Intruders of the adapter as written, counted again.")]
     undecided: Annotated[
-        NonNegativeInt, about("Vectors that the bounds leave open; 0 where exact. These were not scaled.")
+        NonNegativeInt,
+        about("Vectors that the bounds leave undecided, which were not scaled; 0 if the method is exact."),
     ]
-    relative_change: Annotated[Fraction, about("Frobenius norm of what was taken out over that of dW.")]
+    relative_change: Annotated[Fraction, about("Frobenius norm of what was removed over that of dW.")]
     method: Literal["exact", "lanczos"]
-    converged: bool
+    converged: Annotated[bool, about("Whether the k leading vectors reached their tolerance.")]
     alpha_factor: Annotated[
-        Fraction, about("The factor of lora_alpha that changes dW by as much: 1 - relative_change.")
+        Fraction, about("Factor of lora_alpha that changes dW by the same norm: 1 - relative_change.")
     ] = 1.0
-    alpha_after: Annotated[NonNegativeInt, about("Intruders of alpha_factor x dW, counted the same way.")] = 0
+    alpha_after: Annotated[NonNegativeInt, about("Intruders of alpha_factor x dW, counted in the same way.")] = 0
 
 
 class MitigateReport(Report, kw_only=True, frozen=True):
-    """What `gradience mitigate` did or, for a dry run, would do. dW' = (I - (1 - scale) U U^T) dW."""
+    """The result of `gradience mitigate`, or of its dry run: dW' = (I - (1 - scale) U U^T) dW."""
 
     schema: Literal["gradience.mitigate/v2"] = MITIGATE_SCHEMA_ID
     source: Annotated[str, about("The adapter, as given.")]
     base: Annotated[str, about("The base model, as given.")]
-    out: Annotated[str, about("The folder written; null for a dry run.")] | None = None
-    scale: Annotated[Fraction, about("What is left of dW along each intruder direction.")]
-    k: NonNegativeInt
-    eps: Fraction
+    out: Annotated[str, about("The folder written; null in a dry run.")] | None = None
+    scale: Annotated[Fraction, about("Factor of dW along each intruder direction: 0 removes it.")]
+    k: Annotated[NonNegativeInt, about("Number of leading singular vectors that were examined.")]
+    eps: Annotated[Fraction, about("Threshold of overlap below which a vector is an intruder.")]
     before: Annotated[NonNegativeInt, about("Intruders over all modules.")]
-    after: NonNegativeInt
+    after: Annotated[NonNegativeInt, about("Intruders over all modules of the adapter as written.")]
     alpha_after: Annotated[
-        NonNegativeInt, about("Intruders where lora_alpha is lowered instead, by the same change per module.")
+        NonNegativeInt,
+        about("Intruders if lora_alpha is lowered instead, with the same relative change in each module."),
     ] = 0
     modules: list[MitigatedModule] = []
-    not_looked_at: Annotated[list[NotCompared], about("Copied bit for bit, with the reason.")] = []
+    not_looked_at: Annotated[list[NotCompared], about("Modules that were copied bit for bit, with the reason.")] = []
 
 
 CONVERT_SCHEMA_ID: Final = "gradience.convert/v2"
@@ -183,46 +195,47 @@ Target: TypeAlias = Literal["peft", "mlx"]
 
 
 class ConvertedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One module's update before and after."""
+    """One module's update before and after the conversion."""
 
-    name: Annotated[str, about("Its path in the adapter that was read.")]
+    name: Annotated[str, about("Its path in the source adapter.")]
     kind: Annotated[str, about("`linear`, `embedding`, `conv`, `dora`, `adalora`, `loha`, `lokr`, ...")]
-    target: Annotated[str, about("Its path in the adapter that is written.")]
-    rank_before: Annotated[NonNegativeInt, about("The rank of its factors, as they are stored.")]
-    rank_after: Annotated[NonNegativeInt, about("The rank of the LoRA that is written.")]
+    target: Annotated[str, about("Its path in the written adapter.")]
+    rank_before: Annotated[NonNegativeInt, about("Rank of its factors as stored.")]
+    rank_after: Annotated[NonNegativeInt, about("Rank of the LoRA that is written.")]
     method: Annotated[
         Literal["copied", "factors", "truncated", "dense"],
         about(
-            "`copied`: the factors' own numbers, turned or padded at most. `factors`: the same update "
-            "from factors computed in float64. `truncated`: the best approximation of rank_after, from the factors. "
-            "`dense`: the same from the update as a matrix, which took the base weight or the whole product."
+            "`copied`: the factors' own numbers, at most transposed or padded. `factors`: the same update, from "
+            "factors computed in float64. `truncated`: the best approximation of rank_after, from the factors. "
+            "`dense`: likewise, from the update as a matrix, which needed the base weight or the whole product."
         ),
     ]
     relative_error: Annotated[
         NonNegative | None,
         about(
-            "Frobenius norm of what is left out over that of the update, before the factors are rounded "
-            "to the type they are stored in; null where the update is zero."
+            "Frobenius norm of what is left out over that of the update, before the factors are rounded to their "
+            "stored dtype; null if the update is zero."
         ),
     ] = None
 
 
 class ConvertReport(Report, kw_only=True, frozen=True):
-    """What an adapter became in another format, module by module."""
+    """An adapter converted to another format, module by module."""
 
     schema: Literal["gradience.convert/v2"]
-    source: Annotated[str, about("The folder or file that was read.")]
+    source: Annotated[str, about("Folder or file that was read.")]
     source_format: Annotated[str, about("`peft`, `mlx`, `kohya` or `diffusers`.")]
-    source_type: Annotated[str, about("PEFT's peft_type, with what makes it special; else the format.")]
+    source_type: Annotated[str, about("PEFT's peft_type with its variant; else the format.")]
     target_format: Target
-    out: Annotated[str, about("The folder that was written; empty on a dry run.")] = ""
-    options: Annotated[dict[str, str | int | float | bool], about("What was asked for, without paths.")] = {}
+    out: Annotated[str, about("Folder that was written; empty in a dry run.")] = ""
+    options: Annotated[dict[str, str | int | float | bool], about("Options that were asked for, without paths.")] = {}
     modules: list[ConvertedModule] = []
     relative_error: Annotated[
-        NonNegative | None, about("Of the whole: square root of the sum of squares left out over that of the updates.")
+        NonNegative | None,
+        about("Relative Frobenius error of the whole: root of the sum of squares left out over that of the updates."),
     ] = None
     params_before: Annotated[NonNegativeInt, about("Elements of all tensors that were read.")] = 0
     params_after: Annotated[NonNegativeInt, about("Elements of all tensors that are written.")] = 0
-    carried: Annotated[list[str], about("Tensors that are copied bit for bit beside the modules.")] = []
-    dropped: Annotated[list[str], about("Tensors that the target has no place for, left out as asked.")] = []
+    carried: Annotated[list[str], about("Tensors besides the modules that are copied bit for bit.")] = []
+    dropped: Annotated[list[str], about("Tensors that the target cannot hold, left out on request.")] = []
     notes: list[str] = []

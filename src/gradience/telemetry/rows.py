@@ -20,7 +20,7 @@ HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict
 _SUMMARY: Final = "total_flos"  # only the summary at the end of training has it
 _SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # `test_` before these is a split's prefix
 _TRAINING: Final = frozenset({"loss", "learning_rate", "lr", "grad_norm"})
-_USUAL: Final = _TRAINING | {"epoch"}  # what the Trainer logs of a step
+_USUAL: Final = _TRAINING | {"epoch"}  # the keys that the Trainer logs for a step
 _BEGINNINGS: Final = tuple(f"{word}_" for word in HELD_OUT)
 
 _COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}

@@ -1,10 +1,10 @@
-"""The report as one HTML page, what it is made from (a `Story`), and the elements of the page.
+"""The report as one HTML page: the `Story` that it is made from, and the elements of the page.
 
-`page.report_html` writes it. The page holds its style sheet and its figures as SVG: no script, link or request. Figures
-need matplotlib (extra `report`); this module does not, so that a story can be gathered for Markdown without it.
+`page.report_html` writes the page, which holds its style sheet and its figures as SVG: no script, link or request.
+Figures need matplotlib (extra `report`). This module does not, so a story can be gathered for Markdown without it.
 
 Elements are a tree of the standard library's. Text is escaped when the tree is written, and no string is ever pasted
-into markup: a model that is called `<script>` is shown by that name.
+into markup: a model called `<script>` is shown by that name.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Story:
 def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) -> Element:
     """An element of the page.
 
-    Strings lose controls, escape sequences and bidi overrides (CWE-150); None is omitted. In names of attributes `_`
-    stands for `-`, and a last `_` is dropped: `class_`, `aria_label`. True is an attribute without a value.
+    Strings lose controls, escape sequences and bidi overrides (CWE-150), and None is omitted. In names of attributes
+    `_` stands for `-`, and a last `_` is dropped: `class_`, `aria_label`. True gives an attribute without a value.
     """
     element = Element(name)
     for key, value in attributes.items():
@@ -64,7 +64,7 @@ def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) 
 
 
 def style_element(css: str) -> Element:
-    """A style element; its text is the package's own and is written as it is."""
+    """A style element. Its text is the package's own, so it is written without escapes."""
     if "</" in css:
         raise ValueError("a style sheet cannot hold '</'")
     element = Element("style")
@@ -73,7 +73,7 @@ def style_element(css: str) -> Element:
 
 
 def document(root: Element) -> str:
-    """The page as HTML: text and attributes escaped."""
+    """The page as HTML, with text and attributes escaped."""
     return "<!doctype html>\n" + tostring(root, encoding="unicode", method="html") + "\n"
 
 

@@ -1,9 +1,9 @@
 """Figures as SVG elements of the page: plots by matplotlib, and maps of modules.
 
-matplotlib draws with the style sheet `figures.mplstyle`. Its SVG is taken as it is, but for what a page with a strict
-policy asks for: declarations in `style` become attributes, colours the CSS variables of `style.css`, and metadata and
-clip paths are dropped. A map is a rectangle for each module, with its value as the title that a browser shows;
-matplotlib cannot write such titles.
+matplotlib draws with the style sheet `figures.mplstyle`. Its SVG is changed only where the page's strict policy demands
+it: declarations in `style` become attributes, colours become the CSS variables of `style.css`, and metadata and clip
+paths are dropped. A map is a rectangle for each module, with its value as a title that a browser shows; it is written
+here because matplotlib cannot write such titles.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ from gradience.render.html.plot import (
 )
 from gradience.render.plots import Cell, Grid
 
-STYLES: Final = 8  # of lines: four colours, each solid and dashed
+STYLES: Final = 8  # styles of lines: four colours, each solid and dashed
 
-_FEW_LINES: Final = 3  # more bands than this overlap beyond reading
-_MOST_POINTS: Final = 120  # with a dot each
+_FEW_LINES: Final = 3  # bands of more lines than this overlap too much to read
+_MOST_POINTS: Final = 120  # a line of more values has no dot at each
 _BADGE: Final = 9.0  # radius of a numbered mark
 _BADGE_ROWS: Final = 3
-_ASIDE: Final = 70.0  # units beside the plot, about, for the numbers of the vertical axis
+_ASIDE: Final = 70.0  # about the units beside the plot for the numbers of the vertical axis
 _MARGIN: Final = 6.0  # units around a figure
-_POINT: Final = 72  # units an inch of matplotlib's SVG; a unit is a pixel at the figure's usual size
+_POINT: Final = 72  # units per inch of matplotlib's SVG; a unit is a pixel at the figure's usual size
 
 _KEPT: Final = frozenset({"g", "defs", "path", "use", "text"})
 _DROPPED: Final = frozenset({"style", "clip-path"})
 _DECIMALS: Final = re.compile(r"\d+\.\d{3,}")
 _COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
 
-_CHARACTER: Final = 7.0  # units, about, of a row's name in the page's font
+_CHARACTER: Final = 7.0  # about the units of a character in the page's font
 _LONGEST: Final = 24  # characters of a row's name
 _ROW: Final = 22.0  # height of a row of a map
 _FOOT: Final = 40.0  # height of the numbers and the label under a map
@@ -70,7 +70,7 @@ class Size(NamedTuple):
     name: str
     width: float
     height: float
-    ticks: int  # of the horizontal axis, about
+    ticks: int  # about the number of ticks of the horizontal axis
 
 
 WIDE: Final = Size("wide", 1080, 300, 10)
@@ -86,30 +86,30 @@ def style_sheet() -> str:
 
 @cache
 def _palette() -> dict[str, str]:
-    """The colours of the light scheme by the name of their CSS variable."""
+    """The colours of the light scheme, by the name of their CSS variable."""
     light = style_sheet().partition("@media")[0]
     return dict(re.findall(r"--(\w+): (#\w{6})", light))
 
 
 @cache
 def _variables() -> dict[str, str]:
-    """The CSS variable of each colour; two that are equal in the light scheme are so in the others."""
+    """The CSS variable of each colour; two variables of one colour in the light scheme share it in the others too."""
     return {colour: f"var(--{name})" for name, colour in reversed(_palette().items())}
 
 
 def draw(plot: Plot, size: Size, label: str) -> Element:
-    """The plot; `label` describes it for those who do not see it."""
+    """The plot as an SVG element; `label` describes it for readers who cannot see it."""
     sheets: list[str | dict[str, str]] = [
         "default",
         "gradience.render.html.figures",
         {"svg.hashsalt": f"{label} {size.name}"},
     ]
     text = io.StringIO()
-    # A log axis looks for ticks a decade beyond its ends, which overflows at 1e308: such a tick is not shown.
+    # A log axis computes ticks a decade beyond its ends, which overflow near 1e308; such ticks are not shown.
     with style.context(sheets), warnings.catch_warnings(), np.errstate(over="ignore"):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # only widths are guessed from its font
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # its font only serves to estimate widths
         figure = Figure(figsize=(size.width / _POINT, size.height / _POINT), dpi=_POINT)
-        FigureCanvasSVG(figure)  # which measures text
+        FigureCanvasSVG(figure)  # the canvas measures text
         axes = figure.add_subplot()
         _paint(figure, axes, plot, size)
         _lay_out(axes, size)
@@ -119,12 +119,13 @@ def draw(plot: Plot, size: Size, label: str) -> Element:
 
 
 def _lay_out(axes: Axes, size: Size) -> None:
-    """Give the plot all the room but for what stands around it, measured once: its ticks do not hang on its size.
+    """Give the plot all the room that the labels and ticks around it leave.
 
-    matplotlib's own layouts measure twice and draw the whole figure once more.
+    The labels are measured once, because the ticks do not depend on the plot's size. matplotlib's own layouts measure
+    twice and draw the whole figure once more.
     """
     inner = axes.bbox
-    outer = axes.get_tightbbox(for_layout_only=True) or inner  # None of invisible axes
+    outer = axes.get_tightbbox(for_layout_only=True) or inner  # None if the axes are invisible
     left, right = inner.x0 - outer.x0 + _MARGIN, outer.x1 - inner.x1 + _MARGIN
     below, above = inner.y0 - outer.y0 + _MARGIN, outer.y1 - inner.y1 + _MARGIN
     width, height = size.width - left - right, size.height - below - above
@@ -137,7 +138,7 @@ def _svg(content: Sequence[Element], size: Size, label: str) -> Element:
 
 
 def _elements(parent: Element) -> Iterator[Element]:
-    """Matplotlib's shapes and texts as elements of the page, with ids only in definitions, which others refer to."""
+    """Matplotlib's shapes and texts as elements of the page; only definitions keep ids, as others refer to them."""
     defines = _local(parent.tag) == "defs"
     for node in parent:
         name = _local(node.tag)
@@ -148,7 +149,7 @@ def _elements(parent: Element) -> Iterator[Element]:
 
 
 def _attributes(node: Element) -> Iterator[tuple[str, str]]:
-    """The attributes of a shape and the declarations of its style; fonts are the page's."""
+    """The attributes of a shape, and the declarations of its style; fonts are left out, as the page sets them."""
     declarations = (part.split(":", 1) for part in node.get("style", "").split(";") if ":" in part)
     for key, value in (*node.items(), *declarations):
         name = _local(key.strip())
@@ -157,7 +158,7 @@ def _attributes(node: Element) -> Iterator[tuple[str, str]]:
 
 
 def _value(text: str) -> str:
-    """The value of an attribute with two decimals, in the page's colours."""
+    """The value of an attribute, with two decimals and with colours as the page's variables."""
     short = _DECIMALS.sub(lambda number: f"{float(number[0]):.2f}", " ".join(text.split()))
     return _COLOUR.sub(lambda colour: _variables().get(colour[0], colour[0]), short)
 
@@ -188,7 +189,7 @@ def _paint(figure: Figure, axes: Axes, plot: Plot, size: Size) -> None:
 
 
 def _line(axes: Axes, line: Line, y: Axis, *, crowded: bool) -> None:
-    """Draw a line and its band; NaN is put where it breaks, and a value without neighbours is a dot."""
+    """Draw a line and its band. NaN is inserted where the line breaks, and a value without neighbours is a dot."""
     data = line.data
     breaks = np.flatnonzero(data.broken)
     steps, low, middle, high = (
@@ -201,7 +202,7 @@ def _line(axes: Axes, line: Line, y: Axis, *, crowded: bool) -> None:
     (drawn,) = axes.plot(steps, middle, marker="o", markevery=dots, clip_on=False)
     if smoothed is not None:
         drawn.set(alpha=0.6, linewidth=0.8)
-        colour, dashes = drawn.get_color(), drawn.get_linestyle()  # both given, or the next line's are used up
+        colour, dashes = drawn.get_color(), drawn.get_linestyle()  # without both, this call takes the next line's
         axes.plot(steps, np.clip(smoothed, y.low, y.high), color=colour, linestyle=dashes, linewidth=2.2)
     if data.sampled:
         colour, alpha = drawn.get_color(), 0.07 if crowded else 0.22
@@ -210,13 +211,13 @@ def _line(axes: Axes, line: Line, y: Axis, *, crowded: bool) -> None:
 
 
 def _alone(steps: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """For each step, whether a line joins it to no other."""
+    """For each step, whether the line joins it to no other step."""
     gap = np.pad(np.isnan(steps), 1, constant_values=True)
     return np.asarray(~gap[1:-1] & gap[:-2] & gap[2:])
 
 
 def _marks(figure: Figure, axes: Axes, marks: Sequence[Mark], x: Axis, width: float) -> None:
-    """Draw the numbers above the plot, each with a line down to its step."""
+    """Draw the numbers of the marks above the plot, each with a line down to its step."""
     rows = _rows([(mark.step - x.low) / (x.high - x.low) * width for mark in marks])
     at_top = axes.get_xaxis_transform()
     for mark, row in zip(marks, rows, strict=True):
@@ -240,7 +241,7 @@ def _marks(figure: Figure, axes: Axes, marks: Sequence[Mark], x: Axis, width: fl
 
 
 def _rows(positions: Sequence[float]) -> list[int]:
-    """The row of each number, so that neighbours do not cover one another; the lowest that is free, else the oldest."""
+    """The row of each number, so that neighbours do not overlap: the lowest free row, or the least recently used."""
     ends = [-math.inf] * _BADGE_ROWS
     rows = []
     for at in positions:
@@ -252,9 +253,10 @@ def _rows(positions: Sequence[float]) -> list[int]:
 
 
 def draw_map(grid: Grid, size: Size, label: str) -> Element:
-    """The map of a quantity, layers to the right: from 0 (faint) to the highest value (full).
+    """The map of a quantity, with layers to the right, from 0 (faint) to the highest value (full).
 
-    Values below 0 have a colour of their own, by their size, and a sign; a module without a value shows its letter.
+    A value below 0 has a sign and another colour, whose strength is its size. A module without a value shows its
+    letter.
     """
     names = [name if len(name) <= _LONGEST else f"..{name[2 - _LONGEST :]}" for name in grid.rows]
     left, bottom = _CHARACTER * max(map(len, names)) + 8.0, _ROW * len(names)
@@ -273,7 +275,7 @@ def draw_map(grid: Grid, size: Size, label: str) -> Element:
 
 
 def draw_bars(bins: Sequence[int], bin_width: int, size: Size, label: str, limit: int | None = None) -> Element:
-    """A histogram from 0; a bar's title has its range and count, and a line marks the limit."""
+    """A histogram from 0. The title of a bar has its range and count, and a line marks the limit."""
     column, bottom, top = size.width / max(len(bins), 1), _BARS, max(bins, default=0) or 1
     content = []
     for i, n in enumerate(bins):
@@ -321,5 +323,5 @@ def _text(text: str, x: float, y: float, names: str) -> Element:
 
 
 def ramp(grid: Grid) -> Element:
-    """The legend of a map: from 0 to the highest value."""
+    """The legend of a map, from 0 to the highest value."""
     return tag("p", "0 ", tag("span", class_="ramp", aria_hidden="true"), f" {compact(grid.top)}", class_="legend")

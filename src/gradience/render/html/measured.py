@@ -1,7 +1,7 @@
-"""Sections about what was measured: the run's curves and checkpoints, and what a bench found.
+"""The sections about measurements: the run's curves and checkpoints, the data it was fed, and the results of a bench.
 
-The run: curves with the findings at their steps, evaluations by split, and checkpoints. A bench: its verdict, a figure
-of loss against size with intervals, and a table, for each task.
+The section of the run has curves with the findings at their steps, evaluations by split, and checkpoints. The section
+of a bench has its verdict, and for each task a figure of loss against size with intervals, and a table.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
 _PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
-_FAR: Final = 3.0  # range of all rows over that of the percentiles from which a close-up is drawn
+_FAR: Final = 3.0  # a close-up is drawn if all rows span this many times the range of the percentiles
 
-_MOST: Final = 200  # bars: a log may be anybody's
+_MOST: Final = 200  # bars at most, because a log may come from another program
 
 _CAPTION: Final = (
     "How much worse than the adapter each candidate is, by its size: a dot is the mean of the paired differences, "
@@ -113,12 +113,12 @@ def _smoothing(line: Line) -> str:
 
 
 def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
-    """The span of nearly all rows, or None if the axis of all rows shows it well enough."""
+    """The span of nearly all rows, or None if the axis of all rows already shows it well."""
     column = np.asarray(losses, np.float64)
     finite = column[np.isfinite(column)]
     if not len(finite):
         return None
-    low, high = (4 * float(x) for x in np.percentile(finite / 4, _CLOSE))  # or 1e308 less -1e308 overflows
+    low, high = (4 * float(x) for x in np.percentile(finite / 4, _CLOSE))  # / 4: 1e308 - -1e308 would overflow
     return (low, high) if 0.0 < (high - low) * _FAR < float(np.max(finite)) - float(np.min(finite)) else None
 
 
@@ -149,7 +149,7 @@ def _others(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
 def _recorded(
     run: RunSeries, values: Sequence[float], title: str, plot: Plot, lost: Collection[int] = ()
 ) -> Iterator[Element]:
-    """A column's figure, if it has values: NaN stands for rows without a value, unless it was recorded as such."""
+    """A column's figure, if it has values. NaN means a row without a value, unless its step is in `lost`."""
     column = np.asarray(values, np.float64)
     there = ~np.isnan(column) | np.isin(run.steps, list(lost))
     if there.any():
@@ -161,7 +161,7 @@ def _recorded(
 
 
 def _by_split(run: RunSeries, name: str) -> dict[str, Envelope]:
-    """An evaluated quantity of every split by step; of two at one step, the later."""
+    """An evaluated quantity by split and step; of two values at one step, the later one."""
     points: dict[str, dict[int, float]] = {}
     for event in run.evals:
         value = event.metrics.accuracy if name == "accuracy" else event.metrics.loss
@@ -171,7 +171,7 @@ def _by_split(run: RunSeries, name: str) -> dict[str, Envelope]:
 
 
 def _summary(lines: Sequence[Line]) -> str:
-    """What the lines show, a sentence for each."""
+    """A sentence for each line about what it shows."""
     return " ".join(map(_line_summary, lines))
 
 
@@ -214,13 +214,13 @@ def _events_by_split(run: RunSeries) -> dict[str, list[Eval]]:
 
 
 def lowest_losses(run: RunSeries | None) -> dict[str, tuple[float, int | None]]:
-    """The lowest finite loss of each split that has one, and its step."""
+    """The lowest finite loss of each split that has one, with its step."""
     best = {} if run is None else {split: _best(events) for split, events in _events_by_split(run).items()}
     return {split: (loss, step) for split, (loss, step) in best.items() if loss is not None}
 
 
 def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:
-    """The lowest finite loss and its step."""
+    """The lowest finite loss with its step; (None, None) without one."""
     losses = [(as_float(e.metrics.loss), e.step) for e in events if e.metrics.loss is not None]
     return min((pair for pair in losses if math.isfinite(pair[0])), key=lambda pair: pair[0], default=(None, None))
 
@@ -240,7 +240,7 @@ def _checkpoints(report: DiagnoseReport) -> Element | None:
 
 
 def data_section(story: Story) -> Element | None:
-    """What the model was fed; None where it was not recorded."""
+    """The section on what the model was fed, or None if that was not recorded."""
     report = story.diagnosis.monitor
     data = (report.data if report is not None else None) or {}
     rows = fed_rows(data)
@@ -252,7 +252,7 @@ def data_section(story: Story) -> Element | None:
 
 
 def _lengths(announced: object) -> Element | None:
-    """The histogram of lengths that a check of the data recorded."""
+    """The histogram of lengths that a check of the data recorded, or None without one."""
     counts: Mapping[str, Any] = announced if isinstance(announced, dict) else {}
     bins, width, limit = counts.get("bins"), counts.get("bin_width"), counts.get("max_length")
     if not isinstance(bins, list) or not all(isinstance(n, int) and n >= 0 for n in bins) or not any(bins):
@@ -267,7 +267,7 @@ def _lengths(announced: object) -> Element | None:
 
 
 def bench_section(report: BenchReport | None) -> Element | None:
-    """What was measured on held-out data, or None where nothing was."""
+    """The section on what was measured on held-out data, or None without a bench."""
     if report is None:
         return None
     verdict = report.verdict
@@ -294,7 +294,7 @@ def _task(report: BenchReport, task: BenchTask) -> Iterator[Element]:
     if line is not None:
         yield note(line)
     drawn = [row for row in rows if row.candidate.role == "candidate" and row.result.worst is not None]
-    if len({row.candidate.params for row in drawn}) > 1:  # else there is no size to draw it against
+    if len({row.candidate.params for row in drawn}) > 1:  # a single size gives no axis
         yield tag("div", _figure(task, drawn), class_="figures")
     listed = table(_COLUMNS, rows, caption=f"Adapters on {task.name}", numbers=6)
     if listed is not None:

@@ -1,8 +1,8 @@
-"""Whole pages: each one HTML document without script, link or request.
+"""Whole pages: each one is an HTML document without script, link or request.
 
-The page of a run begins with the verdict and the main numbers, then has a section each for findings, training, weights,
-a comparison, a bench, the configuration, the checks that were skipped, and the provenance of what was read. Two pages
-are about many: a fleet of adapters, and the curves of several runs.
+The page of a run begins with the verdict and the main numbers. A section each follows for findings, training, weights,
+a comparison, a bench, the configuration, the skipped checks, and the provenance of what was read. Two other pages are
+about many: a fleet of adapters, and the curves of several runs.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _CURVES: Final[Columns[Curve]] = (
 
 
 def report_html(story: Story) -> str:
-    """The page. The same sources give the same bytes."""
+    """The page of a run. The same sources give the same bytes."""
     found = numbered(story.diagnosis)
     sections = (
         _findings(story, found),
@@ -113,13 +113,13 @@ def report_html(story: Story) -> str:
 def whole_page(
     name: str, header: Element, sections: Sequence[Element | None], *, first: tuple[str, str] | None = None
 ) -> str:
-    """A page of its own: without script, link to elsewhere or request.
+    """A complete page, without script, link to elsewhere or request.
 
     Args:
-        name: of what it is about, for its title.
-        header: its beginning.
-        sections: those that are not None, each listed in the contents.
-        first: the id of a section that a link leads to before all else, and the link's text.
+        name: name of the page's subject, for its title.
+        header: the beginning of the page.
+        sections: the sections; those that are not None are shown and listed in the contents.
+        first: the id of a section, and the text of a link to it before everything else.
     """
     shown = [part for part in sections if part is not None]
     links = [tag("li", tag("a", part[0].text or "", href=f"#{part.get('id')}")) for part in shown]
@@ -165,7 +165,7 @@ def _header(story: Story, name: str) -> Element:
 
 
 def _findings(story: Story, found: Sequence[Numbered]) -> Element:
-    """Every cause with its evidence, then the alerts and recommendations in the log."""
+    """The section with every cause and its evidence, then the alerts and recommendations in the log."""
     lead = "Hypotheses with their grounds: verify on held-out data. You decide."
     if not found:
         lead = "None of the checks that ran has found anything. Those that could not run are listed under Skipped."
@@ -205,7 +205,7 @@ def _recorded(report: MonitorReport | None) -> Element | None:
 
 
 def _columns(*titles: str) -> Columns[Sequence[Node]]:
-    """The columns of rows that hold their cells already."""
+    """The columns of rows that already hold their cells."""
     return [(title, itemgetter(i)) for i, title in enumerate(titles)]
 
 
@@ -221,7 +221,7 @@ def _config(story: Story) -> Element | None:
 
 
 def _skipped(story: Story) -> Element:
-    """The checks that did not run, by reason; and tensors that were not analysed."""
+    """The section with the checks that did not run, by reason, and the tensors that were not analysed."""
     report = story.diagnosis
     rows = [(source, reason, ids) for (source, reason), ids in by_reason(report.not_run).items()]
     if report.audit is not None:

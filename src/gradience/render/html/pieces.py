@@ -1,6 +1,6 @@
 """Parts that several sections of the page share: sections, tables, figures with captions, numbered causes.
 
-A log or an adapter can hold any number of anything, so every list is cut, and its caption counts what is not shown.
+A log or an adapter can hold any number of items, so every list is cut, and its caption gives the number left out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gradience.schema.diagnose import Cause, DiagnoseReport
 T = TypeVar("T")
 Columns: TypeAlias = Sequence[tuple[str, Callable[[T], Node]]]  # title, and cell of an item
 
-_MARKS: Final = 40  # named under a plot
-_ROWS: Final = 100  # of a table
-_CELLS: Final = 2_000  # of a map
+_MARKS: Final = 40  # findings named under a plot
+_ROWS: Final = 100  # rows of a table
+_CELLS: Final = 2_000  # cells of a map
 _LAYERS: Final = 400
 
 _STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # values of a finding that are its step
@@ -39,17 +39,17 @@ def note(text: str) -> Element:
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Element:
-    """The main numbers of a part, each in a box."""
+    """The main numbers of a part of the page, each in a box."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs], class_="facts")
 
 
 def fold(summary: str, *content: Node) -> Element:
-    """Content that opens on request; printing shows it anyway."""
+    """Content that opens on request, and that is always printed."""
     return tag("details", tag("summary", summary), *content)
 
 
 def table(columns: Columns[T], items: Sequence[T], *, caption: str, numbers: int = 0) -> Element | None:
-    """A table that scrolls within itself; its last `numbers` columns are numbers. None without items."""
+    """A table that scrolls within itself, whose last `numbers` columns hold numbers. None without items."""
     if not items:
         return None
     first = len(columns) - numbers
@@ -79,13 +79,13 @@ def figure(title: str, *content: Node, caption: Node, wide: bool = False) -> Ele
 
 
 def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, summary: str, caption: str) -> Element:
-    """A plot in a size for wide screens and one for narrow ones, with legend and caption.
+    """A plot in a size for wide screens and in one for narrow screens, with legend and caption.
 
     Args:
-        title: of the figure.
-        plot: what is drawn.
+        title: title of the figure.
+        plot: the plot.
         wide: the size for wide screens.
-        summary: what the lines show, for those who do not see them.
+        summary: what the lines show, for readers who cannot see them.
         caption: how the rows were drawn.
     """
     legend = None
@@ -107,7 +107,7 @@ def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, summary: str, capt
 
 
 def caption_of(column: str, data: Envelope, *, absent: int = 0) -> str:
-    """How the rows of a column were drawn: put together in buckets or each, and those that are not finite."""
+    """A sentence on how the rows of a column were drawn: in buckets or one by one, and how many are not finite."""
     total = data.rows + data.lost_rows
     if data.sampled:
         drawn = (
@@ -127,10 +127,10 @@ def map_figure(title: str, grid: Grid, *, legend: str, outside: int) -> Element:
     """The map of a quantity by layer and kind of module.
 
     Args:
-        title: of the figure.
+        title: title of the figure.
         grid: the quantity.
         legend: the meaning of the letters in it.
-        outside: the number of modules in no layer, which it cannot show.
+        outside: the number of modules outside any layer, which it cannot show.
     """
     layers = grid.layers[:_LAYERS]
     kinds = max(_CELLS // len(layers), 1)
@@ -153,18 +153,18 @@ class Numbered(NamedTuple):
 
     @property
     def sources(self) -> list[str]:
-        """The sources that show it."""
+        """The sources that show the cause."""
         return list(dict.fromkeys(piece.source for piece in self.cause.pieces))
 
     @property
     def step(self) -> int | None:
-        """The step it refers to, or None if it refers to no single one."""
+        """The step of the cause, or None if it has no single one."""
         values = (self.cause.values.get(name) for name in _STEPS)
         return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
 
     @property
     def steps(self) -> list[int]:
-        """Every step at which it was seen, such as each spike of a burst."""
+        """Every step at which the cause was seen, such as each spike of a burst."""
         several = self.cause.values.get("steps")
         if isinstance(several, list):
             return [v for v in several if isinstance(v, int) and not isinstance(v, bool)]
@@ -177,7 +177,7 @@ def numbered(report: DiagnoseReport) -> list[Numbered]:
 
 
 def marks_of(found: Sequence[Numbered], prefix: str = "") -> list[Mark]:
-    """The marks, by step, of findings in the log whose id or that of one of their pieces begins with the prefix."""
+    """The marks, by step, of findings in the log whose id, or a piece's id, begins with the prefix."""
     marks = [
         Mark(n.number, step, n.cause.severity)
         for n in found

@@ -1,7 +1,7 @@
-"""What a figure shows, without how it is drawn: lines as envelopes of their rows, axes, marks and tick labels.
+"""The content of a figure, without how it is drawn: lines as envelopes of their rows, axes, marks and tick labels.
 
-A column of a million rows becomes an envelope of a few hundred buckets that keeps every extreme. An axis holds all
-finite values, begins and ends at a tick, and is logarithmic where positive values spread over a hundredfold.
+A column of a million rows becomes an envelope of a few hundred buckets that keeps every extreme. An axis spans all
+finite values and begins and ends at a tick. It is logarithmic if positive values spread over a hundredfold.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Floats = npt.NDArray[np.float64]
 
 _LARGEST: Final = 1e300  # values are clipped to it: the range of two such numbers is still finite
 
-_SMOOTHED: Final = 100  # values from which a running median is drawn
+_SMOOTHED: Final = 100  # a running median is drawn for at least so many values
 
-_SPREAD: Final = 100.0  # highest over lowest value from which an axis of positive values is logarithmic
+_SPREAD: Final = 100.0  # an axis of positive values is logarithmic above this ratio of highest to lowest value
 _LEAST: Final = 1e-290  # smaller values are drawn at 0: matplotlib treats a shorter axis as one of no length
 _TICKS: Final = 5
 
@@ -32,25 +32,25 @@ _THOUSANDTH, _THOUSAND, _MILLION, _BILLION = 1e-3, 1e3, 1e6, 1e9
 
 
 class Envelope(NamedTuple):
-    """The finite rows by bucket of steps: lowest, median and highest value; and the steps of rows that are not finite.
+    """The lowest, median and highest finite value in each bucket of steps, and the steps of non-finite rows.
 
-    The first four arrays are parallel, with one entry for each bucket that holds a finite row. Without sampling every
-    row is a bucket of its own, and lowest, median and highest are the row.
+    The first four arrays are parallel, with one entry for each bucket that holds a finite row. If not `sampled`, every
+    row is a bucket of its own, and lowest, median and highest are its value.
     """
 
     steps: Floats  # the middle of the bucket's steps
     low: Floats
     middle: Floats
     high: Floats
-    lost: Floats  # one step for each bucket that holds a row that is not finite
-    broken: npt.NDArray[np.bool_]  # whether the line breaks before the bucket: all rows between are not finite
-    rows: int  # finite
+    lost: Floats  # one step for each bucket with a non-finite row
+    broken: npt.NDArray[np.bool_]  # whether the line breaks before the bucket, because all rows between are not finite
+    rows: int  # number of finite rows
     lost_rows: int
     sampled: bool
 
     @classmethod
     def of(cls, steps: npt.ArrayLike, low: Floats, middle: Floats, high: Floats, *, apart: bool, sampled: bool) -> Self:
-        """Bands of finite values, one at each step: joined by a line, or each `apart`."""
+        """Bands of finite values, one at each step: joined by a line, or separate if `apart`."""
         at = np.asarray(steps, np.float64)
         broken = np.full(len(at), apart)
         broken[:1] = False
@@ -63,12 +63,12 @@ class Envelope(NamedTuple):
 
 
 def envelope(steps: npt.ArrayLike, values: npt.ArrayLike, *, buckets: int = BUCKETS) -> Envelope:
-    """A column of values by their steps, in buckets of equal width in steps.
+    """A column of values over its steps, in buckets of equal width in steps.
 
     Args:
-        steps: of each row, in any order.
-        values: of each row; NaN and infinities are counted and placed, never averaged.
-        buckets: at most; rows share them if there are more than two rows for each.
+        steps: the step of each row, in any order.
+        values: the value of each row; NaN and infinities are counted and placed, never averaged.
+        buckets: maximal number of buckets; rows share them only if there are more than two rows per bucket.
     """
     at, column = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     order = np.argsort(at, kind="stable")
@@ -109,14 +109,14 @@ def _medians(values: Floats, starts: npt.NDArray[np.int64]) -> Floats:
 
 
 def _broken(own: npt.NDArray[np.int64], lost: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """For each bucket, whether one lies just before it that holds non-finite rows alone."""
+    """For each bucket, whether a bucket of only non-finite rows lies between it and the previous one."""
     alone = np.setdiff1d(lost, own)
     passed = np.searchsorted(alone, own)
     return np.asarray(np.diff(passed, prepend=passed[:1]) > 0)
 
 
 def running_median(values: Floats, window: int) -> Floats:
-    """The median of the window around each value, of what there is of it at the ends.
+    """The median of a window centred at each value; at both ends the window is cut.
 
     >>> running_median(np.array([1.0, 9.0, 2.0, 3.0, 3.0]), 3).tolist()
     [5.0, 2.0, 3.0, 3.0, 3.0]
@@ -135,7 +135,7 @@ class Line(NamedTuple):
 
     @property
     def window(self) -> int:
-        """Values that each point of the running median is of, an odd number; 0 if none is drawn."""
+        """Number of values in the running median's window, which is odd; 0 if no running median is drawn."""
         return len(self.data.middle) // 40 * 2 + 1 if self.smooth and len(self.data.middle) >= _SMOOTHED else 0
 
 
@@ -156,7 +156,7 @@ class Plot(NamedTuple):
     marks: Sequence[Mark] = ()
     log: bool | None = None  # None: by the spread of the values
     zero: bool = False  # whether a linear axis of positive values begins at 0
-    span: tuple[float, float] | None = None  # of the vertical axis in a close-up; values beyond are drawn at its ends
+    span: tuple[float, float] | None = None  # vertical axis of a close-up; values beyond it are drawn at its ends
 
 
 class Axis(NamedTuple):
@@ -168,7 +168,7 @@ class Axis(NamedTuple):
 
     @property
     def ticks(self) -> Locator:
-        """The positions of its ticks; within one decade a logarithmic axis has ticks at 1, 2 and 5."""
+        """The locator of the ticks; within one decade a logarithmic axis has ticks at 1, 2 and 5."""
         if not self.log:
             return linear_ticks(_TICKS)
         decades = math.floor(math.log10(self.high)) - math.ceil(math.log10(self.low))
@@ -176,7 +176,7 @@ class Axis(NamedTuple):
 
 
 def linear_ticks(most: int, *, integer: bool = False) -> MaxNLocator:
-    """Ticks for about so many parts of a linear axis; at integers for steps and ranks."""
+    """A locator of ticks that split a linear axis into about `most` parts; integers for steps and ranks."""
     return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=integer, min_n_ticks=1)
 
 
@@ -189,18 +189,18 @@ def x_axis(plot: Plot) -> Axis:
 
 
 def y_axis(plot: Plot) -> Axis:
-    """The vertical axis of a plot: all values, or the span of a close-up."""
+    """The vertical axis of a plot: it spans all values, or the span of a close-up."""
     ends = (end for line in plot.lines for end in (line.data.low, line.data.high))
     values = [float(v) for column in ends for v in column] if plot.span is None else list(plot.span)
     return axis_of(values, log=plot.log, zero=plot.zero)
 
 
 def axis_of(values: Iterable[float], *, log: bool | None = None, zero: bool = False) -> Axis:
-    """The axis that holds all finite values; a linear one begins and ends at a tick.
+    """The axis that spans all finite values; a linear one begins and ends at a tick.
 
     Args:
-        values: those to be shown.
-        log: whether logarithmic; None: if all are positive and the highest is over 100 times the lowest.
+        values: the values to be shown.
+        log: whether it is logarithmic; None: if all values are positive and the highest is over 100 times the lowest.
         zero: whether a linear axis begins at 0 if no value is negative.
     """
     known = [v if abs(v) >= _LEAST else 0.0 for v in values if math.isfinite(v)] or [0.0, 1.0]
@@ -213,14 +213,14 @@ def axis_of(values: Iterable[float], *, log: bool | None = None, zero: bool = Fa
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(high) / 10.0 or 1.0
         low, high = low - room, high + room
-    for _ in range(4):  # a longer axis may have wider steps, and so other ends
+    for _ in range(4):  # repeated, because a longer axis may have wider tick steps and so other ends
         ticks = linear_ticks(_TICKS).tick_values(low, high)
         low, high = min(low, float(ticks[0])), max(high, float(ticks[-1]))
     return Axis(low, high, log=False)
 
 
 def compact(value: float, _position: int | None = None) -> str:
-    """The label of a tick, in few characters; empty for infinity. The second argument is matplotlib's and unused.
+    """The label of a tick, in few characters; empty for infinity. matplotlib passes a second argument, which is unused.
 
     >>> compact(0.25), compact(20_000.0), compact(1.5e6), compact(0.0002), compact(0.0)
     ('0.25', '20k', '1.5M', '2e-4', '0')

@@ -1,4 +1,4 @@
-"""The sections about weights: the adapter's own, and the adapter beside others or its checkpoints as a series."""
+"""The sections about weights: the adapter's audit, and its comparison with other adapters or earlier checkpoints."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _MODULES: Final[Columns[ModuleAudit]] = (
     ("s", lambda m: number(m.scaling, "g")),
 )
 
-_PAIRS: Final = 3  # with maps
+_PAIRS: Final = 3  # pairs of adapters with maps
 _TEXT: Final = 120  # characters of a configuration's value
 _CAUTION: Final = "Two runs differ by their seed alone as well; a cosine of weights does not measure behaviour."
 
@@ -77,7 +77,7 @@ _UPDATES_CAPTION: Final = (
 
 
 def weights_section(story: Story) -> Element | None:
-    """The audit of the adapter, or None without an adapter."""
+    """The section with the audit of the adapter, or None without an adapter."""
     report = story.diagnosis.audit
     if report is None:
         return None
@@ -112,7 +112,7 @@ def _summary(report: AuditReport) -> Iterator[tuple[str, str]]:
 
 
 def _standing(report: AuditReport) -> Element | None:
-    """The percentiles among the trained adapters of a fleet."""
+    """The table of percentiles among the trained adapters of a fleet."""
     if report.standing is None:
         return None
     caption = f"Among the trained adapters of {report.standing.fleet}, per cent of them below this one"
@@ -141,7 +141,7 @@ def _spectra(report: AuditReport) -> Iterator[Element]:
 
 
 def _kinds(modules: Sequence[ModuleAudit]) -> dict[str, list[ModuleAudit]]:
-    """The modules that have a spectrum by the last part of their name; by type if that gives more kinds than styles."""
+    """The modules with a spectrum, by the last part of their name, or by type if there are too many names to draw."""
     with_values = [m for m in modules if m.state == "ok" and m.top_singular_values]
     for name in (_last_part, lambda m: m.module_type):
         groups: dict[str, list[ModuleAudit]] = {}
@@ -162,7 +162,7 @@ def _relative(sigma: Floats, _: ModuleAudit) -> Floats:
 
 
 def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
-    first = max(sigma[0], _TINY)  # divided by first: squares of huge or tiny values stay in range
+    first = max(sigma[0], _TINY)  # division by `first` keeps squares of huge or tiny values in range
     total = max(float(module.frobenius_norm or 0.0) / first, 1.0) ** 2
     return np.asarray(np.minimum(np.cumsum((sigma / first) ** 2) / total, 1.0))
 
@@ -172,7 +172,7 @@ def _lines(kinds: Mapping[str, Sequence[ModuleAudit]], quantity: _Spectrum) -> l
 
 
 def _spread(group: Sequence[ModuleAudit], quantity: _Spectrum) -> Envelope:
-    """Lowest, median and highest over modules, direction by direction; modules of lower rank end earlier."""
+    """Lowest, median and highest value over the modules at each k; modules of lower rank end earlier."""
     rows = [quantity(np.asarray(m.top_singular_values, np.float64), m) for m in group]
     steps = np.concatenate([np.arange(1.0, len(row) + 1) for row in rows])
     values = np.concatenate(rows)
@@ -222,7 +222,7 @@ def _modules(report: AuditReport) -> Node:
 
 
 def _use(m: ModuleAudit) -> tuple[bool, float]:
-    """The order of modules: broken and untrained ones, then by utilization, then those without a value."""
+    """A sort key: broken and untrained modules first, then by utilization, and last those without a utilization."""
     return m.state == "ok", 2.0 if m.utilization is None else m.utilization
 
 
@@ -252,7 +252,7 @@ _Points: TypeAlias = Sequence[tuple[int, float]]
 
 
 def comparison_section(report: CompareAdaptersReport | None) -> Element | None:
-    """The comparison of adapters, or None without one."""
+    """The section that compares adapters, or None without a comparison."""
     if report is None:
         return None
     pairs = report.pairs[::-1] if report.series is not None else report.pairs
@@ -300,7 +300,7 @@ def _trajectory(series: CheckpointSeries) -> Iterator[Element]:
 
 
 def _curves(title: str, columns: Mapping[str, _Points], x_label: str, y_label: str, caption: str) -> Iterator[Element]:
-    """A figure of lines with a dot at each value, if there are values."""
+    """A figure of lines with a dot at each value; nothing without values."""
     lines = [
         Line(name, envelope([x for x, _ in column], [y for _, y in column]), points=True)
         for name, column in columns.items()

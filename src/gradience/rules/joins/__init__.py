@@ -5,8 +5,8 @@ itself like any other rule. It holds if all the sources of one of its messages s
 belongs to at most one cause, that of the first correlation that takes it. So the order of the table matters: gravest
 first.
 
-It also holds the correlations on a run's files: whether they are complete and of one run, what was not recorded, what
-is wasted.
+The file also has the correlations on a run's files: whether they are complete and of one run, what was not recorded,
+and what is wasted.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[
 
 def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
     """The report of a bench, and the report's file with its role."""
-    from gradience.verbs.bench.store import read_report, report_path  # noqa: PLC0415  # the same
+    from gradience.verbs.bench.store import read_report, report_path  # noqa: PLC0415  # only a report on a bench
 
     return read_report(bench), [("bench", report_path(bench))]
 

@@ -78,7 +78,7 @@ def resize_adapter(
         energy: least k with sum_{i<=k} sigma_i^2 >= energy * sum sigma_i^2.
         rel_error: least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= rel_error.
         max_mb: the largest size of the weights file in megabytes (10^6 bytes); ranks are chosen to keep most sigma^2.
-        max_params: the largest number of parameters in the factors; ranks are chosen likewise.
+        max_params: the largest number of parameters in the factors; ranks are chosen as for `max_mb`.
         like_suggested: each module at the rank that the audit suggests for it (`suggest_per_layer`).
         sv_ratio: k = the number of sigma_i > sigma_1 / sv_ratio.
         sv_fro: least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= sv_fro.

@@ -146,7 +146,7 @@ def ranks_within(groups: Mapping[str, Priced], budget: int) -> dict[str, int] | 
 def _next(name: str, group: Priced, rank: int) -> tuple[float, str] | None:
     if rank >= len(group.gains) or group.gains[rank] <= 0.0:
         return None
-    return -float(group.gains[rank]) / max(group.cost, 1), name
+    return -float(group.gains[rank]) / group.cost, name
 
 
 class Job(NamedTuple):
@@ -224,10 +224,9 @@ def _cut(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, Plan
     layout = job.pair.layout
     names = (layout.a_name, layout.b_name)
     kinds = [dtype or source.tensors[name].dtype for name in names]
-    if any(kind.startswith("F8") for kind in kinds):
+    if (eighth := next((kind for kind in kinds if kind.startswith("F8")), None)) is not None:
         raise AdapterError(
-            f"{job.pair.first.name}: its factors are of {source.tensors[layout.a_name].dtype}, and new ones would be "
-            "rounded to 8 bits again",
+            f"{job.pair.first.name}: its factors are of {eighth}, and new ones would be rounded to 8 bits again",
             advice="name their dtype, such as --dtype bfloat16",
         )
     cut = Together(partial(_new_factors, source, job, half=all(kind in _HALF for kind in kinds)))
@@ -364,6 +363,6 @@ def _rows(w: Array, b: Floats, a: Floats, scale: float) -> Iterator[tuple[slice,
     """Yield (slice of rows, these rows of W, these rows of V) in float64, in blocks of rows."""
     count = max(1, _TILE // w.shape[1])
     for start in range(0, len(w), count):
-        span = slice(start, min(start + count, len(w)))
+        span = slice(start, start + count)
         part = w[span].astype(np.float64)
         yield span, part, part + scale * (b[span] @ a)
