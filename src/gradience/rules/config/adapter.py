@@ -249,7 +249,7 @@ RULES = (
         rationale="The gradient scaler refuses fp16 gradients: the run stops at its first step.",
         action="leave autocast_adapter_dtype on, or train in bf16",
         scope="fp16 mixed precision",
-        verify="the first optimizer step raises or does not",
+        verify="see whether the first optimizer step raises an error",
         settings=("dtype", "autocast_adapter_dtype"),
     ),
     LoraRule(

@@ -236,7 +236,7 @@ RULES = (
         rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
         action="halve lr, or alpha",
         scope="plain LoRA; evidence from LionW on one 7B model, so weak for AdamW",
-        verify="loss spikes in the first epoch at this rate and not at half of it",
+        verify="see whether the loss spikes in the first epoch at this rate, but not at half of it",
         thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
         settings=("lr", "r"),
     ),

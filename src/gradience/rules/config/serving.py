@@ -317,7 +317,7 @@ RULES = (
         condition="an engine named by --serve loads a feature that the adapter has, and computes something else",
         observe=partial(_effects, "misread"),
         confidence=0.75,
-        rationale="It loads without an error and computes something else than what was trained.",
+        rationale="It loads without an error and computes something other than what was trained.",
     ),
     _FeatureRule(
         id="SRV003",

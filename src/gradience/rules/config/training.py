@@ -337,7 +337,7 @@ RULES = (
         rationale="TrainingArguments refuses the argument, or a script drops it and trains without warmup.",
         action="use warmup_steps with a value below 1",
         scope="the transformers installed where check runs",
-        verify="TrainingArguments(warmup_ratio=...) raises or does not",
+        verify="see whether TrainingArguments(warmup_ratio=...) raises an error",
         thresholds=(WARMUP_RATIO_REMOVED,),
         settings=("warmup_ratio",),
     ),

@@ -35,9 +35,9 @@ from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
 
 FACTS: Final = {  # symptoms that are not findings of a rule, and the text for them in a condition
-    "other_config": "it is not this adapter's",
-    "other_log": "it is not this adapter's",
-    "other_adapter": "it is not the adapter configured or recorded",
+    "other_config": "a configuration of another adapter",
+    "other_log": "a log of another adapter",
+    "other_adapter": "an adapter other than the one configured or recorded",
     "idle_targets": "a target that matched no adapted module",
     "adapted": "modules of other names",
     "no_head": "no full module is in the file",
