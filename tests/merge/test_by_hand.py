@@ -155,6 +155,8 @@ def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
         "inference_mode": False,
         "loftq_config": {"bits": 4},
         "eva_config": {"rho": 2.0},
+        "corda_config": {"corda_method": "kpm"},
+        "lora_ga_config": {"scale": "stable"},
         "r": 4,
         "lora_alpha": 2,
         "lora_dropout": 0.1,
@@ -172,6 +174,8 @@ def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
         "inference_mode": True,
         "loftq_config": {},
         "eva_config": None,
+        "corda_config": None,
+        "lora_ga_config": None,
         "r": 4,
         "lora_alpha": 4,
         "rank_pattern": {"v": 1},
@@ -289,6 +293,20 @@ def test_a_field_has_the_only_value_that_is_given(first, second, kept, tmp_path)
     ]
     merge_adapters(folders, tmp_path / "out")
     assert config_of(tmp_path / "out")["bias"] == kept
+    merge_adapters(folders, tmp_path / "of-b", heads_from="B")
+    assert config_of(tmp_path / "of-b")["bias"] == (second or "none")
+
+
+def test_equal_bytes_of_two_dtypes_are_no_agreement_and_copies_of_the_base_are_carried(tmp_path):
+    names = ["e.trainable_tokens_delta", "q.base_layer.weight", "v.bias"]
+    one, two = (
+        adapter(tmp_path / n, {"q": along(1.0)}, extra={name: np.zeros(3) for name in names}, bias="all") for n in "ab"
+    )
+    assert merge_adapters([one, two]).carried == [f"{PREFIX}{name}" for name in names]
+    held = load_file(two / "adapter_model.safetensors")
+    save_file(held | {f"{PREFIX}q.base_layer.weight": np.zeros(3, np.int32)}, two / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="different values"):
+        merge_adapters([one, two])
 
 
 def test_two_values_of_a_field_are_refused(tmp_path):
@@ -390,6 +408,42 @@ def test_three_adapters_have_three_pairs_and_no_expected_conflict(tmp_path):
     ]
     assert report.expected_conflict is None
     assert report.modules[0].lowest_cosine == pytest.approx(-1.0)
+
+
+def test_a_module_that_is_not_finite_counts_in_no_number_of_the_adapters(tmp_path):
+    broken = along(1.0)
+    broken[1][0, 0] = math.nan
+    whole = [adapter(tmp_path / n, {"q": along(3.0), "v": along(*s)}) for n, s in (("a", (1.0,)), ("b", (-1.0, 2.0)))]
+    one = adapter(tmp_path / "c", {"q": along(3.0), "v": along(1.0), "x": broken})
+    two = adapter(tmp_path / "d", {"q": along(3.0), "v": along(-1.0, 2.0), "x": along(1.0)})
+    truth, report = merge_check(*whole), merge_check(one, two)
+    assert [module.state for module in report.modules] == ["ok", "ok", "non_finite"]
+    assert (report.signs, report.expected_conflict) == (truth.signs, truth.expected_conflict)
+    assert [pair.cosine for pair in report.pairs] == [pair.cosine for pair in truth.pairs]
+    assert [side.kept for side in report.adapters] == [side.kept for side in truth.adapters]
+    assert "1 modules hold NaN or infinite numbers and are left out (first: x)" in report.notes
+
+
+def test_norms_of_a_negative_weight_are_positive_and_a_zero_update_has_no_cosine(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(3.0), "v": along(0.0)})
+    two = adapter(tmp_path / "b", {"q": along(4.0, start=1), "v": along(1.0)})
+    report = merge_check(one, two, weights=[-2.0, -1.0])
+    q, v = report.modules
+    assert (q.norms, q.lowest_cosine) == (pytest.approx([6.0, 4.0]), pytest.approx(0.0))
+    assert (v.norms, v.lowest_cosine) == (pytest.approx([0.0, 1.0]), None)
+    assert [side.weighted_norm for side in report.adapters] == pytest.approx([6.0, math.sqrt(17)])
+    assert report.pairs[0].scale_ratio == pytest.approx(6 / math.sqrt(17))
+
+
+def test_inputs_in_common_are_told_from_outputs(tmp_path):
+    """One of two input directions is shared, and no output."""
+    b, a = along(2.0, 1.0, d_out=6)
+    one = adapter(tmp_path / "a", {"q": (b, a)})
+    two = adapter(tmp_path / "b", {"q": (np.roll(b, 3, axis=0), np.roll(a, 1, axis=1))})
+    (pair,) = merge_check(one, two).pairs
+    for side, d, shared in ((pair.output_side, 6, 0.0), (pair.input_side, 5, 0.5)):
+        assert [(at.i, at.j, at.chance) for at in side] == [(1, 1, 1 / d), (2, 2, 2 / d)]
+        assert [at.phi for at in side] == pytest.approx([0.0, shared])
 
 
 def test_modules_of_other_shapes_are_named_and_the_rest_is_checked(tmp_path):

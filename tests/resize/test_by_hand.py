@@ -18,11 +18,22 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.adapters.open import open_adapter
+from gradience.rules.weights.ranks import Patterns
 from gradience.schema.writing import Criterion
+from gradience.spectral.batch import spectrum_of
 from gradience.spectral.update import reduced
 from gradience.verbs.resize import _notes as resize_notes, cut
 from gradience.verbs.resize.cut import Job, Target, module_rank, planned_file, refit_of, refitted, target_of
-from gradience.verbs.resize.plan import Loss, _relative_error, resizable_pairs
+from gradience.verbs.resize.plan import (
+    Loss,
+    Plan,
+    _new_patterns,
+    _ranks_of,
+    _relative_error,
+    _within,
+    new_config,
+    resizable_pairs,
+)
 
 CRITERIA = ", ".join(get_args(Criterion))
 
@@ -263,6 +274,13 @@ def test_new_factors_that_a_dtype_cannot_hold_are_refused_by_name(tmp_path):
         assert "the new factors do not fit F16" in str(error.value)
         assert error.value.advice == "name a wider --dtype"
         assert not (tmp_path / "out").exists()
+
+
+def test_a_module_that_is_left_out_has_no_part_in_the_config(tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(4.0, 2.0)}, lora_alpha=6)
+    q, v = resizable_pairs(open_adapter(folder)[1])
+    assert _new_patterns([Job(q, 0), Job(v, 1)]) == (1, 3, {}, {})
+    assert _new_patterns([Job(q, 2), Job(v, 1)])[2:] in (({"v": 1}, {"v": 3}), ({"q": 2}, {"q": 6}))
 
 
 def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):
@@ -536,3 +554,62 @@ def test_a_tensor_that_may_depend_on_the_rank_is_named_with_its_reason(tmp_path)
         f"cannot resize this adapter: 2 of its tensors may depend on the rank ({PREFIX}v.lora_A.weight: factors of "
         "shape [1, 5] and [6, 2]: ranks disagree)"
     )
+
+
+# --- ranks of pairs that share one ---------------------------------------------------------------------------------
+
+
+def measured(path: str, *spectra: list[float]) -> Any:
+    return SimpleNamespace(pair=SimpleNamespace(path=path), spectra=[spectrum_of(np.asarray(s)) for s in spectra])
+
+
+def test_all_that_share_a_path_get_the_largest_rank_that_one_of_them_needs():
+    """Experts of a pair, and pairs of a path."""
+    sizes: Any = None
+    for some in (
+        [measured("p", [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]), measured("p", [1.0, 0.0, 0.0])],
+        [measured("p", [1.0, 0.0, 0.0]), measured("p", [1.0, 1.0, 1.0], [1.0, 0.0, 0.0])],
+    ):
+        assert _ranks_of(Target("energy", 0.9), [*some, measured("q", [1.0, 0.0])], sizes) == {"p": 3, "q": 1}
+
+
+def test_a_budget_goes_where_the_squares_of_all_that_share_a_path_are_largest():
+    def ranks(*some: Any, budget: int) -> dict[str, int]:
+        return _within(some, budget, lambda _: 10, "parameters")
+
+    experts = measured("p", [1.0, 0.5], [1.0, 0.5])  # half in squares, though 1 in sizes
+    assert ranks(experts, measured("q", [1.0, 0.8]), budget=30) == {"p": 1, "q": 2}
+    pairs = measured("p", [1.0, 0.9]), measured("p", [1.0, 0.9])  # 1.62 for 20
+    assert ranks(*pairs, measured("q", [1.0, 0.8]), budget=50) == {"p": 2, "q": 1}
+    assert ranks(*pairs, measured("q", [1.0, 0.91]), budget=50) == {"p": 1, "q": 2}
+    with pytest.raises(AdapterError) as error:
+        ranks(*pairs, measured("q", [1.0]), budget=29)
+    assert str(error.value) == "the budget leaves 29 parameters, and rank 1 of every module needs 30"
+
+
+def test_an_expert_counts_its_own_parameters_alone(tmp_path):
+    config = {"r": 2, "lora_alpha": 2, "target_parameters": ["experts.down_proj"], "target_modules": []}
+    b, a = np.random.default_rng(0).standard_normal((2, 6, 6))
+    folder = adapter(tmp_path / "a", {"experts": (b.astype(np.float32), a[:, :5].astype(np.float32))}, **config)
+    rows = resize_adapter(folder, rank=1).modules
+    assert [(row.rank_before, row.rank_after, row.params_before, row.params_after) for row in rows] == [
+        (2, 1, 22, 11)
+    ] * 3
+
+
+def test_dora_that_keeps_its_rank_needs_no_base(tmp_path):
+    extra = {"q.lora_magnitude_vector": np.ones(6, np.float32)}
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0)}, extra=extra, use_dora=True)
+    assert resize_adapter(folder, rank=2).modules[0].relative_error == 0.0
+    with pytest.raises(AdapterError, match="q is DoRA: its magnitudes are relative"):
+        resize_adapter(folder, rank=1)
+
+
+def test_a_config_keeps_its_keys_and_takes_the_plan_s_ranks_and_fields():
+    plan = Plan([], {}, Patterns(2, 4, {"q": 1}, {"q": 2}), [], None, {"target_modules": ["q", "v"]})
+    raw = {"r": 8, "target_modules": "all-linear", "bias": "none", "init_lora_weights": "Orthogonal"}
+    fields, notes = new_config(raw, plan)
+    wanted = {"r": 2, "lora_alpha": 4, "rank_pattern": {"q": 1}, "alpha_pattern": {"q": 2}, "bias": "none"}
+    assert fields == wanted | {"target_modules": ["q", "v"], "init_lora_weights": True}
+    assert notes == ["init_lora_weights was 'Orthogonal': PEFT would run it again on loading, for a rank it may refuse"]
+    assert new_config(raw | {"init_lora_weights": "eva"}, plan) == (fields | {"init_lora_weights": "eva"}, [])

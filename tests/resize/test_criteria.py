@@ -157,6 +157,8 @@ def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothin
     assert ranks_within(groups, budget) == ranks
     dear = {"a": Priced(np.asarray([9.0, 4.0]), 3), "b": Priced(np.asarray([9.0, 3.0]), 2)}  # 4 for 3, and 3 for 2
     assert ranks_within(dear, 8) == {"a": 1, "b": 2}
+    too_dear = {"a": Priced(np.asarray([9.0, 9.0]), 3), "b": Priced(np.asarray([9.0, 3.0]), 2)}
+    assert ranks_within(too_dear, 7) == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize(

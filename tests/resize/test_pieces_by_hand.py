@@ -273,3 +273,31 @@ def test_a_piece_of_which_one_half_is_zero_is_left_as_it_is(zero):
     size_b, size_a = 3.0 * (2.0 if zero == "b" else 1.0), 4.0 * (2.0 if zero == "a" else 1.0)
     turn = math.sqrt(size_a / size_b)  # both halves of the second are then as long
     assert (found.left[1, 1], found.right[1, 1]) == (pytest.approx(3.0 * turn), pytest.approx(4.0 / turn))
+
+
+def test_a_rank_is_a_budget_of_as_much_as_each_module_has():
+    """Of ranks 2 and 8 a rank of 4 takes two and four, six pieces of one price."""
+    layouts = {
+        path: SimpleNamespace(layout=SimpleNamespace(rank=r, params_per_rank=5)) for path, r in (("p", 2), ("q", 8))
+    }
+    order = Order([("q", n) for n in range(8)] + [("p", 0), ("p", 1)], 0)
+    found: Any = SimpleNamespace(order=order, pairs=layouts)
+    assert kept_for(found, Target("rank", 4)) == {"p": [], "q": [0, 1, 2, 3, 4, 5]}
+
+
+def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(monkeypatch):
+    monkeypatch.setattr(calibrated, "digest_of", lambda some: f"of {len(some)}")
+    monkeypatch.setattr(calibrated, "predicted_kl", lambda *_: 0.25)
+    found: Any = SimpleNamespace(
+        asked=SimpleNamespace(pieces="svd", seed=7),
+        inputs=calibrated.Split([1, 2, 3], [4, 5], 6),
+        candidates={},
+        predictions=30,
+        measure=lambda _: SimpleNamespace(kl=0.5, flips=0.125, predictions=20),
+    )
+    made = calibrated._record(found, {"q": [0]})
+    assert (made.pieces, made.seed, made.cut_inputs) == ("svd", 7, 6)
+    assert (made.inputs, made.predictions, made.digest, made.kl_predicted) == (3, 30, "of 3", 0.25)
+    assert (made.measured_inputs, made.measured_predictions, made.measured_digest) == (2, 20, "of 2")
+    assert (made.kl, made.flips) == (0.5, 0.125)
+    assert calibrated._fields(found, {"q": [0], "v": [1]}) == {}  # no module is left out, and no target changes

@@ -119,10 +119,6 @@ def _modules_in_common(report: MergeCheckReport) -> str | None:
     return None if report.modules else "no module in two of the adapters"
 
 
-def _entries_in_common(report: MergeCheckReport) -> str | None:
-    return _modules_in_common(report) if report.signs is None else None
-
-
 _ALGEBRA = cite("definition", "M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update")
 _FILES = cite("the adapters' files", "config and tensors")
 
@@ -197,7 +193,7 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
         rationale="What cancels is lost to all of them.",
         action="Consider TIES, which keeps the majority's sign.",
         thresholds=(CANCELLED,),
-        needs=(_entries_in_common,),
+        needs=(_modules_in_common,),
     ),
     _MergeRule(
         id="MRG405",

@@ -346,6 +346,14 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         ),
         ("DAT308", {"pad_is_end": True}, ""),  # rows that a trainer masks itself
         ("DAT308", {**TOKENISED, "seen": {"end_masked": 499}}, ""),
+        (
+            "DAT308",
+            {**TOKENISED, "has_labels": False, "seen": {"end_masked": 1000}},
+            (
+                "warning: pad and end token are one, and the rows have no labels: a collator that masks padding masks "
+                "the end"
+            ),
+        ),
         # what the limit cuts
         (
             "DAT305",
@@ -376,6 +384,11 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40",
         ),
         ("DAT320", {"batching": {"batch_size": 8, "padding_share": 0.5}}, "info: 50% of a batch of 8 is padding"),
+        (
+            "DAT320",
+            {"batching": {"batch_size": 8, "padding_share": 0.5, "packed_sequences": 0}},
+            "info: 50% of a batch of 8 is padding",
+        ),
         ("DAT320", {"batching": {"batch_size": 8}}, "? no batch could be counted"),
         ("DAT303", {"trainer": "reward"}, "? reward: the loss is computed on one output per sequence, not on tokens"),
         ("DAT301", {"rows_read": 0}, "? no row could be tokenised"),
@@ -469,3 +482,25 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
 )
 def test_a_finding_has_these_values(rule: str, changed: Any, values: Any) -> None:
     assert found(data(**changed))[rule].values == values
+
+
+COLUMNS = "give prompt and completion as columns: SFTTrainer masks no prompt in rows of text or messages"
+USUAL = "correct the labels, or the generation block, so that it covers answers only"
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed", "action"),
+    [
+        *(
+            ("DAT304", {"format": kind, "seen": {"all_supervised": 1000}}, action)
+            for kind, action in [("text", COLUMNS), ("messages", COLUMNS), ("sharegpt", COLUMNS), ("tokenised", USUAL)]
+        ),
+        (
+            "DAT307",
+            {"seen": {"end_supervised": 1}, "turn_end": "<|eot|>"},
+            "set eos_token to <|eot|>, or add it to eos_token_id of generation_config.json",
+        ),
+    ],
+)
+def test_what_is_to_be_done_depends_on_the_rows(rule: str, changed: Any, action: str) -> None:
+    assert found(data(**changed))[rule].action == action

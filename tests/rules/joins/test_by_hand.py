@@ -211,6 +211,14 @@ def test_a_cause_is_made_of_all_that_it_takes():
     assert cause.evidence == [OWN, SEEN]
 
 
+def test_one_piece_may_do_and_is_a_piece_once_whatever_asks_for_it():
+    twice = (Needs("log", ("A", "B")), Needs("log", ("A",)))
+    made = join(Message(("log",), "m"), needs=twice, hints=twice, least=1)
+    (cause,) = correlate([made], [seen("log", "A")], frozenset()).causes
+    assert [(piece.source, piece.id) for piece in cause.pieces] == [("log", "A")]
+    assert cause.joined
+
+
 @pytest.mark.parametrize(
     ("symptoms", "fields", "expected"),
     [

@@ -101,6 +101,8 @@ def test_a_good_outcome_outweighs_conventions_and_refutes_that_such_a_rate_diver
     milder = dict.fromkeys(("LR001", "LR004", "ALP001", "ALP002", "SCH002"), "info")
     assert severities == {**milder, "BAT001": "warning"}
     messages = {item.id: item.message for item in found.findings}
+    said = {item.id: [(ground.source, ground.says) for ground in item.evidence] for item in found.findings}
+    assert said == {"BAT001": [], **{rule: [("the log", "so")] for rule in milder}}
     assert messages["SCH002"] == "a convention that this run's outcome outweighs (so): SCH002"
     assert messages["BAT001"] == "BAT001"
     assert found.findings[0].id == "BAT001"  # the gravest first

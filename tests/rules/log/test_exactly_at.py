@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
-from log_runs import FALL, FLAT, NAN, _skipped as skipped, line, run, with_row
+from log_runs import FALL, FLAT, NAN, _skipped as skipped, line, run, said, with_row
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
@@ -131,6 +131,7 @@ HELD_OUT: Sequence[At] = [
         lambda x: classes(LN2 * x, 0.5),
         {2.0: "warning", 0.0: "warning", 2.001: "?", -0.001: "?"},
     ),
+    At("CHN112", {}, lambda k: classes(math.log(k), 1.0 / k), {2.0: "warning", 20.0: "warning", 22.0: "?"}),
     At("UND126", {}, lambda x: evaluated(2.0, 1.0, 1.5, x), {1.2: None, 0.99: "info"}),
     At("UND126", {"facts.UNFINISHED_FALL": 0.125}, lambda x: evaluated(2.0, 1.0, x), {0.875: None, 0.8749: "info"}),
 ]
@@ -447,3 +448,10 @@ def test_a_threshold_itself_is_on_this_side(case: At, monkeypatch: pytest.Monkey
         is_function = inspect.isfunction(getattr(held, threshold))
         monkeypatch.setattr(held, threshold, value if is_function else getattr(held, threshold)._replace(value=value))
     assert {x: answer(case.rule, case.make(x)) for x in case.answers} == case.answers
+
+
+@pytest.mark.parametrize("k", [2, 10, 18, 19, 20])
+def test_of_several_numbers_of_classes_that_fit_the_nearest_is_named(k):
+    found = said("CHN112", classes(math.log(k), 1.0 / k))
+    assert f"chance among {k} classes" in found.message
+    assert (found.values["chance"], found.values["chance_loss"]) == (1.0 / k, math.log(k))

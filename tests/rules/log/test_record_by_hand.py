@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import msgspec
 import pytest
-from log_runs import FALL, NAN, _skipped as skipped, evaluation, run, said, with_history
+from log_runs import FALL, NAN, _skipped as skipped, evaluation, line, run, said, with_history
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
 from gradience.rules.log.gradient import _grown
-from gradience.rules.log.numbers import _fallen, _stood_still
+from gradience.rules.log.numbers import _fallen, _of_norms, _stood_still
 from gradience.rules.log.recorded import _rank, error_bound, no_weights
 from gradience.rules.log.story import _held_out
+from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
 
 # --- gradients and numbers ---------------------------------------------------------------------------------------
@@ -316,3 +318,66 @@ def test_batches_unlike_those_announced_are_said_with_both_numbers():
 def test_an_update_is_too_large_by_the_verdict_of_a_logged_audit_or_by_its_size(audit, severity):
     found = said("SIZ215", run(FALL, audit=audit))
     assert (found and found.severity) == severity
+
+
+@pytest.mark.parametrize(
+    ("torn", "total", "severity", "message"),
+    [
+        ([True], 1, "info", "The last line is torn: the writer was cut off in the middle of it."),
+        ([False], 1, "warning", "1 lines are no events (first: line 3: r0)."),
+        ([True, False], 2, "warning", "2 lines are no events (first: line 3: r0)."),
+        ([False, True], 200, "warning", "200 lines are no events (first: line 3: r0)."),
+    ],
+)
+def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity, message):
+    issues = [BadLine(line=3 + n, offset=9, reason=f"r{n}", torn=each) for n, each in enumerate(torn)]
+    found = said("TRN115", run(FALL, issues=issues, issues_total=total))
+    assert (found.severity, found.message, found.values) == (severity, message, {"lines": total})
+    assert found.evidence[0].says == "line 3, byte 9: r0"
+
+
+@pytest.mark.parametrize(
+    ("sessions", "again"), [("aa", 1), ("aaa", 2), ("ab", None), ("abab", 2), ([None, None], 1)]
+)  # fmt: skip
+def test_evaluations_of_one_step_are_double_within_a_session(sessions, again):
+    events = [msgspec.structs.replace(evaluation(5, 1.0), session=session) for session in sessions]
+    found = said("DUP117", with_history(*events, evaluation(6, 1.0, "other"), evaluation(6, 1.0)))
+    assert (found and found.values["evaluations"]) == again
+    assert found is None or found.severity == "info"
+
+
+@pytest.mark.parametrize(
+    ("status", "rates", "says"),
+    [
+        ("ok", line(20, 1e-6, 4.9e-5), "The learning rate never came near its configured 0.0001: 4.9e-05 at most."),
+        ("ok", line(20, 1e-6, 5e-5), None),
+        ("no_run_end", line(20, 1e-6, 4.9e-5), None),  # perhaps still warming up
+        (
+            "no_run_end",
+            [*line(20, 1e-6, 4.9e-5), 4.8e-5],
+            "The learning rate never came near its configured 0.0001: 4.9e-05 at most.",
+        ),
+    ],
+)
+def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
+    found = said(
+        "LRS109", replace(run([2.0 - 0.01 * n for n in range(len(rates))], rates=rates, lr=1e-4), status=status)
+    )
+    assert (found and found.message) == says
+    assert found is None or (found.confidence, found.values) == (0.8, {"peak": 4.9e-5, "configured": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "severity"),
+    [
+        ([10], None, "info"),
+        ([10], "float16", "info"),
+        ([10, 12], "float16", "info"),  # each a step that the scaler skips
+        ([10, 12], None, "warning"),
+        ([10, 12], "bfloat16", "warning"),
+        ([10, 11], "float16", "error"),  # two running are none of its
+        ([10, 12, 13], None, "error"),
+    ],
+)
+def test_norms_that_are_not_finite_are_graver_running_and_without_a_scaler(rows, dtype, severity):
+    assert _of_norms(rows, dtype) == severity

@@ -79,9 +79,9 @@ def _onset(curve: HeldOutCurve) -> _Onset | None:
     losses = curve.losses
     best = min(range(len(losses)), key=losses.__getitem__)
     lowest = losses[best]
-    last = losses[max(best + 1, len(losses) - int(OVERFIT_EVALS.value)) :]
+    last = min(losses[-int(OVERFIT_EVALS.value) :])  # the lowest itself, where that is among them
     noise = curve.noise / lowest
-    if len(last) < OVERFIT_EVALS.value or min(last) / lowest - 1.0 <= max(OVERFIT_RISE.value, EVAL_NOISE.value * noise):
+    if last / lowest - 1.0 <= max(OVERFIT_RISE.value, EVAL_NOISE.value * noise):
         return None
     return _Onset(curve, best, losses[-1] / lowest - 1.0, noise)
 
@@ -258,7 +258,7 @@ def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
 def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None:
     """Report chance level if loss and accuracy both fit equal odds among the same number of classes."""
     loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
-    classes = next(_fitting(loss, accuracy, n), None)
+    classes = min(_fitting(loss, accuracy, n), key=lambda k: abs(loss - math.log(k)), default=None)
     if classes is None:
         raise Unknown(
             "the number of classes is unknown (num_labels in the run's config); loss and accuracy are at chance for "

@@ -36,7 +36,6 @@ _INITIAL: Final[dict[str, Any]] = {  # values for fields of an initialisation, w
     "eva_config": None,
     "corda_config": None,
     "lora_ga_config": None,
-    "alora_invocation_tokens": None,
 }
 
 
@@ -118,7 +117,7 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
     """
     if chosen is not None:
         names = _whole(chosen)
-        left = sorted({name for side in sides if side is not chosen for name in _whole(side)} - set(names))
+        left = sorted({name for side in sides for name in _whole(side)} - set(names))
         source = _source(chosen)
         fields = {field: chosen.raw.get(field) or _NONE.get(field) for field in _FIELDS}
         return Heads([copied(source, name) for name in names], fields, left, chosen.name)

@@ -120,10 +120,8 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
     most = max(module.r for module in row if module is not None)
     if recipe.method not in DENSE and is_narrow(parts):
         return _merged_sum(name, parts, recipe, dtype, most)
-    _refuse_broken(name, parts)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found in the squared norm
         plain = stacked(parts)
-    with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
         energy = norm_beyond_the_sides(*plain, grams)
     _refuse_overflow(name, energy, parts)

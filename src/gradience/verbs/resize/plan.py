@@ -116,7 +116,7 @@ def _new_patterns(jobs: Iterable[Job]) -> Patterns:
         if job.rank == 0:
             continue
         path, module = job.pair.path, job.pair.first
-        ranks[path] = min(job.rank, module.r)
+        ranks[path] = job.rank
         alphas[path] = alpha_for(module.scale, ranks[path], rslora=module.rslora)
     return patterns_of(ranks, alphas)
 
@@ -140,7 +140,7 @@ def _measured_pairs(pairs: Sequence[StoredPair]) -> list[_Measured]:
     measured = [_of_pair(pair, [next(found) for _ in pair.modules]) for pair in pairs]
     for one in measured:
         for module, spectrum in zip(one.pair.modules, one.spectra, strict=True):
-            if not (spectrum.finite and math.isfinite(module.scale)):
+            if not spectrum.finite:
                 raise AdapterError(
                     f"{module.name} holds NaN or infinite numbers: it has no best update of a lower rank",
                     advice="'gradience audit' names all such modules",
@@ -244,7 +244,7 @@ def _losses_of(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> lis
             f"{job.pair.first.name}: the square of its norm is over the range of float64", advice="lower its alpha"
         )
     return [
-        Loss(0.0 if job.unchanged else energy * float(s.relative_errors[job.rank]) ** 2, energy)
+        Loss(energy * float(s.relative_errors[job.rank]) ** 2, energy)
         for s, energy in zip(found, energies, strict=True)
     ]
 
@@ -259,15 +259,14 @@ def _rows(jobs: Sequence[Job], losses: Sequence[Sequence[Loss]]) -> list[Resized
 
 def _row(job: Job, module: Module, loss: Loss) -> ResizedModule:
     params = job.pair.layout.params_per_rank // len(job.pair.modules)
-    rank = min(job.rank, module.r)
     return ResizedModule(
         name=module.name,
         kind=module.kind,
         rank_before=module.r,
-        rank_after=rank,
+        rank_after=job.rank,
         relative_error=_relative_error([loss]),
         params_before=params * module.r,
-        params_after=params * rank,
+        params_after=params * job.rank,
     )
 
 
