@@ -103,3 +103,16 @@ def test_a_root_is_upper_triangular_and_its_square_is_the_gram_matrix(dependent)
     assert np.array_equal(root, np.triu(root))
     length = np.sqrt(np.diagonal(gram))
     np.testing.assert_allclose(root.T @ root / np.outer(length, length), gram / np.outer(length, length), atol=1e-14)
+
+
+def test_on_a_device_a_row_has_the_same_grams_and_geometry(factors, monkeypatch):
+    row = [Stacked(lambda some=some: some, some[1].shape[0], 0.5 - i) for i, some in enumerate(factors[:3])]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    (here,) = row_geometries([row], pairs)
+    monkeypatch.setattr(subspace, "on_cpu", lambda: False)
+    (there,) = row_geometries([row], pairs)
+    assert there.own.keys() == here.own.keys()
+    for place, grams in here.own.items():
+        for one, two in zip(grams, there.own[place], strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-11)
+    assert [there.pairs[pair].inner for pair in pairs] == pytest.approx([here.pairs[pair].inner for pair in pairs])

@@ -220,6 +220,7 @@ def test_overlaps_are_those_of_hu_et_al_and_their_chance():
     seen = [np.sum(np.linalg.qr(rng.standard_normal((12, 2)))[0][:4] ** 2) / 2 for _ in range(4000)]
     assert np.mean(seen) == pytest.approx(chance_overlap(2, 4, 12), rel=0.02)
     assert np.std(seen) == pytest.approx(chance_overlap_sd(2, 4, 12), rel=0.05)
+    assert chance_overlap_sd(1, 1, 3) == pytest.approx(math.sqrt(1 / 5 - 1 / 9))  # of z^2 on the sphere
     assert chance_overlap_sd(2, 4, 1) == chance_overlap_sd(0, 4, 12) == chance_overlap_sd(12, 4, 12) == 0.0
 
 

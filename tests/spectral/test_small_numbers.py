@@ -46,6 +46,11 @@ def test_equal_values_hold_equal_shares(equal, ranks):
     assert spectrum_of(np.zeros(equal)).energy_ranks == (0, 0, 0)
 
 
+def test_a_share_that_is_held_exactly_asks_for_no_further_rank_by_rounding():
+    """One and 41 thirds: of 50 ninths nine tenths are 45, nine of the first and 36 others."""
+    assert spectrum_of(np.asarray([1.0] + [1 / 3] * 41)).energy_ranks[0] == 37
+
+
 @pytest.mark.parametrize(("value", "counts"), [(3.9 * EPS, False), (4.1 * EPS, True)])
 def test_a_value_under_the_rank_times_the_rounding_of_the_largest_is_zero(value, counts):
     found = spectrum_of(np.asarray([2.0, 2.0 * value, 0.0, 0.0]))
@@ -289,6 +294,28 @@ def test_an_update_of_zero_has_no_directions_and_no_cosine():
     assert (found.left.shape, found.cosine, found.finite) == ((0, 1), None, True)
 
 
+@pytest.mark.parametrize(("inner", "cosine"), [(4.1, 1.0), (-4.1, -1.0), (3.0, 0.75)])
+def test_rounding_takes_no_cosine_beyond_one(inner, cosine):
+    none = np.zeros((0, 0))
+    made = PairGeometry(finite=True, norms=(2.0, 2.0), inner=inner, distance=0.0, left=none, right=none)
+    assert made.cosine == cosine
+
+
+def test_rows_and_columns_are_balanced_by_the_fourth_root_of_their_squares_ratio():
+    balance = update._balance(np.array([16.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0]))
+    assert balance.tolist() == [0.5, 1.0, 1.0]  # 16 / 4 and 1 * 4
+
+
+@pytest.mark.parametrize("rank", [3, 5])
+def test_maps_of_a_rank_beyond_the_sides_are_of_the_narrowed_factors(rank):
+    rng = np.random.default_rng(0)
+    b, a = rng.standard_normal((6, 70)), rng.standard_normal((70, 5))
+    ((_,), (maps,)) = batch.spectra_and_maps([lambda: Factors(b, a, 1.0)])
+    new_b, new_a = reduced(b, a, 1.0, rank, maps=maps)
+    u, sigma, v = np.linalg.svd(b @ a, full_matrices=False)
+    np.testing.assert_allclose(new_b @ new_a, (u[:, :rank] * sigma[:rank]) @ v[:rank], atol=1e-9)
+
+
 @pytest.mark.parametrize("scale", [math.inf, math.nan])
 def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
     found = geometry(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))
@@ -350,6 +377,8 @@ def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held,
 def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds():
     whole = DenseSpectrum(np.asarray([3.0, 2.0, 1.0, 1.0]), 15.0, 4)
     assert [whole.energy_rank(share) for share in (0.6, 0.61, 13 / 15, 0.9, 1.0)] == [(k, k) for k in (1, 2, 2, 3, 4)]
+    bounded = DenseSpectrum(np.asarray([3.0, 2.0]), 14.0, 8, next_square=4.0, is_whole=False)
+    assert bounded.energy_rank(12 / 14) == (2, 2)  # beside the first is 1 at most, though a value might be 4
     exactly = DenseSpectrum(np.ones(2), 4.0, 4, next_square=1.0, is_whole=False)
     assert exactly.energy_rank(0.5 / (1.0 - 4 * EPS)) == (1, 2)  # 2 of 4 are wanted: one and next to it another 1
     short = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.5, is_whole=False)

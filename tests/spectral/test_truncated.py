@@ -69,3 +69,14 @@ def test_the_rank_for_an_energy_is_the_first_that_reaches_it(values, energy):
     held = np.cumsum(sigma**2)
     assert held[k - 1] >= energy * total * (1 - 1e-9)
     assert k == 1 or held[k - 2] < energy * total
+
+
+def test_after_the_last_pass_the_core_is_that_of_the_last_basis(monkeypatch):
+    monkeypatch.setattr(update, "_DENSE_UNDER", 0)
+    monkeypatch.setattr(update, "_SETTLED", -1.0)  # no pass is the last for what it gained
+    monkeypatch.setattr(update, "_MOST_PASSES", 1)
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((400, 6)) @ rng.standard_normal((6, 300))
+    part = leading_part(matrix, 6)
+    assert part.low.sigma == pytest.approx(np.linalg.svd(matrix, compute_uv=False)[:6])
+    assert part.rest < 1e-12 * part.norm

@@ -44,6 +44,13 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
             {"a": {"runtime", "f1"}, "eval_a": {"runtime"}},
             set(),
         ),
+        ({"_runtime": 1, "reward": 2}, {"_runtime", "reward"}, {}, set()),  # W&B's own
+        (
+            {"eval_a_runtime": 1, "eval_a_loss": 2, "eval_loss": 3},
+            set(),
+            {"a": {"runtime", "loss"}, "eval": {"loss"}},
+            set(),
+        ),
         ({"reward": 1}, {"reward"}, {}, set()),
         ({}, set(), {}, set()),
     ],
@@ -75,7 +82,12 @@ def test_no_value_of_a_row_is_lost(row):
     assert set(row.values()) <= set(kept)
 
 
-@pytest.mark.parametrize("prefix", ["eval", "eval_hard", "test", "train"])
+def test_what_an_evaluation_measured_itself_goes_before_what_stands_beside_it():
+    parts = split_row({"eval_loss": 1, "eval_runtime": 2, "runtime": 3, "epoch": 4})
+    assert parts.evals == {"eval": {"loss": 1, "runtime": 2, "epoch": 4}}
+
+
+@pytest.mark.parametrize("prefix", ["eval", "eval_", "eval_hard", "test", "train"])
 def test_a_split_has_the_data_sets_name(prefix):
     assert split_of(prefix) == {"eval_hard": "hard"}.get(prefix, prefix)
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from gradience.telemetry.redact import below, hide_in, names_beside, names_in
+from gradience.errors import RecorderError
+from gradience.schema import SCHEMA_ID, TrainStep
+from gradience.schema.events import Alert
+from gradience.telemetry.redact import (
+    Redaction,
+    below,
+    hide_in,
+    names_beside,
+    names_in,
+    redact_event,
+    redact_text,
+    to_line,
+)
 from gradience.telemetry.secrets import hide_secrets, holds_secret
 
 BODY = "aB3dE5gH7jK9mN1pQ2" * 20
@@ -154,3 +168,31 @@ def test_of_a_long_text_the_beginning_is_kept_and_the_rest_counted():
     limit = 65 * 1024
     assert hide_secrets("x " * (limit // 2)) == "x " * (limit // 2)
     assert hide_secrets("x" * (limit + 7)) == "x" * limit + " <7 more characters>"
+
+
+TOKEN = "hf_" + "aB3" * 12
+SHOWN = "<redacted: hub token>"
+
+
+def test_what_of_an_event_is_text_of_a_user_is_hidden_and_its_envelope_stays():
+    head = {"schema": SCHEMA_ID, "ts": 1.0, "step": 1, "seq": 2}
+    alert = Alert(**head, run_id="r", session=f"s {TOKEN}", severity="info", code="c", message=f"see {TOKEN}")
+    shown = json.loads(to_line(alert))
+    assert (shown["message"], shown["session"], shown["run_id"]) == (f"see {SHOWN}", f"s {SHOWN}", "r")
+    assert {key: shown[key] for key in head} == head
+    row = TrainStep(**head, run_id=f"r {TOKEN}", loss=1.0)
+    assert redact_event(row).run_id == f"r {SHOWN}"
+    plain = TrainStep(**head, run_id="r", loss=1.0)
+    assert redact_event(plain) is plain
+    assert redact_text("tiger", key="db_pass") == redact_text("x" * 300, key="db_pass") == "<redacted: secret key>"
+
+
+def test_a_line_has_64_kib_and_no_byte_more():
+    def event(size):
+        return TrainStep(schema=SCHEMA_ID, ts=1.0, run_id="r", step=1, extras={"x": "a" * size})
+
+    rule = Redaction(allow_text=True)
+    room = 64 * 1024 - len(to_line(event(0), rule))
+    assert len(to_line(event(room), rule)) == 64 * 1024
+    with pytest.raises(RecorderError, match="event of 65537 bytes; a line may have 65536"):
+        to_line(event(room + 1), rule)

@@ -20,6 +20,7 @@ from gradience.telemetry.codec import (
     decode_array,
     decode_lines,
     encode,
+    encode_row,
     find,
     parse,
     path_of,
@@ -398,3 +399,15 @@ def test_a_whole_number_of_another_type_has_4096_bits_too():
 def test_a_set_is_in_the_order_of_its_texts():
     assert plain(set("hgfedcba"), "x") == plain(frozenset("ahbgcfde"), "x") == list("abcdefgh")
     assert plain({10, 9, 100}, "x") == [10, 100, 9]
+
+
+@pytest.mark.parametrize("written", [encode, encode_row])
+def test_a_number_that_json_lacks_is_named_whichever_way_a_row_is_written(written):
+    def row(**fields):
+        return TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=1, **fields)
+
+    assert json.loads(written(row(loss=math.nan, lr=-math.inf)))["loss"] == "NaN"
+    assert json.loads(written(row(loss=0.5, grad_norm=math.inf)))["grad_norm"] == "Infinity"
+    assert json.loads(written(row(loss=0.5))) == ROW
+    with pytest.raises(SchemaError, match="extras of TrainStep may not use the name of a known key: loss, step"):
+        encode(row(extras={"step": 1, "loss": 2.0, "x": 3}))

@@ -250,7 +250,7 @@ def _sigma(
     sigma = np.zeros((_MODULES, size))
     sigma[: len(some)] = spectrum.sigma
     for row, index in enumerate(some):
-        if finite[row] and not spectrum.trusted[row]:
+        if not spectrum.trusted[row]:  # one that is not finite is zero here, which is trusted
             factors = loads[index]()
             exact = update.core_singular_values(factors.b, factors.a)
             sigma[row] = 0.0

@@ -15,6 +15,7 @@ from gradience.rules.log.gradient import _grown
 from gradience.rules.log.numbers import _fallen, _of_norms, _stood_still
 from gradience.rules.log.recorded import _rank, error_bound, no_weights
 from gradience.rules.log.story import _held_out
+from gradience.schema import ConfigSnapshot
 from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
 
@@ -381,3 +382,17 @@ def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
 )
 def test_norms_that_are_not_finite_are_graver_running_and_without_a_scaler(rows, dtype, severity):
     assert _of_norms(rows, dtype) == severity
+
+
+@pytest.mark.parametrize(
+    ("config", "logged", "objective"),
+    [
+        ({"extras": {"task": "sft"}}, {"reward"}, ("sft", True)),  # as stated, whatever was logged
+        ({"lora": {"task_type": "CAUSAL_LM"}}, {"reward"}, ("rl", False)),  # a hint is less than what was logged
+        ({"lora": {"task_type": "CAUSAL_LM"}}, {"other"}, ("sft", False)),
+        ({}, set(), ("unknown", False)),
+    ],
+)
+def test_an_objective_that_is_stated_goes_before_names_of_a_log_and_these_before_hints(config, logged, objective):
+    facts = replace(run(FALL), config=msgspec.convert(config, ConfigSnapshot), logged=frozenset(logged))
+    assert (facts.objective.kind, facts.objective.stated) == objective
