@@ -325,9 +325,9 @@ def test_an_update_is_too_large_by_the_verdict_of_a_logged_audit_or_by_its_size(
     ("torn", "total", "severity", "message"),
     [
         ([True], 1, "info", "The last line is torn: the writer was cut off in the middle of it."),
-        ([False], 1, "warning", "1 lines are no events (first: line 3: r0)."),
-        ([True, False], 2, "warning", "2 lines are no events (first: line 3: r0)."),
-        ([False, True], 200, "warning", "200 lines are no events (first: line 3: r0)."),
+        ([False], 1, "warning", "1 lines are not events (first: line 3: r0)."),
+        ([True, False], 2, "warning", "2 lines are not events (first: line 3: r0)."),
+        ([False, True], 200, "warning", "200 lines are not events (first: line 3: r0)."),
     ],
 )
 def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity, message):
