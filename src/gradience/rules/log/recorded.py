@@ -51,7 +51,7 @@ def _utilization(facts: RunFacts) -> Observation | None:
 
 
 def no_weights(audit: Mapping[str, Json]) -> bool:
-    """Whether an audit says that it found nothing to measure, so that its means are no measurements."""
+    """Whether an audit says that it found nothing to measure, so that its means are not measurements."""
     return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
 
 

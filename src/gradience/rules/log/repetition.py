@@ -145,7 +145,7 @@ def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
 
 
 def _learns_still(facts: RunFacts) -> str | None:
-    """The reason why steps of the training loss are no memorization, or None: held-out loss gains too, or is as low."""
+    """Why steps of the training loss are not memorization, or None: held-out loss gains too, or is as low."""
     curve = facts.held_out_curve
     if curve is None or len(curve.losses) < LEAST_EVALS.value:
         return None
