@@ -18,7 +18,7 @@ from gradience.adapters.formats.peft import _matches
 from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, padded, peft_pair, stored_pairs
-from gradience.adapters.patterns import PatternTable, _most_paths
+from gradience.adapters.patterns import PatternTable, _most_paths, _plain_text
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
 
@@ -343,6 +343,7 @@ def test_the_steps_of_a_matcher_are_bounded_for_the_name_at_hand():
     with pytest.raises(AdapterError, match="take for ever"):
         PatternTable([key]).matching(dotted)
     assert _most_paths("a)", 10) == math.inf
+    assert _plain_text(r"a.b\.c.d\.e.f") == ("a.b.c.d.e.f", (1, 5, 9))
 
 
 # --- files -------------------------------------------------------------------------------------------------------

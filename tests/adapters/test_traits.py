@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -223,3 +224,13 @@ def test_a_module_of_a_kind_that_an_operation_cannot_work_on_is_named_with_its_k
         assert refusal.text == "conv is of kind dora"
     else:
         assert refusal is None
+    for part in ({"dense": lambda w: w}, {"note": "a square weight"}, {"dense": None}):
+        refusal = module_obstacle(replace(module, **{"kind": "linear", "dense": None, "note": None, **part}), operation)
+        wanted = operation is Operation.MITIGATE and part != {"dense": None}
+        assert (refusal and refusal.text) == ("the update of conv is a function of the base weight" if wanted else None)
+    plain = adapter_of(make)
+    for kind, known in (("linear", True), ("hira", False)):
+        modules = [replace(one, kind=kind) for one in plain.modules]
+        found = [one.text for one in obstacles(replace(plain, modules=modules), operation)]
+        is_asked = operation in {Operation.RESIZE, Operation.MERGE}
+        assert found == ([f"{modules[0].name} is of kind hira"] if is_asked and not known else [])

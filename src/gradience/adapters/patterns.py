@@ -221,12 +221,10 @@ def _item(key: str, at: int, length: int, depth: int) -> tuple[_Cost, int]:
     cost = _Cost()
     if (comment := _COMMENT.match(key, at)) is not None:
         return cost, comment.end()
-    if key[at] == "(":
-        opening = _OPENING.match(key, at)
-        start = at + 1 if opening is None else opening.end()
-        cost, at = _alternatives(key, start, length, depth + 1)
+    if (opening := _OPENING.match(key, at)) is not None:
+        cost, at = _alternatives(key, opening.end(), length, depth + 1)
         at += 1
-        if opening is not None and opening[0].endswith(("=", "!")):  # look-around is not retried in another way
+        if opening[0].endswith(("=", "!")):  # look-around is not retried in another way
             cost = _Cost(1.0, cost.steps)
     elif key[at] == "[" and (found := _CLASS.match(key, at)) is not None:
         at = found.end()
