@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gradience.errors import ConfigError
-from gradience.verbs.check import read_adapter_of, read_any, read_training_of
+from gradience.verbs.check import check_config, read_adapter_of, read_any, read_training_of, source_locations
 from gradience.verbs.check.data import _beside, _tokenizer
 
 ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
@@ -101,3 +101,16 @@ def test_a_tokenizer_is_beside_by_either_of_its_files(name, tmp_path):
     (second / name).write_text("{}")
     assert _beside([first, second]) == second
     assert _beside([first]) is None
+
+
+def test_a_finding_is_placed_in_the_last_file_that_has_its_setting(tmp_path):
+    text = "learning_rate: 0.5\nlora_r: 8\nlora_alpha: 16\n"
+    first, last, other = (tmp_path / f"{name}.yaml" for name in ("first", "last", "other"))
+    first.write_text(text)
+    last.write_text("# of the last\n" + text)
+    other.write_text("warmup_steps: 3\n")
+    for training, place in ((last, (last, 2)), (other, (first, 1))):
+        report = check_config(document=first, training=training, select=["LR"])
+        (at,) = source_locations(report)
+        assert at is not None
+        assert (at.path, at.line) == (str(place[0]), place[1])

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
 
-from gradience.hf import recorder as looking  # needs torch
+from gradience.hf import GradienceCallback, recorder as looking  # needs torch
 from gradience.hf.recorder import LIVE, Lookout, RunRecorder, last_run_id, live_ids
 from gradience.hf.snapshot import _active, _dataset_name, _quantization, _short, batch_size, dataset_size
 from gradience.schema import ConfigSnapshot
@@ -93,6 +93,13 @@ def test_a_run_that_came_to_its_end_before_it_was_planned_says_where(step, plann
     monkeypatch.setattr(RunRecorder, "end", lambda _, status, reason=None: ended.append((status, reason)))
     RunRecorder().finish(step, planned, stopped)
     assert ended == [end]
+
+
+def test_a_training_that_begins_is_neither_watched_nor_stopped_by_the_one_before():
+    callback = GradienceCallback()
+    callback._watch = callback._lookout = callback._stopped = "before"
+    callback.on_train_begin(None, SimpleNamespace(is_world_process_zero=False), None)
+    assert (callback._watch, callback._lookout, callback._stopped) == (None, None, None)
 
 
 @pytest.mark.parametrize(

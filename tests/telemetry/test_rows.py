@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 from gradience.telemetry.rows import eval_columns, plain_columns, split_of, split_row, train_columns
 from gradience.telemetry.values import described
 
+
 class Kind(str, Enum):  # noqa: UP042  # as those of transformers are
     A = "a"
 
