@@ -103,6 +103,26 @@ def test_a_training_that_begins_is_neither_watched_nor_stopped_by_the_one_before
 
 
 @pytest.mark.parametrize(
+    ("finds", "in_run", "size", "restart"),
+    [(True, True, 4, True), (True, True, 8, False), (True, False, 4, False), (False, True, 4, False)],
+)
+def test_a_run_begins_again_where_a_smaller_batch_was_looked_for_and_found(finds, in_run, size, restart, monkeypatch):
+    callback, begun = GradienceCallback(path="run.jsonl"), []
+    monkeypatch.setattr(callback, "_config", lambda *_: ConfigSnapshot())
+    callback._recorder = SimpleNamespace(
+        in_run=in_run,
+        joined=True,
+        close_interrupted=lambda: None,
+        start=lambda *at, **more: begun.append((at[2].get("restarted_by"), more["restart"])),
+    )
+    callback._batch_size, callback._last_eval, callback._probed = 8, (1, {}), 1
+    args = SimpleNamespace(auto_find_batch_size=finds, n_gpu=1, device=SimpleNamespace(type="cpu"))
+    callback._begin(args, SimpleNamespace(train_batch_size=size, global_step=0), {})
+    assert begun == [("auto_find_batch_size" if restart else None, restart)]
+    assert (callback._batch_size, callback._probed) == (size, 1 if restart else None)
+
+
+@pytest.mark.parametrize(
     ("error", "text", "left"),
     [
         (None, False, ("aborted", "training was left before its end")),
