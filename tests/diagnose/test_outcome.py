@@ -132,7 +132,7 @@ def test_weights_of_an_early_checkpoint_shipped_as_the_final_ones_are_named(copi
     assert "MID318" not in {cause.id for cause in last.causes}
 
 
-@pytest.mark.parametrize(("factor", "words"), [(1e-3, "hardly there"), (3e3, "huge")])
+@pytest.mark.parametrize(("factor", "words"), [(1e-3, "almost zero"), (3e3, "huge")])
 def test_a_tiny_and_a_huge_update_are_said(copied, factor, words):
     folder = copied("healthy")
     path = folder / "adapter_model.safetensors"

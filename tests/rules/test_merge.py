@@ -132,14 +132,11 @@ def test_findings_have_the_numbers_of_their_case():
             {"first": "a", "second": "b", "cosine": -0.456},
         ),
         "MRG402": (
-            "a and b differ 7.9 times in norm after their weights: the larger decides.",
+            "a and b differ 7.9 times in norm after weighting: the larger dominates.",
             {"first": "a", "second": "b", "scale_ratio": 7.89},
         ),
         "MRG403": (
-            (
-                "Of a the sum keeps 0.12 along its own update, where its weight asks for 0.50: "
-                "the others take away the rest."
-            ),
+            ("Along the update of a the sum keeps 0.12, where its weight asks for 0.50: the others cancel the rest."),
             {"adapter": "a", "coefficient": 0.123, "weight": 0.5},
         ),
         "MRG404": (

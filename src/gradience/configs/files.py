@@ -113,7 +113,7 @@ def _read_text(path: Path, most: int) -> str:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a regular file; ConfigError if the path is no regular file, or the file exceeds `most` bytes."""
+    """The bytes of a regular file; ConfigError if the path is not a regular file, or the file exceeds `most` bytes."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")

@@ -35,7 +35,7 @@ _PLACEHOLDER = re.compile(r"<[A-Z0-9_]+>")  # TrainingArguments.to_dict() writes
 
 
 class Malformed(ValueError):  # noqa: N818  # names the state of the text
-    """The text is no usable document, or a value is of the wrong kind. The message has the fault or expected kind."""
+    """A text that is not a usable document, or a value of the wrong kind. The message names the fault."""
 
 
 def plain(value: Json) -> str:

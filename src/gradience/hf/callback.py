@@ -27,8 +27,8 @@ _TIMES: Final = ("runtime", "samples_per_second", "steps_per_second")  # rounded
 class GradienceCallback(TrainerCallback):  # type: ignore[misc]
     """Records a Trainer's run in `<output_dir>/run.jsonl`. It changes nothing, and ends a training only on `stop_on`.
 
-    What a person should act on is said through logging (logger `gradience`) as it happens, each rule once a run. These
-    are findings on the configuration as training begins, then NaN, divergence, overfitting, a loss or a gradient of 0.
+    Findings to act on during the run go to the logger `gradience` as they happen, each rule once a run. These are
+    findings on the configuration as training begins, then NaN, divergence, overfitting, a loss or a gradient of 0.
 
     Also a context manager: `with GradienceCallback() as recorder:` around `trainer.train()` records at once how
     training was left. Without it an exception is recorded when the program ends, when the next training begins, or when

@@ -24,7 +24,7 @@ from gradience.telemetry.codec import parse
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.values import number_of, step_of
 
-_SECONDS: Final = (1e9, 1e10)  # Unix times of 2001 to 2286; other values of a `timestamp` column are no clock
+_SECONDS: Final = (1e9, 1e10)  # Unix times of 2001 to 2286; other values of a `timestamp` column are not times
 _MAX_TEXT: Final = 64  # most characters of a clock reading
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
 MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; a row takes some 300 bytes beyond its values

@@ -97,7 +97,7 @@ def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
 
 
 def _interval(value: Json) -> float | None:
-    """Return an interval in steps, or as a fraction of all steps; None if it is no positive finite number."""
+    """Return an interval in steps, or as a fraction of all steps; None if it is not a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 < value < float("inf") else None

@@ -276,7 +276,7 @@ def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool
 
 
 def event_line(event: Event | UnknownEvent) -> str | None:
-    """A line about an event that is no training row; None for an event that needs no line."""
+    """A line about an event that is not a training row; None for an event that needs no line."""
     match event:
         case RunStart():
             resumed = "" if event.resumed_from_step is None else f", resumed from step {event.resumed_from_step}"

@@ -241,7 +241,7 @@ def _rows(cells: Sequence[tuple[str, int, Cell]]) -> dict[str, dict[int, Cell]]:
 
 
 def _kind(name: str) -> list[str]:
-    """The parts of a module's path that are no numbers, which are the same in every layer."""
+    """The parts of a module's path that are not numbers, which are the same in every layer."""
     return [part for part in name.partition("[")[0].split(".") if not part.isdigit()]
 
 

@@ -240,7 +240,7 @@ CLASSIFIER_DOCS = cite(
 )
 SAVE_FLOW = cite(
     "transformers, DefaultFlowCallback (5.24)",
-    "by steps: a checkpoint every save_steps and one at the end; with 'no' none",
+    "save_strategy 'steps': a checkpoint every save_steps and one at the end; 'no': none",
 )
 NO_TRAIN_LOSS = cite(
     "experiment, transformers 5.24", "with logging_steps above the number of steps no loss row is written"

@@ -17,7 +17,7 @@ from gradience.schema.merge import CheckedPair, MergeCheckReport
 OPPOSED = Threshold(
     "opposed", -0.1, "cosine", "heuristic: independent updates of real sizes lie within a few 1e-3 of 0"
 )
-TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of either is along the other")
+TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of each is along the other")
 SCALE = Threshold("scale_ratio", 4.0, "larger over smaller weighted norm", "heuristic: 1/17 of the energy of the sum")
 HALVED = Threshold("kept_share", 0.5, "coefficient over weight", "heuristic: half of what was asked for is undone")
 CANCELLED = Threshold(
@@ -43,7 +43,7 @@ def _twins(report: MergeCheckReport) -> Iterator[Observation]:
     for pair in report.pairs:
         if pair.cosine is not None and pair.cosine >= TWINS.value:
             yield Observation(
-                f"{_both(pair)} are nearly one update (cosine {pair.cosine:.2f}): their weights add up along it.",
+                f"{_both(pair)} are nearly identical updates (cosine {pair.cosine:.2f}): their weights add up.",
                 {"first": pair.first, "second": pair.second, "cosine": pair.cosine},
             )
 
@@ -52,7 +52,7 @@ def _scales(report: MergeCheckReport) -> Iterator[Observation]:
     for pair in report.pairs:
         if pair.scale_ratio is not None and pair.scale_ratio >= SCALE.value:
             yield Observation(
-                f"{_both(pair)} differ {pair.scale_ratio:.1f} times in norm after their weights: the larger decides.",
+                f"{_both(pair)} differ {pair.scale_ratio:.1f} times in norm after weighting: the larger dominates.",
                 {"first": pair.first, "second": pair.second, "scale_ratio": pair.scale_ratio},
             )
 
@@ -62,8 +62,8 @@ def _halved(report: MergeCheckReport) -> Iterator[Observation]:
         kept, asked = item.kept.coefficient, item.weight
         if kept is not None and asked != 0.0 and kept / asked < HALVED.value:
             yield Observation(
-                f"Of {item.adapter.name} the sum keeps {kept:.2f} along its own update, where its "
-                f"weight asks for {asked:.2f}: the others take away the rest.",
+                f"Along the update of {item.adapter.name} the sum keeps {kept:.2f}, where its weight asks for "
+                f"{asked:.2f}: the others cancel the rest.",
                 {"adapter": item.adapter.name, "coefficient": kept, "weight": asked},
             )
 
@@ -88,8 +88,8 @@ def _shared(report: MergeCheckReport) -> Iterator[Observation]:
         if all(side.phi > max(SHARED.value, side.chance + 3.0 * side.chance_sd) for side in (out, inner)):
             yield Observation(
                 f"{_both(pair)} work in the same directions (phi({out.i}, {out.i}) {out.phi:.2f} of outputs and "
-                f"{inner.phi:.2f} of inputs, by chance {out.chance:.2f} and {inner.chance:.2f}) though their cosine "
-                f"is {pair.cosine:.2f}: what each does there, the other changes.",
+                f"{inner.phi:.2f} of inputs, by chance {out.chance:.2f} and {inner.chance:.2f}) though their cosine is "
+                f"{pair.cosine:.2f}: each changes what the other does there.",
                 {"first": pair.first, "second": pair.second, "output": out.phi, "input": inner.phi},
             )
 
@@ -148,7 +148,7 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
             ),
             _ALGEBRA,
         ),
-        rationale="Each takes away from the other what they have in common.",
+        rationale="Each cancels what it has in common with the other.",
         action="See what the sum keeps of each; consider TIES, or serving them apart.",
         thresholds=(OPPOSED,),
         needs=(_modules_in_common,),
@@ -198,21 +198,22 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
     _MergeRule(
         id="MRG405",
         severity="info",
-        title="updates that are nearly one",
+        title="updates that are nearly identical",
         condition="cosine of two weighted updates >= {twins}",
         observe=_twins,
         confidence=0.8,
         evidence=(_ALGEBRA,),
         rationale="With weights that sum to more than one the common update grows beyond either's.",
-        action="Let the weights of twins sum to one.",
+        action="Let the weights of such adapters sum to one.",
         thresholds=(TWINS,),
         needs=(_modules_in_common,),
     ),
     _MergeRule(
         id="MRG406",
         severity="info",
-        title="shared directions with another content",
-        condition="phi of outputs and of inputs over {shared} and over chance, at a cosine under {unrelated}",
+        title="same directions, different updates",
+        condition="the subspace overlap phi is over {shared} and above chance, for outputs and for inputs, at an "
+        "absolute cosine under {unrelated}",
         observe=_shared,
         confidence=0.4,
         evidence=(
@@ -223,7 +224,7 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
             ),
         ),
         rationale="A cosine near 0 says that the updates do not add up or cancel, not that they leave each other "
-        "alone. Adapters that were started from one seed share input directions for that reason alone.",
+        "alone. Adapters initialised from the same seed share input directions for that reason alone.",
         action="Look at the modules with the largest overlap; evaluate both tasks.",
         thresholds=(SHARED, UNRELATED),
         needs=(_modules_in_common,),
@@ -245,11 +246,11 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
         id="MRG408",
         severity="warning",
         title="an adapter other than plain LoRA",
-        condition="an adapter is more or other than s B A",
+        condition="an adapter's update is not just s B A",
         observe=_obstacles,
         confidence=0.95,
         evidence=(_FILES,),
-        rationale="'gradience merge' sums s B A, and refuses what is more or other than that.",
+        rationale="'gradience merge' sums s B A, and refuses adapters whose update is not just that.",
         action="Turn it into a plain LoRA first: 'gradience convert --help'.",
         scope="PEFT adapters",
         verify="'gradience merge --dry-run' says what it refuses.",

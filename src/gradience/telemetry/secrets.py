@@ -152,7 +152,7 @@ _BARE: Final = re.compile(r"(?:[^\s\"'\\]|\\(?!n))+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
 _OF_A_CODED_QUERY: Final = re.compile(r"[^\s\"'&%]+")
 _LINE: Final = re.compile(r"[^\n]+")
-_PAIRED: Final = 8  # the second of a pair after a secret name is no word if it has so many characters and a digit
+_PAIRED: Final = 8  # the second of a pair after a secret name is not a word if it has so many characters and a digit
 _WHOLE_LINE: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "set-cookie",
 })  # fmt: skip
@@ -307,7 +307,7 @@ def _end_of_header(text: str, start: int, begin: int) -> int:
 
 
 def _is_a_line(text: str, start: int, end: int) -> bool:
-    """Whether a name and its value fill one line of several, as in YAML, so that they are no prose."""
+    """Whether a name and its value fill one line of several, as in YAML, so that they are not prose."""
     line = text[text.rfind("\n", 0, start) + 1 : start]
     return "\n" in text and not line.strip(" \t-") and text[end : end + 1] in {"", "\n", "\r"}
 

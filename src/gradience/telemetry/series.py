@@ -212,7 +212,7 @@ class RunSeries:
                 self._take_value(f"{SPECTRAL}/{name}", event.step, event.metrics.get(name))
 
     def _take_value(self, name: str, step: int, value: Json) -> None:
-        """Add a further value of a row. A value that is no finite number creates the column but adds nothing to it."""
+        """Add a further value of a row. A value that is not a finite number creates the column but adds nothing."""
         if value is None:
             return
         column, number = self._column(name), number_of(value)

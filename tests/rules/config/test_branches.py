@@ -186,13 +186,13 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         "LR007",
         config(optimizer={"lr": 2e-4}, lora={"init": "PiSSA"}),
         None,
-        "lr 0.0002 with init PiSSA: variants that start from the main directions of W want less",
+        "lr 0.0002 with init PiSSA: variants that start from the principal components of W want less",
     ),
     (
         "LR007",
         config(optimizer={"lr": 2e-4}, lora={"init": "corda"}),
         None,
-        "lr 0.0002 with init corda: variants that start from the main directions of W want less",
+        "lr 0.0002 with init corda: variants that start from the principal components of W want less",
     ),
     # recording
     (

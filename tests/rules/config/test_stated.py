@@ -129,7 +129,7 @@ MESSAGES = [
         "LR005",
         rate(2e-4, r=128, alpha=256),
         None,
-        "r 128, alpha 256 and lr 0.0002 together are the corner where loss spikes were published",
+        "r 128, alpha 256 and lr 0.0002 together are a combination for which loss spikes were published",
         {"r": 128, "alpha": 256.0, "lr": 2e-4},
     ),
     (
@@ -333,11 +333,11 @@ REASONS = [
     (
         "TGT004",
         config(extras={"task": "sst2"}),
-        "task_type is not given, and the file is not PEFT's, where that would mean unset",
+        "task_type is not given; only in a PEFT file would that mean that it is unset",
     ),
     ("NUM001", training(dtype="float16"), "autocast_adapter_dtype is not given"),
     ("LR001", rate(1e-6, "dpo"), "the objective is preference: this rule is about supervised training"),
-    ("LR002", rate(2e-3, "grpo"), "the objective is rl: LR004 speaks of it"),
+    ("LR002", rate(2e-3, "grpo"), "the objective is rl: LR004 covers it"),
     ("BAT001", training(batch_size=256), "the number of processes is not given; with one, the batch is 256"),
     ("SCH003", training(warmup_ratio=0.1), "transformers' version 'unknown' is not readable"),
 ]

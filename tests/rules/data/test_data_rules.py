@@ -196,7 +196,7 @@ def test_overlap_without_minhash_is_judged_by_exact_rows_and_listed_as_not_judge
         ("DAT304", {"loss": "all"}, "as asked"),
         ("DAT305", {"max_length": None}, "no length limit"),
         ("DAT307", {"end_tokens": []}, "no end token"),
-        ("DAT307", {"whole_rows": 0}, "no supervised answer is whole"),
+        ("DAT307", {"whole_rows": 0}, "no supervised answer is complete"),
         ("DAT308", {"pad_is_end": None}, "no tokenizer"),
         ("DAT310", {"template": ""}, "no chat template"),
         ("DAT312", {"answers": {"rows": 19, "most_common": 19}}, "19 answers"),
@@ -408,23 +408,23 @@ def overlap(exact: int, near: int, **fields: Any) -> dict[str, Any]:
     ("changed", "says"),
     [
         (overlap(0, 0), ""),
-        (overlap(4, 0), "warning: evaluation rows stand in the training set: 4 of 100 rows (4 %: 1, ...) exactly"),
-        (overlap(0, 5), "error: evaluation rows stand in the training set: 5 of 100 rows (5 %: 2, ...) nearly"),
+        (overlap(4, 0), "warning: evaluation rows are also in the training set: 4 of 100 rows (4 %: 1, ...) exactly"),
+        (overlap(0, 5), "error: evaluation rows are also in the training set: 5 of 100 rows (5 %: 2, ...) nearly"),
         (
             overlap(1, 3),
             (
-                "warning: evaluation rows stand in the training set: 1 of 100 rows (1 %: 1) exactly, 3 of 100 rows (3 "
-                "%: 2, ...) nearly"
+                "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly, 3 of 100 rows "
+                "(3 %: 2, ...) nearly"
             ),
         ),
         # exact ones are found without MinHash, and in a sample; what was not looked for is said besides
         (
             overlap(1, 0, near_judged=False, near_reason="no datasketch"),
-            "warning: evaluation rows stand in the training set: 1 of 100 rows (1 %: 1) exactly | ? no datasketch",
+            "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly | ? no datasketch",
         ),
         (
             {**overlap(1, 0), "sampled": True},
-            "warning: evaluation rows stand in the training set: 1 of 100 rows (1 %: 1) exactly",
+            "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly",
         ),
         (
             {**overlap(0, 0), "sampled": True},

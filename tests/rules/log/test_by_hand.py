@@ -68,9 +68,9 @@ def test_whether_few_rows_show_that_it_learns(losses, shown):
     [
         (0.25, 0.25, "fell 25.0% (+/- 25% by the noise of 12 rows)"),
         (0.3, 0.25, "fell 30.0% (+/- 25% by the noise of 12 rows)"),
-        (0.249, 0.25, "fell 24.9%; a fall under 25% could not have been told from the noise of 12 rows"),
-        (0.0, 0.25, "fell 0.0%; a fall under 25% could not have been told from the noise of 12 rows"),
-        (-0.1, 0.25, "rose 10.0%; a fall under 25% could not have been told from the noise of 12 rows"),
+        (0.249, 0.25, "fell 24.9%; a fall under 25% would be hidden by the noise of 12 rows"),
+        (0.0, 0.25, "fell 0.0%; a fall under 25% would be hidden by the noise of 12 rows"),
+        (-0.1, 0.25, "rose 10.0%; a fall under 25% would be hidden by the noise of 12 rows"),
     ],
 )
 def test_what_is_said_of_a_fall_that_does_not_decide(fall, least, says):
@@ -98,7 +98,7 @@ LN2 = math.log(2.0)
 def test_a_loss_sits_at_chance_if_its_first_rows_and_its_second_half_do(losses, hint):
     facts = replace(with_history(*(evaluation(step, 2.0) for step in (2, 4, 6)), losses=losses), num_labels=2)
     found = said("NOL106", facts)
-    assert ("It sits at ln 2 = 0.6931: the level of knowing nothing." in found.message) is hint
+    assert ("It sits at ln 2 = 0.6931: the loss of a random guess." in found.message) is hint
     assert found.confidence == (0.9 if hint else 0.75)
     assert hint or found.message.endswith(").")
 
@@ -154,8 +154,8 @@ def test_overfitting_names_its_split_and_up_to_three_others():
         "wasted."
     )
     assert of("a") == one
-    assert of("a", "b") == f"{one} So do b."
-    assert of("a", "b", "c", "d", "e") == f"{one} So do b, c, d."
+    assert of("a", "b") == f"{one} Also overfit: b."
+    assert of("a", "b", "c", "d", "e") == f"{one} Also overfit: b, c, d."
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_of_no_two_classes_there_is_no_level_of_chance(classes):
 def test_an_accuracy_without_a_loss_and_without_classes_fits_none():
     facts = with_history(evaluation(10, None, accuracy=0.5))
     assert said("CHN112", facts) == (
-        "the number of classes is unknown (num_labels in the run's config); loss and accuracy fit none"
+        "the number of classes is unknown (num_labels in the run's config); loss and accuracy are at chance for none"
     )
 
 
@@ -279,7 +279,7 @@ def test_a_loss_steps_down_over_the_ends_of_epochs_surely_in_the_mean_and_over_n
     if down != "?":
         assert _all_step_down([_Step(*step) for step in steps]) is down
         return
-    with pytest.raises(Unknown, match=r"^a step of under \d+% at the ends of epochs could not be told from the noise$"):
+    with pytest.raises(Unknown, match=r"^a step of under \d+% at the ends of epochs would be hidden by the noise$"):
         _all_step_down([_Step(*step) for step in steps])
 
 
@@ -317,9 +317,9 @@ def test_held_out_loss_falls_from_the_evaluation_at_or_before_an_end_to_the_next
         ((1.5, 1.0), None),  # two evaluations
         (
             (1.5, 1.2, 1.0),
-            "eval loss is at its best at the end (1): what is learnt of seen data helps on new data",
+            "eval loss is at its best at the end (1): repeated data still helps on new data",
         ),
-        ((1.125, 1.0, 1.25), "eval loss (1.25) and training loss (1) agree"),
+        ((1.125, 1.0, 1.25), "eval loss (1.25) and training loss (1) are still close"),
         ((1.125, 1.0, 1.26), None),
     ],
 )
@@ -333,7 +333,7 @@ def test_a_held_out_loss_that_falls_by_half_as_much_learns_there_too(held_out, s
     monkeypatch.setattr(repetition, "_held_out_drops", lambda *_: held_out)
     found = said("MEM127", run([*[1.0] * 32, *[0.9375] * 32, *[0.9375**2] * 16], epoch=2.5))
     if speaks == "?":
-        assert found == "held-out loss falls over the same ends of epochs, by 3%: both learn there"
+        assert found == "held-out loss also falls at the ends of epochs, by 3%: that fall is not memorizing alone"
     else:
         assert found.id == "MEM127"
 
@@ -342,7 +342,7 @@ def test_a_held_out_loss_that_falls_by_half_as_much_learns_there_too(held_out, s
 def test_an_objective_without_a_reference_has_no_known_start(name):
     columns = {"rewards/margins": [9.0] * 20, name: [1.0] * 20}
     reason = said("PRF121", run([0.69] * 20, kind="preference", columns=columns))
-    assert reason == "an objective without a reference: it has no known start"
+    assert reason == "the objective has no reference model, so no known starting margin"
 
 
 @pytest.mark.parametrize(("times", "hint"), [(2.0, True), (0.0001, True), (2.0001, False)])

@@ -67,7 +67,7 @@ def test_a_loss_of_zero_throughout_is_surer_in_two_rows(rows, confidence):
     found = said("NUM102", run([0.0] * rows))
     assert (found.confidence, found.severity) == (confidence, "error")
     assert found.message == (
-        f"The training loss is exactly 0.0 in all {rows} rows: no label counts, or it was NaN from the start."
+        f"The training loss is exactly 0.0 in all {rows} rows: every label is masked, or it was NaN from the start."
     )
 
 
@@ -153,7 +153,7 @@ def test_of_no_tokens_no_share_is_supervised():
         "announced": {"supervised_share": 0.5, "tokens_per_sequence": 9.0},
     }
     found = said("DAT321", run(FALL, data=data))
-    assert found.message == "the batches have 0 tokens a row, by the check 9"
+    assert found.message == "the batches have 0 tokens a row; the check announced 9"
 
 
 @pytest.mark.parametrize(("rows", "speaks"), [(31, False), (32, True)])
@@ -161,7 +161,7 @@ def test_an_end_token_is_missed_from_32_rows_on(rows, speaks):
     data = {"rows": rows, "tokens": 100, "supervised": 50, "rows_with_end": 0, "rows_unsupervised": 0}
     found = said("DAT307", run(FALL, data=data))
     if speaks:
-        assert found.message == "none of 32 rows in the batches has a supervised end token of the model"
+        assert found.message == "in none of 32 rows of the batches is the model's end token supervised"
     else:
         assert found == "31 rows were seen; it needs 32"
 
@@ -300,10 +300,10 @@ def test_batches_unlike_those_announced_are_said_with_both_numbers():
     found = detect(run(FALL, data={"rows": 64, "tokens": 6400, "supervised": 3000, "announced": announced})).findings
     assert [(item.message, item.values) for item in found if item.id == "DAT321"] == [
         (
-            "47% of the batches' tokens are supervised, by the check 58%",
+            "47% of the batches' tokens are supervised; the check announced 58%",
             {"seen": 0.46875, "announced": 0.58},
         ),
-        ("the batches have 100 tokens a row, by the check 134", {"seen": 100.0, "announced": 134.0}),
+        ("the batches have 100 tokens a row; the check announced 134", {"seen": 100.0, "announced": 134.0}),
     ]
 
 
@@ -325,9 +325,9 @@ def test_an_update_is_too_large_by_the_verdict_of_a_logged_audit_or_by_its_size(
     ("torn", "total", "severity", "message"),
     [
         ([True], 1, "info", "The last line is torn: the writer was cut off in the middle of it."),
-        ([False], 1, "warning", "1 lines are no events (first: line 3: r0)."),
-        ([True, False], 2, "warning", "2 lines are no events (first: line 3: r0)."),
-        ([False, True], 200, "warning", "200 lines are no events (first: line 3: r0)."),
+        ([False], 1, "warning", "1 lines are not events (first: line 3: r0)."),
+        ([True, False], 2, "warning", "2 lines are not events (first: line 3: r0)."),
+        ([False, True], 200, "warning", "200 lines are not events (first: line 3: r0)."),
     ],
 )
 def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity, message):

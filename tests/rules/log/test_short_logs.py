@@ -184,7 +184,7 @@ def test_a_start_above_ln_of_any_vocabulary_that_stays_high_is_said(first, secon
     assert (finding is not None) is found
     if finding:
         assert finding.confidence == 0.6
-        assert "starts at 12.6, above ln of any vocabulary (12.5)" in finding.message
+        assert "starts at 12.6, above that of a uniform guess over any vocabulary (12.5)" in finding.message
 
 
 def test_no_gap_is_read_from_losses_on_different_scales():
@@ -213,9 +213,7 @@ def test_four_rows_that_all_fall_are_learning_from_a_fall_of_a_fifth_on(end, sho
 def test_a_fall_that_noise_could_have_made_is_named_with_the_least_that_would_have_been_seen():
     result = learning(run([2.0, 2.1, 1.9, 2.05, 1.95, 1.98]))
     assert not result.shown
-    assert (
-        result.says == f"fell 1.0%; a fall under {result.least:.0%} could not have been told from the noise of 6 rows"
-    )
+    assert result.says == f"fell 1.0%; a fall under {result.least:.0%} would be hidden by the noise of 6 rows"
 
 
 @pytest.mark.parametrize(("best", "found"), [(1.9939, False), (1.9941, True)])
@@ -256,8 +254,8 @@ def test_repeated_data_without_an_evaluation_is_a_warning_with_its_numbers():
     finding = said("REP128", run([2.0, 1.5, 1.2, 1.0, 0.9, 0.8, 0.77, 0.75, 0.74, 0.74], epochs=50.0))
     assert (finding.severity, finding.confidence) == ("warning", 0.8)
     assert finding.message == (
-        "The data was seen 50 times, training loss is down to 0.74, and nothing is held out: memorized or learnt "
-        "cannot be told."
+        "The data was seen 50 times, training loss is down to 0.74, and nothing is held out: this log cannot tell "
+        "memorizing from learning."
     )
     assert said("REP128", run([2.0, 1.0, 0.5, 0.1, 0.008, 0.008, 0.008], epochs=100.0)).confidence == 0.9
 

@@ -25,7 +25,7 @@ PHRASES: list[tuple[str, dict[str, Any], str]] = [
     ("DAT301", {"rows": 3, "of": 4}, "It is so"),
     ("NUM101", {"first": "loss at step 3", "rows": 2}, "not finite: loss at step 3, 2 training rows"),
     ("NUM101", {"first": "eval loss at step 3", "rows": 0}, "not finite: eval loss at step 3"),
-    ("NUM102", {"no_labels": True, "first_step": 1}, "loss is 0 throughout: no label counts"),
+    ("NUM102", {"no_labels": True, "first_step": 1}, "loss is 0 throughout: every label is masked"),
     ("NUM102", {"first_step": 5}, "loss is probably NaN-masked from step 5"),
     (
         "DIV104",
@@ -39,7 +39,7 @@ PHRASES: list[tuple[str, dict[str, Any], str]] = [
         {"factor": 8.04},
         "training loss is 8.0 times the held-out loss: summed over accumulation steps",
     ),
-    ("SCL129", {"first": 12.6}, "loss starts at 12.6, above ln of any vocabulary"),
+    ("SCL129", {"first": 12.6}, "loss starts at 12.6, above that of a uniform guess over any vocabulary"),
     ("PRF130", {"margin": 141.23}, "preferences saturated: margin 141, nothing is left to learn"),
     (
         "OVF110",
@@ -204,10 +204,10 @@ RISING = [1e-4 * row for row in range(1, 41)]
     ("rule", "facts", "reason"),
     [
         ("PLT105", run(FLAT[:40], rates=RISING), "the learning rate had not reached its peak yet"),
-        ("PLT105", run(FALL[:7]), "no bound on the slope of 7 rows; 8 have one"),
-        ("DAT301", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
-        ("DAT303", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
-        ("DAT316", run(FALL, data=FED), "the batches hold no labels of classes"),
+        ("PLT105", run(FALL[:7]), "7 rows are too few for a confidence bound on the slope; it takes 8"),
+        ("DAT301", run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
+        ("DAT303", run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
+        ("DAT316", run(FALL, data=FED), "the batches hold no class labels"),
         (
             "DAT307",
             run(FALL, data={**FED, "rows_with_end": None}),

@@ -24,16 +24,21 @@ def says(rule: str, facts: RunFacts) -> str:
 
 PARTS = [  # rule, a run whose sentence has the words, one whose sentence has not, the words
     ("CHN112", "CHN112 chance_margin 0.529", "SML113 small_eval 1060", ", n unknown)."),
-    ("CLP125", "CLP125 zero_groups_also 0.305", "CLP125 cut_off 0.51", "of the groups have no spread of rewards"),
+    ("CLP125", "CLP125 zero_groups_also 0.305", "CLP125 cut_off 0.51", "of the groups have equal rewards"),
     ("DIV103", "DIV103 spike_rows 3", "DIV104 diverged_errors 0.0714", "3 rows long"),
     ("DIV103", "DIV104 diverged_errors 0.0714", "DIV103 spike_k 1.305", "one of 2 spikes;"),
-    ("DIV103", "DIV103 spike_k 1.305", "DIV103 spike_rows 3", "(over at once;"),
+    ("DIV103", "DIV103 spike_k 1.305", "DIV103 spike_rows 3", "(short;"),
     ("DIV104", "DIV104 at_once 2.01", "DIV104 absurd_rate 0.0101", "diverged at once: 1 in the first row, 2.01 at"),
     ("DIV104", "DIV104 absurd_rate 0.0101", "DIV104 at_once 2.01", "the learning rate of 0.0101 is over any published"),
     ("DIV104", "DIV104 lost_share 0.51", "DIV104 diverged_noise 0.0465", "51% of what it had learnt is lost"),
-    ("DIV104", "DIV104 diverged_noise 0.0465", "DIV104 lost_share 0.51", "above its start, and it did not recover"),
+    (
+        "DIV104",
+        "DIV104 diverged_noise 0.0465",
+        "DIV104 lost_share 0.51",
+        "it ended above its start and did not recover",
+    ),
     ("DUP117", "DUP117 twice 1", "DUP117 interleaved 3", "2 rows go back to a step already passed"),
-    ("DUP117", "DUP117 interleaved 3", "DUP117 evaluations 1", "3 times another process went on writing"),
+    ("DUP117", "DUP117 interleaved 3", "DUP117 evaluations 1", "3 times another process wrote in between"),
     ("DUP117", "DUP117 evaluations 1", "DUP117 twice 1", "1 evaluations repeat a step"),
     ("END114", "END114 planned 100", "END114 ended 1", " of 100 planned"),
     ("END114", "END114 before_the_first_step 0", "END114 ended 1", "stops before the first step"),
@@ -45,7 +50,7 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
     ("GRD107", "GRD107 answer_k 1.205", "GRD107 gradient_k 7.5", ", and the loss rises with it"),
     ("GRD108", "GRD108 memorized 0.0098", "GRD108 vanished_ratio 0.00098", "the loss is almost 0, nothing is left"),
     ("LRS109", "LRS109 times 2", "LRS109 decayed 0.49", ", 2 times: restarts, perhaps as planned"),
-    ("LRS109", "LRS109 decayed 0.49", "LRS109 times 2", "the log knows of no resume"),
+    ("LRS109", "LRS109 decayed 0.49", "LRS109 times 2", "the log records no resume"),
     ("MEM127", "MEM127 epoch_drop 0.051", "MEM127 epoch_share 30", "(by 5%, 5%)"),
     ("NOL106", "NOL106 margin_grows 0.225", "DIV103 many_rows 20", "It sits at ln 2 = 0.6931"),
     ("NOL106", "DIV103 many_rows 20", "NOL106 margin_grows 0.225", "it rose by"),
@@ -54,10 +59,15 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
     ("NUM131", "NUM131 skips_shown 10", "NUM131 stood_still 0.645", "(6, 10, 14, 18, 22, ...) were skipped"),
     ("NUM131", "NUM131 stood_still 0.645", "NUM131 skips_shown 10", "1 optimizer step (42) was skipped"),
     ("PRF119", "PRF119 swapped 0.449", "PRF119 separated 0.549", "told apart the wrong way round"),
-    ("RES116", "RES116 replay_difference 0.205", "RES116 replay_difference 0.195", "their losses 21% apart"),
+    ("RES116", "RES116 replay_difference 0.205", "RES116 replay_difference 0.195", "their losses differ by 21%"),
     ("RES116", "RES116 replay_difference 0.195", "RES116 replayed_again 0", "5 logged steps were run again"),
-    ("SCL129", "SCL129 ln_vocabulary 12.48", "SCL129 scale_ratio 3.02", "above ln of any vocabulary"),
-    ("TRN115", "TRN115 torn 2", "TRN115 torn 1", "2 lines are no events (first: line 9: not JSON)"),
+    (
+        "SCL129",
+        "SCL129 ln_vocabulary 12.48",
+        "SCL129 scale_ratio 3.02",
+        "above that of a uniform guess over any vocabulary",
+    ),
+    ("TRN115", "TRN115 torn 2", "TRN115 torn 1", "2 lines are not events (first: line 9: not JSON)"),
     ("TRN115", "TRN115 torn 1", "TRN115 torn 2", "The last line is torn"),
 ]
 
@@ -95,11 +105,11 @@ def test_a_rate_may_rise_again_after_a_restart_that_was_planned_or_logged(schedu
     rates = [2e-4 * each for each in SAW]
     facts = run(FALL, rates=rates, training={"lr_scheduler": scheduler}, record=LogRecord(**record))
     found = [x.message for x in detect(facts).findings if x.id == "LRS109"]
-    says_so = "The learning rate rises again at step 41 after it had decayed, and the log knows of no resume."
+    says_so = "The learning rate rises again at step 41 after it had decayed, and the log records no resume."
     assert found == ([says_so] if speaks else [])
 
 
 def test_a_fall_of_nothing_has_no_sign():
-    assert "it fell by 0.0%; noise leaves a fall of 0.0% open at most" in says("NOL106", run([2.0] * 20))
+    assert "it fell by 0.0%; given the noise, its true fall is 0.0% at most" in says("NOL106", run([2.0] * 20))
     learnt = run([4.0 - 0.1 * min(i, 20) for i in range(60)])
     assert "over the last 30% of the rows: it fell 0.0%, 0.0% at most, at" in says("PLT105", learnt)

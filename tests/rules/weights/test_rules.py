@@ -350,8 +350,8 @@ def test_a_lossy_merge_is_a_warning_where_the_base_is_stored_in_16_bits(stored, 
     findings = found(report(modules=rows, base=BaseReport(path="b", files=1, compared=3)))
     assert {item.id: item.severity for item in findings.values()} == {"MRG210": severity}
     assert findings["MRG210"].message == (
-        "Merging into bfloat16 would lose part of the update in 2 of 3 modules: in worst it changes 25% of the "
-        "entries, and what it adds has cosine 0.40 with the update."
+        "Merging into bfloat16 would lose part of the update in 2 of 3 modules: in worst it changes 25% of "
+        "its entries, and what the merge adds has cosine 0.40 with the update."
     )
     assert findings["MRG210"].values == {"modules": 2, "worst": "worst"}
     assert found(report(modules=rows)) == {}

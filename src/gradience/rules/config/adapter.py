@@ -78,7 +78,7 @@ def _attention_only(facts: Facts) -> Iterator[Observation]:
     targets = given(lora.target_modules, "target_modules")
     reached = reaches_mlp(targets)
     if reached is None:
-        raise Unknown("the names of the targets do not tell attention from MLP")
+        raise Unknown("the target names do not show which are attention and which MLP")
     if not reached:
         examples = facts.config.training.extras.get("train_examples")
         large = isinstance(examples, int) and examples > DATA_LARGE.value
@@ -103,7 +103,7 @@ def _unsaved_head(facts: Facts) -> Iterator[Observation]:
     if lora.task_type or lora.modules_to_save:
         return
     if lora.peft_type is None:
-        raise Unknown("task_type is not given, and the file is not PEFT's, where that would mean unset")
+        raise Unknown("task_type is not given; only in a PEFT file would that mean that it is unset")
     if facts.objective.kind in {"unknown", "reward"}:
         raise Unknown(f"task_type is unset; whether there is a new head is not known ({facts.objective.because})")
     if facts.objective.kind == "classification":
@@ -157,7 +157,7 @@ RULES = (
         observe=_attention_only,
         confidence=0.75,
         evidence=(
-            cite(LWR, "all layers, the MLP above all; attention only is worse even at equal parameters"),
+            cite(LWR, "adapt all layers, above all the MLP; attention only is worse even with as many parameters"),
             cite(
                 _METAMATH,
                 "MLP only, r = 10: 49.4 %, train loss 0.581; q and v, r = 32, as many parameters: 47.8 %, 0.607",
@@ -186,7 +186,7 @@ RULES = (
             ),
             NEMOTRON,
         ),
-        rationale="The default is attention only for most families, and for hybrids a few layers.",
+        rationale="For most model families the default is attention only; for hybrid models, a few layers only.",
         action="name target_modules, or 'all-linear'",
         scope="PEFT configs before training",
         verify="model.print_trainable_parameters(), and the list of adapted modules",
@@ -216,8 +216,8 @@ RULES = (
         evidence=(METAMATH_RSLORA, RSLORA),
         rationale="With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.",
         action="check alpha, and watch the first steps",
-        scope="rsLoRA; beyond the largest scaling seen to work, not known to fail",
-        verify="grad_norm and loss in the first 100 steps against alpha = 16",
+        scope="rsLoRA; the scaling is above any seen to work, but not known to fail",
+        verify="compare grad_norm and loss in the first 100 steps with those at alpha = 16",
         thresholds=(RSLORA_SCALING,),
         settings=("alpha", "use_rslora"),
     ),
@@ -249,7 +249,7 @@ RULES = (
         rationale="The gradient scaler refuses fp16 gradients: the run stops at its first step.",
         action="leave autocast_adapter_dtype on, or train in bf16",
         scope="fp16 mixed precision",
-        verify="the first optimizer step raises or does not",
+        verify="see whether the first optimizer step raises an error",
         settings=("dtype", "autocast_adapter_dtype"),
     ),
     LoraRule(
@@ -260,7 +260,7 @@ RULES = (
         observe=_trained_bias,
         confidence=0.9,
         evidence=(cite("PEFT, LoraConfig docstring", "disabling the adapter no longer gives the base model's output"),),
-        rationale="Disabling the adapter no longer restores the base model; engines refuse it.",
+        rationale="Disabling the adapter no longer restores the base model; serving engines refuse the adapter.",
         action="set bias='none' unless this is meant",
         scope="PEFT LoRA configs",
         verify="compare the base model's output with the adapter disabled",

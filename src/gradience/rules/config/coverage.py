@@ -97,7 +97,8 @@ RULES = (
         evidence=(
             cite(
                 "PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
-                "a name matches whole or after a dot, a text as a full expression; what PEFT has no LoRA for raises",
+                "a listed name must equal a module's name or its end after a dot; a string is a regular expression for "
+                "the whole name; a module that PEFT has no LoRA for raises",
             ),
             NEMOTRON,
         ),

@@ -138,7 +138,7 @@ class Facts:
         ):
             return self.steps * self.effective_batch / examples
         if training.extras.get("epochs_overridden"):
-            raise Unknown("max_steps goes before epochs: how often the data repeats is not known")
+            raise Unknown("max_steps overrides epochs, so how often the data repeats is not known")
         return as_float(given(training.epochs, "epochs"))
 
     @property

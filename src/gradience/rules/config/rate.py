@@ -103,7 +103,9 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
     r, alpha, lr = facts.r, facts.alpha, facts.lr
     if r >= RANK_HIGH.value and alpha >= SPIKE_ALPHA_RATIO.value * r and lr >= SPIKE_LR.value:
         seen = f"r {r}, alpha {alpha:g} and lr {lr:g} together"
-        yield Observation(f"{seen} are the corner where loss spikes were published", {"r": r, "alpha": alpha, "lr": lr})
+        yield Observation(
+            f"{seen} are a combination for which loss spikes were published", {"r": r, "alpha": alpha, "lr": lr}
+        )
 
 
 def _other_optimizer(facts: Facts) -> Iterator[Observation]:
@@ -121,7 +123,7 @@ def _variant_rate(facts: Facts) -> Iterator[Observation]:
     if facts.adam_lr >= VARIANT_LR.value:
         pissa = init.lower().startswith("pissa")
         yield Observation(
-            f"lr {facts.lr:g} with init {init}: variants that start from the main directions of W want less",
+            f"lr {facts.lr:g} with init {init}: variants that start from the principal components of W want less",
             {"lr": facts.lr, "init": init},
             confidence=_PISSA_CONFIDENCE if pissa else _OTHER_INIT_CONFIDENCE,
         )
@@ -129,7 +131,7 @@ def _variant_rate(facts: Facts) -> Iterator[Observation]:
 
 def _not_preference(facts: Facts) -> None:
     if facts.objective.kind in {"preference", "rl"}:
-        raise Unknown(f"the objective is {facts.objective.kind}: LR004 speaks of it")
+        raise Unknown(f"the objective is {facts.objective.kind}: LR004 covers it")
 
 
 def _step(facts: Facts, *, default: float) -> float:
@@ -233,8 +235,8 @@ RULES = (
         evidence=(BIDERMAN,),
         rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
         action="halve lr, or alpha",
-        scope="plain LoRA; evidence from LionW on one 7B model, so thin for AdamW",
-        verify="loss spikes in the first epoch at this rate and not at half of it",
+        scope="plain LoRA; evidence from LionW on one 7B model, so weak for AdamW",
+        verify="see whether the loss spikes in the first epoch at this rate, but not at half of it",
         thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
         settings=("lr", "r"),
     ),

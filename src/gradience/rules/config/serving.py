@@ -287,7 +287,7 @@ class _ServeRule(LoraRule):
     """A rule on what the engines named by --serve do with an adapter."""
 
     groups: tuple[RuleGroup, ...] = ("serve",)
-    scope: str = "the engine's commit named in the evidence; a later one may do otherwise"
+    scope: str = "the engine's commit named in the evidence; later ones may behave differently"
     evidence: tuple[Evidence, ...] = (SERVE_TABLE,)
 
 
@@ -317,7 +317,7 @@ RULES = (
         condition="an engine named by --serve loads a feature that the adapter has, and computes something else",
         observe=partial(_effects, "misread"),
         confidence=0.75,
-        rationale="It loads without an error and computes something else than what was trained.",
+        rationale="It loads without an error and computes something other than what was trained.",
     ),
     _FeatureRule(
         id="SRV003",
@@ -337,7 +337,7 @@ RULES = (
         observe=_rank_sizes,
         confidence=0.8,
         rationale="An engine that serves many adapters allocates every slot at one of a few sizes.",
-        action="take the size itself as r, or the next below",
+        action="set r to that size, or to the next smaller one",
         verify="memory of the engine with and without the adapter",
         settings=("r", "rank_pattern"),
     ),

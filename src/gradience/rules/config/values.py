@@ -166,15 +166,14 @@ RULES = (
         ),
         rationale="The trainer writes its arguments beside every checkpoint, and people upload checkpoints.",
         action="log in with `hf auth login` or an environment variable; revoke it if shared",
-        scope="every key ending in token, api_key, secret or password, save a tokenizer's",
+        scope="every key ending in token, api_key, secret or password, except a tokenizer's",
         verify="search the output folder for the token's first characters",
     ),
     ConfigRule(
         id="KEY001",
         severity="warning",
         title="a key that nobody reads",
-        condition="a key that no setting is read from and no list of known keys holds is spelt almost as a known one; "
-        "at least {alike} alike",
+        condition="an unknown key is spelt almost like a known one (similarity of at least {alike})",
         observe=_misspelt,
         settings=lambda values: [str(values.get("key", ""))],
         confidence=0.85,

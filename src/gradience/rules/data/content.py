@@ -220,7 +220,7 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
         parts = [f"{counted(found.exact, found.eval_rows)} exactly"] if found.exact.count else []
         parts += [f"{counted(found.near, found.eval_rows)} nearly"] if found.near.count else []
         yield Observation(
-            f"evaluation rows stand in the training set: {', '.join(parts)}",
+            f"evaluation rows are also in the training set: {', '.join(parts)}",
             {
                 "exact": found.exact.count,
                 "near": found.near.count,
@@ -297,7 +297,7 @@ RULES = (
         observe=duplicates,
         confidence=0.8,
         scope="rows whose tokens are equal",
-        rationale="A row that stands twice is trained on twice an epoch, and may stand in the evaluation set, too.",
+        rationale="A repeated row is trained on twice an epoch, and may be in the evaluation set, too.",
         action="remove duplicates",
         verify="their numbers",
         thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
@@ -312,11 +312,11 @@ RULES = (
         id="DAT314",
         severity="warning",
         title="the evaluation set is inside the training set",
-        condition="an evaluation row stands in the training set, exactly or nearly; from {overlap_many}: error",
+        condition="an evaluation row is also in the training set, exactly or nearly; from {overlap_many}: error",
         observe=_overlap,
         confidence=0.9,
         scope="with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more",
-        rationale="The held-out loss then measures memory, and overfitting is not seen.",
+        rationale="The held-out loss then measures memorization, and overfitting is not seen.",
         action="remove these rows from one of the sets",
         verify="the evaluation loss on the other rows",
         thresholds=(OVERLAP_MANY,),

@@ -80,7 +80,7 @@ def _end(data: DataReport) -> Iterator[Observation]:
     if not data.end_tokens:
         raise Unknown("the tokenizer has no end token")
     if not data.whole_rows:
-        raise Unknown("no supervised answer is whole")
+        raise Unknown("no supervised answer is complete")
     seen, whole = data.seen.end_supervised, data.whole_rows
     if share(seen, whole) >= END_SELDOM.value:
         return
@@ -135,7 +135,7 @@ RULES = (
         severity="error",
         title="rows without a supervised token",
         groups=("data", "log"),
-        condition="no token of a row is supervised, before any cut; of all rows: critical",
+        condition="a row has no supervised token, even before any cut; critical if that is so in all rows",
         observe=_unsupervised,
         needs=(of_tokens,),
         confidence=0.95,
@@ -182,7 +182,7 @@ RULES = (
     DataRule(
         id="DAT304",
         severity="warning",
-        title="the prompt is supervised against the setting",
+        title="the prompt is supervised despite the setting",
         condition="the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows",
         observe=_prompt_supervised,
         needs=(of_tokens,),
@@ -205,13 +205,13 @@ RULES = (
         severity="error",
         title="the end token is not learnt",
         groups=("data", "log"),
-        condition="an end token is supervised in under {end_seldom} of the whole answers; in some: warning; answers "
-        "that end with another control token: warning",
+        condition="an end token is supervised in under {end_seldom} of the complete answers; a warning if it is in "
+        "some of them, or if answers end with another control token",
         observe=_end,
         needs=(of_tokens,),
         confidence=0.8,
         scope="losses on tokens; end tokens are the tokenizer's and those of a generation_config.json beside it",
-        rationale="A model that never sees the end token in its loss does not stop.",
+        rationale="A model that never sees the end token in its loss does not learn to stop.",
         action="end each answer with the end token, inside what is supervised",
         verify="generate from the adapter: answers run to max_new_tokens",
         thresholds=(END_SELDOM,),

@@ -35,10 +35,10 @@ from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
 
 FACTS: Final = {  # symptoms that are not findings of a rule, and the text for them in a condition
-    "other_config": "it is not this adapter's",
-    "other_log": "it is not this adapter's",
-    "other_adapter": "it is not the one configured or recorded",
-    "idle_targets": "a target of whose name nothing was adapted",
+    "other_config": "a configuration of another adapter",
+    "other_log": "a log of another adapter",
+    "other_adapter": "an adapter other than the one configured or recorded",
+    "idle_targets": "a target that matched no adapted module",
     "adapted": "modules of other names",
     "no_head": "no full module is in the file",
     "exploded": "entries of the update are large",
@@ -269,13 +269,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         hints=(Needs("log", ("RND203",)),),
         messages=(
-            Message(
-                ("log", "weights"), "The weights look like random factors; beside this log that is to be explained."
-            ),
+            Message(("log", "weights"), "The weights look like random factors; compare that with what this log shows."),
         ),
         confidence=0.6,
-        rationale="A trained update is seldom as flat as random factors: where the loss fell, this is perhaps another "
-        "file; where it did not, an initialisation.",
+        rationale="The spectrum of a trained update is seldom as flat as that of random factors: if the loss "
+        "fell, this may be another file; if not, an initialisation.",
         action="Check that this is the trained adapter of this run.",
         scope="LoRA of rank 4 and more",
         verify="Load the adapter and compare its held-out loss with that of the log.",
@@ -313,9 +311,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
         hints=(Needs("log", ("TRN115",)),),
         messages=(
             Message(("log", "weights"), "The run was cut off, and the adapter's file is incomplete."),
-            Message(("log", "disk"), "The log stops without its end; these weights are of step {weights_step}."),
-            Message(("log", "config"), "The log stops without its end, and no checkpoint was to be written before it."),
-            Message(("log",), "The log stops without its end, and lines of it are damaged: a crash or a kill."),
+            Message(("log", "disk"), "The log stops without run_end; these weights are from step {weights_step}."),
+            Message(
+                ("log", "config"), "The log stops without run_end, and no checkpoint was to be written before that."
+            ),
+            Message(("log",), "The log stops without run_end, and lines of it are damaged: a crash or a kill."),
         ),
         confidence=0.8,
         evidence=(SAVE_FLOW,),
@@ -330,9 +330,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         title="nothing was logged, as configured",
         needs=(Needs("config", ("REC001",)), Needs("log", ("GAP118",), frozenset({"few_rows"}))),
         hints=(Needs("config", ("REC002",)),),
-        messages=(
-            Message(("config", "log"), "The log holds {rows} training rows because logging_steps is that long."),
-        ),
+        messages=(Message(("config", "log"), "The log holds {rows} training rows because logging_steps is so large."),),
         confidence=0.95,
         evidence=(NO_TRAIN_LOSS, LOGGING_DEFAULT),
         rationale="Without rows no curve can be judged: what is not found below was not looked for.",
@@ -371,8 +369,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         confidence=0.5,
         evidence=(UTILIZATION,),
-        rationale="Two measurements of one update agree; a low value is normal at r >= 16, and speaks of these "
-        "weights.",
+        rationale="Two measurements of one update agree; a low value is normal at r >= 16, and describes these "
+        "weights only.",
         action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
         scope="trained LoRA adapters",
         verify="Evaluate the compressed adapter on held-out data.",

@@ -71,13 +71,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "weights"), "NaN in the log is in the weights too: {lost}."),
             Message(
                 ("log", "weights"),
-                "Numbers in the log are not finite; the weights in this file are finite: it passed, or the file is "
-                "older.",
-                action="One gradient alone is skipped by fp16's loss scaling; else see of which step these weights "
-                "are.",
+                "Numbers in the log are not finite; the weights in this file are finite: the fault passed, or the file "
+                "is older.",
+                action="A single such gradient is skipped by fp16's loss scaling; else see which step these weights "
+                "are from.",
             ),
             Message(("log",), "NaN in the log, masked from step {first_step} on; there are no weights to confirm it."),
-            Message(("log",), "Numbers in the log are not finite; there are no weights to say whether it lasted."),
+            Message(("log",), "Numbers in the log are not finite; there are no weights to show whether it lasted."),
         ),
         confidence=0.97,
         evidence=(MASKED, NAN_TRL),
@@ -85,7 +85,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         "healthy; once a NaN is in the weights, every later step is lost.",
         action="Go back to a checkpoint before it; look at the learning rate, the precision and the data of that step.",
         scope="any run; one non-finite gradient alone is skipped by fp16's loss scaling",
-        verify="Audit that checkpoint: its weights are finite or they are not.",
+        verify="Audit that checkpoint: are its weights finite?",
     ),
     Correlation(
         id="DIV305",
@@ -109,18 +109,18 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
             Message(("log", "weights"), "Gradients explode, and the weights show it: {exploded}."),
             Message(
-                ("log", "config"), "The run diverged around step {lowest_step}; by its configuration the rate is high."
+                ("log", "config"), "The run diverged around step {lowest_step}; the configured learning rate is high."
             ),
-            Message(("log", "config"), "Gradients explode; by the configuration the learning rate is high."),
+            Message(("log", "config"), "Gradients explode; the configured learning rate is high."),
             Message(("log", "disk"), "The run diverged around step {lowest_step}; a checkpoint from there is on disk."),
             Message(("log",), "The run diverged around step {lowest_step}."),
         ),
         confidence=0.9,
         evidence=(DIVERGENCE, SWEEP_HIGH, SIZES),
-        rationale="Steps that are too long grow the update faster than the loss can correct it.",
+        rationale="Steps that are too large grow the update faster than the loss can correct it.",
         action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
         scope="positive losses; the size of the update counts only where the log diverged too",
-        verify="The same run with a third of the learning rate: its loss stays down or it does not.",
+        verify="Repeat the run at a third of the learning rate: does its loss stay down?",
         thresholds=(EXPLODED_RMS,),
     ),
     Correlation(
@@ -159,7 +159,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(
         id="SAV303",
         severity="error",
-        title="the log learnt, the file did not",
+        title="the run learnt, but the file holds no update",
         needs=(
             Needs("log", silent=("NOL106", "GRD108"), says="the loss falls and gradients flow"),
             Needs("weights", ("TRN202",), frozenset({"untrained"})),
@@ -171,7 +171,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         rationale="Either another part was trained (a classifier head), or a fresh adapter was saved in its place.",
         action="Look at what was saved and when; see which parameters required gradients.",
         scope="LoRA that starts at B = 0; logs of at least 30 rows",
-        verify="Load the adapter and evaluate it: the held-out loss of the log comes back or it does not.",
+        verify="Load the adapter and evaluate it: is the held-out loss that of the log?",
     ),
     Correlation(
         id="OVF304",
@@ -199,17 +199,17 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
             cite(
                 "heuristic",
-                "evaluations of one set share its examples, so what tells two apart is how their losses jump "
-                "about, seen in second differences, and not the error that other examples would bring",
+                "evaluations on one set share its examples, so the noise between them is estimated from second "
+                "differences of their losses, not from the sampling error of the examples",
             ),
             cite(
                 "heuristic",
-                "the spread of the losses of single examples is not logged: it is taken as their mean, and with "
-                "an accuracy p as sqrt(p / (1 - p)) times their mean if that is more",
+                "the standard deviation of the per-example losses is not logged: it is taken as their mean, or, with "
+                "an accuracy p, as sqrt(p / (1 - p)) times their mean if that is more",
             ),
         ),
         rationale="From that step on the run fitted its training data at the cost of held-out data.",
-        action="Keep a checkpoint near the best held-out loss; fewer epochs or more data come before less rank.",
+        action="Keep a checkpoint near the best held-out loss; try fewer epochs or more data before a lower rank.",
         scope="held-out losses of one data set, checkpoints that were evaluated",
         verify="Compare the task metric of that checkpoint with that of the last.",
         thresholds=(TIED,),
@@ -226,13 +226,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         hints=(Needs("log", ("KLD124", "ZVR123", "CLP125")),),
         messages=(
-            Message(("log", "config"), "The reward fell; by the configuration the rate is high for this objective."),
+            Message(("log", "config"), "The reward fell; the configured learning rate is high for this objective."),
             Message(("log", "disk"), "The reward fell; a checkpoint from around its best is on disk."),
-            Message(("log",), "The reward fell, and the log shows more of it."),
+            Message(("log",), "The reward fell, and the log shows further signs of it."),
         ),
         confidence=0.65,
         evidence=(TRL_RL,),
-        rationale="A policy that moves too fast leaves what its reward was good for.",
+        rationale="A policy that moves too fast leaves the region where its reward is reliable.",
         action="Go back to the checkpoint nearest the best reward; lower the learning rate or raise beta.",
         scope="reinforcement learning that logs its reward",
         verify="Judge completions of both checkpoints by hand: a reward can also be gamed while it rises.",
@@ -240,16 +240,16 @@ JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(
         id="UPD316",
         severity="warning",
-        title="an update that is huge or hardly there",
+        title="an update that is huge or almost zero",
         needs=(Needs("weights", ("exploded", "tiny")),),
         hints=(Needs("weights", ("SIZ215",)), Needs("log", ("SIZ215",))),
         messages=(
             Message(("weights",), "The update is huge: {exploded}."),
-            Message(("weights",), "The update is hardly there: {tiny}."),
+            Message(("weights",), "The update is almost zero: {tiny}."),
         ),
         confidence=0.7,
         evidence=(SIZES,),
-        rationale="A huge update overwrites what the base knows; one that is hardly there changes next to nothing.",
+        rationale="A huge update overwrites what the base knows; one that is almost zero changes next to nothing.",
         action="Compare held-out results with and without the adapter; see the learning rate and the number of steps.",
         scope="LoRA that starts at B = 0; sizes hold for language models of 0.1B to 10B parameters",
         verify="gradience audit --base: the norm of the update over that of the base weights.",

@@ -99,7 +99,7 @@ def _facts(report: AuditReport) -> Iterator[Symptom]:
     exploded = [(size, module) for module in report.modules if (size := _rms(module)) > EXPLODED_RMS.value]
     if exploded:
         size, module = max(exploded, key=lambda item: item[0])
-        says = f"entries of the update are {size:.2g} in size in {module.name} (root mean square)"
+        says = f"entries of the update have root mean square {size:.2g} in {module.name}"
         yield _fact("weights", "exploded", says, exploded=says, rms=size)
     elif report.health.verdict == "trained":
         yield from _tiny(report.modules)
@@ -111,7 +111,7 @@ def _facts(report: AuditReport) -> Iterator[Symptom]:
 def _tiny(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
     size = max(map(_rms, modules), default=0.0)
     if 0.0 < size < TINY_RMS.value:
-        says = f"entries of the largest update are {size:.1g} in size (root mean square)"
+        says = f"entries of the largest update have root mean square {size:.1g}"
         yield _fact("weights", "tiny", says, tiny=says, rms=size)
 
 
@@ -312,6 +312,6 @@ def _milder(finding: Finding, good: str) -> Finding:
         finding,
         severity="info",
         message=f"a convention that this run's outcome outweighs ({good}): {finding.message}",
-        action="nothing is wrong with this run; another value is worth a try only where the result is to be better",
+        action="nothing is wrong with this run; try another value only to improve the result",
         evidence=[cite("the log", good), *finding.evidence],
     )

@@ -23,12 +23,12 @@ SPIKE_ROWS = Threshold("spike_rows", 3, "consecutive rows", "trial: one row alon
 NOISY = Threshold(
     "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
 )
-MANY_ROWS = Threshold("many_rows", 20, "training rows", "below it the spread of the rows before is not known")
-SOME_ROWS = Threshold("some_rows", 8, "training rows", "below it a spike cannot be told from the curve")
+MANY_ROWS = Threshold("many_rows", 20, "training rows", "with fewer, the spread of the rows before is not known")
+SOME_ROWS = Threshold("some_rows", 8, "training rows", "fewer rows do not tell a spike from the curve")
 SHORT_SPIKE = Threshold("short_spike", 8.0, "standard deviations of the logarithm", REAL_RUNS)
 SHORT_RATIO = Threshold("short_ratio", 1.5, "times the median of the 6 rows before", REAL_RUNS)
 
-DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no level that stays")
+DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no lasting level")
 DIVERGED_RATIO = Threshold("diverged_ratio", 1.5, "end over the first three rows, or over the lowest window", REAL_RUNS)
 AT_ONCE = Threshold("at_once", 2.0, "end over the first row", REAL_RUNS)
 DIVERGED_ERRORS = Threshold("diverged_errors", 4.0, "standard errors of ln(end / start)", REAL_RUNS)
@@ -62,7 +62,7 @@ _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 def _spike(facts: RunFacts) -> Observation | None:
     rows = len(facts.loss.values)
     if rows < SOME_ROWS.value:
-        raise Unknown(f"{rows} training rows: a spike cannot be told from a curve of fewer than {SOME_ROWS.value:g}")
+        raise Unknown(f"{rows} training rows: too few to tell a spike from the curve; it takes {SOME_ROWS.value:g}")
     return _long_spike(facts) if rows >= MANY_ROWS.value else _short_spike(facts)
 
 
@@ -77,11 +77,12 @@ def _long_spike(facts: RunFacts) -> Observation | None:
     lasting = len(longest) >= SPIKE_ROWS.value
     worst = longest[0] if lasting else max(times, key=times.__getitem__)
     step, loss = facts.step(curve.rows[worst]), curve.values[worst]
-    length = f"{len(longest)} rows long" if lasting else "one of" if len(spikes) > 1 else "over at once"
-    many = f" {len(spikes)} spikes" if len(spikes) > 1 else ""
+    length = f"{len(longest)} rows long" if lasting else "short" if len(spikes) == 1 else ""
+    many = f"{', ' if lasting else ''}one of {len(spikes)} spikes" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
     return Observation(
-        f"The loss spikes to {loss:.4g} at step {step} ({length}{many}; {times[worst]:.1f} times its usual change).",
+        f"The loss spikes to {loss:.4g} at step {step} ({length}{many}; {times[worst]:.1f} times the usual row-to-row "
+        "change).",
         {"spikes": len(spikes), "longest": len(longest), "step": step, "loss": loss, "times": times[worst], **burst},
         severity="warning" if lasting else "info",
         confidence=0.8 if lasting else 0.5,
@@ -203,7 +204,7 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
         f"The loss diverged: {last:.4g} at the end, {min(lowest, of.start):.4g} around step {_lowest_step(facts, of)}"
     )
     if last > of.start:
-        return _diverged(facts, of, f"{says}; above its start, and it did not recover")
+        return _diverged(facts, of, f"{says}; it ended above its start and did not recover")
     lost = (last - lowest) / (of.first - lowest)  # no division by 0: first >= start >= last > lowest
     if len(facts.loss.values) < MANY_ROWS.value or lost <= LOST_SHARE.value:
         return None
@@ -246,7 +247,7 @@ def _diverged(facts: RunFacts, of: _Levels, says: str, *, severity: Severity = "
 def _divergence(facts: RunFacts) -> Observation | None:
     rows = len(facts.loss.values)
     if rows < DIVERGED_ROWS.value:
-        raise Unknown(f"{rows} training rows: a level that stays takes {DIVERGED_ROWS.value:g}")
+        raise Unknown(f"{rows} training rows: too few to see a lasting level; it takes {DIVERGED_ROWS.value:g}")
     return divergence(facts)
 
 
@@ -295,8 +296,8 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     if len(values) < 2 or first <= LN_VOCABULARY.value or values[1] < SECOND_ROW.value * first:
         return None
     return Observation(
-        f"The training loss starts at {first:.4g}, above ln of any vocabulary ({LN_VOCABULARY.value:.1f}): a wrong "
-        "scale, or labels, template or tokenizer that do not fit.",
+        f"The training loss starts at {first:.4g}, above that of a uniform guess over any vocabulary "
+        f"({LN_VOCABULARY.value:.1f}): a wrong scale, or labels, template or tokenizer that do not match the model.",
         {"first": first, "second": values[1]},
         confidence=0.6,
         action="Divide by gradient_accumulation_steps and see whether it fits; else look at the labels of one batch.",
@@ -309,9 +310,10 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         id="DIV103",
         title="loss spike",
         severity="warning",
-        condition="over the median of 8 rows by {spike_k} x the median change of 32 rows (at least {spike_floor} of "
-        "the level); a warning from {spike_rows} rows running. From {some_rows} to {many_rows} rows: over the 6 before "
-        "by {short_spike} standard deviations and {short_ratio} x, info",
+        condition="the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change "
+        "over 32 rows (at least {spike_floor} of the level); a warning if it does so for {spike_rows} consecutive "
+        "rows. In logs of {some_rows} to {many_rows} rows (info): it exceeds the median of the previous 6 rows by more "
+        "than {short_spike} standard deviations of ln(loss) and {short_ratio} times",
         observe=_spike,
         needs=(not_under("rl"), positive_loss),
         confidence=0.8,
@@ -327,7 +329,7 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
             ),
             TRIAL,
         ),
-        rationale="A spike of one row is mostly its data; one that lasts has damaged the weights.",
+        rationale="A spike of one row usually comes from its data; a spike that lasts has damaged the weights.",
         action="Look at the data of those steps, and at the learning rate; clip gradients.",
         scope="positive losses of 8 rows and more; the first rows are not judged; one row alone is info",
         verify="See whether grad_norm jumps in the same rows or just before.",
@@ -337,11 +339,12 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         id="DIV104",
         title="divergence",
         severity="error",
-        condition="the last fifth is over {diverged_ratio} x the first three rows by {diverged_errors} standard "
-        "errors; or over {at_once} x the first row, and every later row over {diverged_ratio} x it; or over "
-        "{absurd_rise} x it at a rate of {absurd_rate} and more; or over {diverged_ratio} x the lowest window by "
-        "{diverged_noise}, and above the start. A warning: over {exploded} x the start in the middle and over "
-        "{no_lower} of it at the end; or over {lost_share} of the fall is lost again",
+        condition="the median of the last fifth is over {diverged_ratio} times that of the first three rows, by more "
+        "than {diverged_errors} standard errors; or it is over {at_once} times the first row, and every later row is "
+        "over {diverged_ratio} times the first; or it is over {absurd_rise} times the first row at a learning rate of "
+        "{absurd_rate} or more; or the last rows are over {diverged_ratio} times the lowest window by more than "
+        "{diverged_noise} standard errors, and above the start. A warning: the loss exceeds {exploded} times its start "
+        "in the middle and ends above {no_lower} times its start; or over {lost_share} of its fall is lost again",
         observe=_divergence,
         needs=(not_under("rl"), positive_loss),
         confidence=0.9,
@@ -349,7 +352,7 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         rationale="A run that ends above where it began has unlearnt what the base model knew.",
         action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
         scope="positive losses, from three rows on",
-        verify="Held-out loss of that checkpoint against the last.",
+        verify="Compare the held-out loss of that checkpoint with that of the last.",
         thresholds=(
             DIVERGED_RATIO,
             DIVERGED_ERRORS,
@@ -369,9 +372,9 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         id="SCL129",
         title="training loss on another scale",
         severity="warning",
-        condition="training loss over {scale_ratio} x the held-out loss and {scale_nats} nats above it, at the first "
-        "evaluation and in all of the last half; else a first row over {ln_vocabulary} nats whose second is over "
-        "{second_row} of it",
+        condition="the training loss is at least {scale_ratio} times the held-out loss and {scale_nats} nats above it, "
+        "at the first evaluation and at all evaluations of the last half; otherwise, the first training row is over "
+        "{ln_vocabulary} nats and the second at least {second_row} of the first",
         observe=other_scale,
         needs=(not_under("rl", "preference", "reward"), positive_loss),
         confidence=0.85,
@@ -379,8 +382,8 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
             cite("huggingface/transformers#35204", "losses summed over the accumulation steps, not averaged"),
             cite("definition", "equal odds over K words cost ln K nats"),
         ),
-        rationale="A loss on another scale cannot be compared with the held-out loss, and steps are as many times "
-        "larger where the gradient is summed too.",
+        rationale="A loss on another scale cannot be compared with the held-out loss, and if the gradient is summed "
+        "too, steps are larger by the same factor.",
         action="Divide the training loss by that factor before comparing; update transformers, and check the "
         "gradient's scale and the learning rate.",
         scope="token-level or class cross-entropy; silent where the run diverged",

@@ -59,8 +59,8 @@ def _explosion(facts: RunFacts) -> Observation | None:
     step = facts.step(curve.row(start))
     before, after = median(curve.points[:start]), median(curve.points[start:])
     return Observation(
-        f"The gradient norm grows over {GRADIENT_RATIO.value:g} x its level from step {step} on "
-        f"(median {before:.3g} before, {after:.3g} after).",
+        f"The gradient norm grows to over {GRADIENT_RATIO.value:g} x its earlier level from step {step} on (median "
+        f"{before:.3g} before, {after:.3g} after).",
         {"step": step, "before": before, "after": after},
         evidence=seen(f"grad_norm over {GRADIENT_RATIO.value:g} x the median of the rows before, 3 rows and more"),
     )
@@ -128,7 +128,7 @@ def _clipped(facts: RunFacts, curve: Curve) -> Observation | None:
         {"share": share, "max_grad_norm": as_float(bound)},
         severity="info",
         confidence=0.6,
-        action="Nothing is broken, but the bound, not the loss, sets the size of every step: raise it or lower lr.",
+        action="Nothing is broken, but max_grad_norm, not the loss, sets the size of most steps: raise it or lower lr.",
         evidence=seen(f"median grad_norm {median(curve.points):.3g}"),
     )
 
@@ -254,7 +254,7 @@ def _rises(facts: RunFacts) -> Observation | None:
     planned = len(risen) > 1
     return Observation(
         f"The learning rate rises again at step {step} after it had decayed"
-        + (f", {len(risen)} times: restarts, perhaps as planned." if planned else ", and the log knows of no resume."),
+        + (f", {len(risen)} times: restarts, perhaps as planned." if planned else ", and the log records no resume."),
         {"step": step, "times": len(risen)},
         severity="info" if planned else None,
         confidence=0.4 if planned else 0.6,
@@ -268,9 +268,10 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="GRD107",
         title="exploding gradients",
         severity="warning",
-        condition="over {gradient_ratio} x the median before for {lasting} rows, or over it by {gradient_k} x the "
-        "median change of ln(grad_norm) (at least {gradient_floor}) for {lasting} rows; as info, for fewer rows if the "
-        "loss there rises by {answer_k} x its usual change, and where over {clipped_share} of the rows are clipped",
+        condition="grad_norm exceeds {gradient_ratio} times the median of the rows before for {lasting} rows; or "
+        "ln(grad_norm) exceeds its median over the previous 8 rows by more than {gradient_k} times its median change "
+        "(at least {gradient_floor}) for {lasting} rows. Info: fewer rows, if the loss rises there by more than "
+        "{answer_k} times its usual change; or over {clipped_share} of the rows are clipped",
         observe=_explosion,
         confidence=0.8,
         evidence=(
@@ -284,7 +285,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         ),
         rationale="Clipping hides the size of such steps, not their direction; divergence often follows.",
         action="Lower the learning rate, lengthen warmup, or look at the data of those steps.",
-        scope="any run that records grad_norm in 8 rows and more; one row alone only where the loss answers it",
+        scope="any run that records grad_norm in 8 or more rows; one row alone only if the loss rises with it",
         verify="See whether the loss rises in the rows after.",
         thresholds=(GRADIENT_K, GRADIENT_FLOOR, GRADIENT_RATIO, LASTING, ANSWER_K, CLIPPED_SHARE, JUMP_ROWS),
     ),
@@ -292,8 +293,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="GRD108",
         title="vanishing gradients",
         severity="warning",
-        condition="grad_norm 0, or under {vanished_ratio} of the early median, in {vanished_rows} rows running while "
-        "lr > 0; info where the loss is under {memorized} of the early one",
+        condition="grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows "
+        "while lr > 0; info if the loss there is under {memorized} of the early loss",
         observe=_vanishing,
         needs=(not_under("rl"),),
         confidence=0.85,
@@ -308,8 +309,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="LRS109",
         title="learning rate not as planned",
         severity="warning",
-        condition="lr 0 for {zero_rate_rows} rows (not the end of a decay, nor steps that the scaler skipped), never "
-        "{peak_share} of the configured peak, or {risen} x higher again after a decay without a resume",
+        condition="lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the "
+        "gradient scaler skipped); or it never reaches {peak_share} of the configured peak; or it rises to over "
+        "{risen} times its lowest value after a decay, without a resume",
         observe=_rate,
         confidence=0.85,
         evidence=(
@@ -319,7 +321,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             ),
             TRIAL,
         ),
-        rationale="What the optimizer was given is what trains, whatever the config says.",
+        rationale="The learning rate that the optimizer was given decides, whatever the config says.",
         action="Check the scheduler, its number of steps, and that it is stepped once per optimizer step.",
         scope="runs that record lr; the first row at 0 and the final decay are ignored",
         verify="Plot lr over the steps.",

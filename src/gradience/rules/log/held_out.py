@@ -109,7 +109,7 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str]) -> Observat
     curve, best = onset.curve, onset.best
     step, loss, end = curve.steps[best], curve.losses[best], curve.steps[-1]
     much = onset.rise > OVERFIT_MUCH.value
-    also = f" So do {', '.join(others[:3])}." if others else ""
+    also = f" Also overfit: {', '.join(others[:3])}." if others else ""
     task = _still_rising(curve.evals, best)
     disagree = f" The task metric may disagree: {task} kept rising." if task else ""
     saved = _saved_near(facts, step)
@@ -131,7 +131,7 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str]) -> Observat
         },
         severity="warning" if much else "info",
         confidence=0.6 if task else 0.85 if much else 0.6,
-        action=f"{keep}, and stop earlier; fewer epochs or more data come before less rank.",
+        action=f"{keep}, and stop earlier; try fewer epochs or more data before a lower rank.",
         evidence=seen(f"{curve.split} loss {loss:.4g} at step {step}, {curve.losses[-1]:.4g} at step {end}"),
     )
 
@@ -212,7 +212,7 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         f"The {curve.split} loss still falls at the end: {losses[at]:.4g} at step {steps[at]}, {losses[-1]:.4g} at "
         f"step {steps[-1]}, its best.",
         {"split": curve.split, "fall": fall, "from_step": steps[at], "to_step": steps[-1], "error": error},
-        evidence=seen(f"{fall:.1%} lower over the last quarter; {bar:.1%} would have been seen"),
+        evidence=seen(f"{fall:.1%} lower over the last quarter; over {bar:.1%} counts as a fall"),
     )
 
 
@@ -260,11 +260,14 @@ def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None
     loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
     classes = min(_fitting(loss, accuracy, n), key=lambda k: abs(loss - math.log(k)), default=None)
     if classes is None:
-        raise Unknown("the number of classes is unknown (num_labels in the run's config); loss and accuracy fit none")
+        raise Unknown(
+            "the number of classes is unknown (num_labels in the run's config); loss and accuracy are at chance for "
+            "none"
+        )
     return Observation(
-        f"{point.split.capitalize()} accuracy {accuracy:.1%} and loss {loss:.4g} are those of chance among {classes} "
-        f"classes ({1 / classes:.1%}, ln {classes} = {math.log(classes):.4g}); the log does not say how many there "
-        f"are.",
+        f"{point.split.capitalize()} accuracy {accuracy:.1%} and loss {loss:.4g} are at chance among {classes} classes "
+        f"({1 / classes:.1%}, ln {classes} = {math.log(classes):.4g}); the log does not say how many classes there "
+        "are.",
         {"accuracy": accuracy, "chance": 1.0 / classes, "loss": loss, "chance_loss": math.log(classes)},
         confidence=0.6,
         evidence=seen(f"accuracy {accuracy:.3f}, loss {loss:.4g}"),
@@ -284,8 +287,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="OVF110",
         title="overfitting",
         severity="warning",
-        condition="the last {overfit_evals} evaluations are over the best by {overfit_rise} and {eval_noise} x their "
-        "noise, while the training loss fell; a warning over {overfit_much}",
+        condition="each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of "
+        "it and more than {eval_noise} times the noise between evaluations, while the training loss fell; a warning if "
+        "the last is more than {overfit_much} above",
         observe=_overfitting,
         needs=(not_under("rl"),),
         confidence=0.85,
@@ -300,7 +304,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="GAP111",
         title="gap between train and held-out",
         severity="warning",
-        condition="held-out over train perplexity > {loss_gap}, once data repeat",
+        condition="held-out perplexity is over {loss_gap} times the training perplexity; info while the data has not "
+        "repeated",
         observe=_gap,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,
@@ -309,8 +314,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             INSTRUCT_GPT,
         ),
         rationale="A model that fits its training data much better than held-out data has begun to memorize it.",
-        action="Use the checkpoint with the best held-out loss; fewer epochs or more data come before less rank.",
-        scope="token-level or class cross-entropy on one scale, data seen more than once; not of a diverged run",
+        action="Use the checkpoint with the best held-out loss; try fewer epochs or more data before a lower rank.",
+        scope="token-level or class cross-entropy on one scale, data seen more than once; not if the run diverged",
         verify="Compare the task metric of the best checkpoint with that of the last.",
         thresholds=(LOSS_GAP,),
     ),
@@ -324,33 +329,34 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         evidence=(cite("binomial 95 % interval", "1.96 sqrt(p (1 - p) / n)"),),
         action="Differences smaller than that say nothing; evaluate on more examples before comparing runs.",
         scope="accuracies",
-        rationale="An accuracy of few examples moves by points from chance alone.",
-        verify="Evaluate the same checkpoint on other examples of the kind: the accuracy moves by as much.",
+        rationale="The accuracy on few examples varies by several points by chance alone.",
+        verify="Evaluate the same checkpoint on other examples of the same kind: the accuracy varies by as much.",
         thresholds=(SMALL_EVAL,),
     ),
     LogRule(
         id="UND126",
-        title="ended while getting better",
+        title="ended while still improving",
         severity="info",
-        condition="the last of {least_evals} evaluations or more is the best, and the loss fell over "
-        "{unfinished_fall}, and {eval_noise} x its noise, in the last quarter",
+        condition="the last of {least_evals} or more evaluations is the best, and in the last quarter the held-out "
+        "loss fell by over {unfinished_fall} and over {eval_noise} times its noise",
         observe=_unfinished,
         needs=(not_under("rl"),),
         confidence=0.5,
         evidence=(TINKER_STEPS, TRIAL),
-        rationale="A held-out loss that is at its best at the end says that the run stopped before it had to.",
-        action="Consider more steps, or a schedule that decays later; the fall may also end at once.",
+        rationale="A held-out loss that is at its best at the end says that more training may still have helped.",
+        action="Consider more steps, or a schedule that decays later; the fall may also end soon.",
         scope="held-out losses of one data set; not in mid-run, in warmup or where the run diverged",
-        verify="Train longer, and look where the held-out loss turns.",
+        verify="Train longer, and see where the held-out loss starts to rise.",
         thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE),
     ),
     LogRule(
         id="CHN112",
         title="chance level",
         severity="warning",
-        condition="accuracy under chance plus {chance_z} standard deviations (plus {chance_margin} where n is "
-        "unknown), or loss over {chance_loss} x ln K; where K is unknown, accuracy within {chance_band} of 1 / K and "
-        "loss within {chance_near} of ln K, for a K of 2 to 20",
+        condition="the held-out accuracy is at most chance plus {chance_z} standard deviations (plus {chance_margin} "
+        "if n is unknown), or, if no accuracy is logged, the loss is at least {chance_loss} x ln K; if K is unknown, "
+        "accuracy is within {chance_band} standard deviations of 1 / K and loss within {chance_near} x ln K of ln K, "
+        "for a K of 2 to 20",
         observe=_at_chance,
         needs=(not_under("rl", "preference"),),
         confidence=0.85,

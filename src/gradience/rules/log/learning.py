@@ -58,9 +58,9 @@ AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the projec
 
 FLAT = Threshold("flat", 0.03, "fraction of the level over 30 % of the rows: 95 % upper bound of the fall", REAL_RUNS)
 STILL_FALLS = Threshold("still_falls", 0.007, "fraction, as flat: 95 % lower bound of the fall", "published runs")
-FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "below it no span has a bound")
-FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "below it Theil-Sen has no bound")
-FITTED = Threshold("fitted", 0.02, "nats", "a judgement: nothing is left to fall")
+FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "fewer rows give no span a bound")
+FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "fewer points give Theil-Sen no bound")
+FITTED = Threshold("fitted", 0.02, "nats", "a judgement: below it little is left to fall")
 IDLE_RATE = Threshold("idle_rate", 0.1, "fraction of the peak learning rate", "proposal of the project's design")
 
 
@@ -86,12 +86,12 @@ class Learning(NamedTuple):
     def says(self) -> str:
         """The reason why it stays undecided, with the size of the effect that would have been seen."""
         if self.trend is None:
-            return "no training loss in two rows"
+            return "fewer than two rows have a training loss"
         fall, rows = self.trend.fall, self.trend.rows
         if fall >= self.least:
             return f"fell {fall:.1%} (+/- {self.least:.0%} by the noise of {rows} rows)"
         moved = f"fell {fall:.1%}" if fall >= 0.0 else f"rose {-fall:.1%}"
-        return f"{moved}; a fall under {self.least:.0%} could not have been told from the noise of {rows} rows"
+        return f"{moved}; a fall under {self.least:.0%} would be hidden by the noise of {rows} rows"
 
 
 @once
@@ -162,7 +162,8 @@ def no_learning(facts: RunFacts) -> Observation | None:
         return _does_not_fall(
             facts,
             trend,
-            f"The learning rate is {facts.peak_rate:.1g} at most: nothing is learnt at it, the loss {_by(trend.fall)}",
+            f"The learning rate is at most {facts.peak_rate:.1g}, too low to learn anything: the loss "
+            f"{_by(trend.fall)}",
             seen(f"highest lr {facts.peak_rate:.3g}"),
         )
     return None if result.shown else _bounded(facts, trend)
@@ -198,7 +199,7 @@ def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
     sloped = -slope * (n - 1) / trend.start
     if fall >= STILL.value or sloped >= STILL_SLOPE.value or most >= STILL_BOUND.value:
         return None
-    says = f"The loss does not fall: it {_by(fall)}; noise leaves a fall of {max(0.0, most):.1%} open at most"
+    says = f"The loss does not fall: it {_by(fall)}; given the noise, its true fall is {max(0.0, most):.1%} at most"
     return _does_not_fall(facts, trend, says, seen(f"Theil-Sen slope and medians of {n} points"), most=most)
 
 
@@ -206,7 +207,7 @@ def _does_not_fall(
     facts: RunFacts, trend: Trend, says: str, evidence: tuple[Evidence, ...], *, most: float | None = None
 ) -> Observation:
     chance = _chance_level(facts)
-    hint = f" It sits at {chance}: the level of knowing nothing." if chance else ""
+    hint = f" It sits at {chance}: the loss of a random guess." if chance else ""
     return Observation(
         f"{says} (from {trend.start:.4g} to {trend.end:.4g}).{hint}",
         {"first": trend.start, "last": trend.end, "drop": trend.fall, "most": most},
@@ -256,7 +257,10 @@ def _plateau(facts: RunFacts) -> Observation | None:
     if not_finite(facts) or divergence(facts) is not None or no_learning(facts) is not None:
         return None
     if len(facts.loss.values) < FLAT_ROWS.value:
-        raise Unknown(f"no bound on the slope of {len(facts.loss.values)} rows; {FLAT_ROWS.value:g} have one")
+        raise Unknown(
+            f"{len(facts.loss.values)} rows are too few for a confidence bound on the slope; it takes "
+            f"{FLAT_ROWS.value:g}"
+        )
     n = len(facts.loss.points)
     reasons: list[str] = []
     for share in _SPANS:
@@ -275,14 +279,16 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     if level <= FITTED.value:
         return None
     if len(span) < FLAT_POINTS.value:
-        reasons.append(f"{len(span)} points in the last {share:.0%} of the rows have no bound on their slope")
+        reasons.append(
+            f"{len(span)} points in the last {share:.0%} of the rows are too few for a confidence bound on the slope"
+        )
         return None
     slope, low, high = theil_sen(span)
     fall, most, least = (0.0 - each * (len(span) - 1) / level for each in (slope, low, high))  # never -0.0
     bar = FLAT.value * share / _SPANS[0]
     if most > bar:
         if least < bar:
-            reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} could not be seen")
+            reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} of the rows cannot be ruled out")
         return None
     if most < 0.0 or least < -3.0 * bar or least > STILL_FALLS.value * share / _SPANS[0]:
         return None  # it rises, or surely falls
@@ -291,11 +297,11 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     if held_out is not None and held_out.still_falls(step):
         return None  # held-out loss still falls, so the run still learns
     fell = (
-        f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, and fell {most:.1%} at most"
+        f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, or fell {most:.1%} at most"
     )
     return Observation(
-        f"The loss is flat from step {step} on, over the last {share:.0%} of the rows: {fell}, at a learning rate that "
-        "still counts.",
+        f"The loss is flat from step {step} on, over the last {share:.0%} of the rows: {fell}, at a learning rate high "
+        "enough to learn.",
         {"drop": fall, "most": most, "level": level, "from_step": step},
         evidence=seen(f"Theil-Sen slope over {len(span)} points from step {step}, and its 95 % bound"),
     )
@@ -312,17 +318,18 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="NOL106",
         title="no learning",
         severity="warning",
-        condition="held-out loss falls by under {held_still} from first to best and training loss not surely; or the "
-        "learning rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, from {still_rows} rows on, the "
-        "second half is under {still} below the first fifth, the slope under {still_slope}, both surely under "
-        "{still_bound}, and the gradient norm has no trend",
+        condition="from first to best, the held-out loss falls by under {held_still}, and the training loss does not "
+        "fall significantly; or the learning rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, "
+        "from {still_rows} rows on, the second half is under {still} below the first fifth, the Theil-Sen slope falls "
+        "by under {still_slope} over all rows, the 95 % upper bounds of both falls are under {still_bound}, and the "
+        "gradient norm has no trend",
         observe=_no_learning,
         needs=(not_under("rl"), positive_loss),
         confidence=0.75,
         evidence=(NEMOTRON, KARPATHY, TRIAL),
         rationale="The adapter may be frozen, detached, on few layers, or the learning rate far too low.",
         action="Check that the adapter's parameters require gradients, what target_modules hit, and the learning rate.",
-        scope="positive losses after warmup; preference training whose margin grows is learning",
+        scope="positive losses after warmup; preference training whose margin grows counts as learning",
         verify="Audit the adapter: B = 0 means untrained. Overfit 32 examples on purpose.",
         thresholds=(
             HELD_STILL,
@@ -347,9 +354,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PLT105",
         title="plateau",
         severity="info",
-        condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the 95 "
-        "% bound of Theil-Sen's slope, and not surely by {still_falls}, at over {idle_rate} of the peak rate and a "
-        "level over {fitted}",
+        condition="over the last 30, 50 or 65 % of the rows, the 95 % upper bound of the fall (Theil-Sen slope) is at "
+        "most {flat} x span / 30 % of the loss, and the lower bound at most {still_falls} x span / 30 %, while the "
+        "learning rate is over {idle_rate} of its peak and the loss over {fitted}",
         observe=_plateau,
         needs=(not_under("rl"), positive_loss),
         confidence=0.5,
@@ -360,7 +367,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         ),
         rationale="Steps on a plateau cost as much as others; flat is also what a finished run looks like.",
         action="Stop here, or decay the learning rate; held-out loss decides.",
-        scope="positive losses of 8 rows and more, a learning rate that still counts; not in mid-run or warmup",
+        scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
         thresholds=(FLAT, STILL_FALLS, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
     ),

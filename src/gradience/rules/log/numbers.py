@@ -22,7 +22,7 @@ MASKED_FALL = Threshold("masked_fall", 0.15, "fraction of the loss just before",
 ROUNDS_TO_ZERO = Threshold("rounds_to_zero", 0.05, "nats", "a fitted batch: transformers logs four decimals")
 SKIPS_SHOWN = Threshold("skips_shown", 0.6, "fraction of the rows whose norm is not finite", JUDGEMENT)
 SKIPS_MANY = Threshold("skips_many", 0.5, "fraction of all rows", JUDGEMENT)
-STOOD_STILL = Threshold("stood_still", 0.7, "of one step's share in the move of a row", JUDGEMENT)
+STOOD_STILL = Threshold("stood_still", 0.7, "of one step's change of the learning rate", JUDGEMENT)
 
 _STRAIGHT: Final = 0.02  # relative; moves of the rate that differ by less form a line, on which a missing step shows
 _AROUND: Final = 6  # rows on each side that give the usual move of the rate
@@ -96,7 +96,9 @@ def _skipped(facts: RunFacts) -> Observation | None:
         {"rows": len(rows), "share": len(rows) / len(facts.series.steps), "first_step": facts.step(rows[0])},
         severity="warning" if many else None,
         action="Half of the steps train nothing: train in bf16, or lower the learning rate." if many else None,
-        evidence=seen(f"grad_norm not finite at step {facts.step(rows[0])}, the learning rate as in the row beside it"),
+        evidence=seen(
+            f"grad_norm not finite at step {facts.step(rows[0])}, the learning rate as in a neighbouring row"
+        ),
     )
 
 
@@ -175,7 +177,8 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
     if kind == "preference" or not before < ROUNDS_TO_ZERO.value:
         return None
     return Observation(
-        f"The training loss is 0.0 from step {facts.step(first)} in {len(zero)} rows: rounded, after {before:.2g}.",
+        f"The training loss is 0.0 from step {facts.step(first)} in {len(zero)} rows: rounded from a small loss "
+        f"({before:.2g} just before).",
         {"rows": len(zero), "first_step": facts.step(first), "loss_before": before},
         severity="info",
         confidence=0.6,
@@ -188,7 +191,7 @@ def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
     rows = len(facts.series.losses)
     also = [f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1]]
     return Observation(
-        f"The training loss is exactly 0.0 in all {rows} rows: no label counts, or it was NaN from the start.",
+        f"The training loss is exactly 0.0 in all {rows} rows: every label is masked, or it was NaN from the start.",
         {"rows": rows, "first_step": facts.step(0), "gradient_rows": len(bad), "no_labels": True},
         confidence=0.95 if rows > 1 else 0.7,
         action="Look at the labels of one batch: are all masked (-100), by a template, a collator, or a length that "
@@ -233,8 +236,8 @@ NON_FINITE = LogRule(
     id="NUM101",
     title="not a number",
     severity="error",
-    condition="a loss, held-out loss or gradient norm is NaN or infinite; gradient norms alone, one or several single "
-    "ones under fp16, are info (skipped steps); those of NUM131 are not counted",
+    condition="a training loss, held-out loss or gradient norm is NaN or infinite; info if only gradient norms are, in "
+    "one row, or under fp16 in several isolated rows (skipped steps); rows of NUM131 are not counted",
     observe=_non_finite,
     confidence=0.95,
     evidence=(
@@ -249,16 +252,16 @@ MASKED_NAN = LogRule(
     id="NUM102",
     title="masked NaN",
     severity="error",
-    condition="loss exactly 0.0 where the gradient is not finite, or 0 too, or in 2 rows without a logged gradient "
-    "after losses over {rounds_to_zero}; or a loss over {masked_fall} under the rows before it where the gradient is "
-    "not finite. Zeros after losses under {rounds_to_zero} are rounding, info; a finite gradient over 0 is never it. "
-    "Zeros in all rows: no label counts",
+    condition="the loss is exactly 0.0 in a row whose gradient norm is not finite or is 0, or in 2 or more rows "
+    "without a logged gradient norm after losses of at least {rounds_to_zero}; or the loss falls by over {masked_fall} "
+    "below the rows before, in a row whose gradient norm is not finite. Zeros after losses under {rounds_to_zero} are "
+    "rounding (info), unless the gradient norm says otherwise. Zeros in all rows: every label is masked",
     observe=_masked_nan,
     confidence=0.9,
     evidence=(MASKED, NAN_TRL),
     rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
     action="Set logging_nan_inf_filter=False to see it, and audit the adapter for non-finite weights.",
-    scope="losses that cannot be zero; under RL only where the gradient is not finite too",
+    scope="losses that cannot be exactly zero; under RL only where the gradient is not finite either",
     verify="Look at grad_norm in the same rows, and at the adapter's weights.",
     thresholds=(MASKED_FALL, ROUNDS_TO_ZERO),
 )
@@ -267,9 +270,9 @@ SKIPPED = LogRule(
     id="NUM131",
     title="steps skipped by the gradient scaler",
     severity="info",
-    condition="the gradient norm is not finite and the learning rate stood still (in rows of several steps: moved by "
-    "{stood_still} of a step's share less) in {skips_shown} of those rows and more, while it moved elsewhere; a "
-    "warning over {skips_many} of all rows",
+    condition="in at least {skips_shown} of the rows whose gradient norm is not finite, the learning rate did not "
+    "change (in rows of several steps: changed less than usual, by at least {stood_still} of one step's change), while "
+    "it changed elsewhere; a warning if over {skips_many} of all rows were skipped",
     observe=_skipped,
     confidence=0.9,
     evidence=(
@@ -280,8 +283,8 @@ SKIPPED = LogRule(
     ),
     rationale="Nothing is broken: the scaler lowers its factor until gradients fit into fp16.",
     action="Nothing to do for a few, mostly early; bf16 needs no scaler.",
-    scope="runs that record grad_norm and a learning rate that moves; under a constant rate nothing shows it",
-    verify="See whether the learning rate of those rows is that of the row beside them.",
+    scope="runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps",
+    verify="See whether the learning rate of those rows equals that of a neighbouring row.",
     thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),
 )
 

@@ -11,7 +11,7 @@ from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, S
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.rules.objective import only_under
 
-FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "a mean of fewer is not a level")
+FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of few rows", "1 of 100 flat columns")
 
@@ -23,7 +23,7 @@ MARGIN_STILL = Threshold("margin_still", 1.0, "standard errors of the margin ove
 SEPARATION_ROWS = Threshold("separation_rows", 10, "rows with both columns", "five make a half, and its error")
 CHOSEN_FALL = Threshold("chosen_fall", 1.0, "reward: beta x nats", "a judgement: 10 nats at beta = 0.1")
 CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
-CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer is chance at 1 %")
+CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
 START_MARGIN = Threshold("start_margin", 0.5, "reward: beta x nats", JUDGEMENT)
 START_STEP = Threshold("start_step", 10, "steps", "a judgement: later a margin has been learnt")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
@@ -55,12 +55,12 @@ def _separation(facts: RunFacts) -> Observation | None:
         return None
     margin_still = error <= MARGIN_ERROR.value and margin <= MARGIN_STILL.value * margin_error
     if error > SEPARATION_ERROR.value and not margin_still:
-        raise Unknown(f"too noisy: an accuracy of the rewards {2 * error:.1%} over one half could not be seen")
+        raise Unknown(f"too noisy: a reward accuracy {2 * error:.1%} over one half would not show")
     swapped = 0.5 - accuracy > max(SEPARATED.value, 2.0 * error)
     how = "told apart the wrong way round" if swapped else "not told apart"
     return Observation(
-        f"Chosen and rejected answers are {how}: in the second half of the rows the rewards are in the right order "
-        f"in {accuracy:.1%} (+/- {2 * error:.1%}), by {margin:.3g} on average.",
+        f"Chosen and rejected answers are {how}: in the second half of the rows the reward accuracy is {accuracy:.1%} "
+        f"(+/- {2 * error:.1%}), the mean margin {margin:.3g}.",
         {"accuracy": accuracy, "error": error, "margin": margin, "how": how},
         confidence=0.6 if error > SEPARATION_ERROR.value else None,
         evidence=seen(f"rewards/accuracies {accuracy:.4f}, rewards/margins {margin:.4g} (+/- {margin_error:.2g})"),
@@ -84,7 +84,7 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
 
 def _start(facts: RunFacts) -> Observation | None:
     if facts.logged & _REFERENCE_FREE:
-        raise Unknown("an objective without a reference: it has no known start")
+        raise Unknown("the objective has no reference model, so no known starting margin")
     margins = column(facts, "rewards/margins", 1)
     if not facts.loss.values:
         raise Unknown("no training loss was logged")
@@ -93,7 +93,7 @@ def _start(facts: RunFacts) -> Observation | None:
         return None
     return Observation(
         f"Preference training starts away from its reference: the first margin is {margin:.3g}, the first loss "
-        f"{loss:.4g} (from the reference itself: 0, and ln 2 = {math.log(2.0):.4f} under the sigmoid loss).",
+        f"{loss:.4g} (starting at the reference: 0, and ln 2 = {math.log(2.0):.4f} under the sigmoid loss).",
         {"margin": margin, "loss": loss, "step": margins.steps[0]},
         evidence=seen(f"rewards/margins {margin:.4g} at step {margins.steps[0]}"),
     )
@@ -145,14 +145,14 @@ def _reward(facts: RunFacts) -> Observation | None:
     if abs(last - first) > 2.0 * error:
         return None
     if error > REWARD_FLAT.value * max(abs(first), abs(last)):
-        raise Unknown(f"too noisy: a change of the reward by {2 * error:.2g} could not be seen")
+        raise Unknown(f"too noisy: a reward change of {2 * error:.2g} would not show")
     return Observation(
         f"The reward does not rise: {first:.4g} in the first fifth of the rows, {last:.4g} in the last "
         f"(+/- {error:.2g}).",
         {"first": first, "last": last, "error": error},
         severity="info",
         confidence=0.5,
-        action="See whether the task is solved already, or never: then no group holds a difference to learn from.",
+        action="See whether the task is solved always, or never: then equal rewards in a group teach nothing.",
         evidence=seen(f"medians of {width} rows each"),
     )
 
@@ -171,7 +171,7 @@ def _few_rewards(values: Sequence[float], steps: Sequence[int]) -> Observation |
     if mann_kendall([-value for value in values]) <= ALPHA.value:
         return None
     seen_by_chance = 2.0 * median_error(noise(values), 2, 2)
-    raise Unknown(f"{len(values)} rows: a change of the reward by {seen_by_chance:.2g} could not be seen")
+    raise Unknown(f"{len(values)} rows: a reward change of {seen_by_chance:.2g} would not show")
 
 
 def _late_share(facts: RunFacts, name: str) -> tuple[Signal, Sequence[float], float]:
@@ -226,9 +226,7 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     groups = facts.signals.get("frac_reward_zero_std")
     equal = mean_error(last_part(groups.values, _THIRD, 3))[0] if groups and groups.values else 0.0
     also = (
-        f"; {equal:.0%} of the groups have no spread of rewards and teach nothing"
-        if equal >= ZERO_GROUPS_ALSO.value
-        else ""
+        f"; {equal:.0%} of the groups have equal rewards and teach nothing" if equal >= ZERO_GROUPS_ALSO.value else ""
     )
     return Observation(
         f"In the last third of the rows {share:.0%} of the completions are cut off at their maximal length{also}.",
@@ -242,14 +240,15 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PRF119",
         title="preferences not told apart",
         severity="warning",
-        condition="second half: rewards/accuracies within {separated} (or 2 standard errors) of one half, and a margin "
-        "not {surely} standard errors over 0; where the accuracy's error is over {separation_error}, a margin not "
-        "{margin_still} standard error over 0",
+        condition="in the second half of the rows, the mean of rewards/accuracies is at most {separated} (or 2 "
+        "standard errors) above one half, and that of rewards/margins is not {surely} standard errors above 0; if the "
+        "accuracy's standard error is over {separation_error}, the margin must be within {margin_still} standard error "
+        "of 0, or below",
         observe=_separation,
         applies=only_under("preference"),
         confidence=0.8,
         evidence=(NEMOTRON, TRIAL),
-        rationale="The loss may fall by its likelihood term alone; what the data was collected for is not learnt.",
+        rationale="The loss may fall through its likelihood term alone, while the preferences are not learnt.",
         action="Check that chosen and rejected differ and are not swapped, what target_modules hit, and lr.",
         scope="preference training that logs rewards/accuracies and rewards/margins",
         verify="Reward accuracy on held-out pairs.",
@@ -259,8 +258,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PRF120",
         title="chosen answers less likely",
         severity="info",
-        condition="rewards/chosen fell by {chosen_fall} or more, and {chosen_errors} standard errors; under "
-        "{many_rows} rows, in an order that chance makes with p of {alpha} at most",
+        condition="rewards/chosen fell by at least {chosen_fall} and {chosen_errors} standard errors; under "
+        "{many_rows} rows, a Mann-Kendall test must also find the fall at p <= {alpha}",
         observe=_chosen_falls,
         applies=only_under("preference"),
         confidence=0.5,
@@ -271,8 +270,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             ),
             TRIAL,
         ),
-        rationale="A margin can grow while both answers lose probability to others, which no one asked for.",
-        action="Read what it writes now; a likelihood term on the chosen answers would hold them.",
+        rationale="A margin can grow while both answers lose probability to answers that no one asked for.",
+        action="Read what the model writes now; an SFT loss term on the chosen answers keeps them likely.",
         scope="preference training that logs rewards/chosen",
         verify="Log-probability of chosen answers on held-out pairs.",
         thresholds=(CHOSEN_FALL, CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
@@ -281,7 +280,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PRF121",
         title="starts away from the reference",
         severity="info",
-        condition="a margin over {start_margin} within the first {start_step} steps; not for ORPO and CPO",
+        condition="first margin, within {start_step} steps, is at least {start_margin} from 0; not for ORPO and CPO",
         observe=_start,
         applies=only_under("preference"),
         confidence=0.5,
@@ -289,7 +288,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             cite("DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"),
             TRIAL,
         ),
-        rationale="The reference is then not the model that training began with, as it mostly should be.",
+        rationale="The reference is then not the model that training started from, as it usually should be.",
         action="Check the reference model, and which adapter is active in it.",
         scope="preference training against a reference, logged from its first steps on",
         verify="Rewards of both answers before the first step should be 0.",
@@ -299,8 +298,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PRF130",
         title="preferences saturated",
         severity="warning",
-        condition="in the last quarter the loss is {saturated_loss} at most and rewards/margins {saturated_margin} at "
-        "least (medians), from {few_rows} rows on",
+        condition="in the last quarter of the rows the median loss is at most {saturated_loss} and the median of "
+        "rewards/margins at least {saturated_margin}, from {few_rows} rows on",
         observe=_saturated,
         applies=only_under("preference"),
         confidence=0.85,
@@ -311,9 +310,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             ),
             cite("definition", "-ln sigmoid(margin): 0.018 at 4, its slope too"),
         ),
-        rationale="Beyond that margin the loss has no gradient: later steps only pull the policy from its reference.",
+        rationale="Beyond that margin the loss has no gradient: later steps only move the policy from its reference.",
         action="Lower the learning rate or raise beta, and take an earlier checkpoint.",
-        scope="preference training with a loss of the margin; a zero loss here is not a NaN",
+        scope="preference losses that depend on the margin; a loss of zero here is not a NaN",
         verify="Reward accuracy and likelihood of chosen answers on held-out pairs, of an earlier checkpoint too.",
         thresholds=(SATURATED_LOSS, SATURATED_MARGIN, FEW_ROWS),
     ),
@@ -321,9 +320,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="RWD122",
         title="reward falls",
         severity="warning",
-        condition="the last fifth is under the best fifth by {reward_errors} standard errors and {reward_fall}, and "
-        "over {reward_lost} of the gain is lost; under {many_rows} rows: down by {reward_fall} in an order that chance "
-        "makes with p of {alpha} at most; a reward that does not rise is info",
+        condition="the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and "
+        "{reward_fall} of the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall "
+        "of over {reward_fall}, with p <= {alpha} by Mann-Kendall; a reward that does not rise is info",
         observe=_reward,
         applies=only_under("rl"),
         confidence=0.7,
@@ -338,7 +337,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="ZVR123",
         title="groups without variance",
         severity="warning",
-        condition="frac_reward_zero_std of {zero_groups} and more in the last third; a warning from {zero_groups_most}",
+        condition="mean frac_reward_zero_std of at least {zero_groups} in the last third; a warning from "
+        "{zero_groups_most}",
         observe=_zero_variance,
         applies=only_under("rl"),
         confidence=0.85,
@@ -350,8 +350,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             TRIAL,
         ),
         rationale="The advantage is the reward less its group's mean: equal rewards give no gradient.",
-        action="Filter prompts that are always or never solved, sample more completions, or grade the reward finer.",
-        scope="GRPO and its kin, where frac_reward_zero_std is logged; under nine groups of ten it is info",
+        action="Filter prompts that are always or never solved, sample more completions, or grade more finely.",
+        scope="GRPO and similar methods that log frac_reward_zero_std; info under nine groups of ten",
         verify="See whether the reward of these groups is all right or all wrong.",
         thresholds=(ZERO_GROUPS, ZERO_GROUPS_MOST, FEW_ROWS),
     ),
@@ -359,7 +359,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="KLD124",
         title="far from the reference",
         severity="info",
-        condition="kl > {kl_late} a token in the median of the last third, or > {kl_row} in one row",
+        condition="median kl over {kl_late} nats a token in the last third of the rows, or over {kl_row} in one row",
         observe=_kl,
         applies=only_under("rl"),
         confidence=0.5,
@@ -369,7 +369,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             ),
             TRIAL,
         ),
-        rationale="Far from its reference a policy may have found rewards that mean nothing.",
+        rationale="Far from its reference a policy may be exploiting flaws of the reward.",
         action="Raise beta, lower the learning rate, or read what it writes now.",
         scope="RL that logs kl per token; a single row is info",
         verify="Read completions; evaluate on held-out prompts.",
@@ -379,8 +379,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="CLP125",
         title="completions cut off",
         severity="warning",
-        condition="completions/clipped_ratio of {cut_off} and more in the last third, and whether {zero_groups_also} "
-        "of the groups have no spread of rewards besides",
+        condition="mean completions/clipped_ratio of at least {cut_off} in the last third of the rows; the message "
+        "adds whether at least {zero_groups_also} of the groups have equal rewards",
         observe=_cut_off,
         applies=only_under("rl"),
         confidence=0.7,
@@ -391,7 +391,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             ),
             TRIAL,
         ),
-        rationale="An answer that was cut off is graded as wrong, right or not: noise in the reward.",
+        rationale="An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.",
         action="Raise the maximal completion length, or mask completions that were cut off.",
         scope="RL that logs completions/clipped_ratio, from three rows on",
         verify="Read completions that were cut off.",

@@ -56,7 +56,7 @@ def _bad_lines(facts: RunFacts) -> Observation | None:
     if not facts.record.missing:
         return None
     return Observation(
-        f"{facts.record.missing} lines are missing by the numbers that the recorder gave them.",
+        f"{facts.record.missing} lines are missing: the recorder's line numbers have gaps.",
         {"missing": facts.record.missing},
         severity="warning",
         action="Lines were deleted, or the recorder dropped events (disk full): the curve has holes.",
@@ -70,7 +70,7 @@ def _unreadable(facts: RunFacts) -> Observation:
     return Observation(
         "The last line is torn: the writer was cut off in the middle of it."
         if torn
-        else f"{facts.issues_total} lines are no events (first: line {first.line}: {first.reason}).",
+        else f"{facts.issues_total} lines are not events (first: line {first.line}: {first.reason}).",
         {"lines": facts.issues_total},
         severity="info" if torn else "warning",
         action="Nothing to do: the next writer repairs it." if torn else None,
@@ -90,7 +90,9 @@ def _resumed(facts: RunFacts) -> Observation | None:
     difference = median(apart) if apart else None
     other = difference is not None and len(apart) >= REPLAY_ROWS.value and difference > REPLAY_DIFFERENCE.value
     replayed = f"; {len(apart)} logged steps were run again" if apart else ""
-    apart_by = f", their losses {difference:.0%} apart in the median: other data or another checkpoint" if other else ""
+    apart_by = (
+        f", their losses differ by {difference:.0%} in the median: other data or another checkpoint" if other else ""
+    )
     return Observation(
         f"Resumed from step {', '.join(map(str, facts.record.resumed_from))}{replayed}{apart_by}.",
         {
@@ -119,13 +121,13 @@ def _duplicates(facts: RunFacts) -> Observation | None:
     words = {
         "duplicates": "rows repeat a step",
         "out_of_order": "rows go back to a step already passed",
-        "interleaved": "times another process went on writing",
+        "interleaved": "times another process wrote in between",
         "evaluations": "evaluations repeat a step",
     }
     only_evals = not (facts.record.duplicates or facts.record.out_of_order or facts.record.interleaved)
     shown = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     return Observation(
-        f"Rows that should be single: {shown}.",
+        f"Rows that should occur once: {shown}.",
         dict(counts),
         severity="info" if only_evals else "warning",
         action="Nothing to do: a second evaluate() at the end does that; the later one counts." if only_evals else None,
@@ -155,17 +157,18 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         confidence=0.9,
         action="If it is not running any more, resume from the last checkpoint or treat the run as incomplete.",
         scope="any log",
-        verify="Look for the process, and whether the log still grows.",
+        verify="See whether the process runs and the log still grows.",
     ),
     LogRule(
         id="TRN115",
         title="torn, invalid or missing lines",
         severity="warning",
-        condition="lines that are torn, are no events, or are missing from the count; one torn last line is info",
+        condition="a line is torn, is not an event, or is missing from the recorder's line numbers; one torn last line "
+        "is info",
         observe=_bad_lines,
         confidence=1.0,
         evidence=(
-            cite("the recorder", "one event is one write: only a kill, a full disk or a second writer tears"),
+            cite("the recorder", "one event is one write: only a kill, a full disk or a second writer tears a line"),
             _SEQUENCE,
         ),
         action="Run 'gradience validate' on the log: corruption, or two writers in one file.",
@@ -177,8 +180,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="RES116",
         title="resumed",
         severity="info",
-        condition="the log says that it was resumed; a warning where replayed losses differ by over "
-        "{replay_difference} in the median of {replay_rows} steps and more",
+        condition="the log says that it was resumed; a warning if steps were run again, {replay_rows} or more, and "
+        "their losses differ by over {replay_difference} in the median",
         observe=_resumed,
         confidence=1.0,
         evidence=(
@@ -212,10 +215,10 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         observe=_sparse,
         confidence=0.95,
         evidence=(LOGGING_DEFAULT,),
-        action="Log at least every steps/50 steps, and evaluate on held-out data a few times a run.",
+        action="Log at least 50 rows per run, and evaluate on held-out data a few times a run.",
         scope="any log",
         rationale="A curve of few points, or of training loss alone, hides small effects and overfitting.",
-        verify="The next log has 50 rows and some evaluations: what could not be judged now is judged then.",
+        verify="With 50 rows and some evaluations, the next log lets more rules judge.",
         thresholds=(FEW_ROWS,),
     ),
 )
@@ -263,8 +266,9 @@ GUARD_RULES: Final[Sequence[Rule[RunFacts]]] = (
                 "a step with a gradient that is not finite is dropped, and the newest good weights are put back",
             ),
         ),
-        rationale="The optimizer's moments, the schedule and the position in the data went on as if nothing had been.",
-        action="See which data stood in those steps; the run is usable where the loss goes on as before.",
+        rationale="Only weights were put back: the optimizer's moments, the schedule and the position in the data were "
+        "not.",
+        action="See which data those steps used; the run is usable if the loss goes on as before.",
         scope="runs recorded with a guard",
         verify="Compare the loss before and after the steps named, and audit the adapter for non-finite weights.",
     ),

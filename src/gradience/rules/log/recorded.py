@@ -51,7 +51,7 @@ def _utilization(facts: RunFacts) -> Observation | None:
 
 
 def no_weights(audit: Mapping[str, Json]) -> bool:
-    """Whether an audit says that it found nothing to measure, so that its means are no measurements."""
+    """Whether an audit says that it found nothing to measure, so that its means are not measurements."""
     return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
 
 
@@ -183,24 +183,24 @@ _ON_THE_ADAPTER: tuple[Rule[RunFacts], ...] = (
         id="CMP213",
         title="compressible after training",
         severity="info",
-        condition="the audit in the log: nine modules of ten keep 90 % of their energy at a lower rank than theirs",
+        condition="the audit in the log: in nine modules of ten, a rank lower than theirs holds 90 % of the energy",
         observe=_compressible,
         confidence=0.5,
         evidence=(
-            cite("Eckart-Young", "no rank-k matrix is closer: the squared error is the energy of what is cut off"),
+            cite("Eckart-Young", "truncated SVD is the closest rank-k matrix; its squared error is the energy cut off"),
         ),
         rationale="A smaller adapter is cheaper to store and to serve; the rank it was trained with may still have "
         "been needed to get there.",
         action="Consider compressing the trained adapter, and evaluate it.",
-        scope="trained LoRA adapters; logs that hold an audit; an error in weights, not in quality",
-        verify="Evaluate the compressed adapter on held-out data beside the whole one.",
+        scope="trained LoRA adapters; logs that hold an audit; the error is of weights, not of quality",
+        verify="Evaluate the compressed and the whole adapter on the same held-out data.",
     ),
     LogRule(
         id="TYP214",
         title="modules that carry nothing",
         severity="info",
-        condition="the audit in the log: a type of modules with over {idle_params} of the parameters and under "
-        "{idle_energy} of the energy",
+        condition="the audit in the log: a type of modules has at least {idle_params} of the LoRA parameters and under "
+        "{idle_energy} of the update's energy",
         observe=_idle_types,
         confidence=0.4,
         evidence=(ENERGY,),
@@ -237,7 +237,7 @@ def _recorded(facts: RunFacts) -> str | None:
 def _supervision(facts: RunFacts) -> str | None:
     lacking = _recorded(facts)
     if lacking is None and _count(facts, "supervised") is None:
-        return "the batches hold no labels of tokens"
+        return "the batches hold no token labels"
     return lacking
 
 
@@ -309,7 +309,7 @@ def _end(facts: RunFacts) -> Iterator[Observation]:
         raise Unknown(f"{rows} rows were seen; it needs {FEW_ROWS.value:g}")
     if not ends:
         yield Observation(
-            f"none of {rows} rows in the batches has a supervised end token of the model",
+            f"in none of {rows} rows of the batches is the model's end token supervised",
             {"with_end": ends, "rows": rows},
             severity="warning",  # the model may be served with another end token
         )
@@ -321,7 +321,7 @@ def _at_limit(facts: RunFacts) -> Iterator[Observation]:
         raise Unknown("the length limit was not known to the recorder")
     if rows and at >= AT_LIMIT.value * rows:
         yield Observation(
-            f"{counted(Rows(count=at), rows)} in the batches are as long as the limit: they were cut, or nearly",
+            f"{counted(Rows(count=at), rows)} in the batches are as long as the limit: they were cut, or just fit",
             {"rows": at, "of": rows, "max_length": _count(facts, "max_length")},
             severity="warning",
         )
@@ -330,7 +330,7 @@ def _at_limit(facts: RunFacts) -> Iterator[Observation]:
 def _labels(facts: RunFacts) -> Iterator[Observation]:
     low, high, classes = (_number(facts, name) for name in ("label_min", "label_max", "num_labels"))
     if low is None or high is None:
-        raise Unknown("the batches hold no labels of classes")
+        raise Unknown("the batches hold no class labels")
     if as_data(facts).seen.label_out_of_range.count:
         bound = f"0 to {classes - 1}" if classes else "0 and more"
         yield Observation(
@@ -357,13 +357,13 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
     shared = supervised / total if total and supervised is not None else None
     if isinstance(share, float) and shared is not None and abs(shared - share) > SHARE_APART.value:
         yield Observation(
-            f"{shared:.0%} of the batches' tokens are supervised, by the check {share:.0%}",
+            f"{shared:.0%} of the batches' tokens are supervised; the check announced {share:.0%}",
             {"seen": shared, "announced": share},
         )
     packed = (facts.data or {}).get("packed") is True
     if isinstance(length, float) and not packed and abs(total / rows - length) > LENGTH_APART.value * length:
         yield Observation(
-            f"the batches have {total / rows:.0f} tokens a row, by the check {length:.0f}",
+            f"the batches have {total / rows:.0f} tokens a row; the check announced {length:.0f}",
             {"seen": total / rows, "announced": length},
         )
 
@@ -382,16 +382,16 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
     LogRule(
         id="DAT321",
         severity="warning",
-        title="the batches are not those that the check of the data announced",
-        condition="from {few_rows} rows on, the supervised share differs by over {share_apart}, or tokens of a row by "
-        "over {length_apart} of what was announced",
+        title="the batches differ from what the check of the data announced",
+        condition="from {few_rows} rows on, the supervised share of the tokens differs by over {share_apart} from what "
+        "was announced, or the tokens per row by over {length_apart} of it",
         observe=_announced,
         needs=(_recorded,),
         applies=_is_recorded,
         confidence=0.7,
         scope="runs whose recorder was given the report of check_data",
-        rationale="The trainer tokenises, masks or cuts in another way than was checked: what the check found to be "
-        "right need not be so.",
+        rationale="The trainer tokenises, masks or cuts differently from the check, so what the check found right may "
+        "be wrong.",
         action="check the data with the trainer's own template, loss mode and length limit",
         verify="decode a batch of the trainer",
         thresholds=(SHARE_APART, LENGTH_APART, FEW_ROWS),

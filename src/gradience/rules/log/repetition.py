@@ -50,7 +50,7 @@ def _repeated(facts: RunFacts) -> Observation | None:
     low = epochs >= MANY_EPOCHS.value and trend.end <= FEW_LEVEL.value * trend.start
     return Observation(
         f"The data was seen {epochs:.0f} times, training loss is down to {trend.end:.2g}, and nothing is held out: "
-        "memorized or learnt cannot be told.",
+        "this log cannot tell memorizing from learning.",
         {"epochs": epochs, "first": trend.start, "last": trend.end},
         confidence=0.9 if low else None,
         evidence=seen(f"epoch {epochs:.4g}, training loss {trend.start:.4g} to {trend.end:.4g}, no evaluation"),
@@ -85,12 +85,14 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
     drops = [step.drop for step in steps]
     held_out = _held_out_drops(facts, ends)
     if held_out is not None and held_out > BOTH_FALL.value * median(drops):
-        raise Unknown(f"held-out loss falls over the same ends of epochs, by {held_out:.0%}: both learn there")
+        raise Unknown(
+            f"held-out loss also falls at the ends of epochs, by {held_out:.0%}: that fall is not memorizing alone"
+        )
     if (why := _learns_still(facts)) is not None:
         raise Unknown(why)
     shown = ", ".join(f"{drop:.0%}" for drop in drops[:5])
     return Observation(
-        f"The training loss steps down where an epoch ends (by {shown}): it remembers what it saw.",
+        f"The training loss steps down where an epoch ends (by {shown}): the model remembers the examples.",
         {"drops": drops, "epochs": epochs},
         evidence=seen(f"medians of {width} points before and after each of {len(steps)} ends of epochs"),
     )
@@ -116,7 +118,7 @@ def _all_step_down(steps: Sequence[_Step]) -> bool:
     if mean > seen_from:
         return True
     if mean + NORMAL_95 * error > EPOCH_DROP.value:
-        raise Unknown(f"a step of under {seen_from:.0%} at the ends of epochs could not be told from the noise")
+        raise Unknown(f"a step of under {seen_from:.0%} at the ends of epochs would be hidden by the noise")
     return False
 
 
@@ -143,18 +145,16 @@ def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
 
 
 def _learns_still(facts: RunFacts) -> str | None:
-    """The reason why steps of the training loss are no memorization, or None: held-out loss gains too, or is as low."""
+    """Why steps of the training loss are not memorization, or None: held-out loss gains too, or is as low."""
     curve = facts.held_out_curve
     if curve is None or len(curve.losses) < LEAST_EVALS.value:
         return None
     last, best = curve.losses[-1], min(curve.losses)
     if last - best <= curve.noise:
-        return (
-            f"{curve.split} loss is at its best at the end ({last:.4g}): what is learnt of seen data helps on new data"
-        )
+        return f"{curve.split} loss is at its best at the end ({last:.4g}): repeated data still helps on new data"
     end = median(last_part(facts.loss.points, 10))
     if last <= SEEN_AS_NEW.value * end:
-        return f"{curve.split} loss ({last:.4g}) and training loss ({end:.4g}) agree"
+        return f"{curve.split} loss ({last:.4g}) and training loss ({end:.4g}) are still close"
     return None
 
 
@@ -186,8 +186,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="REP128",
         title="repeated data, nothing held out",
         severity="warning",
-        condition="no evaluation, and {many_epochs} epochs; or {some_epochs} with the training loss down to "
-        "{some_level} of its start or {some_level} nats; or over {few_epochs} with it down to {few_level} of either",
+        condition="no evaluation, and at least {many_epochs} epochs; or at least {some_epochs} epochs, with the "
+        "training loss down to {some_level} of its start or {some_level} nats; or over {few_epochs} epochs, with the "
+        "training loss down to {few_level} of its start or {few_level} nats",
         observe=_repeated,
         needs=(not_under("rl"), positive_loss),
         confidence=0.8,
@@ -200,17 +201,18 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         rationale="The training loss of data seen many times falls whether the model learns or memorizes it.",
         action="Evaluate on held-out data, and keep an earlier checkpoint: 1 to 3 epochs are usual.",
         scope="runs without any evaluation that log their epoch; not saturated preference training (PRF130)",
-        verify="Held-out loss of the last checkpoint against that of an earlier one.",
+        verify="Compare the held-out loss of the last checkpoint with that of an earlier one.",
         thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
     ),
     LogRule(
         id="MEM127",
         title="steps at the ends of epochs",
         severity="info",
-        condition="over the ends of epochs (but the least of {epochs_many} and more) the training loss falls by over "
-        "{epoch_drop} and {epoch_errors} standard errors in the mean, beyond what it fell just before, and over none "
-        "surely by less; not where the held-out loss falls by over {both_fall} of that, is at its best at the end of "
-        "{least_evals} evaluations and more, or is under {seen_as_new} x the training loss then",
+        condition="at the ends of epochs, the training loss falls by over {epoch_drop} and {epoch_errors} standard "
+        "errors on average, beyond its fall just before, and at none of them surely by less (from {epochs_many} ends "
+        "on, the smallest fall is left out); not if the held-out loss falls there by over {both_fall} of that; nor if, "
+        "after {least_evals} or more evaluations, it is at its best at the end, or at most {seen_as_new} times the "
+        "training loss",
         observe=_epoch_steps,
         needs=(not_under("rl"), positive_loss),
         confidence=0.6,
@@ -222,8 +224,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             TRIAL,
         ),
         rationale="Within an epoch every example is new, so a step between two epochs is what was memorized; from then "
-        "on the training loss says little of new data.",
-        action="Evaluate on held-out data: whether this is harmful, training loss cannot tell.",
+        "on the training loss says little about new data.",
+        action="Evaluate on held-out data: training loss cannot tell whether this does harm.",
         scope="positive losses, data seen more than once in an order of its own",
         verify="Held-out loss over the same steps.",
         thresholds=(
@@ -242,8 +244,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="LEK132",
         title="held-out loss as low as training loss",
         severity="info",
-        condition="after {leak_epochs} epochs and more, training and held-out loss are both under {leak_level} of "
-        "their first, and held-out loss under {leak_near} x training loss",
+        condition="after {leak_epochs} or more epochs, training and held-out loss are both at most {leak_level} of "
+        "their first values, and held-out loss is at most {leak_near} times the training loss",
         observe=_leak,
         needs=(not_under("rl", "preference"),),
         confidence=0.5,
@@ -253,7 +255,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
                 "held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
             ),
         ),
-        rationale="After many epochs training loss is far under that of new data, unless both are the same data.",
+        rationale="After many epochs the training loss is far below the loss on new data, unless the new data was "
+        "trained on.",
         action="Look for examples of the held-out data among the training data.",
         scope="cross-entropy, five epochs and more; an easy task looks the same",
         verify="Count exact and near duplicates between both sets; evaluate on data made later.",

@@ -229,7 +229,7 @@ def _diverged(v: Mapping[str, Json]) -> str:
 def _scale(v: Mapping[str, Json]) -> str:
     if "factor" in v:
         return f"training loss is {_get(v, 'factor', '.1f')} times the held-out loss: summed over accumulation steps"
-    return f"loss starts at {_get(v, 'first')}, above ln of any vocabulary"
+    return f"loss starts at {_get(v, 'first')}, above that of a uniform guess over any vocabulary"
 
 
 def _cut_off(v: Mapping[str, Json]) -> str:
@@ -246,7 +246,7 @@ _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "DAT301": lambda v: "no token is supervised" if v["rows"] == v["of"] else None,
     "NUM101": _not_finite,
     "NUM102": lambda v: (
-        "loss is 0 throughout: no label counts"
+        "loss is 0 throughout: every label is masked"
         if v.get("no_labels")
         else f"loss is probably NaN-masked from step {v['first_step']}"
     ),

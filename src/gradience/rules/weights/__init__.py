@@ -248,8 +248,8 @@ def _merge_loss(facts: AdapterFacts) -> Observation | None:
     (cosine, survival), worst = min(risky, key=lambda pair: pair[0].cosine)
     served = any(module.base is not None and module.base.dtype in _HALF for _, module in risky)
     return Observation(
-        f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} "
-        f"modules: in {worst.name} it changes {survival.changed:.0%} of the entries, and what it adds has cosine "
+        f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} modules: in "
+        f"{worst.name} it changes {survival.changed:.0%} of its entries, and what the merge adds has cosine "
         f"{cosine:.2f} with the update.",
         {"modules": len(risky), "worst": worst.name},
         severity=None if served else "info",  # a float32 base may be merged, and kept, in float32
@@ -268,7 +268,9 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
         f"with the base: {named}.",
         {"compared": base.compared, "not_compared": len(missed)},
         severity=None if nothing else "warning",
-        action=None if nothing else "See why each of these has no weight in the base; the others' numbers stand.",
+        action=None
+        if nothing
+        else "See why each of these has no weight in the base; the numbers of the other modules are valid.",
         evidence=tuple(cite(item.name, item.reason) for item in missed[:_SHOWN]),
     )
 
@@ -333,7 +335,7 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         action="Give the base model this adapter was trained on; see base_model in the config.",
         scope="audits with --base; warning where some modules could be compared",
         verify="Load the adapter on that base with PEFT.",
-        rationale="A module without its weight has no UDR; the others' numbers stand.",
+        rationale="A module without its weight has no UDR; the numbers of the other modules are valid.",
         needs=(_base,),
     ),
     WeightsRule(

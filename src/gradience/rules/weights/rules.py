@@ -65,7 +65,7 @@ def observe_size(size: float | None) -> Observation | None:
     if size is None or size <= LARGE_SIZE.value:
         return None
     return Observation(
-        f"The update is {size:.3g} times as large as freshly initialised weights of these shapes; ordinary ones are "
+        f"The update is {size:.3g} times as large as freshly initialised weights of these shapes; ordinary updates are "
         "under 1.",
         {"update_size": size},
         severity="warning",
@@ -217,10 +217,10 @@ ZERO_UPDATE = WeightsRule(
     title="an update of zero",
     groups=("weights", "log"),
     condition="the update of all modules is exactly zero; of some of them (a warning); or, with a base, its norm is "
-    "under {near_untrained} of the weights' (a warning)",
+    "under {near_untrained} times that of the weights (a warning)",
     observe=partial(_of_health, "TRN202"),
     confidence=0.95,
-    evidence=(cite("LoRA, arXiv 2106.09685", "B starts at zero: an update of zero is that of no step"),),
+    evidence=(cite("LoRA, arXiv 2106.09685", "B starts at zero, so an update of zero means that no step was taken"),),
     action="Check that the adapter's parameters were trained and saved.",
     scope="LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base",
     verify=_COMPARE,
@@ -233,12 +233,13 @@ RANDOM_LIKE = WeightsRule(
     severity="warning",
     title="spectra like random factors'",
     groups=("weights", "log"),
-    condition="the median of stable rank over that of random numbers is at least {random_share}, of the update or of "
-    "lora_B alone, in {random_modules} or more modules of rank {random_rank} or more",
+    condition="the median ratio of the stable rank of the update, or of lora_B alone, to that of a random matrix of "
+    "the same shape is at least {random_share}, over {random_modules} or more modules of rank {random_rank} or "
+    "more",
     observe=partial(_of_health, "RND203"),
     confidence=0.6,
     action="Check that this is the trained adapter, not an initialisation.",
-    scope="LoRA of rank 4 and more, in four modules or more; lora_B where training started it at zero",
+    scope="LoRA of rank 4 and more, in four modules or more; lora_B alone only where it started at zero",
     verify=_COMPARE,
     rationale="lora_B starts at zero and takes its directions from few gradients: one step already makes it far from "
     "flat.",
@@ -250,8 +251,8 @@ TOO_LARGE = WeightsRule(
     severity="error",
     title="an update as large as the weights",
     groups=("weights", "log"),
-    condition="with a base, the norm of all updates is over {oversized} of the weights'; without one, over "
-    "{large_size} of that of freshly initialised weights of these shapes (a warning)",
+    condition="with a base, the norm of all updates is over {oversized} times that of the weights; without a base, "
+    "over {large_size} times that of freshly initialised weights of these shapes (a warning)",
     observe=_size,
     confidence=0.9,
     evidence=(
@@ -260,8 +261,9 @@ TOO_LARGE = WeightsRule(
             "ordinary updates have .012 to .044 of the base's norm, one whose training diverged 29 times",
         ),
     ),
-    action="Do not use it before its outputs were looked at; train again with a lower learning rate or scaling.",
-    scope="any adapter; intruder dimensions (--intruders) are a second witness; sizes without a base are a heuristic",
+    action="Do not use it before you have looked at its outputs; train again with a lower learning rate or scaling.",
+    scope="any adapter; intruder dimensions (--intruders) are independent evidence; sizes without a base are a "
+    "heuristic",
     verify=_COMPARE,
     rationale="Such an update replaces what the base model knows instead of adding to it: training has diverged.",
     thresholds=(OVERSIZED, LARGE_SIZE),
@@ -295,13 +297,13 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     WeightsRule(
         id="LED205",
         severity="info",
-        title="mostly other tensors than LoRA's",
+        title="mostly tensors other than LoRA factors",
         condition="at least {mostly_other} of the file's bytes are neither LoRA factors nor DoRA magnitudes, "
         "nor modules that the config names in modules_to_save",
         observe=_mostly_other,
         confidence=1.0,
-        action="If that is not meant, look at bias, modules_to_save and save_embedding_layers.",
-        scope="any adapter's file; a new head is larger than a small adapter, and meant",
+        action="If that is not intended, look at bias, modules_to_save and save_embedding_layers.",
+        scope="any adapter's file; a new head can be larger than a small adapter, as intended",
         verify="The table of what is in the file, at the end of the audit.",
         rationale="An embedding or a head that was saved along makes a small adapter a large file.",
         thresholds=(MOSTLY_OTHER,),
@@ -317,7 +319,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         action="Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.",
         scope="adapters with a config",
         verify="Load it with PEFT: a shape mismatch says the same.",
-        rationale="The rank on disk is the truth, and s follows it here.",
+        rationale="The rank on disk is the true one; s is computed from it here.",
         needs=(modules_analysed,),
     ),
     WeightsRule(
@@ -330,7 +332,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         evidence=(cite("peft/utils/other.py, get_pattern_key", r're.match(rf"(.*\.)?({key})$", path)'),),
         action="A key must match the end of a module's path, beginning at a dot, without base_model.model.",
         scope="PEFT's rank_pattern and alpha_pattern",
-        verify="model.named_modules(): the key is the end of none of their names.",
+        verify="model.named_modules(): no name ends with the key.",
         rationale="PEFT ignores such a key in silence: its modules train at the global rank and alpha.",
     ),
     WeightsRule(
@@ -363,7 +365,8 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         action="Save or download the adapter again.",
         scope="LoRA factors in any format",
         verify="Load it with PEFT, which names the keys that are missing.",
-        rationale="One factor without the other makes no update: loaders skip the module or start the other anew.",
+        rationale="One factor without the other makes no update: loaders skip the module or initialise the missing "
+        "factor.",
         needs=(_tensors,),
     ),
     *BASE_RULES,

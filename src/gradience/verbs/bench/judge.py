@@ -65,7 +65,7 @@ class Contender(NamedTuple):
     folder: Path
     made: str = ""
     params: int = 0
-    """Of its factors, once they were counted."""
+    """Number of parameters of its factors; 0 until they are counted."""
 
 
 class Task(NamedTuple):

@@ -178,7 +178,7 @@ def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
 
 
 def report_path(path: Path) -> Path:
-    """The path of the report in a trial's folder. A path that is no folder is returned as it is."""
+    """The path of the report in a trial's folder. A path that is not a folder is returned as it is."""
     return path / REPORT_NAME if path.is_dir() else path
 
 

@@ -28,7 +28,7 @@ _LEAST_EVALS: Final = 5  # three second differences
 _TRIED: Final = 3  # checkpoints that are audited at most to find one with finite weights
 _AFTER_LOWEST: Final = ("lowest", "where the loss was lowest", "lower the learning rate or lengthen warmup.")
 _AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the learning rate or raise beta.")
-_NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before less rank."
+_NEXT_TIME: Final = "and stop earlier; try fewer epochs or more data before a lower rank."
 
 
 class Noise(NamedTuple):

@@ -27,7 +27,7 @@ FAILING: Final = {
 _SAME: Final = 0.02  # relative: two factors that differ by less are taken for the same (heuristic)
 
 _FEW: Final = 36
-"""Entries: if a merge would change fewer, they are no evidence. n random signs all agree at sqrt(n) sigma, here 6."""
+"""Entries: if a merge would change fewer, they are not evidence. n random signs all agree at sqrt(n) sigma, here 6."""
 
 _RESOLVED: Final = 0.9  # if a replay's own coefficient is at least this, M's over it is the factor (heuristic)
 _NEAR: Final = 0.01  # relative difference of two factors; also the smallest factor that is reported (heuristic)
