@@ -9,11 +9,22 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
 
+from gradience.configs.settings import Draft
 from gradience.hf import GradienceCallback, recorder as looking  # needs torch
 from gradience.hf.recorder import LIVE, Lookout, RunRecorder, last_run_id, live_ids
-from gradience.hf.snapshot import _active, _dataset_name, _quantization, _short, batch_size, dataset_size
+from gradience.hf.snapshot import (
+    _active,
+    _dataset_name,
+    _quantization,
+    _read_arguments,
+    _short,
+    batch_size,
+    dataset_size,
+    note_optimizer,
+)
 from gradience.schema import ConfigSnapshot
-from gradience.telemetry import TelemetryWriter
+from gradience.schema.events import RunStart
+from gradience.telemetry import TelemetryWriter, decode
 
 
 def looks(losses, norms=None, monkeypatch=None):
@@ -103,6 +114,22 @@ def test_a_training_that_begins_is_neither_watched_nor_stopped_by_the_one_before
 
 
 @pytest.mark.parametrize(
+    ("row", "splits", "known"),
+    [
+        ({"eval_loss": 1.0}, ["eval"], True),
+        ({"eval_loss": 1.0, "loss": 2.0}, ["eval"], False),
+        ({"eval_a_loss": 1.0, "eval_a_runtime": 1.0, "eval_b_loss": 1.0, "eval_b_runtime": 1.0}, ["a", "b"], False),
+    ],
+)
+def test_the_loader_is_that_of_an_evaluation_that_is_alone_in_its_row(row, splits, known, monkeypatch):
+    callback, taken = GradienceCallback(), []
+    monkeypatch.setattr(callback, "_take_step", lambda *_: None)
+    monkeypatch.setattr(callback, "_take_evals", lambda _step, evals, loader, _: taken.append((list(evals), loader)))
+    callback._take_row(1, row, {"eval_dataloader": "loader"}, None)
+    assert taken == [(splits, "loader" if known else None)]
+
+
+@pytest.mark.parametrize(
     ("finds", "in_run", "size", "restart"),
     [(True, True, 4, True), (True, True, 8, False), (True, False, 4, False), (False, True, 4, False)],
 )
@@ -135,6 +162,23 @@ def test_a_run_begins_again_where_a_smaller_batch_was_looked_for_and_found(finds
 def test_a_run_that_was_left_says_by_what(error, text, left, monkeypatch):
     monkeypatch.setattr("gradience.hf.recorder._uncaught", lambda: None)
     assert RunRecorder(allow_text=text)._how_it_was_left(error) == left
+    before, recorder = OSError("of an earlier cell"), RunRecorder()
+    monkeypatch.setattr("gradience.hf.recorder._uncaught", lambda: before)
+    assert recorder._how_it_was_left(None) == ("error", "OSError")
+    recorder._earlier = id(before)  # it was uncaught before the run began
+    assert recorder._how_it_was_left(None) == ("aborted", "training was left before its end")
+
+
+def test_a_run_is_resumed_at_a_step_after_0(tmp_path):
+    log, starts = tmp_path / "run.jsonl", []
+    for step in (0, 5, 0):
+        recorder = RunRecorder()
+        recorder.start(log, ConfigSnapshot(), {}, training=object(), step=step)
+        recorder.finish(step, 10, None)
+        starts.append(recorder.run_id)
+    assert starts[0] == starts[1] != starts[2]
+    events = [decode(line) for line in log.read_bytes().splitlines()]
+    assert [event.resumed_from_step for event in events if isinstance(event, RunStart)] == [None, 5, None]
 
 
 def test_the_last_run_of_a_log_is_that_of_its_last_whole_event(tmp_path):
@@ -172,6 +216,31 @@ def test_a_data_set_of_files_has_the_name_of_their_format_only(name, shown):
     loader = SimpleNamespace(dataset=SimpleNamespace(info=SimpleNamespace(dataset_name=name)))
     assert _dataset_name(loader) == shown
     assert _dataset_name(None) is None
+
+
+@pytest.mark.parametrize(
+    ("mixed", "dtype"),
+    [((False, False), "bfloat16"), ((True, False), "bfloat16"), ((False, True), "float16"), ((None, None), "float32")],
+)
+def test_the_precision_is_the_mixed_one_else_that_of_the_weights(mixed, dtype):
+    draft = Draft()
+    if mixed[0] is not None:
+        draft.set("training", "model_dtype", "bfloat16", extra=True)
+    _read_arguments(draft, SimpleNamespace(bf16=bool(mixed[0]), fp16=bool(mixed[1])))
+    assert draft.get("training", "dtype") == dtype
+
+
+def test_of_groups_of_an_optimizer_the_highest_rate_and_decay_count():
+    draft = Draft()
+    groups = [
+        {"initial_lr": 2e-4, "lr": 9e-4, "weight_decay": 0.0},
+        {"initial_lr": 1e-4, "lr": 9e-4, "weight_decay": 0.25},
+        {"lr": 9e-4},
+    ]
+    note_optimizer(draft, SimpleNamespace(param_groups=groups))
+    found = draft.snapshot().optimizer
+    assert (found.lr, found.weight_decay) == (2e-4, 0.25)
+    assert (found.extras["lr_groups"], found.extras["class"]) == ([1e-4, 2e-4], "SimpleNamespace")
 
 
 def test_a_stream_has_no_size():

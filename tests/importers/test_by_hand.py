@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
-from gradience.importers.table import MAX_COLUMNS, find_columns
+from gradience.importers.table import MAX_COLUMNS, _lines, cell_value, find_columns
 from gradience.importers.trainer_state import _several_note, _union
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 
@@ -239,6 +240,8 @@ def test_runs_in_one_folder_are_named_by_three_files_each():
 
 @pytest.mark.parametrize(("other", "furthest"), [(9, "other"), (1, "best")])
 def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives_the_settings(other, furthest):
+    planned = {"best": 7, "other": 8}
+
     def state(name: str, reached: int, *steps: int):
         rows = [LoggedRow(1, step, {"loss": 1.0}) for step in steps]
         raw = SimpleNamespace(
@@ -247,14 +250,29 @@ def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives
             files=[],
             notes=[],
             skipped=[],
-            planned=None,
+            planned=planned.get(name),
             reached=reached,
             layer=name,
         )
         return SimpleNamespace(raw=raw, reached=reached)
 
-    found = _union(Path("/run"), [state("best", 5, 1, 5), state("other", other, 1, 3), state("same", 1, 5)])
+    found = _union(Path("/run"), [state("best", 5, 1, 5), state("other", other, 1, 3), state("same", 1, 3, 5)])
     assert [row.step for row in found.rows] == [1, 3, 5]
     assert found.files == [Path("/run/other")]
     assert found.notes == ["1 rows come from other: best lacks them"]
-    assert (found.layer, found.reached) == (furthest, max(5, other))
+    assert (found.layer, found.reached, found.planned) == (furthest, max(5, other), planned[furthest])
+    del planned["other"]
+    assert _union(Path("/run"), [state("best", 5, 1), state("other", other, 3)]).planned == 7
+
+
+def test_a_line_of_a_table_is_shorter_than_the_limit_and_a_whole_number_has_17_digits(monkeypatch):
+    monkeypatch.setattr("gradience.importers.table.MAX_LINE", 8)
+    assert list(_lines(Path("t.csv"), io.StringIO("123456\n123"))) == ["123456\n", "123"]
+    with pytest.raises(RecorderError, match=r"t.csv: line 2 has more than 0 MiB"):
+        list(_lines(Path("t.csv"), io.StringIO("1\n1234567\n")))
+    assert [cell_value(cell) for cell in ("1" * 17, "1" * 18, "-" + "1" * 16, "-" + "1" * 17)] == [
+        int("1" * 17),
+        "1" * 18,
+        -int("1" * 16),
+        "-" + "1" * 17,
+    ]
