@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
+from gradience.importers.sources import _add_later_rows, format_of
 from gradience.importers.table import MAX_COLUMNS, _lines, cell_value, find_columns
-from gradience.importers.trainer_state import _several_note, _union
+from gradience.importers.trainer_state import _several_note, _union, read_state
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 
 PLAN = "the planned steps were made"
@@ -276,3 +278,36 @@ def test_a_line_of_a_table_is_shorter_than_the_limit_and_a_whole_number_has_17_d
         -int("1" * 16),
         "-" + "1" * 17,
     ]
+
+
+@pytest.mark.parametrize(("stated", "reached"), [(9, 9), (3, 3), (None, 5)])
+def test_a_state_reached_the_step_that_it_states_else_that_of_its_last_row(stated, reached, tmp_path):
+    path = tmp_path / "trainer_state.json"
+    history = [{"step": 5, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+    path.write_text(json.dumps({"log_history": history, "max_steps": 20, "global_step": stated}))
+    found = read_state(path)
+    assert (found.reached, found.raw.reached, found.raw.planned) == (reached, stated, 20)
+
+
+@pytest.mark.parametrize(
+    ("reached", "planned", "after"),
+    [((5, 9), (None, 8), (9, 8)), ((9, 5), (7, 8), (9, 7)), ((None, None), (7, None), (0, 7))],
+)
+def test_rows_beyond_the_last_checkpoint_are_those_of_later_steps(reached, planned, after, monkeypatch):
+    def run(name, place, *steps):
+        rows = [LoggedRow(1, step, {"loss": 1.0}) for step in steps]
+        return SourceRun(Path("/run", name), rows=rows, reached=reached[place], planned=planned[place])
+
+    raw, log = run("trainer_state.json", 0, 1, 5), run("trainer_log.jsonl", 1, 1, 5, 6, 9)
+    monkeypatch.setattr("gradience.importers.sources.read_json_lines", lambda _: log)
+    _add_later_rows(raw, {"llama-factory": [log.path]})
+    assert [row.step for row in raw.rows] == [1, 5, 6, 9]
+    assert (raw.reached, raw.planned, raw.files) == (*after, [log.path])
+
+
+def test_a_log_of_lines_is_of_the_program_that_wrote_most_of_them(tmp_path):
+    swift, factory = {"global_step/max_steps": "1/9", "loss": 1.0}, {"current_steps": 1, "total_steps": 9, "loss": 1.0}
+    path = tmp_path / "log.jsonl"
+    for rows, kind in (((swift, factory, factory), "llama-factory"), ((factory, swift, swift), "ms-swift")):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert format_of(path) == kind
