@@ -16,7 +16,7 @@ from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
-from gradience.importers.sources import _add_later_rows, format_of
+from gradience.importers.sources import _add_later_rows, _note_unread, format_of
 from gradience.importers.table import MAX_COLUMNS, _lines, cell_value, find_columns
 from gradience.importers.trainer_state import _several_note, _union, read_state
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
@@ -311,3 +311,14 @@ def test_a_log_of_lines_is_of_the_program_that_wrote_most_of_them(tmp_path):
     for rows, kind in (((swift, factory, factory), "llama-factory"), ((factory, swift, swift), "ms-swift")):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert format_of(path) == kind
+
+
+def test_five_files_that_were_not_read_are_named():
+    path = Path("/run/trainer_state.json")
+    others = [Path("/run", f"{name}.csv") for name in "abcdefg"]
+    for unread, said in ((others, "a.csv, b.csv, c.csv, d.csv, e.csv"), (others[5:], "f.csv, g.csv")):
+        runs = [SourceRun(Path("/run/x.csv"), files=[Path("/run/x.csv")]), SourceRun(path, files=[path])]
+        _note_unread(runs, {"table": [*unread, Path("/run/x.csv")], "trainer-state": [path]}, why=" (why)")
+        assert runs[-1].notes == [f"read trainer_state.json (why); also there and not read: {said}"]
+    _note_unread(runs[:1], {"table": [Path("/run/x.csv")]}, why="")
+    assert runs[0].notes == []
