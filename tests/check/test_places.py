@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gradience.errors import ConfigError
+from gradience.rules.config import RULES
 from gradience.verbs.check import check_config, read_adapter_of, read_any, read_training_of, source_locations
 from gradience.verbs.check.data import _beside, _tokenizer
 
@@ -111,6 +112,9 @@ def test_a_finding_is_placed_in_the_last_file_that_has_its_setting(tmp_path):
     other.write_text("warmup_steps: 3\n")
     for training, place in ((last, (last, 2)), (other, (first, 1))):
         report = check_config(document=first, training=training, select=["LR"])
+        gone = {item.id for item in report.not_run}
+        assert report.derived["rules_judged"] == sum(rule.id not in gone for rule in RULES)
+        assert len(gone) < len(RULES)
         (at,) = source_locations(report)
         assert at is not None
         assert (at.path, at.line) == (str(place[0]), place[1])

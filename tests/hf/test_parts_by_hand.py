@@ -17,13 +17,16 @@ from gradience.hf.snapshot import (
     _dataset_name,
     _quantization,
     _read_arguments,
+    _read_plan,
     _short,
     batch_size,
     dataset_size,
     note_optimizer,
+    unwrapped,
 )
 from gradience.schema import ConfigSnapshot
-from gradience.schema.events import RunStart
+from gradience.schema.document import Finding
+from gradience.schema.events import RunStart, UnknownEvent
 from gradience.telemetry import TelemetryWriter, decode
 
 
@@ -169,6 +172,83 @@ def test_a_run_that_was_left_says_by_what(error, text, left, monkeypatch):
     assert recorder._how_it_was_left(None) == ("aborted", "training was left before its end")
 
 
+def test_a_log_at_fault_ends_the_recording_until_the_run_ends_and_an_event_at_fault_does_not(tmp_path, monkeypatch):
+    said, recorder = [], RunRecorder()
+    monkeypatch.setattr(recorder, "warn", said.append)
+    recorder.start(tmp_path / "run.jsonl", ConfigSnapshot(), {}, training=object(), step=0)
+    recorder.fail(ValueError("a row"))
+    assert (recorder._enabled, said) == (
+        True,
+        ["an event of this run could not be recorded, training goes on: ValueError"],
+    )
+    recorder.fail(OSError("full"))
+    recorder.train_step(1, {"loss": 1.0}, {})  # is lost
+    assert (recorder._enabled, recorder.dropped, len(said)) == (False, 3, 1)
+    recorder.end("ok")
+    assert said[1:] == ["3 events could not be recorded"]
+    recorder.record(lambda log: log.eval(2, split="eval", metrics={"loss": 1.0}))
+    events = [decode(line) for line in (tmp_path / "run.jsonl").read_bytes().splitlines()]
+    assert [(event.event if isinstance(event, UnknownEvent) else type(event).__name__) for event in events] == [
+        "RunStart",
+        "RunEnd",
+        "Eval",
+    ]
+    assert recorder.dropped == 3
+
+
+def test_where_the_last_line_is_lost_too_it_is_counted(monkeypatch):
+    said, recorder = [], RunRecorder()
+    recorder.in_run, recorder.dropped = True, 2
+    monkeypatch.setattr(recorder, "warn", said.append)
+
+    def full(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr(recorder, "_last_line", full)
+    recorder.end("ok")
+    assert said == ["3 events could not be recorded, the last one too: OSError: full"]
+
+
+def test_of_several_findings_that_which_stops_is_marked_and_the_first_of_an_id_is_said(monkeypatch):
+    def found(rule, severity, message="m"):
+        return Finding(id=rule, severity=severity, message=message)
+
+    judged = [found("NUM101", "info"), found("GRD108", "warning", "1"), found("GRD108", "error", "2")]
+    monkeypatch.setattr("gradience.rules.judge", lambda *_: SimpleNamespace(findings=judged))
+    lookout = Lookout(ConfigSnapshot())
+    assert lookout._judge() == judged[1:2]
+    assert lookout._said == {"GRD108"}
+    callback, alerts, control = GradienceCallback(verbose=False), [], SimpleNamespace(should_training_stop=False)
+    callback._lookout = Lookout(ConfigSnapshot(), {"NUM101"})
+    callback._recorder = SimpleNamespace(alert=lambda finding, step, *, stops: alerts.append((finding.id, stops)))
+    callback._heed(3, [found("GRD108", "warning")], control)
+    assert (control.should_training_stop, callback._stopped) == (False, None)
+    callback._heed(3, [found("GRD108", "warning"), found("NUM101", "error")], control)
+    assert (control.should_training_stop, callback._stopped) == (True, "stop_on: NUM101")
+    assert alerts == [("GRD108", False), ("GRD108", False), ("NUM101", True)]
+
+
+def test_an_adapter_is_audited_once_at_each_multiple_of_the_steps_asked_for(monkeypatch):
+    callback, probed = GradienceCallback(spectral_every=2), []
+    monkeypatch.setattr(callback, "_probe", lambda step, _: probed.append(step))
+    for step in (1, 2, 2, 3, 4):
+        callback.on_step_end(None, SimpleNamespace(global_step=step, is_world_process_zero=True), None, model=None)
+    callback.on_step_end(None, SimpleNamespace(global_step=6, is_world_process_zero=False), None, model=None)
+    assert probed == [2, 4]
+    assert GradienceCallback(spectral_every=1)._spectral_every == 1
+    with pytest.raises(ValueError, match="at least 1 step, not 0"):
+        GradienceCallback(spectral_every=0)
+
+
+def test_at_the_end_the_batches_are_counted_and_let_go(monkeypatch):
+    callback, done = GradienceCallback(), []
+    callback._batches = SimpleNamespace(close=lambda: done.append("closed"))
+    monkeypatch.setattr(callback, "_record_data", done.append)
+    callback._lookout = "on"
+    callback.on_train_end(None, SimpleNamespace(global_step=7, max_steps=7), None)
+    assert (done, callback._batches, callback._lookout) == ([7, "closed"], None, None)
+
+
 def test_a_run_is_resumed_at_a_step_after_0(tmp_path):
     log, starts = tmp_path / "run.jsonl", []
     for step in (0, 5, 0):
@@ -241,6 +321,23 @@ def test_of_groups_of_an_optimizer_the_highest_rate_and_decay_count():
     found = draft.snapshot().optimizer
     assert (found.lr, found.weight_decay) == (2e-4, 0.25)
     assert (found.extras["lr_groups"], found.extras["class"]) == ([1e-4, 2e-4], "SimpleNamespace")
+
+
+@pytest.mark.parametrize(("planned", "max_steps"), [(9, 9), (0, None), (-1, None)])
+def test_steps_are_planned_where_they_are_above_0(planned, max_steps):
+    draft = Draft()
+    args = SimpleNamespace(n_gpu=1, per_device_train_batch_size=4)
+    _read_plan(draft, args, SimpleNamespace(max_steps=planned, train_batch_size=None), None)
+    assert (draft.get("training", "max_steps"), draft.get("training", "batch_size")) == (max_steps, 4)
+
+
+def test_a_wrapper_has_its_model_as_its_only_child():
+    model = SimpleNamespace(_modules={"a": 1})
+    for wrapped in (SimpleNamespace(_modules={name: model}) for name in ("module", "_orig_mod")):
+        assert unwrapped(wrapped) is model
+    for other in ({"module": model, "b": model}, {"inner": model}, {}):
+        own = SimpleNamespace(_modules=other)
+        assert unwrapped(own) is own
 
 
 def test_a_stream_has_no_size():

@@ -16,9 +16,9 @@ from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
-from gradience.importers.sources import _add_later_rows, _note_unread, format_of
-from gradience.importers.table import MAX_COLUMNS, _lines, cell_value, find_columns
-from gradience.importers.trainer_state import _several_note, _union, read_state
+from gradience.importers.sources import _add_later_rows, _is_ours, _note_unread, _same_run, format_of
+from gradience.importers.table import MAX_COLUMNS, _join_rates, _lines, cell_value, find_columns, flatten
+from gradience.importers.trainer_state import _several_note, _union, add_results, find_states, read_state
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 
 PLAN = "the planned steps were made"
@@ -251,7 +251,7 @@ def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives
             rows=rows,
             files=[],
             notes=[],
-            skipped=[],
+            skipped=[name],
             planned=planned.get(name),
             reached=reached,
             layer=name,
@@ -260,7 +260,7 @@ def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives
 
     found = _union(Path("/run"), [state("best", 5, 1, 5), state("other", other, 1, 3), state("same", 1, 3, 5)])
     assert [row.step for row in found.rows] == [1, 3, 5]
-    assert found.files == [Path("/run/other")]
+    assert (found.files, found.skipped) == ([Path("/run/other")], ["best", "other"])
     assert found.notes == ["1 rows come from other: best lacks them"]
     assert (found.layer, found.reached, found.planned) == (furthest, max(5, other), planned[furthest])
     del planned["other"]
@@ -322,3 +322,51 @@ def test_five_files_that_were_not_read_are_named():
         assert runs[-1].notes == [f"read trainer_state.json (why); also there and not read: {said}"]
     _note_unread(runs[:1], {"table": [Path("/run/x.csv")]}, why="")
     assert runs[0].notes == []
+
+
+def test_rows_of_a_table_are_flattened_three_levels_deep_and_a_rate_joins_the_row_of_its_step():
+    assert flatten({"a": {"b": {"c": {"d": 1}}}, "e": {}}) == {"a.b.c": {"d": 1}, "e": {}}
+    rows = [
+        LoggedRow(1, 1, {"learning_rate": 0.5, "epoch": 1.0}),
+        LoggedRow(2, 1, {"loss": 2.0, "epoch": 3.0}),
+        LoggedRow(3, 2, {"learning_rate": 0.25}),
+        LoggedRow(4, 3, {"loss": 1.0, "learning_rate": 0.125}),
+        LoggedRow(5, 3, {"learning_rate": 0.75}),
+        LoggedRow(6, 1, {"learning_rate": 0.5, "x": 1}),
+    ]
+    raw = SourceRun(Path("t.csv"), rows=rows)
+    _join_rates(raw)
+    assert [(row.place, row.values) for row in raw.rows] == [
+        (2, {"learning_rate": 0.5, "epoch": 3.0, "loss": 2.0}),
+        *((row.place, row.values) for row in rows[2:]),
+    ]
+
+
+def test_of_many_checkpoints_the_last_are_read_and_results_end_a_run_by_their_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradience.importers.trainer_state.MAX_STATES", 2)
+    for step in (10, 2, 1):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert [path.parent.name for path in find_states(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+    for results, finished in (
+        ({"train_runtime": 9.0, "train_loss": 1.0}, True),
+        ({"train_runtime": 9.0}, False),
+        ({"train_loss": 1.0}, False),
+    ):
+        raw = SourceRun(tmp_path / "trainer_state.json")
+        (tmp_path / "train_results.json").write_text(json.dumps(results))
+        add_results(raw, tmp_path)
+        assert raw.finished is finished
+
+
+def test_logs_are_of_one_run_by_close_losses_at_a_common_step_and_ours_by_two_keys():
+    def run(**losses):
+        rows = [LoggedRow(1, int(step[1:]), {"loss": loss}) for step, loss in losses.items()]
+        return SourceRun(Path("x"), rows=rows)
+
+    assert _same_run(run(s1=1.0, s2=4.0), run(s2=4.004, s3=9.0))
+    assert not _same_run(run(s1=1.0, s2=4.0), run(s2=4.0041, s3=9.0))
+    assert not _same_run(run(s1=1.0), run(s2=1.0))
+    assert _same_run(run(), run(s2=1.0))
+    rows = ({"event": 1, "run_id": 2}, {"event": 1}, {"run_id": 2}, {"schema": "gradience.x"}, {"schema": "other.x"})
+    assert [_is_ours(row) for row in rows] == [True, False, False, True, False]
