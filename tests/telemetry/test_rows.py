@@ -79,6 +79,8 @@ def test_a_joined_row_is_taken_apart():
     assert parts.train == {"loss": 1, "epoch": 6}
     assert parts.evals == {"a": {"runtime": 2}, "b": {"runtime": 3}}
     assert parts.summary == {"train_loss": 4, "total_flos": 5, "epoch": 6}
+    many = split_row({f"eval_{split}_runtime": 1 for split in "hgfedcba"})  # in one order in every process
+    assert list(many.evals) == list("abcdefgh")
 
 
 @given(st.dictionaries(KEYS, st.integers(), max_size=10))
