@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from gradience.rules import Observation
+from gradience.rules.joins import Correlated, Symptom
 from gradience.schema import real
-from gradience.schema.diagnose import BestCheckpoint, DiagnosedSource
+from gradience.schema.diagnose import BestCheckpoint, Cause, DiagnosedSource, Piece
+from gradience.schema.document import Finding
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.reports import EvalPoint
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.diagnose import IDS, checkpoints as choosing, unjudged
+from gradience.verbs.diagnose import IDS, _causes, checkpoints as choosing, unjudged
 from gradience.verbs.diagnose.checkpoints import (
     Choice,
     _before_nan,
@@ -28,10 +31,11 @@ from gradience.verbs.diagnose.checkpoints import (
     _to_keep,
     _within,
     choose,
+    disk_symptoms,
     loss_noise,
     standard_error,
 )
-from gradience.verbs.diagnose.sources import CheckpointFolder
+from gradience.verbs.diagnose.sources import CheckpointFolder, _single_file
 
 
 def evals(losses: dict[int, float], split: str = "eval") -> list[Eval]:
@@ -199,6 +203,18 @@ def test_weights_older_than_the_log_are_short_of_the_end(last, short):
     assert list(_short(sources(Path("/elsewhere"), 90), last)) == []
 
 
+@pytest.mark.parametrize(("ended", "fact"), [(["END114"], "short_of_the_end"), ([], "mid_run")])
+def test_old_weights_of_a_run_that_did_not_end_are_short_of_it_and_else_of_mid_run(ended, fact):
+    at = sources(Path("/run/checkpoint-50"), 50)
+    at.folder = Path("/run")
+    said = SimpleNamespace(
+        findings=[SimpleNamespace(id=rule, values={}) for rule in ended], train=SimpleNamespace(last_step=100)
+    )
+    assert [symptom.id for symptom in disk_symptoms(at, Choice([]), said, RunSeries("r"))] == [fact]
+    at.folder = None
+    assert list(disk_symptoms(at, Choice([]), said, RunSeries("r"))) == []
+
+
 def series(norms: dict[int, float], lost: frozenset[int] = frozenset()) -> RunSeries:
     run = RunSeries("r")
     run.steps.extend(norms)
@@ -254,3 +270,34 @@ def test_an_accuracy_is_a_share_and_its_ends_are(accuracy, known):
     ]
     assert choosing._n_and_accuracy(SimpleNamespace(evals=points), "eval") == (7, known)
     assert choosing._n_and_accuracy(SimpleNamespace(evals=points), "train") == (None, None)
+
+
+def test_the_gravest_cause_comes_first_and_of_two_the_joined_one(monkeypatch):
+    def symptom(rule: str, severity: Any) -> Symptom:
+        found = Finding(id=rule, severity=severity, message=rule)
+        return Symptom("log", rule, Observation(rule, {}), found)
+
+    symptoms = [symptom(rule, severity) for rule, severity in (("A", "info"), ("B", "error"), ("C", "warning"))]
+    assert [(cause.id, cause.severity) for cause in _causes([], symptoms, [])] == [
+        ("B", "error"),
+        ("C", "warning"),
+        ("A", "info"),
+    ]
+    both = [Piece(source="log", id=rule, severity="warning", says=rule) for rule in "AC"]
+    joined = Cause(id="J", severity="warning", message="j", joined=True, pieces=both)
+    monkeypatch.setattr("gradience.verbs.diagnose.correlate", lambda *_: Correlated([joined], symptoms))
+    assert [cause.id for cause in _causes([], symptoms, [])] == ["B", "J", "C", "A"]
+
+
+def test_a_weights_file_of_another_name_counts_where_it_is_alone():
+    def one(*files: str) -> tuple[str | None, str]:
+        found = _single_file(Path("/f"), list(files))
+        return found.path and found.path.name, found.chosen or found.reason
+
+    assert one("a.safetensors", "notes.txt") == ("a.safetensors", "the only weights file")
+    for two in (("a.safetensors", "b.safetensors"), ("a.safetensors", "model.safetensors"), ("model.safetensors",)):
+        assert one(*two) == (None, f"{', '.join(two)}: not named as an adapter is (name it with --adapter)")
+    assert one("notes.txt") == (None, "no adapter in the folder")
+    assert (
+        one("adapter_config.json")[1] == "no adapter in the folder: adapter_config.json is there, its weights are not"
+    )

@@ -84,6 +84,11 @@ def test_rows_without_a_loss_and_evaluations_without_one_are_left_out():
     lookout = Lookout(ConfigSnapshot())
     assert lookout.row(1, {"reward": 0.5}) == ()
     assert lookout.evaluation(1, "eval", {"accuracy": 0.5}) == ()
+    assert (lookout._run.last_step, lookout._run.evals) == (None, [])
+    lookout.row(10, {"loss": 1.0, "grad_norm": 1.0})
+    for step, last in ((4, 10), (12, 12)):
+        lookout.evaluation(step, "eval", {"loss": 1.0})
+        assert lookout._run.last_step == last
 
 
 def test_only_what_is_asked_for_stops():
@@ -96,8 +101,8 @@ def test_only_what_is_asked_for_stops():
 def test_three_high_rows_running_or_one_odd_row_are_a_reason_to_look(monkeypatch):
     lookout, looks = Lookout(ConfigSnapshot()), []
     monkeypatch.setattr(lookout, "_look", lambda reason: looks.append((len(lookout._run.steps), reason)) or ())
-    losses = [1.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0, 0.0, -1.0, 1.3, math.inf]
+    losses = [1.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0, 0.0, -1.0, 1.3, math.inf, 1.31, 1.31, 1.31]
     for step, loss in enumerate(losses, 1):
         lookout.row(step, {"loss": loss, "grad_norm": 1.0})
-    assert looks == [(7, "high"), (8, "high"), (9, "odd"), (12, "odd")]
+    assert looks == [(7, "high"), (8, "high"), (9, "odd"), (12, "odd"), (15, "high")]
     assert lookout._lowest == 1.0  # neither zero nor less is a level

@@ -9,11 +9,25 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
 
-from gradience.hf import recorder as looking  # needs torch
+from gradience.configs.settings import Draft
+from gradience.hf import GradienceCallback, recorder as looking  # needs torch
 from gradience.hf.recorder import LIVE, Lookout, RunRecorder, last_run_id, live_ids
-from gradience.hf.snapshot import _active, _dataset_name, _quantization, _short, batch_size, dataset_size
+from gradience.hf.snapshot import (
+    _active,
+    _dataset_name,
+    _quantization,
+    _read_arguments,
+    _read_plan,
+    _short,
+    batch_size,
+    dataset_size,
+    note_optimizer,
+    unwrapped,
+)
 from gradience.schema import ConfigSnapshot
-from gradience.telemetry import TelemetryWriter
+from gradience.schema.document import Finding
+from gradience.schema.events import RunStart, UnknownEvent
+from gradience.telemetry import TelemetryWriter, decode
 
 
 def looks(losses, norms=None, monkeypatch=None):
@@ -95,6 +109,49 @@ def test_a_run_that_came_to_its_end_before_it_was_planned_says_where(step, plann
     assert ended == [end]
 
 
+def test_a_training_that_begins_is_neither_watched_nor_stopped_by_the_one_before():
+    callback = GradienceCallback()
+    callback._watch = callback._lookout = callback._stopped = "before"
+    callback.on_train_begin(None, SimpleNamespace(is_world_process_zero=False), None)
+    assert (callback._watch, callback._lookout, callback._stopped) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "splits", "known"),
+    [
+        ({"eval_loss": 1.0}, ["eval"], True),
+        ({"eval_loss": 1.0, "loss": 2.0}, ["eval"], False),
+        ({"eval_a_loss": 1.0, "eval_a_runtime": 1.0, "eval_b_loss": 1.0, "eval_b_runtime": 1.0}, ["a", "b"], False),
+    ],
+)
+def test_the_loader_is_that_of_an_evaluation_that_is_alone_in_its_row(row, splits, known, monkeypatch):
+    callback, taken = GradienceCallback(), []
+    monkeypatch.setattr(callback, "_take_step", lambda *_: None)
+    monkeypatch.setattr(callback, "_take_evals", lambda _step, evals, loader, _: taken.append((list(evals), loader)))
+    callback._take_row(1, row, {"eval_dataloader": "loader"}, None)
+    assert taken == [(splits, "loader" if known else None)]
+
+
+@pytest.mark.parametrize(
+    ("finds", "in_run", "size", "restart"),
+    [(True, True, 4, True), (True, True, 8, False), (True, False, 4, False), (False, True, 4, False)],
+)
+def test_a_run_begins_again_where_a_smaller_batch_was_looked_for_and_found(finds, in_run, size, restart, monkeypatch):
+    callback, begun = GradienceCallback(path="run.jsonl"), []
+    monkeypatch.setattr(callback, "_config", lambda *_: ConfigSnapshot())
+    callback._recorder = SimpleNamespace(
+        in_run=in_run,
+        joined=True,
+        close_interrupted=lambda: None,
+        start=lambda *at, **more: begun.append((at[2].get("restarted_by"), more["restart"])),
+    )
+    callback._batch_size, callback._last_eval, callback._probed = 8, (1, {}), 1
+    args = SimpleNamespace(auto_find_batch_size=finds, n_gpu=1, device=SimpleNamespace(type="cpu"))
+    callback._begin(args, SimpleNamespace(train_batch_size=size, global_step=0), {})
+    assert begun == [("auto_find_batch_size" if restart else None, restart)]
+    assert (callback._batch_size, callback._probed) == (size, 1 if restart else None)
+
+
 @pytest.mark.parametrize(
     ("error", "text", "left"),
     [
@@ -108,6 +165,100 @@ def test_a_run_that_came_to_its_end_before_it_was_planned_says_where(step, plann
 def test_a_run_that_was_left_says_by_what(error, text, left, monkeypatch):
     monkeypatch.setattr("gradience.hf.recorder._uncaught", lambda: None)
     assert RunRecorder(allow_text=text)._how_it_was_left(error) == left
+    before, recorder = OSError("of an earlier cell"), RunRecorder()
+    monkeypatch.setattr("gradience.hf.recorder._uncaught", lambda: before)
+    assert recorder._how_it_was_left(None) == ("error", "OSError")
+    recorder._earlier = id(before)  # it was uncaught before the run began
+    assert recorder._how_it_was_left(None) == ("aborted", "training was left before its end")
+
+
+def test_a_log_at_fault_ends_the_recording_until_the_run_ends_and_an_event_at_fault_does_not(tmp_path, monkeypatch):
+    said, recorder = [], RunRecorder()
+    monkeypatch.setattr(recorder, "warn", said.append)
+    recorder.start(tmp_path / "run.jsonl", ConfigSnapshot(), {}, training=object(), step=0)
+    recorder.fail(ValueError("a row"))
+    assert (recorder._enabled, said) == (
+        True,
+        ["an event of this run could not be recorded, training goes on: ValueError"],
+    )
+    recorder.fail(OSError("full"))
+    recorder.train_step(1, {"loss": 1.0}, {})  # is lost
+    assert (recorder._enabled, recorder.dropped, len(said)) == (False, 3, 1)
+    recorder.end("ok")
+    assert said[1:] == ["3 events could not be recorded"]
+    recorder.record(lambda log: log.eval(2, split="eval", metrics={"loss": 1.0}))
+    events = [decode(line) for line in (tmp_path / "run.jsonl").read_bytes().splitlines()]
+    assert [(event.event if isinstance(event, UnknownEvent) else type(event).__name__) for event in events] == [
+        "RunStart",
+        "RunEnd",
+        "Eval",
+    ]
+    assert recorder.dropped == 3
+
+
+def test_where_the_last_line_is_lost_too_it_is_counted(monkeypatch):
+    said, recorder = [], RunRecorder()
+    recorder.in_run, recorder.dropped = True, 2
+    monkeypatch.setattr(recorder, "warn", said.append)
+
+    def full(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr(recorder, "_last_line", full)
+    recorder.end("ok")
+    assert said == ["3 events could not be recorded, the last one too: OSError: full"]
+
+
+def test_of_several_findings_that_which_stops_is_marked_and_the_first_of_an_id_is_said(monkeypatch):
+    def found(rule, severity, message="m"):
+        return Finding(id=rule, severity=severity, message=message)
+
+    judged = [found("NUM101", "info"), found("GRD108", "warning", "1"), found("GRD108", "error", "2")]
+    monkeypatch.setattr("gradience.rules.judge", lambda *_: SimpleNamespace(findings=judged))
+    lookout = Lookout(ConfigSnapshot())
+    assert lookout._judge() == judged[1:2]
+    assert lookout._said == {"GRD108"}
+    callback, alerts, control = GradienceCallback(verbose=False), [], SimpleNamespace(should_training_stop=False)
+    callback._lookout = Lookout(ConfigSnapshot(), {"NUM101"})
+    callback._recorder = SimpleNamespace(alert=lambda finding, step, *, stops: alerts.append((finding.id, stops)))
+    callback._heed(3, [found("GRD108", "warning")], control)
+    assert (control.should_training_stop, callback._stopped) == (False, None)
+    callback._heed(3, [found("GRD108", "warning"), found("NUM101", "error")], control)
+    assert (control.should_training_stop, callback._stopped) == (True, "stop_on: NUM101")
+    assert alerts == [("GRD108", False), ("GRD108", False), ("NUM101", True)]
+
+
+def test_an_adapter_is_audited_once_at_each_multiple_of_the_steps_asked_for(monkeypatch):
+    callback, probed = GradienceCallback(spectral_every=2), []
+    monkeypatch.setattr(callback, "_probe", lambda step, _: probed.append(step))
+    for step in (1, 2, 2, 3, 4):
+        callback.on_step_end(None, SimpleNamespace(global_step=step, is_world_process_zero=True), None, model=None)
+    callback.on_step_end(None, SimpleNamespace(global_step=6, is_world_process_zero=False), None, model=None)
+    assert probed == [2, 4]
+    assert GradienceCallback(spectral_every=1)._spectral_every == 1
+    with pytest.raises(ValueError, match="at least 1 step, not 0"):
+        GradienceCallback(spectral_every=0)
+
+
+def test_at_the_end_the_batches_are_counted_and_let_go(monkeypatch):
+    callback, done = GradienceCallback(), []
+    callback._batches = SimpleNamespace(close=lambda: done.append("closed"))
+    monkeypatch.setattr(callback, "_record_data", done.append)
+    callback._lookout = "on"
+    callback.on_train_end(None, SimpleNamespace(global_step=7, max_steps=7), None)
+    assert (done, callback._batches, callback._lookout) == ([7, "closed"], None, None)
+
+
+def test_a_run_is_resumed_at_a_step_after_0(tmp_path):
+    log, starts = tmp_path / "run.jsonl", []
+    for step in (0, 5, 0):
+        recorder = RunRecorder()
+        recorder.start(log, ConfigSnapshot(), {}, training=object(), step=step)
+        recorder.finish(step, 10, None)
+        starts.append(recorder.run_id)
+    assert starts[0] == starts[1] != starts[2]
+    events = [decode(line) for line in log.read_bytes().splitlines()]
+    assert [event.resumed_from_step for event in events if isinstance(event, RunStart)] == [None, 5, None]
 
 
 def test_the_last_run_of_a_log_is_that_of_its_last_whole_event(tmp_path):
@@ -145,6 +296,48 @@ def test_a_data_set_of_files_has_the_name_of_their_format_only(name, shown):
     loader = SimpleNamespace(dataset=SimpleNamespace(info=SimpleNamespace(dataset_name=name)))
     assert _dataset_name(loader) == shown
     assert _dataset_name(None) is None
+
+
+@pytest.mark.parametrize(
+    ("mixed", "dtype"),
+    [((False, False), "bfloat16"), ((True, False), "bfloat16"), ((False, True), "float16"), ((None, None), "float32")],
+)
+def test_the_precision_is_the_mixed_one_else_that_of_the_weights(mixed, dtype):
+    draft = Draft()
+    if mixed[0] is not None:
+        draft.set("training", "model_dtype", "bfloat16", extra=True)
+    _read_arguments(draft, SimpleNamespace(bf16=bool(mixed[0]), fp16=bool(mixed[1])))
+    assert draft.get("training", "dtype") == dtype
+
+
+def test_of_groups_of_an_optimizer_the_highest_rate_and_decay_count():
+    draft = Draft()
+    groups = [
+        {"initial_lr": 2e-4, "lr": 9e-4, "weight_decay": 0.0},
+        {"initial_lr": 1e-4, "lr": 9e-4, "weight_decay": 0.25},
+        {"lr": 9e-4},
+    ]
+    note_optimizer(draft, SimpleNamespace(param_groups=groups))
+    found = draft.snapshot().optimizer
+    assert (found.lr, found.weight_decay) == (2e-4, 0.25)
+    assert (found.extras["lr_groups"], found.extras["class"]) == ([1e-4, 2e-4], "SimpleNamespace")
+
+
+@pytest.mark.parametrize(("planned", "max_steps"), [(9, 9), (0, None), (-1, None)])
+def test_steps_are_planned_where_they_are_above_0(planned, max_steps):
+    draft = Draft()
+    args = SimpleNamespace(n_gpu=1, per_device_train_batch_size=4)
+    _read_plan(draft, args, SimpleNamespace(max_steps=planned, train_batch_size=None), None)
+    assert (draft.get("training", "max_steps"), draft.get("training", "batch_size")) == (max_steps, 4)
+
+
+def test_a_wrapper_has_its_model_as_its_only_child():
+    model = SimpleNamespace(_modules={"a": 1})
+    for wrapped in (SimpleNamespace(_modules={name: model}) for name in ("module", "_orig_mod")):
+        assert unwrapped(wrapped) is model
+    for other in ({"module": model, "b": model}, {"inner": model}, {}):
+        own = SimpleNamespace(_modules=other)
+        assert unwrapped(own) is own
 
 
 def test_a_stream_has_no_size():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,9 @@ from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
-from gradience.importers.table import MAX_COLUMNS, find_columns
-from gradience.importers.trainer_state import _several_note, _union
+from gradience.importers.sources import _add_later_rows, _is_ours, _note_unread, _same_run, format_of
+from gradience.importers.table import MAX_COLUMNS, _join_rates, _lines, cell_value, find_columns, flatten
+from gradience.importers.trainer_state import _several_note, _union, add_results, find_states, read_state
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 
 PLAN = "the planned steps were made"
@@ -239,6 +242,8 @@ def test_runs_in_one_folder_are_named_by_three_files_each():
 
 @pytest.mark.parametrize(("other", "furthest"), [(9, "other"), (1, "best")])
 def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives_the_settings(other, furthest):
+    planned = {"best": 7, "other": 8}
+
     def state(name: str, reached: int, *steps: int):
         rows = [LoggedRow(1, step, {"loss": 1.0}) for step in steps]
         raw = SimpleNamespace(
@@ -246,15 +251,122 @@ def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives
             rows=rows,
             files=[],
             notes=[],
-            skipped=[],
-            planned=None,
+            skipped=[name],
+            planned=planned.get(name),
             reached=reached,
             layer=name,
         )
         return SimpleNamespace(raw=raw, reached=reached)
 
-    found = _union(Path("/run"), [state("best", 5, 1, 5), state("other", other, 1, 3), state("same", 1, 5)])
+    found = _union(Path("/run"), [state("best", 5, 1, 5), state("other", other, 1, 3), state("same", 1, 3, 5)])
     assert [row.step for row in found.rows] == [1, 3, 5]
-    assert found.files == [Path("/run/other")]
+    assert (found.files, found.skipped) == ([Path("/run/other")], ["best", "other"])
     assert found.notes == ["1 rows come from other: best lacks them"]
-    assert (found.layer, found.reached) == (furthest, max(5, other))
+    assert (found.layer, found.reached, found.planned) == (furthest, max(5, other), planned[furthest])
+    del planned["other"]
+    assert _union(Path("/run"), [state("best", 5, 1), state("other", other, 3)]).planned == 7
+
+
+def test_a_line_of_a_table_is_shorter_than_the_limit_and_a_whole_number_has_17_digits(monkeypatch):
+    monkeypatch.setattr("gradience.importers.table.MAX_LINE", 8)
+    assert list(_lines(Path("t.csv"), io.StringIO("123456\n123"))) == ["123456\n", "123"]
+    with pytest.raises(RecorderError, match=r"t.csv: line 2 has more than 0 MiB"):
+        list(_lines(Path("t.csv"), io.StringIO("1\n1234567\n")))
+    assert [cell_value(cell) for cell in ("1" * 17, "1" * 18, "-" + "1" * 16, "-" + "1" * 17)] == [
+        int("1" * 17),
+        "1" * 18,
+        -int("1" * 16),
+        "-" + "1" * 17,
+    ]
+
+
+@pytest.mark.parametrize(("stated", "reached"), [(9, 9), (3, 3), (None, 5)])
+def test_a_state_reached_the_step_that_it_states_else_that_of_its_last_row(stated, reached, tmp_path):
+    path = tmp_path / "trainer_state.json"
+    history = [{"step": 5, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+    path.write_text(json.dumps({"log_history": history, "max_steps": 20, "global_step": stated}))
+    found = read_state(path)
+    assert (found.reached, found.raw.reached, found.raw.planned) == (reached, stated, 20)
+
+
+@pytest.mark.parametrize(
+    ("reached", "planned", "after"),
+    [((5, 9), (None, 8), (9, 8)), ((9, 5), (7, 8), (9, 7)), ((None, None), (7, None), (0, 7))],
+)
+def test_rows_beyond_the_last_checkpoint_are_those_of_later_steps(reached, planned, after, monkeypatch):
+    def run(name, place, *steps):
+        rows = [LoggedRow(1, step, {"loss": 1.0}) for step in steps]
+        return SourceRun(Path("/run", name), rows=rows, reached=reached[place], planned=planned[place])
+
+    raw, log = run("trainer_state.json", 0, 1, 5), run("trainer_log.jsonl", 1, 1, 5, 6, 9)
+    monkeypatch.setattr("gradience.importers.sources.read_json_lines", lambda _: log)
+    _add_later_rows(raw, {"llama-factory": [log.path]})
+    assert [row.step for row in raw.rows] == [1, 5, 6, 9]
+    assert (raw.reached, raw.planned, raw.files) == (*after, [log.path])
+
+
+def test_a_log_of_lines_is_of_the_program_that_wrote_most_of_them(tmp_path):
+    swift, factory = {"global_step/max_steps": "1/9", "loss": 1.0}, {"current_steps": 1, "total_steps": 9, "loss": 1.0}
+    path = tmp_path / "log.jsonl"
+    for rows, kind in (((swift, factory, factory), "llama-factory"), ((factory, swift, swift), "ms-swift")):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert format_of(path) == kind
+
+
+def test_five_files_that_were_not_read_are_named():
+    path = Path("/run/trainer_state.json")
+    others = [Path("/run", f"{name}.csv") for name in "abcdefg"]
+    for unread, said in ((others, "a.csv, b.csv, c.csv, d.csv, e.csv"), (others[5:], "f.csv, g.csv")):
+        runs = [SourceRun(Path("/run/x.csv"), files=[Path("/run/x.csv")]), SourceRun(path, files=[path])]
+        _note_unread(runs, {"table": [*unread, Path("/run/x.csv")], "trainer-state": [path]}, why=" (why)")
+        assert runs[-1].notes == [f"read trainer_state.json (why); also there and not read: {said}"]
+    _note_unread(runs[:1], {"table": [Path("/run/x.csv")]}, why="")
+    assert runs[0].notes == []
+
+
+def test_rows_of_a_table_are_flattened_three_levels_deep_and_a_rate_joins_the_row_of_its_step():
+    assert flatten({"a": {"b": {"c": {"d": 1}}}, "e": {}}) == {"a.b.c": {"d": 1}, "e": {}}
+    rows = [
+        LoggedRow(1, 1, {"learning_rate": 0.5, "epoch": 1.0}),
+        LoggedRow(2, 1, {"loss": 2.0, "epoch": 3.0}),
+        LoggedRow(3, 2, {"learning_rate": 0.25}),
+        LoggedRow(4, 3, {"loss": 1.0, "learning_rate": 0.125}),
+        LoggedRow(5, 3, {"learning_rate": 0.75}),
+        LoggedRow(6, 1, {"learning_rate": 0.5, "x": 1}),
+    ]
+    raw = SourceRun(Path("t.csv"), rows=rows)
+    _join_rates(raw)
+    assert [(row.place, row.values) for row in raw.rows] == [
+        (2, {"learning_rate": 0.5, "epoch": 3.0, "loss": 2.0}),
+        *((row.place, row.values) for row in rows[2:]),
+    ]
+
+
+def test_of_many_checkpoints_the_last_are_read_and_results_end_a_run_by_their_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradience.importers.trainer_state.MAX_STATES", 2)
+    for step in (10, 2, 1):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert [path.parent.name for path in find_states(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+    for results, finished in (
+        ({"train_runtime": 9.0, "train_loss": 1.0}, True),
+        ({"train_runtime": 9.0}, False),
+        ({"train_loss": 1.0}, False),
+    ):
+        raw = SourceRun(tmp_path / "trainer_state.json")
+        (tmp_path / "train_results.json").write_text(json.dumps(results))
+        add_results(raw, tmp_path)
+        assert raw.finished is finished
+
+
+def test_logs_are_of_one_run_by_close_losses_at_a_common_step_and_ours_by_two_keys():
+    def run(**losses):
+        rows = [LoggedRow(1, int(step[1:]), {"loss": loss}) for step, loss in losses.items()]
+        return SourceRun(Path("x"), rows=rows)
+
+    assert _same_run(run(s1=1.0, s2=4.0), run(s2=4.004, s3=9.0))
+    assert not _same_run(run(s1=1.0, s2=4.0), run(s2=4.0041, s3=9.0))
+    assert not _same_run(run(s1=1.0), run(s2=1.0))
+    assert _same_run(run(), run(s2=1.0))
+    rows = ({"event": 1, "run_id": 2}, {"event": 1}, {"run_id": 2}, {"schema": "gradience.x"}, {"schema": "other.x"})
+    assert [_is_ours(row) for row in rows] == [True, False, False, True, False]

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gradience.rules.log.facts import Signal
+from gradience.rules.log.facts import PROBES, Signal
 from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
 from gradience.schema.events import Eval
 from gradience.telemetry.reader import RunSummary
@@ -26,8 +26,9 @@ from gradience.verbs.monitor import (
     facts_of,
     gap_of,
     latest_evals,
+    report_of,
 )
-from gradience.verbs.monitor.source import thinned
+from gradience.verbs.monitor.source import Source, thinned
 
 HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
 
@@ -126,6 +127,19 @@ def test_without_an_evaluation_of_train_the_last_ten_rows_up_to_the_held_out_one
     assert gap(held_out, losses=[1.0, 0.0, math.nan, 2.0]) == ("train rows (mean of 2)", "eval", 0.5, True)
     assert gap(held_out, losses=[1.0], steps=[13]) is None
     assert gap(held_out, losses=[1.0], steps=[12]) == ("train rows (mean of 1)", "eval", 1.0, True)
+
+
+def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_are_by_step():
+    name = PROBES[0]
+    source = Source(Path("run.jsonl"), RunSummary(Path("run.jsonl")), [])
+    for level, found in ((4.0, None), (1.0, (-0.5, True))):
+        run = run_of(evaluation("eval", 12, loss=0.5), losses=[level] * 12)
+        run.columns[name] = Column(array("q", [20, 10, 20]), array("d", [1.0, 2.0, 3.0]))
+        report = report_of(source, run)
+        assert (report.gap and (report.gap.nats, report.gap.same_step)) == found
+        assert ("SCL129" in {finding.id for finding in report.findings}) is (found is None)
+        probe = report.probes[name.partition("/")[2]]
+        assert (probe.rows, probe.first, probe.last, probe.lowest, probe.highest) == (2, 2.0, 3.0, 2.0, 3.0)
 
 
 def test_recent_rows_are_the_last_ones_with_a_loss():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gradience.telemetry.codec import MAX_LINE_BYTES
 from gradience.verbs.monitor.source import Tail
 
 
@@ -40,3 +41,13 @@ def test_bytes_beyond_are_not_looked_at_and_a_shorter_file_is_another(tmp_path):
         with path.open("ab") as file:
             file.write(b"c\n")
         assert list(tail.poll()) == [b"abc"]
+        for torn in (b"ab", b"x" * (MAX_LINE_BYTES + 1)):  # what was begun in a file is not ended by the next one
+            with path.open("ab") as file:
+                file.write(torn)
+            assert list(tail.poll()) == []
+            (tmp_path / "next").write_bytes(b"new\nno")
+            (tmp_path / "next").replace(path)
+            assert list(tail.poll()) == [b"new"]
+            with path.open("ab") as file:
+                file.write(b"w\n")
+            assert list(tail.poll()) == [b"now"]

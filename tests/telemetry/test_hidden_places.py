@@ -32,6 +32,8 @@ def refusal(make: Any) -> str:
 
 # --- what is hidden ----------------------------------------------------------------------------------------------
 
+ROOTS = re.findall(r"\w+", "home Users root mnt scratch gpfs lustre data tmp var workspace content")
+
 PLACES = [  # the secret between [[ and ]]
     "password: |\n  [[tiger\n  lion]]\nlr: 1",
     "password:\n- [[tiger\n- lion]]\nlr: 1",
@@ -191,6 +193,7 @@ def test_values_are_hidden_by_the_names_around_them():
     assert names_beside(["password", 1234], "k") == ["k", "password"]  # a value need be no text
     assert names_beside([1234, "password"], "k") == ["k", "k"]
     assert names_beside(["v", "--api-key"], "k") == ["k", "k"]
+    assert names_beside(["--field=password", "v", "w"], "k") == ["k", "k", "k"]
     assert names_in({"option": "password", "default": 1, "help": 2}) == ["option", "password", "help"]
     assert names_in({"name": 3, "value": 1}) == ["name", "value"]
     assert [below(*pair) for pair in (("hub_token", "value"), ("hub_token", "api_key"), ("a_key", "x"))] == [
@@ -225,6 +228,8 @@ def test_a_path_is_shown_as_its_last_part_and_a_long_text_as_its_length(text, sh
     if len(text) > 256:
         assert redact_text(text, Redaction(allow_text=True)) == text
         assert redact_text(text, Redaction(max_str_len=257)) == text
+        for root in ROOTS:
+            assert redact_text(f"see /{root}/joe/run.log now") == "see run.log now"
 
 
 def test_a_key_is_cut_at_128_characters_and_keeps_a_sum_of_the_rest():
@@ -238,7 +243,7 @@ def test_a_key_is_cut_at_128_characters_and_keeps_a_sum_of_the_rest():
         assert len(cut) == 128
     assert key("a" * 129) != key("a" * 130)
     assert key("hf_" + "aB3" * 12) == "<redacted: hub token>"
-    kept = {"schema": "/a/b", "run_id": "/home/joe/x", "step": 1, "note": "/home/joe/x"}
+    kept = {"schema": "/a/b", "run_id": "/home/joe/x", "session": "/home/joe/y", "step": 1, "note": "/home/joe/x"}
     assert redact_document(kept, Redaction()) == {**kept, "note": "x"}
 
 

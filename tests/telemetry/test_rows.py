@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -11,6 +12,15 @@ from hypothesis import given, strategies as st
 
 from gradience.telemetry.rows import eval_columns, plain_columns, split_of, split_row, train_columns
 from gradience.telemetry.values import described
+
+
+class Kind(str, Enum):  # noqa: UP042  # as those of transformers are
+    A = "a"
+
+
+class Place(Enum):
+    B = 2
+
 
 WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime g0_runtime test_loss val_loss "
 RESERVED = {"step_": 1, "run_id_": "x", "extras_": 2, "event_": 3, "self_": 4}
@@ -69,6 +79,8 @@ def test_a_joined_row_is_taken_apart():
     assert parts.train == {"loss": 1, "epoch": 6}
     assert parts.evals == {"a": {"runtime": 2}, "b": {"runtime": 3}}
     assert parts.summary == {"train_loss": 4, "total_flos": 5, "epoch": 6}
+    many = split_row({f"eval_{split}_runtime": 1 for split in "hgfedcba"})  # in one order in every process
+    assert list(many.evals) == list("abcdefgh")
 
 
 @given(st.dictionaries(KEYS, st.integers(), max_size=10))
@@ -146,6 +158,8 @@ def test_measurements_get_the_recorders_names_too(measured, known, extras):
         (b"x", "<bytes>"),
         ("a\ud800", "a?"),
         (Decimal("1e400"), "Infinity"),
+        (Kind.A, "a"),
+        ([Place.B], [2]),
     ],
     ids=str,
 )

@@ -363,6 +363,10 @@ def test_further_values_of_one_recommendation_of_two_stand_beside_its_own_keys()
     line = json.dumps({**HEAD, "event": "recommendation", "step": 1, "recommendations": items}).encode()
     assert [item.get("x") for item in json.loads(encode(decode(line)))["recommendations"]] == [None, 1]
     assert "extras" not in encode(decode(line)).decode()
+    start = {"x": 1, "optimizer": {"x": 2}, "lora": {"x": 3}, "training": {"x": 4}}
+    config = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": start}).encode()).config
+    levels = (config, config.optimizer, config.lora, config.training)
+    assert [level.extras for level in levels] == [{"x": 1}, {"x": 2}, {"x": 3}, {"x": 4}]
 
 
 def test_a_row_at_step_0_is_written(tmp_path):
@@ -409,5 +413,7 @@ def test_a_number_that_json_lacks_is_named_whichever_way_a_row_is_written(writte
     assert json.loads(written(row(loss=math.nan, lr=-math.inf)))["loss"] == "NaN"
     assert json.loads(written(row(loss=0.5, grad_norm=math.inf)))["grad_norm"] == "Infinity"
     assert json.loads(written(row(loss=0.5))) == ROW
+    odd = TrainStep(schema=SCHEMA, ts=1.0, run_id="r\x7f", step=1)
+    assert rb'"run_id":"r\u007f"' in written(odd)
     with pytest.raises(SchemaError, match="extras of TrainStep may not use the name of a known key: loss, step"):
         encode(row(extras={"step": 1, "loss": 2.0, "x": 3}))

@@ -83,8 +83,8 @@ def _read_arguments(draft: Draft, args: Any) -> None:
     if chosen:
         draft.set("training", "trl", {name: value for name, value in chosen.items() if value is not None}, extra=True)
     own_dtype = draft.get("training", "model_dtype")
-    if own_dtype is not None and not (given.get("bf16") or given.get("fp16")):
-        draft.set("training", "dtype", own_dtype)  # no mixed precision: the weights decide
+    if own_dtype is not None:
+        draft.set("training", "dtype", own_dtype)  # that of the weights; mixed precision, noted next, overrides it
     note_training(fields, draft)
 
 

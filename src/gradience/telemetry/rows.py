@@ -159,7 +159,7 @@ def _take_summary(values: Values) -> tuple[Values, Values]:
 
 
 def _prefixes(values: Values) -> list[str]:
-    """Return the prefixes of the row's evaluations, the longest first."""
+    """Return the prefixes of the row's evaluations, the longest first, of one length by their letters."""
     trained = "loss" in values
     timed = {key.removesuffix("_runtime") for key in values if key.endswith("_runtime")} - {""}  # W&B has a `_runtime`
     found = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
@@ -167,7 +167,7 @@ def _prefixes(values: Values) -> list[str]:
     found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in _SPOKEN)}
     if not any(p == "eval" or p.startswith("eval_") for p in found) and (named := _untimed(values)):
         found.add(named)
-    return sorted(found, key=len, reverse=True)
+    return sorted(found, key=lambda prefix: (-len(prefix), prefix))  # a set has another order in every process
 
 
 def _untimed(values: Values) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -73,9 +74,14 @@ def test_each_finding_cites_its_own_row() -> None:
     assert "25% of its adapter memory" in next(item.message for item in report.findings if item.id == "SRV004")
 
 
-def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused() -> None:
+def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path: Path) -> None:
     report = check_config(DORA, select=["SRV"])
     assert report.findings == []
     assert {item.reason for item in report.not_run if item.id.startswith("SRV")} == {"no engine is named (--serve)"}
     with pytest.raises(ConfigError, match="no engine is called tgi"):
         check_config(DORA, serve=["vllm", "tgi"])
+    settings = tmp_path / "gradience.toml"
+    settings.write_text('serve = ["mlx", "vllm"]\nselect = ["SRV"]\n')
+    for serve, engines in (((), {"mlx", "vllm"}), (("vllm",), {"vllm"})):  # what is given wins
+        report = check_config(DORA, serve=serve, settings=settings)
+        assert {item.values["engine"] for item in report.findings} == engines

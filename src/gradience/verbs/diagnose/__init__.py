@@ -253,7 +253,7 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
     causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
-    return sorted(causes, key=lambda cause: (-SEVERITIES.index(cause.severity), not cause.joined))
+    return sorted(causes, key=lambda cause: -SEVERITIES.index(cause.severity))  # of one severity the joined come first
 
 
 def _symptoms(sources: Sources, read: Read, choice: Choice) -> Iterator[Symptom]:
