@@ -234,3 +234,25 @@ def test_a_module_of_a_kind_that_an_operation_cannot_work_on_is_named_with_its_k
         found = [one.text for one in obstacles(replace(plain, modules=modules), operation)]
         is_asked = operation in {Operation.RESIZE, Operation.MERGE}
         assert found == ([f"{modules[0].name} is of kind hira"] if is_asked and not known else [])
+
+
+def test_a_variant_shows_in_the_config_or_in_the_tensors(make):
+    plain = adapter_of(make)
+    first = plain.modules[0]
+    biased = replace(first, keys={**first.keys, "lora_B.bias": "a name"})
+    for adapter, wanted in (
+        (plain, (False, False)),
+        (replace(plain, config=msgspec.structs.replace(plain.config, use_dora=True)), (True, False)),
+        (replace(plain, modules=[replace(first, magnitude=lambda: None)]), (True, False)),
+        (replace(plain, config=msgspec.structs.replace(plain.config, lora_bias=True)), (False, True)),
+        (replace(plain, modules=[biased]), (False, True)),
+    ):
+        traits = traits_of(adapter)
+        assert (traits.dora, traits.lora_bias) == wanted
+    for init, texts in (
+        ("pissa", ["DoRA on a base that pissa changed cannot be recomputed"]),
+        ("pissa_niter_4", ["pissa changed the base, by an amount that cannot be recomputed"]),
+    ):
+        changed = replace(plain, config=msgspec.structs.replace(plain.config, use_dora=True, init_lora_weights=init))
+        found = [one.text.replace("pissa_niter_4", "pissa") for one in obstacles(changed, Operation.CONVERT)]
+        assert found == texts
