@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge import _notes as merge_notes
 from gradience.verbs.merge.check import cosine_of, kept_of
+from gradience.verbs.merge.config import heads_of
 from gradience.verbs.merge.methods import Recipe, _balanced, dense_target
-from gradience.verbs.merge.pairs import obstacles_between
+from gradience.verbs.merge.pairs import _saved_name, obstacles_between
 from gradience.verbs.sides import open_sides
 
 PREFIX = "base_model.model."
@@ -120,13 +122,15 @@ def test_only_methods_over_entries_hold_a_dense_update_and_only_dare_draws(tmp_p
 @pytest.mark.parametrize("r", [2, 40])  # together within the sides, and beyond them and 64
 def test_an_update_of_zero_keeps_a_rank_and_has_no_error(method, r, tmp_path):
     zero = np.zeros((6, r)), np.ones((r, 5))
-    one, two = (adapter(tmp_path / name, {"q": zero}) for name in "ab")
+    one, two = (adapter(tmp_path / name, dict.fromkeys(held, zero)) for name, held in (("a", "qv"), ("b", "q")))
     report = merge_adapters([one, two], tmp_path / "out", method=method)
-    assert [(row.rank, row.relative_error, row.distance_from_sum) for row in report.modules] == [
-        ({"linear": 1, "svd": 1, "cat": 2 * r, "ties": min(r, 5)}[method], None, None)
+    kept = min(r, 5)
+    assert [(row.name, row.rank, row.relative_error, row.distance_from_sum) for row in report.modules] == [
+        ("q", {"linear": 1, "svd": 1, "cat": 2 * r, "ties": kept}[method], None, None),
+        ("v", {"linear": 1, "svd": 1, "cat": r, "ties": kept}[method], None, None),  # only one adapter has it
     ]
     assert report.relative_error is None
-    assert not written(tmp_path / "out")["q"].any()
+    assert not any(update.any() for update in written(tmp_path / "out").values())
 
 
 @pytest.mark.parametrize(
@@ -236,6 +240,15 @@ def test_an_adapter_is_named_by_its_letter_its_number_its_name_or_its_path(tmp_p
             merge_adapters([one, two], heads_from=name)
         assert str(error.value) == f"--heads-from {name!r} names none of the adapters"
         assert error.value.advice == "give one of A (x), B (y)"
+    first = open_sides([one, two])[0]
+    lost = first._replace(adapter=replace(first.adapter, source=None))
+    for refused, message in (
+        (lambda: heads_of([lost], lost), f"the tensors of {one} cannot be read again"),
+        (lambda: _saved_name("classifier.weight"), "'classifier.weight' is not a tensor of a LoRA pair"),
+    ):
+        with pytest.raises(AdapterError) as error:
+            refused()
+        assert str(error.value) == message
 
 
 def test_whole_tensors_that_differ_are_named_four_at_the_most(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -33,6 +34,7 @@ from gradience.verbs.resize.plan import (
     _within,
     new_config,
     resizable_pairs,
+    source_of,
 )
 
 CRITERIA = ", ".join(get_args(Criterion))
@@ -315,6 +317,17 @@ def test_a_module_that_is_not_finite_is_named(side, tmp_path):
     assert str(error.value) == "v holds NaN or infinite numbers: it has no best update of a lower rank"
 
 
+def test_a_norm_whose_square_is_over_the_range_and_an_adapter_without_a_file_are_refused(tmp_path):
+    b, a = diagonal(1e80, 1.0, dtype=np.float64)
+    folder = adapter(tmp_path / "a", {"q": diagonal(1.0), "v": (b, a * 1e80)})
+    with pytest.raises(AdapterError) as error:
+        resize_adapter(folder, rank=1)
+    assert str(error.value) == "v: the square of its norm is over the range of float64"
+    with pytest.raises(AdapterError) as error:
+        source_of(replace(open_adapter(folder)[1], source=None))
+    assert str(error.value) == "the adapter's tensors cannot be read again"
+
+
 # --- DoRA --------------------------------------------------------------------------------------------------------
 
 
@@ -361,7 +374,11 @@ def test_dora_without_its_base_or_with_another_is_refused_in_words(tmp_path):
     fits.mkdir()
     save_file({"q.weight": np.eye(6, 5, dtype=np.float32)}, fits / "model.safetensors")
     (fits / "config.json").write_text("{}")
-    report = resize_adapter(folder, rank=1, base=fits)
+    report = resize_adapter(folder, tmp_path / "out", rank=1, base=fits)
+    np.testing.assert_allclose(dense(tmp_path / "out", "q"), np.diag([4.0, 0, 0, 0, 0, 0])[:, :5], atol=1e-6)
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    magnitude = written[f"{PREFIX}q.lora_magnitude_vector.weight"]
+    np.testing.assert_allclose(magnitude, [1.0] * 5 + [0.0], atol=1e-6)  # the last row of W is zero
     dora = "DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight"
     assert report.notes == [dora]
     # rows keep their length 1: along its axis nothing changes but that (5, 3 were to be 1, 1); nothing is lost

@@ -204,6 +204,8 @@ def test_order_is_by_mean_squared_gate_per_parameter_and_what_must_stay_comes_fi
     gates = {"a": np.array([[3.0, 1.0], [-3.0, 1.0]]), "b": np.array([[4.0, 0.5], [4.0, 0.5]])}
     order = ordered({"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"], 2)})
     assert order == ([("a", 0), ("b", 0), ("a", 1), ("b", 1)], 1)  # 9, 16 / 2, 1, .25 / 2
+    tied = ordered({"b": Candidate(np.ones((1, 2)), 1), "a": Candidate(np.ones((1, 1)), 1)})
+    assert tied.pieces == [("b", 0), ("b", 1), ("a", 0)]  # in the order of the file
     kept = first_pieces(order, 2)
     assert kept == {"a": [0], "b": [0]}
     candidates = {"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"], 2)}

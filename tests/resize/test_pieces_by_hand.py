@@ -59,6 +59,8 @@ def test_pieces_of_diagonal_moments():
         unit = np.zeros((3, 3))
         unit[place, place] = 1.0
         np.testing.assert_allclose(combined(pieces, [k]), unit, atol=1e-9)
+    single = pieces_of(np.diag([0.0, 0.0, 4.0]), np.diag([1.0, 9.0, 1.0]))  # one eigenvalue alone is over zero
+    np.testing.assert_allclose(single.sizes, [2.0, 6.0 * 1e-9**0.5, 2.0 * 1e-9**0.5], rtol=1e-9)
     lopsided = np.asarray([[1.0, 2.0], [0.0, 1.0]])
     turned = pieces_of(lopsided, np.eye(2))
     np.testing.assert_allclose(
