@@ -183,6 +183,7 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
         ({"eval_a_loss": 1, "eval_a_f1": 2}, {}, {"a": {"loss": 1, "f1": 2}}, {}),
         ({"eval_a_loss": 1, "eval_b_f1": 2}, {}, {"eval": {"a_loss": 1, "b_f1": 2}}, {}),
         ({"eval_a_loss": 1, "eval_b_loss": 2}, {}, {"eval": {"a_loss": 1, "b_loss": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_a_b_loss": 2}, {}, {"eval": {"a_loss": 1, "a_b_loss": 2}}, {}),
         ({"test_f1": 1}, {"test_f1": 1}, {}, {}),
         ({"test_acc": 1, "test_f1": 2}, {}, {"test": {"acc": 1, "f1": 2}}, {}),
         ({"val_loss": 1, "eval_loss": 2}, {}, {"val": {"loss": 1}, "eval": {"loss": 2}}, {}),
