@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_arg
 import msgspec
 
 from gradience.errors import OutputError
+from gradience.io import interrupt
 from gradience.schema import Severity
 from gradience.schema.document import (
     SEVERITIES,
@@ -101,12 +102,13 @@ def draws_blocks() -> bool:
 def emit(text: str) -> None:
     """Write to stdout and flush. Every report, document and help text is written by this function.
 
-    A character that the encoding lacks is written as its escape.
+    A character that the encoding lacks is written as its escape. An interrupt that came before ends the command first.
 
     Raises:
         OutputError: stdout is closed, or cannot be written to.
         BrokenPipeError: its reader has closed it.
     """
+    interrupt.raise_delayed()
     if sys.stdout is None:
         raise OutputError("cannot write to stdout: it is closed", advice="send the report to a file or a pipe")
     encoding = sys.stdout.encoding or "utf-8"

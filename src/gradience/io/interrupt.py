@@ -28,6 +28,7 @@ class _Waiting:
     blocks = 0
     signal = 0  # the last signal that came while held; 0 for none
     raised = 0  # the last signal that was raised; 0 for none
+    soon = 0  # the signal that a timer will raise; 0 for none
 
 
 def install() -> None:
@@ -50,8 +51,8 @@ def came() -> int:
 
 
 def forget() -> None:
-    """Forget the signals that were raised during an earlier command."""
-    _Waiting.raised = 0
+    """Forget the signals of an earlier command."""
+    _Waiting.raised = _Waiting.soon = 0
 
 
 def _dropped(unraisable: sys.UnraisableHookArgs) -> None:
@@ -62,7 +63,17 @@ def _dropped(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def raise_delayed() -> None:
+    """Raise the signal that came during an import, if one did, without waiting for the timer.
+
+    The timer tries every 10 ms, and a command that imports until its end would be done before a try succeeds.
+    """
+    if _Waiting.soon:
+        _end(_Waiting.soon)
+
+
 def _raise_soon(number: int) -> None:
+    _Waiting.soon = number
     signal.signal(signal.SIGALRM, lambda _, frame: _arrived(number, frame))
     signal.setitimer(signal.ITIMER_REAL, _SOON)
 
@@ -110,7 +121,7 @@ def _arrived(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int) -> None:
-    _Waiting.raised = number
+    _Waiting.raised, _Waiting.soon = number, 0
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
