@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fleet_inputs import factors, peft
+from tables import every
 
 from gradience.adapters import open as opening
 from gradience.adapters.open import Layouts, find_files, read_adapter
@@ -105,7 +106,7 @@ def test_only_the_layouts_met_last_are_kept(tmp_path, monkeypatch, parsed):
 PAIR = {"expert": None, "dense": None, "is_unknown": False}
 
 
-@pytest.mark.parametrize(
+@every(
     ("second", "fields", "plain"),
     [
         ({}, {}, True),

@@ -7,6 +7,7 @@ import json
 import pickle
 
 import pytest
+from tables import every
 
 from gradience import check_config, diagnose, monitor_run
 from gradience.errors import ConfigError, RecorderError
@@ -15,7 +16,7 @@ from gradience.render.check import check_text
 from gradience.rules.objective import objective_of
 
 
-@pytest.mark.parametrize(
+@every(
     ("rate", "pace", "runtime", "steps", "epochs", "micro", "batch"),
     [
         (26.2, 3.275, None, None, None, None, 8),

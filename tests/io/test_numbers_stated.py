@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tables import every
 
 import gradience
 
@@ -405,7 +405,7 @@ MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of 
 APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
 
 
-@pytest.mark.parametrize("module", STATED)
+@every("module", STATED)
 def test_a_number_that_decides_an_answer_is_as_stated(module):
     held = vars(import_module(f"gradience.{module}"))
     assert {name: held[name] for name in STATED[module]} == STATED[module]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from log_runs import FALL, FLAT, NAN, _skipped as skipped, line, run, said, with_row
+from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
@@ -436,7 +437,7 @@ RECORD: Sequence[At] = [
 ]
 
 
-@pytest.mark.parametrize(
+@every(
     "case",
     [*LEARNING, *HELD_OUT, *LEVELS, *REWARDS, *REPETITION, *GRADIENTS, *NUMBERS, *RECORD],
     ids=lambda case: f"{case.rule} {' '.join(case.thresholds)} {' '.join(map(str, case.answers))}",
@@ -450,7 +451,7 @@ def test_a_threshold_itself_is_on_this_side(case: At, monkeypatch: pytest.Monkey
     assert {x: answer(case.rule, case.make(x)) for x in case.answers} == case.answers
 
 
-@pytest.mark.parametrize("k", [2, 10, 18, 19, 20])
+@every("k", [2, 10, 18, 19, 20])
 def test_of_several_numbers_of_classes_that_fit_the_nearest_is_named(k):
     found = said("CHN112", classes(math.log(k), 1.0 / k))
     assert f"chance among {k} classes" in found.message

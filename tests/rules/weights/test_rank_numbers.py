@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from tables import every
 
 from gradience.rules.weights import AdapterFacts, health, modules_analysed
 from gradience.rules.weights.ranks import (
@@ -45,7 +46,7 @@ def module(name="m", r=8, k90=2, **fields):
     return ModuleAudit(name=name, r=r, **given)
 
 
-@pytest.mark.parametrize(
+@every(
     ("fields", "ranks"),
     [
         ({}, [2, 3, 2, 2]),
@@ -80,7 +81,7 @@ def test_a_cut_costs_the_energy_of_what_is_left_out():
     assert [each.rank for each in candidates([module(r=8), module(r=2)])] == [1, 2, 4]
 
 
-@pytest.mark.parametrize(("k", "cap", "size"), [(0.5, 8, 1), (1, 8, 1), (3, 8, 4), (9, 12, 12), (2000, 4096, 4096)])
+@every(("k", "cap", "size"), [(0.5, 8, 1), (1, 8, 1), (3, 8, 4), (9, 12, 12), (2000, 4096, 4096)])
 def test_a_bucket_is_the_next_power_of_two_and_at_most_the_rank(k, cap, size):
     assert bucket(k, cap) == size
 
@@ -119,7 +120,7 @@ WHY = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "why"), WHY)
+@every(("fields", "why"), WHY)
 def test_rules_that_lie_two_buckets_apart_have_a_reason(fields, why):
     assert [found.why for found in disagreements([module(**fields)])] == ([why] if why else [])
 
@@ -132,7 +133,7 @@ def test_the_widest_disagreement_comes_first():
     assert [found.buckets["effective_rank"] for found in disagreements([odd])] == [6]
 
 
-@pytest.mark.parametrize(
+@every(
     ("scale", "rank", "rslora", "alpha"),
     [(2.0, 4, False, 8), (2.0, 4, True, 4), (0.1, 3, False, pytest.approx(0.3)), (1.0, 2, True, pytest.approx(2**0.5))],
 )
@@ -213,9 +214,7 @@ def test_ranks_with_a_price_lie_between_none_and_the_present_one():
     assert priced_ranks([], 4) == {1, 2}
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "steps"), [(4, 4, 0), (4, 8, 1), (4, 16, 2), (2, 6, 2), (5, 6, 1), (1, 1024, 10)]
-)
+@every(("low", "high", "steps"), [(4, 4, 0), (4, 8, 1), (4, 16, 2), (2, 6, 2), (5, 6, 1), (1, 1024, 10)])
 def test_buckets_lie_so_many_steps_apart(low, high, steps):
     assert _steps(low, high) == steps
 
