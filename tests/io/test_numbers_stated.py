@@ -315,7 +315,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_MOST_POINTS": 512,
         "_MOST_EVALS": 1000,
     },
-    "verbs.report.gather": {"_ALL_VALUES": 4096},
+    "verbs.report": {"_ALL_VALUES": 4096},
     "verbs.resize": {"_NAMED": 8},
     "verbs.resize.calibrated": {
         "CHOSEN_BY": 128,
