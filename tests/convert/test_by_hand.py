@@ -11,7 +11,6 @@ import pytest
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
-from gradience.io.kept import Spool
 from gradience.spectral.update import decomposed
 from gradience.verbs.convert import _choice, _experts
 from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
@@ -27,6 +26,7 @@ from gradience.verbs.convert.updates import (
     expert_updates,
 )
 from gradience.verbs.convert.write import mlx_notes, mlx_tensors, peft_notes
+from gradience.verbs.writing import Spool
 
 
 def update(rank: int, parameter: str | None) -> Any:

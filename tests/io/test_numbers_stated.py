@@ -357,7 +357,7 @@ STATED: dict[str, dict[str, Any]] = {
 OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the system says
     "adapters.kinds": "_BLOCK",
     "adapters": "_KEPT",
-    "adapters.open": "_MOST _MOST_HEADER",
+    "adapters.open": "_MOST _MOST_HEADER _FIRST_ROOM",
     "cli.fleet": "_DRAWN _WRITTEN _SHORT _EVERY",
     "cli.main": "_GC_THRESHOLDS",
     "cli.merge": "_MOST_THREADS",
@@ -369,7 +369,6 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "importers.databases": "_STEPS_A_CALL",
     "importers.files": "_CHUNK",
     "io.header": "_PIECE _SHORT",
-    "io.kept": "_FIRST_ROOM",
     "io.interrupt": "_SOON INTERRUPTED TERMINATED",
     "io.reading": "_FLAGS",
     "io.safetensors": "_CACHE_LINE",

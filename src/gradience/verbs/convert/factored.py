@@ -10,9 +10,9 @@ import numpy as np
 
 from gradience.adapters.layout import LARGEST_ENTRY, Array, LoadFactors, Module, within_range
 from gradience.errors import AdapterError
-from gradience.io.kept import Spool
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
+from gradience.verbs.writing import Spool
 
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 

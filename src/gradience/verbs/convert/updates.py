@@ -19,10 +19,10 @@ from gradience.adapters.layout import Array, Module
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io import Progress
-from gradience.io.kept import Spool
 from gradience.schema.writing import Target
 from gradience.verbs.convert.factored import Choice, Factored, from_dense, from_factors, product_norm, refuse_non_finite
 from gradience.verbs.convert.source import Source
+from gradience.verbs.writing import Spool
 
 Factors: TypeAlias = tuple[Array, Array]
 

@@ -11,9 +11,8 @@ from typing import Final
 import msgspec
 
 from gradience.adapters.layout import Adapter
-from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Layouts, find_files, open_adapter
+from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
 from gradience.errors import GradienceError
-from gradience.io.kept import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
 from gradience.schema.fleet import AdapterRow, RunRow

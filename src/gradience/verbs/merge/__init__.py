@@ -12,7 +12,6 @@ import msgspec
 
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
-from gradience.io.kept import Spool, temporary_folder
 from gradience.rules.weights.ranks import Patterns
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeMethod, MergeReport
 from gradience.verbs.merge.config import Heads, heads_of, merged_config, merged_patterns, recipe_of, side_named
@@ -28,7 +27,17 @@ from gradience.verbs.merge.pairs import (
     tensors_of,
 )
 from gradience.verbs.sides import Matching, Side, described, matched, open_sides
-from gradience.verbs.writing import STORED, Dtype, NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import (
+    STORED,
+    Dtype,
+    NewAdapter,
+    SourceFiles,
+    Spool,
+    provenance_of,
+    refuse_place,
+    temporary_folder,
+    write_adapter,
+)
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance
 
