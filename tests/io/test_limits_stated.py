@@ -80,7 +80,7 @@ LIMITS = [
     ("verbs.check", "_MOST_NAMES", 5),
     ("verbs.convert.source", "_LARGEST_PRODUCT", 1 << 14),
     ("verbs.diagnose.sources", "MAX_ENTRIES", 10_000),
-    ("verbs.merge.config", "_LARGEST", 1e6),
+    ("verbs.merge.methods", "_LARGEST", 1e6),
     ("verbs.verify_merge", "_MOST", 5),
     ("verbs.writing", "_MAX_CARD", 64 * 1024),
 ]

@@ -288,7 +288,8 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "verbs.fleet.store": {"_MOST_BYTES": 1 << 26, "_FULL": 1 << 15, "_MANY": 8},
     "verbs.merge.check": {"_SAMPLE": 1 << 19},
-    "verbs.merge.config": {"TIES_DENSITY": 0.2, "_LARGEST": 1e6, "_SHOWN": 4},
+    "verbs.merge": {"_SHOWN": 4},
+    "verbs.merge.methods": {"TIES_DENSITY": 0.2, "_LARGEST": 1e6},
     "verbs.merge.pairs": {"_DOUBLE": 8},
     "verbs.mitigate": {"_NEAR": (0.3, 0.5, 0.7)},
     "verbs.monitor": {

@@ -279,7 +279,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.fleet.show": {"show_fleet.top": 10, "show_fleet.cosine": 0.99, "show_fleet.most_pairs": 100},
     "verbs.fleet.store": {"_Manifest.next": 1},
     "verbs.merge": {"merge_adapters.method": "linear"},
-    "verbs.merge.config": {"weights_of.method": "linear"},
+    "verbs.merge.methods": {"weights_of.method": "linear"},
     "verbs.mitigate": {
         "Options.k": 10,
         "Options.eps": 0.5,
