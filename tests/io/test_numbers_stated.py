@@ -388,7 +388,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "verbs.bench.evaluators": "_POLL",
     "verbs.bench.trial": "_ALL _CELLS",
     "verbs.sides": "_HELD",
-    "verbs.convert.factored": "_BLOCK",
+    "verbs.convert.updates": "_BLOCK",
     "verbs.fleet.audit": "_CHUNK _MOST_HELD",
     "verbs.fleet.engines": "_AHEAD _RAY_AHEAD _SPAN",
     "verbs.fleet.store": "_GROUP",

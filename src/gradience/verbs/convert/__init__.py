@@ -15,7 +15,6 @@ from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
-from gradience.verbs.convert.factored import Choice
 from gradience.verbs.convert.source import (
     Source,
     components_of,
@@ -25,10 +24,11 @@ from gradience.verbs.convert.source import (
     refuse_modules,
     renamed,
 )
-from gradience.verbs.convert.updates import Conversion, Update, expert_updates, layer_updates
+from gradience.verbs.convert.updates import Choice, Conversion, Update, layer_updates
 from gradience.verbs.convert.write import (
     MLX_METADATA,
     MLX_WEIGHTS,
+    expert_updates,
     mlx_config,
     mlx_notes,
     mlx_tensors,
