@@ -43,7 +43,7 @@ LIMITS = [
     ("importers.sources", "MAX_ENTRIES", 2000),
     ("importers.sources", "MAX_HEADER", 1024**2),
     ("importers.sources", "MAX_RUNS", 100),
-    ("importers.settings", "_MOST", 2**20),
+    ("importers.trainer_state", "_MOST", 2**20),
     ("importers.table", "MAX_COLUMNS", 10_000),
     ("importers.table", "_MAX_DEPTH", 3),
     ("importers.binary", "_MAX_AXES", 8),

@@ -92,7 +92,7 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "importers.events": {"_FEW": 3, "_LOST": 3, "_SHOWN": 5, "_ROUNDING": 1000},
     "importers.files": {"_SECONDS": (1e9, 1e10), "MAX_ROWS": 1_000_000},
-    "importers.settings": {"_ROUNDED": 0.0005},
+    "importers.trainer_state": {"_ROUNDED": 0.0005},
     "importers.sources": {"_HEAD": 4096, "_ROWS": 50, "_CLOSE": 0.001},
     "importers.table": {"_SHOWN": 12},
     "importers.text": {"_HEAD": 1 << 20, "_MAX_LINE": 64 * 1024, "_SHOWN": 5, "_TRIPLE": 3},
