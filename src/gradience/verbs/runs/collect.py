@@ -17,7 +17,7 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import is_run
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
-from gradience.rules.objective import objective_of
+from gradience.configs.training import objective_of
 from gradience.schema import Real, as_float, number_in
 from gradience.schema.document import by_severity, writable
 from gradience.schema.events import ConfigSnapshot, Eval
