@@ -351,7 +351,6 @@ STATED: dict[str, dict[str, Any]] = {
         "_HALF_STEP": 0x7FFF,
         "_BELOW": 0xFFFF,
     },
-    "verbs.verify_merge.whole": {"_LEAST": 2.0 ** (-25)},
     "verbs.writing": {"_NAMED": 5, "_CARD_GAPS": 20},
 }
 OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the system says
@@ -396,8 +395,8 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "verbs.monitor.source": "_CHUNK",
     "verbs.resize.cut": "_TILE",
     "verbs.runs.collect": "_ALONE",
-    "verbs.verify_merge.measure": "_SPAN _GROUP",
-    "verbs.verify_merge.whole": "_SPAN _BLOCK",
+    "verbs.verify_merge": "_BLOCK",
+    "verbs.verify_merge.measure": "_SPAN _GROUP _CAST",
     "verbs.writing": "_AHEAD _LARGE",
 }
 MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of a threshold, a place in a list, or NaN

@@ -316,7 +316,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.verify_merge": {"verify_merged.threads": 1},
     "verbs.verify_merge.measure": {"_span.quick": True},
     "verbs.verify_merge.replays": {"missed_by.quick": True, "with_factor.times": 1},
-    "verbs.verify_merge.whole": {"Copy.kind": "replacement"},
+    "verbs.verify_merge.rows": {"Copy.kind": "replacement"},
     "verbs.writing": {"NewAdapter.weights_name": "adapter_model.safetensors"},
 }
 
