@@ -342,8 +342,9 @@ STATED: dict[str, dict[str, Any]] = {
         "_ROUNDINGS": 3,
         "_FULL_TRIES": 3,
     },
-    "verbs.verify_merge.measure": {"_PROBE": 1 << 16, "_F16_STEP": 2.0 ** (-25)},
+    "verbs.verify_merge.measure": {"_F16_STEP": 2.0 ** (-25)},
     "verbs.verify_merge.replays": {
+        "_PROBE": 1 << 16,
         "_LEAST": {"F16": 2.0 ** (-25)},
         "_SMALLEST": 2.0 ** (-149),
         "_WIDER": 1.0 + 1e-06,
@@ -396,7 +397,8 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "verbs.resize.cut": "_TILE",
     "verbs.runs.collect": "_ALONE",
     "verbs.verify_merge": "_BLOCK",
-    "verbs.verify_merge.measure": "_SPAN _GROUP _CAST",
+    "verbs.verify_merge.measure": "_CAST",
+    "verbs.verify_merge.replays": "_SPAN _GROUP",
     "verbs.writing": "_AHEAD _LARGE",
 }
 MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of a threshold, a place in a list, or NaN

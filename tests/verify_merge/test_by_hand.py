@@ -17,7 +17,6 @@ from gradience.verbs.verify_merge import judge
 from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
 from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision, _precision
 from gradience.verbs.verify_merge.measure import (
-    Case,
     Sums,
     _largest_ratio,
     compare_copy,
@@ -28,6 +27,7 @@ from gradience.verbs.verify_merge.measure import (
     token_rows,
 )
 from gradience.verbs.verify_merge.replays import (
+    Case,
     Dora,
     _allowed,
     _Bounds,

@@ -10,10 +10,8 @@ other. A cast may go through a 16-bit dtype, as when a model was loaded in one d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,68 +20,13 @@ from gradience.adapters.layout import Array
 from gradience.errors import AdapterError
 from gradience.schema.merge import MergeReplay, ModuleVerdict
 from gradience.spectral import scratch
-from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, Delta, Matrix, Stored, narrower, rounded, working
-from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
+from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
+from gradience.verbs.verify_merge.replays import Case, Missed, Rows, missed_by
 
-Workers: TypeAlias = Callable[..., Iterable[Any]]
 _Found: TypeAlias = tuple[list[int], list[float]]
 
-_SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
 _CAST: Final = 1 << 20  # entries that are cast at a time
-_GROUP: Final = 4  # spans that a thread takes at a time
-_PROBE: Final = 1 << 16  # entries of the rows on which replays are tried first
 _F16_STEP: Final = 2.0**-25  # half of float16's least step
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One comparison: W and M as stored, matrices of one shape; their dtypes `base` and `merged`; and dW."""
-
-    w: Matrix
-    m: Matrix
-    base: str
-    merged: str
-    delta: Delta
-    workers: Workers = map
-    """The function that maps over spans: `map`, or the map of a pool of threads."""
-
-    def spans(self) -> Iterator[slice]:
-        """Return slices of rows that cover the matrix."""
-        rows = max(1, _SPAN // max(1, self.w.shape[1]))
-        return (slice(start, start + rows) for start in range(0, len(self.w), rows))
-
-    def groups(self) -> Iterator[list[slice]]:
-        """Return the spans in groups of a few consecutive ones."""
-        spans = self.spans()
-        return iter(lambda: list(islice(spans, _GROUP)), [])
-
-    def probe(self) -> Array:
-        """Return the indices of evenly spaced rows, which are compared first."""
-        n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
-        return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
-
-    def pair(self, at: slice | Array) -> tuple[Array, Array]:
-        """Return rows of W and M in the dtype used for computing."""
-        kind = working(self.base, self.merged)
-        return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
-
-    def span(self, at: slice) -> tuple[Array, Array]:
-        """Return rows of W and M as `pair` does, in arrays that this thread reuses for the next span."""
-        kind = working(self.base, self.merged)
-        return _converted(self.w, at, "w", kind), _converted(self.m, at, "m", kind)
-
-    def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
-        """Return the result of a replay for rows of W; without delta, W rounded as the replay rounds it."""
-        return replayed(w, delta, replay, base=self.base, merged=self.merged)
-
-
-def _converted(x: Matrix, at: slice, name: str, kind: np.dtype[Any]) -> Array:
-    rows = x.read(at, scratch.array(f"{name} stored", x.extent(at), x.dtype)) if isinstance(x, Stored) else x[at]
-    if rows.dtype == kind:
-        return rows
-    out = scratch.array(name, rows.shape, kind)
-    np.copyto(out, rows)
-    return out
 
 
 class Sums(NamedTuple):

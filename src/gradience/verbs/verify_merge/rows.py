@@ -25,8 +25,8 @@ from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
 from gradience.verbs.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
 from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
-from gradience.verbs.verify_merge.measure import Case, Workers, compare_copy, same_length, token_rows
-from gradience.verbs.verify_merge.replays import Dora, in_words
+from gradience.verbs.verify_merge.measure import compare_copy, same_length, token_rows
+from gradience.verbs.verify_merge.replays import Case, Dora, Workers, in_words
 
 _PARTS: Final = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
