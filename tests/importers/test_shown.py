@@ -10,10 +10,10 @@ import pytest
 from tables import every
 
 from gradience import check_config, diagnose, monitor_run
+from gradience.configs.training import objective_of
 from gradience.errors import ConfigError, RecorderError
-from gradience.importers.settings import samples_per_step
+from gradience.importers.trainer_state import samples_per_step
 from gradience.render.check import check_text
-from gradience.rules.objective import objective_of
 
 
 @every(
