@@ -221,6 +221,7 @@ STATED: dict[str, dict[str, Any]] = {
     "spectral.batch": {"EXACT_UP_TO": 2048, "_LEADING": 64, "_SLACK": 1e-4, "SHARES": (0.9, 0.95, 0.99)},
     "spectral.krylov": {
         "_DEPENDENT": 1e-10,
+        "_OUTSIDE": 0.5,
         "_GUARD": 6,
         "_VECTORS": 768,
         "EXACT_UNDER": 96,
