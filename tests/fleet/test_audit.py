@@ -201,7 +201,7 @@ def _started(root, out):
 
 
 def wait_until(condition, job):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition() and job.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.01)
