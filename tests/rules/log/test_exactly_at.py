@@ -259,6 +259,13 @@ REWARDS: Sequence[At] = [
         lambda x: rewarded(x, x, x),
         {1.0: "info", -1.0: "info", 0.999: "?"},
     ),
+    # a tenth of a level below 0 is as far as one of a level above it
+    At(
+        "RWD122",
+        {"preference.median_error": of(0.0)},
+        lambda x: rewarded(-10.2, -10.0, x),
+        {-11.0: None, -11.01: "warning"},
+    ),
     At(
         "RWD122",
         {"preference.mann_kendall": of(0.01), "preference.REWARD_FALL": 0.5},
@@ -266,6 +273,12 @@ REWARDS: Sequence[At] = [
         {1.0: None, 0.99: "warning"},
     ),
     At("RWD122", {"preference.mann_kendall": of(0.0101)}, rewarded_seldom, {0.99: "?"}),
+    At(
+        "RWD122",
+        {"preference.mann_kendall": of(0.01)},
+        lambda x: run(kind="rl", columns={"reward": [-10.0, -10.0, -10.1, x, x]}),
+        {-11.0: None, -11.01: "warning"},
+    ),
 ]
 
 

@@ -1,0 +1,107 @@
+"""What a resume leaves, to the step, and how values, lines and writers that are seldom seen are taken."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.lines import find_faults
+from gradience.telemetry.series import RunSeries
+from gradience.telemetry.values import described, plain
+
+HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
+LONE = chr(0xD800)  # half of a surrogate pair, which UTF-8 cannot hold
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "run.jsonl"
+
+
+def event(name: str, step: int | None, **fields: Any) -> dict[str, Any]:
+    return {**HEAD, "event": name, "step": step, **fields}
+
+
+def row(step: int, **fields: Any) -> dict[str, Any]:
+    return event("train_step", step, loss=step / 8, **fields)
+
+
+def evaluation(step: int | None, **metrics: Any) -> dict[str, Any]:
+    return event("eval", step, split="eval", metrics={"loss": 1.0, **metrics})
+
+
+def read(log: Path, *events: dict[str, Any], values: tuple[str, ...] = ("reward",)) -> RunSeries:
+    log.write_text("".join(json.dumps(each) + "\n" for each in events))
+    (run,) = TelemetryReader(log).summarize(values).runs.values()
+    return run
+
+
+def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log):
+    run = read(
+        log,
+        event("run_start", None, config={}),
+        *(row(step, lr=step / 4, grad_norm="NaN", reward=float(step)) for step in (1, 2, 3, 4)),
+        *(evaluation(step) for step in (2, 3, None)),
+        *(event("metrics", step, kind="guard", metrics={"action": "drop"}) for step in (2, 3)),
+        *(event("metrics", step, kind=f"k{step}", metrics={}) for step in (2, 3)),
+        event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "1"}]),
+        event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "2"}]),
+        event("run_end", None, status="ok"),
+        event("run_start", 2, config={}, resumed_from_step=2),
+    )
+    assert (list(run.steps), list(run.losses), list(run.rates)) == ([1, 2], [0.125, 0.25], [0.25, 0.5])
+    assert (list(run.columns["reward"].steps), list(run.columns["reward"].values)) == ([1, 2], [1.0, 2.0])
+    assert (run.lost_norms, len(run.grad_norms), run.superseded) == ({1, 2}, 2, 3)
+    assert run.record.replaced == [(3, 0.375), (4, 0.5)]
+    assert run.record.resumed_from == [2]
+    assert [each.step for each in run.evals] == [2, None]
+    assert [each.step for each in run.guarded] == [2]
+    assert run.latest_metrics.keys() == {"k2"}
+    assert [item.message for item in run.recommendations] == ["1", "2"]
+    assert (run.last_step, run.end) == (2, None)
+
+
+def test_the_last_step_is_the_highest_of_any_event_and_that_of_a_resume_without_rows(log):
+    assert read(log, row(3), evaluation(7), row(4)).last_step == 7
+    assert read(log, event("run_start", 5, config={}, resumed_from_step=5)).last_step == 5
+    assert read(log, event("run_start", 9, config={})).last_step is None
+    assert read(log, row(1), event("run_start", 0, config={}, resumed_from_step=0), row(1)).last_step == 1
+
+
+def test_a_value_that_is_not_finite_makes_a_column_and_no_row_of_it(log):
+    run = read(log, row(1, reward="Infinity"), row(2, reward="NaN"), row(3, reward="x"), row(4, reward="0.5"))
+    assert (list(run.columns["reward"].steps), list(run.columns["reward"].values)) == ([4], [0.5])
+    run = read(log, row(1), row(2, reward=None), *(row(step, reward=1.0 if step % 2 else None) for step in range(3, 9)))
+    assert (list(run.columns["reward"].steps), list(run.columns["reward"].values)) == ([3, 5, 7], [1.0] * 3)
+    assert [math.isnan(norm) for norm in run.grad_norms] == [True] * 8
+    assert run.lost_norms == set()
+
+
+def test_times_are_the_first_and_the_last_whatever_the_order_of_the_lines(log):
+    times: list[Any] = [5.0, None, 3.0, "NaN", 9.0, 4.0]
+    run = read(log, *({**row(step), "ts": ts} for step, ts in enumerate(times)))
+    assert (run.first_ts, run.last_ts) == (3.0, 9.0)
+
+
+def test_a_null_where_none_may_be_is_mended_as_any_other_fault():
+    document = event("run_start", None, config={}, meta=None, resumed_from_step="x")
+    assert [fault.path for fault in find_faults(document)] == ["$.meta", "$.resumed_from_step"]
+
+
+def test_a_key_that_utf_8_cannot_hold_is_made_one_that_it_can():
+    assert plain({f"{LONE}a": f"{LONE}b"}, "x") == described({f"{LONE}a": f"{LONE}b"}) == {"?a": "?b"}
+
+
+def test_a_log_without_a_line_of_its_writer_may_vanish_in_silence(log):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        writer = TelemetryWriter(log, on_error="raise")
+        log.unlink()
+        writer.close()
+    assert writer.lost == 0
