@@ -68,6 +68,8 @@ COMMANDS = [
 
 def test_every_form_of_a_secret_is_known_by_its_kind():
     shown = {text: hide_secrets(f"a {text} z") for texts in FORMS.values() for text in texts}
+    dotted = ".".join(MIXED[place : place + 5] for place in range(0, 40, 5))
+    assert hide_secrets(f"a Bearer {dotted} z") == "a <redacted: authorization> z"
     assert {
         text: shown[text]
         for kind, texts in FORMS.items()

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from gradience.telemetry import TelemetryReader, TelemetryWriter
-from gradience.telemetry.lines import find_faults
+from gradience.telemetry.lines import Block, find_faults, read_blocks
+from gradience.telemetry.reader import validate_log
+from gradience.telemetry.redact import names_beside
 from gradience.telemetry.series import RunSeries
 from gradience.telemetry.values import described, plain
 
@@ -24,7 +26,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "run.jsonl"
 
 
-def event(name: str, step: int | None, **fields: Any) -> dict[str, Any]:
+def event(name: str, step: Any, **fields: Any) -> dict[str, Any]:
     return {**HEAD, "event": name, "step": step, **fields}
 
 
@@ -105,3 +107,64 @@ def test_a_log_without_a_line_of_its_writer_may_vanish_in_silence(log):
         log.unlink()
         writer.close()
     assert writer.lost == 0
+
+
+def test_blocks_lie_where_they_say_in_the_file(log):
+    lines = [json.dumps(row(step, text="x" * (step % 97))) for step in range(2000)]
+    lines[700] = "y" * 70_000  # too long: a piece by itself
+    log.write_text("\n".join([*lines, "half"]))
+    whole, numbers = log.read_bytes(), []
+    for piece in read_blocks(log):
+        numbers.append(piece.number)
+        if isinstance(piece, Block):
+            assert whole[piece.offset :].startswith(piece.data)
+            assert piece.number == whole[: piece.offset].count(b"\n")
+            assert [whole[line.offset :].startswith(line.data) for line in piece.lines()] == [True] * piece.count
+        else:
+            assert (piece.number, piece.length, piece.offset) == (701, 70_000, whole.index(b"yyy"))
+    assert len(numbers) > 3
+    assert numbers == sorted(numbers)
+
+
+def test_a_line_is_a_torn_tail_also_where_the_next_block_begins_the_next_session(log):
+    first = [json.dumps(row(step)) for step in range(500)]
+    begun = json.dumps(event("run_start", None, config={}, meta={"text": "x" * 40_000}))
+    lines = [*first, '{"event": "train', begun, *(json.dumps(row(step)) for step in range(9))]
+    log.write_text("\n".join(lines) + "\n")
+    assert sum(map(len, lines[:501])) < 65_536 < sum(map(len, lines[:502]))
+    reader = TelemetryReader(log)
+    assert len(list(reader)) == 510
+    (issue,) = reader.issues
+    assert (issue.line, issue.torn) == (501, True)
+    assert issue.reason.startswith("torn tail of an earlier session: ")
+    lines[500] = json.dumps(event("train_step", "x"))  # whole, and not an event
+    log.write_text("\n".join(lines) + "\n")
+    list(reader)
+    assert [(bad.line, bad.torn, bad.path) for bad in reader.issues] == [(501, False, "$.step")]
+
+
+def test_faults_are_counted_and_lines_with_a_bare_number_too(log):
+    lines = [json.dumps(row(1)), json.dumps({**row(2), "loss": math.nan}), json.dumps(event("train_step", "x", lr="y"))]
+    log.write_text("\n".join(lines) + "\n")
+    summary = TelemetryReader(log).summarize()
+    assert (summary.lines, summary.bare_tokens, summary.issues_total, summary.counts.total()) == (3, 1, 1, 2)
+    report = validate_log(log)
+    assert (report.lines, report.issues_total, report.events) == (3, 3, {"train_step": 1})
+    assert [(bad.line, bad.path) for bad in report.issues] == [(2, "$.loss"), (3, "$.step"), (3, "$.lr")]
+    assert [bad.line for bad in validate_log(log, max_issues=2).issues] == [2, 3]
+
+
+def test_the_second_of_a_pair_is_judged_by_the_first_where_it_may_be_its_secret():
+    for items, names in (
+        (["token", "words"], ["k", "k"]),
+        (["token", "abc12"], ["k", "k"]),
+        (["token", "abc123"], ["k", "token"]),
+        (["token", 123456], ["k", "k"]),
+        (["password", "words"], ["k", "password"]),
+        (["password", 1], ["k", "password"]),
+        (["key", "abc123"], ["k", "k"]),
+        (["password", "abc123", "x"], ["k", "k", "k"]),
+        (["--token", "abc123", "--lr", "1"], ["k", "token", "k", "k"]),
+        (["--token=x", "abc123", "y"], ["k", "k", "k"]),
+    ):
+        assert names_beside(items, "k") == names

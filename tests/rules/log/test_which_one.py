@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from log_runs import FALL, _audited as audited, run, said
+from log_runs import FALL, _audited as audited, line, run, said
 
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.log.story import _broken as broken
+from gradience.schema.document import Finding
 
 
 def of_types(**groups: tuple[int, float]) -> RunFacts:
@@ -23,3 +25,30 @@ def test_an_accuracy_of_one_is_whole_and_one_above_it_in_per_cent():
         facts = run(FALL, held_out=[0.7, 0.69], accuracy=accuracy, n=100, num_labels=2)
         found = said("CHN112", facts)
         assert (found and found.severity) == severity, accuracy
+
+
+def test_a_loss_is_broken_by_what_is_grave_enough_for_that():
+    """Then the story does not say that the run learns."""
+    shown = {
+        (rule, severity): broken({rule: Finding(id=rule, severity=severity, message="m")})
+        for rule in ("DAT301", "NUM101", "NUM102", "DIV104", "DIV103")
+        for severity in ("info", "warning", "error", "critical")
+    }
+    assert {case for case, is_broken in shown.items() if is_broken} == {
+        ("DAT301", "critical"),
+        *((rule, severity) for rule in ("NUM101", "NUM102") for severity in ("error", "critical")),
+        *(("DIV104", severity) for severity in ("info", "warning", "error", "critical")),
+    }
+
+
+def test_a_late_rise_is_measured_from_the_lower_start_and_its_loss_from_the_first_row():
+    """One high first row: the median of the first three is the start, and what was learnt is counted from the first."""
+    for end, answer in (
+        (2.5, ("error", "around step 30; it ended above its start and did not recover.")),
+        (1.98, None),  # 49 % of the way back to the first row
+        (2.0, None),
+        (2.01, ("error", "around step 30; it ended above its start and did not recover.")),
+    ):
+        losses = [3.0, 2.0, 2.0, *line(27, 2.0, 1.0), *[1.0] * 10, *line(5, 1.0, end), *[end] * 15]
+        found = said("DIV104", run(losses))
+        assert (found and (found.severity, found.message.partition("at the end, 1 ")[2])) == answer, end
