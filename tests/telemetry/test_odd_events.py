@@ -168,3 +168,14 @@ def test_the_second_of_a_pair_is_judged_by_the_first_where_it_may_be_its_secret(
         (["--token=x", "abc123", "y"], ["k", "k", "k"]),
     ):
         assert names_beside(items, "k") == names
+
+
+def test_a_line_may_have_64_kib_and_no_byte_more(log):
+    short = len(json.dumps(row(1, text="")))
+    for length, last in ((65_535, ""), (65_536, ""), (65_536, "\n"), (65_537, ""), (65_537, "\n")):
+        log.write_text(json.dumps(row(1)) + "\n" + json.dumps(row(1, text="x" * (length - short))) + last)
+        reader = TelemetryReader(log)
+        assert len(list(reader)) == (2 if length <= 65_536 else 1), (length, last)
+        assert [(bad.line, bad.reason) for bad in reader.issues] == (
+            [] if length <= 65_536 else [(2, "a line of 65537 bytes; one may have 65536")]
+        )

@@ -52,3 +52,20 @@ def test_a_late_rise_is_measured_from_the_lower_start_and_its_loss_from_the_firs
         losses = [3.0, 2.0, 2.0, *line(27, 2.0, 1.0), *[1.0] * 10, *line(5, 1.0, end), *[end] * 15]
         found = said("DIV104", run(losses))
         assert (found and (found.severity, found.message.partition("at the end, 1 ")[2])) == answer, end
+
+
+def test_of_two_things_that_are_wrong_with_a_rate_or_a_norm_the_graver_is_told():
+    found = said("LRS109", run(FALL, rates=0.0, lr=1e-4))  # 0 throughout, and never near its peak
+    assert found.values == {"rows": 60, "step": 1, "throughout": True}
+    falls_short = [1e-6 if row % 20 else 0.0 for row in range(60)]
+    assert said("LRS109", run(FALL, rates=falls_short, lr=1e-4)).values == {"peak": 1e-6, "configured": 1e-4}
+    stands = [*line(20, 1e-6, 2e-6), *[0.0] * 10, *[2e-6] * 30]
+    assert said("LRS109", run(FALL, rates=stands, lr=1e-4)).values == {"rows": 10, "step": 21, "throughout": False}
+    jumps = [20.0 if row in {40, 41, 42} else 1.0 + 0.01 * (row % 3) for row in range(60)]
+    clipped = run(FALL, norms=jumps, training={"max_grad_norm": 0.5})
+    assert said("GRD107", clipped).message.startswith(
+        "The gradient norm grows to over 10 x its earlier level from step"
+    )
+    jumps = [9.0 if norm == 20.0 else norm for norm in jumps]
+    clipped = run(FALL, norms=jumps, training={"max_grad_norm": 0.5})
+    assert said("GRD107", clipped).message.startswith("The gradient norm jumps to 9 at step 41, from 1.01")
