@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.lines import Block, find_faults, read_blocks
+from gradience.telemetry.logfile import FSYNC_INTERVAL_S
 from gradience.telemetry.reader import validate_log
 from gradience.telemetry.redact import names_beside
 from gradience.telemetry.series import RunSeries
@@ -179,3 +181,9 @@ def test_a_line_may_have_64_kib_and_no_byte_more(log):
         assert [(bad.line, bad.reason) for bad in reader.issues] == (
             [] if length <= 65_536 else [(2, "a line of 65537 bytes; one may have 65536")]
         )
+
+
+def test_what_a_power_failure_may_cost_and_who_may_read_a_log(log):
+    assert FSYNC_INTERVAL_S == 5.0
+    TelemetryWriter(log).close()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from log_runs import FALL, _audited as audited, line, run, said
 
+from gradience.rules.log import statistics
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.story import _broken as broken
 from gradience.schema.document import Finding
@@ -69,3 +70,31 @@ def test_of_two_things_that_are_wrong_with_a_rate_or_a_norm_the_graver_is_told()
     jumps = [9.0 if norm == 20.0 else norm for norm in jumps]
     clipped = run(FALL, norms=jumps, training={"max_grad_norm": 0.5})
     assert said("GRD107", clipped).message.startswith("The gradient norm jumps to 9 at step 41, from 1.01")
+
+
+def test_of_too_many_rows_that_stand_out_the_highest_are_looked_at(monkeypatch):
+    monkeypatch.setattr(statistics, "MOST_POINTS", 4)
+    values = [1.0 + 0.001 * (row % 3) for row in range(80)]
+    for row, height in ((25, 9.0), (33, 5.0), (41, 8.0), (49, 6.0), (57, 7.0)):
+        values[row] = height
+    curve = statistics.curve_of(values)
+    assert curve.block == 20
+    bar = statistics.Bar(6.0, 0.05, logarithmic=False)
+    assert [row for row, _ in statistics.excesses(curve, bar)] == [25, 41, 49, 57]
+
+
+def test_rows_of_a_long_log_stand_out_as_those_of_a_short_one(monkeypatch):
+    """A level that rises between two blocks, one that falls, and single rows: in blocks as row by row."""
+    values = [1.0 + 0.001 * (row % 3) for row in range(120)]
+    values[30:60] = [2.0 + 0.001 * (row % 3) for row in range(30)]
+    values[70] = values[90] = values[119] = 4.0
+    for logarithmic in (False, True):
+        bar = statistics.Bar(6.0, 0.05, logarithmic)
+        monkeypatch.undo()
+        one_by_one = statistics.excesses(statistics.curve_of(values), bar)
+        monkeypatch.setattr(statistics, "MOST_POINTS", 12)
+        curve = statistics.curve_of(values)
+        assert curve.block == 10
+        assert statistics.excesses(curve, bar) == one_by_one
+        assert [row for row, _ in one_by_one][-3:] == [70, 90, 119]
+        assert 30 in dict(one_by_one)
