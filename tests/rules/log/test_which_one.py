@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from log_runs import FALL, _audited as audited, line, run, said
+from log_runs import FALL, _audited as audited, evaluation, line, run, said
 
 from gradience.rules.log import statistics
-from gradience.rules.log.facts import RunFacts
-from gradience.rules.log.story import _broken as broken
+from gradience.rules.log.facts import RunFacts, Series
+from gradience.rules.log.story import _broken as broken, line_of, story_parts
 from gradience.schema.document import Finding
+from gradience.schema.reports import EvalPoint, TrainSummary
 
 
 def of_types(**groups: tuple[int, float]) -> RunFacts:
@@ -98,3 +99,14 @@ def test_rows_of_a_long_log_stand_out_as_those_of_a_short_one(monkeypatch):
         assert statistics.excesses(curve, bar) == one_by_one
         assert [row for row, _ in one_by_one][-3:] == [70, 90, 119]
         assert 30 in dict(one_by_one)
+
+
+def test_held_out_losses_alone_may_show_that_a_run_learns():
+    def told(*losses: float) -> str:
+        history = [evaluation(10 * (place + 1), loss) for place, loss in enumerate(losses)]
+        shown = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics)
+        facts = RunFacts(series=Series([], [], []), history=history, held_out=shown, status="ok")
+        return line_of(story_parts(facts, [], TrainSummary(rows=0)))
+
+    assert told(2.0, 1.5, 1.0) == "learns; eval loss 1, its best"
+    assert told(2.0, 2.0, 2.0) == "no training loss was logged; eval loss 2 (best 2 at step 10)"
