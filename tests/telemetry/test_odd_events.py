@@ -9,13 +9,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gradience.errors import RecorderError
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.lines import Block, find_faults, read_blocks
 from gradience.telemetry.logfile import FSYNC_INTERVAL_S
 from gradience.telemetry.reader import validate_log
 from gradience.telemetry.redact import names_beside
+from gradience.telemetry.rows import split_row
+from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries
 from gradience.telemetry.values import described, plain
 
@@ -187,3 +191,30 @@ def test_what_a_power_failure_may_cost_and_who_may_read_a_log(log):
     assert FSYNC_INTERVAL_S == 5.0
     TelemetryWriter(log).close()
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
+    with TelemetryWriter(log, on_error="raise") as writer:
+        for step in (0, 0.0, np.int64(0), np.float32(0.0), "x", False):
+            if isinstance(step, (str, bool)):
+                with pytest.raises(RecorderError, match="`step`: expected a number"):
+                    writer.metrics(step, kind="k", metrics={})
+            else:
+                writer.metrics(step, kind="k", metrics={})
+    steps = [json.loads(text)["step"] for text in log.read_text().splitlines()]
+    assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4
+
+
+def test_of_what_no_prefix_owns_several_evaluations_get_the_epoch_only():
+    parts = split_row({"eval_a_loss": 1.0, "eval_a_runtime": 2.0, "test_loss": 3.0, "epoch": 4.0, "step": 5})
+    assert parts.evals == {
+        "a": {"loss": 1.0, "runtime": 2.0, "epoch": 4.0},
+        "test": {"loss": 3.0, "epoch": 4.0},
+    }
+    assert (parts.train, parts.summary) == ({"step": 5}, {})
+
+
+def test_a_long_key_is_judged_by_its_end():
+    value = "0a1b2c3d4e" * 4
+    assert hide_secrets(value, "x" * 200 + ".wandb") == "<redacted: api key>"
+    assert hide_secrets(value, "wandb" + "x" * 128) == value
