@@ -7,6 +7,7 @@ import pytest
 
 from gradience.errors import ConfigError
 from gradience.rules import GROUPS, all_ids, cards_of, excluded_rules, list_rules, matching, rule_cards
+from gradience.rules.config import judge_config
 from gradience.rules.objective import objective_by_names, objective_of
 from gradience.schema.document import Excluded
 from gradience.schema.events import ConfigSnapshot
@@ -63,3 +64,19 @@ def test_an_objective_is_known_by_the_first_telling_name_and_preferences_before_
     ):
         found = objective_of(msgspec.convert(snapshot, ConfigSnapshot))
         assert (found.kind, found.because) == (kind, because)
+
+
+def test_an_adapter_is_kept_in_fp16_only_if_that_was_asked_for():
+    for dtype, autocast, answer in (
+        ("float16", False, ["NUM001"]),
+        ("fp16", False, ["NUM001"]),
+        ("float16", True, []),
+        ("float16", "auto", []),
+        ("bfloat16", False, []),
+        ("float16", None, ["? autocast_adapter_dtype is not given"]),
+        (None, False, ["? dtype (fp16, bf16) is not given"]),
+    ):
+        snapshot = {"training": {"dtype": dtype}, "lora": {"extras": {"autocast_adapter_dtype": autocast}}}
+        verdict = judge_config(msgspec.convert(snapshot, ConfigSnapshot))
+        said = [found.id for found in verdict.findings if found.id == "NUM001"]
+        assert said + [f"? {item.reason}" for item in verdict.not_run if item.id == "NUM001"] == answer

@@ -6,6 +6,7 @@ from log_runs import FALL, _audited as audited, evaluation, line, run, said
 
 from gradience.rules.log import statistics
 from gradience.rules.log.facts import RunFacts, Series
+from gradience.rules.log.recorded import everything_masked
 from gradience.rules.log.story import _broken as broken, line_of, story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import EvalPoint, TrainSummary
@@ -110,3 +111,16 @@ def test_held_out_losses_alone_may_show_that_a_run_learns():
 
     assert told(2.0, 1.5, 1.0) == "learns; eval loss 1, its best"
     assert told(2.0, 2.0, 2.0) == "no training loss was logged; eval loss 2 (best 2 at step 10)"
+
+
+def test_everything_is_masked_only_if_each_row_and_the_sum_say_so():
+    for rows, unsupervised, supervised, masked in (
+        (4, 4, 0, True),
+        (4, 3, 0, False),
+        (4, 4, 1, False),
+        (0, 0, 0, False),
+        (4, 4, None, False),
+        (None, 4, 0, False),
+    ):
+        data = {"rows": rows, "rows_unsupervised": unsupervised, "supervised": supervised}
+        assert everything_masked(run(FALL, data=data)) is masked, data
