@@ -17,7 +17,7 @@ from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.lines import Block, find_faults, read_blocks
 from gradience.telemetry.logfile import FSYNC_INTERVAL_S
 from gradience.telemetry.reader import validate_log
-from gradience.telemetry.redact import names_beside
+from gradience.telemetry.redact import Redaction, names_beside, redact_document
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries
@@ -218,3 +218,20 @@ def test_a_long_key_is_judged_by_its_end():
     value = "0a1b2c3d4e" * 4
     assert hide_secrets(value, "x" * 200 + ".wandb") == "<redacted: api key>"
     assert hide_secrets(value, "wandb" + "x" * 128) == value
+
+
+def test_a_key_is_scanned_before_it_is_cut():
+    token = "hf_" + "aB3dE5gH7j" * 3
+    for before in (90, 110, 118):
+        (key,) = redact_document({"x" * before + " " + token: 1}, Redaction())
+        assert len(key) <= 128
+        assert "hf_" not in key
+    (key,) = redact_document({"x" * 128: 1}, Redaction())
+    assert key == "x" * 128
+
+
+def test_a_text_is_long_from_the_length_asked_for(log):
+    with TelemetryWriter(log, max_str_len=5, on_error="raise") as writer:
+        writer.metrics(1, kind="k", metrics={"a": "12345", "b": "123456"})
+    first = json.loads(log.read_text().splitlines()[0])
+    assert first["metrics"] == {"a": "12345", "b": "<redacted: text of 6 characters>"}
