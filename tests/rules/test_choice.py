@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from gradience.configs.training import objective_by_names, objective_of
 from gradience.errors import ConfigError
 from gradience.rules import GROUPS, all_ids, cards_of, excluded_rules, list_rules, matching, rule_cards
 from gradience.rules.config import judge_config
-from gradience.rules.objective import objective_by_names, objective_of
 from gradience.schema.document import Excluded
 from gradience.schema.events import ConfigSnapshot
 
