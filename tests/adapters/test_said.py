@@ -257,13 +257,13 @@ def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
 @pytest.mark.parametrize(("most", "reads"), [(12, True), (11, False)])
 def test_a_core_is_unfolded_up_to_the_limit(most, reads, monkeypatch):
     monkeypatch.setattr(products, "MOST_ELEMENTS", most)
-    core = np.arange(8.0).reshape(2, 2, 1, 2)
-    q = np.arange(6.0).reshape(2, 3)
+    core = np.arange(24.0).reshape(2, 4, 1, 3)
+    q = np.arange(8.0).reshape(4, 2)
     if not reads:
-        with pytest.raises(UnsuitableError, match=r"a core of shape \[2, 2, 1, 2\] is too large to be unfolded"):
+        with pytest.raises(UnsuitableError, match=r"a core of shape \[2, 4, 1, 3\] is too large to be unfolded"):
             products.unfolded(core.shape, 6, lambda: core, lambda: q)
         return
-    wanted = [[[core[i, :, 0, k] @ q[:, r] for k in range(2)] for r in range(3)] for i in range(2)]
+    wanted = [[[core[i, :, 0, k] @ q[:, r] for k in range(3)] for r in range(2)] for i in range(2)]
     found = products.unfolded(core.shape, 6, lambda: core, lambda: q)()
     np.testing.assert_array_equal(found, np.reshape(wanted, (2, 6)))
 
@@ -353,6 +353,14 @@ def test_a_core_that_does_not_fit_its_two_matrices_is_refused_with_all_three(wro
     assert error.value.reason == (
         f"a core of shape {t} with factors {p} and {q}: expected (r, r, k, k), (r, out), (r, in)"
     )
+
+
+def test_a_half_that_is_no_product_of_two_matrices_is_refused_with_both(tmp_path):
+    for number, (a, b) in enumerate([((5, 2, 1), (2, 3)), ((5, 2), (2, 3, 1)), ((5, 2), (3, 3))]):
+        shapes = LOHA | {"q.hada_w2_a": a, "q.hada_w2_b": b}
+        _, found = open_adapter(saved(tmp_path / str(number), shapes, peft_type="LOHA"))
+        why = f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)"
+        assert ([*found.modules], [item.reason for item in found.skipped]) == ([], [why])
 
 
 @pytest.mark.parametrize(

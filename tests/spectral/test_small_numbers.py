@@ -617,8 +617,10 @@ def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
     ]
     kinds = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16)
     cases = [Factors(b.astype(k), a.astype(k), scale) for k, (b, a, scale) in zip(kinds, cases, strict=True)]
-    found = dict(tiles.on_device([lambda case=case: case for case in cases], range(4)))
+    cases.append(Factors(rng.standard_normal((5, 70)), rng.standard_normal((70, 6)), -2.0))  # of a rank beyond its sides
+    found = dict(tiles.on_device([lambda case=case: case for case in cases], range(5)))
     for place, case in enumerate(cases):
         truth = grams_on_host(case)
         np.testing.assert_allclose(found[place].gram_a, truth.gram_a, rtol=1e-12)
         np.testing.assert_allclose(found[place].gram_b, truth.gram_b, rtol=1e-12)
+        assert (found[place].r, found[place].scale) == (len(case.a), case.scale)
