@@ -211,7 +211,7 @@ def test_what_came_while_a_resize_was_writing_is_kept(is_kohya, tmp_path):
             out.mkdir()
             (out / "adapter_config.json").write_text("mine")
 
-    with pytest.raises(OutputError, match="exists already" if is_kohya else "not empty"):
+    with pytest.raises(OutputError, match="File exists" if is_kohya else "not empty"):
         resize_adapter(source, out, rank=1, progress=comes)
     assert (out if is_kohya else out / "adapter_config.json").read_text() == "mine"
 
