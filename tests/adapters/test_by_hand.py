@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.adapters import kinds
-from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
+from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config
 from gradience.adapters.formats.peft import _matches
 from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
 from gradience.adapters.open import open_adapter
@@ -257,7 +257,7 @@ def test_every_pattern_of_16_bits_is_finite_or_not_as_numpy_says(dtype):
         ({"r": 8, "lora_alpha": 16}, "q", None, 2.0, 8),
         ({"r": 8, "lora_alpha": 16, "use_rslora": True}, "q", 16, 4.0, 8),
         ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": 2}}, "q", None, 8.0, 2),
-        ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": [True]}}, "q", None, 2.0, 8),
+        ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": True, "k": [True]}}, "q", None, 2.0, 8),
         ({"r": 8, "lora_alpha": 16, "alpha_pattern": {"q": 0.5}}, "l.q", 2, 0.25, 8),
         ({"r": 0, "lora_alpha": 16}, "q", None, 16.0, 0),
         ({"r": 0, "lora_alpha": 16, "use_rslora": True}, "q", None, 16.0, 0),
@@ -300,6 +300,8 @@ def test_a_config_at_its_limits_is_read():
     assert (other.peft_type, other.task_type, other.modules_to_save, other.r) == ("IA3", "t", ["h"], 8)
     with pytest.raises(AdapterError, match="is not an adapter config"):
         parse_config('{"peft_type": "lora", "r": "x"}', "c")
+    with pytest.raises(AdapterError, match="lora_alpha is nan, over the limit"):
+        _bound_alphas(AdapterConfig(lora_alpha=math.nan), "c")  # of no JSON, but of a caller's own config
     long = "k" * 70
     with pytest.raises(AdapterError) as error:
         parse_config(f'{{"alpha_pattern": {{"{long}": 1e31}}}}', "c")
