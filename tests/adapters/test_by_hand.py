@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.adapters import kinds
+from gradience.adapters import kinds, layer_label, module_type
 from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config
 from gradience.adapters.formats.peft import _matches
 from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
@@ -217,6 +217,13 @@ def test_paths_of_wrapped_modules():
     assert module_path("m.base_layer.base_layer.q") == "m.q"
     assert pattern_name("m.base_layer.out_proj") == "m"
     assert pattern_name("m.out_proj") == "m.out_proj"
+
+
+def test_the_part_nearest_the_leaf_decides_and_sections_count_from_zero():
+    assert [module_type(f"layers.0.{tail}") for tail in ("mamba.conv1d", "conv.mamba.x", "moe.attn.x", "attn.moe.x")] == [
+        *("conv", "ssm", "attn", "mlp")
+    ]
+    assert [layer_label(name) for name in ("down_blocks.0.to_q", "mid_block.to_q")] == ["down.0", "mid"]
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,17 @@ def test_a_link_out_of_the_folder_is_said_but_not_a_hub_cache(tmp_path):
         (tmp_path / "elsewhere" / name).rename(blobs / name)
         (snapshot / name).symlink_to(Path("../../blobs") / name)
     assert read(snapshot).notes == []
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (linked / name).unlink()
+        (blobs / name).rename(linked / f"own-{name}")
+        (linked / name).symlink_to(f"own-{name}")
+    assert read(linked).notes == []  # of a folder's own files
+    foreign = tmp_path / "blobs"
+    foreign.mkdir()
+    (linked / "own-adapter_model.safetensors").rename(foreign / "x")
+    (linked / "adapter_model.safetensors").unlink()
+    (linked / "adapter_model.safetensors").symlink_to(foreign / "x")
+    assert read(linked).notes == [f"adapter_model.safetensors is a link to another place, which was read: {foreign / 'x'}"]
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/nowhere", "."])

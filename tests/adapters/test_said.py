@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from gradience.adapters import formats
 from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import UnsuitableError
-from gradience.adapters.open import open_adapter
+from gradience.adapters.open import find_files, open_adapter
 from gradience.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -162,6 +162,13 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
         open_adapter(tmp_path / "all")
     assert str(error.value) == f"{tmp_path / 'all'} holds 2 adapters in sub-folders (one, two)"
     assert error.value.advice == f"give one of them, for example {tmp_path / 'all' / 'two'}"
+    beside = saved(tmp_path / "beside", lora("q"))
+    saved(beside / "sub", lora("q"))
+    assert find_files(beside).others == (beside / "sub",)
+    given = find_files(beside, weights=beside / "sub" / "adapter_model.safetensors")
+    assert (given.others, given.config) == ((), beside / "sub" / "adapter_config.json")  # the config beside the weights
+    given.config.unlink()
+    assert find_files(beside, weights=given.weights).config == beside / "adapter_config.json"
 
 
 def test_a_folder_without_weights_is_listed_up_to_eight_names(tmp_path):
@@ -183,6 +190,14 @@ def test_missing_shards_are_counted(tmp_path):
     with pytest.raises(AdapterError) as error:
         open_adapter(folder)
     assert str(error.value) == f"1 shards beside {shard}, expected 00002"
+    for n in (2, 3):
+        (folder / f"adapter_model-0000{n}-of-00002.safetensors").touch()
+    with pytest.raises(AdapterError, match="3 shards beside"):
+        find_files(folder)
+    (folder / "adapter_model-00003-of-00002.safetensors").rename(folder / "model-00003-of-00002.safetensors")
+    assert [path.name for path in find_files(folder, weights=shard).shards] == [
+        f"adapter_model-0000{n}-of-00002.safetensors" for n in (1, 2)  # and not those of another name
+    ]
 
 
 def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch):
