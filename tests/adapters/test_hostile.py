@@ -349,7 +349,9 @@ def test_a_link_out_of_the_folder_is_said_but_not_a_hub_cache(tmp_path):
     (linked / "own-adapter_model.safetensors").rename(foreign / "x")
     (linked / "adapter_model.safetensors").unlink()
     (linked / "adapter_model.safetensors").symlink_to(foreign / "x")
-    assert read(linked).notes == [f"adapter_model.safetensors is a link to another place, which was read: {foreign / 'x'}"]
+    assert read(linked).notes == [
+        f"adapter_model.safetensors is a link to another place, which was read: {foreign / 'x'}"
+    ]
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/nowhere", "."])

@@ -15,6 +15,7 @@ from gradience.adapters import formats
 from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import UnsuitableError
 from gradience.adapters.open import find_files, open_adapter
+from gradience.adapters.pairs import stored_pairs
 from gradience.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -196,7 +197,8 @@ def test_missing_shards_are_counted(tmp_path):
         find_files(folder)
     (folder / "adapter_model-00003-of-00002.safetensors").rename(folder / "model-00003-of-00002.safetensors")
     assert [path.name for path in find_files(folder, weights=shard).shards] == [
-        f"adapter_model-0000{n}-of-00002.safetensors" for n in (1, 2)  # and not those of another name
+        f"adapter_model-0000{n}-of-00002.safetensors"
+        for n in (1, 2)  # and not those of another name
     ]
 
 
@@ -462,12 +464,23 @@ def test_the_scale_of_a_product_is_alpha_over_its_rank_and_no_root(peft_type, sh
     assert (module.scale, module.rslora, module.config_r) == (scale, False, None)
 
 
+def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_bias_is_no_parameter(tmp_path):
+    shapes = lora("q") | {"c.lora_A.weight": (2, 3, 2, 2), "c.lora_B.weight": (5, 2, 1, 1), "q.lora_B.bias": (5,)}
+    for turned in (True, False):
+        _, found = open_adapter(saved(tmp_path / str(turned), shapes, fan_in_fan_out=turned, lora_bias=True))
+        assert [(pair.path, pair.layout.transposed) for pair in stored_pairs(found)] == [("c", False), ("q", turned)]
+        assert [(one.kind, one.shape, one.params) for one in found.modules] == [
+            ("conv", (5, 12), 2 * 12 + 5 * 2),
+            ("linear", (3, 5) if turned else (5, 3), 2 * 3 + 5 * 2),
+        ]
+
+
 @pytest.mark.parametrize(("layer", "of_base"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 4), (9, 9)])
 def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(layer, of_base, tmp_path):
-    folder = saved(tmp_path / "a", lora(f"model.layers.{layer}.q"), layer_replication=[[0, 2], [1, 3]])
+    folder = saved(tmp_path / "a", lora(f"model.layers.{layer}.h.3.q"), layer_replication=[[0, 2], [1, 3]])
     (module,) = open_adapter(folder)[1].modules
-    assert module.name == f"model.layers.{layer}.q"
-    assert module.base_name == f"model.layers.{of_base}.q.weight"
+    assert module.name == f"model.layers.{layer}.h.3.q"
+    assert module.base_name == f"model.layers.{of_base}.h.3.q.weight"  # of a name's numbers the first alone
 
 
 @pytest.mark.parametrize(
@@ -543,6 +556,23 @@ def test_experts_of_rank_zero_are_shared_out_among_none(tmp_path):
     _, found = open_adapter(folder)
     said = "cannot be shared out among experts of rank 0, the rank that the config gives"
     assert [item.reason for item in found.skipped] == [f"factors of shape [4, 5] and [6, 4] {said}"]
+
+
+def test_two_parameters_of_experts_have_names_where_one_can_feed_the_other(tmp_path):
+    targets = ["experts.down_proj", "experts.gate_up_proj"]
+    for (out, inner), named in (((3, 4), True), ((5, 7), True), ((5, 4), False)):  # of the last, beside 7 x 3
+        inmost = {f"x.experts.base_layer.lora_{side}.weight": s for side, s in (("A", (4, 3)), ("B", (7, 4)))}
+        shapes = inmost | lora("x.experts", r=4, d_out=out, d_in=inner) | lora("x.shared_experts")
+        folder = saved(
+            tmp_path / f"{out}-{inner}", shapes, target_parameters=targets, target_modules=["shared_experts"]
+        )
+        _, found = open_adapter(folder)
+        first, last = ("gate_up_proj", "down_proj") if named else ("parameter0", "parameter1")
+        assert {module.name: (module.shape, module.base_name) for module in found.modules} == {
+            f"x.experts.{name}[{e}]": (shape, f"x.experts.{name}" if named else None)
+            for name, shape in ((first, (7, 3)), (last, (out, inner)))
+            for e in (0, 1)
+        } | {"x.shared_experts": ((5, 3), "x.shared_experts.weight")}  # whose name only ends alike
 
 
 def test_experts_of_several_adapters_are_told_apart_by_their_names(tmp_path):

@@ -561,7 +561,7 @@ def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, 
     ("delta_dtype", "kept"), [("float32", 3.01171875), ("bfloat16", 3.015625), ("float16", 3.01171875)]
 )
 def test_the_scaled_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_added(delta_dtype, kept):
-    """3 * (1 + 1/256): bfloat16 has steps of 1/64 there; 1 + 1/256 alone would be 1. W is wide enough to hold either."""
+    """3 * (1 + 1/256): bfloat16 has steps of 1/64 there; 1 + 1/256 alone would be 1. W can hold either."""
     one = np.ones((1, 1), np.float32)
     made = Updated(0.0 * one, one, np.float32(1.00390625) * one)
     found = merge_sums(made, scale=3.0, target="float32", delta_dtype=delta_dtype)
@@ -617,7 +617,9 @@ def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
     ]
     kinds = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16)
     cases = [Factors(b.astype(k), a.astype(k), scale) for k, (b, a, scale) in zip(kinds, cases, strict=True)]
-    cases.append(Factors(rng.standard_normal((5, 70)), rng.standard_normal((70, 6)), -2.0))  # of a rank beyond its sides
+    cases.append(
+        Factors(rng.standard_normal((5, 70)), rng.standard_normal((70, 6)), -2.0)
+    )  # of a rank beyond its sides
     found = dict(tiles.on_device([lambda case=case: case for case in cases], range(5)))
     for place, case in enumerate(cases):
         truth = grams_on_host(case)
