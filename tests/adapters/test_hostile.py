@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import save_file
 
-from gradience.adapters.formats import TorchFile
+from gradience.adapters.formats import TorchFile, _described
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
@@ -399,6 +399,8 @@ def test_a_bin_reads_like_safetensors_whatever_its_dtype(tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
         b, _ = read(tmp_path).modules[0].load()
         np.testing.assert_array_equal(b.astype(np.float32), tensors[f"{STEM}.lora_B.weight"].float().numpy())
+        torch.save({**tensors, "odd": torch.ones(3, 5, dtype=dtype)}, tmp_path / "adapter_model.bin")
+        assert TorchFile(tmp_path / "adapter_model.bin").read("odd").shape == (3, 5)  # of an odd number of bytes
 
 
 def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
@@ -409,6 +411,7 @@ def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
     torch.save({"a": torch.zeros(1).expand(10**9)}, path)
     with pytest.raises(AdapterError, match="more than the file has"):
         read(tmp_path)
+    assert _described(path, "a", torch.zeros(path.stat().st_size, dtype=torch.uint8)).nbytes > 0
     torch.save({k: torch.zeros(s) for k, s in GOOD.items()}, tmp_path / "plain")
     with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():

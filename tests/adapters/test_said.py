@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.adapters import formats
+from gradience.adapters.formats.assembly import Assembly, grouped
 from gradience.adapters.kinds import lora as lora_kinds, products
-from gradience.adapters.layout import UnsuitableError
+from gradience.adapters.layout import Group, Skipped, UnsuitableError
 from gradience.adapters.open import find_files, open_adapter
 from gradience.adapters.pairs import stored_pairs
 from gradience.errors import AdapterError
@@ -460,14 +462,51 @@ def test_what_a_start_took_out_of_the_base_is_known_or_not(init, shapes, note, k
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_scale_of_a_product_is_alpha_over_its_rank_and_no_root(peft_type, shapes, config, scale, rslora, tmp_path):
     folder = saved(tmp_path / "a", shapes, peft_type=peft_type, use_rslora=rslora, **config)
-    (module,) = open_adapter(folder)[1].modules
+    _, found = open_adapter(folder)
+    (module,) = found.modules
     assert (module.scale, module.rslora, module.config_r) == (scale, False, None)
+    assert found.notes == []  # of a type without a rank of the config's none is said to be another
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "shapes"),
+    [
+        ("HIRA", {"q.hira_A": (2, 3), "q.hira_B": (5, 2)}),
+        ("MISS", {"q.miss_block": (2, 5)}),
+        ("ADALORA", ADALORA),
+        ("LORA", lora("q")),
+    ],
+)
+def test_patterns_that_a_type_does_not_have_are_not_missed(peft_type, shapes, tmp_path):
+    patterns = {"rank_pattern": {"k": 3}, "alpha_pattern": {"v": 1.0}}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type=peft_type, **patterns))
+    missed = (["k"], ["v"]) if peft_type == "LORA" else ([], [])
+    assert (found.unmatched_rank_patterns, found.unmatched_alpha_patterns) == missed
+
+
+def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
+    _, plain = open_adapter(saved(tmp_path / "a", lora("q")))
+    why = Skipped("q[1]", "why")
+    for found, role in (
+        ([*plain.modules, why], "lora_pair"),
+        ([why, *plain.modules], "lora_pair"),
+        ([why], "not_analysed"),
+    ):
+        assembly = Assembly(plain.file_format, plain.source, dict(plain.roles))
+        assembly.add(Group("q", keys=plain.modules[0].keys), found)
+        made = assembly.adapter(plain.config)
+        assert (set(made.roles.values()), made.skipped) == ({role}, [why])
+    (group,), _ = grouped(SimpleNamespace(tensors={"q.x.a": None}), {".x.a": "first", ".a": "second"})
+    assert (group.module, group.keys) == ("q", {"first": "q.x.a"})
+    _, many = open_adapter(saved(tmp_path / "b", lora("layers.10.q", "layers.9.q", "layers.9.k")))
+    assert [module.name for module in many.modules] == ["layers.9.k", "layers.9.q", "layers.10.q"]
 
 
 def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_bias_is_no_parameter(tmp_path):
     shapes = lora("q") | {"c.lora_A.weight": (2, 3, 2, 2), "c.lora_B.weight": (5, 2, 1, 1), "q.lora_B.bias": (5,)}
     for turned in (True, False):
         _, found = open_adapter(saved(tmp_path / str(turned), shapes, fan_in_fan_out=turned, lora_bias=True))
+        assert found.roles[f"{PREFIX}q.lora_B.bias"] == "bias"
         assert [(pair.path, pair.layout.transposed) for pair in stored_pairs(found)] == [("c", False), ("q", turned)]
         assert [(one.kind, one.shape, one.params) for one in found.modules] == [
             ("conv", (5, 12), 2 * 12 + 5 * 2),
