@@ -20,6 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # equal to the last bit (2026-11-27, JAX 0.10); JAX_DISABLE_MOST_OPTIMIZATIONS would change bits.
 os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job begins so, and its children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile(
     "ci", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

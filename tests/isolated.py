@@ -32,6 +32,8 @@ __all__ = ["Outcome", "Stable", "warm"]
 
 HEAVY = ("numpy", "msgspec", "cyclopts", "yaml", "jax", "jax.numpy", "sqlite3", "csv", "tomllib", "hashlib")
 ROOMY_MB = 6_000  # address space beyond the imports': a decompression bomb fails here before it fills the machine
+PACE_S = 0.05  # processor time that `_slowness` takes on the machine that the limits of the tests were set on
+MOST_CORES = 4  # of a server's processes: each thread of XLA takes address space, and there is one for each core
 ORDERS = 100  # commands that one fork runs, so that the memory that commands leave behind is bounded
 
 
@@ -74,7 +76,6 @@ class Stable:
         *argv: str | os.PathLike[str],
         cwd: Path | None = None,
         limit_s: int = 12,
-        wall_s: float | None = None,
         limit_mb: int = ROOMY_MB,
         env: dict[str, str] | None = None,
         python: str = "",
@@ -83,15 +84,16 @@ class Stable:
         """Run `gradience` with the arguments, or a piece of Python instead, and return its result.
 
         The limits are `limit_s` seconds of processor time, which do not depend on the machine's load, and `wall_s`
-        seconds of the clock (by default ten times `limit_s`). The heavy modules named by `imports` are imported once,
-        before later forks.
+        seconds of the clock. A machine that is slower gets more of the first. The second is for a command that only
+        waits, and a busy machine takes its time: it is ten times `limit_s`, and two minutes at least. The heavy modules
+        named by `imports` are imported once, before later forks.
         """
         out, err = self._folder / "stdout", self._folder / "stderr"
         asked = {
             "argv": [os.fspath(word) for word in argv],
             "cwd": str(cwd or self._folder),
             "limit_s": limit_s,
-            "wall_s": 10.0 * limit_s if wall_s is None else wall_s,
+            "wall_s": max(10.0 * limit_s, 120.0),
             "limit_mb": limit_mb,
             "out": str(out),
             "err": str(err),
@@ -172,13 +174,36 @@ class Fork:
         return os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024
 
 
+def _slowness() -> float:
+    """Return how many times longer than the machine of the limits this one takes for the same work; 1 if it is faster.
+
+    The least of three times is taken: another process on the core's other thread makes some of them longer.
+    """
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        found = {str(n): n for n in range(100_000)}
+        assert sum(found[str(n)] for n in range(100_000)) == 4_999_950_000
+        times.append(time.process_time() - start)
+    return max(min(times) / PACE_S, 1.0)
+
+
+def _keep_to_few_cores() -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:MOST_CORES])
+
+
 def _serve() -> None:
+    _keep_to_few_cores()
+    slowness = _slowness()
     gc.collect()
     gc.freeze()  # a fork's collector leaves alone what was there before: those pages stay shared
     least = Fork().end()[1]
     lasting, taken = Fork(), 0
     for line in sys.stdin:
         asked = json.loads(line)
+        for name in ("limit_s", "wall_s"):
+            asked[name] = math.ceil(asked[name] * slowness)
         if not set(asked["imports"]).issubset(sys.modules):
             lasting.end()
             for name in asked["imports"]:

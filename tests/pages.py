@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gradience.render.html import Story
 from gradience.verbs.diagnose.sources import find_sources
-from gradience.verbs.report.gather import build_story
+from gradience.verbs.report import build_story
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

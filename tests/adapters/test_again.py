@@ -10,9 +10,8 @@ import pytest
 from fleet_inputs import factors, peft
 
 from gradience.adapters import open as opening
-from gradience.adapters.open import Layouts, find_files, read_adapter
+from gradience.adapters.open import Buffer, Layouts, find_files, read_adapter
 from gradience.errors import AdapterError
-from gradience.io.kept import Buffer
 
 PLAIN = ("name", "kind", "shape", "r", "alpha", "scale", "params", "config_r", "rank_pattern", "rslora", "base_name")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,19 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
 def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
     decay = 0.5 ** np.arange(r)
     return 0.02 * rng.standard_normal((OUT, r)) * decay, rng.standard_normal((r, INNER))
+
+
+@pytest.fixture
+def wait_a_tick() -> Callable[[Path], None]:
+    """Return a function that waits until the file system, which counts time in steps, gives a change another time."""
+
+    def wait(file: Path) -> None:
+        probe = file.with_name("probe")
+        while probe.write_bytes(b"") or probe.stat().st_ctime_ns <= file.stat().st_ctime_ns:
+            time.sleep(0.001)
+        probe.unlink()
+
+    return wait
 
 
 @pytest.fixture

@@ -95,7 +95,9 @@ def kept(cache, identity):
     return next(file for file in cache.iterdir() if json.loads(file.read_bytes())["identity"] == identity)
 
 
-def test_the_files_of_a_base_are_hashed_once_and_again_where_one_was_written(write_adapter, write_base, monkeypatch):
+def test_the_files_of_a_base_are_hashed_once_and_again_where_one_was_written(
+    write_adapter, write_base, wait_a_tick, monkeypatch
+):
     folder, base = write_adapter(), write_base()
     first = audit_adapter(folder, base=base)
     hashed = []
@@ -108,6 +110,7 @@ def test_the_files_of_a_base_are_hashed_once_and_again_where_one_was_written(wri
     file = base / "model.safetensors"
     held, times = bytearray(file.read_bytes()), file.stat()
     held[-1] ^= 1  # a weight's highest byte: as many bytes as before, and the time is put back
+    wait_a_tick(file)
     file.write_bytes(held)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     changed = audit_adapter(folder, base=base)

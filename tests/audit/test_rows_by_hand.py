@@ -14,14 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
-from gradience.base.update import _target, survival_of, update_of
 from gradience.base.weights import Norms
 from gradience.schema.audit import ModuleAudit
 from gradience.spectral.base import MergeSums
 from gradience.spectral.batch import DenseSpectrum, spectrum_of
 from gradience.spectral.krylov import SpectralNorm
 from gradience.verbs.audit import _unknown_dtypes, against_base
-from gradience.verbs.audit.against_base import _ratios
+from gradience.verbs.audit.against_base import _ratios, _target, survival_of, update_of
 from gradience.verbs.audit.rows import (
     Shown,
     bytes_per_param,

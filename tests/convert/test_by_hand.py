@@ -11,22 +11,22 @@ import pytest
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
-from gradience.io.kept import Spool
 from gradience.spectral.update import decomposed
 from gradience.verbs.convert import _choice, _experts
-from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
 from gradience.verbs.convert.source import _kohya_paths, _peft_path, renamed
 from gradience.verbs.convert.updates import (
+    Choice,
+    Factored,
     Update,
-    _gate_up,
     _is_pair,
     _rank_bound,
     _scale,
-    _stack,
     _takes_dora,
-    expert_updates,
+    _truncated,
+    from_factors,
 )
-from gradience.verbs.convert.write import mlx_notes, mlx_tensors, peft_notes
+from gradience.verbs.convert.write import _gate_up, _stack, expert_updates, mlx_notes, mlx_tensors, peft_notes
+from gradience.verbs.writing import Spool
 
 
 def update(rank: int, parameter: str | None) -> Any:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import jsonschema
 import numpy as np
@@ -172,7 +171,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
         "def slow(*args, **more):\n"
         "    write(*args, **more)\n"
         "    print('writing', flush=True)\n"
-        "    for _ in range(600):\n"  # work that returns to Python, whichever thread the signal reached
+        "    for _ in range(6000):\n"  # work that returns to Python, whichever thread the signal reached
         "        time.sleep(0.1)\n"
         "folder.write_safetensors = slow\n"
         "from gradience.cli.main import script\n"
@@ -189,8 +188,6 @@ def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
         assert run.stdout.readline() == b"writing\n"
         assert any(path.name.startswith(".new.partial") for path in out.parent.iterdir())
         run.send_signal(number)
-        started = time.monotonic()
-        assert run.wait(55) != 0  # the sleep it interrupts lasts 60 s
-        assert time.monotonic() - started < 55
+        assert run.wait(300) != 0  # the sleep it interrupts lasts 600 s
     assert list(out.parent.iterdir()) == []
     assert list(spool.iterdir()) == []

@@ -166,6 +166,9 @@ def test_a_file_is_the_one_source_that_its_name_says(tmp_path):
     log = record(tmp_path / "run.jsonl")
     found = find_sources(log)
     assert (found.log.path, found.weights.path, found.folder) == (log, None, None)
+    config, _, weights = diagnose(log).sources
+    assert (config.state, config.reason) == ("absent", "no configuration was named")  # the log's own states no setting
+    assert (weights.state, weights.reason) == ("absent", "no adapter weights were named")
 
 
 _OPENED: list[str] = []

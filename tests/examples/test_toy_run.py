@@ -43,7 +43,7 @@ def toy_run(warmed):
     def run(out, *options, guarded=False, unlearnt=False, **environment):
         clean = {"HF_HUB_OFFLINE": environment.pop("HF_HUB_OFFLINE", "0")}
         start = ["-c", UNLEARNT if unlearnt else GUARDED, SCRIPT] if guarded or unlearnt else [SCRIPT]
-        return warmed.run(*start, "--out", out, *options, timeout=180, **clean, **environment)
+        return warmed.run(*start, "--out", out, *options, timeout=600, **clean, **environment)
 
     return run
 

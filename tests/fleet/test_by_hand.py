@@ -20,6 +20,7 @@ from gradience.verbs.fleet import (
     Folders,
     Known,
     Listing,
+    encoded,
     engines,
     number_column,
     read_index,
@@ -27,8 +28,7 @@ from gradience.verbs.fleet import (
     show as comparing,
     write_index,
 )
-from gradience.verbs.fleet.audit import failures_in, plan_of
-from gradience.verbs.fleet.job import Job, audit_job, encoded, failed, is_failure
+from gradience.verbs.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
 from gradience.verbs.fleet.query import FLEET, _plain
 from gradience.verbs.fleet.show import (
     Load,

@@ -7,9 +7,8 @@ import json
 import pytest
 
 from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.verbs.fleet import INDEX, Folders, Known, read_index, store as storing, write_index
+from gradience.verbs.fleet import INDEX, Folders, Known, encoded, read_index, store as storing, write_index
 from gradience.verbs.fleet.audit import known_rows
-from gradience.verbs.fleet.job import encoded
 from gradience.verbs.fleet.query import FLEET
 from gradience.verbs.fleet.store import Store
 

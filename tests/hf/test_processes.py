@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -17,6 +19,15 @@ PROGRAM = Path(__file__).with_name("training.py")
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
+def free_port():
+    """Return a port that nobody listens on and that the kernel gives to no connection, another one in each worker."""
+    for port in range(20_000 + 4 * (os.getpid() % 3000), 32_768):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    pytest.skip("no port is free")
+
+
 @pytest.fixture(scope="module")
 def program(training, warmed):
     """A function that runs the training program in a process of its own."""
@@ -28,13 +39,11 @@ def ranks(training, warmed):
     """A function that runs a script in two processes that find each other, as a launcher starts them."""
 
     def run(script, *arguments):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {**QUIET, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared = {**QUIET, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        shared["MASTER_PORT"] = str(free_port())
         own = [{"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
         started = [warmed.start(script, *map(str, arguments), **shared, **one) for one in own]
-        return [program.wait(120) for program in started]
+        return [program.wait() for program in started]
 
     return run
 

@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 
-from gradience.configs.training import read_training, read_training_object
-from gradience.rules.objective import objective_of
+from gradience.configs.training import objective_of, read_training, read_training_object
 
 KINDS = {
     ("trl", "SFTConfig"): ("sft", "sft"),

@@ -24,7 +24,7 @@ def process(argv, cwd, *, stdout, env=None, **options):
         stdout=stdout,
         stderr=subprocess.PIPE,
         env=os.environ | (env or {}),
-        timeout=60,
+        timeout=300,
         check=False,
         **options,
     )
@@ -87,7 +87,7 @@ def test_a_closed_stdout_is_one_line_of_error(tmp_path, case):
         ["sh", "-c", f'"{sys.executable}" -m gradience {" ".join(LIGHT[case])} >&-'],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert told.returncode == UNWRITABLE
@@ -348,7 +348,7 @@ sys.exit(script())
 )
 def test_an_interrupt_after_the_output_is_whole_prints_no_traceback(tmp_path, late):
     told = subprocess.run(
-        [sys.executable, "-c", LATE.format(late=late)], cwd=tmp_path, capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", LATE.format(late=late)], cwd=tmp_path, capture_output=True, timeout=300, check=False
     )
     assert b"Traceback" not in told.stderr
     assert b"Exception ignored" not in told.stderr
@@ -372,7 +372,7 @@ sys.argv = ["gradience", "rules"]
 from gradience.cli.main import script
 sys.exit(script())
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=300, check=False)
     assert told.returncode == 130
     assert told.stdout == b""
     assert len(told.stderr.splitlines()) == 1

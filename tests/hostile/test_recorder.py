@@ -67,7 +67,6 @@ writer.close()
 def test_a_pipe_as_the_log_does_not_hold_training_up(run):
     told = run(
         limit_s=3,
-        wall_s=10,
         python=f"""{PRELUDE}
 os.mkfifo("pipe")
 try:

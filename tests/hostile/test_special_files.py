@@ -65,7 +65,7 @@ def test_only_regular_files_of_a_sensible_size_are_read(run, tmp_path, name, lin
     if name == "base/model.safetensors.index.json":
         (tmp_path / "base" / "model.safetensors").unlink()
     KINDS[kind](tmp_path / name)
-    told = run(*line.split(), limit_s=LIMIT, wall_s=10, limit_mb=3000)
+    told = run(*line.split(), limit_s=LIMIT, limit_mb=3000)
     assert told.code in {0, 1, 2}
     assert len(told.errors) <= (told.code == 2)
     assert told.memory_mb < 300
@@ -111,7 +111,7 @@ def test_a_ref_that_names_no_revision_is_refused_in_words(run, tmp_path, verb, c
 def test_a_ref_that_is_a_pipe_is_not_waited_for(run, tmp_path):
     adapter(tmp_path / "a")
     fifo(hub_entry(tmp_path / "hub", b"abc") / "refs" / "main")
-    told = run("check", "--peft-dir", "a", "--base", "hub", limit_s=LIMIT, wall_s=10)
+    told = run("check", "--peft-dir", "a", "--base", "hub", limit_s=LIMIT)
     assert told.refused
 
 

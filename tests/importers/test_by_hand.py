@@ -15,10 +15,18 @@ from gradience.errors import RecorderError, few
 from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
-from gradience.importers.settings import _interval, _only, samples_per_step
 from gradience.importers.sources import _add_later_rows, _is_ours, _note_unread, _same_run, format_of
 from gradience.importers.table import MAX_COLUMNS, _join_rates, _lines, cell_value, find_columns, flatten
-from gradience.importers.trainer_state import _several_note, _union, add_results, find_states, read_state
+from gradience.importers.trainer_state import (
+    _interval,
+    _only,
+    _several_note,
+    _union,
+    add_results,
+    find_states,
+    read_state,
+    samples_per_step,
+)
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 
 PLAN = "the planned steps were made"

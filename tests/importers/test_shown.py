@@ -9,10 +9,10 @@ import pickle
 import pytest
 
 from gradience import check_config, diagnose, monitor_run
+from gradience.configs.training import objective_of
 from gradience.errors import ConfigError, RecorderError
-from gradience.importers.settings import samples_per_step
+from gradience.importers.trainer_state import samples_per_step
 from gradience.render.check import check_text
-from gradience.rules.objective import objective_of
 
 
 @pytest.mark.parametrize(

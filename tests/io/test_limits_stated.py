@@ -43,7 +43,7 @@ LIMITS = [
     ("importers.sources", "MAX_ENTRIES", 2000),
     ("importers.sources", "MAX_HEADER", 1024**2),
     ("importers.sources", "MAX_RUNS", 100),
-    ("importers.settings", "_MOST", 2**20),
+    ("importers.trainer_state", "_MOST", 2**20),
     ("importers.table", "MAX_COLUMNS", 10_000),
     ("importers.table", "_MAX_DEPTH", 3),
     ("importers.binary", "_MAX_AXES", 8),
@@ -80,7 +80,7 @@ LIMITS = [
     ("verbs.check", "_MOST_NAMES", 5),
     ("verbs.convert.source", "_LARGEST_PRODUCT", 1 << 14),
     ("verbs.diagnose.sources", "MAX_ENTRIES", 10_000),
-    ("verbs.merge.config", "_LARGEST", 1e6),
+    ("verbs.merge.methods", "_LARGEST", 1e6),
     ("verbs.verify_merge", "_MOST", 5),
     ("verbs.writing", "_MAX_CARD", 64 * 1024),
 ]

@@ -14,9 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
-from gradience.verbs.merge import _notes as merge_notes
+from gradience.verbs.merge import _notes as merge_notes, heads_of
 from gradience.verbs.merge.check import cosine_of, kept_of
-from gradience.verbs.merge.config import heads_of
 from gradience.verbs.merge.methods import Recipe, _balanced, dense_target
 from gradience.verbs.merge.pairs import _saved_name, obstacles_between
 from gradience.verbs.sides import open_sides

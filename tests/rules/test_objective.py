@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from gradience.configs.training import has_perplexity, objective_of
 from gradience.rules.config.adapter import reaches_mlp
-from gradience.rules.objective import has_perplexity, objective_of
 from gradience.schema.events import ConfigSnapshot
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from gradience.configs.training import Objective
 from gradience.errors import few
 from gradience.rules import Observation, Rule, Threshold, Unknown, card, finding, judge
-from gradience.rules.objective import Objective, not_under, only_under
+from gradience.rules.log.facts import not_under, under
 from gradience.schema.document import Evidence
 
 PAPER = Evidence(source="a paper", says="so it is")
@@ -109,8 +110,8 @@ class Run:
 
 
 def test_a_rule_for_some_objectives_applies_under_them_alone():
-    assert only_under("preference", "rl")(Run())
-    assert not only_under("sft")(Run())
+    assert under("preference", "rl")(Run())
+    assert not under("sft")(Run())
 
 
 def test_a_rule_that_an_objective_makes_meaningless_says_so():

@@ -74,7 +74,7 @@ def test_each_module_is_loaded_once_and_several_threads_take_part(monkeypatch):
 
     def load(index: int) -> Factors:
         if index in {0, 20}:
-            both.wait(timeout=30)  # passed only if another thread is at work
+            both.wait(timeout=300)  # passed only if another thread is at work
         loaded.append(index)
         return _case(index, 20, 30, r=4, dtype=np.float32)
 

@@ -33,14 +33,8 @@ def write_until_killed(log: Path, pipe: int, seed: int) -> None:
             n += 1
 
 
-def acknowledged(pipe: int) -> int:
-    with os.fdopen(pipe, "rb") as file:
-        acks = file.read()
-    whole = len(acks) // ACK.size
-    return ACK.unpack_from(acks, (whole - 1) * ACK.size)[0] if whole else 0
-
-
-def kill_one(log: Path, seed: int, delay_s: float) -> tuple[str, int]:
+def kill_one(log: Path, seed: int, first: int, delay_s: float) -> tuple[str, int]:
+    """Kill a writer some time after its first writes returned."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -48,15 +42,20 @@ def kill_one(log: Path, seed: int, delay_s: float) -> tuple[str, int]:
         write_until_killed(log, writer, seed)
     os.close(writer)
     session = os.read(reader, 12).decode()
-    time.sleep(delay_s)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return session, acknowledged(reader)
+    with os.fdopen(reader, "rb") as file:
+        acks = file.read(first * ACK.size)
+        time.sleep(delay_s)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        acks += file.read()
+    return session, ACK.unpack_from(acks, (len(acks) // ACK.size - 1) * ACK.size)[0]
 
 
 def main(log: Path, kills: int, seed: int) -> None:
     rng = random.Random(seed)  # noqa: S311  # a test repeats itself
-    json.dump([kill_one(log, rng.random(), rng.uniform(0.0, 0.04)) for _ in range(kills)], sys.stdout)
+    json.dump(
+        [kill_one(log, rng.random(), rng.randint(2, 4), rng.uniform(0.0, 0.02)) for _ in range(kills)], sys.stdout
+    )
 
 
 if __name__ == "__main__":

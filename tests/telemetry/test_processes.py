@@ -69,7 +69,7 @@ def test_six_writers_and_two_on_one_path_interleave_no_line_and_the_second_write
     writers = [start(log, 400) for log in logs]
     said = [writer.stdout.readline().rstrip("\n").split("\t") for writer in writers]
     for writer in writers:
-        writer.communicate("go\n", timeout=60)
+        writer.communicate("go\n", timeout=300)
         assert writer.returncode == 0
     paths = [Path(first) for first, *_ in said]
     assert len(set(paths)) == 8
@@ -85,7 +85,7 @@ def test_six_writers_and_two_on_one_path_interleave_no_line_and_the_second_write
 
 
 def full(log: Path, *limit: int) -> dict[str, object]:
-    done = subprocess.run(python("fill_disk.py", log, *limit), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(python("fill_disk.py", log, *limit), capture_output=True, text=True, timeout=300, check=False)
     assert done.stderr == ""
     return json.loads(done.stdout)
 

@@ -553,7 +553,7 @@ with TelemetryWriter(log, "r", on_error="raise") as writer:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_neither_writes_into_nor_closes_nor_unlocks_its_parents_run(log: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FORK, str(log)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", FORK, str(log)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stderr == ""
     refused, locked = done.stdout.splitlines()

@@ -30,7 +30,7 @@ def test_data_come_in_order_and_several_threads_compute_no_more_than_a_few_ahead
     def load(place):
         begun.append(place)
         if place < 2:
-            both.wait(timeout=30)  # passed only if another thread is at work
+            both.wait(timeout=300)  # passed only if another thread is at work
         return np.full(3, place, np.float32)
 
     with loaded_ahead(tensors(load, 40)) as waiting:

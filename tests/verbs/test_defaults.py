@@ -279,7 +279,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.fleet.show": {"show_fleet.top": 10, "show_fleet.cosine": 0.99, "show_fleet.most_pairs": 100},
     "verbs.fleet.store": {"_Manifest.next": 1},
     "verbs.merge": {"merge_adapters.method": "linear"},
-    "verbs.merge.config": {"weights_of.method": "linear"},
+    "verbs.merge.methods": {"weights_of.method": "linear"},
     "verbs.mitigate": {
         "Options.k": 10,
         "Options.eps": 0.5,
@@ -316,7 +316,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.verify_merge": {"verify_merged.threads": 1},
     "verbs.verify_merge.measure": {"_span.quick": True},
     "verbs.verify_merge.replays": {"missed_by.quick": True, "with_factor.times": 1},
-    "verbs.verify_merge.whole": {"Copy.kind": "replacement"},
+    "verbs.verify_merge.rows": {"Copy.kind": "replacement"},
     "verbs.writing": {"NewAdapter.weights_name": "adapter_model.safetensors"},
 }
 

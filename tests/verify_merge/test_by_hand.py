@@ -16,8 +16,18 @@ from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge import judge
 from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
 from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision, _precision
-from gradience.verbs.verify_merge.measure import Case, Sums, _largest_ratio, distance, excess, is_weight
+from gradience.verbs.verify_merge.measure import (
+    Sums,
+    _largest_ratio,
+    compare_copy,
+    distance,
+    excess,
+    is_weight,
+    same_length,
+    token_rows,
+)
 from gradience.verbs.verify_merge.replays import (
+    Case,
     Dora,
     _allowed,
     _Bounds,
@@ -29,7 +39,6 @@ from gradience.verbs.verify_merge.replays import (
     is_merge,
 )
 from gradience.verbs.verify_merge.rows import Rows, find_place, names_of
-from gradience.verbs.verify_merge.whole import compare_copy, same_length, token_rows
 
 U = 2.0**-24
 F32 = MergeReplay(weight="F32")

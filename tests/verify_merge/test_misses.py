@@ -12,8 +12,7 @@ from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge import measure
 from gradience.verbs.verify_merge.delta import PlainDelta, rounded
 from gradience.verbs.verify_merge.judge import Judge
-from gradience.verbs.verify_merge.measure import Case
-from gradience.verbs.verify_merge.replays import Rows, missed_by
+from gradience.verbs.verify_merge.replays import Case, Rows, missed_by
 
 BF16 = ml_dtypes.bfloat16
 SEEDS = st.integers(0, 2**32 - 1)

@@ -2,7 +2,8 @@
 
 Checkpoints of one run, and adapters of one base by one recipe, have equal headers: only their numbers differ. `Layouts`
 caches the modules that follow from a header and a config, and reuses them for such files. It caches plain LoRA in
-PEFT's layout only; other adapters are read anew.
+PEFT's layout only; other adapters are read anew. A `HeldFile` is a safetensors file that is read once, and is both
+hashed and computed with.
 """
 
 from __future__ import annotations
@@ -13,19 +14,24 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, read_config
 from gradience.adapters.formats import format_of, open_weights, orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
 from gradience.io import PathLike
-from gradience.io.kept import Bytes, HeldFile, header_of
-from gradience.io.reading import real_path
-from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
+from gradience.io.header import cut_short, header_length, parsed_header
+from gradience.io.reading import open_raw, real_path
+from gradience.io.safetensors import Memory, SafetensorsFile, ShardedFiles, TensorSource, indexed_files
 
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+_FIRST_ROOM: Final = 1 << 22  # bytes
 _MOST: Final = 32  # cached layouts
 _MOST_HEADER: Final = 1 << 20  # bytes of the header of a cached layout: thousands of modules
 
@@ -214,6 +220,73 @@ def _elsewhere(path: Path) -> Path | None:
     target, home = real_path(path), real_path(path.parent)
     in_cache = target.parent.name == "blobs" and home.is_relative_to(target.parent.parent / "snapshots")
     return None if target.is_relative_to(home) or in_cache else target
+
+
+class Buffer:
+    """Memory for one file at a time, reused from file to file because fresh memory costs as much as the read."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._room: Bytes = np.empty(0, np.uint8)
+
+    def read(self, path: Path) -> Bytes | None:
+        """All bytes of a regular file, valid until the next call; None if the file has more than `most` bytes.
+
+        Raises:
+            OSError: the file cannot be opened or read, or is not a regular file.
+        """
+        size = 0
+        with open_raw(path) as file:
+            while size < len(self._room) or self._grow():
+                got = file.readinto(self._room.data[size:])
+                if not got:
+                    return self._room[:size]
+                size += got
+            return None if file.read(1) else self._room
+
+    def _grow(self) -> bool:
+        """Double the memory, up to the limit, and return whether it grew."""
+        size = min(max(2 * len(self._room), _FIRST_ROOM), self._most)
+        if size <= len(self._room):
+            return False
+        room = np.empty(size, np.uint8)
+        room[: len(self._room)] = self._room
+        self._room = room
+        return True
+
+
+def header_of(path: Path, data: Bytes) -> bytes:
+    """The JSON of the header in a file's bytes; `path` names the file in errors.
+
+    Raises:
+        AdapterError: the file is not a safetensors file, or is cut short within the header.
+    """
+    length = header_length(path, data[:64].tobytes(), len(data))
+    return data[8 : 8 + length].tobytes()
+
+
+class HeldFile(SafetensorsFile):
+    """A safetensors file whose bytes are in memory; its arrays are views of them.
+
+    Raises:
+        AdapterError: as for `SafetensorsFile`.
+    """
+
+    def __init__(self, path: Path, data: Bytes, header: bytes) -> None:
+        self.path = path
+        self._data = data
+        self._start = 8 + len(header)
+        self.tensors, self.metadata = parsed_header(path, header, len(data) - self._start)
+
+    def turn_to(self, path: Path, data: Bytes) -> None:
+        """Switch to another file, which must have the same header and the same size."""
+        self.path, self._data = path, data
+
+    def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> Bytes:  # noqa: ARG002  # has its own
+        start = self._start + offset
+        if start + count > len(self._data):
+            raise cut_short(self.path, start + count, len(self._data))
+        return self._data[start : start + count]
 
 
 class _Known(NamedTuple):

@@ -12,11 +12,10 @@ from cyclopts.types import PositiveFloat
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, exit_code, print_text
 from gradience.errors import OutputError
-from gradience.render import clean, counted
+from gradience.render import ReportFormat, check_format, clean, counted, format_of
 from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RuleGroup
-from gradience.verbs.report import ReportFormat, check_format, format_of, report_text, write_sources
 
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
@@ -141,7 +140,8 @@ def report(
         from gradience.verbs import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
-    from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
+    # May import jax, after its environment is set
+    from gradience.verbs.report import build_story, report_text, write_sources  # noqa: PLC0415
 
     if out is None:
         story = build_story(sources, **about)

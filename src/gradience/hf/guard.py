@@ -59,7 +59,7 @@ class Watch:
     quiet_until: int = -1
     bad: int = 0  # consecutive steps with a bad gradient
     on: bool = True
-    _last: int | None = None
+    _restored: int | None = None  # the step of the copy that was restored last
 
     @classmethod
     def over(cls, guard: Guard, model: torch.nn.Module, args: Any, step: int, report: Report) -> Watch:
@@ -79,7 +79,6 @@ class Watch:
             return
         if _finite(self.weights.values()):
             self.copies.append((step, [p.detach().clone() for p in self.weights.values()]))
-            self._last = None
             self.report(step, {"action": "snapshot", "copies": len(self.copies)})
 
     def before_step(self, step: int) -> str | None:
@@ -114,18 +113,18 @@ class Watch:
         return None
 
     def _roll_back(self, step: int) -> None:
-        if self._last is not None and self.copies and self.copies[-1][0] == self._last:
+        if self.copies and self.copies[-1][0] == self._restored:
             self.copies.pop()  # this copy was restored before, and training failed again
         if not self.copies:
             self.report(step, {"action": "drop", "reason": "non-finite gradient, no copy to go back to"})
             return
-        self._last, copy = self.copies[-1]
+        self._restored, copy = self.copies[-1]
         with torch.no_grad():
             for p, kept in zip(self.weights.values(), copy, strict=True):
                 p.copy_(kept)
         self.rollbacks += 1
         self.quiet_until = step + self.guard.cooldown
-        self.report(step, {"action": "rollback", "to_step": self._last, "rollbacks": self.rollbacks})
+        self.report(step, {"action": "rollback", "to_step": self._restored, "rollbacks": self.rollbacks})
 
 
 def _finite(tensors: Iterable[torch.Tensor]) -> bool:

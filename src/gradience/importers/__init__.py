@@ -22,8 +22,7 @@ import msgspec
 from gradience.configs.settings import Layer
 from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import RunEvents, Tally, arrange
-from gradience.importers.files import SourceRun, is_folder, refuse_summary, require_file, sha256_of
-from gradience.importers.settings import add_settings
+from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
 from gradience.importers.sources import (
     TABLES,
     WITHOUT_SETTINGS,

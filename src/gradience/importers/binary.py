@@ -20,8 +20,7 @@ import msgspec
 
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import SourceRun, log_bytes, require_file
-from gradience.importers.settings import mapping_layer
+from gradience.importers.files import SourceRun, log_bytes, mapping_layer, require_file
 from gradience.importers.table import Numbered, flatten, rows_to_raw
 from gradience.schema import Json, real
 from gradience.telemetry.codec import parse

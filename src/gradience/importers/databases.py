@@ -21,8 +21,7 @@ import msgspec
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.binary import Scalar, scalar_rows
-from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, readable, require_file
-from gradience.importers.settings import mapping_layer
+from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, mapping_layer, readable, require_file
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
 from gradience.io.reading import open_regular, read_small
 from gradience.schema import Json

@@ -22,7 +22,7 @@ import msgspec
 from gradience.configs.settings import overlay, with_ratio
 from gradience.errors import few
 from gradience.importers.files import LoggedRow, SourceRun
-from gradience.importers.settings import shown_in_rows
+from gradience.importers.trainer_state import shown_in_rows
 from gradience.schema import SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.schema.events import (
     ConfigSnapshot,

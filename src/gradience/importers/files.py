@@ -1,11 +1,14 @@
-"""The files of a source: bounded, hashed, split into lines at newline bytes only; and the rows and runs of a source."""
+"""The files of a source: bounded, hashed, split into lines at newline bytes only; its rows, runs and settings.
+
+A file of settings that cannot be read becomes a note on the run, not an error.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,8 +18,11 @@ from typing import Any, Final
 
 import msgspec
 
-from gradience.configs.settings import Layer
-from gradience.errors import RecorderError, SchemaError
+from gradience.configs.document import CONFIG_NAME, MODEL_CONFIG, read_labels, read_peft
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
+from gradience.configs.training import TRAINING_NAMES, note_training, read_training
+from gradience.configs.values import Fields
+from gradience.errors import ConfigError, RecorderError, SchemaError
 from gradience.io.reading import open_regular, read_small
 from gradience.schema import Json
 from gradience.schema.reports import SkippedRow
@@ -32,6 +38,7 @@ MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole hi
 _LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
 
+_LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 _SUMMARIES: Final = re.compile(r"(all|train|eval|predict|test)_results\.json")
 
 
@@ -248,3 +255,57 @@ def _object(line: bytes) -> dict[str, Json] | str:
         return parse(line)[0]
     except SchemaError as error:
         return str(error) if line.endswith(b"\n") else f"cut off while being written: {error}"
+
+
+def add_settings(raw: SourceRun, *folders: Path) -> None:
+    """Add the settings of an adapter config, training arguments and a model's config from the folders.
+
+    For each kind of file, the first folder that has one counts.
+    """
+    for names, read in (((CONFIG_NAME,), read_peft), (TRAINING_NAMES, read_training)):
+        path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
+        if path is not None:
+            _add(raw, path, read)
+    model = next((f / MODEL_CONFIG for f in folders if (f / MODEL_CONFIG).is_file()), None)
+    if model is not None:
+        _add(raw, model, read_labels)
+    if raw.layer.secret_keys:
+        raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
+
+
+def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
+    try:
+        layer = read(path)
+    except ConfigError as error:
+        raw.notes.append(f"{path.name} was not used: {str(error).removeprefix(f'{path}: ')}")
+        return
+    if layer == Layer():
+        return
+    raw.layer = stack([raw.layer, layer])
+    raw.files.append(path)
+
+
+def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
+    """Return the settings in a logger's own mapping, read by their usual names. A wrong value becomes a note."""
+    flat = {**mapping, **_adapter(mapping)}
+    draft = Draft()
+    for level, settings in zip(_LEVELS, (RUN, OPTIMIZER, LORA, TRAINING), strict=True):
+        for setting in settings:
+            try:
+                draft.read(level, (setting,), Fields(dict(flat), raw.path.name), loose=level != "lora")
+            except ConfigError as error:
+                raw.notes.append(f"a setting was not used: {error}")
+    try:
+        note_training(Fields(dict(flat), raw.path.name), draft)
+    except ConfigError as error:
+        raw.notes.append(f"a setting was not used: {error}")
+    return Layer(config=draft.snapshot())
+
+
+def _adapter(mapping: Mapping[str, Json]) -> dict[str, Json]:
+    """Return PEFT's settings from `peft_config`, where the Trainer's callbacks for other loggers nest them."""
+    nested = mapping.get("peft_config")
+    if not isinstance(nested, dict):
+        return {}
+    only = next(iter(nested.values())) if len(nested) == 1 else nested
+    return only if isinstance(only, dict) else nested

@@ -21,8 +21,7 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.binary import is_event_file, is_wandb, read_tensorboard, read_wandb
 from gradience.importers.databases import META, TABLES as MLFLOW_TABLES, is_meta, read_mlflow, read_trackio, tables_of
-from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines, readable
-from gradience.importers.settings import add_settings
+from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, add_settings, json_lines, readable
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_json_lines, read_ludwig, read_text
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state

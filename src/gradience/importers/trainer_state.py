@@ -1,26 +1,36 @@
-"""Read the Trainer's `trainer_state.json`, or join those that a run left in its checkpoints into one history."""
+"""Read the Trainer's `trainer_state.json`, or join those that a run left in its checkpoints into one history.
+
+Some settings of a run are in no config file. They are read from the state, from the Trainer's closing summary, and from
+the names of logged values.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
+from gradience.configs.settings import Layer
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError
 from gradience.importers.files import LoggedRow, SourceRun, count_of, whole_json
-from gradience.importers.settings import state_layer
 from gradience.io import CHECKPOINT_PREFIX
-from gradience.schema import Json
+from gradience.schema import Json, as_float
+from gradience.schema.events import TELLING, ConfigSnapshot, TrainingSnapshot
+from gradience.schema.reports import SourceFile
 from gradience.telemetry.rows import split_row
-from gradience.telemetry.values import step_of
+from gradience.telemetry.values import number_of, step_of
 
 MAX_STATES: Final = 500
 
 _NAMES: Final = ("all_results.json", "train_results.json", "eval_results.json")
 _COUNTS: Final = ("eval_samples", "test_samples", "predict_samples")
+
+_ROUNDED: Final = 0.0005  # the Trainer rounds rates to three decimals
+_MOST: Final = 2**20  # sequences per step; a larger quotient is not a batch size
 
 
 class State(NamedTuple):
@@ -224,3 +234,100 @@ def _count_examples(raw: SourceRun, results: dict[str, Json]) -> None:
     for place, row in enumerate(raw.rows):
         if "eval_loss" in row.values and "eval_n" not in row.values:
             raw.rows[place] = LoggedRow(row.place, row.step, {**row.values, "eval_n": n}, row.ts)
+
+
+def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
+    """Return the settings in a trainer_state.json: run length, batch size and intervals."""
+    batch, epochs = count_of(state.get("train_batch_size")), count_of(state.get("num_train_epochs"))
+    training = TrainingSnapshot(
+        max_steps=count_of(state.get("max_steps")),
+        epochs=None if epochs is None else float(epochs),
+        batch_size=batch,
+        extras={} if batch is None else {"batch_from": STATE_NAME},  # one device's batch, without the accumulation
+        logging_steps=_interval(state.get("logging_steps")),
+        save_steps=_interval(state.get("save_steps")),
+    )
+    source = SourceFile(role="trainer state", path=str(path))
+    return Layer(config=ConfigSnapshot(training=training), sources=(source,))
+
+
+def _interval(value: Json) -> float | None:
+    """Return an interval in steps, or as a fraction of all steps; None if it is not a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 < value < float("inf") else None
+
+
+def shown_in_rows(raw: SourceRun, config: ConfigSnapshot) -> ConfigSnapshot:
+    """Settings that are inferred from the rows, in the extras of the training settings.
+
+    `logged_names` are the logged names that tell the task. `samples_per_step` is the number of sequences per step, only
+    if no file states the accumulation.
+    """
+    extras: dict[str, Json] = {}
+    names = sorted(TELLING & {name for row in raw.rows for name in row.values})
+    if names:
+        extras["logged_names"] = list(names)
+    training = config.training
+    summary = next((row.values for row in reversed(raw.rows) if "train_samples_per_second" in row.values), None)
+    if training.gradient_accumulation is None and summary is not None:
+        epochs = None if training.epochs is None else as_float(training.epochs)
+        steps = raw.planned or training.max_steps
+        batch = samples_per_step(summary, steps=steps, epochs=epochs, micro_batch=training.batch_size)
+        if batch is not None:
+            extras["samples_per_step"] = batch
+    return ConfigSnapshot(training=TrainingSnapshot(extras=extras))
+
+
+def samples_per_step(
+    summary: Mapping[str, Json], *, steps: int | None, epochs: float | None = None, micro_batch: int | None = None
+) -> int | None:
+    """Return the sequences per optimizer step over all processes; None if the summary fits several numbers.
+
+    The Trainer counts samples as max_steps x batch, or as examples x epochs. In the latter case the last step of an
+    epoch may be smaller, so the ratio is a little below the batch.
+
+    Args:
+        summary: has `train_samples_per_second`, and `train_steps_per_second` or `train_runtime`.
+        steps: planned optimizer steps; with the runtime they are more exact than the rounded steps per second.
+        epochs: planned epochs.
+        micro_batch: sequences in one device's micro-batch; the sequences per step are a multiple of it.
+
+    >>> samples_per_step({"train_samples_per_second": 26.2, "train_steps_per_second": 3.275}, steps=None)
+    8
+    """
+    rate, pace = _number(summary, "train_samples_per_second"), _number(summary, "train_steps_per_second")
+    runtime = _number(summary, "train_runtime")
+    if rate is None or rate <= 0.0:
+        return None
+    error = _ROUNDED / rate
+    if steps and runtime:
+        ratio, error = rate * runtime / steps, error + _ROUNDED / runtime
+    elif pace:
+        ratio, error = rate / pace, error + _ROUNDED / pace
+    else:
+        return None
+    low, high = ratio * (1.0 - error), ratio * (1.0 + error)
+    exact = _only(low, high, micro_batch or 1)
+    if exact is not None or not steps or not epochs:
+        return exact
+    per_epoch = steps / epochs
+    if per_epoch <= 1.0:
+        return None
+    return _only(low, (high * per_epoch - 1.0) / (per_epoch - 1.0), micro_batch or 1)
+
+
+def _only(low: float, high: float, unit: int) -> int | None:
+    """Return the only multiple of `unit` between the bounds, or if several, the only power of two; else None."""
+    if not 0.0 < low <= high < _MOST or unit < 1:
+        return None
+    found = range(math.ceil(low / unit) * unit, math.floor(high) + 1, unit)
+    powers = [number for number in found if number & (number - 1) == 0] if len(found) < _MOST else []
+    if len(found) == 1:
+        return found[0]
+    return powers[0] if len(powers) == 1 else None
+
+
+def _number(values: Mapping[str, Json], key: str) -> float | None:
+    number = number_of(values.get(key))
+    return number if isinstance(number, float) and number > 0.0 else None

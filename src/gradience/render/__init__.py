@@ -1,7 +1,8 @@
 """Reports as words. Nothing in this package prints, reads a file or judges.
 
-This module turns values into words without knowing any report: text that is safe on a terminal, numbers and sizes, and
-findings and skipped checks as lines. Every string of a log, a config or an adapter passes `clean` before it is printed.
+This module turns values into words without knowing any report: text that is safe on a terminal, numbers and sizes,
+findings and skipped checks as lines; and the formats of a file. Every string of a log, a config or an adapter passes
+`clean` before it is printed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
-from pathlib import PurePath
-from typing import Final, ParamSpec, TypeAlias, TypeVar
+from importlib.util import find_spec
+from pathlib import Path, PurePath
+from typing import Final, Literal, ParamSpec, TypeAlias, TypeVar
 
-from gradience.errors import few
+from gradience.errors import GradienceError, OutputError, few
 from gradience.schema import NonFinite
 from gradience.schema.document import Excluded, Finding, NotRun
 
@@ -28,6 +30,9 @@ _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
 
 SKIPPED = "Skipped (missing input or not applicable)"
+ReportFormat: TypeAlias = Literal["html", "md"]
+_SUFFIXES: Final[dict[str, ReportFormat]] = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md"}
+
 _EXCLUDED = frozenset(item.value for item in Excluded)
 
 
@@ -209,3 +214,28 @@ def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:
     parts = [f"{SKIPPED}: {len(not_run) - excluded}"] if len(not_run) > excluded else []
     parts += [f"left out by --select or --ignore: {excluded}"] if excluded else []
     return sentence("; ".join(parts)) + ("" if verbose else " (--verbose lists them with their reasons)")
+
+
+def format_of(out: Path) -> ReportFormat:
+    """The format of a file, by its suffix.
+
+    Raises:
+        OutputError: no format has this suffix.
+    """
+    found = _SUFFIXES.get(out.suffix.lower())
+    if found is None:
+        raise OutputError(f"{out.name}: its suffix names no format", advice="name it .html or .md, or give --format")
+    return found
+
+
+def check_format(kind: ReportFormat) -> None:
+    """Refuse a format that cannot be written.
+
+    Raises:
+        GradienceError: the format is HTML, and matplotlib is not installed.
+    """
+    if kind == "html" and find_spec("matplotlib") is None:
+        raise GradienceError(
+            "an HTML report needs matplotlib, which is not installed",
+            advice="in the clone: pip install -e '.[report]'; or give --format md",
+        )

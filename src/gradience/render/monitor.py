@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from gradience.configs.training import has_perplexity
 from gradience.render import (
     as_text,
     banner,
@@ -24,7 +25,6 @@ from gradience.render import (
 )
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
-from gradience.rules.objective import has_perplexity
 from gradience.rules.weights import suggests_ranks
 from gradience.schema import NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent

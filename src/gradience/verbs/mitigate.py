@@ -17,7 +17,6 @@ from gradience.adapters.layout import LARGEST_ENTRY, Adapter, Array, Module, wit
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, layout_of
 from gradience.adapters.traits import Operation, module_obstacle, obstacles
-from gradience.base.update import Update, update_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
@@ -28,6 +27,7 @@ from gradience.spectral import one_blas_thread
 from gradience.spectral.base import Overlaps, count_below, overlaps
 from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32
+from gradience.verbs.audit.against_base import Update, update_of
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import (
     PEFT_METADATA,

@@ -1,5 +1,8 @@
 """Writing an adapter, for all verbs that do: the check of the place, the folder as PEFT saves one, and its record.
 
+A verb must compute all factors before it knows the ranks, and so the header, of the file that it writes. A `Spool`
+keeps the arrays on disk until then, so that at most one module is in memory.
+
 A folder appears whole or not at all, and never replaces files that are read. Beside the weights and the config,
 `gradience_provenance.json` records the operation, the files that were read, and the error of each module.
 
@@ -10,22 +13,27 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import OutputError, few
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
+from gradience.io.interrupt import held
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.merge import MergeReport
@@ -252,3 +260,53 @@ def _loader(tensor: PlannedTensor) -> Callable[[], Array]:
         return tensor.load
     data = tensor.load()
     return lambda: data
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A context that yields a temporary folder and removes it at the end of the block, also after an error.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    folder: Path | None = None
+    try:
+        with held():
+            folder = _made_folder()
+        yield folder
+    finally:
+        with held():
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="gradience-"))
+    except OSError as error:
+        message = f"cannot make a temporary folder: {error.strerror}"
+        raise OutputError(message, advice="check the space left, or set TMPDIR to another place") from error
+
+
+class Spool:
+    """Arrays of any dtype, kept as files in a folder. The caller made the folder and removes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = count()  # next() on it is one step, so several threads may keep arrays
+
+    def keep(self, array: Array) -> Callable[[], Array]:
+        """Write an array to disk, and return a function that reads it back bit for bit.
+
+        Raises:
+            OutputError: the array cannot be written.
+        """
+        path = self._folder / str(next(self._count))
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # as bytes: ml_dtypes' types have no buffer
+        try:
+            path.write_bytes(data.data)
+        except OSError as error:
+            message = f"cannot keep what is computed in {self._folder}: {error.strerror}"
+            raise OutputError(message, advice="check the space left there, or set TMPDIR to another place") from error
+        dtype, shape = array.dtype, array.shape
+        return lambda: np.fromfile(path, dtype).reshape(shape)

@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.configs.training import objective_by_names
 from gradience.rules import Unknown
 from gradience.rules.config import judge_config, settings_of
 from gradience.rules.config.adapter import part_of, reaches_mlp
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.config.serving import RANKS
-from gradience.rules.objective import objective_by_names
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot
 

@@ -1,6 +1,7 @@
 """Rules on the adapter itself: which modules it touches, how strongly, and what of it is saved.
 
-They read target_modules as names, without the base model. `coverage` judges which modules of a base the names reach.
+Most read target_modules as names, without the base model. TGT002 and TGT005 read the counts that `--base` gives, from
+the base's config.json and file headers, and abstain without it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from gradience.adapters import module_type
+from gradience.errors import few
 from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule, given
+from gradience.schema.document import Coverage
 
 Part = Literal["attn", "mlp", "either", "unknown"]
 
@@ -55,6 +58,7 @@ def _expression_reaches_mlp(text: str) -> bool | None:
     return False if "attn" in parts and "either" not in parts else None
 
 
+FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
 _METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
 SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
 RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
@@ -146,6 +150,56 @@ def _trained_bias(facts: Facts) -> Iterator[Observation]:
     bias = given(facts.config.lora.bias, "bias")
     if bias != "none":
         yield Observation(f"bias is '{bias}': biases of the base model are trained and saved too", {"bias": bias})
+
+
+def _reach(facts: Facts) -> Iterator[Observation]:
+    coverage = facts.coverage
+    if coverage.refused:
+        yield _refused(coverage)
+    if not coverage.modules and not coverage.refused:
+        yield Observation(
+            f"the targets match no module of {coverage.base}",
+            {"modules": 0, "layers_total": coverage.layers_total, "unmatched_targets": coverage.unmatched_targets},
+            severity="error",
+            action="name modules that exist, or use 'all-linear'",
+        )
+        return
+    share = coverage.layers / coverage.layers_total if coverage.layers_total else 1.0
+    if coverage.modules and share < FEW_LAYERS.value and not facts.config.lora.extras.get("layers_to_transform"):
+        yield Observation(
+            f"the adapter touches {coverage.layers} of {coverage.layers_total} layers",
+            {"layers": coverage.layers, "layers_total": coverage.layers_total, "modules": coverage.modules},
+        )
+    missed = coverage.unmatched_targets
+    if missed and coverage.modules:
+        yield Observation(
+            f"nothing in {coverage.base} matches {few(missed)}",
+            {"unmatched_targets": missed},
+            severity="info",
+            action="correct the spelling, or leave the name out",
+        )
+
+
+def _refused(coverage: Coverage) -> Observation:
+    names = [item.name for item in coverage.refused]
+    return Observation(
+        f"PEFT will refuse {few(names)}: {coverage.refused[0].reason}",
+        {"refused": names},
+        severity="error",
+        action="name the layers that hold weights, and leave these out",
+    )
+
+
+def _untrained_tokens(facts: Facts) -> Iterator[Observation]:
+    coverage = facts.coverage
+    if facts.around.no_tokenizers:
+        raise Unknown(facts.around.no_tokenizers)
+    added = coverage.added_tokens
+    if added and not coverage.embedding_trained:
+        yield Observation(
+            f"{len(added)} tokens were added to the tokenizer ({few(added)}), and no embedding row is trained",
+            {"added_tokens": added, "vocabulary": coverage.vocabulary},
+        )
 
 
 RULES = (
@@ -265,5 +319,50 @@ RULES = (
         scope="PEFT LoRA configs",
         verify="compare the base model's output with the adapter disabled",
         settings=("bias",),
+    ),
+    LoraRule(
+        id="TGT002",
+        severity="warning",
+        title="targets reach little or nothing",
+        groups=("base",),
+        condition="PEFT would refuse a target, the targets match no module (both errors), they reach under "
+        "{few_layers} of the layers, or one of them matches nothing (info)",
+        observe=_reach,
+        confidence=0.9,
+        evidence=(
+            cite(
+                "PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
+                "a listed name must equal a module's name or its end after a dot; a string is a regular expression for "
+                "the whole name; a module that PEFT has no LoRA for raises",
+            ),
+            NEMOTRON,
+        ),
+        rationale="A module that no target names is not trained, and a run of hours can adapt almost nothing.",
+        action="check the list against the base's module names",
+        scope="PEFT LoRA; with --base, for models whose modules are named as in their files",
+        verify="model.print_trainable_parameters(), and model.targeted_module_names",
+        thresholds=(FEW_LAYERS,),
+        settings=("target_modules", "exclude_modules", "target_parameters"),
+    ),
+    LoraRule(
+        id="TGT005",
+        severity="warning",
+        title="added tokens without trained embeddings",
+        groups=("base",),
+        condition="the tokenizer has added tokens, and no row of the embedding is trained",
+        observe=_untrained_tokens,
+        confidence=0.7,
+        evidence=(
+            cite(
+                "PEFT docs, developer_guides/troubleshooting.md",
+                "with an extended vocabulary the embedding must be trained and saved, else outputs are wrong "
+                "after loading",
+            ),
+        ),
+        rationale="The rows of new tokens are random and stay so; the model sees noise wherever they occur.",
+        action="set trainable_token_indices to their ids, or put the embedding in modules_to_save",
+        scope="with --base, and a tokenizer saved beside the configuration",
+        verify="the adapter file holds token rows or an embedding (gradience audit lists it)",
+        settings=("trainable_token_indices", "modules_to_save", "target_modules"),
     ),
 )

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
+from gradience.configs.training import Objective, objective_of
 from gradience.rules import Need, Rule, Unknown
-from gradience.rules.objective import Objective, objective_of
 from gradience.schema import NonFinite, Real, as_float, real
 from gradience.schema.document import Coverage, RuleGroup
 from gradience.schema.events import ConfigSnapshot

@@ -1,6 +1,7 @@
-"""Rules on a run: its batch, length and warm-up, and the record it leaves for judging it.
+"""Rules on a run: its data, batch, length and warm-up, and the record it leaves for judging it.
 
-A Trainer setting in steps below 1 is a ratio of all steps; `Facts` turns both forms into steps.
+A Trainer setting in steps below 1 is a ratio of all steps; `Facts` turns both forms into steps. RNK001 sets the data
+against the size of the adapter, which `--base` gives.
 """
 
 from __future__ import annotations
@@ -156,6 +157,13 @@ _RECORDING = (
 )
 
 
+BITS_PER_PARAMETER = Threshold(
+    "bits_per_parameter", 2.0, "bits per adapter parameter", "LoRA Without Regret, as quoted; not re-measured"
+)
+BITS_PER_TOKEN = Threshold("bits_per_token", 1.0, "bits per token", "LoRA Without Regret, as quoted; not re-measured")
+CAPACITY_EXCESS = Threshold(
+    "capacity_excess", 3.0, "bits of data over bits of adapter", "proposal: slack for padding and repeated data"
+)
 BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128")
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
 EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
@@ -166,6 +174,18 @@ WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: t
 WARMUP_RATIO_REMOVED = Threshold(
     "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
 )
+
+
+def _capacity(facts: Facts) -> Iterator[Observation]:
+    if facts.objective.kind != "sft":
+        raise Unknown(f"objective {facts.objective.kind}: the estimate is for supervised training")
+    parameters, tokens = given(facts.coverage.lora_params, "the adapter's size (r, or a packed base)"), facts.tokens
+    capacity, content = parameters * BITS_PER_PARAMETER.value, tokens * BITS_PER_TOKEN.value
+    if content > CAPACITY_EXCESS.value * capacity:
+        yield Observation(
+            f"up to {tokens:.2g} tokens against {parameters:.2g} adapter parameters: the adapter may be too small",
+            {"tokens_at_most": tokens, "lora_params": parameters, "ratio": content / capacity},
+        )
 
 
 def _large_batch(facts: Facts) -> Iterator[Observation]:
@@ -241,6 +261,28 @@ def _major_minor(version: str) -> tuple[int, int]:
 
 
 RULES = (
+    LoraRule(
+        id="RNK001",
+        severity="info",
+        title="more data than the adapter may hold",
+        groups=("base",),
+        condition="tokens x {bits_per_token} bit > {capacity_excess} x trainable parameters x {bits_per_parameter} bit",
+        observe=_capacity,
+        confidence=0.35,
+        evidence=(
+            cite(
+                LWR,
+                "an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA "
+                "falls behind",
+            ),
+        ),
+        rationale="Past its capacity LoRA learns more slowly per example than full fine-tuning.",
+        action="raise r, or target more modules, before raising lr",
+        scope="supervised training; tokens are an upper bound: full sequences, every step counted as new data",
+        verify="the same run at twice the rank: compare held-out loss after equal steps",
+        thresholds=(BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS),
+        settings=("r",),
+    ),
     *_RECORDING,
     LoraRule(
         id="BAT001",

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import DIVERGENCE, TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, once, positive_loss, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, not_under, once, positive_loss, seen
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
-from gradience.rules.objective import not_under
 from gradience.schema import Severity
 
 SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")

@@ -15,9 +15,9 @@ from itertools import islice
 from operator import itemgetter, le
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
+from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Rule, Threshold, Unknown, cite
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
-from gradience.rules.objective import Objective, objective_by_names, objective_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
@@ -322,3 +322,18 @@ def column(facts: RunFacts, name: str, least: float) -> Signal:
     if len(signal.values) < least:
         raise Unknown(f"{len(signal.values)} rows with {name}; it needs {least:g}")
     return signal
+
+
+def under(*kinds: Kind) -> Callable[[RunFacts], bool]:
+    """Return a rule's `applies`: true under these objectives. Under others the rule is not listed at all."""
+    return lambda facts: facts.objective.kind in kinds
+
+
+def not_under(*kinds: Kind) -> Callable[[RunFacts], str | None]:
+    """Return a rule's need: under these objectives the rule is listed as not judged, with the reason."""
+
+    def reason(facts: RunFacts) -> str | None:
+        kind, because, _ = facts.objective
+        return f"does not fit the objective {kind} ({because})" if kind in kinds else None
+
+    return reason

@@ -14,11 +14,10 @@ from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.divergence import loss_bar
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, not_under, seen
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of, stands_out
-from gradience.rules.objective import not_under
 from gradience.schema import as_float
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")

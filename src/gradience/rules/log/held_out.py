@@ -28,11 +28,11 @@ from gradience.rules.log.facts import (
     HeldOutCurve,
     LogRule,
     RunFacts,
+    not_under,
     seen,
 )
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
-from gradience.rules.objective import not_under
 from gradience.schema import as_float
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint

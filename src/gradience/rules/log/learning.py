@@ -22,6 +22,7 @@ from gradience.rules.log.facts import (
     HeldOutCurve,
     LogRule,
     RunFacts,
+    not_under,
     once,
     positive_loss,
     seen,
@@ -37,7 +38,6 @@ from gradience.rules.log.statistics import (
     theil_sen,
     thin,
 )
-from gradience.rules.objective import not_under
 from gradience.schema.document import Evidence
 
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.rules import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, Signal, column, last_part, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, Signal, column, last_part, seen, under
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
-from gradience.rules.objective import only_under
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
@@ -245,7 +244,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         "accuracy's standard error is over {separation_error}, the margin must be within {margin_still} standard error "
         "of 0, or below",
         observe=_separation,
-        applies=only_under("preference"),
+        applies=under("preference"),
         confidence=0.8,
         evidence=(NEMOTRON, TRIAL),
         rationale="The loss may fall through its likelihood term alone, while the preferences are not learnt.",
@@ -261,7 +260,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="rewards/chosen fell by at least {chosen_fall} and {chosen_errors} standard errors; under "
         "{many_rows} rows, a Mann-Kendall test must also find the fall at p <= {alpha}",
         observe=_chosen_falls,
-        applies=only_under("preference"),
+        applies=under("preference"),
         confidence=0.5,
         evidence=(
             cite(
@@ -282,7 +281,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         severity="info",
         condition="first margin, within {start_step} steps, is at least {start_margin} from 0; not for ORPO and CPO",
         observe=_start,
-        applies=only_under("preference"),
+        applies=under("preference"),
         confidence=0.5,
         evidence=(
             cite("DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"),
@@ -301,7 +300,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="in the last quarter of the rows the median loss is at most {saturated_loss} and the median of "
         "rewards/margins at least {saturated_margin}, from {few_rows} rows on",
         observe=_saturated,
-        applies=only_under("preference"),
+        applies=under("preference"),
         confidence=0.85,
         evidence=(
             cite(
@@ -324,7 +323,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         "{reward_fall} of the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall "
         "of over {reward_fall}, with p <= {alpha} by Mann-Kendall; a reward that does not rise is info",
         observe=_reward,
-        applies=only_under("rl"),
+        applies=under("rl"),
         confidence=0.7,
         evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
         rationale="The reward is what is optimised: under RL a loss near 0 is normal and says nothing.",
@@ -340,7 +339,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="mean frac_reward_zero_std of at least {zero_groups} in the last third; a warning from "
         "{zero_groups_most}",
         observe=_zero_variance,
-        applies=only_under("rl"),
+        applies=under("rl"),
         confidence=0.85,
         evidence=(
             cite(
@@ -361,7 +360,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         severity="info",
         condition="median kl over {kl_late} nats a token in the last third of the rows, or over {kl_row} in one row",
         observe=_kl,
-        applies=only_under("rl"),
+        applies=under("rl"),
         confidence=0.5,
         evidence=(
             cite(
@@ -382,7 +381,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="mean completions/clipped_ratio of at least {cut_off} in the last third of the rows; the message "
         "adds whether at least {zero_groups_also} of the groups have equal rewards",
         observe=_cut_off,
-        applies=only_under("rl"),
+        applies=under("rl"),
         confidence=0.7,
         evidence=(
             cite(

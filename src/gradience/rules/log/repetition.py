@@ -9,11 +9,10 @@ from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, last_part, positive_loss, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, last_part, not_under, positive_loss, seen
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
-from gradience.rules.objective import not_under
 
 MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
 SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")

@@ -15,8 +15,20 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike, Progress
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
-from gradience.verbs.bench.candidates import FULL, Making, default_names, made, retrained
-from gradience.verbs.bench.contest import Contest, Entry, Options, Sources, anchors, write_scaled
+from gradience.verbs.audit import audit_adapter
+from gradience.verbs.bench.contest import (
+    FULL,
+    Contest,
+    Entry,
+    Making,
+    Options,
+    Sources,
+    anchors,
+    default_names,
+    made,
+    write_scaled,
+)
+from gradience.verbs.bench.evaluators import run, words
 from gradience.verbs.bench.judge import Contender
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
 from gradience.verbs.merge import merge_adapters
@@ -82,6 +94,87 @@ def bench_adapter(
             entry, more = retrained(store, contest, entry, command=retrain, ranks=ranks, options=options)
             notes += more
         return contest.report([entry], Sources("resize", [path], notes))
+
+
+def retrained(
+    store: Store, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: Options
+) -> tuple[Entry, list[str]]:
+    """Add to the entry, for each rank, a retrained adapter and the truncated one; return the entry and notes.
+
+    Every seed is trained and scored. The seed with the worst score represents its rank.
+
+    Args:
+        store: keeps the trained adapters.
+        contest: scores the trained adapters.
+        entry: the task, with the adapter first.
+        command: the training command, in which {r}, {seed} and {out} are filled in.
+        ranks: the ranks; if empty, those that the audit suggests.
+        options: the seeds, and the time limit of one training in seconds.
+
+    Raises:
+        GradienceError: the command fails, or leaves no adapter in {out}.
+    """
+    words(command, {}, required="out")
+    adapter = entry.entrants[0].folder
+    chosen = _ranks(adapter, ranks)
+    names = {one.name for one in entry.entrants}
+    truncated, notes = made(
+        store,
+        [f"svd:{r}" for r in chosen if f"svd:{r}" not in names],
+        Making(adapter, options.base, None, options.seed),
+    )
+    evaluator = contest.evaluator(entry.data)
+    worst = []
+    for r in chosen:
+        seeds = [
+            Contender(f"retrain:{r} seed {seed}", "candidate", _trained(store, command, r, seed, options.timeout))
+            for seed in range(options.seed, options.seed + options.seeds)
+        ]
+        found = contest.scored(entry._replace(entrants=[entry.entrants[0], *seeds]), evaluator)
+        means = [found[one.name].mean for one in seeds]
+        place = means.index(min(means) if evaluator.higher_is_better else max(means))
+        said = ", ".join(f"{mean:.4g}" for mean in means)
+        worst.append(
+            Contender(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({said})")
+        )
+    entrants = [*entry.entrants, *truncated, *worst]
+    return entry._replace(entrants=entrants), notes
+
+
+def _ranks(adapter: Path, asked: Sequence[str]) -> list[int]:
+    if asked:
+        try:
+            ranks = [int(text) for text in asked]
+        except ValueError as error:
+            raise GradienceError(f"retrain:{asked[0]}: expected a rank", advice="such as retrain:8") from error
+        return list(dict.fromkeys(ranks))
+    suggested = audit_adapter(adapter).suggested
+    found = sorted({item.rank for item in suggested.values()}, reverse=True)
+    if not found:
+        raise AdapterError("the audit suggests no rank for this adapter", advice="name one: --candidates retrain:8")
+    return found
+
+
+def _trained(store: Store, command: str, rank: int, seed: int, timeout: float) -> Path:
+    """The folder of a trained adapter. If it is missing, the training is run.
+
+    A failed training leaves its files in a folder whose name ends in `.unfinished`.
+    """
+
+    def make(out: Path) -> None:
+        draft = out.with_name(f"{out.name}.unfinished")
+        draft.mkdir(parents=True, exist_ok=True)
+        argv = words(command, {"r": str(rank), "seed": str(seed), "out": str(draft.resolve())}, required="out")
+        run(argv, timeout=timeout)
+        try:
+            open_adapter(draft)
+        except AdapterError as error:
+            raise AdapterError(
+                f"the training of rank {rank}, seed {seed} left no adapter: {error}", advice="save it in {out}"
+            ) from error
+        draft.rename(out)
+
+    return store.made(f"retrain-{rank}-{seed}", {"command": command, "r": rank, "seed": seed}, make)
 
 
 def bench_merge(

@@ -1,12 +1,14 @@
-"""The common part of every bench: score adapters task by task, keep each evaluation, and make a report.
+"""The entrants of a bench and their scores: score adapters task by task, keep each evaluation, and make a report.
 
-Two anchors give the numbers a scale: the adapter without its update, and with its update shuffled. All variants keep
-the adapter's heads, biases and everything else that is not a LoRA factor, so that only the update differs.
+Candidates are resized copies of an adapter, made by their names. Two anchors give the numbers a scale: the adapter
+without its update, and with its update shuffled. The anchors keep the adapter's heads, biases and everything else that
+is not a LoRA factor, so that only the update differs. Each entrant is kept in a folder of the store and is not made
+again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
@@ -24,8 +26,9 @@ from gradience.schema.compare import BenchMetric, BenchReport
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.bench.evaluators import DEFAULT_TIMEOUT, LM_EVAL, Command, Evaluator, LmEval
 from gradience.verbs.bench.judge import BASE, Contender, Task, judge, tolerance_of
-from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_hash
+from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_hash, refusing
 from gradience.verbs.bench.trial import CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
+from gradience.verbs.resize import resize_adapter
 from gradience.verbs.resize.plan import resizable_pairs
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, SourceFiles, provenance_of, write_adapter
@@ -33,6 +36,12 @@ from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, SourceFi
 Factors: TypeAlias = tuple[Array, Array]
 
 SHUFFLED: Final = "shuffled"
+FULL: Final = "full"
+ALWAYS: Final = (FULL, BASE, SHUFFLED)
+DEFAULT_KL: Final = ("kl:.003", "kl:.01")
+_GRAMMAR: Final = "full, base, shuffled, p90, svd:RANK, energy:SHARE, params:N, kl:NATS or adapter:FOLDER"
+_TYPES: Final[Mapping[str, Callable[[str], float]]] = {"svd": int, "energy": float, "params": int, "kl": float}
+_CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "kl": "kl"}
 LONGEST: Final = 1024
 _SEEDS: Final = 3  # default number of runs of a command that takes a seed
 
@@ -147,6 +156,96 @@ def anchors(store: Store, adapter: Path, *, seed: int) -> list[Contender]:
         Contender(BASE, "anchor", zero, "the update zero, heads and biases kept"),
         Contender(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
     ]
+
+
+class Making(NamedTuple):
+    """The inputs for making candidates. `kl:` candidates also need `base`, and `calibrate` with unlabelled inputs."""
+
+    adapter: Path
+    base: PathLike | None
+    calibrate: Path | None
+    seed: int
+
+
+def default_names(adapter: Path, *, calibrated: bool) -> list[str]:
+    """The default candidates: the audit's suggestion, 1/2 and 1/4 of the rank, and two limits of KL if calibrated."""
+    rank = max((module.r for module in open_adapter(adapter)[1].modules), default=1)
+    ranks = [k for k in dict.fromkeys((rank // 2, rank // 4)) if k >= 1]
+    return ["p90", *(f"svd:{k}" for k in ranks), *(DEFAULT_KL if calibrated else ())]
+
+
+def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Contender], list[str]]:
+    """Make the candidates with these names, without the three that every bench has, and return them.
+
+    The second result are notes on candidates that are left out because they equal another.
+
+    Raises:
+        GradienceError: a name is not known, or a candidate cannot be made.
+    """
+    recipes = [(name, _recipe(name, making)) for name in dict.fromkeys(names) if name not in ALWAYS]
+    source = adapter_digest(making.adapter)
+    found, notes, seen = [], [], {source: FULL}
+    for name, recipe in recipes:
+        folder = recipe if isinstance(recipe, Path) else _resized(store, name, recipe, source, making)
+        digest = adapter_digest(folder)
+        if digest in seen or (not isinstance(recipe, Path) and _is_as_large(folder, making.adapter)):
+            notes.append(f"{name} is left out: it is the same adapter as {seen.get(digest, FULL)}")
+            continue
+        seen[digest] = name
+        found.append(Contender(name, "candidate", folder, _words(name)))
+    return found, notes
+
+
+def _recipe(name: str, making: Making) -> dict[str, Any] | Path:
+    """The options of `resize_adapter` for a candidate's name, or the adapter's folder that the name gives."""
+    kind, _, value = name.partition(":")
+    if name == "p90":
+        return {"like_suggested": True}
+    if kind == "adapter" and value:
+        return Path(value)
+    if kind not in _TYPES:
+        raise GradienceError(f"{name!r} is not a candidate", advice=f"expected {_GRAMMAR}")
+    try:
+        number = _TYPES[kind](value)
+    except ValueError as error:
+        raise GradienceError(f"{name!r}: {value!r} is not a number", advice=f"expected {_GRAMMAR}") from error
+    if kind != "kl":
+        return {_CRITERIA[kind]: number}
+    if making.calibrate is None or making.base is None:
+        raise GradienceError(
+            f"{name} needs inputs to calibrate on", advice="give --base and --calibrate TEXTS, other ones than --data"
+        )
+    return {"kl": number, "base": making.base, "calibrate": making.calibrate, "seed": making.seed}
+
+
+def _resized(store: Store, name: str, options: dict[str, Any], source: str, making: Making) -> Path:
+    how: dict[str, Any] = {"of": source, **{key: str(value) for key, value in options.items()}}
+    if making.calibrate is not None and "calibrate" in options:
+        how["calibrate"] = file_hash(making.calibrate)
+
+    def make(out: Path) -> None:
+        with refusing(name, f"expected {_GRAMMAR}"):
+            resize_adapter(making.adapter, out, **options)
+
+    return store.made(name, how, make)
+
+
+def _is_as_large(folder: Path, adapter: Path) -> bool:
+    """Whether the candidate in `folder` has the same ranks as the adapter."""
+    ranks = [{m.name: m.r for m in open_adapter(place)[1].modules} for place in (folder, adapter)]
+    return ranks[0] == ranks[1]
+
+
+def _words(name: str) -> str:
+    kind, _, value = name.partition(":")
+    return {
+        "p90": "each module at the rank that the audit suggests",
+        "svd": f"the best approximation of rank {value}",
+        "energy": f"singular values with {value} of the energy",
+        "params": f"at most {value} parameters",
+        "kl": f"the smallest with measured KL <= {value}",
+        "adapter": "as given",
+    }[kind]
 
 
 class Contest:

@@ -18,6 +18,7 @@ from gradience.configs.settings import Layer, keys_of, line_of, stack, with_rati
 from gradience.configs.training import (
     STATE_NAME,
     TRAINING_NAMES,
+    objective_of,
     read_training,
     read_training_dir,
     read_training_object,
@@ -29,7 +30,6 @@ from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, quantities
 from gradience.rules.config.serving import ENGINES
-from gradience.rules.objective import objective_of
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation

@@ -13,10 +13,8 @@ import msgspec
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
-from gradience.io.kept import Spool, temporary_folder
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
-from gradience.verbs.convert.factored import Choice
 from gradience.verbs.convert.source import (
     Source,
     components_of,
@@ -26,10 +24,11 @@ from gradience.verbs.convert.source import (
     refuse_modules,
     renamed,
 )
-from gradience.verbs.convert.updates import Conversion, Update, expert_updates, layer_updates
+from gradience.verbs.convert.updates import Choice, Conversion, Update, layer_updates
 from gradience.verbs.convert.write import (
     MLX_METADATA,
     MLX_WEIGHTS,
+    expert_updates,
     mlx_config,
     mlx_notes,
     mlx_tensors,
@@ -37,7 +36,15 @@ from gradience.verbs.convert.write import (
     peft_notes,
     peft_tensors,
 )
-from gradience.verbs.writing import NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import (
+    NewAdapter,
+    SourceFiles,
+    Spool,
+    provenance_of,
+    refuse_place,
+    temporary_folder,
+    write_adapter,
+)
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
 _UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "magnitude", "scale"})

@@ -1,35 +1,77 @@
 """The updates to write: each with its LoRA pair, and its name and layout in the target.
 
-A layer gives one `Update`. A parameter of stacked experts gives one `Update` for all experts. MLX-LM and PEFT split
-and fuse the projections of an expert layer differently, so one source stack may become two updates, or two may become
-one.
+A layer gives one `Update`, and so does a parameter of stacked experts, for all experts. The pair is exact if its rank
+allows, else the best approximation of the rank asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from gradience.adapters import module_type
 from gradience.adapters.formats.foreign import is_embedding_layer
-from gradience.adapters.layout import Array, Module
+from gradience.adapters.layout import LARGEST_ENTRY, Array, LoadFactors, Module, within_range
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io import Progress
-from gradience.io.kept import Spool
 from gradience.schema.writing import Target
-from gradience.verbs.convert.factored import Choice, Factored, from_dense, from_factors, product_norm, refuse_non_finite
+from gradience.spectral.grams import Floats
+from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
 from gradience.verbs.convert.source import Source
+from gradience.verbs.writing import Spool
 
 Factors: TypeAlias = tuple[Array, Array]
+Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 
-_SWITCH: Final = ".switch_mlp"
-_EXPERTS: Final = ".experts"
-_PARAMETERS: Final = frozenset({"gate_up_proj", "gate_proj", "up_proj", "down_proj"})
-_OLD_NAMES: Final = {".block_sparse_moe": ".mlp"}  # Mixtral's, in MLX-LM and in transformers 5
+_FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
+_BLOCK: Final = 4096  # columns of a factor that are cast to float64 at a time
+
+_FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
+
+
+class Choice(NamedTuple):
+    """How much of an update to keep: at most a rank, or a share of its energy (squared Frobenius norm), or all."""
+
+    rank: int | None = None
+    energy: float | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing may be left out."""
+        return self.rank is None and self.energy is None
+
+    def of(self, sigma: Floats) -> int:
+        """Return the number of singular values to keep; sigma holds all of them, largest first."""
+        if self.rank is not None:
+            return min(self.rank, len(sigma))
+        if self.energy is not None:
+            return rank_for_energy(sigma, self.energy, float(np.sum(sigma * sigma))) or len(sigma)
+        return len(sigma)
+
+
+class Factored(NamedTuple):
+    """The pair scale * b @ a, in the orientation of the base's weight.
+
+    `norm` is the Frobenius norm of the update, `rest` that of the part left out.
+    """
+
+    rank: int
+    scale: float
+    shape: tuple[int, int]
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]]
+    load: LoadFactors
+    method: Method
+    norm: float
+    rest: float
+
+    @property
+    def relative_error(self) -> float | None:
+        """The relative Frobenius error rest / norm, or None if the update is zero."""
+        return self.rest / self.norm if self.norm > 0.0 else None
 
 
 class Update(NamedTuple):
@@ -236,113 +278,112 @@ def _magnitude(source: Source, module: Module, target: Target) -> Callable[[], A
     return lambda: read().reshape(-1)
 
 
-def expert_updates(modules: Sequence[Module], target: Target) -> list[Update]:
-    """Return the updates of all stacked experts in the target's layout.
+def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, copy: bool) -> Factored:
+    """Return the module's own pair, cut to a lower rank if the choice asks for it.
+
+    Args:
+        module: a module whose factors can be loaded.
+        choice: how much to keep.
+        spool: where to put factors that are not the file's own.
+        scale: the scale to write; if factors are copied, it must be the module's.
+        copy: whether the file's own numbers are a LoRA pair, which is then copied bit for bit.
 
     Raises:
-        AdapterError: a stack has no known counterpart in the target.
+        AdapterError: a factor holds NaN or infinite values.
     """
-    stacks: dict[str, list[Module]] = {}
-    for module in modules:
-        stacks.setdefault(module.name.partition("[")[0], []).append(module)
-    found = [_stack(name, experts) for name, experts in stacks.items()]
-    if target == "mlx":
-        return [part for stack in found for part in _unfused(stack)]
-    return list(_fused(found))
+    b, a = module.load()
+    refuse_non_finite(module, b, a)
+    norm, shape = abs(module.scale) * product_norm(b, a), (len(b), a.shape[1])
+    if not copy:
+        b, a = _without_zeros(b, a)
+    if a.shape[0] > min(len(b), a.shape[1]) and not copy:
+        return _truncated(decomposed(b, a, module.scale), Choice(min(len(b), a.shape[1])), choice, spool, scale)
+    if not choice.everything:
+        low = decomposed(b, a, module.scale)
+        if (kept := choice.of(low.sigma)) < a.shape[0]:
+            return _truncated(low, Choice(kept), Choice(), spool, scale)
+    if copy:
+        return Factored(a.shape[0], module.scale, shape, (b.dtype, a.dtype), module.load, "copied", norm, 0.0)
+    ratio = module.scale / scale if scale else 1.0
+    load = _kept(spool, b, a.astype(np.float64) * ratio)
+    return Factored(a.shape[0], scale, shape, _FLOATS, load, "factors", norm, 0.0)
 
 
-def _stack(name: str, experts: Sequence[Module]) -> Update:
-    """Return the update of one stacked parameter in the source's layout; its factors are the file's own numbers."""
-    path, _, parameter = name.rpartition(".")
-    if not path.endswith((_SWITCH, _EXPERTS)) or parameter not in _PARAMETERS:
-        raise AdapterError(f"{name}: experts of this name are laid out in a way that is not known here")
-    squares = 0.0
-    for module in experts:
-        b, a = module.load()
-        refuse_non_finite(module, b, a)
-        squares += (module.scale * product_norm(b, a)) ** 2
-
-    def load() -> Factors:
-        pairs = [module.load() for module in experts]
-        return np.stack([b for b, _ in pairs]), np.stack([a for _, a in pairs])
-
-    first = experts[0]
-    dtype = first.load()[0].dtype
-    part = Factored(first.r, first.scale, first.shape, (dtype, dtype), load, "copied", math.sqrt(squares), 0.0)
-    return Update((name,), "expert", path, first.r, part, parameter=parameter, experts=len(experts))
+def _kept(spool: Spool, b: Array, a: Array) -> LoadFactors:
+    """Put computed factors into the spool in float32, as they will be stored, and return their loader."""
+    left, right = spool.keep(b.astype(np.float32)), spool.keep(a.astype(np.float32))
+    return lambda: (left(), right())
 
 
-def _unfused(stack: Update) -> Iterator[Update]:
-    """Yield MLX-LM's layers for a parameter; a fused parameter gives two, with the same A and half of B's rows each."""
-    path = stack.path.removesuffix(_EXPERTS) + _SWITCH
-    if stack.parameter != "gate_up_proj":
-        yield stack._replace(path=path)
-        return
-    half = stack.part.shape[0] // 2
-    for parameter, rows in (("gate_proj", slice(0, half)), ("up_proj", slice(half, None))):
-        part = stack.part._replace(
-            shape=(half, stack.part.shape[1]), norm=_norm_of(stack, rows), load=_rows_of(stack, rows)
+def _truncated(low: LowRank, first: Choice, second: Choice, spool: Spool, scale: float) -> Factored:
+    kept = max(1, min(first.of(low.sigma), second.of(low.sigma)))
+    load = _kept(spool, *low.factors(kept, scale))
+    norm = float(np.linalg.norm(low.sigma))
+    rest = low.error(kept)
+    method: Method = "truncated" if rest > 0.0 else "factors"
+    return Factored(kept, scale, (len(low.u), low.v.shape[1]), _FLOATS, load, method, norm, rest)
+
+
+def _without_zeros(b: Array, a: Array) -> tuple[Array, Array]:
+    """Return the pair without exactly zero rank-one terms, such as AdaLoRA prunes; at least one term is kept."""
+    held = np.flatnonzero(b.any(axis=0) & a.any(axis=1))
+    if len(held) == a.shape[0]:
+        return b, a
+    held = held if len(held) else np.zeros(1, dtype=np.intp)
+    return b[:, held], a[held]
+
+
+def product_norm(b: Array, a: Array) -> float:
+    """Return the Frobenius norm of b @ a from two r x r Gram matrices."""
+    return math.sqrt(max(0.0, float(np.sum(_gram(b.T) * _gram(a)))))
+
+
+def _gram(rows: Array) -> Floats:
+    """Return rows @ rows.T in float64, some columns at a time."""
+    gram = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], _BLOCK):
+        block = rows[:, start : start + _BLOCK].astype(np.float64)
+        gram += block @ block.T
+    return gram
+
+
+def refuse_non_finite(module: Module, *arrays: Array) -> None:
+    """Refuse a module with numbers that are not finite or too large.
+
+    Raises:
+        AdapterError: an array holds NaN, infinite values, or values beyond float32's range.
+    """
+    if not within_range(*arrays):
+        raise AdapterError(
+            f"{module.name} holds NaN or infinite values, or some over the limit of {LARGEST_ENTRY:g}",
+            advice="see 'gradience audit' for which modules do; nothing can be converted from them",
         )
-        yield stack._replace(path=path, parameter=parameter, part=part)
 
 
-def _rows_of(stack: Update, rows: slice) -> Callable[[], Factors]:
-    def load() -> Factors:
-        b, a = stack.part.load()
-        return b[:, rows], a
+def from_dense(
+    module: Module, matrix: Callable[[], Floats], choice: Choice, spool: Spool, *, scale: float, bound: int | None
+) -> Factored:
+    """Return the leading part of a dense update; `bound` is an upper bound on its rank, if one is known.
 
-    return load
-
-
-def _norm_of(stack: Update, rows: slice) -> float:
-    squares = sum(product_norm(b[rows], a) ** 2 for b, a in zip(*stack.part.load(), strict=True))
-    return abs(stack.part.scale) * math.sqrt(squares)
-
-
-def _fused(stacks: Sequence[Update]) -> Iterator[Update]:
-    """Yield the updates of PEFT's parameters, in the order in which transformers registers the parameters."""
-    by_path: dict[str, dict[str, Update]] = {}
-    for stack in stacks:
-        if not stack.path.endswith(_SWITCH):
-            raise AdapterError(f"{stack.names[0]}: only MLX-LM's switch_mlp has a known counterpart in transformers")
-        by_path.setdefault(stack.path, {})[stack.parameter or ""] = stack
-    for path, held in by_path.items():
-        target = path.removesuffix(_SWITCH)
-        for old, new in _OLD_NAMES.items():
-            target = target.removesuffix(old) + new if target.endswith(old) else target
-        gate, up = held.get("gate_proj"), held.get("up_proj")
-        if gate is not None or up is not None:
-            yield _gate_up(gate, up)._replace(path=target + _EXPERTS)
-        if "down_proj" in held:
-            yield held["down_proj"]._replace(path=target + _EXPERTS)
-
-
-def _gate_up(gate: Update | None, up: Update | None) -> Update:
-    """Return one update for gate_proj and up_proj: B is block-diagonal and A stacks both.
-
-    If both have the same A, it is kept once, and B stacks both.
+    Raises:
+        AdapterError: there is no bound and the choice is to keep everything, or the update is not finite.
     """
-    one = gate or up
-    if one is None or (gate and up and (gate.part.shape, gate.experts) != (up.part.shape, up.experts)):
-        raise AdapterError("gate_proj and up_proj of an expert layer have different shapes")
-    halves = [half for half in (gate, up) if half is not None]
-    shared = len(halves) > 1 and np.array_equal(halves[0].part.load()[1], halves[1].part.load()[1])
-    rank = one.part.rank if shared else sum(half.part.rank for half in halves)
-    out, inner = one.part.shape
+    if bound is None and choice.everything:
+        raise AdapterError(
+            f"{module.name}: {_FULL_RANK.get(module.kind, module.kind)} has updates of full rank, which no LoRA of "
+            "low rank is exactly",
+            advice="give the rank to keep with --rank N, or the share of its squared norm with --energy E",
+        )
+    dense = matrix()
+    refuse_non_finite(module, dense)
+    part = _part(dense, choice, min(dense.shape) if bound is None else min(bound, *dense.shape))
+    kept = max(1, len(part.low.sigma))
+    load = _kept(spool, *part.low.factors(kept, scale))
+    return Factored(kept, scale, (dense.shape[0], dense.shape[1]), _FLOATS, load, "dense", part.norm, part.rest)
 
-    def load() -> Factors:
-        pairs = [half.part.load() for half in halves]
-        b = np.zeros((one.experts, 2 * out, rank), one.part.dtypes[0])
-        column = 0
-        for half, (b_half, _) in zip(halves, pairs, strict=True):
-            top = 0 if half is gate else out
-            b[:, top : top + out, column : column + half.part.rank] = b_half
-            column += 0 if shared else half.part.rank
-        return b, pairs[0][1] if shared else np.concatenate([a for _, a in pairs], axis=1)
 
-    norm = math.sqrt(sum(half.part.norm**2 for half in halves))
-    return one._replace(
-        names=tuple(name for half in halves for name in half.names),
-        parameter="gate_up_proj",
-        part=one.part._replace(rank=rank, shape=(2 * out, inner), norm=norm, load=load),
-    )
+def _part(dense: Floats, choice: Choice, bound: int) -> Part:
+    if choice.energy is not None:
+        part = part_with_energy(dense, choice.energy)
+        return part if len(part.low.sigma) <= bound else leading_part(dense, bound)
+    return leading_part(dense, bound if choice.rank is None else min(choice.rank, bound))

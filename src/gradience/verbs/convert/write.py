@@ -1,25 +1,30 @@
-"""The two formats that `convert` writes, PEFT's and MLX-LM's: their configs and tensors.
+"""The two formats that `convert` writes, PEFT's and MLX-LM's: their configs, tensors and layouts of experts.
 
 MLX-LM stores `lora_a` (in, r) and `lora_b` (r, out), with one rank and one scale for all modules, which `keys` lists
 (`mlx_lm/tuner/utils.py`, load_adapters). So factors of a lower rank are zero-padded, which changes no update. If scales
 differ, their ratio is multiplied into `lora_b`. PEFT's patterns give each module its own rank and alpha.
+
+MLX-LM and PEFT split and fuse the projections of an expert layer differently, so one source stack may become two
+updates, or two may become one.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from gradience.adapters.layout import PREFIX, Array, pattern_name
+from gradience.adapters.layout import PREFIX, Array, Module, pattern_name
 from gradience.adapters.pairs import padded, peft_pair
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, planned
 from gradience.rules.weights.ranks import alpha_for, patterns_of
+from gradience.schema.writing import Target
 from gradience.verbs.convert.source import Source, dtype_name
-from gradience.verbs.convert.updates import Update, is_router
+from gradience.verbs.convert.updates import Factored, Factors, Update, is_router, product_norm, refuse_non_finite
 
 MLX_WEIGHTS: Final = "adapters.safetensors"
 MLX_METADATA: Final = {"format": "mlx"}
@@ -48,6 +53,10 @@ _KEPT: Final = (
 
 _DROPOUTS: Final = ("vera_dropout", "hira_dropout", "miss_dropout")
 _BIASES: Final = {"all": "all", "none": "none"}  # `vera_only`, `miss_only`, ... become `lora_only`
+_SWITCH: Final = ".switch_mlp"
+_EXPERTS: Final = ".experts"
+_PARAMETERS: Final = frozenset({"gate_up_proj", "gate_proj", "up_proj", "down_proj"})
+_OLD_NAMES: Final = {".block_sparse_moe": ".mlp"}  # Mixtral's, in MLX-LM and in transformers 5
 
 
 def mlx_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
@@ -248,3 +257,115 @@ def _carried(source: Source, layers: Sequence[Update]) -> dict[str, Any]:
 def _dropout(parameters: dict[str, Any]) -> float:
     value = parameters.get("dropout", 0.0)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def expert_updates(modules: Sequence[Module], target: Target) -> list[Update]:
+    """Return the updates of all stacked experts in the target's layout.
+
+    Raises:
+        AdapterError: a stack has no known counterpart in the target.
+    """
+    stacks: dict[str, list[Module]] = {}
+    for module in modules:
+        stacks.setdefault(module.name.partition("[")[0], []).append(module)
+    found = [_stack(name, experts) for name, experts in stacks.items()]
+    if target == "mlx":
+        return [part for stack in found for part in _unfused(stack)]
+    return list(_fused(found))
+
+
+def _stack(name: str, experts: Sequence[Module]) -> Update:
+    """Return the update of one stacked parameter in the source's layout; its factors are the file's own numbers."""
+    path, _, parameter = name.rpartition(".")
+    if not path.endswith((_SWITCH, _EXPERTS)) or parameter not in _PARAMETERS:
+        raise AdapterError(f"{name}: experts of this name are laid out in a way that is not known here")
+    squares = 0.0
+    for module in experts:
+        b, a = module.load()
+        refuse_non_finite(module, b, a)
+        squares += (module.scale * product_norm(b, a)) ** 2
+
+    def load() -> Factors:
+        pairs = [module.load() for module in experts]
+        return np.stack([b for b, _ in pairs]), np.stack([a for _, a in pairs])
+
+    first = experts[0]
+    dtype = first.load()[0].dtype
+    part = Factored(first.r, first.scale, first.shape, (dtype, dtype), load, "copied", math.sqrt(squares), 0.0)
+    return Update((name,), "expert", path, first.r, part, parameter=parameter, experts=len(experts))
+
+
+def _unfused(stack: Update) -> Iterator[Update]:
+    """Yield MLX-LM's layers for a parameter; a fused parameter gives two, with the same A and half of B's rows each."""
+    path = stack.path.removesuffix(_EXPERTS) + _SWITCH
+    if stack.parameter != "gate_up_proj":
+        yield stack._replace(path=path)
+        return
+    half = stack.part.shape[0] // 2
+    for parameter, rows in (("gate_proj", slice(0, half)), ("up_proj", slice(half, None))):
+        part = stack.part._replace(
+            shape=(half, stack.part.shape[1]), norm=_norm_of(stack, rows), load=_rows_of(stack, rows)
+        )
+        yield stack._replace(path=path, parameter=parameter, part=part)
+
+
+def _rows_of(stack: Update, rows: slice) -> Callable[[], Factors]:
+    def load() -> Factors:
+        b, a = stack.part.load()
+        return b[:, rows], a
+
+    return load
+
+
+def _norm_of(stack: Update, rows: slice) -> float:
+    squares = sum(product_norm(b[rows], a) ** 2 for b, a in zip(*stack.part.load(), strict=True))
+    return abs(stack.part.scale) * math.sqrt(squares)
+
+
+def _fused(stacks: Sequence[Update]) -> Iterator[Update]:
+    """Yield the updates of PEFT's parameters, in the order in which transformers registers the parameters."""
+    by_path: dict[str, dict[str, Update]] = {}
+    for stack in stacks:
+        if not stack.path.endswith(_SWITCH):
+            raise AdapterError(f"{stack.names[0]}: only MLX-LM's switch_mlp has a known counterpart in transformers")
+        by_path.setdefault(stack.path, {})[stack.parameter or ""] = stack
+    for path, held in by_path.items():
+        target = path.removesuffix(_SWITCH)
+        for old, new in _OLD_NAMES.items():
+            target = target.removesuffix(old) + new if target.endswith(old) else target
+        gate, up = held.get("gate_proj"), held.get("up_proj")
+        if gate is not None or up is not None:
+            yield _gate_up(gate, up)._replace(path=target + _EXPERTS)
+        if "down_proj" in held:
+            yield held["down_proj"]._replace(path=target + _EXPERTS)
+
+
+def _gate_up(gate: Update | None, up: Update | None) -> Update:
+    """Return one update for gate_proj and up_proj: B is block-diagonal and A stacks both.
+
+    If both have the same A, it is kept once, and B stacks both.
+    """
+    one = gate or up
+    if one is None or (gate and up and (gate.part.shape, gate.experts) != (up.part.shape, up.experts)):
+        raise AdapterError("gate_proj and up_proj of an expert layer have different shapes")
+    halves = [half for half in (gate, up) if half is not None]
+    shared = len(halves) > 1 and np.array_equal(halves[0].part.load()[1], halves[1].part.load()[1])
+    rank = one.part.rank if shared else sum(half.part.rank for half in halves)
+    out, inner = one.part.shape
+
+    def load() -> Factors:
+        pairs = [half.part.load() for half in halves]
+        b = np.zeros((one.experts, 2 * out, rank), one.part.dtypes[0])
+        column = 0
+        for half, (b_half, _) in zip(halves, pairs, strict=True):
+            top = 0 if half is gate else out
+            b[:, top : top + out, column : column + half.part.rank] = b_half
+            column += 0 if shared else half.part.rank
+        return b, pairs[0][1] if shared else np.concatenate([a for _, a in pairs], axis=1)
+
+    norm = math.sqrt(sum(half.part.norm**2 for half in halves))
+    return one._replace(
+        names=tuple(name for half in halves for name in half.names),
+        parameter="gate_up_proj",
+        part=one.part._replace(rank=rank, shape=(2 * out, inner), norm=norm, load=load),
+    )

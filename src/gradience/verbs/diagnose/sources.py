@@ -42,7 +42,7 @@ SHOWN: Final = 5  # most names in a sentence
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
-_PLURAL: Final[dict[Source, str]] = {"config": "configuration", "log": "log", "weights": "adapter weights"}
+_ABSENT: Final[dict[Source, str]] = {"config": "configuration was", "log": "log was", "weights": "adapter weights were"}
 
 # REC005 would find the output folder in use, by this very run
 _OF_RUNS_TO_COME: Final = {"REC005": "about a run to come; this one was begun"}
@@ -168,8 +168,7 @@ def _existing(place: Path) -> Path:
 
 
 def _of_names(place: Path, named: dict[Source, Found]) -> Sources:
-    absent = {source: Found(reason=f"no {word} was named") for source, word in _PLURAL.items()}
-    found = {**absent, **named}
+    found = {**{source: Found(reason=f"no {what} named") for source, what in _ABSENT.items()}, **named}
     return Sources(place, log=found["log"], weights=found["weights"], config=found["config"])
 
 

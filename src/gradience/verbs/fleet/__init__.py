@@ -23,8 +23,8 @@ from gradience.io.atomic import atomic_file
 from gradience.io.reading import read_small
 from gradience.schema import NonFinite, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.document import Finding, RuleGroup, by_severity
-from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
+from gradience.schema.document import Finding, RuleGroup, by_severity, writable
+from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow, RunRow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -267,3 +267,17 @@ def number_column(value: float | NonFinite | None) -> float | None:
 def finding_columns(finding: Finding) -> dict[str, Any]:
     """The columns of a finding, without those that name its source."""
     return {name: getattr(finding, name) for name in ("id", "severity", "message", "action", "confidence")}
+
+
+def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Struct]) -> bytes:
+    """Encode rows as bytes, in the form in which every engine passes them between processes."""
+    failed = any(head.error is not None for head in heads)
+    return msgspec.msgpack.encode(Result(failed, tuple(_raw(rows) for rows in (heads, *others))))
+
+
+def _raw(rows: Sequence[msgspec.Struct]) -> msgspec.Raw:
+    values = [msgspec.structs.astuple(row) for row in rows]
+    try:
+        return msgspec.Raw(msgspec.msgpack.encode(values))
+    except UnicodeEncodeError:  # a message quotes a name that is not UTF-8
+        return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(values))))

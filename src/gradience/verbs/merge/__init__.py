@@ -1,22 +1,28 @@
-"""The verb `merge`: merge several adapters into one, and report the error in each module."""
+"""The verb `merge`: merge several adapters into one, and report the error in each module.
+
+The merged config is the first adapter's, with new ranks, scale 1 everywhere, and targets that match exactly the modules
+of the file. Heads, biases and token rows are whole tensors, which have no sum. They are copied if the adapters agree on
+them, or from the adapter that was chosen.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
 
+from gradience.adapters.layout import Role
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
-from gradience.io.kept import Spool, temporary_folder
-from gradience.rules.weights.ranks import Patterns
+from gradience.io.safetensors import PlannedTensor, TensorSource, copied
+from gradience.rules.weights.ranks import Patterns, patterns_of
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeMethod, MergeReport
-from gradience.verbs.merge.config import Heads, heads_of, merged_config, merged_patterns, recipe_of, side_named
-from gradience.verbs.merge.methods import Recipe
+from gradience.verbs.merge.methods import Recipe, recipe_of
 from gradience.verbs.merge.pairs import (
     MergedModule,
     MergedPair,
@@ -28,9 +34,32 @@ from gradience.verbs.merge.pairs import (
     tensors_of,
 )
 from gradience.verbs.sides import Matching, Side, described, matched, open_sides
-from gradience.verbs.writing import STORED, Dtype, NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import (
+    STORED,
+    Dtype,
+    NewAdapter,
+    SourceFiles,
+    Spool,
+    provenance_of,
+    refuse_place,
+    temporary_folder,
+    write_adapter,
+)
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance
+
+_WHOLE: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
+_FIELDS: Final = ("modules_to_save", "bias", "trainable_token_indices")
+_NONE: Final = {"bias": "none"}
+_SHOWN: Final = 4
+
+_NARROWING: Final = ("layers_to_transform", "layers_pattern", "exclude_modules")
+_INITIAL: Final[dict[str, Any]] = {  # values for fields of an initialisation, which PEFT would otherwise repeat
+    "loftq_config": {},
+    "eva_config": None,
+    "corda_config": None,
+    "lora_ga_config": None,
+}
 
 
 def merge_adapters(
@@ -180,3 +209,133 @@ def _notes(sides: Sequence[Side]) -> list[str]:
     if any(side.adapter.config.use_rslora for side in sides):
         notes.append("rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off")
     return notes
+
+
+class Heads(NamedTuple):
+    """The whole tensors to copy, the config's fields about them, the names left out, and the chosen adapter's name."""
+
+    carried: list[PlannedTensor]
+    fields: dict[str, Any]
+    dropped: list[str]
+    chosen: str | None = None
+
+
+def side_named(sides: Sequence[Side], name: str) -> Side:
+    """Return the adapter that `name` identifies by its place (A, B, ... or 1, 2, ...), its name or its path.
+
+    Raises:
+        AdapterError: it identifies none.
+    """
+    for place, side in enumerate(sides):
+        if name in {side.name, str(side.path), str(place + 1), chr(ord("A") + place)}:
+            return side
+    known = ", ".join(f"{chr(ord('A') + place)} ({side.name})" for place, side in enumerate(sides))
+    raise AdapterError(f"--heads-from {name!r} names none of the adapters", advice=f"give one of {known}")
+
+
+def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
+    """Return the whole tensors to copy: the chosen adapter's, or else those of all adapters.
+
+    Raises:
+        AdapterError: none was chosen, and two adapters hold different tensors under one name.
+    """
+    if chosen is not None:
+        names = _whole(chosen)
+        left = sorted({name for side in sides for name in _whole(side)} - set(names))
+        source = _source(chosen)
+        fields = {field: chosen.raw.get(field) or _NONE.get(field) for field in _FIELDS}
+        return Heads([copied(source, name) for name in names], fields, left, chosen.name)
+    held: dict[str, Side] = {}
+    differing = []
+    for side in sides:
+        for name in _whole(side):
+            first = held.setdefault(name, side)
+            if first is not side and not _equal(_source(first), _source(side), name):
+                differing.append(name)
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise AdapterError(
+            f"the adapters hold different values of {', '.join(differing[:_SHOWN])}{more}: whole tensors (a head, a "
+            "bias, token rows) have no sum",
+            advice="take one adapter's with --heads-from A (or B, ...)",
+        )
+    return Heads([copied(_source(side), name) for name, side in held.items()], _agreed(sides), [])
+
+
+def _whole(side: Side) -> list[str]:
+    return [name for name, role in side.adapter.roles.items() if role in _WHOLE]
+
+
+def _source(side: Side) -> TensorSource:
+    if side.adapter.source is None:
+        raise AdapterError(f"the tensors of {side.path} cannot be read again", advice="open it from its files")
+    return side.adapter.source
+
+
+def _equal(one: TensorSource, two: TensorSource, name: str) -> bool:
+    first, second = one.tensors[name], two.tensors[name]
+    return (first.dtype, first.shape) == (second.dtype, second.shape) and np.array_equal(one.raw(name), two.raw(name))
+
+
+def _agreed(sides: Sequence[Side]) -> dict[str, Any]:
+    """Return the config's fields about whole tensors: the only value given, or for modules_to_save the union.
+
+    Raises:
+        AdapterError: the adapters give two values of another field.
+    """
+    fields: dict[str, Any] = {}
+    for field in _FIELDS:
+        given = [value for side in sides if (value := side.raw.get(field)) not in (None, [], _NONE.get(field))]
+        if field == "modules_to_save" and given:
+            fields[field] = sorted({name for value in given for name in value})
+        elif any(value != given[0] for value in given):
+            raise AdapterError(
+                f"the adapters disagree on {field}: {given[0]!r} and another",
+                advice="take one adapter's with --heads-from A (or B, ...)",
+            )
+        else:
+            fields[field] = given[0] if given else _NONE.get(field)
+    return fields
+
+
+def merged_patterns(ranks: Mapping[str, int]) -> Patterns:
+    """Return r, alpha and their patterns for modules of these ranks, all with scale 1, so that alpha = r."""
+    return patterns_of(ranks, dict(ranks))
+
+
+def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modules: Sequence[str]) -> dict[str, Any]:
+    """Return the merged adapter's `adapter_config.json`: the first adapter's, with the fields that the merge decides.
+
+    `modules` are the paths of layers, not of parameters. They become the targets if shorter names would match others.
+    """
+    first = sides[0].raw
+    return {
+        **first,
+        **patterns._asdict(),
+        **{field: value for field, value in _INITIAL.items() if first.get(field)},
+        **heads.fields,
+        **_targets(sides, modules),
+        "target_parameters": next((one for side in sides if (one := side.raw.get("target_parameters"))), None),
+        "peft_type": "LORA",
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _targets(sides: Sequence[Side], modules: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that choose modules, as far as they change.
+
+    If the adapters' target lists differ, their union matches the modules of all. If targets are patterns and differ, or
+    if the fields that narrow them differ, the modules are listed one by one.
+    """
+    raw = [side.raw for side in sides]
+    narrowed = [[one.get(field) or None for field in _NARROWING] for one in raw]
+    targets = [one.get("target_modules") for one in raw]
+    if all(one == narrowed[0] for one in narrowed):
+        if all(one == targets[0] for one in targets):
+            return {}
+        if all(isinstance(one, list) for one in targets):
+            return {"target_modules": sorted({name for one in targets for name in one or ()})}
+    return {**dict.fromkeys(_NARROWING), "target_modules": list(modules)}

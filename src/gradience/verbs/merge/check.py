@@ -34,7 +34,8 @@ from gradience.schema.merge import (
 from gradience.spectral.grams import Floats
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
 from gradience.spectral.subspace import PairGeometry, Places
-from gradience.verbs.merge.config import heads_of, weights_of
+from gradience.verbs.merge import heads_of
+from gradience.verbs.merge.methods import weights_of
 from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
 from gradience.verbs.sides import (
     Matching,

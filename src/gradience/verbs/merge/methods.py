@@ -1,4 +1,4 @@
-"""Merge one module: compute the update that a method defines, the new factors, and the factors' error.
+"""The methods of a merge: their options, and for one module the update that a method defines, its factors and error.
 
 `linear` and `cat` are exact, and `svd` is the best approximation at a rank; all three use the factors in float64. TIES
 and DARE work on single entries, so they form each dense update in float32, for one module at a time.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,71 @@ from gradience.spectral.update import leading_part, reduced, stacked
 
 _ROWS: Final = 1024  # rows of a dense matrix that are compared at a time
 
+TIES_DENSITY: Final = 0.2  # arXiv 2306.01708: the top 20 % of entries, its default if there is no validation set
+_LARGEST: Final = 1e6  # of a weight's magnitude: more is a mistake, and products in float32 stay in range
+_MEANS: Final = frozenset({"ties", "dare_ties"})
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
+
+
+Row = Sequence[Module | None]
+
+
+class Recipe(NamedTuple):
+    """A method with its options. There is one weight per adapter. TIES and DARE use `density`, DARE also `seed`."""
+
+    method: MergeMethod
+    weights: tuple[float, ...]
+    rank: int | None = None
+    density: float | None = None
+    seed: int = 0
+
+
+def weights_of(n: int, weights: Sequence[float] | None, method: MergeMethod = "linear") -> tuple[float, ...]:
+    """Return a weight for each of n adapters: those given, or else 1/n for a sum and 1 for a mean.
+
+    Raises:
+        ValueError: there are not n weights, or one is not finite or above 10^6 in magnitude.
+    """
+    if weights is None:
+        return ((1.0 if method in _MEANS else 1.0 / n) if n else 0.0,) * n
+    if len(weights) != n:
+        raise ValueError(f"{len(weights)} weights for {n} adapters: expected one for each")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"weights are {list(weights)}: expected finite numbers")
+    if any(abs(weight) > _LARGEST for weight in weights):
+        raise ValueError(f"weights are {list(weights)}: expected at most {_LARGEST:g} in size")
+    return tuple(float(weight) for weight in weights)
+
+
+def recipe_of(
+    n: int,
+    method: MergeMethod,
+    *,
+    weights: Sequence[float] | None,
+    rank: int | None,
+    density: float | None,
+    seed: int,
+) -> Recipe:
+    """Return the validated recipe for a merge of n adapters.
+
+    Raises:
+        ValueError: an option is out of range, or does not fit the method.
+    """
+    if method not in get_args(MergeMethod):
+        raise ValueError(f"method is {method!r}: expected one of {', '.join(get_args(MergeMethod))}")
+    if rank is not None and method in {"linear", "cat"}:
+        raise ValueError(f"{method} is exact and takes no rank: svd gives the best approximation of one")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}: expected at least 1")
+    if density is not None and method not in DENSE:
+        raise ValueError(f"{method} drops no entries and takes no density")
+    if density is not None and not 0.0 < density <= 1.0:
+        raise ValueError(f"density is {density}: expected over 0 and at most 1")
+    if density is None and method in DENSE:
+        if method != "ties":
+            raise ValueError(f"{method} needs a density: its paper keeps as little as 0.1 of the entries")
+        density = TIES_DENSITY
+    return Recipe(method, weights_of(n, weights, method), rank, density, seed)
 
 
 def dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
@@ -74,19 +138,6 @@ def difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:
         span = slice(start, start + _ROWS)
         total += float(np.sum((target[span] - rounded.b[span].astype(np.float64) @ a) ** 2))
     return total
-
-
-Row = Sequence[Module | None]
-
-
-class Recipe(NamedTuple):
-    """A method with its options. There is one weight per adapter. TIES and DARE use `density`, DARE also `seed`."""
-
-    method: MergeMethod
-    weights: tuple[float, ...]
-    rank: int | None = None
-    density: float | None = None
-    seed: int = 0
 
 
 class NewFactors(NamedTuple):

@@ -14,12 +14,11 @@ from gradience.adapters.pairs import LoraPair, StoredPair, padded, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
 from gradience.errors import AdapterError
 from gradience.io import Progress
-from gradience.io.kept import Spool
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.spectral import each_in_threads
 from gradience.verbs.merge.methods import DENSE, Losses, Recipe, Row, merged_module
 from gradience.verbs.sides import Side
-from gradience.verbs.writing import STORED
+from gradience.verbs.writing import STORED, Spool
 
 _CONVERT: Final = "'gradience convert' makes a plain LoRA of most types"
 _SAME: Final = ("fan_in_fan_out", "layer_replication", "ensure_weight_tying")

@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gradience.configs.training import objective_of
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
 from gradience.rules.log.statistics import median
-from gradience.rules.objective import objective_of
 from gradience.schema import Json, number_in, real
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,

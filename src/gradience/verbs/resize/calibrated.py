@@ -22,7 +22,6 @@ from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError
 from gradience.io import PathLike, Progress
-from gradience.io.kept import temporary_folder
 from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.schema.writing import Calibration
@@ -48,6 +47,7 @@ from gradience.verbs.resize.pieces import (
     within,
 )
 from gradience.verbs.resize.plan import Loss, Plan, plan_of_jobs, resizable_pairs, sizes_of, source_of
+from gradience.verbs.writing import temporary_folder
 
 if TYPE_CHECKING:
     from gradience.models.outputs import Divergence

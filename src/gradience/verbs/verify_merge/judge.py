@@ -14,8 +14,8 @@ import numpy as np
 from gradience.adapters.layout import Module
 from gradience.schema.merge import MergeReplay, ModuleVerdict
 from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded
-from gradience.verbs.verify_merge.measure import Case, Sums, distance, exact, excess, is_weight, measure, mismatches
-from gradience.verbs.verify_merge.replays import Dora, is_merge, replays, with_factor
+from gradience.verbs.verify_merge.measure import Sums, distance, exact, excess, is_weight, measure, mismatches
+from gradience.verbs.verify_merge.replays import Case, Dora, is_merge, replays, with_factor
 
 FAILING: Final = {
     "absent": "without the update",

@@ -2,82 +2,31 @@
 
 All arithmetic is that of a merge: in float32, or in float64 if a tensor is stored so, and rounded to the dtypes of a
 replay. Matrices are processed in spans of rows that fit a processor's cache, by several threads if asked.
+
+A tensor without an update is compared with its copy. Two tensors count as equal if one is a copy or a cast of the
+other. A cast may go through a 16-bit dtype, as when a model was loaded in one dtype and saved in another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.adapters import is_embedding
 from gradience.adapters.layout import Array
-from gradience.schema.merge import MergeReplay
+from gradience.errors import AdapterError
+from gradience.schema.merge import MergeReplay, ModuleVerdict
 from gradience.spectral import scratch
-from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, working
-from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
+from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
+from gradience.verbs.verify_merge.replays import Case, Missed, Rows, missed_by
 
-Workers: TypeAlias = Callable[..., Iterable[Any]]
 _Found: TypeAlias = tuple[list[int], list[float]]
 
-_SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
-_GROUP: Final = 4  # spans that a thread takes at a time
-_PROBE: Final = 1 << 16  # entries of the rows on which replays are tried first
+_CAST: Final = 1 << 20  # entries that are cast at a time
 _F16_STEP: Final = 2.0**-25  # half of float16's least step
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One comparison: W and M as stored, matrices of one shape; their dtypes `base` and `merged`; and dW."""
-
-    w: Matrix
-    m: Matrix
-    base: str
-    merged: str
-    delta: Delta
-    workers: Workers = map
-    """The function that maps over spans: `map`, or the map of a pool of threads."""
-
-    def spans(self) -> Iterator[slice]:
-        """Return slices of rows that cover the matrix."""
-        rows = max(1, _SPAN // max(1, self.w.shape[1]))
-        return (slice(start, start + rows) for start in range(0, len(self.w), rows))
-
-    def groups(self) -> Iterator[list[slice]]:
-        """Return the spans in groups of a few consecutive ones."""
-        spans = self.spans()
-        return iter(lambda: list(islice(spans, _GROUP)), [])
-
-    def probe(self) -> Array:
-        """Return the indices of evenly spaced rows, which are compared first."""
-        n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
-        return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
-
-    def pair(self, at: slice | Array) -> tuple[Array, Array]:
-        """Return rows of W and M in the dtype used for computing."""
-        kind = working(self.base, self.merged)
-        return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
-
-    def span(self, at: slice) -> tuple[Array, Array]:
-        """Return rows of W and M as `pair` does, in arrays that this thread reuses for the next span."""
-        kind = working(self.base, self.merged)
-        return _converted(self.w, at, "w", kind), _converted(self.m, at, "m", kind)
-
-    def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
-        """Return the result of a replay for rows of W; without delta, W rounded as the replay rounds it."""
-        return replayed(w, delta, replay, base=self.base, merged=self.merged)
-
-
-def _converted(x: Matrix, at: slice, name: str, kind: np.dtype[Any]) -> Array:
-    rows = x.read(at, scratch.array(f"{name} stored", x.extent(at), x.dtype)) if isinstance(x, Stored) else x[at]
-    if rows.dtype == kind:
-        return rows
-    out = scratch.array(name, rows.shape, kind)
-    np.copyto(out, rows)
-    return out
 
 
 class Sums(NamedTuple):
@@ -249,3 +198,89 @@ def _largest_ratio(left: Array, size: Array) -> float:
         return 0.0
     with np.errstate(divide="ignore"):
         return float(np.max(left[over] / size[over]))
+
+
+class Copied(NamedTuple):
+    """The verdict on a copied tensor, and its reason. The fields are those of `VerifiedModule`."""
+
+    verdict: ModuleVerdict
+    reason: str | None = None
+
+
+def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str | None, str]) -> Copied:
+    """Return the verdict on whether the merged model's tensor holds the adapter's values.
+
+    Args:
+        held: the adapter's tensor.
+        w: the base's tensor, of the same shape; None if the base has none.
+        m: the merged model's tensor.
+        dtypes: the dtypes of these three, by safetensors' names.
+    """
+    own, base, merged = dtypes
+    if not np.isfinite(m.astype(np.float32)).all():
+        return Copied("other", reason="the merged tensor holds NaN or infinite numbers")
+    is_held = is_cast(held, m, own, merged)
+    is_base = w is not None and base is not None and base in FLOATS and is_cast(w, m, base, merged)
+    if is_held:
+        return Copied("unresolved", reason="the adapter's values are the base's") if is_base else Copied("exact")
+    if is_base:
+        return Copied("absent")
+    bound = 2.0 * UNIT[merged]
+    if all(np.all(np.abs(y - x) <= bound * np.abs(x) + _F16_STEP) for x, y in _blocks(held, m, own, merged)):
+        return Copied("within_rounding")
+    return Copied("other", reason=f"norm(M - saved) / norm(saved): {relative_change(held, m, own, merged):.3g}")
+
+
+def is_cast(x: Array, m: Array, own: str, merged: str) -> bool:
+    """Return whether M is X, cast to the merged dtype directly or through a 16-bit dtype."""
+    return any(
+        all(np.array_equal(y, _cast(part, through, merged)) for part, y in _blocks(x, m, own, merged))
+        for through in dict.fromkeys((merged, *HALVES))
+    )
+
+
+def _cast(x: Array, through: str, merged: str) -> Array:
+    x = rounded(x, through)
+    return rounded(x, merged) if narrower(merged, through) else x
+
+
+def _blocks(x: Array, m: Array, own: str, merged: str) -> Iterator[tuple[Array, Array]]:
+    """Yield both arrays in blocks of entries, in the dtype in which they are compared."""
+    kind = working(own, merged)
+    x, m = x.reshape(-1), m.reshape(-1)
+    for start in range(0, len(x), _CAST):
+        yield x[start : start + _CAST].astype(kind), m[start : start + _CAST].astype(kind)
+
+
+def relative_change(x: Array, m: Array, own: str, merged: str) -> float:
+    """Return norm(M - X) / norm(X)."""
+    size = change = 0.0
+    for before, after in _blocks(x, m, own, merged):
+        size += float(np.vdot(before, before))
+        change += float(np.vdot(after - before, after - before))
+    return math.sqrt(change / size) if size > 0.0 else math.inf
+
+
+def token_rows(x: Array, rows: Sequence[int] | None, n: int) -> Array:
+    """Return the rows of x with the given numbers.
+
+    Raises:
+        AdapterError: there are not exactly `n` numbers, or x has too few rows.
+    """
+    if rows is None or len(rows) != n or (rows and max(rows) >= len(x)):
+        raise AdapterError(f"{n} token rows do not fit trainable_token_indices and a tensor of {len(x)} rows")
+    return x[list(rows)]
+
+
+def same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | None]:
+    """Return both arrays cut to the same number of rows, and a note, if the vocabulary was padded or extended.
+
+    Raises:
+        AdapterError: the shapes differ in another way.
+    """
+    if held.shape == m.shape:
+        return held, m, None
+    n = min(len(held), len(m)) if held.ndim and m.ndim else 0
+    if held.shape[1:] != m.shape[1:] or not is_embedding(name.rpartition(".")[0]) or n == 0:
+        raise AdapterError(f"of shape {list(m.shape)}, in the adapter {list(held.shape)}")
+    return held[:n], m[:n], f"{max(len(held), len(m)) - n} rows are in one of them only"

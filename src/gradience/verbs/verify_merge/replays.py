@@ -1,7 +1,7 @@
 """Replays: the orders of arithmetic and the dtypes in which programs merge, carried out and described in words.
 
-A correct replay usually misses M in few entries, because of the order of sums. `missed_by` finds them, so that only
-they need be examined closely.
+A `Case` is one comparison of weights. A correct replay usually misses M in few entries, because of the order of sums.
+`missed_by` finds them, so that only they need be examined closely.
 
 DoRA's merge is f V with V = W + s B A and f = magnitude / norm(V), one f for each row or column. The last bits of a
 norm depend on the machine, as those of the products do. A replay matches if each row (or column) has an f that meets
@@ -11,9 +11,11 @@ entry of M. PEFT: `tuners/lora/variants.py`, merge_unsafe, and `tuners/lora/dora
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -22,13 +24,24 @@ import numpy.typing as npt
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
 from gradience.spectral import scratch
-from gradience.verbs.verify_merge.delta import HALVES, UNIT, PlainDelta, narrower, rounded
+from gradience.verbs.verify_merge.delta import (
+    HALVES,
+    UNIT,
+    Delta,
+    Matrix,
+    PlainDelta,
+    Stored,
+    narrower,
+    rounded,
+    working,
+)
 
-if TYPE_CHECKING:
-    from gradience.verbs.verify_merge.measure import Case
-
+Workers: TypeAlias = Callable[..., Iterable[Any]]
 
 _WORDS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
+_GROUP: Final = 4  # spans that a thread takes at a time
+_PROBE: Final = 1 << 16  # entries of the rows on which replays are tried first
 _MANY: Final = 16  # above one entry in 16, computing all entries is as quick as picking some (heuristic)
 _HALF_STEP: Final = 0x7FFF  # in units in the last place of float32: just under half a step of bfloat16
 _BELOW: Final = 0xFFFF  # the bits of float32 that bfloat16 lacks
@@ -100,6 +113,57 @@ def in_words(replay: MergeReplay, merged: str) -> str:
     if UNIT[merged] != UNIT[replay.weight]:
         words.append(f"saved as {_WORDS[merged]}")
     return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One comparison: W and M as stored, matrices of one shape; their dtypes `base` and `merged`; and dW."""
+
+    w: Matrix
+    m: Matrix
+    base: str
+    merged: str
+    delta: Delta
+    workers: Workers = map
+    """The function that maps over spans: `map`, or the map of a pool of threads."""
+
+    def spans(self) -> Iterator[slice]:
+        """Return slices of rows that cover the matrix."""
+        rows = max(1, _SPAN // max(1, self.w.shape[1]))
+        return (slice(start, start + rows) for start in range(0, len(self.w), rows))
+
+    def groups(self) -> Iterator[list[slice]]:
+        """Return the spans in groups of a few consecutive ones."""
+        spans = self.spans()
+        return iter(lambda: list(islice(spans, _GROUP)), [])
+
+    def probe(self) -> Array:
+        """Return the indices of evenly spaced rows, which are compared first."""
+        n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
+        return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
+
+    def pair(self, at: slice | Array) -> tuple[Array, Array]:
+        """Return rows of W and M in the dtype used for computing."""
+        kind = working(self.base, self.merged)
+        return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
+
+    def span(self, at: slice) -> tuple[Array, Array]:
+        """Return rows of W and M as `pair` does, in arrays that this thread reuses for the next span."""
+        kind = working(self.base, self.merged)
+        return _converted(self.w, at, "w", kind), _converted(self.m, at, "m", kind)
+
+    def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
+        """Return the result of a replay for rows of W; without delta, W rounded as the replay rounds it."""
+        return replayed(w, delta, replay, base=self.base, merged=self.merged)
+
+
+def _converted(x: Matrix, at: slice, name: str, kind: np.dtype[Any]) -> Array:
+    rows = x.read(at, scratch.array(f"{name} stored", x.extent(at), x.dtype)) if isinstance(x, Stored) else x[at]
+    if rows.dtype == kind:
+        return rows
+    out = scratch.array(name, rows.shape, kind)
+    np.copyto(out, rows)
+    return out
 
 
 class Missed(NamedTuple):

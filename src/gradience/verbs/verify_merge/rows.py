@@ -1,17 +1,21 @@
-"""The rows of the report: each module's weight is found in the base and the merged model, aligned, and judged."""
+"""The rows of the report: each module's weight is found in the base and the merged model, aligned, and judged.
+
+The adapter may also hold tensors whole (heads, biases and token rows), which a merge copies into the model.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
 from gradience.adapters import is_embedding
-from gradience.adapters.layout import Adapter, Module
+from gradience.adapters.layout import PREFIX, Adapter, Module
 from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
@@ -21,9 +25,8 @@ from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
 from gradience.verbs.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
 from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
-from gradience.verbs.verify_merge.measure import Case, Workers
-from gradience.verbs.verify_merge.replays import Dora, in_words
-from gradience.verbs.verify_merge.whole import Copy, base_copies, compare_copy, same_length, token_rows
+from gradience.verbs.verify_merge.measure import compare_copy, same_length, token_rows
+from gradience.verbs.verify_merge.replays import Case, Dora, Workers, in_words
 
 _PARTS: Final = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
@@ -34,6 +37,8 @@ _PARTS: Final = {
 _OLD_PATHS: Final = ((".mlp.experts", ".block_sparse_moe.experts"),)
 _PACKED: Final = ("qweight", "weight_packed", "W_q", "codes")  # GPTQ and AWQ, compressed-tensors, HQQ, AQLM
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight")
+_SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
+_ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
 
 
 class Place(NamedTuple):
@@ -107,6 +112,48 @@ def reason_missing(weights: BaseWeights, name: str) -> str:
 def refusal(weights: BaseWeights, place: Place) -> str | None:
     """Return the reason for which the tensors cannot be compared, or None."""
     return next((why for found in place.tensors if (why := weights.refusal(found)) is not None), None)
+
+
+class Copy(NamedTuple):
+    """A tensor of the adapter (`key`), its `name` in a model, and the rows that it replaces there (None: all)."""
+
+    key: str
+    name: str
+    kind: Literal["replacement", "rows"] = "replacement"
+    rows: tuple[int, ...] | None = None
+
+
+def copies_of(adapter: Adapter) -> Iterator[Copy]:
+    """Yield the tensors that a merge copies into the model."""
+    placed = {key for module in (*adapter.modules, *adapter.base_dependent) for key in module.keys.values()}
+    adapted = {module.name for module in adapter.modules}
+    for key, role in adapter.roles.items():
+        name = key.removeprefix(PREFIX)
+        if key in placed or ".original_module." in name:
+            continue
+        if role == "token_rows" and (hit := _ROWS.search(name)):
+            path = name[: hit.start()]
+            yield Copy(key, f"{path}.weight", "rows", _token_rows(adapter, path))
+        elif role in {"full_module", "bias", "base_copy"}:
+            plain = _SAVED.sub("", name).replace(".base_layer.", ".")
+            if role != "base_copy" or plain.rpartition(".")[0] not in adapted:
+                yield Copy(key, plain)
+
+
+def base_copies(adapter: Adapter) -> Mapping[str, str]:
+    """Return the adapted modules whose base weight is in the adapter's file, with the name of that tensor."""
+    found = {}
+    for key, role in adapter.roles.items():
+        if role == "base_copy" and key.endswith(".base_layer.weight"):
+            found[key.removeprefix(PREFIX).removesuffix(".base_layer.weight")] = key
+    return found
+
+
+def _token_rows(adapter: Adapter, path: str) -> tuple[int, ...] | None:
+    asked = adapter.config.trainable_token_indices
+    if isinstance(asked, dict):
+        asked = next((rows for name, rows in asked.items() if f".{path}".endswith(f".{name}")), None)
+    return None if asked is None else tuple(asked)
 
 
 class Rows:

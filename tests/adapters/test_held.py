@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gradience.adapters.open import Buffer, HeldFile, header_of
 from gradience.errors import AdapterError
-from gradience.io import kept
-from gradience.io.kept import Buffer, HeldFile, header_of
 from gradience.io.safetensors import SafetensorsFile
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16])
 def test_a_buffer_holds_files_up_to_its_limit_and_no_longer_ones(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(kept, "_FIRST_ROOM", 4)
+    monkeypatch.setattr("gradience.adapters.open._FIRST_ROOM", 4)
     path, data = tmp_path / "f", os.urandom(size)
     path.write_bytes(data)
     for buffer in (Buffer(15), used(tmp_path, Buffer(15))):
