@@ -2,6 +2,7 @@
 
     python benchmarks/against_base.py make FOLDER [--layers 32] [--size 7b]   # 13 GB; made shard by shard
     python benchmarks/against_base.py run FOLDER [--intruders]
+    python benchmarks/against_base.py floor FOLDER         # what reading, products and passes cost at the least
     python benchmarks/against_base.py busy FOLDER [--runs 3]   # CPU seconds beside processes that compute, and without
     python benchmarks/against_base.py peft FOLDER          # beside PEFT's reduce_intruder_dimension, for small sizes
 
@@ -152,6 +153,58 @@ def run(folder: Path, *, intruders: bool, cached: bool) -> None:
         )
 
 
+FLOOR = """
+import sys, time
+import ml_dtypes
+import numpy as np
+from pathlib import Path
+from gradience.base.weights import BaseWeights, find_shards
+from gradience.spectral.krylov import spectral_norm
+base = BaseWeights(find_shards(Path(sys.argv[1])))
+file = base.files[0]
+name = max(file.tensors, key=lambda name: np.prod(file.tensors[name].shape))
+w = file.read(name)
+rows = max(1, (1 << 17) // w.shape[1])
+part = np.empty((rows, w.shape[1]), np.float32)
+b, a = np.ones((rows, 16), np.float32), np.ones((16, w.shape[1]), np.float32)
+x, y = np.ones((2, w.shape[1]), np.float32)
+def widen():
+    for i in range(0, len(w) - rows, rows): np.copyto(part, w[i : i + rows], casting="unsafe")
+def product():
+    for i in range(0, len(w) - rows, rows): np.dot(b, a, out=part)
+def one_pass():
+    for i in range(0, len(w) - rows, rows):
+        np.copyto(part, w[i : i + rows], casting="unsafe")
+        (part @ x) @ part
+        (part @ y) @ part
+def cost(work):
+    times = []
+    for _ in range(5):
+        start = time.thread_time()
+        work()
+        times.append(time.thread_time() - start)
+    return min(times) / w.size * 1e9
+print(cost(lambda: file.read(name)), cost(widen), cost(product), cost(one_pass), spectral_norm(w).passes)
+"""
+
+
+def floor(folder: Path) -> None:
+    """Print the least processor time of an element of the base, in ns, for what the report needs.
+
+    That is: to read and widen it, to multiply the factors of rank 16 for it, and to take each pass of the iteration for
+    the largest singular value. numpy's BLAS does the products on one thread, in blocks that stay in the cache.
+    """
+    command = [sys.executable, "-c", FLOOR, str(folder / "base")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    read, widen, product, one_pass, passes = map(float, done.stdout.split())
+    whole = read + widen + product + passes * one_pass
+    print(
+        f"ns of an element: reading {read:.2f}, widening {widen:.2f}, the product {product:.2f}, a pass {one_pass:.2f}"
+    )
+    print(f"with {passes:.0f} passes {whole:.2f}, which is {whole / (read + widen):.1f} x reading and widening")
+
+
 SPIN = "import numpy as np\nx = np.ones((700, 700))\nwhile True: x @ x"
 
 
@@ -213,7 +266,7 @@ def peft(folder: Path, size: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("make", "run", "busy", "peft"))
+    parser.add_argument("do", choices=("make", "run", "floor", "busy", "peft"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--distinct", type=int, default=32)
@@ -226,6 +279,8 @@ def main() -> None:
         make(options.folder, options.layers, options.size, options.distinct)
     elif options.do == "run":
         run(options.folder, intruders=options.intruders, cached=options.cached)
+    elif options.do == "floor":
+        floor(options.folder)
     elif options.do == "busy":
         busy(options.folder, options.runs)
     else:
