@@ -19,7 +19,7 @@ def test_every_planted_defect_that_a_format_can_have_is_found(form: str, tmp_pat
             folder.mkdir()
             found = {finding.id for finding in checked(folder, form, defect).findings}
             missed += [] if defect.rule in found else [(name, defect.rule, sorted(found))]
-    assert missed == []
+    assert not missed, missed
 
 
 @pytest.mark.parametrize("form", FORMS)
