@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, SchemaError
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.lines import Block, find_faults, read_blocks
 from gradience.telemetry.logfile import FSYNC_INTERVAL_S
@@ -236,3 +236,20 @@ def test_a_text_is_long_from_the_length_asked_for(log):
         writer.metrics(1, kind="k", metrics={"a": "12345", "b": "123456"})
     first = json.loads(log.read_text().splitlines()[0])
     assert first["metrics"] == {"a": "12345", "b": "<redacted: text of 6 characters>"}
+
+
+def test_a_log_of_another_version_is_refused_by_its_first_line_and_a_later_line_is_a_fault(log):
+    other = json.dumps({**row(1), "schema": "gradience.vnext.telemetry/v2"})
+    log.write_text(f"{other}\n{json.dumps(row(2))}\n")
+    for read_all in (
+        validate_log,
+        lambda path: TelemetryReader(path).summarize(),
+        lambda path: [*TelemetryReader(path)],
+    ):
+        with pytest.raises(SchemaError, match="this log is 'gradience"):
+            read_all(log)
+    log.write_text(f"{json.dumps(row(2))}\n{other}\n")
+    (issue,) = validate_log(log).issues
+    assert (issue.line, issue.path, issue.expected) == (2, "$.schema", HEAD["schema"])
+    with pytest.raises(SchemaError, match="this log is 'gradience"):
+        TelemetryReader(log).summarize()
