@@ -90,6 +90,13 @@ def test_a_config_that_is_gone_or_wrong_is_an_error_although_the_header_is_known
         with pytest.raises(AdapterError) as alone:
             read_adapter(find_files(folder))
         assert str(known.value) == str(alone.value)
+    weights = folder / "adapter_model.safetensors"
+    peft(tmp_path / "c", factors(1))
+    (tmp_path / "c" / "adapter_config.json").rename(folder / "adapter_config.json")
+    for data in (weights.read_bytes() + bytes(8), weights.read_bytes()[:-8]):  # of the known header, and damaged
+        weights.write_bytes(data)
+        with pytest.raises(AdapterError):
+            read(folder)
 
 
 def test_only_the_layouts_met_last_are_kept(tmp_path, monkeypatch, parsed):

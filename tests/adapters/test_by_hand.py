@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.adapters import kinds
-from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
+from gradience.adapters import kinds, layer_label, module_type
+from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config
 from gradience.adapters.formats.peft import _matches
 from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
 from gradience.adapters.open import open_adapter
@@ -42,7 +42,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("axis", [1, 0])
 def test_dora_rescales_rows_or_columns_of_the_sum_to_the_magnitudes(axis, block, monkeypatch):
     monkeypatch.setattr(kinds, "_BLOCK", block)
-    m = np.arange(1.0, 7.0 if axis else 5.0)
+    m = np.arange(1.0, 7.0 if axis else 5.0) / 3.0  # of float64
     whole = W + 0.5 * AB
     along = m[:, None] if axis else m[None, :]
     wanted = along * whole / np.linalg.norm(whole, axis=axis, keepdims=True) - W
@@ -139,6 +139,13 @@ def test_bat_multiplies_each_block_of_the_base():
         assert str(error.value) == f"a MiSS block of shape (3, 2, 2) does not fit a base weight of shape {shape}"
 
 
+def test_factors_are_of_the_base_s_precision():
+    half = B.astype(np.float32), A.astype(np.float16)
+    for w, kind in ((W, np.float64), (W.T, np.float64), (W.astype(np.float32), np.float32)):
+        b, a, _ = kinds._oriented_factors(lambda: half, w)
+        assert (b.dtype, a.dtype) == (kind, kind)
+
+
 def test_factors_are_turned_to_the_base_that_they_fit():
     b, a = kinds.flipped(load)()
     np.testing.assert_array_equal(b @ a, A.T @ B.T)
@@ -204,7 +211,7 @@ def test_padding_adds_zeros_at_the_end_of_each_axis():
         ("q.lora_B.bias", Key("q", "lora_B", "", "bias")),
         ("e.lora_embedding_A.default", Key("e", "lora_embedding_A", "default", "")),
         ("_orig_mod.q.lora_A.weight", Key("q", "lora_A", "", "weight")),
-        ("lora_A.q.lora_B.weight", Key("lora_A.q", "lora_B", "", "weight")),
+        ("m.lora_A.q.lora_B.weight", Key("m.lora_A.q", "lora_B", "", "weight")),
         ("lora_A.weight", None),
         ("q.weight", None),
     ],
@@ -217,6 +224,13 @@ def test_paths_of_wrapped_modules():
     assert module_path("m.base_layer.base_layer.q") == "m.q"
     assert pattern_name("m.base_layer.out_proj") == "m"
     assert pattern_name("m.out_proj") == "m.out_proj"
+
+
+def test_the_part_nearest_the_leaf_decides_and_sections_count_from_zero():
+    assert [
+        module_type(f"layers.0.{tail}") for tail in ("mamba.conv1d", "conv.mamba.x", "moe.attn.x", "attn.moe.x")
+    ] == [*("conv", "ssm", "attn", "mlp")]
+    assert [layer_label(name) for name in ("down_blocks.0.to_q", "mid_block.to_q")] == ["down.0", "mid"]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +271,7 @@ def test_every_pattern_of_16_bits_is_finite_or_not_as_numpy_says(dtype):
         ({"r": 8, "lora_alpha": 16}, "q", None, 2.0, 8),
         ({"r": 8, "lora_alpha": 16, "use_rslora": True}, "q", 16, 4.0, 8),
         ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": 2}}, "q", None, 8.0, 2),
-        ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": [True]}}, "q", None, 2.0, 8),
+        ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": True, "k": [True]}}, "q", None, 2.0, 8),
         ({"r": 8, "lora_alpha": 16, "alpha_pattern": {"q": 0.5}}, "l.q", 2, 0.25, 8),
         ({"r": 0, "lora_alpha": 16}, "q", None, 16.0, 0),
         ({"r": 0, "lora_alpha": 16, "use_rslora": True}, "q", None, 16.0, 0),
@@ -275,6 +289,9 @@ def test_keys_of_equal_values_do_not_contest_and_unused_keys_are_named():
     assert rules.contested == ["0.v"]
     assert rules.unmatched() == (["k"], ["z"])
     assert rules.of("x", 4, default_alpha=2.0).scale == 0.5
+    many = [f"k{n}" for n in range(17)]
+    many[1], many[8], many[16] = "q", "1.q", "[q]"
+    assert PatternTable(many).matching("1.q") == ["q", "1.q", "[q]"]
 
 
 @pytest.mark.parametrize(
@@ -300,6 +317,8 @@ def test_a_config_at_its_limits_is_read():
     assert (other.peft_type, other.task_type, other.modules_to_save, other.r) == ("IA3", "t", ["h"], 8)
     with pytest.raises(AdapterError, match="is not an adapter config"):
         parse_config('{"peft_type": "lora", "r": "x"}', "c")
+    with pytest.raises(AdapterError, match="lora_alpha is nan, over the limit"):
+        _bound_alphas(AdapterConfig(lora_alpha=math.nan), "c")  # of no JSON, but of a caller's own config
     long = "k" * 70
     with pytest.raises(AdapterError) as error:
         parse_config(f'{{"alpha_pattern": {{"{long}": 1e31}}}}', "c")

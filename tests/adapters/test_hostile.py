@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import save_file
 
-from gradience.adapters.formats import TorchFile
+from gradience.adapters.formats import TorchFile, _described
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
@@ -339,6 +339,19 @@ def test_a_link_out_of_the_folder_is_said_but_not_a_hub_cache(tmp_path):
         (tmp_path / "elsewhere" / name).rename(blobs / name)
         (snapshot / name).symlink_to(Path("../../blobs") / name)
     assert read(snapshot).notes == []
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (linked / name).unlink()
+        (blobs / name).rename(linked / f"own-{name}")
+        (linked / name).symlink_to(f"own-{name}")
+    assert read(linked).notes == []  # of a folder's own files
+    foreign = tmp_path / "blobs"
+    foreign.mkdir()
+    (linked / "own-adapter_model.safetensors").rename(foreign / "x")
+    (linked / "adapter_model.safetensors").unlink()
+    (linked / "adapter_model.safetensors").symlink_to(foreign / "x")
+    assert read(linked).notes == [
+        f"adapter_model.safetensors is a link to another place, which was read: {foreign / 'x'}"
+    ]
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/nowhere", "."])
@@ -386,6 +399,8 @@ def test_a_bin_reads_like_safetensors_whatever_its_dtype(tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
         b, _ = read(tmp_path).modules[0].load()
         np.testing.assert_array_equal(b.astype(np.float32), tensors[f"{STEM}.lora_B.weight"].float().numpy())
+        torch.save({**tensors, "odd": torch.ones(3, 5, dtype=dtype)}, tmp_path / "adapter_model.bin")
+        assert TorchFile(tmp_path / "adapter_model.bin").read("odd").shape == (3, 5)  # of an odd number of bytes
 
 
 def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
@@ -396,6 +411,7 @@ def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
     torch.save({"a": torch.zeros(1).expand(10**9)}, path)
     with pytest.raises(AdapterError, match="more than the file has"):
         read(tmp_path)
+    assert _described(path, "a", torch.zeros(path.stat().st_size, dtype=torch.uint8)).nbytes > 0
     torch.save({k: torch.zeros(s) for k, s in GOOD.items()}, tmp_path / "plain")
     with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():

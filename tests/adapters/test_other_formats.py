@@ -57,11 +57,14 @@ def test_mlx_embeddings_and_experts_have_their_own_orientation(tmp_path):
         "model.embed_tokens.lora_b": b,
         "model.layers.0.mlp.switch_mlp.up_proj.lora_a": ea,
         "model.layers.0.mlp.switch_mlp.up_proj.lora_b": eb,
+        "model.layers.0.mlp.switch_mlp.gate_proj.lora_a": 2 * ea,
+        "model.layers.0.mlp.switch_mlp.gate_proj.lora_b": 3 * eb,
     }
     modules = {m.name: m for m in write(tmp_path, tensors, MLX).modules}
     close(product(modules["model.embed_tokens"]), 10.0 * a @ b)  # LoRAEmbedding.fuse
     for e in range(3):
-        close(product(modules[f"model.layers.0.mlp.switch_mlp.up_proj[{e}]"]), 10.0 * eb[e] @ ea[e])
+        for name, times in (("up_proj", 10.0), ("gate_proj", 60.0)):  # in turns, though one is held at a time
+            close(product(modules[f"model.layers.0.mlp.switch_mlp.{name}[{e}]"]), times * eb[e] @ ea[e])
 
 
 def test_mlx_dora_is_what_its_fuse_makes(tmp_path):
@@ -90,6 +93,8 @@ def test_mlx_whole_weights_are_no_adapter(tmp_path):
     adapter = write(tmp_path, {"model.layers.0.q_proj.weight": normal(4, 4)}, MLX | {"fine_tune_type": "full"})
     assert (adapter.format, set(adapter.roles.values())) == ("mlx", {"full_module"})
     assert "full" in adapter.skipped[0].reason
+    other = write(tmp_path, {"x.weight": normal(4, 4)}, {"peft_type": "LORA", "fine_tune_type": "full"})
+    assert other.format == "peft"  # a type is named, so it is an adapter of another program
 
 
 def test_torchtune_names_are_read_with_alpha_over_r(tmp_path):
@@ -124,7 +129,11 @@ def test_kohya_convolutions_with_and_without_a_core_are_rebuilt(tmp_path):
         "lora_unet_b.lora_mid.weight": mid,
     }
     flat = {"lora_unet_c.lora_down.weight": cp_down[:, :, 0, 0], "lora_unet_c.lora_up.weight": cp_up[:, :, 0, 0]}
-    plain, core, matrices = write(tmp_path, tensors | flat | {"lora_unet_c.lora_mid.weight": mid}).modules
+    line = {f"lora_unet_d.lora_{x}.weight": np.ascontiguousarray(y[..., 0]) for x, y in (("down", down), ("up", up))}
+    adapter = write(tmp_path, tensors | flat | line | {"lora_unet_c.lora_mid.weight": mid})
+    plain, core, matrices, of_a_line = adapter.modules
+    assert {module.kind for module in adapter.modules} == {"conv"}
+    close(product(of_a_line), up.reshape(8, 4) @ down[..., 0].reshape(4, -1))
     close(product(plain), up.reshape(8, 4) @ down.reshape(4, -1))
     # LyCORIS, functional/general.py, rebuild_tucker
     truth = np.einsum("ijkl,pi,jr->prkl", mid, cp_up[:, :, 0, 0], cp_down[:, :, 0, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.adapters import formats
+from gradience.adapters.formats.assembly import Assembly, grouped
 from gradience.adapters.kinds import lora as lora_kinds, products
-from gradience.adapters.layout import UnsuitableError
-from gradience.adapters.open import open_adapter
+from gradience.adapters.layout import Group, Skipped, UnsuitableError
+from gradience.adapters.open import find_files, open_adapter
+from gradience.adapters.pairs import stored_pairs
 from gradience.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -162,6 +165,13 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
         open_adapter(tmp_path / "all")
     assert str(error.value) == f"{tmp_path / 'all'} holds 2 adapters in sub-folders (one, two)"
     assert error.value.advice == f"give one of them, for example {tmp_path / 'all' / 'two'}"
+    beside = saved(tmp_path / "beside", lora("q"))
+    saved(beside / "sub", lora("q"))
+    assert find_files(beside).others == (beside / "sub",)
+    given = find_files(beside, weights=beside / "sub" / "adapter_model.safetensors")
+    assert (given.others, given.config) == ((), beside / "sub" / "adapter_config.json")  # the config beside the weights
+    given.config.unlink()
+    assert find_files(beside, weights=given.weights).config == beside / "adapter_config.json"
 
 
 def test_a_folder_without_weights_is_listed_up_to_eight_names(tmp_path):
@@ -183,6 +193,15 @@ def test_missing_shards_are_counted(tmp_path):
     with pytest.raises(AdapterError) as error:
         open_adapter(folder)
     assert str(error.value) == f"1 shards beside {shard}, expected 00002"
+    for n in (2, 3):
+        (folder / f"adapter_model-0000{n}-of-00002.safetensors").touch()
+    with pytest.raises(AdapterError, match="3 shards beside"):
+        find_files(folder)
+    (folder / "adapter_model-00003-of-00002.safetensors").rename(folder / "model-00003-of-00002.safetensors")
+    assert [path.name for path in find_files(folder, weights=shard).shards] == [
+        f"adapter_model-0000{n}-of-00002.safetensors"
+        for n in (1, 2)  # and not those of another name
+    ]
 
 
 def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch):
@@ -257,13 +276,13 @@ def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
 @pytest.mark.parametrize(("most", "reads"), [(12, True), (11, False)])
 def test_a_core_is_unfolded_up_to_the_limit(most, reads, monkeypatch):
     monkeypatch.setattr(products, "MOST_ELEMENTS", most)
-    core = np.arange(8.0).reshape(2, 2, 1, 2)
-    q = np.arange(6.0).reshape(2, 3)
+    core = np.arange(24.0).reshape(2, 4, 1, 3)
+    q = np.arange(8.0).reshape(4, 2)
     if not reads:
-        with pytest.raises(UnsuitableError, match=r"a core of shape \[2, 2, 1, 2\] is too large to be unfolded"):
+        with pytest.raises(UnsuitableError, match=r"a core of shape \[2, 4, 1, 3\] is too large to be unfolded"):
             products.unfolded(core.shape, 6, lambda: core, lambda: q)
         return
-    wanted = [[[core[i, :, 0, k] @ q[:, r] for k in range(2)] for r in range(3)] for i in range(2)]
+    wanted = [[[core[i, :, 0, k] @ q[:, r] for k in range(3)] for r in range(2)] for i in range(2)]
     found = products.unfolded(core.shape, 6, lambda: core, lambda: q)()
     np.testing.assert_array_equal(found, np.reshape(wanted, (2, 6)))
 
@@ -355,6 +374,14 @@ def test_a_core_that_does_not_fit_its_two_matrices_is_refused_with_all_three(wro
     )
 
 
+def test_a_half_that_is_no_product_of_two_matrices_is_refused_with_both(tmp_path):
+    for number, (a, b) in enumerate([((5, 2, 1), (2, 3)), ((5, 2), (2, 3, 1)), ((5, 2), (3, 3))]):
+        shapes = LOHA | {"q.hada_w2_a": a, "q.hada_w2_b": b}
+        _, found = open_adapter(saved(tmp_path / str(number), shapes, peft_type="LOHA"))
+        why = f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)"
+        assert ([*found.modules], [item.reason for item in found.skipped]) == ([], [why])
+
+
 @pytest.mark.parametrize(
     ("held", "reason"),
     [
@@ -435,16 +462,64 @@ def test_what_a_start_took_out_of_the_base_is_known_or_not(init, shapes, note, k
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_scale_of_a_product_is_alpha_over_its_rank_and_no_root(peft_type, shapes, config, scale, rslora, tmp_path):
     folder = saved(tmp_path / "a", shapes, peft_type=peft_type, use_rslora=rslora, **config)
-    (module,) = open_adapter(folder)[1].modules
+    _, found = open_adapter(folder)
+    (module,) = found.modules
     assert (module.scale, module.rslora, module.config_r) == (scale, False, None)
+    assert found.notes == []  # of a type without a rank of the config's none is said to be another
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "shapes"),
+    [
+        ("HIRA", {"q.hira_A": (2, 3), "q.hira_B": (5, 2)}),
+        ("MISS", {"q.miss_block": (2, 5)}),
+        ("ADALORA", ADALORA),
+        ("LORA", lora("q")),
+    ],
+)
+def test_patterns_that_a_type_does_not_have_are_not_missed(peft_type, shapes, tmp_path):
+    patterns = {"rank_pattern": {"k": 3}, "alpha_pattern": {"v": 1.0}}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type=peft_type, **patterns))
+    missed = (["k"], ["v"]) if peft_type == "LORA" else ([], [])
+    assert (found.unmatched_rank_patterns, found.unmatched_alpha_patterns) == missed
+
+
+def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
+    _, plain = open_adapter(saved(tmp_path / "a", lora("q")))
+    why = Skipped("q[1]", "why")
+    for found, role in (
+        ([*plain.modules, why], "lora_pair"),
+        ([why, *plain.modules], "lora_pair"),
+        ([why], "not_analysed"),
+    ):
+        assembly = Assembly(plain.file_format, plain.source, dict(plain.roles))
+        assembly.add(Group("q", keys=plain.modules[0].keys), found)
+        made = assembly.adapter(plain.config)
+        assert (set(made.roles.values()), made.skipped) == ({role}, [why])
+    (group,), _ = grouped(SimpleNamespace(tensors={"q.x.a": None}), {".x.a": "first", ".a": "second"})
+    assert (group.module, group.keys) == ("q", {"first": "q.x.a"})
+    _, many = open_adapter(saved(tmp_path / "b", lora("layers.10.q", "layers.9.q", "layers.9.k")))
+    assert [module.name for module in many.modules] == ["layers.9.k", "layers.9.q", "layers.10.q"]
+
+
+def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_bias_is_no_parameter(tmp_path):
+    shapes = lora("q") | {"c.lora_A.weight": (2, 3, 2, 2), "c.lora_B.weight": (5, 2, 1, 1), "q.lora_B.bias": (5,)}
+    for turned in (True, False):
+        _, found = open_adapter(saved(tmp_path / str(turned), shapes, fan_in_fan_out=turned, lora_bias=True))
+        assert found.roles[f"{PREFIX}q.lora_B.bias"] == "bias"
+        assert [(pair.path, pair.layout.transposed) for pair in stored_pairs(found)] == [("c", False), ("q", turned)]
+        assert [(one.kind, one.shape, one.params) for one in found.modules] == [
+            ("conv", (5, 12), 2 * 12 + 5 * 2),
+            ("linear", (3, 5) if turned else (5, 3), 2 * 3 + 5 * 2),
+        ]
 
 
 @pytest.mark.parametrize(("layer", "of_base"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 4), (9, 9)])
 def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(layer, of_base, tmp_path):
-    folder = saved(tmp_path / "a", lora(f"model.layers.{layer}.q"), layer_replication=[[0, 2], [1, 3]])
+    folder = saved(tmp_path / "a", lora(f"model.layers.{layer}.h.3.q"), layer_replication=[[0, 2], [1, 3]])
     (module,) = open_adapter(folder)[1].modules
-    assert module.name == f"model.layers.{layer}.q"
-    assert module.base_name == f"model.layers.{of_base}.q.weight"
+    assert module.name == f"model.layers.{layer}.h.3.q"
+    assert module.base_name == f"model.layers.{of_base}.h.3.q.weight"  # of a name's numbers the first alone
 
 
 @pytest.mark.parametrize(
@@ -520,6 +595,23 @@ def test_experts_of_rank_zero_are_shared_out_among_none(tmp_path):
     _, found = open_adapter(folder)
     said = "cannot be shared out among experts of rank 0, the rank that the config gives"
     assert [item.reason for item in found.skipped] == [f"factors of shape [4, 5] and [6, 4] {said}"]
+
+
+def test_two_parameters_of_experts_have_names_where_one_can_feed_the_other(tmp_path):
+    targets = ["experts.down_proj", "experts.gate_up_proj"]
+    for (out, inner), named in (((3, 4), True), ((5, 7), True), ((5, 4), False)):  # of the last, beside 7 x 3
+        inmost = {f"x.experts.base_layer.lora_{side}.weight": s for side, s in (("A", (4, 3)), ("B", (7, 4)))}
+        shapes = inmost | lora("x.experts", r=4, d_out=out, d_in=inner) | lora("x.shared_experts")
+        folder = saved(
+            tmp_path / f"{out}-{inner}", shapes, target_parameters=targets, target_modules=["shared_experts"]
+        )
+        _, found = open_adapter(folder)
+        first, last = ("gate_up_proj", "down_proj") if named else ("parameter0", "parameter1")
+        assert {module.name: (module.shape, module.base_name) for module in found.modules} == {
+            f"x.experts.{name}[{e}]": (shape, f"x.experts.{name}" if named else None)
+            for name, shape in ((first, (7, 3)), (last, (out, inner)))
+            for e in (0, 1)
+        } | {"x.shared_experts": ((5, 3), "x.shared_experts.weight")}  # whose name only ends alike
 
 
 def test_experts_of_several_adapters_are_told_apart_by_their_names(tmp_path):

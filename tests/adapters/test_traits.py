@@ -224,6 +224,8 @@ def test_a_module_of_a_kind_that_an_operation_cannot_work_on_is_named_with_its_k
         assert refusal.text == "conv is of kind dora"
     else:
         assert refusal is None
+    others = {module_obstacle(replace(module, kind=kind), operation) for kind in ("adalora", "loha", "lokr", "vera")}
+    assert (None in others) is (operation not in KINDS)
     for part in ({"dense": lambda w: w}, {"note": "a square weight"}, {"dense": None}):
         refusal = module_obstacle(replace(module, **{"kind": "linear", "dense": None, "note": None, **part}), operation)
         wanted = operation is Operation.MITIGATE and part != {"dense": None}

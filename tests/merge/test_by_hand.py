@@ -111,6 +111,8 @@ def test_only_methods_over_entries_hold_a_dense_update_and_only_dare_draws(tmp_p
     two = adapter(tmp_path / "b", {"q": along(2.0), "v": along(1.0, d_out=3, d_in=4)})
     ties = merge_adapters([one, two], method="ties")
     assert (ties.largest_dense_bytes, ties.seed, ties.density, ties.weights) == (6 * 5 * 8, None, 0.2, [1.0, 1.0])
+    # means of 3 and 1, where the sums are 6 and 2
+    assert (ties.relative_error, ties.distance_from_sum) == (pytest.approx(0.0, abs=1e-6), pytest.approx(0.5, rel=1e-6))
     dare = merge_adapters([one, two], method="dare_linear", density=1.0, seed=7)
     assert (dare.largest_dense_bytes, dare.seed, dare.density, dare.weights) == (6 * 5 * 8, 7, 1.0, [0.5, 0.5])
     linear = merge_adapters([one, two], seed=7)
@@ -359,6 +361,9 @@ def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     assert str(error.value) == "q is of different shapes in these adapters"
+    three = adapter(tmp_path / "c", {"q": along(1.0), "v": along(1.0, d_out=7)})
+    with pytest.raises(AdapterError, match="v is of different shapes"):
+        merge_adapters([one, three])  # though q is of one
     with pytest.raises(AdapterError) as error:
         merge_check(one, two)
     assert str(error.value) == "no module has the same shape in all adapters: q is 6 x 5 in a, 4 x 3 in b"

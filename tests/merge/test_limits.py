@@ -119,10 +119,14 @@ def test_token_rows_are_carried_from_the_adapter_that_is_chosen(save, merged, tm
 def test_an_existing_folder_and_a_source_are_kept(save, tmp_path, capsys):
     one, two = save("one", seed=1), save("two", seed=2)
     held = tmp_path / "out"
-    held.mkdir()
-    (held / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
-        merge_adapters([one.folder, two.folder], held)
+
+    def comes(*_: object) -> None:  # while the merge is at work
+        held.mkdir(exist_ok=True)
+        (held / "mine.txt").write_text("mine")
+
+    for progress in (comes, None):
+        with pytest.raises(OutputError, match="exists already"):
+            merge_adapters([one.folder, two.folder], held, progress=progress)
     with pytest.raises(OutputError, match="adapter that is read"):
         merge_adapters([one.folder, two.folder], one.folder, force=True)
     assert (held / "mine.txt").read_text() == "mine"
@@ -198,7 +202,7 @@ def test_the_record_names_method_sources_and_errors_but_no_path(save, tmp_path):
 SLOW = """
 import sys, time
 from gradience.cli.main import script
-from gradience.io.kept import Spool
+from gradience.verbs.writing import Spool
 keep = Spool.keep
 def slow(spool, array):
     kept = keep(spool, array)

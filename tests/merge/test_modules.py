@@ -144,6 +144,7 @@ def test_under_a_density_of_one_every_entry_is_divided_by_it_or_dropped(density)
         ("m.experts.down_proj", "m.experts.down_proj", True),
         ("m.q.weight", "m.q", False),
         ("m.gate.weight", "m.gate.weight", True),
+        ("layers.0.experts.up", "layers.5.experts.up", True),  # a replica of layer 0
         (None, "m.q", False),
     ],
 )

@@ -91,6 +91,8 @@ def test_one_module_that_depends_on_the_base_is_enough_for_a_note(tmp_path):
     notes = merge_check(plain, mixed).notes
     assert "b: the numbers are of s B A, which is not the whole of its update" in notes
     assert not any(note.startswith("a:") for note in notes)
+    pissa = write(tmp_path / "c", shapes, seed=2, init_lora_weights="pissa")  # which has no magnitude
+    assert "c: the numbers are of s B A, which is not the whole of its update" in merge_check(plain, pissa).notes
 
 
 def test_balancing_moves_powers_of_two_only_and_shares_the_size():

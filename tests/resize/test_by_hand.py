@@ -191,6 +191,29 @@ def test_a_folder_that_is_there_is_kept_unless_asked_otherwise(tmp_path):
             resize_adapter(folder, tmp_path / "out", rank=rank)
     resize_adapter(folder, tmp_path / "out", rank=1, force=True)
     assert config_of(tmp_path / "out")["r"] == 1
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"q.weight": np.ones((6, 5), np.float32)}, base / "model.safetensors")
+    with pytest.raises(OutputError, match="base model that is read"):
+        resize_adapter(folder, base, rank=1, base=base, force=True)
+
+
+@pytest.mark.parametrize("is_kohya", [False, True])
+def test_what_came_while_a_resize_was_writing_is_kept(is_kohya, tmp_path):
+    b, a = diagonal(4.0, 3.0)
+    folder, out = adapter(tmp_path / "a", {"q": (b, a)}), tmp_path / "out.safetensors"
+    source = kohya(tmp_path / "b.safetensors", {"q": (b, a, 2.0)}) if is_kohya else folder
+
+    def comes(done: int, *_: object) -> None:
+        if done == 1 and is_kohya:
+            out.write_text("mine")
+        elif done == 1:
+            out.mkdir()
+            (out / "adapter_config.json").write_text("mine")
+
+    with pytest.raises(OutputError, match="File exists" if is_kohya else "not empty"):
+        resize_adapter(source, out, rank=1, progress=comes)
+    assert (out if is_kohya else out / "adapter_config.json").read_text() == "mine"
 
 
 # --- tensors -----------------------------------------------------------------------------------------------------
@@ -242,7 +265,7 @@ def test_factors_that_all_but_cancel_are_cut_as_they_are_whatever_alpha(alpha, t
 
 
 def test_of_a_zero_update_the_other_factor_keeps_its_first_directions(tmp_path):
-    b, a = np.ones((6, 3), np.float32), np.arange(15.0, dtype=np.float32).reshape(3, 5)
+    b, a = np.arange(18.0, dtype=np.float32).reshape(6, 3), np.arange(15.0, dtype=np.float32).reshape(3, 5)
     folder = adapter(tmp_path / "a", {"q": (0 * b, a), "v": (b, 0 * a), "z": (0 * b, 0 * a)})
     resize_adapter(folder, tmp_path / "out", rank=2)
     found = load_file(tmp_path / "out" / "adapter_model.safetensors")

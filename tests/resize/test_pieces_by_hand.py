@@ -213,7 +213,7 @@ def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
 
 
 def test_a_module_with_a_bias_beside_its_factors_keeps_a_piece(tmp_path):
-    extra = {"q.bias": np.ones(6, np.float32), "qv.bias": np.ones(6, np.float32)}
+    extra = {"q.bias": np.ones(6, np.float32), "vo.bias": np.ones(6, np.float32)}  # v has none, vo is another
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0), "v": diagonal(9.0)}, extra=extra, bias="lora_only")
     _, found = open_adapter(folder)
     assert {pair.path: calibrated._least(found, pair) for pair in resizable_pairs(found)} == {"q": 1, "v": 0}

@@ -55,7 +55,11 @@ def test_a_row_a_millionth_as_long_as_the_others_is_fitted_like_them():
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_the_loss_is_the_squared_distance_of_both_weights_and_the_energy_that_of_the_change(rank):
     w, b, a, m = factors(2)
+    m[1] *= -1.0  # training may turn one
     fit = refitted(w, b, a, m, scale=1.5, rank=rank)
+    weights = m / np.linalg.norm(w + 1.5 * b @ a, axis=1)
+    u, sigma, v = np.linalg.svd(weights[:, None] * (b @ a))
+    np.testing.assert_allclose(weights[:, None] * (fit.b @ fit.a), (u[:, :rank] * sigma[:rank]) @ v[:rank], atol=1e-12)
     old, new = weight(w, b, a, m, 1.5), weight(w, fit.b, fit.a, fit.magnitude, 1.5)
     assert fit.lost == pytest.approx(np.sum((old - new) ** 2), rel=1e-9, abs=1e-12)
     assert fit.energy == pytest.approx(np.sum((old - w) ** 2), rel=1e-9)

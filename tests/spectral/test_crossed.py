@@ -43,6 +43,8 @@ def test_products_are_those_of_the_factors_in_float64(factors, pairs, fortran, m
         np.testing.assert_allclose(found.b[i, j], wide[i][0].T @ wide[j][0], rtol=1e-12, atol=1e-11)
         np.testing.assert_allclose(found.a[i, j], wide[i][1] @ wide[j][1].T, rtol=1e-12, atol=1e-11)
     i, j = pairs[0]
+    in_one = 2 * len(pairs) == len(named) * (len(named) - 1)  # every pair: all are views of one symmetric product
+    assert (found.b[i, j].base is not None, found.a[i, i].base is not None) == (in_one, in_one)
     gram_b, gram_a = found.together((i, j))
     both_b, both_a = np.hstack([wide[i][0], wide[j][0]]), np.vstack([wide[i][1], wide[j][1]])
     np.testing.assert_allclose(gram_b, both_b.T @ both_b, rtol=1e-12, atol=1e-11)
@@ -103,6 +105,11 @@ def test_a_root_is_upper_triangular_and_its_square_is_the_gram_matrix(dependent)
     assert np.array_equal(root, np.triu(root))
     length = np.sqrt(np.diagonal(gram))
     np.testing.assert_allclose(root.T @ root / np.outer(length, length), gram / np.outer(length, length), atol=1e-14)
+
+
+def test_a_column_of_zeros_needs_no_eigenvectors(monkeypatch):
+    monkeypatch.setattr(np.linalg, "eigh", pytest.fail)
+    assert subspace._root(np.diag([4.0, 0.0, 9.0])).tolist() == [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]
 
 
 def test_on_a_device_a_row_has_the_same_grams_and_geometry(factors, monkeypatch):

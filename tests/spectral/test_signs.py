@@ -268,3 +268,5 @@ def test_signs_of_entries_beyond_float32_are_those_of_small_ones(size):
     found = signs_of([(b, a, size), (b, a, -0.5 * size)], most=None, seed=0)
     assert (found.conflict, found.cancelled) == (1.0, pytest.approx(1.0 - 0.5 / 1.5))
     assert math.isfinite(found.weight)
+    many = signs_of([(b[:1], a[:, :1], 3e36)] * 40, most=None, seed=0)  # each is within float32, their sum is not
+    assert (many.conflict, many.cancelled, many.weight) == (0.0, 0.0, pytest.approx(3.6e38))

@@ -254,6 +254,21 @@ def test_four_equal_values_hold_a_quarter_each(energy, rank):
     assert part.rest == pytest.approx(math.sqrt(4 - (rank or 4)))
 
 
+def test_a_rank_that_holds_too_little_is_doubled_up_to_the_shorter_side(monkeypatch):
+    asked = []
+
+    def part(matrix, rank, *, seed):
+        asked.append((rank, seed))
+        return leading_part(matrix, rank)
+
+    monkeypatch.setattr(update, "leading_part", part)
+    found = part_with_energy(np.eye(70, 80), 40 / 70, seed=5)
+    assert (asked, len(found.low.sigma), found.rest) == ([(32, 5), (64, 5)], 40, pytest.approx(math.sqrt(30)))
+    asked.clear()
+    assert len(part_with_energy(np.eye(70, 80), 1.0).low.sigma) == 70
+    assert asked == [(32, 0), (64, 0), (70, 0)]
+
+
 def test_an_energy_short_by_rounding_alone_is_held():
     assert rank_for_energy(np.ones(2), 1.0, 2.0 + 1e-12) == 2
     assert rank_for_energy(np.ones(2), 1.0, 2.0 + 1e-11) is None
@@ -543,13 +558,13 @@ def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, 
 
 
 @pytest.mark.parametrize(
-    ("delta_dtype", "kept"), [("float32", 1.0029296875), ("bfloat16", 1.0), ("float16", 1.0029296875)]
+    ("delta_dtype", "kept"), [("float32", 3.01171875), ("bfloat16", 3.015625), ("float16", 3.01171875)]
 )
-def test_the_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_added(delta_dtype, kept):
-    """1 + 3/1024 is a number of float16; of bfloat16 1 is the nearest. W is wide enough to hold either."""
+def test_the_scaled_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_added(delta_dtype, kept):
+    """3 * (1 + 1/256): bfloat16 has steps of 1/64 there; 1 + 1/256 alone would be 1. W can hold either."""
     one = np.ones((1, 1), np.float32)
-    made = Updated(0.0 * one, one, np.float32(1.0029296875 / 2) * one)
-    found = merge_sums(made, scale=2.0, target="float32", delta_dtype=delta_dtype)
+    made = Updated(0.0 * one, one, np.float32(1.00390625) * one)
+    found = merge_sums(made, scale=3.0, target="float32", delta_dtype=delta_dtype)
     assert (found.intended, found.realised, found.inner) == (kept**2, kept**2, kept**2)
 
 
@@ -588,6 +603,9 @@ def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_th
     monkeypatch.setattr(sums, "_CANCELLED", 0.5)
     assert sums.norm_beyond_the_sides(one, one, (one, one)) == 0.0  # 1 of 1, which is nothing here
     assert sums.norm_beyond_the_sides(0.9 * one, one, (one, one)) == 1.0
+    monkeypatch.setattr(sums, "_NOTHING", 1.5)  # two terms of 1 * 1 each: 3 is nothing, and 4 is not
+    two = np.ones((1, 2)), np.ones((2, 1))
+    assert [sums.norm_beyond_the_sides(*two, (squared * one, one)) for squared in (3.0, 4.0)] == [0.0, 4.0]
 
 
 def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
@@ -599,8 +617,12 @@ def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
     ]
     kinds = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16)
     cases = [Factors(b.astype(k), a.astype(k), scale) for k, (b, a, scale) in zip(kinds, cases, strict=True)]
-    found = dict(tiles.on_device([lambda case=case: case for case in cases], range(4)))
+    cases.append(
+        Factors(rng.standard_normal((5, 70)), rng.standard_normal((70, 6)), -2.0)
+    )  # of a rank beyond its sides
+    found = dict(tiles.on_device([lambda case=case: case for case in cases], range(5)))
     for place, case in enumerate(cases):
         truth = grams_on_host(case)
         np.testing.assert_allclose(found[place].gram_a, truth.gram_a, rtol=1e-12)
         np.testing.assert_allclose(found[place].gram_b, truth.gram_b, rtol=1e-12)
+        assert (found[place].r, found[place].scale) == (len(case.a), case.scale)

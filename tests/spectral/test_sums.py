@@ -51,8 +51,11 @@ def test_gram_matrices_are_those_of_the_weighted_stack(ranks):
 def test_the_loss_is_that_of_what_is_stored_and_the_factors_are_the_best(dtype, rank, block, monkeypatch):
     monkeypatch.setattr(sums, "_BLOCK", block)
     parts = _parts(kind=ml_dtypes.bfloat16)
-    dense = _dense(parts)
-    b, a, loss = low_rank_sum(parts, sum_grams(parts), rank, dtype)
+    dense, grams, kinds = _dense(parts), sum_grams(parts), set()
+    like = sums.scratch.like
+    monkeypatch.setattr(sums.scratch, "like", lambda *args: kinds.add(args[-1]) or like(*args))
+    b, a, loss = low_rank_sum(parts, grams, rank, dtype)
+    assert kinds == {np.float32 if dtype.itemsize == 2 else np.float64}
     assert (b.shape, a.shape, b.dtype, a.dtype) == ((30, rank), (rank, 20), dtype, dtype)
     product = b.astype(np.float64) @ a.astype(np.float64)
     assert loss == pytest.approx(np.sum((dense - product) ** 2), rel=1e-7)

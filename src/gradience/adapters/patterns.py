@@ -69,7 +69,7 @@ class PatternTable:
                 self._others.append((index, _matcher(key)))
                 continue
             text, wildcards = _plain_text(key)
-            self._plain.setdefault((len(text), wildcards), {}).setdefault(_blanked(text, wildcards), index)
+            self._plain.setdefault((len(text), wildcards), {})[_blanked(text, wildcards)] = index
 
     def matching(self, name: str) -> list[str]:
         """The keys that match a module's name, in order. PEFT applies the first."""

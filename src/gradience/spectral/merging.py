@@ -58,7 +58,7 @@ def elected_mean(updates: Callable[[], Iterable[Singles]]) -> Singles:
     total[...] = 0.0
     count = np.zeros_like(total)
     for update in updates():
-        agrees = (np.sign(update) == elected) & (elected != 0.0)
+        agrees = np.sign(update) == elected  # where the sum is zero, only zeros do, and their mean is zero
         total += np.where(agrees, update, np.float32(0.0))
         count += agrees
     return np.asarray(total / np.maximum(count, 1.0))
