@@ -253,3 +253,17 @@ def test_a_log_of_another_version_is_refused_by_its_first_line_and_a_later_line_
     assert (issue.line, issue.path, issue.expected) == (2, "$.schema", HEAD["schema"])
     with pytest.raises(SchemaError, match="this log is 'gradience"):
         TelemetryReader(log).summarize()
+
+
+def test_a_run_that_was_ended_is_not_ended_again(log):
+    for status in ("error", "aborted", "ok"):
+        with TelemetryWriter(log, on_error="raise") as writer:
+            writer.run_end(status=status)
+    assert [json.loads(text)["status"] for text in log.read_text().splitlines()] == ["error", "aborted", "ok"]
+
+
+def test_a_fault_deep_in_a_line_says_what_was_expected_there():
+    items = [{"severity": "info", "action": "a", "message": "m"}, {"severity": "bad", "action": "a", "message": "m"}]
+    (fault,) = find_faults(event("recommendation", 1, recommendations=items))
+    assert (fault.path, fault.got) == ("$.recommendations[1].severity", "'bad'")
+    assert fault.expected == "one of info, warning, error, critical"

@@ -124,3 +124,11 @@ def test_everything_is_masked_only_if_each_row_and_the_sum_say_so():
     ):
         data = {"rows": rows, "rows_unsupervised": unsupervised, "supervised": supervised}
         assert everything_masked(run(FALL, data=data)) is masked, data
+
+
+def test_what_is_lost_again_below_the_start_is_told_from_twenty_rows_on():
+    for rows, severity in ((19, None), (20, "warning"), (30, "warning")):
+        losses = [*line(8, 4.0, 1.0), *[1.0] * 5, *[3.0] * (rows - 13)]
+        found = said("DIV104", run(losses))
+        assert (found and found.severity) == severity, rows
+        assert found is None or found.message.endswith("67% of what it had learnt is lost.")

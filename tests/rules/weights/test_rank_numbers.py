@@ -250,3 +250,10 @@ def test_a_share_of_nothing_is_not_known():
     assert _of_second_factor(given) == 0.0  # far flatter than random numbers: orthonormal
     given.b_stable_rank = 5.99
     assert _of_second_factor(given) == 5.99 / 4.0
+
+
+def test_where_no_update_is_known_the_first_module_says_why():
+    unknown = [module(name, state="not_known", note=note) for name, note in (("a", "quantised"), ("b", "sparse"))]
+    assert (health(unknown).verdict, health(unknown).reason) == ("not_analysed", "quantised")
+    assert health([module(state="not_known")]).reason == "no update is known"
+    assert health([*unknown, module("c")]).reason == "the only module carries a finite, non-zero update"
