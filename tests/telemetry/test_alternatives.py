@@ -96,3 +96,16 @@ def test_a_name_that_marks_a_secret_in_a_mapping_does_so_in_a_text():
     value = MIXED[:24]
     assert [name for name in names if not holds_secret(name, value)] == []
     assert [name for name in names if hide_secrets(f"x {name}={value} z") != f"x {name}=<redacted: secret key> z"] == []
+
+
+def test_a_value_ends_with_its_text_its_line_or_its_quotes():
+    hidden = "<redacted: secret key>"
+    for text, shown in (
+        ("pwd=x", f"pwd={hidden}"),
+        ("pwd=abc", f"pwd={hidden}"),
+        ('Authorization: "secret words" tail', f'Authorization: "{hidden}" tail'),
+        ("Cookie: 'secret words' tail", f"Cookie: '{hidden}' tail"),
+        ("Authorization: secret words\ntail", f"Authorization: {hidden}\ntail"),
+        ('-H "Cookie: secret words" tail', f'-H "Cookie: {hidden}" tail'),
+    ):
+        assert hide_secrets(text) == shown

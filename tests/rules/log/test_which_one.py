@@ -10,6 +10,7 @@ from gradience.rules.log.recorded import everything_masked
 from gradience.rules.log.story import _broken as broken, line_of, story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import EvalPoint, TrainSummary
+from gradience.telemetry.series import LogRecord
 
 
 def of_types(**groups: tuple[int, float]) -> RunFacts:
@@ -132,3 +133,10 @@ def test_what_is_lost_again_below_the_start_is_told_from_twenty_rows_on():
         found = said("DIV104", run(losses))
         assert (found and found.severity) == severity, rows
         assert found is None or found.message.endswith("67% of what it had learnt is lost.")
+
+
+def test_one_line_that_is_missing_is_told():
+    assert said("TRN115", run(FALL, record=LogRecord(missing=0))) is None
+    for missing in (1, 2):
+        found = said("TRN115", run(FALL, record=LogRecord(missing=missing)))
+        assert (found.severity, found.values) == ("warning", {"missing": missing})
