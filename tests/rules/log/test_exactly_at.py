@@ -100,6 +100,12 @@ LEARNING: Sequence[At] = [
         lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x] * 40}),
         {0.0: "warning", 0.1: None},
     ),
+    At(
+        "NOL106",
+        {"learning.TINY_FALL": 0.125, "learning.STILL_ROWS": 99},
+        lambda x: run([2.0] * 3 + line(13, 1.6, 2.4) + [x] * 4, rates=9e-8),
+        {1.75: "?", 1.7501: "warning"},
+    ),
     At("PLT105", {}, lambda x: run(line(20, 1.0, x) + [x] * 40), {0.02: None, 0.0201: "info"}),
     At("PLT105", {}, lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 39, x]), {2.0: "info", NAN: None, math.inf: None}),
     At("PLT105", {"learning.STILL_FALLS": 2.0**-9}, falls_then_drifts, {2.0**-9: "info", 1.01 * 2.0**-9: "?"}),
