@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import Group, Skipped, UnsuitableError
 from gradience.adapters.open import find_files, open_adapter
 from gradience.adapters.pairs import stored_pairs
+from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -473,15 +475,19 @@ def test_the_scale_of_a_product_is_alpha_over_its_rank_and_no_root(peft_type, sh
     [
         ("HIRA", {"q.hira_A": (2, 3), "q.hira_B": (5, 2)}),
         ("MISS", {"q.miss_block": (2, 5)}),
+        ("bone", {"q.miss_block": (2, 5)}),  # its old name
         ("ADALORA", ADALORA),
-        ("LORA", lora("q")),
+        ("lora", lora("q")),
     ],
 )
 def test_patterns_that_a_type_does_not_have_are_not_missed(peft_type, shapes, tmp_path):
     patterns = {"rank_pattern": {"k": 3}, "alpha_pattern": {"v": 1.0}}
     _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type=peft_type, **patterns))
-    missed = (["k"], ["v"]) if peft_type == "LORA" else ([], [])
+    assert len(found.modules) + len(found.base_dependent) == 1
+    missed = (["k"], ["v"]) if peft_type == "lora" else ([], [])
     assert (found.unmatched_rank_patterns, found.unmatched_alpha_patterns) == missed
+    assert traits_of(found).is_peft_lora is (peft_type == "lora")
+    assert not traits_of(replace(found, file_format=formats.KOHYA)).is_peft_lora
 
 
 def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
