@@ -170,6 +170,7 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
     beside = saved(tmp_path / "beside", lora("q"))
     saved(beside / "sub", lora("q"))
     assert find_files(beside).others == (beside / "sub",)
+    assert find_files(beside / "adapter_model.safetensors").folder == beside
     given = find_files(beside, weights=beside / "sub" / "adapter_model.safetensors")
     assert (given.others, given.config) == ((), beside / "sub" / "adapter_config.json")  # the config beside the weights
     given.config.unlink()
@@ -204,6 +205,29 @@ def test_missing_shards_are_counted(tmp_path):
         f"adapter_model-0000{n}-of-00002.safetensors"
         for n in (1, 2)  # and not those of another name
     ]
+    torchs = tmp_path / "b"
+    torchs.mkdir()
+    (torchs / "adapter_model.bin.index.json").write_text('{"weight_map": {"q": "x.bin", "v": "y.bin", "k": "x.bin"}}')
+    for name in ("x.bin", "y.bin"):
+        (torchs / name).touch()
+    assert [path.name for path in find_files(torchs).shards] == ["x.bin", "y.bin"]
+
+
+def test_adapters_of_one_file_are_named_and_one_alone_is_not(tmp_path):
+    one = {f"q.lora_{side}.x.weight": shape for side, shape in (("A", (2, 3)), ("B", (5, 2)))}
+    for shapes, names in ((one, [("q", None)]), (one | lora("q"), [("q:default", "default"), ("q:x", "x")])):
+        _, found = open_adapter(saved(tmp_path / str(len(shapes)), shapes))
+        assert [(module.name, module.adapter) for module in found.modules] == names
+
+
+def test_the_output_of_an_attention_has_the_scale_of_the_whole_layer(tmp_path):
+    shapes = lora("attn", "attn.base_layer.out_proj", "other.out_proj")
+    _, found = open_adapter(saved(tmp_path / "a", shapes, alpha_pattern={"attn": 6.0}))
+    assert {module.name: (module.scale, module.base_name) for module in found.modules} == {
+        "attn": (3.0, "attn.in_proj_weight"),
+        "attn.out_proj": (3.0, "attn.out_proj.weight"),
+        "other.out_proj": (2.0, "other.out_proj.weight"),
+    }
 
 
 def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch):
@@ -510,11 +534,17 @@ def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
 
 def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_bias_is_no_parameter(tmp_path):
     shapes = lora("q") | {"c.lora_A.weight": (2, 3, 2, 2), "c.lora_B.weight": (5, 2, 1, 1), "q.lora_B.bias": (5,)}
+    shapes |= {"l.lora_A.weight": (2, 3, 4), "l.lora_B.weight": (5, 2, 1)}
     for turned in (True, False):
         _, found = open_adapter(saved(tmp_path / str(turned), shapes, fan_in_fan_out=turned, lora_bias=True))
         assert found.roles[f"{PREFIX}q.lora_B.bias"] == "bias"
-        assert [(pair.path, pair.layout.transposed) for pair in stored_pairs(found)] == [("c", False), ("q", turned)]
+        assert [(pair.path, pair.layout.transposed) for pair in stored_pairs(found)] == [
+            ("c", False),
+            ("l", False),
+            ("q", turned),
+        ]
         assert [(one.kind, one.shape, one.params) for one in found.modules] == [
+            ("conv", (5, 12), 2 * 12 + 5 * 2),
             ("conv", (5, 12), 2 * 12 + 5 * 2),
             ("linear", (3, 5) if turned else (5, 3), 2 * 3 + 5 * 2),
         ]
@@ -522,8 +552,11 @@ def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_
 
 @pytest.mark.parametrize(("layer", "of_base"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 4), (9, 9)])
 def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(layer, of_base, tmp_path):
-    folder = saved(tmp_path / "a", lora(f"model.layers.{layer}.h.3.q"), layer_replication=[[0, 2], [1, 3]])
-    (module,) = open_adapter(folder)[1].modules
+    names = [f"model.layers.{layer}.h.3.q", f"h.{layer}.q", f"x.layer.{layer}.q"]
+    folder = saved(tmp_path / "a", lora(*names), layer_replication=[[0, 2], [1, 3]])
+    found = {module.name: module for module in open_adapter(folder)[1].modules}
+    assert [found[name].base_name for name in names[1:]] == [f"h.{of_base}.q.weight", f"x.layer.{of_base}.q.weight"]
+    module = found[names[0]]
     assert module.name == f"model.layers.{layer}.h.3.q"
     assert module.base_name == f"model.layers.{of_base}.h.3.q.weight"  # of a name's numbers the first alone
 
@@ -652,9 +685,19 @@ def test_experts_of_rank_one_and_a_single_block_are_pairs_as_any(tmp_path):
     assert [(module.name, module.r, module.scale) for module in experts] == [
         (f"experts.down_proj[{e}]", 1, 4.0) for e in range(3)
     ]
-    blocks = {"nblocks": 1, "target_modules_bd_a": ["q"]}
-    (module,) = open_adapter(saved(tmp_path / "b", lora("q"), use_bdlora=blocks))[1].modules
-    assert [factor.tolist() for factor in module.load()] == [
-        [[2 * i + 1, 2 * i + 2] for i in range(5)],
-        [[1, 2, 3], [4, 5, 6]],
-    ]
+    for count in ({"nblocks": 1}, {}):
+        blocks = {"target_modules_bd_a": ["q"], **count}
+        (module,) = open_adapter(saved(tmp_path / f"b{len(count)}", lora("q"), use_bdlora=blocks))[1].modules
+        assert [factor.tolist() for factor in module.load()] == [
+            [[2 * i + 1, 2 * i + 2] for i in range(5)],
+            [[1, 2, 3], [4, 5, 6]],
+        ]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_hira_of_a_square_weight_is_turned_where_the_config_says_so(turned, tmp_path):
+    shapes = {"q.hira_A": (2, 3), "q.hira_B": (3, 2)}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type="HIRA", fan_in_fan_out=turned))
+    w = np.arange(9.0).reshape(3, 3)
+    b, a = 1.0 + np.arange(6.0).reshape(3, 2), 1.0 + np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(found.base_dependent[0].dense(w), w * ((b @ a).T if turned else b @ a))
