@@ -218,6 +218,17 @@ def test_adapters_of_one_file_are_named_and_one_alone_is_not(tmp_path):
     for shapes, names in ((one, [("q", None)]), (one | lora("q"), [("q:default", "default"), ("q:x", "x")])):
         _, found = open_adapter(saved(tmp_path / str(len(shapes)), shapes))
         assert [(module.name, module.adapter) for module in found.modules] == names
+        several = ["the file holds several adapters (default, x); the config was applied to each"]
+        assert found.notes == several * (len(names) > 1)
+    _, found = open_adapter(saved(tmp_path / "c", one, lora_parameters={}))  # a type is named, so it is not MLX-LM's
+    assert len(found.modules) == 1
+    of_experts = {name.replace("q.", "x.experts."): shape for name, shape in LOHA.items()}
+    _, found = open_adapter(saved(tmp_path / "d", of_experts, peft_type="LOHA", target_parameters=["experts.w"]))
+    assert [module.kind for module in found.modules] == ["loha"]  # of LoRA alone parameters have pairs
+    _, found = open_adapter(saved(tmp_path / "e", {"x.trainable_tokens_delta": (2, 3)}, peft_type="IA3"))
+    assert list(found.roles.values()) == ["token_rows"]
+    _, found = open_adapter(saved(tmp_path / "f", lora("q") | {"norm.bias": (3,)}, bias="all"))
+    assert found.roles[f"{PREFIX}norm.bias"] == "bias"
 
 
 def test_the_output_of_an_attention_has_the_scale_of_the_whole_layer(tmp_path):
@@ -231,6 +242,9 @@ def test_the_output_of_an_attention_has_the_scale_of_the_whole_layer(tmp_path):
 
 
 def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "y.npz"
+    np.savez(path, **{"a/b": np.ones(2)})
+    assert list(formats.read_archive(path)) == ["a.b"]
     path = tmp_path / "x.npz"
     np.savez(path, a=np.ones(2), b=np.ones(3))
     with np.load(path) as held:
@@ -245,14 +259,14 @@ def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch)
 
 def test_an_hdf5_file_without_factors_says_how_many_arrays_it_holds(tmp_path):
     h5py = pytest.importorskip("h5py")
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
-        file["layers/kernel"], file["layers/bias"] = np.ones(2), np.ones(3)
-    with pytest.raises(AdapterError) as error:
-        formats.read_archive(path)
-    assert str(error.value) == (
-        f"{path} holds 2 arrays and no LoRA factors: Keras merges them into the kernels as it saves"
-    )
+    for path in (tmp_path / "x.h5", tmp_path / "x.hdf5"):
+        with h5py.File(path, "w") as file:
+            file["layers/kernel"], file["layers/bias"] = np.ones(2), np.ones(3)
+        with pytest.raises(AdapterError) as error:
+            formats.read_archive(path)
+        assert str(error.value) == (
+            f"{path} holds 2 arrays and no LoRA factors: Keras merges them into the kernels as it saves"
+        )
 
 
 # --- limits ------------------------------------------------------------------------------------------------------
@@ -434,7 +448,9 @@ def test_half_of_a_pair_is_named_with_the_half_that_is_missing(held, reason, tmp
 )
 def test_of_square_experts_it_is_said_that_their_orientation_is_not_known(rank, shape, names, note, tmp_path):
     shapes = {"x.experts.lora_A.weight": (4, shape[1]), "x.experts.lora_B.weight": (shape[0], 4)}
-    _, found = open_adapter(saved(tmp_path / "a", shapes, r=rank, target_parameters=["experts.w"]))
+    targets = {"target_parameters": ["experts.w"], "target_modules": ["q_proj"]}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, r=rank, **targets))
+    assert (found.notes == []) is (len(names) > 1)  # experts are no target module
     assert [module.name for module in found.modules] == names
     said = "a square weight: the file does not say whether the base stores it transposed"
     assert {module.note for module in found.modules} == {said if note else None}
