@@ -186,6 +186,13 @@ def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tell
         assert intruders.atoms(None, 1, [0.3, 0.5]).upper.tolist() == [pytest.approx(upper)]
 
 
+def test_a_threshold_that_is_known_to_be_reached_is_no_goal(monkeypatch):
+    asked = []
+    monkeypatch.setattr(intruders, "_within", lambda *_: asked.append(1) or np.full((len(_[1]), 1), 0.25))
+    found = intruders._search(None, 1.0, np.array([0.25]), [0.25])
+    assert (found.tolist(), len(asked)) == ([0.25], 2)  # each interval as it is, and its middle: none is halved
+
+
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
     lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
     found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))
