@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job begins so, and its children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+for name in ("COLUMNS", "LINES"):  # the width of the terminal that the tests were started from
+    os.environ.pop(name, None)
 
 settings.register_profile(
     "ci", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -50,6 +55,15 @@ gc.set_threshold(20_000)  # at 700, a test in ten waits for a collection of some
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 
 
+def pytest_sessionstart(session):
+    """Measure no coverage in the process that hands the tests out: it runs none, and is slowed by half."""
+    coverage = sys.modules.get("coverage")
+    if coverage is not None and getattr(session.config.option, "numprocesses", None):
+        running = coverage.Coverage.current()
+        if running is not None:
+            running.stop()
+
+
 @pytest.fixture(autouse=True)
 def _imports_are_not_garbage():
     """Exclude the objects of large imports from later garbage collections: each Trainer's end runs a full one."""
@@ -66,6 +80,25 @@ def _signals_as_before():
     yield
     for number, handler in old.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def _new_folder(tmp_path_factory):
+    """Makes a folder under a name and the next number."""
+    parent, number = tmp_path_factory.mktemp("tests"), count()
+
+    def make(name: str) -> Path:
+        folder = parent / f"{name}{next(number)}"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def tmp_path(_new_folder, request):
+    """A folder of this test alone. To number it, pytest's own fixture lists the folders of all tests before it."""
+    return _new_folder(re.sub(r"\W", "_", request.node.name)[:30])
 
 
 @pytest.fixture(scope="session")

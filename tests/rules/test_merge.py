@@ -156,6 +156,15 @@ def test_shared_directions_are_those_of_the_most_that_were_compared():
     assert finding.values == {"first": "a", "second": "b", "output": 0.75, "input": 0.625}
 
 
+def test_opposed_updates_are_no_twins_and_directions_need_both_sides():
+    assert set(found(report(pair(cosine=-0.95)))) == {"MRG401"}
+    assert set(found(report(pair(cosine=0.95)))) == {"MRG405"}
+    assert found(report(pair(cosine=0.0, output_side=overlap(0.9)))) == {}
+    assert found(report(pair(cosine=0.95)))["MRG405"].message.startswith(
+        "a and b are nearly identical updates (cosine 0.95)"
+    )
+
+
 def test_without_a_module_in_common_what_compares_them_is_not_judged():
     lacking = reasons(report(modules=[]))
     assert lacking == dict.fromkeys(("MRG401", "MRG404", "MRG405", "MRG406"), "no module in two of the adapters")

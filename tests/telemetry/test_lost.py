@@ -94,6 +94,8 @@ def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
             log.unlink()
             writer.train_step(step, loss=1.0)
         assert writer.lost == 3  # the start; then the start again, and the first row
+        writer.train_step(3, x=object())
+        assert writer.lost == 4  # and one that was refused
         writer.close()
 
 

@@ -125,8 +125,8 @@ _PORT: Final = re.compile(r"[^:/@]*:\d{1,5}(?:/|$)")
 
 # A name and the sign between it and its value: `=`, `:`; for an option also white space or the comma of a list.
 _HINT: Final = re.compile(
-    r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=|login|curl|mysql"
-    r"|jwt|[_-]pat\b|mnemonic|contrasena|senha|sessionid|sid=",
+    r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=|login|curl|wget"
+    r"|https?\s|mysql|jwt|[_-]pat\b|mnemonic|contrasena|senha|session_?id|sid=",
     re.IGNORECASE,
 )
 _NAMED: Final = re.compile(

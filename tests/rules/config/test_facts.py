@@ -27,6 +27,23 @@ def facts(**sections: Any) -> Facts:
         ("early_step", {"lora": {"r": 16, "alpha": 32, "use_rslora": True}, "optimizer": {"lr": 1e-4}}, 1.28e-2),
         ("batch_per_process", {"training": {"batch_size": 4, "gradient_accumulation": 8}}, 32),
         ("batch_per_process", {"training": {"batch_size": 4}}, 4),
+        (
+            "batch_per_process",
+            {"training": {"batch_size": 4, "gradient_accumulation": 2, "extras": {"batch_from": "the log"}}},
+            8,
+        ),
+        (
+            "epochs",
+            {
+                "training": {
+                    "max_steps": 10,
+                    "batch_size": 4,
+                    "world_size": 3,
+                    "extras": {"train_examples": 60, "train_tokens": 6000},
+                }
+            },
+            2.0,
+        ),
         ("effective_batch", {"training": {"batch_size": 4, "gradient_accumulation": 8, "world_size": 2}}, 64),
         ("steps", {"training": {"max_steps": 7, "epochs": 2.0}}, 7),
         (
@@ -94,6 +111,11 @@ def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: di
             "effective_batch",
             {"training": {"batch_size": 4, "world_size": 0}},
             "number of processes is below 1 (see VAL001)",
+        ),
+        (
+            "batch_per_process",
+            {"training": {"batch_size": 4, "gradient_accumulation": 0}},
+            "gradient accumulation is below 1 (see VAL001)",
         ),
         ("steps", {"training": {"max_steps": 0}}, "max_steps is below 1 (see VAL001)"),
         ("coverage", {}, "the base model is not given (--base)"),

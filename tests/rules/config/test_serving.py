@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
@@ -85,3 +86,25 @@ def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path
     for serve, engines in (((), {"mlx", "vllm"}), (("vllm",), {"vllm"})):  # what is given wins
         report = check_config(DORA, serve=serve, settings=settings)
         assert {item.values["engine"] for item in report.findings} == engines
+
+
+def test_an_adapter_has_a_feature_by_its_settings() -> None:
+    asked = (
+        ("beyond_attention", {"target_modules": "All-Linear"}, True),
+        ("beyond_attention", {"target_modules": "q_proj"}, False),
+        ("beyond_attention", {"target_modules": ["model.q_proj", "o_proj"]}, False),
+        ("beyond_attention", {"target_modules": ["q_proj", "up_proj"]}, True),
+        ("beyond_attention", {}, False),
+        ("bias", {"bias": "none"}, False),
+        ("bias", {"bias": "lora_only"}, True),
+        ("bias", {"bias": "none", "extras": {"lora_bias": True}}, True),
+        ("bias", {"extras": {"lora_bias": False}}, False),
+        ("token_rows", {"extras": {"trainable_token_indices": [1]}}, True),
+        ("token_rows", {"extras": {"trainable_token_indices": []}}, False),
+        ("some_layers", {"extras": {"layers_to_transform": [0]}}, True),
+        ("some_layers", {}, False),
+        ("peft_format", {}, True),
+    )
+    shown = [FEATURES[name].asked_for(msgspec.convert({"lora": lora}, ConfigSnapshot)) for name, lora, _ in asked]
+    assert shown == [has for _, _, has in asked]
+    assert not FEATURES["peft_format"].asked_for(ConfigSnapshot(extras={"format": "mlx-lm"}))

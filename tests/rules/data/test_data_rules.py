@@ -504,3 +504,25 @@ USUAL = "correct the labels, or the generation block, so that it covers answers 
 )
 def test_what_is_to_be_done_depends_on_the_rows(rule: str, changed: Any, action: str) -> None:
     assert found(data(**changed))[rule].action == action
+
+
+def test_a_rule_is_left_open_though_its_numbers_would_speak() -> None:
+    masked = {"end_supervised": 0, "end_masked": 1000}
+    for changed, rule, reason in (
+        ({**TOKENISED, "turn_end": "<end>", "seen": masked}, "DAT307", "masked with the padding (see DAT308)"),
+        ({**TOKENISED, "seen": masked}, "DAT307", "masked with the padding (see DAT308)"),
+        (
+            {"packing": True, "batching": {"batch_size": 8, "padding_share": 0.9, "packed_sequences": 9}},
+            "DAT320",
+            "packing is on: nothing is padded",
+        ),
+        ({"batching": {"batch_size": 8, "padding_share": None}}, "DAT320", "no batch could be counted"),
+        ({"template": "", "template_tokens_split": ["<x>"]}, "DAT310", "no chat template is used"),
+        ({**LABELLED, "labels": {"1": 1000}, "labels_total": 1}, "DAT315", "one label only (see DAT317)"),
+        ({**LABELLED, "labels": {"1": 19}, "labels_total": 2, "rows_read": 19}, "DAT315", "19 rows, under 20"),
+        ({"loss": "all", "seen": {"all_supervised": 1000}}, "DAT304", "the loss is set on all"),
+        ({"max_length": None, "seen": {"answer_lost": 9}}, "DAT306", "no length limit is given"),
+    ):
+        report = data(**changed)
+        assert reason in why(report)[rule]
+        assert rule not in found(report)

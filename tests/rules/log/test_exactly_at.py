@@ -117,6 +117,19 @@ HELD_OUT: Sequence[At] = [
         lambda x: evaluated(1.5, 1.0, x, x),
         {1.125: None, 1.1251: "warning"},
     ),
+    # of the least rise and the noise the larger counts, not their sum
+    At(
+        "OVF110",
+        {"facts.noise": lambda *_, **__: 2.0**-6},
+        lambda x: evaluated(1.5, 1.25, 1.0, x, x),
+        {1.046875: None, 1.05: "info"},
+    ),
+    At(
+        "UND126",
+        {"facts.noise": lambda *_, **__: 2.0**-6},
+        lambda x: evaluated(2.0, 2.0, 2.0, 2.0, x),
+        {1.953125: None, 1.94: "info"},
+    ),
     At("SML113", {"held_out.SMALL_EVAL": 1.96 * 0.05}, lambda n: classes(0.5, 0.5, n=n), {100: None, 99: "info"}),
     At("CHN112", {}, lambda x: classes(x, of=2), {0.98 * LN2: "warning", 0.979 * LN2: None, math.inf: None}),
     At(
@@ -259,6 +272,13 @@ REWARDS: Sequence[At] = [
         lambda x: rewarded(x, x, x),
         {1.0: "info", -1.0: "info", 0.999: "?"},
     ),
+    # a tenth of a level below 0 is as far as one of a level above it
+    At(
+        "RWD122",
+        {"preference.median_error": of(0.0)},
+        lambda x: rewarded(-10.2, -10.0, x),
+        {-11.0: None, -11.01: "warning"},
+    ),
     At(
         "RWD122",
         {"preference.mann_kendall": of(0.01), "preference.REWARD_FALL": 0.5},
@@ -266,6 +286,12 @@ REWARDS: Sequence[At] = [
         {1.0: None, 0.99: "warning"},
     ),
     At("RWD122", {"preference.mann_kendall": of(0.0101)}, rewarded_seldom, {0.99: "?"}),
+    At(
+        "RWD122",
+        {"preference.mann_kendall": of(0.01)},
+        lambda x: run(kind="rl", columns={"reward": [-10.0, -10.0, -10.1, x, x]}),
+        {-11.0: None, -11.01: "warning"},
+    ),
 ]
 
 
