@@ -107,6 +107,23 @@ def test_only_the_layouts_met_last_are_kept(tmp_path, monkeypatch, parsed):
     for folder in (one, one, other, other, one):
         read(folder)
     assert parsed == ["a", "b", "a"]
+    monkeypatch.setattr(opening, "_MOST", 2)
+    read, third = Reader(), peft(tmp_path / "c", factors(2, r=2), r=2)
+    del parsed[:]
+    for folder in (one, other, one, third, one, other):
+        read(folder)
+    assert parsed == ["a", "b", "c", "b"]
+
+
+def test_what_is_no_plain_lora_is_read_anew_and_notes_on_a_folder_stay_with_it(tmp_path, parsed):
+    read = Reader()
+    for name in "ab":
+        read(with_config(peft(tmp_path / name, factors(0)), init_lora_weights="pissa"))
+    assert parsed == ["a", "b"]
+    peft(peft(tmp_path / "c", factors(0)) / "further", factors(0))
+    notes = [read(folder).notes for folder in (tmp_path / "c", peft(tmp_path / "d", factors(0)), tmp_path / "c")]
+    assert parsed == ["a", "b", "c"]
+    assert (len(notes[0]), notes[1], notes[2]) == (1, [], notes[0])
 
 
 PAIR = {"expert": None, "dense": None, "is_unknown": False}

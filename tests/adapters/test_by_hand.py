@@ -142,6 +142,8 @@ def test_bat_multiplies_each_block_of_the_base():
 
 def test_factors_are_of_the_base_s_precision():
     half = B.astype(np.float32), A.astype(np.float16)
+    one, little = np.ones((1, 1), np.float32), np.full((1, 1), 2.0**-30, np.float32)
+    assert [kinds._norms(one, little, axis)[0] for axis in (0, 1)] == [1.0 + 2.0**-30] * 2  # which float32 rounds away
     for w, kind in ((W, np.float64), (W.T, np.float64), (W.astype(np.float32), np.float32)):
         b, a, _ = kinds._oriented_factors(lambda: half, w)
         assert (b.dtype, a.dtype) == (kind, kind)
@@ -231,6 +233,9 @@ def test_the_part_nearest_the_leaf_decides_and_sections_count_from_zero():
     assert [
         module_type(f"layers.0.{tail}") for tail in ("mamba.conv1d", "conv.mamba.x", "moe.attn.x", "attn.moe.x")
     ] == [*("conv", "ssm", "attn", "mlp")]
+    assert [module_type(name) for name in ("x.q.output", "x.output.q")] == ["mlp", "attn"]  # of words that say little
+    named = ("layers.0.q_proj:other", "embed_tokens:other", "layers.0.w[3]:x.1", "layers.0.up_proj[3]")
+    assert [module_type(name) for name in named] == ["attn", "embedding", "other", "mlp"]
     assert [layer_label(name) for name in ("down_blocks.0.to_q", "mid_block.to_q")] == ["down.0", "mid"]
 
 
@@ -338,6 +343,7 @@ def test_the_start_that_a_name_means():
         ("eva_x", False, False, False, False),
     ):
         start = start_of(name)
+        assert start.name == ("default" if name == "eva_x" else name.lower().removesuffix("_niter_4"))
         assert start[1:] == (changes, recomputable, principal, convertible), name
 
 
@@ -363,6 +369,7 @@ def test_the_steps_of_a_matcher_are_bounded_for_the_name_at_hand():
     with pytest.raises(AdapterError, match="take for ever"):
         PatternTable([key]).matching(dotted)
     assert _most_paths("a)", 10) == math.inf
+    assert PatternTable(["a.q", "a[.]q"]).matching("a\nq") == []  # a dot stands for any character on the line
     assert _plain_text(r"a.b\.c.d\.e.f") == ("a.b.c.d.e.f", (1, 5, 9))
 
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import save_file
 
-from gradience.adapters.formats import TorchFile, _described
+from gradience.adapters import formats
+from gradience.adapters.formats import TorchFile, _described, open_weights
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
@@ -391,8 +392,15 @@ def test_a_bin_that_is_none_is_refused(tmp_path, data):
 
 
 def test_a_bin_reads_like_safetensors_whatever_its_dtype(tmp_path):
+    import safetensors.torch
     import torch
 
+    with pytest.raises(AdapterError, match="not a plain array"):
+        _described(tmp_path, "x", torch.ones(2, device="meta"))
+    whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+    safetensors.torch.save_file({str(kind): torch.ones(1, dtype=kind) for kind in whole}, tmp_path / "w.safetensors")
+    for name, info in open_weights(tmp_path / "w.safetensors").tensors.items():
+        assert formats._NAMES[name] == info.dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
         tensors = {k: torch.arange(float(s[0] * s[1])).reshape(s).to(dtype) for k, s in GOOD.items()}
         torch.save(tensors, tmp_path / "adapter_model.bin")
@@ -400,6 +408,12 @@ def test_a_bin_reads_like_safetensors_whatever_its_dtype(tmp_path):
         b, _ = read(tmp_path).modules[0].load()
         np.testing.assert_array_equal(b.astype(np.float32), tensors[f"{STEM}.lora_B.weight"].float().numpy())
         torch.save({**tensors, "odd": torch.ones(3, 5, dtype=dtype)}, tmp_path / "adapter_model.bin")
+        pickled, plain = tmp_path / "x.pth", tmp_path / "x.safetensors"
+        torch.save(tensors, pickled)
+        safetensors.torch.save_file(tensors, plain)
+        assert {k: v.dtype for k, v in open_weights(pickled).tensors.items()} == {
+            k: v.dtype for k, v in open_weights(plain).tensors.items()
+        }
         assert TorchFile(tmp_path / "adapter_model.bin").read("odd").shape == (3, 5)  # of an odd number of bytes
 
 

@@ -74,6 +74,10 @@ def test_mlx_dora_is_what_its_fuse_makes(tmp_path):
     v = w + (10.0 * b.T) @ a.T
     close(module.dense(w), (m / np.linalg.norm(v, axis=1))[:, None] * v - w)  # mlx_lm/tuner/dora.py, fuse
     np.testing.assert_array_equal(module.magnitude(), m)
+    halves = {f"layers.{n}.q.lora_a": a for n in (10, 2)}
+    adapter = write(tmp_path, halves, MLX)
+    assert [item.name for item in adapter.skipped] == ["layers.2.q", "layers.10.q"]
+    assert write(tmp_path, tensors, MLX).roles["model.layers.0.q_proj.m"] == "magnitude"
 
 
 def test_mlx_without_a_scale_is_refused(tmp_path):
@@ -218,6 +222,9 @@ def test_diffusers_metadata_gives_alpha_by_component(tmp_path):
         "transformer.blocks.0.to_q": 2.0,
         "transformer.blocks.1.to_q": 0.5,
     }
+    declared = {"transformer.r": 4, "transformer.fan_in_fan_out": True}  # and of the text encoder nothing
+    adapter = write(tmp_path, tensors, metadata=metadata | {"lora_adapter_metadata": json.dumps(declared)})
+    assert [module.shape for module in adapter.modules] == [(20, 12), (12, 20), (12, 20)]
 
 
 def test_an_alpha_tensor_beside_diffusers_names_is_its_scale(tmp_path):

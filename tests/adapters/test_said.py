@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import Group, Skipped, UnsuitableError
 from gradience.adapters.open import find_files, open_adapter
 from gradience.adapters.pairs import stored_pairs
+from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -169,6 +171,7 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
     beside = saved(tmp_path / "beside", lora("q"))
     saved(beside / "sub", lora("q"))
     assert find_files(beside).others == (beside / "sub",)
+    assert find_files(beside / "adapter_model.safetensors").folder == beside
     given = find_files(beside, weights=beside / "sub" / "adapter_model.safetensors")
     assert (given.others, given.config) == ((), beside / "sub" / "adapter_config.json")  # the config beside the weights
     given.config.unlink()
@@ -203,9 +206,46 @@ def test_missing_shards_are_counted(tmp_path):
         f"adapter_model-0000{n}-of-00002.safetensors"
         for n in (1, 2)  # and not those of another name
     ]
+    torchs = tmp_path / "b"
+    torchs.mkdir()
+    (torchs / "adapter_model.bin.index.json").write_text('{"weight_map": {"q": "x.bin", "v": "y.bin", "k": "x.bin"}}')
+    for name in ("x.bin", "y.bin"):
+        (torchs / name).touch()
+    assert [path.name for path in find_files(torchs).shards] == ["x.bin", "y.bin"]
+
+
+def test_adapters_of_one_file_are_named_and_one_alone_is_not(tmp_path):
+    one = {f"q.lora_{side}.x.weight": shape for side, shape in (("A", (2, 3)), ("B", (5, 2)))}
+    for shapes, names in ((one, [("q", None)]), (one | lora("q"), [("q:default", "default"), ("q:x", "x")])):
+        _, found = open_adapter(saved(tmp_path / str(len(shapes)), shapes))
+        assert [(module.name, module.adapter) for module in found.modules] == names
+        several = ["the file holds several adapters (default, x); the config was applied to each"]
+        assert found.notes == several * (len(names) > 1)
+    _, found = open_adapter(saved(tmp_path / "c", one, lora_parameters={}))  # a type is named, so it is not MLX-LM's
+    assert len(found.modules) == 1
+    of_experts = {name.replace("q.", "x.experts."): shape for name, shape in LOHA.items()}
+    _, found = open_adapter(saved(tmp_path / "d", of_experts, peft_type="LOHA", target_parameters=["experts.w"]))
+    assert [module.kind for module in found.modules] == ["loha"]  # of LoRA alone parameters have pairs
+    _, found = open_adapter(saved(tmp_path / "e", {"x.trainable_tokens_delta": (2, 3)}, peft_type="IA3"))
+    assert list(found.roles.values()) == ["token_rows"]
+    _, found = open_adapter(saved(tmp_path / "f", lora("q") | {"norm.bias": (3,)}, bias="all"))
+    assert found.roles[f"{PREFIX}norm.bias"] == "bias"
+
+
+def test_the_output_of_an_attention_has_the_scale_of_the_whole_layer(tmp_path):
+    shapes = lora("attn", "attn.base_layer.out_proj", "other.out_proj")
+    _, found = open_adapter(saved(tmp_path / "a", shapes, alpha_pattern={"attn": 6.0}))
+    assert {module.name: (module.scale, module.base_name) for module in found.modules} == {
+        "attn": (3.0, "attn.in_proj_weight"),
+        "attn.out_proj": (3.0, "attn.out_proj.weight"),
+        "other.out_proj": (2.0, "other.out_proj.weight"),
+    }
 
 
 def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "y.npz"
+    np.savez(path, **{"a/b": np.ones(2)})
+    assert list(formats.read_archive(path)) == ["a.b"]
     path = tmp_path / "x.npz"
     np.savez(path, a=np.ones(2), b=np.ones(3))
     with np.load(path) as held:
@@ -220,14 +260,14 @@ def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch)
 
 def test_an_hdf5_file_without_factors_says_how_many_arrays_it_holds(tmp_path):
     h5py = pytest.importorskip("h5py")
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
-        file["layers/kernel"], file["layers/bias"] = np.ones(2), np.ones(3)
-    with pytest.raises(AdapterError) as error:
-        formats.read_archive(path)
-    assert str(error.value) == (
-        f"{path} holds 2 arrays and no LoRA factors: Keras merges them into the kernels as it saves"
-    )
+    for path in (tmp_path / "x.h5", tmp_path / "x.hdf5"):
+        with h5py.File(path, "w") as file:
+            file["layers/kernel"], file["layers/bias"] = np.ones(2), np.ones(3)
+        with pytest.raises(AdapterError) as error:
+            formats.read_archive(path)
+        assert str(error.value) == (
+            f"{path} holds 2 arrays and no LoRA factors: Keras merges them into the kernels as it saves"
+        )
 
 
 # --- limits ------------------------------------------------------------------------------------------------------
@@ -409,7 +449,9 @@ def test_half_of_a_pair_is_named_with_the_half_that_is_missing(held, reason, tmp
 )
 def test_of_square_experts_it_is_said_that_their_orientation_is_not_known(rank, shape, names, note, tmp_path):
     shapes = {"x.experts.lora_A.weight": (4, shape[1]), "x.experts.lora_B.weight": (shape[0], 4)}
-    _, found = open_adapter(saved(tmp_path / "a", shapes, r=rank, target_parameters=["experts.w"]))
+    targets = {"target_parameters": ["experts.w"], "target_modules": ["q_proj"]}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, r=rank, **targets))
+    assert (found.notes == []) is (len(names) > 1)  # experts are no target module
     assert [module.name for module in found.modules] == names
     said = "a square weight: the file does not say whether the base stores it transposed"
     assert {module.note for module in found.modules} == {said if note else None}
@@ -474,15 +516,19 @@ def test_the_scale_of_a_product_is_alpha_over_its_rank_and_no_root(peft_type, sh
     [
         ("HIRA", {"q.hira_A": (2, 3), "q.hira_B": (5, 2)}),
         ("MISS", {"q.miss_block": (2, 5)}),
+        ("bone", {"q.miss_block": (2, 5)}),  # its old name
         ("ADALORA", ADALORA),
-        ("LORA", lora("q")),
+        ("lora", lora("q")),
     ],
 )
 def test_patterns_that_a_type_does_not_have_are_not_missed(peft_type, shapes, tmp_path):
     patterns = {"rank_pattern": {"k": 3}, "alpha_pattern": {"v": 1.0}}
     _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type=peft_type, **patterns))
-    missed = (["k"], ["v"]) if peft_type == "LORA" else ([], [])
+    assert len(found.modules) + len(found.base_dependent) == 1
+    missed = (["k"], ["v"]) if peft_type == "lora" else ([], [])
     assert (found.unmatched_rank_patterns, found.unmatched_alpha_patterns) == missed
+    assert traits_of(found).is_peft_lora is (peft_type == "lora")
+    assert not traits_of(replace(found, file_format=formats.KOHYA)).is_peft_lora
 
 
 def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
@@ -505,11 +551,17 @@ def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
 
 def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_bias_is_no_parameter(tmp_path):
     shapes = lora("q") | {"c.lora_A.weight": (2, 3, 2, 2), "c.lora_B.weight": (5, 2, 1, 1), "q.lora_B.bias": (5,)}
+    shapes |= {"l.lora_A.weight": (2, 3, 4), "l.lora_B.weight": (5, 2, 1)}
     for turned in (True, False):
         _, found = open_adapter(saved(tmp_path / str(turned), shapes, fan_in_fan_out=turned, lora_bias=True))
         assert found.roles[f"{PREFIX}q.lora_B.bias"] == "bias"
-        assert [(pair.path, pair.layout.transposed) for pair in stored_pairs(found)] == [("c", False), ("q", turned)]
+        assert [(pair.path, pair.layout.transposed) for pair in stored_pairs(found)] == [
+            ("c", False),
+            ("l", False),
+            ("q", turned),
+        ]
         assert [(one.kind, one.shape, one.params) for one in found.modules] == [
+            ("conv", (5, 12), 2 * 12 + 5 * 2),
             ("conv", (5, 12), 2 * 12 + 5 * 2),
             ("linear", (3, 5) if turned else (5, 3), 2 * 3 + 5 * 2),
         ]
@@ -517,8 +569,11 @@ def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_
 
 @pytest.mark.parametrize(("layer", "of_base"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 4), (9, 9)])
 def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(layer, of_base, tmp_path):
-    folder = saved(tmp_path / "a", lora(f"model.layers.{layer}.h.3.q"), layer_replication=[[0, 2], [1, 3]])
-    (module,) = open_adapter(folder)[1].modules
+    names = [f"model.layers.{layer}.h.3.q", f"h.{layer}.q", f"x.layer.{layer}.q"]
+    folder = saved(tmp_path / "a", lora(*names), layer_replication=[[0, 2], [1, 3]])
+    found = {module.name: module for module in open_adapter(folder)[1].modules}
+    assert [found[name].base_name for name in names[1:]] == [f"h.{of_base}.q.weight", f"x.layer.{of_base}.q.weight"]
+    module = found[names[0]]
     assert module.name == f"model.layers.{layer}.h.3.q"
     assert module.base_name == f"model.layers.{of_base}.h.3.q.weight"  # of a name's numbers the first alone
 
@@ -647,9 +702,19 @@ def test_experts_of_rank_one_and_a_single_block_are_pairs_as_any(tmp_path):
     assert [(module.name, module.r, module.scale) for module in experts] == [
         (f"experts.down_proj[{e}]", 1, 4.0) for e in range(3)
     ]
-    blocks = {"nblocks": 1, "target_modules_bd_a": ["q"]}
-    (module,) = open_adapter(saved(tmp_path / "b", lora("q"), use_bdlora=blocks))[1].modules
-    assert [factor.tolist() for factor in module.load()] == [
-        [[2 * i + 1, 2 * i + 2] for i in range(5)],
-        [[1, 2, 3], [4, 5, 6]],
-    ]
+    for count in ({"nblocks": 1}, {}):
+        blocks = {"target_modules_bd_a": ["q"], **count}
+        (module,) = open_adapter(saved(tmp_path / f"b{len(count)}", lora("q"), use_bdlora=blocks))[1].modules
+        assert [factor.tolist() for factor in module.load()] == [
+            [[2 * i + 1, 2 * i + 2] for i in range(5)],
+            [[1, 2, 3], [4, 5, 6]],
+        ]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_hira_of_a_square_weight_is_turned_where_the_config_says_so(turned, tmp_path):
+    shapes = {"q.hira_A": (2, 3), "q.hira_B": (3, 2)}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type="HIRA", fan_in_fan_out=turned))
+    w = np.arange(9.0).reshape(3, 3)
+    b, a = 1.0 + np.arange(6.0).reshape(3, 2), 1.0 + np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(found.base_dependent[0].dense(w), w * ((b @ a).T if turned else b @ a))

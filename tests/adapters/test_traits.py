@@ -219,6 +219,8 @@ def test_a_module_of_a_kind_that_an_operation_cannot_work_on_is_named_with_its_k
     module = adapter_of(make, target_modules=["conv"], use_dora=True).modules[0]
     assert module.kind == "dora"
     refusal = module_obstacle(module, operation)
+    assert (refusal is None) is (operation not in {Operation.MERGE, Operation.MITIGATE})
+    assert module_obstacle(replace(module, kind="conv", dense=None, note=None), operation) is None
     if operation in KINDS and "dora" not in KINDS[operation]:
         assert refusal is not None
         assert refusal.text == "conv is of kind dora"
@@ -231,6 +233,11 @@ def test_a_module_of_a_kind_that_an_operation_cannot_work_on_is_named_with_its_k
         wanted = operation is Operation.MITIGATE and part != {"dense": None}
         assert (refusal and refusal.text) == ("the update of conv is a function of the base weight" if wanted else None)
     plain = adapter_of(make)
+    unasked = replace(plain, config=msgspec.structs.replace(plain.config, alora_invocation_tokens=[]))
+    assert list(obstacles(unasked, operation)) == []
+    later = [one.text for one in obstacles(replace(plain, base_dependent=plain.modules), operation)]
+    told = f"the update of {plain.modules[0].name} is a function of the base weight"
+    assert later == [told] * (operation is Operation.MERGE)
     for kind, known in (("linear", True), ("hira", False)):
         modules = [replace(one, kind=kind) for one in plain.modules]
         found = [one.text for one in obstacles(replace(plain, modules=modules), operation)]

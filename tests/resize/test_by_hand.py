@@ -181,6 +181,13 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     assert report.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert report.out == str(tmp_path / "out")
     assert resize_adapter(folder, rank=1).out is None
+    whole = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    for n, names in enumerate((sorted(whole)[:1], sorted(whole)[1:]), 1):
+        save_file({name: whole[name] for name in names}, folder / f"adapter_model-0000{n}-of-00002.safetensors")
+    assert resize_adapter(folder, rank=1).bytes_before == sum(
+        path.stat().st_size for path in folder.glob("*.safetensors")
+    )
 
 
 def test_a_folder_that_is_there_is_kept_unless_asked_otherwise(tmp_path):

@@ -184,6 +184,17 @@ def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tell
     for searched, upper in ((0.4, 0.4), (0.2, 0.36), (1.2, 1.0)):  # and what is not above all thresholds is searched
         monkeypatch.setattr(intruders, "_search", lambda *_, searched=searched: np.array([searched]))
         assert intruders.atoms(None, 1, [0.3, 0.5]).upper.tolist() == [pytest.approx(upper)]
+    three = Ritz(np.array([1.0, 0.5, 0.2]), np.array([[0.6, 0.64, 0.48]]), np.eye(3), np.array([1.0, 0.1, 0.1]))
+    monkeypatch.setattr(intruders, "ritz_of", lambda _: three)
+    monkeypatch.setattr(intruders, "_search", lambda *args: args[2])  # what is known: two that float32 tells not apart
+    assert intruders.atoms(None, 1, [0.9]).upper.tolist() == [pytest.approx(0.64**2 + 0.48**2)]
+
+
+def test_a_threshold_that_is_known_to_be_reached_is_no_goal(monkeypatch):
+    asked = []
+    monkeypatch.setattr(intruders, "_within", lambda _, middle, *__: asked.append(1) or np.full((len(middle), 1), 0.25))
+    found = intruders._search(None, 1.0, np.array([0.25]), [0.25])
+    assert (found.tolist(), len(asked)) == ([0.25], 2)  # each interval as it is, and its middle: none is halved
 
 
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gradience.spectral import one_blas_thread, threads_for
+from gradience import spectral
+from gradience.spectral import Scratch, each_in_threads, one_blas_thread, threads_for
 
 
 def blas_threads():
@@ -38,3 +41,29 @@ def test_blas_gets_its_threads_back_after_the_last_of_several_blocks():
         assert blas_threads() == 1
         second.__exit__(None, None, None)
         assert blas_threads() == 2
+
+
+def test_no_more_tasks_are_begun_than_may_wait_to_be_taken(monkeypatch):
+    begun = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, task):
+            begun.append(task)
+            return super().submit(task)
+
+    monkeypatch.setattr(spectral, "most_threads", lambda: 2)
+    monkeypatch.setattr(spectral, "ThreadPoolExecutor", Pool)
+    for ahead, wanted in ((1, 3), (2, 5), (None, 9)):  # so many for each thread, and one in place of the one taken
+        begun.clear()
+        found = each_in_threads([lambda k=k: k for k in range(9)], ahead=ahead)
+        assert (next(found), len(begun)) == (0, wanted)
+        assert list(found) == list(range(1, 9))
+
+
+def test_scratch_has_the_memory_order_that_is_asked_for():
+    scratch = Scratch()
+    for shape in ((2, 3), (2, 3), (1 << 11, 1 << 9)):  # the same again, and one too large to keep
+        rows = scratch.array("x", shape, np.float32)
+        assert (rows.shape, rows.dtype, rows.flags.c_contiguous) == (shape, np.float32, True)
+        columns = scratch.like(np.ones(shape, order="F"), "y", shape, np.float32)
+        assert (columns.shape, columns.flags.f_contiguous) == (shape, True)

@@ -87,9 +87,8 @@ def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
         return np.kron(b1, b2), np.kron(a1, a2)
 
     shape = _Shape(out1 * out2, r1 * r2, in1 * in2)
-    whole = "lokr_w1" in group.keys and "lokr_w2" in group.keys
     # PEFT divides alpha by the config's rank if w1 and w2 are both stored whole, else by the rank of the factors.
-    nominal = None if whole else _nominal_rank(ctx, group)
+    nominal = _nominal_rank(ctx, group)
     return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal=nominal, most_rank=most_rank)
 
 
