@@ -75,6 +75,14 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         around(lora_params=1),
         "? max_length is below 1 (see VAL001)",
     ),
+    # a reward model is trained by pairs, but it is no policy that drifts: the bands of supervised training hold
+    ("LR004", config(optimizer={"lr": 2e-3}, extras={"task": "reward"}), None, ""),
+    (
+        "LR002",
+        config(optimizer={"lr": 2e-3}, extras={"task": "reward"}),
+        None,
+        "lr 0.002 is above the published band for LoRA",
+    ),
     # targets
     (
         "TGT001",

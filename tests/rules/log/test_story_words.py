@@ -233,6 +233,9 @@ def test_where_no_token_is_supervised_the_rules_on_loss_are_listed_once_and_thos
     listed = [item.id for item in verdict.not_run]
     assert len(listed) == len(set(listed))
     assert {"NUM102", "DIV104", "GRD107", "OVF110"} <= set(listed)
+    hidden = [item.reason.endswith("(see DAT301): loss and gradient mean nothing") for item in verdict.not_run]
+    assert hidden == sorted(hidden, reverse=True)  # what the masks hide comes first
+    assert not all(hidden)
     assert {"END114", "TRN115", "DUP117", "GAP118"}.isdisjoint(listed)
 
 
