@@ -108,6 +108,12 @@ LEARNING: Sequence[At] = [
     ),
     At("PLT105", {}, lambda x: run(line(20, 1.0, x) + [x] * 40), {0.02: None, 0.0201: "info"}),
     At("PLT105", {}, lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 39, x]), {2.0: "info", NAN: None, math.inf: None}),
+    At(
+        "PLT105",
+        {"learning.FLAT": 2.0**-8, "learning.STILL_FALLS": 0.9},
+        falls_then_drifts,
+        {2.0**-8: "info", 1.01 * 2.0**-8: None},
+    ),
     At("PLT105", {"learning.STILL_FALLS": 2.0**-9}, falls_then_drifts, {2.0**-9: "info", 1.01 * 2.0**-9: "?"}),
 ]
 CHANCE = {"held_out.CHANCE_MARGIN": 0.0625, "held_out.CHANCE_NEAR": 0.0625}
