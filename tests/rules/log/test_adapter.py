@@ -136,6 +136,14 @@ def test_a_type_that_carries_something_or_is_small_is_not(energy, params):
 def test_a_log_without_an_audit_is_told_once():
     reasons = [item for item in detect(facts(None))[1] if "audit" in item.reason]
     assert [item.id for item in reasons] == ["UTL204"]
+    for payload, why in (
+        (audit(n_layers=0), "the audit in the log found no LoRA weights"),
+        (audit(n_layers=4, total_lora_params=0), "the audit in the log found no LoRA weights"),
+        (audit(n_layers=4, verdict="random_like"), "the adapter is random-like"),
+        (audit(n_layers=4, verdict=7), None),
+    ):
+        assert reason("UTL204", payload) == why
+        assert (said("UTL204", payload) is None) is (why is not None)
 
 
 def test_other_writers_audits_with_odd_values_do_no_harm():

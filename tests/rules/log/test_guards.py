@@ -35,10 +35,16 @@ def trained(**training: Any) -> RunFacts:
         (0.5, None, 7, None),
         (None, None, 7, None),
         (10, "epoch", 26, None),
+        (35, None, 55, 35),  # that of step 70 is nearer, but the run has 60 steps
+        (60, None, 5, 60),
+        (61, None, 55, None),  # none was saved
     ],
 )
 def test_the_checkpoint_nearest_a_step_is_the_first_at_least(every, strategy, step, saved):
-    assert _saved_near(trained(save_steps=every, save_strategy=strategy), step) == saved
+    facts = replace(trained(save_steps=every, save_strategy=strategy), last_step=60)
+    assert _saved_near(facts, step) == saved
+    if every == 35:
+        assert _saved_near(replace(facts, last_step=None), step) == 70
 
 
 @every(

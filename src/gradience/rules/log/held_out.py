@@ -147,12 +147,17 @@ def _still_rising(evals: Sequence[Eval], best: int) -> str | None:
 
 
 def _saved_near(facts: RunFacts, step: int) -> int | None:
-    """The step of the checkpoint nearest to `step`; None if the config does not say that one is saved every N steps."""
+    """The step of the checkpoint nearest to `step`, up to the last step logged.
+
+    None if there is none yet, or if the config does not say that one is saved every N steps.
+    """
     training = facts.config.training
     every = training.save_steps
     if training.save_strategy not in {None, "steps"} or not isinstance(every, (int, float)) or every < 1:
         return None
-    return max(1, round(step / every)) * int(every)
+    nearest = max(1, round(step / every))
+    most = nearest if facts.last_step is None else facts.last_step // int(every)
+    return min(nearest, most) * int(every) or None
 
 
 def _gap(facts: RunFacts) -> Observation | None:

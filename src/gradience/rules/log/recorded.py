@@ -45,7 +45,7 @@ def _utilization(facts: RunFacts) -> Observation | None:
         raise Unknown("the audit in the log found no LoRA weights")
     verdict = (facts.audit or {}).get("verdict")
     if isinstance(verdict, str) and not suggests_ranks(verdict):
-        raise Unknown(f"the adapter is {verdict}")
+        raise Unknown(f"the adapter is {verdict.replace('_', '-')}")
     suggested = _rank(facts.audit or {}, "suggested_r_global_90")
     return observe_utilization(facts.utilization_mean, rank=audited_rank(facts), suggested=suggested)
 
