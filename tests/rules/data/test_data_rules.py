@@ -474,6 +474,34 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
             {"seen": {"end_supervised": 1}, "whole_rows": 10},
             {"with_end": 1, "whole": 10, "end_tokens": ["<|im_end|>"], "turn_end": ""},
         ),
+        # of all rows that were read, or of the whole answers only
+        (
+            "DAT302",
+            {"template_marks_answers": False, "template": "chatml", "whole_rows": 7},
+            {"template": "chatml", "loss": "assistant", "rows": 1000},
+        ),
+        (
+            "DAT301",
+            {"seen": {"unsupervised": 3}, "whole_rows": 7},
+            {"rows": 3, "of": 1000, "share": 0.003, "first": [1], "loss": "assistant"},
+        ),
+        (
+            "DAT303",
+            {"tokens": {"total": 2000, "kept": 1000, "supervised": 19}},
+            {"supervised": 19, "tokens": 1000, "share": 0.019},
+        ),
+        (
+            "DAT304",
+            {"seen": {"all_supervised": 600}, "whole_rows": 7},
+            {"rows": 600, "of": 1000, "share": 0.6, "first": [1], "loss": "assistant"},
+        ),
+        (
+            "DAT308",
+            {**TOKENISED, "whole_rows": 10, "seen": {"end_masked": 6}},
+            {"rows": 6, "of": 10, "share": 0.6, "first": [1]},
+        ),
+        ("DAT310", {"template": "x", "template_tokens_split": ["<a>", "<b>"]}, {"tokens": ["<a>", "<b>"]}),
+        ("DAT317", {**LABELLED, "labels": {"5": 1000}, "labels_total": 1}, {"label": "5", "rows": 1000}),
         (
             "DAT320",
             {"batching": {"batch_size": 8, "padding_share": 0.75, "packed_sequences": 9}},
