@@ -67,6 +67,9 @@ def test_energy_kept_weighs_modules_by_their_energy():
 def test_candidates_are_the_powers_of_two_below_the_largest_rank_and_the_suggestions():
     assert [c.rank for c in candidates([module(r=6), module(r=3)])] == [1, 2, 4]
     assert [(c.rank, c.for_engines) for c in candidates([module(k90=5)])] == [(1, 1), (2, 2), (4, 4), (5, 8)]
+    unmeasured = module("z", k90=None)  # counts as of rank 1
+    assert [c.rank for c in candidates([module(k90=7), unmeasured])] == [1, 2, 4, 7]
+    assert [c.rank for c in candidates([module(k90=5), unmeasured])] == [1, 2, 3, 4, 5]
     assert candidates([]) == []
 
 
