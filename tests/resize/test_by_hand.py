@@ -179,6 +179,7 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     assert report.bytes_before == (folder / "adapter_model.safetensors").stat().st_size
     assert report.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert report.out == str(tmp_path / "out")
+    assert resize_adapter(tmp_path / "out", rank=1).notes == []  # the record beside it is no file left behind
     assert resize_adapter(folder, rank=1).out is None
     whole = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
