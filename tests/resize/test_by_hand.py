@@ -328,7 +328,7 @@ def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):
         with pytest.raises(AdapterError, match="q: its factors are of F8_E4M3, and new"):
             resize_adapter(adapter(tmp_path / name, {"q": pair}), rank=1)
     with pytest.raises(AdapterError, match="of F8_E5M2, and new"):
-        resize_adapter(adapter(tmp_path / "d", {"q": (b.astype(ml_dtypes.float8_e5m2), a)}), rank=1)
+        resize_adapter(adapter(tmp_path / "d", {"q": (b.astype(ml_dtypes.float8_e5m2), a.astype(np.float32))}), rank=1)
 
 
 @pytest.mark.parametrize(("kinds", "half"), [(("f2", "f2"), True), (("f2", "f4"), False), (("f4", "f2"), False)])
