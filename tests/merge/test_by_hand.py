@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge import _notes as merge_notes, heads_of
-from gradience.verbs.merge.check import cosine_of, kept_of
+from gradience.verbs.merge.check import _expected, cosine_of, kept_of
 from gradience.verbs.merge.methods import NewFactors, Recipe, _balanced, _zero_update, dense_target, difference
 from gradience.verbs.merge.pairs import _saved_name, obstacles_between
 from gradience.verbs.sides import open_sides
@@ -497,6 +497,14 @@ def test_cosines_of_weighted_updates():
     assert cosine_of(table, [1.0, 2.0, 1.0], (0, 2)) is None
     for over, end in ((1.1, 1.0), (-1.1, -1.0)):
         assert cosine_of(np.asarray([[1.0, over], [over, 1.0]]), [1.0, 1.0], (0, 1)) == end
+
+
+def test_the_expected_conflict_weighs_modules_by_all_their_entries():
+    rows: Any = [
+        SimpleNamespace(signs=SimpleNamespace(of=of, entries=100), lowest_cosine=cosine)
+        for of, cosine in ((100, 1.0), (300, 0.0))
+    ]
+    assert _expected(rows) == pytest.approx(0.5 * 300 / 400)
 
 
 def test_a_difference_is_of_all_blocks_of_rows():

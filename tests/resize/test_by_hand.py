@@ -179,6 +179,10 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     assert report.bytes_before == (folder / "adapter_model.safetensors").stat().st_size
     assert report.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert report.out == str(tmp_path / "out")
+    half = resize_adapter(folder, tmp_path / "half", rank=2, dtype="float16").bytes_after / 1e6
+    for megabytes, rank in ((half, 2), (half - 1e-6, 1)):
+        report = resize_adapter(folder, max_mb=megabytes, dtype="float16")
+        assert report.modules[0].rank_after == rank
     assert resize_adapter(tmp_path / "out", rank=1).notes == []  # the record beside it is no file left behind
     assert resize_adapter(folder, rank=1).out is None
     whole = load_file(folder / "adapter_model.safetensors")
@@ -314,6 +318,14 @@ def test_a_module_that_is_left_out_has_no_part_in_the_config(tmp_path):
     q, v = resizable_pairs(open_adapter(folder)[1])
     assert _new_patterns([Job(q, 0), Job(v, 1)]) == (1, 3, {}, {})
     assert _new_patterns([Job(q, 2), Job(v, 1)])[2:] in (({"v": 1}, {"v": 3}), ({"q": 2}, {"q": 6}))
+
+
+def test_one_expert_that_is_not_finite_is_named(tmp_path):
+    a, b = np.ones((4, 5), np.float32), np.ones((6, 4), np.float32)
+    a[3, 0] = np.nan  # of the second of two
+    folder = adapter(tmp_path / "a", {"x.experts": (b, a)}, r=2, target_parameters=["experts.w"])
+    with pytest.raises(AdapterError, match=r"x\.experts\.w\[1\] holds NaN"):
+        resize_adapter(folder, rank=1)
 
 
 def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):
