@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fleet_inputs import factors, peft
+from tables import every
 
 from gradience.adapters import open as opening
 from gradience.adapters.open import Buffer, Layouts, find_files, read_adapter
@@ -128,7 +129,7 @@ def test_what_is_no_plain_lora_is_read_anew_and_notes_on_a_folder_stay_with_it(t
 PAIR = {"expert": None, "dense": None, "is_unknown": False}
 
 
-@pytest.mark.parametrize(
+@every(
     ("second", "fields", "plain"),
     [
         ({}, {}, True),

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.adapters import kinds, layer_label, module_type
 from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config
@@ -38,8 +39,8 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 # --- updates that need the base ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", [1, 9, 1 << 20])
-@pytest.mark.parametrize("axis", [1, 0])
+@every("block", [1, 9, 1 << 20])
+@every("axis", [1, 0])
 def test_dora_rescales_rows_or_columns_of_the_sum_to_the_magnitudes(axis, block, monkeypatch):
     monkeypatch.setattr(kinds, "_BLOCK", block)
     m = np.arange(1.0, 7.0 if axis else 5.0) / 3.0  # of float64
@@ -101,7 +102,7 @@ def test_vera_asks_for_its_factors_at_the_base_s_shape():
     assert kinds.as_float32(np.ones(1, np.float16)).dtype == np.float32
 
 
-@pytest.mark.parametrize(("out", "inner", "kind"), [(4, 6, None), (4, 5, None), (8, 6, "mini"), (8, 7, "mini")])
+@every(("out", "inner", "kind"), [(4, 6, None), (4, 5, None), (8, 6, "mini"), (8, 7, "mini")])
 def test_miss_repeats_its_block_over_the_input_and_in_mini_over_the_output(out, inner, kind):
     block = drawn(2, 4)  # (r, out of the block)
     b, a = kinds.miss(lambda: block, kind)(np.zeros((out, inner)))
@@ -205,7 +206,7 @@ def test_padding_adds_zeros_at_the_end_of_each_axis():
     assert padded(one, (2, 3)).tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "key"),
     [
         ("base_model.model.h.0.q.lora_A.weight", Key("h.0.q", "lora_A", "", "weight")),
@@ -238,7 +239,7 @@ def test_the_part_nearest_the_leaf_decides_and_sections_count_from_zero():
     assert [layer_label(name) for name in ("down_blocks.0.to_q", "mid_block.to_q")] == ["down.0", "mid"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("value", "dtype", "within"),
     [
         (LARGEST_ENTRY, np.float64, True),
@@ -252,7 +253,7 @@ def test_numbers_of_an_update_are_within_the_range_of_float32(value, dtype, with
     assert within_range(np.ones(2), np.asarray([0.0, value], dtype)) is within
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.dtype(">f2"), ml_dtypes.bfloat16, np.float32, ml_dtypes.float8_e5m2])
+@every("dtype", [np.float16, np.dtype(">f2"), ml_dtypes.bfloat16, np.float32, ml_dtypes.float8_e5m2])
 def test_every_pattern_of_16_bits_is_finite_or_not_as_numpy_says(dtype):
     kind = np.dtype(dtype)
     if kind.itemsize == 2:
@@ -268,7 +269,7 @@ def test_every_pattern_of_16_bits_is_finite_or_not_as_numpy_says(dtype):
 # --- scales ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("fields", "name", "r", "scale", "config_r"),
     [
         ({"r": 8, "lora_alpha": 16}, "q", 8, 2.0, 8),
@@ -299,7 +300,7 @@ def test_keys_of_equal_values_do_not_contest_and_unused_keys_are_named():
     assert PatternTable(many).matching("1.q") == ["q", "1.q", "[q]"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "message"),
     [
         ('{"lora_alpha": 1.1e30}', "c: lora_alpha is 1.1e+30, over the limit of 1e+30"),
@@ -456,7 +457,7 @@ def test_experts_of_a_parameter_without_a_name_are_refused_by_the_first():
     )
 
 
-@pytest.mark.parametrize(
+@every(
     ("key", "config", "matches"),
     [
         ("base_model.strange.weight", False, True),

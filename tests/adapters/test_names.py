@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import every
 
 from gradience.adapters import layer_index, layer_label, module_type
 from gradience.adapters.config import AdapterConfig
@@ -106,7 +107,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "layer"), TABLE)
+@every(("name", "kind", "layer"), TABLE)
 def test_a_name_says_its_type_and_layer(name, kind, layer):
     assert (module_type(name), layer_index(name)) == (kind, layer)
 
@@ -150,7 +151,7 @@ ROLES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "fields", "role"), ROLES)
+@every(("key", "fields", "role"), ROLES)
 def test_a_tensor_that_is_no_factor_has_the_role_that_peft_gives_it(key, fields, role):
     assert other_role(key, AdapterConfig(**fields)) == role
 
@@ -180,7 +181,7 @@ def test_up_to_eight_tensors_of_a_kind_are_named_each(count, entries):
     assert [one.name for one in explained({f"x{i}": "unknown" for i in range(count)})] == entries
 
 
-@pytest.mark.parametrize(
+@every(
     ("names", "first"),
     [
         (["a10", "a9", "a9b"], "a9"),
@@ -194,7 +195,7 @@ def test_names_are_sorted_by_their_numbers(names, first):
     assert min(names, key=natural_key) == min(reversed(names), key=natural_key) == first
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "index"),
     [
         ("layers.0.x", 0),
@@ -214,7 +215,7 @@ def test_the_index_of_a_layer_in_a_section_counts_from_the_sections_start(name, 
     assert layer_index(name) == index
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "index", "label"),
     [
         ("model.layers.11.mlp.up_proj", 11, "11"),

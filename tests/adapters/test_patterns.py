@@ -6,6 +6,7 @@ import re
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from tables import every
 
 from gradience.adapters import patterns
 from gradience.adapters.config import AdapterConfig, ScalingRules
@@ -72,15 +73,15 @@ def peft_matches(key, name):
 pytestmark = pytest.mark.filterwarnings("ignore:Possible nested set")
 
 
-@pytest.mark.parametrize("key", KEYS)
+@every("key", KEYS)
 def test_a_key_matches_the_names_that_peft_would_match(key):
     table = PatternTable([key])
     for name in NAMES:
         assert bool(table.matching(name)) is peft_matches(key, name), name
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key != "(a+)+"])
-@pytest.mark.parametrize("name", ODD_NAMES)
+@every("key", [key for key in KEYS if key != "(a+)+"])
+@every("name", ODD_NAMES)
 def test_a_name_with_a_line_break_or_foreign_letters_is_matched_as_re_matches_it(key, name):
     assert bool(PatternTable([key]).matching(name)) is peft_matches(key, name)
 
@@ -115,7 +116,7 @@ def test_keys_come_back_in_the_order_of_the_dict(keys, name):
     assert PatternTable(keys).matching(name) == [key for key in keys if peft_matches(key, name)]
 
 
-@pytest.mark.parametrize("key", ["(a+)+b", "((a*)*)*c", "(.*.*.*.*.*.*x)*y", "(a|a)*b", "(a|aa)+$b", "a{0,50}a{0,50}b"])
+@every("key", ["(a+)+b", "((a*)*)*c", "(.*.*.*.*.*.*x)*y", "(a|a)*b", "(a|aa)+$b", "a{0,50}a{0,50}b"])
 def test_keys_that_would_run_for_ever_by_backtracking_end(key):
     assert PatternTable([key]).matching("a" * 20_000) == []
 
@@ -140,13 +141,13 @@ FOR_EVER = {
 }
 
 
-@pytest.mark.parametrize("key", FOR_EVER.values(), ids=FOR_EVER)
+@every("key", FOR_EVER.values(), ids=FOR_EVER)
 def test_keys_that_cannot_be_matched_in_bounded_time_are_refused(key):
     with pytest.raises(AdapterError, match="take for ever"):
         PatternTable([key])
 
 
-@pytest.mark.parametrize("key", ["(", "*", "a{4,2}", r"(a)\2", "(?i)q", r"((a)\2+)+b"])
+@every("key", ["(", "*", "a{4,2}", r"(a)\2", "(?i)q", r"((a)\2+)+b"])
 def test_keys_that_peft_cannot_compile_are_refused(key):
     with pytest.raises(AdapterError, match="is not a regular expression"):
         PatternTable([key])
@@ -179,7 +180,7 @@ WORKED_OUT = [  # by hand, for a name of ten letters: one step for each item tha
 ]
 
 
-@pytest.mark.parametrize(("key", "steps"), WORKED_OUT)
+@every(("key", "steps"), WORKED_OUT)
 def test_the_bound_on_a_backtracking_matcher_is_that_worked_out_by_hand(key, steps):
     assert _most_paths(key, 10) == steps
 

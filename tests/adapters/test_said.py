@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.adapters import formats
 from gradience.adapters.formats.assembly import Assembly, grouped
@@ -403,7 +404,7 @@ BAD_CORES = [  # shapes of p, q and the core; good are (2, 5), (4, 3) and (2, 4,
 ]
 
 
-@pytest.mark.parametrize("wrong", BAD_CORES, ids=str)
+@every("wrong", BAD_CORES, ids=str)
 def test_a_core_that_does_not_fit_its_two_matrices_is_refused_with_all_three(wrong):
     shapes: dict[str, tuple[int, ...]] = {"p": (2, 5), "q": (4, 3), "t": (2, 4, 1, 2)} | wrong
     with pytest.raises(UnsuitableError) as error:

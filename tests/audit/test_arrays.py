@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience import AdapterError, audit_adapter, audit_arrays, audit_pytree, compare_adapters
 
@@ -77,9 +78,7 @@ def test_zero_and_nan_are_judged_as_in_a_file(pair):
     assert [finding.id for finding in report.findings] == ["NUM201"]
 
 
-@pytest.mark.parametrize(
-    "shapes", [((4, 8), (6, 3)), ((4,), (6, 4)), ((0, 8), (6, 0)), ((2, 4, 8), (3, 6, 5))], ids=str
-)
+@every("shapes", [((4, 8), (6, 3)), ((4,), (6, 4)), ((0, 8), (6, 0)), ((2, 4, 8), (3, 6, 5))], ids=str)
 def test_factors_that_share_no_rank_are_refused_by_name_and_shape(shapes):
     with pytest.raises(AdapterError, match=r"layer\.q: factors of shape \[") as error:
         audit_arrays({"layer.q": (np.ones(shapes[0]), np.ones(shapes[1]))})

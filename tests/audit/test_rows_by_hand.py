@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
@@ -48,7 +49,7 @@ def test_shares_are_of_the_squares_and_only_of_what_is_measured():
         assert with_shares(none) == none
 
 
-@pytest.mark.parametrize(
+@every(
     ("squares", "knee"),
     [
         ([8.0, 1.0, 1.0], 1),  # held .8, .9, 1 less the chord's 1/3, 2/3, 1: farthest at 1
@@ -85,7 +86,7 @@ def test_a_row_has_the_quantities_of_its_singular_values():
     assert module_row(module(config_r=3), spectrum(2.0, 1.0, 1.0)).config_r is None
 
 
-@pytest.mark.parametrize(
+@every(
     ("kind", "shown", "r", "stable"),
     [
         ("linear", {"from_zero": True}, 3, 1.25),
@@ -106,7 +107,7 @@ def test_the_factor_that_began_at_zero_has_its_own_stable_rank(kind, shown, r, s
     assert (found.b_null_stable_rank is None) is (stable is None)
 
 
-@pytest.mark.parametrize(
+@every(
     ("sigma", "energy", "beyond", "k90", "bounds"),
     [
         ([3.0, 1.0], 10.0, 0.0, 1, None),  # 9 of 10 is .9
@@ -195,7 +196,7 @@ def test_what_survives_a_merge_is_a_share_a_cosine_and_a_gain(sums, changed, cos
     assert [_target(dtype) for dtype in ("F16", "BF16", "F32", "F64")] == ["float16", *["bfloat16"] * 3]
 
 
-@pytest.mark.parametrize(
+@every(
     ("size", "norms", "found"),
     [
         (2.0, (8.0, 10.0), {"udr": 0.25, "sdi": math.log10(0.25), "relative_frobenius": 0.3}),
@@ -268,7 +269,7 @@ def test_intruders_are_counted_by_vector_and_by_module(tmp_path, monkeypatch):
     assert audit_adapter(folder, base=tmp_path / "base", seed=3).base.method == "norms by Lanczos, seed 3, to 1e-5"
 
 
-@pytest.mark.parametrize(("a", "b"), [((2, 3), (5, 4)), ((3, 4), (3, 5)), ((2, 2, 3), (3, 5, 2)), ((2,), (5, 2))])
+@every(("a", "b"), [((2, 3), (5, 4)), ((3, 4), (3, 5)), ((2, 2, 3), (3, 5, 2)), ((2,), (5, 2))])
 def test_arrays_that_share_no_rank_are_named_by_both_shapes(a, b):
     with pytest.raises(AdapterError) as error:
         audit_arrays({"m": (np.ones(a), np.ones(b))})

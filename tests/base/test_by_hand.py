@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.base.coverage import (
     Vocabulary,
@@ -179,7 +180,7 @@ def test_gpt2_stores_its_layers_turned():
 # --- bytes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("optimizer", "moments", "each"),
     [
         ("adamw_torch", 2, 4),
@@ -231,7 +232,7 @@ def test_numbers_of_layers_and_tokens_are_read_as_peft_reads_them():
     assert added_tokens(run, Vocabulary({}, frozenset({"<a>"}))) == ["<c>", "<b>"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "layer"),
     [
         ("model.layers.3.mlp.experts.7.w1", "model.layers.3"),
@@ -261,9 +262,7 @@ def test_from_transformers_5_on_the_old_name_of_an_expert_is_no_target_without_a
     assert found.unmatched_targets == unmatched
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind"), [((3,), "other"), ((3, 4), "parameter"), ((2, 3, 4), "parameter"), ((), "other")]
-)
+@every(("shape", "kind"), [((3,), "other"), ((3, 4), "parameter"), ((2, 3, 4), "parameter"), ((), "other")])
 def test_what_is_no_weight_of_a_module_is_a_parameter_from_two_axes_on(shape, kind):
     architecture = Architecture(model_type="llama", architectures=["XForCausalLM"])
     site = sites_of(architecture, {"model.scale": (shape, "F32")})["model.scale"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.base.coverage import cover
 from gradience.base.peft_emulation import Architecture
@@ -69,7 +70,7 @@ COUNTED = json.loads((Path(__file__).parent / "golden" / "peft_counts.json").rea
 EVERY = 1 if os.environ.get("GRADIENCE_SLOW") else 4
 
 
-@pytest.mark.parametrize("name", models.SETTINGS)
+@every("name", models.SETTINGS)
 def test_modules_and_trainable_parameters_are_those_of_get_peft_model(
     request: pytest.FixtureRequest, base: Any, name: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience import check_config
 from gradience.base.peft_emulation import DEFAULT_TARGETS, Architecture
@@ -91,7 +92,7 @@ def test_types_whose_experts_peft_converts_are_those_of_the_installed_libraries(
     assert mine == theirs
 
 
-@pytest.mark.parametrize(
+@every(
     ("wanted", "unmatched"),
     [
         (Wanted(modules=["q_proj", "qproj"]), ["qproj"]),

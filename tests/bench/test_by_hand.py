@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from scipy import stats
+from tables import every
 
 from gradience.errors import GradienceError
 from gradience.schema import real
@@ -99,7 +100,7 @@ def test_few_runs_of_several_candidates_share_the_level():
         assert (found.lower[column], found.upper[column]) == (pytest.approx(low), pytest.approx(high))
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "value", "relative"),
     [("1%", 0.01, True), (" 2.5% ", 0.025, True), ("0.01", 0.01, False), ("3", 3.0, False)],
 )
@@ -108,7 +109,7 @@ def test_a_tolerance_is_a_share_or_a_difference(text, value, relative):
     assert (found.text, found.value, found.relative) == (text.strip(), pytest.approx(value), relative)
 
 
-@pytest.mark.parametrize("text", ["0", "0%", "-1%", "nan", "inf", "", "%", "one"])
+@every("text", ["0", "0%", "-1%", "nan", "inf", "", "%", "one"])
 def test_a_tolerance_is_above_zero(text):
     with pytest.raises(GradienceError, match="expected such as 1%"):
         tolerance_of(text)

@@ -7,6 +7,7 @@ import select
 import sys
 
 import pytest
+from tables import every
 
 from gradience.errors import GradienceError
 from gradience.verbs.bench.evaluators import parsed, run, words
@@ -16,7 +17,7 @@ def python(code, *arguments):
     return [sys.executable, "-c", code, *arguments]
 
 
-@pytest.mark.parametrize(
+@every(
     ("output", "score", "scores"),
     [
         (b"0.5\n", 0.5, None),
@@ -31,7 +32,7 @@ def test_numbers_lists_and_objects_are_understood(output, score, scores):
     assert parsed(output, ["x"]) == (score, scores)
 
 
-@pytest.mark.parametrize("output", [b"accuracy: high", b"{}", b"[]", b'["a"]', b'{"score": null}', b"\xff\xfe"])
+@every("output", [b"accuracy: high", b"{}", b"[]", b'["a"]', b'{"score": null}', b"\xff\xfe"])
 def test_what_is_no_number_is_refused(output):
     with pytest.raises(GradienceError, match="printed no number"):
         parsed(output, ["x"])

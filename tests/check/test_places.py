@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from tables import every
 
 from gradience.configs.document import DataPlan
 from gradience.configs.settings import Layer
@@ -69,7 +70,7 @@ def test_an_adapter_may_be_that_of_the_last_checkpoint(folder, tmp_path):
         read_adapter_of(made)
 
 
-@pytest.mark.parametrize(
+@every(
     ("template", "format", "told"),
     [
         ("x", "messages", True),

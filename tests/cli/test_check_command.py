@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import msgspec
 import pytest
+from tables import every
 
 from gradience.cli.main import main
 from gradience.schema.reports import CheckReport
@@ -52,7 +53,7 @@ def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixtu
     assert captured.err == ""
 
 
-@pytest.mark.parametrize(
+@every(
     ("arguments", "code"),
     [
         (["--lr", "1e-5", "--task", "sft"], 0),
@@ -81,7 +82,7 @@ def test_exit_code_is_0_1_or_2(arguments: list[str], code: int, capsys: pytest.C
     assert captured.err.count("\n") == (1 if code == 2 else 0)
 
 
-@pytest.mark.parametrize(
+@every(
     ("given", "understood"),
     [
         (["--targets", "q_proj,v_proj"], ["q_proj", "v_proj"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import every
 
 from gradience.cli.main import COMMANDS, build_app, main
 
@@ -65,7 +66,7 @@ def test_commands_that_judge_have_the_same_options_in_the_same_words():
     assert all(words == told["check"] for words in told.values())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@every("command", COMMANDS)
 def test_a_misspelt_option_is_one_line_and_a_two(command, capsys):
     assert main([command, "--no-such-option-at-all"]) == 2
     out, err = capsys.readouterr()

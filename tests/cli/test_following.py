@@ -7,7 +7,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
+from tables import every
 
 from gradience.cli import monitor
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
@@ -35,11 +35,11 @@ def test_a_glance_is_of_the_last_row():
     assert (found.rate, found.not_finite, found.bad_lines) == (1e-4, 2, 3)
 
 
-@pytest.mark.parametrize(
+@every(
     ("columns", "rows", "width", "height"),
     [(80, 40, 79, 12), (300, 17, 100, 7), (101, 5, 100, 3), (60, 13, 59, 3), (60, 22, 59, 12)],
 )
-@pytest.mark.parametrize(("encoding", "dots"), [("utf-8", True), ("UTF-8", True), ("ascii", False)])
+@every(("encoding", "dots"), [("utf-8", True), ("UTF-8", True), ("ascii", False)])
 def test_a_frame_fits_the_terminal(monkeypatch, columns, rows, width, height, encoding, dots):
     drawn: list[dict[str, Any]] = []
     monkeypatch.setattr(monitor.shutil, "get_terminal_size", lambda: os.terminal_size((columns, rows)))

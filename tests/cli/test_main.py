@@ -10,6 +10,7 @@ from importlib import import_module
 
 import jsonschema
 import pytest
+from tables import every
 
 from gradience.cli import main as main_module
 from gradience.cli.main import COMMANDS, build_app, main
@@ -81,7 +82,7 @@ def test_a_reader_that_goes_away_is_no_traceback(log):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@every("command", COMMANDS)
 def test_help_of_every_command_exits_with_zero(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"Usage: gradience {command}" in capsys.readouterr().out
@@ -97,7 +98,7 @@ def test_a_command_that_is_given_again_keeps_nothing_of_what_it_was_given_first(
     assert main(["monitor", str(log), str(log), "--json"]) == 0
 
 
-@pytest.mark.parametrize("command", ["monitor", "audit", "check", "merge"])
+@every("command", ["monitor", "audit", "check", "merge"])
 def test_the_kept_table_of_options_is_that_of_cyclopts(command):
     app = build_app(command)[command]
     kept, made = (
@@ -146,7 +147,7 @@ def test_help_breaks_lines_where_the_terminal_does_and_keeps_its_paragraphs():
     assert flowing(text) == wanted
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@every("command", sorted(COMMANDS))
 def test_the_help_of_a_command_is_its_whole_docstring(command, capsys):
     assert main([command, "--help"]) == 0
     module, _, name = COMMANDS[command][0].partition(":")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
+from tables import every
 
 from gradience.cli.main import main
 from gradience.rules import all_ids, rule_cards
@@ -22,7 +23,7 @@ def test_table_has_a_line_for_every_rule_below_where_it_applies(capsys: pytest.C
     assert out.count("\nUTL204 ") == 2  # of a log, and of weights
 
 
-@pytest.mark.parametrize("card", rule_cards(), ids=lambda card: card.id)
+@every("card", rule_cards(), ids=lambda card: card.id)
 def test_card_shows_the_condition_the_thresholds_with_their_sources_and_all_evidence(
     card: RuleCard, capsys: pytest.CaptureFixture[str]
 ) -> None:

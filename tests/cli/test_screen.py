@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from tables import every
 
 from gradience.cli.main import COMMANDS, GROUPS, HEADINGS, main
 from gradience.cli.output import coloured, wrapped
@@ -35,7 +36,7 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
     assert str(tmp_path) in done.stdout
 
 
-@pytest.mark.parametrize(
+@every(
     ("given", "said"),
     [
         (

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
@@ -123,7 +124,7 @@ def test_a_pair_of_which_one_is_zero_has_no_directions_in_common(norms, state, r
     assert (row.output_side is not None, row.input_side is not None) == (sides, sides)
 
 
-@pytest.mark.parametrize(
+@every(
     ("cosines", "settled"),
     [([0.5, SETTLED, 1.0], 1), ([SETTLED, 0.5, 1.0], None), ([None, SETTLED, 1.0], 1), ([SETTLED, 1.0, 1.0], 0)],
 )
@@ -190,7 +191,7 @@ def test_two_adapters_by_their_energies_and_distances():
     assert (broken.cosine, broken.relative_change) == (0.0, None)
 
 
-@pytest.mark.parametrize(
+@every(
     ("inner", "sizes", "cosine"),
     [
         (6.0, (9.0, 16.0), 0.5),
@@ -208,7 +209,7 @@ def test_a_cosine_is_within_one_and_none_of_what_is_zero_or_not_finite(inner, si
     assert cosine_of([found], *sizes) == cosine
 
 
-@pytest.mark.parametrize(
+@every(
     ("energy", "over", "ratio"),
     [
         (4.0, 1.0, 2.0),
@@ -223,7 +224,7 @@ def test_a_ratio_of_norms_is_of_finite_ones_over_one_that_is_not_zero(energy, ov
     assert _root_ratio(energy, over) == ratio
 
 
-@pytest.mark.parametrize(("energy", "own"), [(4.0, 1.0), (0.0, None), (math.inf, None), (math.nan, None)])
+@every(("energy", "own"), [(4.0, 1.0), (0.0, None), (math.inf, None), (math.nan, None)])
 def test_an_update_is_itself_unless_it_is_zero_or_not_finite(energy, own):
     sides: Any = [SimpleNamespace(energy=energy), SimpleNamespace(energy=9.0)]
     assert [row[place] for place, row in enumerate(_cosines(sides, {}))] == [own, 1.0]

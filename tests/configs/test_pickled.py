@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.configs.document import read_document
 from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, Name, Record, Walk, _Plain, read_pickled
@@ -333,7 +334,7 @@ def test_weights_given_as_a_configuration_are_refused(tmp_path: Path) -> None:
         read_document(path)
 
 
-@pytest.mark.parametrize(
+@every(
     ("mapping", "processes"),
     [
         ({"distributed_state": {"num_processes": 4}}, 4),
@@ -354,7 +355,7 @@ def test_processes_times_their_gpus_are_the_world_unless_it_is_given(mapping, pr
     assert _with_processes(mapping).get("world_size") == processes
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "arguments", "value"),
     [
         ("transformers.trainer_utils SchedulerType", ("cosine",), "cosine"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tables import every
 
 from gradience.configs.document import read_document, read_peft, read_peft_dir
 from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
@@ -27,7 +28,7 @@ def written(folder: Path, text: str, name: str = "c.yaml") -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((GOLDEN / "bad").iterdir()), ids=lambda path: path.name)
+@every("path", sorted((GOLDEN / "bad").iterdir()), ids=lambda path: path.name)
 def test_bad_file_is_one_config_error_with_advice(path: Path) -> None:
     """Never a traceback, never a hang, and the message names the file."""
     with pytest.raises(ConfigError) as caught:
@@ -36,7 +37,7 @@ def test_bad_file_is_one_config_error_with_advice(path: Path) -> None:
     assert caught.value.advice
 
 
-@pytest.mark.parametrize("path", sorted((GOLDEN / "good").iterdir()), ids=lambda path: path.name)
+@every("path", sorted((GOLDEN / "good").iterdir()), ids=lambda path: path.name)
 def test_good_file_is_read(path: Path) -> None:
     """Each fixture gives at least a learning rate or a rank."""
     config = read_document(path).config
@@ -239,7 +240,7 @@ def test_later_layer_wins_and_extras_are_joined() -> None:
     assert both.extras == {"a": 1, "b": 2}
 
 
-@pytest.mark.parametrize(
+@every(
     ("given", "kept"),
     [
         ("org/model", "org/model"),

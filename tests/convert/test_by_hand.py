@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
@@ -33,7 +34,7 @@ def update(rank: int, parameter: str | None) -> Any:
     return SimpleNamespace(part=SimpleNamespace(rank=rank), parameter=parameter, path="m.q")
 
 
-@pytest.mark.parametrize(
+@every(
     ("some", "lower"),
     [
         (
@@ -116,7 +117,7 @@ def test_the_smaller_of_two_choices_decides_and_one_at_least_is_kept(tmp_path, f
     assert found.rest == pytest.approx(float(np.linalg.norm(low.sigma[kept:])))
 
 
-@pytest.mark.parametrize(
+@every(
     ("path", "new", "renamed_to"),
     [("model", "x", "x"), ("model.a", "x", "x.a"), ("model.a", "", "a"), ("models.a", "x", "models.a")],
 )
@@ -141,7 +142,7 @@ PADDED, FOLDED = (
 )
 
 
-@pytest.mark.parametrize(
+@every(
     ("some", "notes"),
     [
         ([(4, 2.0), (4, 2.0)], []),
@@ -177,7 +178,7 @@ def test_factors_of_16_bits_that_take_a_ratio_are_stored_in_float32():
     assert alone == {"m.z.lora_a": "F16", "m.z.lora_b": "F16"}
 
 
-@pytest.mark.parametrize(
+@every(
     ("some", "said"),
     [
         ([written(2, 1.0), written(2, 1.0, "m.c", kernel=(3, 3))], "m.c: MLX-LM has no LoRA layer for a convolution"),
@@ -202,7 +203,7 @@ def test_what_mlx_lm_has_no_layer_for_is_refused_by_name(some, said):
     assert str(error.value) == said
 
 
-@pytest.mark.parametrize(
+@every(
     ("rank", "energy", "said"),
     [
         (1, None, None),
@@ -254,7 +255,7 @@ def source_of(
     )
 
 
-@pytest.mark.parametrize(
+@every(
     ("source", "kind", "keys", "magnitude", "bound"),
     [
         (source_of(changes=True), "linear", {}, False, 2 * 3),  # the trained pair, and what the start took out
@@ -273,7 +274,7 @@ def test_the_rank_that_an_update_cannot_exceed(source, kind, keys, magnitude, bo
     assert _rank_bound(source, one) == bound
 
 
-@pytest.mark.parametrize(
+@every(
     ("source", "keys", "is_pair", "scale"),
     [
         (source_of(), {"lora_A": "a"}, True, 2.0),
@@ -290,7 +291,7 @@ def test_the_files_own_numbers_and_scale_are_written_where_they_are_a_pair(sourc
     assert (_is_pair(source, one), _scale(source, one)) == (is_pair, scale)
 
 
-@pytest.mark.parametrize(
+@every(
     ("target", "is_peft", "rows", "kept"),
     [
         ("mlx", True, None, True),
@@ -310,8 +311,8 @@ def test_magnitudes_are_kept_where_the_target_has_them_of_each_output(target, is
     assert _takes_dora(source, one, target) is kept
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("halves", ["both", "gate", "up"])
+@every("shared", [True, False])
+@every("halves", ["both", "gate", "up"])
 def test_gate_and_up_become_one_pair_of_both_halves(halves, shared):
     """dW of gate above that of up; one A where both have the same, else the two below each other."""
     rng = np.random.default_rng(3)

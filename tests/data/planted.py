@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,8 +229,3 @@ def _classes(count: int) -> Any:
     from gradience.schema.events import ConfigSnapshot
 
     return ConfigSnapshot(num_labels=count)
-
-
-def cases() -> Iterator[tuple[str, str]]:
-    """Every defect with every format it can be in."""
-    yield from ((name, form) for name, defect in DEFECTS.items() for form in defect.forms)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.configs.document import DataPlan
 from gradience.data import Shape
@@ -49,7 +50,7 @@ def encoder(template: str) -> Any:
     return names
 
 
-@pytest.mark.parametrize(
+@every(
     ("template", "form", "told"),
     [
         ("t", "messages", True),
@@ -97,22 +98,18 @@ def read(**fields: Any) -> DataReport:
     return msgspec.convert(given, DataReport)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "rows", "of", "expected"), [(5000, 1000, 250, 20_000), (1, 3, 2, 2), (7, 10, 10, 7), (7, 10, 0, 0)]
-)
+@every(("tokens", "rows", "of", "expected"), [(5000, 1000, 250, 20_000), (1, 3, 2, 2), (7, 10, 10, 7), (7, 10, 0, 0)])
 def test_tokens_of_an_epoch_are_those_of_the_sample_times_its_rows(tokens, rows, of, expected):
     assert _per_epoch(read(rows=rows, rows_read=of), tokens) == expected
 
 
-@pytest.mark.parametrize(
-    ("packing", "packed", "examples"), [(False, 50, 1000), (True, 50, 200), (True, None, 1000), (True, 0, 1000)]
-)
+@every(("packing", "packed", "examples"), [(False, 50, 1000), (True, 50, 200), (True, None, 1000), (True, 0, 1000)])
 def test_examples_of_an_epoch_are_rows_or_packed_sequences(packing, packed, examples):
     batching = {"batch_size": 8} | ({} if packed is None else {"packed_sequences": packed})
     assert _examples(read(packing=packing, batching=batching)) == examples
 
 
-@pytest.mark.parametrize(
+@every(
     ("batch", "size", "trainer", "derived"),
     [
         (None, None, "sft", {"supervised_tokens_per_epoch": 8004}),
@@ -134,7 +131,7 @@ def test_what_follows_from_the_data_and_its_configuration(batch, size, trainer, 
     assert _derived(base, read(trainer=trainer)) == {"tokens_per_epoch": 20_000, **derived}
 
 
-@pytest.mark.parametrize(
+@every(
     ("form", "trainer", "asked", "mode"),
     [
         *(("messages", trainer, "assistant", "none") for trainer in ("reward", "classification")),
@@ -151,7 +148,7 @@ def test_the_loss_is_the_trainer_s_own_unless_it_was_asked_for(form, trainer, as
     assert _loss_mode(Shape(form, trainer), Masking(asked)) == mode
 
 
-@pytest.mark.parametrize(
+@every(
     ("given", "trainer", "program", "limit"),
     [
         (0, "sft", "trl", None),

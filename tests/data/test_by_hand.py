@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.data import Shape
 from gradience.data.measure import Limits, Measure, _histogram, batching, is_mojibake, packed_count, quantile
@@ -35,7 +36,7 @@ def seen(*rows: Any, **options: Any) -> dict[str, int]:
 NINE = list(range(10, 19))
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "options", "found"),
     [
         ((NINE, [1] * 9), {}, {"all_supervised": 1}),
@@ -64,9 +65,7 @@ def test_what_is_seen_in_a_row(row, options, found):
     assert seen(row, **options) == found
 
 
-@pytest.mark.parametrize(
-    ("trainer", "prompt", "lost"), [("dpo", 8, 1), ("dpo", 7, 0), ("kto", 8, 1), ("kto", 7, 0), ("sft", 8, 0)]
-)
+@every(("trainer", "prompt", "lost"), [("dpo", 8, 1), ("dpo", 7, 0), ("kto", 8, 1), ("kto", 7, 0), ("sft", 8, 0)])
 def test_a_pair_is_dropped_whose_prompt_fills_the_limit(trainer, prompt, lost):
     row = Tokenised(1, {}, (Sequence(NINE, [0] * 6 + [1] * 3),), prompt)
     assert seen(row, trainer=trainer, max_length=8).get("answer_lost", 0) == lost
@@ -149,7 +148,7 @@ def test_padding_of_nothing_is_not_known():
     assert (two.packed_sequences, two.packed_padding_share) == (3, pytest.approx(1 - 17 / 24))
 
 
-@pytest.mark.parametrize(
+@every(
     ("lengths", "bins"),
     [
         ([], 0),
@@ -182,9 +181,7 @@ def test_quantiles_of_a_hundred_are_the_numbers_themselves():
     assert [quantile([7, 9], p) for p in (50, 90)] == [7, 9]
 
 
-@pytest.mark.parametrize(
-    ("code", "is_one"), [(0x7BF, True), (0x7C0, False), (0x7FF, False), (0x800, True), (0xE9, True)]
-)
+@every(("code", "is_one"), [(0x7BF, True), (0x7C0, False), (0x7FF, False), (0x800, True), (0xE9, True)])
 def test_letters_of_nko_alone_are_taken_for_what_they_look_like(code, is_one):
     assert is_mojibake(chr(code).encode("utf-8").decode("latin-1")) is is_one
 

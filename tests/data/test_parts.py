@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.configs.document import read_data_plan
 from gradience.data import Shape, Unusable, canonical, recognise
@@ -37,12 +38,12 @@ def test_padding_is_what_the_longest_of_each_batch_leaves() -> None:
     assert found.packed_padding_share == pytest.approx(1 - 16 / 20)
 
 
-@pytest.mark.parametrize("text", ["cafÃ© noir", "itâ€™s", "naÃ¯ve", "â€œquotedâ€\x9d", "Â£5"])
+@every("text", ["cafÃ© noir", "itâ€™s", "naÃ¯ve", "â€œquotedâ€\x9d", "Â£5"])
 def test_utf8_read_as_latin_1_is_mojibake(text: str) -> None:
     assert is_mojibake(text)
 
 
-@pytest.mark.parametrize("text", ["plain", "café", "SÃO PAULO", "Ångström", "日本語", "“quoted”", "a â b", "ÂME"])
+@every("text", ["plain", "café", "SÃO PAULO", "Ångström", "日本語", "“quoted”", "a â b", "ÂME"])
 def test_letters_with_accents_are_not(text: str) -> None:
     assert not is_mojibake(text)
 
@@ -60,7 +61,7 @@ def test_the_common_prefix_ends_where_tokens_differ(some: list[int], others: lis
     assert some[length : length + 1] != others[length : length + 1] or length == min(len(some), len(others))
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "form", "trainer"),
     [
         ({"messages": []}, "messages", "sft"),
@@ -84,7 +85,7 @@ def test_preferences_are_a_reward_models_where_that_is_trained() -> None:
 MESSAGES = Shape("messages", "sft")
 
 
-@pytest.mark.parametrize(
+@every(
     "messages",
     [
         None,

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.rules import Observation
 from gradience.rules.joins import Correlated, Symptom
@@ -116,7 +117,7 @@ def test_the_split_that_was_found_to_overfit_comes_first():
         assert best.split == split
 
 
-@pytest.mark.parametrize(
+@every(
     ("loss", "noise", "within"),
     [(1.0, None, True), (1.1, None, None), (1.25, 0.25, True), (1.2501, 0.25, False), (0.9, 0.1, True)],
 )
@@ -176,7 +177,7 @@ def test_without_evaluations_the_nearest_checkpoint_is_named():
     assert kept.seen.action is None
 
 
-@pytest.mark.parametrize(("step", "near"), [(25, 20), (20, 20), (19, 10), (35, 30), (5, 10), (100, 40)])
+@every(("step", "near"), [(25, 20), (20, 20), (19, 10), (35, 30), (5, 10), (100, 40)])
 def test_one_goes_back_to_the_checkpoint_before_rather_than_after(step, near):
     (found,) = _nearest(folders(10, 20, 30, 40), step, "lowest", "what", "then")
     assert found.seen.message == f"checkpoint-{near} is the nearest to step {step}, what"
@@ -259,9 +260,7 @@ def test_of_a_source_that_was_read_its_own_list_counts_and_of_another_every_rule
         assert [(item.id, item.reason) for item in found if item.source == source] == expected
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "known"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5), (-0.01, None), (1.01, None), (None, None)]
-)
+@every(("accuracy", "known"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5), (-0.01, None), (1.01, None), (None, None)])
 def test_an_accuracy_is_a_share_and_its_ends_are(accuracy, known):
     held = {"accuracy": None if accuracy is None else real(accuracy)}
     points = [

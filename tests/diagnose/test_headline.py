@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 
-import pytest
+from tables import every
 
 from gradience.schema.diagnose import Cause, DiagnosedSource, SourceCoverage
 from gradience.verbs import diagnose
@@ -22,7 +22,7 @@ def causes(*severities):
     return [Cause(id="LR001", severity=severity, message="m") for severity in severities]
 
 
-@pytest.mark.parametrize(
+@every(
     ("verdict", "severities", "line"),
     [
         ("no_fault_found", ["info"], "no problems found (checked: config 23 of 34); 1 info; "),

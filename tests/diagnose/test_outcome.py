@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import diagnose
 from gradience.rules.joins.symptoms import Outcome, outcome_of, outweighed
@@ -74,7 +75,7 @@ def seen(*, accuracy=None, losses=(), findings=(), not_run=(), status="ok", labe
     return outcome_of(report, evals)
 
 
-@pytest.mark.parametrize(
+@every(
     ("accuracy", "labels", "good"),
     [(0.91, None, True), (0.75, None, True), (0.74, None, False), (0.625, 4, True), (0.62, 4, False), (1.01, 2, False)],
 )
@@ -82,7 +83,7 @@ def test_accuracy_is_good_from_half_the_way_between_chance_and_one(accuracy, lab
     assert bool(seen(accuracy=accuracy, labels=labels).good) == good
 
 
-@pytest.mark.parametrize(
+@every(
     ("losses", "good"),
     [
         ([1.0, 0.97], True),

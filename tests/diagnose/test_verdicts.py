@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
+from tables import every
 
 from gradience.verbs.diagnose import is_complete, verdict_of
 from gradience.verbs.diagnose.sources import _plural
 
 
-@pytest.mark.parametrize(
+@every(
     ("severities", "complete", "verdict"),
     [
         ((), True, "no_fault_found"),
@@ -29,7 +29,7 @@ def test_the_gravest_cause_decides(severities, complete, verdict):
     assert verdict_of(causes, complete=complete) == verdict
 
 
-@pytest.mark.parametrize(
+@every(
     ("states", "judged", "complete"),
     [
         (("read", "absent"), {"config": 1, "log": 0}, True),

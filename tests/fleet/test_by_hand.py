@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fleet_inputs import peft
 from safetensors.numpy import load_file
+from tables import every
 
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
@@ -50,7 +51,7 @@ def job(stamp: str = "s", fault: str | None = None) -> Job:
     return Job("a", "/a", (), stamp, fault=fault)
 
 
-@pytest.mark.parametrize(
+@every(
     ("known", "now", "jobs", "hashed", "gone"),
     [
         (None, job(), 1, "", []),
@@ -236,7 +237,7 @@ def test_at_most_three_servers_are_proposed_and_no_more_than_sizes():
     assert len(serving("b", {3: Load(1, 10, 30), 4: Load(1, 10, 40)}).buckets) == 1
 
 
-@pytest.mark.parametrize(("value", "share"), [(0.5, 0.0), (1.0, 12.5), (2.5, 50.0), (4.0, 87.5), (5.0, 100.0)])
+@every(("value", "share"), [(0.5, 0.0), (1.0, 12.5), (2.5, 50.0), (4.0, 87.5), (5.0, 100.0)])
 def test_equal_ones_are_half_below(value, share):
     assert share_below(value, [1.0, 2.0, 3.0, 4.0]) == share
 
@@ -391,7 +392,7 @@ def test_an_index_of_another_version_or_of_other_parts_says_nothing(tmp_path):
         assert read_index(store)[0] is None
 
 
-@pytest.mark.parametrize(("deaths", "tried"), [(0, 1), (1, 2), (2, 2), (5, 2)])
+@every(("deaths", "tried"), [(0, 1), (1, 2), (2, 2), (5, 2)])
 def test_a_job_on_which_workers_die_is_tried_twice(monkeypatch, deaths, tried):
     left, asked = [deaths], []
 

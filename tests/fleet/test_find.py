@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.errors import AdapterError
 from gradience.verbs.fleet import Folders
@@ -21,7 +22,7 @@ INDEX, PARTS = f"{MAIN}.index.json", ("a-00001-of-00002.safetensors", "a-00002-o
 YES = ("yes-a.safetensors", "yes-b.safetensors")
 
 
-@pytest.mark.parametrize(
+@every(
     ("names", "expected"),
     [
         ([CONFIG, MAIN, "optimizer.pt"], [("", (CONFIG, MAIN))]),

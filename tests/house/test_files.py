@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tables import every
 
 import gradience
 
@@ -94,7 +94,7 @@ def test_every_exception_is_still_one() -> None:
     assert sorted(ALLOWED.keys() - found()) == []
 
 
-@pytest.mark.parametrize(
+@every(
     "line",
     [
         *("open(path)", "path.open('rb')", "Path(p).read_text()", "p.read_bytes()", "io.open_binary(p)"),

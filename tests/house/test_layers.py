@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tables import every
 
 import gradience
 
@@ -36,7 +37,7 @@ def test_dir_lists_exactly_the_public_names() -> None:
     assert set(dir(gradience)) - {"GradienceCallback"} == set(gradience.__all__)  # it needs an extra: test_public.py
 
 
-@pytest.mark.parametrize("name", [n for n in gradience.__all__ if n != "GradienceCallback"])
+@every("name", [n for n in gradience.__all__ if n != "GradienceCallback"])
 def test_every_public_name_resolves_and_is_documented(name: str) -> None:
     assert getattr(gradience, name).__doc__
 

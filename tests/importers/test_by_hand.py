@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tables import every
 
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, few
@@ -36,9 +37,7 @@ def run(**fields):
     return SourceRun(Path("log.jsonl"), **fields)
 
 
-@pytest.mark.parametrize(
-    ("reached", "status"), [(6566, "ok"), (6560, "ok"), (6559, "unknown"), (7000, "ok"), (None, "unknown")]
-)
+@every(("reached", "status"), [(6566, "ok"), (6560, "ok"), (6559, "unknown"), (7000, "ok"), (None, "unknown")])
 def test_a_thousandth_of_the_plan_may_be_missing(reached, status):
     found, reason = status_of(run(planned=6566), Tally(), reached)
     assert found == status
@@ -59,7 +58,7 @@ def test_the_plan_is_the_source_s_own_or_that_of_its_config():
         assert status_of(run(layer=layer), Tally(), 10) == ("unknown", "the source does not say how training ended")
 
 
-@pytest.mark.parametrize(
+@every(
     ("summary", "trained", "status"),
     [(-1.0, 0, "unknown"), (9.0, 10, "unknown"), (10.0, 10, "ok"), (math.inf, 10, "ok")],
 )
@@ -76,7 +75,7 @@ def rounded(batch, steps, seconds):
     }
 
 
-@pytest.mark.parametrize("batch", [1, 2, 8, 12, 64, 96, 256])
+@every("batch", [1, 2, 8, 12, 64, 96, 256])
 def test_the_batch_is_found_again_in_a_summary_rounded_as_the_trainer_rounds(batch):
     for steps, seconds in ((100, 71.37), (1000, 3333.3), (37, 5.5)):
         summary = rounded(batch, steps, seconds)
@@ -100,7 +99,7 @@ def test_without_rates_there_is_no_batch():
     assert samples_per_step({"train_samples_per_second": 8.0, "train_steps_per_second": 1.0}, steps=9) == 8
 
 
-@pytest.mark.parametrize(
+@every(
     ("low", "high", "unit", "found"),
     [
         (7.9, 8.1, 1, 8),
@@ -151,7 +150,7 @@ def streams(*lasts):
     return [_Stream(last=last, turn=turn) for turn, last in enumerate(lasts)]
 
 
-@pytest.mark.parametrize(
+@every(
     ("step", "lasts", "whose"),
     [
         (20, (10, 15), 0),  # one stride on

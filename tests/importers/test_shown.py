@@ -7,6 +7,7 @@ import json
 import pickle
 
 import pytest
+from tables import every
 
 from gradience import check_config, diagnose, monitor_run
 from gradience.configs.training import objective_of
@@ -15,7 +16,7 @@ from gradience.importers.trainer_state import samples_per_step
 from gradience.render.check import check_text
 
 
-@pytest.mark.parametrize(
+@every(
     ("rate", "pace", "runtime", "steps", "epochs", "micro", "batch"),
     [
         (26.2, 3.275, None, None, None, None, 8),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError
 from gradience.importers.files import clock_of
@@ -49,7 +50,7 @@ def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
     assert (events.steps, events.of("eval")[0].split) == ([10, 20], "eval")
 
 
-@pytest.mark.parametrize(
+@every(
     ("columns", "found"),
     [
         (["step", "loss"], {"step": "step", "loss": "loss"}),
@@ -66,7 +67,7 @@ def test_names_that_everyone_knows_are_found(columns, found):
     assert found.items() <= {**dict(zip(columns, columns, strict=True)), **find_columns(columns)}.items()
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "message"),
     [
         ("", "no column is the step"),
@@ -122,7 +123,7 @@ def test_a_column_named_twice_is_refused(tmp_path, import_events):
         import_events(path)
 
 
-@pytest.mark.parametrize(
+@every(
     ("reading", "seconds"),
     [
         (1e9, 1e9),

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import RecorderError
@@ -64,7 +65,7 @@ def field(number, value):
     return bytes([number << 3 | 2, len(value)]) + value if isinstance(value, bytes) else bytes([number << 3, value])
 
 
-@pytest.mark.parametrize(
+@every(
     ("fields", "finished"),
     [((), True), (((1, 0),), True), (((1, 1),), False), (((2, 5),), True), (((2, 5), (1, 3)), False)],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from tables import every
 
 from gradience.errors import AdapterError
 from gradience.io import header
@@ -90,8 +91,8 @@ def usual(n: int, *, separators=(",", ":"), **more: object) -> bytes:
     return json.dumps(more | entries, separators=separators).encode()
 
 
-@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=str)
-@pytest.mark.parametrize("piece", [0, 100, 1 << 20])
+@every("separators", [(",", ":"), (", ", ": ")], ids=str)
+@every("piece", [0, 100, 1 << 20])
 def test_a_usual_header_needs_no_second_look(monkeypatch, separators, piece):
     monkeypatch.setattr(header, "_PIECE", piece)
     raw = usual(50, separators=separators, __metadata__={"format": "pt"}) + b"   "
@@ -121,13 +122,13 @@ def test_each_entry_has_its_own_dtype_and_shape_whatever_the_one_before_had():
     ]
 
 
-@pytest.mark.parametrize("entry", [{}, {"dtype": ""}, {"dtype": "F32"}, {"shape": []}, {"shape": [0]}], ids=str)
+@every("entry", [{}, {"dtype": ""}, {"dtype": "F32"}, {"shape": []}, {"shape": [0]}], ids=str)
 def test_a_first_entry_that_lacks_dtype_or_shape_is_no_usual_one(entry):
     raw = json.dumps({"a": entry | {"data_offsets": [0, 0]}}).encode()
     assert header._usual(raw, 0) is None
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "shallow"),
     [
         (b'{"a":{"shape":[1],"data_offsets":[0,4]}}', True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-import pytest
+from tables import every
 
 LIMITS = [
     ("adapters.config", "LARGEST_ALPHA", 1e30),
@@ -86,6 +86,6 @@ LIMITS = [
 ]
 
 
-@pytest.mark.parametrize(("module", "name", "value"), LIMITS, ids=[f"{module}.{name}" for module, name, _ in LIMITS])
+@every(("module", "name", "value"), LIMITS, ids=[f"{module}.{name}" for module, name, _ in LIMITS])
 def test_a_limit_is_this(module, name, value):
     assert getattr(import_module(f"gradience.{module}"), name) == value

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tables import every
 
 import gradience
 
@@ -221,6 +221,7 @@ STATED: dict[str, dict[str, Any]] = {
     "spectral.batch": {"EXACT_UP_TO": 2048, "_LEADING": 64, "_SLACK": 1e-4, "SHARES": (0.9, 0.95, 0.99)},
     "spectral.krylov": {
         "_DEPENDENT": 1e-10,
+        "_OUTSIDE": 0.5,
         "_GUARD": 6,
         "_VECTORS": 768,
         "EXACT_UNDER": 96,
@@ -405,7 +406,7 @@ MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of 
 APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
 
 
-@pytest.mark.parametrize("module", STATED)
+@every("module", STATED)
 def test_a_number_that_decides_an_answer_is_as_stated(module):
     held = vars(import_module(f"gradience.{module}"))
     assert {name: held[name] for name in STATED[module]} == STATED[module]

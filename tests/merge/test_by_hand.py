@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge import _notes as merge_notes, heads_of
@@ -617,7 +618,7 @@ def test_signs_are_counted_between_those_that_have_the_module(tmp_path):
     assert [row.kept[2].coefficient for row in report.modules] == [None, 1.0]
 
 
-@pytest.mark.parametrize(("tasks", "told"), [(["A", "A"], 0), (["A", "B"], 1), (["A", None], 1), (["A", "B", "C"], 1)])
+@every(("tasks", "told"), [(["A", "A"], 0), (["A", "B"], 1), (["A", None], 1), (["A", "B", "C"], 1)])
 def test_other_task_types_are_noted(tasks, told):
     def side(task: str | None) -> Any:
         config = SimpleNamespace(base_model_name_or_path="b", task_type=task, use_rslora=False)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import merge_check
 from gradience.cli.main import main
@@ -171,7 +172,7 @@ def test_json_validates_fail_on_counts_and_text_shows_the_findings(save, capsys)
     assert "evidence: definition" in text
 
 
-@pytest.mark.parametrize("rule", MERGE_RULES, ids=lambda rule: rule.id)
+@every("rule", MERGE_RULES, ids=lambda rule: rule.id)
 def test_every_rule_is_listed_and_explained_with_its_thresholds(rule, capsys):
     assert main(["rules", rule.id]) == 0
     card = capsys.readouterr().out

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
@@ -95,9 +96,9 @@ def test_svd_and_dense_methods_take_the_largest_rank_there_is_unless_told_anothe
         assert factors.a.shape == (rank, 4)
 
 
-@pytest.mark.parametrize("r", [2, 40])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("fault", ["nan", "over float64", "over the dtype"])
+@every("r", [2, 40])
+@every("method", METHODS)
+@every("fault", ["nan", "over float64", "over the dtype"])
 def test_what_cannot_be_written_is_refused_in_words(fault, method, r):
     size = {"nan": np.nan, "over float64": 1.0, "over the dtype": 1e12}[fault]
     b = np.full((7, r), size, np.float64)
@@ -120,8 +121,8 @@ def test_an_entry_at_the_density_itself_is_dropped():
     assert dropped(np.ones((1, 4), np.float32), 0.25, generator).tolist() == [[4.0, 0.0, 4.0, 0.0]]
 
 
-@pytest.mark.parametrize("method", ["linear", "svd", "cat"])
-@pytest.mark.parametrize("r", [3, 40])
+@every("method", ["linear", "svd", "cat"])
+@every("r", [3, 40])
 def test_what_cancels_loses_nothing_by_its_rounding(r, method):
     """The factors of `cat` are rounded to float16, and their product is not quite zero."""
     one = module((14, 11), r, 0, 1.0)
@@ -130,7 +131,7 @@ def test_what_cancels_loses_nothing_by_its_rounding(r, method):
     assert factors.b.shape[1] == (3 * r if method == "cat" else 1)
 
 
-@pytest.mark.parametrize("density", [0.5, 0.9, 0.95, 0.999])
+@every("density", [0.5, 0.9, 0.95, 0.999])
 def test_under_a_density_of_one_every_entry_is_divided_by_it_or_dropped(density):
     update = np.ones((40, 50), np.float32)
     found = dropped(update, density, mask_generator(0, 0, "m"))
@@ -138,7 +139,7 @@ def test_under_a_density_of_one_every_entry_is_divided_by_it_or_dropped(density)
     np.testing.assert_array_equal(found, np.where(kept, np.float32(1.0) / np.float32(density), 0.0))
 
 
-@pytest.mark.parametrize(
+@every(
     ("base_name", "path", "found"),
     [
         ("m.experts.down_proj", "m.experts.down_proj", True),

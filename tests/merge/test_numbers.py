@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.spectral.sums import pair_grams
@@ -28,7 +29,7 @@ def write(folder, modules, *, seed=0, r=2, scale=1.0, **config):
     return folder
 
 
-@pytest.mark.parametrize(
+@every(
     ("method", "options", "message"),
     [
         ("dare_linear", {}, "dare_linear needs a density: its paper keeps as little as 0.1 of the entries"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.spectral.sums import pair_grams
 from gradience.verbs.compare import _wanted
 from gradience.verbs.merge.methods import Recipe, _factors
 
 
-@pytest.mark.parametrize(
+@every(
     ("method", "rank", "most", "columns"),
     [
         ("cat", None, 2, 4),

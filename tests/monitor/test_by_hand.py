@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.rules.log.facts import PROBES, Signal
 from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
@@ -57,7 +58,7 @@ def test_the_newest_evaluation_of_each_split_comes_train_first_then_held_out_one
     assert [(point.split, point.step, point.metrics.loss) for point in found] == [(split, 2, 2.0) for split in order]
 
 
-@pytest.mark.parametrize(
+@every(
     ("rate", "runtime", "given", "n"),
     [
         (12.5, 8.0, None, 100),
@@ -81,7 +82,7 @@ def test_examples_of_an_evaluation_are_its_speed_times_its_time(rate, runtime, g
     assert derived_notes([point]) == ([says] if derived else [])
 
 
-@pytest.mark.parametrize(
+@every(
     ("config", "classes"),
     [
         ({"num_labels": 5, "dataset_name": "imdb"}, 5),
@@ -218,7 +219,7 @@ def test_notes_name_what_is_not_shown():
     ]
 
 
-@pytest.mark.parametrize(("rows", "width"), [(512, 1), (513, 2), (1024, 2), (1025, 4), (1100, 4), (2049, 8)])
+@every(("rows", "width"), [(512, 1), (513, 2), (1024, 2), (1025, 4), (1100, 4), (2049, 8)])
 def test_a_curve_is_thinned_by_powers_of_two(rows, width):
     found = thinned(range(1, rows + 1), [float(row) for row in range(1, rows + 1)])
     assert len(found) == math.ceil(rows / width)

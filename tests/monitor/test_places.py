@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-import pytest
+from tables import every
 
 from gradience.schema import real
 from gradience.schema.events import Eval, EvalMetrics
@@ -52,7 +52,7 @@ def test_beside_a_run_s_own_log_nothing_else_is_a_run(tmp_path):
     assert runs_in(own) == [own]
 
 
-@pytest.mark.parametrize(
+@every(
     ("paths", "names"),
     [
         (["runs/a/run.jsonl", "runs/b/run.jsonl"], ["a", "b"]),

@@ -6,6 +6,7 @@ import re
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.render.audit import View, audit_text
 from gradience.render.plots import heatmap
@@ -214,7 +215,7 @@ def test_the_heat_map_shows_zero_missing_and_broken_modules_as_such():
     assert heatmap(mixed)[-2].split(maxsplit=1)[1] == "▂0! █"
 
 
-@pytest.mark.parametrize("of", ["norm", "utilization", "k90", "udr"])
+@every("of", ["norm", "utilization", "k90", "udr"])
 def test_every_quantity_can_be_mapped(of):
     lines = heatmap([module(0, udr=0.5), module(1, udr=1.0)], of)
     assert lines[-1].endswith("█")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from tables import every
 
 from gradience.render.plots import _framed, curves_lines
 
 
-@pytest.mark.parametrize(
+@every(
     ("cells", "steps", "below"),
     [(10, ("0", "99"), "0       99"), (4, ("0", "1000"), "0 1000"), (4, ("123", "9"), "123 9"), (3, ("1", "2"), "1 2")],
 )

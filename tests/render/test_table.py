@@ -5,8 +5,8 @@ from __future__ import annotations
 import doctest
 from operator import itemgetter
 
-import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience import render, render as table
 from gradience.render import check, findings as github, labelled, listed, shortened, skipped_lines
@@ -15,7 +15,7 @@ from gradience.schema.document import NotRun
 CELLS = st.text("abc", min_size=1, max_size=9)
 
 
-@pytest.mark.parametrize("module", [check, github, table, render], ids=lambda module: module.__name__)
+@every("module", [check, github, table, render], ids=lambda module: module.__name__)
 def test_the_examples_in_the_module_hold(module):
     found = doctest.testmod(module)
     assert found.attempted > 0

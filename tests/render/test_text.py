@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.render import clean, count, number, percent
 
@@ -15,12 +15,12 @@ def test_clean_text_holds_no_control_and_no_line_break(text):
     assert all(unicodedata.category(ch) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} for ch in clean(text))
 
 
-@pytest.mark.parametrize("text", ["model-v2", "größe", "模型", "a b", "org/name", "[bold]x[/bold]"])
+@every("text", ["model-v2", "größe", "模型", "a b", "org/name", "[bold]x[/bold]"])
 def test_clean_leaves_ordinary_text_as_it_is(text):
     assert clean(text) == text
 
 
-@pytest.mark.parametrize(
+@every(
     ("dirty", "shown"),
     [("\x1b[2Jx", "x"), ("a\x1b]0;title\x07b", "ab"), ("a\u202eb", "ab"), ("a\r\nb", "a b"), ("\x9b1mx", "1mx")],
 )
@@ -28,9 +28,7 @@ def test_clean_takes_escape_sequences_out_whole(dirty, shown):
     assert clean(dirty) == shown
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(0, "0"), (999, "999"), (1000, "1.0K"), (294_912, "294.9K"), (2_000_000_000, "2.0B")]
-)
+@every(("value", "shown"), [(0, "0"), (999, "999"), (1000, "1.0K"), (294_912, "294.9K"), (2_000_000_000, "2.0B")])
 def test_counts_are_short(value, shown):
     assert count(value) == shown
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from pages import gather, parse
+from tables import every
 
 from gradience.render.html.page import report_html
 from gradience.render.html.pieces import marks_of, numbered
@@ -78,9 +79,7 @@ def test_a_running_median_leaves_out_one_spike_and_keeps_a_level():
     assert list(smoothed[100:]) == [4.0] * 20
 
 
-@pytest.mark.parametrize(
-    ("rows", "smooth", "window"), [(99, True, 0), (100, True, 5), (100, False, 0), (400, True, 21)]
-)
+@every(("rows", "smooth", "window"), [(99, True, 0), (100, True, 5), (100, False, 0), (400, True, 21)])
 def test_a_short_curve_is_not_smoothed(rows, smooth, window):
     line = Line("x", envelope(np.arange(rows), np.ones(rows)), smooth=smooth)
     assert line.window == window

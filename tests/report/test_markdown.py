@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import doctest
 
-import pytest
 from hypothesis import example, given, strategies as st
 from markdown_it import MarkdownIt
 from pages import gather, parse
+from tables import every
 
 from gradience.render import clean, markdown
 from gradience.render.markdown import escape
@@ -33,9 +33,7 @@ def test_a_cell_shows_the_text_and_nothing_else(text):
     assert shown in found.text or not shown.isascii() or "  " in shown
 
 
-@pytest.mark.parametrize(
-    "text", ["@someone", "fixes #12", "a/repo#3", "see https://evil.example/x", "www.evil.example"]
-)
+@every("text", ["@someone", "fixes #12", "a/repo#3", "see https://evil.example/x", "www.evil.example"])
 def test_no_one_is_summoned_and_no_address_becomes_a_link(text):
     written = escape(text)
     for trigger in ("@s", "#1", "#3", "https:/", "www.e"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
+from tables import every
 
 from gradience.render.html.pieces import Numbered, marks_of
 from gradience.schema.diagnose import Cause, Piece
@@ -15,7 +15,7 @@ def cause(rule: str, source: str = "log", pieces: tuple[str, ...] = (), **values
     return Cause(id=rule, severity="warning", message="m", values=values, joined=False, pieces=some)
 
 
-@pytest.mark.parametrize(
+@every(
     ("values", "steps"),
     [
         ({"steps": [3, 5, True, "x", 2.0]}, [3, 5]),

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from pages import gather, parse
+from tables import every
 
 from gradience.render.html.page import report_html
 from gradience.schema import SCHEMA_ID
@@ -221,8 +222,8 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("vision", DEFICIENT)
+@every("scheme", ["light", "dark"])
+@every("vision", DEFICIENT)
 def test_the_colours_of_two_lines_stay_apart_under_colour_blindness(scheme, vision):
     c = colours(scheme)
     seen = [lab(np.array(DEFICIENT[vision]) @ c[name]) for name in ("c0", "c1", "c2", "c3")]

@@ -16,6 +16,7 @@ import pytest
 from hand_made import PREFIX, adapter, diagonal, kohya
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.adapters.open import open_adapter
@@ -53,7 +54,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 # --- criteria ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("given", "message"),
     [
         ({}, f"expected exactly one criterion of {CRITERIA}; got none"),
@@ -86,7 +87,7 @@ def test_a_criterion_out_of_its_range_is_refused_with_the_range(given, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("name", ["energy", "rel_error", "sv_ratio", "sv_fro", "sv_cumulative"])
+@every("name", ["energy", "rel_error", "sv_ratio", "sv_fro", "sv_cumulative"])
 def test_of_nothing_one_direction_is_kept(name):
     assert module_rank(Target(name, 0.9 if name != "sv_ratio" else 2.0), np.zeros(3)) == 1
     assert module_rank(Target("rank", 2.0), np.zeros(3)) == 2
@@ -556,7 +557,7 @@ def test_a_lora_of_kohyas_is_written_to_a_file(tmp_path):
     assert error.value.advice == "give a name that ends in .safetensors"
 
 
-@pytest.mark.parametrize(
+@every(
     ("rows", "dtype", "notes"),
     [
         ([("dora", 4, 2), ("linear", 4, 2), ("dora", 4, 4)], None, ["DoRA: magnitudes fitted anew"]),
@@ -589,7 +590,7 @@ def test_an_adapter_that_keeps_its_ranks_loses_nothing(tmp_path):
     assert report.relative_error == 0.0
 
 
-@pytest.mark.parametrize(
+@every(
     ("lost", "energy", "error"),
     [(1.0, 4.0, 0.5), (1e-30, 4e-30, 0.5), (1.1, 1.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, None)],
 )

@@ -12,6 +12,7 @@ import peft_models
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own custom
+from tables import every
 from tiny_models import Saved, bert, causal, gpt2, mixtral, saved, squeezebert, write_texts
 
 from gradience import resize_adapter
@@ -217,7 +218,7 @@ def test_order_is_by_mean_squared_gate_per_parameter_and_what_must_stay_comes_fi
     assert within(forced, 4, {"a": 1, "b": 2}) == {"b": [0], "a": [0, 1]}
 
 
-@pytest.mark.parametrize("enough", [1, 2, 17, 40])
+@every("enough", [1, 2, 17, 40])
 def test_the_shortest_beginning_within_the_tolerance_is_found(enough):
     order = ordered({"a": Candidate(np.arange(40.0)[None, ::-1] + 1, 1)})
     assert shortest(order, 0.5, lambda n: 0.5 if n >= enough else 0.6) == enough

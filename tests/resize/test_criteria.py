@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.verbs.resize.cut import Priced, Target, module_rank, ranks_within, target_of
 
@@ -83,7 +84,7 @@ def test_a_larger_budget_at_one_price_never_lowers_a_rank(groups, budget):
         assert all(small[name] <= large[name] for name in priced)
 
 
-@pytest.mark.parametrize(
+@every(
     "given_",
     [
         {},
@@ -105,7 +106,7 @@ def test_anything_but_one_criterion_in_its_range_is_refused(given_):
         target_of(given_)
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "value", "rank"),
     [
         ("energy", 0.25, 1),
@@ -129,7 +130,7 @@ def test_of_four_equal_directions_each_is_a_quarter(name, value, rank):
     assert module_rank(Target(name, value), np.ones(4)) == rank
 
 
-@pytest.mark.parametrize(("ratio", "rank"), [(2.0, 1), (2.001, 2), (4.0, 2), (4.001, 3), (8.0, 3)])
+@every(("ratio", "rank"), [(2.0, 1), (2.001, 2), (4.0, 2), (4.001, 3), (8.0, 3)])
 def test_a_direction_at_its_share_of_the_largest_is_not_above_it(ratio, rank):
     assert module_rank(Target("sv_ratio", ratio), np.asarray([4.0, 2.0, 1.0])) == rank
 
@@ -140,7 +141,7 @@ def test_what_rounding_leaves_of_a_direction_takes_no_rank():
     assert module_rank(Target("sv_ratio", 1e30), sigma) == 2
 
 
-@pytest.mark.parametrize(
+@every(
     ("budget", "ranks"),
     [
         (4, None),
@@ -161,7 +162,7 @@ def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothin
     assert ranks_within(too_dear, 7) == {"a": 1, "b": 2}
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "value"),
     [
         ("rank", 1),
@@ -180,7 +181,7 @@ def test_the_ends_of_a_range_belong_to_it(name, value):
     assert target_of({name: value}) == (name, float(value))
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "value"),
     [
         ("sv_ratio", 0.999),

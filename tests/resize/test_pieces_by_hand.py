@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hand_made import PREFIX, adapter, diagonal, kohya
 from safetensors.numpy import load_file
+from tables import every
 
 from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
@@ -104,7 +105,7 @@ def test_equal_scores_keep_their_order_and_costs_of_nothing_count_as_one():
     assert within(both, 2, {"a": 1, "b": 1}) == {"a": [0], "b": [0]}
 
 
-@pytest.mark.parametrize(("pieces", "step"), [(99, 1), (199, 1), (200, 2), (350, 3)])
+@every(("pieces", "step"), [(99, 1), (199, 1), (200, 2), (350, 3)])
 def test_the_shortest_beginning_is_sought_to_one_in_a_hundred(pieces, step):
     order = Order([("a", k) for k in range(pieces)], 1)
     asked = []
@@ -131,7 +132,7 @@ def test_targets_of_the_modules_that_stay():
 # --- calibration, without a model --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("usable", "task", "chosen", "most"),
     [
         (24, "causal", 16, 192),

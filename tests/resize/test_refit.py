@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience import AdapterError, resize_adapter
 from gradience.verbs.resize.cut import refitted
@@ -52,7 +53,7 @@ def test_a_row_a_millionth_as_long_as_the_others_is_fitted_like_them():
     assert two.lost == pytest.approx(one.lost, rel=1e-9)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+@every("rank", [1, 2, 3, 4])
 def test_the_loss_is_the_squared_distance_of_both_weights_and_the_energy_that_of_the_change(rank):
     w, b, a, m = factors(2)
     m[1] *= -1.0  # training may turn one

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import pytest
 from log_runs import FALL, run
+from tables import every
 
 from gradience.rules import judge
 from gradience.rules.config import RULES as CONFIG_RULES, judge_config
@@ -33,14 +33,14 @@ def not_judged(facts: Any, words: str) -> set[str]:
     return {item.id for item in detect(facts).not_run if words in item.reason}
 
 
-@pytest.mark.parametrize("kind", UNFIT)
+@every("kind", UNFIT)
 def test_a_rule_on_a_log_abstains_under_objectives_that_it_does_not_fit(kind):
     facts = run(FALL, kind=kind)
     says = f"does not fit the objective {kind} (keys of a trainer of kind {kind})"
     assert not_judged(facts, says) == not_judged(facts, "objective") == UNFIT[kind]
 
 
-@pytest.mark.parametrize("kind", UNFIT)
+@every("kind", UNFIT)
 def test_rules_on_preferences_and_rewards_are_mentioned_where_these_are_trained_alone(kind):
     mentioned = {item.id for item in detect(run(FALL, kind=kind)).not_run}
     assert mentioned & (OF_PREFERENCE | OF_RL) == {"preference": OF_PREFERENCE, "rl": OF_RL}.get(kind, set())
@@ -85,7 +85,7 @@ def data(**fields: Any) -> DataReport:
 OF_TOKENS = {"DAT301", "DAT302", "DAT303", "DAT304", "DAT307", "DAT308", "DAT320"}
 
 
-@pytest.mark.parametrize(
+@every(
     ("fields", "words", "rules"),
     [
         ({"trainer": "reward"}, "the loss is computed on one output per sequence, not on tokens", OF_TOKENS),

@@ -9,6 +9,7 @@ from gradience.configs.training import objective_by_names, objective_of
 from gradience.errors import ConfigError
 from gradience.rules import GROUPS, all_ids, cards_of, excluded_rules, list_rules, matching, rule_cards
 from gradience.rules.config import judge_config
+from gradience.rules.config.adapter import part_of
 from gradience.schema.document import Excluded
 from gradience.schema.events import ConfigSnapshot
 
@@ -80,3 +81,9 @@ def test_an_adapter_is_kept_in_fp16_only_if_that_was_asked_for():
         verdict = judge_config(msgspec.convert(snapshot, ConfigSnapshot))
         said = [found.id for found in verdict.findings if found.id == "NUM001"]
         assert said + [f"? {item.reason}" for item in verdict.not_run if item.id == "NUM001"] == answer
+
+
+def test_a_name_alone_may_be_of_either_part_of_a_layer_whatever_its_case():
+    for name in ("proj", "dense", "c_proj", "output"):
+        assert part_of(name) == part_of(name.upper()) == "either"
+    assert [part_of(f"x.{name}") for name in ("dense", "C_PROJ", "output")] == ["either", "either", "mlp"]

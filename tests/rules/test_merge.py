@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from tables import every
 
 from gradience.rules import judge
 from gradience.rules.merge import MERGE_RULES
@@ -71,7 +71,7 @@ def test_every_rule_states_its_severity_and_confidence():
     assert {rule.id: (rule.severity, rule.confidence) for rule in MERGE_RULES} == STATED
 
 
-@pytest.mark.parametrize(
+@every(
     ("full", "rule", "speaks"),
     [
         (report(pair(cosine=-0.1)), "MRG401", True),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
+from tables import every
 
 from gradience.configs.training import has_perplexity, objective_of
 from gradience.rules.config.adapter import reaches_mlp
 from gradience.schema.events import ConfigSnapshot
 
 
-@pytest.mark.parametrize(
+@every(
     ("snapshot", "kind"),
     [
         ({"extras": {"task": "SST2"}}, "classification"),
@@ -32,7 +32,7 @@ def test_stated_objective_goes_before_hints(snapshot: dict[str, object], kind: s
     assert objective_of(msgspec.convert(snapshot, ConfigSnapshot)).kind == kind
 
 
-@pytest.mark.parametrize(
+@every(
     ("snapshot", "expected"),
     [
         ({"extras": {"task": "Glue/SST2"}}, ("classification", "task glue/sst2", True)),
@@ -61,7 +61,7 @@ def test_a_loss_of_pairs_or_rewards_has_no_perplexity():
     assert [kind for kind in kinds if has_perplexity(kind)] == ["sft", "classification", "unknown"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("targets", "reached"),
     [
         ("all-linear", True),
@@ -84,7 +84,7 @@ def test_targets_tell_attention_from_mlp_or_say_that_they_do_not(
     assert reaches_mlp(targets) is reached
 
 
-@pytest.mark.parametrize(
+@every(
     ("kind", "tasks"),
     [
         ("classification", "cola sst2 sst-2 mrpc qqp mnli qnli rte wnli stsb imdb ag_news classification"),
@@ -99,7 +99,7 @@ def test_a_task_states_its_objective(kind, tasks):
         assert objective_of(msgspec.convert({"extras": {"task": task}}, ConfigSnapshot)).kind == kind
 
 
-@pytest.mark.parametrize(
+@every(
     ("task_type", "kind"),
     [
         *(("CAUSAL_LM", "sft"), ("SEQ_2_SEQ_LM", "sft"), ("SEQ_CLS", "classification")),

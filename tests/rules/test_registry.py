@@ -10,8 +10,8 @@ from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
-import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 import gradience
 from gradience.rules import GROUPS, Description, all_ids, cards_of, rule_cards, rules_named
@@ -82,7 +82,7 @@ def test_a_finding_gets_its_id_from_a_rule_and_not_from_a_text() -> None:
     assert all(isinstance(value, (ast.Attribute, ast.Name)) for value in named)
 
 
-@pytest.mark.parametrize("card", rule_cards(), ids=lambda card: card.id)
+@every("card", rule_cards(), ids=lambda card: card.id)
 def test_every_rule_says_when_how_sure_where_and_what_would_verify_it(card: RuleCard) -> None:
     assert ID.fullmatch(card.id)
     assert card.groups
@@ -94,7 +94,7 @@ def test_every_rule_says_when_how_sure_where_and_what_would_verify_it(card: Rule
     assert all(number.name and number.unit and number.source for number in card.thresholds)
 
 
-@pytest.mark.parametrize("rule", OWN, ids=lambda rule: rule.id)
+@every("rule", OWN, ids=lambda rule: rule.id)
 def test_a_condition_has_the_number_of_every_threshold_and_each_threshold_is_the_rule_s(rule) -> None:
     named = [name for _, name, _, _ in string.Formatter().parse(rule.condition) if name]
     assert set(named) == {item.name for item in rule.thresholds}
@@ -129,7 +129,7 @@ def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
     assert card.groups == ["data", "log"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("group", "count"),
     [
         ("config", 28),

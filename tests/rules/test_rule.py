@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pytest
+from tables import every
 
 from gradience.configs.training import Objective
 from gradience.errors import few
@@ -48,9 +48,7 @@ def test_an_observation_overrides_what_it_states_even_a_confidence_of_zero():
     assert made.evidence == [SEEN, PAPER]  # what was seen first, and nothing twice
 
 
-@pytest.mark.parametrize(
-    ("value", "stored"), [(math.nan, "NaN"), (math.inf, "Infinity"), (1.5, 1.5), (None, None), (3, 3)]
-)
+@every(("value", "stored"), [(math.nan, "NaN"), (math.inf, "Infinity"), (1.5, 1.5), (None, None), (3, 3)])
 def test_values_are_json(value, stored):
     assert finding(RULE, Observation("seen", {"x": value})).values == {"x": stored}
 
@@ -119,7 +117,7 @@ def test_a_rule_that_an_objective_makes_meaningless_says_so():
     assert not_under("sft", "preference")(Run()) is None
 
 
-@pytest.mark.parametrize(
+@every(
     ("names", "text"),
     [([], ""), (["a"], "a"), (["a", "b", "c"], "a, b, c"), (["a", "b", "c", "d", "e"], "a, b, c and 2 more")],
 )

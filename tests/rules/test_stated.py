@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.rules import rule_cards
 
@@ -306,7 +307,7 @@ def test_every_rule_is_in_the_table_once(cards: dict[str, Any]) -> None:
     assert sorted(rule for rule, *_ in STATED) == sorted(cards)
 
 
-@pytest.mark.parametrize(("rule", "severity", "confidence", "thresholds"), STATED, ids=[row[0] for row in STATED])
+@every(("rule", "severity", "confidence", "thresholds"), STATED, ids=[row[0] for row in STATED])
 def test_a_rule_states_this_severity_this_confidence_and_these_numbers(
     cards: dict[str, Any], rule: str, severity: str, confidence: float, thresholds: dict[str, Any]
 ) -> None:

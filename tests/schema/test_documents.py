@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import msgspec
-import pytest
 from jsonschema import Draft202012Validator
 from msgspec import inspect
+from tables import every
 
 from gradience.schema.document import Report
 from gradience.schema.export import _REPORTS, json_schema
@@ -76,8 +76,8 @@ def _holds_struct(kind: inspect.Type) -> bool:
     return False
 
 
-@pytest.mark.parametrize("build", [least, fullest])
-@pytest.mark.parametrize("name", sorted(_REPORTS))
+@every("build", [least, fullest])
+@every("name", sorted(_REPORTS))
 def test_a_report_has_every_key_at_every_level(name: str, build: Any) -> None:
     cls = _REPORTS[name]
     report = msgspec.convert(build(inspect.type_info(cls)), cls)
@@ -88,7 +88,7 @@ def test_a_report_has_every_key_at_every_level(name: str, build: Any) -> None:
     assert msgspec.convert(document, cls) == report
 
 
-@pytest.mark.parametrize("name", sorted(_REPORTS))
+@every("name", sorted(_REPORTS))
 def test_a_report_schema_refuses_a_document_that_lacks_any_key(name: str) -> None:
     cls = _REPORTS[name]
     document = msgspec.convert(least(inspect.type_info(cls)), cls).to_dict()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from golden_logs import BAD, EXPECTED, GOOD, documents, lines
 from jsonschema import Draft202012Validator
+from tables import every
 
 from gradience.cli.main import main
 from gradience.schema import EVENT_TYPES
@@ -24,7 +25,7 @@ def test_no_file_lies_in_schemas_that_is_not_generated(root: Path) -> None:
     assert {p.name for p in (root / "schemas").iterdir()} == {f"{stem}.schema.json" for stem in SCHEMAS.values()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every("name", NAMES)
 def test_schema_command_prints_exactly_one_document(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", name]) == 0
     assert json.loads(capsys.readouterr().out) == json_schema(name)
@@ -48,7 +49,7 @@ def test_schema_is_valid_draft_2020_12_with_an_id_of_its_own(name: str) -> None:
     assert schema["$id"] == f"urn:gradience:schema:{SCHEMAS[name]}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every("name", NAMES)
 def test_every_reference_leads_somewhere_and_every_definition_is_used(name: str) -> None:
     text = schema_text(name)
     used = {ref for title in json_schema(name)["$defs"] if (ref := f'"#/$defs/{title}"') in text}
@@ -79,7 +80,7 @@ def test_every_property_of_an_event_of_ours_is_described() -> None:
     assert all("description" in schema for schema in defs.values())
 
 
-@pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
+@every("path", GOOD, ids=lambda path: path.stem)
 def test_python_jsonschema_accepts_a_good_log(path: Path) -> None:
     found = documents(path)
     assert len(found) == len(lines(path))
@@ -88,7 +89,7 @@ def test_python_jsonschema_accepts_a_good_log(path: Path) -> None:
         validator.validate(document)
 
 
-@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+@every("path", BAD, ids=lambda path: path.stem)
 def test_python_jsonschema_rejects_exactly_the_bad_lines(path: Path) -> None:
     validator = Draft202012Validator(json_schema("telemetry"))
     found = documents(path)

@@ -44,6 +44,19 @@ def test_bases_are_orthonormal_and_obey_the_recurrence(kind):
     assert np.allclose(spanned, start, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "taken"), [(44, 36), (44, 40), (300, 200)])
+def test_what_a_basis_leaves_of_its_own_vectors_is_made_orthogonal_to_it_too(size, taken):
+    """Rounding errors alone are left, of which the basis has as large a share as of any vector."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        basis = np.linalg.qr(rng.standard_normal((size, size)))[0][:taken].astype(np.float32)
+        within = (rng.standard_normal((WIDTH, taken)) @ basis.astype(np.float64)).astype(np.float32)
+        rows, _ = krylov.orthonormal(within, basis)
+        wide = rows.astype(np.float64)
+        assert np.abs(wide @ basis.T).max() < 1e-7
+        assert np.abs(wide @ wide.T - np.eye(WIDTH)).max() < 1e-7
+
+
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
 def test_an_operator_multiplies_as_the_sum_it_stands_for(shape):
     rng = np.random.default_rng(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradience.telemetry.secrets import hide_secrets
+from gradience.telemetry.secrets import _AMBIGUOUS, _KEYS_OF, _TOKENS_OF, _WORDS, hide_secrets, holds_secret
 
 
 def words(text: str) -> list[str]:
@@ -81,3 +81,31 @@ def test_every_form_of_a_secret_is_known_by_its_kind():
 def test_a_secret_in_a_command_is_hidden_whatever_the_program():
     shown = {command: hide_secrets(command % MIXED[:20]) for command in COMMANDS}
     assert shown == {command: command % "<redacted: secret key>" for command in COMMANDS}
+
+
+def test_a_name_that_marks_a_secret_in_a_mapping_does_so_in_a_text():
+    """A quick look for words that hint at a secret comes first, and must know every such name."""
+    names = [
+        *_WORDS,
+        *(f"{first}{last}" for first in _KEYS_OF for last in ("_key", "_keys", "-key")),
+        *(f"{first}_{last}" for first in _TOKENS_OF for last in ("token", "tokens")),
+        *(f"{first}{name}{last}" for name in _AMBIGUOUS for first in ("", "my_", "MY-") for last in ("", "_2", "_old")),
+        *(f"{who}pass" for who in words("db user smtp mysql pg root admin redis sudo")),
+        *words("connection_string conn_str connstr connectionstring connStr db_password_2 token_v2 password_b64"),
+    ]
+    value = MIXED[:24]
+    assert [name for name in names if not holds_secret(name, value)] == []
+    assert [name for name in names if hide_secrets(f"x {name}={value} z") != f"x {name}=<redacted: secret key> z"] == []
+
+
+def test_a_value_ends_with_its_text_its_line_or_its_quotes():
+    hidden = "<redacted: secret key>"
+    for text, shown in (
+        ("pwd=x", f"pwd={hidden}"),
+        ("pwd=abc", f"pwd={hidden}"),
+        ('Authorization: "secret words" tail', f'Authorization: "{hidden}" tail'),
+        ("Cookie: 'secret words' tail", f"Cookie: '{hidden}' tail"),
+        ("Authorization: secret words\ntail", f"Authorization: {hidden}\ntail"),
+        ('-H "Cookie: secret words" tail', f'-H "Cookie: {hidden}" tail'),
+    ):
+        assert hide_secrets(text) == shown

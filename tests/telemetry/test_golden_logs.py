@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from golden_logs import BAD, CASES, EXPECTED, GOOD, lines
+from tables import every
 
 from gradience.schema import BadLine, UnknownEvent
 from gradience.telemetry import TelemetryReader, decode
@@ -31,7 +31,7 @@ def assert_lossless(line: bytes) -> None:
     assert shown(again) == shown(original)
 
 
-@pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
+@every("path", GOOD, ids=lambda path: path.stem)
 def test_a_good_log_is_valid_and_every_line_an_event(path: Path) -> None:
     report = validate_log(path)
     assert report.issues == []
@@ -39,7 +39,7 @@ def test_a_good_log_is_valid_and_every_line_an_event(path: Path) -> None:
     assert report.lines == len(lines(path)) == sum(1 for _ in TelemetryReader(path))
 
 
-@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+@every("path", BAD, ids=lambda path: path.stem)
 def test_every_fault_of_a_bad_log_is_named_by_line_and_path(path: Path) -> None:
     report = validate_log(path)
     expected = Counter((line, where) for line, where in EXPECTED[path.stem])
@@ -51,7 +51,7 @@ def test_every_fault_of_a_bad_log_is_named_by_line_and_path(path: Path) -> None:
         assert issue.path is None or issue.got is not None
 
 
-@pytest.mark.parametrize("path", [p for p in BAD if p.stem not in {"other_schema", "bare_nan"}], ids=lambda p: p.stem)
+@every("path", [p for p in BAD if p.stem not in {"other_schema", "bare_nan"}], ids=lambda p: p.stem)
 def test_a_bad_line_is_a_value_and_reading_goes_on(path: Path) -> None:
     items = list(TelemetryReader(path).read())
     assert len(items) == len(lines(path))
@@ -68,7 +68,7 @@ def test_offset_and_number_of_a_bad_line_lead_to_it() -> None:
             assert data[item.offset :].startswith(raw[item.line - 1] + b"\n")
 
 
-@pytest.mark.parametrize("name", ["whole", "unknown_keys", "text", "released-0.1.0", "learning_rates_per_group"])
+@every("name", ["whole", "unknown_keys", "text", "released-0.1.0", "learning_rates_per_group"])
 def test_good_lines_are_read_without_loss(name: str) -> None:
     for _, line in lines(NAMES[name]):
         if b"flavour" not in line:  # beside a config's keys: moves into its `extras`, below

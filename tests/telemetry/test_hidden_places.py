@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError
 from gradience.schema.events import TrainStep
@@ -104,14 +105,14 @@ PLACES = [  # the secret between [[ and ]]
 ]
 
 
-@pytest.mark.parametrize("marked", PLACES)
+@every("marked", PLACES)
 def test_a_secret_is_hidden_to_its_last_character_and_nothing_beside_it(marked):
     text = re.sub(r"\[\[(.*?)\]\](?!\])", r"\1", marked, flags=re.DOTALL)
     shown = re.sub(r"\[\[(.*?)\]\](?!\])", HIDDEN, marked, flags=re.DOTALL)
     assert hide_secrets(text) == shown
 
 
-@pytest.mark.parametrize(
+@every(
     ("before", "secret", "after"),
     [
         ("https://", "joe:p:w", "@x.org/a@b"),
@@ -131,7 +132,7 @@ def test_the_user_of_an_address_is_hidden_where_it_is_a_password_or_a_token(befo
     assert hide_secrets(text) == (f"{before}<redacted: url password>{after}" if secret else text)
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "kind"),
     [
         ("hubToken", "token"),
@@ -205,7 +206,7 @@ def test_values_are_hidden_by_the_names_around_them():
     assert below("my_WandB", "key") == "my_WandB.key"
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "shown"),
     [
         ("/mnt/models/llama", "llama"),
@@ -262,7 +263,7 @@ def _one(folder: Path) -> Path:
     return folder / "run.jsonl"
 
 
-@pytest.mark.parametrize("name", [5, None, 1.5, ["a"]])
+@every("name", [5, None, 1.5, ["a"]])
 def test_an_id_that_is_no_text_is_left_as_it_is(name):
     document = {"run_id": name, "session": "s"}
     if isinstance(name, list):  # which no cache can hold

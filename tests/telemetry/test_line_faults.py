@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema import MAX_INT
@@ -38,7 +39,7 @@ def test_an_event_of_an_unknown_name_keeps_everything_but_its_envelope():
     assert event.payload == {"depth": {"a": [1.5]}, "session": "s"}
 
 
-@pytest.mark.parametrize(
+@every(
     ("fields", "message"),
     [
         ({"run_id": ""}, "Expected `str` of length >= 1 - at `$.run_id`"),
@@ -57,9 +58,7 @@ def test_an_event_of_an_unknown_name_needs_a_whole_envelope(fields, message):
 # --- numbers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("step", "whole"), [(4.0, True), (4.5, False), (float(MAX_INT), True), (float(2**53), False), (0.0, True)]
-)
+@every(("step", "whole"), [(4.0, True), (4.5, False), (float(MAX_INT), True), (float(2**53), False), (0.0, True)])
 def test_a_whole_float_is_an_integer_up_to_two_to_the_53(step, whole):
     if whole:
         event = decode(line(step=step))
@@ -70,7 +69,7 @@ def test_a_whole_float_is_an_integer_up_to_two_to_the_53(step, whole):
             decode(line(step=step))
 
 
-@pytest.mark.parametrize(
+@every(
     ("value", "step"),
     [
         (0, 0), (-1, None), (MAX_INT, MAX_INT), (MAX_INT + 1, None), (12.0, 12), (12.5, None), ("12", 12), ("12.0", 12),
@@ -82,7 +81,7 @@ def test_a_step_is_a_whole_number_from_zero(value, step):
     assert step_of(value) == step
 
 
-@pytest.mark.parametrize(
+@every(
     ("value", "found"),
     [
         ("4.16", 4.16), (" .5 ", 0.5), ("1e-3", 1e-3), ("+1.", 1.0), ("nan", "NaN"), ("-inf", "-Infinity"),
@@ -153,7 +152,7 @@ def test_bare_tokens_are_found_at_every_depth():
     assert len(find_unnamed(b'{"a": [%b]}' % b",".join([b"NaN"] * 100))) == 64
 
 
-@pytest.mark.parametrize(
+@every(
     ("path", "place"),
     [
         ("$.a", ({"a": [1, {"b": 2}]}, "a", False)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from tables import every
 
 from gradience.telemetry.lines import Fault, _item, _mend
 
@@ -11,7 +11,7 @@ def mended(document, path, expected=None):
     return _mend(document, Fault("why", path, expected)), document
 
 
-@pytest.mark.parametrize(
+@every(
     ("path", "can", "left"),
     [
         ("$.step", True, {"step": None, "lr": [1, "x"], "own": 1}),

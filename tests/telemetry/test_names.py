@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from tables import every
 
 from gradience.telemetry.redact import hide_in
 from gradience.telemetry.secrets import holds_secret, kind_of
 
 SECRETS = (  # by themselves
     *("secret", "secrets", "password", "passwords", "passwd", "passphrase", "passphrases", "pwd", "pass", "passw0rd"),
+    *("DB_PASSW0RD", "Passw0rd"),
     *("authorization", "auth", "credential", "credentials", "creds", "cookie", "cookies", "bearer", "jwt"),
     *("webhook", "webhooks", "mnemonic", "passwort", "passe", "contrasena", "senha", "sessionid"),
 )
@@ -32,17 +33,17 @@ AFTER = (
 )
 
 
-@pytest.mark.parametrize("word", SECRETS)
+@every("word", SECRETS)
 def test_a_word_is_a_secret_by_itself_and_behind_another(word):
     assert kind_of(word) == kind_of(f"my_{word}") == kind_of(f"my-{word.capitalize()}") == "secret"
 
 
-@pytest.mark.parametrize("word", OF_A_KEY)
+@every("word", OF_A_KEY)
 def test_a_key_of_these_is_a_secret(word):
     assert kind_of(f"{word}_key") == kind_of(f"{word}Key") == kind_of(f"{word}-keys") == "secret"
 
 
-@pytest.mark.parametrize("name", ["sort_key", "primary-key", "key", "my.key"])
+@every("name", ["sort_key", "primary-key", "key", "my.key"])
 def test_another_key_may_be_one(name):
     assert kind_of(name) == "key"
     assert kind_of(f"{name}s") == ""
@@ -50,7 +51,7 @@ def test_another_key_may_be_one(name):
     assert holds_secret(name, "a1B2c3D4e5F6g7H8i9J0k1L2")
 
 
-@pytest.mark.parametrize("word", [*OF_TOKENS, "oauth", "id"])
+@every("word", [*OF_TOKENS, "oauth", "id"])
 def test_tokens_of_these_are_tokens(word):
     assert kind_of(f"{word}_tokens") == kind_of(f"{word}_token") == "token"
 
@@ -60,29 +61,29 @@ def test_tokens_of_others_are_counted():
     assert kind_of("token") == kind_of("my_token") == "token"
 
 
-@pytest.mark.parametrize("word", OF_A_TOKENIZER)
+@every("word", OF_A_TOKENIZER)
 def test_a_token_of_a_tokenizer_is_none(word):
     assert kind_of(f"{word}_token") == kind_of(f"{word}Token") == ""
 
 
-@pytest.mark.parametrize("word", ["pat", "pw", "cred", "tok", "pin", "sid"])
+@every("word", ["pat", "pw", "cred", "tok", "pin", "sid"])
 def test_an_ambiguous_word_is_a_secret_where_the_value_is_opaque(word):
     assert kind_of(word) == kind_of(f"my_{word}") == "key"
 
 
-@pytest.mark.parametrize("word", NO_PASSWORD)
+@every("word", NO_PASSWORD)
 def test_a_pass_of_these_is_no_password(word):
     assert kind_of(f"{word}_pass") == ""
     assert kind_of("db_pass") == "secret"
 
 
-@pytest.mark.parametrize("word", AFTER)
+@every("word", AFTER)
 def test_what_stands_behind_a_secret_s_name_does_not_hide_it(word):
     assert kind_of(f"api_key_{word}") == "secret"
     assert kind_of(word) == ""
 
 
-@pytest.mark.parametrize(
+@every(
     "name",
     [
         *("dbpassword", "mypasswd", "apitoken", "hubtoken", "sessiontoken", "bottoken", "apikey", "masterkeys"),
@@ -93,21 +94,19 @@ def test_words_that_are_written_as_one_are_secrets(name):
     assert kind_of(name) == "secret"
 
 
-@pytest.mark.parametrize("name", ["string", "query_string", "lr", "", "_", "compass_heading", "authored"])
+@every("name", ["string", "query_string", "lr", "", "_", "compass_heading", "authored"])
 def test_other_names_are_none(name):
     assert kind_of(name) == ""
 
 
-@pytest.mark.parametrize("label", ["name", "key", "option", "variable", "field"])
-@pytest.mark.parametrize("held", ["value", "val", "default", "values"])
+@every("label", ["name", "key", "option", "variable", "field"])
+@every("held", ["value", "val", "default", "values"])
 def test_a_pair_of_a_name_and_a_value_is_judged_by_the_name(label, held):
     assert hide_in({label: "API_KEY", held: "a"}) == {label: "API_KEY", held: "<redacted: secret key>"}
     assert hide_in({label: "lr", held: "a"}) == {label: "lr", held: "a"}
 
 
-@pytest.mark.parametrize(
-    "value", ["", "true", "False", "none", "NULL", "yes", "no", "auto", "on", "off", "default", "...", " None "]
-)
+@every("value", ["", "true", "False", "none", "NULL", "yes", "no", "auto", "on", "off", "default", "...", " None "])
 def test_a_value_that_says_nothing_is_no_secret(value):
     assert not holds_secret("password", value)
 
@@ -117,8 +116,6 @@ def test_any_other_value_of_a_secret_is_one():
     assert not holds_secret("password", "<redacted: secret key>")
 
 
-@pytest.mark.parametrize(
-    ("value", "hidden"), [("<pad>", False), ("[PAD]", False), ("1234567", False), ("12345678", True)]
-)
+@every(("value", "hidden"), [("<pad>", False), ("[PAD]", False), ("1234567", False), ("12345678", True)])
 def test_a_token_of_seven_characters_is_a_tokenizer_s(value, hidden):
     assert holds_secret("my_token", value) is hidden

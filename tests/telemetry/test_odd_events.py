@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, SchemaError
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.lines import Block, find_faults, read_blocks
 from gradience.telemetry.logfile import FSYNC_INTERVAL_S
@@ -135,12 +135,13 @@ def test_blocks_lie_where_they_say_in_the_file(log):
 def test_a_line_is_a_torn_tail_also_where_the_next_block_begins_the_next_session(log):
     first = [json.dumps(row(step)) for step in range(500)]
     begun = json.dumps(event("run_start", None, config={}, meta={"text": "x" * 40_000}))
-    lines = [*first, '{"event": "train', begun, *(json.dumps(row(step)) for step in range(9))]
+    lines = [*first, '{"event": "train', begun, *(json.dumps(row(step)) for step in range(5))]
     log.write_text("\n".join(lines) + "\n")
     assert sum(map(len, lines[:501])) < 65_536 < sum(map(len, lines[:502]))
     reader = TelemetryReader(log)
-    assert len(list(reader)) == 510
+    assert len(list(reader)) == 506
     (issue,) = reader.issues
+    assert reader.summarize().issues == [issue]  # where the next block is decoded as a whole
     assert (issue.line, issue.torn) == (501, True)
     assert issue.reason.startswith("torn tail of an earlier session: ")
     lines[500] = json.dumps(event("train_step", "x"))  # whole, and not an event
@@ -235,3 +236,34 @@ def test_a_text_is_long_from_the_length_asked_for(log):
         writer.metrics(1, kind="k", metrics={"a": "12345", "b": "123456"})
     first = json.loads(log.read_text().splitlines()[0])
     assert first["metrics"] == {"a": "12345", "b": "<redacted: text of 6 characters>"}
+
+
+def test_a_log_of_another_version_is_refused_by_its_first_line_and_a_later_line_is_a_fault(log):
+    other = json.dumps({**row(1), "schema": "gradience.vnext.telemetry/v2"})
+    log.write_text(f"{other}\n{json.dumps(row(2))}\n")
+    for read_all in (
+        validate_log,
+        lambda path: TelemetryReader(path).summarize(),
+        lambda path: [*TelemetryReader(path)],
+    ):
+        with pytest.raises(SchemaError, match="this log is 'gradience"):
+            read_all(log)
+    log.write_text(f"{json.dumps(row(2))}\n{other}\n")
+    (issue,) = validate_log(log).issues
+    assert (issue.line, issue.path, issue.expected) == (2, "$.schema", HEAD["schema"])
+    with pytest.raises(SchemaError, match="this log is 'gradience"):
+        TelemetryReader(log).summarize()
+
+
+def test_a_run_that_was_ended_is_not_ended_again(log):
+    for status in ("error", "aborted", "ok"):
+        with TelemetryWriter(log, on_error="raise") as writer:
+            writer.run_end(status=status)
+    assert [json.loads(text)["status"] for text in log.read_text().splitlines()] == ["error", "aborted", "ok"]
+
+
+def test_a_fault_deep_in_a_line_says_what_was_expected_there():
+    items = [{"severity": "info", "action": "a", "message": "m"}, {"severity": "bad", "action": "a", "message": "m"}]
+    (fault,) = find_faults(event("recommendation", 1, recommendations=items))
+    assert (fault.path, fault.got) == ("$.recommendations[1].severity", "'bad'")
+    assert fault.expected == "one of info, warning, error, critical"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from corpus import INNOCENTS, PATHS, SECRETS, SHAPED
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, OptimizerSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryWriter
@@ -35,7 +36,7 @@ def test_every_innocent_string_stays_as_it_is() -> None:
     assert changed == []
 
 
-@pytest.mark.parametrize(("path", "kept"), PATHS)
+@every(("path", "kept"), PATHS)
 def test_of_a_path_the_last_part_is_written(path: str, kept: str) -> None:
     assert redact_text(path) == kept
 

@@ -7,8 +7,8 @@ from decimal import Decimal
 from enum import Enum
 
 import numpy as np
-import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.telemetry.rows import eval_columns, plain_columns, split_of, split_row, train_columns
 from gradience.telemetry.values import described
@@ -27,7 +27,7 @@ RESERVED = {"step_": 1, "run_id_": "x", "extras_": 2, "event_": 3, "self_": 4}
 KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_flos", "reward", "eval_", "_"])
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "train", "evals", "summary"),
     [
         ({"loss": 1, "epoch": 2, "reward": 3}, {"loss", "epoch", "reward"}, {}, set()),
@@ -99,12 +99,12 @@ def test_what_an_evaluation_measured_itself_goes_before_what_stands_beside_it():
     assert parts.evals == {"eval": {"loss": 1, "runtime": 2, "epoch": 4}}
 
 
-@pytest.mark.parametrize("prefix", ["eval", "eval_", "eval_hard", "test", "train"])
+@every("prefix", ["eval", "eval_", "eval_hard", "test", "train"])
 def test_a_split_has_the_data_sets_name(prefix):
     assert split_of(prefix) == {"eval_hard": "hard"}.get(prefix, prefix)
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "known", "extras"),
     [
         ({"loss": 1, "lr": 0.1}, {"loss": 1.0, "lr": 0.1}, {}),
@@ -124,7 +124,7 @@ def test_known_columns_get_the_recorders_names_and_all_else_stays_beside_them(ro
     assert train_columns(row) == (known, extras)
 
 
-@pytest.mark.parametrize(
+@every(
     ("measured", "known", "extras"),
     [
         ({"loss": 0.5, "perplexity": 2, "accuracy": 1}, {"loss": 0.5, "ppl": 2.0, "accuracy": 1.0}, {}),
@@ -140,7 +140,7 @@ def test_measurements_get_the_recorders_names_too(measured, known, extras):
     assert eval_columns(measured) == (known, extras)
 
 
-@pytest.mark.parametrize(
+@every(
     ("value", "shown"),
     [
         (list(range(64)), list(range(64))),
@@ -175,14 +175,14 @@ def test_a_logged_value_has_eight_levels_and_below_them_a_count():
     assert described([nested]) == [[[[[[[["<2 values>"]]]]]]]]
 
 
-@pytest.mark.parametrize("word", ["eval", "val", "valid", "validation", "test", "dev", "predict"])
-@pytest.mark.parametrize("metric", ["loss", "accuracy", "acc", "ppl", "perplexity", "runtime"])
+@every("word", ["eval", "val", "valid", "validation", "test", "dev", "predict"])
+@every("metric", ["loss", "accuracy", "acc", "ppl", "perplexity", "runtime"])
 def test_these_words_begin_what_is_measured_on_held_out_data(word, metric):
     assert split_row({f"{word}_{metric}": 1.0, "loss": 2.0}) == ({"loss": 2.0}, {word: {metric: 1.0}}, {})
     assert split_row({f"x{word}_{metric}": 1.0, "loss": 2.0}).evals == {}
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "columns"),
     [
         (

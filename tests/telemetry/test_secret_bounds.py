@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError
 from gradience.schema import SCHEMA_ID, TrainStep
@@ -65,7 +66,7 @@ SHAPES = [  # (name, what stands before, the characters, the least number of the
 ]
 
 
-@pytest.mark.parametrize(("name", "before", "body", "least"), SHAPES, ids=[f"{s[0]}-{s[1][:12]}" for s in SHAPES])
+@every(("name", "before", "body", "least"), SHAPES, ids=[f"{s[0]}-{s[1][:12]}" for s in SHAPES])
 def test_a_secret_of_the_least_length_is_hidden_and_a_shorter_text_is_not(name, before, body, least):
     # a JWT ends with a dot and a signature, which may be empty
     tail = "." if name == "json web token" else ""
@@ -81,7 +82,7 @@ def test_forty_hexadecimal_digits_are_a_key_under_the_name_of_wandb(digits, hidd
     assert hide_secrets(value, "sha1") == value
 
 
-@pytest.mark.parametrize(
+@every(
     ("key", "value", "secret"),
     [
         ("key", BODY[:16], True),
@@ -115,7 +116,7 @@ def test_a_name_marks_its_value_by_its_noun(key, value, secret):
     assert holds_secret(key, value) is secret
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "shown"),
     [
         ("https://joe@x.org/a", "https://joe@x.org/a"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from tables import every
 
 from gradience.schema import SCHEMA_ID
 from gradience.telemetry import TelemetryReader, TelemetryWriter
@@ -10,7 +10,7 @@ from gradience.telemetry.scan import PlainRow, RowBlock
 from gradience.telemetry.series import RunSeries
 
 
-@pytest.mark.parametrize(
+@every(
     ("numbers", "missing", "duplicates"),
     [
         ([0, 1, 2, 3], 0, 0),
@@ -37,7 +37,7 @@ def test_a_return_to_a_session_is_counted_and_sessions_have_numbers_of_their_own
     assert run.record.sessions == {"a", "b"}
 
 
-@pytest.mark.parametrize(
+@every(
     ("session", "rows", "taken"),
     [
         ("b", [(6, 1), (7, 2)], True),

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from tables import every
 
 from gradience.schema import SCHEMA_ID, RecommendationItem
 from gradience.telemetry import TelemetryReader, TelemetryWriter
@@ -254,7 +255,7 @@ def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Pat
     assert run.losses_of("none") == {}
 
 
-@pytest.mark.parametrize(
+@every(
     ("values", "ends"),
     [
         ([3.0, 1.0, 2.0], [1.0, 3.0]),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import TrainStep, UnknownEvent
@@ -86,7 +87,7 @@ def test_an_array_has_4096_values():
     assert refusal(lambda: plain(array("d", [0.0] * 4097), "x")) == says
 
 
-@pytest.mark.parametrize(
+@every(
     ("value", "found"),
     [
         (1.5, 1.5),
@@ -104,9 +105,7 @@ def test_a_number_is_one_element_of_any_kind(value, found):
     assert type(number(value, "x")) is type(found)
 
 
-@pytest.mark.parametrize(
-    ("value", "got"), [(True, "bool"), ("1", "str"), ([1, 2], "list"), ([], "list"), (None, "NoneType")]
-)
+@every(("value", "got"), [(True, "bool"), ("1", "str"), ([1, 2], "list"), ([], "list"), (None, "NoneType")])
 def test_what_is_no_number_is_refused_with_its_type(value, got):
     assert refusal(lambda: number(value, "x")) == f"`x`: expected a number, got {got}"
 
@@ -123,7 +122,7 @@ def test_rates_are_one_or_a_list():
     assert refusal(lambda: rates(None)) == "`lr`: expected a number, got NoneType"
 
 
-@pytest.mark.parametrize(
+@every(
     ("value", "found"),
     [
         ("1" * 64, float("1" * 64)),
@@ -146,7 +145,7 @@ def test_a_number_may_be_text_of_64_characters(value, found):
     assert number_of(value) == found
 
 
-@pytest.mark.parametrize(
+@every(
     ("value", "step"),
     [
         (2**53 - 1, 2**53 - 1),
@@ -172,7 +171,7 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "train", "evals", "summary"),
     [
         ({"loss": 1, "eval_runtime": 2}, {"loss": 1}, {"eval": {"runtime": 2}}, {}),
@@ -219,7 +218,7 @@ def test_a_row_is_taken_apart_value_by_value(row, train, evals, summary):
 REAL = 'a number, "NaN", "Infinity" or "-Infinity"'
 
 
-@pytest.mark.parametrize(
+@every(
     ("change", "faults"),
     [
         ({}, []),
@@ -284,9 +283,7 @@ def test_a_path_names_a_place():
     ) * 4
 
 
-@pytest.mark.parametrize(
-    ("value", "step"), [(4.0, 4), (float(2**53 - 2), 2**53 - 2), (float(2**53), None), (4.5, None)]
-)
+@every(("value", "step"), [(4.0, 4), (float(2**53 - 2), 2**53 - 2), (float(2**53), None), (4.5, None)])
 def test_a_whole_float_is_an_integer_where_one_is_asked_for(value, step):
     line = json.dumps({**ROW, "step": value}).encode()
     if step is None:
@@ -318,7 +315,7 @@ def test_lines_decoded_at_once_are_as_many_as_there_are():
     assert parse(b'{"a": 1}') == ({"a": 1}, False)
 
 
-@pytest.mark.parametrize(
+@every(
     ("line", "message"),
     [
         (b'{"a": NaN, "b": "\xff"}', "not UTF-8: invalid start byte at byte 17"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from drawn_adapters import adapter, base
+from tables import every
 
 import gradience as g
 from gradience.cli.rewrite import ByOutputs
@@ -69,7 +70,7 @@ def test_intruders_are_counted_where_they_are_asked_for(places):
     assert all(module.base.intruders is None for module in found.modules)
 
 
-@pytest.mark.parametrize(
+@every(
     ("given", "criterion", "has_base", "says"),
     [
         ({"calibrate": Path("a"), "calibrate_tokens": Path("b")}, "kl", True, "expected one of them"),

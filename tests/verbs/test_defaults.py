@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from tables import every
 
 import gradience
 
@@ -63,7 +64,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default not in (inspect.Parameter.empty, None, ())}
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@every("name", DEFAULTS)
 def test_a_function_has_these_defaults(name):
     found = defaults(name)
     found.pop("clock", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import every
 
 from gradience.cli.main import build_app, main
 
@@ -38,7 +39,7 @@ def test_the_adapter_is_given_once_as_argument_or_option(verb, capsys):
     assert "nowhere" in said[0]
 
 
-@pytest.mark.parametrize("verb", WRITING)
+@every("verb", WRITING)
 def test_nowhere_to_write_is_said_before_anything_is_read(verb, capsys):
     assert main([verb, "nowhere", *ONE.get(verb, ["nowhere2"])]) == 2
     assert "give --out FOLDER, or try --dry-run first" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.errors import AdapterError
 from gradience.schema.audit import LeftoverReason
@@ -45,7 +46,7 @@ F32 = MergeReplay(weight="F32")
 KINDS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
-@pytest.mark.parametrize(("dtype", "other"), list(product(KINDS, KINDS)))
+@every(("dtype", "other"), list(product(KINDS, KINDS)))
 def test_a_dtype_is_narrower_if_one_of_the_others_values_changes_in_it(dtype, other):
     kind = np.finfo if other in {"F64", "F32", "F16"} else ml_dtypes.finfo
     info = kind(KINDS[other])
@@ -104,8 +105,8 @@ def test_squares_of_an_interval():
     assert found.high.tolist() == [4.0, 9.0, 4.0, 1.0]
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize("terms", [4, 1000])
+@every("sign", [1.0, -1.0])
+@every("terms", [4, 1000])
 def test_a_factor_is_the_magnitude_over_a_norm_within_the_rounding_of_so_many_squares(terms, sign):
     squares = np.array([3.7])
     low, high = _factors(_Bounds(squares, squares), np.array([2.3 * sign], np.float32), terms, F32)
@@ -174,8 +175,8 @@ def test_a_product_is_rounded_to_each_narrower_dtype_on_its_way():
     assert _roundings_held(case([[1.0]], [[1.0]]), MergeReplay(weight="BF16")) == ["F32", "BF16"]
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("off", [1.0, 1.0 + 2e-5])
+@every("axis", [0, 1])
+@every("off", [1.0, 1.0 + 2e-5])
 def test_doras_merge_is_by_rows_or_by_columns(axis, off):
     """Magnitudes of outputs lie along rows of W; of an embedding along columns, which makes another merge."""
     rng = np.random.default_rng(0)
@@ -207,8 +208,8 @@ def test_spans_cover_the_matrix_and_a_probe_is_spread_evenly():
     assert case(np.zeros((3, 4)), np.zeros((3, 4))).probe().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("merged", "times"), [("F32", 1), ("BF16", 1), ("BF16", 2), ("F16", 1)])
-@pytest.mark.parametrize("factor", [1.0, -2.0])
+@every(("merged", "times"), [("F32", 1), ("BF16", 1), ("BF16", 2), ("F16", 1)])
+@every("factor", [1.0, -2.0])
 def test_an_error_of_dw_counts_beyond_what_the_sum_s_own_rounding_may_be(merged, times, factor):
     rng = np.random.default_rng(1)
     b, a = rng.standard_normal((4, 2)).astype(np.float32), rng.standard_normal((2, 3)).astype(np.float32)
@@ -246,7 +247,7 @@ def test_the_distance_is_a_sum_of_absolute_values_and_a_cast_of_w_is_w():
 # --- copies ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("off", "verdict"),
     [(0.0, "exact"), (1.9 * U, "within_rounding"), (2.1 * U, "other"), (-1.9 * U, "within_rounding")],
 )
@@ -295,8 +296,8 @@ def test_of_a_padded_vocabulary_the_first_rows_are_compared():
 # --- what a verdict rests on -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize(("share", "found"), [(0.0, True), (0.9, True), (-0.9, True), (1.2, False)])
+@every("axis", [0, 1])
+@every(("share", "found"), [(0.0, True), (0.9, True), (-0.9, True), (1.2, False)])
 def test_a_norm_may_be_off_by_the_roundings_of_its_own_number_of_squares(axis, share, found):
     """V has 4000 rows and 2 columns, or the other way round: gamma of 4000 squares is 2000 times that of 2."""
     rng = np.random.default_rng(0)
@@ -323,8 +324,8 @@ def test_a_merge_through_bfloat16_holds_numbers_of_it_only():
     assert not is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, 1), replay)
 
 
-@pytest.mark.parametrize(("off", "precision"), [(0.0, "F32"), (0.99, "F32"), (1.01, "F16")])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
+@every(("off", "precision"), [(0.0, "F32"), (0.99, "F32"), (1.01, "F16")])
+@every("sign", [1.0, -1.0])
 def test_a_coefficient_may_be_off_by_the_bound_and_by_six_deviations_of_chance(off, precision, sign):
     b, a = np.ones((3, 1), np.float32), np.ones((1, 3), np.float32)
     w = np.zeros((3, 3), np.float32)
@@ -382,7 +383,7 @@ def test_a_copy_at_the_bound_itself_is_within_rounding(off, verdict):
     assert compare_copy(held, None, held + off, ("F64", None, "F32")).verdict == verdict
 
 
-@pytest.mark.parametrize(
+@every(
     ("replicated", "expert", "base_name", "names"),
     [
         (False, None, "m.0.q.weight", ("m.0.q.weight", "m.0.q.weight")),
@@ -398,7 +399,7 @@ def test_a_replicated_layer_has_a_name_in_either_model(replicated, expert, base_
     assert names_of(one, adapter) == names
 
 
-@pytest.mark.parametrize(
+@every(
     ("left", "off", "precision"),
     [
         (9 * U, 0.0, "F32"),
@@ -412,7 +413,7 @@ def test_a_replicated_layer_has_a_name_in_either_model(replicated, expert, base_
         (0.0, 3 * 2.0**-8 + 2.0**-50, None),
     ],
 )
-@pytest.mark.parametrize("factor", [1.0, -1.0])
+@every("factor", [1.0, -1.0])
 def test_what_is_left_and_what_a_coefficient_is_off_by_may_be_the_bound(left, off, precision, factor, monkeypatch):
     """Of rank 1 the bound in float32 is 9 u; a subtracted update has the same."""
     monkeypatch.setattr(judge, "excess", lambda *_: left)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience import AdapterError, verify_merged
 from gradience.schema.merge import VerifiedModule
@@ -307,7 +308,7 @@ def rows(*verdicts: tuple[str, str | None]) -> list[VerifiedModule]:
 EXACT, MISSED = ("exact", None), ("not_compared", "why")
 
 
-@pytest.mark.parametrize(
+@every(
     ("some", "verdict", "reasons"),
     [
         ([EXACT], "contained", []),

@@ -32,6 +32,7 @@ from gradience.spectral.grams import Floats, Matrix
 
 _HIGHEST: Final = lax.Precision.HIGHEST
 _ALIGNMENT: Final = 64  # bytes: XLA uses an array in place if its address is a multiple of 64
+_OUTSIDE: Final = 0.5  # of a unit vector: the share outside a basis above which no more of it need be taken away
 _DEPENDENT: Final = 1e-10  # pivot^2 relative to the largest: below it, Cholesky of the Gram matrix gives no basis
 
 _GUARD: Final = 6  # extra vectors in a block, beyond the number asked for
@@ -170,10 +171,12 @@ def orthonormal(block: Matrix, basis: Matrix) -> tuple[Matrix, Floats]:
     arbitrary orthonormal rows in their place, and R holds only rounding errors there.
     """
     total = np.eye(len(block))
-    for _ in range(2):  # one reorthogonalisation: "twice is enough" (Parlett)
+    for turn in range(4):  # one reorthogonalisation: "twice is enough" (Parlett), unless the block is rounding errors
         block = block - (block @ basis.T) @ basis
         block, size = _triangular(block)
         total = size @ total
+        if turn and np.abs(np.diagonal(size)).min() > _OUTSIDE:
+            break
     return block, total
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.configs.training import objective_by_names
 from gradience.rules import Unknown
@@ -312,12 +313,12 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "snapshot", "beside", "says"), CASES)
+@every(("rule", "snapshot", "beside", "says"), CASES)
 def test_what_a_rule_answers(rule: str, snapshot: ConfigSnapshot, beside: CheckContext | None, says: str) -> None:
     assert answer(rule, snapshot, beside) == says
 
 
-@pytest.mark.parametrize(
+@every(
     ("training", "batch"),
     [
         ({"extras": {"samples_per_step": 32}}, 32),
@@ -330,7 +331,7 @@ def test_the_batch_is_that_of_the_settings_unless_a_log_alone_counts_it(training
     assert Facts(config(training=training)).effective_batch == batch
 
 
-@pytest.mark.parametrize(
+@every(
     ("training", "steps"),
     [
         ({"batch_size": 8, "world_size": 1, "epochs": 1.0, "extras": {"train_examples": 9}}, 2),
@@ -350,7 +351,7 @@ def test_steps_are_whole_batches_times_epochs(training: dict[str, Any], steps: i
         assert facts.steps == steps
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "part"),
     [
         ("q_proj", "attn"),
@@ -370,7 +371,7 @@ def test_a_module_is_of_the_part_that_its_name_or_its_path_names(name: str, part
     assert part_of(name) == part
 
 
-@pytest.mark.parametrize(
+@every(
     ("targets", "reached"),
     [("All-Linear", True), (["q_proj", "dense"], None), (["q_proj", "x"], None), ([], None), (".*k_proj|.*foo", False)],
 )
@@ -384,7 +385,7 @@ def test_an_engine_has_the_sizes_and_the_default_of_its_source(sizes: Any) -> No
     assert (sizes.sizes, sizes.default, sizes.least, sizes.step) == stated[sizes.engine]
 
 
-@pytest.mark.parametrize(
+@every(
     ("names", "shown"),
     [
         ({"rewards/margins", "rewards/chosen"}, ("preference", "the log has rewards/chosen", False)),

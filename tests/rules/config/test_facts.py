@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.rules import Unknown
 from gradience.rules.config.facts import Facts, about_lora, quantities
@@ -17,7 +18,7 @@ def facts(**sections: Any) -> Facts:
     return Facts(msgspec.convert(sections, ConfigSnapshot))
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "sections", "value"),
     [
         ("scaling", {"lora": {"r": 16, "alpha": 32}}, 2.0),
@@ -94,7 +95,7 @@ def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: di
     assert getattr(facts(**sections), name) == pytest.approx(value)
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "sections", "reason"),
     [
         ("lr", {}, "lr is not given"),
@@ -145,7 +146,7 @@ def test_quantities_are_those_that_the_configuration_determines() -> None:
     assert quantities(msgspec.convert(other, ConfigSnapshot)).keys() == {"batch_per_process", "effective_batch"}
 
 
-@pytest.mark.parametrize(("kind", "applies"), [(None, True), ("LORA", True), ("IA3", False), ("LOHA", False)])
+@every(("kind", "applies"), [(None, True), ("LORA", True), ("IA3", False), ("LOHA", False)])
 def test_a_rule_about_lora_is_for_lora(kind: str | None, *, applies: bool) -> None:
     reason = about_lora(facts(lora={"peft_type": kind}))
     assert (reason is None) is applies

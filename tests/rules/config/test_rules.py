@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.rules import Verdict
 from gradience.rules.config import RULES, judge_config, settings_of
@@ -226,7 +227,7 @@ CANNOT_TELL = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "snapshot"), FIRES)
+@every(("rule", "snapshot"), FIRES)
 def test_rule_fires_with_its_grounds(rule: str, snapshot: ConfigSnapshot) -> None:
     """A finding carries what a reader needs to judge it."""
     findings = [item for item in judged(snapshot, transformers="5.24.0").findings if item.id == rule]
@@ -238,7 +239,7 @@ def test_rule_fires_with_its_grounds(rule: str, snapshot: ConfigSnapshot) -> Non
         assert finding.confidence is not None
 
 
-@pytest.mark.parametrize(("rule", "snapshot"), SILENT)
+@every(("rule", "snapshot"), SILENT)
 def test_rule_stays_silent_after_having_looked(rule: str, snapshot: ConfigSnapshot) -> None:
     """Silence means judged and found in order, not skipped."""
     verdict = judged(snapshot, transformers="5.24.0")
@@ -246,7 +247,7 @@ def test_rule_stays_silent_after_having_looked(rule: str, snapshot: ConfigSnapsh
     assert rule not in {item.id for item in verdict.not_run}
 
 
-@pytest.mark.parametrize(("rule", "snapshot"), CANNOT_TELL)
+@every(("rule", "snapshot"), CANNOT_TELL)
 def test_rule_without_its_input_is_named_with_a_reason(rule: str, snapshot: ConfigSnapshot) -> None:
     """The coverage contract: never a silent pass."""
     verdict = judged(snapshot)
@@ -384,7 +385,7 @@ AROUND_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "snapshot", "around", "outcome"), AROUND_CASES)
+@every(("rule", "snapshot", "around", "outcome"), AROUND_CASES)
 def test_rule_on_what_lies_around_fires_is_silent_or_says_why(
     rule: str, snapshot: ConfigSnapshot, around: CheckContext, outcome: str
 ) -> None:
@@ -417,9 +418,7 @@ def test_no_reached_module_is_an_error_and_few_layers_a_warning() -> None:
     assert severities == ["error", "warning", "info"]
 
 
-@pytest.mark.parametrize(
-    ("transformers", "fires"), [("4.57.0", False), ("5.1.2", False), ("5.2.0", True), ("6.0.dev0", True)]
-)
+@every(("transformers", "fires"), [("4.57.0", False), ("5.1.2", False), ("5.2.0", True), ("6.0.dev0", True)])
 def test_warmup_ratio_matters_only_where_it_was_removed(transformers: str, *, fires: bool) -> None:
     """The version decides, and an unknown one is said."""
     verdict = judged(training(warmup_ratio=0.1), transformers=transformers)
@@ -427,7 +426,7 @@ def test_warmup_ratio_matters_only_where_it_was_removed(transformers: str, *, fi
     assert "SCH003" in {item.id for item in judged(training(warmup_ratio=0.1)).not_run}
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+@every("rule", RULES, ids=lambda rule: rule.id)
 def test_rule_is_complete_data(rule: Any) -> None:
     """The table can be printed and argued with."""
     assert rule.title

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience import check_config
 from gradience.errors import ConfigError
@@ -17,7 +18,7 @@ from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 DORA = ConfigSnapshot(lora=LoraSnapshot(r=12, use_dora=True, use_rslora=True))
 
 
-@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
+@every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
 def test_every_row_names_the_commit_and_file_it_was_read_in(fact) -> None:
     assert re.fullmatch(r"[0-9a-f]{8}", fact.source.commit)
     assert re.fullmatch(r"20\d\d-\d\d", fact.source.seen)
@@ -44,13 +45,13 @@ def test_room_is_never_less_than_the_rank_and_a_size_fits_itself(rank: int) -> N
             assert sizes.room_for(room) == room
 
 
-@pytest.mark.parametrize(("rank", "room"), [(1, 1), (2, 8), (12, 16), (16, 16), (65, 128), (257, 320), (513, None)])
+@every(("rank", "room"), [(1, 1), (2, 8), (12, 16), (16, 16), (65, 128), (257, 320), (513, None)])
 def test_vllm_has_nine_sizes(rank: int, room: int | None) -> None:
     (sizes,) = [sizes for sizes in RANKS if sizes.engine == "vllm"]
     assert sizes.room_for(rank) == room
 
 
-@pytest.mark.parametrize(("rank", "room"), [(1, 8), (8, 8), (9, 16), (17, 32), (48, 48)])
+@every(("rank", "room"), [(1, 8), (8, 8), (9, 16), (17, 32), (48, 48)])
 def test_lorax_pads_to_eight_and_then_by_sixteen(rank: int, room: int) -> None:
     (sizes,) = [sizes for sizes in RANKS if sizes.engine == "lorax"]
     assert sizes.room_for(rank) == room

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
@@ -106,7 +107,7 @@ CASES = [  # what differs from the rule's own in one case
 ]
 
 
-@pytest.mark.parametrize(("rule", "snapshot", "around", "severity", "confidence"), CASES)
+@every(("rule", "snapshot", "around", "severity", "confidence"), CASES)
 def test_a_case_is_milder_or_surer_than_its_rule_where_that_is_stated(
     rule: str, snapshot: ConfigSnapshot, around: CheckContext | None, severity: str, confidence: float
 ) -> None:
@@ -256,7 +257,7 @@ MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "snapshot", "around", "message", "values"), MESSAGES)
+@every(("rule", "snapshot", "around", "message", "values"), MESSAGES)
 def test_a_finding_has_the_numbers_of_its_case(
     rule: str, snapshot: ConfigSnapshot, around: CheckContext | None, message: str | None, values: dict[str, Any]
 ) -> None:
@@ -277,14 +278,14 @@ ACTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "snapshot", "around", "action"), ACTIONS)
+@every(("rule", "snapshot", "around", "action"), ACTIONS)
 def test_an_action_names_the_value_to_set(
     rule: str, snapshot: ConfigSnapshot, around: CheckContext | None, action: str
 ) -> None:
     assert found(rule, snapshot, around).action == action
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "snapshot", "around", "settings"),
     [
         ("VAL001", config(optimizer={"betas": [0.9, 1.0]}), None, ["betas"]),
@@ -343,7 +344,7 @@ REASONS = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "snapshot", "reason"), REASONS)
+@every(("rule", "snapshot", "reason"), REASONS)
 def test_a_rule_that_cannot_judge_says_what_it_lacks(rule: str, snapshot: ConfigSnapshot, reason: str) -> None:
     verdict = judge_config(snapshot, transformers="unknown")
     assert [item.reason for item in verdict.not_run if item.id == rule] == [reason]
@@ -371,7 +372,7 @@ RANGES = [  # (section, field, values in the range, values outside)
 ]
 
 
-@pytest.mark.parametrize(("section", "field", "good", "bad"), RANGES)
+@every(("section", "field", "good", "bad"), RANGES)
 def test_a_value_at_the_end_of_its_range_is_fine_and_one_beside_it_is_an_error(
     section: str, field: str, good: list[Any], bad: list[Any]
 ) -> None:

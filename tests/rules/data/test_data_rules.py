@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.rules import judge
 from gradience.rules.data import DATA_RULES
@@ -86,7 +87,7 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
     assert found(data()) == {}
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "speaks", "severity", "silent"),
     [
         ("DAT300", {"seen": {"unreadable": 1}}, "warning", {}),
@@ -189,7 +190,7 @@ def test_overlap_without_minhash_is_judged_by_exact_rows_and_listed_as_not_judge
     assert why(report)["DAT314"] == "no datasketch"
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "changed", "reason"),
     [
         ("DAT301", {"template_marks_answers": False}, "see DAT302"),
@@ -229,7 +230,7 @@ def test_answers_that_are_cut_are_counted_by_the_larger_of_both_counts(cut: int,
     assert message.endswith(f"; {lost} of 1,000 rows ({lost / 10:.1f} %: 2, ...) lose the whole answer")
 
 
-@pytest.mark.parametrize(
+@every(
     ("count", "of", "shown"),
     [(0, 9, "0"), (1, 3, "33"), (1, 9, "11"), (1, 11, "9.1"), (99, 1000, "9.9"), (1, 10, "10"), (1, 1000, "0.1")],
 )
@@ -247,7 +248,7 @@ def answer(rule: str, **changed: Any) -> str:
 TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 3, "rows_read": 20}
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "changed", "says"),
     [
         (
@@ -404,7 +405,7 @@ def overlap(exact: int, near: int, **fields: Any) -> dict[str, Any]:
     return {"overlap": {"eval_rows": 100, "near_judged": True, **counts, **fields}}
 
 
-@pytest.mark.parametrize(
+@every(
     ("changed", "says"),
     [
         (overlap(0, 0), ""),
@@ -436,7 +437,7 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
     assert answer("DAT314", **changed) == says
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "changed", "values"),
     [
         (
@@ -488,7 +489,7 @@ COLUMNS = "give prompt and completion as columns: SFTTrainer masks no prompt in 
 USUAL = "correct the labels, or the generation block, so that it covers answers only"
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "changed", "action"),
     [
         *(

@@ -6,6 +6,7 @@ import string
 from dataclasses import replace
 
 import pytest
+from tables import every
 
 from gradience.rules import Observation, cite
 from gradience.rules.joins import Correlation, Message, Needs, Symptom, correlate
@@ -219,7 +220,7 @@ def test_one_piece_may_do_and_is_a_piece_once_whatever_asks_for_it():
     assert cause.joined
 
 
-@pytest.mark.parametrize(
+@every(
     ("symptoms", "fields", "expected"),
     [
         # the sources that are needed decide which message, and not those taken along
@@ -257,7 +258,7 @@ def test_rules_that_were_silent_are_a_piece_where_all_of_them_were(silent, piece
     assert [(p.source, p.id, p.says) for cause in causes for p in cause.pieces] == pieces
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "read", "missing"),
     [
         ("MID318", "", "needs log"),  # a folder is found by its log

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.cli.schema import rules
 from gradience.rules import Observation
@@ -104,7 +105,7 @@ def test_the_verdict_is_never_healthy_beside_a_warning_and_never_milder_for_join
     assert order.index(after) >= order.index(before)
 
 
-@pytest.mark.parametrize("join", JOINS, ids=lambda join: join.id)
+@every("join", JOINS, ids=lambda join: join.id)
 def test_every_need_names_rules_that_exist_and_every_message_sources_that_are_needed(join):
     for needs in needs_of(join):
         assert set(needs.ids) | set(needs.silent) <= set(IDS.get(needs.source, ())) | FACTS[needs.source]
@@ -116,7 +117,7 @@ def test_every_need_names_rules_that_exist_and_every_message_sources_that_are_ne
             assert name is None or format({**VALUES, **TEXTS}[name], spec or "")
 
 
-@pytest.mark.parametrize("join", JOINS, ids=lambda join: join.id)
+@every("join", JOINS, ids=lambda join: join.id)
 def test_a_join_is_documented_like_a_rule_and_listed_by_the_rules_command(join, capsys):
     assert all((join.title, join.action, join.rationale, join.scope, join.verify))
     assert 0.0 < join.confidence <= 1.0
@@ -139,7 +140,7 @@ def test_the_ids_of_joins_are_nobody_else_s():
     assert set(ids).isdisjoint(rule for source in SOURCES for rule in IDS[source])
 
 
-@pytest.mark.parametrize(
+@every(
     ("found", "expected", "severity"),
     [
         ([("log", "NUM101"), ("weights", "NUM201", "broken")], "NUM301", "warning"),
@@ -170,7 +171,7 @@ def test_findings_of_one_cause_are_one_cause(found, expected, severity):
     assert joined.left == []
 
 
-@pytest.mark.parametrize(
+@every(
     "found",
     [
         [("log", "NUM101"), ("weights", "NUM201", "not the verdict broken")],  # an empty file holds no NaN
@@ -214,7 +215,7 @@ def test_the_action_of_a_cause_is_the_first_that_one_of_its_pieces_has(first, th
     assert cause.action == action
 
 
-@pytest.mark.parametrize(
+@every(
     ("needs", "named"),
     [
         (Needs("log", ("NOL106", "GRD108")), ["NOL106", "GRD108"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
+from tables import every
 
 from gradience.rules.joins.symptoms import Outcome, outcome_of, outweighed
 from gradience.schema.document import Finding, NotRun
@@ -37,7 +37,7 @@ def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(),
     return outcome_of(report, evals)
 
 
-@pytest.mark.parametrize(
+@every(
     ("losses", "good"),
     [
         ([2.0, 1.5], "held-out loss 2 -> 1.5"),
@@ -58,7 +58,7 @@ def test_a_held_out_loss_is_good_that_fell_by_three_per_cent_and_is_near_its_bes
     assert outcome(losses) == Outcome(converged=True, good=good)
 
 
-@pytest.mark.parametrize(
+@every(
     ("accuracy", "labels", "good"),
     [(0.75, None, True), (0.749, None, False), (0.625, 4, True), (0.624, 4, False), (1.0, 2, True), (1.001, 2, False),
      (0.75, 1, True), (0.75, 0, True)],
@@ -68,7 +68,7 @@ def test_an_accuracy_is_good_half_of_the_way_from_chance_to_one(accuracy, labels
     assert found.good == (f"held-out accuracy {accuracy:.3g}" if good else "")  # and outweighs the loss
 
 
-@pytest.mark.parametrize(
+@every(
     ("more", "converged"),
     [
         ({}, True),

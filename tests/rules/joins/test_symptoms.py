@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.rules.joins import symptoms
 from gradience.rules.joins.symptoms import (
@@ -55,7 +56,7 @@ def finding(rule, severity="warning", **values):
 # --- sizes and layers --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("rms", "fact"),
     [(0.202, "exploded"), (0.198, None), (6.1e-5, None), (5.9e-5, "tiny"), (0.0, None), ("NaN", None)],
 )
@@ -74,7 +75,7 @@ def test_the_module_with_the_largest_entries_is_named_and_only_a_trained_adapter
     assert tiny.seen.values == {"tiny": tiny.seen.message, "rms": pytest.approx(4e-5)}
 
 
-@pytest.mark.parametrize(
+@every(
     ("layers", "found"),
     [([0, 3], False), ([3], True), ([2], False), ([0, 1, 4], False), ([1, 4], True), ([None], False), ([], False)],
 )
@@ -107,7 +108,7 @@ def test_a_file_of_factors_alone_has_no_head():
 # --- findings as symptoms ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "verdict", "modules", "tags", "value"),
     [
         ("NUM201", "broken", 1, {"broken"}, "lost"),
@@ -155,7 +156,7 @@ def apart(lora, *modules, **fields):
     return [(item.source, item.id, item.seen.values.get("differs") or item.seen.values.get("idle")) for item in found]
 
 
-@pytest.mark.parametrize(
+@every(
     ("lora", "modules", "differs"),
     [
         ({"r": 8}, [module()], None),
@@ -191,7 +192,7 @@ def test_a_configuration_of_another_adapter_is_told_by_rank_alpha_and_names(lora
     assert found == expected
 
 
-@pytest.mark.parametrize(
+@every(
     ("targets", "idle"),
     [(["q"], None), (["q", "v"], "v"), (["q", "a", "b", "c", "d"], "a, b, c and 1 more"), ("all-linear", None)],
 )
@@ -207,7 +208,7 @@ def test_adapters_of_other_formats_types_or_without_modules_are_not_compared():
     assert disagreements([Stated("the config", LoraSnapshot(r=4))], report()) == []
 
 
-@pytest.mark.parametrize(
+@every(
     ("audit", "modules", "found"),
     [
         ({"n_layers": 2, "total_lora_params": 500}, 1, 4),
@@ -232,16 +233,14 @@ def exactly(frobenius: float) -> ModuleAudit:
     return msgspec.structs.replace(module(), frobenius_norm=frobenius)
 
 
-@pytest.mark.parametrize(
-    ("frobenius", "fact"), [(3.0, None), (3.01, "exploded"), (1.5, None), (1.49, "tiny"), (0.0, None)]
-)
+@every(("frobenius", "fact"), [(3.0, None), (3.01, "exploded"), (1.5, None), (1.49, "tiny"), (0.0, None)])
 def test_an_update_exactly_as_large_as_a_bound_is_neither_huge_nor_hardly_there(frobenius, fact, monkeypatch):
     monkeypatch.setattr(symptoms, "EXPLODED_RMS", symptoms.EXPLODED_RMS._replace(value=0.25))
     monkeypatch.setattr(symptoms, "TINY_RMS", symptoms.TINY_RMS._replace(value=0.125))
     assert set(facts(report(exactly(frobenius)))) == ({fact} if fact else set())
 
 
-@pytest.mark.parametrize(
+@every(
     ("init", "ranks", "alphas", "differs"),
     [
         ("pissa", (16, 16), (32.0, 32.0), None),  # twice both, as PEFT converts it
@@ -274,7 +273,7 @@ def test_an_update_without_an_entry_has_no_size():
     assert facts(report(msgspec.structs.replace(module(), shape=[0, 9], frobenius_norm=0.0))) == {}
 
 
-@pytest.mark.parametrize(
+@every(
     ("init", "converts"),
     [
         *((init, True) for init in ("pissa", "PiSSA_niter_4", "olora", "corda", "eva", "loftq", "orthogonal")),

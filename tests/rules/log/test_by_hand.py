@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from log_runs import FALL, NAN, evaluation, line, run, said, with_history
+from tables import every
 
 from gradience.rules import Unknown
 from gradience.rules.log import learning as learning_rules, repetition
@@ -20,7 +21,7 @@ from gradience.schema.reports import EvalPoint
 # --- whether it learns -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("rows", "every", "noise", "least"),
     [
         # 2.326 sqrt(2) times the noise, or a fifth over the root of the steps in a row; times 1.3 under four rows
@@ -42,7 +43,7 @@ def test_the_least_fall_that_few_rows_show(rows, every, noise, least):
     assert _few_least(rows, every, noise) == pytest.approx(least, rel=1e-9)
 
 
-@pytest.mark.parametrize(
+@every(
     ("losses", "shown"),
     [
         ([2.0, 1.1], False),  # under 0.6
@@ -63,7 +64,7 @@ def test_whether_few_rows_show_that_it_learns(losses, shown):
     assert learning(run(losses, every=1)).shown is shown
 
 
-@pytest.mark.parametrize(
+@every(
     ("fall", "least", "says"),
     [
         (0.25, 0.25, "fell 25.0% (+/- 25% by the noise of 12 rows)"),
@@ -85,7 +86,7 @@ def test_a_first_loss_of_nothing_is_no_start_to_fall_from():
 LN2 = math.log(2.0)
 
 
-@pytest.mark.parametrize(
+@every(
     ("losses", "hint"),
     [
         ([LN2] * 8, True),
@@ -129,7 +130,7 @@ def test_a_rate_that_was_not_logged_is_not_counted_as_idle_or_not():
 # --- held-out data -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("losses", "every", "best", "end", "falls"),
     [
         ([2.0, 4.0, 1.5], 20, 20, 60, True),  # step 40 is not after
@@ -158,7 +159,7 @@ def test_overfitting_names_its_split_and_up_to_three_others():
     assert of("a", "b", "c", "d", "e") == f"{one} Also overfit: b, c, d."
 
 
-@pytest.mark.parametrize(
+@every(
     ("best", "last", "task"),
     [
         ({"accuracy": 0.7, "f1": 0.5}, {"accuracy": 0.6, "f1": 0.6}, "f1"),
@@ -187,7 +188,7 @@ def test_the_most_evaluations_of_one_split_are_counted():
     assert said("UND126", with_history(*events[:2])) == "2 held-out losses of one split; it needs 3"
 
 
-@pytest.mark.parametrize(
+@every(
     ("steps", "since"),
     [((10, 100, 320, 410), 100), ((10, 110, 310, 410), 310), ((10, 110, 311, 410), 110), ((0, 200, 300, 400), 300)],
 )
@@ -225,7 +226,7 @@ def test_the_lowest_loss_is_that_of_the_first_row_where_a_later_level_is_as_low(
 # --- preferences and rewards -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("rows", "width"),
     [(5, 1), (9, 1), (10, 2), (14, 2), (19, 3), (20, 5), (100, 5), (101, 6), (110, 6), (120, 6), (121, 7)],
 )
@@ -254,7 +255,7 @@ def test_rewards_are_the_wrong_way_round_beyond_two_standard_errors(accuracy, ho
 # --- epochs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("steps", "down"),
     [
         ([(0.0625, 0.0)], False),
@@ -283,7 +284,7 @@ def test_a_loss_steps_down_over_the_ends_of_epochs_surely_in_the_mean_and_over_n
         _all_step_down([_Step(*step) for step in steps])
 
 
-@pytest.mark.parametrize(
+@every(
     ("points", "end", "drop"),
     [
         ([1.0, 1.0, 1.0, 1.0, 0.9, 0.75, 0.75], 4, 0.25),  # the row of the end itself is of neither
@@ -301,7 +302,7 @@ def test_a_step_at_the_end_of_an_epoch_is_the_fall_over_it_less_the_fall_before(
     assert found == ((0.0, math.inf) if drop is None else (drop, 0.5 / before))
 
 
-@pytest.mark.parametrize(
+@every(
     ("ends", "drop"),
     [([5], None), ([9.9], None), ([10], 0.5), ([19.9], 0.5), ([20], 0.25), ([30], None), ([10, 20], 0.375), ([], None)],
 )
@@ -311,7 +312,7 @@ def test_held_out_loss_falls_from_the_evaluation_at_or_before_an_end_to_the_next
     assert _held_out_drops(run(FALL), ends) is None
 
 
-@pytest.mark.parametrize(
+@every(
     ("held_out", "why"),
     [
         ((1.5, 1.0), None),  # two evaluations

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.rules.log import statistics as ours
 from gradience.rules.log.statistics import Bar, curve_of, excesses, stands_out, thin
@@ -17,7 +18,7 @@ from gradience.rules.weights.ranks import BUCKETS, percentile
 NORMAL = NormalDist()
 
 
-@pytest.mark.parametrize(
+@every(
     ("constant", "value"),
     [
         (ours.MEDIAN_ERROR, math.sqrt(math.pi / 2)),
@@ -85,7 +86,7 @@ def test_a_trend_of_few_rows_has_the_numbers_of_its_definition():
     assert found.p == pytest.approx(2 * min(ours.mann_kendall(values), ours.falls_with_logarithm(values)))
 
 
-@pytest.mark.parametrize(("rows", "start"), [(4, 1.0), (5, 1.4), (19, 1.4), (20, 1.4), (80, 1.4)])
+@every(("rows", "start"), [(4, 1.0), (5, 1.4), (19, 1.4), (20, 1.4), (80, 1.4)])
 def test_a_trend_starts_at_the_higher_of_its_first_row_and_its_first_three(rows, start):
     assert ours.trend_of(([1.0, 1.4, 1.5] + [1.0] * 80)[:rows]).start == start
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from log_runs import FALL, FLAT, NAN, line, run
+from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, sorted_by_step
@@ -50,7 +51,7 @@ def test_a_loss_before_a_fall_that_is_not_finite_is_no_level():
     assert seen.message.startswith("The loss falls to 0.84 at step 31")
 
 
-@pytest.mark.parametrize(
+@every(
     ("end", "accuracy", "severity", "confidence", "task"),
     [
         (1.3, (0.7, 0.8), "info", 0.6, "accuracy"),
@@ -110,7 +111,7 @@ def test_of_several_idle_types_the_one_with_most_parameters_is_counted_and_the_o
     assert seen.values == {"type": "other", "modules": 4, "params_share": 0.25, "energy_share": 0.005}
 
 
-@pytest.mark.parametrize(("first", "speaks"), [(2.0, True), (1.2, True), (1.19, False), (0.9, False)])
+@every(("first", "speaks"), [(2.0, True), (1.2, True), (1.19, False), (0.9, False)])
 def test_a_leak_is_measured_from_the_higher_first_loss_of_the_two(first, speaks):
     facts = run([1.0, *[0.15] * 9], held_out=[first, 0.6, 0.18], epoch=6.0)
     assert (found("LEK132", facts) is not None) is speaks

@@ -10,6 +10,7 @@ from array import array
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from tables import every
 
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts, Series
@@ -203,7 +204,7 @@ def test_a_zero_loss_is_normal_in_rl_unless_the_gradient_is_not_finite():
 # --- level -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rows", "severity"), [(1, "info"), (2, "info"), (3, "warning"), (4, "warning")])
+@every(("rows", "severity"), [(1, "info"), (2, "info"), (3, "warning"), (4, "warning")])
 def test_a_spike_of_three_rows_is_a_warning_and_a_shorter_one_info(rows, severity):
     losses = curve()
     for i in range(30, 30 + rows):
@@ -317,12 +318,12 @@ def test_a_spike_in_few_rows_is_half_over_the_six_before_and_info(height, found)
     assert finding is None or (finding.severity, finding.confidence) == ("info", 0.5)
 
 
-@pytest.mark.parametrize("about", ["DIV103", "DIV104", "PLT105", "NOL106", "GRD108", "OVF110", "GAP111", "CHN112"])
+@every("about", ["DIV103", "DIV104", "PLT105", "NOL106", "GRD108", "OVF110", "GAP111", "CHN112"])
 def test_what_a_loss_near_zero_would_confuse_abstains_in_rl(about):
     assert "objective rl" in reason(about, facts(flat(level=0.001), logged=frozenset({"reward"})))
 
 
-@pytest.mark.parametrize("about", ["DIV103", "DIV104", "PLT105", "NOL106"])
+@every("about", ["DIV103", "DIV104", "PLT105", "NOL106"])
 def test_ratios_of_a_negative_loss_are_not_taken(about):
     assert "not positive" in reason(about, facts(flat(level=-1.0)))
 
@@ -371,8 +372,8 @@ def test_nearly_always_clipped_is_info_where_the_bound_is_known(bound, found):
     assert (finding is not None and finding.severity == "info") is found
 
 
-@pytest.mark.parametrize(("rows", "found"), [(4, False), (5, True)])
-@pytest.mark.parametrize("factor", [0.0, 1e-4])
+@every(("rows", "found"), [(4, False), (5, True)])
+@every("factor", [0.0, 1e-4])
 def test_five_rows_without_gradient_are_vanishing_gradients(rows, factor, found):
     grads = norms()
     grads[30 : 30 + rows] = [x * factor for x in grads[30 : 30 + rows]]
@@ -456,7 +457,7 @@ def test_held_out_loss_that_rises_while_train_falls_is_overfitting_with_its_best
     assert (finding.values["wasted_steps"], finding.values["checkpoint_step"]) == (40, 25)
 
 
-@pytest.mark.parametrize(
+@every(
     ("end", "severity"), [((1.21, 1.215), None), ((1.26, 1.27), "info"), ((1.3, 1.4), "warning"), ((1.4, 1.2), None)]
 )
 def test_overfitting_is_info_from_two_percent_in_two_evaluations_and_a_warning_from_ten(end, severity):

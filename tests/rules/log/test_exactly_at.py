@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from log_runs import FALL, FLAT, NAN, _skipped as skipped, line, run, said, with_row
+from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
@@ -98,6 +99,12 @@ LEARNING: Sequence[At] = [
         {},
         lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x] * 40}),
         {0.0: "warning", 0.1: None},
+    ),
+    At(
+        "NOL106",
+        {"learning.TINY_FALL": 0.125, "learning.STILL_ROWS": 99},
+        lambda x: run([2.0] * 3 + line(13, 1.6, 2.4) + [x] * 4, rates=9e-8),
+        {1.75: "?", 1.7501: "warning"},
     ),
     At("PLT105", {}, lambda x: run(line(20, 1.0, x) + [x] * 40), {0.02: None, 0.0201: "info"}),
     At("PLT105", {}, lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 39, x]), {2.0: "info", NAN: None, math.inf: None}),
@@ -462,7 +469,7 @@ RECORD: Sequence[At] = [
 ]
 
 
-@pytest.mark.parametrize(
+@every(
     "case",
     [*LEARNING, *HELD_OUT, *LEVELS, *REWARDS, *REPETITION, *GRADIENTS, *NUMBERS, *RECORD],
     ids=lambda case: f"{case.rule} {' '.join(case.thresholds)} {' '.join(map(str, case.answers))}",
@@ -476,7 +483,7 @@ def test_a_threshold_itself_is_on_this_side(case: At, monkeypatch: pytest.Monkey
     assert {x: answer(case.rule, case.make(x)) for x in case.answers} == case.answers
 
 
-@pytest.mark.parametrize("k", [2, 10, 18, 19, 20])
+@every("k", [2, 10, 18, 19, 20])
 def test_of_several_numbers_of_classes_that_fit_the_nearest_is_named(k):
     found = said("CHN112", classes(math.log(k), 1.0 / k))
     assert f"chance among {k} classes" in found.message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
+from tables import every
 
 from gradience.rules import Observation, Verdict
 from gradience.rules.joins import Symptom, correlate
@@ -54,7 +54,7 @@ def test_batches_without_a_fault_have_no_finding() -> None:
     assert of_data(detect(facts())) == {}
 
 
-@pytest.mark.parametrize(
+@every(
     ("changed", "rule", "severity"),
     [
         ({"rows_unsupervised": 1}, "DAT301", "error"),
@@ -75,7 +75,7 @@ def test_a_fault_of_the_batches_is_found(changed: Any, rule: str, severity: str)
     assert of_data(detect(facts(**changed))) == {rule: severity}
 
 
-@pytest.mark.parametrize(
+@every(
     "changed",
     [
         {"rows_at_limit": 3},
@@ -114,9 +114,7 @@ def test_without_the_event_one_rule_alone_says_so() -> None:
     assert named == {"DAT301": "what the model was fed was not recorded (no `data` event in the log)"}
 
 
-@pytest.mark.parametrize(
-    "odd", [{"rows": "many"}, {"supervised": None}, {"tokens": -1}, {"announced": [1]}, {"rows": 0}]
-)
+@every("odd", [{"rows": "many"}, {"supervised": None}, {"tokens": -1}, {"announced": [1]}, {"rows": 0}])
 def test_an_event_of_anybodys_making_is_judged_as_far_as_it_goes(odd: Any) -> None:
     detect(facts(**odd))
 

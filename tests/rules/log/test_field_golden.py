@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
+from tables import every
 
 from gradience.verbs.monitor import monitor_run
 
@@ -43,7 +43,7 @@ def classes_said(path):
     return said | ({"ANY_WARNING"} if grave - OF_THE_FILE else set())
 
 
-@pytest.mark.parametrize("log", LOGS, ids=lambda path: path.stem)
+@every("log", LOGS, ids=lambda path: path.stem)
 def test_what_an_engineer_says_of_a_log_is_said_and_nothing_false(log):
     label = json.loads(log.read_text(encoding="utf-8"))["label"]
     said = classes_said(log)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from log_runs import FALL, run
+from tables import every
 
 from gradience.rules import Unknown
 from gradience.rules.log import story
@@ -25,7 +26,7 @@ def trained(**training: Any) -> RunFacts:
     return replace(run(FALL), config=ConfigSnapshot(training=TrainingSnapshot(**training)))
 
 
-@pytest.mark.parametrize(
+@every(
     ("every", "strategy", "step", "saved"),
     [
         (10, None, 3, 10),
@@ -40,7 +41,7 @@ def test_the_checkpoint_nearest_a_step_is_the_first_at_least(every, strategy, st
     assert _saved_near(trained(save_steps=every, save_strategy=strategy), step) == saved
 
 
-@pytest.mark.parametrize(
+@every(
     ("planned", "last", "more"),
     [(10, 9, True), (10, 10, False), (10, 11, False), (-1, 9, False), (None, 9, False), (10, None, False)],
 )
@@ -48,7 +49,7 @@ def test_more_rows_may_follow_until_the_last_planned_step(planned, last, more):
     assert replace(trained(max_steps=planned), last_step=last).in_mid_run is more
 
 
-@pytest.mark.parametrize(
+@every(
     ("sessions", "resumed", "scheduler", "judged"),
     [(1, None, None, True), (2, None, None, False), (1, 5, None, False), (1, None, "cosine_with_restarts", False)],
 )
@@ -102,7 +103,7 @@ def test_a_rate_must_move_in_more_than_half_of_the_other_rows(first, frozen):
     assert _frozen(facts, [10]) == frozen
 
 
-@pytest.mark.parametrize(("used", "told"), [(8.0, True), (1.0, True), (0.0, False), (8.5, False), (None, False)])
+@every(("used", "told"), [(8.0, True), (1.0, True), (0.0, False), (8.5, False), (None, False)])
 def test_ranks_in_use_are_told_up_to_all_of_them(used, told, monkeypatch):
     monkeypatch.setattr(story, "audited_rank", lambda _: 8)
     facts: Any = SimpleNamespace(audit={"energy_rank_90_p50": used})

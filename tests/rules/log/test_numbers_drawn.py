@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from drawn_runs import COUNT, GOLDEN, all_drawn, drawn
+from tables import every
 
 from gradience.rules.log import detect
 
@@ -24,7 +24,7 @@ def test_most_rules_speak_of_one_of_them_or_another() -> None:
     assert len(spoken - {"story"}) >= 25
 
 
-@pytest.mark.parametrize("seed", range(0, COUNT, 9))
+@every("seed", range(0, COUNT, 9))
 def test_the_same_run_is_judged_the_same_whoever_asks_first(seed: int) -> None:
     run = drawn(seed)
     assert detect(run) == detect(drawn(seed)) == detect(run)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 from log_runs import FALL, NAN, _skipped as skipped, evaluation, line, run, said, with_history
+from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
@@ -22,7 +23,7 @@ from gradience.telemetry.series import LogRecord
 # --- gradients and numbers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("moves", "every", "still"),
     [
         ([1.0] * 5 + [1e-9] + [1.0] * 6, 1, True),  # of the highest rate, which is 1
@@ -47,7 +48,7 @@ def test_moves_beyond_six_rows_away_are_not_the_usual_ones():
     assert not _stood_still([*[100.0] * 4, 50.0, 50.0, *[100.0] * 5, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
 
 
-@pytest.mark.parametrize(
+@every(
     ("rows", "what"),
     [
         ([5], "1 optimizer step (6) was"),
@@ -111,7 +112,7 @@ def test_the_best_of_several_evaluations_is_told(losses, says):
     assert parts == [says]
 
 
-@pytest.mark.parametrize(
+@every(
     ("rates", "warming"),
     [
         ([1.0, 2.0], False),  # the middle one of two is the last
@@ -126,7 +127,7 @@ def test_a_run_is_warming_up_while_its_last_rate_is_the_highest_and_over_that_of
     assert run([2.0] * len(rates) or [2.0], rates=rates).warming_up is warming
 
 
-@pytest.mark.parametrize(
+@every(
     ("step", "count", "losses"),
     [(5, 2, [4.0, 5.0]), (5, 9, [1.0, 2.0, 4.0, 5.0]), (2, 1, [2.0]), (3, 1, [2.0]), (0, 3, [1.0]), (99, 1, [6.0])],
 )
@@ -134,7 +135,7 @@ def test_the_last_losses_up_to_a_step_are_the_finite_ones(step, count, losses):
     assert list(run([1.0, 2.0, NAN, 4.0, 5.0, 6.0]).losses_until(step, count)) == losses
 
 
-@pytest.mark.parametrize(
+@every(
     ("own", "other", "split"),
     [(1, 2, "test"), (1, 3, "eval"), (2, 9, "test"), (0, 9, None), (1, 0, "test")],
 )
@@ -173,7 +174,7 @@ def test_an_audit_of_no_module_or_of_no_parameter_measured_nothing():
     assert not no_weights({})
 
 
-@pytest.mark.parametrize(
+@every(
     ("rows", "held_out", "lacks"),
     [
         (19, (), "19 training rows with a loss and no evaluation"),
@@ -194,7 +195,7 @@ def test_of_two_stretches_without_a_rate_the_longer_is_named():
     assert found.message == "The learning rate is 0 in 5 rows from step 31 on: nothing is learnt there."
 
 
-@pytest.mark.parametrize(
+@every(
     ("losses", "fallen"),
     [
         ([2.0, 2.0, 1.69], [2]),
@@ -246,7 +247,7 @@ def test_an_evaluation_without_a_finite_loss_over_nothing_is_left_out():
     assert (curve.steps, curve.losses) == ([1, 6], [1.0, 0.5])
 
 
-@pytest.mark.parametrize(
+@every(
     ("rank", "error"),
     [(4, 0.0), (5, 0.0), (3, 0.1), (2, math.sqrt(0.05)), (1, math.sqrt(0.1)), (0, 1.0)],
 )
@@ -265,14 +266,12 @@ def test_the_error_of_a_cut_is_of_the_whole_update():
     assert error_bound([{"r": 4, "frobenius_norm": 0.0}], 2) is None
 
 
-@pytest.mark.parametrize(
-    ("value", "rank"), [(0, 0), (3, 3), (3.0, 3), (-1, None), (2.5, None), ("NaN", None), (None, None), ([3], None)]
-)
+@every(("value", "rank"), [(0, 0), (3, 3), (3.0, 3), (-1, None), (2.5, None), ("NaN", None), (None, None), ([3], None)])
 def test_a_rank_is_a_whole_number_from_0(value, rank):
     assert _rank({"r": value}, "r") == rank
 
 
-@pytest.mark.parametrize(
+@every(
     ("norms", "place"),
     [
         ([*[1.0] * 20, *[10.0] * 20], None),
@@ -307,7 +306,7 @@ def test_batches_unlike_those_announced_are_said_with_both_numbers():
     ]
 
 
-@pytest.mark.parametrize(
+@every(
     ("audit", "severity"),
     [
         ({"verdict": "oversized"}, "error"),
@@ -321,7 +320,7 @@ def test_an_update_is_too_large_by_the_verdict_of_a_logged_audit_or_by_its_size(
     assert (found and found.severity) == severity
 
 
-@pytest.mark.parametrize(
+@every(
     ("torn", "total", "severity", "message"),
     [
         ([True], 1, "info", "The last line is torn: the writer was cut off in the middle of it."),
@@ -337,7 +336,7 @@ def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity
     assert found.evidence[0].says == "line 3, byte 9: r0"
 
 
-@pytest.mark.parametrize(
+@every(
     ("sessions", "again"), [("aa", 1), ("aaa", 2), ("ab", None), ("abab", 2), ([None, None], 1)]
 )  # fmt: skip
 def test_evaluations_of_one_step_are_double_within_a_session(sessions, again):
@@ -347,7 +346,7 @@ def test_evaluations_of_one_step_are_double_within_a_session(sessions, again):
     assert found is None or found.severity == "info"
 
 
-@pytest.mark.parametrize(
+@every(
     ("status", "rates", "says"),
     [
         ("ok", line(20, 1e-6, 4.9e-5), "The learning rate never came near its configured 0.0001: 4.9e-05 at most."),
@@ -368,7 +367,7 @@ def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
     assert found is None or (found.confidence, found.values) == (0.8, {"peak": 4.9e-5, "configured": 1e-4})
 
 
-@pytest.mark.parametrize(
+@every(
     ("rows", "dtype", "severity"),
     [
         ([10], None, "info"),
@@ -384,7 +383,7 @@ def test_norms_that_are_not_finite_are_graver_running_and_without_a_scaler(rows,
     assert _of_norms(rows, dtype) == severity
 
 
-@pytest.mark.parametrize(
+@every(
     ("config", "logged", "objective"),
     [
         ({"extras": {"task": "sft"}}, {"reward"}, ("sft", True)),  # as stated, whatever was logged

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from tables import every
 
 from gradience.rules.data import DATA_RULES
 from gradience.rules.log import DETECTORS, detect
@@ -232,7 +233,7 @@ def test_nothing_is_learnt_at_a_tiny_rate(rate, found):
 # --- repetition --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("epochs", "end", "found"),
     [
         (20.0, 1.9, True),

@@ -9,6 +9,7 @@ from itertools import combinations, permutations
 
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.rules.log.statistics import (
     falls_with_logarithm,
@@ -26,7 +27,7 @@ def falling_pairs(values):
     return sum(b < a for a, b in combinations(values, 2))
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+@every("n", [2, 3, 4, 5, 6])
 def test_the_p_of_an_order_is_the_share_of_orders_that_fall_as_much(n):
     orders = list(permutations(range(n)))
     for order in orders[:: max(1, len(orders) // 40)]:

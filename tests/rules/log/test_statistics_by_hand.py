@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from tables import every
 
 from gradience.rules.log.statistics import (
     Bar,
@@ -32,7 +33,7 @@ def test_what_stands_out_is_more_than_six_usual_changes_over_the_level(height, f
     assert [place for place, _ in excesses(curve_of(values), Bar(6.0, 0.0625, logarithmic=False))] == found
 
 
-@pytest.mark.parametrize(
+@every(
     ("values", "expected"),
     [
         ([], 0.0),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from log_runs import FALL, FLAT, NAN, _skipped, evaluation, line, run, said, with_history
+from tables import every
 
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts
@@ -87,7 +88,7 @@ PHRASES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "values", "says"), PHRASES)
+@every(("rule", "values", "says"), PHRASES)
 def test_a_finding_becomes_this_clause(rule, values, says):
     finding = Finding(id=rule, severity="warning", message="It is so: with numbers.", values=values)
     assert _phrase(finding) == says
@@ -97,7 +98,7 @@ def test_every_phrase_is_in_the_table():
     assert {rule for rule, *_ in PHRASES} >= set(_PHRASES)
 
 
-@pytest.mark.parametrize(
+@every(
     ("status", "reason", "planned", "last", "says"),
     [
         ("ok", None, 100, 60, []),
@@ -116,7 +117,7 @@ def test_how_the_run_ended_is_told(status, reason, planned, last, says):
     assert [part.finding for part in _end(facts, {})] == [None] * len(says)
 
 
-@pytest.mark.parametrize(
+@every(
     ("found", "says"),
     [
         ((), ["eval loss 1.2, its best", "eval accuracy 75.0%"]),
@@ -137,9 +138,7 @@ def test_nothing_held_out_is_told_once(found, says):
     assert [part.says for part in _held_out(run(FALL), dict.fromkeys(found))] == says
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(None, "-"), (1.23456, "1.235"), ("NaN", "NaN"), (math.inf, "Infinity"), (0.0, "0")]
-)
+@every(("value", "shown"), [(None, "-"), (1.23456, "1.235"), ("NaN", "NaN"), (math.inf, "Infinity"), (0.0, "0")])
 def test_a_number_of_a_story_has_four_digits(value, shown):
     assert _n(value) == shown
 
@@ -189,7 +188,7 @@ ACTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "facts", "action"), ACTIONS, ids=[f"{case[0]}-{case[2][:20]}" for case in ACTIONS])
+@every(("rule", "facts", "action"), ACTIONS, ids=[f"{case[0]}-{case[2][:20]}" for case in ACTIONS])
 def test_a_case_has_an_action_of_its_own_or_its_rule_s(rule, facts, action):
     assert said(rule, facts).action == action
 
@@ -200,7 +199,7 @@ FED = {"rows": 64, "tokens": 100, "supervised": 50, "rows_unsupervised": 0, "row
 RISING = [1e-4 * row for row in range(1, 41)]
 
 
-@pytest.mark.parametrize(
+@every(
     ("rule", "facts", "reason"),
     [
         ("PLT105", run(FLAT[:40], rates=RISING), "the learning rate had not reached its peak yet"),
@@ -237,16 +236,14 @@ def test_where_no_token_is_supervised_the_rules_on_loss_are_listed_once_and_thos
     assert {"END114", "TRN115", "DUP117", "GAP118"}.isdisjoint(listed)
 
 
-@pytest.mark.parametrize(
-    ("low", "classes", "bound"), [(-1, None, "0 and more"), (-1, 3, "0 to 2"), (0, 3, None), (0, None, None)]
-)
+@every(("low", "classes", "bound"), [(-1, None, "0 and more"), (-1, 3, "0 to 2"), (0, 3, None), (0, None, None)])
 def test_labels_outside_the_classes_are_named_with_the_bound(low, classes, bound):
     found = said("DAT316", run(FALL, data={**FED, "label_min": low, "label_max": 2, "num_labels": classes}))
     expected = bound and f"labels in the batches run from {low} to 2, the model takes {bound}"
     assert (found and found.message) == expected
 
 
-@pytest.mark.parametrize(
+@every(
     ("modules", "config", "rank"),
     [
         ([{"r": 16}, {}], {}, 16),
@@ -262,14 +259,12 @@ def test_the_rank_of_an_audited_adapter_is_that_of_all_its_modules(modules, conf
     assert audited_rank(facts) == rank
 
 
-@pytest.mark.parametrize(
-    ("value", "count"), [(3, 3), (0, 0), (-1, None), (True, None), (2.0, None), ("3", None), (None, None)]
-)
+@every(("value", "count"), [(3, 3), (0, 0), (-1, None), (True, None), (2.0, None), ("3", None), (None, None)])
 def test_a_count_of_the_batches_is_a_whole_number_from_0(value, count):
     assert _count(run(FALL, data={"rows": value}), "rows") == count
 
 
-@pytest.mark.parametrize(("value", "number"), [(2.5, 2.5), ("NaN", None), ("Infinity", None), (None, None)])
+@every(("value", "number"), [(2.5, 2.5), ("NaN", None), ("Infinity", None), (None, None)])
 def test_a_number_of_an_audit_is_finite(value, number):
     assert _real({"x": value}, "x") == number
 
@@ -315,7 +310,7 @@ def test_several_single_steps_under_fp16_are_skipped_ones_and_hide_no_nan(dtype,
     assert (said("NUM102", run(losses, norms=norms, training={"dtype": dtype})) is not None) is found
 
 
-@pytest.mark.parametrize(
+@every(
     ("status", "planned", "last", "says"),
     [
         ("no_run_end", None, 60, "The log stops at step 60 without run_end: crashed, killed, or still running."),
@@ -387,9 +382,7 @@ def test_findings_are_told_in_this_order():
     assert told == list(ORDER)
 
 
-@pytest.mark.parametrize(
-    "rule", ["OVF110", "PLT105", "ZVR123", "UND126", "MEM127", "LEK132", "NUM131", "GAP118", "DIV103"]
-)
+@every("rule", ["OVF110", "PLT105", "ZVR123", "UND126", "MEM127", "LEK132", "NUM131", "GAP118", "DIV103"])
 def test_of_what_is_only_info_shapes_of_the_curve_are_told(rule):
     values = {**OVERFIT, "checkpoint_step": 1, "from_step": 1, "share": 0.5, "rows": 1}
     finding = Finding(id=rule, severity="info", message="x", values=values)

@@ -10,6 +10,7 @@ from gradience.rules.log.recorded import everything_masked
 from gradience.rules.log.story import _broken as broken, line_of, story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import EvalPoint, TrainSummary
+from gradience.telemetry.series import LogRecord
 
 
 def of_types(**groups: tuple[int, float]) -> RunFacts:
@@ -124,3 +125,18 @@ def test_everything_is_masked_only_if_each_row_and_the_sum_say_so():
     ):
         data = {"rows": rows, "rows_unsupervised": unsupervised, "supervised": supervised}
         assert everything_masked(run(FALL, data=data)) is masked, data
+
+
+def test_what_is_lost_again_below_the_start_is_told_from_twenty_rows_on():
+    for rows, severity in ((19, None), (20, "warning"), (30, "warning")):
+        losses = [*line(8, 4.0, 1.0), *[1.0] * 5, *[3.0] * (rows - 13)]
+        found = said("DIV104", run(losses))
+        assert (found and found.severity) == severity, rows
+        assert found is None or found.message.endswith("67% of what it had learnt is lost.")
+
+
+def test_one_line_that_is_missing_is_told():
+    assert said("TRN115", run(FALL, record=LogRecord(missing=0))) is None
+    for missing in (1, 2):
+        found = said("TRN115", run(FALL, record=LogRecord(missing=missing)))
+        assert (found.severity, found.values) == ("warning", {"missing": missing})

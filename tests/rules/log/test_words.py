@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 from log_runs import AT, FALL, RUNS, run
+from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
@@ -72,7 +73,7 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
 ]
 
 
-@pytest.mark.parametrize(("rule", "there", "not_there", "words"), PARTS)
+@every(("rule", "there", "not_there", "words"), PARTS)
 def test_a_part_of_a_sentence_stands_in_its_case_only(rule, there, not_there, words):
     assert words in says(rule, ALL[there])
     assert words not in says(rule, ALL[not_there])
@@ -89,7 +90,7 @@ def test_a_loss_on_another_scale_names_the_accumulation_that_the_config_has(accu
 SAW = [*[1.0] * 20, *[0.3] * 20, *[0.9] * 20]
 
 
-@pytest.mark.parametrize(
+@every(
     ("scheduler", "record", "speaks"),
     [
         (None, {}, True),

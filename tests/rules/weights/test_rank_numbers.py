@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
+from tables import every
 
-from gradience.rules.weights import AdapterFacts, health, modules_analysed
+from gradience.rules.weights import AdapterFacts, _of_product, _of_second_factor, health, modules_analysed
 from gradience.rules.weights.ranks import (
     _steps,
     alpha_for,
@@ -45,7 +47,7 @@ def module(name="m", r=8, k90=2, **fields):
     return ModuleAudit(name=name, r=r, **given)
 
 
-@pytest.mark.parametrize(
+@every(
     ("fields", "ranks"),
     [
         ({}, [2, 3, 2, 2]),
@@ -80,7 +82,7 @@ def test_a_cut_costs_the_energy_of_what_is_left_out():
     assert [each.rank for each in candidates([module(r=8), module(r=2)])] == [1, 2, 4]
 
 
-@pytest.mark.parametrize(("k", "cap", "size"), [(0.5, 8, 1), (1, 8, 1), (3, 8, 4), (9, 12, 12), (2000, 4096, 4096)])
+@every(("k", "cap", "size"), [(0.5, 8, 1), (1, 8, 1), (3, 8, 4), (9, 12, 12), (2000, 4096, 4096)])
 def test_a_bucket_is_the_next_power_of_two_and_at_most_the_rank(k, cap, size):
     assert bucket(k, cap) == size
 
@@ -119,7 +121,7 @@ WHY = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "why"), WHY)
+@every(("fields", "why"), WHY)
 def test_rules_that_lie_two_buckets_apart_have_a_reason(fields, why):
     assert [found.why for found in disagreements([module(**fields)])] == ([why] if why else [])
 
@@ -132,7 +134,7 @@ def test_the_widest_disagreement_comes_first():
     assert [found.buckets["effective_rank"] for found in disagreements([odd])] == [6]
 
 
-@pytest.mark.parametrize(
+@every(
     ("scale", "rank", "rslora", "alpha"),
     [(2.0, 4, False, 8), (2.0, 4, True, 4), (0.1, 3, False, pytest.approx(0.3)), (1.0, 2, True, pytest.approx(2**0.5))],
 )
@@ -213,9 +215,7 @@ def test_ranks_with_a_price_lie_between_none_and_the_present_one():
     assert priced_ranks([], 4) == {1, 2}
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "steps"), [(4, 4, 0), (4, 8, 1), (4, 16, 2), (2, 6, 2), (5, 6, 1), (1, 1024, 10)]
-)
+@every(("low", "high", "steps"), [(4, 4, 0), (4, 8, 1), (4, 16, 2), (2, 6, 2), (5, 6, 1), (1, 1024, 10)])
 def test_buckets_lie_so_many_steps_apart(low, high, steps):
     assert _steps(low, high) == steps
 
@@ -236,3 +236,23 @@ def test_the_cost_of_a_pattern_is_that_of_its_largest_and_its_worst_module():
     assert (cost.params_saved, cost.energy_kept) == (pattern.params_saved, pattern.energy_kept)
     odd = rank_pattern([module("a", k90=2), module("b", r=12, k90=9, relative_errors={"9": 0.1})], bytes_per_param=2.0)
     assert (of_pattern(odd).rank, of_pattern(odd).for_engines) == (9, 12)
+
+
+def test_a_share_of_nothing_is_not_known():
+    for stable, null, of_product, of_b in ((2.0, 4.0, 0.5, 0.5), (2.0, 0.0, None, None), (None, 4.0, None, None)):
+        given = SimpleNamespace(
+            stable_rank=stable, null_stable_rank=null, b_stable_rank=stable, b_null_stable_rank=null
+        )
+        given.r = 8
+        assert (_of_product(given), _of_second_factor(given)) == (of_product, of_b)
+    given = SimpleNamespace(b_stable_rank=6.0, b_null_stable_rank=4.0, r=8)
+    assert _of_second_factor(given) == 0.0  # far flatter than random numbers: orthonormal
+    given.b_stable_rank = 5.99
+    assert _of_second_factor(given) == 5.99 / 4.0
+
+
+def test_where_no_update_is_known_the_first_module_says_why():
+    unknown = [module(name, state="not_known", note=note) for name, note in (("a", "quantised"), ("b", "sparse"))]
+    assert (health(unknown).verdict, health(unknown).reason) == ("not_analysed", "quantised")
+    assert health([module(state="not_known")]).reason == "no update is known"
+    assert health([*unknown, module("c")]).reason == "the only module carries a finite, non-zero update"

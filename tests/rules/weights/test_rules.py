@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import every
 
 from gradience.rules.weights import at_risk, health, observe_verdict
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter, observe_utilization
@@ -83,7 +84,7 @@ def test_every_rule_states_its_severity_and_confidence():
 # --- health ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("states", "verdict", "reason"),
     [
         (["ok"] * 4, "trained", "all 4 modules carry a finite, non-zero update"),
@@ -108,7 +109,7 @@ def test_nothing_to_read_is_broken_but_something_unread_is_not_analysed():
     assert health([], not_analysed=skipped).verdict == "not_analysed"
 
 
-@pytest.mark.parametrize(
+@every(
     ("n", "r", "stable_rank", "verdict"),
     [
         (4, 4, 5.4, "random_like"),  # 5.4 of 6.0 is the share of 0.9
@@ -138,7 +139,7 @@ def test_the_size_beside_a_base_goes_before_the_spectra(relative, verdict):
     assert health([module(str(i), stable_rank=5.9) for i in range(4)], relative_frobenius=relative).verdict == verdict
 
 
-@pytest.mark.parametrize(
+@every(
     ("n", "b", "verdict"),
     [
         (4, 5.4, "random_like"),  # 0.9 of 6
@@ -188,7 +189,7 @@ def test_low_utilization_advises_nothing_of_an_adapter_that_is_out_of_order(rela
     assert "UTL204" in reasons(report(modules=[module()], summary=summary, health=verdict))
 
 
-@pytest.mark.parametrize(
+@every(
     ("verdict", "rule", "severity", "confidence", "message"),
     [
         ("broken", "NUM201", None, None, "Broken: why."),
@@ -264,7 +265,7 @@ def test_low_utilization_is_under_a_quarter(mean, seen):
     assert (observe_utilization(mean) is not None) == seen
 
 
-@pytest.mark.parametrize(
+@every(
     ("rank", "suggested", "seen"),
     [(8, 4, True), (8, 8, False), (8, 16, False), (4, 1, False), (5, 4, True), (None, 4, True), (8, None, True)],
 )
@@ -295,7 +296,7 @@ def test_patterns_without_a_module_are_counted_and_the_first_three_shown():
     assert three.message.endswith("'a', 'b', 'c'.")
 
 
-@pytest.mark.parametrize(
+@every(
     ("alpha", "r", "of_module", "seen"),
     [
         (8.0, 9, 8.0, True),
@@ -322,7 +323,7 @@ def test_an_alpha_that_a_pattern_gives_is_set_on_purpose():
 # --- beside the base ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("dtype", "relative", "cosine", "risky"),
     [
         ("bfloat16", 2.9e-3, 0.95, True),
@@ -452,7 +453,7 @@ def test_no_rule_both_finds_something_and_is_not_judged():
     assert "NUM201" in found(empty_file)  # a file that holds no adapter tensor is broken
 
 
-@pytest.mark.parametrize(
+@every(
     ("size", "cosine", "dtype", "risk"),
     [
         (0.0, 0.95, "bfloat16", False),
@@ -469,7 +470,7 @@ def test_a_merge_loses_an_update_that_is_small_or_comes_out_otherwise(size, cosi
     assert at_risk(module(relative_frobenius=size, base=compared(cosine=cosine, dtype=dtype))) is risk
 
 
-@pytest.mark.parametrize(
+@every(
     ("stored", "severity"),
     [
         (("BF16", "F32"), "warning"),

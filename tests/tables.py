@@ -1,0 +1,74 @@
+"""One test for a table of cases, where each case is a look-up: a test of its own costs 4 ms beside it.
+
+A case that fails does not end the test. Each failure is reported with the values of its case.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+__all__ = ["every"]
+
+Case = type(pytest.param())
+
+
+def every(names: str | tuple[str, ...], cases: Iterable[Any], *, ids: Any = None) -> Callable[..., Any]:
+    """Make one test that runs the body for every case, in the form of `pytest.mark.parametrize`.
+
+    Fixtures are made once for all cases. But what a case changed by `monkeypatch` is undone before the next case, what
+    it left in `capsys` is dropped, and its `tmp_path` is a folder of its own.
+    """
+    words = tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else names
+    table = list(cases)
+    alone = isinstance(names, str) and len(words) == 1
+    rows = [case.values if isinstance(case, Case) else (case,) if alone else tuple(case) for case in table]
+    assert rows, "a table without cases shows nothing"
+    titles = (
+        [getattr(case, "id", None) or "" for case in table]
+        if ids is None
+        else list(map(ids, table) if callable(ids) else ids)
+    )
+
+    def decorated(test: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(test)
+        assert set(words) <= set(signature.parameters), (words, test.__name__)
+
+        @functools.wraps(test)
+        def whole(**fixtures: Any) -> None:
+            failures = []
+            for number, (title, row) in enumerate(zip(titles, rows, strict=True)):
+                values = dict(zip(words, row, strict=True))
+                try:
+                    _one(test, fixtures, values, number)
+                except (Exception, pytest.fail.Exception) as failure:  # noqa: BLE001  # it is raised below
+                    failure.add_note(f"case {number}{title and f' ({title})'}: {values}")
+                    failures.append(failure)
+            if failures:
+                said = "".join(f"\n  {note}" for failure in failures for note in failure.__notes__)
+                raise BaseExceptionGroup(f"{len(failures)} of {len(rows)} cases failed:{said}", failures)
+
+        del whole.__wrapped__  # pytest would ask for the table's names as fixtures
+        left = [one for name, one in signature.parameters.items() if name not in words]
+        whole.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        return whole
+
+    return decorated
+
+
+def _one(test: Callable[..., None], fixtures: Mapping[str, Any], values: dict[str, Any], number: int) -> None:
+    own = dict(fixtures)
+    with ExitStack() as stack:
+        if "monkeypatch" in own:
+            own["monkeypatch"] = stack.enter_context(pytest.MonkeyPatch.context())
+        if "capsys" in own:
+            stack.callback(own["capsys"].readouterr)
+        if "tmp_path" in own:
+            own["tmp_path"] /= str(number)
+            own["tmp_path"].mkdir()
+        test(**own, **values)
