@@ -48,7 +48,7 @@ def data(**changed: Any) -> DataReport:
         "trainer": "sft",
         "rows": 1000,
         "rows_read": 1000,
-        "sequences": 1000,
+        "sequences": 2000,
         "whole_rows": 1000,
         "tokenizer": "tok",
         "template": "the tokenizer",
@@ -473,6 +473,11 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
             "DAT307",
             {"seen": {"end_supervised": 1}, "whole_rows": 10},
             {"with_end": 1, "whole": 10, "end_tokens": ["<|im_end|>"], "turn_end": ""},
+        ),
+        (
+            "DAT313",
+            {"seen": {"duplicate": 30}},
+            {"rows": 30, "of": 1000, "share": 0.03, "first": [1]},
         ),
         # of all rows that were read, or of the whole answers only
         (
