@@ -158,6 +158,9 @@ def test_overfitting_names_its_split_and_up_to_three_others():
         "Overfits: a loss was best at step 40 (1.2), 16.7% higher at step 60 while training loss fell; 20 steps were "
         "wasted."
     )
+    events = [evaluation(s, x, "a") for s, x in ((60, 1.4), (20, 1.5), (50, 1.4), (40, 1.2))]  # logged out of order
+    shown = EvalPoint(split="a", step=60, metrics=events[0].metrics)
+    assert said("OVF110", replace(run(FALL), history=events, held_out=shown)).message == one
     assert of("a") == one
     assert of("a", "b") == f"{one} Also overfit: b."
     assert of("a", "b", "c", "d", "e") == f"{one} Also overfit: b, c, d."
