@@ -107,7 +107,7 @@ def test_the_parts_of_a_block_are_its_lines_and_no_more(end):
     assert many.parts() == [many]
 
 
-@pytest.mark.parametrize(("after", "torn"), [("a", True), ("b", False), ("c", True)])
+@pytest.mark.parametrize(("after", "torn"), [("a", True), ("b", False), ("c", True), (None, False)])
 def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_on(tmp_path, after, torn):
     head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", "event": "train_step", "loss": 1.0}
     rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(["a"] * 10 + ["b"] + [after] * 10)]

@@ -153,6 +153,8 @@ def test_the_run_that_began_last_is_shown(log: Path) -> None:
     assert list(summary.runs) == ["a", "b"]
     assert summary.last.run_id == "b"
     assert write(log, start(run_id="a"), start(run_id="b"), start(run_id="a")).last.run_id == "a"
+    resumed = start(run_id="a", resumed_from_step=0)
+    assert write(log, start(run_id="a"), start(run_id="b"), resumed).last.run_id == "a"
 
 
 def test_extras_of_evaluations_are_kept_between_thousands_of_rows(log: Path) -> None:

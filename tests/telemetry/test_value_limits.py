@@ -336,6 +336,9 @@ def test_extras_stand_beside_the_known_keys_on_the_wire():
     assert json.loads(encode(row)) == {**ROW, "kl": 0.25}
     plain_row = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=1, loss=0.5)
     assert json.loads(encode(plain_row)) == ROW
+    for step in (1, None):  # a number that is none is not null, whether or not the line has a null elsewhere
+        odd = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=step, loss=math.nan, lr=[0.5, -math.inf])
+        assert json.loads(encode(odd)) == {**ROW, "step": step, "loss": "NaN", "lr": [0.5, "-Infinity"]}
     evaluation = decode(json.dumps({**HEAD, "event": "eval", "step": 1, "split": "x", "metrics": {"f1": 0.5}}).encode())
     assert json.loads(encode(evaluation))["metrics"] == {"f1": 0.5}
     assert decode(encode(UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1}))).payload == {
