@@ -177,7 +177,7 @@ def test_a_long_name_is_judged_by_its_last_128_characters_and_a_long_text_by_its
 def test_values_are_hidden_by_the_names_around_them():
     secret = {"api_key": ["a", {"b": 1, "c": "d", 5: "e"}]}
     assert hide_in(secret) == {"api_key": [HIDDEN, {"b": 1, "c": HIDDEN, 5: HIDDEN}]}
-    harmless = {"lr": [1, 2.5, None, "x"], "a": ("b", True)}
+    harmless = {"lr": [1, 2.5, None, "x", float("nan")], "loss": float("nan"), "a": ("b", True)}
     assert hide_in(harmless) is harmless
     for _ in range(2):  # the same texts again, as other objects
         again = json.loads('{"lr": "constant", "a": ["cosine"]}')
@@ -219,6 +219,7 @@ def test_values_are_hidden_by_the_names_around_them():
         ("/a/b is a sentence", "/a/b is a sentence"),
         ("see /home/joe/run.log now", "see run.log now"),
         ("see /opt/joe/run.log now", "see /opt/joe/run.log now"),
+        ("cp /home/joe/a.log /tmp/joe/b.log ~/c/d.log", "cp a.log b.log d.log"),
         ("see C:\\Users\\joe\\run.log now", "see run.log now"),
         ("x" * 256, "x" * 256),
         ("x" * 257, "<redacted: text of 257 characters>"),

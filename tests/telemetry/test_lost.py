@@ -96,7 +96,15 @@ def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
         assert writer.lost == 3  # the start; then the start again, and the first row
         writer.train_step(3, x=object())
         assert writer.lost == 4  # and one that was refused
+        writer.run_start(resumed_from_step=2)
+        log.unlink()
+        writer.train_step(4, loss=1.0)
+        assert writer.lost == 7  # the start, the second row and the second start
+        writer.run_end()
         writer.close()
+    start, row, end = TelemetryReader(log)
+    assert (start.resumed_from_step, row.step) == (2, 4)  # of two starts the later opens the new log
+    assert end.reason == "7 events could not be recorded"
 
 
 def test_an_event_with_nothing_to_hide_is_itself():

@@ -206,6 +206,8 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
         ({"predict_ppl": 1, "lr": 2, "epoch": 3}, {"lr": 2, "epoch": 3}, {"predict": {"ppl": 1}}, {}),
         ({"eval_loss": 1, "loss": 3, "f1": 2}, {"loss": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
         ({"eval_loss": 1, "f1": 2}, {}, {"eval": {"loss": 1, "f1": 2}}, {}),
+        ({"eval_loss": 1, "grad_norm": 3, "f1": 2}, {"grad_norm": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
+        ({"eval_loss": 1, "learning_rate": 3, "f1": 2}, {"learning_rate": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
     ],
 )
 def test_a_row_is_taken_apart_value_by_value(row, train, evals, summary):
@@ -276,7 +278,7 @@ def test_a_path_names_a_place():
     assert path_of("Expected `int`") == "$"
     place = find(document, "$.a[1].b")
     assert (place.container, place.key, place.every, place.value) == ({"b": 2}, "b", False, 2)
-    assert find(document, "$.a[1]").key == 1
+    assert find(document, "$.a[1]") == (document["a"], 1, False)
     assert find(document, "$.a[...]").every
     assert (find(document, "$"), find(document, "$.x.y"), find(document, "$.a[9].b"), find(document, "$.c.d.e")) == (
         None,
@@ -308,7 +310,8 @@ def test_lines_decoded_at_once_are_as_many_as_there_are():
     assert decode_array(row + b"," + row + b"\n", 1, KNOWN_ARRAY) is None
     assert decode_lines(row + b"," + row + b"\n") is None
     assert len(decode_lines(row + b"\n" + row)) == 2
-    for bad in (b'{"a":"\xff"}\n', b"{}\n"):
+    skipped = row[:-1] + b', "note": "\xff"}\n'  # not UTF-8, and in a value that is not decoded
+    for bad in (b'{"a":"\xff"}\n', b"{}\n", skipped):
         assert decode_array(bad, 1, KNOWN_ARRAY) is None
         assert decode_lines(bad) is None
     assert parse(b'{"a": 1e999, "b": -Infinity}') == ({"a": "Infinity", "b": "-Infinity"}, True)
@@ -375,6 +378,22 @@ def test_a_row_at_step_0_is_written(tmp_path):
         writer.train_step(0, loss=1.0, lr=1e-4, grad_norm=1.0, epoch=0.0)
     first = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
     assert (first["step"], first["seq"], first["loss"]) == (0, 0, 1.0)
+
+
+def test_a_zero_is_written_as_any_other_number(tmp_path):
+    with TelemetryWriter(tmp_path / "run.jsonl") as writer:
+        writer.train_step(1, lr=0.0)
+        writer.train_step(2, loss=0.0, lr=[], grad_norm=0, epoch=0.0, reward=0)
+        writer.train_step(3, loss=0.0, lr=0.0, grad_norm=0.0, epoch=0.0)
+        writer.eval(0, split="test", metrics={"loss": 0.0, "ppl": 0.0, "accuracy": 0, "n": 0})
+    lines = [json.loads(text) for text in (tmp_path / "run.jsonl").read_text().splitlines()]
+    names = ("loss", "lr", "grad_norm", "epoch", "reward")
+    assert [{name: line[name] for name in names if name in line} for line in lines[:3]] == [
+        {"lr": 0.0},
+        {"loss": 0.0, "lr": [], "grad_norm": 0, "epoch": 0.0, "reward": 0},
+        {"loss": 0.0, "lr": 0.0, "grad_norm": 0.0, "epoch": 0.0},
+    ]
+    assert (lines[3]["step"], lines[3]["metrics"]) == (0, {"loss": 0.0, "ppl": 0.0, "accuracy": 0, "n": 0})
 
 
 @pytest.mark.parametrize(("length", "is_read"), [(131_072 + 10, True), (196_607, True), (196_608, False)])
