@@ -40,6 +40,7 @@ PLACES = [  # the secret between [[ and ]]
     "password:\n- [[tiger\n- lion]]\nlr: 1",
     "password: >-\n [[tiger]]\n",
     "tokens:\n- a\n",
+    "password=- [[tiger]] lr=1",  # no block, as no colon is before it
     'api_key = "[[ti ger]]" # x',
     "api_key='[[tiger]]' x",
     'api_key="[[tiger]]',
