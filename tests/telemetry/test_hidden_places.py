@@ -246,6 +246,11 @@ def test_a_key_is_cut_at_128_characters_and_keeps_a_sum_of_the_rest():
         assert len(cut) == 128
     assert key("a" * 129) != key("a" * 130)
     assert key("hf_" + "aB3" * 12) == "<redacted: hub token>"
+    argv = {"argv": ["train.py", "--api-key", "tiger", "--lr", "1"], "pair": ["password", "lion"]}
+    assert redact_document(argv, Redaction()) == {
+        "argv": ["train.py", "--api-key", HIDDEN, "--lr", "1"],
+        "pair": ["password", HIDDEN],
+    }
     kept = {"schema": "/a/b", "run_id": "/home/joe/x", "session": "/home/joe/y", "step": 1, "note": "/home/joe/x"}
     assert redact_document(kept, Redaction()) == {**kept, "note": "x"}
 

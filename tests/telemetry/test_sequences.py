@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tables import every
 
 from gradience.schema import SCHEMA_ID
@@ -84,6 +86,7 @@ def test_what_is_given_is_what_is_read_and_a_secret_is_in_no_line(tmp_path):
     secret = "hf_" + "aB3" * 12
     with TelemetryWriter(log, f"run {secret}") as writer:
         assert writer.run_id == "run <redacted: hub token>"
+        assert re.fullmatch("[0-9a-f]{12}", writer.session)
         writer.run_start(resumed_from_step=3, meta={"n": 1})
         writer.train_step(4, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
         writer.eval(4, split="test", metrics={"loss": 0.5, "ppl": 2.0, "accuracy": 0.75, "n": 8, "f1": 0.25})

@@ -369,6 +369,9 @@ def test_further_values_of_one_recommendation_of_two_stand_beside_its_own_keys()
     assert "extras" not in encode(decode(line)).decode()
     start = {"x": 1, "optimizer": {"x": 2}, "lora": {"x": 3}, "training": {"x": 4}}
     config = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": start}).encode()).config
+    both = {"x": 1, "extras": {"x": 0, "y": 2}}  # of two of one name, that beside the known keys counts
+    held = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": both}).encode()).config
+    assert held.extras == {"x": 1, "y": 2}
     levels = (config, config.optimizer, config.lora, config.training)
     assert [level.extras for level in levels] == [{"x": 1}, {"x": 2}, {"x": 3}, {"x": 4}]
 
