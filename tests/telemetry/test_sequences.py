@@ -7,6 +7,7 @@ import re
 from tables import every
 
 from gradience.schema import SCHEMA_ID
+from gradience.schema.events import EvalMetrics
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.scan import PlainRow, RowBlock
 from gradience.telemetry.series import RunSeries
@@ -90,10 +91,13 @@ def test_what_is_given_is_what_is_read_and_a_secret_is_in_no_line(tmp_path):
         writer.run_start(resumed_from_step=3, meta={"n": 1})
         writer.train_step(4, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
         writer.eval(4, split="test", metrics={"loss": 0.5, "ppl": 2.0, "accuracy": 0.75, "n": 8, "f1": 0.25})
-    start, row, evaluation, _ = TelemetryReader(log)
+        typed = EvalMetrics(loss=0.5, ppl=2.0, accuracy=0.75, n=8, extras={"f1": 0.25})
+        writer.eval(4, split="test", metrics=typed)
+    start, row, evaluation, again, _ = TelemetryReader(log)
     assert (start.step, start.resumed_from_step, start.meta) == (3, 3, {"n": 1})
     assert (row.loss, row.lr, row.grad_norm, row.epoch, row.extras) == (1.0, 0.1, 2.0, 0.5, {})
     measured = evaluation.metrics
+    assert measured == again.metrics
     assert (measured.loss, measured.ppl, measured.accuracy, measured.n, measured.extras) == (
         0.5,
         2.0,
