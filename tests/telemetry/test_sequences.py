@@ -10,7 +10,7 @@ from gradience.schema import SCHEMA_ID
 from gradience.schema.events import EvalMetrics
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.scan import PlainRow, RowBlock
-from gradience.telemetry.series import RunSeries
+from gradience.telemetry.series import RunSeries, _rise
 
 
 @every(
@@ -57,6 +57,7 @@ def test_a_return_to_a_session_is_counted_and_sessions_have_numbers_of_their_own
     ],
 )
 def test_rows_are_taken_as_a_block_where_nothing_is_to_be_counted(session, rows, taken):
+    assert not _rise([])
     run = RunSeries("r")
     run.steps.append(5)
     run._take_seq("a", 0)

@@ -385,11 +385,13 @@ def test_a_row_at_step_0_is_written(tmp_path):
 
 def test_a_zero_is_written_as_any_other_number(tmp_path):
     with TelemetryWriter(tmp_path / "run.jsonl") as writer:
+        writer.run_start(resumed_from_step=0)
         writer.train_step(1, lr=0.0)
         writer.train_step(2, loss=0.0, lr=[], grad_norm=0, epoch=0.0, reward=0)
         writer.train_step(3, loss=0.0, lr=0.0, grad_norm=0.0, epoch=0.0)
         writer.eval(0, split="test", metrics={"loss": 0.0, "ppl": 0.0, "accuracy": 0, "n": 0})
-    lines = [json.loads(text) for text in (tmp_path / "run.jsonl").read_text().splitlines()]
+    start, *lines = [json.loads(text) for text in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert (start["step"], start["resumed_from_step"]) == (0, 0)
     names = ("loss", "lr", "grad_norm", "epoch", "reward")
     assert [{name: line[name] for name in names if name in line} for line in lines[:3]] == [
         {"lr": 0.0},
