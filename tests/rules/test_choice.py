@@ -54,7 +54,8 @@ def test_an_objective_is_known_by_the_first_telling_name_and_preferences_before_
         False,
     )
     told = {
-        "preference": "rewards/margins rewards/chosen rewards/accuracies log_odds_ratio log_odds_chosen odds_ratio_loss",
+        "preference": "rewards/margins rewards/chosen rewards/accuracies "
+        "log_odds_ratio log_odds_chosen odds_ratio_loss",
         "rl": "reward reward_std frac_reward_zero_std objective/kl",
         "reward": "mean_reward min_reward max_reward",
     }
