@@ -177,9 +177,9 @@ def _wanted(mutants: Sequence[Mutant], options: argparse.Namespace) -> Sequence[
         last = json.loads(LAST.read_bytes())
         left = {(m["function"], m["before"], m["after"]) for m in last if m["fate"] in UNNOTICED} - read_argued().keys()
         return [mutant for mutant in mutants if key(mutant) in left]
-    if options.file_line or options.only:
-        file, _, line = (options.file_line or options.only).partition(":")
-        return [mutant for mutant in mutants if file.endswith(mutant.path) and line in {"", str(mutant.line)}]
+    if options.named:
+        line = options.named.partition(":")[2]
+        return [mutant for mutant in mutants if line in {"", str(mutant.line)}]
     return sample(mutants, options.count, options.seed)[options.skip :]
 
 
@@ -187,6 +187,11 @@ def _test_files(paths: Sequence[str]) -> list[str]:
     files = (f for path in paths for f in ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("test_*.py")))
     names = sorted({file.relative_to(ROOT).as_posix() for file in files})
     return [name for name in names if not any(name == path or name.startswith(f"{path}/") for path in UNUSED)]
+
+
+def _room_of(named: str) -> str:
+    """The room that is one file: FILE or FILE:LINE, as src/gradience/..., without its suffix."""
+    return Path(named.partition(":")[0]).resolve().relative_to(SOURCE).with_suffix("").as_posix()
 
 
 def _texts(rooms: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
@@ -227,7 +232,8 @@ def main() -> int:
     """Choose mutants, run them and report; return the exit code."""
     os.chdir(ROOT)
     options = _options()
-    files = list(_texts(options.rooms))
+    options.named = options.file_line or options.only
+    files = list(_texts([_room_of(options.named)] if options.named else options.rooms))
     every = all_mutants(files)
     wanted = _wanted([m for m in every if not options.kinds or m.kind in options.kinds], options)
     if options.list:
@@ -249,7 +255,8 @@ def main() -> int:
     for result in results:
         if result.fate != "killed":
             say(f"{result.fate:9} {shown(result.mutant)}" + (f"\n      {result.by}" if result.by else ""))
-    for function, _, after in argued.keys() - {key(m) for m in every} if options.rooms == ROOMS else ():
+    whole = options.rooms == ROOMS and not options.named
+    for function, _, after in argued.keys() - {key(m) for m in every} if whole else ():
         say(f"argued in {ARGUED.name}, but no mutant any more: {function}: {after}")
     say(f"\n{len(results)} of {len(every)} mutants, {time.monotonic() - began:.0f} s, see {LAST.relative_to(ROOT)}")
     return int(report(results) < options.at_least)

@@ -9,6 +9,7 @@ from gradience.telemetry.secrets import holds_secret, kind_of
 
 SECRETS = (  # by themselves
     *("secret", "secrets", "password", "passwords", "passwd", "passphrase", "passphrases", "pwd", "pass", "passw0rd"),
+    *("DB_PASSW0RD", "Passw0rd"),
     *("authorization", "auth", "credential", "credentials", "creds", "cookie", "cookies", "bearer", "jwt"),
     *("webhook", "webhooks", "mnemonic", "passwort", "passe", "contrasena", "senha", "sessionid"),
 )

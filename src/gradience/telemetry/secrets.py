@@ -26,7 +26,7 @@ _PARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _WORDS: Final = frozenset({
     "token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "passphrases", "pwd", "pass",
     "authorization", "auth", "credential", "credentials", "cookie", "cookies", "bearer", "webhook", "webhooks",
-    "creds", "jwt", "mnemonic", "passw0rd", "passwort", "passe", "contrasena", "senha", "sessionid",
+    "creds", "jwt", "mnemonic", "passwort", "passe", "contrasena", "senha", "sessionid",
 })  # fmt: skip
 _KEYS_OF: Final = frozenset({
     "api", "access", "secret", "private", "account", "auth", "authorization", "signing", "sign", "encryption",
@@ -78,7 +78,8 @@ def holds_secret(key: str, value: str) -> bool:
 @lru_cache(maxsize=4096)
 def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a name
     """The kind of value that a name announces: `secret`; `token` or `key`, which may be harmless; or ""."""
-    parts = [part.lower() for part in _PARTS.split(name) if part]
+    plain = name.replace("w0rd", "word").replace("W0RD", "WORD")  # its capitals are split after the digit
+    parts = [part.lower() for part in _PARTS.split(plain) if part]
     while parts and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
         parts.pop()
     if not parts:
