@@ -257,7 +257,9 @@ def test_a_line_is_on_the_disk_when_the_mode_says_so(log: Path, monkeypatch: pyt
         with TelemetryWriter(log, fsync=mode) as writer:
             writer.run_start()
             for call in (
+                lambda: writer.train_step(0, loss=1.0, lr=0.1, grad_norm=1.0, epoch=0.0),
                 lambda: writer.train_step(1),
+                lambda: writer.recommendation([]),
                 lambda: writer.eval(1, split="t", metrics={}),
                 lambda: writer.metrics(1, kind="k", metrics={}),
                 lambda: writer.alert(severity="info", code="c", message="m"),
@@ -268,9 +270,9 @@ def test_a_line_is_on_the_disk_when_the_mode_says_so(log: Path, monkeypatch: pyt
                 counts.append(len(synced))
         return counts
 
-    assert syncs("always") == [1, 1, 1, 1, 1]
-    assert syncs("auto") == [0, 1, 0, 1, 1]
-    assert syncs("never") == [0, 0, 0, 0, 0]
+    assert syncs("always") == [1] * 7
+    assert syncs("auto") == [0, 0, 0, 1, 0, 1, 1]
+    assert syncs("never") == [0] * 7
 
 
 def test_auto_syncs_rows_every_few_seconds_and_on_closing(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
