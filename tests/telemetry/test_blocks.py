@@ -126,6 +126,7 @@ def test_the_parts_of_a_block_are_its_lines_and_no_more(end):
         (["b"], None, False),
         (["b", None], "b", False),  # a row that names no session ends none
         (["b", None], "c", True),
+        (["b", "other"], "b", False),  # nor does an event by itself
     ],
 )
 def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_on(tmp_path, before, after, torn):
@@ -133,6 +134,8 @@ def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_o
     rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(["a"] * 10 + before + [after] * 10)]
     log = tmp_path / "run.jsonl"
     place = 10 + len(before)
+    if before[-1] == "other":
+        rows[place - 1] = json.dumps({**head, "event": "metrics", "step": 1, "kind": "k", "metrics": {}})
     log.write_text("\n".join([*rows[:place], '{"schema": "gra', *rows[place:]]) + "\n")
     (issue,) = TelemetryReader(log).summarize().issues
     assert (issue.line, issue.torn) == (place + 1, torn)
