@@ -10,8 +10,9 @@ from gradience.errors import ConfigError
 from gradience.rules import GROUPS, all_ids, cards_of, excluded_rules, list_rules, matching, rule_cards
 from gradience.rules.config import judge_config
 from gradience.rules.config.adapter import part_of
+from gradience.rules.log.facts import KEPT
 from gradience.schema.document import Excluded
-from gradience.schema.events import ConfigSnapshot
+from gradience.schema.events import TELLING, ConfigSnapshot
 
 
 def test_an_entry_is_the_beginning_of_an_id_and_not_a_part_of_it():
@@ -52,6 +53,17 @@ def test_an_objective_is_known_by_the_first_telling_name_and_preferences_before_
         "the log has rewards/chosen",
         False,
     )
+    told = {
+        "preference": "rewards/margins rewards/chosen rewards/accuracies "
+        "log_odds_ratio log_odds_chosen odds_ratio_loss",
+        "rl": "reward reward_std frac_reward_zero_std objective/kl",
+        "reward": "mean_reward min_reward max_reward",
+    }
+    kinds = {name: kind for kind, names in told.items() for name in names.split()}
+    assert {name: objective_by_names({name, "loss"}) for name in kinds} == {
+        name: (kind, f"the log has {name}", False) for name, kind in kinds.items()
+    }
+    assert kinds.keys() == TELLING <= KEPT  # a log keeps the values that tell
     both = objective_by_names({"reward", "kl", "rewards/chosen"})
     assert both is not None
     assert both.kind == "preference"

@@ -26,6 +26,7 @@ FORMS = {
         *(f"{p}.x.org/{MIXED}" for p in ("https://hook", "http://hook", "https://hooks")),
         *(f"https://x.office.com{p}/{MIXED}" for p in ("/webhook", "/webhookb2", "/webhook2")),
     ],
+    "json web token": [f"eyJ{MIXED * n}.{MIXED * n}.{MIXED}" for n in (1, 7)],
     "vault token": [f"hv{kind}.{MIXED}" for kind in "sbr"],
     "docker token": [f"dckr_{kind}_{MIXED}" for kind in ("pat", "oat")],
     "shop token": [f"shp{kind}_{HEX[:32]}" for kind in ("at", "ca", "pa", "ss")],

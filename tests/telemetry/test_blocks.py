@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.telemetry import TelemetryReader
@@ -42,12 +43,12 @@ def test_a_line_that_is_doubled_among_thousands_is_counted(tmp_path):
     assert (record.duplicates, record.missing) == (1, 1)
 
 
-@pytest.mark.parametrize("every", [1, 2, 700])
-def test_a_value_that_some_rows_lack_is_kept_where_it_is(tmp_path, every):
-    log = write(tmp_path / "run.jsonl", lambda n, row: {**row, "reward": n / 2} if n % every == 0 else row)
+@pytest.mark.parametrize("stride", [1, 2, 700])
+def test_a_value_that_some_rows_lack_is_kept_where_it_is(tmp_path, stride):
+    log = write(tmp_path / "run.jsonl", lambda n, row: {**row, "reward": n / 2} if n % stride == 0 else row)
     summary = TelemetryReader(log).summarize(["reward"])
     column = summary.last.columns["reward"]
-    assert list(column.steps) == list(range(every, ROWS + 1, every))
+    assert list(column.steps) == list(range(stride, ROWS + 1, stride))
     assert list(column.values) == [step / 2 for step in column.steps]
     assert summary.counts["train_step"] == ROWS
     assert len(summary.last.losses) == ROWS
@@ -59,6 +60,15 @@ def test_rows_without_a_rate_have_nan_there_and_the_last_epoch_is_kept(tmp_path)
     assert [math.isnan(rate) for rate in run.rates] == [step % 3 != 1 for step in run.steps]
     assert run.last_epoch == 29.98
     assert (run.first_ts, run.last_ts, run.last_step) == (1.0, 1.0, ROWS)
+
+
+def test_sessions_that_begin_after_thousands_of_rows_without_one_are_counted(tmp_path):
+    head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", "event": "train_step", "loss": 1.0}
+    late = [{**head, "step": ROWS + n, "session": "ab"[n % 2], "seq": n // 2} for n in range(4)]
+    log = tmp_path / "run.jsonl"
+    log.write_text("".join(f"{json.dumps(row)}\n" for row in [*({**head, "step": n} for n in range(ROWS)), *late]))
+    record = TelemetryReader(log).summarize().last.record
+    assert (record.sessions, record.interleaved, record.missing) == ({"a", "b"}, 2, 0)
 
 
 def test_steps_that_go_back_among_thousands_are_counted(tmp_path):
@@ -107,14 +117,28 @@ def test_the_parts_of_a_block_are_its_lines_and_no_more(end):
     assert many.parts() == [many]
 
 
-@pytest.mark.parametrize(("after", "torn"), [("a", True), ("b", False), ("c", True)])
-def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_on(tmp_path, after, torn):
+@every(
+    ("before", "after", "torn"),
+    [
+        (["b"], "a", True),
+        (["b"], "b", False),
+        (["b"], "c", True),
+        (["b"], None, False),
+        (["b", None], "b", False),  # a row that names no session ends none
+        (["b", None], "c", True),
+        (["b", "other"], "b", False),  # nor does an event by itself
+    ],
+)
+def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_on(tmp_path, before, after, torn):
     head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", "event": "train_step", "loss": 1.0}
-    rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(["a"] * 10 + ["b"] + [after] * 10)]
+    rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(["a"] * 10 + before + [after] * 10)]
     log = tmp_path / "run.jsonl"
-    log.write_text("\n".join([*rows[:11], '{"schema": "gra', *rows[11:]]) + "\n")
+    place = 10 + len(before)
+    if before[-1] == "other":
+        rows[place - 1] = json.dumps({**head, "event": "metrics", "step": 1, "kind": "k", "metrics": {}})
+    log.write_text("\n".join([*rows[:place], '{"schema": "gra', *rows[place:]]) + "\n")
     (issue,) = TelemetryReader(log).summarize().issues
-    assert (issue.line, issue.torn) == (12, torn)
+    assert (issue.line, issue.torn) == (place + 1, torn)
     assert issue.reason.startswith("torn tail of an earlier session: ") is torn
 
 

@@ -40,6 +40,7 @@ PLACES = [  # the secret between [[ and ]]
     "password:\n- [[tiger\n- lion]]\nlr: 1",
     "password: >-\n [[tiger]]\n",
     "tokens:\n- a\n",
+    "password=- [[tiger]] lr=1",  # no block, as no colon is before it
     'api_key = "[[ti ger]]" # x',
     "api_key='[[tiger]]' x",
     'api_key="[[tiger]]',
@@ -177,7 +178,7 @@ def test_a_long_name_is_judged_by_its_last_128_characters_and_a_long_text_by_its
 def test_values_are_hidden_by_the_names_around_them():
     secret = {"api_key": ["a", {"b": 1, "c": "d", 5: "e"}]}
     assert hide_in(secret) == {"api_key": [HIDDEN, {"b": 1, "c": HIDDEN, 5: HIDDEN}]}
-    harmless = {"lr": [1, 2.5, None, "x"], "a": ("b", True)}
+    harmless = {"lr": [1, 2.5, None, "x", float("nan")], "loss": float("nan"), "a": ("b", True)}
     assert hide_in(harmless) is harmless
     for _ in range(2):  # the same texts again, as other objects
         again = json.loads('{"lr": "constant", "a": ["cosine"]}')
@@ -219,6 +220,7 @@ def test_values_are_hidden_by_the_names_around_them():
         ("/a/b is a sentence", "/a/b is a sentence"),
         ("see /home/joe/run.log now", "see run.log now"),
         ("see /opt/joe/run.log now", "see /opt/joe/run.log now"),
+        ("cp /home/joe/a.log /tmp/joe/b.log ~/c/d.log", "cp a.log b.log d.log"),
         ("see C:\\Users\\joe\\run.log now", "see run.log now"),
         ("x" * 256, "x" * 256),
         ("x" * 257, "<redacted: text of 257 characters>"),
@@ -244,6 +246,11 @@ def test_a_key_is_cut_at_128_characters_and_keeps_a_sum_of_the_rest():
         assert len(cut) == 128
     assert key("a" * 129) != key("a" * 130)
     assert key("hf_" + "aB3" * 12) == "<redacted: hub token>"
+    argv = {"argv": ["train.py", "--api-key", "tiger", "--lr", "1"], "pair": ["password", "lion"]}
+    assert redact_document(argv, Redaction()) == {
+        "argv": ["train.py", "--api-key", HIDDEN, "--lr", "1"],
+        "pair": ["password", HIDDEN],
+    }
     kept = {"schema": "/a/b", "run_id": "/home/joe/x", "session": "/home/joe/y", "step": 1, "note": "/home/joe/x"}
     assert redact_document(kept, Redaction()) == {**kept, "note": "x"}
 

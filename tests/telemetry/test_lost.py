@@ -33,15 +33,17 @@ def log(tmp_path):
     ],
 )
 def test_an_event_that_cannot_be_written_is_counted_once(log, write):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with TelemetryWriter(log) as writer:
-            for lost in (1, 2):
-                with contextlib.suppress(RecorderError):
-                    write(writer)
-                assert writer.lost == lost
-    end = list(TelemetryReader(log))[-1]
-    assert end.reason == "2 events could not be recorded"
+    for on_error in ("warn", "raise"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with TelemetryWriter(log, on_error=on_error) as writer:
+                for lost in (1, 2):
+                    with contextlib.nullcontext() if on_error == "warn" else pytest.raises(RecorderError):
+                        write(writer)
+                    assert writer.lost == lost
+        end = list(TelemetryReader(log))[-1]
+        assert end.run_id == writer.run_id
+        assert end.reason == "2 events could not be recorded"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,15 @@ def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
         assert writer.lost == 3  # the start; then the start again, and the first row
         writer.train_step(3, x=object())
         assert writer.lost == 4  # and one that was refused
+        writer.run_start(resumed_from_step=2)
+        log.unlink()
+        writer.train_step(4, loss=1.0)
+        assert writer.lost == 7  # the start, the second row and the second start
+        writer.run_end()
         writer.close()
+    start, row, end = TelemetryReader(log)
+    assert (start.resumed_from_step, row.step) == (2, 4)  # of two starts the later opens the new log
+    assert end.reason == "7 events could not be recorded"
 
 
 def test_an_event_with_nothing_to_hide_is_itself():
@@ -112,11 +122,12 @@ def test_how_many_events_were_lost_is_said_once_however_often_it_is_closed(log):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         writer = TelemetryWriter(log)
-        writer.train_step(1, x=object())
+        for step in (1, 2, 3):
+            writer.train_step(step, x=object())
         writer.close()
         writer.close()
     said = [str(one.message) for one in caught]
-    assert [f"gradience: {log}: 1 events could not be recorded" in text for text in said] == [False, True]
+    assert [f"gradience: {log}: 3 events could not be recorded" in text for text in said] == [False, True]
 
 
 def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_open(log):

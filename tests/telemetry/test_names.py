@@ -74,6 +74,7 @@ def test_an_ambiguous_word_is_a_secret_where_the_value_is_opaque(word):
 @every("word", NO_PASSWORD)
 def test_a_pass_of_these_is_no_password(word):
     assert kind_of(f"{word}_pass") == ""
+    assert kind_of(f"{word}_password") == kind_of(f"{word}_secret") == "secret"
     assert kind_of("db_pass") == "secret"
 
 

@@ -58,6 +58,7 @@ def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log)
         *(evaluation(step) for step in (2, 3, None)),
         *(event("metrics", step, kind="guard", metrics={"action": "drop"}) for step in (2, 3)),
         *(event("metrics", step, kind=f"k{step}", metrics={}) for step in (2, 3)),
+        event("metrics", 2, kind="guarded", metrics={}),
         event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "1"}]),
         event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "2"}]),
         event("run_end", None, status="ok"),
@@ -70,7 +71,7 @@ def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log)
     assert run.record.resumed_from == [2]
     assert [each.step for each in run.evals] == [2, None]
     assert [each.step for each in run.guarded] == [2]
-    assert run.latest_metrics.keys() == {"k2"}
+    assert run.latest_metrics.keys() == {"k2", "guarded"}
     assert [item.message for item in run.recommendations] == ["1", "2"]
     assert (run.last_step, run.end) == (2, None)
 
@@ -79,6 +80,8 @@ def test_the_last_step_is_the_highest_of_any_event_and_that_of_a_resume_without_
     assert read(log, row(3), evaluation(7), row(4)).last_step == 7
     assert read(log, event("run_start", 5, config={}, resumed_from_step=5)).last_step == 5
     assert read(log, event("run_start", 9, config={})).last_step is None
+    assert read(log, row(0)).last_step == read(log, evaluation(0)).last_step == 0
+    assert read(log, evaluation(None)).last_step is None
     assert read(log, row(1), event("run_start", 0, config={}, resumed_from_step=0), row(1)).last_step == 1
 
 
@@ -201,6 +204,9 @@ def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
                 with pytest.raises(RecorderError, match="`step`: expected a number"):
                     writer.metrics(step, kind="k", metrics={})
             else:
+                writer.metrics(step, kind="k", metrics={})
+        for step in (7.0001, 1e-9, np.float32(0.5), math.nan):
+            with pytest.raises(RecorderError, match="`step`: expected a whole number"):
                 writer.metrics(step, kind="k", metrics={})
     steps = [json.loads(text)["step"] for text in log.read_text().splitlines()]
     assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4

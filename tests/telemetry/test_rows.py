@@ -137,7 +137,9 @@ def test_known_columns_get_the_recorders_names_and_all_else_stays_beside_them(ro
     ],
 )
 def test_measurements_get_the_recorders_names_too(measured, known, extras):
-    assert eval_columns(measured) == (known, extras)
+    found = eval_columns(measured)
+    assert found == (known, extras)
+    assert list(map(type, found.known.values())) == list(map(type, known.values()))
 
 
 @every(

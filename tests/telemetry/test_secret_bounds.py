@@ -127,6 +127,8 @@ def test_a_name_marks_its_value_by_its_noun(key, value, secret):
         ("https://a1bcdefghi@x.org", "https://<redacted: url password>@x.org"),
         ("https://abcdefghij@x.org", "https://abcdefghij@x.org"),
         ("https://x.org:8080/@me", "https://x.org:8080/@me"),
+        ("https://joe:8080@x.org/a", "https://<redacted: url password>@x.org/a"),  # digits alone are no port here
+        ("https://joe:p/w@x.org/a", "https://<redacted: url password>@x.org/a"),
         (f"https://{BODY[:24]}/aB3@{'h' * 77}.com", f"https://<redacted: url password>@{'h' * 77}.com"),
         (f"https://{BODY[:24]}/aB3@{'h' * 78}.com", f"https://{BODY[:24]}/aB3@{'h' * 78}.com"),  # no host's length
         (f"https://{BODY[:24]}/aB3@part@x.com/", "https://<redacted: url password>@x.com/"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from tables import every
 
 from gradience.schema import SCHEMA_ID
+from gradience.schema.events import EvalMetrics
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.scan import PlainRow, RowBlock
-from gradience.telemetry.series import RunSeries
+from gradience.telemetry.series import RunSeries, _rise
 
 
 @every(
@@ -54,6 +57,7 @@ def test_a_return_to_a_session_is_counted_and_sessions_have_numbers_of_their_own
     ],
 )
 def test_rows_are_taken_as_a_block_where_nothing_is_to_be_counted(session, rows, taken):
+    assert not _rise([])
     run = RunSeries("r")
     run.steps.append(5)
     run._take_seq("a", 0)
@@ -84,13 +88,17 @@ def test_what_is_given_is_what_is_read_and_a_secret_is_in_no_line(tmp_path):
     secret = "hf_" + "aB3" * 12
     with TelemetryWriter(log, f"run {secret}") as writer:
         assert writer.run_id == "run <redacted: hub token>"
+        assert re.fullmatch("[0-9a-f]{12}", writer.session)
         writer.run_start(resumed_from_step=3, meta={"n": 1})
         writer.train_step(4, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
         writer.eval(4, split="test", metrics={"loss": 0.5, "ppl": 2.0, "accuracy": 0.75, "n": 8, "f1": 0.25})
-    start, row, evaluation, _ = TelemetryReader(log)
+        typed = EvalMetrics(loss=0.5, ppl=2.0, accuracy=0.75, n=8, extras={"f1": 0.25})
+        writer.eval(4, split="test", metrics=typed)
+    start, row, evaluation, again, _ = TelemetryReader(log)
     assert (start.step, start.resumed_from_step, start.meta) == (3, 3, {"n": 1})
     assert (row.loss, row.lr, row.grad_norm, row.epoch, row.extras) == (1.0, 0.1, 2.0, 0.5, {})
     measured = evaluation.metrics
+    assert measured == again.metrics
     assert (measured.loss, measured.ppl, measured.accuracy, measured.n, measured.extras) == (
         0.5,
         2.0,

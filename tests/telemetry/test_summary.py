@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tables import every
 
-from gradience.schema import SCHEMA_ID, RecommendationItem
+from gradience import telemetry
+from gradience.schema import SCHEMA_ID, RecommendationItem, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.scan import LogScan
@@ -123,7 +124,7 @@ def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
     run = only(
         write(
             log,
-            start(meta={"n": 1}, config={"num_labels": 4}),
+            start(meta={"n": 1, "of the first": 1}, config={"num_labels": 4}),
             *(row(step, loss=step / 8, grad_norm="NaN") for step in (1, 2, 3, 4, 5)),
             evaluation | {"step": None},
             *(evaluation | {"step": step} for step in (2, 5)),
@@ -153,6 +154,8 @@ def test_the_run_that_began_last_is_shown(log: Path) -> None:
     assert list(summary.runs) == ["a", "b"]
     assert summary.last.run_id == "b"
     assert write(log, start(run_id="a"), start(run_id="b"), start(run_id="a")).last.run_id == "a"
+    resumed = start(run_id="a", resumed_from_step=0)
+    assert write(log, start(run_id="a"), start(run_id="b"), resumed).last.run_id == "a"
 
 
 def test_extras_of_evaluations_are_kept_between_thousands_of_rows(log: Path) -> None:
@@ -249,9 +252,9 @@ def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Pat
     def evaluation(step: int | None, loss: object, split: str = "test") -> dict[str, object]:
         return {"event": "eval", "step": step, "split": split, "metrics": {"loss": loss}}
 
-    losses = [(5, 3.0), (2, 4.0), (5, 1.0), (7, "NaN"), (8, None), (None, 9.0)]
+    losses = [(5, 3.0), (2, 4.0), (5, 1.0), (7, "NaN"), (8, None), (None, 9.0), (0, 5.0)]
     run = only(write(log, *(evaluation(*each) for each in losses), evaluation(1, 6.0, "other")))
-    assert list(run.losses_of("test").items()) == [(2, 4.0), (5, 1.0)]
+    assert list(run.losses_of("test").items()) == [(0, 5.0), (2, 4.0), (5, 1.0)]
     assert run.losses_of("none") == {}
 
 
@@ -279,6 +282,21 @@ def test_a_further_value_that_is_never_a_number_has_no_column(log: Path) -> None
         run = TelemetryReader(log).summarize(["reward"]).last
         assert run is not None
         assert (len(run.steps), run.columns) == (count, {})
+
+
+def test_the_last_epoch_and_the_last_time_may_be_whole_numbers_or_none() -> None:
+    """As events have them that no log was read for."""
+    run = RunSeries("r")
+    for n, (epoch, ts) in enumerate([(0.5, 3), (2, 7.5), (None, None), ("NaN", "Infinity")]):
+        run.take(TrainStep(schema=SCHEMA_ID, ts=ts, run_id="r", step=n, loss=1.0, epoch=epoch))
+    assert (run.last_epoch, run.first_ts, run.last_ts, run.last_step) == (2, 3, 7.5, 3)
+
+
+def test_the_package_names_what_it_gives_and_nothing_else() -> None:
+    assert dir(telemetry) == telemetry.__all__ == ["TelemetryReader", "TelemetryWriter", "decode", "encode"]
+    with pytest.raises(AttributeError, match=r"^module 'gradience\.telemetry' has no attribute 'nothing'$"):
+        _ = telemetry.nothing
+    assert not hasattr(telemetry, "reader_of_logs")
 
 
 def test_a_run_shows_itself_without_what_it_keeps_for_the_next_line() -> None:

@@ -206,6 +206,8 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
         ({"predict_ppl": 1, "lr": 2, "epoch": 3}, {"lr": 2, "epoch": 3}, {"predict": {"ppl": 1}}, {}),
         ({"eval_loss": 1, "loss": 3, "f1": 2}, {"loss": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
         ({"eval_loss": 1, "f1": 2}, {}, {"eval": {"loss": 1, "f1": 2}}, {}),
+        ({"eval_loss": 1, "grad_norm": 3, "f1": 2}, {"grad_norm": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
+        ({"eval_loss": 1, "learning_rate": 3, "f1": 2}, {"learning_rate": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
     ],
 )
 def test_a_row_is_taken_apart_value_by_value(row, train, evals, summary):
@@ -276,7 +278,7 @@ def test_a_path_names_a_place():
     assert path_of("Expected `int`") == "$"
     place = find(document, "$.a[1].b")
     assert (place.container, place.key, place.every, place.value) == ({"b": 2}, "b", False, 2)
-    assert find(document, "$.a[1]").key == 1
+    assert find(document, "$.a[1]") == (document["a"], 1, False)
     assert find(document, "$.a[...]").every
     assert (find(document, "$"), find(document, "$.x.y"), find(document, "$.a[9].b"), find(document, "$.c.d.e")) == (
         None,
@@ -308,7 +310,8 @@ def test_lines_decoded_at_once_are_as_many_as_there_are():
     assert decode_array(row + b"," + row + b"\n", 1, KNOWN_ARRAY) is None
     assert decode_lines(row + b"," + row + b"\n") is None
     assert len(decode_lines(row + b"\n" + row)) == 2
-    for bad in (b'{"a":"\xff"}\n', b"{}\n"):
+    skipped = row[:-1] + b', "note": "\xff"}\n'  # not UTF-8, and in a value that is not decoded
+    for bad in (b'{"a":"\xff"}\n', b"{}\n", skipped):
         assert decode_array(bad, 1, KNOWN_ARRAY) is None
         assert decode_lines(bad) is None
     assert parse(b'{"a": 1e999, "b": -Infinity}') == ({"a": "Infinity", "b": "-Infinity"}, True)
@@ -336,6 +339,9 @@ def test_extras_stand_beside_the_known_keys_on_the_wire():
     assert json.loads(encode(row)) == {**ROW, "kl": 0.25}
     plain_row = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=1, loss=0.5)
     assert json.loads(encode(plain_row)) == ROW
+    for step in (1, None):  # a number that is none is not null, whether or not the line has a null elsewhere
+        odd = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=step, loss=math.nan, lr=[0.5, -math.inf])
+        assert json.loads(encode(odd)) == {**ROW, "step": step, "loss": "NaN", "lr": [0.5, "-Infinity"]}
     evaluation = decode(json.dumps({**HEAD, "event": "eval", "step": 1, "split": "x", "metrics": {"f1": 0.5}}).encode())
     assert json.loads(encode(evaluation))["metrics"] == {"f1": 0.5}
     assert decode(encode(UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1}))).payload == {
@@ -363,6 +369,9 @@ def test_further_values_of_one_recommendation_of_two_stand_beside_its_own_keys()
     assert "extras" not in encode(decode(line)).decode()
     start = {"x": 1, "optimizer": {"x": 2}, "lora": {"x": 3}, "training": {"x": 4}}
     config = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": start}).encode()).config
+    both = {"x": 1, "extras": {"x": 0, "y": 2}}  # of two of one name, that beside the known keys counts
+    held = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": both}).encode()).config
+    assert held.extras == {"x": 1, "y": 2}
     levels = (config, config.optimizer, config.lora, config.training)
     assert [level.extras for level in levels] == [{"x": 1}, {"x": 2}, {"x": 3}, {"x": 4}]
 
@@ -372,6 +381,24 @@ def test_a_row_at_step_0_is_written(tmp_path):
         writer.train_step(0, loss=1.0, lr=1e-4, grad_norm=1.0, epoch=0.0)
     first = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
     assert (first["step"], first["seq"], first["loss"]) == (0, 0, 1.0)
+
+
+def test_a_zero_is_written_as_any_other_number(tmp_path):
+    with TelemetryWriter(tmp_path / "run.jsonl") as writer:
+        writer.run_start(resumed_from_step=0)
+        writer.train_step(1, lr=0.0)
+        writer.train_step(2, loss=0.0, lr=[], grad_norm=0, epoch=0.0, reward=0)
+        writer.train_step(3, loss=0.0, lr=0.0, grad_norm=0.0, epoch=0.0)
+        writer.eval(0, split="test", metrics={"loss": 0.0, "ppl": 0.0, "accuracy": 0, "n": 0})
+    start, *lines = [json.loads(text) for text in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert (start["step"], start["resumed_from_step"]) == (0, 0)
+    names = ("loss", "lr", "grad_norm", "epoch", "reward")
+    assert [{name: line[name] for name in names if name in line} for line in lines[:3]] == [
+        {"lr": 0.0},
+        {"loss": 0.0, "lr": [], "grad_norm": 0, "epoch": 0.0, "reward": 0},
+        {"loss": 0.0, "lr": 0.0, "grad_norm": 0.0, "epoch": 0.0},
+    ]
+    assert (lines[3]["step"], lines[3]["metrics"]) == (0, {"loss": 0.0, "ppl": 0.0, "accuracy": 0, "n": 0})
 
 
 @pytest.mark.parametrize(("length", "is_read"), [(131_072 + 10, True), (196_607, True), (196_608, False)])

@@ -165,7 +165,6 @@ class LogFile:
             os.close(old)
         self._close_torn_tail(fd)
         self._end = os.fstat(fd).st_size
-        self._lines = 0
         for again in (self.opening, line) if self.opening not in {b"", line} else (line,):
             self._write(fd, b"%b\n" % again)
             self._lines += 1

@@ -272,11 +272,14 @@ def _begins_session(item: RowBlock | list[Event] | UnknownEvent, before: str | N
 
 
 def _session(item: RowBlock | list[Event] | UnknownEvent, *, last: bool) -> str | None:
+    """Return the session of the first event, or the last session that any event names; None if none does."""
     if isinstance(item, UnknownEvent):
         session = item.payload.get("session")
         return session if isinstance(session, str) else None
-    rows: Sequence[PlainRow | Event] = item.rows if isinstance(item, RowBlock) else item
-    return rows[-1 if last else 0].session
+    if isinstance(item, RowBlock):
+        return item.rows[-1].session  # all are of one session
+    named = (event.session for event in (reversed(item) if last else item[:1]))
+    return next((session for session in named if session is not None), None)
 
 
 def _torn(bad: BadLines) -> BadLines:
