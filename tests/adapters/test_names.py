@@ -101,6 +101,9 @@ TABLE = [
     ("transformer.single_transformer_blocks.5.attn.to_q", "attn", 105),
     # Other
     ("mha", "attn", None),
+    ("blocks.0.MLP.x", "mlp", 0),
+    ("LM_Head", "embedding", None),
+    ("blocks.0.Lora_MLP.x", "mlp", 0),
     ("classifier", "other", None),
     ("", "other", None),
     ("layers.99999999999999999999.q_proj", "attn", None),

@@ -22,6 +22,7 @@ from gradience.adapters.open import find_files, open_adapter
 from gradience.adapters.pairs import stored_pairs
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError
+from gradience.schema.audit import LeftoverReason
 
 PREFIX = "base_model.model."
 MANY = 8  # names that are listed one by one
@@ -87,7 +88,8 @@ REASONS: list[tuple[dict[str, tuple[int, ...]], dict[str, Any], str]] = [
 def test_what_is_not_analysed_has_its_reason(shapes, config, reason, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", shapes, **config))
     assert found.modules == []
-    assert [item.reason for item in found.skipped] == [reason]
+    cause = LeftoverReason.CONFIG if "the config" in reason else LeftoverReason.SHAPE
+    assert [(item.reason, item.cause) for item in found.skipped] == [(reason, cause)]
     assert set(found.roles.values()) == {"not_analysed"}
 
 
@@ -212,6 +214,9 @@ def test_missing_shards_are_counted(tmp_path):
     for name in ("x.bin", "y.bin"):
         (torchs / name).touch()
     assert [path.name for path in find_files(torchs).shards] == ["x.bin", "y.bin"]
+    for name in ("adapter_model.pt", "adapter_model.bin", "adapters.safetensors", "adapter_model.safetensors"):
+        (torchs / name).touch()  # each goes before those above, and before an index
+        assert find_files(torchs)[2:4] == (torchs / name, ())
 
 
 def test_adapters_of_one_file_are_named_and_one_alone_is_not(tmp_path):
@@ -311,7 +316,8 @@ def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
         monkeypatch.setattr(where, name, limit)
         _, found = open_adapter(folder)
         assert len(found.modules) == count
-        assert [item.reason for item in found.skipped] == [reason] * (1 - count)
+        cause = LeftoverReason.TOO_LARGE if "too large" in reason else LeftoverReason.SHAPE
+        assert [(item.reason, item.cause) for item in found.skipped] == [(reason, cause)] * (1 - count)
 
 
 @pytest.mark.parametrize(("most", "reads"), [(12, True), (11, False)])
@@ -436,7 +442,8 @@ def test_a_half_that_is_no_product_of_two_matrices_is_refused_with_both(tmp_path
 )
 def test_half_of_a_pair_is_named_with_the_half_that_is_missing(held, reason, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", {f"e.{name}": shape for name, shape in held.items()}))
-    assert ([*found.modules], [item.reason for item in found.skipped]) == ([], [reason])
+    cause = LeftoverReason.FACTOR_MISSING if "missing" in reason else LeftoverReason.SHAPE
+    assert ([*found.modules], [(item.reason, item.cause) for item in found.skipped]) == ([], [(reason, cause)])
 
 
 @pytest.mark.parametrize(
