@@ -437,9 +437,13 @@ def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     path = tmp_path / "adapter_model.bin"
     torch.save({"a": torch.zeros(1).expand(10**9)}, path)
-    with pytest.raises(AdapterError, match="more than the file has"):
+    with pytest.raises(AdapterError, match="'a' claims 4000000000 bytes, more than the file has"):
         read(tmp_path)
-    assert _described(path, "a", torch.zeros(path.stat().st_size, dtype=torch.uint8)).nbytes > 0
+    size = path.stat().st_size
+    for dtype, each in ((torch.uint8, 1), (torch.int16, 2), (torch.float64, 8)):
+        assert _described(path, "a", torch.zeros(size // each, dtype=dtype)).nbytes == size // each * each
+        with pytest.raises(AdapterError, match="more than the file has"):
+            _described(path, "a", torch.zeros(size // each + 1, dtype=dtype))
     torch.save({k: torch.zeros(s) for k, s in GOOD.items()}, tmp_path / "plain")
     with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
