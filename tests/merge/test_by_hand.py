@@ -16,8 +16,8 @@ from tables import every
 
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge import _notes as merge_notes, heads_of
-from gradience.verbs.merge.check import cosine_of, kept_of
-from gradience.verbs.merge.methods import Recipe, _balanced, dense_target
+from gradience.verbs.merge.check import _expected, cosine_of, kept_of
+from gradience.verbs.merge.methods import NewFactors, Recipe, _balanced, _zero_update, dense_target, difference
 from gradience.verbs.merge.pairs import _saved_name, obstacles_between
 from gradience.verbs.sides import open_sides
 
@@ -194,6 +194,8 @@ def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
         "bias": "none",
         "trainable_token_indices": None,
     }
+    merge_adapters([two, one], tmp_path / "turned", weights=[1.0, 1.0])
+    assert not any(key.endswith(("q_config", "a_config")) for key in config_of(tmp_path / "turned"))
 
 
 TARGETS = [  # (first config, second, the fields of the result that choose modules)
@@ -496,6 +498,20 @@ def test_cosines_of_weighted_updates():
     assert cosine_of(table, [1.0, 2.0, 1.0], (0, 2)) is None
     for over, end in ((1.1, 1.0), (-1.1, -1.0)):
         assert cosine_of(np.asarray([[1.0, over], [over, 1.0]]), [1.0, 1.0], (0, 1)) == end
+
+
+def test_the_expected_conflict_weighs_modules_by_all_their_entries():
+    rows: Any = [
+        SimpleNamespace(signs=SimpleNamespace(of=of, entries=100), lowest_cosine=cosine)
+        for of, cosine in ((100, 1.0), (300, 0.0))
+    ]
+    assert _expected(rows) == pytest.approx(0.5 * 300 / 400)
+
+
+def test_a_difference_is_of_all_blocks_of_rows():
+    target, factors = np.ones((2500, 2)), NewFactors(np.full((2500, 1), 0.5), np.ones((1, 2)))
+    assert difference(target, factors) == 2500 * 2 * 0.25
+    assert [factor.tolist() for factor in _zero_update(np.ones((2, 3)), np.ones((3, 4)))] == [[[0.0]] * 2, [[0.0] * 4]]
 
 
 def test_columns_and_rows_of_zeros_are_left_as_they_are():

@@ -180,6 +180,11 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     assert report.bytes_before == (folder / "adapter_model.safetensors").stat().st_size
     assert report.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert report.out == str(tmp_path / "out")
+    half = resize_adapter(folder, tmp_path / "half", rank=2, dtype="float16").bytes_after / 1e6
+    for megabytes, rank in ((half, 2), (half - 1e-6, 1)):
+        report = resize_adapter(folder, max_mb=megabytes, dtype="float16")
+        assert report.modules[0].rank_after == rank
+    assert resize_adapter(tmp_path / "out", rank=1).notes == []  # the record beside it is no file left behind
     assert resize_adapter(folder, rank=1).out is None
     whole = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
@@ -316,6 +321,14 @@ def test_a_module_that_is_left_out_has_no_part_in_the_config(tmp_path):
     assert _new_patterns([Job(q, 2), Job(v, 1)])[2:] in (({"v": 1}, {"v": 3}), ({"q": 2}, {"q": 6}))
 
 
+def test_one_expert_that_is_not_finite_is_named(tmp_path):
+    a, b = np.ones((4, 5), np.float32), np.ones((6, 4), np.float32)
+    a[3, 0] = np.nan  # of the second of two
+    folder = adapter(tmp_path / "a", {"x.experts": (b, a)}, r=2, target_parameters=["experts.w"])
+    with pytest.raises(AdapterError, match=r"x\.experts\.w\[1\] holds NaN"):
+        resize_adapter(folder, rank=1)
+
+
 def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):
     b, a = (x.astype(ml_dtypes.float8_e4m3fn) for x in diagonal(4.0, 2.0))
     folder = adapter(tmp_path / "a", {"q": (b, a)})
@@ -327,6 +340,8 @@ def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):
     for name, pair in (("b", (b, a.astype(np.float32))), ("c", (b.astype(np.float32), a))):  # one of the two
         with pytest.raises(AdapterError, match="q: its factors are of F8_E4M3, and new"):
             resize_adapter(adapter(tmp_path / name, {"q": pair}), rank=1)
+    with pytest.raises(AdapterError, match="of F8_E5M2, and new"):
+        resize_adapter(adapter(tmp_path / "d", {"q": (b.astype(ml_dtypes.float8_e5m2), a.astype(np.float32))}), rank=1)
 
 
 @pytest.mark.parametrize(("kinds", "half"), [(("f2", "f2"), True), (("f2", "f4"), False), (("f4", "f2"), False)])

@@ -197,6 +197,29 @@ def test_a_threshold_that_is_known_to_be_reached_is_no_goal(monkeypatch):
     assert (found.tolist(), len(asked)) == ([0.25], 2)  # each interval as it is, and its middle: none is halved
 
 
+def test_an_interval_is_halved_until_its_bound_or_its_width_decides(monkeypatch):
+    """From 1/2 to 1; the bound of each is over the goal, and the least half-width is 0.05."""
+    for name, value in (("_INTERVALS", 1), ("_APART", 0.5), ("_SETTLED", 0.0), ("_RECURRENCE", 0.05)):
+        monkeypatch.setattr(intruders, name, value)
+    for known, looks in ((0.0, 4), (0.4, 2)):  # a bound at the second look's upper middle alone is enough to give up
+        seen = []
+
+        def within(_, middle, half, *__, seen=seen, known=known):
+            is_sharp = len(seen) % 2 == 1
+            seen.append((middle.tolist(), half.tolist()))
+            return np.where(middle[:, None] > 0.8, known, 0.0) if is_sharp else np.full((len(middle), 1), 0.5)
+
+        monkeypatch.setattr(intruders, "_within", within)
+        assert intruders._search(None, 1.0, np.array([0.0]), [0.3]).tolist() == [0.5]
+        assert seen[:4] == [
+            ([0.75], [0.25]),
+            ([0.75], [0.05]),
+            ([0.625, 0.875], [0.125, 0.125]),
+            ([0.625, 0.875], [0.05, 0.05]),
+        ]
+        assert len(seen) == 2 * looks
+
+
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
     lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
     found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))

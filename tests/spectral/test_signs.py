@@ -270,3 +270,5 @@ def test_signs_of_entries_beyond_float32_are_those_of_small_ones(size):
     assert math.isfinite(found.weight)
     many = signs_of([(b[:1], a[:, :1], 3e36)] * 40, most=None, seed=0)  # each is within float32, their sum is not
     assert (many.conflict, many.cancelled, many.weight) == (0.0, 0.0, pytest.approx(3.6e38))
+    wide = np.ones((1, 40)), np.full((40, 1), 3.0), 3e36  # nor is the sum of one update's 40 terms
+    assert signs_of([wide, (b[:1], a[:, :1], 1.0)], most=None, seed=0).weight == pytest.approx(3.6e38)

@@ -98,7 +98,7 @@ def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
 def core_spectrum(core: GramCore, eigenvalues: Floats) -> GramSpectrum:
     """Return the singular values of B A from its core and the eigenvalues of `core.squared`, in ascending order."""
     squares = np.maximum(eigenvalues[..., ::-1], 0.0)
-    trusted = (squares[..., 0] >= TRUSTED_SHARE * core.largest) | (core.size_a == 0.0) | (core.size_b == 0.0)
+    trusted = squares[..., 0] >= TRUSTED_SHARE * core.largest  # of a zero update both are zero
     scale = np.sqrt(core.size_a) * np.sqrt(core.size_b)
     return GramSpectrum(np.sqrt(squares) * scale[..., None], trusted)
 

@@ -238,7 +238,7 @@ def _factors(plain: tuple[Array, Array], grams: Pair, recipe: Recipe, most: int)
     held = len(plain[1])
     if recipe.method == "cat":
         return _balanced(*plain)
-    rank = numerical_rank(*plain, grams=grams) if recipe.method == "linear" else min(recipe.rank or most, held)
+    rank = numerical_rank(*plain, grams=grams) if recipe.method == "linear" else recipe.rank or most
     return _balanced(*plain) if rank >= held else reduced(*plain, 1.0, rank, grams=grams[::-1])
 
 
