@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -21,6 +22,7 @@ from gradience.adapters.layout import Adapter
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile
+from gradience.schema.audit import LeftoverReason
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -228,7 +230,9 @@ def test_an_unknown_dtype_is_skipped(tmp_path):
         header[key] = entry(list(shape), at, at + n, dtype="F8_E9M9")
         at += n
     adapter = read(folder(tmp_path, container(json.dumps(header).encode(), b"\0" * at)))
-    assert "not floating point" in adapter.skipped[0].reason
+    assert [(one.reason, one.cause) for one in adapter.skipped] == [
+        ("factors of dtype F8_E9M9 and F8_E9M9: not floating point", LeftoverReason.DTYPE)
+    ]
 
 
 def test_non_finite_factors_stay_visible(tmp_path):
@@ -299,6 +303,16 @@ def test_shards_are_read_together_and_only_from_their_folder(tmp_path):
     path = tmp_path / "adapter_model.safetensors.index.json"
     path.write_text(json.dumps(index))
     assert len(read(tmp_path).modules) == 1
+    shards = [tmp_path / name for name in index["weight_map"].values()]
+    assert read(tmp_path).weights == shards  # and not the index
+    (tmp_path / "elsewhere").mkdir()
+    target = shards[1].rename(tmp_path / "elsewhere" / "x")
+    shards[1].symlink_to(target)
+    assert read(tmp_path).notes == []  # within the folder
+    shards[1].unlink()
+    target = target.rename(tmp_path.parent / f"{tmp_path.name}-x")
+    shards[1].symlink_to(target)
+    assert read(tmp_path).notes == [f"{shards[1].name} is a link to another place, which was read: {target}"]
     for name in ("../../etc/passwd", "/etc/passwd", "..", "missing.safetensors", "a\0b", "a\\b"):
         path.write_text(json.dumps({"weight_map": {keys[0]: name}}))
         with pytest.raises(AdapterError):
@@ -423,9 +437,13 @@ def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     path = tmp_path / "adapter_model.bin"
     torch.save({"a": torch.zeros(1).expand(10**9)}, path)
-    with pytest.raises(AdapterError, match="more than the file has"):
+    with pytest.raises(AdapterError, match="'a' claims 4000000000 bytes, more than the file has"):
         read(tmp_path)
-    assert _described(path, "a", torch.zeros(path.stat().st_size, dtype=torch.uint8)).nbytes > 0
+    size = path.stat().st_size
+    for dtype, each in ((torch.uint8, 1), (torch.int16, 2), (torch.float64, 8)):
+        assert _described(path, "a", torch.zeros(size // each, dtype=dtype)).nbytes == size // each * each
+        with pytest.raises(AdapterError, match="more than the file has"):
+            _described(path, "a", torch.zeros(size // each + 1, dtype=dtype))
     torch.save({k: torch.zeros(s) for k, s in GOOD.items()}, tmp_path / "plain")
     with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
@@ -461,6 +479,11 @@ def test_folders_without_an_adapter_say_what_they_hold(tmp_path):
         find_files(tmp_path / "nowhere")
     with pytest.raises(AdapterError, match="nothing"):
         find_files(tmp_path)
+    for config in (tmp_path, tmp_path / "x.json"):  # a folder is no config
+        (tmp_path / "w.safetensors").touch()
+        with pytest.raises(AdapterError, match=f"^no config file at {re.escape(str(config))}$"):
+            find_files(tmp_path / "w.safetensors", config=config)
+    (tmp_path / "w.safetensors").unlink()
     for name in ("checkpoint-10", "checkpoint-20"):
         (tmp_path / name).mkdir()
         folder(tmp_path / name)

@@ -101,6 +101,9 @@ TABLE = [
     ("transformer.single_transformer_blocks.5.attn.to_q", "attn", 105),
     # Other
     ("mha", "attn", None),
+    ("blocks.0.MLP.x", "mlp", 0),
+    ("LM_Head", "embedding", None),
+    ("blocks.0.Lora_MLP.x", "mlp", 0),
     ("classifier", "other", None),
     ("", "other", None),
     ("layers.99999999999999999999.q_proj", "attn", None),
@@ -219,6 +222,7 @@ def test_the_index_of_a_layer_in_a_section_counts_from_the_sections_start(name, 
     ("name", "index", "label"),
     [
         ("model.layers.11.mlp.up_proj", 11, "11"),
+        ("model.layers.0.mlp.up_proj", 0, "0"),
         ("swin.encoder.layers.2.blocks.7.attention.self.query", 207, "2.7"),
         ("convnext.encoder.stages.3.layers.0.pwconv1", 300, "3.0"),
         ("resnet.layer3.1.conv2", 301, "3.1"),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.adapters.layout import Module
+from gradience.adapters.layout import Module, Skipped
 from gradience.adapters.open import open_adapter
+from gradience.schema.audit import LeftoverReason
 
 PREFIX = "base_model.model."
 
@@ -100,7 +101,10 @@ def test_hira_multiplies_the_base_as_it_is_stored(kind, transposed, tmp_path):
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "HIRA", "r": 2, "fan_in_fan_out": transposed}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    (module,) = open_adapter(folder)[1].base_dependent
+    found = open_adapter(folder)[1]
+    (module,) = found.base_dependent
+    why = "HiRA multiplies the base weight, entry by entry: its update needs the base"
+    assert (module.note, found.skipped) == (why, [Skipped("m", why, LeftoverReason.NEEDS_BASE)])
     update = B @ a.reshape(2, -1)
     is_turned = kind == "embedding" or (transposed and kind == "linear")
     update = update.T if is_turned else update

@@ -120,6 +120,9 @@ def test_kohya_scale_is_alpha_over_rank_and_one_without_alpha(tmp_path):
     assert [m.scale for m in adapter.modules] == [0.5, 1.0, 1.0]
     assert list(adapter.roles.values()).count("scale") == 2
     close(product(adapter.modules[0]), 0.5 * up @ down)
+    beside = write(tmp_path, tensors, {"base_model_name_or_path": "sd", "r": 2, "lora_alpha": 9, "use_rslora": True})
+    assert beside.config.base_model_name_or_path == "sd"
+    assert [(m.scale, m.rslora, m.config_r) for m in beside.modules] == [(x, False, None) for x in (0.5, 1.0, 1.0)]
 
 
 def test_kohya_convolutions_with_and_without_a_core_are_rebuilt(tmp_path):
@@ -174,6 +177,20 @@ def test_lycoris_factors_with_one_missing_are_skipped(tmp_path):
     adapter = write(tmp_path, tensors)
     assert not adapter.modules
     assert set(adapter.roles.values()) == {"not_analysed"}
+    halves = {f"lora_unet_a.hada_w{i}_{x}": normal(*s) for i in (1, 2) for x, s in (("a", (8, 2)), ("b", (2, 8)))}
+    wholes = {f"lora_unet_a.lokr_w{i}": normal(2, 3) for i in (1, 2)}
+    for n, (factors, alpha, scale) in enumerate(
+        [
+            (halves, None, 1.0),  # without an alpha, or with 0, it is the rank
+            (halves, 0.0, 1.0),
+            (halves, 3.0, 1.5),
+            (wholes, None, 1.0),
+            (wholes, 3.0, 1.0),  # LyCORIS scales no product of two whole matrices
+        ]
+    ):
+        more = {} if alpha is None else {"lora_unet_a.alpha": np.array(alpha, np.float32)}
+        (module,) = write(tmp_path / str(n), factors | more).modules
+        assert (module.scale, module.base_name) == (scale, None)
 
 
 def test_kohya_alpha_that_is_no_number_skips_the_module(tmp_path):

@@ -22,6 +22,7 @@ from gradience.adapters.open import find_files, open_adapter
 from gradience.adapters.pairs import stored_pairs
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError
+from gradience.schema.audit import LeftoverReason
 
 PREFIX = "base_model.model."
 MANY = 8  # names that are listed one by one
@@ -62,6 +63,11 @@ REASONS: list[tuple[dict[str, tuple[int, ...]], dict[str, Any], str]] = [
         {"peft_type": "ADALORA"},
         "AdaLoRA factors of shape [2, 3], [5, 2] and [3, 1]: expected (r, in), (out, r) and (r, 1)",
     ),
+    (
+        ADALORA | {"q.lora_E": (2, 2)},
+        {"peft_type": "ADALORA"},
+        "AdaLoRA factors of shape [2, 3], [5, 2] and [2, 2]: expected (r, in), (out, r) and (r, 1)",
+    ),
     (ADALORA, {"peft_type": "ADALORA", "init_r": 0}, "init_r is 0 in the config, expected at least 1"),
     (lora("q") | {"q.lora_diag": (3,)}, {}, "lora_diag has 3 entries, expected the rank 2"),
     (
@@ -87,7 +93,8 @@ REASONS: list[tuple[dict[str, tuple[int, ...]], dict[str, Any], str]] = [
 def test_what_is_not_analysed_has_its_reason(shapes, config, reason, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", shapes, **config))
     assert found.modules == []
-    assert [item.reason for item in found.skipped] == [reason]
+    cause = LeftoverReason.CONFIG if "the config" in reason else LeftoverReason.SHAPE
+    assert [(item.reason, item.cause) for item in found.skipped] == [(reason, cause)]
     assert set(found.roles.values()) == {"not_analysed"}
 
 
@@ -130,13 +137,24 @@ NOTES = [
         {"target_modules": ["v", "k", "o", "x", "y"]},
         "no target module of the config (v, k, o, x) is in the file: is it another adapter's?",
     ),
+    (
+        lora("q"),
+        {"init_lora_weights": "loftq", "kasa_config": {}, "alora_invocation_tokens": [1], "arrow_config": {}},
+        (
+            "init_lora_weights='loftq' changed the base model's weights at the start: s B A is not the whole change to "
+            "the original base\n"
+            "KaSA removed the r smallest singular values from the base: s B A is not the whole change to it\n"
+            "aLoRA: the update applies only after its invocation tokens, and cannot be merged\n"
+            "Arrow: this adapter routes among others; what it does depends on the input"
+        ),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("shapes", "config", "note"), NOTES)
 def test_a_note_counts_and_names_the_first(shapes, config, note, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", shapes, **config))
-    assert found.notes == [note]
+    assert found.notes == note.split("\n")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +230,9 @@ def test_missing_shards_are_counted(tmp_path):
     for name in ("x.bin", "y.bin"):
         (torchs / name).touch()
     assert [path.name for path in find_files(torchs).shards] == ["x.bin", "y.bin"]
+    for name in ("adapter_model.pt", "adapter_model.bin", "adapters.safetensors", "adapter_model.safetensors"):
+        (torchs / name).touch()  # each goes before those above, and before an index
+        assert find_files(torchs)[2:4] == (torchs / name, ())
 
 
 def test_adapters_of_one_file_are_named_and_one_alone_is_not(tmp_path):
@@ -311,7 +332,8 @@ def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
         monkeypatch.setattr(where, name, limit)
         _, found = open_adapter(folder)
         assert len(found.modules) == count
-        assert [item.reason for item in found.skipped] == [reason] * (1 - count)
+        cause = LeftoverReason.TOO_LARGE if "too large" in reason else LeftoverReason.SHAPE
+        assert [(item.reason, item.cause) for item in found.skipped] == [(reason, cause)] * (1 - count)
 
 
 @pytest.mark.parametrize(("most", "reads"), [(12, True), (11, False)])
@@ -328,12 +350,12 @@ def test_a_core_is_unfolded_up_to_the_limit(most, reads, monkeypatch):
     np.testing.assert_array_equal(found, np.reshape(wanted, (2, 6)))
 
 
-@pytest.mark.parametrize(("size", "kept"), [(2, ["bias", "lora_a"]), (1, [])])
+@pytest.mark.parametrize(("size", "kept"), [(2, ["bias", "l.0.lora_a"]), (1, [])])
 def test_an_hdf5_array_over_the_limit_is_left_out(size, kept, tmp_path, monkeypatch):
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        file["lora_a"], file["bias"], file["kernel"] = np.ones(2), np.ones(2), np.ones(3)
+        file["l/0/lora_a"], file["bias"], file["kernel"] = np.ones(2), np.ones(2), np.ones(3)
     monkeypatch.setattr(formats, "MOST_ELEMENTS", size)
     if kept:
         assert sorted(formats.read_archive(path)) == kept
@@ -382,8 +404,8 @@ def test_a_pickled_file_that_is_not_there_is_named(tmp_path):
 
 def test_a_cp_decomposed_convolution_needs_two_matrices_and_a_core(tmp_path):
     good = {"down": (2, 3, 1, 1), "up": (5, 2, 1, 1), "mid": (2, 2, 1, 1)}
-    wrong = {"up": (5,), "down": (2,), "mid": (2, 2, 1)}
-    for changed, shape in ((None, ()), *wrong.items()):
+    wrong = [("up", (5,)), ("down", (2,)), ("mid", (2, 2, 1)), ("up", (5, 2, 3, 1)), ("down", (2, 3, 1, 3))]
+    for changed, shape in ((None, ()), *wrong):
         shapes = good | ({changed: shape} if changed else {})
         tensors = {f"lora_unet_x.lora_{name}.weight": np.ones(s, np.float32) for name, s in shapes.items()}
         save_file(tensors, tmp_path / "x.safetensors")
@@ -436,7 +458,8 @@ def test_a_half_that_is_no_product_of_two_matrices_is_refused_with_both(tmp_path
 )
 def test_half_of_a_pair_is_named_with_the_half_that_is_missing(held, reason, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", {f"e.{name}": shape for name, shape in held.items()}))
-    assert ([*found.modules], [item.reason for item in found.skipped]) == ([], [reason])
+    cause = LeftoverReason.FACTOR_MISSING if "missing" in reason else LeftoverReason.SHAPE
+    assert ([*found.modules], [(item.reason, item.cause) for item in found.skipped]) == ([], [(reason, cause)])
 
 
 @pytest.mark.parametrize(
@@ -545,6 +568,8 @@ def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
         assert (set(made.roles.values()), made.skipped) == ({role}, [why])
     (group,), _ = grouped(SimpleNamespace(tensors={"q.x.a": None}), {".x.a": "first", ".a": "second"})
     assert (group.module, group.keys) == ("q", {"first": "q.x.a"})
+    (group,), _ = grouped(SimpleNamespace(tensors={"q.a.b.a": None}), {".a": "last"})
+    assert (group.module, group.keys) == ("q.a.b", {"last": "q.a.b.a"})  # a module may be named like an ending
     _, many = open_adapter(saved(tmp_path / "b", lora("layers.10.q", "layers.9.q", "layers.9.k")))
     assert [module.name for module in many.modules] == ["layers.9.k", "layers.9.q", "layers.10.q"]
 
@@ -668,6 +693,17 @@ def test_two_parameters_of_experts_have_names_where_one_can_feed_the_other(tmp_p
             for name, shape in ((first, (7, 3)), (last, (out, inner)))
             for e in (0, 1)
         } | {"x.shared_experts": ((5, 3), "x.shared_experts.weight")}  # whose name only ends alike
+    nested = [f"x.experts{depth * '.base_layer'}" for depth in range(3)]  # the last is the innermost
+    three = {"down_proj": (6, 5), "up_proj": (5, 6), "gate_proj": (5, 6)}
+    shapes = {}
+    for path, (out, inner) in zip(nested, three.values(), strict=True):
+        shapes |= lora(path, r=4, d_out=out, d_in=inner)
+    _, found = open_adapter(saved(tmp_path / "c", shapes, target_parameters=[f"experts.{name}" for name in three]))
+    assert {module.name: (module.shape, module.keys["lora_A"]) for module in found.modules} == {
+        f"x.experts.{name}[{e}]": (three[name], f"{PREFIX}{path}.lora_A.weight")
+        for name, path in zip(three, nested, strict=True)
+        for e in (0, 1)
+    }
 
 
 def test_experts_of_several_adapters_are_told_apart_by_their_names(tmp_path):

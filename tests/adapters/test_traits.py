@@ -258,6 +258,15 @@ def test_a_variant_shows_in_the_config_or_in_the_tensors(make):
     ):
         traits = traits_of(adapter)
         assert (traits.dora, traits.lora_bias) == wanted
+    dora_of_rows = replace(first, kind="dora", keys={"lora_embedding_A": "a", "lora_embedding_B": "b"})
+    for module, embeddings, experts in (
+        (first, False, False),
+        (replace(first, kind="embedding"), True, False),  # by MLX-LM's names
+        (dora_of_rows, True, False),
+        (replace(first, expert=0), False, True),  # alone in its stack
+    ):
+        traits = traits_of(replace(plain, modules=[module]))
+        assert (traits.embeddings, traits.experts) == (embeddings, experts)
     for init, texts in (
         ("pissa", ["DoRA on a base that pissa changed cannot be recomputed"]),
         ("pissa_niter_4", ["pissa changed the base, by an amount that cannot be recomputed"]),
