@@ -332,6 +332,8 @@ def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
         monkeypatch.setattr(where, name, limit)
         _, found = open_adapter(folder)
         assert len(found.modules) == count
+        said = "QALoRA: read from PEFT's forward pass, which has no merge to compare with"
+        assert all((module.note == said) is ("use_qalora" in config) for module in found.modules)
         cause = LeftoverReason.TOO_LARGE if "too large" in reason else LeftoverReason.SHAPE
         assert [(item.reason, item.cause) for item in found.skipped] == [(reason, cause)] * (1 - count)
 
@@ -498,6 +500,7 @@ def test_dora_on_a_base_that_its_start_changed_cannot_be_recomputed(init, tmp_pa
         ("pissa_niter_4", lora("q"), "pissa_niter_4 changed the base, by an amount that cannot be recomputed", False),
         ("loftq", lora("q"), "loftq changed the base, by an amount that cannot be recomputed", False),
         ("eva", lora("q"), None, True),
+        (True, lora("q") | {"q.lora_diag": (2,)}, "KaSA took the r smallest singular values out of the base", True),
         ("pissa", {"e.lora_embedding_A": (2, 3), "e.lora_embedding_B": (5, 2)}, None, True),  # linear layers alone
         (
             "loftq",
@@ -512,6 +515,11 @@ def test_what_a_start_took_out_of_the_base_is_known_or_not(init, shapes, note, k
     (module,) = open_adapter(saved(tmp_path / "a", shapes, init_lora_weights=init))[1].modules
     assert (module.note, module.is_unknown) == (note, not known)
     assert (module.factored is not None) is (known and note is not None)
+    if "q.lora_diag" in shapes:  # B diag A, scaled, less the two smallest of the base's three
+        w = np.random.default_rng(0).standard_normal((5, 3))
+        b, a = 1.0 + np.arange(10.0).reshape(5, 2), 1.0 + np.arange(6.0).reshape(2, 3)
+        u, s, v = np.linalg.svd(w, full_matrices=False)
+        np.testing.assert_allclose(module.dense(w), 2.0 * b * [1, 2] @ a - (u[:, 1:] * s[1:]) @ v[1:], atol=1e-5)
 
 
 @pytest.mark.parametrize(
