@@ -701,6 +701,12 @@ def test_two_parameters_of_experts_have_names_where_one_can_feed_the_other(tmp_p
             for name, shape in ((first, (7, 3)), (last, (out, inner)))
             for e in (0, 1)
         } | {"x.shared_experts": ((5, 3), "x.shared_experts.weight")}  # whose name only ends alike
+    half = lora("x.experts.base_layer", r=4, d_out=7, d_in=3) | {"x.experts.lora_A.weight": (4, 7)}
+    _, found = open_adapter(saved(tmp_path / "half", half, target_parameters=targets))  # a pair without its B
+    assert [module.name for module in found.modules] == ["x.experts.gate_up_proj[0]", "x.experts.gate_up_proj[1]"]
+    assert [(item.name, item.reason) for item in found.skipped] == [
+        ("x.experts.down_proj", "lora_B is missing beside lora_A")
+    ]
     nested = [f"x.experts{depth * '.base_layer'}" for depth in range(3)]  # the last is the innermost
     three = {"down_proj": (6, 5), "up_proj": (5, 6), "gate_proj": (5, 6)}
     shapes = {}
