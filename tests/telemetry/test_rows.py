@@ -63,6 +63,18 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ),
         ({"reward": 1}, {"reward"}, {}, set()),
         ({}, set(), {}, set()),
+        (
+            {"eval_test_runtime": 1, "test_loss": 2},  # the short prefix has the name, in any order of letters
+            set(),
+            {"test": {"loss"}, "eval_test": {"runtime"}},
+            set(),
+        ),
+        ({"total_flos": 1, "train_loss": 2, "eval_f1": 3}, set(), {"eval": {"f1"}}, {"total_flos", "train_loss"}),
+        ({"total_flos": 1, "lr": 2, "kl": 3}, {"lr", "kl"}, {}, {"total_flos"}),
+        ({"total_flos": 1, "train_x": 2, "grad_norm": 3}, {"grad_norm"}, {}, {"total_flos", "train_x"}),
+        ({"evaluation_runtime": 1, "loss": 2}, {"loss"}, {"evaluation": {"runtime"}}, set()),
+        ({"devices": 1, "loss": 2}, {"devices", "loss"}, {}, set()),
+        ({"dev_loss": 1, "dev_f1": 2, "loss": 2}, {"loss"}, {"dev": {"loss", "f1"}}, set()),
     ],
 )
 def test_a_row_is_what_its_keys_say(row, train, evals, summary):

@@ -237,12 +237,13 @@ def test_a_column_has_the_steps_that_logged_a_finite_number(log: Path) -> None:
     measured = {"update_norm": 0.5, "stable_rank_mean": "NaN", "other": 1.0}
     audit = {"event": "metrics", "kind": "spectral", "metrics": measured}
     rows = [row(1, kl="NaN"), row(2, kl="0.25"), row(3, kl="high"), row(4, kl=0.5, loss=None)]
-    write(log, *rows, audit | {"step": 7}, audit | {"step": None}, audit | {"step": 9, "kind": "another"})
+    at_0 = audit | {"step": 0, "metrics": {"update_norm": 0.0}}
+    write(log, *rows, at_0, audit | {"step": 7}, audit | {"step": None}, audit | {"step": 9, "kind": "another"})
     run = TelemetryReader(log).summarize({"kl"}).last
     assert run is not None
     assert {name: (list(c.steps), list(c.values)) for name, c in run.columns.items()} == {
         "kl": ([2, 4], [0.25, 0.5]),
-        "spectral/update_norm": ([7], [0.5]),
+        "spectral/update_norm": ([0, 7], [0.0, 0.5]),
         "spectral/stable_rank_mean": ([], []),
     }
     assert sorted(run.latest_metrics) == ["another", "spectral"]

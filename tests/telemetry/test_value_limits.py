@@ -12,7 +12,7 @@ import pytest
 from tables import every
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.schema.events import TrainStep, UnknownEvent
+from gradience.schema.events import Recommendation, RecommendationItem, TrainStep, UnknownEvent
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
@@ -203,6 +203,16 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
         ({"total_flos": 1, "train_loss": 3, "loss": 2}, {"loss": 2}, {}, {"total_flos": 1, "train_loss": 3}),
         ({"total_flos": 1, "loss": 2, "epoch": 3}, {"loss": 2, "epoch": 3}, {}, {"total_flos": 1, "epoch": 3}),
         ({"total_flos": 1, "eval_loss": 2}, {}, {"eval": {"loss": 2}}, {"total_flos": 1}),
+        ({"total_flos": 0, "loss": 0, "epoch": 0}, {"loss": 0, "epoch": 0}, {}, {"total_flos": 0, "epoch": 0}),
+        ({"total_flos": 1, "epoch": None, "lr": 0}, {"lr": 0, "epoch": None}, {}, {"total_flos": 1, "epoch": None}),
+        ({"eval_loss": 0, "epoch": 0}, {}, {"eval": {"loss": 0, "epoch": 0}}, {}),
+        ({"eval_runtime": 0, "loss": 0}, {"loss": 0}, {"eval": {"runtime": 0}}, {}),
+        (
+            {"eval_a_runtime": 0, "eval_b_runtime": 0, "epoch": 0},
+            {},
+            {"a": {"runtime": 0, "epoch": 0}, "b": {"runtime": 0, "epoch": 0}},
+            {},
+        ),
         ({"predict_ppl": 1, "lr": 2, "epoch": 3}, {"lr": 2, "epoch": 3}, {"predict": {"ppl": 1}}, {}),
         ({"eval_loss": 1, "loss": 3, "f1": 2}, {"loss": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
         ({"eval_loss": 1, "f1": 2}, {}, {"eval": {"loss": 1, "f1": 2}}, {}),
@@ -283,6 +293,34 @@ def test_a_path_names_a_place():
     assert (find(document, "$"), find(document, "$.x.y"), find(document, "$.a[9].b"), find(document, "$.c.d.e")) == (
         None,
     ) * 4
+
+
+def test_what_is_unknown_on_any_level_is_kept_on_its_level():
+    def item(**extras: Any) -> RecommendationItem:
+        return RecommendationItem(severity="info", action="a", message="m", extras=extras)
+
+    for extras in (({"x": 1}, {}), ({}, {"x": 0}), ({}, {})):
+        event = Recommendation(**HEAD, step=1, recommendations=[item(**extra) for extra in extras])
+        line = encode(event)
+        assert json.loads(line)["recommendations"] == [
+            {"severity": "info", "action": "a", "message": "m", **extra} for extra in extras
+        ]
+        assert decode(line) == event
+    config = {
+        "x": 1,
+        "y": 2,
+        "extras": {"x": 3, "z": 4},
+        "lora": {"r": 8, "q": None},
+        "optimizer": {"extras": {"a": 0}},
+    }
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": config}).encode())
+    assert start.config.extras == {"x": 1, "y": 2, "z": 4}  # of two of a name the one beside counts
+    assert (start.config.lora.extras, start.config.optimizer.extras) == ({"q": None}, {"a": 0})
+    for bad in ({"extras": 5, "x": 1}, 5, None):
+        with pytest.raises(SchemaError, match=r"\$\.config"):
+            decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": bad}).encode())
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": {}, "own": 0}).encode())
+    assert (start.extras, start.config.extras) == ({"own": 0}, {})
 
 
 @every(("value", "step"), [(4.0, 4), (float(2**53 - 2), 2**53 - 2), (float(2**53), None), (4.5, None)])

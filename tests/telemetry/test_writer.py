@@ -77,6 +77,33 @@ def test_every_method_writes_the_event_it_names(log: Path, writer: TelemetryWrit
     assert lines(log) == [head | {"seq": seq} | body for seq, body in enumerate(bodies)]
 
 
+def test_zeros_and_empty_values_are_written_and_nothing_is_made_of_them(log: Path, writer: TelemetryWriter) -> None:
+    writer.run_start(meta={}, resumed_from_step=0)
+    writer.train_step(0, loss=0, lr=0, grad_norm=0, epoch=0, kl=0)
+    writer.train_step(1, loss=0.0, lr=[], x=None)
+    writer.train_step(2)
+    writer.eval(0, split="", metrics={"loss": 0, "ppl": 0.0, "accuracy": 0, "n": 0, "f1": 0})
+    writer.eval(None, split="t", metrics={"loss": None, "n": None})
+    writer.metrics(0, kind="", metrics={})
+    writer.alert(severity="info", code="", message="", step=0, context={})
+    writer.recommendation([], step=0)
+    writer.run_end(reason="")
+    bodies = [{k: v for k, v in line.items() if k not in {"schema", "ts", "run_id", "session"}} for line in lines(log)]
+    assert [body.pop("seq") for body in bodies] == list(range(10))
+    assert bodies == [
+        {"event": "run_start", "step": 0, "config": {}, "resumed_from_step": 0},
+        {"event": "train_step", "step": 0, "loss": 0, "lr": 0, "grad_norm": 0, "epoch": 0, "kl": 0},
+        {"event": "train_step", "step": 1, "loss": 0.0, "lr": [], "x": None},
+        {"event": "train_step", "step": 2},
+        {"event": "eval", "step": 0, "split": "", "metrics": {"loss": 0, "ppl": 0.0, "accuracy": 0, "n": 0, "f1": 0}},
+        {"event": "eval", "step": None, "split": "t", "metrics": {}},
+        {"event": "metrics", "step": 0, "kind": "", "metrics": {}},
+        {"event": "alert", "step": 0, "severity": "info", "code": "", "message": ""},
+        {"event": "recommendation", "step": 0, "recommendations": []},
+        {"event": "run_end", "step": None, "status": "ok", "reason": ""},
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "wire"), [(float("nan"), "NaN"), (float("inf"), "Infinity"), (-np.inf, "-Infinity"), ("NaN", "NaN")]
 )
