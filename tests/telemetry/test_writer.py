@@ -439,6 +439,14 @@ def test_a_log_that_cannot_be_opened_is_said_and_tried_again_where_it_matters(tm
     assert said(caught)[-1].endswith("3 events could not be recorded")
     written = [(line["seq"], line["event"]) for line in lines(log.path)]
     assert written == [(3, "eval"), (4, "train_step"), (5, "run_end")]  # the gap is the three that were lost
+    (tmp_path / "g").touch()
+    with pytest.warns(RuntimeWarning, match="gradience"), TelemetryWriter(tmp_path / "g" / "r.jsonl", "") as log:  # noqa: PT031  # several lines warn
+        assert (len(log.run_id), log.lost, log.path) == (32, 0, tmp_path / "g" / "r.jsonl")
+        log.train_step(1, loss=0.5)
+        (tmp_path / "g").unlink()
+    (end,) = lines(log.path)  # at its end it is tried again too
+    assert (end["seq"], end["event"], end["reason"]) == (1, "run_end", "1 events could not be recorded")
+    assert end["run_id"] == log.run_id
 
 
 def test_a_loop_goes_on_also_where_warnings_are_errors(log: Path) -> None:
