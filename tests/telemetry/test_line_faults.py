@@ -181,6 +181,12 @@ def test_a_reader_lists_a_hundred_bad_lines_and_counts_all(tmp_path):
     report = validate_log(log)
     assert (report.valid, report.lines, len(report.issues), report.issues_total) == (False, 104, 100, 103)
     assert [len(validate_log(log, max_issues=n).issues) for n in (0, 1, 200)] == [0, 1, 103]
+    three = line(step=-1, loss="x", epoch="y")
+    log = write(tmp_path / "three.jsonl", line(), three, three)
+    for most in range(8):
+        report = validate_log(log, max_issues=most)
+        assert [bad.line for bad in report.issues] == [2, 2, 2, 3, 3, 3][:most]
+        assert (report.issues_total, report.valid, report.lines) == (6, False, 3)
 
 
 def test_a_validation_counts_events_by_name_and_unknown_ones_apart(tmp_path):

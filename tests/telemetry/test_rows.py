@@ -73,6 +73,12 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ({"total_flos": 1, "lr": 2, "kl": 3}, {"lr", "kl"}, {}, {"total_flos"}),
         ({"total_flos": 1, "train_x": 2, "grad_norm": 3}, {"grad_norm"}, {}, {"total_flos", "train_x"}),
         ({"evaluation_runtime": 1, "loss": 2}, {"loss"}, {"evaluation": {"runtime"}}, set()),
+        (
+            {"validation_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3},
+            set(),
+            {"validation": {"loss"}, "a": {"runtime", "entropy"}},
+            set(),
+        ),
         ({"devices": 1, "loss": 2}, {"devices", "loss"}, {}, set()),
         ({"dev_loss": 1, "dev_f1": 2, "loss": 2}, {"loss"}, {"dev": {"loss", "f1"}}, set()),
     ],
