@@ -240,6 +240,18 @@ def test_a_log_that_begins_in_another_version_is_refused_and_one_line_of_another
     assert [(item.line, item.path, item.expected) for item in report.issues] == [(2, "$.schema", HEAD["schema"])]
 
 
+def test_a_line_without_end_is_measured_up_to_a_limit_and_named(tmp_path, monkeypatch):
+    most = 1 << 20
+    monkeypatch.setattr("gradience.telemetry.lines._LONGEST_LINE", most)
+    (bad,) = TelemetryReader(write(tmp_path / "most.jsonl", line(), b"x" * most, line())).summarize().issues
+    assert (bad.line, bad.offset, bad.reason) == (2, len(line()) + 1, f"a line of {most} bytes; one may have 65536")
+    log = write(tmp_path / "more.jsonl", line(), b"x" * (2 * most), line())
+    with pytest.raises(RecorderError) as error:
+        TelemetryReader(log).summarize()
+    assert str(error.value) == f"cannot read {log}: line 2 is longer than 1 MiB, the limit for a line of any log"
+    assert error.value.advice == "give the run.jsonl that a run wrote"
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_no_file_rather_than_an_empty_one(tmp_path):
     os.mkfifo(tmp_path / "pipe")
