@@ -112,6 +112,10 @@ def test_what_is_almost_a_secret_is_none():
     for size in (23, 27):
         assert hide_secrets(f"M{BODY[:size]}.{BODY[:6]}.{BODY[:27]}") == "<redacted: discord token>"
     assert hide_secrets("_AKIA0A1B2C3D4E5F6G7H") == "_<redacted: aws key id>"
+    for size in (16, 200):
+        assert hide_secrets(f"SG.{BODY[:size]}.{BODY[:16]}") == "<redacted: sendgrid key>"
+    shown = "docker --config /etc/docker/conf login x.org -p <redacted: secret key>"
+    assert hide_secrets(shown.replace("<redacted: secret key>", "tiger")) == shown
     for size, hidden in ((64, True), (65, False)):
         text = f"curl -u {'j' * size}:tiger https://x"
         assert hide_secrets(text) == (text.replace("tiger", "<redacted: secret key>") if hidden else text)
@@ -138,6 +142,22 @@ def test_forty_hexadecimal_digits_are_a_key_under_the_name_of_wandb(digits, hidd
         ("token", "[PAD]", False),
         ("password", "x", True),
         ("password", "none", False),
+        ("password", " None\n", False),
+        ("password", "", False),
+        ("password", "  ", False),
+        ("password", "none of these", True),
+        ("password", "0", True),
+        ("token", "", False),
+        ("token", "a" * 7 + " ", True),
+        ("token", "<a><b>c", False),
+        ("token", "<a><b>cd", True),
+        ("key", "a1" * 8, True),
+        ("key", "1" * 24, False),
+        ("key", "abcdefghabcdefg1", False),
+        ("tokens", "x" * 20, False),
+        ("first_pass", "x" * 20, False),
+        ("pass", "x", True),
+        ("2", "x" * 20, False),
         ("password", "<redacted: secret key>", False),
         ("bypass", "x" * 20, False),
         ("forward_pass", "x" * 20, False),

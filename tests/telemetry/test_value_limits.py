@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,8 @@ def test_an_integer_has_4096_bits():
 def test_an_array_has_4096_values():
     assert plain(np.zeros(4096), "x") == [0.0] * 4096
     assert plain(array("d", [0.0] * 4096), "x") == [0.0] * 4096
+    assert (plain(np.ones(1), "x"), plain(np.ones((1, 1)), "x"), plain([2.0], "x")) == ([1.0], [[1.0]], [2.0])
+    assert (described(np.ones(1)), described(np.ones((1, 1))), described([2.0])) == (1.0, 1.0, [2.0])
     assert refusal(lambda: plain(np.zeros((17, 241)), "x")) == "`x`: expected at most 4096 values, got numpy.ndarray"
     says = "`x`: expected at most 4096 values, got array.array"
     assert refusal(lambda: plain(array("d", [0.0] * 4097), "x")) == says
@@ -118,6 +121,7 @@ def test_rates_are_one_or_a_list():
         [0.5],
     )
     assert (rates("NaN"), rates(2), rates(np.float32(0.5))) == ("NaN", 2, 0.5)
+    assert (rates(deque([0.5, 1])), rates(range(2)), rates((0,)), rates(0)) == ([0.5, 1], [0, 1], [0], 0)
     assert refusal(lambda: rates([0.5, None])) == "`lr[1]`: expected a number, got NoneType"
     assert refusal(lambda: rates(None)) == "`lr`: expected a number, got NoneType"
 
@@ -316,7 +320,11 @@ def test_what_is_unknown_on_any_level_is_kept_on_its_level():
     start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": config}).encode())
     assert start.config.extras == {"x": 1, "y": 2, "z": 4}  # of two of a name the one beside counts
     assert (start.config.lora.extras, start.config.optimizer.extras) == ({"q": None}, {"a": 0})
-    for bad in ({"extras": 5, "x": 1}, 5, None):
+    lora = {"rank_pattern": {"q": 4.0, "k": 8, "v": 0.0}, "alpha_pattern": {"q": 4.5, "k": "NaN"}}
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": {"lora": lora}}).encode())
+    assert repr(start.config.lora.rank_pattern) == "{'q': 4, 'k': 8, 'v': 0}"
+    assert start.config.lora.alpha_pattern == lora["alpha_pattern"]
+    for bad in ({"extras": 5, "x": 1}, 5, None, {"lora": {"rank_pattern": {"q": 4.0, "k": 8.5}}}):
         with pytest.raises(SchemaError, match=r"\$\.config"):
             decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": bad}).encode())
     start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": {}, "own": 0}).encode())

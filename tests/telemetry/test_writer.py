@@ -267,6 +267,12 @@ def test_a_torn_tail_is_closed_before_anything_is_added(log: Path) -> None:
     first, second, _ = log.read_bytes().split(b"\n")
     assert first == b'{"schema": "grad'
     assert json.loads(second)["event"] == "run_end"
+    for held in (b"x", b"\n", b"x\n", b"", b"\nx"):
+        log.write_bytes(held)
+        with TelemetryWriter(log):
+            pass
+        ended = held if held[-1:] in {b"", b"\n"} else held + b"\n"
+        assert log.read_bytes()[: len(ended) + 9] == ended + b'{"event":'
 
 
 def test_each_event_is_visible_at_once(log, writer) -> None:
