@@ -88,6 +88,15 @@ def test_the_last_step_is_the_highest_of_any_event_and_that_of_a_resume_without_
     assert read(log, row(1), event("run_start", 0, config={}, resumed_from_step=0), row(1)).last_step == 1
 
 
+def test_an_epoch_of_0_is_the_last_one_and_norms_and_rates_stay_apart_through_a_resume(log):
+    assert read(log, row(0, epoch=0)).last_epoch == read(log, row(0, epoch=2.0), row(1, epoch=0.0)).last_epoch == 0
+    rows = [row(step, lr=step / 4, grad_norm=2.0 * step) for step in range(5)]
+    run = read(log, *rows, event("run_start", 2, config={}, resumed_from_step=2))
+    assert (list(run.rates), list(run.grad_norms)) == ([0.0, 0.25, 0.5], [0.0, 2.0, 4.0])
+    run = read(log, *rows, event("run_start", 0, config={}, resumed_from_step=0))
+    assert (list(run.steps), list(run.losses), run.superseded, run.last_step) == ([0], [0.0], 4, 0)
+
+
 def test_a_value_that_is_not_finite_makes_a_column_and_no_row_of_it(log):
     run = read(log, row(1, reward="Infinity"), row(2, reward="NaN"), row(3, reward="x"), row(4, reward="0.5"))
     assert (list(run.columns["reward"].steps), list(run.columns["reward"].values)) == ([4], [0.5])
@@ -154,6 +163,19 @@ def test_a_line_is_a_torn_tail_also_where_the_next_block_begins_the_next_session
     log.write_text("\n".join(lines) + "\n")
     list(reader)
     assert [(bad.line, bad.torn, bad.path) for bad in reader.issues] == [(501, False, "$.step")]
+
+
+def test_a_line_is_a_torn_tail_also_where_rows_by_the_thousand_go_on_in_another_session(log):
+    for between, torn in (("b", True), ("a", False)):
+        first = [json.dumps(row(step, session="a")) for step in range(1500)]
+        other = json.dumps({**evaluation(1500), "session": between})
+        last = [json.dumps(row(step, session="a")) for step in range(1500, 3000)]
+        log.write_text("\n".join([*first, other, '{"event": "train', *last]) + "\n")
+        reader = TelemetryReader(log)
+        assert len(list(reader)) == 3001
+        (issue,) = reader.issues
+        assert reader.summarize().issues == [issue]
+        assert (issue.line, issue.torn) == (1502, torn)
 
 
 def test_faults_are_counted_and_lines_with_a_bare_number_too(log):

@@ -68,6 +68,8 @@ def test_a_byte_order_mark_is_no_fault(log: Path) -> None:
     log.write_bytes(b"\xef\xbb\xbf" + START + b"\n" + ROW + b"\n")
     assert [type(item) for item in read(log)] == [RunStart, TrainStep]
     assert TelemetryReader(log).summarize().issues == []
+    log.write_bytes(START + b"\n\xef\xbb\xbf" + ROW + b"\n")
+    assert [type(item) for item in read(log)] == [RunStart, BadLine]  # but in the middle of a file
 
 
 def test_windows_line_ends_are_no_fault(log: Path) -> None:

@@ -51,6 +51,7 @@ def refusal(make: Any) -> str:
 def test_an_event_has_ten_thousand_values_in_all():
     assert len(plain(list(range(10_000)), "x")) == 10_000
     assert plain({"a": list(range(9_998)), "b": 1}, "x")["b"] == 1
+    assert plain({"b", 1, "10", 9}, "x") == described({"b", 1, "10", 9}) == [1, "10", 9, "b"]  # by their texts
     says = "holds more values than the 10000 of one event"
     assert refusal(lambda: plain(list(range(10_001)), "x")) == f"`x` {says}"
     assert refusal(lambda: plain({"a": list(range(9_999)), "b": 1}, "x")) == f"`x.a` {says}"
@@ -348,6 +349,12 @@ def test_another_version_is_named_by_its_first_80_characters():
     assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
     event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())
     assert event == UnknownEvent(event="later", ts=1.0, run_id="r", step=3, payload={"x": 1})
+    for step in (0, None, 5):
+        event = UnknownEvent(event="later", ts=0.0, run_id="r", step=step, payload={"x": 0, "y": None})
+        assert decode(encode(event)) == event
+    for name in (["later"], {}, None, 5):
+        with pytest.raises(SchemaError, match=r"\$\.event"):
+            decode(json.dumps({**HEAD, "event": name, "step": 3}).encode())
 
 
 def test_lines_decoded_at_once_are_as_many_as_there_are():
