@@ -79,6 +79,7 @@ PLACES = [  # the secret between [[ and ]]
     "password:\nuser: joe",
     "password:\n  [[tiger1]]",
     "name: db\npassword: [[tiger]]\nlr: 1",
+    "name: db\npassword: [[tiger]]",
     "a password: tiger\nlr: 1",
     "password: tiger cat\nlr: 1",
     "password: [[tiger]]\r\nlr: 1",
@@ -195,6 +196,7 @@ def test_values_are_hidden_by_the_names_around_them():
     assert names_beside(["password", 1234], "k") == ["k", "password"]  # a value need be no text
     assert names_beside([1234, "password"], "k") == ["k", "k"]
     assert names_beside(["v", "--api-key"], "k") == ["k", "k"]
+    assert names_beside([f"--{'x' * 150}-password", "v", "w"], "k") == ["k", f"{'x' * 150}-password", "k"]
     assert names_beside(["--field=password", "v", "w"], "k") == ["k", "k", "k"]
     assert names_in({"option": "password", "default": 1, "help": 2}) == ["option", "password", "help"]
     assert names_in({"name": 3, "value": 1}) == ["name", "value"]
@@ -215,6 +217,14 @@ def test_values_are_hidden_by_the_names_around_them():
         ("~/x/y", "y"),
         ("./x", "x"),
         ("C:\\a\\b", "b"),
+        ("C:\\a\\b\\", "b"),
+        ("C:/a\\b//", "b"),
+        ("~", "~"),
+        ("~/", "~"),
+        ("~joe/a", "a"),
+        ("../a/b", "b"),
+        ("file:///a/b", "b"),
+        (".hidden/b", ".hidden/b"),
         ("\\\\host\\share\\f", "f"),
         ("/", "<path>"),
         ("/a/b is a sentence", "/a/b is a sentence"),

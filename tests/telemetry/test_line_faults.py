@@ -181,6 +181,12 @@ def test_a_reader_lists_a_hundred_bad_lines_and_counts_all(tmp_path):
     report = validate_log(log)
     assert (report.valid, report.lines, len(report.issues), report.issues_total) == (False, 104, 100, 103)
     assert [len(validate_log(log, max_issues=n).issues) for n in (0, 1, 200)] == [0, 1, 103]
+    three = line(step=-1, loss="x", epoch="y")
+    log = write(tmp_path / "three.jsonl", line(), three, three)
+    for most in range(8):
+        report = validate_log(log, max_issues=most)
+        assert [bad.line for bad in report.issues] == [2, 2, 2, 3, 3, 3][:most]
+        assert (report.issues_total, report.valid, report.lines) == (6, False, 3)
 
 
 def test_a_validation_counts_events_by_name_and_unknown_ones_apart(tmp_path):
@@ -232,6 +238,18 @@ def test_a_log_that_begins_in_another_version_is_refused_and_one_line_of_another
         validate_log(write(tmp_path / "a.jsonl", other, line()))
     report = validate_log(write(tmp_path / "b.jsonl", line(), other, line()))
     assert [(item.line, item.path, item.expected) for item in report.issues] == [(2, "$.schema", HEAD["schema"])]
+
+
+def test_a_line_without_end_is_measured_up_to_a_limit_and_named(tmp_path, monkeypatch):
+    most = 1 << 20
+    monkeypatch.setattr("gradience.telemetry.lines._LONGEST_LINE", most)
+    (bad,) = TelemetryReader(write(tmp_path / "most.jsonl", line(), b"x" * most, line())).summarize().issues
+    assert (bad.line, bad.offset, bad.reason) == (2, len(line()) + 1, f"a line of {most} bytes; one may have 65536")
+    log = write(tmp_path / "more.jsonl", line(), b"x" * (2 * most), line())
+    with pytest.raises(RecorderError) as error:
+        TelemetryReader(log).summarize()
+    assert str(error.value) == f"cannot read {log}: line 2 is longer than 1 MiB, the limit for a line of any log"
+    assert error.value.advice == "give the run.jsonl that a run wrote"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -109,6 +109,18 @@ def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
     assert end.reason == "7 events could not be recorded"
 
 
+def test_a_start_that_finds_its_log_gone_opens_the_new_one_itself(log):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with TelemetryWriter(log, fsync="never") as writer:
+            writer.run_start(resumed_from_step=0)
+            log.unlink()
+            writer.run_start(resumed_from_step=5)
+            assert writer.lost == 1
+    start, end = TelemetryReader(log)
+    assert (start.resumed_from_step, end.status, end.reason) == (5, "ok", "1 events could not be recorded")
+
+
 def test_an_event_with_nothing_to_hide_is_itself():
     head = {"schema": SCHEMA_ID, "ts": None, "run_id": "r", "step": 1}
     plain, secret = TrainStep(**head, extras={"x": 1}), TrainStep(**head, extras={"password": "tiger", "x": 1})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tables import every
 
-from gradience.telemetry.lines import Fault, _item, _mend
+from gradience.telemetry.lines import _STAND_INS, Fault, _item, _mend
 
 
 def mended(document, path, expected=None):
@@ -24,6 +24,14 @@ def mended(document, path, expected=None):
 )
 def test_a_place_gets_a_value_that_is_valid_or_goes(path, can, left):
     assert mended({"step": "x", "lr": [1, "x"], "own": 1}, path) == (can, left)
+
+
+def test_a_value_that_stands_in_is_no_other_documents():
+    for name in ("config", "metrics", "recommendations"):
+        document = {name: 3}
+        assert _mend(document, Fault("why", f"$.{name}"))
+        assert document[name] == _STAND_INS[name]
+        assert document[name] is not _STAND_INS[name]
 
 
 def test_an_item_of_a_list_keeps_its_place():

@@ -59,6 +59,8 @@ def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log)
         *(event("metrics", step, kind="guard", metrics={"action": "drop"}) for step in (2, 3)),
         *(event("metrics", step, kind=f"k{step}", metrics={}) for step in (2, 3)),
         event("metrics", 2, kind="guarded", metrics={}),
+        event("metrics", None, kind="timeless", metrics={}),
+        event("metrics", None, kind="guard", metrics={"action": "keep"}),
         event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "1"}]),
         event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "2"}]),
         event("run_end", None, status="ok"),
@@ -69,9 +71,10 @@ def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log)
     assert (run.lost_norms, len(run.grad_norms), run.superseded) == ({1, 2}, 2, 3)
     assert run.record.replaced == [(3, 0.375), (4, 0.5)]
     assert run.record.resumed_from == [2]
+    assert run.latest_eval("eval").step is None  # of any time
     assert [each.step for each in run.evals] == [2, None]
-    assert [each.step for each in run.guarded] == [2]
-    assert run.latest_metrics.keys() == {"k2", "guarded"}
+    assert [each.step for each in run.guarded] == [2, None]
+    assert run.latest_metrics.keys() == {"k2", "guarded", "timeless", "guard"}
     assert [item.message for item in run.recommendations] == ["1", "2"]
     assert (run.last_step, run.end) == (2, None)
 
@@ -83,6 +86,15 @@ def test_the_last_step_is_the_highest_of_any_event_and_that_of_a_resume_without_
     assert read(log, row(0)).last_step == read(log, evaluation(0)).last_step == 0
     assert read(log, evaluation(None)).last_step is None
     assert read(log, row(1), event("run_start", 0, config={}, resumed_from_step=0), row(1)).last_step == 1
+
+
+def test_an_epoch_of_0_is_the_last_one_and_norms_and_rates_stay_apart_through_a_resume(log):
+    assert read(log, row(0, epoch=0)).last_epoch == read(log, row(0, epoch=2.0), row(1, epoch=0.0)).last_epoch == 0
+    rows = [row(step, lr=step / 4, grad_norm=2.0 * step) for step in range(5)]
+    run = read(log, *rows, event("run_start", 2, config={}, resumed_from_step=2))
+    assert (list(run.rates), list(run.grad_norms)) == ([0.0, 0.25, 0.5], [0.0, 2.0, 4.0])
+    run = read(log, *rows, event("run_start", 0, config={}, resumed_from_step=0))
+    assert (list(run.steps), list(run.losses), run.superseded, run.last_step) == ([0], [0.0], 4, 0)
 
 
 def test_a_value_that_is_not_finite_makes_a_column_and_no_row_of_it(log):
@@ -151,6 +163,19 @@ def test_a_line_is_a_torn_tail_also_where_the_next_block_begins_the_next_session
     log.write_text("\n".join(lines) + "\n")
     list(reader)
     assert [(bad.line, bad.torn, bad.path) for bad in reader.issues] == [(501, False, "$.step")]
+
+
+def test_a_line_is_a_torn_tail_also_where_rows_by_the_thousand_go_on_in_another_session(log):
+    for between, torn in (("b", True), ("a", False)):
+        first = [json.dumps(row(step, session="a")) for step in range(1500)]
+        other = json.dumps({**evaluation(1500), "session": between})
+        last = [json.dumps(row(step, session="a")) for step in range(1500, 3000)]
+        log.write_text("\n".join([*first, other, '{"event": "train', *last]) + "\n")
+        reader = TelemetryReader(log)
+        assert len(list(reader)) == 3001
+        (issue,) = reader.issues
+        assert reader.summarize().issues == [issue]
+        assert (issue.line, issue.torn) == (1502, torn)
 
 
 def test_faults_are_counted_and_lines_with_a_bare_number_too(log):

@@ -68,6 +68,8 @@ def test_a_byte_order_mark_is_no_fault(log: Path) -> None:
     log.write_bytes(b"\xef\xbb\xbf" + START + b"\n" + ROW + b"\n")
     assert [type(item) for item in read(log)] == [RunStart, TrainStep]
     assert TelemetryReader(log).summarize().issues == []
+    log.write_bytes(START + b"\n\xef\xbb\xbf" + ROW + b"\n")
+    assert [type(item) for item in read(log)] == [RunStart, BadLine]  # but in the middle of a file
 
 
 def test_windows_line_ends_are_no_fault(log: Path) -> None:
@@ -90,6 +92,11 @@ def test_bare_nan_is_read_and_noted_once(log: Path) -> None:
     assert reader.notes == ["4 lines hold a bare NaN or Infinity, which is not JSON; read anyway"]
     assert reader.issues == []
     assert reader.summarize().bare_tokens == 4
+    log.write_bytes(ROW + b"\n")
+    assert ([event.loss for event in reader], reader.notes) == ([0.5], [])  # a further pass has its own notes
+    log.write_bytes(ROW.replace(b"0.5", b"NaN").replace(b'"step":1', b'"step":-1') + b"\n")
+    faults = [(bad.line, bad.path) for bad in validate_log(log).issues]
+    assert faults == [(1, "$.loss"), (1, "$.step")]  # what it holds is checked too
 
 
 def test_a_number_too_large_for_a_double_is_infinity(log: Path) -> None:
@@ -282,7 +289,7 @@ def test_a_report_of_validation_lists_as_many_faults_as_asked_for_and_counts_all
     assert (len(validate_log(log).issues), validate_log(log).issues_total) == (100, 120)
     for most in (0, 1, 3):
         report = validate_log(log, max_issues=most)
-        assert (len(report.issues), report.issues_total) == (most, 120)
+        assert (len(report.issues), report.issues_total, report.valid) == (most, 120, False)
 
 
 def test_of_one_line_64_faults_are_named(log: Path) -> None:

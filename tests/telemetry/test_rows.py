@@ -18,6 +18,10 @@ class Kind(str, Enum):  # noqa: UP042  # as those of transformers are
     A = "a"
 
 
+class Name(Enum):
+    STEP = "step"
+
+
 class Place(Enum):
     B = 2
 
@@ -63,6 +67,26 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ),
         ({"reward": 1}, {"reward"}, {}, set()),
         ({}, set(), {}, set()),
+        (
+            {"eval_test_runtime": 1, "test_loss": 2},  # the short prefix has the name, in any order of letters
+            set(),
+            {"test": {"loss"}, "eval_test": {"runtime"}},
+            set(),
+        ),
+        ({"total_flos": 1, "train_loss": 2, "eval_f1": 3}, set(), {"eval": {"f1"}}, {"total_flos", "train_loss"}),
+        ({"total_flos": 1, "lr": 2, "kl": 3}, {"lr", "kl"}, {}, {"total_flos"}),
+        ({"total_flos": 1, "train_x": 2, "grad_norm": 3}, {"grad_norm"}, {}, {"total_flos", "train_x"}),
+        ({"evaluation_runtime": 1, "loss": 2}, {"loss"}, {"evaluation": {"runtime"}}, set()),
+        (
+            {"validation_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3},
+            set(),
+            {"validation": {"loss"}, "a": {"runtime", "entropy"}},
+            set(),
+        ),
+        ({"total_flos": 1, "training_time": 2, "loss": 3}, {"training_time", "loss"}, {}, {"total_flos"}),
+        ({"eval_a_runtime": 1, "eval_ab_runtime": 2}, set(), {"a": {"runtime"}, "ab": {"runtime"}}, set()),
+        ({"devices": 1, "loss": 2}, {"devices", "loss"}, {}, set()),
+        ({"dev_loss": 1, "dev_f1": 2, "loss": 2}, {"loss"}, {"dev": {"loss", "f1"}}, set()),
     ],
 )
 def test_a_row_is_what_its_keys_say(row, train, evals, summary):
@@ -118,6 +142,13 @@ def test_a_split_has_the_data_sets_name(prefix):
         ({"loss": [0.5]}, {}, {"loss_": [0.5]}),
         ({"step": 1, "run_id": "x", "extras": 2, "event": 3, "self": 4}, {}, RESERVED),
         ({"reward": 0.5, "kl": "0.1"}, {}, {"reward": 0.5, "kl": "0.1"}),
+        ({Name.STEP: 1, 7: 2}, {}, {"step_": 1, "7": 2}),
+        (
+            {"loss": 0, "lr": [0], "epoch": "0", "grad_norm": 0.0},
+            {"loss": 0.0, "lr": [0.0], "epoch": 0.0, "grad_norm": 0.0},
+            {},
+        ),
+        ({"lr": "high", "learning_rate": 0.1}, {"lr": 0.1}, {"lr_": "high"}),
     ],
 )
 def test_known_columns_get_the_recorders_names_and_all_else_stays_beside_them(row, known, extras):
@@ -196,6 +227,9 @@ def test_these_words_begin_what_is_measured_on_held_out_data(word, metric):
         ({"loss": 1.5, "lr": 1.0, "learning_rate": 2.0}, None),  # one of them is an extra
         ({"loss": 1.5, "reward": 0.5}, None),
         ({"loss": 1}, None),
+        ({"loss": np.float64(1.5)}, None),
+        ({"loss": 1.5, "lr": None}, None),
+        ({"loss": 0.0, "epoch": 0.0}, {"loss": 0.0, "epoch": 0.0}),
         ({"loss": 1.5, "epoch": 1}, None),
         ({"epoch": 1.0}, None),
         ({}, None),

@@ -63,6 +63,36 @@ SHAPES = [  # (name, what stands before, the characters, the least number of the
     ("authorization", "Bearer ", "abc1def2" * 9, 16),
     ("signature", "https://x.org/a?sig=", "abc1def2" * 9, 16),
     ("key of a request", "https://x.org/a?code=", "abc1def2" * 9, 16),
+    ("vendor key", "pa-", BODY, 40),
+    ("vendor key", "figd_", BODY, 20),
+    ("vendor key", "figd_", "abc1efghij" * 9, 40),  # of one case it may be words
+    ("vendor key", "sbp_", HEX, 32),
+    ("vendor key", "ak-", BODY[:22], 22),
+    ("vendor key", "npg_", BODY, 12),
+    ("vendor key", "sk_", HEX[:48], 48),
+    ("vendor key", "AKID", BODY, 32),
+    ("vendor key", "patA0b1C2d3E4f5G6.", HEX, 64),
+    ("vendor key", f"v1.0-{HEX[:24]}-", HEX, 140),
+    ("vendor key", "sl.", BODY, 100),
+    ("webhook", "https://x.office.com/webhook/", BODY, 16),
+    ("private key", "Private-Lines: 1\n", BODY[:64], 4),
+    ("secret key", "wandb login ", BODY, 20),
+]
+NO_SHAPES = [  # a character too many, too few in the middle, none that tells it from a word, or a letter before it
+    "AKIA0A1B2C3D4E5F6G7HI",
+    "AKIA0A1B2C3D4E5F6G7Hi",
+    "xAKIA0A1B2C3D4E5F6G7H",
+    "1AKIA0A1B2C3D4E5F6G7H",
+    *(f"{digits}:AA{BODY[:size]}" for digits, size in (("12345678", 34), ("1234567", 33), ("12345678901", 33))),
+    f"dapi{HEX[:33]}",
+    f"key-{HEX[:33]}",
+    f"ak-{BODY[:23]}",
+    f"sk_{HEX[:49]}",
+    *(f"M{BODY[:a]}.{BODY[:b]}.{BODY[:27]}" for a, b in ((22, 6), (28, 6), (23, 5), (23, 7))),
+    f"SG.{BODY[:15]}.{BODY[:16]}",
+    f"eyJ{BODY[:7]}.{BODY[:8]}.",
+    *(f"{begin}{'abcdefghij' * 3}" for begin in ("sk-", "gsk_", "figd_", "Bearer ", "token ")),
+    f"xhf_{BODY[:30]}",
 ]
 
 
@@ -73,6 +103,22 @@ def test_a_secret_of_the_least_length_is_hidden_and_a_shorter_text_is_not(name, 
     assert f"<redacted: {name}>" in hide_secrets(f"{before}{body[:least]}{tail}")
     shorter = f"{before}{body[: least - 1]}{tail}"
     assert f"<redacted: {name}>" not in hide_secrets(shorter)
+
+
+def test_what_is_almost_a_secret_is_none():
+    assert [text for text in NO_SHAPES if hide_secrets(f"a {text} z") != f"a {text} z"] == []
+    for digits in ("12345678", "1234567890"):
+        assert hide_secrets(f"{digits}:AA{BODY[:33]}") == "<redacted: telegram token>"
+    for size in (23, 27):
+        assert hide_secrets(f"M{BODY[:size]}.{BODY[:6]}.{BODY[:27]}") == "<redacted: discord token>"
+    assert hide_secrets("_AKIA0A1B2C3D4E5F6G7H") == "_<redacted: aws key id>"
+    for size in (16, 200):
+        assert hide_secrets(f"SG.{BODY[:size]}.{BODY[:16]}") == "<redacted: sendgrid key>"
+    shown = "docker --config /etc/docker/conf login x.org -p <redacted: secret key>"
+    assert hide_secrets(shown.replace("<redacted: secret key>", "tiger")) == shown
+    for size, hidden in ((64, True), (65, False)):
+        text = f"curl -u {'j' * size}:tiger https://x"
+        assert hide_secrets(text) == (text.replace("tiger", "<redacted: secret key>") if hidden else text)
 
 
 @pytest.mark.parametrize(("digits", "hidden"), [(39, False), (40, True), (41, False)])
@@ -96,6 +142,22 @@ def test_forty_hexadecimal_digits_are_a_key_under_the_name_of_wandb(digits, hidd
         ("token", "[PAD]", False),
         ("password", "x", True),
         ("password", "none", False),
+        ("password", " None\n", False),
+        ("password", "", False),
+        ("password", "  ", False),
+        ("password", "none of these", True),
+        ("password", "0", True),
+        ("token", "", False),
+        ("token", "a" * 7 + " ", True),
+        ("token", "<a><b>c", False),
+        ("token", "<a><b>cd", True),
+        ("key", "a1" * 8, True),
+        ("key", "1" * 24, False),
+        ("key", "abcdefghabcdefg1", False),
+        ("tokens", "x" * 20, False),
+        ("first_pass", "x" * 20, False),
+        ("pass", "x", True),
+        ("2", "x" * 20, False),
         ("password", "<redacted: secret key>", False),
         ("bypass", "x" * 20, False),
         ("forward_pass", "x" * 20, False),

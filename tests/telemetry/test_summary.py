@@ -10,7 +10,7 @@ from tables import every
 from gradience import telemetry
 from gradience.schema import SCHEMA_ID, RecommendationItem, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
-from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.reader import RunSummary, validate_log
 from gradience.telemetry.scan import LogScan
 from gradience.telemetry.series import RunSeries, _ends
 
@@ -160,16 +160,23 @@ def test_the_run_that_began_last_is_shown(log: Path) -> None:
 
 def test_extras_of_evaluations_are_kept_between_thousands_of_rows(log: Path) -> None:
     evaluation = {"event": "eval", "step": 2, "split": "test", "metrics": {"loss": 1.0, "f1": 0.5}}
-    run = only(write(log, *(row(i) for i in range(3000)), evaluation, *(row(i) for i in range(3000, 6000))))
+    summary = write(log, *(row(i) for i in range(3000)), evaluation, *(row(i) for i in range(3000, 6000)))
+    run = only(summary)
+    assert (summary.counts, summary.lines) == ({"train_step": 6000, "eval": 1}, 6001)
     assert run.latest_eval("test").metrics.extras == {"f1": 0.5}
     assert len(run.steps) == 6000
     assert run.record.out_of_order == 0
 
 
 def test_a_log_of_unknown_events_alone_has_no_run(log: Path) -> None:
-    summary = write(log, {"event": "later", "step": 1})
+    later = {"event": "later", "step": 1}
+    summary = write(log, later, later, later | {"event": "other"})
     assert summary.last is None
-    assert summary.unknown == {"later": 1}
+    assert (summary.unknown, summary.counts, summary.lines) == ({"later": 2, "other": 1}, {}, 3)
+    assert TelemetryReader(log).latest_eval("test") is TelemetryReader(log).latest_config() is None
+    report = validate_log(log)
+    assert (report.valid, report.unknown_events, report.events) == (True, {"later": 2, "other": 1}, {})
+    assert report.notes[0].startswith("3 events of a name unknown")
 
 
 def test_a_step_no_json_reader_keeps_exactly_is_a_bad_line(log: Path) -> None:
@@ -237,15 +244,28 @@ def test_a_column_has_the_steps_that_logged_a_finite_number(log: Path) -> None:
     measured = {"update_norm": 0.5, "stable_rank_mean": "NaN", "other": 1.0}
     audit = {"event": "metrics", "kind": "spectral", "metrics": measured}
     rows = [row(1, kl="NaN"), row(2, kl="0.25"), row(3, kl="high"), row(4, kl=0.5, loss=None)]
-    write(log, *rows, audit | {"step": 7}, audit | {"step": None}, audit | {"step": 9, "kind": "another"})
+    at_0 = audit | {"step": 0, "metrics": {"update_norm": 0.0}}
+    write(log, *rows, at_0, audit | {"step": 7}, audit | {"step": None}, audit | {"step": 9, "kind": "another"})
     run = TelemetryReader(log).summarize({"kl"}).last
     assert run is not None
     assert {name: (list(c.steps), list(c.values)) for name, c in run.columns.items()} == {
         "kl": ([2, 4], [0.25, 0.5]),
-        "spectral/update_norm": ([7], [0.5]),
+        "spectral/update_norm": ([0, 7], [0.0, 0.5]),
         "spectral/stable_rank_mean": ([], []),
     }
     assert sorted(run.latest_metrics) == ["another", "spectral"]
+
+
+def test_a_value_that_is_a_number_in_some_rows_only_is_kept_of_these_in_any_block(log: Path) -> None:
+    odd = {700: "0.5", 1500: "high", 1600: None, 1700: True, 1800: [1.0], 2500: 3, 2600: "NaN", 2999: "-Infinity"}
+    write(log, *(row(step, kl=odd.get(step, 0.25), other=odd.get(step)) for step in range(3000)))
+    run = TelemetryReader(log).summarize({"kl"}).last
+    assert run is not None
+    kept = {
+        step: {700: 0.5, 2500: 3.0}.get(step, 0.25) for step in range(3000) if step not in odd or step in {700, 2500}
+    }
+    assert dict(zip(run.columns["kl"].steps, run.columns["kl"].values, strict=True)) == kept
+    assert (list(run.columns), len(run.steps)) == (["kl"], 3000)
 
 
 def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Path) -> None:

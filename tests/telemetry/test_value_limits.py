@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from tables import every
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.schema.events import TrainStep, UnknownEvent
+from gradience.schema.events import Recommendation, RecommendationItem, TrainStep, UnknownEvent
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
@@ -50,6 +51,7 @@ def refusal(make: Any) -> str:
 def test_an_event_has_ten_thousand_values_in_all():
     assert len(plain(list(range(10_000)), "x")) == 10_000
     assert plain({"a": list(range(9_998)), "b": 1}, "x")["b"] == 1
+    assert plain({"b", 1, "10", 9}, "x") == described({"b", 1, "10", 9}) == [1, "10", 9, "b"]  # by their texts
     says = "holds more values than the 10000 of one event"
     assert refusal(lambda: plain(list(range(10_001)), "x")) == f"`x` {says}"
     assert refusal(lambda: plain({"a": list(range(9_999)), "b": 1}, "x")) == f"`x.a` {says}"
@@ -82,6 +84,8 @@ def test_an_integer_has_4096_bits():
 def test_an_array_has_4096_values():
     assert plain(np.zeros(4096), "x") == [0.0] * 4096
     assert plain(array("d", [0.0] * 4096), "x") == [0.0] * 4096
+    assert (plain(np.ones(1), "x"), plain(np.ones((1, 1)), "x"), plain([2.0], "x")) == ([1.0], [[1.0]], [2.0])
+    assert (described(np.ones(1)), described(np.ones((1, 1))), described([2.0])) == (1.0, 1.0, [2.0])
     assert refusal(lambda: plain(np.zeros((17, 241)), "x")) == "`x`: expected at most 4096 values, got numpy.ndarray"
     says = "`x`: expected at most 4096 values, got array.array"
     assert refusal(lambda: plain(array("d", [0.0] * 4097), "x")) == says
@@ -118,6 +122,7 @@ def test_rates_are_one_or_a_list():
         [0.5],
     )
     assert (rates("NaN"), rates(2), rates(np.float32(0.5))) == ("NaN", 2, 0.5)
+    assert (rates(deque([0.5, 1])), rates(range(2)), rates((0,)), rates(0)) == ([0.5, 1], [0, 1], [0], 0)
     assert refusal(lambda: rates([0.5, None])) == "`lr[1]`: expected a number, got NoneType"
     assert refusal(lambda: rates(None)) == "`lr`: expected a number, got NoneType"
 
@@ -203,6 +208,16 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
         ({"total_flos": 1, "train_loss": 3, "loss": 2}, {"loss": 2}, {}, {"total_flos": 1, "train_loss": 3}),
         ({"total_flos": 1, "loss": 2, "epoch": 3}, {"loss": 2, "epoch": 3}, {}, {"total_flos": 1, "epoch": 3}),
         ({"total_flos": 1, "eval_loss": 2}, {}, {"eval": {"loss": 2}}, {"total_flos": 1}),
+        ({"total_flos": 0, "loss": 0, "epoch": 0}, {"loss": 0, "epoch": 0}, {}, {"total_flos": 0, "epoch": 0}),
+        ({"total_flos": 1, "epoch": None, "lr": 0}, {"lr": 0, "epoch": None}, {}, {"total_flos": 1, "epoch": None}),
+        ({"eval_loss": 0, "epoch": 0}, {}, {"eval": {"loss": 0, "epoch": 0}}, {}),
+        ({"eval_runtime": 0, "loss": 0}, {"loss": 0}, {"eval": {"runtime": 0}}, {}),
+        (
+            {"eval_a_runtime": 0, "eval_b_runtime": 0, "epoch": 0},
+            {},
+            {"a": {"runtime": 0, "epoch": 0}, "b": {"runtime": 0, "epoch": 0}},
+            {},
+        ),
         ({"predict_ppl": 1, "lr": 2, "epoch": 3}, {"lr": 2, "epoch": 3}, {"predict": {"ppl": 1}}, {}),
         ({"eval_loss": 1, "loss": 3, "f1": 2}, {"loss": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
         ({"eval_loss": 1, "f1": 2}, {}, {"eval": {"loss": 1, "f1": 2}}, {}),
@@ -285,6 +300,38 @@ def test_a_path_names_a_place():
     ) * 4
 
 
+def test_what_is_unknown_on_any_level_is_kept_on_its_level():
+    def item(**extras: Any) -> RecommendationItem:
+        return RecommendationItem(severity="info", action="a", message="m", extras=extras)
+
+    for extras in (({"x": 1}, {}), ({}, {"x": 0}), ({}, {})):
+        event = Recommendation(**HEAD, step=1, recommendations=[item(**extra) for extra in extras])
+        line = encode(event)
+        assert json.loads(line)["recommendations"] == [
+            {"severity": "info", "action": "a", "message": "m", **extra} for extra in extras
+        ]
+        assert decode(line) == event
+    config = {
+        "x": 1,
+        "y": 2,
+        "extras": {"x": 3, "z": 4},
+        "lora": {"r": 8, "q": None},
+        "optimizer": {"extras": {"a": 0}},
+    }
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": config}).encode())
+    assert start.config.extras == {"x": 1, "y": 2, "z": 4}  # of two of a name the one beside counts
+    assert (start.config.lora.extras, start.config.optimizer.extras) == ({"q": None}, {"a": 0})
+    lora = {"rank_pattern": {"q": 4.0, "k": 8, "v": 0.0}, "alpha_pattern": {"q": 4.5, "k": "NaN"}}
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": {"lora": lora}}).encode())
+    assert repr(start.config.lora.rank_pattern) == "{'q': 4, 'k': 8, 'v': 0}"
+    assert start.config.lora.alpha_pattern == lora["alpha_pattern"]
+    for bad in ({"extras": 5, "x": 1}, 5, None, {"lora": {"rank_pattern": {"q": 4.0, "k": 8.5}}}):
+        with pytest.raises(SchemaError, match=r"\$\.config"):
+            decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": bad}).encode())
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": {}, "own": 0}).encode())
+    assert (start.extras, start.config.extras) == ({"own": 0}, {})
+
+
 @every(("value", "step"), [(4.0, 4), (float(2**53 - 2), 2**53 - 2), (float(2**53), None), (4.5, None)])
 def test_a_whole_float_is_an_integer_where_one_is_asked_for(value, step):
     line = json.dumps({**ROW, "step": value}).encode()
@@ -302,6 +349,12 @@ def test_another_version_is_named_by_its_first_80_characters():
     assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
     event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())
     assert event == UnknownEvent(event="later", ts=1.0, run_id="r", step=3, payload={"x": 1})
+    for step in (0, None, 5):
+        event = UnknownEvent(event="later", ts=0.0, run_id="r", step=step, payload={"x": 0, "y": None})
+        assert decode(encode(event)) == event
+    for name in (["later"], {}, None, 5):
+        with pytest.raises(SchemaError, match=r"\$\.event"):
+            decode(json.dumps({**HEAD, "event": name, "step": 3}).encode())
 
 
 def test_lines_decoded_at_once_are_as_many_as_there_are():

@@ -77,6 +77,33 @@ def test_every_method_writes_the_event_it_names(log: Path, writer: TelemetryWrit
     assert lines(log) == [head | {"seq": seq} | body for seq, body in enumerate(bodies)]
 
 
+def test_zeros_and_empty_values_are_written_and_nothing_is_made_of_them(log: Path, writer: TelemetryWriter) -> None:
+    writer.run_start(meta={}, resumed_from_step=0)
+    writer.train_step(0, loss=0, lr=0, grad_norm=0, epoch=0, kl=0)
+    writer.train_step(1, loss=0.0, lr=[], x=None)
+    writer.train_step(2)
+    writer.eval(0, split="", metrics={"loss": 0, "ppl": 0.0, "accuracy": 0, "n": 0, "f1": 0})
+    writer.eval(None, split="t", metrics={"loss": None, "n": None})
+    writer.metrics(0, kind="", metrics={})
+    writer.alert(severity="info", code="", message="", step=0, context={})
+    writer.recommendation([], step=0)
+    writer.run_end(reason="")
+    bodies = [{k: v for k, v in line.items() if k not in {"schema", "ts", "run_id", "session"}} for line in lines(log)]
+    assert [body.pop("seq") for body in bodies] == list(range(10))
+    assert bodies == [
+        {"event": "run_start", "step": 0, "config": {}, "resumed_from_step": 0},
+        {"event": "train_step", "step": 0, "loss": 0, "lr": 0, "grad_norm": 0, "epoch": 0, "kl": 0},
+        {"event": "train_step", "step": 1, "loss": 0.0, "lr": [], "x": None},
+        {"event": "train_step", "step": 2},
+        {"event": "eval", "step": 0, "split": "", "metrics": {"loss": 0, "ppl": 0.0, "accuracy": 0, "n": 0, "f1": 0}},
+        {"event": "eval", "step": None, "split": "t", "metrics": {}},
+        {"event": "metrics", "step": 0, "kind": "", "metrics": {}},
+        {"event": "alert", "step": 0, "severity": "info", "code": "", "message": ""},
+        {"event": "recommendation", "step": 0, "recommendations": []},
+        {"event": "run_end", "step": None, "status": "ok", "reason": ""},
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "wire"), [(float("nan"), "NaN"), (float("inf"), "Infinity"), (-np.inf, "-Infinity"), ("NaN", "NaN")]
 )
@@ -240,6 +267,12 @@ def test_a_torn_tail_is_closed_before_anything_is_added(log: Path) -> None:
     first, second, _ = log.read_bytes().split(b"\n")
     assert first == b'{"schema": "grad'
     assert json.loads(second)["event"] == "run_end"
+    for held in (b"x", b"\n", b"x\n", b"", b"\nx"):
+        log.write_bytes(held)
+        with TelemetryWriter(log):
+            pass
+        ended = held if held[-1:] in {b"", b"\n"} else held + b"\n"
+        assert log.read_bytes()[: len(ended) + 9] == ended + b'{"event":'
 
 
 def test_each_event_is_visible_at_once(log, writer) -> None:
@@ -412,6 +445,14 @@ def test_a_log_that_cannot_be_opened_is_said_and_tried_again_where_it_matters(tm
     assert said(caught)[-1].endswith("3 events could not be recorded")
     written = [(line["seq"], line["event"]) for line in lines(log.path)]
     assert written == [(3, "eval"), (4, "train_step"), (5, "run_end")]  # the gap is the three that were lost
+    (tmp_path / "g").touch()
+    with pytest.warns(RuntimeWarning, match="gradience"), TelemetryWriter(tmp_path / "g" / "r.jsonl", "") as log:  # noqa: PT031  # several lines warn
+        assert (len(log.run_id), log.lost, log.path) == (32, 0, tmp_path / "g" / "r.jsonl")
+        log.train_step(1, loss=0.5)
+        (tmp_path / "g").unlink()
+    (end,) = lines(log.path)  # at its end it is tried again too
+    assert (end["seq"], end["event"], end["reason"]) == (1, "run_end", "1 events could not be recorded")
+    assert end["run_id"] == log.run_id
 
 
 def test_a_loop_goes_on_also_where_warnings_are_errors(log: Path) -> None:
