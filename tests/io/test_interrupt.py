@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from gradience.io import interrupt
 
 START = """
 import os, signal, sys
@@ -71,3 +74,20 @@ def test_a_signal_ends_the_command_whatever_it_meets(met, number, code, said):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_delayed_signal_is_raised_once(monkeypatch):
+    monkeypatch.setattr(interrupt, "_SOON", 30.0)
+    monkeypatch.setattr(interrupt, "_Waiting", type("Waiting", (), {"blocks": 0, "signal": 0, "raised": 0, "soon": 0}))
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        interrupt._raise_soon(signal.SIGINT)
+        assert 0.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30.0
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.raise_delayed()
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert interrupt.came() == signal.SIGINT
+        interrupt.raise_delayed()  # none is left
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

@@ -69,6 +69,7 @@ def raise_delayed() -> None:
     The timer tries every 10 ms, and a command that imports until its end would be done before a try succeeds.
     """
     if _Waiting.soon:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)  # else it would raise the signal once more, while the command ends
         _end(_Waiting.soon)
 
 
