@@ -34,10 +34,6 @@ settings.register_profile(
 settings.register_profile("properties", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # coverage measures the workers, not the commands that tests start
-    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
-        os.environ.pop(name, None)
-
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the modules of this folder within reach
     sys.path.insert(0, str(ROOT / "tests"))
@@ -53,15 +49,6 @@ if find_spec("jinja2") is not None:
 
 gc.set_threshold(20_000)  # at 700, a test in ten waits for a collection of some 100 000 objects that all live
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
-
-
-def pytest_sessionstart(session):
-    """Measure no coverage in the process that hands the tests out: it runs none, and is slowed by half."""
-    coverage = sys.modules.get("coverage")
-    if coverage is not None and getattr(session.config.option, "numprocesses", None):
-        running = coverage.Coverage.current()
-        if running is not None:
-            running.stop()
 
 
 @pytest.fixture(autouse=True)
