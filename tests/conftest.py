@@ -51,22 +51,22 @@ gc.set_threshold(20_000)  # at 700, a test in ten waits for a collection of some
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 
 
-@pytest.fixture(autouse=True)
-def _imports_are_not_garbage():
-    """Exclude the objects of large imports from later garbage collections: each Trainer's end runs a full one."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Around each test; as fixtures these would take a millisecond of each.
+
+    Objects of large imports are excluded from later garbage collections: each Trainer's end runs a full one. SIGINT and
+    SIGTERM are restored: the program ignores both at its end, and commands started later inherit that.
+    """
     if len(sys.modules) > _FROZEN["modules"] + 300:
         gc.collect()
         gc.freeze()
         _FROZEN["modules"] = len(sys.modules)
-
-
-@pytest.fixture(autouse=True)
-def _signals_as_before():
-    """Restore SIGINT and SIGTERM. The program ignores both at its end, and commands started later inherit that."""
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
+    result = yield
     for number, handler in old.items():
         signal.signal(number, handler)
+    return result
 
 
 @pytest.fixture(scope="session")
