@@ -169,6 +169,9 @@ WORKED_OUT = [  # by hand, for a name of ten letters: one step for each item tha
     ("(?:a|b)?c", 9),
     ("(?:a|b){3}", 325),
     ("(?=a*)b", 14),  # a look-ahead is tried once and left
+    ("(?!a*)b", 14),
+    ("(?<=a*)b", 14),
+    ("(?<!a*)b", 14),
     ("(?#a*)b", 3),
     (r"\*\(b", 4),
     ("[(*)]b", 3),
