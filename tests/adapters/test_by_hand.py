@@ -205,6 +205,7 @@ def test_padding_adds_zeros_at_the_end_of_each_axis():
     one = np.ones((1, 2))
     assert padded(one, (1, 2)) is one
     assert padded(one, (2, 3)).tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert padded(one.astype(np.float16), (2, 3)).dtype == np.float16
 
 
 @every(

@@ -217,6 +217,19 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
     assert find_files(beside / "adapter_model.safetensors").folder == beside
     given = find_files(beside, weights=beside / "sub" / "adapter_model.safetensors")
     assert (given.others, given.config) == ((), beside / "sub" / "adapter_config.json")  # the config beside the weights
+    elsewhere = tmp_path / "all" / "one" / "adapter_config.json"
+    assert find_files(beside, config=elsewhere).config == elsewhere  # although one lies beside the weights
+    for options, said, advice in (
+        ({"weights": beside / "sub"}, f"no weights file at {beside / 'sub'}", "give it with --weights FILE"),
+        ({"config": beside / "sub"}, f"no config file at {beside / 'sub'}", "give it with --adapter-config FILE"),
+    ):
+        with pytest.raises(AdapterError) as error:
+            find_files(beside, **options)  # a folder is no file
+        assert (str(error.value), error.value.advice) == (said, advice)
+    with pytest.raises(AdapterError) as error:
+        find_files(tmp_path / "gone")
+    assert str(error.value) == f"no such file or folder: {tmp_path / 'gone'}"
+    assert error.value.advice == "give the folder that PEFT saved"
     given.config.unlink()
     assert find_files(beside, weights=given.weights).config == beside / "adapter_config.json"
 
