@@ -193,6 +193,12 @@ def test_experts_are_outermost_in_a_and_innermost_in_b():
     assert (wide_b.shape, wide_a.shape) == ((6, 9), (9, 5))
     again = LoraPair("a", "b", 3, 5, 6, experts=3).split(wide_b, wide_a)
     np.testing.assert_array_equal(again[0] @ again[1], split_b @ split_a)
+    layer = LoraPair("a", "b", 2, 3, 6, kernel=(2, 2))
+    b, a = drawn(6, 2, 1, 1), drawn(2, 3, 2, 2, seed=9)
+    wide_b, wide_a = layer.joined(*layer.split(b, a), 4)
+    assert (wide_b.shape, wide_a.shape) == ((6, 4, 1, 1), (4, 3, 2, 2))
+    np.testing.assert_array_equal(wide_a, np.concatenate([a, np.zeros((2, 3, 2, 2))]))
+    np.testing.assert_array_equal(wide_b, np.concatenate([b, np.zeros((6, 2, 1, 1))], axis=1))
 
 
 @pytest.mark.parametrize("transposed", [False, True])

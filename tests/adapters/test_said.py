@@ -874,4 +874,11 @@ def test_hira_of_a_square_weight_is_turned_where_the_config_says_so(turned, tmp_
     _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type="HIRA", fan_in_fan_out=turned))
     w = np.arange(9.0).reshape(3, 3)
     b, a = 1.0 + np.arange(6.0).reshape(3, 2), 1.0 + np.arange(6.0).reshape(2, 3)
+    more = shapes | {"k.hira_A": (2, 3), "strange": (1,)}
+    _, all_of_them = open_adapter(saved(tmp_path / "b", more, peft_type="HIRA"))
+    assert [(item.name, item.cause) for item in all_of_them.skipped] == [
+        ("k", LeftoverReason.FACTOR_MISSING),
+        ("q", LeftoverReason.NEEDS_BASE),
+        (f"{PREFIX}strange", LeftoverReason.UNKNOWN),
+    ]
     np.testing.assert_array_equal(found.base_dependent[0].dense(w), w * ((b @ a).T if turned else b @ a))
