@@ -101,6 +101,8 @@ def test_equal_scores_keep_their_order_and_costs_of_nothing_count_as_one():
     assert both == Order([("b", 0), ("a", 0), ("a", 1)], 2)
     assert first_pieces(both, 2) == {"a": [0], "b": [0]}
     assert first_pieces(both, 0) == {"a": [], "b": []}
+    turned = Order([("a", 1), ("b", 0), ("a", 0)], 1)  # a module's later piece may come first
+    assert first_pieces(turned, 3) == within(turned, 3, {"a": 1, "b": 1}) == {"a": [0, 1], "b": [0]}
     assert within(both, 1, {"a": 1, "b": 1}) is None
     assert within(both, 2, {"a": 1, "b": 1}) == {"a": [0], "b": [0]}
 

@@ -240,7 +240,7 @@ def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at,
     monkeypatch.setattr(intruders, "atoms", at)
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
     one = np.eye(30, 4, dtype=np.float32)
-    top = Triplets(np.ones(1), one[:, :1], np.zeros(1), 1, converged=True, exact=False, guard=one[:, 1:])
+    top = Triplets(np.ones(1), one[:, :1], 1, converged=True, exact=False, guard=one[:, 1:])
     found = intruders._bounded(base, top, [0.5])
     assert seen == looks
     assert found.lower[0] == pytest.approx(0.4 - 1e-4)
@@ -258,6 +258,6 @@ def test_an_overlap_of_the_threshold_is_over_it(lower, upper, eps, looks, monkey
     monkeypatch.setattr(intruders, "atoms", lambda basis, *_: seen.append(basis.steps) or bounds)
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
     one = np.eye(30, 2, dtype=np.float32)
-    top = Triplets(np.ones(2), one, np.zeros(2), 1, converged=True, exact=False, guard=one[:, 2:])
+    top = Triplets(np.ones(2), one, 1, converged=True, exact=False, guard=one[:, 2:])
     found = intruders._bounded(base, top._replace(converged=False), eps)
     assert (seen, found.converged) == (looks, False)  # as that of the vectors that it started from

@@ -426,7 +426,7 @@ def test_the_largest_value_is_the_larger_that_was_found_and_both_searches_must_e
 
     def found_by_blocks(_matrix, *, seed):
         one = np.ones((1, 1))
-        return Triplets(seen * one[0], one, one[0], seed, converged=next(ends), exact=False, guard=one)
+        return Triplets(seen * one[0], one, seed, converged=next(ends), exact=False, guard=one)
 
     monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
     monkeypatch.setattr(batch, "leading", found_by_blocks)
@@ -603,6 +603,8 @@ def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_th
     monkeypatch.setattr(sums, "_CANCELLED", 0.5)
     assert sums.norm_beyond_the_sides(one, one, (one, one)) == 0.0  # 1 of 1, which is nothing here
     assert sums.norm_beyond_the_sides(0.9 * one, one, (one, one)) == 1.0
+    with np.errstate(over="ignore"):  # the terms' own squares are over the range, and show nothing
+        assert sums.norm_beyond_the_sides(1e200 * one, one, (one, one)) == 1.0
     monkeypatch.setattr(sums, "_NOTHING", 1.5)  # two terms of 1 * 1 each: 3 is nothing, and 4 is not
     two = np.ones((1, 2)), np.ones((2, 1))
     assert [sums.norm_beyond_the_sides(*two, (squared * one, one)) for squared in (3.0, 4.0)] == [0.0, 4.0]

@@ -66,7 +66,7 @@ def test_a_caller_who_stops_early_waits_for_what_has_begun_and_the_rest_is_never
     ran, stopped, asked = [], threading.Event(), []
 
     class Pool(ThreadPoolExecutor):
-        def shutdown(self, wait=True, *, cancel_futures=False):
+        def shutdown(self, *, wait=True, cancel_futures=False):
             super().shutdown(wait=False, cancel_futures=cancel_futures)
             stopped.set()
             asked.append(wait)
