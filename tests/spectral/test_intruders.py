@@ -220,6 +220,11 @@ def test_an_interval_is_halved_until_its_bound_or_its_width_decides(monkeypatch)
         assert len(seen) == 2 * looks
 
 
+def test_bounds_have_room_for_rounding_within_zero_and_one():
+    lower, upper = intruders._widened(intruders.Atoms(np.array([0.0, 0.25]), np.array([1.0, 0.36])))
+    assert (lower.tolist(), upper.tolist()) == ([0.0, 0.5 - 1e-4], [1.0, 0.6 + 1e-4])
+
+
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
     lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
     found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))

@@ -568,6 +568,14 @@ def test_the_scaled_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_a
     assert (found.intended, found.realised, found.inner) == (kept**2, kept**2, kept**2)
 
 
+def test_an_update_is_added_under_the_sign_of_its_scale():
+    """bfloat16 has steps of 1/256 under 1 and of 1/128 over it: of 0.003 one is kept under it and none over it."""
+    one = np.ones((1, 1), np.float32)
+    for scale, kept in ((-1.0, 1 / 256), (1.0, 0.0)):
+        made = merge_sums(Updated(one, one, 0.003 * one), scale=scale, target="bfloat16", delta_dtype="float32")
+        assert (made.changed, made.realised) == (kept > 0.0, kept**2)
+
+
 def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
     columns = np.ones((2, 4))
     found = base._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))

@@ -309,7 +309,7 @@ class DenseSpectrum(NamedTuple):
         if self.is_whole:
             most = int(reached[0]) + 1 if len(reached) else self.size
             return most, most
-        rest = max(self.energy - float(held[-1]), 0.0)
+        rest = self.energy - float(held[-1])
         if len(reached):
             most = int(reached[0]) + 1
         else:
