@@ -179,7 +179,9 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     report = resize_adapter(folder, tmp_path / "out", rank=1)
     assert report.bytes_before == (folder / "adapter_model.safetensors").stat().st_size
     assert report.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
-    assert report.out == str(tmp_path / "out")
+    assert (report.source, report.out) == (str(folder), str(tmp_path / "out"))
+    file = folder / "adapter_model.safetensors"
+    assert resize_adapter(file, rank=1).source == str(file)
     half = resize_adapter(folder, tmp_path / "half", rank=2, dtype="float16").bytes_after / 1e6
     for megabytes, rank in ((half, 2), (half - 1e-6, 1)):
         report = resize_adapter(folder, max_mb=megabytes, dtype="float16")
@@ -190,9 +192,9 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     for n, names in enumerate((sorted(whole)[:1], sorted(whole)[1:]), 1):
         save_file({name: whole[name] for name in names}, folder / f"adapter_model-0000{n}-of-00002.safetensors")
-    assert resize_adapter(folder, rank=1).bytes_before == sum(
-        path.stat().st_size for path in folder.glob("*.safetensors")
-    )
+    report = resize_adapter(folder, rank=1)
+    assert report.bytes_before == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert report.notes == []  # nor is a part of the weights
 
 
 def test_a_folder_that_is_there_is_kept_unless_asked_otherwise(tmp_path):
