@@ -12,7 +12,7 @@ import pytest
 from gradience.errors import RecorderError
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
-from gradience.telemetry.logfile import _take_back
+from gradience.telemetry.logfile import LogFile, _take_back
 from gradience.telemetry.redact import redact_event
 
 
@@ -119,6 +119,54 @@ def test_a_start_that_finds_its_log_gone_opens_the_new_one_itself(log):
             assert writer.lost == 1
     start, end = TelemetryReader(log)
     assert (start.resumed_from_step, end.status, end.reason) == (5, "ok", "1 events could not be recorded")
+
+
+def test_each_refusal_says_what_it_is_and_what_to_do(log, monkeypatch):
+    def refused(make):
+        with pytest.raises(RecorderError) as error:
+            make()
+        return str(error.value), error.value.advice
+
+    folder = "choose a path in a folder you can write to"
+    held = f"{log} is being written by another process"
+    file = LogFile(log, sibling=None, fsync="auto")
+    assert refused(lambda: LogFile(log, sibling=None, fsync="auto")) == (held, "wait until that run has ended")
+    with pytest.warns(RuntimeWarning, match=f"^{held}; this run is recorded in {log.with_name('b.jsonl')}$"):
+        beside = LogFile(log, sibling="b.jsonl", fsync="auto")
+    with pytest.warns(RuntimeWarning, match=held):
+        both = refused(lambda: LogFile(log, sibling="b.jsonl", fsync="auto"))
+    assert both == (f"{log.with_name('b.jsonl')} is being written by another process", "choose another path")
+    beside.close()
+    file.close()
+    closed = (f"the writer of {log} is closed", "open a new TelemetryWriter")
+    assert refused(lambda: file.append(b"x", durable=False)) == closed
+    names = {"a\0b": "embedded null byte", f"{log.name}/x": "Not a directory", ".": "Is a directory"}
+    for name, why in names.items():
+        path = log.parent / name
+        said, advice = refused(lambda path=path: LogFile(path, sibling=None, fsync="auto"))
+        kind = (
+            f"cannot make the folder {path.parent}: File exists"
+            if "/" in name
+            else f"cannot open {path} for writing: {why}"
+        )
+        assert (said, advice) == (kind, folder)
+    os.mkfifo(log.with_name("pipe"))
+    pipe = refused(lambda: LogFile(log.with_name("pipe"), sibling=None, fsync="auto"))
+    assert pipe == (f"{log.with_name('pipe')} is not a regular file: a pipe or device could hold training up", folder)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    log.write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr("gradience.telemetry.logfile.os.pread", fail)
+        torn = refused(lambda: LogFile(log, sibling=None, fsync="auto"))
+    assert torn == (f"cannot open {log} for writing: Input/output error", folder)
+    file = LogFile(log, sibling=None, fsync="auto")  # it was not left locked
+    file.append(b"x", durable=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("gradience.telemetry.logfile.os.fstat", fail)
+        assert refused(file.close) == (f"cannot close {log}: Input/output error", "check the disk")
 
 
 def test_an_event_with_nothing_to_hide_is_itself():

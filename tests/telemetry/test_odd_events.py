@@ -230,9 +230,10 @@ def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
                     writer.metrics(step, kind="k", metrics={})
             else:
                 writer.metrics(step, kind="k", metrics={})
-        for step in (7.0001, 1e-9, np.float32(0.5), math.nan):
-            with pytest.raises(RecorderError, match="`step`: expected a whole number"):
+        for step, got in ((7.0001, "7.0001"), (1e-9, "1e-09"), (np.float32(0.5), "0.5"), (math.nan, "'NaN'")):
+            with pytest.raises(RecorderError, match=f"^`step`: expected a whole number, got {got}$") as error:
                 writer.metrics(step, kind="k", metrics={})
+            assert error.value.advice == "see the event's fields in gradience.schema"
     steps = [json.loads(text)["step"] for text in log.read_text().splitlines()]
     assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4
 

@@ -85,6 +85,12 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ),
         ({"total_flos": 1, "training_time": 2, "loss": 3}, {"training_time", "loss"}, {}, {"total_flos"}),
         ({"eval_a_runtime": 1, "eval_ab_runtime": 2}, set(), {"a": {"runtime"}, "ab": {"runtime"}}, set()),
+        (
+            {"eval_a_runtime": 1, "eval_bc_runtime": 2, "eval_entropy": 3},  # of two evaluations the longer name has it
+            set(),
+            {"a": {"runtime"}, "bc": {"runtime", "entropy"}},
+            set(),
+        ),
         ({"devices": 1, "loss": 2}, {"devices", "loss"}, {}, set()),
         ({"dev_loss": 1, "dev_f1": 2, "loss": 2}, {"loss"}, {"dev": {"loss", "f1"}}, set()),
     ],

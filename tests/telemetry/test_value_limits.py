@@ -397,9 +397,8 @@ def test_extras_stand_beside_the_known_keys_on_the_wire():
         assert json.loads(encode(odd)) == {**ROW, "step": step, "loss": "NaN", "lr": [0.5, "-Infinity"]}
     evaluation = decode(json.dumps({**HEAD, "event": "eval", "step": 1, "split": "x", "metrics": {"f1": 0.5}}).encode())
     assert json.loads(encode(evaluation))["metrics"] == {"f1": 0.5}
-    assert decode(encode(UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1}))).payload == {
-        "x": 1
-    }
+    later = UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1, "y": [math.nan, -math.inf]})
+    assert decode(encode(later)).payload == {"x": 1, "y": ["NaN", "-Infinity"]}
 
 
 def test_whole_floats_of_a_mapping_are_integers_beside_those_that_are_ones_already():
