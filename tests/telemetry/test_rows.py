@@ -26,6 +26,13 @@ class Place(Enum):
     B = 2
 
 
+class Gone:
+    """Looks like a number, and gives none: as a tensor whose data were given away does."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no data")
+
+
 WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime g0_runtime test_loss val_loss "
 RESERVED = {"step_": 1, "run_id_": "x", "extras_": 2, "event_": 3, "self_": 4}
 KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_flos", "reward", "eval_", "_"])
@@ -195,6 +202,7 @@ def test_measurements_get_the_recorders_names_too(measured, known, extras):
         (math.inf, "Infinity"),
         ({1: {2.5}}, {"1": [2.5]}),
         (b"x", "<bytes>"),
+        (Gone(), "<Gone>"),
         ("a\ud800", "a?"),
         (Decimal("1e400"), "Infinity"),
         (Kind.A, "a"),

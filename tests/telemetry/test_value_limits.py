@@ -347,6 +347,7 @@ def test_another_version_is_named_by_its_first_80_characters():
         convert({**ROW, "schema": "gradience.vnext.telemetry/" + "9" * 90})
     shown = "gradience.vnext.telemetry/" + "9" * 54
     assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
+    assert error.value.advice == "read it with a release of gradience that writes that version"
     event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())
     assert event == UnknownEvent(event="later", ts=1.0, run_id="r", step=3, payload={"x": 1})
     for step in (0, None, 5):
@@ -480,6 +481,7 @@ def test_a_whole_number_of_another_type_has_4096_bits_too():
 def test_a_set_is_in_the_order_of_its_texts():
     assert plain(set("hgfedcba"), "x") == plain(frozenset("ahbgcfde"), "x") == list("abcdefgh")
     assert plain({10, 9, 100}, "x") == [10, 100, 9]
+    assert refusal(lambda: plain({0, 1j}, "x")) == "`x[1]`: expected a JSON value, got complex"
 
 
 @pytest.mark.parametrize("written", [encode, encode_row])
