@@ -12,7 +12,7 @@ import pytest
 from gradience.errors import RecorderError
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
-from gradience.telemetry.logfile import LogFile, _take_back
+from gradience.telemetry.logfile import LogFile, _take_back, lock_file
 from gradience.telemetry.redact import redact_event
 
 
@@ -188,6 +188,32 @@ def test_how_many_events_were_lost_is_said_once_however_often_it_is_closed(log):
         writer.close()
     said = [str(one.message) for one in caught]
     assert [f"gradience: {log}: 3 events could not be recorded" in text for text in said] == [False, True]
+
+
+def test_events_that_vanished_and_those_refused_are_said_in_one_number(log):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log, fsync="never")
+        writer.run_start()
+        writer.train_step(1, x=object())
+        log.unlink()
+        writer.close()
+    assert [str(one.message) for one in caught][1:] == [
+        f"{log} was removed while it was written, and 1 of its events are lost",
+        f"gradience: {log}: 2 events could not be recorded",
+    ]
+
+
+def test_a_lock_that_another_holds_is_no_error_and_a_file_system_without_locks_is(log, monkeypatch):
+    def refuse(_fd):
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr("gradience.telemetry.logfile._lock", refuse)
+    for fault in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK):
+        assert not lock_file(0)
+    for fault in (errno.ENOLCK, errno.ENOSYS, errno.EBADF):
+        with pytest.raises(OSError, match=os.strerror(fault)):
+            lock_file(0)
 
 
 def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_open(log):
