@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 from tables import every
@@ -21,6 +23,19 @@ from gradience.telemetry.redact import (
     to_line,
 )
 from gradience.telemetry.secrets import hide_secrets, holds_secret
+
+
+class Pair(NamedTuple):
+    name: str
+    held: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Held:
+    name: str
+    db_pass: str
+    pair: Pair
+
 
 BODY = "aB3dE5gH7jK9mN1pQ2" * 20
 HEX = "0a1b2c3d4e5f6789" * 10
@@ -231,6 +246,14 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     assert names_in({"key": "lr", "value": 1}) == ["key", "value"]
     assert below("hub_token", "eos_token") == "hub_token"
     assert below("hub_token", "password") == "password"
+    long = f"{'x' * 200}_hub_token"  # judged by its end
+    assert below(long, "value") == long
+    assert below(f"hub_token_{'x' * 200}", "value") == "value"
+    pair = Pair("a", {"password": "b"})
+    assert hide_in(pair) == Pair("a", {"password": hidden})
+    assert hide_in(Held("a", "b", pair)) == Held("a", hidden, Pair("a", {"password": hidden}))
+    for harmless in (Pair("a", {"lr": "b"}), Held("a", "", Pair("a", {}))):
+        assert hide_in(harmless) is harmless
 
 
 def test_of_a_long_text_the_beginning_is_kept_and_the_rest_counted():
