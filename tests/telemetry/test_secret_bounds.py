@@ -224,6 +224,7 @@ def test_a_name_marks_its_value_by_its_noun(key, value, secret):
         ("Proxy-Authorization: a=b; c=d", "Proxy-Authorization: <redacted: secret key>"),
         ('passwords=["a", ["b"]] x', "passwords=<redacted: secret key> x"),
         ("key=[1, 2]", "key=[1, 2]"),
+        *((f"password=tiger{end} x", f"password=<redacted: secret key>{end} x") for end in ",;.)}]"),
     ],
 )
 def test_a_secret_is_known_by_its_place(text, shown):
