@@ -224,6 +224,7 @@ def test_a_name_marks_its_value_by_its_noun(key, value, secret):
         ("Proxy-Authorization: a=b; c=d", "Proxy-Authorization: <redacted: secret key>"),
         ('passwords=["a", ["b"]] x', "passwords=<redacted: secret key> x"),
         ("key=[1, 2]", "key=[1, 2]"),
+        ("with API_KEY (a1b2c3d4e5f6g7h8 of x)", "with API_KEY (<redacted: secret key> of x)"),
         *((f"password=tiger{end} x", f"password=<redacted: secret key>{end} x") for end in ",;.)}]"),
     ],
 )
