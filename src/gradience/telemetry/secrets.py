@@ -291,7 +291,7 @@ def _after_a_word(text: str, hit: re.Match[str], opened: re.Match[str]) -> tuple
     """Start and end of a value after a blank or comma, if it cannot be a word: `ENV API_KEY v`, `("api-key", "v")`."""
     begin, name = opened.end(), hit["name"]
     is_pair = "," in hit["sign"]
-    if opened["bracket"] or (is_pair and not (hit["quote"] and opened["quote"])):
+    if is_pair and not (hit["quote"] and opened["quote"]):
         return 0, 0
     end = _end_of_value(text, hit, opened)
     value = text[begin:end]
