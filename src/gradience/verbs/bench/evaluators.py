@@ -109,7 +109,8 @@ def _waited(process: subprocess.Popen[bytes], files: tuple[IO[bytes], IO[bytes]]
             return "takes longer than its time"
         if any(os.fstat(file.fileno()).st_size > MAX_OUTPUT for file in files):
             return f"printed more than {MAX_OUTPUT >> 20} MiB"
-        time.sleep(_POLL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL)
     return ""
 
 

@@ -232,17 +232,22 @@ def sample_of(harm: Floats, weight: Floats, margin: Floats, *, largest: float | 
 
 def bounds(sample: Sample, *, seed: int = 0, confidence: float = CONFIDENCE, draws: int = DRAWS) -> Bounds:
     """Simultaneous bounds of the means, from the ranks of joint bootstrap draws."""
-    upper, level = _joint(_drawn(sample, sample.worst, seed, draws), confidence)
-    lower, _ = _joint(-_drawn(sample, sample.best, seed, draws), confidence)
+    worst, best = _drawn(sample, seed, draws)
+    upper, level = _joint(worst, confidence)
+    lower, _ = _joint(-best, confidence)
     return Bounds(-lower, upper, level)
 
 
-def _drawn(sample: Sample, more: Floats, seed: int, draws: int) -> Floats:
-    """Means (draws, m) of the sample plus the example `more`, with weights from a flat Dirichlet distribution."""
+def _drawn(sample: Sample, seed: int, draws: int) -> tuple[Floats, Floats]:
+    """Means (draws, m) of the sample plus its worst example, and plus its best: weights are flat Dirichlet draws."""
     weight = np.append(sample.weight, sample.weight.mean())
-    values = weight[:, None] * np.vstack([sample.excess, more])
-    random = np.random.default_rng(seed)
-    return np.concatenate([(some @ values) / (some @ weight)[:, None] for some in _weights(random, draws, len(weight))])
+    whole = [weight[:, None] * np.vstack([sample.excess, end]) for end in (sample.worst, sample.best)]
+    random, means = np.random.default_rng(seed), []
+    for some in _weights(random, draws, len(weight)):
+        total = (some @ weight)[:, None]
+        means.append([(some @ values) / total for values in whole])
+    worst, best = (np.concatenate(parts) for parts in zip(*means, strict=True))
+    return worst, best
 
 
 def _weights(random: np.random.Generator, draws: int, n: int) -> Iterator[Floats]:
