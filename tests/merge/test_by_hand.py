@@ -454,6 +454,7 @@ def test_norms_of_a_negative_weight_are_positive_and_a_zero_update_has_no_cosine
     q, v = report.modules
     assert (q.norms, q.lowest_cosine) == (pytest.approx([6.0, 4.0]), pytest.approx(0.0))
     assert (v.norms, v.lowest_cosine) == (pytest.approx([0.0, 1.0]), None)
+    assert [side.weight for side in report.adapters] == [-2.0, -1.0]
     assert [side.weighted_norm for side in report.adapters] == pytest.approx([6.0, math.sqrt(17)])
     assert report.pairs[0].scale_ratio == pytest.approx(6 / math.sqrt(17))
 
