@@ -392,6 +392,7 @@ def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held,
 def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds():
     whole = DenseSpectrum(np.asarray([3.0, 2.0, 1.0, 1.0]), 15.0, 4)
     assert [whole.energy_rank(share) for share in (0.6, 0.61, 13 / 15, 0.9, 1.0)] == [(k, k) for k in (1, 2, 2, 3, 4)]
+    assert DenseSpectrum(np.ones(2), 2.0001, 2).energy_rank(1.0) == (2, 2)  # all values, whatever rounding adds
     bounded = DenseSpectrum(np.asarray([3.0, 2.0]), 14.0, 8, next_square=4.0, is_whole=False)
     assert bounded.energy_rank(12 / 14) == (2, 2)  # beside the first is 1 at most, though a value might be 4
     exactly = DenseSpectrum(np.ones(2), 4.0, 4, next_square=1.0, is_whole=False)
