@@ -364,12 +364,14 @@ def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     assert str(error.value) == "q is of different shapes in these adapters"
+    assert error.value.advice == "are they of one base model?"
     three = adapter(tmp_path / "c", {"q": along(1.0), "v": along(1.0, d_out=7)})
     with pytest.raises(AdapterError, match="v is of different shapes"):
         merge_adapters([one, three])  # though q is of one
     with pytest.raises(AdapterError) as error:
         merge_check(one, two)
     assert str(error.value) == "no module has the same shape in all adapters: q is 6 x 5 in a, 4 x 3 in b"
+    assert error.value.advice == "are they of one base model?"
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -381,6 +383,7 @@ def test_a_number_that_is_not_finite_in_either_factor_stops_the_merge(poison, si
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     assert str(error.value) == "q holds NaN or infinite numbers in one of the adapters"
+    assert error.value.advice == "'gradience audit' says which"
 
 
 # --- a check -----------------------------------------------------------------------------------------------------

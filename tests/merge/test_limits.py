@@ -30,8 +30,9 @@ from gradience.schema.export import json_schema
 )
 def test_what_is_more_than_s_b_a_is_refused_by_name(config, reason, save, tmp_path):
     one, two = save("one", seed=1), save("two", seed=2, **config)
-    with pytest.raises(AdapterError, match=f"cannot merge {re.escape(str(two.folder))}: .*{reason}"):
+    with pytest.raises(AdapterError, match=f"cannot merge {re.escape(str(two.folder))}: .*{reason}") as error:
         merge_adapters([one.folder, two.folder], tmp_path / "out")
+    assert error.value.advice == "'gradience convert' makes a plain LoRA of most types"
     assert not (tmp_path / "out").exists()
 
 
@@ -262,8 +263,9 @@ def test_a_dense_update_over_the_range_of_float32_is_refused_in_words(save, tmp_
     one, two = save("one", seed=1), save("two", seed=2)
     path = one.folder / "adapter_model.safetensors"
     save_file({name: np.full_like(tensor, 1e25) for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(AdapterError, match="range of float32"):
+    with pytest.raises(AdapterError, match="range of float32") as error:
         merge_adapters([one.folder, two.folder], tmp_path / "out", method="ties")
+    assert error.value.advice == "linear, cat and svd are float64"
     assert not (tmp_path / "out").exists()
 
 

@@ -215,6 +215,7 @@ def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
     with pytest.raises(AdapterError) as error:
         kept("max_params", 10)
     assert str(error.value) == "the budget leaves 10 parameters, and the least that can be written needs more"
+    assert error.value.advice == "give a larger one"
     with pytest.raises(AdapterError, match=r"the budget leaves -?[0-9]+ bytes, and the least"):
         kept("max_mb", 0.0001)
 
@@ -260,6 +261,7 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     with pytest.raises(AdapterError) as error:
         calibrated._pairs(files, found)
     assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
+    assert error.value.advice == "'gradience convert' makes a PEFT adapter of it"
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
     files, found = open_adapter(folder)
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
@@ -268,6 +270,7 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     files, found = open_adapter(folder)
     with pytest.raises(AdapterError) as error:
         calibrated._pairs(files, found)
+    assert error.value.advice == "to calibrate, put both into a folder under these names"
     assert str(error.value) == (
         f"PEFT loads adapter_config.json and adapter_model.safetensors of one folder, and these are {files.config} and "
         f"{files.weights}"

@@ -398,6 +398,9 @@ def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds(
     exactly = DenseSpectrum(np.ones(2), 4.0, 4, next_square=1.0, is_whole=False)
     assert exactly.energy_rank(0.5 / (1.0 - 4 * EPS)) == (1, 2)  # 2 of 4 are wanted: one and next to it another 1
     short = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.5, is_whole=False)
+    loose = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.01, is_whole=False)
+    assert loose.energy_rank(1.0) == (8, 8)  # a bound too low to be one decides nothing
+    assert DenseSpectrum(np.asarray([3.0, 2.0]), 12.9, 8, is_whole=False).energy_rank(1.0) == (2, 2)  # rounding
     # 3 left in 6 values: a straight line gains half a value each, and k values are at most k halves more
     assert [short.energy_rank(share) for share in (13 / 16, 14 / 16, 15 / 16, 1.0)] == [(2, 2), (2, 4), (4, 6), (6, 8)]
 
