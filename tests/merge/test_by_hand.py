@@ -246,13 +246,14 @@ def test_an_adapter_is_named_by_its_letter_its_number_its_name_or_its_path(tmp_p
         assert error.value.advice == "give one of A (x), B (y)"
     first = open_sides([one, two])[0]
     lost = first._replace(adapter=replace(first.adapter, source=None))
-    for refused, message in (
-        (lambda: heads_of([lost], lost), f"the tensors of {one} cannot be read again"),
-        (lambda: _saved_name("classifier.weight"), "'classifier.weight' is not a tensor of a LoRA pair"),
+    odd = "'classifier.weight' is not a tensor of a LoRA pair"
+    for refused, message, advice in (
+        (lambda: heads_of([lost], lost), f"the tensors of {one} cannot be read again", "open it from its files"),
+        (lambda: _saved_name("classifier.weight"), odd, "report this as a bug"),
     ):
         with pytest.raises(AdapterError) as error:
             refused()
-        assert str(error.value) == message
+        assert (str(error.value), error.value.advice) == (message, advice)
 
 
 def test_whole_tensors_that_differ_are_named_four_at_the_most(tmp_path):
@@ -554,6 +555,7 @@ def test_adapters_of_different_numbers_of_experts_are_refused_with_the_parameter
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, three])
     assert str(error.value) == "the adapters have different numbers of experts in experts.down_proj"
+    assert error.value.advice == "are they of one base model?"
     merge_adapters([adapter(tmp_path / "plain", {"q": along(1.0)}), one], tmp_path / "out")
     found = config_of(tmp_path / "out")
     assert (found["target_parameters"], found["target_modules"]) == (["experts.down_proj"], ["q"])

@@ -423,7 +423,7 @@ def test_dora_without_its_base_or_with_another_is_refused_in_words(tmp_path):
         (base / "config.json").write_text("{}")
         with pytest.raises(AdapterError) as error:
             resize_adapter(folder, rank=1, base=base)
-        assert str(error.value) == message
+        assert (str(error.value), error.value.advice) == (message, "give the model the adapter was trained on")
     fits = tmp_path / "fits"
     fits.mkdir()
     save_file({"q.weight": np.eye(6, 5, dtype=np.float32)}, fits / "model.safetensors")
@@ -448,6 +448,7 @@ def test_what_holds_no_pair_is_refused(tmp_path):
     with pytest.raises(AdapterError) as error:
         resize_adapter(folder, rank=1)
     assert str(error.value) == "cannot resize this adapter: it holds no LoRA pair"
+    assert error.value.advice == "give the folder PEFT saved"
 
 
 @pytest.mark.parametrize(

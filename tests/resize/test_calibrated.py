@@ -411,8 +411,10 @@ def test_kinds_whose_pieces_do_not_add_up_are_refused(make, options, says, texts
     case = saved(make(), tmp_path, r=4, **options)
     from gradience import AdapterError
 
-    with pytest.raises(AdapterError, match=says):
+    with pytest.raises(AdapterError, match=says) as error:
         resize_adapter(case.adapter, base=case.base, calibrate=texts, rank=2)
+    plain = "turn it into plain LoRA first: see 'gradience convert --help'"
+    assert error.value.advice == (plain if says == "pissa" else "resize it by its weights, without --calibrate")
 
 
 @pytest.mark.parametrize(
