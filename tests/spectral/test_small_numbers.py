@@ -349,12 +349,18 @@ def test_one_number_that_is_not_finite_leaves_nothing_to_compare(side, place):
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_one_update_that_all_but_cancels_is_enough_for_a_decomposition_of_the_factors(place):
-    """Of which the Gram matrices show the eighth digit, and so the first of this norm."""
-    off = 1e-7
-    near = np.array([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 0.0, 0.0, 0.0], [1.0, off, 0.0, 0.0]])
+    """Of which the Gram matrices show the eighth digit, and so the first of this norm.
+
+    The terms that cancel are as far as may be from those of the other update, of rank one, and a tiny one between.
+    """
+    off, tiny = 1e-7, 1e-9
+    b = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, tiny], [0.0, 0.0, 0.0]])
+    a = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, off, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    order = [0, 1, 2] if place else [2, 0, 1]
+    near = b[:, order], a[order]
     pairs = [stack(*diagonal(1.0, d_out=3, d_in=4)), stack(*near)]
     found = geometry(*(pairs if place else pairs[::-1]))
-    assert found.norms[place] == pytest.approx(off, rel=1e-6)
+    assert found.norms[place] == pytest.approx(math.hypot(off, tiny), rel=1e-6)
     assert found.inner == pytest.approx(0.0, abs=1e-12)
 
 
@@ -527,6 +533,14 @@ def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
         raise AssertionError
 
     assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
+    flat = np.diag([4.0, 0.0])  # nor does a second value of zero matter
+    core_of_flat = update.gram_core(flat, flat)
+    assert sums.core_rank(core_of_flat, np.linalg.eigvalsh(core_of_flat.squared), (flat, flat), never) == 1
+    equal = np.eye(2)  # sigma_1^2 is 1/4 of the traces' product, and the bound on it sqrt(1/2) / 2
+    core_of_equal = update.gram_core(equal, equal)
+    with monkeypatch.context() as lower:
+        lower.setattr(sums, "TRUSTED_SHARE", 0.7)
+        assert sums.core_rank(core_of_equal, np.linalg.eigvalsh(core_of_equal.squared), (equal, equal), never) == 2
     for module in (update, sums):
         monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
     assert not update.gram_singular_values(one, 9.0 * one).trusted
@@ -557,7 +571,7 @@ def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whateve
 @pytest.mark.parametrize(("share", "trusted"), [(0.25, True), (0.2501, False)])
 def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, monkeypatch):
     monkeypatch.setattr(subspace, "_TRUSTED", share)
-    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(1), np.ones(1), np.eye(1))
+    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(2), np.array([1.0, 0.0]), np.eye(2))
     assert subspace._trusted(low, one, np.array([[4.0]]), np.array([[4.0]])) is trusted
 
 
@@ -620,6 +634,8 @@ def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_th
     monkeypatch.setattr(sums, "_NOTHING", 1.5)  # two terms of 1 * 1 each: 3 is nothing, and 4 is not
     two = np.ones((1, 2)), np.ones((2, 1))
     assert [sums.norm_beyond_the_sides(*two, (squared * one, one)) for squared in (3.0, 4.0)] == [0.0, 4.0]
+    large = np.full((1, 2), 3.0), np.full((2, 1), 2.0)  # two terms of 9 * 4: 108 is nothing
+    assert [sums.norm_beyond_the_sides(*large, (squared * one, one)) for squared in (108.0, 109.0)] == [0.0, 109.0]
 
 
 def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
