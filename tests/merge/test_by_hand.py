@@ -246,13 +246,14 @@ def test_an_adapter_is_named_by_its_letter_its_number_its_name_or_its_path(tmp_p
         assert error.value.advice == "give one of A (x), B (y)"
     first = open_sides([one, two])[0]
     lost = first._replace(adapter=replace(first.adapter, source=None))
-    for refused, message in (
-        (lambda: heads_of([lost], lost), f"the tensors of {one} cannot be read again"),
-        (lambda: _saved_name("classifier.weight"), "'classifier.weight' is not a tensor of a LoRA pair"),
+    odd = "'classifier.weight' is not a tensor of a LoRA pair"
+    for refused, message, advice in (
+        (lambda: heads_of([lost], lost), f"the tensors of {one} cannot be read again", "open it from its files"),
+        (lambda: _saved_name("classifier.weight"), odd, "report this as a bug"),
     ):
         with pytest.raises(AdapterError) as error:
             refused()
-        assert str(error.value) == message
+        assert (str(error.value), error.value.advice) == (message, advice)
 
 
 def test_whole_tensors_that_differ_are_named_four_at_the_most(tmp_path):
@@ -364,12 +365,14 @@ def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     assert str(error.value) == "q is of different shapes in these adapters"
+    assert error.value.advice == "are they of one base model?"
     three = adapter(tmp_path / "c", {"q": along(1.0), "v": along(1.0, d_out=7)})
     with pytest.raises(AdapterError, match="v is of different shapes"):
         merge_adapters([one, three])  # though q is of one
     with pytest.raises(AdapterError) as error:
         merge_check(one, two)
     assert str(error.value) == "no module has the same shape in all adapters: q is 6 x 5 in a, 4 x 3 in b"
+    assert error.value.advice == "are they of one base model?"
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -381,6 +384,7 @@ def test_a_number_that_is_not_finite_in_either_factor_stops_the_merge(poison, si
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     assert str(error.value) == "q holds NaN or infinite numbers in one of the adapters"
+    assert error.value.advice == "'gradience audit' says which"
 
 
 # --- a check -----------------------------------------------------------------------------------------------------
@@ -454,6 +458,7 @@ def test_norms_of_a_negative_weight_are_positive_and_a_zero_update_has_no_cosine
     q, v = report.modules
     assert (q.norms, q.lowest_cosine) == (pytest.approx([6.0, 4.0]), pytest.approx(0.0))
     assert (v.norms, v.lowest_cosine) == (pytest.approx([0.0, 1.0]), None)
+    assert [side.weight for side in report.adapters] == [-2.0, -1.0]
     assert [side.weighted_norm for side in report.adapters] == pytest.approx([6.0, math.sqrt(17)])
     assert report.pairs[0].scale_ratio == pytest.approx(6 / math.sqrt(17))
 
@@ -550,6 +555,7 @@ def test_adapters_of_different_numbers_of_experts_are_refused_with_the_parameter
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, three])
     assert str(error.value) == "the adapters have different numbers of experts in experts.down_proj"
+    assert error.value.advice == "are they of one base model?"
     merge_adapters([adapter(tmp_path / "plain", {"q": along(1.0)}), one], tmp_path / "out")
     found = config_of(tmp_path / "out")
     assert (found["target_parameters"], found["target_modules"]) == (["experts.down_proj"], ["q"])

@@ -190,7 +190,7 @@ def test_heads_that_differ_are_said_beforehand(save):
     assert any("classifier" in note and "--heads-from" in note for note in merge_check(one.folder, two.folder).notes)
 
 
-def test_rules_are_selected_and_ignored_and_those_without_input_are_named(save, capsys):
+def test_rules_are_selected_and_ignored_and_those_without_input_are_named(save, tmp_path, capsys):
     one, two = save("one", seed=1), save("two", seed=1)
     _scaled(two.folder, -1.0)
     report = merge_check(one.folder, two.folder, select=["MRG4"], ignore=["MRG403"])
@@ -199,6 +199,9 @@ def test_rules_are_selected_and_ignored_and_those_without_input_are_named(save, 
     reasons = {item.id: item.reason for item in report.not_run}
     assert reasons["MRG403"] == "ignored on request"
     assert "name no base model" in reasons["MRG407"]
+    (tmp_path / "gradience.toml").write_text('ignore = ["MRG401"]\n')
+    report = merge_check(one.folder, two.folder, settings=tmp_path / "gradience.toml")
+    assert "MRG401" not in _ids(report) >= {"MRG403", "MRG404"}
     assert main(["merge-check", str(one.folder), str(two.folder), "--select", "XYZ1"]) == 2
     assert "no rule is called" in capsys.readouterr().err
 

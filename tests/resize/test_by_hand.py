@@ -366,6 +366,7 @@ def test_a_module_that_is_not_finite_is_named(side, tmp_path):
     with pytest.raises(AdapterError) as error:
         resize_adapter(folder, rank=1)
     assert str(error.value) == "v holds NaN or infinite numbers: it has no best update of a lower rank"
+    assert error.value.advice == "'gradience audit' names all such modules"
 
 
 def test_a_norm_whose_square_is_over_the_range_and_an_adapter_without_a_file_are_refused(tmp_path):
@@ -377,6 +378,7 @@ def test_a_norm_whose_square_is_over_the_range_and_an_adapter_without_a_file_are
     with pytest.raises(AdapterError) as error:
         source_of(replace(open_adapter(folder)[1], source=None))
     assert str(error.value) == "the adapter's tensors cannot be read again"
+    assert error.value.advice == "open it from its files"
 
 
 # --- DoRA --------------------------------------------------------------------------------------------------------
@@ -421,7 +423,7 @@ def test_dora_without_its_base_or_with_another_is_refused_in_words(tmp_path):
         (base / "config.json").write_text("{}")
         with pytest.raises(AdapterError) as error:
             resize_adapter(folder, rank=1, base=base)
-        assert str(error.value) == message
+        assert (str(error.value), error.value.advice) == (message, "give the model the adapter was trained on")
     fits = tmp_path / "fits"
     fits.mkdir()
     save_file({"q.weight": np.eye(6, 5, dtype=np.float32)}, fits / "model.safetensors")
@@ -446,6 +448,7 @@ def test_what_holds_no_pair_is_refused(tmp_path):
     with pytest.raises(AdapterError) as error:
         resize_adapter(folder, rank=1)
     assert str(error.value) == "cannot resize this adapter: it holds no LoRA pair"
+    assert error.value.advice == "give the folder PEFT saved"
 
 
 @pytest.mark.parametrize(
@@ -625,11 +628,12 @@ def test_dora_asks_its_base_for_the_tensor_that_the_module_names(given, asked):
 
 def test_a_tensor_that_may_depend_on_the_rank_is_named_with_its_reason(tmp_path):
     b, a = diagonal(4.0, 2.0)
-    folder = adapter(tmp_path / "a", {"q": (b, a), "v": (b, a[:1])})
+    folder = adapter(tmp_path / "a", {"q": (b, a), "v": (b, a[:1]), "w": (b[:, :1], a)})
     with pytest.raises(AdapterError) as error:
         resize_adapter(folder, rank=1)
+    assert error.value.advice == "'gradience audit --verbose' lists them"
     assert str(error.value) == (
-        f"cannot resize this adapter: 2 of its tensors may depend on the rank ({PREFIX}v.lora_A.weight: factors of "
+        f"cannot resize this adapter: 4 of its tensors may depend on the rank ({PREFIX}v.lora_A.weight: factors of "
         "shape [1, 5] and [6, 2]: ranks disagree)"
     )
 

@@ -340,8 +340,12 @@ def test_the_written_adapter_merges_to_s_b_m_a_and_keeps_all_else(name, texts, t
     assert all(bytes(old.raw(tensor)) == bytes(new.raw(tensor)) for tensor in others)
 
 
-def test_modules_without_a_piece_leave_the_adapter_and_peft_follows(llama, texts, tmp_path):
+def test_modules_without_a_piece_leave_the_adapter_and_peft_follows(llama, texts, calibrated, tmp_path):
     report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, calibrate=texts, max_params=150)
+    kept = kept_for(calibrated, Target("max_params", 150))
+    for row in report.modules:  # half the squares of what the gates left out sum to
+        left = np.delete(calibrated.candidates[row.name].gates, kept[row.name], axis=1).sum(axis=1)
+        assert row.kl_predicted == pytest.approx(0.5 * np.sum(left**2) / calibrated.predictions, rel=1e-3)
     gone = {row.name for row in report.modules if row.rank_after == 0}
     assert gone
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -407,8 +411,10 @@ def test_kinds_whose_pieces_do_not_add_up_are_refused(make, options, says, texts
     case = saved(make(), tmp_path, r=4, **options)
     from gradience import AdapterError
 
-    with pytest.raises(AdapterError, match=says):
+    with pytest.raises(AdapterError, match=says) as error:
         resize_adapter(case.adapter, base=case.base, calibrate=texts, rank=2)
+    plain = "turn it into plain LoRA first: see 'gradience convert --help'"
+    assert error.value.advice == (plain if says == "pissa" else "resize it by its weights, without --calibrate")
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
     with pytest.raises(AdapterError) as error:
         kept("max_params", 10)
     assert str(error.value) == "the budget leaves 10 parameters, and the least that can be written needs more"
+    assert error.value.advice == "give a larger one"
     with pytest.raises(AdapterError, match=r"the budget leaves -?[0-9]+ bytes, and the least"):
         kept("max_mb", 0.0001)
 
@@ -239,6 +240,7 @@ def test_the_maps_of_pieces_share_each_size_evenly_and_their_loss_is_the_share_l
     assert (loss.lost, loss.energy) == (pytest.approx(4 * 4.0, rel=1e-6), pytest.approx(4 * 20.0, rel=1e-6))
     assert calibrated._loss(found, "q", [0, 1], gram_a, gram_b) == (0.0, pytest.approx(80.0, rel=1e-6))
     assert calibrated._loss(found, "q", [], gram_a, gram_b).lost == pytest.approx(80.0, rel=1e-6)
+    assert calibrated._loss(found, "q", [0], 0.0 * gram_a, gram_b) == (0.0, 0.0)  # a zero update loses nothing
 
 
 def test_maps_share_a_size_evenly_whatever_moments_the_pieces_are_of(tmp_path):
@@ -259,6 +261,7 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     with pytest.raises(AdapterError) as error:
         calibrated._pairs(files, found)
     assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
+    assert error.value.advice == "'gradience convert' makes a PEFT adapter of it"
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
     files, found = open_adapter(folder)
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
@@ -267,6 +270,7 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     files, found = open_adapter(folder)
     with pytest.raises(AdapterError) as error:
         calibrated._pairs(files, found)
+    assert error.value.advice == "to calibrate, put both into a folder under these names"
     assert str(error.value) == (
         f"PEFT loads adapter_config.json and adapter_model.safetensors of one folder, and these are {files.config} and "
         f"{files.weights}"
@@ -311,3 +315,14 @@ def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(m
     assert (made.measured_inputs, made.measured_predictions, made.measured_digest) == (2, 20, "of 2")
     assert (made.kl, made.flips) == (0.5, 0.125)
     assert calibrated._fields(found, {"q": [0], "v": [1]}) == {}  # no module is left out, and no target changes
+
+
+def test_modules_that_peft_added_are_no_other_modules_of_the_base():
+    """Names as they are in the base decide: there is an `x.attn.out`, and no `v.lora_A.default`."""
+    names = ["", "default", "v", "v.lora_A", "v.lora_A.default", "attn.base_layer.out", "x.attn.base_layer.out"]
+    inner = SimpleNamespace(named_modules=lambda: [(name, None) for name in names])
+    model = SimpleNamespace(base_model=SimpleNamespace(model=inner))
+    found: Any = SimpleNamespace(model=SimpleNamespace(loaded=SimpleNamespace(model=model)))
+    assert calibrated._fields(found, {"default": [0], "v": []}) == {"target_modules": ["default"]}
+    assert calibrated._fields(found, {"attn.out": [0], "v": []})["target_modules"] == r"(?:attn\.out)"
+    assert calibrated._fields(found, {"x.attn.out": [0], "v": []}) == {"target_modules": ["x.attn.out"]}

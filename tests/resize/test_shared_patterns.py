@@ -21,5 +21,6 @@ def test_pairs_that_one_pattern_governs_have_one_rank_and_one_scale(rank, scale,
         _refuse_unequal(pairs)
         return
     says = rf"m\.q:0 and m\.q:1 share their config, but have ranks 4 and {rank} and scales 2 and {scale:g}"
-    with pytest.raises(AdapterError, match=says):
+    with pytest.raises(AdapterError, match=says) as error:
         _refuse_unequal(pairs)
+    assert error.value.advice == "save each adapter in a folder of its own"

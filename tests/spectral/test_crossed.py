@@ -67,6 +67,7 @@ def test_factors_are_loaded_once_where_they_fit_and_again_where_not(factors, mon
     assert seen == loads
     wide = _wide(factors)
     np.testing.assert_allclose(found.b[1, 2], wide[1][0].T @ wide[2][0], rtol=1e-12, atol=1e-11)
+    assert crossed({0: lambda: (np.zeros((4, 0)), np.zeros((0, 3)))}, [(0, 0)]).b[0, 0].shape == (0, 0)
 
 
 def test_what_is_not_finite_stays_with_its_own_update(factors):

@@ -17,6 +17,7 @@ from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overl
 from gradience.spectral.sums import gram_norm, numerical_rank, pair_grams, squared_distance
 from gradience.spectral.update import (
     LowRank,
+    core_singular_values,
     decomposed,
     leading_part,
     null_stable_rank,
@@ -143,6 +144,7 @@ def test_parts_that_cancel_have_the_norm_of_what_is_left():
     both_b, both_a = np.hstack([b, b + off]), np.vstack([a, -a])
     assert squared_norm(both_b, both_a) == pytest.approx(np.sum((off @ a) ** 2), rel=1e-4)
     assert squared_norm(np.hstack([b, b]), both_a) == 0.0
+    assert core_singular_values(b[:, :0], a[:0]).shape == (0,)  # of no parts
     assert squared_norm(b, a) == pytest.approx(np.sum((b @ a) ** 2))
     with np.errstate(over="ignore", invalid="ignore"):
         assert squared_norm(b * 1e200, a) == math.inf
@@ -214,7 +216,7 @@ def test_overlaps_are_those_of_hu_et_al_and_their_chance():
     cross = np.asarray([[1.0, 0.0, 0.0], [0.0, 0.6, 0.0]])
     assert overlap(cross, 1, 1) == 1.0
     assert overlap(cross, 2, 3) == pytest.approx((1 + 0.36) / 2)
-    assert overlap(cross, 2, 1) == 1.0
+    assert overlap(cross, 2, 1) == overlap(cross * (1.0 + 1e-9), 1, 1) == 1.0
     assert overlap(cross, 0, 3) == 0.0
     assert chance_overlap(2, 5, 20) == 0.25
     assert chance_overlap(2, 5, 0) == 0.0
@@ -241,10 +243,14 @@ def test_one_row_has_no_error_to_speak_of():
 
 @pytest.mark.parametrize("most", [None, 30])
 def test_updates_of_zero_have_nothing_in_conflict(most):
-    nothing = np.zeros((20, 1)), np.zeros((1, 3)), 1.0
     entries = 60 if most is None else 30
-    assert signs_of([nothing, nothing], most=most, seed=0) == (0.0, 0.0, 0.0, 0.0, entries, 60, 0.0)
-    assert pooled_signs([signs_of([nothing, nothing], most=most, seed=0)]) == (0.0, 0.0, 0.0, 0.0, entries, 60, 0.0)
+    for r in (1, 0):
+        nothing = np.zeros((20, r)), np.zeros((r, 3)), 1.0
+        found = signs_of([nothing, nothing], most=most, seed=0)
+        assert found == pooled_signs([found]) == (0.0, 0.0, 0.0, 0.0, entries, 60, 0.0)
+    no_columns = np.zeros((20, 1)), np.zeros((1, 0)), 1.0
+    assert signs_of([no_columns, no_columns], most=most, seed=0)[:5] == (0.0, 0.0, 0.0, 0.0, 0)
+    assert pooled_signs([signs_of([no_columns, no_columns], most=most, seed=0)]) is None
 
 
 def test_the_effective_rank_of_nothing_is_zero_and_of_equal_values_their_number():

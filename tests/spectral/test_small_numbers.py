@@ -349,12 +349,18 @@ def test_one_number_that_is_not_finite_leaves_nothing_to_compare(side, place):
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_one_update_that_all_but_cancels_is_enough_for_a_decomposition_of_the_factors(place):
-    """Of which the Gram matrices show the eighth digit, and so the first of this norm."""
-    off = 1e-7
-    near = np.array([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 0.0, 0.0, 0.0], [1.0, off, 0.0, 0.0]])
+    """Of which the Gram matrices show the eighth digit, and so the first of this norm.
+
+    The terms that cancel are as far as may be from those of the other update, of rank one, and a tiny one between.
+    """
+    off, tiny = 1e-7, 1e-9
+    b = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, tiny], [0.0, 0.0, 0.0]])
+    a = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, off, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    order = [0, 1, 2] if place else [2, 0, 1]
+    near = b[:, order], a[order]
     pairs = [stack(*diagonal(1.0, d_out=3, d_in=4)), stack(*near)]
     found = geometry(*(pairs if place else pairs[::-1]))
-    assert found.norms[place] == pytest.approx(off, rel=1e-6)
+    assert found.norms[place] == pytest.approx(math.hypot(off, tiny), rel=1e-6)
     assert found.inner == pytest.approx(0.0, abs=1e-12)
 
 
@@ -392,11 +398,15 @@ def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held,
 def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds():
     whole = DenseSpectrum(np.asarray([3.0, 2.0, 1.0, 1.0]), 15.0, 4)
     assert [whole.energy_rank(share) for share in (0.6, 0.61, 13 / 15, 0.9, 1.0)] == [(k, k) for k in (1, 2, 2, 3, 4)]
+    assert DenseSpectrum(np.ones(2), 2.0001, 2).energy_rank(1.0) == (2, 2)  # all values, whatever rounding adds
     bounded = DenseSpectrum(np.asarray([3.0, 2.0]), 14.0, 8, next_square=4.0, is_whole=False)
     assert bounded.energy_rank(12 / 14) == (2, 2)  # beside the first is 1 at most, though a value might be 4
     exactly = DenseSpectrum(np.ones(2), 4.0, 4, next_square=1.0, is_whole=False)
     assert exactly.energy_rank(0.5 / (1.0 - 4 * EPS)) == (1, 2)  # 2 of 4 are wanted: one and next to it another 1
     short = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.5, is_whole=False)
+    loose = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.01, is_whole=False)
+    assert loose.energy_rank(1.0) == (8, 8)  # a bound too low to be one decides nothing
+    assert DenseSpectrum(np.asarray([3.0, 2.0]), 12.9, 8, is_whole=False).energy_rank(1.0) == (2, 2)  # rounding
     # 3 left in 6 values: a straight line gains half a value each, and k values are at most k halves more
     assert [short.energy_rank(share) for share in (13 / 16, 14 / 16, 15 / 16, 1.0)] == [(2, 2), (2, 4), (4, 6), (6, 8)]
 
@@ -523,6 +533,14 @@ def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
         raise AssertionError
 
     assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
+    flat = np.diag([4.0, 0.0])  # nor does a second value of zero matter
+    core_of_flat = update.gram_core(flat, flat)
+    assert sums.core_rank(core_of_flat, np.linalg.eigvalsh(core_of_flat.squared), (flat, flat), never) == 1
+    equal = np.eye(2)  # sigma_1^2 is 1/4 of the traces' product, and the bound on it sqrt(1/2) / 2
+    core_of_equal = update.gram_core(equal, equal)
+    with monkeypatch.context() as lower:
+        lower.setattr(sums, "TRUSTED_SHARE", 0.7)
+        assert sums.core_rank(core_of_equal, np.linalg.eigvalsh(core_of_equal.squared), (equal, equal), never) == 2
     for module in (update, sums):
         monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
     assert not update.gram_singular_values(one, 9.0 * one).trusted
@@ -553,7 +571,7 @@ def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whateve
 @pytest.mark.parametrize(("share", "trusted"), [(0.25, True), (0.2501, False)])
 def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, monkeypatch):
     monkeypatch.setattr(subspace, "_TRUSTED", share)
-    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(1), np.ones(1), np.eye(1))
+    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(2), np.array([1.0, 0.0]), np.eye(2))
     assert subspace._trusted(low, one, np.array([[4.0]]), np.array([[4.0]])) is trusted
 
 
@@ -616,6 +634,8 @@ def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_th
     monkeypatch.setattr(sums, "_NOTHING", 1.5)  # two terms of 1 * 1 each: 3 is nothing, and 4 is not
     two = np.ones((1, 2)), np.ones((2, 1))
     assert [sums.norm_beyond_the_sides(*two, (squared * one, one)) for squared in (3.0, 4.0)] == [0.0, 4.0]
+    large = np.full((1, 2), 3.0), np.full((2, 1), 2.0)  # two terms of 9 * 4: 108 is nothing
+    assert [sums.norm_beyond_the_sides(*large, (squared * one, one)) for squared in (108.0, 109.0)] == [0.0, 109.0]
 
 
 def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():

@@ -178,3 +178,12 @@ def test_using_the_core_leaves_jax_as_it_was():
 def test_an_unknown_device_is_refused_with_its_name():
     with pytest.raises(ValueError, match=r"^JAX finds no tpu device here: "):
         batch.use_device("tpu")
+
+
+def test_a_device_is_the_first_of_its_kind_and_auto_leaves_the_choice_to_jax(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("jax.devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
+    monkeypatch.setattr("jax.config.update", lambda *option: chosen.append(option))
+    for name in ("auto", "gpu"):
+        batch.use_device(name)
+    assert chosen == [("jax_default_device", "gpu:0")]

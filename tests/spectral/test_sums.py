@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.spectral import sums
 from gradience.spectral.sums import (
@@ -68,11 +69,11 @@ def test_the_loss_is_that_of_what_is_stored_and_the_factors_are_the_best(dtype, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_product_of_what_is_left_out_with_the_roundings_counts(dtype):
     """Of 3 x 3 matrices nothing averages out: without any one term of the loss these would differ."""
-    for seed in range(6):
-        parts = _parts(seed, out=3, inner=3, ranks=(1, 2))
+    for seed, size in zip(range(6), (1.0, 1.0, 1.0, 1e-6, 1e-6, 1e6), strict=True):
+        parts = [(b, a, c * size) for b, a, c in _parts(seed, out=3, inner=3, ranks=(1, 2))]
         b, a, loss = low_rank_sum(parts, sum_grams(parts), 2, dtype)
         truth = np.sum((_dense(parts) - b.astype(np.float64) @ a.astype(np.float64)) ** 2)
-        assert loss == pytest.approx(truth, rel=2e-6, abs=1e-14)
+        assert loss == pytest.approx(truth, rel=2e-6, abs=1e-14 * size**2)
 
 
 def test_a_sum_at_its_own_rank_loses_its_rounding_alone_and_a_full_one_stays_as_it_is():
@@ -112,15 +113,29 @@ def test_balanced_factors_lose_what_rounding_costs_and_nothing_where_weights_are
     assert loss == pytest.approx(np.sum((_dense(parts) - product) ** 2), rel=1e-3, abs=1e-13 * size)
     lengths = np.linalg.norm(b.astype(float), axis=0) / np.linalg.norm(a.astype(float), axis=1)
     assert ((lengths > 0.49) & (lengths < 2.01)).all()
+    fine = [(1e3 * b, a, c) for b, a, c in _parts(kind=np.float64)]  # of which rounding changes a too
+    b, a, loss = balanced_sum(fine, sum_grams(fine), dtype)
+    truth = np.sum((_dense(fine) - b.astype(np.float64) @ a.astype(np.float64)) ** 2)
+    assert loss == pytest.approx(truth, rel=1e-3, abs=1e-13 * size)
     exact = [(b, a, 0.5 - i) for i, (b, a, _) in enumerate(parts)]
     b, a, loss = balanced_sum(exact, sum_grams(exact), dtype)
     assert loss == 0.0
     np.testing.assert_allclose(b.astype(float) @ a.astype(float), _dense(exact), rtol=1e-13, atol=1e-13 * size**0.5)
 
 
-@pytest.mark.parametrize(("ranks", "narrow"), [((40, 24), True), ((40, 25), False)])
-def test_more_ranks_than_a_side_has_rows_are_another_form(ranks, narrow):
-    assert is_narrow(_parts(out=30, inner=20, ranks=ranks)) == narrow
+@every(
+    ("out", "inner", "ranks", "narrow"),
+    [
+        (30, 20, (40, 24), True),
+        (30, 20, (40, 25), False),
+        (70, 80, (41, 29), True),
+        (70, 80, (41, 30), False),
+        (80, 70, (41, 29), True),
+        (80, 70, (41, 30), False),
+    ],
+)
+def test_more_ranks_than_a_side_has_rows_are_another_form(out, inner, ranks, narrow):
+    assert is_narrow(_parts(out=out, inner=inner, ranks=ranks)) == narrow
 
 
 def test_each_term_of_the_loss_counts_for_roundings_as_large_as_the_factors():

@@ -334,7 +334,7 @@ def chance_overlap_sd(i: int, j: int, d: int) -> float:
     fewest = min(i, j)
     if d <= 1 or not fewest:
         return 0.0
-    variance = 2.0 * i * j * max(d - i, 0) * max(d - j, 0) / (d**2 * (d - 1) * (d + 2))
+    variance = 2.0 * i * j * (d - i) * (d - j) / (d**2 * (d - 1) * (d + 2))
     return math.sqrt(variance) / fewest
 
 
