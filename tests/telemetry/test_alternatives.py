@@ -19,6 +19,7 @@ FORMS = {
     "gitlab token": [f"gl{kind}-{MIXED}" for kind in words("pat ptt dt rt cbt agent soat imt ft")],
     "aws key id": [f"{p}0A1B2C3D4E5F6G7H" for p in ("AKIA", "ASIA", "ABIA", "ACCA")],
     "google token": [f"{p}{MIXED}" for p in ("ya29.", "GOCSPX-", "1//0")],
+    "discord token": [f"{first}{MIXED[:23]}.{MIXED[:6]}.{MIXED[:27]}" for first in "MNO"],
     "slack token": [f"xox{kind}-{MIXED}" for kind in "abeoprs"],
     "webhook": [
         *(f"https://hooks.slack.com/{p}/{MIXED}" for p in ("services", "workflows", "triggers")),

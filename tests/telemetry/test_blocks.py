@@ -127,11 +127,14 @@ def test_the_parts_of_a_block_are_its_lines_and_no_more(end):
         (["b", None], "b", False),  # a row that names no session ends none
         (["b", None], "c", True),
         (["b", "other"], "b", False),  # nor does an event by itself
+        (["b"], ["b", "c"], False),  # of several sessions that follow the first counts
+        (["b"], ["c", "b"], True),
     ],
 )
 def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_on(tmp_path, before, after, torn):
     head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", "event": "train_step", "loss": 1.0}
-    rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(["a"] * 10 + before + [after] * 10)]
+    sessions = ["a"] * 10 + before + (after * 5 if isinstance(after, list) else [after] * 10)
+    rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(sessions)]
     log = tmp_path / "run.jsonl"
     place = 10 + len(before)
     if before[-1] == "other":

@@ -236,8 +236,12 @@ def test_a_log_that_begins_in_another_version_is_refused_and_one_line_of_another
     other = line(schema="gradience.vnext.telemetry/v2")
     with pytest.raises(SchemaError, match="telemetry/v2"):
         validate_log(write(tmp_path / "a.jsonl", other, line()))
+    other = line(schema="gradience.vnext.telemetry/v2", loss="x")  # and a fault beside it
     report = validate_log(write(tmp_path / "b.jsonl", line(), other, line()))
-    assert [(item.line, item.path, item.expected) for item in report.issues] == [(2, "$.schema", HEAD["schema"])]
+    assert [(item.line, item.path, item.expected, item.got) for item in report.issues] == [
+        (2, "$.schema", HEAD["schema"], "'gradience.vnext.telemetry/v2'"),
+        (2, "$.loss", 'a number, "NaN", "Infinity" or "-Infinity"', "'x'"),
+    ]
 
 
 def test_a_line_without_end_is_measured_up_to_a_limit_and_named(tmp_path, monkeypatch):

@@ -8,11 +8,12 @@ import os
 import warnings
 
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
-from gradience.telemetry.logfile import _take_back
+from gradience.telemetry.logfile import LogFile, _take_back, lock_file
 from gradience.telemetry.redact import redact_event
 
 
@@ -121,6 +122,54 @@ def test_a_start_that_finds_its_log_gone_opens_the_new_one_itself(log):
     assert (start.resumed_from_step, end.status, end.reason) == (5, "ok", "1 events could not be recorded")
 
 
+def test_each_refusal_says_what_it_is_and_what_to_do(log, monkeypatch):
+    def refused(make):
+        with pytest.raises(RecorderError) as error:
+            make()
+        return str(error.value), error.value.advice
+
+    folder = "choose a path in a folder you can write to"
+    held = f"{log} is being written by another process"
+    file = LogFile(log, sibling=None, fsync="auto")
+    assert refused(lambda: LogFile(log, sibling=None, fsync="auto")) == (held, "wait until that run has ended")
+    with pytest.warns(RuntimeWarning, match=f"^{held}; this run is recorded in {log.with_name('b.jsonl')}$"):
+        beside = LogFile(log, sibling="b.jsonl", fsync="auto")
+    with pytest.warns(RuntimeWarning, match=held):
+        both = refused(lambda: LogFile(log, sibling="b.jsonl", fsync="auto"))
+    assert both == (f"{log.with_name('b.jsonl')} is being written by another process", "choose another path")
+    beside.close()
+    file.close()
+    closed = (f"the writer of {log} is closed", "open a new TelemetryWriter")
+    assert refused(lambda: file.append(b"x", durable=False)) == closed
+    names = {"a\0b": "embedded null byte", f"{log.name}/x": "Not a directory", ".": "Is a directory"}
+    for name, why in names.items():
+        path = log.parent / name
+        said, advice = refused(lambda path=path: LogFile(path, sibling=None, fsync="auto"))
+        kind = (
+            f"cannot make the folder {path.parent}: File exists"
+            if "/" in name
+            else f"cannot open {path} for writing: {why}"
+        )
+        assert (said, advice) == (kind, folder)
+    os.mkfifo(log.with_name("pipe"))
+    pipe = refused(lambda: LogFile(log.with_name("pipe"), sibling=None, fsync="auto"))
+    assert pipe == (f"{log.with_name('pipe')} is not a regular file: a pipe or device could hold training up", folder)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    log.write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr("gradience.telemetry.logfile.os.pread", fail)
+        torn = refused(lambda: LogFile(log, sibling=None, fsync="auto"))
+    assert torn == (f"cannot open {log} for writing: Input/output error", folder)
+    file = LogFile(log, sibling=None, fsync="auto")  # it was not left locked
+    file.append(b"x", durable=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("gradience.telemetry.logfile.os.fstat", fail)
+        assert refused(file.close) == (f"cannot close {log}: Input/output error", "check the disk")
+
+
 def test_an_event_with_nothing_to_hide_is_itself():
     head = {"schema": SCHEMA_ID, "ts": None, "run_id": "r", "step": 1}
     plain, secret = TrainStep(**head, extras={"x": 1}), TrainStep(**head, extras={"password": "tiger", "x": 1})
@@ -140,6 +189,33 @@ def test_how_many_events_were_lost_is_said_once_however_often_it_is_closed(log):
         writer.close()
     said = [str(one.message) for one in caught]
     assert [f"gradience: {log}: 3 events could not be recorded" in text for text in said] == [False, True]
+
+
+def test_events_that_vanished_and_those_refused_are_said_in_one_number(log):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log, fsync="never")
+        writer.run_start()
+        writer.train_step(1, x=object())
+        log.unlink()
+        writer.close()
+    assert [str(one.message) for one in caught][1:] == [
+        f"{log} was removed while it was written, and 1 of its events are lost",
+        f"gradience: {log}: 2 events could not be recorded",
+    ]
+
+
+@every("fault", [errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EBADF])
+def test_a_lock_that_another_holds_is_no_error_and_a_file_system_without_locks_is(monkeypatch, fault):
+    def refuse(_fd):
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr("gradience.telemetry.logfile._lock", refuse)
+    if fault in {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK}:
+        assert not lock_file(0)
+    else:
+        with pytest.raises(OSError, match=os.strerror(fault)):
+            lock_file(0)
 
 
 def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_open(log):

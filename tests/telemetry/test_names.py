@@ -89,6 +89,15 @@ def test_what_stands_behind_a_secret_s_name_does_not_hide_it(word):
     [
         *("dbpassword", "mypasswd", "apitoken", "hubtoken", "sessiontoken", "bottoken", "apikey", "masterkeys"),
         *("dbpass", "smtppass", "rootpass", "connstr", "connectionstring", "connection_string", "conn_str"),
+        *("mypassphrase", "mypwd", "mysecret", "mycredential", "mycookies", "mywebhook"),
+        *(
+            f"{first}tokens"
+            for first in (*OF_TOKENS, "session", "oauth", "id")
+            if first not in {"secret", "user", "gitlab"}
+        ),
+        *(f"{first}key" for first in ("api", "access", "secret", "private", "account", "auth", "client", "signing")),
+        *("encryptionkey", "storagekey", "sshkey", "masterkey", "sharedkey"),
+        *(f"{who}pass" for who in ("db", "user", "smtp", "mysql", "pg", "root", "admin", "redis", "sudo")),
     ],
 )
 def test_words_that_are_written_as_one_are_secrets(name):

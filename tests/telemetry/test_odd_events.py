@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.telemetry import TelemetryReader, TelemetryWriter
@@ -230,9 +231,10 @@ def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
                     writer.metrics(step, kind="k", metrics={})
             else:
                 writer.metrics(step, kind="k", metrics={})
-        for step in (7.0001, 1e-9, np.float32(0.5), math.nan):
-            with pytest.raises(RecorderError, match="`step`: expected a whole number"):
+        for step, got in ((7.0001, "7.0001"), (1e-9, "1e-09"), (np.float32(0.5), "0.5"), (math.nan, "'NaN'")):
+            with pytest.raises(RecorderError, match=f"^`step`: expected a whole number, got {got}$") as error:
                 writer.metrics(step, kind="k", metrics={})
+            assert error.value.advice == "see the event's fields in gradience.schema"
     steps = [json.loads(text)["step"] for text in log.read_text().splitlines()]
     assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4
 
@@ -298,3 +300,26 @@ def test_a_fault_deep_in_a_line_says_what_was_expected_there():
     (fault,) = find_faults(event("recommendation", 1, recommendations=items))
     assert (fault.path, fault.got) == ("$.recommendations[1].severity", "'bad'")
     assert fault.expected == "one of info, warning, error, critical"
+    (fault,) = find_faults(event("run_end", None, status="good"))
+    assert (fault.path, fault.expected) == ("$.status", "one of ok, aborted, error, interrupted, unknown")
+    (fault,) = find_faults(event("run_start", None, config={"task_profile": "poetry"}))
+    assert fault.path == "$.config.task_profile"
+    assert fault.expected == "one of easy_classification, hard_reasoning, generation, unknown"
+
+
+@every(
+    ("name", "fields"),
+    [
+        ("alert", ("severity", "code", "message")),
+        ("eval", ("split", "metrics")),
+        ("metrics", ("kind", "metrics")),
+        ("run_start", ("config",)),
+        ("run_end", ("status",)),
+        ("recommendation", ("recommendations",)),
+    ],
+)
+def test_each_field_that_an_event_needs_is_one_fault_where_it_is_of_a_wrong_type(name, fields):
+    wrong = dict.fromkeys(("ts", "run_id", "step", *fields), True)
+    assert sorted(str(fault.path) for fault in find_faults({**event(name, 1), **wrong})) == sorted(
+        f"$.{field}" for field in wrong
+    )

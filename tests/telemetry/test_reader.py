@@ -37,19 +37,19 @@ def row_of(length: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "said", "advice"),
     [
-        (lambda path: None, "No such file or directory"),
-        (lambda path: path.touch(), "is empty: no event was ever written"),
-        (lambda path: path.mkdir(), "is a folder, not a log"),
+        (lambda path: None, "cannot read {}: No such file or directory", "give the run.jsonl that a run wrote"),
+        (lambda path: path.touch(), "{} is empty: no event was ever written", "give the run.jsonl that a run wrote"),
+        (lambda path: path.mkdir(), "{} is a folder, not a log", "give the file, such as {}/run.jsonl"),
     ],
     ids=["missing", "empty", "folder"],
 )
-def test_what_cannot_be_a_log_is_refused_with_advice(log: Path, make, said: str) -> None:
+def test_what_cannot_be_a_log_is_refused_with_advice(log: Path, make, said: str, advice: str) -> None:
     make(log)
-    with pytest.raises(RecorderError, match=said) as error:
+    with pytest.raises(RecorderError) as error:
         TelemetryReader(log)
-    assert "run.jsonl" in error.value.advice
+    assert (str(error.value), error.value.advice) == (said.format(log), advice.format(log))
 
 
 def test_a_name_no_file_can_have_is_refused() -> None:

@@ -149,6 +149,7 @@ def test_of_a_key_of_1024_characters_nothing_is_left_out_of_sight() -> None:
     token = "sk-" + "aB3d" * 256
     assert _key(token[:1024]) == "<redacted: api key>"
     assert re.fullmatch(r"<redacted: api key>~[0-9a-f]{8}", _key(token[:1025]))
+    assert _key("k" * 1025 + "a") != _key("k" * 1025 + "b")  # apart though their difference is never scanned
     assert _key("k" * 128) == "k" * 128
     assert re.fullmatch(r"k{119}~[0-9a-f]{8}", _key("k" * 129))
 

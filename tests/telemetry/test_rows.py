@@ -26,6 +26,13 @@ class Place(Enum):
     B = 2
 
 
+class Gone:
+    """Looks like a number, and gives none: as a tensor whose data were given away does."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no data")
+
+
 WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime g0_runtime test_loss val_loss "
 RESERVED = {"step_": 1, "run_id_": "x", "extras_": 2, "event_": 3, "self_": 4}
 KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_flos", "reward", "eval_", "_"])
@@ -38,6 +45,7 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ({"eval_loss": 1, "eval_runtime": 2, "epoch": 3}, set(), {"eval": {"loss", "runtime", "epoch"}}, set()),
         ({"eval_g0_loss": 1, "eval_g0_runtime": 2}, set(), {"g0": {"loss", "runtime"}}, set()),
         ({"eval_a_loss": 1, "eval_a_accuracy": 2}, set(), {"a": {"loss", "accuracy"}}, set()),
+        ({"eval_a_accuracy": 2, "eval_a_loss": 1}, set(), {"a": {"loss", "accuracy"}}, set()),
         ({"total_flos": 1, "train_loss": 2, "epoch": 3}, set(), {}, {"total_flos", "train_loss", "epoch"}),
         ({"train_loss": 1, "train_runtime": 2}, set(), {"train": {"loss", "runtime"}}, set()),
         ({"test_loss": 1, "test_runtime": 2}, set(), {"test": {"loss", "runtime"}}, set()),
@@ -85,6 +93,12 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ),
         ({"total_flos": 1, "training_time": 2, "loss": 3}, {"training_time", "loss"}, {}, {"total_flos"}),
         ({"eval_a_runtime": 1, "eval_ab_runtime": 2}, set(), {"a": {"runtime"}, "ab": {"runtime"}}, set()),
+        (
+            {"eval_a_runtime": 1, "eval_bc_runtime": 2, "eval_entropy": 3},  # of two evaluations the longer name has it
+            set(),
+            {"a": {"runtime"}, "bc": {"runtime", "entropy"}},
+            set(),
+        ),
         ({"devices": 1, "loss": 2}, {"devices", "loss"}, {}, set()),
         ({"dev_loss": 1, "dev_f1": 2, "loss": 2}, {"loss"}, {"dev": {"loss", "f1"}}, set()),
     ],
@@ -189,6 +203,7 @@ def test_measurements_get_the_recorders_names_too(measured, known, extras):
         (math.inf, "Infinity"),
         ({1: {2.5}}, {"1": [2.5]}),
         (b"x", "<bytes>"),
+        (Gone(), "<Gone>"),
         ("a\ud800", "a?"),
         (Decimal("1e400"), "Infinity"),
         (Kind.A, "a"),

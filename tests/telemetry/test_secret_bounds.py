@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 from tables import every
@@ -21,6 +23,19 @@ from gradience.telemetry.redact import (
     to_line,
 )
 from gradience.telemetry.secrets import hide_secrets, holds_secret
+
+
+class Pair(NamedTuple):
+    name: str
+    held: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Held:
+    name: str
+    db_pass: str
+    pair: Pair
+
 
 BODY = "aB3dE5gH7jK9mN1pQ2" * 20
 HEX = "0a1b2c3d4e5f6789" * 10
@@ -168,6 +183,10 @@ def test_forty_hexadecimal_digits_are_a_key_under_the_name_of_wandb(digits, hidd
         ("access_tokens", "x" * 20, True),
         ("eos_token", "x" * 20, False),
         ("sort_keys", "x" * 30, False),
+        ("my_key", "abcdefgh1abcdefg", True),  # two changes that share their digit
+        ("my_key", "12345678a1234567", True),
+        ("my_key", "abcdefgh1abcdef", False),  # 15 characters
+        ("my_key", "abcdefghabcdefg1", False),  # one change
         ("connection_string", "x", True),
         ("query_string", "x" * 20, False),
         ("k" * 200 + "_password", "x", True),
@@ -204,10 +223,13 @@ def test_a_name_marks_its_value_by_its_noun(key, value, secret):
         ("--password tiger", "--password <redacted: secret key>"),
         ("password tiger", "password tiger"),
         ("Cookie: a=b; c=d", "Cookie: <redacted: secret key>"),
+        (f"Authorization: Bearer {BODY[:20]}", "Authorization: <redacted: authorization>"),
         ("Set-Cookie: a=b; c=d", "Set-Cookie: <redacted: secret key>"),
         ("Proxy-Authorization: a=b; c=d", "Proxy-Authorization: <redacted: secret key>"),
         ('passwords=["a", ["b"]] x', "passwords=<redacted: secret key> x"),
         ("key=[1, 2]", "key=[1, 2]"),
+        ("with API_KEY (a1b2c3d4e5f6g7h8 of x)", "with API_KEY (<redacted: secret key> of x)"),
+        *((f"password=tiger{end} x", f"password=<redacted: secret key>{end} x") for end in ",;.)}]"),
     ],
 )
 def test_a_secret_is_known_by_its_place(text, shown):
@@ -231,6 +253,41 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     assert names_in({"key": "lr", "value": 1}) == ["key", "value"]
     assert below("hub_token", "eos_token") == "hub_token"
     assert below("hub_token", "password") == "password"
+    long = f"{'x' * 200}_hub_token"  # judged by its end
+    assert below(long, "value") == long
+    assert below(f"hub_token_{'x' * 200}", "value") == "value"
+    pair = Pair("a", {"password": "b"})
+    assert hide_in(pair) == Pair("a", {"password": hidden})
+    assert hide_in(Held("a", "b", pair)) == Held("a", hidden, Pair("a", {"password": hidden}))
+    for harmless in (Pair("a", {"lr": "b"}), Held("a", "", Pair("a", {}))):
+        assert hide_in(harmless) is harmless
+
+
+@every(
+    ("most", "make"),
+    [  # the most characters of a part, and a text where it has so many: patterns are bounded to stay fast
+        (512, lambda n: f"<password>{'t' * n}</password>"),
+        (128, lambda n: f"<{'x' * (n - 9)}_password>tiger</{'x' * (n - 9)}_password>"),
+        (512, lambda n: f"https://joe:{'p' * (n - 4)}@x.org"),
+        (80, lambda n: f"name: API_KEY,{' ' * n}value: tiger"),
+        (4, lambda n: f"name{' ' * n}: API_KEY, value: tiger"),
+        (4, lambda n: f"name:{' ' * n}API_KEY, value: tiger"),
+        (4, lambda n: f"name: API_KEY, value{' ' * n}: tiger"),
+        (4, lambda n: f"name: API_KEY, value:{' ' * n}tiger"),
+        (128, lambda n: f"name: {'x' * (n - 8)}_api_key, value: tiger"),
+        (400, lambda n: f"password\n {'x' * (n - 1)} input_value=tiger"),
+        (128, lambda n: f"{'x' * (n - 9)}_password\n  input_value=tiger"),
+        (8, lambda n: f"password{' ' * n}=tiger"),
+        (4, lambda n: f"password{' ' * n}is 'tiger1'"),
+        (4, lambda n: f"password is{' ' * n}'tiger1'"),
+        (40, lambda n: f"--password{' ' * n}tiger"),  # 8 of the sign, and twice 16 before the value
+        (32, lambda n: f"password={chr(10) * n}tiger1"),
+        (8, lambda n: f'password{chr(92) * n}"=tiger'),
+    ],
+)
+def test_how_far_a_secret_may_stand_from_its_name(most, make):
+    assert "tiger" not in hide_secrets(make(most)) != make(most)
+    assert hide_secrets(make(most + 1)) == make(most + 1)
 
 
 def test_of_a_long_text_the_beginning_is_kept_and_the_rest_counted():

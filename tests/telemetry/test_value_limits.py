@@ -347,6 +347,7 @@ def test_another_version_is_named_by_its_first_80_characters():
         convert({**ROW, "schema": "gradience.vnext.telemetry/" + "9" * 90})
     shown = "gradience.vnext.telemetry/" + "9" * 54
     assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
+    assert error.value.advice == "read it with a release of gradience that writes that version"
     event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())
     assert event == UnknownEvent(event="later", ts=1.0, run_id="r", step=3, payload={"x": 1})
     for step in (0, None, 5):
@@ -397,9 +398,8 @@ def test_extras_stand_beside_the_known_keys_on_the_wire():
         assert json.loads(encode(odd)) == {**ROW, "step": step, "loss": "NaN", "lr": [0.5, "-Infinity"]}
     evaluation = decode(json.dumps({**HEAD, "event": "eval", "step": 1, "split": "x", "metrics": {"f1": 0.5}}).encode())
     assert json.loads(encode(evaluation))["metrics"] == {"f1": 0.5}
-    assert decode(encode(UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1}))).payload == {
-        "x": 1
-    }
+    later = UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1, "y": [math.nan, -math.inf]})
+    assert decode(encode(later)).payload == {"x": 1, "y": ["NaN", "-Infinity"]}
 
 
 def test_whole_floats_of_a_mapping_are_integers_beside_those_that_are_ones_already():
@@ -481,6 +481,7 @@ def test_a_whole_number_of_another_type_has_4096_bits_too():
 def test_a_set_is_in_the_order_of_its_texts():
     assert plain(set("hgfedcba"), "x") == plain(frozenset("ahbgcfde"), "x") == list("abcdefgh")
     assert plain({10, 9, 100}, "x") == [10, 100, 9]
+    assert refusal(lambda: plain({0, 1j}, "x")) == "`x[1]`: expected a JSON value, got complex"
 
 
 @pytest.mark.parametrize("written", [encode, encode_row])

@@ -198,7 +198,7 @@ def test_a_report_counts_what_it_does_not_list(tmp_path):
     unknown = [json.dumps({**HEAD, "event": f"e{n}", "step": None}) for n in range(1001)]
     log.write_text("\n".join([json.dumps(ROW), "bad", '{"a":1}', *unknown, unknown[0], '{"torn']))
     report = validate_log(log, max_issues=1)
-    assert (report.lines, len(report.issues), report.valid) == (1006, 1, False)
+    assert (report.file, report.lines, len(report.issues), report.valid) == (str(log), 1006, 1, False)
     assert report.issues_total == len(validate_log(log).issues) > 3
     assert report.unknown_events["..."] == 1
     assert report.unknown_events["e0"] == 2

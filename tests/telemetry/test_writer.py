@@ -3,6 +3,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -178,6 +179,7 @@ def test_integers_beyond_doubles_are_written_whole(log, writer) -> None:
         (lambda w: w.train_step(1, loss=True), r"`loss`: expected a number, got bool"),
         (lambda w: w.train_step(1, loss=[1.0, 2.0]), r"`loss`: expected a number, got list"),
         (lambda w: w.train_step(1, grad_norm=np.ones(2)), r"`grad_norm`: expected a number, got numpy.ndarray"),
+        (lambda w: w.train_step(1, epoch="low"), r"`epoch`: expected a number, got str"),
         (lambda w: w.train_step(1, lr=[0.1, None]), r"`lr\[1\]`: expected a number, got NoneType"),
         (lambda w: w.train_step(1, loss=10**400), r"loss"),
         (lambda w: w.train_step(1.5), r"`step`: expected a whole number"),
@@ -191,6 +193,10 @@ def test_integers_beyond_doubles_are_written_whole(log, writer) -> None:
         (lambda w: w.eval(1, split=None, metrics={}), r"\$\.split"),
         (lambda w: w.metrics(1, kind="k", metrics={"x": {"y": object}}), r"`metrics\.x\.y`: expected a JSON value"),
         (lambda w: w.alert(severity="fatal", code="c", message="m"), r"\$\.severity"),
+        (
+            lambda w: w.alert(severity="info", code="c", message="m", context={"x": 1j}),
+            r"`context\.x`: expected a JSON",
+        ),
         (lambda w: w.run_end(status="done"), r"\$\.status"),
         (lambda w: w.run_start(meta={"when": warnings}), r"`meta\.when`: expected a JSON value, got module"),
     ],
@@ -455,11 +461,17 @@ def test_a_log_that_cannot_be_opened_is_said_and_tried_again_where_it_matters(tm
     assert end["run_id"] == log.run_id
 
 
-def test_a_loop_goes_on_also_where_warnings_are_errors(log: Path) -> None:
+def test_a_loop_goes_on_also_where_warnings_are_errors(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr("gradience.telemetry.logfile.logger.warning", lambda text, *args: logged.append(text % args))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with TelemetryWriter(log) as writer:
             writer.train_step(1, loss="low")
+    assert logged == [
+        "gradience: an event of this run could not be recorded, training goes on: `loss`: expected a number, got str",
+        f"gradience: {log}: 1 events could not be recorded",
+    ]
     assert lines(log)[-1]["reason"] == "1 events could not be recorded"
 
 
@@ -582,7 +594,7 @@ with TelemetryWriter(log, "r", on_error="raise") as writer:
         try:
             writer.train_step(1)
         except RecorderError as error:
-            print(error, "|", error.advice, flush=True)
+            print(error, "|", error.advice, "|", os.getppid(), flush=True)
         sys.exit(3)  # unwinds through the with statement of the copy
     writer._guard.release()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
@@ -601,7 +613,8 @@ def test_a_forked_child_neither_writes_into_nor_closes_nor_unlocks_its_parents_r
     )
     assert done.stderr == ""
     refused, locked = done.stdout.splitlines()
-    assert "of which this is a fork | open a TelemetryWriter with a path of its own" in refused
+    advice = "open a TelemetryWriter with a path of its own in the child process"
+    assert re.fullmatch(rf"{log} belongs to process (\d+), of which this is a fork \| {advice} \| \1", refused)
     assert locked.endswith("is being written by another process")
     assert [(line["event"], line["step"]) for line in lines(log)] == [
         ("run_start", None),
@@ -628,10 +641,13 @@ def test_an_exception_ends_the_run_with_its_type_alone(log, error, status, reaso
     assert (lines(log)[-1]["status"], lines(log)[-1]["reason"]) == (status, reason)
 
 
-def test_the_text_of_an_exception_is_written_if_asked_for(log: Path) -> None:
-    with pytest.raises(ValueError, match="x"), TelemetryWriter(log, allow_text=True):
-        raise ValueError("x is 3")
-    assert lines(log)[-1]["reason"] == "ValueError: x is 3"
+@pytest.mark.parametrize(
+    ("error", "reason"), [(ValueError("x is 3"), "ValueError: x is 3"), (ValueError(), "ValueError")]
+)
+def test_the_text_of_an_exception_is_written_if_asked_for(log: Path, error: ValueError, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{error}$"), TelemetryWriter(log, allow_text=True):
+        raise error
+    assert lines(log)[-1]["reason"] == reason
 
 
 def test_leaving_in_order_ends_the_run_once(log: Path) -> None:

@@ -165,7 +165,7 @@ def _prefixes(values: Values) -> list[str]:
     found = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
     found = {p for p in found if not any(p.startswith(f"{q}_") for q in found)}  # such a p is a metric's name
     found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in _SPOKEN)}
-    if not any(p == "eval" or p.startswith("eval_") for p in found) and (named := _untimed(values)):
+    if not any(p.startswith("eval_") for p in found) and (named := _untimed(values)):
         found.add(named)
     return sorted(found, key=lambda prefix: (-len(prefix), prefix))  # a set has another order in every process
 
@@ -192,8 +192,7 @@ def _by_split(owned: dict[str, Values]) -> dict[str, Values]:
     """Return the evaluations by split. A prefix keeps its full name if another prefix has its split's name."""
     evals: dict[str, Values] = {}
     for prefix in sorted(owned, key=len):
-        if owned[prefix]:
-            evals[prefix if split_of(prefix) in evals else split_of(prefix)] = owned[prefix]
+        evals[prefix if split_of(prefix) in evals else split_of(prefix)] = owned[prefix]
     return evals
 
 

@@ -108,7 +108,8 @@ _TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
 _OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
 # 16 characters or more that change between letters and digits at least twice, as no word does.
 _RANDOM: Final = re.compile(
-    r"(?=(?:[A-Za-z+/=_-]*[A-Za-z][0-9]|[0-9+/=_-]*[0-9][A-Za-z])[A-Za-z0-9+/=_-]*?(?:[A-Za-z][0-9]|[0-9][A-Za-z]))"
+    r"(?=(?:[A-Za-z+/=_-]*[A-Za-z][0-9]|[0-9+/=_-]*[0-9][A-Za-z])[A-Za-z0-9+/=_-]*?"
+    r"(?:(?<=[A-Za-z])[0-9]|(?<=[0-9])[A-Za-z]))"
     r"[A-Za-z0-9+/=_-]{16,}"
 )
 
@@ -290,7 +291,7 @@ def _after_a_word(text: str, hit: re.Match[str], opened: re.Match[str]) -> tuple
     """Start and end of a value after a blank or comma, if it cannot be a word: `ENV API_KEY v`, `("api-key", "v")`."""
     begin, name = opened.end(), hit["name"]
     is_pair = "," in hit["sign"]
-    if opened["bracket"] or (is_pair and not (hit["quote"] and opened["quote"])):
+    if is_pair and not (hit["quote"] and opened["quote"]):
         return 0, 0
     end = _end_of_value(text, hit, opened)
     value = text[begin:end]
