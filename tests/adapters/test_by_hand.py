@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,14 +15,24 @@ from safetensors.numpy import save_file
 from tables import every
 
 from gradience.adapters import kinds, layer_label, module_type
-from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config
+from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config, read_config
 from gradience.adapters.formats.peft import _matches
-from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
+from gradience.adapters.layout import (
+    LARGEST_ENTRY,
+    Key,
+    Skipped,
+    all_finite,
+    module_path,
+    parse_key,
+    pattern_name,
+    within_range,
+)
 from gradience.adapters.open import open_adapter
-from gradience.adapters.pairs import LoraPair, padded, peft_pair, stored_pairs
+from gradience.adapters.pairs import LoraPair, _path, padded, peft_pair, stored_pairs
 from gradience.adapters.patterns import PatternTable, _most_paths, _plain_text
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
+from gradience.schema.audit import LeftoverReason
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -50,6 +61,15 @@ def test_dora_rescales_rows_or_columns_of_the_sum_to_the_magnitudes(axis, block,
     np.testing.assert_allclose(kinds.dora(load, 0.5, lambda: m, axis=axis)(W), wanted, atol=1e-12)
     # stored transposed, the other axis is the outputs'
     np.testing.assert_allclose(kinds.dora(load, 0.5, lambda: m, axis=axis)(W.T), wanted.T, atol=1e-12)
+
+
+def test_a_row_of_norm_zero_is_not_finite_and_warns_of_nothing():
+    w, zero = np.diag([0.0, 0.0, 2.0]), (np.zeros((3, 1)), np.zeros((1, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = kinds.dora(lambda: zero, 1.0, lambda: np.array([0.0, 1.0, 6.0]), axis=1)(w)
+    assert np.isnan(found[:2]).any(axis=1).all()
+    assert found[2].tolist() == [0.0, 0.0, 4.0]
 
 
 def test_a_magnitude_of_another_length_is_refused_with_both_sizes():
@@ -316,6 +336,7 @@ def test_keys_of_equal_values_do_not_contest_and_unused_keys_are_named():
         ('{"lora_alpha": 1.1e30}', "c: lora_alpha is 1.1e+30, over the limit of 1e+30"),
         ('{"alpha": -2e30}', "c: alpha is -2e+30, over the limit of 1e+30"),
         ('{"alpha_pattern": {"q": 1e31}}', "c: alpha_pattern of 'q' is 1e+31, over the limit of 1e+30"),
+        ('{"alpha_pattern": {"q": 1, "k": -1e31}}', "c: alpha_pattern of 'k' is -1e+31, over the limit of 1e+30"),
         ('{"r": 0}', "c is not an adapter config: r is 0, expected at least 1"),
         ('{"peft_type": "LOKR", "r": 0}', "c is not an adapter config: r is 0, expected at least 1"),
     ],
@@ -326,9 +347,14 @@ def test_a_config_beyond_its_limits_is_refused_with_them(text, message):
     assert str(error.value) == message
 
 
-def test_a_config_at_its_limits_is_read():
+def test_a_config_at_its_limits_is_read(tmp_path):
+    with pytest.raises(AdapterError) as error:
+        read_config(tmp_path / "c.json")
+    assert str(error.value) == f"cannot read {tmp_path / 'c.json'}: No such file or directory"
+    assert error.value.advice == "scaling needs it: give it with --adapter-config, or save the adapter again"
     assert parse_config('{"lora_alpha": -1e30, "alpha": 1e30, "r": 1}', "c").r == 1
-    assert parse_config('{"peft_type": "VERA", "r": 0}', "c").r == 0
+    for kind in ("VERA", "ADALORA", "HIRA", "MISS"):  # which take their rank from elsewhere
+        assert parse_config(f'{{"peft_type": "{kind}", "r": 0}}', "c").r == 0
     other = parse_config('{"peft_type": "IA3", "r": "x", "task_type": "t", "modules_to_save": ["h"]}', "c")
     assert (other.peft_type, other.task_type, other.modules_to_save, other.r) == ("IA3", "t", ["h"], 8)
     with pytest.raises(AdapterError, match="is not an adapter config"):
@@ -419,6 +445,8 @@ def test_an_adapter_is_the_same_in_each_kind_of_file(name, tmp_path):
 def test_of_a_type_that_is_not_analysed_only_whole_tensors_have_a_role(tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", "adapter_model.safetensors", peft_type="IA3"))
     assert found.modules == []
+    why = "peft_type IA3: recognised, not analysed"
+    assert found.skipped == [Skipped("*", why, LeftoverReason.TYPE_NOT_ANALYSED)]
     assert {key.removeprefix("base_model.model."): role for key, role in found.roles.items()} == {
         "q.lora_A.weight": "not_analysed",
         "q.lora_B.weight": "not_analysed",
@@ -460,6 +488,8 @@ def test_layers_are_replicated_up_to_a_hundred_thousand(ranges, refused, tmp_pat
 
 def test_experts_of_a_parameter_without_a_name_are_refused_by_the_first():
     keys = {"lora_A": "a", "lora_B": "b"}
+    whole = SimpleNamespace(name="x", pattern_path="x", expert=None, base_name=None)
+    assert _path(SimpleNamespace(format="peft"), whole) == "x"  # a matrix, of which a pattern can name the path
     modules = [SimpleNamespace(name=f"x[{n}]", keys=keys, pattern_path="x", expert=n, base_name=None) for n in range(3)]
     with pytest.raises(AdapterError) as error:
         stored_pairs(SimpleNamespace(modules=modules, format="peft"))

@@ -81,6 +81,12 @@ def test_mlx_dora_is_what_its_fuse_makes(tmp_path):
     adapter = write(tmp_path, halves, MLX)
     assert [item.name for item in adapter.skipped] == ["layers.2.q", "layers.10.q"]
     assert write(tmp_path, tensors, MLX).roles["model.layers.0.q_proj.m"] == "magnitude"
+    rows = np.abs(normal(12))
+    table = {"embed_tokens.lora_a": a, "embed_tokens.lora_b": b, "embed_tokens.m": rows}
+    (module,) = write(tmp_path, table, MLX).modules
+    assert (module.kind, module.shape) == ("dora", (12, 20))
+    v = w.T + 10.0 * a @ b
+    close(module.dense(w.T), (rows / np.linalg.norm(v, axis=1))[:, None] * v - w.T)  # DoRAEmbedding.fuse
 
 
 def test_mlx_without_a_scale_is_refused(tmp_path):
@@ -124,6 +130,9 @@ def test_kohya_scale_is_alpha_over_rank_and_one_without_alpha(tmp_path):
     assert [m.scale for m in adapter.modules] == [0.5, 1.0, 1.0]
     assert list(adapter.roles.values()).count("scale") == 2
     close(product(adapter.modules[0]), 0.5 * up @ down)
+    (tmp_path / "adapter_config.json").mkdir()  # no file, so no config
+    assert len(write(tmp_path, tensors).modules) == 3
+    (tmp_path / "adapter_config.json").rmdir()
     beside = write(tmp_path, tensors, {"base_model_name_or_path": "sd", "r": 2, "lora_alpha": 9, "use_rslora": True})
     assert beside.config.base_model_name_or_path == "sd"
     assert [(m.scale, m.rslora, m.config_r) for m in beside.modules] == [(x, False, None) for x in (0.5, 1.0, 1.0)]

@@ -18,7 +18,7 @@ from gradience.adapters import formats
 from gradience.adapters.formats.assembly import Assembly, grouped
 from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import Group, Skipped, UnsuitableError
-from gradience.adapters.open import find_files, open_adapter
+from gradience.adapters.open import CHECKPOINT, find_files, open_adapter
 from gradience.adapters.pairs import stored_pairs
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError
@@ -146,7 +146,7 @@ CONTESTED = (
 UNMATCHED = "keys of {} match no module of the file (first: '{}')".format
 NOTES = [
     (lora("q", "v"), {"rank_pattern": {"x": 4, "y": 4}}, f"2 {UNMATCHED('rank_pattern', 'x')}"),
-    (lora("q"), {"alpha_pattern": {"y": 4}}, f"1 {UNMATCHED('alpha_pattern', 'y')}"),
+    (lora("q", "v"), {"alpha_pattern": {"y": 4}}, f"1 {UNMATCHED('alpha_pattern', 'y')}"),
     (
         lora("a.q", "b.q", "v"),
         {"alpha_pattern": {"a.q": 2, "b.q": 2, "q": 4}},
@@ -157,6 +157,12 @@ NOTES = [
         {"rank_pattern": {"a": 8, "b": 8}},
         "2 of 3 modules (first: a) have another rank in the file than in the config; the file's is used",
     ),
+    (
+        lora("q") | {"q.lora_magnitude_vector": (5,)},
+        {},
+        "DoRA: the update is s B A rescaled by the magnitude, and follows only with the base",
+    ),
+    (lora("q"), {"use_dora": True}, ""),
     (
         lora("q"),
         {"target_modules": ["v", "k", "o", "x", "y"]},
@@ -176,10 +182,10 @@ NOTES = [
 ]
 
 
-@pytest.mark.parametrize(("shapes", "config", "note"), NOTES)
+@every(("shapes", "config", "note"), NOTES)
 def test_a_note_counts_and_names_the_first(shapes, config, note, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", shapes, **config))
-    assert found.notes == note.split("\n")
+    assert "\n".join(found.notes) == note
 
 
 @pytest.mark.parametrize(
@@ -247,6 +253,13 @@ def test_a_folder_without_weights_is_listed_up_to_eight_names(tmp_path):
 
 
 def test_missing_shards_are_counted(tmp_path):
+    steps = {
+        "checkpoint-7": "7",
+        f"checkpoint-{'9' * 15}": "9" * 15,
+        f"checkpoint-{'9' * 16}": None,
+        "checkpoint-": None,
+    }
+    assert {name: (hit := CHECKPOINT.fullmatch(name)) and hit[1] for name in steps} == steps
     folder = saved(tmp_path / "a", lora("q"))
     shard = folder / "adapter_model-00001-of-00002.safetensors"
     (folder / "adapter_model.safetensors").rename(shard)
@@ -470,7 +483,15 @@ def test_a_pickled_file_that_is_not_there_is_named(tmp_path):
 
 def test_a_cp_decomposed_convolution_needs_two_matrices_and_a_core(tmp_path):
     good = {"down": (2, 3, 1, 1), "up": (5, 2, 1, 1), "mid": (2, 2, 1, 1)}
-    wrong = [("up", (5,)), ("down", (2,)), ("mid", (2, 2, 1)), ("up", (5, 2, 3, 1)), ("down", (2, 3, 1, 3))]
+    wrong = [
+        ("up", (5,)),
+        ("down", (2,)),
+        ("mid", (2, 2, 1)),
+        ("mid", (2, 3, 1, 1)),
+        ("mid", (3, 2, 1, 1)),
+        ("up", (5, 2, 3, 1)),
+        ("down", (2, 3, 1, 3)),
+    ]
     for changed, shape in ((None, ()), *wrong):
         shapes = good | ({changed: shape} if changed else {})
         tensors = {f"lora_unet_x.lora_{name}.weight": np.ones(s, np.float32) for name, s in shapes.items()}
@@ -832,6 +853,10 @@ def test_experts_of_several_adapters_are_told_apart_by_their_names(tmp_path):
     names = [f"x.experts.w:{name}[{e}]" for name in ("one", "two") for e in range(2)]
     assert sorted(module.name for module in found.modules) == names
     assert {module.adapter for module in found.modules} == {"one", "two"}
+    shapes = {name.replace(".one", ""): shape for name, shape in shapes.items()}
+    _, found = open_adapter(saved(tmp_path / "b", shapes, target_parameters=["experts.w"]))
+    names = [f"x.experts.w:{name}[{e}]" for name in ("default", "two") for e in range(2)]
+    assert sorted(module.name for module in found.modules) == names
 
 
 def test_of_two_types_in_one_file_without_a_config_s_word_the_first_by_name_is_read(tmp_path):

@@ -5,13 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.base.weights import BaseWeights, file_digest, find_shards, identity, stamp
+from gradience.base.weights import (
+    BaseWeights,
+    Found,
+    Norms,
+    NormsCache,
+    check_shape,
+    file_digest,
+    find_shards,
+    identity,
+    matrix_of,
+    stamp,
+)
 from gradience.errors import AdapterError
+from gradience.io.safetensors import TensorInfo
 
 
 def shard(path, **tensors):
@@ -57,8 +70,6 @@ def test_a_hub_cache_entry_leads_to_its_main_revision(tmp_path, monkeypatch):
     assert find_shards(entry) == find_shards(expected[0].parent) == expected
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    from pathlib import Path
-
     assert find_shards(Path("org/name")) == expected
 
 
@@ -157,3 +168,114 @@ def test_one_expert_is_read_without_the_others(tmp_path):
     assert np.array_equal(weights.read(found, 1), stack[1])
     with pytest.raises(AdapterError, match="no expert 3"):
         weights.read(found, 3)
+
+
+def test_an_index_goes_before_one_file_and_that_before_others_which_adapters_are_not(tmp_path):
+    other = shard(tmp_path / "weights.safetensors")
+    shard(tmp_path / "adapter_model.safetensors")
+    assert find_shards(tmp_path) == [other]
+    one = shard(tmp_path / "model.safetensors")
+    assert find_shards(tmp_path) == [one]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": other.name}}))
+    assert find_shards(tmp_path) == [other]
+    held = tmp_path / "held"
+    held.mkdir()
+    for listed in ("nothing", "0, 1, 2, 3, 4, 5, 6, 7", "0, 1, 2, 3, 4, 5, 6, 7"):
+        with pytest.raises(AdapterError) as error:
+            find_shards(held)
+        assert str(error.value) == f"no base weights in {held} (it holds {listed})"
+        for name in range(9 if (held / "0").exists() else 8):
+            (held / str(name)).touch()
+
+
+def test_a_ref_names_one_folder_of_the_snapshots(tmp_path):
+    commit = "0123456789" * 4
+    entry = hub_entry(tmp_path, (commit, "abc"), main=None)
+    (entry / "refs").mkdir()
+    main = entry / "refs" / "main"
+    main.write_text(f"{commit}\n")
+    assert find_shards(entry) == [entry / "snapshots" / commit / "model.safetensors"]
+    for text in ("../snapshots/abc", "gone", "", "."):
+        main.write_text(text)
+        with pytest.raises(AdapterError) as error:
+            find_shards(entry)
+        assert str(error.value) == f"{main} names no revision in snapshots/"
+        assert error.value.advice == "give one of the folders in snapshots/"
+    main.unlink()
+    with pytest.raises(AdapterError) as error:
+        find_shards(entry)
+    assert str(error.value) == f"{entry} holds 2 revisions and no refs/main"
+
+
+def test_the_hubs_cache_lies_where_its_variables_say(tmp_path, monkeypatch):
+    homes = {"HF_HUB_CACHE": tmp_path / "a", "HF_HOME": tmp_path / "b", "HOME": tmp_path / "c"}
+    entries = (tmp_path / "a", tmp_path / "b" / "hub", tmp_path / "c" / ".cache" / "huggingface" / "hub")
+    monkeypatch.chdir(tmp_path)
+    for name, home in homes.items():
+        monkeypatch.setenv(name, str(home))
+    for name, place in zip(homes, entries, strict=True):
+        file = hub_entry(place) / "snapshots" / "abc" / "model.safetensors"
+        assert find_shards(Path("org/name")) == [file]
+        monkeypatch.delenv(name)
+
+
+def test_only_a_link_to_a_blob_has_an_etag(tmp_path):
+    for tag, digest in (("a" * 40, "etag:"), ("b" * 64, "etag:"), ("c" * 41, "sha256:"), ("D" * 40, "sha256:")):
+        blob = shard(tmp_path / "blobs" / tag)
+        link = tmp_path / f"{tag}.safetensors"
+        link.symlink_to(blob)
+        assert file_digest(link).startswith(digest)
+        assert file_digest(blob).startswith("sha256:")  # no link itself
+
+
+def test_a_longer_name_goes_before_a_tail_of_the_name_asked_for(tmp_path):
+    one = np.ones((2, 2), np.float32)
+    weights = BaseWeights([shard(tmp_path / "model.safetensors", **{"m.h.0.q.weight": one, "0.q.weight": one})])
+    assert weights.find("h.0.q.weight").name == "m.h.0.q.weight"
+
+
+def test_a_weight_that_no_number_follows_from_is_refused_with_its_dtype_or_shape(tmp_path):
+    weights = BaseWeights([shard(tmp_path / "model.safetensors", w=np.ones((3, 2), np.float32))])
+    for dtype, shape, reason in (
+        *((dtype, [2, 3], None) for dtype in ("F64", "F32", "F16", "BF16")),
+        *(
+            (dtype, [2, 3], f"stored as {dtype}: a quantised base weight is not comparable")
+            for dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32")
+        ),
+        *(("F32", shape, f"of shape {shape}: no matrix") for shape in ([], [3], [0, 3], [3, 0])),
+        ("F32", [2, 3, 1, 1], None),
+    ):
+        assert weights.refusal(Found("w", TensorInfo(dtype, tuple(shape), 0, 0), weights.files[0])) == reason
+    with pytest.raises(AdapterError) as error:
+        weights.read(weights.find("w"), 0)
+    assert str(error.value) == "w: of shape [3, 2]: no expert 0"
+    with pytest.raises(AdapterError) as error:
+        check_shape((2, 3), (4, 5))
+    assert str(error.value) == "an update of shape [2, 3] for a base weight of [4, 5]"
+    assert matrix_of(lambda w: w, np.ones((2, 2))).dtype == np.float32
+
+
+def test_norms_are_kept_for_the_files_that_they_are_of(tmp_path):
+    file, folder = shard(tmp_path / "model.safetensors"), tmp_path / "cache"
+    cache = NormsCache(folder, [file])
+    cache.save()
+    assert not folder.exists()  # of nothing that was added
+    cache.put("w", Norms(2.0, 3.0))
+    cache.save()
+    kept = folder / f"{stamp([file])[:32]}.json"
+    assert list(folder.iterdir()) == [kept]
+    again = NormsCache(folder, [file])
+    assert (again.get("w"), again.get("v"), again.refused) == (Norms(2.0, 3.0), None, None)
+    assert again.identity == identity([file])
+    whole = json.loads(kept.read_text())
+    for text, why in (
+        ("{", "is damaged"),
+        (json.dumps({**whole, "version": whole["version"] + 1}), "belongs to another base"),
+        (json.dumps({**whole, "stamp": "0"}), "belongs to another base"),
+    ):
+        kept.write_text(text)
+        found = NormsCache(folder, [file])
+        assert (found.get("w"), found.refused) == (None, f"the norms cache {kept} {why}: not used")
+        assert found.identity == identity([file])
+    without = NormsCache(None, [file])
+    assert (without.identity, without.refused, without.get("w")) == ("", None, None)

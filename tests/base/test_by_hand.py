@@ -181,22 +181,22 @@ def test_gpt2_stores_its_layers_turned():
 
 
 @every(
-    ("optimizer", "moments", "each"),
+    ("optimizer", "moments", "each", "says"),
     [
-        ("adamw_torch", 2, 4),
-        (None, 2, 4),
-        ("paged_adamw_8bit", 2, 1),
-        ("lion_32bit", 1, 4),
-        ("lion_8bit", 1, 1),
-        ("sgd", None, 0),
+        ("adamw_torch", 2, 4, "Adam family: two moments and a gradient for each trained number"),
+        (None, 2, 4, "Adam family: two moments and a gradient for each trained number"),
+        ("paged_adamw_8bit", 2, 1, "8-bit Adam: two 1-byte moments (block constants not counted)"),
+        ("lion_32bit", 1, 4, "Lion: one moment and a gradient for each trained number"),
+        ("lion_8bit", 1, 1, "8-bit Lion: one 1-byte moment (block constants not counted)"),
+        ("sgd", None, 0, None),
     ],
 )
-def test_memory_is_that_of_numbers_gradients_and_moments(optimizer, moments, each):
+def test_memory_is_that_of_numbers_gradients_and_moments(optimizer, moments, each, says):
     found = covered(llama(), target_modules=["q_proj"], optimizer=optimizer)
     n = found.lora_params
     assert (found.adapter_dtype, found.adapter_bytes) == ("float32", 4 * n)
     assert found.optimizer_bytes == (None if moments is None else 4 * n + moments * each * n)
-    assert (found.optimizer_assumption == "") is (moments is None)
+    assert found.optimizer_assumption == ("" if says is None else f"{says}, in float32; the base loaded in bfloat16")
 
 
 def test_what_is_saved_whole_keeps_the_bases_type_and_lora_s_numbers_are_float32():
@@ -210,6 +210,8 @@ def test_what_is_saved_whole_keeps_the_bases_type_and_lora_s_numbers_are_float32
     assert found.trained == 4 * (10 + 4) + 2 * (3 + 2)
     assert found.optimizer == found.trained + 2 * 4 * 14 + 2 * 2 * 5
     assert found.assumption.endswith("each trained number, in float32; the base loaded in bfloat16")
+    half = _memory_of(10, {"bias": 2}, optimizer="lion", adapter_dtype="float32", stored="float16")
+    assert (half.trained, half.optimizer) == (4 * 10 + 2 * 2, 2 * (4 * 10 + 2 * 2))
     uncast = covered(llama(), target_modules=["q_proj"], extras={"autocast_adapter_dtype": False})
     assert (uncast.adapter_dtype, uncast.adapter_bytes) == ("bfloat16", 2 * uncast.lora_params)
 
@@ -273,11 +275,11 @@ def test_a_vocabulary_is_what_the_files_of_a_tokenizer_list(tmp_path):
     assert read_vocabulary(tmp_path) is None
     (tmp_path / "added_tokens.json").write_text('{"<a>": 7}')
     assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7})
-    decoder = {"8": {"content": "<b>"}, "x": {"content": "<no number>"}}
+    decoder = {"8": {"content": "<b>"}, "0": {"content": "<z>"}, "x": {"content": "<no number>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
-    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7, "<b>": 8})
+    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7, "<b>": 8, "<z>": 0})
     whole = {"added_tokens": [{"id": 9, "content": "<a>"}], "model": {"vocab": {"x": 0, "y": 1}}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
-    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 9, "<b>": 8}, frozenset({"x", "y"}))
+    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 9, "<b>": 8, "<z>": 0}, frozenset({"x", "y"}))
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": [["x", -1.0]]}}')  # a unigram model's
-    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7, "<b>": 8})
+    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7, "<b>": 8, "<z>": 0})

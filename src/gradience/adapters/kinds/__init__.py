@@ -54,8 +54,8 @@ def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axi
             raise AdapterError(f"a magnitude of {len(m)} entries does not fit a base weight of shape {w.shape}")
         with np.errstate(divide="ignore", invalid="ignore"):  # for a norm of zero, PEFT's merge is not finite either
             factor = m / norm
-        factor = factor[:, None] if along == 1 else factor[None, :]
-        return np.asarray((factor - 1.0).astype(d.dtype) * w + factor.astype(d.dtype) * d)
+            factor = factor[:, None] if along == 1 else factor[None, :]
+            return np.asarray((factor - 1.0).astype(d.dtype) * w + factor.astype(d.dtype) * d)
 
     return _oriented(update)
 
