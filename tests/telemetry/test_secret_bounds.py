@@ -286,6 +286,30 @@ def test_how_far_a_secret_may_stand_from_its_name(most, make):
     assert hide_secrets(make(most + 1)) == make(most + 1)
 
 
+@every(
+    "text",
+    [
+        "name: API_KEY, value: {}",
+        '"name": "API_KEY", "value": "{}"',
+        "name=API_KEY value={}",
+        "hub_token\n  Input should be valid [type=x, input_value='{}', input_type=str]",
+        "<password>{}</password>",
+        "password: {}",
+        "password={} x",
+        "X-Api-Key: {}",
+        "--password {}",
+        '("api-key", "{}")',
+        "curl -u joe:{} https://x",
+        "docker login -p {} x",
+        "wandb login {}",
+    ],
+)
+def test_a_secret_with_a_form_of_its_own_is_said_to_be_of_its_kind_and_a_note_stays_as_it_is(text):
+    shown = hide_secrets(text.format(TOKEN))
+    assert shown == text.format(SHOWN)
+    assert hide_secrets(shown) == shown
+
+
 def test_of_a_long_text_the_beginning_is_kept_and_the_rest_counted():
     limit = 65 * 1024
     assert hide_secrets("x " * (limit // 2)) == "x " * (limit // 2)
