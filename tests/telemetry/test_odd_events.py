@@ -117,9 +117,8 @@ def test_a_value_that_is_not_finite_makes_a_column_and_no_row_of_it(log):
 def test_a_name_of_a_further_value_may_hold_what_no_attribute_can(log):
     names = ('say "x"', "a\\b", "tab\there", "", "value_0", "é", "class")
     run = read(log, *(row(step, **dict.fromkeys(names, step / 4)) for step in range(40)), values=names)
-    assert {name: list(column.values) for name, column in run.columns.items()} == dict.fromkeys(
-        names, [step / 4 for step in range(40)]
-    )
+    values = [step / 4 for step in range(40)]
+    assert {name: list(column.values) for name, column in run.columns.items()} == dict.fromkeys(names, values)
 
 
 def test_times_are_the_first_and_the_last_whatever_the_order_of_the_lines(log):
