@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 class Held:
     name: str
     db_pass: str
-    pair: Pair
+    pair: Pair | None
 
 
 BODY = "aB3dE5gH7jK9mN1pQ2" * 20
@@ -255,6 +255,7 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     pair = Pair("a", {"password": "b"})
     assert hide_in(pair) == Pair("a", {"password": hidden})
     assert hide_in(Held("a", "b", pair)) == Held("a", hidden, Pair("a", {"password": hidden}))
+    assert hide_in({"api_key": Held("a", "b", None)}) == {"api_key": Held(hidden, hidden, None)}
     for harmless in (Pair("a", {"lr": "b"}), Held("a", "", Pair("a", {}))):
         assert hide_in(harmless) is harmless
 
