@@ -60,6 +60,7 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ({"loss": 1, "val_loss": 2, "val_accuracy": 3}, {"loss"}, {"val": {"loss", "accuracy"}}, set()),
         ({"loss": 1, "valid_tokens": 2}, {"loss", "valid_tokens"}, {}, set()),
         ({"loss": 1, "step_runtime": 2}, {"loss", "step_runtime"}, {}, set()),
+        ({"learning_rate": 1, "step_runtime": 2}, {"learning_rate"}, {"step": {"runtime"}}, set()),  # without a loss
         ({"loss": 1, "train_runtime": 2}, {"loss", "train_runtime"}, {}, set()),
         (
             {"eval_a_runtime": 1, "a_runtime": 2, "a_f1": 3},

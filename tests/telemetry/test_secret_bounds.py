@@ -247,6 +247,9 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     assert hide_in([name, "a"]) == [name, hidden]
     assert hide_in([f"x{name}", "a"]) == [f"x{name}", "a"]  # of 129 characters
     assert names_in({"key": "lr", "value": 1}) == ["key", "value"]
+    long = f"{'x' * 200}_api_key"  # judged by its end
+    assert names_in({"key": long, "value": 1}) == ["key", long]
+    assert names_in({"key": f"api_key_{'x' * 200}", "value": 1}) == ["key", "value"]
     assert below("hub_token", "eos_token") == "hub_token"
     assert below("hub_token", "password") == "password"
     long = f"{'x' * 200}_hub_token"  # judged by its end
