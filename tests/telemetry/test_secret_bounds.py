@@ -257,6 +257,7 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     assert below(f"hub_token_{'x' * 200}", "value") == "value"
     pair = Pair("a", {"password": "b"})
     assert hide_in(pair) == Pair("a", {"password": hidden})
+    assert type(hide_in(pair)) is Pair
     assert hide_in(Held("a", "b", pair)) == Held("a", hidden, Pair("a", {"password": hidden}))
     assert hide_in({"api_key": Held("a", "b", None)}) == {"api_key": Held(hidden, hidden, None)}
     for harmless in (Pair("a", {"lr": "b"}), Held("a", "", Pair("a", {}))):
