@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,10 +77,18 @@ def tests(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports", "--no-cache")
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *PARALLEL, *session.posargs)
-    session.run("coverage", "combine", silent=True)
-    session.run("coverage", "report", "--format=total", silent=False)
+    measured = Path(session.create_tmp()) / "coverage.json"
+    slipcover = ["-m", "slipcover", "--source", _where("gradience", session), "--out", str(measured)]
+    session.run("python", *slipcover, "-m", "pytest", *PARALLEL, *session.posargs)
+    session.log(
+        f"{json.loads(measured.read_bytes())['summary']['percent_covered']:.1f} % of lines and branches covered"
+    )
+
+
+def _where(package: str, session: nox.Session) -> str:
+    """Return the folder of a package in the session's environment."""
+    found = f"from importlib.util import find_spec; print(*find_spec({package!r}).submodule_search_locations)"
+    return str(session.run("python", "-c", found, silent=True)).strip()
 
 
 @nox.session

@@ -34,10 +34,6 @@ settings.register_profile(
 settings.register_profile("properties", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # coverage measures the workers, not the commands that tests start
-    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
-        os.environ.pop(name, None)
-
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the modules of this folder within reach
     sys.path.insert(0, str(ROOT / "tests"))
@@ -55,31 +51,22 @@ gc.set_threshold(20_000)  # at 700, a test in ten waits for a collection of some
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 
 
-def pytest_sessionstart(session):
-    """Measure no coverage in the process that hands the tests out: it runs none, and is slowed by half."""
-    coverage = sys.modules.get("coverage")
-    if coverage is not None and getattr(session.config.option, "numprocesses", None):
-        running = coverage.Coverage.current()
-        if running is not None:
-            running.stop()
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Around each test; as fixtures these would take a millisecond of each.
 
-
-@pytest.fixture(autouse=True)
-def _imports_are_not_garbage():
-    """Exclude the objects of large imports from later garbage collections: each Trainer's end runs a full one."""
+    Objects of large imports are excluded from later garbage collections: each Trainer's end runs a full one. SIGINT and
+    SIGTERM are restored: the program ignores both at its end, and commands started later inherit that.
+    """
     if len(sys.modules) > _FROZEN["modules"] + 300:
         gc.collect()
         gc.freeze()
         _FROZEN["modules"] = len(sys.modules)
-
-
-@pytest.fixture(autouse=True)
-def _signals_as_before():
-    """Restore SIGINT and SIGTERM. The program ignores both at its end, and commands started later inherit that."""
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
+    result = yield
     for number, handler in old.items():
         signal.signal(number, handler)
+    return result
 
 
 @pytest.fixture(scope="session")

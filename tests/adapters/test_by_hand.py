@@ -82,9 +82,10 @@ def test_kasa_gives_back_the_least_singular_values_and_must_leave_some():
     u, s, v = np.linalg.svd(W, full_matrices=False)
     wanted = 0.5 * AB - (u[:, -3:] * s[-3:]) @ v[-3:]
     np.testing.assert_allclose(np.matmul(*kinds.kasa(load, 0.5, 3)(W)), wanted, atol=1e-12)
-    with pytest.raises(AdapterError) as error:
-        kinds.kasa(load, 0.5, 4)(W)
-    assert str(error.value) == "KaSA of rank 4 leaves nothing of a base weight of shape (6, 4)"
+    for r in (4, 5):
+        with pytest.raises(AdapterError) as error:
+            kinds.kasa(load, 0.5, r)(W)
+        assert str(error.value) == f"KaSA of rank {r} leaves nothing of a base weight of shape (6, 4)"
 
 
 def test_hira_is_the_base_times_the_product_entry_by_entry():
@@ -192,6 +193,12 @@ def test_experts_are_outermost_in_a_and_innermost_in_b():
     assert (wide_b.shape, wide_a.shape) == ((6, 9), (9, 5))
     again = LoraPair("a", "b", 3, 5, 6, experts=3).split(wide_b, wide_a)
     np.testing.assert_array_equal(again[0] @ again[1], split_b @ split_a)
+    layer = LoraPair("a", "b", 2, 3, 6, kernel=(2, 2))
+    b, a = drawn(6, 2, 1, 1), drawn(2, 3, 2, 2, seed=9)
+    wide_b, wide_a = layer.joined(*layer.split(b, a), 4)
+    assert (wide_b.shape, wide_a.shape) == ((6, 4, 1, 1), (4, 3, 2, 2))
+    np.testing.assert_array_equal(wide_a, np.concatenate([a, np.zeros((2, 3, 2, 2))]))
+    np.testing.assert_array_equal(wide_b, np.concatenate([b, np.zeros((6, 2, 1, 1))], axis=1))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -204,6 +211,7 @@ def test_padding_adds_zeros_at_the_end_of_each_axis():
     one = np.ones((1, 2))
     assert padded(one, (1, 2)) is one
     assert padded(one, (2, 3)).tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert padded(one.astype(np.float16), (2, 3)).dtype == np.float16
 
 
 @every(
@@ -372,6 +380,7 @@ def test_the_steps_of_a_matcher_are_bounded_for_the_name_at_hand():
         PatternTable([key]).matching(dotted)
     assert _most_paths("a)", 10) == math.inf
     assert PatternTable(["a.q", "a[.]q"]).matching("a\nq") == []  # a dot stands for any character on the line
+    assert PatternTable(["q", "[q]"]).matching("a\nb.q") == []  # and so do those of the prefix
     assert _plain_text(r"a.b\.c.d\.e.f") == ("a.b.c.d.e.f", (1, 5, 9))
 
 

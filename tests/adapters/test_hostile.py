@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -469,9 +470,25 @@ def test_a_sparse_tensor_in_a_bin_is_refused(tmp_path):
     import torch
 
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
-    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "adapter_model.bin")
-    with pytest.raises(AdapterError):
+    path = tmp_path / "adapter_model.bin"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of kinds of tensor that it will drop
+        odd = (torch.eye(3).to_sparse(), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
+    for tensor in odd:
+        torch.save({"a": tensor}, path)
+        with pytest.raises(AdapterError) as error:
+            read(tmp_path)
+        assert str(error.value) == f"{path}: tensor 'a' is not a plain array"
+    torch.save({"x" * 1025: torch.ones(1)}, path)
+    with pytest.raises(AdapterError) as error:
         read(tmp_path)
+    assert str(error.value).endswith("... is 1025 characters long, over the limit of 1024")
+    torch.save({"a": np.random.default_rng()}, path)
+    with pytest.raises(AdapterError) as error:
+        read(tmp_path)
+    said = f"{path} cannot be loaded as plain tensors: UnpicklingError: Weights only load failed. "
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)  # torch goes on for many lines
 
 
 def test_folders_without_an_adapter_say_what_they_hold(tmp_path):

@@ -104,6 +104,8 @@ TABLE = [
     ("blocks.0.MLP.x", "mlp", 0),
     ("LM_Head", "embedding", None),
     ("blocks.0.Lora_MLP.x", "mlp", 0),
+    ("blocks.0.my_mlp.to_q_lora", "attn", 0),  # the part nearest the leaf, of parts in words too
+    ("blocks.0.to_q_lora.my_mlp", "mlp", 0),
     ("classifier", "other", None),
     ("", "other", None),
     ("layers.99999999999999999999.q_proj", "attn", None),
@@ -113,6 +115,39 @@ TABLE = [
 @every(("name", "kind", "layer"), TABLE)
 def test_a_name_says_its_type_and_layer(name, kind, layer):
     assert (module_type(name), layer_index(name)) == (kind, layer)
+
+
+WORDS = {  # each decides although a part before it has another type
+    "attn": (
+        "self_attn self_attention attn attention attentions cross_attn cross_attention crossattention selfattention "
+        "encdecattention encoder_attn decoder_attn linear_attn mha attn1 attn2 multihead_attn qkv qkv_proj "
+        "query_key_value q_proj k_proj v_proj o_proj q_lin k_lin v_lin out_lin query key value c_attn wq wk wv wqkv "
+        "in_proj_qkv to_q to_k to_v to_out to_qkv add_q_proj add_k_proj add_v_proj to_add_out q_a_proj q_b_proj "
+        "kv_a_proj_with_mqa kv_b_proj kv_proj attn_output attn_qkv"
+    ),
+    "mlp": (
+        "mlp ffn ff ff_context feed_forward feedforward densereludense intermediate block_sparse_moe moe expert "
+        "experts shared_expert shared_experts gate_proj up_proj down_proj gate_up_proj fc1 fc2 fc_in fc_out c_fc lin1 "
+        "lin2 w1 w2 w3 wi wi_0 wi_1 dense_h_to_4h dense_4h_to_h pwconv1 pwconv2 linear1 linear2 channel_mixer proj_mlp"
+    ),
+    "ssm": "mixer mamba mamba_block ssm x_proj dt_proj time_mixer time_mix",
+    "conv": "conv conv1 conv2 conv3 conv_in conv_out conv1d dwconv conv_shortcut downsample",
+    "embedding": (
+        "embed_tokens word_embeddings wte wpe embedding embeddings tok_embeddings embed_in shared lm_head embed_out "
+        "position_embeddings token_type_embeddings embed_positions token_embedding position_embedding"
+    ),
+}
+
+
+WEAK = {"output": "mlp", "wo": "mlp", "out_proj": "attn", "q": "attn", "k": "attn", "v": "attn", "o": "attn"}
+
+
+def test_each_word_that_has_a_type_decides_and_weak_ones_if_no_other_does():
+    others = {kind: "mlp" if kind == "attn" else "attn" for kind in WORDS}
+    found = {word: module_type(f"{others[kind]}.{word}") for kind, words in WORDS.items() for word in words.split()}
+    assert found == {word: kind for kind, words in WORDS.items() for word in words.split()}
+    assert {word: module_type(f"model.{word}") for word in WEAK} == WEAK
+    assert {module_type(f"ssm.{word}") for word in WEAK} == {"ssm"}
 
 
 def test_no_two_layers_of_a_convnext_share_an_index():
@@ -126,6 +161,11 @@ def test_natural_order_puts_layer_2_before_layer_10():
 
 
 P = "base_model.model."
+OTHER_TYPES = (
+    "adamss beft boft c3a deft delora fourierft frod glora gralora hada hira hra ia3 lily ln_tuning lokr lora miss oft "
+    "osf peanut poly_lora poly psoft pvera randlora road shira supertuning tinylora unilora vblora vera waveft "
+    "internal_xlora"
+)
 ROLES = [
     (f"{P}model.embed_tokens.token_adapter.trainable_tokens_delta", {}, "token_rows"),
     ("base_model.vera_A", {}, "lora_pair"),
@@ -151,6 +191,18 @@ ROLES = [
     (f"{P}layers.0.q_proj.ia3_l.default", {}, "not_analysed"),
     (f"{P}layers.0.q_proj.lora_velora_embed.weight", {}, "not_analysed"),
     ("prompt_embeddings", {}, "not_analysed"),
+    ("x.prompt_embeddings", {}, "unknown"),
+    (f"{P}layers.0.q_proj.original_module.weight", {"modules_to_save": ["q_proj"]}, "base_copy"),
+    *(
+        (f"{P}{head}.{leaf}", {}, "full_module")
+        for leaf in ("weight", "bias")
+        for head in (
+            *("score", "classifier", "classification_head", "qa_outputs", "v_head", "value_head", "reward_head"),
+            *("summary", "pre_classifier"),
+        )
+    ),
+    (f"{P}a.b.score.weight", {}, "unknown"),  # a head lies in the model itself, or in one part of it
+    *((f"{P}q_proj.{kind}_x.default", {}, "not_analysed") for kind in OTHER_TYPES.split()),
 ]
 
 
@@ -164,6 +216,7 @@ def test_left_over_tensors_are_named_with_the_cause_that_programs_decide_by():
         "x.weight": "unknown",
         "q_proj.lora_velora_embed.weight": "not_analysed",
         "layers.0.ranknum": "not_analysed",
+        "q_proj.lora_monteclora_sampler.default.weight": "not_analysed",
         "q_proj.ia3_l": "not_analysed",
         "q_proj.lora_A.weight": "lora_pair",
     }
@@ -171,6 +224,7 @@ def test_left_over_tensors_are_named_with_the_cause_that_programs_decide_by():
         ("x.weight", LeftoverReason.UNKNOWN),
         ("q_proj.lora_velora_embed.weight", LeftoverReason.TRAINING_ONLY),
         ("layers.0.ranknum", LeftoverReason.TRAINING_ONLY),
+        ("q_proj.lora_monteclora_sampler.default.weight", LeftoverReason.TRAINING_ONLY),
         ("q_proj.ia3_l", LeftoverReason.KIND_NOT_ANALYSED),
     ]
     assert [one.reason for one in explained(names)][:2] == [
@@ -212,6 +266,9 @@ def test_names_are_sorted_by_their_numbers(names, first):
         ("single_blocks.0.x", 100),
         ("players.3.x", None),
         ("layers.3x", None),
+        ("Model.Layers.3.q", 3),
+        ("layer4.0.conv1", 400),
+        ("layer9.11.conv1", 911),
     ],
 )
 def test_the_index_of_a_layer_in_a_section_counts_from_the_sections_start(name, index):

@@ -83,9 +83,9 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, lis
         {"merge": [SEVERAL]},
     ),
     "a tensor that is not understood": (
-        LORA | {"q.strange": (1,)},
+        LORA | {"q.strange": (1,), "q.stranger": (1,)},
         {},
-        {"merge": [f"1 of its tensors are not understood (first: {PREFIX}q.strange)"]},
+        {"merge": [f"2 of its tensors are not understood (first: {PREFIX}q.strange)"]},
     ),
 }
 

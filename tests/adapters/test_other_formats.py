@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
+from gradience.adapters.layout import Skipped
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile
+from gradience.schema.audit import LeftoverReason
 
 RNG = np.random.default_rng(0)
 MLX = {"fine_tune_type": "lora", "num_layers": 2, "model": "base", "lora_parameters": {"rank": 4, "scale": 10.0}}
@@ -96,7 +99,8 @@ def test_peft_weights_with_an_mlx_config_are_refused(tmp_path):
 def test_mlx_whole_weights_are_no_adapter(tmp_path):
     adapter = write(tmp_path, {"model.layers.0.q_proj.weight": normal(4, 4)}, MLX | {"fine_tune_type": "full"})
     assert (adapter.format, set(adapter.roles.values())) == ("mlx", {"full_module"})
-    assert "full" in adapter.skipped[0].reason
+    why = Skipped("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
+    assert adapter.skipped == [why]
     other = write(tmp_path, {"x.weight": normal(4, 4)}, {"peft_type": "LORA", "fine_tune_type": "full"})
     assert other.format == "peft"  # a type is named, so it is an adapter of another program
 
@@ -155,17 +159,45 @@ def test_a_tensor_of_another_name_leaves_a_file_its_format(tmp_path):
     named = {f"{path}.lora_{x}.weight": normal(3, 3) for path in ("unet.a", "other.b") for x in "AB"}
     diffusers = write(tmp_path / "b", named)
     assert (diffusers.format, [m.name for m in diffusers.modules]) == ("diffusers", ["other.b", "unet.a"])
+    for part in ("transformer", "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model"):
+        alone = {f"{part}.q.lora_{x}.weight": normal(3, 3) for x in "AB"} | {f"{part}.q.lora_B.bias": normal(3)}
+        found = write(tmp_path / part, alone)
+        assert (found.format, [m.name for m in found.modules]) == ("diffusers", [f"{part}.q"])
+        assert found.roles == {f"{part}.q.lora_{x}": "lora_pair" for x in ("A.weight", "B.weight")} | {
+            f"{part}.q.lora_B.bias": "bias"
+        }
+        assert [(m.params, m.keys["lora_B"]) for m in found.modules] == [(18, f"{part}.q.lora_B.weight")]
     with pytest.raises(AdapterError, match=r"adapter_config\.json"):  # whose scale nothing else gives
         write(tmp_path / "c", {"strange": normal(2)} | {f"q.lora_{x}.weight": normal(3, 3) for x in "AB"})
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 3), (8, 3), (1, 5), (1, 6, 1), (5,)])
+@every("shape", [(8, 1, 3), (8, 3), (1, 5), (1, 6, 1), (5,), ()])
 def test_a_magnitude_of_neither_side_is_refused_by_its_shape(shape, tmp_path):
-    pair = {"lora_down.weight": normal(4, 6), "lora_up.weight": normal(8, 4), "dora_scale": normal(*shape)}
+    pair = {"lora_down.weight": normal(4, 6), "lora_up.weight": normal(8, 4), "dora_scale": np.asarray(normal(*shape))}
     adapter = write(tmp_path, {f"lora_unet_a.{name}": x for name, x in pair.items()})
     assert [item.reason for item in adapter.skipped] == [
         f"dora_scale of shape {list(shape)} has a norm that is not of a row or a column"
     ]
+
+
+def test_a_magnitude_says_of_which_side_it_is(tmp_path):
+    down, up, w = normal(4, 6), normal(8, 4), normal(8, 6)
+    for shape, axis, side in (
+        ((8, 1), 1, "each output, as PEFT's"),
+        ((8, 1, 1, 1), 1, "each output, as PEFT's"),
+        ((8,), 1, "each output, as PEFT's"),
+        ((1, 6), 0, "each input, unlike PEFT's"),
+    ):
+        m = np.abs(normal(*shape))
+        tensors = {"lora_down.weight": down, "lora_up.weight": up, "dora_scale": m}
+        (module,) = write(tmp_path, {f"lora_unet_a.{name}": x for name, x in tensors.items()}).modules
+        assert (module.kind, module.note, module.params) == ("dora", f"dora_scale: the norm of {side}", 56 + m.size)
+        v = w + up @ down
+        close(
+            module.dense(w),
+            m.reshape((-1, 1) if axis else (1, -1)) / np.linalg.norm(v, axis=axis, keepdims=True) * v - w,
+        )
+        np.testing.assert_array_equal(module.magnitude(), m)
 
 
 def test_lycoris_factors_with_one_missing_are_skipped(tmp_path):
@@ -191,6 +223,9 @@ def test_lycoris_factors_with_one_missing_are_skipped(tmp_path):
         more = {} if alpha is None else {"lora_unet_a.alpha": np.array(alpha, np.float32)}
         (module,) = write(tmp_path / str(n), factors | more).modules
         assert (module.scale, module.base_name) == (scale, None)
+        assert {name: f"lora_unet_a.{field}" for field, name in module.keys.items()} == {
+            name: name for name in factors | more
+        }
 
 
 def test_kohya_alpha_that_is_no_number_skips_the_module(tmp_path):
@@ -200,7 +235,7 @@ def test_kohya_alpha_that_is_no_number_skips_the_module(tmp_path):
         "lora_unet_a.alpha": np.array(np.nan, np.float32),
     }
     adapter = write(tmp_path, tensors)
-    assert [s.reason for s in adapter.skipped] == ["alpha is not finite"]
+    assert adapter.skipped == [Skipped("lora_unet_a", "alpha is not finite", LeftoverReason.CONFIG)]
 
 
 @pytest.mark.parametrize(

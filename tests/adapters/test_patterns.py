@@ -147,10 +147,11 @@ def test_keys_that_cannot_be_matched_in_bounded_time_are_refused(key):
         PatternTable([key])
 
 
-@every("key", ["(", "*", "a{4,2}", r"(a)\2", "(?i)q", r"((a)\2+)+b"])
+@every("key", ["(", "*", "a{4,2}", r"(a)\2", "(?i)q", r"((a)\2+)+b", f"a{{{10**20}}}", f"a{{{'9' * 5000}}}"])
 def test_keys_that_peft_cannot_compile_are_refused(key):
-    with pytest.raises(AdapterError, match="is not a regular expression"):
+    with pytest.raises(AdapterError, match="is not a regular expression") as error:
         PatternTable([key])
+    assert error.value.advice == "PEFT would refuse it too: correct rank_pattern or alpha_pattern"
 
 
 WORKED_OUT = [  # by hand, for a name of ten letters: one step for each item that is tried, and one to begin
@@ -169,6 +170,9 @@ WORKED_OUT = [  # by hand, for a name of ten letters: one step for each item tha
     ("(?:a|b)?c", 9),
     ("(?:a|b){3}", 325),
     ("(?=a*)b", 14),  # a look-ahead is tried once and left
+    ("(?!a*)b", 14),
+    ("(?<=a*)b", 14),
+    ("(?<!a*)b", 14),
     ("(?#a*)b", 3),
     (r"\*\(b", 4),
     ("[(*)]b", 3),

@@ -85,11 +85,36 @@ REASONS: list[tuple[dict[str, tuple[int, ...]], dict[str, Any], str]] = [
         {"use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["q"]}},
         "2 BD-LoRA blocks do not fit factors of shape [4, 3] and [5, 3]",
     ),
+    (
+        {"q.lora_A.weight": (2, 3, 1, 1), "q.lora_B.weight": (5, 2, 1, 1)},
+        {"use_qalora": True, "qalora_group_size": 1},
+        "a QALoRA group size of 1 does not fit A of shape [2, 3, 1, 1]",
+    ),
     (LOKR, {"peft_type": "LOKR", "rank_pattern": {"q": 0}}, "the config gives it rank 0, expected at least 1"),
+    (
+        lora("q"),
+        {"use_bdlora": {"nblocks": 0, "target_modules_bd_a": ["q"]}},
+        "0 BD-LoRA blocks do not fit factors of shape [2, 3] and [5, 2]",
+    ),
+    (
+        {"q.hira_A": (2, 3, 1, 1), "q.hira_B": (5, 2, 1, 3)},
+        {"peft_type": "HIRA"},
+        "factors of shape [2, 3, 1, 1] and [5, 2, 1, 3]: expected (r, in) and (out, r)",
+    ),
+    (
+        {"q.miss_block": (3, 2, 2)},
+        {"peft_type": "MISS"},
+        "a MiSS block of shape [3, 2, 2] does not fit init_weights=True",
+    ),
+    (
+        {"q.miss_block": (3, 2, 2, 2)},
+        {"peft_type": "MISS", "init_weights": "bat"},
+        "a MiSS block of shape [3, 2, 2, 2] does not fit init_weights='bat'",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("shapes", "config", "reason"), REASONS)
+@every(("shapes", "config", "reason"), REASONS)
 def test_what_is_not_analysed_has_its_reason(shapes, config, reason, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", shapes, **config))
     assert found.modules == []
@@ -192,6 +217,19 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
     assert find_files(beside / "adapter_model.safetensors").folder == beside
     given = find_files(beside, weights=beside / "sub" / "adapter_model.safetensors")
     assert (given.others, given.config) == ((), beside / "sub" / "adapter_config.json")  # the config beside the weights
+    elsewhere = tmp_path / "all" / "one" / "adapter_config.json"
+    assert find_files(beside, config=elsewhere).config == elsewhere  # although one lies beside the weights
+    for options, said, advice in (
+        ({"weights": beside / "sub"}, f"no weights file at {beside / 'sub'}", "give it with --weights FILE"),
+        ({"config": beside / "sub"}, f"no config file at {beside / 'sub'}", "give it with --adapter-config FILE"),
+    ):
+        with pytest.raises(AdapterError) as error:
+            find_files(beside, **options)  # a folder is no file
+        assert (str(error.value), error.value.advice) == (said, advice)
+    with pytest.raises(AdapterError) as error:
+        find_files(tmp_path / "gone")
+    assert str(error.value) == f"no such file or folder: {tmp_path / 'gone'}"
+    assert error.value.advice == "give the folder that PEFT saved"
     given.config.unlink()
     assert find_files(beside, weights=given.weights).config == beside / "adapter_config.json"
 
@@ -230,6 +268,17 @@ def test_missing_shards_are_counted(tmp_path):
     for name in ("x.bin", "y.bin"):
         (torchs / name).touch()
     assert [path.name for path in find_files(torchs).shards] == ["x.bin", "y.bin"]
+    (torchs / "adapter_model.bin.index.json").rename(tmp_path / "index")
+    for kind in ("adapters.safetensors", "model.safetensors", "adapter_model.safetensors"):  # each before those above
+        inner = tmp_path / "around" / kind.partition(".")[0]
+        inner.mkdir(parents=True)
+        for folder in (torchs, inner):
+            (folder / f"{kind}.index.json").write_text((tmp_path / "index").read_text())
+            for name in ("x.bin", "y.bin"):
+                (folder / name).touch()
+        assert [find_files(folder).weights.name for folder in (torchs, inner)] == [f"{kind}.index.json"] * 2
+    with pytest.raises(AdapterError, match=r"holds 3 adapters in sub-folders \(adapter_model, adapters, model\)"):
+        find_files(tmp_path / "around")
     for name in ("adapter_model.pt", "adapter_model.bin", "adapters.safetensors", "adapter_model.safetensors"):
         (torchs / name).touch()  # each goes before those above, and before an index
         assert find_files(torchs)[2:4] == (torchs / name, ())
@@ -242,6 +291,16 @@ def test_adapters_of_one_file_are_named_and_one_alone_is_not(tmp_path):
         assert [(module.name, module.adapter) for module in found.modules] == names
         several = ["the file holds several adapters (default, x); the config was applied to each"]
         assert found.notes == several * (len(names) > 1)
+    for number, (peft_type, each) in enumerate(
+        [
+            ("HIRA", {"hira_A{}": (2, 3), "hira_B{}": (5, 2)}),
+            ("ADALORA", {"lora_A{}": (2, 3), "lora_B{}": (5, 2), "lora_E{}": (2, 1)}),
+        ]
+    ):
+        for others, names in (((), [("q", None)]), (("x", "y"), [("q:x", "x"), ("q:y", "y")])):
+            shapes = {f"q.{field.format(f'.{name}')}": s for name in others or ("x",) for field, s in each.items()}
+            _, found = open_adapter(saved(tmp_path / f"{number}{len(others)}", shapes, peft_type=peft_type))
+            assert [(module.name, module.adapter) for module in found.modules + found.base_dependent] == names
     _, found = open_adapter(saved(tmp_path / "c", one, lora_parameters={}))  # a type is named, so it is not MLX-LM's
     assert len(found.modules) == 1
     of_experts = {name.replace("q.", "x.experts."): shape for name, shape in LOHA.items()}
@@ -289,6 +348,11 @@ def test_an_hdf5_file_without_factors_says_how_many_arrays_it_holds(tmp_path):
         assert str(error.value) == (
             f"{path} holds 2 arrays and no LoRA factors: Keras merges them into the kernels as it saves"
         )
+    for path in (tmp_path / "x.h5", tmp_path / "x.hdf5", tmp_path / "x.npz"):
+        with pytest.raises(AdapterError) as error:
+            formats.open_weights(path)
+        assert str(error.value) == f"{path} holds arrays as JAX and Keras programs save them, which only audit reads"
+        assert error.value.advice == f"run: gradience audit {path}"
 
 
 # --- limits ------------------------------------------------------------------------------------------------------
@@ -600,7 +664,7 @@ def test_a_kernel_is_stored_as_it_is_whatever_the_config_says_of_matrices_and_a_
         ]
 
 
-@pytest.mark.parametrize(("layer", "of_base"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 4), (9, 9)])
+@every(("layer", "of_base"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 4), (9, 9)])
 def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(layer, of_base, tmp_path):
     names = [f"model.layers.{layer}.h.3.q", f"h.{layer}.q", f"x.layer.{layer}.q"]
     folder = saved(tmp_path / "a", lora(*names), layer_replication=[[0, 2], [1, 3]])
@@ -609,6 +673,16 @@ def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(lay
     module = found[names[0]]
     assert module.name == f"model.layers.{layer}.h.3.q"
     assert module.base_name == f"model.layers.{of_base}.h.3.q.weight"  # of a name's numbers the first alone
+    for number, (peft_type, shapes) in enumerate(
+        [
+            ("HIRA", {f"h.{layer}.q.hira_A": (2, 3), f"h.{layer}.q.hira_B": (5, 2)}),
+            ("LOKR", {f"h.{layer}.q.{name.removeprefix('q.')}": shape for name, shape in LOKR.items()}),
+            ("ADALORA", {f"h.{layer}.q.{name.removeprefix('q.')}": shape for name, shape in ADALORA.items()}),
+        ]
+    ):
+        other = saved(tmp_path / str(number), shapes, peft_type=peft_type, layer_replication=[[0, 2], [1, 3]])
+        _, adapter = open_adapter(other)
+        assert [one.base_name for one in adapter.modules + adapter.base_dependent] == [f"h.{of_base}.q.weight"]
 
 
 @pytest.mark.parametrize(
@@ -648,6 +722,34 @@ def test_a_name_of_two_heights_makes_the_widths_of_all_vera_modules_unknown(heig
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "VERA", "r": 2}))
     _, found = open_adapter(tmp_path)
     assert (len(found.modules), len(found.base_dependent)) == ((3, 0) if known else (0, 3))
+    if known:
+        return
+    gone = "VeRA's projections are not in the file (save_projection: false): only torch can draw them again"
+    unfit = "VeRA vectors of {} and 2 entries do not fit projections of shape {} and {}".format
+    for changed, reasons, cause in (
+        ({"base_model.vera_A": None}, [gone] * 3, LeftoverReason.CONFIG),
+        ({"base_model.vera_B": None}, [gone] * 3, LeftoverReason.CONFIG),
+        (
+            {"base_model.vera_B": np.ones((6, 2), np.int32)},
+            ["VeRA's projections: factors of dtype F32 and I32: not floating point"] * 3,
+            LeftoverReason.DTYPE,
+        ),
+        (
+            {"base_model.vera_B": np.ones((6, 3), np.float32)},
+            [unfit(height, [2, 5], [6, 3]) for height in heights],
+            LeftoverReason.SHAPE,
+        ),
+        (
+            {"base_model.vera_A": np.ones((3, 5), np.float32)},
+            [unfit(height, [3, 5], [6, 2]) for height in heights],
+            LeftoverReason.SHAPE,
+        ),
+    ):
+        held = {name: x for name, x in (tensors | shared | changed).items() if x is not None}
+        save_file(held, tmp_path / "adapter_model.safetensors")
+        _, found = open_adapter(tmp_path)
+        skipped = [(item.name, item.reason, item.cause) for item in found.skipped if item.name in names]
+        assert skipped == [(name, why, cause) for name, why in zip(names, reasons, strict=True)]
 
 
 @pytest.mark.parametrize("mark", ["_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA"])
@@ -752,13 +854,18 @@ def test_experts_of_rank_one_and_a_single_block_are_pairs_as_any(tmp_path):
     assert [(module.name, module.r, module.scale) for module in experts] == [
         (f"experts.down_proj[{e}]", 1, 4.0) for e in range(3)
     ]
-    for count in ({"nblocks": 1}, {}):
+    for count in ({"nblocks": 1}, {}, {"nblocks": "2"}, {"nblocks": None}):  # of no number of blocks there is one
         blocks = {"target_modules_bd_a": ["q"], **count}
-        (module,) = open_adapter(saved(tmp_path / f"b{len(count)}", lora("q"), use_bdlora=blocks))[1].modules
+        (module,) = open_adapter(saved(tmp_path / f"b{count}", lora("q"), use_bdlora=blocks))[1].modules
         assert [factor.tolist() for factor in module.load()] == [
             [[2 * i + 1, 2 * i + 2] for i in range(5)],
             [[1, 2, 3], [4, 5, 6]],
         ]
+    both = {"nblocks": 2, "target_modules_bd_a": ["q"], "target_modules_bd_b": ["q"]}  # PEFT asks for A's first
+    shapes = {"q.lora_A.weight": (4, 3), "q.lora_B.weight": (5, 4)}
+    (module,) = open_adapter(saved(tmp_path / "both", shapes, use_bdlora=both))[1].modules
+    first, last = [[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]
+    assert module.load()[1].tolist() == [row + [0] * 3 for row in first] + [[0] * 3 + row for row in last]
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -767,4 +874,11 @@ def test_hira_of_a_square_weight_is_turned_where_the_config_says_so(turned, tmp_
     _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type="HIRA", fan_in_fan_out=turned))
     w = np.arange(9.0).reshape(3, 3)
     b, a = 1.0 + np.arange(6.0).reshape(3, 2), 1.0 + np.arange(6.0).reshape(2, 3)
+    more = shapes | {"k.hira_A": (2, 3), "strange": (1,)}
+    _, all_of_them = open_adapter(saved(tmp_path / "b", more, peft_type="HIRA"))
+    assert [(item.name, item.cause) for item in all_of_them.skipped] == [
+        ("k", LeftoverReason.FACTOR_MISSING),
+        ("q", LeftoverReason.NEEDS_BASE),
+        (f"{PREFIX}strange", LeftoverReason.UNKNOWN),
+    ]
     np.testing.assert_array_equal(found.base_dependent[0].dense(w), w * ((b @ a).T if turned else b @ a))

@@ -274,3 +274,4 @@ def test_a_variant_shows_in_the_config_or_in_the_tensors(make):
         changed = replace(plain, config=msgspec.structs.replace(plain.config, use_dora=True, init_lora_weights=init))
         found = [one.text.replace("pissa_niter_4", "pissa") for one in obstacles(changed, Operation.CONVERT)]
         assert found == texts
+        assert traits_of(changed).variants == ("DoRA", init)

@@ -434,14 +434,17 @@ def test_a_module_that_is_not_finite_counts_in_no_number_of_the_adapters(tmp_pat
     broken = along(1.0)
     broken[1][0, 0] = math.nan
     whole = [adapter(tmp_path / n, {"q": along(3.0), "v": along(*s)}) for n, s in (("a", (1.0,)), ("b", (-1.0, 2.0)))]
-    one = adapter(tmp_path / "c", {"q": along(3.0), "v": along(1.0), "x": broken})
-    two = adapter(tmp_path / "d", {"q": along(3.0), "v": along(-1.0, 2.0), "x": along(1.0)})
+    names = ("layers.3.x", "layers.4.x")
+    one = adapter(tmp_path / "c", {"q": along(3.0), "v": along(1.0), **dict.fromkeys(names, broken)})
+    two = adapter(tmp_path / "d", {"q": along(3.0), "v": along(-1.0, 2.0), **dict.fromkeys(names, along(1.0))})
     truth, report = merge_check(*whole), merge_check(one, two)
-    assert [module.state for module in report.modules] == ["ok", "ok", "non_finite"]
+    found = {module.name: (module.layer, module.state) for module in report.modules}
+    odd = {names[0]: (3, "non_finite"), names[1]: (4, "non_finite")}
+    assert found == {"q": (None, "ok"), "v": (None, "ok"), **odd}
     assert (report.signs, report.expected_conflict) == (truth.signs, truth.expected_conflict)
     assert [pair.cosine for pair in report.pairs] == [pair.cosine for pair in truth.pairs]
     assert [side.kept for side in report.adapters] == [side.kept for side in truth.adapters]
-    assert "1 modules hold NaN or infinite numbers and are left out (first: x)" in report.notes
+    assert "2 modules hold NaN or infinite numbers and are left out (first: layers.3.x)" in report.notes
 
 
 def test_norms_of_a_negative_weight_are_positive_and_a_zero_update_has_no_cosine(tmp_path):
@@ -488,6 +491,7 @@ def test_parts_of_a_sum_from_its_inner_products():
     assert kept_of(gone, [1.0, 1.0], 0) == type(kept)(coefficient=0.0, other=None)
     alone = kept_of(np.diag([1.0, 0.0]), [2.0, 1.0], 0)
     assert (alone.coefficient, alone.other) == (2.0, 0.0)
+    assert kept_of(np.asarray([[1.0, 1.1], [1.1, 1.0]]), [1.0, 1.0], 0).other == 0.0  # by rounding along more than all
 
 
 def test_cosines_of_weighted_updates():
@@ -539,7 +543,10 @@ def test_adapters_of_different_numbers_of_experts_are_refused_with_the_parameter
         adapter(tmp_path / name, {"experts": (np.ones((6, n)), np.ones((n, 5)))}, **config)
         for name, n in (("a", 2), ("b", 2), ("c", 3))
     )
-    assert [row.name for row in merge_adapters([one, two]).modules] == ["experts.down_proj[0]", "experts.down_proj[1]"]
+    seen = []
+    merged = merge_adapters([one, two], progress=lambda *at: seen.append(at)).modules
+    assert [row.name for row in merged] == ["experts.down_proj[0]", "experts.down_proj[1]"]
+    assert seen == [(place, 2, row.name) for place, row in enumerate(merged, 1)]
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, three])
     assert str(error.value) == "the adapters have different numbers of experts in experts.down_proj"

@@ -192,8 +192,15 @@ def test_the_record_names_method_sources_and_errors_but_no_path(save, tmp_path):
     text = (tmp_path / "out" / "gradience_provenance.json").read_text()
     record = json.loads(text)
     assert record["operation"] == "merge"
-    assert record["options"]["method"] == "svd"
-    assert record["options"]["rank"] == 2
+    assert record["options"] == {
+        "method": "svd",
+        "weights": [0.5, 0.5],
+        "density": None,
+        "seed": None,
+        "rank": 2,
+        "heads_from": None,
+        "dtype": "F32",
+    }
     assert len(record["sources"]) == 4
     assert len(record["modules"]) == 4
     assert str(tmp_path) not in text

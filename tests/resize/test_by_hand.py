@@ -179,7 +179,9 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     report = resize_adapter(folder, tmp_path / "out", rank=1)
     assert report.bytes_before == (folder / "adapter_model.safetensors").stat().st_size
     assert report.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
-    assert report.out == str(tmp_path / "out")
+    assert (report.source, report.out) == (str(folder), str(tmp_path / "out"))
+    file = folder / "adapter_model.safetensors"
+    assert resize_adapter(file, rank=1).source == str(file)
     half = resize_adapter(folder, tmp_path / "half", rank=2, dtype="float16").bytes_after / 1e6
     for megabytes, rank in ((half, 2), (half - 1e-6, 1)):
         report = resize_adapter(folder, max_mb=megabytes, dtype="float16")
@@ -190,9 +192,9 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     for n, names in enumerate((sorted(whole)[:1], sorted(whole)[1:]), 1):
         save_file({name: whole[name] for name in names}, folder / f"adapter_model-0000{n}-of-00002.safetensors")
-    assert resize_adapter(folder, rank=1).bytes_before == sum(
-        path.stat().st_size for path in folder.glob("*.safetensors")
-    )
+    report = resize_adapter(folder, rank=1)
+    assert report.bytes_before == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert report.notes == []  # nor is a part of the weights
 
 
 def test_a_folder_that_is_there_is_kept_unless_asked_otherwise(tmp_path):
@@ -291,8 +293,11 @@ def test_of_a_zero_update_the_other_factor_keeps_its_first_directions(tmp_path):
 def test_a_module_that_keeps_its_rank_keeps_its_bytes_unless_its_dtype_changes(tmp_path):
     folder = adapter(tmp_path / "a", {"q": diagonal(1.3, 0.7), "v": diagonal(1.0, 0.1, 0.01)})
     before = load_file(folder / "adapter_model.safetensors")
+    save_file(before, folder / "adapter_model.safetensors", metadata={"format": "pt", "mine": "kept"})
     for dtype in (None, "float32", "float16"):
         report = resize_adapter(folder, tmp_path / f"out-{dtype}", rank=2, dtype=dtype)
+        with safe_open(tmp_path / f"out-{dtype}" / "adapter_model.safetensors", framework="numpy") as opened:
+            assert opened.metadata() == {"format": "pt", "mine": "kept"}
         after = load_file(tmp_path / f"out-{dtype}" / "adapter_model.safetensors")
         for name in ("q.lora_A", "q.lora_B"):
             one, two = before[f"{PREFIX}{name}.weight"], after[f"{PREFIX}{name}.weight"]
@@ -408,8 +413,9 @@ def test_dora_without_its_base_or_with_another_is_refused_in_words(tmp_path):
     for name, shape, message in (
         ("v", (6, 5), "the base has no q.weight"),
         ("q", (6, 4), "q.weight is of shape [6, 4] in the base, and the update of [6, 5]"),
+        ("q", (5, 6), "q.weight is of shape [5, 6] in the base, and the update of [6, 5]"),
     ):
-        base = tmp_path / name
+        base = tmp_path / f"{name}{shape[0]}"
         base.mkdir()
         save_file({f"{name}.weight": np.ones(shape, np.float32)}, base / "model.safetensors")
         (base / "config.json").write_text("{}")
@@ -503,13 +509,20 @@ def test_the_header_has_rank_and_alpha_where_all_modules_share_them(alphas, size
         name: (*diagonal(*[3.0] * size, *[0.0] * (4 - size)), each)
         for name, each, size in zip("ab", alphas, sizes, strict=True)
     }
-    source = kohya(tmp_path / "in.safetensors", modules, ss_network_dim="4", sshs_model_hash="x", ss_tag="kept")
+    source = kohya(
+        tmp_path / "in.safetensors",
+        modules,
+        ss_network_dim="4",
+        sshs_model_hash="x",
+        sshs_legacy_hash="y",
+        ss_tag="kept",
+    )
     report = resize_adapter(source, tmp_path / "out.safetensors", energy=1.0)
     with safe_open(tmp_path / "out.safetensors", framework="numpy") as opened:
         metadata = opened.metadata()
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == (dim, alpha)
     assert metadata["ss_tag"] == "kept"
-    assert "sshs_model_hash" not in metadata
+    assert not {"sshs_model_hash", "sshs_legacy_hash"} & metadata.keys()
     record = json.loads(metadata["gradience_provenance"])
     assert record["options"] == {"criterion": "energy", "value": 1.0, "dtype": None}
     assert record["modules"] == []
@@ -551,10 +564,12 @@ def test_a_pair_at_rank_zero_leaves_the_file_and_all_others_stay_in_their_order(
 
 def test_a_lora_of_kohyas_is_written_to_a_file(tmp_path):
     source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
-    with pytest.raises(OutputError) as error:
-        resize_adapter(source, tmp_path / "out", rank=1)
-    assert str(error.value) == f"{tmp_path / 'out'}: a LoRA in kohya's format is one file"
-    assert error.value.advice == "give a name that ends in .safetensors"
+    for name in ("out", "out.bin"):
+        with pytest.raises(OutputError) as error:
+            resize_adapter(source, tmp_path / name, rank=1)
+        assert str(error.value) == f"{tmp_path / name}: a LoRA in kohya's format is one file"
+        assert error.value.advice == "give a name that ends in .safetensors"
+        assert not (tmp_path / name).exists()
 
 
 @every(

@@ -370,18 +370,26 @@ def test_a_module_with_a_bias_of_its_own_keeps_a_rank(texts, tmp_path):
     peft_models.loaded(bert(), tmp_path / "out")
 
 
-def test_the_same_seed_gives_the_same_adapter_and_token_ids_the_same_as_their_texts(llama, texts, tmp_path):
+def test_the_same_seed_gives_the_same_adapter_and_token_ids_the_same_as_their_texts(
+    llama, texts, tmp_path, monkeypatch
+):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(llama.base)
     ids = tmp_path / "ids.jsonl"
     ids.write_text("".join(json.dumps(tokenizer(line)["input_ids"]) + "\n" for line in texts.read_text().splitlines()))
+    seeds = []
+    monkeypatch.setattr(  # the labels are drawn there
+        "gradience.models.statistics.statistics",
+        lambda *given, seed, **more: seeds.append(seed) or statistics(*given, seed=seed, **more),
+    )
     one, two, three = (
         resize_adapter(llama.adapter, base=llama.base, rank=2, **options)
         for options in ({"calibrate": texts}, {"calibrate": texts}, {"calibrate": texts, "seed": 1})
     )
     assert one == two
     assert one.calibration.digest != three.calibration.digest
+    assert seeds == [0, 0, 1]
     by_ids = resize_adapter(llama.adapter, base=llama.base, rank=2, calibrate_tokens=ids)
     assert (by_ids.calibration.inputs, by_ids.calibration.predictions > 0) == (one.calibration.inputs, True)
 

@@ -84,6 +84,10 @@ def test_a_share_left_out_is_of_the_update_s_norm():
     assert share_left_out(np.eye(2), gram_a, gram_b) == 0.0
     assert share_left_out(np.zeros((2, 2)), gram_a, gram_b) == 1.0
     assert share_left_out(np.eye(2), 0 * gram_a, gram_b) is None
+    rng = np.random.default_rng(0)
+    for x, y in rng.standard_normal((20, 2)):  # what is left out is at right angles to all of B: rounding alone
+        rest = np.outer([-y, x], rng.standard_normal(2))
+        assert share_left_out(np.eye(2) - rest, gram_a, np.outer([x, y], [x, y])) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_predicted_costs_are_half_the_mean_square_of_what_the_gates_left_out_say():
@@ -101,6 +105,8 @@ def test_equal_scores_keep_their_order_and_costs_of_nothing_count_as_one():
     assert both == Order([("b", 0), ("a", 0), ("a", 1)], 2)
     assert first_pieces(both, 2) == {"a": [0], "b": [0]}
     assert first_pieces(both, 0) == {"a": [], "b": []}
+    turned = Order([("a", 1), ("b", 0), ("a", 0)], 1)  # a module's later piece may come first
+    assert first_pieces(turned, 3) == within(turned, 3, {"a": 1, "b": 1}) == {"a": [0, 1], "b": [0]}
     assert within(both, 1, {"a": 1, "b": 1}) is None
     assert within(both, 2, {"a": 1, "b": 1}) == {"a": [0], "b": [0]}
 
@@ -255,7 +261,8 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
     files, found = open_adapter(folder)
-    assert list(calibrated._pairs(files, found)) == ["q"]
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        assert list(calibrated._pairs(files._replace(weights=folder / name), found)) == ["q"]
     (folder / "adapter_model.safetensors").rename(folder / "other.safetensors")
     files, found = open_adapter(folder)
     with pytest.raises(AdapterError) as error:

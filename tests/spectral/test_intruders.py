@@ -220,6 +220,11 @@ def test_an_interval_is_halved_until_its_bound_or_its_width_decides(monkeypatch)
         assert len(seen) == 2 * looks
 
 
+def test_bounds_have_room_for_rounding_within_zero_and_one():
+    lower, upper = intruders._widened(intruders.Atoms(np.array([0.0, 0.25]), np.array([1.0, 0.36])))
+    assert (lower.tolist(), upper.tolist()) == ([0.0, 0.5 - 1e-4], [1.0, 0.6 + 1e-4])
+
+
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
     lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
     found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))
@@ -240,7 +245,7 @@ def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at,
     monkeypatch.setattr(intruders, "atoms", at)
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
     one = np.eye(30, 4, dtype=np.float32)
-    top = Triplets(np.ones(1), one[:, :1], np.zeros(1), 1, converged=True, exact=False, guard=one[:, 1:])
+    top = Triplets(np.ones(1), one[:, :1], 1, converged=True, exact=False, guard=one[:, 1:])
     found = intruders._bounded(base, top, [0.5])
     assert seen == looks
     assert found.lower[0] == pytest.approx(0.4 - 1e-4)
@@ -258,6 +263,6 @@ def test_an_overlap_of_the_threshold_is_over_it(lower, upper, eps, looks, monkey
     monkeypatch.setattr(intruders, "atoms", lambda basis, *_: seen.append(basis.steps) or bounds)
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
     one = np.eye(30, 2, dtype=np.float32)
-    top = Triplets(np.ones(2), one, np.zeros(2), 1, converged=True, exact=False, guard=one[:, 2:])
-    intruders._bounded(base, top, eps)
-    assert seen == looks
+    top = Triplets(np.ones(2), one, 1, converged=True, exact=False, guard=one[:, 2:])
+    found = intruders._bounded(base, top._replace(converged=False), eps)
+    assert (seen, found.converged) == (looks, False)  # as that of the vectors that it started from

@@ -113,7 +113,7 @@ def test_a_gap_is_that_to_the_nearest_neighbour():
 
 def triplets(k, *, converged):
     one = np.ones((1, k))
-    return krylov.Triplets(one[0], one, one[0], 1, converged=converged, exact=False, guard=one)
+    return krylov.Triplets(one[0], one, 1, converged=converged, exact=False, guard=one)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,8 @@ def test_parts_that_cancel_have_the_norm_of_what_is_left():
     assert squared_norm(b, a) == pytest.approx(np.sum((b @ a) ** 2))
     with np.errstate(over="ignore", invalid="ignore"):
         assert squared_norm(b * 1e200, a) == math.inf
+    same = [squared_distance((b, a), (b * k, a / k)) for k in range(3, 40)]
+    assert (min(same), max(same)) == (0.0, pytest.approx(0.0, abs=1e-10))  # rounding makes no negative square
     assert squared_distance((b, a), (b, 0.5 * a)) == pytest.approx(0.25 * np.sum((b @ a) ** 2))
 
 

@@ -426,7 +426,7 @@ def test_the_largest_value_is_the_larger_that_was_found_and_both_searches_must_e
 
     def found_by_blocks(_matrix, *, seed):
         one = np.ones((1, 1))
-        return Triplets(seen * one[0], one, one[0], seed, converged=next(ends), exact=False, guard=one)
+        return Triplets(seen * one[0], one, seed, converged=next(ends), exact=False, guard=one)
 
     monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
     monkeypatch.setattr(batch, "leading", found_by_blocks)
@@ -568,6 +568,14 @@ def test_the_scaled_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_a
     assert (found.intended, found.realised, found.inner) == (kept**2, kept**2, kept**2)
 
 
+def test_an_update_is_added_under_the_sign_of_its_scale():
+    """bfloat16 has steps of 1/256 under 1 and of 1/128 over it: of 0.003 one is kept under it and none over it."""
+    one = np.ones((1, 1), np.float32)
+    for scale, kept in ((-1.0, 1 / 256), (1.0, 0.0)):
+        made = merge_sums(Updated(one, one, 0.003 * one), scale=scale, target="bfloat16", delta_dtype="float32")
+        assert (made.changed, made.realised) == (kept > 0.0, kept**2)
+
+
 def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
     columns = np.ones((2, 4))
     found = base._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
@@ -603,6 +611,8 @@ def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_th
     monkeypatch.setattr(sums, "_CANCELLED", 0.5)
     assert sums.norm_beyond_the_sides(one, one, (one, one)) == 0.0  # 1 of 1, which is nothing here
     assert sums.norm_beyond_the_sides(0.9 * one, one, (one, one)) == 1.0
+    with np.errstate(over="ignore"):  # the terms' own squares are over the range, and show nothing
+        assert sums.norm_beyond_the_sides(1e200 * one, one, (one, one)) == 1.0
     monkeypatch.setattr(sums, "_NOTHING", 1.5)  # two terms of 1 * 1 each: 3 is nothing, and 4 is not
     two = np.ones((1, 2)), np.ones((2, 1))
     assert [sums.norm_beyond_the_sides(*two, (squared * one, one)) for squared in (3.0, 4.0)] == [0.0, 4.0]

@@ -139,6 +139,16 @@ def test_each_term_of_the_loss_counts_for_roundings_as_large_as_the_factors():
     )
 
 
+def test_rounding_leaves_no_negative_loss(monkeypatch):
+    parts = _parts()
+    monkeypatch.setattr(sums, "_loss", lambda *_: -1e9)
+    for found in (
+        balanced_sum(parts, sum_grams(parts), DTYPES[-1]),
+        low_rank_sum(parts, sum_grams(parts), 3, DTYPES[-1]),
+    ):
+        assert found.loss == 0.0
+
+
 def test_what_float32_rounds_is_known_too():
     b, a, _ = _parts()[0]
     twice = [(b, a, 0.3), (b, a, 0.4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -60,10 +61,41 @@ def test_no_more_tasks_are_begun_than_may_wait_to_be_taken(monkeypatch):
         assert list(found) == list(range(1, 9))
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_caller_who_stops_early_waits_for_what_has_begun_and_the_rest_is_never_begun(monkeypatch, waits):
+    ran, stopped, asked = [], threading.Event(), []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *, wait=True, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            asked.append(wait)
+            super().shutdown(wait=True)
+
+    monkeypatch.setattr(spectral, "most_threads", lambda: 2)
+    monkeypatch.setattr(spectral, "ThreadPoolExecutor", Pool)
+    tasks = [lambda k=k: (k == 0 or stopped.wait(), ran.append(k)) for k in range(9)]
+    found = each_in_threads(tasks, waits=waits)
+    next(found)
+    found.close()
+    assert set(ran) <= {0, 1, 2}  # one to each thread, and one in place of the first
+    assert asked == [waits]
+
+
+def test_the_threads_are_as_many_as_the_cores_up_to_a_limit_of_eight_which_can_be_lowered(monkeypatch):
+    monkeypatch.setattr(spectral, "_MOST_WORKERS", spectral._MOST_WORKERS)
+    for limit, cores, threads in ((None, 16, 8), (None, 4, 4), (3, 16, 3), (3, 2, 2), (1, 2, 1)):
+        monkeypatch.setattr(spectral, "cores", lambda cores=cores: cores)
+        if limit is not None:
+            spectral.use_threads(limit)
+        assert spectral.most_threads() == threads
+
+
 def test_scratch_has_the_memory_order_that_is_asked_for():
     scratch = Scratch()
     for shape in ((2, 3), (2, 3), (1 << 11, 1 << 9)):  # the same again, and one too large to keep
         rows = scratch.array("x", shape, np.float32)
         assert (rows.shape, rows.dtype, rows.flags.c_contiguous) == (shape, np.float32, True)
+        assert scratch.array("x", shape, np.float64).dtype == np.float64
         columns = scratch.like(np.ones(shape, order="F"), "y", shape, np.float32)
         assert (columns.shape, columns.flags.f_contiguous) == (shape, True)

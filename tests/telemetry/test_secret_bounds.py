@@ -183,6 +183,10 @@ def test_forty_hexadecimal_digits_are_a_key_under_the_name_of_wandb(digits, hidd
         ("access_tokens", "x" * 20, True),
         ("eos_token", "x" * 20, False),
         ("sort_keys", "x" * 30, False),
+        ("my_key", "abcdefgh1abcdefg", True),  # two changes that share their digit
+        ("my_key", "12345678a1234567", True),
+        ("my_key", "abcdefgh1abcdef", False),  # 15 characters
+        ("my_key", "abcdefghabcdefg1", False),  # one change
         ("connection_string", "x", True),
         ("query_string", "x" * 20, False),
         ("k" * 200 + "_password", "x", True),

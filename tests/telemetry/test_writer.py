@@ -642,10 +642,13 @@ def test_an_exception_ends_the_run_with_its_type_alone(log, error, status, reaso
     assert (lines(log)[-1]["status"], lines(log)[-1]["reason"]) == (status, reason)
 
 
-def test_the_text_of_an_exception_is_written_if_asked_for(log: Path) -> None:
-    with pytest.raises(ValueError, match="x"), TelemetryWriter(log, allow_text=True):
-        raise ValueError("x is 3")
-    assert lines(log)[-1]["reason"] == "ValueError: x is 3"
+@pytest.mark.parametrize(
+    ("error", "reason"), [(ValueError("x is 3"), "ValueError: x is 3"), (ValueError(), "ValueError")]
+)
+def test_the_text_of_an_exception_is_written_if_asked_for(log: Path, error: ValueError, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{error}$"), TelemetryWriter(log, allow_text=True):
+        raise error
+    assert lines(log)[-1]["reason"] == reason
 
 
 def test_leaving_in_order_ends_the_run_once(log: Path) -> None:

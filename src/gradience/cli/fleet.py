@@ -89,7 +89,7 @@ def rate_on_stderr(what: str) -> Callable[[Tally], None]:
     start = last = time.monotonic()
     watched = sys.stderr.isatty()
 
-    def tell(tally: Tally) -> None:
+    def draw(tally: Tally) -> None:
         nonlocal last
         now = time.monotonic()
         due = now - last >= (_DRAWN if watched else _WRITTEN)
@@ -104,7 +104,7 @@ def rate_on_stderr(what: str) -> Callable[[Tally], None]:
         sys.stderr.write(f"{line:<79}{end}" if watched else f"{line}{end}")
         sys.stderr.flush()
 
-    return tell
+    return draw
 
 
 def show(

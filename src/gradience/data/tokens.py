@@ -120,20 +120,20 @@ class Tokeniser:
         return text if text.endswith(self._eos) else text + self._eos
 
     def _encode(
-        self, said: list[Json], rows: list[Columns], *, prompt: bool = False, answers: bool = False
+        self, items: list[Json], rows: list[Columns], *, prompt: bool = False, answers: bool = False
     ) -> list[Encoded | str]:
         """Encode the texts or conversations of these rows, which may be mixed."""
-        out: list[Encoded | str] = [Encoded([])] * len(said)
-        texts = [i for i, item in enumerate(said) if isinstance(item, str)]
-        for i, ids in zip(texts, self._enc.texts([said[i] for i in texts]), strict=True):
+        out: list[Encoded | str] = [Encoded([])] * len(items)
+        texts = [i for i, item in enumerate(items) if isinstance(item, str)]
+        for i, ids in zip(texts, self._enc.texts([items[i] for i in texts]), strict=True):
             out[i] = Encoded(ids)
-        chats = [i for i, item in enumerate(said) if not isinstance(item, str)]
+        chats = [i for i, item in enumerate(items) if not isinstance(item, str)]
         if chats and self._enc.template is None:
             raise ConfigError(
                 f"the tokenizer {self._enc.name} has no chat template, and the rows are conversations",
                 advice="give --template FILE, or the tokenizer of an instruct model",
             )
-        asked = [Chat(said[i], prompt, answers, _passed(rows[i])) for i in chats]
+        asked = [Chat(items[i], prompt, answers, _passed(rows[i])) for i in chats]
         for i, encoded in zip(chats, self._enc.chats(asked), strict=True):
             out[i] = encoded
         return out
@@ -145,10 +145,10 @@ class Tokeniser:
 
     def _language(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
         columns = [item for _, item in rows]
-        said = [item["messages"] if "messages" in item else self._ended(item["text"]) for item in columns]
+        items = [item["messages"] if "messages" in item else self._ended(item["text"]) for item in columns]
         by_turn = self.masking.loss in {"assistant", "completion"} and not self.masking.trl
         answers = self.masking.loss == "assistant" and self.masking.trl
-        for (number, item), found in zip(rows, self._encode(said, columns, answers=answers), strict=True):
+        for (number, item), found in zip(rows, self._encode(items, columns, answers=answers), strict=True):
             if isinstance(found, str):
                 yield Fault(number, found)
             elif by_turn and "messages" in item:

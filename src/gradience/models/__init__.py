@@ -250,13 +250,13 @@ def _base(
     import torch  # noqa: PLC0415  # see the module's first lines
 
     try:
-        model, said = getattr(transformers, _CLASSES[task]).from_pretrained(
+        model, loading = getattr(transformers, _CLASSES[task]).from_pretrained(
             os.fspath(base), local_files_only=True, dtype=dtype or torch.float32, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise AdapterError(f"cannot load {base} for {task}: {_first_line(error)}", advice=_FITTING) from error
-    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in said["mismatched_keys"]}
-    return model, set(said["missing_keys"]) | mismatched
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
+    return model, set(loading["missing_keys"]) | mismatched
 
 
 def _refuse_random(missing: set[str], adapter: Adapter | None) -> None:

@@ -309,12 +309,12 @@ class DenseSpectrum(NamedTuple):
         if self.is_whole:
             most = int(reached[0]) + 1 if len(reached) else self.size
             return most, most
-        rest = max(self.energy - float(held[-1]), 0.0)
+        rest = self.energy - float(held[-1])
         if len(reached):
             most = int(reached[0]) + 1
         else:
             slope = rest / (self.size - len(self.sigma))
-            most = min(self.size, len(self.sigma) + math.ceil((wanted - float(held[-1])) / slope))
+            most = len(self.sigma) + math.ceil((wanted - float(held[-1])) / slope)
         counts = np.arange(1, most + 1)
         highest = held[np.minimum(counts, len(held)) - 1] + np.minimum(counts * self.next_square, rest)
         return int(np.flatnonzero(highest >= wanted)[0]) + 1 if highest[-1] >= wanted else most, most

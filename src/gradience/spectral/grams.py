@@ -171,7 +171,7 @@ def padded(grams: Floats) -> Floats:
 
 def bucket_of(r: int) -> int:
     """Return the least power of two that is >= r and >= 8: the size to which Gram matrices are padded."""
-    return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK
+    return max(_LEAST_RANK, 1 << (r - 1).bit_length())
 
 
 class Sketch:

@@ -46,7 +46,7 @@ _ANGLE: Final = 2e-3  # radians: the largest error of a converged singular vecto
 _PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
 _PAIR: Final = 2  # vectors: two tell almost equal values apart; a product with more vectors costs more
 _PASSES: Final = 64  # over W, at most
-_ERROR: Final = 2e-6  # relative to sigma
+_ERROR: Final = 2e-6  # relative to sigma_1
 _LEAST: Final = 1e-15  # sigma: its square, spread over the entries of W^T W x, is far above float32's subnormals
 
 
@@ -206,27 +206,25 @@ class Triplets(NamedTuple):
 
     sigma: npt.NDArray[np.float64]
     left: Matrix
-    residuals: npt.NDArray[np.float64]
     steps: int
     converged: bool
     exact: bool
     guard: Matrix
 
 
-def leading(matrix: Operator, k: int = 1, *, tolerance: float = 2e-6, vectors: bool = False, seed: int = 0) -> Triplets:
+def leading(matrix: Operator, k: int = 1, *, vectors: bool = False, seed: int = 0) -> Triplets:
     """Return the k largest singular values of W + B A, with left singular vectors.
 
-    A value has converged if its error bound min(rho, rho^2 / gap) is at most tolerance * sigma_1. Here rho is the
-    residual, and gap the distance to the nearest other value. With `vectors`, the angle rho / gap must also be at most
-    2e-3, or rho at most tolerance * sigma_1; the latter is for equal singular values, whose vectors are not unique.
+    A value has converged if its error bound min(rho, rho^2 / gap) is at most 2e-6 sigma_1. Here rho is the residual,
+    and gap the distance to the nearest other value. With `vectors`, the angle rho / gap must also be at most 2e-3, or
+    rho at most 2e-6 sigma_1; the latter is for equal singular values, whose vectors are not unique.
     """
     m, n = matrix.w.shape
-    k = min(k, m, n)
     width = _WIDTHS * -(-(k + (_GUARD if vectors else 0)) // _WIDTHS)
     most = min(_VECTORS, m, n) // width - 1
     if min(m, n) <= EXACT_UNDER or most < 1:
         return _dense(matrix, k)
-    found = _iterated(matrix, k, (width, most), tolerance, vectors=vectors, seed=seed)
+    found = _iterated(matrix, k, (width, most), _ERROR, vectors=vectors, seed=seed)
     return found if found.converged or min(m, n) > _SMALL else _dense(matrix, k)
 
 
@@ -244,15 +242,13 @@ def _iterated(
         converged = _converged(ritz, k, tolerance, vectors=vectors)
         if converged or basis.steps == most:
             left = basis.left.T @ ritz.left[:, :width].astype(np.float32)
-            return Triplets(
-                ritz.sigma[:k], left[:, :k], ritz.residuals[:k], basis.steps, converged, exact=False, guard=left[:, k:]
-            )
+            return Triplets(ritz.sigma[:k], left[:, :k], basis.steps, converged, exact=False, guard=left[:, k:])
         look = min(most, look + max(1, look // 4))
 
 
 def _dense(matrix: Operator, k: int) -> Triplets:
     left, sigma, _ = np.linalg.svd(matrix.whole(), full_matrices=False)
-    return Triplets(sigma[:k], left[:, :k], np.zeros(k), 0, converged=True, exact=True, guard=left[:, k:k])
+    return Triplets(sigma[:k], left[:, :k], 0, converged=True, exact=True, guard=left[:, k:k])
 
 
 class Ritz(NamedTuple):

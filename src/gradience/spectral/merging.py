@@ -109,7 +109,7 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
     ratio = float(np.sum(net)) / total if total > 0.0 else 1.0
     return Signs(
         conflict=share,
-        cancelled=min(1.0, max(0.0, 1.0 - ratio)),
+        cancelled=1.0 - ratio,
         conflict_error=_error(conflict / max(1, d_in), left),
         cancelled_error=_error(net - ratio * gross, left) * len(sums) / total if total > 0.0 else 0.0,
         entries=len(sums) * d_in,

@@ -340,6 +340,4 @@ def chance_overlap_sd(i: int, j: int, d: int) -> float:
 
 def principal_cosines(cross: Floats) -> Floats:
     """Return the cosines of the principal angles between the spans of U and V, largest first, from U^T V."""
-    if 0 in cross.shape:
-        return np.zeros(0)
     return np.asarray(np.clip(np.linalg.svd(cross, compute_uv=False), 0.0, 1.0))

@@ -88,7 +88,7 @@ class _Adder:
             self._run(self._open.pop(key))
         while self._running:
             self._collect()
-        return [(index, self._grams(index, *told)) for index, told in self._modules.items()]
+        return [(index, self._grams(index, *sides)) for index, sides in self._modules.items()]
 
     def _grams(self, index: int, r: int, inner: int, scale: float) -> Grams:
         size = bucket_of(inner)

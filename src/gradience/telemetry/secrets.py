@@ -109,7 +109,8 @@ _TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
 _OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
 # 16 characters or more that change between letters and digits at least twice, as no word does.
 _RANDOM: Final = re.compile(
-    r"(?=(?:[A-Za-z+/=_-]*[A-Za-z][0-9]|[0-9+/=_-]*[0-9][A-Za-z])[A-Za-z0-9+/=_-]*?(?:[A-Za-z][0-9]|[0-9][A-Za-z]))"
+    r"(?=(?:[A-Za-z+/=_-]*[A-Za-z][0-9]|[0-9+/=_-]*[0-9][A-Za-z])[A-Za-z0-9+/=_-]*?"
+    r"(?:(?<=[A-Za-z])[0-9]|(?<=[0-9])[A-Za-z]))"
     r"[A-Za-z0-9+/=_-]{16,}"
 )
 

@@ -345,8 +345,8 @@ class TelemetryWriter:
         """Return the exception's type; with `allow_text` also its text, which may hold prompts or paths."""
         if error is None:
             return None
-        name = type(error).__name__
-        return f"{name}: {error}" if self._rule.allow_text else name
+        name, text = type(error).__name__, str(error) if self._rule.allow_text else ""
+        return f"{name}: {text}" if text else name
 
 
 def _status(error: BaseException | None) -> Status:

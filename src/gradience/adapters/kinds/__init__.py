@@ -63,7 +63,7 @@ def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axi
 def _norms(w: Array, d: Array, axis: int) -> Array:
     """Euclidean norms of W + dW along an axis, summed in float64 without a float64 copy of W or dW."""
     squares = np.zeros(w.shape[1 - axis])
-    rows = max(1, _BLOCK // max(1, w.shape[1]))  # a float64 copy of a whole embedding would be gigabytes
+    rows = max(1, _BLOCK // w.shape[1])  # a float64 copy of a whole embedding would be gigabytes
     for start in range(0, len(w), rows):
         block = w[start : start + rows].astype(np.float64) + d[start : start + rows]
         if axis == 1:
@@ -145,7 +145,7 @@ def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> FactoredU
     """VeRA's update dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
 
     def factored(w: Array) -> tuple[Array, Array]:
-        b, a = factors((w.shape[0], w.size // max(1, w.shape[0])))
+        b, a = factors((w.shape[0], w.size // w.shape[0]))
         return as_float32(b), as_float32(a)
 
     return factored
@@ -156,7 +156,7 @@ def miss(block: Callable[[], Array], kind: object) -> FactoredUpdate:
 
     def factored(w: Array) -> tuple[Array, Array]:
         piece = as_float32(block())
-        out, inner = w.shape[0], w.size // max(1, w.shape[0])
+        out, inner = w.shape[0], w.size // w.shape[0]
         repeats = out // piece.shape[1]
         if repeats * piece.shape[1] != out or (repeats != 1 and kind != "mini"):
             raise AdapterError(f"a MiSS block of shape {piece.shape} does not fit a base weight of shape {w.shape}")

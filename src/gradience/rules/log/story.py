@@ -186,9 +186,9 @@ def _end(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
         return
     planned = f" of {facts.max_steps}" if facts.max_steps else ""
     at = f" at step {facts.last_step}{planned}" if facts.last_step is not None else ""
-    said = {"no_run_end": "the log stops", "unknown": "how it ended is unknown"}.get(facts.status)
+    ending = {"no_run_end": "the log stops", "unknown": "how it ended is unknown"}.get(facts.status)
     why = f": {facts.status_reason}" if facts.status_reason else ""
-    says = f"{said or facts.status}{at}{why}" + (" without run_end" if facts.status == "no_run_end" else "")
+    says = f"{ending or facts.status}{at}{why}" + (" without run_end" if facts.status == "no_run_end" else "")
     yield StoryPart(says=says, finding="END114" if "END114" in found else None)
 
 

@@ -95,7 +95,7 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]
 
 
-class _Told(NamedTuple):
+class _Compared(NamedTuple):
     """A module's row, the reason if it was not compared, a note, and whether its norms came from the cache."""
 
     row: ModuleAudit | None
@@ -122,7 +122,7 @@ class _Run:
         self._weights = weights
         self._options = options
         self._memory = Memory()
-        self._told: list[_Told] = []
+        self._done: list[_Compared] = []
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
         """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
@@ -132,23 +132,23 @@ class _Run:
         """
         tasks = [partial(self._module, *job) for job in jobs]
         is_light = not self._options.intruders and all(module.dense is None for module, _ in jobs)
-        told = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
-        tell = self._options.progress or (lambda *_: None)
+        results = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
+        progress = self._options.progress or (lambda *_: None)
         for place, (module, _) in enumerate(jobs):
-            tell(place, len(jobs), module.name)
-            self._told.append(next(told))
-        tell(len(jobs), len(jobs), "")
-        return [one.row for one in self._told if one.row is not None]
+            progress(place, len(jobs), module.name)
+            self._done.append(next(results))
+        progress(len(jobs), len(jobs), "")
+        return [one.row for one in self._done if one.row is not None]
 
-    def _module(self, module: Module, row: ModuleAudit | None) -> _Told:
+    def _module(self, module: Module, row: ModuleAudit | None) -> _Compared:
         if row is not None and row.state == "non_finite":
-            return _Told(row)
+            return _Compared(row)
         try:
             return self._compared(module, row)
         except AdapterError as error:
-            return _Told(row, missed=NotCompared(name=module.name, reason=str(error)))
+            return _Compared(row, missed=NotCompared(name=module.name, reason=str(error)))
 
-    def _compared(self, module: Module, row: ModuleAudit | None) -> _Told:
+    def _compared(self, module: Module, row: ModuleAudit | None) -> _Compared:
         found = self._weights.find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
@@ -156,7 +156,7 @@ class _Run:
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 
-    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> _Told:
+    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> _Compared:
         update = update_of(module, w)
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
@@ -184,7 +184,7 @@ class _Run:
             intruders=self._intruders(module, as_float32(w), update) if self._options.intruders and is_update else None,
         )
         row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
-        return _Told(row, note=note, cached=cached)
+        return _Compared(row, note=note, cached=cached)
 
     def _row(self, module: Module, update: Update) -> tuple[ModuleAudit, bool]:
         """The row of an update computed from the weight, and whether its iterations converged."""
@@ -240,8 +240,8 @@ class _Run:
             identity=self.norms.identity or None,
             files=len(self._weights.files),
             compared=len(pairs),
-            not_compared=[one.missed for one in self._told if one.missed is not None],
-            norms_cached=sum(one.cached for one in self._told),
+            not_compared=[one.missed for one in self._done if one.missed is not None],
+            norms_cached=sum(one.cached for one in self._done),
             relative_frobenius=update_norm / base_norm if base_norm else None,
             udr_median=_median(udr),
             udr_max=max(udr, default=None),
@@ -253,7 +253,7 @@ class _Run:
             intruder_total=sum(i.count for i in found) if found else None,
             intruder_modules=sum(i.count > 0 for i in found) if found else None,
             method=self._method(found),
-            notes=[note for note in (self.norms.refused, *(one.note for one in self._told)) if note is not None],
+            notes=[note for note in (self.norms.refused, *(one.note for one in self._done)) if note is not None],
         )
 
     def _method(self, found: Sequence[Intruders]) -> str:

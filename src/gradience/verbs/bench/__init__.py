@@ -133,9 +133,9 @@ def retrained(
         found = contest.scored(entry._replace(entrants=[entry.entrants[0], *seeds]), evaluator)
         means = [found[one.name].mean for one in seeds]
         place = means.index(min(means) if evaluator.higher_is_better else max(means))
-        said = ", ".join(f"{mean:.4g}" for mean in means)
+        each = ", ".join(f"{mean:.4g}" for mean in means)
         worst.append(
-            Contender(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({said})")
+            Contender(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({each})")
         )
     entrants = [*entry.entrants, *truncated, *worst]
     return entry._replace(entrants=entrants), notes

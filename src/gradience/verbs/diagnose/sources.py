@@ -77,13 +77,13 @@ def list_folder(folder: Path) -> Listing:
     for entry in seen:
         kinds.setdefault(_kind(entry), []).append(entry.name)
     links, strange = kinds.get("link", []), kinds.get("other", [])
-    said = {
+    notes = {
         f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at": len(seen) > MAX_ENTRIES,
         f"links to folders, not followed: {', '.join(links[:SHOWN])}": bool(links),
         f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}": bool(strange),
     }
     visible = [folder / name for name in kinds.get("folder", []) if not name.startswith(".")]
-    return Listing(kinds.get("file", []), visible, [note for note, applies in said.items() if applies])
+    return Listing(kinds.get("file", []), visible, [note for note, applies in notes.items() if applies])
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]:

@@ -280,7 +280,7 @@ def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
     along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
     if own <= 0.0:
         return Kept(coefficient=None, other=1.0 if whole > 0.0 else None)
-    other = min(1.0, max(0.0, 1.0 - (along / own) * (along / whole))) if whole > 0.0 else None
+    other = max(0.0, 1.0 - (along / own) * (along / whole)) if whole > 0.0 else None
     return Kept(coefficient=along / own, other=other)
 
 

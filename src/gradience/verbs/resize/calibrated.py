@@ -137,8 +137,8 @@ def calibrate_adapter(
         GradienceError: torch, transformers or PEFT is not installed.
     """
     pairs = _pairs(files, adapter)
-    tell = progress or (lambda _done, _total, _name: None)
-    tell(0, 0, "loading the model")
+    report = progress or (lambda _done, _total, _name: None)
+    report(0, 0, "loading the model")
     loaded = load_model(asked.base, files.folder)
     from gradience.models.outputs import tokens_within  # noqa: PLC0415  # torch, which only a calibration needs
     from gradience.models.statistics import lora_layers, statistics  # noqa: PLC0415  # the same
@@ -153,7 +153,7 @@ def calibrate_adapter(
             batches(inputs.chosen_by, tokens=tokens_within(loaded), pad=loaded.pad),
             seed=asked.seed,
             folder=folder,
-            progress=lambda done, _total, name: tell(_BACKWARD * done, units, name),
+            progress=lambda done, _total, name: report(_BACKWARD * done, units, name),
         )
         pieces, candidates = {}, {}
         for path, pair in pairs.items():
@@ -173,7 +173,7 @@ def calibrate_adapter(
         predictions=found.predictions,
         inputs=inputs,
         measure=measuring(
-            adapted, pieces, inputs.measured_on, lambda n: tell(min(done + n, units - 1), units, "measuring")
+            adapted, pieces, inputs.measured_on, lambda n: report(min(done + n, units - 1), units, "measuring")
         ),
     )
 

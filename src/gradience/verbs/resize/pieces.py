@@ -172,7 +172,7 @@ def shortest(order: Order, tolerance: float, measured: Callable[[int], float]) -
 
 
 def measuring(
-    found: Adapted, pieces: Mapping[str, Pieces], examples: Sequence[Example], tell: Callable[[int], None]
+    found: Adapted, pieces: Mapping[str, Pieces], examples: Sequence[Example], report: Callable[[int], None]
 ) -> Callable[[Kept], Divergence]:
     """A function that measures the divergence of the model with some pieces from the model with all pieces.
 
@@ -180,7 +180,7 @@ def measuring(
         found: the model.
         pieces: the pieces of each module, by path.
         examples: the inputs to measure on.
-        tell: called with the number of inputs run so far.
+        report: called with the number of inputs run so far.
     """
     from gradience.models.outputs import Reference, divergence, tokens_within  # noqa: PLC0415  # torch, late
 
@@ -197,7 +197,7 @@ def measuring(
             for row in scored_with(found, pieces, kept, examples, parts, reference=reference):
                 rows.append(row)
                 count += 1
-                tell(count)
+                report(count)
             known[key] = divergence(rows)
         return known[key]
 
