@@ -201,9 +201,10 @@ def test_a_validation_counts_events_by_name_and_unknown_ones_apart(tmp_path):
 
 
 def test_a_log_of_blank_lines_is_not_valid(tmp_path):
-    report = validate_log(write(tmp_path / "run.jsonl", b"", b" "))
-    assert (report.valid, report.lines) == (False, 0)
-    assert report.notes == ["the file holds no line that is not blank"]
+    for blank in ([b""], [b"", b" "]):  # one byte is a file that is not empty
+        report = validate_log(write(tmp_path / "run.jsonl", *blank))
+        assert (report.valid, report.lines) == (False, 0)
+        assert report.notes == ["the file holds no line that is not blank"]
 
 
 def test_bare_tokens_and_torn_tails_are_noted(tmp_path):

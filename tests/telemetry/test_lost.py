@@ -222,6 +222,11 @@ def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_ope
     writer = TelemetryWriter(log)
     kept = os.dup(writer._file._fd)  # as a forked child has it: the same open file
     try:
+        log.rename(log.with_suffix(".old"))
+        with pytest.warns(RuntimeWarning, match="was moved away"):
+            writer.run_start()
+        TelemetryWriter(log.with_suffix(".old"), siblings=False, on_error="raise").close()  # and one that was left
+        os.dup2(writer._file._fd, kept)
         writer.close()
         TelemetryWriter(log, siblings=False, on_error="raise").close()
     finally:

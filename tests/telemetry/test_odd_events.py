@@ -80,6 +80,13 @@ def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log)
     assert (run.last_step, run.end) == (2, None)
 
 
+def test_the_newest_evaluation_is_of_the_split_that_is_named_and_of_no_other_like_it(log):
+    others = ({**evaluation(step), "split": split} for step, split in ((3, "evaluation"), (4, "eval_2"), (5, "val")))
+    run = read(log, {**evaluation(1), "split": "eval"}, {**evaluation(2), "split": "eval"}, *others)
+    assert [event.step for event in map(run.latest_eval, ("eval", "evaluation", "val"))] == [2, 3, 5]
+    assert run.latest_eval("ev") is run.latest_eval("") is None
+
+
 def test_the_last_step_is_the_highest_of_any_event_and_that_of_a_resume_without_rows(log):
     assert read(log, row(3), evaluation(7), row(4)).last_step == 7
     assert read(log, event("run_start", 5, config={}, resumed_from_step=5)).last_step == 5
@@ -105,6 +112,13 @@ def test_a_value_that_is_not_finite_makes_a_column_and_no_row_of_it(log):
     assert (list(run.columns["reward"].steps), list(run.columns["reward"].values)) == ([3, 5, 7], [1.0] * 3)
     assert [math.isnan(norm) for norm in run.grad_norms] == [True] * 8
     assert run.lost_norms == set()
+
+
+def test_a_name_of_a_further_value_may_hold_what_no_attribute_can(log):
+    names = ('say "x"', "a\\b", "tab\there", "", "value_0", "é", "class")
+    run = read(log, *(row(step, **dict.fromkeys(names, step / 4)) for step in range(40)), values=names)
+    values = [step / 4 for step in range(40)]
+    assert {name: list(column.values) for name, column in run.columns.items()} == dict.fromkeys(names, values)
 
 
 def test_times_are_the_first_and_the_last_whatever_the_order_of_the_lines(log):

@@ -46,6 +46,7 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ({"eval_g0_loss": 1, "eval_g0_runtime": 2}, set(), {"g0": {"loss", "runtime"}}, set()),
         ({"eval_a_loss": 1, "eval_a_accuracy": 2}, set(), {"a": {"loss", "accuracy"}}, set()),
         ({"eval_a_accuracy": 2, "eval_a_loss": 1}, set(), {"a": {"loss", "accuracy"}}, set()),
+        ({"test_loss": 1, "eval_a_loss": 2, "eval_a_f1": 3}, set(), {"test": {"loss"}, "a": {"loss", "f1"}}, set()),
         ({"total_flos": 1, "train_loss": 2, "epoch": 3}, set(), {}, {"total_flos", "train_loss", "epoch"}),
         ({"train_loss": 1, "train_runtime": 2}, set(), {"train": {"loss", "runtime"}}, set()),
         ({"test_loss": 1, "test_runtime": 2}, set(), {"test": {"loss", "runtime"}}, set()),
@@ -59,6 +60,7 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ({"loss": 1, "val_loss": 2, "val_accuracy": 3}, {"loss"}, {"val": {"loss", "accuracy"}}, set()),
         ({"loss": 1, "valid_tokens": 2}, {"loss", "valid_tokens"}, {}, set()),
         ({"loss": 1, "step_runtime": 2}, {"loss", "step_runtime"}, {}, set()),
+        ({"learning_rate": 1, "step_runtime": 2}, {"learning_rate"}, {"step": {"runtime"}}, set()),  # without a loss
         ({"loss": 1, "train_runtime": 2}, {"loss", "train_runtime"}, {}, set()),
         (
             {"eval_a_runtime": 1, "a_runtime": 2, "a_f1": 3},

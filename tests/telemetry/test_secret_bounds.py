@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 class Held:
     name: str
     db_pass: str
-    pair: Pair
+    pair: Pair | None
 
 
 BODY = "aB3dE5gH7jK9mN1pQ2" * 20
@@ -251,6 +251,9 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     assert hide_in([name, "a"]) == [name, hidden]
     assert hide_in([f"x{name}", "a"]) == [f"x{name}", "a"]  # of 129 characters
     assert names_in({"key": "lr", "value": 1}) == ["key", "value"]
+    long = f"{'x' * 200}_api_key"  # judged by its end
+    assert names_in({"key": long, "value": 1}) == ["key", long]
+    assert names_in({"key": f"api_key_{'x' * 200}", "value": 1}) == ["key", "value"]
     assert below("hub_token", "eos_token") == "hub_token"
     assert below("hub_token", "password") == "password"
     long = f"{'x' * 200}_hub_token"  # judged by its end
@@ -258,7 +261,9 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     assert below(f"hub_token_{'x' * 200}", "value") == "value"
     pair = Pair("a", {"password": "b"})
     assert hide_in(pair) == Pair("a", {"password": hidden})
+    assert type(hide_in(pair)) is Pair
     assert hide_in(Held("a", "b", pair)) == Held("a", hidden, Pair("a", {"password": hidden}))
+    assert hide_in({"api_key": Held("a", "b", None)}) == {"api_key": Held(hidden, hidden, None)}
     for harmless in (Pair("a", {"lr": "b"}), Held("a", "", Pair("a", {}))):
         assert hide_in(harmless) is harmless
 
@@ -288,6 +293,30 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
 def test_how_far_a_secret_may_stand_from_its_name(most, make):
     assert "tiger" not in hide_secrets(make(most)) != make(most)
     assert hide_secrets(make(most + 1)) == make(most + 1)
+
+
+@every(
+    "text",
+    [
+        "name: API_KEY, value: {}",
+        '"name": "API_KEY", "value": "{}"',
+        "name=API_KEY value={}",
+        "hub_token\n  Input should be valid [type=x, input_value='{}', input_type=str]",
+        "<password>{}</password>",
+        "password: {}",
+        "password={} x",
+        "X-Api-Key: {}",
+        "--password {}",
+        '("api-key", "{}")',
+        "curl -u joe:{} https://x",
+        "docker login -p {} x",
+        "wandb login {}",
+    ],
+)
+def test_a_secret_with_a_form_of_its_own_is_said_to_be_of_its_kind_and_a_note_stays_as_it_is(text):
+    shown = hide_secrets(text.format(TOKEN))
+    assert shown == text.format(SHOWN)
+    assert hide_secrets(shown) == shown
 
 
 def test_of_a_long_text_the_beginning_is_kept_and_the_rest_counted():

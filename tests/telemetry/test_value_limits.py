@@ -391,6 +391,7 @@ def test_a_line_that_is_no_object_of_json_says_why_and_where(line, message):
 def test_extras_stand_beside_the_known_keys_on_the_wire():
     row = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=1, loss=0.5, extras={"kl": 0.25})
     assert json.loads(encode(row)) == {**ROW, "kl": 0.25}
+    assert list(json.loads(encode(row)))[-1] == "kl"  # behind the known keys
     plain_row = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=1, loss=0.5)
     assert json.loads(encode(plain_row)) == ROW
     for step in (1, None):  # a number that is none is not null, whether or not the line has a null elsewhere

@@ -402,6 +402,7 @@ def test_a_short_write_is_completed(log: Path, monkeypatch: pytest.MonkeyPatch) 
     with TelemetryWriter(log) as writer, monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda fd, data: real(fd, data[:7]))
         writer.train_step(1)
+    assert log.read_bytes().count(b"\n") == 2  # and no blank line between the two
     assert [event.step for event in TelemetryReader(log)] == [1, None]
 
 

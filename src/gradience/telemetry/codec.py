@@ -377,7 +377,7 @@ def _parse_leniently(line: bytes, error: msgspec.DecodeError) -> JsonObject:
         document = json.loads(line.decode())
     except UnicodeDecodeError as broken:
         raise SchemaError(f"not UTF-8: {broken.reason} at byte {broken.start}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         raise SchemaError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise SchemaError(str(error)) from error

@@ -103,7 +103,8 @@ def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a
 _HARMLESS: Final = frozenset({
     "", "true", "false", "none", "null", "yes", "no", "auto", "on", "off", "default", "...",
 })  # fmt: skip
-_REDACTED: Final = re.compile(r"<redacted[^<>]*>")
+_NOTE: Final = "<redacted"  # the beginning of a note; after it comes a blank, which ends a value
+_REDACTED: Final = re.compile(_NOTE + r"[^<>]*>")
 _TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
 _OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
 # 16 characters or more that change between letters and digits at least twice, as no word does.
@@ -204,8 +205,10 @@ def _replaced(patterns: Shapes, text: str) -> str:
 
 
 def _without_group(hit: re.Match[str]) -> str:
-    """The match with its one matched group hidden."""
+    """The match with its one matched group hidden, unless that is a note already."""
     begin, end = hit.span(hit.lastgroup or 0)
+    if hit.string.startswith(_NOTE, begin):
+        return hit[0]
     return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
 
@@ -213,7 +216,7 @@ def _without_value(hit: re.Match[str]) -> str:
     """The match of a name and a value, with the value hidden if the name marks a secret."""
     groups = hit.groupdict()
     name, value = groups["name"] or groups.get("field") or "", groups["value"] or groups.get("input") or ""
-    if not holds_secret(name, value) or _REDACTED.search(value):
+    if value.startswith(_NOTE) or not holds_secret(name, value):
         return hit[0]
     begin, end = hit.span("value" if groups["value"] else "input")
     return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
@@ -267,7 +270,7 @@ def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  
     end = _end_of_value(text, hit, opened)
     value = text[begin:end]
     bare = value.rstrip(",;.)}]")
-    if value.startswith(("--", "<redacted")) or not holds_secret(name, bare):
+    if value.startswith(("--", _NOTE)) or not holds_secret(name, bare):
         return 0, 0
     if bare.endswith(":") and "\n" in text[hit.end() : begin]:  # it is the name on the next line: this one has no value
         return 0, 0

@@ -153,6 +153,8 @@ def test_a_gradient_norm_recorded_as_nan_is_one():
 
 def test_an_evaluation_that_is_no_number_is_an_error():
     assert said("NUM101", facts(history=evals([1.0, "NaN"]))).severity == "error"
+    history = evals([1.0, "NaN", 1.0, "Infinity"])
+    assert f"{history[1].split} loss at step {history[1].step} " in said("NUM101", facts(history=history)).message
 
 
 def test_two_zero_losses_without_a_logged_gradient_are_a_masked_nan_and_one_is_not():

@@ -494,3 +494,5 @@ def test_of_several_numbers_of_classes_that_fit_the_nearest_is_named(k):
     found = said("CHN112", classes(math.log(k), 1.0 / k))
     assert f"chance among {k} classes" in found.message
     assert (found.values["chance"], found.values["chance_loss"]) == (1.0 / k, math.log(k))
+    # by the loss: 2.93 is nearer to ln 19 = 2.944 than to ln 18 = 2.890, though the accuracy is that of 18
+    assert said("CHN112", classes(2.93, 1.0 / 18)).values["chance"] == 1.0 / 19

@@ -35,3 +35,6 @@ def test_a_stop_is_an_error_with_its_reason():
     assert finding.severity == "error"
     assert finding.message.endswith("training was stopped at 8: non-finite gradients in 6 steps running.")
     assert finding.values["stopped_at"] == 8
+    finding = found((8, "stop", {"reason": "first"}), (9, "stop", {"reason": "second"}))
+    assert finding.message.endswith("training was stopped at 8: first.")
+    assert (finding.values["stopped_at"], finding.values["first_step"]) == (8, 8)
