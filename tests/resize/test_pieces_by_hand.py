@@ -109,6 +109,9 @@ def test_equal_scores_keep_their_order_and_costs_of_nothing_count_as_one():
     assert first_pieces(turned, 3) == within(turned, 3, {"a": 1, "b": 1}) == {"a": [0, 1], "b": [0]}
     assert within(both, 1, {"a": 1, "b": 1}) is None
     assert within(both, 2, {"a": 1, "b": 1}) == {"a": [0], "b": [0]}
+    dear_between = Order([("a", 0), ("b", 0), ("a", 1)], 1)  # b's piece does not fit, and the one after it does
+    assert within(dear_between, 3, {"a": 1, "b": 3}) == {"a": [0, 1], "b": []}
+    assert within(dear_between, 4, {"a": 1, "b": 3}) == {"a": [0], "b": [0]}
 
 
 @every(("pieces", "step"), [(99, 1), (199, 1), (200, 2), (350, 3)])

@@ -98,6 +98,9 @@ def test_parts_that_all_but_cancel_are_taken_apart_by_qr():
     sigma = np.linalg.svd(dense, compute_uv=False)
     assert np.linalg.norm(dense - found.b @ found.a) == pytest.approx(np.linalg.norm(sigma[2:]), rel=1e-6)
     assert gram_norm(sum_grams(parts), lambda: _stacked(parts)) == pytest.approx(np.sum(dense**2), rel=1e-6)
+    # two terms cancel to their rounding, above 1e-6 of the third term: the rank is that of the third
+    p, q, x, y = np.random.default_rng(0).standard_normal((4, 24))
+    assert numerical_rank(np.stack([p, -p, 1e-11 * x], axis=1), np.stack([q, q, y])) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
