@@ -608,6 +608,17 @@ def test_signs_of_a_large_module_are_counted_in_eight_rows_and_more_unless_all_a
     assert (row.signs.entries, row.signs.of) == (entries, 60)
 
 
+def test_each_module_and_each_seed_draws_rows_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradience.verbs.merge.check._SAMPLE", 1)  # eight of twelve rows
+    one, two = (
+        adapter(tmp_path / name, {f"m{i}": along(sign, sign, sign, d_out=12) for i in range(6)})
+        for name, sign in (("a", 1.0), ("b", -1.0))
+    )
+    first, again, other = ([m.signs.conflict for m in merge_check(one, two, seed=s).modules] for s in (0, 0, 1))
+    assert first == again != other
+    assert len(set(first)) > 1
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
 def test_ratios_are_the_same_whatever_the_size_of_the_updates(size, tmp_path):
     one = adapter(tmp_path / "a", {"q": along(4.0 * size, 2.0 * size)})
