@@ -239,7 +239,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "schema.writing": {"MitigatedModule.alpha_factor": 1.0},
     "spectral.batch": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
-    "spectral.krylov": {"leading.k": 1, "leading.tolerance": 2e-06},
+    "spectral.krylov": {"leading.k": 1},
     "spectral.update": {"LowRank.factors.scale": 1.0, "decomposed.scale": 1.0},
     "telemetry.lines": {"Line.ended": True, "find_faults.most": 64, "find_unnamed.most": 64},
     "telemetry.logfile": {"notice.stacklevel": 3},
