@@ -97,10 +97,9 @@ WITHIN: dict[str, dict[str, Any]] = {
         "AdapterConfig.init_r": 12,
         "AdapterConfig.init_weights": True,
         "AdapterConfig.mini_r": 1,
-        "AdapterConfig.save_projection": True,
     },
     "adapters.kinds.products": {"loha_module.most_rank": 1024, "lokr_module.most_rank": 1024},
-    "adapters.layout": {"Format.has_config": True, "Format.module_paths": True, "Format.convertible": True},
+    "adapters.layout": {"Format.module_paths": True},
     "adapters.pairs": {"LoraPair.experts": 1, "peft_pair.experts": 1},
     "adapters.patterns": {"_Cost.paths": 1.0, "_Cost.steps": 1.0},
     "cli.audit": {

@@ -33,8 +33,6 @@ class Start(NamedTuple):
     """The change of the base can be computed from the base weight and the rank alone."""
     principal: bool = False
     """The factors start on the weight's principal directions, so the first update is larger than from B = 0."""
-    convertible: bool = False
-    """PEFT can save it as plain LoRA of twice the rank (`path_initial_model_for_weight_conversion`)."""
 
 
 DEFAULT_START: Final = Start("default")
@@ -42,10 +40,10 @@ DEFAULT_START: Final = Start("default")
 # PEFT 0.21.2, tuners/lora/layer.py: LoraLayer.update_layer and the *_init methods. `orthogonal` starts with B != 0 but
 # with B A = 0, and `eva` and `mica` start with one zero factor. So these three leave the base weight unchanged.
 _STARTS: Final = {
-    "pissa": Start("pissa", changes_base=True, recomputable=True, principal=True, convertible=True),
-    "olora": Start("olora", changes_base=True, recomputable=True, principal=True, convertible=True),
-    "corda": Start("corda", changes_base=True, principal=True, convertible=True),  # needs its calibration data
-    "lora_ga": Start("lora_ga", changes_base=True, convertible=True),  # needs the gradients of its first batches
+    "pissa": Start("pissa", changes_base=True, recomputable=True, principal=True),
+    "olora": Start("olora", changes_base=True, recomputable=True, principal=True),
+    "corda": Start("corda", changes_base=True, principal=True),  # needs its calibration data
+    "lora_ga": Start("lora_ga", changes_base=True),  # needs the gradients of its first batches
     "loftq": Start("loftq", changes_base=True),  # the base is quantised
     "eva": Start("eva"),
     "gaussian": Start("gaussian"),
