@@ -96,7 +96,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "AdapterConfig.qalora_group_size": 16,
         "AdapterConfig.init_r": 12,
         "AdapterConfig.init_weights": True,
-        "AdapterConfig.mini_r": 1,
     },
     "adapters.kinds.products": {"loha_module.most_rank": 1024, "lokr_module.most_rank": 1024},
     "adapters.layout": {"Format.module_paths": True},
