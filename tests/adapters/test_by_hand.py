@@ -17,7 +17,7 @@ from tables import every
 
 from gradience.adapters import kinds, layer_label, module_type
 from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config, read_config
-from gradience.adapters.formats.peft import _matches
+from gradience.adapters.formats.peft import _matches, _not_targeted
 from gradience.adapters.layout import (
     LARGEST_ENTRY,
     Context,
@@ -486,6 +486,12 @@ def test_layers_are_replicated_up_to_a_hundred_thousand(ranges, refused, tmp_pat
         with pytest.raises(AdapterError) as error:
             open_adapter(folder)
         assert str(error.value) == f"layer_replication in the adapter config {refused}"
+
+
+def test_a_target_is_a_module_s_whole_path_or_its_end_after_a_dot():
+    modules = [SimpleNamespace(name="l.0.q_proj:x", expert=None)]
+    for target, named in (("q_proj", True), ("l.0.q_proj", True), ("proj", False), ("l.0", False)):
+        assert (_not_targeted(AdapterConfig(target_modules=[target]), modules) is None) is named
 
 
 def test_each_thread_keeps_the_tensors_that_it_read_itself():
