@@ -322,8 +322,7 @@ def _lines(adapter: Adapter) -> list[str]:
 
 def _traits(adapter: Adapter) -> str:
     traits = dataclasses.asdict(traits_of(adapter))
-    held = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in traits.items()}
-    return " ".join(f"{name}={value}" for name, value in held.items() if value not in (False, (), []))
+    return " ".join(f"{name}={value}" for name, value in traits.items() if value not in (False, ()))
 
 
 def _module(module: Module) -> str:

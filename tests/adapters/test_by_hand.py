@@ -370,19 +370,19 @@ def test_a_config_at_its_limits_is_read(tmp_path):
 
 
 def test_the_start_that_a_name_means():
-    for name, changes, recomputable, principal, convertible in (
-        ("pissa", True, True, True, True),
-        ("PiSSA_niter_4", True, False, True, True),
-        ("olora", True, True, True, True),
-        ("corda", True, False, True, True),
-        ("lora_ga", True, False, False, True),
-        ("loftq", True, False, False, False),
-        ("eva", False, False, False, False),
-        ("eva_x", False, False, False, False),
+    for name, changes, recomputable in (
+        ("pissa", True, True),
+        ("PiSSA_niter_4", True, False),
+        ("olora", True, True),
+        ("corda", True, False),
+        ("lora_ga", True, False),
+        ("loftq", True, False),
+        ("eva", False, False),
+        ("eva_x", False, False),
     ):
         start = start_of(name)
         assert start.name == ("default" if name == "eva_x" else name.lower().removesuffix("_niter_4"))
-        assert start[1:] == (changes, recomputable, principal, convertible), name
+        assert start[1:] == (changes, recomputable), name
 
 
 # --- patterns that only a backtracking matcher reads ---------------------------------------------------------------

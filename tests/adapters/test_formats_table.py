@@ -12,40 +12,23 @@ from gradience.adapters.formats import FORMATS
 from gradience.adapters.kinds.lora import _pooled
 from gradience.adapters.layout import MOST_ELEMENTS, UnsuitableError
 from gradience.adapters.open import open_adapter
-from gradience.adapters.traits import traits_of
 
 
 def test_the_table_of_formats_is_this():
     flags = {
         (one.name, place): {
-            name
-            for name in (
-                *("is_peft", "has_config", "module_paths", "component_prefix", "embeds_by_name", "convertible"),
-            )
-            if getattr(one, name)
+            name for name in ("is_peft", "module_paths", "component_prefix", "embeds_by_name") if getattr(one, name)
         }
         for place, one in enumerate(FORMATS)
     }
-    paths = {"has_config", "module_paths", "convertible"}
     assert flags == {
-        ("mlx", 0): {*paths, "embeds_by_name"},
-        ("torchtune", 1): {"has_config", "module_paths"},
-        ("kohya", 2): {"convertible"},
-        ("peft", 3): {*paths, "is_peft"},
-        ("diffusers", 4): {"module_paths", "component_prefix", "convertible"},
-        ("mlx", 5): {*paths, "embeds_by_name"},
+        ("mlx", 0): {"module_paths", "embeds_by_name"},
+        ("torchtune", 1): {"module_paths"},
+        ("kohya", 2): set(),
+        ("peft", 3): {"module_paths", "is_peft"},
+        ("diffusers", 4): {"module_paths", "component_prefix"},
+        ("mlx", 5): {"module_paths", "embeds_by_name"},
     }
-
-
-def test_the_dtypes_of_an_adapter_are_those_of_its_factors(tmp_path):
-    key = "base_model.model.q.lora_"
-    tensors = {f"{key}A.weight": np.ones((2, 5), np.float32), f"{key}B.weight": np.ones((6, 2), np.float16)}
-    head = {"base_model.model.score.weight": np.ones((3, 5), np.float64)}
-    save_file(tensors | head, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q"], "modules_to_save": ["score"]}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    _, adapter = open_adapter(tmp_path)
-    assert traits_of(adapter).dtypes == {"F32", "F16"}
 
 
 def test_a_long_kronecker_factor_is_analysed_and_one_that_is_long_and_wide_is_not(tmp_path):

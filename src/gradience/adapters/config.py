@@ -56,8 +56,6 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     alpha: float | None = None  # LoHa and LoKr
     init_r: int = 12  # AdaLoRA
     init_weights: bool | str | None = True  # MiSS
-    mini_r: int = 1  # MiSS
-    save_projection: bool = True  # VeRA
     fine_tune_type: str | None = None  # MLX-LM, this and the next two
     lora_parameters: dict[str, Any] | None = None
     model: str | None = None

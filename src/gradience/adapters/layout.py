@@ -232,16 +232,12 @@ class Format:
     read: Callable[[Files], Adapter]
     is_peft: bool = False
     """The config is PEFT's, with its patterns of rank and alpha, `fan_in_fan_out` and types other than LoRA."""
-    has_config: bool = True
-    """An adapter_config.json lies beside the weights. If not, the weights file is the whole adapter."""
     module_paths: bool = True
     """Modules are named by their path in the base model. (sd-scripts writes underscores for the dots.)"""
     component_prefix: bool = False
     """Names begin with a component of a pipeline, such as `unet.`"""
     embeds_by_name: bool = False
     """Only a module's name shows that it is an embedding; its update applies to a tied head too."""
-    convertible: bool = True
-    """The format's names and its order of rows can be written in PEFT's layout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,6 @@ class Start(NamedTuple):
     """
     recomputable: bool = False
     """The change of the base can be computed from the base weight and the rank alone."""
-    principal: bool = False
-    """The factors start on the weight's principal directions, so the first update is larger than from B = 0."""
-    convertible: bool = False
-    """PEFT can save it as plain LoRA of twice the rank (`path_initial_model_for_weight_conversion`)."""
 
 
 DEFAULT_START: Final = Start("default")
@@ -42,10 +38,10 @@ DEFAULT_START: Final = Start("default")
 # PEFT 0.21.2, tuners/lora/layer.py: LoraLayer.update_layer and the *_init methods. `orthogonal` starts with B != 0 but
 # with B A = 0, and `eva` and `mica` start with one zero factor. So these three leave the base weight unchanged.
 _STARTS: Final = {
-    "pissa": Start("pissa", changes_base=True, recomputable=True, principal=True, convertible=True),
-    "olora": Start("olora", changes_base=True, recomputable=True, principal=True, convertible=True),
-    "corda": Start("corda", changes_base=True, principal=True, convertible=True),  # needs its calibration data
-    "lora_ga": Start("lora_ga", changes_base=True, convertible=True),  # needs the gradients of its first batches
+    "pissa": Start("pissa", changes_base=True, recomputable=True),
+    "olora": Start("olora", changes_base=True, recomputable=True),
+    "corda": Start("corda", changes_base=True),  # needs its calibration data
+    "lora_ga": Start("lora_ga", changes_base=True),  # needs the gradients of its first batches
     "loftq": Start("loftq", changes_base=True),  # the base is quantised
     "eva": Start("eva"),
     "gaussian": Start("gaussian"),
@@ -136,20 +132,8 @@ class Traits:
     lora_bias: bool
     tied_embedding: bool
     """The embedding and the head share their factors (ensure_weight_tying)."""
-    rank_pattern: bool
-    alpha_pattern: bool
-    experts: bool
-    embeddings: bool
-    heads: bool
-    """Modules saved whole (modules_to_save, resized embeddings)."""
-    biases: bool
-    token_rows: bool
     several: bool
     """More than one adapter in the file."""
-    base_dependent: bool
-    """Some update follows only with the base weight: DoRA, a changed base, HiRA, MiSS, VeRA of several widths."""
-    dtypes: frozenset[str]
-    """safetensors' names of the factors' dtypes."""
     unknown: tuple[str, ...]
     """The tensors that belong neither to a pair nor to another part that is understood."""
 
@@ -179,9 +163,7 @@ class Traits:
 def traits_of(adapter: Adapter) -> Traits:
     """The traits of an opened adapter."""
     config, modules = adapter.config, adapter.modules
-    roles = set(adapter.roles.values())
     fields = {field for module in modules for field in module.keys}
-    factors = {name for name, role in adapter.roles.items() if role == "lora_pair"}
     return Traits(
         format=adapter.format,
         peft_type=(config.peft_type or "LORA").upper(),
@@ -196,16 +178,7 @@ def traits_of(adapter: Adapter) -> Traits:
         qalora=config.use_qalora,
         lora_bias=config.lora_bias or "lora_B.bias" in fields,
         tied_embedding=config.ensure_weight_tying and "lora_embedding_A" in fields,
-        rank_pattern=bool(config.rank_pattern),
-        alpha_pattern=bool(config.alpha_pattern),
-        experts=any(module.expert is not None for module in modules),
-        embeddings=any(module.kind == "embedding" for module in modules) or "lora_embedding_A" in fields,
-        heads="full_module" in roles,
-        biases="bias" in roles,
-        token_rows="token_rows" in roles,
         several=any(module.adapter is not None for module in modules),
-        base_dependent=bool(adapter.base_dependent) or any(module.dense is not None for module in modules),
-        dtypes=frozenset(adapter.tensors[name].dtype for name in factors),
         unknown=tuple(name for name, role in adapter.roles.items() if role in {"unknown", "not_analysed"}),
     )
 

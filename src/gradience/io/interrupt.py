@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Final
 
 INTERRUPTED: Final = 128 + signal.SIGINT  # a shell's exit status for a program that the signal ended
-TERMINATED: Final = 128 + signal.SIGTERM
 _SOON: Final = 0.01  # s
 _CAN_WAIT: Final = hasattr(signal, "setitimer")
 _IMPORT: Final = "<frozen importlib._bootstrap>"

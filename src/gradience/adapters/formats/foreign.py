@@ -234,7 +234,7 @@ def _torchtune_module(ctx: Context, group: Group) -> Module:
 
 MLX: Final = Format("mlx", _ends(".lora_a", ".lora_b"), _read_mlx, embeds_by_name=True)
 MLX_FULL: Final = Format("mlx", _is_full, _read_full, embeds_by_name=True)
-TORCHTUNE: Final = Format("torchtune", _ends(".lora_a.weight", ".lora_b.weight"), _read_torchtune, convertible=False)
+TORCHTUNE: Final = Format("torchtune", _ends(".lora_a.weight", ".lora_b.weight"), _read_torchtune)
 
 
 def _is_kohya(files: Files) -> bool:
@@ -380,11 +380,10 @@ def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:
     }
 
 
-KOHYA: Final = Format("kohya", _is_kohya, _read_kohya, has_config=False, module_paths=False)
+KOHYA: Final = Format("kohya", _is_kohya, _read_kohya, module_paths=False)
 DIFFUSERS: Final = Format(
     "diffusers",
     lambda files: is_diffusers(files.source.tensors, files.source.metadata),
     _read_diffusers,
-    has_config=False,
     component_prefix=True,
 )

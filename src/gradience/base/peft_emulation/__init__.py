@@ -122,7 +122,6 @@ class Architecture(msgspec.Struct, frozen=True):
 
     model_type: str = ""
     architectures: list[str] | None = None
-    tie_word_embeddings: bool | None = None
     vocab_size: int | None = None
     torch_dtype: str | None = None
     dtype: str | None = None

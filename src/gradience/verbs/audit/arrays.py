@@ -35,7 +35,7 @@ def _no_file(_files: Files) -> Adapter:
     raise AdapterError("factors in memory are of no file")
 
 
-_IN_MEMORY: Final = Format("arrays", lambda _files: False, _no_file, has_config=False)
+_IN_MEMORY: Final = Format("arrays", lambda _files: False, _no_file)
 
 
 class _Pair(NamedTuple):
