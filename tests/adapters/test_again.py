@@ -54,6 +54,7 @@ def test_equal_layouts_are_taken_apart_once_and_told_apart_by_their_numbers(tmp_
         folder = with_config(peft(tmp_path / name, factors(seed)), base_model_name_or_path=f"base-{name}")
         adapter, alone = read(folder), read_adapter(find_files(folder))
         assert told(adapter) == told(alone)
+        assert adapter.source.path == folder / "adapter_model.safetensors"  # named by errors in the numbers
         for one, other in zip(adapter.modules, alone.modules, strict=True):
             assert all(np.array_equal(x, y) for x, y in zip(one.load(), other.load(), strict=True))
     assert parsed == ["a"]

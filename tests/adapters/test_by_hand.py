@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +17,10 @@ from tables import every
 
 from gradience.adapters import kinds, layer_label, module_type
 from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config, read_config
-from gradience.adapters.formats.peft import _matches
+from gradience.adapters.formats.peft import _matches, _not_targeted
 from gradience.adapters.layout import (
     LARGEST_ENTRY,
+    Context,
     Key,
     Skipped,
     all_finite,
@@ -486,10 +488,26 @@ def test_layers_are_replicated_up_to_a_hundred_thousand(ranges, refused, tmp_pat
         assert str(error.value) == f"layer_replication in the adapter config {refused}"
 
 
+def test_a_target_is_a_module_s_whole_path_or_its_end_after_a_dot():
+    modules = [SimpleNamespace(name="l.0.q_proj:x", expert=None)]
+    for target, named in (("q_proj", True), ("l.0.q_proj", True), ("proj", False), ("l.0", False)):
+        assert (_not_targeted(AdapterConfig(target_modules=[target]), modules) is None) is named
+
+
+def test_each_thread_keeps_the_tensors_that_it_read_itself():
+    ctx = Context(None, AdapterConfig(), ScalingRules(AdapterConfig()))
+    ctx.kept["stack"] = 1
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: ctx.kept).result() == {}
+    assert ctx.kept == {"stack": 1}
+
+
 def test_experts_of_a_parameter_without_a_name_are_refused_by_the_first():
     keys = {"lora_A": "a", "lora_B": "b"}
     whole = SimpleNamespace(name="x", pattern_path="x", expert=None, base_name=None)
     assert _path(SimpleNamespace(format="peft"), whole) == "x"  # a matrix, of which a pattern can name the path
+    with pytest.raises(AdapterError, match="x: the config does not say"):  # a kind without patterns, such as AdaLoRA
+        _path(SimpleNamespace(format="peft"), SimpleNamespace(name="x", pattern_path=None, expert=None))
     modules = [SimpleNamespace(name=f"x[{n}]", keys=keys, pattern_path="x", expert=n, base_name=None) for n in range(3)]
     with pytest.raises(AdapterError) as error:
         stored_pairs(SimpleNamespace(modules=modules, format="peft"))

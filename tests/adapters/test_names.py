@@ -269,6 +269,15 @@ def test_names_are_sorted_by_their_numbers(names, first):
         ("Model.Layers.3.q", 3),
         ("layer4.0.conv1", 400),
         ("layer9.11.conv1", 911),
+        ("x.layer.7.y", 7),
+        ("x.block.7.y", 7),
+        ("layer_module.7.y", 7),
+        ("double_blocks.7.y", 7),
+        ("resblocks.7.y", 7),
+        ("transformer_blocks.7.y", 7),
+        ("encoder.block.7.y", 7),
+        ("decoder.block.7.y", 107),
+        ("single_transformer_blocks.7.y", 107),
     ],
 )
 def test_the_index_of_a_layer_in_a_section_counts_from_the_sections_start(name, index):

@@ -18,7 +18,7 @@ from gradience.adapters import formats
 from gradience.adapters.formats.assembly import Assembly, grouped
 from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import Group, Skipped, UnsuitableError
-from gradience.adapters.open import CHECKPOINT, find_files, open_adapter
+from gradience.adapters.open import CHECKPOINT, find_files, notes_on, open_adapter
 from gradience.adapters.pairs import stored_pairs
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError
@@ -219,8 +219,12 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
     assert error.value.advice == f"give one of them, for example {tmp_path / 'all' / 'two'}"
     beside = saved(tmp_path / "beside", lora("q"))
     saved(beside / "sub", lora("q"))
-    assert find_files(beside).others == (beside / "sub",)
-    assert find_files(beside / "adapter_model.safetensors").folder == beside
+    saved(beside / "more", lora("q"))
+    assert find_files(beside).others == (beside / "more", beside / "sub")
+    note = "the folder also holds adapters in sub-folders, which were not read: more, sub"
+    assert open_adapter(beside)[1].notes == [note]
+    alone = find_files(beside / "adapter_model.safetensors")  # a file is meant alone
+    assert (alone.folder, alone.others, notes_on(alone)) == (beside, (), [])
     given = find_files(beside, weights=beside / "sub" / "adapter_model.safetensors")
     assert (given.others, given.config) == ((), beside / "sub" / "adapter_config.json")  # the config beside the weights
     elsewhere = tmp_path / "all" / "one" / "adapter_config.json"
