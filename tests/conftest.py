@@ -53,7 +53,7 @@ _FROZEN = {"modules": 0}  # how many modules there were when the collector last 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
-    """Around each test; as fixtures these would take a millisecond of each.
+    """Around each test, as one hook: a fixture of every test costs more.
 
     Objects of large imports are excluded from later garbage collections: each Trainer's end runs a full one. SIGINT and
     SIGTERM are restored: the program ignores both at its end, and commands started later inherit that.
