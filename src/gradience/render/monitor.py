@@ -142,10 +142,7 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
-        if (
-            of.decisive not in {None, "loss", "accuracy"}
-            and (value := number_in(point.metrics.extras, of.decisive or "")) is not None
-        ):
+        if of.decisive is not None and (value := number_in(point.metrics.extras, of.decisive)) is not None:
             yield f"  {_label(point)} {clean(of.decisive)}: {number(value, '.4g')}"
     yield ""
 
@@ -235,12 +232,12 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
 
 
 def _alerts(report: MonitorReport) -> Iterator[str]:
+    if not report.alerts:
+        return
     yield f"Alerts ({len(report.alerts)}):"
     for alert in report.alerts:
         at = "" if alert.step is None else f" at step {alert.step}"
         yield f"  [{alert.severity.upper()}] {clean(alert.code)}{at}: {clean(alert.message)}"
-    if not report.alerts:
-        yield "  none recorded"
     yield ""
 
 

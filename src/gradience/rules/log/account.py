@@ -14,10 +14,10 @@ from itertools import pairwise
 from typing import Final
 
 from gradience.rules import Threshold
-from gradience.rules.log.facts import EVAL_NOISE, FEW_EVALS, HeldOutCurve, RunFacts, once
+from gradience.rules.log.facts import EVAL_NOISE, FEW_EVALS, HeldOutCurve, RunFacts, loss_of, once
 from gradience.rules.log.statistics import median, noise
 from gradience.schema import as_float, number_in
-from gradience.schema.events import Eval, EvalMetrics
+from gradience.schema.events import EvalMetrics
 from gradience.schema.reports import (
     Ending,
     EvalPoint,
@@ -265,9 +265,9 @@ def _pair(facts: RunFacts, curve: HeldOutCurve | None, place: int) -> LossPair |
 
 
 def _evaluated_on_train(facts: RunFacts, step: int) -> float | None:
-    losses: Iterator[Eval] = (e for e in reversed(facts.history) if e.split == "train" and e.step == step)
-    found = next((as_float(e.metrics.loss) for e in losses if e.metrics.loss is not None), None)
-    return found if found is not None and math.isfinite(found) and found > 0.0 else None
+    """The newest loss of the train split itself at a step; None if it was not evaluated there."""
+    events = (event for event in reversed(facts.history) if event.split == "train" and event.step == step)
+    return next((loss for event in events if (loss := loss_of(event)) > 0.0), None)
 
 
 def _rows_near(facts: RunFacts, step: int) -> range:
@@ -361,7 +361,7 @@ def _starts_at(facts: RunFacts) -> int | None:
         return None
     configured = facts.config.optimizer
     peak = 0.0 if configured.lr is None or "lr_from" in configured.extras else as_float(configured.lr)
-    decayed = len(rates) > 2 and 0.0 < rates[0] < DECAYED.value * peak and max(rates) == rates[0]
+    decayed = len(rates) > 2 and 0.0 < rates[0] < DECAYED.value * peak and max(rates) == rates[0] > rates[-1]
     return steps[0] if decayed or steps[0] > LATE_START.value * interval(facts) else None
 
 

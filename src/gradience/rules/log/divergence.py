@@ -31,7 +31,7 @@ from gradience.schema import Severity
 SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
 SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "spike trial")
 SPIKE_ROWS = Threshold("spike_rows", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
-SPIKE_NATS = Threshold("spike_nats", 0.1, "nats above the rows before", "a judgement: of a loss near 0 nothing is lost")
+SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "a judgement: of a loss near 0 little is lost")
 NOISY = Threshold(
     "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
 )
@@ -90,8 +90,8 @@ def _long_spike(facts: RunFacts) -> Observation | None:
     worst = longest[0] if lasting else max(times, key=times.__getitem__)
     step, loss = facts.step(curve.rows[worst]), curve.values[worst]
     before = median(curve.values[max(0, worst - 8) : worst])
-    if loss - before < SPIKE_NATS.value:
-        return None
+    if loss - before < SPIKE_START.value * median(curve.values[:3]):
+        return None  # of a loss near 0
     long = f", over {len(longest)} rows" if lasting else ""
     many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
@@ -309,6 +309,9 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     first = values[0]
     if len(values) < 2 or first <= LN_VOCABULARY.value or values[1] < SECOND_ROW.value * first:
         return None
+    curve = facts.held_out_curve
+    if curve is not None and median(last_part(facts.loss.points, 10)) < SCALE_RATIO.value * curve.losses[-1]:
+        return None  # on one scale at the end
     return Observation(
         f"The training loss starts at {first:.4g}, above that of a uniform guess over any vocabulary "
         f"({LN_VOCABULARY.value:.1f}): a wrong scale, or labels, template or tokenizer that do not match the model.",
@@ -340,9 +343,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="loss spike",
         severity="warning",
         condition="the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change "
-        "over 32 rows (at least {spike_floor} of the level) and by {spike_nats} nats; a warning if it does so for "
-        "{spike_rows} consecutive rows and ends above the level before. In logs of {some_rows} to {many_rows} rows "
-        "(info): it exceeds the median of the previous 6 rows by more than {short_spike} standard deviations of "
+        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if it does "
+        "so for {spike_rows} consecutive rows and ends above the level before. In logs of {some_rows} to "
+        "{many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike} standard deviations of "
         "ln(loss) and {short_ratio} times",
         observe=_spike,
         needs=(not_under("rl"), positive_loss),
@@ -366,7 +369,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         thresholds=(
             SPIKE_K,
             SPIKE_FLOOR,
-            SPIKE_NATS,
+            SPIKE_START,
             SPIKE_ROWS,
             NOISY,
             MANY_ROWS,

@@ -216,7 +216,7 @@ class RunFacts:
         """Evaluations that repeat a step with the loss of an earlier one, or with any if the best is loaded."""
         found, first = set(), dict[tuple[str, int | None], float]()
         for event in self.history:
-            at, loss = (event.split, event.step), _loss(event)
+            at, loss = (event.split, event.step), loss_of(event)
             if at not in first:
                 first[at] = loss
             elif first[at] != loss:
@@ -231,7 +231,7 @@ class RunFacts:
         named: dict[str, dict[int, Eval]] = {}
         for event in self.evaluations:
             of_split = named.setdefault(event.split, {})
-            if event.step is not None and _loss(event) > 0.0:
+            if event.step is not None and loss_of(event) > 0.0:
                 of_split[event.step] = event
         shown = self.held_out.split if self.held_out else None
         return [_curve(split, named[split]) for split in sorted(named, key=lambda name: name != shown)]
@@ -350,10 +350,10 @@ def shown(values: Values, key: str, spec: str = ".4g") -> str:
 def _curve(split: str, events: Mapping[int, Eval]) -> HeldOutCurve:
     steps = sorted(events)
     evals = [events[step] for step in steps]
-    return HeldOutCurve(split, evals, steps, [_loss(e) for e in evals])
+    return HeldOutCurve(split, evals, steps, [loss_of(e) for e in evals])
 
 
-def _loss(event: Eval) -> float:
+def loss_of(event: Eval) -> float:
     """The loss, or that of a logged perplexity; 0 if neither is there and finite, and `curves` leaves 0 out."""
     loss, ppl = event.metrics.loss, event.metrics.ppl
     if loss is None and ppl is not None and as_float(ppl) > 0.0:

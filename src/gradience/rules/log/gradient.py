@@ -220,22 +220,16 @@ def _short_of_peak(facts: RunFacts) -> Observation | None:
     peak, planned = schedule.logged_peak, schedule.peak
     if planned is None or peak is None or schedule.peak_from != "configured" or account(facts).starts_at is not None:
         return None
-    if schedule.in_warmup or peak >= PEAK_SHARE.value * as_float(planned):
+    if schedule.in_warmup or not peak < PEAK_SHARE.value * as_float(planned):
         return None
-    rows = facts.rate.rows
-    if _may_have_missed(facts.step(rows[0]), facts.max_steps):
-        return None
+    if facts.step(facts.rate.rows[0]) > PEAK_MISSED.value * (facts.max_steps or facts.step(-1)):
+        return None  # the peak may have been before the first row
     return Observation(
         f"The largest learning rate logged is {peak:.3g}; {as_float(planned):g} is configured.",
         {"peak": peak, "configured": as_float(planned)},
         confidence=0.8,
         evidence=seen(f"highest lr {peak:.3g}, configured {as_float(planned):g}"),
     )
-
-
-def _may_have_missed(first: int, planned: int | None) -> bool:
-    """Whether the peak may have been before the first row: rows so far apart do not show it."""
-    return planned is None or first > PEAK_MISSED.value * planned
 
 
 def _rises(facts: RunFacts) -> Observation | None:

@@ -228,10 +228,17 @@ def _gap(facts: RunFacts) -> Observation | None:
             "nats": nats,
             "threshold": facts.gap_threshold,
         },
-        severity="warning" if repeated and metric is None else "info",
+        severity="info" if not repeated or _gained(metric) else "warning",
         confidence=0.6 if repeated else 0.4,
         evidence=seen(f"training rows of steps {pair.first_step} to {pair.last_step}"),
     )
+
+
+def _gained(metric: MetricAccount | None) -> bool:
+    """Whether a task metric decides and was not seen to stand still: then a gap of losses costs nothing by itself."""
+    if metric is None or metric.best is None:
+        return False
+    return metric.count == 1 or gain(metric, metric.first, metric.best) > metric.error
 
 
 def _times(held_out: float, train: float) -> str:
@@ -287,7 +294,7 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps
     since = steps[-1] - _LAST * (steps[-1] - steps[0])
-    if not curve.still_falls(since) or divergence(facts) is not None or _metric_stands(facts, steps[-1]):
+    if not curve.still_falls(since) or divergence(facts) is not None or _metric_lost_again(facts):
         return None
     at, bar = curve.since(since), curve.least_fall(since)
     fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
@@ -299,10 +306,10 @@ def _unfinished(facts: RunFacts) -> Observation | None:
     )
 
 
-def _metric_stands(facts: RunFacts, last: int) -> bool:
-    """Whether a task metric decides, and was at its best before the last evaluation."""
-    of = account(facts)
-    return decisive_metric(of) is not None and of.best_step != last
+def _metric_lost_again(facts: RunFacts) -> bool:
+    """Whether the task metric that decides is worse at the end than at its best, by more than chance explains."""
+    metric = decisive_metric(account(facts))
+    return metric is not None and metric.best is not None and gain(metric, metric.best, metric.last) < -metric.error
 
 
 def _at_chance(facts: RunFacts) -> Observation | None:
@@ -400,7 +407,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="at the newest evaluation with training rows of its step, held-out perplexity is over {loss_gap} "
         "times the training perplexity, or held-out loss over {gap_times} times the training loss and {gap_nats} nats "
-        "above; info while the data has not repeated, or if a task metric decides",
+        "above; info while the data has not repeated, or if the task metric that decides improved",
         observe=_gap,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,

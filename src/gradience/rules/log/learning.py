@@ -46,6 +46,8 @@ LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "proposal of
 LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
+HELD_RISES = Threshold("held_rises", 0.02, "last over first held-out loss, less 1", "as overfit_rise of OVF110")
+CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the start", JUDGEMENT)
 SURE_FALL = Threshold("sure_fall", 0.05, "fraction of the start, at the p of `moved`", REAL_RUNS)
 TINY_RATE = Threshold("tiny_rate", 1e-7, "learning rate", "a fifth of the lowest published: 5e-7, DPO of all weights")
 TINY_FALL = Threshold("tiny_fall", 0.1, "fraction of the start, at such a rate", JUDGEMENT)
@@ -56,7 +58,9 @@ STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is 
 MARGIN_GROWS = Threshold("margin_grows", 2.0, "standard errors of the margin over 0", JUDGEMENT)
 AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
 
-FLAT = Threshold("flat", 0.02, "fraction of the level over the span: 95 % upper bound of the fall", "published runs")
+FLAT = Threshold("flat", 0.015, "fraction: fall over the span, by Theil-Sen and by medians of thirds", "published runs")
+FLAT_BOUND = Threshold("flat_bound", 0.04, "fraction: 95 % upper bound of that fall", "published runs")
+RISES = Threshold("rises", 0.05, "fraction, by medians of thirds", JUDGEMENT)
 STILL_FALLS = Threshold("still_falls", 0.007, "fraction, as flat: 95 % lower bound of the fall", "published runs")
 FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "fewer rows give no span a bound")
 FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "fewer points give Theil-Sen no bound")
@@ -81,13 +85,14 @@ class Learning(NamedTuple):
     shown: bool
     trend: Trend | None
     least: float
+    rows: int
 
     @property
     def says(self) -> str:
         """The reason why it stays undecided, with the size of the effect that would have been seen."""
         if self.trend is None:
             return "fewer than two rows have a training loss"
-        rows = self.trend.rows
+        rows = self.rows
         return f"{rows} rows; their noise would hide a fall of under {max(self.least, abs(self.trend.fall)):.0%}"
 
 
@@ -96,7 +101,7 @@ def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance explains."""
     trend, held = facts.trend, _held_out_fell(facts) or _task_improved(facts)
     if trend is None:
-        return Learning(held, None, math.nan)
+        return Learning(held, None, math.nan, len(facts.loss.values))
     values = facts.outline.points
     rows = len(facts.loss.values)
     least = trend.least if rows >= _FEW else _few_least(rows, _steps_per_row(facts), trend.noise)
@@ -104,10 +109,10 @@ def learning(facts: RunFacts) -> Learning:
         halved = rows >= 3 and values[-1] < values[0] / 2
         ordered = trend.p <= _FEW_P[rows] if rows in _FEW_P else all(b < a for a, b in pairwise(values))
         if halved or (ordered and trend.fall >= least):
-            return Learning(shown=True, trend=trend, least=least)
+            return Learning(shown=True, trend=trend, least=least, rows=rows)
     alpha = ALPHA_MOVED if facts.moved else ALPHA
     shown = held or (trend.p <= alpha.value and trend.fall >= LEAST_FALL.value)
-    return Learning(shown, trend, least)
+    return Learning(shown, trend, least, rows)
 
 
 def _steps_per_row(facts: RunFacts) -> float:
@@ -175,9 +180,11 @@ def no_learning(facts: RunFacts) -> Observation | None:
 
 
 def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Observation | None:
-    first, best = curve.losses[0], min(curve.losses)
+    first, best, last = curve.losses[0], min(curve.losses), curve.losses[-1]
     if len(curve.losses) < 2 or 1.0 - best / first >= HELD_STILL.value:
         return None
+    if last / first - 1.0 > HELD_RISES.value or trend.fall > CLEAR_FALL.value:
+        return None  # it learns, and overfits from the start
     return _does_not_fall(
         facts,
         trend,
@@ -293,19 +300,20 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     fall, most, least = (0.0 - each * (len(span) - 1) / level for each in (slope, low, high))  # never -0.0
     third = len(span) // 3
     early, late = median(span[:third]), median(span[-third:])
-    if most > FLAT.value:
+    if most > FLAT_BOUND.value:
         if least < FLAT.value:
             reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} of the rows cannot be ruled out")
         return None
-    if most < 0.0 or least < -FLAT.value or least > STILL_FALLS.value or abs(early - late) > FLAT.value * level:
-        return None  # it rises, or surely falls
+    falls = least > STILL_FALLS.value or max(fall * level, early - late) > FLAT.value * level
+    if falls or late - early > RISES.value * level:
+        return None
     step = facts.step(facts.loss.row(start))
     held_out = facts.held_out_curve
     if (held_out is not None and held_out.still_falls(step)) or _task_gains(facts, step):
         return None  # held-out data still gain, so the run still learns
     return Observation(
-        f"The loss is flat from step {step} on: {early:.4g} in the first third of the rows since, {late:.4g} in the "
-        "last (medians).",
+        f"The loss no longer falls from step {step} on: {early:.4g} in the first third of the rows since, {late:.4g} "
+        "in the last (medians).",
         {"drop": fall, "most": most, "level": level, "from_step": step},
         evidence=seen(f"Theil-Sen slope over {len(span)} points: it fell {fall:.1%}, {most:.1%} at most"),
     )
@@ -323,11 +331,13 @@ def _task_gains(facts: RunFacts, step: int) -> bool:
         for name, value in values_of(event.metrics).items()
         if name == metric.name
     ]
-    return not before or max(gain(metric, value, metric.best) for value in before[-1:]) > metric.error
+    return gain(metric, before[-1] if before else metric.first, metric.best) > metric.error
 
 
 def _idle(facts: RunFacts, row: int) -> bool:
     """Whether the median learning rate from a row on is too low to expect progress."""
+    if account(facts).schedule.restarts:
+        return False  # low rates are of no one schedule's end
     rates = [rate for rate in thin(facts.series.rates[row:], FEW_POINTS // 2) if math.isfinite(rate)]
     return bool(rates) and median(rates) <= IDLE_RATE.value * facts.peak_rate
 
@@ -337,11 +347,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="NOL106",
         title="no learning",
         severity="warning",
-        condition="from first to best, the held-out loss falls by under {held_still}, and the training loss does not "
-        "fall significantly; or the learning rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, "
-        "from {still_rows} rows on, the second half is under {still} below the first fifth, the Theil-Sen slope falls "
-        "by under {still_slope} over all rows, the 95 % upper bounds of both falls are under {still_bound}, and the "
-        "gradient norm has no trend",
+        condition="from first to best, the held-out loss falls by under {held_still}, it does not rise by over "
+        "{held_rises}, and the training loss does not fall significantly, nor by over {clear_fall}; or the learning "
+        "rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, from {still_rows} rows on, the second "
+        "half is under {still} below the first fifth, the Theil-Sen slope falls by under {still_slope} over all rows, "
+        "the fall from start to end and the 95 % upper bounds of both are under {still_bound}, and the gradient norm "
+        "has no trend",
         observe=_no_learning,
         needs=(not_under("rl"), positive_loss),
         confidence=0.75,
@@ -355,6 +366,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Audit the adapter: B = 0 means untrained. Overfit 32 examples on purpose.",
         thresholds=(
             HELD_STILL,
+            HELD_RISES,
+            CLEAR_FALL,
             SURE_FALL,
             TINY_RATE,
             TINY_FALL,
@@ -376,9 +389,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="PLT105",
         title="plateau",
         severity="info",
-        condition="over the last 90, 65, 50 or 30 % of the rows, the 95 % upper bound of the fall (Theil-Sen slope) is "
-        "at most {flat} of the loss, the lower bound at most {still_falls}, and held-out data do not gain, while the "
-        "learning rate is over {idle_rate} of its peak and the loss over {fitted}",
+        condition="over the last 90, 65, 50 or 30 % of the rows, the fall by Theil-Sen and by medians is at most "
+        "{flat} of the loss, its 95 % bounds at most {flat_bound} and {still_falls}, the rise at most {rises}, and "
+        "held-out data do not gain, while the learning rate is over {idle_rate} of its peak and the loss over {fitted}",
         observe=_plateau,
         needs=(not_under("rl"), positive_loss),
         confidence=0.5,
@@ -389,10 +402,10 @@ RULES: Final[tuple[LogRule, ...]] = (
         ),
         rationale="Steps on a plateau cost as much as others; flat is also what a finished run looks like.",
         place="shape",
-        phrase=lambda v: f"flat from step {v['from_step']}",
+        phrase=lambda v: f"the loss no longer falls from step {v['from_step']}",
         as_info=True,
         scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
-        thresholds=(FLAT, STILL_FALLS, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
+        thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
     ),
 )

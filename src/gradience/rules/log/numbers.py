@@ -291,7 +291,6 @@ SKIPPED = LogRule(
     phrase=lambda v: (
         "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
     ),
-    as_info=True,
     scope="runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps",
     verify="See whether the learning rate of those rows equals that of a neighbouring row.",
     thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),

@@ -218,6 +218,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         confidence=0.95,
         evidence=(LOGGING_DEFAULT,),
         phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
+        covers=frozenset({"learning"}),
         cause="not_logged",
         scope="any log",
         rationale="Without a curve neither a spike nor a plateau nor a divergence can be seen.",

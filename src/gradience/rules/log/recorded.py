@@ -378,6 +378,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         needs=(_supervision,),
         place="broken",
         phrase=lambda v: "no token is supervised" if v["rows"] == v["of"] else None,
+        covers=frozenset({"learning"}),
         cause=lambda v: "nothing_supervised" if v["rows"] == v["of"] else None,
     ),
     log_rule(_OF_DATA["DAT303"], _as_of_data(_OF_DATA["DAT303"].observe), needs=(_supervision,), applies=_is_recorded),

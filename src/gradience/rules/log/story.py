@@ -122,7 +122,7 @@ def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
         step = curve.steps[curve.best]
         says = f"{curve.split} loss {_n(last)}"
         if len(curve.losses) > 1:
-            says += ", its best" if step == curve.steps[-1] else f" (best {_n(best)} at step {step})"
+            says += ", its best" if _n(last) == _n(best) else f" (best {_n(best)} at step {step})"
         yield StoryPart(says=says, values={"last": last, "best": best, "best_step": step})
     metric = decisive_metric(of) or next((each for each in of.metrics if each.name == "accuracy"), None)
     if metric is not None and "accuracy" not in covered:
