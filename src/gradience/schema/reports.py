@@ -373,6 +373,9 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     first_pair: LossPair | None = None
     best_pair: Annotated[LossPair, about("At the lowest held-out loss.")] | None = None
     last_pair: LossPair | None = None
+    learns: (
+        Annotated[bool, about("Whether held-out or training values show that it learns; null if neither.")] | None
+    ) = None
     comparable: Annotated[bool, about("Whether held-out and training loss are on one scale.")] = True
     selection: Selection = Selection()
     saving: Saving = Saving()

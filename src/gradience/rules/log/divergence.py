@@ -343,10 +343,10 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="loss spike",
         severity="warning",
         condition="the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change "
-        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if it does "
-        "so for {spike_rows} consecutive rows and ends above the level before. In logs of {some_rows} to "
-        "{many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike} standard deviations of "
-        "ln(loss) and {short_ratio} times",
+        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if it "
+        "does so for {spike_rows} consecutive rows and ends above the level before. In logs of {some_rows} to "
+        "{many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike} standard "
+        "deviations of ln(loss) and {short_ratio} times",
         observe=_spike,
         needs=(not_under("rl"), positive_loss),
         confidence=0.8,

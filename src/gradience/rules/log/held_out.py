@@ -210,7 +210,8 @@ def _gap(facts: RunFacts) -> Observation | None:
         return None  # told by how far the held-out loss rose
     nats, train = pair.held_out - pair.train, max(pair.train - floor, 0.0)
     apart = nats > math.log(facts.gap_threshold)
-    far = nats > GAP_NATS.value and pair.held_out - floor > GAP_TIMES.value * train
+    small = GAP_NATS.value < nats <= math.log(LOSS_GAP.value)  # losses of which perplexities hardly tell
+    far = small and pair.held_out - floor > GAP_TIMES.value * train
     if not (apart or far):
         return None
     repeated = facts.epoch is None or facts.epoch > 1.0
@@ -406,8 +407,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="gap between train and held-out",
         severity="warning",
         condition="at the newest evaluation with training rows of its step, held-out perplexity is over {loss_gap} "
-        "times the training perplexity, or held-out loss over {gap_times} times the training loss and {gap_nats} nats "
-        "above; info while the data has not repeated, or if the task metric that decides improved",
+        "times the training perplexity, or, if it is not, held-out loss over {gap_times} times the training loss and "
+        "{gap_nats} nats above; info while the data has not repeated, or if the task metric that decides improved",
         observe=_gap,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,

@@ -13,13 +13,15 @@ from typing import Final
 import msgspec
 
 from gradience.rules import excluded_rules, without
-from gradience.rules.log import DETECTED, detect, in_order
+from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
 from gradience.rules.log.account import account
 from gradience.rules.log.advice import advice
 from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
+from gradience.rules.log.learning import learning
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import MAX_INT, NonFinite, number_in, real
+from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
@@ -100,7 +102,7 @@ def report_of(
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
     parts = story_parts(facts, findings, train)
-    of = msgspec.structs.replace(account(facts), comparable=_on_one_scale(facts))
+    of = msgspec.structs.replace(account(facts), comparable=_on_one_scale(facts), learns=_learns(facts, findings))
     audit = run.latest_metrics.get("lora_audit")
     fed = run.latest_metrics.get("data")
     return MonitorReport(
@@ -276,6 +278,13 @@ def held_out_split(report: MonitorReport) -> str | None:
     """The held-out split that a report shows, or None."""
     point = held_out_of(report.evals)
     return point.split if point else None
+
+
+def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
+    """Whether the run learns; False if a finding denies it, None if nothing shows it."""
+    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covers for found in findings):
+        return False
+    return True if learning(facts).shown else None
 
 
 def _on_one_scale(facts: RunFacts) -> bool:
