@@ -10,6 +10,7 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -55,6 +56,8 @@ _RISES: Final = re.compile(
     r"kappa|success|win_rate|psnr|ssim|cider|spice|jaccard|specificity|sensitivity|correlation|combined_score|kendall"
 )
 _CLASSES: Final = re.compile(r"acc(uracy)?(_|$)|f1|f_?score|precision|recall|auc|auroc|matthews|(^|_)mcc(_|$)|kappa")
+_PARTIAL: Final = re.compile(r"precision|recall|sensitivity|specificity", re.IGNORECASE)
+_ENTITIES: Final = re.compile(r"overall_f1|seqeval", re.IGNORECASE)
 _CAUSAL: Final = re.compile(
     r"llama|mistral|mixtral|qwen|gemma|phi|gpt|falcon|pythia|(^|[/_-])opt[_-]|bloom|mpt-|deepseek|smollm|olmo|"
     r"starcoder|vicuna|zephyr|stablelm|internlm|baichuan|chatglm|causal|granite|(^|[/_-])yi-"
@@ -221,8 +224,15 @@ def _decisive(metrics: Sequence[MetricAccount], selection: Selection, curve: Hel
     judged = [metric.name for metric in metrics if metric.higher_is_better is not None]
     if selection.by in judged or (selection.by == _LOSS and curve is not None):
         return selection.by
-    task = [name for name in judged if not _TOKENS.search(name)]
+    task = sorted((name for name in judged if not _TOKENS.search(name)), key=partial(_rank, frozenset(judged)))
     return task[0] if task else _LOSS if curve is not None else None
+
+
+def _rank(names: frozenset[str], name: str) -> int:
+    """The place of a task metric among those logged: half of another one comes last, one of most tokens before."""
+    if _PARTIAL.search(name):
+        return 2
+    return int("acc" in name and any(_ENTITIES.search(other) for other in names))
 
 
 def _best_step(decisive: str | None, metrics: Sequence[MetricAccount], curve: HeldOutCurve | None) -> int | None:
