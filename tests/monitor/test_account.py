@@ -112,6 +112,9 @@ def test_advice_on_overfitting_is_what_is_possible_and_was_not_done(args, state,
         (("accuracy", "f1"), "accuracy"),
         (("precision", "accuracy"), "accuracy"),
         (("recall",), "recall"),
+        (("A_f1", "B_f1", "C_f1", "D_f1", "macro_f1"), "macro_f1"),
+        (("A_f1", "B_f1", "C_f1", "D_f1"), "loss"),
+        (("A_f1", "B_f1", "C_f1"), "A_f1"),
         (("mean_token_accuracy",), "loss"),
         (("temperature",), "loss"),
     ],
@@ -156,6 +159,26 @@ def test_a_held_out_loss_far_above_the_training_loss_is_said(train, held_out, fo
     assert bool(seen) is found
     if found:
         assert seen[0].message.startswith(f"Eval loss is {held_out:.4g} against {train:.4g} in training at step 700 (")
+
+
+@every(
+    ("rows", "story", "advice"),
+    [
+        (
+            [*trained(FALLING), {"step": 1000, "eval_loss": "NaN"}],
+            "not finite: eval loss at step 1000; learns;",
+            "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
+        ),
+        (trained([*FALLING[:5], float("nan"), float("nan")]), "not finite: loss at step 600, 2 training rows;", None),
+        (trained([40.0, 38.0, 36.0, 35.0]), "loss starts at 40, above that of a uniform guess over", ""),
+    ],
+)
+def test_a_cause_has_the_advice_that_is_right_for_it(rows, story, advice, tmp_path):
+    report = reported(tmp_path, rows)
+    assert report.story.startswith(story)
+    if advice is None:
+        advice = "Do not use the weights before 'gradience audit' finds them finite"
+    assert (report.advice.text if report.advice else "") == advice
 
 
 @every(

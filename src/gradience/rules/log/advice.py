@@ -27,6 +27,7 @@ _RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbe
         (
             "nothing_supervised",
             "not_finite",
+            "evaluation_not_finite",
             "rate_zero",
             "diverged",
             "rate_absurd",
@@ -232,7 +233,17 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             lambda c: c.of.evaluations < _SHOWS_A_MINIMUM and _earlier(c),
         ),
     ),
-    "other_scale": (_Row(lambda _: "Judge the run by its held-out loss: the training loss is on another scale"),),
+    "other_scale": (
+        _Row(
+            lambda _: "Judge the run by its held-out loss: the training loss is on another scale",
+            lambda c: c.of.evaluations > 0,
+        ),
+    ),
+    "evaluation_not_finite": (
+        _Row(
+            lambda _: "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
+        ),
+    ),
     "evaluations_empty": (
         _Row(
             lambda _: (
