@@ -295,8 +295,10 @@ def _full(value: Json) -> bool | None:
 
 def _note_axolotl_adapter(fields: Fields, draft: Draft) -> None:
     kind = fields.take(["adapter"], keyword)
-    if kind is not None:
-        draft.set("lora", "peft_type", _AXOLOTL_ADAPTERS.get(kind, kind.upper()))
+    if kind is None:  # a full fine-tune: lora_ keys that are left in the recipe are not read
+        draft.forget("lora")
+        return
+    draft.set("lora", "peft_type", _AXOLOTL_ADAPTERS.get(kind, kind.upper()))
     if fields.take(["lora_target_linear"], flag):  # adds every linear layer to the modules named elsewhere
         draft.set("lora", "target_modules", "all-linear")
         return

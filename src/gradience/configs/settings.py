@@ -66,6 +66,8 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     masked_keys: tuple[str, ...] = ()
     output_dir: str | None = None
     """The folder that the run will write to. It is the user's own path, so it is read and never reported."""
+    log: str = ""
+    """The log that settings were read from, in a few words; empty if none was read."""
 
 
 def layer_of(
@@ -99,6 +101,7 @@ def stack(layers: Iterable[Layer]) -> Layer:
             secret_keys=whole.secret_keys + layer.secret_keys,
             masked_keys=whole.masked_keys + layer.masked_keys,
             output_dir=layer.output_dir or whole.output_dir,
+            log=layer.log or whole.log,
         )
     return whole
 
@@ -123,6 +126,12 @@ def _joined(name: str, lower: object, upper: object) -> object:
 
 def _default_of(field: msgspec.structs.FieldInfo) -> object:
     return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+
+
+def states_adapter(lora: LoraSnapshot) -> bool:
+    """Whether the settings are of an adapter; a task type alone, or a dropout, is not."""
+    stated = (lora.peft_type, lora.r, lora.target_modules)
+    return any(stated) or bool(lora.extras.get("target_modules_null") or lora.extras.get("target_parameters"))
 
 
 def with_ratio(lora: LoraSnapshot) -> LoraSnapshot:
@@ -297,6 +306,11 @@ class Draft:
     def unset(self, level: Level, field: str) -> None:
         """Forget a value that turned out to mean "not set"."""
         self._values[level].pop(field, None)
+
+    def forget(self, level: Level) -> None:
+        """Forget a level whose settings the program does not use."""
+        self._values[level].clear()
+        self._extras[level].clear()
 
     def keep(self, level: Level, extras: dict[str, Json]) -> None:
         """Add plain values that have no field of their own."""

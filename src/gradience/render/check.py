@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from gradience.configs.settings import states_adapter
 from gradience.render import (
     action_lines,
     as_text,
@@ -172,7 +173,7 @@ def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "Dataset", _text(config.dataset_name)
     if task := _task(config):
         yield "Task", task
-    if config.lora != LoraSnapshot():
+    if states_adapter(config.lora):
         yield "Adapter", _adapter(config, derived.get("scaling"))
         if config.lora.peft_type in {None, "LORA"}:
             yield "Targets", _targets(config.lora)

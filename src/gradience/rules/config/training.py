@@ -22,7 +22,7 @@ from gradience.rules import (
     Unknown,
     cite,
 )
-from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
+from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, LoraRule, given
 from gradience.schema import as_float
 
 
@@ -44,11 +44,6 @@ def _no_train_loss(facts: Facts) -> Iterator[Observation]:
 def _no_evaluation(facts: Facts) -> Iterator[Observation]:
     if given(facts.config.training.eval_strategy, "eval_strategy") == "no":
         yield Observation("evaluation is off: overfitting cannot be seen", {"eval_strategy": "no"})
-
-
-def _nan_filter(facts: Facts) -> Iterator[Observation]:
-    if given(facts.config.training.logging_nan_inf_filter, "logging_nan_inf_filter"):
-        yield Observation("a NaN loss will be averaged away in the log", {"logging_nan_inf_filter": True})
 
 
 def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
@@ -80,6 +75,8 @@ _RECORDING = (
         title="no training loss recorded",
         condition="logging is off, or logging_steps is as long as the run or longer",
         observe=_no_train_loss,
+        needs=(OPEN_OR_WEIGHED,),
+        alone=False,
         confidence=0.95,
         evidence=(NO_TRAIN_LOSS,),
         rationale="A run without a loss curve cannot be judged afterwards, or compared with the next one.",
@@ -94,6 +91,7 @@ _RECORDING = (
         title="no held-out signal",
         condition="eval_strategy is 'no'",
         observe=_no_evaluation,
+        alone=False,
         confidence=0.9,
         evidence=(EVAL_DEFAULT,),
         rationale="Train loss falls in a run that learns and in one that memorises.",
@@ -103,30 +101,13 @@ _RECORDING = (
         settings=("eval_strategy",),
     ),
     ConfigRule(
-        id="REC003",
-        severity="info",
-        title="NaN losses are filtered from the log",
-        condition="logging_nan_inf_filter is on, which is the Trainer's default",
-        observe=_nan_filter,
-        confidence=0.95,
-        evidence=(
-            cite(
-                "huggingface/trl#6702; experiment, transformers 5.24",
-                "a non-finite loss is replaced by the running mean in the log: the log shows a healthy number",
-            ),
-        ),
-        rationale="The curve looks healthy while the weights are already NaN; only grad_norm tells.",
-        action="set logging_nan_inf_filter=False",
-        scope="transformers' Trainer, where it is the default",
-        verify="grad_norm in the log stays finite",
-        settings=("logging_nan_inf_filter",),
-    ),
-    ConfigRule(
         id="REC004",
         severity="info",
         title="no checkpoint before the end",
         condition="saving is off, or save_steps is as long as the run or longer",
         observe=_no_checkpoint,
+        needs=(OPEN_OR_WEIGHED,),
+        alone=False,
         confidence=0.9,
         evidence=(SAVE_FLOW,),
         rationale="Long runs die of things that have nothing to do with training.",
@@ -141,6 +122,7 @@ _RECORDING = (
         title="output folder in use",
         condition="output_dir already holds checkpoints, a log or an adapter, and nothing resumes or overwrites them",
         observe=_output_in_use,
+        needs=(TO_COME,),
         confidence=0.8,
         evidence=(
             cite(
@@ -213,17 +195,18 @@ def _short_run(facts: Facts) -> Iterator[Observation]:
 
 
 def _many_epochs(facts: Facts) -> Iterator[Observation]:
-    training = facts.config.training
-    if facts.objective.kind == "rl":
+    kind, evaluation = facts.objective.kind, facts.config.training.eval_strategy
+    if kind == "rl":
         raise Unknown("the objective is rl: every pass samples new completions")
     epochs = facts.epochs
-    if epochs > EPOCHS_MANY.value:
-        off = training.eval_strategy == "no"
-        tail = ", and evaluation is off" if off else ""
+    off = evaluation == "no"
+    many = EPOCHS_MANY if kind == "sft" else EPOCHS_BLIND
+    if epochs > many.value:
         yield Observation(
-            f"{epochs:g} passes over the data{tail}",
-            {"epochs": epochs, "eval_strategy": training.eval_strategy},
+            f"{epochs:g} passes over the data" + (", and evaluation is off" if off else ""),
+            {"epochs": epochs, "eval_strategy": evaluation},
             severity="warning" if off and epochs >= EPOCHS_BLIND.value else None,
+            action=None if evaluation is None or off else "keep the checkpoint that evaluates best, not the last",
         )
 
 
@@ -290,6 +273,7 @@ RULES = (
         title="large batch",
         condition="more than {batch_large} sequences per optimizer step",
         observe=_large_batch,
+        alone=False,
         confidence=0.4,
         evidence=(
             cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
@@ -302,7 +286,7 @@ RULES = (
         thresholds=(BATCH_LARGE,),
         settings=("batch_size", "gradient_accumulation"),
     ),
-    LoraRule(
+    ConfigRule(
         id="STP001",
         severity="info",
         title="very short run",
@@ -310,9 +294,9 @@ RULES = (
         observe=_short_run,
         confidence=0.6,
         evidence=(TINKER_STEPS,),
-        rationale="B starts at zero, so the first steps only get the adapter moving.",
-        action="plan at least 100 steps, or say that this is a trial",
-        scope="every LoRA run; a smoke test is meant to be short",
+        rationale="Of so few steps many go into warm-up, and LoRA's B, which starts at zero, has only begun to move.",
+        action="plan at least 100 steps, unless this is a trial",
+        scope="every run; a smoke test is meant to be short",
         verify="the loss is still falling at the end",
         thresholds=(SHORT_RUN,),
         settings=("max_steps", "epochs"),
@@ -321,7 +305,9 @@ RULES = (
         id="EPO001",
         severity="info",
         title="many passes over the data",
-        condition="more than {epochs_many} epochs; a warning from {epochs_blind} on with evaluation off",
+        condition="more than {epochs_many} epochs of instruction tuning, or {epochs_blind} of another task; a warning "
+        "from {epochs_blind} on with evaluation off",
+        alone=False,
         observe=_many_epochs,
         confidence=0.5,
         evidence=(cite("Unsloth LoRA hyperparameters guide", "1 to 3 epochs"), INSTRUCT_GPT),
@@ -369,6 +355,7 @@ RULES = (
         title="warmup_ratio where it was removed",
         condition="warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later",
         observe=_removed_ratio,
+        needs=(TO_COME,),
         confidence=0.9,
         evidence=(
             cite(

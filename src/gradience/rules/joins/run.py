@@ -31,7 +31,7 @@ SIZES = cite("heuristic; adapters at hand", "an update's entries are 1e-4 to 3e-
 ZERO_B = cite("LoRA, arXiv 2106.09685; PEFT's default", "B starts at zero: before a step s B A is zero")
 
 _NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
-_VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "max_steps", "epochs"})
+_VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "epochs"})
 _HIGH_RATE: Final = ("LR002", "LR003", "LR004", "LR005", "LR007")
 _LOW_RATE: Final = ("LR001", "ALP002")
 
