@@ -282,7 +282,9 @@ def _read_axolotl(fields: Fields, draft: Draft) -> list[str]:
     draft.set("run", "format", "axolotl", extra=True)
     _note_axolotl_adapter(fields, draft)
     _note_axolotl_task(fields, draft)
-    bf16, fp16 = fields.take(["bf16", "bfloat16"], _full), fields.take(["fp16", "float16"], _full)
+    bf16, fp16 = (
+        any(fields.take([key], _full) for key in keys) for keys in (("bf16", "bfloat16"), ("fp16", "float16"))
+    )
     if bf16 or fp16:
         draft.set("training", "dtype", "bfloat16" if bf16 else "float16")
     _note_axolotl_rhythm(fields, draft)

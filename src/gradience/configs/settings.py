@@ -50,6 +50,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private fields of a dataclass
 
 ALIKE: Final = 0.85  # difflib ratio from which a key counts as a misspelt name
+_DIGITS: Final = re.compile(r"\d+")
 _SHORT: Final = 4  # characters: shorter keys resemble too many names
 
 _LARGEST = 1 << 20  # bytes
@@ -353,11 +354,12 @@ def nearest_known(key: str) -> str | None:
     >>> nearest_known("learning_rat"), nearest_known("model.lora_rnak"), nearest_known("my_own_note")
     ('learning_rate', 'lora_rank', None)
     """
-    last = key.rpartition(".")[2]
-    if len(last) < _SHORT:
+    last = key.rpartition(".")[2].lower()
+    if len(last) < _SHORT or last[-1].isdigit():  # one of a series, such as alpha1 and alpha2
         return None
-    names = sorted(frozenset().union(*_lists().values()) - {last})
-    return next(iter(get_close_matches(last.lower(), names, n=1, cutoff=ALIKE)), None)
+    names = sorted(name for name in frozenset().union(*_lists().values()) if name[:1] == last[:1])
+    others = [name for name in names if _DIGITS.sub("", name) != _DIGITS.sub("", last)]  # load_in_4bit, load_in_8bit
+    return next(iter(get_close_matches(last, others, n=1, cutoff=ALIKE)), None)
 
 
 def knows_lora(key: str) -> bool:

@@ -20,7 +20,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, DamagedError
 from gradience.io.reading import decode_json, name_fault, open_regular
 
 _LEAST_HEADER: Final = 2  # bytes: {}
@@ -293,9 +293,9 @@ def _no_safetensors(path: Path) -> AdapterError:
     )
 
 
-def cut_short(path: Path, expected: int, got: int) -> AdapterError:
+def cut_short(path: Path, expected: int, got: int) -> DamagedError:
     """The error for a file that ends before the data that it declares."""
-    return AdapterError(
+    return DamagedError(
         f"{path} is truncated: {expected} bytes expected by its header, {got} found",
         advice="the copy or the save was interrupted; copy it again",
     )

@@ -293,6 +293,7 @@ class MetricAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     last: float
     best: Annotated[float, about("The best value; null without a direction.")] | None = None
     best_step: NonNegativeInt | None = None
+    error: Annotated[float, about("Two values nearer than this may differ by chance.")] = 0.0
 
 
 class LossPair(msgspec.Struct, kw_only=True, frozen=True):
@@ -380,6 +381,38 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ending: Ending = Ending(status="unknown")
 
 
+Cause: TypeAlias = Literal[
+    "nothing_supervised",
+    "not_finite",
+    "rate_zero",
+    "rate_absurd",
+    "diverged",
+    "no_gradient",
+    "no_learning",
+    "at_chance",
+    "overfits",
+    "gap",
+    "other_scale",
+    "no_held_out",
+    "evaluations_empty",
+    "in_warmup",
+    "not_logged",
+    "cut_off",
+    "unfinished",
+    "resumed_otherwise",
+]
+"""What is behind a finding, so far as advice differs."""
+
+
+class Advice(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The one piece of advice of a report: for the leading cause, by what is possible now and was not done already."""
+
+    cause: Cause
+    finding: Annotated[str, about("Id of the finding that it answers.")]
+    text: str
+    alternative: str | None = None
+
+
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One clause of the story. With a `finding` it states that finding; without one, it states logged values."""
 
@@ -423,6 +456,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     alerts: list[Alert] = []
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []
+    advice: Annotated[Advice, about("What to do next; null if nothing needs doing.")] | None = None
     not_run: list[NotRun] = []
     issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []
     issues_total: Annotated[NonNegativeInt, about("Number of lines that are not valid events.")] = 0

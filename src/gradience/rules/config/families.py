@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from gradience.errors import few
 from gradience.rules import NEMOTRON, Observation, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, Facts, LoraRule
+from gradience.schema import Severity
 
 
 class Family(NamedTuple):
@@ -33,7 +34,9 @@ _T5: Final = "q k v o wi wi_0 wi_1 wo dense out_proj shared embed_tokens relativ
 _BART: Final = "q_proj k_proj v_proj out_proj fc1 fc2 dense shared embed_tokens embed_positions lm_head"
 
 FAMILIES: Final = (
-    _family("Phi-2", r"phi-(1|1_5|1\.5|2)\b(?!.*(gptq|awq))", "q_proj k_proj v_proj dense fc1 fc2 embed_tokens lm_head"),
+    _family(
+        "Phi-2", r"phi-(1|1_5|1\.5|2)\b(?!.*(gptq|awq))", "q_proj k_proj v_proj dense fc1 fc2 embed_tokens lm_head"
+    ),
     _family(
         "Phi-3",
         r"^(?!unsloth/).*phi-3(\.5)?-(mini|medium)(?!.*(vision|small|moe))",
@@ -102,8 +105,16 @@ def _absent(facts: Facts) -> Iterator[Observation]:
             f"models of the {family.name} family have no module called {few(missed)}: "
             + (f"only {few(left)} {'is' if len(left) == 1 else 'are'} adapted" if left else "PEFT refuses to start"),
             {"unmatched_targets": missed, "left": left, "family": family.name},
-            severity="error" if not left else None if len(missed) >= len(left) else "info",
+            severity=_severity(family, missed, left),
         )
+
+
+def _severity(family: Family, missed: list[str], left: list[str]) -> Severity:
+    """An error if PEFT refuses; info for a few names of other families, of which lists for any model are full."""
+    if not left:
+        return "error"
+    misspelt = any(module in name.lower() for name in missed for module in family.modules if len(module) > 1)
+    return "warning" if misspelt or len(missed) >= len(left) else "info"
 
 
 RULES = (
@@ -112,7 +123,7 @@ RULES = (
         severity="warning",
         title="targets that the model's family does not have",
         condition="a listed target is no module of the family that the model's name tells; an error if none of "
-        "them is, and info if most are",
+        "them is, and info if most are and the others misspell none",
         observe=_absent,
         needs=(LORA, AN_ADAPTER),
         confidence=0.85,

@@ -25,6 +25,10 @@ from gradience.rules import (
 from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, LoraRule, given
 from gradience.schema import as_float
 
+ONE_EPOCH = Threshold("one_epoch", 1, "epochs", "definition: in one pass no example is seen twice")
+LONG_RUN = Threshold("long_run", 500, "optimizer steps", "a judgement: a shorter run is started again")
+ROWS_WANTED = 50  # rows of a training log: enough for a curve
+
 
 def _no_train_loss(facts: Facts) -> Iterator[Observation]:
     every = facts.logged_every
@@ -36,27 +40,32 @@ def _no_train_loss(facts: Facts) -> Iterator[Observation]:
         rows = "one row" if every == steps else "no row"
         yield Observation(
             f"logging_steps {every:g} against {steps} steps: {rows} of training loss will be recorded",
-            {"logging_steps": every, "steps": steps},
-            action=f"set logging_steps to {max(1, steps // 50)}",
+            {"logging_steps": every, "steps": steps, "every": max(1, steps // ROWS_WANTED)},
+            action=f"set logging_steps to {max(1, steps // ROWS_WANTED)}",
         )
 
 
 def _no_evaluation(facts: Facts) -> Iterator[Observation]:
-    if given(facts.config.training.eval_strategy, "eval_strategy") == "no":
-        yield Observation("evaluation is off: overfitting cannot be seen", {"eval_strategy": "no"})
+    if facts.objective.kind == "rl":
+        raise Unknown("the objective is rl: its reward is the signal")
+    if given(facts.config.training.eval_strategy, "eval_strategy") != "no":
+        return
+    epochs = facts.epochs
+    if ONE_EPOCH.value < epochs <= _many(facts):
+        yield Observation(
+            f"evaluation is off: overfitting in {epochs:g} passes cannot be seen", {"eval_strategy": "no"}
+        )
 
 
 def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
-    every = facts.saved_every
-    if math.isinf(every):
-        yield Observation("saving is off: a crash leaves nothing on disk", {"save_strategy": "no"})
+    every, steps = facts.saved_every, facts.steps
+    if steps < LONG_RUN.value or every < steps:
         return
-    steps = facts.steps
-    if every >= steps:
-        yield Observation(
-            f"save_steps {every:g} against {steps} steps: a crash before the end leaves nothing on disk",
-            {"save_steps": every, "steps": steps},
-        )
+    off = math.isinf(every)
+    yield Observation(
+        ("saving is off" if off else f"save_steps is {every:g}") + f": a crash in these {steps} steps leaves nothing",
+        {"save_strategy": "no"} if off else {"save_steps": every, "steps": steps},
+    )
 
 
 def _output_in_use(facts: Facts) -> Iterator[Observation]:
@@ -89,22 +98,23 @@ _RECORDING = (
         id="REC002",
         severity="info",
         title="no held-out signal",
-        condition="eval_strategy is 'no'",
+        condition="eval_strategy is 'no' in a run of more than {one_epoch} epochs, up to where EPO001 speaks",
         observe=_no_evaluation,
         alone=False,
         confidence=0.9,
         evidence=(EVAL_DEFAULT,),
         rationale="Train loss falls in a run that learns and in one that memorises.",
         action="hold out a few hundred examples and set eval_strategy='steps'",
-        scope="supervised and preference runs above all; RL has its reward",
+        scope="supervised and preference runs; RL has its reward",
         verify="the log holds eval rows",
+        thresholds=(ONE_EPOCH,),
         settings=("eval_strategy",),
     ),
     ConfigRule(
         id="REC004",
         severity="info",
         title="no checkpoint before the end",
-        condition="saving is off, or save_steps is as long as the run or longer",
+        condition="a run of {long_run} steps or more in which saving is off, or save_steps is as long as the run",
         observe=_no_checkpoint,
         needs=(OPEN_OR_WEIGHED,),
         alone=False,
@@ -114,6 +124,7 @@ _RECORDING = (
         action="save a few times per run",
         scope="trainers that save by step",
         verify="a checkpoint folder appears during the run",
+        thresholds=(LONG_RUN,),
         settings=("save_steps", "save_strategy"),
     ),
     ConfigRule(
@@ -194,14 +205,18 @@ def _short_run(facts: Facts) -> Iterator[Observation]:
         yield Observation(f"the run has only {facts.steps} optimizer steps", {"steps": facts.steps})
 
 
+def _many(facts: Facts) -> float:
+    """The number of epochs over which a run of this kind makes many."""
+    return (EPOCHS_MANY if facts.objective.kind == "sft" else EPOCHS_BLIND).value
+
+
 def _many_epochs(facts: Facts) -> Iterator[Observation]:
     kind, evaluation = facts.objective.kind, facts.config.training.eval_strategy
     if kind == "rl":
         raise Unknown("the objective is rl: every pass samples new completions")
     epochs = facts.epochs
     off = evaluation == "no"
-    many = EPOCHS_MANY if kind == "sft" else EPOCHS_BLIND
-    if epochs > many.value:
+    if epochs > _many(facts):
         yield Observation(
             f"{epochs:g} passes over the data" + (", and evaluation is off" if off else ""),
             {"epochs": epochs, "eval_strategy": evaluation},
@@ -224,6 +239,9 @@ def _long_warmup(facts: Facts) -> Iterator[Observation]:
 
 
 def _removed_ratio(facts: Facts) -> Iterator[Observation]:
+    program = facts.config.extras.get("format")
+    if program is not None:
+        raise Unknown(f"a recipe of {program}, which hands the setting on as its own version of transformers wants it")
     ratio = facts.config.training.warmup_ratio
     if ratio is None or as_float(ratio) <= 0:
         return
@@ -351,7 +369,7 @@ RULES = (
     ),
     ConfigRule(
         id="SCH003",
-        severity="warning",
+        severity="info",
         title="warmup_ratio where it was removed",
         condition="warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later",
         observe=_removed_ratio,

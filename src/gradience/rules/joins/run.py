@@ -63,7 +63,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         hints=(
             Needs("log", ("GRD107",)),
-            Needs("config", (*_HIGH_RATE, "NUM001", "REC003")),
+            Needs("config", (*_HIGH_RATE, "NUM001")),
             Needs("disk", ("before_nan",)),
         ),
         messages=(
@@ -177,7 +177,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="OVF304",
         severity="warning",
         title="overfitting, and the checkpoint to keep",
-        needs=(Needs("log", ("OVF110",)), Needs("disk", ("best_checkpoint",)), Needs("disk", ("no_checkpoint",))),
+        needs=(Needs("log", ("OVF110",)), Needs("disk", ("best_checkpoint", "no_checkpoint", "restored"))),
         hints=(Needs("log", ("GAP111", "MEM127")), Needs("config", ("EPO001", "REC004"))),
         messages=(
             Message(
@@ -187,8 +187,17 @@ JOINS: Final[tuple[Correlation, ...]] = (
                 action="Keep these weights; next time stop earlier.",
                 severity="info",
             ),
+            Message(
+                ("log", "disk"),
+                "Overfits after step {best_step}; its best checkpoint, of step {restored}, was loaded at the end.",
+                action="Keep the weights saved at the end; next time stop earlier.",
+                severity="info",
+            ),
             Message(("log", "disk"), "Overfits after step {best_step}; the best checkpoint on disk is {checkpoint}."),
-            Message(("log", "disk"), "Overfits after step {best_step}, and no checkpoint from about there is on disk."),
+            Message(
+                ("log", "disk"),
+                "Overfits after step {best_step}, and no checkpoint of this run from about there can be kept.",
+            ),
         ),
         confidence=0.85,
         evidence=(
@@ -209,7 +218,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
         ),
         rationale="From that step on the run fitted its training data at the cost of held-out data.",
-        action="Keep a checkpoint near the best held-out loss; try fewer epochs or more data before a lower rank.",
+        action="Next time stop earlier; try fewer epochs or more data before a lower rank.",
         scope="held-out losses of one data set, checkpoints that were evaluated",
         verify="Compare the task metric of that checkpoint with that of the last.",
         thresholds=(TIED,),

@@ -26,10 +26,15 @@ _LOSS: Final = "loss"
 
 
 class CheckpointFolder(NamedTuple):
-    """A folder `checkpoint-N` that holds weights: an adapter, or a whole model."""
+    """A folder `checkpoint-N` that holds weights, of an adapter or a whole model, or the history of its run."""
 
     step: int
     path: Path
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it holds an adapter or a whole model."""
+        return holds_adapter(self.path) or any((self.path / name).is_file() for name in MODEL_NAMES)
 
 
 class Identity(NamedTuple):
@@ -62,7 +67,7 @@ def _compared(folder: CheckpointFolder, state: State, run: RunSeries) -> Identit
         return Identity(all(same), planned, why)
     ours = run.config.training.max_steps if run.config else None
     if planned and ours and planned != ours:
-        return Identity(False, planned, f"its run planned {planned} steps, the log's {ours}")
+        return Identity(of_run=False, max_steps=planned, why=f"its run planned {planned} steps, the log's {ours}")
     return Identity(None, planned, "its history shares no step with the log")
 
 
@@ -75,7 +80,7 @@ def _shared(state: State, run: RunSeries) -> Iterator[tuple[float, float]]:
         values = row.values
         for name, curve in logged.items():
             theirs = values.get(name)
-            if row.step in curve and isinstance(theirs, int | float):
+            if row.step is not None and row.step in curve and isinstance(theirs, int | float):
                 yield curve[row.step], as_float(theirs)
 
 
@@ -84,6 +89,8 @@ def unreadable(folder: Path) -> str:
     from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if a checkpoint is examined
 
     try:
+        if not CheckpointFolder(0, folder).has_weights:
+            return "it holds no weights"
         if holds_adapter(folder):
             health = audit_adapter(folder).health
             return health.reason if health.verdict in {"broken", "not_analysed"} else ""

@@ -18,9 +18,9 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, holds_adapter
+from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, WEIGHT_NAMES, holds_adapter
 from gradience.configs.training import PICKLED, STATE_NAME as _STATE, TRAINING_NAMES, read_training
-from gradience.errors import ConfigError, GradienceError, few
+from gradience.errors import ConfigError, DamagedError, GradienceError, few
 from gradience.importers.sources import is_run, run_folders
 from gradience.io import PathLike
 from gradience.rules import without
@@ -34,7 +34,7 @@ from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.check import ConfigSources, judged, when_of
-from gradience.verbs.diagnose.identity import MODEL_NAMES, CheckpointFolder, identify
+from gradience.verbs.diagnose.identity import CheckpointFolder, identify
 from gradience.verbs.monitor import report_of
 from gradience.verbs.monitor.source import open_source
 
@@ -43,6 +43,7 @@ SHOWN: Final = 5  # most names in a sentence
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
+_POINTER: Final = b"version https://git-lfs"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
 _ABSENT: Final[dict[Source, str]] = {"config": "configuration was", "log": "log was", "weights": "adapter weights were"}
 
@@ -93,15 +94,10 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]
 
 
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
-    """The checkpoints that hold weights, among the folders, sorted by step."""
-    numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
-    return [
-        CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child) or _holds_model(child)
-    ]
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MODEL_NAMES)
+    """The checkpoints among the folders, sorted by step."""
+    numbered = sorted((int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name)))
+    found = [CheckpointFolder(step, child) for step, child in numbered]
+    return [item for item in found if item.has_weights or (item.path / _STATE).is_file()]
 
 
 class Found(NamedTuple):
@@ -388,14 +384,30 @@ def _read_weights(
         return None, _state("weights", found)
     from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if there are weights
 
+    if (pointer := _pointer(found.path)) is not None:
+        return None, _state(
+            "weights", Found(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
+        )
     try:
         audit = audit_adapter(found.path, base=base, top_singular_values=top)
+    except DamagedError as fault:
+        return None, msgspec.structs.replace(_state("weights", found, fault=fault), damaged=True)
     except GradienceError as fault:
         return None, _state("weights", found, fault=fault)
     findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
     audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
     holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
     return audit, _state("weights", found, holds=holds)
+
+
+def _pointer(place: Path) -> str | None:
+    """The name of a weights file that is only git-lfs's pointer to one, or None."""
+    files = [place / name for name in WEIGHT_NAMES] if place.is_dir() else [place]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    with file.open("rb") as opened:
+        return file.name if opened.read(len(_POINTER)) == _POINTER else None
 
 
 def _read_config(
@@ -437,7 +449,9 @@ def _read_config(
 
 def _weighed(log: Log) -> CheckContext:
     """The context of a configuration whose run's log is read beside it."""
-    return CheckContext(moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.run.last_epoch)
+    return CheckContext(
+        moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.run.last_epoch
+    )
 
 
 def _unused(training: Path) -> str:
