@@ -261,6 +261,7 @@ RECIPES = cite(
     "shipped recipes, counted",
     "SFT medians 2e-4 (Axolotl, n = 163), 3e-4 (torchtune, n = 99); RL 1e-5 (Axolotl, n = 15)",
 )
+UNMATCHED = cite("PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches")
 NEMOTRON = cite("huggingface/peft#3554", "default targets hit 4 of 56 layers; loss stayed at ln 2 for all of DPO")
 CLASSIFIER_DOCS = cite(
     "PEFT docs, troubleshooting",

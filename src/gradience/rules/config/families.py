@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from gradience.errors import few
-from gradience.rules import NEMOTRON, Observation, Unknown, cite
+from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, Facts, LoraRule
 from gradience.schema import Severity
 
@@ -129,9 +129,7 @@ RULES = (
         confidence=0.85,
         evidence=(
             cite("transformers 5.24, models/*/modeling_*.py", "the names of the layers that the family defines"),
-            cite(
-                "PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches"
-            ),
+            UNMATCHED,
             NEMOTRON,
         ),
         rationale="PEFT passes over a name that matches no module, and the run adapts less than was meant.",

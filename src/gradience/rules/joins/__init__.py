@@ -24,6 +24,7 @@ from gradience.rules import (
     NEMOTRON,
     NO_TRAIN_LOSS,
     SAVE_FLOW,
+    UNMATCHED,
     UTILIZATION,
     Description,
     Observation,
@@ -314,9 +315,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         confidence=0.7,
         evidence=(
-            cite(
-                "PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches"
-            ),
+            UNMATCHED,
             NEMOTRON,
         ),
         rationale="PEFT passes over a name that matches no module, as long as another matches one.",

@@ -40,8 +40,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="DAT330",
         severity="critical",
         title="no token supervised, and what follows from it",
-        needs=(Needs("log", ("DAT301",), frozenset({"critical"})), Needs("weights", ("NUM201", "TRN202"))),
+        needs=(
+            Needs("log", ("DAT301",), frozenset({"critical"})),
+            Needs("log", ("NUM102",), frozenset({"no_labels"})),
+            Needs("weights", ("NUM201", "TRN202")),
+        ),
         messages=(
+            Message(("log", "weights"), "No token was supervised ({masked}), and the weights show it."),
             Message(("log", "weights"), "No token was supervised in any batch that was seen, and the weights show it."),
         ),
         confidence=0.97,
@@ -57,7 +62,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="error",
         title="NaN, from the log to the weights",
         needs=(
-            Needs("log", ("NUM102", "NUM101", "NUM201")),
+            Needs("log", ("NUM102", "NUM101", "NUM201"), frozenset({"not_finite"})),
             Needs("weights", ("NUM201",), frozenset({"broken"})),
             Needs("weights", silent=("NUM201",), says="the weights in this file are all finite"),
         ),

@@ -40,6 +40,7 @@ _SHOWN: Final = 3  # targets in a message
 _CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 _STOPS: Final = ("VAL001", "TGT002")
+_NOT_FINITE: Final = ("NUM101", "NUM102", "NUM201")
 _OF_HEALTH: Final = ("NUM201", "TRN202", "RND203", "SIZ215")
 
 
@@ -57,8 +58,13 @@ def log_symptoms(report: MonitorReport) -> list[Symptom]:
 
 
 def _log_symptom(finding: Finding) -> Symptom:
-    if finding.id == "LRS109" and "rows" in finding.values:
-        return _symptom("log", finding, rate_zero=f"the learning rate was 0 in {finding.values['rows']} rows")
+    values = finding.values
+    if finding.id == "LRS109" and "rows" in values:
+        return _symptom("log", finding, rate_zero=f"the learning rate was 0 in {values['rows']} rows")
+    if finding.id == "NUM102" and values.get("no_labels"):
+        return _symptom("log", finding, masked=f"the loss is exactly 0 in all {values['rows']} rows")
+    if finding.id in _NOT_FINITE:
+        return _symptom("log", finding, tags=("not_finite",))
     return _symptom("log", finding)
 
 
