@@ -241,9 +241,9 @@ def header_length(path: Path, head: bytes, size: int) -> int:
 
 
 def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
-    if length <= _MAX_HEADER:
+    if length <= _MAX_HEADER and size < 8 + max(length, _LEAST_HEADER):
         return cut_short(path, 8 + length, size)
-    if length > size:
+    if length > size or length < _LEAST_HEADER:
         return _no_safetensors(path)
     return AdapterError(
         f"{path}: a header of {length} bytes, over the format's limit of {_MAX_HEADER}",

@@ -172,8 +172,8 @@ MESSAGES = [
         targets("microsoft/phi-2", "query_key_value", "dense_h_to_4h", "dense_4h_to_h", "dense"),
         None,
         (
-            "models of the Phi-2 family have no module called query_key_value, dense_h_to_4h, dense_4h_to_h: only dense is "
-            "adapted"
+            "models of the Phi-2 family have no module called query_key_value, dense_h_to_4h, dense_4h_to_h: only "
+            "dense is adapted"
         ),
         {
             "unmatched_targets": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],

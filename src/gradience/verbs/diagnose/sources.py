@@ -235,6 +235,8 @@ def _distinct(folders: list[Path]) -> tuple[list[Path], list[str]]:
     notes: list[str] = []
     for folder in sorted(folders, key=lambda place: (not _holds_weights(place), -len(losses[place]))):
         same = next((other for other in kept if _one_run(losses[other], losses[folder])), None)
+        if same is not None and (same / _LOG).is_file() and (folder / _LOG).is_file():
+            same = None  # the recorder writes one log for a run
         if same is None:
             kept.append(folder)
         else:
