@@ -202,12 +202,12 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         None,
         "logging is off: no training loss will be recorded",
     ),
-    ("REC002", config(training={"eval_strategy": "no"}), None, "? epochs is not given"),
+    ("REC002", config(training={"eval_strategy": "no"}), None, "evaluation is off: overfitting cannot be seen"),
     (
         "REC004",
         config(training={"save_strategy": "no", "max_steps": 900}),
         None,
-        "saving is off: a crash in these 900 steps leaves nothing",
+        "saving is off: a crash leaves nothing on disk",
     ),
     (
         "SCH003",

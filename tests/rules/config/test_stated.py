@@ -249,7 +249,7 @@ MESSAGES = [
         "REC004",
         training(save_strategy="steps", save_steps=1000.0, max_steps=600),
         None,
-        "save_steps is 1000: a crash in these 600 steps leaves nothing",
+        "save_steps 1000 against 600 steps: a crash before the end leaves nothing on disk",
         {"save_steps": 1000.0, "steps": 600},
     ),
     (

@@ -240,7 +240,7 @@ RULES = (
         title="default targets",
         condition="target_modules is null: PEFT chooses by model type",
         observe=_default_targets,
-        alone=False,
+        predicts=True,
         confidence=0.9,
         evidence=(
             cite(
@@ -276,7 +276,7 @@ RULES = (
         condition="rsLoRA with alpha / sqrt(r) > {rslora_scaling}",
         observe=_large_scaling,
         needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
-        alone=False,
+        predicts=True,
         confidence=0.45,
         evidence=(METAMATH_RSLORA, RSLORA),
         rationale="With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.",
@@ -293,7 +293,7 @@ RULES = (
         condition="r >= {rank_moderate}, alpha < {small_alpha_ratio} r and lr <= {small_alpha_lr}, without rsLoRA",
         observe=_small_alpha,
         needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
-        alone=False,
+        predicts=True,
         confidence=0.5,
         evidence=(RSLORA, METAMATH_RSLORA),
         rationale="alpha / r shrinks as r grows: high rank with small alpha learns slowly.",
@@ -310,7 +310,7 @@ RULES = (
         condition="fp16 training with autocast_adapter_dtype off",
         observe=_fp16_weights,
         needs=(LORA, AN_ADAPTER, OPEN_OR_WEIGHED),
-        alone=False,
+        predicts=True,
         confidence=0.8,
         evidence=(
             cite("PEFT docs, troubleshooting", "fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'"),

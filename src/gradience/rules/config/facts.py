@@ -282,12 +282,12 @@ class ConfigRule(Rule[Facts]):
     """A rule that `gradience check` applies to a configuration.
 
     Attributes:
-        alone: whether a diagnosis reports the finding although log and weights show nothing of it. What a finding
-            predicts is told by the log; what it says of files and settings is not.
+        predicts: whether a finding predicts what a run would do or lack. A diagnosis whose log judges that, and shows
+            nothing of it, leaves the finding out.
     """
 
     groups: tuple[RuleGroup, ...] = ("config",)
-    alone: bool = True
+    predicts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

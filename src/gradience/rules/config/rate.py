@@ -154,7 +154,7 @@ RULES = (
         condition="peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step}",
         observe=_full_fine_tuning_rate,
         needs=(*_PREDICTS, SUPERVISED),
-        alone=False,
+        predicts=True,
         confidence=0.8,
         evidence=(
             SWEEP_LOW,
@@ -181,7 +181,7 @@ RULES = (
         condition="{band_top} < peak lr < {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_above_band,
         needs=_PREDICTS,
-        alone=False,
+        predicts=True,
         confidence=0.7,
         evidence=(SWEEP_HIGH,),
         rationale="Some models still train well here, others lose several percent or diverge.",
@@ -198,7 +198,7 @@ RULES = (
         condition="peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_divergent,
         needs=_PREDICTS,
-        alone=False,
+        predicts=True,
         confidence=0.85,
         evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
         rationale="A diverged run costs as much as a good one.",
@@ -215,7 +215,7 @@ RULES = (
         condition="peak lr > {preference_lr} under a preference or RL objective",
         observe=_preference_rate,
         needs=_PREDICTS,
-        alone=False,
+        predicts=True,
         confidence=0.7,
         evidence=(
             TRL_RL,
@@ -237,7 +237,7 @@ RULES = (
         condition="r >= {rank_high}, alpha >= {spike_alpha_ratio} r and lr >= {spike_lr}, without rsLoRA",
         observe=_spiking_corner,
         needs=_PREDICTS,
-        alone=False,
+        predicts=True,
         confidence=0.6,
         evidence=(BIDERMAN,),
         rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
@@ -254,7 +254,7 @@ RULES = (
         condition="init_lora_weights is PiSSA, OLoRA or CorDA, and peak lr >= {variant_lr}",
         observe=_variant_rate,
         needs=_PREDICTS,
-        alone=False,
+        predicts=True,
         confidence=0.5,
         evidence=(
             cite(

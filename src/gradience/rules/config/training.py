@@ -50,7 +50,11 @@ def _no_evaluation(facts: Facts) -> Iterator[Observation]:
         raise Unknown("the objective is rl: its reward is the signal")
     if given(facts.config.training.eval_strategy, "eval_strategy") != "no":
         return
-    epochs = facts.epochs
+    try:
+        epochs = facts.epochs
+    except Unknown:
+        yield Observation("evaluation is off: overfitting cannot be seen", {"eval_strategy": "no"})
+        return
     if ONE_EPOCH.value < epochs <= _many(facts):
         yield Observation(
             f"evaluation is off: overfitting in {epochs:g} passes cannot be seen", {"eval_strategy": "no"}
@@ -58,14 +62,16 @@ def _no_evaluation(facts: Facts) -> Iterator[Observation]:
 
 
 def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
-    every, steps = facts.saved_every, facts.steps
-    if steps < LONG_RUN.value or every < steps:
+    every = facts.saved_every
+    if facts.around.moment == "to come" and facts.steps < LONG_RUN.value:
         return
-    off = math.isinf(every)
-    yield Observation(
-        ("saving is off" if off else f"save_steps is {every:g}") + f": a crash in these {steps} steps leaves nothing",
-        {"save_strategy": "no"} if off else {"save_steps": every, "steps": steps},
-    )
+    if math.isinf(every):
+        yield Observation("saving is off: a crash leaves nothing on disk", {"save_strategy": "no"})
+    elif every >= facts.steps:
+        yield Observation(
+            f"save_steps {every:g} against {facts.steps} steps: a crash before the end leaves nothing on disk",
+            {"save_steps": every, "steps": facts.steps},
+        )
 
 
 def _output_in_use(facts: Facts) -> Iterator[Observation]:
@@ -85,7 +91,7 @@ _RECORDING = (
         condition="logging is off, or logging_steps is as long as the run or longer",
         observe=_no_train_loss,
         needs=(OPEN_OR_WEIGHED,),
-        alone=False,
+        predicts=True,
         confidence=0.95,
         evidence=(NO_TRAIN_LOSS,),
         rationale="A run without a loss curve cannot be judged afterwards, or compared with the next one.",
@@ -98,9 +104,9 @@ _RECORDING = (
         id="REC002",
         severity="info",
         title="no held-out signal",
-        condition="eval_strategy is 'no' in a run of more than {one_epoch} epochs, up to where EPO001 speaks",
+        condition="eval_strategy is 'no', unless the run makes {one_epoch} epoch, or so many that EPO001 speaks",
         observe=_no_evaluation,
-        alone=False,
+        predicts=True,
         confidence=0.9,
         evidence=(EVAL_DEFAULT,),
         rationale="Train loss falls in a run that learns and in one that memorises.",
@@ -114,10 +120,10 @@ _RECORDING = (
         id="REC004",
         severity="info",
         title="no checkpoint before the end",
-        condition="a run of {long_run} steps or more in which saving is off, or save_steps is as long as the run",
+        condition="saving is off, or save_steps is as long as the run; in a run to come, from {long_run} steps on",
         observe=_no_checkpoint,
         needs=(OPEN_OR_WEIGHED,),
-        alone=False,
+        predicts=True,
         confidence=0.9,
         evidence=(SAVE_FLOW,),
         rationale="Long runs die of things that have nothing to do with training.",
@@ -291,7 +297,7 @@ RULES = (
         title="large batch",
         condition="more than {batch_large} sequences per optimizer step",
         observe=_large_batch,
-        alone=False,
+        predicts=True,
         confidence=0.4,
         evidence=(
             cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
@@ -325,7 +331,7 @@ RULES = (
         title="many passes over the data",
         condition="more than {epochs_many} epochs of instruction tuning, or {epochs_blind} of another task; a warning "
         "from {epochs_blind} on with evaluation off",
-        alone=False,
+        predicts=True,
         observe=_many_epochs,
         confidence=0.5,
         evidence=(cite("Unsloth LoRA hyperparameters guide", "1 to 3 epochs"), INSTRUCT_GPT),

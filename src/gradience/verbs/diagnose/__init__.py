@@ -63,7 +63,7 @@ IDS: Final[dict[Source, tuple[str, ...]]] = {
     "weights": tuple(rule.id for rule in WEIGHTS_RULES),
 }
 
-_PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and not rule.alone)
+_PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
 _NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
 _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
 
