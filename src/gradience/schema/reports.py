@@ -240,13 +240,16 @@ class EvalPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class GapReading(msgspec.Struct, kw_only=True, frozen=True):
-    """Train loss against held-out loss, at the newest step with both, or else at their newest."""
+    """Train loss against held-out loss of the same step, the newest with both."""
 
     train_split: str
     test_split: str
     ratio: Annotated[Real, about("Held-out perplexity over train perplexity.")]
     nats: Annotated[Real, about("Held-out loss minus train loss, nats.")]
     same_step: Annotated[bool, about("Whether both were measured at the same step.")]
+    step: NonNegativeInt | None = None
+    train_loss: Real | None = None
+    test_loss: Real | None = None
 
 
 class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -370,6 +373,10 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     first_pair: LossPair | None = None
     best_pair: Annotated[LossPair, about("At the lowest held-out loss.")] | None = None
     last_pair: LossPair | None = None
+    learns: (
+        Annotated[bool, about("Whether held-out or training values show that it learns; null if neither.")] | None
+    ) = None
+    comparable: Annotated[bool, about("Whether held-out and training loss are on one scale.")] = True
     selection: Selection = Selection()
     saving: Saving = Saving()
     schedule: Schedule = Schedule()
