@@ -200,7 +200,7 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         "REC001",
         config(training={"extras": {"logging_strategy": "no"}}),
         None,
-        "logging is off: no training loss will be recorded",
+        "logging is off: no training loss is recorded",
     ),
     ("REC002", config(training={"eval_strategy": "no"}), None, "evaluation is off: overfitting cannot be seen"),
     (

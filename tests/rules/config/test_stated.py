@@ -235,14 +235,14 @@ MESSAGES = [
         "REC001",
         training(logging_steps=500.0, max_steps=150),
         None,
-        "logging_steps 500 against 150 steps: no row of training loss will be recorded",
+        "logging_steps 500 against 150 steps: no row of training loss is recorded",
         {"logging_steps": 500.0, "steps": 150, "every": 3},
     ),
     (
         "REC001",
         training(logging_steps=100.0, max_steps=100),
         None,
-        "logging_steps 100 against 100 steps: one row of training loss will be recorded",
+        "logging_steps 100 against 100 steps: one row of training loss is recorded",
         {"logging_steps": 100.0, "steps": 100, "every": 2},
     ),
     (

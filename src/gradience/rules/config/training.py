@@ -33,13 +33,13 @@ ROWS_WANTED = 50  # rows of a training log: enough for a curve
 def _no_train_loss(facts: Facts) -> Iterator[Observation]:
     every = facts.logged_every
     if math.isinf(every):
-        yield Observation("logging is off: no training loss will be recorded", {"logging_strategy": "no"})
+        yield Observation("logging is off: no training loss is recorded", {"logging_strategy": "no"})
         return
     steps = facts.steps
     if every >= steps:
         rows = "one row" if every == steps else "no row"
         yield Observation(
-            f"logging_steps {every:g} against {steps} steps: {rows} of training loss will be recorded",
+            f"logging_steps {every:g} against {steps} steps: {rows} of training loss is recorded",
             {"logging_steps": every, "steps": steps, "every": max(1, steps // ROWS_WANTED)},
             action=f"set logging_steps to {max(1, steps // ROWS_WANTED)}",
         )

@@ -102,12 +102,14 @@ class Correlation(Description):
         hints: conditions whose symptoms are added if the correlation holds.
         messages: the finding has the first message whose sources all show a symptom and whose values are known.
         least: the smallest number of pieces, hints included, for which the correlation holds.
+        recording: whether it is about what was recorded of the run: it comes after equally severe faults of the run.
     """
 
     needs: tuple[Needs, ...]
     hints: tuple[Needs, ...] = ()
     messages: tuple[Message, ...]
     least: int = 2
+    recording: bool = False
     groups: tuple[RuleGroup, ...] = ("joins",)
     condition: str = field(init=False, default="")  # `speaks_when` derives it
 
@@ -363,6 +365,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
             Message(("config", "log"), "The log holds {rows} training rows, as configured: logging is off."),
         ),
+        recording=True,
         confidence=0.95,
         evidence=(NO_TRAIN_LOSS, LOGGING_DEFAULT),
         rationale="Without rows no curve can be judged: what is not found below was not looked for.",
@@ -380,6 +383,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
                 ("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."
             ),
         ),
+        recording=True,
         confidence=0.95,
         evidence=(EVAL_DEFAULT,),
         rationale="Training loss falls in a run that memorizes as in one that learns.",

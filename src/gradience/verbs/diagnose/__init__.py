@@ -64,6 +64,7 @@ IDS: Final[dict[Source, tuple[str, ...]]] = {
 }
 
 _PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
+_OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
 _NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
 _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
 
@@ -304,7 +305,8 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
     causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
-    return sorted(causes, key=lambda cause: -SEVERITIES.index(cause.severity))  # of one severity the joined come first
+    # of one severity the joined come first, and what is only about the record last
+    return sorted(causes, key=lambda cause: (-SEVERITIES.index(cause.severity), cause.id in _OF_RECORD))
 
 
 def _symptoms(read: Read, choice: Choice) -> Iterator[Symptom]:
