@@ -384,7 +384,7 @@ GRADIENTS: Final = [
     Edge("LRS109", "a_tenth_of_the_highest", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
     Edge("LRS109", "high_rate", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
     Edge("LRS109", "peak_missed", 6, 7, lambda x: _from_step(x, 60)),
-    Edge("LRS133", "almost", 53, 54, lambda x: _stopped(x)),
+    Edge("LRS133", "almost", 53, 54, _stopped),
     Edge("LRS133", "rising", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
     Edge("LRS109", "times", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
 ]
