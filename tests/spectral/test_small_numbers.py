@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradience import spectral
-from gradience.spectral import base, batch, grams, subspace, sums, tiles, update
+from gradience.spectral import base, batch, dense, grams, subspace, sums, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
@@ -413,14 +413,14 @@ def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds(
 
 @pytest.mark.parametrize(("shape", "whole"), [((24, 60), True), ((60, 24), True), ((25, 60), False), ((60, 25), False)])
 def test_a_matrix_is_whole_up_to_a_shorter_side(monkeypatch, shape, whole):
-    monkeypatch.setattr(batch, "EXACT_UP_TO", 24)
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 24)
     found = dense_spectrum(np.random.default_rng(0).standard_normal(shape))
     assert (found.is_whole, found.size, found.converged) == (whole, min(shape), True)
     assert found.energy == pytest.approx(np.sum(found.sigma**2), rel=1e-6)
 
 
 def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkeypatch):
-    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
     matrix = np.diag(np.linspace(2.0, 1.0, 90))
     sigma = np.linalg.svd(matrix, compute_uv=False)
     for values, shown in ((3, 64), (80, 80)):
@@ -438,8 +438,8 @@ def test_the_largest_value_is_the_larger_that_was_found_and_both_searches_must_e
         one = np.ones((1, 1))
         return Triplets(seen * one[0], one, seed, converged=next(ends), exact=False, guard=one)
 
-    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
-    monkeypatch.setattr(batch, "leading", found_by_blocks)
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(dense, "leading", found_by_blocks)
     found = dense_spectrum(np.diag(np.linspace(2.0, 1.0, 90)))
     assert found.sigma[0] == pytest.approx(first)
     assert found.next_square == pytest.approx(seen**2 * 1.0001**2)

@@ -38,8 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from gradience.spectral.batch import gram_of
-from gradience.spectral.grams import Floats, Matrix
+from gradience.spectral.grams import Floats, Matrix, gram_of
 from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, ritz_of
 
 _PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
