@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from gradience import spectral
 from gradience.spectral import base, batch, dense, grams, subspace, sums, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
-from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
+from gradience.spectral.batch import spectra, spectrum_of
+from gradience.spectral.dense import DenseSpectrum, dense_spectrum
 from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.krylov import Triplets
 from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
@@ -27,6 +29,12 @@ from gradience.spectral.update import (
 )
 
 EPS = float(np.finfo(np.float64).eps)
+
+
+def by_grams(gram_b: np.ndarray, gram_a: np.ndarray) -> batch.Result:
+    """The numbers of one update in float64, as arrays of NumPy."""
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        return jax.device_get(batch.by_grams(gram_b, gram_a))
 
 
 def diagonal(*sigma: float, d_out: int = 40, d_in: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +90,15 @@ def test_the_factors_have_ranks_of_their_own_b_first():
     assert found.frobenius_norm == pytest.approx(math.sqrt(16 + 8))
 
 
-def test_a_gram_matrix_has_its_trace_over_its_largest_eigenvalue_and_none_where_it_is_zero():
-    grams = np.stack([np.diag([1.0, 2.0, 4.0]), np.zeros((3, 3)), np.diag([0.0, 0.0, 5.0])])
-    assert update.gram_stable_rank(grams).tolist() == [7 / 4, 0.0, 1.0]
-    assert update.gram_stable_rank(grams * 2.0**-40).tolist() == [7 / 4, 0.0, 1.0]  # whatever its size
+def test_a_factor_has_the_squares_of_its_singular_values_over_the_largest_and_no_rank_where_it_is_zero():
+    factors = np.stack([np.diag([1.0, 2.0**0.5, 2.0]), np.zeros((3, 3)), np.diag([0.0, 0.0, 5.0])])
+    for size in (1.0, 2.0**-40):
+        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+            assert batch.stable_ranks(factors * size).tolist() == pytest.approx([7 / 4, 0.0, 1.0])
+            grams = np.swapaxes(factors, 1, 2) @ factors * size**2
+            found = jax.device_get(batch.batched_by_grams(grams, grams[::-1]))
+        assert found.factor_stable_ranks[:, 0].tolist() == pytest.approx([7 / 4, 0.0, 1.0])
+        assert found.factor_stable_ranks[:, 1].tolist() == pytest.approx([1.0, 0.0, 7 / 4])
 
 
 @pytest.mark.parametrize(
@@ -113,11 +126,11 @@ def test_the_gram_route_vouches_from_a_hundredth_of_the_bound(cosine, trusted):
     """Rows at an angle, subtracted: (1 - c) / (1 + c) of the bound's square is left, for b of rank one."""
     a = np.asarray([[1.0, 0.0], [-cosine, -math.sqrt(1 - cosine**2)]])
     b = np.ones((1, 2))
-    found = update.gram_singular_values(a @ a.T, b.T @ b)
+    found = by_grams(b.T @ b, a @ a.T)
     assert found.sigma[0] ** 2 == pytest.approx(2 - 2 * cosine)
-    assert bool(found.trusted) == trusted
-    assert bool(update.gram_singular_values(a @ a.T, 0.0 * b.T @ b).trusted)
-    assert bool(update.gram_singular_values(0.0 * a @ a.T, b.T @ b).trusted)
+    assert found.trusted == trusted
+    assert by_grams(0.0 * b.T @ b, a @ a.T).trusted
+    assert by_grams(b.T @ b, 0.0 * a @ a.T).trusted
 
 
 # --- factors of a rank beyond their sides ------------------------------------------------------------------------
@@ -223,18 +236,18 @@ def test_a_part_at_scale_zero_has_factors_of_zero():
 def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(monkeypatch, shape, rank, iterated):
     seen = []
 
-    def instead(matrix, columns, norm, seed):
-        seen.append((columns, seed))
-        return np.zeros((shape[0], columns)), np.zeros(columns), np.zeros((columns, shape[1]))
+    def instead(matrix, start):
+        expected = np.random.default_rng(3).standard_normal(start.shape)
+        seen.append((start.shape, bool((start == expected).all())))
+        return whole(matrix, start.shape[1])
 
-    def whole(matrix, full_matrices):
-        k = min(shape)
-        return np.zeros((shape[0], k)), np.zeros(k), np.zeros((k, shape[1]))
+    def whole(matrix, k=768):
+        return np.zeros((len(matrix), k)), np.zeros(k), np.zeros((k, matrix.shape[1]))
 
-    monkeypatch.setattr(update, "_iterated", instead)
-    monkeypatch.setattr(np.linalg, "svd", whole)
+    monkeypatch.setattr(update, "leading_svd", instead)
+    monkeypatch.setattr(update, "whole_svd", whole)
     part = leading_part(np.zeros(shape), rank, seed=3)
-    assert seen == ([(rank + 16, 3)] if iterated else [])
+    assert seen == ([((shape[1], rank + 16), True)] if iterated else [])
     assert part.low.sigma.shape == (rank,)
 
 
@@ -314,11 +327,6 @@ def test_rounding_takes_no_cosine_beyond_one(inner, cosine):
     none = np.zeros((0, 0))
     made = PairGeometry(finite=True, norms=(2.0, 2.0), inner=inner, distance=0.0, left=none, right=none)
     assert made.cosine == cosine
-
-
-def test_rows_and_columns_are_balanced_by_the_fourth_root_of_their_squares_ratio():
-    balance = update._balance(np.array([16.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0]))
-    assert balance.tolist() == [0.5, 1.0, 1.0]  # 16 / 4 and 1 * 4
 
 
 @pytest.mark.parametrize("rank", [3, 5])
@@ -523,30 +531,11 @@ def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_wh
 def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     """Of rank one, sigma_1^2 is all that the two Gram matrices bound: a share of one."""
     one = np.array([[4.0]])
-    for module in (update, sums):
-        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.0)
-    assert update.gram_singular_values(one, 9.0 * one).trusted
-    assert gram_maps(one, one, 1) is not None
-    core = update.gram_core(one, one)
-
-    def never() -> tuple[np.ndarray, np.ndarray]:
-        raise AssertionError
-
-    assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
-    flat = np.diag([4.0, 0.0])  # nor does a second value of zero matter
-    core_of_flat = update.gram_core(flat, flat)
-    assert sums.core_rank(core_of_flat, np.linalg.eigvalsh(core_of_flat.squared), (flat, flat), never) == 1
-    equal = np.eye(2)  # sigma_1^2 is 1/4 of the traces' product, and the bound on it sqrt(1/2) / 2
-    core_of_equal = update.gram_core(equal, equal)
-    with monkeypatch.context() as lower:
-        lower.setattr(sums, "TRUSTED_SHARE", 0.7)
-        assert sums.core_rank(core_of_equal, np.linalg.eigvalsh(core_of_equal.squared), (equal, equal), never) == 2
-    for module in (update, sums):
-        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
-    assert not update.gram_singular_values(one, 9.0 * one).trusted
-    assert gram_maps(one, one, 1) is None
-    with pytest.raises(AssertionError):
-        sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)
+    for share, trusted in ((1.0, True), (1.01, False)):
+        monkeypatch.setattr(batch, "TRUSTED_SHARE", share)
+        monkeypatch.setattr(update, "batched_maps", jax.jit(jax.vmap(lambda *grams: batch.mapped(*grams))))  # noqa: PLW0108  # a new function is traced anew
+        assert by_grams(one, 9.0 * one).trusted == trusted
+        assert (gram_maps(one, one, 1) is not None) == trusted
 
 
 @pytest.mark.parametrize(("sigma", "rank"), [((4.0, 1.0, 0.5), 1), ((4.0, 1.25, 1.0), 2), ((0.0, 0.0), 0), ((), 0)])
@@ -600,22 +589,13 @@ def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
     assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2
 
 
-@pytest.mark.parametrize(("least", "rank"), [(1.0, 1), (1.0 + 1e-12, 2), (0.5, 1)])
-def test_a_direction_at_the_bound_of_rounding_is_rounding(least, rank, monkeypatch):
-    monkeypatch.setattr(sums, "EXACT", 0.5)
-    one = np.array(1.0)
-    core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), np.array(4.0))
-    grams_of_two = (np.zeros((2, 2)), np.zeros((2, 2)))
-    assert sums.core_rank(core, np.array([least, 4.0]), grams_of_two, lambda: (np.eye(2), np.eye(2))) == rank
-
-
 def test_a_direction_at_the_floor_is_left_out_of_the_maps(monkeypatch):
-    monkeypatch.setattr(update, "_FLOOR", 0.5)
-    one = np.array(1.0)
-    core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), one)
-    for least, kept in ((0.25, 1), (0.26, 2)):  # squared singular values, the largest 1
-        maps = update.core_maps(core, np.array([least, 1.0]), np.eye(2), 2)
-        assert np.count_nonzero(np.abs(maps.left).sum(axis=0)) == kept
+    monkeypatch.setattr(batch, "_FLOOR", 0.5)
+    for least, kept in ((0.5, 1), (0.51, 2)):  # singular values, the largest 1
+        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+            found = jax.device_get(batch.mapped(np.diag([1.0, least**2]), np.eye(2)))
+        assert np.count_nonzero(np.abs(found.left).sum(axis=0)) == kept
+        assert np.count_nonzero(np.abs(found.right).sum(axis=1)) == kept
 
 
 def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_that_of_nothing_is_zero(monkeypatch):
@@ -636,23 +616,3 @@ def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_th
     assert [sums.norm_beyond_the_sides(*two, (squared * one, one)) for squared in (3.0, 4.0)] == [0.0, 4.0]
     large = np.full((1, 2), 3.0), np.full((2, 1), 2.0)  # two terms of 9 * 4: 108 is nothing
     assert [sums.norm_beyond_the_sides(*large, (squared * one, one)) for squared in (108.0, 109.0)] == [0.0, 109.0]
-
-
-def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
-    """Numbers of some thousands are beyond the range of the first, and within that of the others."""
-    rng = np.random.default_rng(0)
-    cases = [
-        Factors(*(size * rng.standard_normal(shape) for shape in ((40, 4), (4, 30))), 1.0)
-        for size in (1.0, 4096.0, 4096.0, 4096.0)
-    ]
-    kinds = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16)
-    cases = [Factors(b.astype(k), a.astype(k), scale) for k, (b, a, scale) in zip(kinds, cases, strict=True)]
-    cases.append(
-        Factors(rng.standard_normal((5, 70)), rng.standard_normal((70, 6)), -2.0)
-    )  # of a rank beyond its sides
-    found = dict(tiles.on_device([lambda case=case: case for case in cases], range(5)))
-    for place, case in enumerate(cases):
-        truth = grams_on_host(case)
-        np.testing.assert_allclose(found[place].gram_a, truth.gram_a, rtol=1e-12)
-        np.testing.assert_allclose(found[place].gram_b, truth.gram_b, rtol=1e-12)
-        assert (found[place].r, found[place].scale) == (len(case.a), case.scale)

@@ -76,7 +76,7 @@ def test_factors_that_all_but_cancel_fall_back_to_qr_and_keep_the_bound(conditio
 
 def test_the_gram_route_alone_would_miss_the_bound_there_and_says_so():
     b, a = cancelling(1e7)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
         found = jax.device_get(batch.by_grams(b.T @ b, a @ a.T))
     expected = dense(b, a)
     assert np.max(np.abs(found.sigma - expected)) > BOUND * expected[0]
