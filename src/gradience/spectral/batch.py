@@ -71,6 +71,11 @@ def stable_rank(sigma: Array) -> Array:
     return jnp.sum((sigma / jnp.where(sigma[0] > 0.0, sigma[0], 1.0)) ** 2)
 
 
+def stable_rank_of(matrix: Array) -> Array:
+    """The stable rank of a matrix."""
+    return stable_rank(jnp.linalg.svd(matrix, compute_uv=False))
+
+
 def effective_rank(sigma: Array) -> Array:
     """The effective rank exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
     total = jnp.sum(sigma)
@@ -198,7 +203,7 @@ def mapped(gram_b: Array, gram_a: Array) -> Mapped:
 
 
 of_singular_values = jax.jit(quantities)
-stable_ranks = jax.jit(jax.vmap(lambda matrix: stable_rank(jnp.linalg.svd(matrix, compute_uv=False))))
+stable_ranks = jax.jit(jax.vmap(stable_rank_of))
 batched_by_qr = jax.jit(jax.vmap(by_qr))
 batched_by_grams = jax.jit(jax.vmap(by_grams))
 batched_maps = jax.jit(jax.vmap(mapped))

@@ -54,7 +54,7 @@ def _mean_stable_rank(matrices: Sequence[Floats]) -> float:
     padded = np.zeros((len(matrices), bucket_of(size), bucket_of(size)))
     padded[:, :size, :size] = matrices
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        return float(np.mean(stable_ranks(padded)))
+        return float(np.mean(np.asarray(stable_ranks(padded))))
 
 
 def _core(rng: np.random.Generator, r: int, d_out: int, d_in: int) -> Floats:
