@@ -13,7 +13,7 @@ from gradience import merge_check
 from gradience.spectral.batch import effective_rank
 from gradience.spectral.grams import inner_size, narrowed
 from gradience.spectral.merging import Signs, dropped, elected_mean, mask_generator, pooled_signs, signs_of, trimmed
-from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap, principal_cosines
+from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap
 from gradience.spectral.sums import gram_norm, numerical_rank, pair_grams, squared_distance
 from gradience.spectral.update import (
     LowRank,

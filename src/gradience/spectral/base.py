@@ -41,12 +41,10 @@ from jax import lax
 from gradience.spectral.batch import gram_of
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, ritz_of
+from gradience.spectral.stored import rounded
 
 _PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
-_BITS: Final = {"bfloat16": (8, 7), "float16": (5, 10)}
-_F16_NORMAL: Final = 2.0**-14  # below it float16 counts in steps of 2^-24
-_F16_STEP: Final = 2.0**-24
 
 _SETTLED: Final = 1e-4  # residual of a Ritz value relative to it: below it, it belongs to one singular vector
 _RECURRENCE: Final = 2e-6  # of sigma_1: the recurrence's error in float32, and the least half-width of an interval
@@ -89,20 +87,6 @@ class MergeSums(NamedTuple):
         if self.realised == 0.0:
             return 0.0
         return self.inner / math.sqrt(self.realised * self.intended)
-
-
-def rounded(x: jax.Array, dtype: str) -> jax.Array:
-    """Return float32 values rounded to the nearest of a 16-bit dtype, ties to even.
-
-    A cast there and back would be optimised away by XLA, which may keep excess precision.
-    """
-    if dtype not in _BITS:
-        return x
-    exponent, mantissa = _BITS[dtype]
-    coarse = lax.reduce_precision(x, exponent, mantissa)
-    if dtype == "bfloat16":
-        return coarse
-    return jnp.where(jnp.abs(x) < _F16_NORMAL, jnp.round(x / _F16_STEP) * _F16_STEP, coarse)
 
 
 def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) -> MergeSums:
