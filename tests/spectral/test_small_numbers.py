@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradience import spectral
-from gradience.spectral import base, batch, grams, subspace, sums, tiles, update
+from gradience.spectral import batch, grams, sums, tiles, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
@@ -364,34 +364,6 @@ def test_one_update_that_all_but_cancels_is_enough_for_a_decomposition_of_the_fa
     assert found.inner == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "joined"),
-    [
-        (np.float32, np.float32, np.float32),
-        (np.float16, np.float16, np.float16),
-        (np.float16, ml_dtypes.bfloat16, np.float32),
-        (np.float32, np.float16, np.float32),
-        (np.float64, np.float32, np.float64),
-        (np.float16, np.float64, np.float64),
-    ],
-)
-def test_factors_of_two_dtypes_are_stacked_in_one_that_holds_both(first, second, joined):
-    b, a = diagonal(1.0)
-    load = subspace._together(stack(b.astype(first), a.astype(first)), stack(b.astype(second), a.astype(second)))
-    found = load()
-    assert (found.b.dtype, found.a.dtype, found.scale) == (joined, joined, 1.0)
-    assert (found.b.shape, found.a.shape) == ((40, 2), (2, 30))
-
-
-@pytest.mark.parametrize(("held", "portions"), [(8, [1, 1, 1]), (63, [1, 1, 1]), (64, [2, 1]), (96, [3])])
-def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held, portions):
-    """A pair of ranks 1 and 1 holds two matrices of 4 x 4 numbers."""
-    monkeypatch.setattr(subspace, "_HELD", held)
-    pair = stack(*diagonal(1.0)), stack(*diagonal(1.0))
-    assert [len(some) for some in subspace._portions([pair] * 3)] == portions
-    assert list(subspace._portions([])) == []
-
-
 # --- whole matrices ----------------------------------------------------------------------------------------------
 
 
@@ -523,56 +495,12 @@ def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_wh
 def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     """Of rank one, sigma_1^2 is all that the two Gram matrices bound: a share of one."""
     one = np.array([[4.0]])
-    for module in (update, sums):
-        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.0)
+    monkeypatch.setattr(update, "TRUSTED_SHARE", 1.0)
     assert update.gram_singular_values(one, 9.0 * one).trusted
     assert gram_maps(one, one, 1) is not None
-    core = update.gram_core(one, one)
-
-    def never() -> tuple[np.ndarray, np.ndarray]:
-        raise AssertionError
-
-    assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
-    flat = np.diag([4.0, 0.0])  # nor does a second value of zero matter
-    core_of_flat = update.gram_core(flat, flat)
-    assert sums.core_rank(core_of_flat, np.linalg.eigvalsh(core_of_flat.squared), (flat, flat), never) == 1
-    equal = np.eye(2)  # sigma_1^2 is 1/4 of the traces' product, and the bound on it sqrt(1/2) / 2
-    core_of_equal = update.gram_core(equal, equal)
-    with monkeypatch.context() as lower:
-        lower.setattr(sums, "TRUSTED_SHARE", 0.7)
-        assert sums.core_rank(core_of_equal, np.linalg.eigvalsh(core_of_equal.squared), (equal, equal), never) == 2
-    for module in (update, sums):
-        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
+    monkeypatch.setattr(update, "TRUSTED_SHARE", 1.01)
     assert not update.gram_singular_values(one, 9.0 * one).trusted
     assert gram_maps(one, one, 1) is None
-    with pytest.raises(AssertionError):
-        sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)
-
-
-@pytest.mark.parametrize(("sigma", "rank"), [((4.0, 1.0, 0.5), 1), ((4.0, 1.25, 1.0), 2), ((0.0, 0.0), 0), ((), 0)])
-def test_a_direction_counts_from_above_the_floor(sigma, rank, monkeypatch):
-    monkeypatch.setattr(subspace, "_FLOOR", 0.25)
-    assert subspace._rank(LowRank(np.eye(3), np.array(sigma), np.eye(3))) == rank
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-6, -1e-6, 1e6])
-@pytest.mark.parametrize(("off", "trusted"), [(1.0, True), (0.02, True), (0.005, False)])
-def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whatever_its_scale(off, trusted, scale):
-    """b = (1, -1), rows of a apart by `off`: sigma is `off` of 1 + 1 + off^2 / 2 or so, squared."""
-    a = np.array([[1.0, 0.0], [1.0, off]])
-    gram_b, gram_a = np.array([[1.0, -1.0], [-1.0, 1.0]]), a @ a.T
-    low = LowRank(np.eye(1), np.array([off * abs(scale)]), np.eye(1))
-    one = Stacked(lambda: (a, a), 2, scale)
-    share = off**2 / float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-    assert (share >= 1e-4) is trusted
-    assert subspace._trusted(low, one, gram_b, gram_a) is trusted
-
-
-@pytest.mark.parametrize(("share", "trusted"), [(0.25, True), (0.2501, False)])
-def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, monkeypatch):
-    monkeypatch.setattr(subspace, "_TRUSTED", share)
-    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(2), np.array([1.0, 0.0]), np.eye(2))
-    assert subspace._trusted(low, one, np.array([[4.0]]), np.array([[4.0]])) is trusted
 
 
 @pytest.mark.parametrize(
@@ -592,21 +520,6 @@ def test_an_update_is_added_under_the_sign_of_its_scale():
     for scale, kept in ((-1.0, 1 / 256), (1.0, 0.0)):
         made = merge_sums(Updated(one, one, 0.003 * one), scale=scale, target="bfloat16", delta_dtype="float32")
         assert (made.changed, made.realised) == (kept > 0.0, kept**2)
-
-
-def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
-    columns = np.ones((2, 4))
-    found = base._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
-    assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2
-
-
-@pytest.mark.parametrize(("least", "rank"), [(1.0, 1), (1.0 + 1e-12, 2), (0.5, 1)])
-def test_a_direction_at_the_bound_of_rounding_is_rounding(least, rank, monkeypatch):
-    monkeypatch.setattr(sums, "EXACT", 0.5)
-    one = np.array(1.0)
-    core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), np.array(4.0))
-    grams_of_two = (np.zeros((2, 2)), np.zeros((2, 2)))
-    assert sums.core_rank(core, np.array([least, 4.0]), grams_of_two, lambda: (np.eye(2), np.eye(2))) == rank
 
 
 def test_a_direction_at_the_floor_is_left_out_of_the_maps(monkeypatch):

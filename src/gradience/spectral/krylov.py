@@ -82,15 +82,18 @@ class Operator(NamedTuple):
     def whole(self) -> Array:
         """Return W + B A as a dense float64 matrix."""
         w, b, a = (x.astype(jnp.float64) for x in self)
-        return w + _product(b, a)
+        whole: Array = w + _product(b, a)
+        return whole
 
     def times(self, v: Array) -> Array:
         """Return (W + B A) applied to each row of v (c, n), as rows (c, m)."""
-        return (_product(self.w, v.T) + _product(self.b, _product(self.a, v.T))).T
+        found: Array = _product(self.w, v.T) + _product(self.b, _product(self.a, v.T))
+        return found.T
 
     def times_transposed(self, u: Array) -> Array:
         """Return (W + B A)^T applied to each row of u (c, m), as rows (c, n)."""
-        return _product(u, self.w) + _product(_product(u, self.b), self.a)
+        found: Array = _product(u, self.w) + _product(_product(u, self.b), self.a)
+        return found
 
 
 def as_float32(x: Matrix) -> Matrix:
@@ -118,7 +121,7 @@ def orthonormal(block: Array, basis: Array, count: Array) -> tuple[Array, Array]
 
     def again(state: tuple[Array, Array, Array, Array]) -> Array:
         turns, share, *_ = state  # "twice is enough" (Parlett), unless the block is rounding errors
-        return (turns < 2) | ((turns < _TURNS) & (share <= _OUTSIDE))  # noqa: PLR2004  # Parlett's two
+        return (turns < 2) | ((turns < _TURNS) & (share <= _OUTSIDE))  # Parlett's two
 
     start = jnp.int32(0), jnp.float64(0.0), block, jnp.eye(len(block), dtype=jnp.float64)
     *_, found, total = lax.while_loop(again, turn, start)
@@ -131,7 +134,8 @@ def _outside(block: Array, basis: Array, count: Array) -> Array:
     def more(i: Array, within: Array) -> Array:
         return within + _product(_product(block, basis[i].T), basis[i])
 
-    return block - lax.fori_loop(0, count, more, jnp.zeros_like(block))
+    outside: Array = block - lax.fori_loop(0, count, more, jnp.zeros_like(block))
+    return outside
 
 
 class Bidiagonal(NamedTuple):
@@ -227,7 +231,7 @@ def converged(ritz: Ritz, k: int, tolerance: float, *, vectors: bool) -> Array:
 def gaps_of(sigma: Array) -> Array:
     """Return each value's distance to its nearest neighbour; at least the smallest float64, so that it can divide."""
     steps = jnp.pad(jnp.abs(jnp.diff(sigma)), 1, constant_values=jnp.inf)
-    return jnp.maximum(jnp.minimum(steps[:-1], steps[1:]), jnp.finfo(sigma.dtype).tiny)
+    return jnp.maximum(jnp.minimum(steps[:-1], steps[1:]), np.finfo(np.float64).tiny)
 
 
 class Looked(NamedTuple):

@@ -46,7 +46,8 @@ def trimmed(update: Array, density: float) -> Array:
         sizes = np.abs(np.asarray(update)).reshape(-1)
         sizes.partition(update.size - kept)
         least = sizes[update.size - kept]
-    return zeroed_under(update, least)
+    found: Array = zeroed_under(update, np.float32(least))
+    return found
 
 
 @jax.jit
@@ -59,7 +60,9 @@ def dropped(update: Array, density: float, generator: np.random.Generator) -> Ar
     """Return the update with each entry kept with probability `density` and divided by it; others are 0 (DARE)."""
     if density >= 1.0:
         return update
-    return rescaled(update, generator.random(update.shape, dtype=np.float32) < np.float32(density), density)
+    is_kept = generator.random(update.shape, dtype=np.float32) < np.float32(density)
+    found: Array = rescaled(update, is_kept, np.float32(density))
+    return found
 
 
 @jax.jit

@@ -7,7 +7,7 @@ and DARE work on single entries, so they form each dense update in float32, for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, get_args
 
 import jax
