@@ -375,7 +375,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "spectral.base": "_PART _FIRST_LOOK",
     "spectral.batch": "_MODULES _GRAM_NUMBERS _FACTOR_NUMBERS _LENGTH",
     "spectral.subspace": "_BLOCK _LEAST_WIDTH _KEPT _HELD _AHEAD",
-    "spectral.grams": "_LEAST_SHARE _LEAST_RANK _BLOCK _COLUMNS _LEAST_WIDTH _CHEAP _STACKED _HELD",
+    "spectral.grams": "_LEAST_SHARE _LEAST_RANK _BLOCK _LEAST_WIDTH _CHEAP _STACKED _HELD",
     "spectral.krylov": "_ALIGNMENT _FIRST_LOOK _WIDTHS _PART",
     "spectral.merging": "_CHUNK",
     "spectral.update": "_TILE _OVERSAMPLING _ROWS",

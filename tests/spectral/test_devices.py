@@ -18,7 +18,7 @@ import pytest
 
 import gradience
 from gradience import spectral
-from gradience.spectral import batch
+from gradience.spectral import base, batch, krylov
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 
@@ -27,7 +27,7 @@ ROOT = Path(gradience.__file__).parent
 FOUR = """
 import json, sys
 import jax, numpy as np
-from gradience.spectral import batch
+from gradience.spectral import base, batch, krylov
 from gradience.spectral.grams import Factors
 
 def case(seed):
@@ -99,17 +99,55 @@ def test_a_device_without_float64_keeps_its_stated_bound_at_any_scale(monkeypatc
 
 # --- every kernel of the package ----------------------------------------------------------------------------------
 
-KERNELS = {
-    "spectral.batch.of_singular_values": [(8,)],
-    "spectral.batch.stable_ranks": [(4, 8, 8)],
-    "spectral.batch.batched_by_qr": [(4, 24, 8), (4, 8, 40)],
-    "spectral.batch.batched_by_grams": [(4, 8, 8), (4, 8, 8)],
-    "spectral.batch.batched_maps": [(4, 8, 8), (4, 8, 8)],
-    "spectral.dense.singular_values": [(24, 40)],
-    "spectral.update.svd_by_qr": [(24, 8), (8, 40)],
-    "spectral.update.whole_svd": [(24, 40)],
-    "spectral.update.leading_svd": [(50, 40), (40, 5)],
-    "verbs.resize.pieces.split": [(8, 8), (8, 8)],
+S, F = np.float32, np.float64
+BASIS = krylov.Bidiagonal(
+    *(
+        jax.ShapeDtypeStruct(shape, kind)
+        for shape, kind in (((5, 4, 30), S), ((5, 4, 20), S), ((5, 4, 5, 4), F), ((), np.int32))
+    )
+)
+
+
+def sized(*shapes: tuple[int, ...], dtype: type = F) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+
+
+OPERATOR = krylov.Operator(*sized((30, 20), (30, 2), (2, 20), dtype=S))
+MEASURES = base.Measures(*(base.Measure(*sized((9,), (2, 9), (4, 9))) for _ in range(3)))
+
+KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
+    "spectral.batch.of_singular_values": (sized((8,)), {}),
+    "spectral.batch.stable_ranks": (sized((4, 8, 8)), {}),
+    "spectral.batch.batched_by_qr": (sized((4, 24, 8), (4, 8, 40)), {}),
+    "spectral.batch.batched_by_grams": (sized((4, 8, 8), (4, 8, 8)), {}),
+    "spectral.batch.batched_maps": (sized((4, 8, 8), (4, 8, 8)), {}),
+    "spectral.dense.singular_values": (sized((24, 40)), {}),
+    "spectral.update.svd_by_qr": (sized((24, 8), (8, 40)), {}),
+    "spectral.update.whole_svd": (sized((24, 40)), {}),
+    "spectral.update.leading_svd": (sized((50, 40), (40, 5)), {}),
+    "spectral.krylov.advanced": ([OPERATOR, *sized((4, 30), dtype=S), BASIS, 3], {}),
+    "spectral.krylov.looked": ([BASIS], {"size": 5, "k": 2, "vectors": True}),
+    "spectral.krylov.dense_svd": ([OPERATOR], {}),
+    "spectral.krylov.lanczos": (sized((30, 20), (2, 20), dtype=S), {"most": 8}),
+    "spectral.subspace._square": (sized((8, 90)), {}),
+    "spectral.subspace.compared_by_grams": (sized((4, 16, 16), (4, 16, 16), (4, 2)), {}),
+    "spectral.subspace.compared_by_qr": (sized((30, 16), (16, 20), (2,)), {}),
+    "spectral.sums.new_factor": (sized((8, 90), (8, 3), dtype=S), {"dtype": "bfloat16", "in_rows": True}),
+    "spectral.sums.loss": ([sized((8, 8), (8, 3), (3, 3)), sized((8, 8), (8, 3), (3, 3)), *sized((8, 3), (3, 8))], {}),
+    "spectral.base.sums_of_low": (
+        sized((30, 20), (30, 2), (2, 20), (), dtype=S),
+        {"target": "bfloat16", "delta_dtype": "float32"},
+    ),
+    "spectral.base.sums_of_dense": (sized((30, 20), (30, 20), dtype=S), {"target": "float16"}),
+    "spectral.base.seen_from": ([BASIS], {"size": 5, "k": 2}),
+    "spectral.base.within": ([MEASURES, *sized((6,), (6,), ())], {}),
+    "spectral.base.exact_overlaps": ([OPERATOR, OPERATOR], {"k": 3}),
+    "spectral.merging.dense_update": (sized((30, 2), (2, 20), ()), {}),
+    "spectral.merging.zeroed_under": (sized((30, 20), (), dtype=S), {}),
+    "spectral.merging.rescaled": ([*sized((30, 20), dtype=S), *sized((30, 20), dtype=bool), *sized((), dtype=S)], {}),
+    "spectral.merging.with_agreeing": (sized((30, 20), (30, 20), (30, 20), (30, 20), dtype=S), {}),
+    "spectral.merging.row_sums": (sized((3, 30, 2), (3, 2, 20)), {}),
+    "verbs.resize.pieces.split": (sized((8, 8), (8, 8)), {}),
 }
 
 
@@ -132,11 +170,14 @@ def test_the_table_has_every_kernel():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
 def test_every_kernel_is_lowered_for_every_kind_of_device(platform):
-    wide = platform != "tpu"
-    with jax.enable_x64(wide):
-        dtype = np.float64 if wide else np.float32
-        for name, shapes in KERNELS.items():
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        for name, (args, options) in KERNELS.items():
             module, _, function = name.rpartition(".")
             kernel = getattr(importlib.import_module(f"gradience.{module}"), function)
-            made = jax.export.export(kernel, platforms=[platform])(*(jax.ShapeDtypeStruct(s, dtype) for s in shapes))
-            assert made.platforms == (platform,)
+            assert jax.export.export(kernel, platforms=[platform])(*args, **options).platforms == (platform,)
+
+
+def test_the_numbers_of_modules_are_lowered_for_a_device_without_float64():
+    with jax.enable_x64(False):  # noqa: FBT003  # JAX's own signature
+        made = jax.export.export(batch.batched_by_qr, platforms=["tpu"])(*sized((4, 24, 8), (4, 8, 40), dtype=S))
+    assert {one.dtype for one in made.out_avals} == {np.dtype(S), np.dtype(bool), np.dtype(np.int32)}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 
 from gradience import spectral
-from gradience.spectral import base, batch, dense, grams, subspace, sums, update
+from gradience.spectral import batch, dense, grams, sums, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import spectra, spectrum_of
 from gradience.spectral.dense import DenseSpectrum, dense_spectrum
@@ -372,34 +371,6 @@ def test_one_update_that_all_but_cancels_is_enough_for_a_decomposition_of_the_fa
     assert found.inner == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "joined"),
-    [
-        (np.float32, np.float32, np.float32),
-        (np.float16, np.float16, np.float16),
-        (np.float16, ml_dtypes.bfloat16, np.float32),
-        (np.float32, np.float16, np.float32),
-        (np.float64, np.float32, np.float64),
-        (np.float16, np.float64, np.float64),
-    ],
-)
-def test_factors_of_two_dtypes_are_stacked_in_one_that_holds_both(first, second, joined):
-    b, a = diagonal(1.0)
-    load = subspace._together(stack(b.astype(first), a.astype(first)), stack(b.astype(second), a.astype(second)))
-    found = load()
-    assert (found.b.dtype, found.a.dtype, found.scale) == (joined, joined, 1.0)
-    assert (found.b.shape, found.a.shape) == ((40, 2), (2, 30))
-
-
-@pytest.mark.parametrize(("held", "portions"), [(8, [1, 1, 1]), (63, [1, 1, 1]), (64, [2, 1]), (96, [3])])
-def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held, portions):
-    """A pair of ranks 1 and 1 holds two matrices of 4 x 4 numbers."""
-    monkeypatch.setattr(subspace, "_HELD", held)
-    pair = stack(*diagonal(1.0)), stack(*diagonal(1.0))
-    assert [len(some) for some in subspace._portions([pair] * 3)] == portions
-    assert list(subspace._portions([])) == []
-
-
 # --- whole matrices ----------------------------------------------------------------------------------------------
 
 
@@ -533,35 +504,9 @@ def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     one = np.array([[4.0]])
     for share, trusted in ((1.0, True), (1.01, False)):
         monkeypatch.setattr(batch, "TRUSTED_SHARE", share)
-        monkeypatch.setattr(update, "batched_maps", jax.jit(jax.vmap(lambda *grams: batch.mapped(*grams))))  # noqa: PLW0108  # a new function is traced anew
+        monkeypatch.setattr(update, "batched_maps", jax.jit(jax.vmap(lambda *grams: batch.mapped(*grams))))  # noqa: PLW0108  # traced anew
         assert by_grams(one, 9.0 * one).trusted == trusted
         assert (gram_maps(one, one, 1) is not None) == trusted
-
-
-@pytest.mark.parametrize(("sigma", "rank"), [((4.0, 1.0, 0.5), 1), ((4.0, 1.25, 1.0), 2), ((0.0, 0.0), 0), ((), 0)])
-def test_a_direction_counts_from_above_the_floor(sigma, rank, monkeypatch):
-    monkeypatch.setattr(subspace, "_FLOOR", 0.25)
-    assert subspace._rank(LowRank(np.eye(3), np.array(sigma), np.eye(3))) == rank
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-6, -1e-6, 1e6])
-@pytest.mark.parametrize(("off", "trusted"), [(1.0, True), (0.02, True), (0.005, False)])
-def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whatever_its_scale(off, trusted, scale):
-    """b = (1, -1), rows of a apart by `off`: sigma is `off` of 1 + 1 + off^2 / 2 or so, squared."""
-    a = np.array([[1.0, 0.0], [1.0, off]])
-    gram_b, gram_a = np.array([[1.0, -1.0], [-1.0, 1.0]]), a @ a.T
-    low = LowRank(np.eye(1), np.array([off * abs(scale)]), np.eye(1))
-    one = Stacked(lambda: (a, a), 2, scale)
-    share = off**2 / float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-    assert (share >= 1e-4) is trusted
-    assert subspace._trusted(low, one, gram_b, gram_a) is trusted
-
-
-@pytest.mark.parametrize(("share", "trusted"), [(0.25, True), (0.2501, False)])
-def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, monkeypatch):
-    monkeypatch.setattr(subspace, "_TRUSTED", share)
-    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(2), np.array([1.0, 0.0]), np.eye(2))
-    assert subspace._trusted(low, one, np.array([[4.0]]), np.array([[4.0]])) is trusted
 
 
 @pytest.mark.parametrize(
@@ -581,12 +526,6 @@ def test_an_update_is_added_under_the_sign_of_its_scale():
     for scale, kept in ((-1.0, 1 / 256), (1.0, 0.0)):
         made = merge_sums(Updated(one, one, 0.003 * one), scale=scale, target="bfloat16", delta_dtype="float32")
         assert (made.changed, made.realised) == (kept > 0.0, kept**2)
-
-
-def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
-    columns = np.ones((2, 4))
-    found = base._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
-    assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2
 
 
 def test_a_direction_at_the_floor_is_left_out_of_the_maps(monkeypatch):

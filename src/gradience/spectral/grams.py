@@ -35,7 +35,6 @@ _CHEAP: Final = 64  # rank: factors up to it are never narrowed, because their r
 _LEAST_SHARE: Final = 8  # modules per thread: for fewer, another thread is not worth its start
 _LEAST_RANK: Final = 8  # the smallest padded size
 _BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
-_COLUMNS: Final = 1024  # columns cast to float64 at a time
 _LEAST_WIDTH: Final = 256  # columns in a block, whatever its height: each product has a fixed cost
 
 Singles: TypeAlias = npt.NDArray[np.float32]
@@ -134,16 +133,6 @@ def gram(factor: Matrix) -> Matrix:
     for start in range(0, length, step):
         wide = factor[:, start : start + step].astype(np.float64)
         total[:r, :r] += wide @ wide.T
-    return total
-
-
-def gram_of(matrix: Matrix) -> Floats:
-    """The Gram matrix of the shorter side of a matrix (m, n), in float64: X X^T of a wide one, X^T X of a tall one."""
-    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    total = np.zeros((len(short), len(short)))
-    for start in range(0, short.shape[1], _COLUMNS):
-        tile = short[:, start : start + _COLUMNS].astype(np.float64)
-        total += tile @ tile.T
     return total
 
 

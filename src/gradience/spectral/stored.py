@@ -24,7 +24,8 @@ _F16_STEP: Final = 2.0**-24
 
 def put(w: Matrix) -> Array:
     """Return w for the kernels, bfloat16 as its bits. XLA may share w's memory, so the caller must not change w."""
-    return jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
+    held: Array = jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
+    return held
 
 
 def widened(w: Array) -> Array:

@@ -41,8 +41,8 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
 
     warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # on a full disk, or a damaged entry, JAX compiles again
-    if jax.config.jax_enable_compilation_cache and (cache := _cache_dir()) is not None:
-        jax.config.update("jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir or str(cache))
+    if jax.config.values["jax_enable_compilation_cache"] and (cache := _cache_dir()) is not None:
+        jax.config.update("jax_compilation_cache_dir", jax.config.values["jax_compilation_cache_dir"] or str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     from gradience.spectral.batch import use_device  # noqa: PLC0415

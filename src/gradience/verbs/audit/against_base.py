@@ -215,7 +215,7 @@ class _Run:
         o = self._options
         base, tuned = update.operators(w)
         if self._adapter.config.fan_in_fan_out and module.kind != "embedding":
-            base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
+            base, tuned = (x.turned() for x in (base, tuned))
         found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)
         count, undecided = count_below(found, o.eps)
         return Intruders(

@@ -48,13 +48,14 @@ class Pieces(NamedTuple):
 def pieces_of(g: Floats, h: Floats) -> Pieces:
     """The pieces for the second moments g and h, both (r, r), symmetric and positive semidefinite."""
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        return Pieces(*jax.device_get(split(g, h)))
+        return Pieces(*map(np.asarray, split(g, h)))
 
 
 @jax.jit
 def split(g: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the fields of `Pieces` for the second moments g and h, both (r, r)."""
-    (root_g, inverse_g), (root_h, inverse_h) = _roots(g), _roots(h)
+    """The fields of `pieces_of`."""
+    root_g, inverse_g = _roots(g)
+    root_h, inverse_h = _roots(h)
     u, s, v = jnp.linalg.svd(root_h @ root_g)
     shared = jnp.sqrt(s)
     return inverse_h @ (u * shared), (shared[:, None] * v) @ inverse_g, s
