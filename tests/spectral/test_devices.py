@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import gradience
-from gradience import spectral
+from gradience import audit_arrays, spectral
 from gradience.spectral import base, batch, krylov
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
@@ -181,3 +181,12 @@ def test_the_numbers_of_modules_are_lowered_for_a_device_without_float64():
     with jax.enable_x64(False):  # noqa: FBT003  # JAX's own signature
         made = jax.export.export(batch.batched_by_qr, platforms=["tpu"])(*sized((4, 24, 8), (4, 8, 40), dtype=S))
     assert {one.dtype for one in made.out_avals} == {np.dtype(S), np.dtype(bool), np.dtype(np.int32)}
+
+
+def test_a_report_of_float32_says_so_and_one_of_float64_does_not(monkeypatch):
+    from gradience.verbs import audit
+
+    arrays = {"q_proj": (np.ones((2, 5), np.float32), np.ones((4, 2), np.float32))}
+    assert not any("float32" in note for note in audit_arrays(arrays, scale=1.0).notes)
+    monkeypatch.setattr(audit, "has_float64", lambda: False)
+    assert [note for note in audit_arrays(arrays, scale=1.0).notes if "at most 1e-05 of the product" in note]
