@@ -324,7 +324,15 @@ def test_an_update_of_zero_has_no_directions_and_no_cosine():
 @pytest.mark.parametrize(("inner", "cosine"), [(4.1, 1.0), (-4.1, -1.0), (3.0, 0.75)])
 def test_rounding_takes_no_cosine_beyond_one(inner, cosine):
     none = np.zeros((0, 0))
-    made = PairGeometry(finite=True, norms=(2.0, 2.0), inner=inner, distance=0.0, left=none, right=none)
+    made = PairGeometry(
+        finite=True,
+        norms=(2.0, 2.0),
+        inner=inner,
+        distance=0.0,
+        left=none,
+        right=none,
+        cosines=(none, none),
+    )
     assert made.cosine == cosine
 
 
