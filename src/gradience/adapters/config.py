@@ -16,6 +16,14 @@ from gradience.io.reading import decode_json, read_small
 ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
 """The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""
 
+PROMPTS: Final = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"}
+)
+"""The values of peft_type that train inputs of the model or of its attention, and change no weight."""
+
+UNMERGEABLE: Final = frozenset({"LILY", "POLY", "SHADOW", "XLORA"})
+"""The values of peft_type that PEFT 0.21.2 cannot merge, because what they do depends on the input."""
+
 LARGEST_CONFIG: Final = 5 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
 LARGEST_ALPHA: Final = 1e30
 """Largest |alpha| accepted: its square times that of float32 factors fits float64. LoRA's alphas are 1 to 10 000."""

@@ -27,7 +27,16 @@ LoadFactors: TypeAlias = Callable[[], tuple[Array, Array]]
 DenseUpdate: TypeAlias = Callable[[Array], Array]
 FactoredUpdate: TypeAlias = Callable[[Array], tuple[Array, Array]]
 Role: TypeAlias = Literal[
-    "lora_pair", "magnitude", "bias", "full_module", "token_rows", "base_copy", "scale", "not_analysed", "unknown"
+    "lora_pair",
+    "other_kind",
+    "magnitude",
+    "bias",
+    "full_module",
+    "token_rows",
+    "base_copy",
+    "scale",
+    "not_analysed",
+    "unknown",
 ]
 
 PREFIX: Final = "base_model.model."
@@ -260,6 +269,8 @@ class Adapter:
     base_dependent: list[Module] = field(default_factory=list)
     unmatched_rank_patterns: list[str] = field(default_factory=list)
     unmatched_alpha_patterns: list[str] = field(default_factory=list)
+    by_peft: bool = False
+    """Whether no formula is known here: the update is what PEFT's own merge makes of the base (`models.merged`)."""
     source: TensorSource | None = None
     """The file or files that hold the tensors."""
 

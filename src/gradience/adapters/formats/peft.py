@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Final
 
-from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
+from gradience.adapters.config import ANALYSED, PROMPTS, UNMERGEABLE, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import DORA_NOTE, Assembly, other_role, role_of, whole_adapter
 from gradience.adapters.formats.foreign import is_diffusers
 from gradience.adapters.kinds.incomplete import expert_modules, hira_module, miss_module, parameter_nests, vera_modules
@@ -89,8 +91,17 @@ def _gather(source: TensorSource, config: AdapterConfig) -> tuple[list[Group], d
 def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[str, Role]) -> Adapter:
     whole = ("full_module", "bias", "base_copy", "token_rows")
     kept: dict[str, Role] = {key: role if role in whole else "not_analysed" for key, role in roles.items()}
-    why = Skipped("*", f"peft_type {config.peft_type}: recognised, not analysed", LeftoverReason.TYPE_NOT_ANALYSED)
-    return whole_adapter(PEFT, config, source, kept, why)
+    kind = (config.peft_type or "").upper()
+    if kind in PROMPTS:
+        why = f"peft_type {kind} trains a prompt and changes no weight: there is no update to analyse"
+    elif kind in UNMERGEABLE:
+        why = f"peft_type {kind} depends on the input, and PEFT has no merge for it: there is no update to analyse"
+    else:
+        installed = "" if find_spec("peft") else ", and install PEFT (in the clone: pip install -e '.[hf]')"
+        why = f"peft_type {kind}: its update is what PEFT's merge makes of the base: give it with --base{installed}"
+        needs_base = Skipped("*", why, LeftoverReason.NEEDS_BASE)
+        return replace(whole_adapter(PEFT, config, source, kept, needs_base), by_peft=True)
+    return whole_adapter(PEFT, config, source, kept, Skipped("*", why, LeftoverReason.TYPE_NOT_ANALYSED))
 
 
 def _kind(declared: str | None, groups: Sequence[Group]) -> str:

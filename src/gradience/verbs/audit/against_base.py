@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, Module, within_range
+from gradience.adapters.layout import Adapter, Array, Module, Role, Skipped, within_range
 from gradience.base.weights import (
     BaseWeights,
     Found,
@@ -37,7 +37,15 @@ from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
 from gradience.rules.weights import at_risk
 from gradience.schema import real
-from gradience.schema.audit import BaseComparison, BaseReport, Intruders, MergeSurvival, ModuleAudit, NotCompared
+from gradience.schema.audit import (
+    BaseComparison,
+    BaseReport,
+    Intruders,
+    LeftoverReason,
+    MergeSurvival,
+    ModuleAudit,
+    NotCompared,
+)
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
 from gradience.spectral.base import MergeSums, Updated, count_below, merge_sums, overlaps
 from gradience.spectral.batch import dense_spectrum, spectrum_of
@@ -45,6 +53,9 @@ from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.update import decomposed
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
+
+if TYPE_CHECKING:
+    from gradience.models.merged import Change, PeftMerge
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _HALF: Final = 2  # bytes of a 16-bit float
@@ -66,19 +77,21 @@ class BaseOptions(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The rows with their comparisons, and the summary of the whole adapter."""
+    """The adapter with what the base has told of it, its rows with their comparisons, and the summary of the whole."""
 
+    adapter: Adapter
     rows: list[ModuleAudit]
     report: BaseReport
 
 
-def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions) -> Compared:
+def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions, *, config: Path) -> Compared:
     """Return the rows with comparisons with the base, one weight in memory at a time, or one for each core.
 
-    Rows of modules whose update only follows with the base are added at the end.
+    Rows of modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
 
     Raises:
-        AdapterError: the base cannot be read.
+        AdapterError: the base cannot be read, or PEFT cannot merge this kind.
+        GradienceError: PEFT has to merge it, and is not installed.
     """
     files = find_shards(options.path)
     if options.cache and options.progress is not None:
@@ -87,9 +100,9 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
     run = _Run(adapter, BaseWeights(files), norms, options)
     jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
-    done = run.modules(jobs)
+    done = run.merged(config) if adapter.by_peft else run.modules(jobs)
     run.norms.save()
-    return Compared(done, run.report(done))
+    return Compared(run.adapter, done, run.report(done))
 
 
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]
@@ -118,11 +131,12 @@ class _Run:
 
     def __init__(self, adapter: Adapter, weights: BaseWeights, norms: NormsCache, options: BaseOptions) -> None:
         self.norms = norms
-        self._adapter = adapter
+        self.adapter = adapter
         self._weights = weights
         self._options = options
         self._memory = Memory()
         self._done: list[_Compared] = []
+        self._how = ""
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
         """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
@@ -139,6 +153,50 @@ class _Run:
             self._done.append(next(results))
         progress(len(jobs), len(jobs), "")
         return [one.row for one in self._done if one.row is not None]
+
+    def merged(self, config: Path) -> list[ModuleAudit]:
+        """Return the rows of what PEFT's own merge changes, one module at a time.
+
+        Raises:
+            AdapterError: PEFT cannot merge this kind of adapter.
+            GradienceError: PEFT is not installed.
+        """
+        from gradience.models.merged import PeftMerge  # noqa: PLC0415  # torch, only where PEFT has to merge
+
+        merge = PeftMerge(self.adapter, config, self._weights)
+        self._how = f"W' - W by PEFT {merge.version}'s own merge; "
+        progress = self._options.progress or (lambda *_: None)
+        for place, name in enumerate(merge.modules):
+            progress(place, len(merge.modules), name)
+            try:
+                self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
+            except AdapterError as error:
+                self._done.append(_Compared(None, missed=NotCompared(name=name, reason=str(error))))
+        progress(len(merge.modules), len(merge.modules), "")
+        self.adapter = _with_merged(self.adapter, [one.missed for one in self._done if one.missed is not None])
+        return [one.row for one in self._done if one.row is not None]
+
+    def _changed(self, merge: PeftMerge, name: str, change: Change) -> _Compared:
+        """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
+        is_vector, leaf = change.before.ndim == 1, change.leaf
+        rows = 1 if is_vector else len(change.before)
+        w, update = change.before.reshape(rows, -1), change.change.reshape(rows, -1)
+        module = Module(
+            name=name if leaf == "weight" else f"{name}.{leaf}",
+            kind=merge.kind.lower(),
+            shape=(w.shape[0], w.shape[1]),
+            r=0,
+            alpha=0.0,
+            scale=1.0,
+            params=merge.parameters(name) if leaf == "weight" else 0,
+            load=lambda: (update, np.eye(len(update.T), dtype=update.dtype)),
+            dense=lambda _: update,
+        )
+        with threads_for(min(w.shape)):
+            done = self._beside(module, None, change.found, w)
+        assert done.row is not None  # noqa: S101  # `_beside` makes one, or raises
+        row = msgspec.structs.replace(done.row, alpha=None)
+        return done._replace(row=_of_vector(row) if is_vector else row)
 
     def _module(self, module: Module, row: ModuleAudit | None) -> _Compared:
         if row is not None and row.state == "non_finite":
@@ -213,7 +271,7 @@ class _Run:
     def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
         o = self._options
         base, tuned = update.operators(w)
-        if self._adapter.config.fan_in_fan_out and module.kind != "embedding":
+        if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
             base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
         found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)
         count, undecided = count_below(found, o.eps)
@@ -263,7 +321,30 @@ class _Run:
             frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
             frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
         }.get(frozenset(ways), "")
-        return f"norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+        return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+
+def _with_merged(adapter: Adapter, missed: Sequence[NotCompared]) -> Adapter:
+    """The adapter with what is left of its reasons not to be analysed, once PEFT has merged it."""
+    if len(missed) == 0:
+        roles: dict[str, Role] = {k: "other_kind" if r == "not_analysed" else r for k, r in adapter.roles.items()}
+        return dataclasses.replace(adapter, roles=roles, skipped=[])
+    skipped = [Skipped(one.name, one.reason, LeftoverReason.NEEDS_BASE) for one in missed]
+    return dataclasses.replace(adapter, skipped=skipped)
+
+
+_OF_MATRICES: Final = (
+    *("stable_rank", "effective_rank", "participation_ratio", "energy_rank_90", "energy_rank_95", "energy_rank_99"),
+    *("knee_rank", "udr", "sdi"),
+)
+
+
+def _of_vector(row: ModuleAudit) -> ModuleAudit:
+    """The row of a vector's change, from that of a matrix of one row: norms, but nothing of a spectrum."""
+    nothing: dict[str, Any] = dict.fromkeys(_OF_MATRICES)
+    shape = [math.prod(row.shape)]
+    note = "a vector: its change has a norm, and no spectrum"
+    return msgspec.structs.replace(row, shape=shape, note=note, top_singular_values=[], **nothing)
 
 
 def _median(values: Iterable[float]) -> float | None:
