@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, read_config
 from gradience.adapters.formats import format_of, open_weights, orbax_advice
+from gradience.adapters.gathered import refuse_ungathered
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
 from gradience.io import PathLike
@@ -196,25 +197,10 @@ def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = o
     shards = [opened(path) for path in files.shards]
     source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
     held = Files(source, files.config)
-    _refuse_ungathered(source)
+    refuse_ungathered(source.path, source.tensors)
     adapter = format_of(held).read(held)
     notes = [*adapter.notes, *notes_on(files)]
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
-
-
-def _refuse_ungathered(source: TensorSource) -> None:
-    """Refuse a file that a ZeRO-3 run saved without its numbers: DeepSpeed leaves shape [0] of a partitioned tensor.
-
-    Small tensors are not partitioned, so a few of the file may have their numbers.
-    """
-    empty = [name for name, info in source.tensors.items() if info.shape == (0,)]
-    if empty:
-        raise AdapterError(
-            f"{source.path}: {len(empty)} of {len(source.tensors)} tensors have shape [0] (first: {empty[0]}): "
-            "DeepSpeed ZeRO-3 saved them without gathering the weights",
-            advice="set stage3_gather_16bit_weights_on_model_save to true and save again, or run the zero_to_fp32.py "
-            "that lies in the checkpoint",
-        )
 
 
 def notes_on(files: AdapterFiles) -> list[str]:

@@ -55,6 +55,10 @@ _NOT_MERGED: Final = ("modules_to_save", "trainable_token_indices", "bias", "run
 """Fields of the config for what is saved whole beside the adapter, and no part of a merge."""
 
 
+class NotMergedError(AdapterError):
+    """PEFT itself cannot load the adapter onto a module of this base, or cannot merge it there."""
+
+
 class Change(NamedTuple):
     """The change of one tensor of the base by a merge; both arrays have its shape."""
 
@@ -107,10 +111,11 @@ class PeftMerge:
         """The changes that the merge makes in one module: of its weight, and of its bias if that changes too.
 
         Raises:
-            AdapterError: the base lacks the module's weight or has it quantised, or PEFT cannot load or merge it.
+            AdapterError: the base lacks the module's weight, or has it quantised or of another shape.
+            NotMergedError: PEFT cannot load or merge the adapter there.
         """
         layer, stored = self._layer(module)
-        with quietly(), self._torch.no_grad(), _refused(self.kind, module):
+        with quietly(), self._torch.no_grad(), _refused(self.kind):
             merged = self._merged(module, layer)
         changes = []
         for leaf, (found, before) in stored.items():
@@ -223,14 +228,14 @@ class PeftMerge:
         """Refuse a module for which the file has a tensor that PEFT did not load, or lacks one that it would save.
 
         Raises:
-            AdapterError: there is such a tensor; the message names the first one.
+            NotMergedError: there is such a tensor; the message names the first one.
         """
         placed = set(self._peft.get_peft_model_state_dict(holder, adapter_name=FIRST, save_embedding_layers=False))
         held = set(self._keys.get(module, ()))
         odd = sorted((held - placed) | {name for name in placed - held if name.startswith(f"{PREFIX}{module}.")})
         if odd:
             what = "lacks" if odd[0] in placed else "holds, and PEFT has no place for,"
-            raise AdapterError(f"{module}: the file {what} {odd[0]} (of {len(odd)})")
+            raise NotMergedError(f"the file {what} {odd[0]} (of {len(odd)})")
 
 
 def _tuner_of(peft: Any, kind: str) -> Any:
@@ -282,7 +287,7 @@ def _is_of_transformers(model: TorchModule) -> bool:
 def _empty_model(
     torch: Any, transformers: Any, adapter: Adapter, weights: BaseWeights, modules: Sequence[str]
 ) -> TorchModule:
-    """A model of transformers without data, if the base's config.json names one that has the modules; else an empty one."""
+    """The model that the base's config.json names, without data, if it has the modules; else one without modules."""
     folder, nothing = weights.files[0].path.parent, torch.nn.Module()
     if not (folder / "config.json").is_file():
         return nothing
@@ -370,11 +375,11 @@ def _holder(torch: Any, tuner: Any) -> TorchModule:
 
 
 @contextmanager
-def _refused(kind: str, module: str) -> Iterator[None]:
-    """A context that turns the errors of PEFT's tuners and merges into `AdapterError`."""
+def _refused(kind: str) -> Iterator[None]:
+    """A context that turns the errors of PEFT's tuners and merges into `NotMergedError`."""
     try:
         yield
     except NotImplementedError as error:
-        raise AdapterError(f"PEFT has no merge for {kind}: {first_line(error)}") from error
+        raise NotMergedError(f"PEFT has no merge for {kind}: {first_line(error)}") from error
     except (ImportError, ValueError, RuntimeError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise AdapterError(f"{module}: PEFT cannot merge {kind} here: {first_line(error)}") from error
+        raise NotMergedError(f"PEFT cannot merge {kind} here: {first_line(error)}") from error

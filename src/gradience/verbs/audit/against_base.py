@@ -161,19 +161,28 @@ class _Run:
             AdapterError: PEFT cannot merge this kind of adapter.
             GradienceError: PEFT is not installed.
         """
-        from gradience.models.merged import PeftMerge  # noqa: PLC0415  # torch, only where PEFT has to merge
+        from gradience.models.merged import NotMergedError, PeftMerge  # noqa: PLC0415  # torch, only where PEFT merges
 
         merge = PeftMerge(self.adapter, config, self._weights)
         self._how = f"W' - W by PEFT {merge.version}'s own merge; "
-        progress = self._options.progress or (lambda *_: None)
+        progress, left = self._options.progress or (lambda *_: None), []
         for place, name in enumerate(merge.modules):
             progress(place, len(merge.modules), name)
             try:
                 self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
+            except NotMergedError as error:
+                left.append(Skipped(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
             except AdapterError as error:
+                left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
                 self._done.append(_Compared(None, missed=NotCompared(name=name, reason=str(error))))
         progress(len(merge.modules), len(merge.modules), "")
-        self.adapter = _with_merged(self.adapter, [one.missed for one in self._done if one.missed is not None])
+        vectors = sum(one.row is not None and len(one.row.shape) == 1 for one in self._done)
+        if vectors:
+            text = (
+                f"{vectors} of {len(self._done)} changes are of vectors (norms, biases): these have a size, no spectrum"
+            )
+            self._done.append(_Compared(None, note=text))
+        self.adapter = _with_merged(self.adapter, left)
         return [one.row for one in self._done if one.row is not None]
 
     def _changed(self, merge: PeftMerge, name: str, change: Change) -> _Compared:
@@ -324,13 +333,10 @@ class _Run:
         return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
 
 
-def _with_merged(adapter: Adapter, missed: Sequence[NotCompared]) -> Adapter:
-    """The adapter with what is left of its reasons not to be analysed, once PEFT has merged it."""
-    if len(missed) == 0:
-        roles: dict[str, Role] = {k: "other_kind" if r == "not_analysed" else r for k, r in adapter.roles.items()}
-        return dataclasses.replace(adapter, roles=roles, skipped=[])
-    skipped = [Skipped(one.name, one.reason, LeftoverReason.NEEDS_BASE) for one in missed]
-    return dataclasses.replace(adapter, skipped=skipped)
+def _with_merged(adapter: Adapter, left: list[Skipped]) -> Adapter:
+    """The adapter once PEFT has merged it, with the modules that are left and why; if none is, all tensors count."""
+    roles: dict[str, Role] = {k: "other_kind" if r == "not_analysed" else r for k, r in adapter.roles.items()}
+    return dataclasses.replace(adapter, roles=adapter.roles if left else roles, skipped=left)
 
 
 _OF_MATRICES: Final = (
@@ -342,9 +348,7 @@ _OF_MATRICES: Final = (
 def _of_vector(row: ModuleAudit) -> ModuleAudit:
     """The row of a vector's change, from that of a matrix of one row: norms, but nothing of a spectrum."""
     nothing: dict[str, Any] = dict.fromkeys(_OF_MATRICES)
-    shape = [math.prod(row.shape)]
-    note = "a vector: its change has a norm, and no spectrum"
-    return msgspec.structs.replace(row, shape=shape, note=note, top_singular_values=[], **nothing)
+    return msgspec.structs.replace(row, shape=[math.prod(row.shape)], top_singular_values=[], **nothing)
 
 
 def _median(values: Iterable[float]) -> float | None:
