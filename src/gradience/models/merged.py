@@ -22,9 +22,10 @@ import numpy as np
 from gradience.adapters import is_embedding
 from gradience.adapters.config import LARGEST_CONFIG
 from gradience.adapters.layout import PREFIX, Adapter, Array
+from gradience.base.peft_emulation import read_architecture
 from gradience.base.peft_emulation.layout import OUTPUTS
 from gradience.base.weights import BaseWeights, Found
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, GradienceError
 from gradience.io import natural_key
 from gradience.io.reading import decode_json, read_small
 from gradience.io.safetensors import TensorInfo
@@ -236,6 +237,23 @@ class PeftMerge:
         if odd:
             what = "lacks" if odd[0] in placed else "holds, and PEFT has no place for,"
             raise NotMergedError(f"the file {what} {odd[0]} (of {len(odd)})")
+
+
+def renamed_tensors(adapter: Adapter, weights: BaseWeights) -> dict[str, str]:
+    """The base's tensors by the names of the model's parameters, if transformers renames modules of its type.
+
+    Empty for other types, and without torch, transformers and PEFT: then the names in the files are the model's.
+    """
+    folder = weights.files[0].path.parent
+    try:
+        if not read_architecture(folder).is_renamed:
+            return {}
+        torch, transformers = libraries("a base whose modules transformers renames")
+    except GradienceError:
+        return {}
+    modules = [(one.base_name or "").rpartition(".")[0] for one in (*adapter.modules, *adapter.base_dependent)]
+    with quietly():
+        return _names_in_base(_empty_model(torch, transformers, adapter, weights, modules), weights.names)
 
 
 def _tuner_of(peft: Any, kind: str) -> Any:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -137,6 +138,8 @@ class _Run:
         self._memory = Memory()
         self._done: list[_Compared] = []
         self._how = ""
+        self._lock = threading.Lock()
+        self._renamed: dict[str, str] | None = None
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
         """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
@@ -176,6 +179,7 @@ class _Run:
                 left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
                 self._done.append(_Compared(None, missed=NotCompared(name=name, reason=str(error))))
         progress(len(merge.modules), len(merge.modules), "")
+        self._done = list(_once(self._done))
         vectors = sum(one.row is not None and len(one.row.shape) == 1 for one in self._done)
         if vectors:
             text = (
@@ -216,12 +220,24 @@ class _Run:
             return _Compared(row, missed=NotCompared(name=module.name, reason=str(error)))
 
     def _compared(self, module: Module, row: ModuleAudit | None) -> _Compared:
-        found = self._weights.find(module.base_name or f"{module.name}.weight")
+        found = self._find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
         w = self._weights.read(found, module.expert, self._memory)
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
+
+    def _find(self, name: str) -> Found | None:
+        """The base's tensor of a parameter, also where transformers has renamed it since the base was saved."""
+        found = self._weights.find(name)
+        if found is None:
+            with self._lock:
+                if self._renamed is None:
+                    from gradience.models.merged import renamed_tensors  # noqa: PLC0415  # only for a missing name
+
+                    self._renamed = renamed_tensors(self.adapter, self._weights)
+            found = self._weights.find(self._renamed[name]) if name in self._renamed else None
+        return found
 
     def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> _Compared:
         update = update_of(module, w)
@@ -331,6 +347,20 @@ class _Run:
             frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
         }.get(frozenset(ways), "")
         return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+
+def _once(done: Iterable[_Compared]) -> Iterator[_Compared]:
+    """Yield the results, of modules that share a tensor and its change only the first, and then a note."""
+    kept: dict[tuple[str, object], str] = {}
+    for one in done:
+        row = one.row
+        same = (row.base.weight, row.frobenius_norm) if row is not None and row.base is not None else None
+        if row is not None and same in kept:
+            yield _Compared(None, note=f"{row.name} is tied to {kept[same]}: its change is given once")
+            continue
+        if row is not None and same is not None:
+            kept[same] = row.name
+        yield one
 
 
 def _with_merged(adapter: Adapter, left: list[Skipped]) -> Adapter:
