@@ -190,7 +190,7 @@ ON_CONVOLUTIONS = frozenset({"ADALORA", "BOFT", "HIRA", "HRA", "IA3", "LOHA", "L
 NOT_ON_CONV1D = frozenset({"BEFT", "BOFT", "C3A", "DELORA", "GLORA", "HRA", "LOHA", "LOKR", "MISS", "OFT", "PEANUT"})
 REFUSED = {
     "llama": {"BEFT"},  # none of its layers has a bias
-    "gpt2": NOT_ON_CONV1D | {"PSOFT", "ROAD", "SHIRA", "SUPERTUNING"},
+    "gpt2": NOT_ON_CONV1D | {"HIRA", "PSOFT", "ROAD", "SHIRA", "SUPERTUNING"},
     "bert": set(),
     "vit": {"TRAINABLE_TOKENS"},
     "convolutions": OPTIONS.keys() - ON_CONVOLUTIONS,

@@ -98,9 +98,9 @@ class PeftMerge:
             self._model = _empty_model(self._torch, transformers, adapter, weights, list(self._keys))
             self._names = _names_in_base(self._model, weights.names)
             self.modules = sorted(self._keys or self._targeted(), key=natural_key)
+        self._whole = self._sees_all()
         if not self.modules:
             raise AdapterError(f"no tensor of the file belongs to a module that PEFT's {self.kind} could adapt")
-        self._whole = self._sees_all()
         if not _is_of_transformers(self._model):
             self._model = self._by_shapes()
 
