@@ -180,7 +180,7 @@ def test_the_table_has_every_kind_of_the_installed_peft():
     """A new kind in PEFT fails here: give it options above, or say that it has no merge."""
     known = {kind.value for kind in peft.PeftType}
     assert known == OPTIONS.keys() | PROMPTS | UNMERGEABLE
-    assert known >= ANALYSED - {"BONE"}  # MiSS's old name
+    assert known >= ANALYSED
     tuners = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING
     prompts = {kind for kind in known if not issubclass(tuners[kind], peft.tuners.tuners_utils.BaseTuner)}
     assert prompts == PROMPTS
@@ -190,7 +190,7 @@ ON_CONVOLUTIONS = frozenset({"ADALORA", "BOFT", "HIRA", "HRA", "IA3", "LOHA", "L
 NOT_ON_CONV1D = frozenset({"BEFT", "BOFT", "C3A", "DELORA", "GLORA", "HRA", "LOHA", "LOKR", "MISS", "OFT", "PEANUT"})
 REFUSED = {
     "llama": {"BEFT"},  # none of its layers has a bias
-    "gpt2": NOT_ON_CONV1D | {"HIRA", "PSOFT", "ROAD", "SHIRA", "SUPERTUNING"},
+    "gpt2": NOT_ON_CONV1D | {"PSOFT", "ROAD", "SHIRA", "SUPERTUNING"},
     "bert": set(),
     "vit": {"TRAINABLE_TOKENS"},
     "convolutions": OPTIONS.keys() - ON_CONVOLUTIONS,
@@ -211,6 +211,21 @@ def test_every_kind_is_what_peft_merges(model, kind, tmp_path):
     if kind == "ADAMSS":
         pytest.importorskip("sklearn", reason="PEFT's AdaMSS clusters with it")
     truth = saved(MODELS[model][0](), config_of(kind, model), tmp_path)
+    assert_same(audited(tmp_path), truth)
+
+
+@pytest.mark.parametrize(
+    "options", [{"r": 5}, {"init_weights": "mini", "mini_r": 4}, {"init_weights": "bat", "r": 2}], ids=str
+)
+def test_variants_of_miss_are_what_peft_merges(options, tmp_path):
+    truth = saved(llama(), config_of("MISS", "llama", **options), tmp_path)
+    assert_same(audited(tmp_path), truth)
+
+
+def test_miss_under_its_old_name_is_what_peft_merges(tmp_path):
+    truth = saved(llama(), config_of("MISS", "llama"), tmp_path)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"MISS"', '"BONE"'))
     assert_same(audited(tmp_path), truth)
 
 

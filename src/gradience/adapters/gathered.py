@@ -19,9 +19,8 @@ def refuse_ungathered(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     if empty:
         raise AdapterError(
             f"{path}: {len(empty)} of {len(tensors)} tensors have shape [0] (first: {empty[0]}): DeepSpeed ZeRO-3 "
-            "saved them without gathering the weights",
-            advice="set stage3_gather_16bit_weights_on_model_save and save again, or run the checkpoint's "
-            "zero_to_fp32.py",
+            "saved them without gathering the weights: run the checkpoint's zero_to_fp32.py, or set "
+            "stage3_gather_16bit_weights_on_model_save and save again"
         )
 
 

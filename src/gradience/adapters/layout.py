@@ -57,11 +57,7 @@ _LORA_FIELDS: Final = (
     *("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B"),
     *("lora_magnitude_vector", "lora_diag"),
 )
-_OTHER_FIELDS: Final = (
-    *("vera_lambda_b", "vera_lambda_d", "miss_block"),
-    *("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"),
-)
-_FIELDS: Final = frozenset({*_LORA_FIELDS, *LOHA_FIELDS, *LOKR_FIELDS, *_OTHER_FIELDS})
+_FIELDS: Final = frozenset({*_LORA_FIELDS, *LOHA_FIELDS, *LOKR_FIELDS, "vera_lambda_b", "vera_lambda_d"})
 # torch.compile and FSDP leave their own wrappers in the names of a raw state dict.
 _WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LAYER: Final = re.compile(r"((?:^|\.)(?:layers|layer|h)\.)(\d+)(?=\.)")

@@ -14,14 +14,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 
 from gradience.adapters import is_embedding
 from gradience.adapters.config import LARGEST_CONFIG
-from gradience.adapters.layout import PREFIX, Adapter, Array
+from gradience.adapters.layout import PREFIX, Adapter, Array, Module, Role
 from gradience.base.peft_emulation import read_architecture
 from gradience.base.peft_emulation.layout import OUTPUTS
 from gradience.base.weights import BaseWeights, Found
@@ -51,6 +52,7 @@ _IN_ORDER: Final = frozenset({"TINYLORA", "UNILORA"})
 _SET_UP_TOGETHER: Final = frozenset({"UNILORA"})
 """Kinds that PEFT can only set up for all modules at once."""
 
+_OLD_NAMES: Final = {"BONE": "MISS"}
 _CONVOLUTIONS: Final = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}  # by the kernel's number of axes
 _NOT_MERGED: Final = ("modules_to_save", "trainable_token_indices", "bias", "runtime_config")
 """Fields of the config for what is saved whole beside the adapter, and no part of a merge."""
@@ -81,7 +83,8 @@ class PeftMerge:
     """
 
     def __init__(self, adapter: Adapter, config: Path, weights: BaseWeights) -> None:
-        self.kind = (adapter.config.peft_type or "").upper()
+        kind = (adapter.config.peft_type or "").upper()
+        self.kind = _OLD_NAMES.get(kind, kind)
         self._torch, transformers = libraries(f"the update of a {self.kind} adapter")
         import peft  # noqa: PLC0415  # only those who merge pay for it
 
@@ -107,6 +110,10 @@ class PeftMerge:
     def parameters(self, module: str) -> int:
         """The number of entries in the adapter's tensors for one module."""
         return sum(self._source.tensors[key].size for key in self._keys.get(module, ()))
+
+    def fields(self, module: str) -> dict[str, str]:
+        """The adapter's tensors for one module, by the rest of their names after the module's."""
+        return {key.removeprefix(f"{PREFIX}{module}."): key for key in self._keys.get(module, ())}
 
     def changes(self, module: str) -> list[Change]:
         """The changes that the merge makes in one module: of its weight, and of its bias if that changes too.
@@ -237,6 +244,54 @@ class PeftMerge:
         if odd:
             what = "lacks" if odd[0] in placed else "holds, and PEFT has no place for,"
             raise NotMergedError(f"the file {what} {odd[0]} (of {len(odd)})")
+
+
+def with_merges(adapter: Adapter, config: Path, weights: BaseWeights) -> Adapter:
+    """The adapter with a module for each weight that PEFT's merge changes, for verbs that work on modules.
+
+    Each is in `base_dependent`: its `dense` merges when it is called, and leaves the weight that it gets unread.
+
+    Raises:
+        AdapterError: as for `PeftMerge`.
+        GradienceError: torch, transformers or PEFT is not installed.
+    """
+    merge = PeftMerge(adapter, config, weights)
+    modules = [_module_of(merge, path) for path in merge.modules]
+    return replace(adapter, base_dependent=modules, roles=merged_roles(adapter), skipped=[])
+
+
+def merged_roles(adapter: Adapter) -> dict[str, Role]:
+    """The roles of the adapter's tensors once PEFT has merged all of them."""
+    return {name: "other_kind" if role == "not_analysed" else role for name, role in adapter.roles.items()}
+
+
+def _module_of(merge: PeftMerge, path: str) -> Module:
+    why = f"{merge.kind}: its update is what PEFT's merge makes of the base"
+
+    def load() -> NoReturn:
+        raise AdapterError(f"{path}: {why}", advice="give the base model with --base")
+
+    def dense(_: Array) -> Array:
+        changes = merge.changes(path)
+        beside = [one.found.name for one in changes if one.leaf != "weight" or one.change.ndim == 1]
+        if beside:
+            raise AdapterError(f"{path}: {merge.kind} also changes {beside[0]}, which is no matrix")
+        return changes[0].change.reshape(len(changes[0].change), -1)
+
+    return Module(
+        name=path,
+        kind=merge.kind.lower(),
+        shape=(0, 0),
+        r=0,
+        alpha=0.0,
+        scale=1.0,
+        params=merge.parameters(path),
+        load=load,
+        base_name=f"{path}.weight",
+        dense=dense,
+        note=why,
+        keys=merge.fields(path),
+    )
 
 
 def renamed_tensors(adapter: Adapter, weights: BaseWeights) -> dict[str, str]:

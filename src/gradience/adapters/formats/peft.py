@@ -10,7 +10,7 @@ from typing import Final
 from gradience.adapters.config import ANALYSED, PROMPTS, UNMERGEABLE, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import DORA_NOTE, Assembly, other_role, role_of, whole_adapter
 from gradience.adapters.formats.foreign import is_diffusers
-from gradience.adapters.kinds.incomplete import expert_modules, hira_module, miss_module, parameter_nests, vera_modules
+from gradience.adapters.kinds.incomplete import expert_modules, parameter_nests, vera_modules
 from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
 from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, Module, Role, Skipped, parse_key
@@ -23,8 +23,6 @@ _FAMILIES: Final = (
     ("hada_", "LOHA"),
     ("lokr_", "LOKR"),
     ("vera_", "VERA"),
-    ("hira_", "HIRA"),
-    ("miss_", "MISS"),
     ("lora_", "LORA"),
 )
 _BUILDERS: Final[dict[str, Builder]] = {
@@ -32,11 +30,8 @@ _BUILDERS: Final[dict[str, Builder]] = {
     "ADALORA": adalora_module,
     "LOHA": loha_module,
     "LOKR": lokr_module,
-    "HIRA": hira_module,
-    "MISS": miss_module,
 }
-_ALIASES: Final = {"BONE": "MISS"}
-_WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA", "MISS", "HIRA"})
+_WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA"})
 
 _MOST_LAYERS: Final = 100_000
 
@@ -56,7 +51,6 @@ def _read(files: Files) -> Adapter:
     """
     source, config = files.source, files.read_config() if _matches(files) else files.optional_config()
     declared = config.peft_type.upper() if config.peft_type else None
-    declared = _ALIASES.get(declared or "", declared)
     groups, roles = _gather(source, config)
     if declared is not None and declared not in ANALYSED:
         return _recognised_only(source, config, roles)

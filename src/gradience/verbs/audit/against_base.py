@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, Module, Role, Skipped, within_range
+from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
 from gradience.base.weights import (
     BaseWeights,
     Found,
@@ -164,16 +164,16 @@ class _Run:
             AdapterError: PEFT cannot merge this kind of adapter.
             GradienceError: PEFT is not installed.
         """
-        from gradience.models.merged import NotMergedError, PeftMerge  # noqa: PLC0415  # torch, only where PEFT merges
+        from gradience.models import merged as by_peft  # noqa: PLC0415  # torch, only where PEFT has to merge
 
-        merge = PeftMerge(self.adapter, config, self._weights)
+        merge = by_peft.PeftMerge(self.adapter, config, self._weights)
         self._how = f"W' - W by PEFT {merge.version}'s own merge; "
         progress, left = self._options.progress or (lambda *_: None), []
         for place, name in enumerate(merge.modules):
             progress(place, len(merge.modules), name)
             try:
                 self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
-            except NotMergedError as error:
+            except by_peft.NotMergedError as error:
                 left.append(Skipped(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
             except AdapterError as error:
                 left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
@@ -186,7 +186,8 @@ class _Run:
                 f"{vectors} of {len(self._done)} changes are of vectors (norms, biases): these have a size, no spectrum"
             )
             self._done.append(_Compared(None, note=text))
-        self.adapter = _with_merged(self.adapter, left)
+        roles = self.adapter.roles if left else by_peft.merged_roles(self.adapter)
+        self.adapter = dataclasses.replace(self.adapter, roles=roles, skipped=left)
         return [one.row for one in self._done if one.row is not None]
 
     def _changed(self, merge: PeftMerge, name: str, change: Change) -> _Compared:
@@ -361,12 +362,6 @@ def _once(done: Iterable[_Compared]) -> Iterator[_Compared]:
         if row is not None and same is not None:
             kept[same] = row.name
         yield one
-
-
-def _with_merged(adapter: Adapter, left: list[Skipped]) -> Adapter:
-    """The adapter once PEFT has merged it, with the modules that are left and why; if none is, all tensors count."""
-    roles: dict[str, Role] = {k: "other_kind" if r == "not_analysed" else r for k, r in adapter.roles.items()}
-    return dataclasses.replace(adapter, roles=adapter.roles if left else roles, skipped=left)
 
 
 _OF_MATRICES: Final = (
