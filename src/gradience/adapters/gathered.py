@@ -12,10 +12,12 @@ from gradience.io.header import TensorInfo, read_header
 def refuse_ungathered(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     """Refuse weights of which some have shape [0]. ZeRO-3 does not partition small tensors, so others may be whole.
 
+    An alpha is left out: kohya's files hold it as a number, which no optimizer shards.
+
     Raises:
         AdapterError: there is such a tensor.
     """
-    empty = [name for name, info in tensors.items() if info.shape == (0,)]
+    empty = [name for name, info in tensors.items() if info.shape == (0,) and not name.endswith("alpha")]
     if empty:
         raise AdapterError(
             f"{path}: {len(empty)} of {len(tensors)} tensors have shape [0] (first: {empty[0]}): DeepSpeed ZeRO-3 "
