@@ -100,10 +100,10 @@ def load_model(
         AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
         GradienceError: torch, transformers or PEFT is not installed, or there is no such device.
     """
-    torch, transformers = _libraries()
+    torch, transformers = libraries("running a model")
     opened = None if adapter is None else open_adapter(adapter)[1]
     place = _device(torch, device)
-    with _quietly(transformers):
+    with quietly():
         config = _config(transformers, base)
         chosen = task or _task(config, opened)
         model, missing = _base(transformers, base, chosen, opened, dtype=None if place.type == "cpu" else "auto")
@@ -124,9 +124,9 @@ def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
     Raises:
         AdapterError: the adapter cannot be read, or does not fit the base.
     """
-    _, transformers = _libraries()
+    libraries("running a model")
     opened = open_adapter(adapter)[1]
-    with _quietly(transformers), _misfits(adapter):
+    with quietly(), _misfits(adapter):
         _refuse_misfit(loaded.model, opened)
         loaded.model.load_adapter(os.fspath(adapter), name)
     _refuse_unplaced(loaded.model, opened, name)
@@ -154,14 +154,19 @@ def active(loaded: LoadedModel, name: str | None) -> Iterator[None]:
         model.requires_grad_(requires_grad=False)  # PEFT makes the parameters that it activates require gradients
 
 
-def _libraries() -> tuple[Any, Any]:
+def libraries(what: str) -> tuple[Any, Any]:
+    """The modules torch and transformers, once PEFT is known to be installed too; `what` needs them, for the error.
+
+    Raises:
+        GradienceError: one of them is not installed.
+    """
     try:
         import peft  # noqa: F401, PLC0415  # asked for before minutes are spent on the base
         import torch  # noqa: PLC0415  # only those who run a model pay for it
         import transformers  # noqa: PLC0415  # the same
     except ModuleNotFoundError as error:
         raise GradienceError(
-            f"running a model needs {error.name}, which is not installed", advice="in the clone: pip install -e '.[hf]'"
+            f"{what} needs {error.name}, which is not installed", advice="in the clone: pip install -e '.[hf]'"
         ) from error
     return torch, transformers
 
@@ -176,9 +181,10 @@ def _device(torch: Any, name: str | None) -> Any:
 
 
 @contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """A context without progress bars and warnings of transformers and PEFT; what matters is raised instead."""
-    from transformers.utils import logging as of_transformers  # noqa: PLC0415  # see the module's first lines
+    import transformers  # noqa: PLC0415  # see the module's first lines
+    from transformers.utils import logging as of_transformers  # noqa: PLC0415  # the same
 
     level, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
@@ -198,7 +204,7 @@ def _config(transformers: Any, base: PathLike) -> Any:
         return transformers.AutoConfig.from_pretrained(os.fspath(base), local_files_only=True)
     except (OSError, ValueError) as error:
         raise AdapterError(
-            f"no base model at {base}: {_first_line(error)}",
+            f"no base model at {base}: {first_line(error)}",
             advice="give a folder with config.json and weights, or organisation/name in the hub's cache",
         ) from error
 
@@ -254,7 +260,7 @@ def _base(
             os.fspath(base), local_files_only=True, dtype=dtype or torch.float32, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"cannot load {base} for {task}: {_first_line(error)}", advice=_FITTING) from error
+        raise AdapterError(f"cannot load {base} for {task}: {first_line(error)}", advice=_FITTING) from error
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
     return model, set(loading["missing_keys"]) | mismatched
 
@@ -316,7 +322,7 @@ def _misfits(folder: PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise AdapterError(f"PEFT cannot load {folder} on this base: {_first_line(error)}", advice=_FITTING) from error
+        raise AdapterError(f"PEFT cannot load {folder} on this base: {first_line(error)}", advice=_FITTING) from error
 
 
 def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
@@ -347,6 +353,7 @@ def _tokenizer(transformers: Any, places: list[PathLike | None]) -> Any:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that says anything, or its type's name."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return next((line.strip() for line in str(text).splitlines() if line.strip()), type(error).__name__)

@@ -156,13 +156,14 @@ def audit_opened(
     Raises:
         AdapterError: a tensor or the base cannot be read.
     """
-    on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
+    waiting = adapter.by_peft or bool(adapter.base_dependent)
+    on_base = waiting or any(module.dense is not None for module in adapter.modules)
     rows = _rows(adapter, top, every_rank=on_base and beside is not None, grams=grams)
     compared = None
     if beside is not None:
         from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
 
-        rows, compared = compare(adapter, rows, beside)
+        adapter, rows, compared = compare(adapter, rows, beside, config=files.config)
         rows = _priced(rows) if on_base else rows
     return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
@@ -260,7 +261,7 @@ def _judged(
         relative_frobenius=against.relative_frobenius if against is not None else None,
     )
     report = msgspec.structs.replace(facts, health=verdict, summary=summary_of(modules), modules=modules)
-    if suggests_ranks(verdict.verdict):
+    if suggests_ranks(verdict.verdict) and not adapter.by_peft:
         report = _with_ranks(report, price, rank_pattern(modules, bytes_per_param=price))
     report = msgspec.structs.replace(
         report,

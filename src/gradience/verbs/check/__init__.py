@@ -69,7 +69,17 @@ def read_any(place: Path) -> Layer:
 
 
 def read_adapter_of(folder: Path) -> Layer:
-    """Read the adapter config of a folder, else that of the last checkpoint of its run."""
+    """Read the adapter config of a folder, else that of the last checkpoint of its run.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+        AdapterError: the folder's weights are empty, because ZeRO-3 saved them without gathering.
+    """
+    weights = folder / "adapter_model.safetensors"
+    if weights.is_file():
+        from gradience.adapters.gathered import refuse_ungathered_file  # noqa: PLC0415  # numpy, where weights lie
+
+        refuse_ungathered_file(weights)
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
         return read_peft_dir(folder)
     found = _read_run(folder)
