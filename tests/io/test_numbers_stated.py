@@ -249,7 +249,7 @@ STATED: dict[str, dict[str, Any]] = {
     "telemetry.logfile": {"FSYNC_INTERVAL_S": 5.0, "_PRIVATE_MODE": 0o600, "_BEYOND": (1 << 31) - 1},
     "telemetry.redact": {"_SCANNED_KEY": 1024},
     "telemetry.secrets": {"_TOKEN": 16, "_PAIRED": 8},
-    "telemetry.values": {"_WHOLE_BITS": 4096},
+    "schema.values": {"_WHOLE_BITS": 4096},
     "verbs.audit.against_base": {"SHOWN_EPS": (0.3, 0.5, 0.7), "_SAME_NORM": 1e-05, "_HALF": 2},
     "verbs.audit": {"_EVENT_BYTES": 56 * 1024},
     "verbs.bench": {"_DENSITY": 0.5, "SCALES": (0.0, 0.5)},

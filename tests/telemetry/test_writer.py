@@ -713,7 +713,8 @@ def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> 
             writer.write(event)
         writer.close()
     assert list(TelemetryReader(copy)) == list(TelemetryReader(log))
-    assert [type(event) for event in TelemetryReader(copy)] == [RunStart, TrainStep, RunEnd]
+    kinds = (RunStart, TrainStep, RunEnd)
+    assert [isinstance(*pair) for pair in zip(TelemetryReader(copy), kinds, strict=True)] == [True] * 3
 
 
 # Guards

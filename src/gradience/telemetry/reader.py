@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from gradience.errors import few
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import ConfigSnapshot, Eval, Event, EventBase, RunStart, UnknownEvent
 from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
@@ -69,8 +70,9 @@ class TelemetryReader:
                 yield found
             else:
                 yield from found.events() if isinstance(found, RowBlock) else found
+        self.notes = version_notes(scan.version, scan.softened)
         if scan.unnamed:
-            self.notes = [unnamed_note(scan.unnamed)]
+            self.notes.append(unnamed_note(scan.unnamed))
 
     def of(self, kind: type[E_]) -> Iterator[E_]:
         """Yield the events of one type."""
@@ -103,6 +105,22 @@ def unnamed_note(lines: int) -> str:
     return f"{subject} a bare NaN or Infinity, which is not JSON; read anyway"
 
 
+def version_notes(version: str, softened: Mapping[str, int]) -> list[str]:
+    """Return sentences about what a later minor version added to a log.
+
+    >>> version_notes("gradience.vnext.telemetry/v1", {"status 'preempted'": 1})
+    ["status 'preempted' is not known to gradience.vnext.telemetry/v1: read as unknown"]
+    """
+    notes = []
+    if version != SCHEMA_ID:
+        notes.append(f"the log is {version}, this reader knows {SCHEMA_ID}: fields it does not know are kept unread")
+    values = list(softened)
+    if values:
+        verb = "is" if len(values) == 1 else "are"
+        notes.append(f"{few(values)} {verb} not known to {SCHEMA_ID}: read as unknown")
+    return notes
+
+
 @dataclass(slots=True)
 class RunSummary:
     """The runs of one log, its first bad lines, and counts of its events and lines."""
@@ -116,6 +134,8 @@ class RunSummary:
     issues_total: int = 0
     lines: int = 0
     bare_tokens: int = 0
+    softened: Counter[str] = field(default_factory=Counter)  # values read as `unknown`, such as "status 'preempted'"
+    version: str = SCHEMA_ID
 
     @property
     def last(self) -> RunSeries | None:
@@ -129,6 +149,12 @@ class RunSummary:
         run.take(event)
         if isinstance(event, RunStart):
             self.runs[run.run_id] = self.runs.pop(run.run_id)
+
+    def take_unknown(self, event: UnknownEvent) -> None:
+        """Count an event of an unknown name, also among the lines of its run. Alone it makes no run."""
+        self.unknown[event.event if event.event in self.unknown or len(self.unknown) < _MOST_NAMES else "..."] += 1
+        if event.run_id in self.runs:
+            self.runs[event.run_id].take_unknown(event)
 
     def take_rows(self, block: RowBlock) -> None:
         """Add plain rows all at once, or one by one if their order needs counting."""
@@ -168,7 +194,7 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
             if len(summary.issues) < MAX_ISSUES:
                 summary.issues.append(found.faults[0])
         elif isinstance(found, UnknownEvent):
-            summary.unknown[found.event] += 1
+            summary.take_unknown(found)
         elif isinstance(found, RowBlock):
             summary.take_rows(found)
         else:
@@ -176,6 +202,7 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
                 summary.take(event)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
+    summary.softened, summary.version = scan.softened, scan.version
     return summary
 
 
