@@ -30,7 +30,7 @@ from gradience.schema.fleet import (
     RunsShowReport,
 )
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
-from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -51,6 +51,7 @@ SchemaName: TypeAlias = Literal[
     "verify-merge",
     "import",
     "validate",
+    "validate-logs",
     "rules",
     "fleet-audit",
     "fleet-show",
@@ -101,6 +102,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,
+    "validate-logs": ValidateLogsReport,
     "rules": RulesReport,
     "fleet-audit": FleetAuditReport,
     "fleet-show": FleetShowReport,

@@ -97,7 +97,7 @@ def _fields(cls: type[msgspec.Struct]) -> list[tuple[str, str, Any]]:
     return [(field.name, field.encode_name, field.default) for field in msgspec.structs.fields(cls)]
 
 
-def _checked(cls: type[Any], made: msgspec.Struct, extras: JsonObject) -> Any:
+def _checked(cls: Any, made: msgspec.Struct, extras: JsonObject) -> Any:
     config = cls.__struct_config__
     document = {} if config.tag_field is None else {config.tag_field: config.tag}
     try:

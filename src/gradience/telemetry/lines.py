@@ -23,6 +23,7 @@ from gradience.io.reading import open_regular
 from gradience.schema import SCHEMA_ID, real
 from gradience.schema.flat import A_NUMBER, CHOICES, expectation
 from gradience.telemetry.codec import MAX_LINE_BYTES, JsonObject, convert, find
+from gradience.telemetry.near import near_choice, near_required
 
 _SHORT_PART: Final = 4  # mean lines per part from which splitting a block pays
 _CHUNK: Final = MAX_LINE_BYTES  # no larger, so that only the first line of a block can be too long
@@ -175,6 +176,7 @@ class Fault(msgspec.Struct, frozen=True):
     path: str | None = None
     expected: str | None = None
     got: str | None = None
+    hint: str | None = None
 
 
 def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
@@ -221,12 +223,32 @@ def _fault(message: str, document: JsonObject) -> Fault:
     path, expected, got = expectation(message)
     reason = message.removesuffix(f" - at `{path}`")
     if missing := _MISSING.search(reason):
-        return Fault(reason, f"{path}.{missing['field']}", "a value (required)", "nothing")
+        at = f"{path}.{missing['field']}"
+        return Fault(reason, at, "a value (required)", "nothing", _meant(document, at))
     name = path.rsplit(".", 1)[-1]
     if name == "schema":
         expected = SCHEMA_ID
     shown = got if expected != A_NUMBER and got and name not in CHOICES else _shown(document, path)
-    return Fault(reason, path, expected, shown or got)
+    return Fault(reason, path, expected, shown or got, _choice(document, path))
+
+
+def _meant(document: JsonObject, path: str) -> str | None:
+    """Return what was probably meant as a missing field, or None."""
+    place = find(document, path)
+    if place is None or not isinstance(place.container, dict):
+        return None
+    event = "recommendation.recommendations" if "[" in path else str(document.get("event"))
+    key = near_required(str(place.key), event, list(place.container))
+    return None if key is None else f"perhaps `{key[:_SHOWN]}` is meant as `{place.key}`"
+
+
+def _choice(document: JsonObject, path: str) -> str | None:
+    """Return the known value that was probably meant, or None."""
+    place = find(document, path)
+    if place is None or place.key not in CHOICES or not isinstance(place.value, str):
+        return None
+    value = near_choice(str(place.key), place.value)
+    return None if value is None else f"perhaps `{value}` is meant"
 
 
 def _shown(document: JsonObject, path: str) -> str | None:

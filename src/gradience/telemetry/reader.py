@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from gradience.errors import few
+from gradience.errors import RecorderError, SchemaError, few
 from gradience.schema import SCHEMA_ID
-from gradience.schema.events import ConfigSnapshot, Eval, Event, EventBase, RunStart, UnknownEvent
-from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
+from gradience.schema.events import ConfigSnapshot, Eval, Event, RunStart, UnknownEvent
+from gradience.schema.reports import (
+    VALIDATE_LOGS_SCHEMA_ID,
+    VALIDATE_SCHEMA_ID,
+    BadLine,
+    ValidateLogsReport,
+    ValidateReport,
+)
 from gradience.telemetry.lines import require_log
+from gradience.telemetry.near import Census
 from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, RowBlock
 from gradience.telemetry.series import RunSeries
 
@@ -209,7 +216,8 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
 def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_ISSUES) -> ValidateReport:
     """Return a report of every line of a log that does not follow the schema.
 
-    Event names unknown to this version are legal, and counted. Bare NaN and Infinity tokens are read, but a log that
+    Names that no reader knows are legal. The report warns of those that look like a known one, and of a log that holds
+    nothing any reader uses. Bare NaN and Infinity tokens are read, but a log that
     holds one is not valid, because they are not JSON.
 
     Args:
@@ -221,8 +229,9 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
         SchemaError: the log is of another major version.
     """
     require_log(Path(path))
-    scan = LogScan(path, strict=True)
-    events: Counter[type[EventBase]] = Counter()
+    census = Census()
+    scan = LogScan(path, strict=True, seen=census.take)
+    events: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     issues: list[BadLine] = []
     total = 0
@@ -233,26 +242,48 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
         elif isinstance(found, UnknownEvent):
             unknown[found.event if found.event in unknown or len(unknown) < _MOST_NAMES else "..."] += 1
         else:
-            events.update(map(type, found.events() if isinstance(found, RowBlock) else found))
+            whole = found.events() if isinstance(found, RowBlock) else found
+            events.update(str(event.__struct_config__.tag) for event in whole)
     return ValidateReport(
         schema=VALIDATE_SCHEMA_ID,
         file=str(path),
         valid=total == 0 and scan.lines > 0,
         lines=scan.lines,
-        events={str(kind.__struct_config__.tag): count for kind, count in events.items()},
+        events=dict(events),
         unknown_events=dict(unknown),
         issues=issues,
         issues_total=total,
+        warnings=census.warnings() if scan.lines else [],
         notes=_notes(scan, unknown, sum(bad.torn for bad in issues)),
     )
 
 
+def validate_logs(
+    paths: Sequence[str | os.PathLike[str]], *, max_issues: int = DEFAULT_MAX_ISSUES
+) -> ValidateLogsReport:
+    """Return the reports of several logs. A log that cannot be read is not valid, and its `error` says why.
+
+    Args:
+        paths: logs, as for `validate_log`.
+        max_issues: how many faults the report of each log lists.
+    """
+    logs = []
+    for path in paths:
+        try:
+            logs.append(validate_log(path, max_issues=max_issues))
+        except (RecorderError, SchemaError) as error:
+            unread = f"{error}: {error.advice}" if error.advice else str(error)
+            logs.append(ValidateReport(schema=VALIDATE_SCHEMA_ID, file=str(path), valid=False, lines=0, error=unread))
+    return ValidateLogsReport(schema=VALIDATE_LOGS_SCHEMA_ID, valid=all(log.valid for log in logs), logs=logs)
+
+
 def _notes(scan: LogScan, unknown: Counter[str], torn: int) -> list[str]:
-    notes = []
+    notes = version_notes(scan.version, scan.softened)
     if not scan.lines:
         notes.append("the file holds no line that is not blank")
     if unknown:
-        notes.append(f"{unknown.total()} events of a name unknown to {SCHEMA_ID} here: legal, not checked further")
+        these = "1 event" if unknown.total() == 1 else f"{unknown.total()} events"
+        notes.append(f"{these} of a name unknown to {SCHEMA_ID} here: legal, not checked further")
     if scan.unnamed:
         notes.append(unnamed_note(scan.unnamed))
     if torn:

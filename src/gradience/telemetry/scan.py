@@ -95,8 +95,8 @@ def _row_decoder(
 ) -> _RowDecoder | None:
     """Return a decoder for rows whose further values have these names; None if msgspec cannot make it.
 
-    The version, the run's and session's ids are compared while decoding, so no string is built for each row. A name that is not
-    among `names` makes the decoder fail, because it might be one to keep.
+    The version, the run's and session's ids are compared while decoding, so no string is built for each row. A name
+    that is not among `names` makes the decoder fail, because it might be one to keep.
     """
     fields = {name: f"value_{i}" for i, name in enumerate(sorted(names))}
     own = ("session", Literal[session]) if session else ("session", None, None)

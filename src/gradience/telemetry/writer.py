@@ -239,7 +239,7 @@ class TelemetryWriter:
     def write(self, event: EventBase | UnknownEvent) -> None:
         """Append one typed event after redaction. If it has neither session nor seq, it gets this session's.
 
-        A class of your own that inherits from `EventBase` is an event too: readers of other programs keep and count it.
+        A `RunEnd` ends the run: none is added when the writer is left. A class of your own that inherits from `EventBase` is an event too: readers of other programs keep and count it.
         """
         if not isinstance(event, EventBase | UnknownEvent):
             raise RecorderError(f"expected a typed event, got {type(event).__name__}", advice=_ADVICE)
@@ -249,6 +249,7 @@ class TelemetryWriter:
             if event.session is None and event.seq is None:
                 event = _numbered(event, self.session, seq)
             self._append(event, {})
+        self._ended = self._ended or isinstance(event, RunEnd)
 
     def close(self) -> None:
         """Release the file and its lock, and say how many events were lost. Closing twice is harmless.
