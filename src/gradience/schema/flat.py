@@ -104,14 +104,26 @@ def _checked(cls: Any, made: msgspec.Struct, extras: JsonObject) -> Any:
         for name, key, default in _fields(cls):
             value = getattr(made, name)
             if value is not default:  # what is left at its default is omitted on the wire
-                document[key] = plain(value, key)
+                document[key] = _plain(value, key, cls)
         return cls.from_document(document | extras)
     except msgspec.ValidationError as error:
         path, expected, got = expectation(str(error))
         came = f", got {got}" if got else ""
         raise SchemaError(f"{cls.__name__}: expected {expected} at `{path}`{came}", advice=str(error)) from error
+
+
+def _plain(value: Any, name: str, cls: Any) -> Json:
+    """Return a value as JSON.
+
+    Raises:
+        SchemaError: it is none.
+    """
+    try:
+        return plain(value, name)
     except RecorderError as error:
         raise SchemaError(f"{cls.__name__}: {error}", advice=error.advice) from error
+    except Exception as error:  # a value's own methods may raise anything
+        raise SchemaError(f"{cls.__name__}: `{name}` could not be read: {type(error).__name__}") from error
 
 
 class Checked(msgspec.Struct, metaclass=CheckedMeta, frozen=True):
@@ -154,12 +166,9 @@ class FlatMeta(CheckedMeta):
             TypeError: a field is missing, or there is none of that name.
         """
         made: Any = StructMeta.__call__(cls, *args, **{**cls.given, **fields})  # type: ignore[attr-defined]  # of Flat
-        if not isinstance(extras, Mapping | None):
+        further = {} if extras is None else _plain(extras, _REST, cls)
+        if not isinstance(further, dict):
             raise SchemaError(f"{cls.__name__}: expected a mapping as `extras`, got {type(extras).__name__}")
-        try:
-            further = plain(extras or {}, _REST)
-        except RecorderError as error:
-            raise SchemaError(f"{cls.__name__}: {error}", advice=error.advice) from error
         refuse_taken(type(made), further)
         if odd := sorted(filter(_is_unwritable, further)):
             message = f"extras of {cls.__name__} may not be named {odd[0]!r}: msgspec cannot write it beside the fields"

@@ -191,6 +191,8 @@ def _within(items: Iterable[_T], name: str, limits: _Limits) -> list[_T]:
 
 
 def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
+    if depth > _MAX_LEVELS:  # what it turns into turns into another, as a mock does without end
+        raise RecorderError(f"`{name}` is nested more than {_MAX_LEVELS} levels deep", advice=_ADVICE)
     if isinstance(value, (msgspec.Struct, Enum)):  # checked before str, because transformers' enums are both
         held = value.value if isinstance(value, Enum) else msgspec.to_builtins(value)
         return _plain(held, name, limits, depth + 1)

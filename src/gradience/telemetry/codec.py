@@ -14,7 +14,7 @@ from gradience.io.reading import check_depth
 from gradience.schema import MAX_INT, SCHEMA_ID, SCHEMA_PATTERN, SCHEMA_PREFIX, NonNegativeInt, Real, real
 from gradience.schema.document import escape_controls
 from gradience.schema.events import EVENT_TYPES, Eval, Event, EventBase, Recommendation, TrainStep, UnknownEvent
-from gradience.schema.flat import CHOICES, expectation, spread
+from gradience.schema.flat import CHOICES, Checked, Flat, expectation, spread
 
 _OPEN: Final = {  # where an event has a choice that a later minor version may add to
     "run_start": ("config", "task_profile"),
@@ -26,6 +26,7 @@ _OF_THIS_MAJOR: Final = re.compile(SCHEMA_PATTERN)
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 MAX_LINE_BYTES: Final = 64 * 1024  # most bytes of one line without its newline
 T_ = TypeVar("T_")
+P_ = TypeVar("P_", bound=Checked | Flat)
 KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
 OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 
@@ -215,9 +216,18 @@ def convert(document: JsonObject) -> Event | UnknownEvent:
     _refuse_other_major(document.get("schema"))
     if not isinstance(name, str) or name not in EVENT_TYPES:
         return _unknown(document)
+    return convert_part(document, EVENT_TYPES[name])  # type: ignore[return-value]  # every type there is an Event
+
+
+def convert_part(document: JsonObject, cls: type[P_]) -> P_:
+    """Return an event, or a part of one, of its JSON object. Modifies it: 4.0 becomes 4 where an integer is wanted.
+
+    Raises:
+        msgspec.ValidationError: a field has the wrong type.
+    """
     while True:
         try:
-            return EVENT_TYPES[name].from_document(document)  # type: ignore[return-value]  # every type there is an Event
+            return cls.from_document(document)  # type: ignore[return-value]  # of this class
         except msgspec.ValidationError as error:
             if not _make_whole(document, str(error)):
                 raise

@@ -15,7 +15,7 @@ from functools import wraps
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar
 
 import msgspec
 
@@ -35,9 +35,9 @@ from gradience.schema.events import (
     TrainStep,
     UnknownEvent,
 )
-from gradience.schema.flat import extended, refuse_taken, unchecked
+from gradience.schema.flat import unchecked
 from gradience.schema.values import number, plain, rates
-from gradience.telemetry.codec import JsonObject, encode_row
+from gradience.telemetry.codec import JsonObject, convert_part, encode_row
 from gradience.telemetry.logfile import Fsync, LogFile, notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
 
@@ -47,6 +47,7 @@ _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
 _ADVICE: Final = "see the event's fields in gradience.events"
 _MOST_ITEMS: Final = 1000  # recommendations of one event: more do not fit a line of 64 KiB
 _P = ParamSpec("_P")
+C_ = TypeVar("C_", ConfigSnapshot, EvalMetrics, RecommendationItem)
 
 
 def _counted(
@@ -153,19 +154,15 @@ class TelemetryWriter:
     @_counted
     def run_start(
         self,
-        config: ConfigSnapshot | None = None,
+        config: ConfigSnapshot | Mapping[str, Any] | None = None,
         *,
         meta: Mapping[str, Any] | None = None,
         resumed_from_step: int | None = None,
     ) -> None:
-        """Open the run, or its continuation from a step."""
-        self._record(
-            RunStart,
-            resumed_from_step,
-            config=config or ConfigSnapshot(),
-            meta=plain(meta or {}, "meta"),
-            resumed_from_step=resumed_from_step,
-        )
+        """Open the run, or its continuation from a step. A mapping as the config has its keys."""
+        step = None if resumed_from_step is None else _step(resumed_from_step)
+        facts = {} if meta is None else plain(meta, "meta")
+        self._record(RunStart, step, config=_config(config), meta=facts, resumed_from_step=step)
 
     def train_step(
         self,
@@ -197,12 +194,12 @@ class TelemetryWriter:
     @_counted
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
         """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and any other measurement."""
-        self._record(Eval, step, split=split, metrics=self._eval_metrics(metrics))
+        self._record(Eval, step, split=_text(split, "split"), metrics=_eval_metrics(metrics))
 
     @_counted
     def metrics(self, step: int | None, *, kind: str, metrics: Mapping[str, Any]) -> None:
         """Record a block of numbers of a named kind."""
-        self._record(Metrics, step, kind=kind, metrics=plain(metrics, "metrics"))
+        self._record(Metrics, step, kind=_text(kind, "kind"), metrics=plain(metrics, "metrics"))
 
     @_counted
     def alert(
@@ -216,30 +213,39 @@ class TelemetryWriter:
     ) -> None:
         """Record something a person should see."""
         self._record(
-            Alert, step, severity=severity, code=code, message=message, context=plain(context or {}, "context")
+            Alert,
+            step,
+            severity=_text(severity, "severity"),
+            code=_text(code, "code"),
+            message=_text(message, "message"),
+            context={} if context is None else plain(context, "context"),
         )
 
     @_counted
-    def recommendation(self, items: Sequence[RecommendationItem], *, step: int | None = None) -> None:
+    def recommendation(
+        self, items: Sequence[RecommendationItem | Mapping[str, Any]], *, step: int | None = None
+    ) -> None:
         """Record suggestions."""
         given = list(islice(items, _MOST_ITEMS + 1))
         if len(given) > _MOST_ITEMS:
             raise RecorderError(f"an event may hold {_MOST_ITEMS} recommendations", advice="write several events")
-        self._record(Recommendation, step, recommendations=given)
+        self._record(Recommendation, step, recommendations=[_item(item, i) for i, item in enumerate(given)])
 
     @_counted
     def run_end(self, status: Status = "ok", *, reason: str | None = None) -> None:
         """Close the run. The file stays open for late evaluations until `close`."""
         if self.lost and reason is None:
             reason = f"{self.lost} events could not be recorded"
-        self._record(RunEnd, None, status=status, reason=reason)
+        said = None if reason is None else _text(reason, "reason")
+        self._record(RunEnd, None, status=_text(status, "status"), reason=said)
         self._ended = True
 
     @_counted
     def write(self, event: EventBase | UnknownEvent) -> None:
         """Append one typed event after redaction. If it has neither session nor seq, it gets this session's.
 
-        A `RunEnd` ends the run: none is added when the writer is left. A class of your own that inherits from `EventBase` is an event too: readers of other programs keep and count it.
+        A `RunEnd` ends the run: none is added when the writer is left. A class of your own that inherits from
+        `EventBase` is an event too; readers keep and count it.
         """
         if not isinstance(event, EventBase | UnknownEvent):
             raise RecorderError(f"expected a typed event, got {type(event).__name__}", advice=_ADVICE)
@@ -358,20 +364,47 @@ class TelemetryWriter:
             self._file.opening = line
         self._file.append(line, durable=durable)
 
-    def _eval_metrics(self, metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
-        if isinstance(metrics, EvalMetrics):
-            return metrics
-        given = plain(metrics, "metrics")
-        known = {k: given.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in given}
-        refuse_taken(EvalMetrics, given)
-        return extended(unchecked(EvalMetrics, **known), given)
-
     def _reason(self, error: BaseException | None) -> str | None:
         """Return the exception's type; with `allow_text` also its text, which may hold prompts or paths."""
         if error is None:
             return None
         name, text = type(error).__name__, _text_of(error) if self._rule.allow_text else ""
         return f"{name}: {text}" if text not in {"", name} else name
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise RecorderError(f"`{name}`: expected a text, got {type(value).__name__}", advice=_ADVICE)
+    return value
+
+
+def _config(config: ConfigSnapshot | Mapping[str, Any] | None) -> ConfigSnapshot:
+    if config is None or isinstance(config, ConfigSnapshot):
+        return config or ConfigSnapshot()
+    return _converted(config, "config", ConfigSnapshot)
+
+
+def _eval_metrics(metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
+    if isinstance(metrics, EvalMetrics):
+        return metrics
+    return _converted(metrics, "metrics", EvalMetrics)
+
+
+def _item(item: RecommendationItem | Mapping[str, Any], place: int) -> RecommendationItem:
+    if isinstance(item, RecommendationItem):
+        return item
+    return _converted(item, f"recommendations[{place}]", RecommendationItem)
+
+
+def _converted(value: Mapping[str, Any], name: str, cls: type[C_]) -> C_:
+    """Return the part of an event that a mapping holds."""
+    document = plain(value, name)
+    if not isinstance(document, dict):
+        raise RecorderError(f"`{name}`: expected a mapping, got {type(value).__name__}", advice=_ADVICE)
+    try:
+        return convert_part(document, cls)
+    except msgspec.ValidationError as error:
+        raise RecorderError(f"`{name}`: {error}", advice=_ADVICE) from error
 
 
 def _numbered(event: EventBase | UnknownEvent, session: str, seq: int) -> EventBase | UnknownEvent:
