@@ -189,8 +189,11 @@ def test_integers_beyond_doubles_are_written_whole(log, writer) -> None:
         (lambda w: w.train_step(1, note=b"x"), r"`note`: expected a JSON value, got bytes"),
         (lambda w: w.train_step(1, a={"b": [0, 1j]}), r"`a\.b\[1\]`: expected a JSON value, got complex"),
         (lambda w: w.train_step(1, session="mine"), r"extras of TrainStep .* known key: session"),
-        (lambda w: w.eval(1, split="t", metrics={"accuracy": "high"}), r"\$\.metrics\.accuracy"),
-        (lambda w: w.eval(1, split=None, metrics={}), r"\$\.split"),
+        (
+            lambda w: w.eval(1, split="t", metrics={"accuracy": "high"}),
+            r"`metrics\.accuracy`: expected a number, .*, got 'high'",
+        ),
+        (lambda w: w.eval(1, split=None, metrics={}), r"`split`: expected a text, got NoneType"),
         (lambda w: w.metrics(1, kind="k", metrics={"x": {"y": object}}), r"`metrics\.x\.y`: expected a JSON value"),
         (lambda w: w.alert(severity="fatal", code="c", message="m"), r"\$\.severity"),
         (

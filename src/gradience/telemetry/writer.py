@@ -35,7 +35,7 @@ from gradience.schema.events import (
     TrainStep,
     UnknownEvent,
 )
-from gradience.schema.flat import unchecked
+from gradience.schema.flat import expectation, unchecked
 from gradience.schema.values import number, plain, rates
 from gradience.telemetry.codec import JsonObject, convert_part, encode_row
 from gradience.telemetry.logfile import Fsync, LogFile, notice
@@ -404,7 +404,9 @@ def _converted(value: Mapping[str, Any], name: str, cls: type[C_]) -> C_:
     try:
         return convert_part(document, cls)
     except msgspec.ValidationError as error:
-        raise RecorderError(f"`{name}`: {error}", advice=_ADVICE) from error
+        path, expected, got = expectation(str(error))
+        came = f", got {got}" if got else ""
+        raise RecorderError(f"`{name}{path[1:]}`: expected {expected}{came}", advice=_ADVICE) from error
 
 
 def _numbered(event: EventBase | UnknownEvent, session: str, seq: int) -> EventBase | UnknownEvent:
