@@ -250,7 +250,11 @@ STATED: dict[str, dict[str, Any]] = {
     "telemetry.logfile": {"FSYNC_INTERVAL_S": 5.0, "_PRIVATE_MODE": 0o600, "_BEYOND": (1 << 31) - 1},
     "telemetry.redact": {"_SCANNED_KEY": 1024},
     "telemetry.secrets": {"_TOKEN": 16, "_PAIRED": 8},
-    "telemetry.values": {"_WHOLE_BITS": 4096},
+    "schema.flat": {"_SHOWN": 80},
+    "schema.values": {"_WHOLE_BITS": 4096},
+    "telemetry.codec": {"_SHOWN": 80},
+    "telemetry.near": {"_CLOSE": 0.85, "_SHORTEST": 3, "_MOST_SHAPES": 1000, "_MOST_HINTS": 20, "_SHOWN": 80},
+    "telemetry.writer": {"_MOST_ITEMS": 1000},
     "verbs.audit.against_base": {"SHOWN_EPS": (0.3, 0.5, 0.7), "_SAME_NORM": 1e-05, "_HALF": 2},
     "verbs.audit": {"_EVENT_BYTES": 56 * 1024},
     "verbs.bench": {"_DENSITY": 0.5, "SCALES": (0.0, 0.5)},
@@ -356,6 +360,7 @@ STATED: dict[str, dict[str, Any]] = {
     "verbs.writing": {"_NAMED": 5, "_CARD_GAPS": 20},
 }
 OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the system says
+    "schema.flat": "_KEPT_CLASSES",
     "adapters.kinds": "_BLOCK",
     "adapters": "_KEPT",
     "adapters.open": "_MOST _MOST_HEADER _FIRST_ROOM",

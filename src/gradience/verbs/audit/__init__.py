@@ -12,7 +12,7 @@ from gradience.adapters.formats import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import factors_of
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, require
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
 from gradience.rules import excluded_rules, without
@@ -113,6 +113,8 @@ def audit_adapter(
 
         top = top_singular_values
         return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
+    if against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     beside = None
     if base is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from gradience.configs.training import STATE_NAME
-from gradience.errors import GradienceError, RecorderError
+from gradience.errors import GradienceError, RecorderError, require
 from gradience.importers.sources import is_run
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.configs.training import objective_of
@@ -62,6 +62,7 @@ def collect_runs(
         GradienceError: a package is missing, or `out` holds something else.
         OutputError: another process is updating the store, or it cannot be written.
     """
+    require("pyarrow", "duckdb", extra="fleet", what="a table of runs")
     store = Store(_folder(roots) if out is None else Path(out), RUNS)
     plan = _plan(store, roots)
     if plan.jobs or plan.gone or not store.exists:
