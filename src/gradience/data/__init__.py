@@ -21,6 +21,7 @@ _TEXT_COLUMNS: Final = ("text", "sentence", "content", "review", "question")
 _LABEL_COLUMNS: Final = ("label", "labels")
 _ROLES: Final = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
 _PASSED: Final = ("tools", "chat_template_kwargs")
+_LARGEST_ID: Final = 1 << 31
 _MOST_COLUMNS: Final = 12  # columns named in an error
 _ALPACA: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _ALPACA_NO_INPUT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -209,6 +210,8 @@ def _ids(row: Mapping[str, Json], name: str) -> list[int]:
     value = _parsed(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
         raise Unusable(f"{name}: expected a list of whole numbers")
+    if any(abs(item) > _LARGEST_ID for item in value):
+        raise Unusable(f"{name}: a number beyond 2^31, where token ids are expected")
     if not value:
         raise Unusable(f"{name}: empty")
     return value

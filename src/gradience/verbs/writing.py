@@ -36,9 +36,11 @@ from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.interrupt import held
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
+from gradience.schema.document import writable
 from gradience.schema.merge import MergeReport
 from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizedModule, ResizeReport, SourceFile
 from gradience.spectral import each_in_threads
+from gradience.telemetry.redact import hide_in
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -82,7 +84,12 @@ def write_adapter(out: Path, new: NewAdapter, provenance: Callable[[], Provenanc
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
         record = provenance()
         _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
-        _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        _write(folder / PROVENANCE_NAME, msgspec.json.format(encoded(record), indent=2) + b"\n")
+
+
+def encoded(record: Provenance) -> bytes:
+    """The record as JSON, without secrets; bytes of a name that are not UTF-8 are written as escapes."""
+    return msgspec.json.encode(writable(msgspec.to_builtins(hide_in(record))))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 INDEX: Final = "index.msgpack"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MOST_BYTES: Final = 1 << 30
 _SETTLED: Final = 3_000_000_000  # nanoseconds; a folder that changed more recently may change again unseen
 
@@ -65,10 +65,10 @@ class Known(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A folder's subfolders and adapters, valid while the folder's modification time is `changed`."""
+    """A folder's subfolders and adapters, valid while the folder's times are `changed`."""
 
-    changed: int
-    """Nanoseconds."""
+    changed: tuple[int, int]
+    """The times of modification, which anybody can set, and of status change, in nanoseconds."""
     folders: Sequence[str]
     targets: Sequence[Target]
 
@@ -89,7 +89,7 @@ class Folders:
     def unchanged(self, folder: str, status: os.stat_result) -> Listing | None:
         """The listing of a folder with the same modification time as before, kept for the next call; else None."""
         found = self._before.get(folder)
-        if found is None or found.changed != status.st_mtime_ns:
+        if found is None or found.changed != _times(status):
             return None
         self.listings[folder] = found
         return found
@@ -103,8 +103,12 @@ class Folders:
             folders: paths of its subfolders. No entry of it may be a link, because a link's target changes elsewhere.
             targets: its adapters, which must follow from file names alone.
         """
-        if status.st_mtime_ns < self._settled:
-            self.listings[folder] = Listing(status.st_mtime_ns, folders, targets)
+        if max(_times(status)) < self._settled:
+            self.listings[folder] = Listing(_times(status), folders, targets)
+
+
+def _times(status: os.stat_result) -> tuple[int, int]:
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Index(msgspec.Struct, array_like=True):

@@ -6,6 +6,7 @@ A query is a single SELECT by DuckDB. It reads these files and no others, withou
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
 
+_PATTERN: Final = re.compile(r"[*?\[\\]")
 _KINDS: Final = {
     "int64": "bigint",
     "double": "double",
@@ -156,14 +158,18 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
         live = {name: [str(path.resolve()) for path in store.files(name)] for name in names}
         base.execute(f"set allowed_paths = {_texts(path for paths in live.values() for path in paths)}")
         for name, paths in live.items():
-            base.execute(f"create view {name} as {_view(paths) if paths else _empty(store, name)}")
+            if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes
+                base.register(name, store.table(name))
+            else:
+                base.execute(f"create view {name} as {_view(paths) if paths else _empty(store, name)}")
         base.execute("set enable_external_access = false")
         base.execute("set lock_configuration = true")
         yield base
 
 
 def _view(paths: Iterable[str]) -> str:
-    return f"select * from read_parquet({_texts(paths)})"  # noqa: S608  # our own paths, quoted
+    # a folder's name, such as `r=99`, is no column
+    return f"select * from read_parquet({_texts(paths)}, hive_partitioning = false)"  # noqa: S608  # our own paths, quoted
 
 
 def _empty(store: Store, name: str) -> str:

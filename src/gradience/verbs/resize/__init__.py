@@ -30,6 +30,7 @@ from gradience.verbs.writing import (
     Dtype,
     NewAdapter,
     SourceFiles,
+    encoded,
     loaded_ahead,
     provenance_of,
     refuse_place,
@@ -228,7 +229,7 @@ def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record
     is_uniform = not plan.patterns.rank_pattern and not plan.patterns.alpha_pattern
     metadata["ss_network_dim"] = str(plan.patterns.r) if is_uniform else "Dynamic"
     metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if is_uniform else "Dynamic"
-    metadata[PROVENANCE_KEY] = msgspec.json.encode(msgspec.structs.replace(record, modules=[])).decode()
+    metadata[PROVENANCE_KEY] = encoded(msgspec.structs.replace(record, modules=[])).decode()
     with atomic_file(out, force=force) as partial:
         write_safetensors(partial, tensors, metadata=metadata)
 
