@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.verbs.fleet import INDEX, Folders, Known, encoded, read_index, store as storing, write_index
 from gradience.verbs.fleet.audit import known_rows
-from gradience.verbs.fleet.query import FLEET
+from gradience.verbs.fleet.query import FLEET, select
 from gradience.verbs.fleet.store import Store
 
 
@@ -64,7 +65,7 @@ class Killed(BaseException):
     """What no handler of the store catches."""
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 17, 29, 30])
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 5, 17, 31, 32])
 def test_a_kill_at_any_step_of_a_merge_leaves_each_row_once(tmp_path, monkeypatch, step):
     store = filled(tmp_path / "s", 9)
     left = [step]
@@ -98,7 +99,7 @@ def test_a_kill_at_any_step_of_a_merge_leaves_each_row_once(tmp_path, monkeypatc
     assert on_disk(tmp_path / "s") == dict.fromkeys(FLEET.rows, sorted(live))
 
 
-STEPS = 1 + 1 + 1 + 9 * 3  # the part, the manifest, its partial file, the old parts
+STEPS = 1 + 2 + 2 + 9 * 3  # the part, the manifest before and after it, each with its partial file, the old parts
 
 
 def test_the_index_says_what_the_tables_say_and_holds_for_these_parts_only(tmp_path):
@@ -113,3 +114,41 @@ def test_the_index_says_what_the_tables_say_and_holds_for_these_parts_only(tmp_p
     for damage in (b"", b"x", (tmp_path / "s" / INDEX).read_bytes()[:-3]):
         (tmp_path / "s" / INDEX).write_bytes(damage)
         assert read_index(store)[0] is None
+
+
+def test_files_that_it_did_not_write_stay(tmp_path):
+    store = filled(tmp_path / "s", 2)
+    foreign = [tmp_path / "s" / name for name in ("adapters/mine.parquet", "modules/part-000099.parquet", "findings/x")]
+    for path in foreign:
+        path.write_text("mine")
+    with Store(tmp_path / "s", FLEET).writing() as writer:
+        writer.add([result("later")])
+    assert [path.read_text() for path in foreign] == ["mine"] * 3
+    assert len(store.table("adapters")) == 2
+    assert paths(tmp_path / "s") == ["a00", "a01", "later"]
+
+
+def test_a_number_that_a_foreign_file_has_is_not_used(tmp_path):
+    filled(tmp_path / "s", 1)
+    (tmp_path / "s" / "modules" / "part-000002.parquet").write_text("mine")
+    with Store(tmp_path / "s", FLEET).writing() as writer:
+        writer.add([result("later")])
+    assert Store(tmp_path / "s", FLEET).parts == [1, 3]
+    assert (tmp_path / "s" / "modules" / "part-000002.parquet").read_text() == "mine"
+
+
+@pytest.mark.parametrize("parts", [[1, 1], [0], [3], [-1]], ids=str)
+def test_a_manifest_with_a_part_twice_or_one_never_written_is_damaged(tmp_path, parts):
+    filled(tmp_path / "s", 2)
+    place = tmp_path / "s" / "fleet.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"parts": parts}))
+    with pytest.raises(GradienceError, match="damaged"):
+        Store(tmp_path / "s", FLEET)
+
+
+@pytest.mark.parametrize("name", ["r=99", "path=x/f", "f[0]*?", "a\\b", "q'uote"])
+def test_the_name_of_a_store_is_neither_a_column_nor_a_pattern(tmp_path, name):
+    filled(tmp_path / name, 2)
+    assert set(known_rows(Store(tmp_path / name, FLEET))) == {"a00", "a01"}
+    report = select(Store(tmp_path / name, FLEET), "select path, r from modules order by path, position")
+    assert report.rows == [["a00", 2]] * 3 + [["a01", 2]] * 3

@@ -22,6 +22,7 @@ _LABEL_COLUMNS: Final = ("label", "labels")
 _ROLES: Final = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
 _PASSED: Final = ("tools", "chat_template_kwargs")
 _LARGEST_ID: Final = 1 << 31
+_LONGEST_LABEL: Final = 1024  # characters of a class's name
 _MOST_COLUMNS: Final = 12  # columns named in an error
 _ALPACA: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _ALPACA_NO_INPUT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -185,6 +186,8 @@ def _classification(row: Mapping[str, Json], shape: Shape, _: bool) -> Columns: 
     label = _column(row, shape.label_column)
     if isinstance(label, list | dict):
         raise Unusable(f"{shape.label_column}: expected one label")
+    if len(label) > _LONGEST_LABEL if isinstance(label, str) else abs(label) > _LARGEST_ID:
+        raise Unusable(f"{shape.label_column}: longer than a label is")
     return {"text": _text(row, shape.text_column), "label": _number(label)}
 
 

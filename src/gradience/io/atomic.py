@@ -10,15 +10,20 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import reduce
+from itertools import islice
+from operator import and_
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from gradience.errors import OutputError
 from gradience.io.interrupt import held
 
 _T = TypeVar("_T")
+_MOST_SOURCES: Final = 1000  # files of a folder whose modes are looked at
 
 
 @contextmanager
@@ -74,6 +79,32 @@ def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], obj
     finally:
         with held():
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def keep_private(place: Path, sources: Iterable[Path]) -> None:
+    """Take from a file, or from all of a folder, what others may not do with every one of its sources.
+
+    What is made of a log or an adapter that only its owner may read is for its owner only, too.
+
+    Args:
+        place: what was written, before it has its name.
+        sources: files, or folders of files; those that are missing count for nothing.
+    """
+    modes = [mode for source in sources for mode in _modes(source)]
+    shared = reduce(and_, modes, 0o077) & 0o077
+    if shared & 0o044 == 0o044:  # readable by group and others
+        return
+    for path in (place, *(place.rglob("*") if place.is_dir() else ())):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(mode & (0o700 | shared | (shared & 0o044) >> 2 if path.is_dir() else 0o700 | shared))
+
+
+def _modes(source: Path) -> Iterator[int]:
+    with suppress(OSError):
+        if source.is_dir():
+            yield from (path.stat().st_mode for path in islice(source.iterdir(), _MOST_SOURCES) if path.is_file())
+        else:
+            yield source.stat().st_mode
 
 
 def refuse_file(out: Path, *, force: bool) -> None:

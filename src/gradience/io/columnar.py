@@ -6,6 +6,7 @@ full before a value is read, and sends rows of bounded size.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from gradience.errors import ConfigError
-from gradience.io.confined import Confined, Foreign
+from gradience.io.confined import Confined, Foreign, allow
 from gradience.io.reading import MAX_VALUES, count_values, open_regular
 
 MAX_ROW: Final = 64 << 20  # bytes of one row, as JSON
-BATCH: Final = 512  # most rows of a batch
+MAX_ROWS: Final = 1_000_000_000  # of one file: a column of nulls takes a byte for thousands of rows
+BATCH: Final = 512  # most rows of one answer
+_LARGEST_BATCH: Final = 1 << 16  # rows of a batch that is read
 _BATCH_BYTES: Final = 64 << 20  # bytes of a batch, by the mean row of the file
 _SMALL: Final = 1 << 20  # bytes of an answer whose rows need not be looked at one by one
 _CLASS: Final = "gradience.io.columnar:Reader"
@@ -92,30 +95,35 @@ class Reader:
     def count(self) -> int:
         """The number of rows that the file states."""
         if self._is_parquet:
-            return int(self._parquet.ParquetFile(self._path).metadata.num_rows)
-        return sum(batch.num_rows for batch in self._arrow())
+            rows = int(self._parquet.ParquetFile(self._path).metadata.num_rows)
+        else:
+            rows = sum(batch.num_rows for batch in self._arrow())
+        if rows > MAX_ROWS:
+            raise ConfigError(f"{self._path}: more than {MAX_ROWS:,} rows, the limit", advice="give a part of it")
+        return rows
 
     def rows(self, wanted: list[int] | None, columns: list[str] | None) -> Iterator[list[Numbered]]:
         """Yield some rows at a time."""
-        asked = None if wanted is None else set(wanted)
         start = 1
         for batch in self._of_parquet(columns) if self._is_parquet else self._arrow():
             batch.validate(full=True)
-            for offset in range(0, batch.num_rows, BATCH):
-                part = batch.slice(offset, BATCH)
-                numbers = range(start + offset, start + offset + part.num_rows)
-                places = [place for place, number in enumerate(numbers) if asked is None or number in asked]
-                if places:
-                    chosen = part if asked is None else part.take(self._pa.array(places))
-                    yield from _bounded([numbers[place] for place in places], chosen)
-            start += batch.num_rows
+            end = start + batch.num_rows
+            numbers: Sequence[int] = range(start, end)
+            chosen = batch
+            if wanted is not None:
+                numbers = wanted[bisect_left(wanted, start) : bisect_left(wanted, end)]
+                chosen = batch.take(self._pa.array([number - start for number in numbers], self._pa.int64()))
+            for offset in range(0, len(numbers), BATCH):
+                yield from _bounded(numbers[offset : offset + BATCH], chosen.slice(offset, BATCH))
+            start = end
+            allow()
 
     def _of_parquet(self, columns: list[str] | None) -> Iterator[Any]:
         with self._parquet.ParquetFile(self._path) as file:
             held = file.metadata
             named = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
             size = sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
-            rows = max(1, min(BATCH, _BATCH_BYTES * held.num_rows // max(size, 1)))
+            rows = max(1, min(_LARGEST_BATCH, _BATCH_BYTES * held.num_rows // max(size, 1)))
             read = 0
             for batch in file.iter_batches(batch_size=rows, columns=named):
                 read += batch.num_rows

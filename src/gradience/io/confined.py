@@ -268,41 +268,47 @@ def serve(descriptor: int) -> None:
 def _obey(pipe: Connection) -> NoReturn:
     """Make the object that is asked for, answer each question, and end with the caller."""
     made: Any = None
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
+    while True:
+        try:
             question = pipe.recv_bytes()
-            head = msgspec.msgpack.decode(question)
-            allow(_BUDGET[0] + len(question) / _BYTES_A_SECOND)
-            try:
-                if made is None:
-                    target, memory, budget, args = head
-                    _limit_memory(memory)
-                    _BUDGET[0] = budget
-                    allow(_TO_MAKE * budget)
-                    made = _found(target)(*args)
-                    _say(pipe, "made")
-                    continue
-                found = getattr(made, head[0])(*head[1])
-                if isinstance(found, Iterator):
-                    for item in found:
-                        _say(pipe, "item", item)
-                        allow()
-                    _say(pipe, "end")
-                else:
-                    _say(pipe, "item", found)
-            except ConfigError as error:
-                _say(pipe, "unusable", str(error), error.advice)
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                raise
-            except MemoryError:
-                _say(pipe, "failed", "it needs more memory than it may take")
-            except BaseException as error:  # noqa: BLE001  # a panic of Rust is one, and any library may raise anything
-                _say(pipe, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-    os._exit(0)
+        except (EOFError, ConnectionResetError):  # the caller has closed the pipe, or ended
+            os._exit(0)
+        allow(_BUDGET[0] + len(question) / _BYTES_A_SECOND)
+        head = msgspec.msgpack.decode(question)
+        try:
+            if made is None:
+                made = _made(*head)
+                _say(pipe, "made")
+                continue
+            found = getattr(made, head[0])(*head[1])
+            if not isinstance(found, Iterator):
+                _say(pipe, "item", found)
+                continue
+            for item in found:
+                _say(pipe, "item", item)
+                allow()
+            _say(pipe, "end")
+        except ConfigError as error:
+            _say(pipe, "unusable", str(error), error.advice)
+        except MemoryError:
+            _say(pipe, "failed", "it needs more memory than it may take")
+        except BaseException as error:  # noqa: BLE001  # a panic of Rust is one, and any library may raise anything
+            _say(pipe, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _made(target: str, memory: int, seconds: float, args: list[Any]) -> Any:
+    _limit_memory(memory)
+    _BUDGET[0] = seconds
+    allow(_TO_MAKE * seconds)
+    return _found(target)(*args)
 
 
 def _say(pipe: Connection, *answer: Any) -> None:
-    pipe.send_bytes(msgspec.msgpack.encode(list(answer), enc_hook=str))
+    data = msgspec.msgpack.encode(list(answer), enc_hook=str)
+    try:
+        pipe.send_bytes(data)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # as above
 
 
 _BUDGET: Final = [SECONDS]

@@ -25,6 +25,7 @@ from gradience.schema import NonFinite, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.document import Finding, RuleGroup, by_severity, writable
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow, RunRow
+from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,6 +142,7 @@ def write_index(store: Store, known: dict[str, Known], folders: Folders) -> None
     except UnicodeEncodeError:  # a folder's name is not UTF-8: the next call lists all folders
         data = msgspec.msgpack.encode(_Index(_VERSION, store.parts, known, {}))
     with atomic_file(store.folder / INDEX, force=True) as partial:
+        store.touch(partial)
         partial.write_bytes(data)
 
 
@@ -276,6 +278,7 @@ def finding_columns(finding: Finding) -> dict[str, Any]:
 def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Struct]) -> bytes:
     """Encode rows as bytes, in the form in which every engine passes them between processes."""
     failed = any(head.error is not None for head in heads)
+    heads, others = hide_in(heads), hide_in(others)  # a config may hold a token, in a model's name or an error
     return msgspec.msgpack.encode(Result(failed, tuple(_raw(rows) for rows in (heads, *others))))
 
 

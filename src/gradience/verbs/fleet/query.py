@@ -26,6 +26,7 @@ from gradience.schema.fleet import (
     QueryColumn,
     QueryReport,
 )
+from gradience.telemetry.redact import hide_in
 from gradience.verbs.fleet import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store, Tables
 
@@ -114,7 +115,10 @@ def select(store: Store, sql: str) -> QueryReport:
     with opened(store) as base, _worded():
         base.execute(_only_select(base, sql))
         columns = [QueryColumn(name=name, type=str(kind)) for name, kind, *_ in base.description]
-        rows = [[_plain(value) for value in row] for row in base.fetchall()]
+        names = [column.name for column in columns]
+        rows = [
+            [hide_in(_plain(value), name) for value, name in zip(row, names, strict=True)] for row in base.fetchall()
+        ]
     return QueryReport(schema=QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
 
 
@@ -128,7 +132,19 @@ def select_to_parquet(store: Store, sql: str, out: Path) -> None:
     from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
 
     with opened(store) as base, _worded(), atomic_file(out) as partial:
-        parquet.write_table(base.sql(_only_select(base, sql).query).to_arrow_table(), partial)
+        store.touch(partial)
+        parquet.write_table(_without_secrets(base.sql(_only_select(base, sql).query).to_arrow_table()), partial)
+
+
+def _without_secrets(table: pa.Table) -> pa.Table:
+    """The table with the secrets in its texts hidden; numbers are not looked at."""
+    import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
+
+    for place, field in enumerate(table.schema):
+        if "string" in str(field.type):
+            texts = [hide_in(value, field.name) for value in table.column(place).to_pylist()]
+            table = table.set_column(place, field, pa.array(texts, field.type))
+    return table
 
 
 def _only_select(base: DuckDBPyConnection, sql: str) -> Statement:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MANIFEST: Final = "fleet.json"
 INSTALL: Final = "in the clone: pip install -e '.[fleet]'"
 _LOCK: Final = ".lock"
+_PRIVATE: Final = 0o600
 _MOST_BYTES: Final = 1 << 26  # most bytes of the manifest: some million parts
 _GROUP: Final = 1 << 16  # rows of a row group
 _FULL: Final = 1 << 15  # a part with so many rows in all tables is not merged; merging takes some megabytes at once
@@ -38,6 +39,8 @@ class Tables(NamedTuple):
 
     schema: str
     rows: Mapping[str, Row]
+    private: bool = False
+    """Whether its files are for their owner only, as the logs are that its rows come from."""
 
     @property
     def head(self) -> str:
@@ -78,6 +81,12 @@ class Store:
     def files(self, table: str) -> list[Path]:
         """The live Parquet files of a table."""
         return [self._part(table, number) for number in self._manifest.parts]
+
+    def touch(self, path: Path) -> None:
+        """Make a file before it is written, so that no other user can read it if the store is private."""
+        path.touch()
+        if self.tables.private:
+            path.chmod(_PRIVATE)
 
     def _part(self, table: str, number: int) -> Path:
         return self.folder / table / f"part-{number:06d}.parquet"
@@ -281,6 +290,7 @@ class Writer:
         for name, table in tables.items():
             path = self._store._part(name, number)  # noqa: SLF001  # as above
             try:
+                self._store.touch(path)
                 parquet.write_table(table, path, compression="zstd", row_group_size=_GROUP)
             except OSError as error:
                 message = f"cannot write {path}: {error.strerror or error}"
@@ -298,6 +308,7 @@ class Writer:
         live = set(self._manifest.parts)
         self._manifest.left = [number for number in self._manifest.left if number not in live]
         with atomic_file(self._store.folder / MANIFEST, force=True) as partial:
+            self._store.touch(partial)
             partial.write_bytes(msgspec.json.encode(self._manifest))
 
 
