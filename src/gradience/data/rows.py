@@ -24,6 +24,7 @@ from gradience.schema import Json
 Row: TypeAlias = dict[str, Json]
 
 MAX_LINE: Final = 64 << 20  # bytes of one row
+_MAX_SKIPPED: Final = 2 << 30  # bytes of a longer line, which is read to its end
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
 _MAX_FIELDS: Final = 1_000_000  # of a CSV's line
 _MAX_FILES: Final = 10_000  # files of a folder
@@ -191,11 +192,23 @@ def _lines(file: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
     while line := file.readline(MAX_LINE):
         number += 1
         if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                pass
+            _skip_line(file)
             yield number, None
         else:
             yield number, line
+
+
+def _skip_line(file: io.BufferedReader) -> None:
+    """Read up to the end of a line that is over the limit.
+
+    Raises:
+        ValueError: it does not end within `_MAX_SKIPPED` bytes, as in a sparse file.
+    """
+    skipped = MAX_LINE
+    while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+        skipped += len(rest)
+        if skipped > _MAX_SKIPPED:
+            raise ValueError(f"a line of more than {_MAX_SKIPPED >> 30} GiB")
 
 
 def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
