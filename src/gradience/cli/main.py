@@ -8,6 +8,7 @@ Only the standard library is imported before `script` runs, so that an interrupt
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -108,6 +109,7 @@ HEADINGS = {  # heading: the commands under it; commands in no heading are liste
     "More": (),
 }
 
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}  # an error of a write names no file
 _MAX_ERROR = 800  # characters of an error's line: at most a screen, however long a file's name is
 
 
@@ -200,6 +202,8 @@ def _code_of(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename is not None:
         # An error about a path, such as a name that no disk can hold, is the user's. Any other is a bug of ours.
         return _fail(_about(error), "check the path")
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return _fail(f"cannot write: {error.strerror}", "check the space left")
     return _failed(error)
 
 

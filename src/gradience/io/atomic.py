@@ -23,6 +23,8 @@ from gradience.errors import OutputError
 from gradience.io.interrupt import held
 
 _T = TypeVar("_T")
+_FREE: Final = "check path and free space"
+_LONGEST: Final = 200  # bytes of a name that are kept in that of its hidden sibling; most file systems take 255
 _MOST_SOURCES: Final = 1000  # files of a folder whose modes are looked at
 
 
@@ -43,7 +45,8 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         with held():
             _attempt(out, lambda: partial.touch(exist_ok=False))
-        yield partial
+        with _of(out, partial):
+            yield partial
         with held():
             if force:
                 _attempt(out, lambda: partial.replace(out))
@@ -73,12 +76,28 @@ def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], obj
     try:
         with held():
             _attempt(out, partial.mkdir)
-        yield partial
+        with _of(out, partial):
+            yield partial
         with held():
             _attempt(out, lambda: _swap(partial, out, force=force, check=check))
     finally:
         with held():
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _of(out: Path, partial: Path) -> Iterator[None]:
+    """A context that turns a failure to write into an OutputError: of a file in `partial`, or of none that is named.
+
+    An error of a file that is read has its name.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is not None and not Path(os.fsdecode(named)).is_relative_to(partial):
+            raise
+        raise OutputError(f"cannot write {out}: {error.strerror or error}", advice=_FREE) from error
 
 
 def keep_private(place: Path, sources: Iterable[Path]) -> None:
@@ -149,15 +168,16 @@ def _make_parent(out: Path) -> None:
 
 
 def _sibling(out: Path) -> Path:
-    """A hidden path beside `out` with a random part, so that the name is not taken."""
-    return out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
+    """A hidden path beside `out` with a random part, so that the name is not taken; no longer than a name may be."""
+    name = os.fsdecode(os.fsencode(out.name)[:_LONGEST])
+    return out.with_name(f".{name}.partial-{secrets.token_hex(4)}")
 
 
 def _attempt(out: Path, action: Callable[[], _T]) -> _T:
     try:
         return action()
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check path and free space") from error
+        raise OutputError(f"cannot write {out}: {error.strerror}", advice=_FREE) from error
 
 
 def _name_unless_taken(partial: Path, out: Path) -> None:
