@@ -368,6 +368,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "data.tokens": "_BATCH",
     "importers.databases": "_STEPS_A_CALL",
     "importers.files": "_CHUNK",
+    "data.rows": "_PIECE",
     "io.atomic": "_LONGEST _MOST_SOURCES",
     "io.columnar": "BATCH _BATCH_BYTES _LARGEST_BATCH _SMALL",
     "io.header": "_PIECE _SHORT",

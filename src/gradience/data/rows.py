@@ -27,6 +27,8 @@ MAX_LINE: Final = 64 << 20  # bytes of one row
 _MAX_SKIPPED: Final = 2 << 30  # bytes of a longer line, which is read to its end
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
 _MAX_FIELDS: Final = 1_000_000  # of a CSV's line
+_PIECE: Final = 1 << 20  # bytes that are read at once of a line that is left out
+_MAX_LINES: Final = 1_000_000  # of a CSV's record
 _MAX_FILES: Final = 10_000  # files of a folder
 _ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of Dataset.save_to_disk"
 _COMMON_TRAIN: Final = "train"
@@ -205,7 +207,7 @@ def _skip_line(file: io.BufferedReader) -> None:
         ValueError: it does not end within `_MAX_SKIPPED` bytes, as in a sparse file.
     """
     skipped = MAX_LINE
-    while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+    while (rest := file.readline(_PIECE)) and not rest.endswith(b"\n"):
         skipped += len(rest)
         if skipped > _MAX_SKIPPED:
             raise ValueError(f"a line of more than {_MAX_SKIPPED >> 30} GiB")
@@ -272,14 +274,18 @@ class _Lines:
     def __init__(self, file: io.BufferedReader, separator: str) -> None:
         self._lines, self._separator = _lines(file), separator.encode()
         self._cut = False
+        self._since = 0  # lines of the record that is being read
 
     def left_out(self) -> bool:
-        """Whether a line was left out since this was last asked."""
-        cut, self._cut = self._cut, False
+        """Whether a line was left out of the record that was read last."""
+        cut, self._cut, self._since = self._cut, False, 0
         return cut
 
     def __iter__(self) -> Iterator[str]:
         for number, line in self._lines:
+            self._since += 1
+            if self._since > _MAX_LINES:
+                raise ValueError(f"a record of more than {_MAX_LINES:,} lines: is a quote left open?")
             raw = line.removeprefix(BOM_UTF8) if line is not None and number == 1 else line
             if raw is None or (len(raw) > _MAX_FIELDS and raw.count(self._separator) > _MAX_FIELDS):
                 self._cut = True
