@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -14,7 +13,7 @@ import msgspec
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, recognise
-from gradience.data.encoder import Encoder, quiet
+from gradience.data.encoder import Encoder
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
 from gradience.data.rows import Fault, Source
@@ -81,11 +80,10 @@ def measure_data(asked: Asked) -> DataReport:
     limits = asked.limits._replace(max_length=limit, packing=asked.packing)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked.task)
     measure = Measure(shape, encoder, limits)
-    with quiet() if encoder is not None else nullcontext():
-        for row in tokeniser.run(source.rows(wanted)):
-            measure.add(row)
-            if held_out is not None and not isinstance(row, Fault):
-                held_out.compare(row.columns)
+    for row in tokeniser.run(source.rows(wanted)):
+        measure.add(row)
+        if held_out is not None and not isinstance(row, Fault):
+            held_out.compare(row.columns)
     found = measure.result()
     if not found.read:
         raise ConfigError(f"{asked.train}: no row can be used: {found.faults[0].reason}", advice="correct the rows")

@@ -20,9 +20,9 @@ from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
 from gradience.rules.log.learning import learning
 from gradience.rules.log.story import line_of, story_parts
-from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
+from gradience.schema import MAX_INT, NonFinite, number_in, real
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot, EvalMetrics
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.flat import extended
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,

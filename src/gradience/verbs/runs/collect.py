@@ -37,7 +37,7 @@ _ALONE: Final = 200  # up to this many logs are read without workers, because a 
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
-RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
+RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True)
 MAX_RUNS: Final = 1000  # runs in one log; more are an error, because no known log holds as many
 
 _MOST_INT: Final = 2**63 - 1  # largest integer of a column
