@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
@@ -55,7 +55,7 @@ _SET_UP_TOGETHER: Final = frozenset({"UNILORA"})
 _OLD_NAMES: Final = {"BONE": "MISS"}
 _CONVOLUTIONS: Final = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}  # by the kernel's number of axes
 _NOT_MERGED: Final = ("modules_to_save", "trainable_token_indices", "bias", "runtime_config", "megatron_config")
-"""Fields of the config for what is saved whole beside the adapter, and no part of a merge. PEFT imports for the last."""
+"""Fields of the config for what is saved whole beside the adapter, and no part of a merge (for the last PEFT imports)."""
 
 
 class NotMergedError(AdapterError):
@@ -376,12 +376,10 @@ def _empty_model(
         automatic = name.startswith("AutoModel") and hasattr(made, "from_config")
         if not automatic and not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
             continue  # the name comes from a file
-        try:
-            with torch.device("meta"):
-                model = made.from_config(config, trust_remote_code=False) if automatic else made(config)
-        except Exception:  # noqa: BLE001  # this kind of model has no such class, or a config that fits no model
-            continue
-        if {path for path, _ in model.named_modules()}.issuperset(modules):
+        model = None
+        with suppress(Exception), torch.device("meta"):  # this kind of model may have no such class
+            model = made.from_config(config, trust_remote_code=False) if automatic else made(config)
+        if model is not None and {path for path, _ in model.named_modules()}.issuperset(modules):
             return model
     return nothing
 
