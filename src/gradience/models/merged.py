@@ -55,7 +55,7 @@ _SET_UP_TOGETHER: Final = frozenset({"UNILORA"})
 _OLD_NAMES: Final = {"BONE": "MISS"}
 _CONVOLUTIONS: Final = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}  # by the kernel's number of axes
 _NOT_MERGED: Final = ("modules_to_save", "trainable_token_indices", "bias", "runtime_config", "megatron_config")
-"""Fields of the config for what is saved whole beside the adapter, and no part of a merge (for the last PEFT imports)."""
+"""Fields of the config that are no part of a merge: what is saved whole beside the adapter, or makes PEFT import."""
 
 
 class NotMergedError(AdapterError):
