@@ -372,7 +372,7 @@ def _empty_model(
         return nothing
     names = [_CLASSES.get(adapter.config.task_type or ""), *(config.architectures or ()), "AutoModel"]
     for name in dict.fromkeys(name for name in names if name is not None):
-        made = getattr(transformers, name, None)
+        made: Any = getattr(transformers, name, None)
         automatic = name.startswith("AutoModel") and hasattr(made, "from_config")
         if not automatic and not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
             continue  # the name comes from a file
