@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Final, NamedTuple
 
 import msgspec
@@ -52,9 +52,18 @@ def read_state(path: Path) -> State:
     raw = history(path, document["log_history"])
     reached = step_of(document.get("global_step"))
     raw.planned, raw.reached = count_of(document.get("max_steps")), reached
-    raw.layer = state_layer(document, path)
+    raw.layer, raw.best = state_layer(document, path), best_of(document)
     last = max((row.step for row in raw.rows if row.step is not None), default=0)
     return State(raw, last if reached is None else reached)
+
+
+def best_of(state: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the best value that the Trainer chose checkpoints by, and its step: `best_metric`, `best_step`."""
+    checkpoint = state.get("best_model_checkpoint")
+    number = PureWindowsPath(checkpoint).name.removeprefix(CHECKPOINT_PREFIX) if isinstance(checkpoint, str) else None
+    step = step_of(state.get("best_global_step")) or step_of(number)
+    value = number_of(state.get("best_metric"))
+    return {name: found for name, found in (("best_metric", value), ("best_step", step)) if found is not None}
 
 
 def history(path: Path, listed: Iterable[Json]) -> SourceRun:
@@ -159,7 +168,7 @@ def _union(folder: Path, states: list[State]) -> SourceRun:
     furthest = max(states, key=lambda state: state.reached)
     best.planned, best.reached = furthest.raw.planned or best.planned, furthest.reached
     if furthest.raw is not best:
-        best.layer = furthest.raw.layer
+        best.layer, best.best = furthest.raw.layer, furthest.raw.best
     best.skipped += [skip for state in states[1:] for skip in state.raw.skipped if state.raw.path in best.files]
     if best.path.parent != folder:
         best.notes.append(f"no {STATE_NAME} beside the checkpoints: read {_short(folder, best.path)}, the furthest one")

@@ -101,6 +101,11 @@ class HeldOutCurve(NamedTuple):
     losses: Sequence[float]
 
     @property
+    def best(self) -> int:
+        """The index of the lowest loss."""
+        return min(range(len(self.losses)), key=self.losses.__getitem__)
+
+    @property
     def noise(self) -> float:
         """Standard deviation of the noise between evaluations; 0 if fewer than five, which are too few to show it."""
         return noise(self.losses, few=0) if len(self.losses) >= FEW_EVALS else 0.0
@@ -144,6 +149,7 @@ class RunFacts:
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     record: LogRecord = field(default_factory=LogRecord)  # how the log was written
     guarded: Sequence[Metrics] = ()  # what a guard did to the run
+    chosen: Mapping[str, Json] = field(default_factory=dict)  # the best value that the trainer chose by, and its step
 
     @cached_property
     def found(self) -> dict[str, object]:
@@ -198,14 +204,36 @@ class RunFacts:
         return moves(points) <= MOVED.value
 
     @cached_property
+    def evaluations(self) -> Sequence[Eval]:
+        """The held-out evaluations, without those of weights that were restored at the end."""
+        return [event for event in self.history if event.split != "train" and not self.is_restored(event)]
+
+    def is_restored(self, event: Eval) -> bool:
+        """Whether an evaluation measured a checkpoint restored at the end, and not the weights of its step."""
+        return id(event) in self._restored
+
+    @cached_property
+    def _restored(self) -> frozenset[int]:
+        """Evaluations that repeat a step with the loss of an earlier one, or with any if the best is loaded."""
+        found, first = set(), dict[tuple[str, int | None], float]()
+        for event in self.history:
+            at, loss = (event.split, event.step), _loss(event)
+            if at not in first:
+                first[at] = loss
+            elif first[at] != loss:
+                earlier = loss > 0.0 and any(loss == other for key, other in first.items() if key[0] == at[0])
+                if earlier or self.config.training.load_best_model_at_end:
+                    found.add(id(event))
+        return frozenset(found)
+
+    @cached_property
     def curves(self) -> Sequence[HeldOutCurve]:
         """The loss curves of all held-out splits; the split that the report shows comes first."""
         named: dict[str, dict[int, Eval]] = {}
-        for event in self.history:
-            if event.split != "train":
-                of_split = named.setdefault(event.split, {})
-                if event.step is not None and _loss(event) > 0.0:
-                    of_split[event.step] = event
+        for event in self.evaluations:
+            of_split = named.setdefault(event.split, {})
+            if event.step is not None and _loss(event) > 0.0:
+                of_split[event.step] = event
         shown = self.held_out.split if self.held_out else None
         return [_curve(split, named[split]) for split in sorted(named, key=lambda name: name != shown)]
 

@@ -16,6 +16,7 @@ import msgspec
 from gradience.configs.training import has_perplexity
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, detect
+from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
@@ -116,6 +117,7 @@ def report_of(
         signals={name: _signal(column) for name, column in facts.signals.items()},
         probes={name.partition("/")[2]: _signal(_by_step(run.columns[name])) for name in PROBES if name in run.columns},
         objective=facts.objective.kind,
+        account=account(facts),
         evals=list(facts.evals),
         gap=None if any(finding.id == "SCL129" for finding in findings) else facts.gap,
         lora_audit=audit.metrics if audit else None,
@@ -137,6 +139,7 @@ def facts_of(
     """The facts of one run of a log, as the rules judge them."""
     evals, record = latest_evals(run), run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
+    chosen = run.latest_metrics.get("selection")
     facts = RunFacts(
         series=Series(
             run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not record.out_of_order
@@ -163,6 +166,7 @@ def facts_of(
         history=run.evals,
         record=record,
         guarded=run.guarded,
+        chosen=chosen.metrics if chosen else {},
     )
     # only a cross-entropy has a perplexity, and so a gap
     return facts if has_perplexity(facts.objective.kind) else replace(facts, gap=None)
