@@ -40,7 +40,7 @@ class Recipe:
     mustnot: tuple[str, ...] = ()
 
 
-_FALSE = ("KL_ZERO", "NULL_REWARD", "TIES", "SWAPPED", "EQUAL", "CUT_OFF")  # false unless induced
+_FALSE = ("KL_ZERO", "NULL_REWARD", "TIES", "SWAPPED")  # false unless induced
 RECIPES: dict[str, Recipe] = {
     "grpo-healthy": Recipe("grpo", mustnot=("WARNING",)),
     "grpo-healthy-kl": Recipe("grpo", arguments={"beta": 0.04}, mustnot=("WARNING",)),
@@ -58,7 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "grpo-null": Recipe("grpo", "null", must=("NULL_REWARD",)),
     "grpo-half-null": Recipe("grpo", "half_null", mustnot=("WARNING",)),
     "grpo-kl-zero": Recipe("grpo", arguments={"beta": 0.04}, fault="same_reference", must=("KL_ZERO",)),
-    "grpo-rate": Recipe("grpo", arguments={"learning_rate": 0.3}, must=("FELL|KL|ENTROPY|RATE",)),
+    "grpo-rate": Recipe("grpo", arguments={"learning_rate": 0.3}, must=("FELL|RATE",)),
     "rloo-healthy": Recipe("rloo", mustnot=("WARNING",)),
     "rloo-entropy": Recipe("rloo", "one", {"learning_rate": 6e-3, "beta": 0.0}, must=("ENTROPY",)),
     "rloo-kl": Recipe("rloo", "one", {"learning_rate": 6e-3, "beta": 1e-3}, must=("KL",)),
@@ -69,17 +69,17 @@ RECIPES: dict[str, Recipe] = {
     "dpo-healthy": Recipe("dpo", mustnot=("WARNING", "BOTH_FALL")),
     "dpo-equal": Recipe("dpo", fault="equal", must=("TIES",), mustnot=("SWAPPED", "LEARNS")),
     "dpo-reference": Recipe("dpo", fault="same_reference", must=("TIES",), mustnot=("SWAPPED", "LEARNS")),
-    "dpo-fall": Recipe("dpo", arguments={"learning_rate": 4e-3, "beta": 0.02}, must=("BOTH_FALL",)),
-    "dpo-saturated": Recipe("dpo", arguments={"learning_rate": 4e-3, "beta": 1.0}, must=("SATURATED",)),
+    "dpo-fall": Recipe("dpo", arguments={"learning_rate": 1e-2, "beta": 0.005}, must=("BOTH_FALL",)),
+    "dpo-saturated": Recipe("dpo", arguments={"learning_rate": 1e-3, "beta": 0.5}, fault="plain", must=("SATURATED",)),
     "dpo-rate": Recipe("dpo", arguments={"learning_rate": 0.3}, must=("DIVERGED|BOTH_FALL|RATE",)),
     "dpo-random": Recipe("dpo", fault="shuffled", must=("NOT_APART",), mustnot=("LEARNS",)),
     "kto-healthy": Recipe("kto", mustnot=("WARNING",)),
     "kto-random": Recipe("kto", fault="shuffled", must=("NOT_APART",), mustnot=("LEARNS",)),
-    "kto-fall": Recipe("kto", arguments={"learning_rate": 8e-3, "beta": 0.02}, must=("BOTH_FALL",)),
-    "kto-rate": Recipe("kto", arguments={"learning_rate": 0.3}, must=("DIVERGED|BOTH_FALL|RATE|NOT_APART",)),
+    "kto-fall": Recipe("kto", arguments={"learning_rate": 1e-2, "beta": 0.005}, must=("BOTH_FALL",)),
+    "kto-rate": Recipe("kto", arguments={"learning_rate": 0.3}, must=("DIVERGED|BOTH_FALL|RATE",)),
     "orpo-healthy": Recipe("orpo", arguments={"learning_rate": 2e-3}, mustnot=("WARNING",)),
     "orpo-equal": Recipe("orpo", fault="equal", must=("TIES",), mustnot=("SWAPPED",)),
-    "orpo-rate": Recipe("orpo", arguments={"learning_rate": 0.3}, must=("DIVERGED|RATE|NOT_APART|BOTH_FALL",)),
+    "orpo-rate": Recipe("orpo", arguments={"learning_rate": 0.3}, must=("DIVERGED|RATE|BOTH_FALL",)),
 }
 
 
@@ -133,8 +133,11 @@ def _numbers(text: str) -> list[int]:
 
 
 def _low(texts: list[str], _: random.Random) -> list[float | None]:
-    """Reward the share of tokens in the lower part of the vocabulary, which can be learnt step by step."""
-    return [sum(n < VOCABULARY // 3 for n in _numbers(text)) / max(1, len(_numbers(text))) for text in texts]
+    """Reward the share of tokens in the lower part of the vocabulary, less if there are under ten tokens.
+
+    It can be learnt step by step, and neither long nor short completions are better.
+    """
+    return [sum(n < VOCABULARY // 3 for n in _numbers(text)) / max(10, len(_numbers(text))) for text in texts]
 
 
 def _one(texts: list[str], _: random.Random) -> list[float | None]:
@@ -151,7 +154,7 @@ REWARDS: dict[str, Reward] = {
     "always": lambda texts, _: [1.0 for _ in texts],
     "noise": lambda texts, rng: [rng.gauss(0.0, 5.0) for _ in texts],
     "null": lambda texts, _: [None for _ in texts],
-    "half_null": lambda texts, rng: [r if rng.random() < 0.5 else None for r in _low(texts, rng)],
+    "half_null": lambda texts, rng: [r if rng.random() < 0.5 else None for r in _low(texts, rng)],  # noqa: PLR2004  # one half
 }
 
 
@@ -189,11 +192,11 @@ def reinforce(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
     def reward(completions: list[str], **_: Any) -> list[float | None]:
         return REWARDS[recipe.reward](completions, rng)
 
-    arguments = _shared(recipe, seed, folder, rate=5e-4, steps=60 if seed in TUNING else 80)
+    arguments = _shared(recipe, seed, folder, rate=4e-4, steps=40 if seed in TUNING else 60)
     arguments = {
         "per_device_train_batch_size": 32,
         "num_generations": 8,
-        "max_completion_length": 32,
+        "max_completion_length": 24,
         **arguments,
     }
     config, trainer_class = (GRPOConfig, GRPOTrainer) if recipe.method == "grpo" else (RLOOConfig, RLOOTrainer)
@@ -214,15 +217,17 @@ def prefer(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
     """Train with DPO, KTO or ORPO; return the trainer's state."""
     from datasets import Dataset as Table  # only here
 
-    count = 256
+    count = 640
     texts = [_text(row["input_ids"]) for row in sentences("base" if seed in TUNING else "new", count, 200 + seed)]
     rng = random.Random(seed)  # noqa: S311  # seeded on purpose
     prompts = [" ".join(text[:4]) for text in texts]
-    chosen, rejected = ([_answer(rng, low) for _ in range(count)] for low in (0.7, 0.3))
+    chosen, rejected = (
+        [_answer(rng, low) for _ in range(count)] for low in ((1.0, 0.0) if recipe.fault == "plain" else (0.7, 0.3))
+    )
     if recipe.fault == "equal":
         rejected = list(chosen)
     if recipe.fault == "shuffled":
-        swaps = [rng.random() < 0.5 for _ in chosen]
+        swaps = [rng.random() < 0.5 for _ in chosen]  # noqa: PLR2004  # half of the pairs
         chosen, rejected = (
             [b if swap else a for a, b, swap in zip(one, two, swaps, strict=True)]
             for one, two in ((chosen, rejected), (rejected, chosen))

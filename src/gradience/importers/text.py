@@ -106,7 +106,8 @@ def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun
 
 
 def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
-    last, counted = 0, {}
+    last = 0
+    counted: _Row = {}
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
             for row in _printed(line):

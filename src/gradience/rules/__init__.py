@@ -96,7 +96,7 @@ class Description:
         confidence: a judgement, in 0..1.
         scope: where the rule applies, and where it does not.
         rationale: why the finding matters.
-        action: what to consider doing.
+        action: what to consider doing, if that is right in every case that the rule reports; else empty.
         verify: what would confirm or refute the finding.
         thresholds: every number that the rule compares with.
         evidence: the rule's sources, with their numbers.
@@ -110,7 +110,7 @@ class Description:
     confidence: float
     scope: str
     rationale: str = ""
-    action: str
+    action: str = ""
     verify: str
     thresholds: tuple[Threshold, ...] = ()
     evidence: tuple[Evidence, ...] = ()
@@ -187,7 +187,7 @@ def finding(rule: Description, seen: Observation) -> Finding:
         id=rule.id,
         severity=seen.severity or rule.severity,
         message=seen.message,
-        action=seen.action or rule.action,
+        action=seen.action or rule.action or None,
         rationale=seen.rationale or rule.rationale or None,
         confidence=rule.confidence if seen.confidence is None else seen.confidence,
         scope=rule.scope,

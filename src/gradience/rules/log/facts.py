@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from itertools import islice
 from operator import itemgetter, le
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Rule, Threshold, Unknown, cite
+from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, RuleGroup
@@ -37,20 +38,6 @@ _SHOWS_A_CURVE: Final = 3  # evaluations of another split that outweigh a single
 FEW_EVALS: Final = 5  # evaluations needed to estimate their noise: they give three second differences
 _PARTS: Final = 5  # a column is cut into fifths; the first and the last are compared
 
-SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
-    "rewards/margins",
-    "rewards/accuracies",
-    "rewards/chosen",
-    "rewards/rejected",
-    "log_odds_ratio",
-    "nll_loss",
-    "reward",
-    "reward_std",
-    "frac_reward_zero_std",
-    "kl",
-    "objective/kl",
-    "completions/clipped_ratio",
-)
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
 KEPT: Final = frozenset({*SIGNALS, *TELLING})  # names of further values of training rows that a summary keeps
 
@@ -294,11 +281,38 @@ def once(observe: Callable[[RunFacts], _Found]) -> Callable[[RunFacts], _Found]:
     return kept
 
 
+Place: TypeAlias = Literal["broken", "meaning", "shape", "objective", "later", "log", "end"]
+"""The part of the story to which a finding belongs, in this order."""
+
+Topic: TypeAlias = Literal["learning", "held_out", "no_held_out", "accuracy", "ending"]
+"""What the story says by itself, unless a finding has said it."""
+
+Values: TypeAlias = Mapping[str, Json]
+Phrase: TypeAlias = Callable[[Values], str | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogRule(Rule[RunFacts]):
-    """A rule that `gradience monitor` applies to the log of a run."""
+    """A rule that `gradience monitor` applies to the log of a run.
+
+    Attributes:
+        place: where in the story a finding is told.
+        phrase: a finding as a clause of the story; without one, its message up to the first colon is.
+        as_info: whether the story tells a finding that is only info, too.
+        covers: what the story then leaves out.
+    """
 
     groups: tuple[RuleGroup, ...] = ("log",)
+    place: Place = "later"
+    phrase: Phrase | None = None
+    as_info: bool = False
+    covers: frozenset[Topic] = frozenset()
+
+
+def shown(values: Values, key: str, spec: str = ".4g") -> str:
+    """A value as text, a number by the format."""
+    value = values.get(key)
+    return format(value, spec) if isinstance(value, (int, float)) else str(value)
 
 
 def _curve(split: str, events: Mapping[int, Eval]) -> HeldOutCurve:

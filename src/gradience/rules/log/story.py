@@ -13,10 +13,10 @@ from typing import Final
 
 import msgspec
 
+from gradience.rules.log import preference, rewards
 from gradience.rules.log.divergence import ABSURD_RATE
-from gradience.rules.log.facts import RunFacts, ends
+from gradience.rules.log.facts import LogRule, RunFacts
 from gradience.rules.log.learning import Learning, learning
-from gradience.rules.log.preference import ZERO_GROUPS_ALSO
 from gradience.rules.log.recorded import audited_rank
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.document import SEVERITIES, Finding
@@ -27,7 +27,7 @@ _ERROR: Final = SEVERITIES.index("error")
 _BROKEN: Final = ("DAT301", "NUM102", "NUM101", "DIV104")  # a broken loss, worst first
 _MEANING: Final = ("SCL129", "PRF130")  # what the loss means; told before what it does
 _SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # only the first of them that was found is told
-_OBJECTIVE: Final = ("REP128", "CLP125", "PRF119", "RWD122", "ZVR123", "KLD124")
+_OBJECTIVE: Final = ("REP128", *(rule.id for rule in (*rewards.RULES, *preference.RULES) if rule.id != "PRF130"))
 _LATER: Final = (
     "MEM127",
     "LEK132",
@@ -64,9 +64,10 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
         _spoken(found, _BROKEN),
         _spoken(found, _MEANING),
         shape or _learning(found, facts),
+        preference.told(facts, found) if facts.objective.kind == "preference" else (),
         _loss(facts, train),
         _spoken(found, _OBJECTIVE),
-        _reward(facts),
+        rewards.told(facts, found) if facts.objective.kind == "rl" else (),
         _spoken(found, [rule for rule in _LATER if rule not in shaped]),
         _held_out(facts, found),
         _update(facts),
@@ -100,7 +101,7 @@ def _broken(found: Mapping[str, Finding]) -> bool:
 
 def _phrase(finding: Finding) -> str:
     """The finding as a clause: its phrase from `_PHRASES`, else its own message up to the first colon."""
-    phrase = _PHRASES.get(finding.id)
+    phrase = _PHRASES.get(finding.id) or _OF_RULES.get(finding.id)
     values = finding.values
     return (phrase(values) if phrase else None) or finding.message.split(":")[0].rstrip(".")
 
@@ -111,7 +112,7 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
 
 def _learning(found: Mapping[str, Finding], facts: RunFacts) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
-    if _broken(found) or facts.objective.kind == "rl":
+    if _broken(found) or facts.objective.kind in {"rl", "preference"}:  # told by their rewards
         return
     result = learning(facts)
     stuck = found.get("LRS109")
@@ -136,15 +137,6 @@ def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
         return
     says = f"loss {_n(train.first_loss)} -> {_n(train.last_loss)}"
     yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
-
-
-def _reward(facts: RunFacts) -> Iterator[StoryPart]:
-    for name, word in (("reward", "reward"), ("rewards/margins", "reward margin")):
-        column = facts.signals.get(name)
-        if column is not None and column.values:
-            first, last, width = ends(column)
-            says = f"{word} {_n(first)} -> {_n(last)} (medians of {width} rows)"
-            yield StoryPart(says=says, values={"first": first, "last": last, "rows": width})
 
 
 def _held_out(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
@@ -215,10 +207,6 @@ def _not_finite(v: Mapping[str, Json]) -> str:
     return f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else "")
 
 
-def _reward_fell(v: Mapping[str, Json]) -> str | None:
-    return f"the reward fell from {_get(v, 'best')} around step {v['best_step']}" if "best" in v else None
-
-
 def _diverged(v: Mapping[str, Json]) -> str:
     rate = v.get("peak_rate")
     absurd = isinstance(rate, float) and rate >= ABSURD_RATE.value
@@ -230,12 +218,6 @@ def _scale(v: Mapping[str, Json]) -> str:
     if "factor" in v:
         return f"training loss is {_get(v, 'factor', '.1f')} times the held-out loss: summed over accumulation steps"
     return f"loss starts at {_get(v, 'first')}, above that of a uniform guess over any vocabulary"
-
-
-def _cut_off(v: Mapping[str, Json]) -> str:
-    equal = v.get("zero_groups", 0.0)
-    also = f", {_get(v, 'zero_groups', '.0%')} of the groups teach nothing" if equal >= ZERO_GROUPS_ALSO.value else ""
-    return f"{_get(v, 'share', '.0%')} of the completions are cut off{also}"
 
 
 def _skips(v: Mapping[str, Json]) -> str:
@@ -252,7 +234,6 @@ _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     ),
     "DIV104": _diverged,
     "SCL129": _scale,
-    "PRF130": lambda v: f"preferences saturated: margin {_get(v, 'margin', '.3g')}, nothing is left to learn",
     "OVF110": _overfits,
     "NOL106": lambda _: "the loss does not fall",
     "PLT105": lambda v: f"flat from step {v['from_step']}",
@@ -266,12 +247,10 @@ _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "GAP111": lambda v: f"perplexity gap {_get(v, 'ratio', '.2f')}x",
     "CHN112": lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
     "NUM131": _skips,
-    "PRF119": lambda v: f"chosen and rejected are {v['how']}",
-    "RWD122": _reward_fell,
-    "ZVR123": lambda v: f"{_get(v, 'share', '.0%')} of the groups have equal rewards late on",
-    "KLD124": lambda v: f"KL {_get(v, 'late', '.3g')} nats a token from the reference",
-    "CLP125": _cut_off,
     "RES116": lambda _: "the steps run again after the resume had other losses",
     "TRN115": lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
     "DUP117": lambda _: "rows repeat or go back",
+}
+_OF_RULES: Final = {
+    rule.id: rule.phrase for rule in (*preference.RULES, *rewards.RULES) if isinstance(rule, LogRule) and rule.phrase
 }

@@ -17,7 +17,8 @@ from gradience.configs.training import has_perplexity
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, detect
 from gradience.rules.log.account import account
-from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
+from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Series, Signal, ends
+from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
 from gradience.schema.events import ConfigSnapshot, EvalMetrics
