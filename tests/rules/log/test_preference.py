@@ -112,7 +112,9 @@ def story(run):
 
 def test_the_story_says_that_preferences_are_told_apart_or_that_it_cannot_tell():
     apart = preference(noisy(0.5, 0.9), noisy(0, 2.0, sigma=0.1))
-    assert story(apart)[0].says.startswith("tells chosen from rejected: reward accuracy 80% (+/- 1")
+    assert story(apart)[0].says.startswith(
+        "tells chosen from rejected: reward accuracy 80% (+/- 2%), margin 1.52 (+/- "
+    )
     rng = random.Random(1)  # noqa: S311  # seeded on purpose
     dark = preference([float(rng.random() < 0.5) for _ in range(N)], noisy(0.4, 0.4, sigma=2.0, seed=5))
     assert story(dark)[0].says.startswith("cannot tell whether it learns the preferences: reward accuracy ")

@@ -28,6 +28,7 @@ from gradience.rules.log.facts import (
     seen,
 )
 from gradience.rules.log.numbers import bad_norms, skipped_rows
+from gradience.rules.log.preference import some_margin
 from gradience.rules.log.statistics import (
     FEW_POINTS,
     Trend,
@@ -324,7 +325,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         "by under {still_slope} over all rows, the 95 % upper bounds of both falls are under {still_bound}, and the "
         "gradient norm has no trend",
         observe=_no_learning,
-        needs=(not_under("rl"), positive_loss),
+        needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.75,
         evidence=(NEMOTRON, KARPATHY, TRIAL),
         rationale="The adapter may be frozen, detached, on few layers, or the learning rate far too low.",
@@ -358,7 +359,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         "most {flat} x span / 30 % of the loss, and the lower bound at most {still_falls} x span / 30 %, while the "
         "learning rate is over {idle_rate} of its peak and the loss over {fitted}",
         observe=_plateau,
-        needs=(not_under("rl"), positive_loss),
+        needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.5,
         evidence=(
             cite("torch ReduceLROnPlateau", "no relative improvement over 1e-4 in 10 checks"),

@@ -104,6 +104,11 @@ def tied(facts: RunFacts) -> bool:
     return margins is not None and len(margins.values) >= FEW_ROWS.value and max(map(abs, margins.values)) <= TIE.value
 
 
+def some_margin(facts: RunFacts) -> str | None:
+    """Need of a rule on the loss: a margin other than 0, without which a preference loss stands still."""
+    return "all margins are 0 (see PRF140)" if tied(facts) else None
+
+
 def _separation(facts: RunFacts) -> Observation | None:
     if tied(facts):
         return None  # PRF140 says it: an accuracy of 0 means ties
@@ -199,7 +204,7 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
 
 
 def _grows(facts: RunFacts) -> str:
-    margins = facts.signals.get(MARGINS)
+    margins = None if tied(facts) else facts.signals.get(MARGINS)
     fall = _fall([-value for value in margins.values]) if margins else None
     return f", while the margin grows from {-fall.first:.3g} to {-fall.last:.3g}" if fall else ""
 
@@ -273,6 +278,10 @@ def told(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)
 
 
+_DPO_LOSS: Final = cite(
+    "DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"
+)
+
 RULES: Final[Sequence[Rule[RunFacts]]] = (
     LogRule(
         id="PRF119",
@@ -305,9 +314,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         ),
         applies=under("preference"),
         confidence=0.9,
-        evidence=(
-            cite("DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"),
-        ),
+        evidence=(_DPO_LOSS,),
         rationale="Pairs without a margin have the same loss whatever the policy learns. A reward accuracy of 0 is "
         "then a tie, not a wrong order.",
         scope="preference training that logs rewards/margins",
@@ -350,7 +357,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         applies=under("preference"),
         confidence=0.5,
         evidence=(
-            cite("DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"),
+            _DPO_LOSS,
             TRIAL,
         ),
         rationale="The reference is then not the model that training started from, as it usually should be.",

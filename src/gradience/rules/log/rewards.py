@@ -231,7 +231,7 @@ def _few_rewards(column: Logged, change: Change) -> Observation | None:
             {"first": first, "best": first, "best_step": column.steps[0], "last": change.last},
             evidence=seen(f"{len(values)} rows of {column.name}, from {values[0]:.4g} to {values[-1]:.4g}"),
         )
-    if change.how == "rises":
+    if change.how != "unknown":
         return None
     raise Unknown(f"{len(values)} rows: a reward change of {2.0 * change.error:.2g} would not show")
 
