@@ -7,12 +7,11 @@ many of the faults are named by their cause, how many healthy twins get a warnin
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rl_runs import RECIPES, TUNING
+from rl_runs import RECIPES, TUNING, labels_of
 
 from gradience.schema.reports import MonitorReport
 from gradience.verbs.monitor import monitor_run
@@ -75,10 +74,9 @@ class Outcome(NamedTuple):
 
 def judged(folder: Path, report: MonitorReport) -> Outcome:
     """The outcome of one run. A statement of several words, `A|B`, is made if any of them is."""
-    label = json.loads((folder / "label.json").read_text(encoding="utf-8"))
-    missed = [words for words in label["must"] if not any(said(report, word) for word in words.split("|"))]
-    false = [word for word in label["mustnot"] if said(report, word)]
-    return Outcome(folder.name, len(label["must"]), missed, false)
+    must, mustnot = labels_of(folder.name.rpartition("-")[0])
+    missed = [words for words in must if not any(said(report, word) for word in words.split("|"))]
+    return Outcome(folder.name, len(must), missed, [word for word in mustnot if said(report, word)])
 
 
 def lines(title: str, outcomes: list[Outcome]) -> Iterator[str]:

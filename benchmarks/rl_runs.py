@@ -271,6 +271,13 @@ def _preference_trainer(recipe: Recipe, arguments: dict[str, Any], table: Any, b
     return trainer(model=model, args=config(**arguments), train_dataset=table, processing_class=tokenizer_of_words())
 
 
+def labels_of(name: str) -> tuple[list[str], list[str]]:
+    """Return what must be said of the runs of a recipe, and what would be false."""
+    recipe = RECIPES[name]
+    induced = {word for words in recipe.must for word in words.split("|")}
+    return list(recipe.must), sorted({*recipe.mustnot, *(word for word in _FALSE if word not in induced)})
+
+
 def make(name: str, seed: int, out: Path) -> None:
     """Train one recipe into a folder of its own, with its label."""
     recipe, folder = RECIPES[name], out / f"{name}-{seed}"
@@ -280,9 +287,8 @@ def make(name: str, seed: int, out: Path) -> None:
     set_seed(1000 + seed)
     state = (reinforce if recipe.method in {"grpo", "rloo"} else prefer)(recipe, seed, folder, base)
     state.save_to_json(str(folder / "trainer_state.json"))
-    induced = {word for words in recipe.must for word in words.split("|")}
-    mustnot = sorted({*recipe.mustnot, *(word for word in _FALSE if word not in induced)})
-    label = {"recipe": name, "seed": seed, "must": list(recipe.must), "mustnot": mustnot}
+    must, mustnot = labels_of(name)
+    label = {"recipe": name, "seed": seed, "must": must, "mustnot": mustnot}
     (folder / "label.json").write_text(json.dumps(label, indent=1), encoding="utf-8")
 
 

@@ -550,7 +550,7 @@ def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFa
 
 
 def _risen(factor: float) -> Sequence[float]:
-    """A reward that alternates by one and steps up by so many times three of its standard errors (2.57 each)."""
+    """A reward that alternates by one and steps up by so many times 7; its standard error is 1.752."""
     return [(1.0 if i % 2 else -1.0) + factor * 7.0 * (i >= 15) for i in range(30)]
 
 
@@ -561,7 +561,7 @@ REWARDS: Final = [
     Edge("RWD122", "reward_lost", 0.796, 0.804, lambda x: _reward(0.6, 1.0, x)),
     Edge("RWD122", "reward_errors", 0.0484, 0.0505, lambda x: _reward(0.9, 1.0, 0.7, x)),
     Edge("RWD122", "reward_flat", 0.0323, 0.0336, lambda x: _reward(1.0, 1.0, 1.0, x)),
-    Edge("RWD122", "reward_shown", 1.08, 1.1, lambda x: _rl(reward=_risen(x))),
+    Edge("RWD122", "reward_shown", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
     Edge("RWN139", "null_rows", 10, 11, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
     Edge("RWN139", "none_at_all", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
     Edge("ENT135", "collapsed", 0.19, 0.21, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
@@ -582,7 +582,11 @@ REWARDS: Final = [
     ),
     Edge("LEN136", "shorter", 4.9, 5.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
     Edge(
-        "RAT141", "absurd_rate", 9e-3, 1e-2, lambda x: run([1e-4] * 9, kind="rl", rates=x, columns={"reward": FALL[:9]})
+        "RAT141",
+        "rate_of_weights",
+        0.049,
+        0.05,
+        lambda x: run([1e-4] * 9, kind="rl", rates=x, columns={"reward": FALL[:9]}),
     ),
     Edge("RWD122", "two_errors", 1.059, 1.062, lambda x: _reward(1.0, 1.0, x, 0.02)),
     Edge("RWD122", "many_rows", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),

@@ -239,7 +239,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("KLZ138", "warning", 0.8, {"kl_none": 1e-6, "kl_rows": 5, "few_rows": 3, "zero_groups_most": 0.9}),
     ("CLF137", "warning", 0.7, {"clipped_much": 0.3, "few_rows": 3}),
     ("LEN136", "warning", 0.6, {"longer": 2.0, "longer_cut": 1.5, "shorter": 0.5, "cut_off": 0.5, "few_rows": 3}),
-    ("RAT141", "warning", 0.8, {"absurd_rate": 0.01}),
+    ("RAT141", "warning", 0.8, {"rate_of_weights": 0.05}),
     ("CLP125", "warning", 0.7, {"cut_off": 0.5, "zero_groups_also": 0.3, "few_rows": 3}),
     ("END114", "warning", 0.9, {}),
     ("TRN115", "warning", 1.0, {}),

@@ -97,7 +97,7 @@ LEARNING: Sequence[At] = [
     At(
         "NOL106",
         {},
-        lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x] * 40}),
+        lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x - 0.001] * 40}),
         {0.0: "warning", 0.1: None},
     ),
     At(

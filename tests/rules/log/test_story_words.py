@@ -82,7 +82,7 @@ PHRASES: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("KLZ138", {}, "KL from the reference is 0 throughout"),
     ("CLF137", {"share": 0.456, "first_step": 7}, "46% of the tokens clipped from step 7"),
-    ("LEN136", {"how": "grew", "first": 9.876, "last": 123.4}, "completions grew from 9.88 to 123 tokens"),
+    ("LEN136", {"how": "grew", "first": 9.876, "last": 123.4}, "completions grew from 9.876 to 123.4 tokens"),
     ("RAT141", {"peak_rate": 0.0123}, "a learning rate of 0.0123"),
     ("PRF140", {"why": "no reward"}, "margin 0 throughout: both rewards are 0"),
     ("PRF120", {"both": True, "first": -98.76, "last": -200.0}, "both answers lose probability: chosen -98.76 -> -200"),

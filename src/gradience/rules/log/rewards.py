@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.log.divergence import ABSURD_RATE, divergence
+from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, once, seen, shown, under
 from gradience.rules.log.signals import (
     ANSWER_KL,
@@ -66,6 +66,10 @@ KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up 
 CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a third of the rows", RL_RUNS)
 
 CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
+
+RATE_OF_WEIGHTS = Threshold(
+    "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
+)
 
 LONGER = Threshold("longer", 2.0, "length at the end over that of the first rows", JUDGEMENT)
 LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
@@ -152,8 +156,10 @@ def change_of(values: Sequence[float]) -> Change:
     falls = _in_order([-value for value in values], -first, -last, error)
     if rises or falls:
         return Change("rises" if rises else "falls", first, last, error, rows)
-    flat = n >= MANY_ROWS.value and abs(last - first) <= 2.0 * error
-    flat &= error <= REWARD_FLAT.value * max(abs(first), abs(last))
+    if n < MANY_ROWS.value:
+        flat = min(values) == max(values)
+    else:
+        flat = abs(last - first) <= 2.0 * error <= 2.0 * REWARD_FLAT.value * max(abs(first), abs(last))
     return Change("flat" if flat else "unknown", first, last, error, rows)
 
 
@@ -287,8 +293,8 @@ def _entropy(facts: RunFacts) -> Observation | None:
     if last <= NARROWED.value * first:
         collapsed = last <= COLLAPSED.value * first
         return Observation(
-            f"The entropy {'collapsed' if collapsed else 'fell'} from {first:.3g} to {last:.2g} nats a token: sampling "
-            f"{'hardly varies any more' if collapsed else 'varies much less than at first'}.",
+            f"The entropy {'collapsed' if collapsed else 'fell'} from {first:.3g} to {last:.2g} nats a token, "
+            f"{last / first:.1%} of the first level: completions of one prompt vary less and less.",
             {**values, "how": "collapsed" if collapsed else "fell"},
             severity="warning" if collapsed else "info",
             evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
@@ -378,11 +384,11 @@ def _absurd_rate(facts: RunFacts) -> Observation | None:
     rate = facts.peak_rate
     if "sgd" in (facts.config.optimizer.name or "").lower():
         raise Unknown("the rates of SGD are of another size")
-    if rate < ABSURD_RATE.value or divergence(facts) is not None:  # DIV104 names the rate
+    if rate < RATE_OF_WEIGHTS.value or divergence(facts) is not None:  # DIV104 names the rate
         return None
     return Observation(
-        f"The learning rate reached {rate:.3g}: Adam moves each weight by about that much in a step. TRL's default is "
-        "1e-6 for RL and for preferences.",
+        f"The learning rate reached {rate:.3g}: Adam moves each weight by about that much in a step, more than most "
+        "weights are large. TRL's default is 1e-6 for RL and for preferences.",
         {"peak_rate": rate},
         evidence=seen(f"largest logged learning rate {rate:.4g}"),
     )
@@ -429,23 +435,26 @@ def _lengths(facts: RunFacts) -> Observation | None:
 
 
 def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
-    reward = find(facts, REWARD, 2 * FEW_ROWS.value)
-    rises = reward is not None and reward.end > reward.start and _rises(facts)
-    gain = f", while the reward rose from {reward.start:.3g} to {reward.end:.3g}" if reward and rises else ""
+    gain = _gain(facts)
+    beside = f", while the reward rose from {gain[0]:.4g} to {gain[1]:.4g}" if gain else ""
     asks = ": see whether the reward pays for length instead of the task" if gain else ""
     return Observation(
-        f"The completions {how} from {column.start:.3g} to {column.end:.3g} tokens{there}{gain}{asks}.",
-        {"first": column.start, "last": column.end, "how": how, "reward_rises": bool(gain)},
+        f"The completions {how} from {column.start:.4g} to {column.end:.4g} tokens{there}{beside}{asks}.",
+        {"first": column.start, "last": column.end, "how": how, "reward_rises": gain is not None},
         evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
     )
 
 
-def _rises(facts: RunFacts) -> bool:
-    column = find(facts, REWARD)
+def _gain(facts: RunFacts) -> tuple[float, float] | None:
+    """The reward at both ends if it rose, by the fifths or within the first of them; None if not."""
+    column = find(facts, REWARD, 2 * FEW_ROWS.value)
     if column is None:
-        return False
+        return None
     change = change_of(column.values)
-    return change.how == "rises" or (change.how == "flat" and max(column.values[:_START]) < change.last)
+    if change.how == "rises":
+        return change.first, change.last
+    early = change.how == "flat" and max(column.values[:_START]) < change.last
+    return (column.start, column.end) if early else None
 
 
 def told(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
@@ -487,7 +496,7 @@ def _entropy_says(v: Values) -> str:
 
 def _lengths_says(v: Values) -> str:
     beside = " while the reward rose" if v.get("reward_rises") else ""
-    return f"completions {v['how']} from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.3g')} tokens{beside}"
+    return f"completions {v['how']} from {shown(v, 'first')} to {shown(v, 'last')} tokens{beside}"
 
 
 _DAPO: Final = cite(
@@ -691,7 +700,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="RAT141",
         title="learning rate over any published one",
         severity="warning",
-        condition="the largest logged learning rate is at least {absurd_rate}, with another optimizer than SGD",
+        condition="the largest logged learning rate is at least {rate_of_weights}, with another optimizer than SGD",
         observe=_absurd_rate,
         place="objective",
         phrase=lambda v: f"a learning rate of {shown(v, 'peak_rate', '.3g')}",
@@ -704,6 +713,6 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         rationale="The first steps destroy what the base model knew; rewards that rise later are of another model.",
         scope="RL and preference training that logs its rate; silent where DIV104 names it",
         verify="Sample the base model and the trained one with one prompt.",
-        thresholds=(ABSURD_RATE,),
+        thresholds=(RATE_OF_WEIGHTS,),
     ),
 )
