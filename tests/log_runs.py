@@ -513,7 +513,7 @@ PREFERENCE: Final = [
     Edge("PRF140", "few_rows", 2, 3, lambda x: _ties([0.0] * x)),
     Edge("PRF121", "start_margin", 0.49, 0.51, _start),
     Edge("PRF121", "start_margin_below", -0.51, -0.49, _start),
-    Edge("PRF121", "start_step", 10, 11, lambda x: _start(1.0, x)),
+    Edge("PRF121", "start_step", 1, 2, lambda x: _start(1.0, x)),
     Edge(
         "PRF130",
         "saturated_loss",

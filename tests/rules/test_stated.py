@@ -215,7 +215,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
         },
     ),
     ("PRF140", "warning", 0.9, {"tie": 1e-4, "few_rows": 3}),
-    ("PRF121", "info", 0.5, {"start_margin": 0.5, "start_step": 10}),
+    ("PRF121", "info", 0.5, {"start_margin": 0.5, "start_step": 1}),
     ("PRF130", "warning", 0.85, {"saturated_loss": 0.02, "saturated_margin": 4.0, "few_rows": 3}),
     (
         "RWD122",

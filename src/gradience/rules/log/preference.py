@@ -45,7 +45,7 @@ CHOSEN_MOST = Threshold("chosen_most", 0.5, "of the first log-probability", "a j
 CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
 START_MARGIN = Threshold("start_margin", 0.5, "reward: beta x nats", JUDGEMENT)
-START_STEP = Threshold("start_step", 10, "steps", "a judgement: later a margin has been learnt")
+START_STEP = Threshold("start_step", 1, "steps", "a row of more steps is their mean, and a margin may be learnt in it")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
 SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the same rows", REAL_RUNS)
 
@@ -227,7 +227,9 @@ def _start(facts: RunFacts) -> Observation | None:
     if not facts.loss.values:
         raise Unknown("no training loss was logged")
     margin, loss = margins.values[0], facts.loss.values[0]
-    if margins.steps[0] > START_STEP.value or abs(margin) < START_MARGIN.value:
+    if margins.steps[0] > START_STEP.value:
+        raise Unknown(f"the first row is of step {margins.steps[0]}: a margin may have been learnt before")
+    if abs(margin) < START_MARGIN.value:
         return None
     return Observation(
         f"Preference training starts away from its reference: the first margin is {margin:.3g}, the first loss "
@@ -352,7 +354,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PRF121",
         title="starts away from the reference",
         severity="info",
-        condition="first margin, within {start_step} steps, is at least {start_margin} from 0; not for ORPO and CPO",
+        condition="the margin of step {start_step} is at least {start_margin} from 0; not for ORPO and CPO",
         observe=_start,
         applies=under("preference"),
         confidence=0.5,
