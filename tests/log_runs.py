@@ -588,7 +588,7 @@ REWARDS: Final = [
         0.05,
         lambda x: run([1e-4] * 9, kind="rl", rates=x, columns={"reward": FALL[:9]}),
     ),
-    Edge("RWD122", "two_errors", 1.059, 1.062, lambda x: _reward(1.0, 1.0, x, 0.02)),
+    Edge("RWD122", "two_errors", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
     Edge("RWD122", "many_rows", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
     Edge("RWD122", "few_rows", 2, 3, lambda x: _rl(reward=[1.0] * x)),
     Edge("ZVR123", "zero_groups", 0.49, 0.51, lambda x: _rl(frac_reward_zero_std=[0.1] * 20 + [x] * 10)),

@@ -229,7 +229,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
             "reward_errors": 4.0,
             "reward_fall": 0.1,
             "reward_lost": 0.5,
-            "reward_flat": 0.05,
+            "reward_flat": 0.1,
         },
     ),
     ("ZVR123", "warning", 0.85, {"zero_groups": 0.5, "zero_groups_most": 0.9, "few_rows": 3}),

@@ -275,13 +275,13 @@ REWARDS: Sequence[At] = [
     At("RWD122", {"rewards.median_error": of(0.125)}, lambda x: rewarded(0.0, 2.0, x), {1.0: None, 0.99: "warning"}),
     At(
         "RWD122",
-        {"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.2},
+        {"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
         lambda x: rewarded(1.0, 1.5, x),
-        {1.5: "info", 1.51: "?", 1.75: "?", 1.76: None, 1.2: "?"},
+        {1.0: "info", 1.2: "?", 1.75: "?", 1.76: None},
     ),
     At(
         "RWD122",
-        {"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.25},
+        {"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
         lambda x: rewarded(x, x, x),
         {1.0: "info", -1.0: "info", 0.999: "?"},
     ),

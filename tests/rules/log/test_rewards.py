@@ -282,7 +282,9 @@ def test_a_reward_that_rises_with_the_length_is_told_with_it():
         "The completions grew from 10 to 20 tokens (75% of them are cut off there), while the reward rose from "
         "0.08621 to 0.9138: see whether the reward pays for length instead of the task."
     )
-    assert "reward" not in said("LEN136", {**grown, "reward": line(1.0, 0.0)}).message
+    still = said("LEN136", {**grown, "reward": line(1.0, 0.0)})
+    assert still.message.endswith("tokens (75% of them are cut off there), and the reward did not rise.")
+    assert "reward" not in said("LEN136", {**grown, "reward": line(0.0, 0.0, sigma=1.0)}).message
     assert "completions grew from 10 to 20 tokens while the reward rose" in story({**grown, "reward": line(0.0, 1.0)})
 
 

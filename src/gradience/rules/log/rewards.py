@@ -42,7 +42,7 @@ REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
-REWARD_FLAT = Threshold("reward_flat", 0.05, "standard error over the level: above it, cannot tell", JUDGEMENT)
+REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
 
 NULL_ROWS = Threshold("null_rows", 0.5, "fraction of the rows without a reward", JUDGEMENT)
 
@@ -132,7 +132,7 @@ class Change(NamedTuple):
     """How the reward went from the first fifth of the rows to the last.
 
     Attributes:
-        how: `unknown` if its noise would hide such a change.
+        how: `flat` if a change of a tenth can be excluded; `unknown` if noise would hide one.
         first: median of the first fifth; of the first two rows if there are under 20.
         last: median of the last fifth; of the last two rows if there are under 20.
         error: standard error of the difference.
@@ -159,7 +159,7 @@ def change_of(values: Sequence[float]) -> Change:
     if n < MANY_ROWS.value:
         flat = min(values) == max(values)
     else:
-        flat = abs(last - first) <= 2.0 * error <= 2.0 * REWARD_FLAT.value * max(abs(first), abs(last))
+        flat = abs(last - first) + 2.0 * error <= REWARD_FLAT.value * max(abs(first), abs(last))
     return Change("flat" if flat else "unknown", first, last, error, rows)
 
 
@@ -436,13 +436,19 @@ def _lengths(facts: RunFacts) -> Observation | None:
 
 def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
     gain = _gain(facts)
-    beside = f", while the reward rose from {gain[0]:.4g} to {gain[1]:.4g}" if gain else ""
+    beside = f", while the reward rose from {gain[0]:.4g} to {gain[1]:.4g}" if gain else _no_gain(facts)
     asks = ": see whether the reward pays for length instead of the task" if gain else ""
     return Observation(
         f"The completions {how} from {column.start:.4g} to {column.end:.4g} tokens{there}{beside}{asks}.",
         {"first": column.start, "last": column.end, "how": how, "reward_rises": gain is not None},
         evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
     )
+
+
+def _no_gain(facts: RunFacts) -> str:
+    column = find(facts, REWARD, MANY_ROWS.value)
+    still = column is not None and change_of(column.values).how in {"flat", "falls"}
+    return ", and the reward did not rise" if still else ""
 
 
 def _gain(facts: RunFacts) -> tuple[float, float] | None:
@@ -541,8 +547,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         severity="warning",
         condition="the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and "
         "{reward_fall} of the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall "
-        "of over {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward that stays within 2 standard errors is "
-        "info, if these are at most {reward_flat} of its level",
+        "of over {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward whose change "
+        "with 2 standard errors is at most {reward_flat} of its level is info",
         observe=_reward,
         place="objective",
         phrase=lambda v: (
