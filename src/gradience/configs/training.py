@@ -275,8 +275,3 @@ def _profiled(config: ConfigSnapshot) -> Objective:
     if config.task_profile == "generation":
         return Objective("sft", "task profile generation", stated=False)
     return Objective("unknown", "no task, task_type or trainer says it", stated=False)
-
-
-def has_perplexity(kind: str) -> bool:
-    """Whether the loss under this objective is a cross-entropy, so that its exponential is a perplexity."""
-    return kind not in {"preference", "reward", "rl"}

@@ -240,13 +240,16 @@ class EvalPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class GapReading(msgspec.Struct, kw_only=True, frozen=True):
-    """Train loss against held-out loss, at the newest step with both, or else at their newest."""
+    """Train loss against held-out loss of the same step, the newest with both."""
 
     train_split: str
     test_split: str
     ratio: Annotated[Real, about("Held-out perplexity over train perplexity.")]
     nats: Annotated[Real, about("Held-out loss minus train loss, nats.")]
     same_step: Annotated[bool, about("Whether both were measured at the same step.")]
+    step: NonNegativeInt | None = None
+    train_loss: Real | None = None
+    test_loss: Real | None = None
 
 
 class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -293,6 +296,7 @@ class MetricAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     last: float
     best: Annotated[float, about("The best value; null without a direction.")] | None = None
     best_step: NonNegativeInt | None = None
+    error: Annotated[float, about("Two values nearer than this may differ by chance.")] = 0.0
 
 
 class LossPair(msgspec.Struct, kw_only=True, frozen=True):
@@ -369,6 +373,10 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     first_pair: LossPair | None = None
     best_pair: Annotated[LossPair, about("At the lowest held-out loss.")] | None = None
     last_pair: LossPair | None = None
+    learns: (
+        Annotated[bool, about("Whether held-out or training values show that it learns; null if neither.")] | None
+    ) = None
+    comparable: Annotated[bool, about("Whether held-out and training loss are on one scale.")] = True
     selection: Selection = Selection()
     saving: Saving = Saving()
     schedule: Schedule = Schedule()
@@ -378,6 +386,38 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         | None
     ) = None
     ending: Ending = Ending(status="unknown")
+
+
+Cause: TypeAlias = Literal[
+    "nothing_supervised",
+    "not_finite",
+    "rate_zero",
+    "rate_absurd",
+    "diverged",
+    "no_gradient",
+    "no_learning",
+    "at_chance",
+    "overfits",
+    "gap",
+    "other_scale",
+    "no_held_out",
+    "evaluations_empty",
+    "in_warmup",
+    "not_logged",
+    "cut_off",
+    "unfinished",
+    "resumed_otherwise",
+]
+"""What is behind a finding, so far as advice differs."""
+
+
+class Advice(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The one piece of advice of a report: for the leading cause, by what is possible now and was not done already."""
+
+    cause: Cause
+    finding: Annotated[str, about("Id of the finding that it answers.")]
+    text: str
+    alternative: str | None = None
 
 
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -423,6 +463,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     alerts: list[Alert] = []
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []
+    advice: Annotated[Advice, about("What to do next; null if nothing needs doing.")] | None = None
     not_run: list[NotRun] = []
     issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []
     issues_total: Annotated[NonNegativeInt, about("Number of lines that are not valid events.")] = 0

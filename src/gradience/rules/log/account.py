@@ -14,15 +14,26 @@ from itertools import pairwise
 from typing import Final
 
 from gradience.rules import Threshold
-from gradience.rules.log.facts import HeldOutCurve, RunFacts, once
-from gradience.rules.log.statistics import median
+from gradience.rules.log.facts import EVAL_NOISE, FEW_EVALS, HeldOutCurve, RunFacts, loss_of, once
+from gradience.rules.log.statistics import median, noise
 from gradience.schema import as_float, number_in
-from gradience.schema.events import Eval, EvalMetrics
-from gradience.schema.reports import Ending, LossKind, LossPair, MetricAccount, RunAccount, Saving, Schedule, Selection
+from gradience.schema.events import EvalMetrics
+from gradience.schema.reports import (
+    Ending,
+    EvalPoint,
+    LossKind,
+    LossPair,
+    MetricAccount,
+    RunAccount,
+    Saving,
+    Schedule,
+    Selection,
+)
 
 NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "training rows averaged beside it")
 DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
 RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
+UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where the examples are not counted")
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
 _FEW_LEFT: Final = 0.1  # of the peak rate, under which a schedule has decayed
 _MOST_ROWS: Final = 200  # training rows averaged beside an evaluation
@@ -159,7 +170,30 @@ def _metrics(facts: RunFacts, split: str | None) -> Iterator[MetricAccount]:
             last=rows[-1][1],
             best=None if best is None else best[1],
             best_step=None if best is None else best[0],
+            error=_error([value for _, value in rows], facts.held_out),
         )
+
+
+def _error(values: Sequence[float], shown: EvalPoint | None) -> float:
+    """The difference that chance explains: by the number of examples and by the noise between evaluations."""
+    fraction = all(0.0 <= value <= 1.0 for value in values)
+    between = EVAL_NOISE.value * noise(values, few=0) if len(values) >= FEW_EVALS else 0.0
+    n = shown.metrics.n if shown is not None else None
+    if not fraction:
+        return max(between, UNLIKE.value * max(map(abs, values)))
+    middle = median(values)
+    of_examples = 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n) if n else UNLIKE.value
+    return max(between, of_examples)
+
+
+def decisive_metric(of: RunAccount) -> MetricAccount | None:
+    """The task metric that decides which checkpoint is best; None if the loss does, or nothing."""
+    return next((metric for metric in of.metrics if metric.name == of.decisive), None)
+
+
+def gain(metric: MetricAccount, before: float, after: float) -> float:
+    """How much better the later value is; negative if it is worse."""
+    return after - before if metric.higher_is_better else before - after
 
 
 def _selection(facts: RunFacts, metrics: Sequence[MetricAccount], curve: HeldOutCurve | None) -> Selection:
@@ -231,9 +265,9 @@ def _pair(facts: RunFacts, curve: HeldOutCurve | None, place: int) -> LossPair |
 
 
 def _evaluated_on_train(facts: RunFacts, step: int) -> float | None:
-    losses: Iterator[Eval] = (e for e in reversed(facts.history) if e.split == "train" and e.step == step)
-    found = next((as_float(e.metrics.loss) for e in losses if e.metrics.loss is not None), None)
-    return found if found is not None and math.isfinite(found) and found > 0.0 else None
+    """The newest loss of the train split itself at a step; None if it was not evaluated there."""
+    events = (event for event in reversed(facts.history) if event.split == "train" and event.step == step)
+    return next((loss for event in events if (loss := loss_of(event)) > 0.0), None)
 
 
 def _rows_near(facts: RunFacts, step: int) -> range:
@@ -327,7 +361,7 @@ def _starts_at(facts: RunFacts) -> int | None:
         return None
     configured = facts.config.optimizer
     peak = 0.0 if configured.lr is None or "lr_from" in configured.extras else as_float(configured.lr)
-    decayed = len(rates) > 2 and 0.0 < rates[0] < DECAYED.value * peak and max(rates) == rates[0]
+    decayed = len(rates) > 2 and 0.0 < rates[0] < DECAYED.value * peak and max(rates) == rates[0] > rates[-1]
     return steps[0] if decayed or steps[0] > LATE_START.value * interval(facts) else None
 
 

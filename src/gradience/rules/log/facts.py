@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property, wraps
 from itertools import islice
 from operator import itemgetter, le
-from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
-from gradience.rules import Rule, Threshold, Unknown, cite
+from gradience.rules import Description, Need, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
-from gradience.schema.document import Evidence, RuleGroup
+from gradience.schema.document import Evidence, Finding, RuleGroup
 from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
-from gradience.schema.reports import BadLine, EvalPoint, GapReading
+from gradience.schema.reports import BadLine, Cause, EvalPoint
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
 
 LOSS_GAP = Threshold(
@@ -117,7 +117,6 @@ class RunFacts:
 
     series: Series
     evals: Sequence[EvalPoint] = ()  # the newest of each split
-    gap: GapReading | None = None
     held_out: EvalPoint | None = None
     num_labels: int | None = None
     epoch: float | None = None
@@ -204,7 +203,7 @@ class RunFacts:
         """Evaluations that repeat a step with the loss of an earlier one, or with any if the best is loaded."""
         found, first = set(), dict[tuple[str, int | None], float]()
         for event in self.history:
-            at, loss = (event.split, event.step), _loss(event)
+            at, loss = (event.split, event.step), loss_of(event)
             if at not in first:
                 first[at] = loss
             elif first[at] != loss:
@@ -219,7 +218,7 @@ class RunFacts:
         named: dict[str, dict[int, Eval]] = {}
         for event in self.evaluations:
             of_split = named.setdefault(event.split, {})
-            if event.step is not None and _loss(event) > 0.0:
+            if event.step is not None and loss_of(event) > 0.0:
                 of_split[event.step] = event
         shown = self.held_out.split if self.held_out else None
         return [_curve(split, named[split]) for split in sorted(named, key=lambda name: name != shown)]
@@ -300,6 +299,7 @@ class LogRule(Rule[RunFacts]):
         phrase: a finding as a clause of the story; without one, its message up to the first colon is.
         as_info: whether the story tells a finding that is only info, too.
         covers: what the story then leaves out.
+        cause: what is behind a finding, so far as advice differs.
     """
 
     groups: tuple[RuleGroup, ...] = ("log",)
@@ -307,6 +307,25 @@ class LogRule(Rule[RunFacts]):
     phrase: Phrase | None = None
     as_info: bool = False
     covers: frozenset[Topic] = frozenset()
+    cause: Cause | Callable[[Values], Cause | None] | None = None
+
+    def cause_of(self, finding: Finding) -> Cause | None:
+        """What is behind a finding of this rule."""
+        return self.cause(finding.values) if callable(self.cause) else self.cause
+
+
+def log_rule(
+    rule: Description,
+    observe: Callable[[RunFacts], Iterable[Observation] | Observation | None],
+    *,
+    needs: tuple[Need[RunFacts], ...] = (),
+    applies: Callable[[RunFacts], bool] = lambda _: True,
+    phrase: Phrase | None = None,
+    **more: Any,
+) -> LogRule:
+    """A rule of another family over the facts of a run: what the log holds is judged like a file."""
+    described = {each.name: getattr(rule, each.name) for each in fields(Description)}
+    return LogRule(**described, observe=observe, needs=needs, applies=applies, phrase=phrase, **more)
 
 
 def shown(values: Values, key: str, spec: str = ".4g") -> str:
@@ -318,12 +337,15 @@ def shown(values: Values, key: str, spec: str = ".4g") -> str:
 def _curve(split: str, events: Mapping[int, Eval]) -> HeldOutCurve:
     steps = sorted(events)
     evals = [events[step] for step in steps]
-    return HeldOutCurve(split, evals, steps, [_loss(e) for e in evals])
+    return HeldOutCurve(split, evals, steps, [loss_of(e) for e in evals])
 
 
-def _loss(event: Eval) -> float:
-    """The loss, or 0 if it is missing or not finite. `curves` leaves evaluations with loss 0 out."""
-    value = as_float(event.metrics.loss) if event.metrics.loss is not None else 0.0
+def loss_of(event: Eval) -> float:
+    """The loss, or that of a logged perplexity; 0 if neither is there and finite, and `curves` leaves 0 out."""
+    loss, ppl = event.metrics.loss, event.metrics.ppl
+    if loss is None and ppl is not None and as_float(ppl) > 0.0:
+        loss = math.log(as_float(ppl))
+    value = as_float(loss) if loss is not None else 0.0
     return value if math.isfinite(value) else 0.0
 
 

@@ -7,10 +7,10 @@ PRF130 saturation. `told` says in the story whether the preferences are learnt.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import (
     JUDGEMENT,
     REAL_RUNS,
@@ -25,7 +25,6 @@ from gradience.rules.log.facts import (
 )
 from gradience.rules.log.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
-from gradience.schema.document import Finding
 from gradience.schema.reports import StoryPart
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
@@ -262,10 +261,8 @@ def _saturated(facts: RunFacts) -> Observation | None:
     return saturated(facts)
 
 
-def told(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
-    """Whether the preferences are learnt, for the story; nothing where a finding says that they are not."""
-    if found.keys() & {"PRF119", "PRF130", "PRF140"}:
-        return
+def told(facts: RunFacts) -> Iterator[StoryPart]:
+    """Whether the preferences are learnt, for the story."""
     seen_apart = separation(facts)
     if seen_apart is None:
         yield StoryPart(says="cannot tell whether it learns the preferences: too few rows with their rewards")
@@ -284,7 +281,7 @@ _DPO_LOSS: Final = cite(
     "DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"
 )
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="PRF119",
         title="preferences not told apart",
@@ -296,6 +293,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         observe=_separation,
         place="objective",
         phrase=lambda v: f"chosen and rejected are {v['how']}",
+        covers=frozenset({"learning"}),
         applies=under("preference"),
         confidence=0.8,
         evidence=(NEMOTRON, TRIAL),
@@ -311,6 +309,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="rewards/margins is at most {tie} in size in every row, from {few_rows} rows on",
         observe=_ties,
         place="objective",
+        covers=frozenset({"learning"}),
         phrase=lambda v: (
             f"margin 0 throughout: {'both rewards are 0' if v['why'] == 'no reward' else 'both are equal'}"
         ),
@@ -375,6 +374,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         "rewards/margins at least {saturated_margin}, from {few_rows} rows on",
         observe=_saturated,
         place="meaning",
+        covers=frozenset({"learning"}),
         phrase=lambda v: f"preferences saturated: margin {shown(v, 'margin', '.3g')}, nothing is left to learn",
         applies=under("preference"),
         confidence=0.85,

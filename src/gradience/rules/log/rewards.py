@@ -7,10 +7,10 @@ story whether the reward rises. Under RL a loss near 0 is normal and says nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set as AbstractSet
 from typing import Final, Literal, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, once, seen, shown, under
 from gradience.rules.log.signals import (
@@ -29,7 +29,6 @@ from gradience.rules.log.signals import (
     Names,
 )
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
-from gradience.schema.document import Finding
 from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
@@ -463,8 +462,8 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
     return (column.start, column.end) if early else None
 
 
-def told(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
-    """Whether the reward rises, for the story; only its levels if a finding says how it went."""
+def told(facts: RunFacts, found: AbstractSet[str]) -> Iterator[StoryPart]:
+    """Whether the reward rises, for the story; only its levels if a finding told there says how it went."""
     column = find(facts, REWARD)
     if column is None:
         return
@@ -521,7 +520,7 @@ _TRL_KL: Final = cite(
     "TRL 1.16, grpo_trainer.py (read)", "kl: mean over the tokens against the reference; only with beta > 0"
 )
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="RWN139",
         title="rewards are not numbers",
