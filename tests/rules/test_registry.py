@@ -132,13 +132,13 @@ def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
 @every(
     ("group", "count"),
     [
-        ("config", 28),
+        ("config", 27),
         ("base", 3),
         ("serve", 4),
         ("data", 21),
         ("weights", 10),
         ("weights_and_base", 3),
-        ("joins", 19),
+        ("joins", 20),
         ("merge", 8),
     ],
 )

@@ -139,17 +139,33 @@ def _readable(paths: Iterable[Path]) -> tuple[list[State], list[RecorderError]]:
 def _agree(one: SourceRun, other: SourceRun) -> bool:
     """Whether two files can be of one run.
 
-    They must have logged the same training row at every common step. If both have training rows, there must be a common
-    step.
+    They must have logged the same training row and the same evaluation at every common step. If both have training
+    rows, there must be a common step; if there is none of either kind, they must have planned equally many steps.
     """
     first, second = _trained(one), _trained(other)
-    common = first.keys() & second.keys()
-    return all(first[step] == second[step] for step in common) and (bool(common) or not first or not second)
+    held, other_held = _evaluated(one), _evaluated(other)
+    trained, evaluated = first.keys() & second.keys(), held.keys() & other_held.keys()
+    if not trained and not evaluated and one.planned != other.planned:
+        return False
+    return (
+        all(first[step] == second[step] for step in trained)
+        and all(held[step] == other_held[step] for step in evaluated)
+        and (bool(trained) or not first or not second)
+    )
 
 
 def _trained(raw: SourceRun) -> dict[int, bytes]:
     rows = (row for row in raw.rows if row.step is not None and "loss" in row.values)
     return {row.step: msgspec.json.encode(row.values, order="sorted") for row in rows if row.step is not None}
+
+
+def _evaluated(raw: SourceRun) -> dict[int, Json]:
+    """The held-out loss by step: the first one, because a restored model may be evaluated again at the last step."""
+    found: dict[int, Json] = {}
+    for row in raw.rows:
+        if row.step is not None and "eval_loss" in row.values:
+            found.setdefault(row.step, row.values["eval_loss"])
+    return found
 
 
 def _union(folder: Path, states: list[State]) -> SourceRun:

@@ -48,6 +48,23 @@ Need: TypeAlias = Callable[[F], str | None]
 GROUPS: Final[tuple[RuleGroup, ...]] = get_args(RuleGroup)
 
 
+@dataclass(frozen=True, slots=True)
+class Premise(Generic[F]):
+    """A need that a rule's card states.
+
+    Attributes:
+        says: what has to hold, such as "the run trains an adapter".
+        lacking: returns the reason why it does not hold for the facts, or None if it does.
+    """
+
+    says: str
+    lacking: Need[F]
+
+    def __call__(self, facts: F) -> str | None:
+        """The reason why the premise does not hold, or None if it does."""
+        return self.lacking(facts)
+
+
 class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
     """The facts lack something that a rule needs. The message is the reason, for the report."""
 
@@ -120,6 +137,11 @@ class Description:
         """The condition, with the thresholds' values filled in."""
         return self.condition.format_map({item.name: f"{item.value:g}" for item in self.thresholds})
 
+    @property
+    def premises(self) -> list[str]:
+        """What has to hold before the rule is asked, in words."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(Description, Generic[F]):
@@ -136,6 +158,11 @@ class Rule(Description, Generic[F]):
     needs: tuple[Need[F], ...] = ()
     applies: Callable[[F], bool] = lambda _: True
     settings: tuple[str, ...] | Callable[[Mapping[str, Json]], Iterable[str]] = ()
+
+    @property
+    def premises(self) -> list[str]:
+        """What has to hold before the rule is asked, in words: its needs that say so."""
+        return [need.says for need in self.needs if isinstance(need, Premise)]
 
     def over(
         self,
@@ -210,6 +237,7 @@ def card(rule: Description) -> RuleCard:
         groups=list(rule.groups),
         severity=rule.severity,
         condition=rule.speaks_when,
+        premises=rule.premises,
         confidence=rule.confidence,
         scope=rule.scope,
         rationale=rule.rationale,
@@ -233,6 +261,7 @@ RECIPES = cite(
     "shipped recipes, counted",
     "SFT medians 2e-4 (Axolotl, n = 163), 3e-4 (torchtune, n = 99); RL 1e-5 (Axolotl, n = 15)",
 )
+UNMATCHED = cite("PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches")
 NEMOTRON = cite("huggingface/peft#3554", "default targets hit 4 of 56 layers; loss stayed at ln 2 for all of DPO")
 CLASSIFIER_DOCS = cite(
     "PEFT docs, troubleshooting",

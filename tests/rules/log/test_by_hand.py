@@ -164,10 +164,10 @@ def test_overfitting_names_its_split_and_up_to_three_others():
 @every(
     ("metric", "values", "kept", "best_step", "words"),
     [
-        ("f1", (0.5, 0.6, 0.7, 0.7), True, 50, "By f1, the end is best (0.7)."),
+        ("f1", (0.5, 0.6, 0.7, 0.7), True, 50, "By f1, the last evaluation is best (0.7)."),
         ("f1", (0.5, 0.7, 0.69, 0.68), True, 40, "F1 was best at step 40 (0.7) and is 0.68 at the end."),
         ("f1", (0.5, 0.7, 0.5, 0.5), False, 40, "F1 was best at step 40 (0.7) and is 0.5 at the end."),
-        ("wer", (40.0, 34.0, 33.0, 32.0), True, 60, "By wer, the end is best (32)."),
+        ("wer", (40.0, 34.0, 33.0, 32.0), True, 60, "By wer, the last evaluation is best (32)."),
         ("wer", (40.0, 30.0, 33.0, 36.0), False, 40, "Wer was best at step 40 (30) and is 36 at the end."),
         ("temperature", (1.0, 2.0, 3.0, 4.0), False, 40, ""),
     ],

@@ -53,7 +53,7 @@ PHRASES: list[tuple[str, dict[str, Any], str]] = [
         "test accuracy was best at step 7 (75.0%; 50.0% at the end)",
     ),
     ("NOL106", {}, "the loss does not fall"),
-    ("PLT105", {"from_step": 40}, "the loss no longer falls from step 40"),
+    ("PLT105", {"from_step": 40, "how": "no longer falls"}, "the loss no longer falls from step 40"),
     ("REP128", {"epochs": 19.6}, "the same data 20 times, no held-out signal"),
     ("MEM127", {}, "steps down with each epoch"),
     ("LEK132", {}, "held-out loss is as low as training loss"),
@@ -354,7 +354,17 @@ def test_findings_are_told_by_their_place_and_within_it_in_the_order_of_the_rule
 
 @every("rule", DETECTORS, ids=lambda rule: rule.id)
 def test_what_is_only_info_is_told_if_its_rule_says_so(rule):
-    values = {**OVERFIT, "from_step": 1, "share": 0.5, "rows": 1, "of": 2, "step": 1, "held_out": 1.0, "train": 1.0}
+    values = {
+        **OVERFIT,
+        "how": "x",
+        "from_step": 1,
+        "share": 0.5,
+        "rows": 1,
+        "of": 2,
+        "step": 1,
+        "held_out": 1.0,
+        "train": 1.0,
+    }
     finding = Finding(id=rule.id, severity="info", message="x", values=values)
     told = [part.finding for part in story_parts(run(FALL), [finding], TrainSummary(rows=60)) if part.finding]
     assert told == ([rule.id] if rule.as_info else [])

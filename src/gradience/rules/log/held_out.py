@@ -177,7 +177,7 @@ def _beside(metric: MetricAccount | None) -> str:
         return ""
     last, best = of_metric(metric.name, metric.last), of_metric(metric.name, metric.best)
     if metric.best == metric.last:
-        return f" By {metric.name}, the end is best ({last})."
+        return f" By {metric.name}, the last evaluation is best ({last})."
     return f" {metric.name.capitalize()} was best at step {metric.best_step} ({best}) and is {last} at the end."
 
 

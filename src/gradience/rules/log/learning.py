@@ -312,10 +312,11 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     held_out = facts.held_out_curve
     if (held_out is not None and held_out.still_falls(step)) or _task_gains(facts, step):
         return None  # held-out data still gain, so the run still learns
+    verb = "hardly falls" if late < early else "no longer falls"
     return Observation(
-        f"The loss no longer falls from step {step} on: {early:.4g} in the first third of the rows since, {late:.4g} "
+        f"The loss {verb} from step {step} on: {early:.4g} in the first third of the rows since, {late:.4g} "
         "in the last (medians).",
-        {"drop": fall, "most": most, "level": level, "from_step": step},
+        {"drop": fall, "most": most, "level": level, "from_step": step, "how": verb},
         evidence=seen(f"Theil-Sen slope over {len(span)} points: it fell {fall:.1%}, {most:.1%} at most"),
     )
 
@@ -403,7 +404,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         ),
         rationale="Steps on a plateau cost as much as others; flat is also what a finished run looks like.",
         place="shape",
-        phrase=lambda v: f"the loss no longer falls from step {v['from_step']}",
+        phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
         as_info=True,
         scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
