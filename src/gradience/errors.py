@@ -43,6 +43,10 @@ class RecorderError(GradienceError):
     """A telemetry log cannot be written or read."""
 
 
+class MissingPackageError(RecorderError):
+    """A log can be read once a package is installed: a fact of the environment, not of the log."""
+
+
 class ConfigError(GradienceError):
     """A configuration file cannot be read or understood."""
 

@@ -90,7 +90,7 @@ def import_run(
 
     Reads an output folder of the Hugging Face Trainer, TRL, Axolotl, Unsloth, LLaMA-Factory or ms-swift, any CSV
     or JSON-lines table, TensorBoard event files, trackio's database, MLflow's stores, W&B's offline logs, and what
-    torchtune, MLX-LM, Megatron and Ludwig leave. The source is never changed.
+    torchtune, MLX-LM, Megatron, NeMo, verl, OpenRLHF, MMEngine (XTuner) and Ludwig leave. The source is never changed.
 
     Parameters
     ----------

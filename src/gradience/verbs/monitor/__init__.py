@@ -17,8 +17,9 @@ from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
 from gradience.rules.log.account import account
 from gradience.rules.log.advice import advice
 from gradience.rules.log.divergence import other_scale
-from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
+from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Series, Signal, ends
 from gradience.rules.log.learning import learning
+from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import MAX_INT, NonFinite, number_in, real
 from gradience.schema.document import Finding
