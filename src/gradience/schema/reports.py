@@ -393,6 +393,7 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 Cause: TypeAlias = Literal[
     "nothing_supervised",
     "not_finite",
+    "evaluation_not_finite",
     "rate_zero",
     "rate_absurd",
     "diverged",

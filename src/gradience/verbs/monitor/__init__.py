@@ -284,7 +284,7 @@ def held_out_split(report: MonitorReport) -> str | None:
 
 def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
     """Whether the run learns; False if a finding denies it, None if nothing shows it."""
-    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covers for found in findings):
+    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covered_by(found) for found in findings):
         return False
     return True if learning(facts).shown else None
 
