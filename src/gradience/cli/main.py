@@ -233,11 +233,11 @@ def _asks_for_help(tokens: Sequence[str]) -> bool:
 def script() -> int:
     """Run the command line as a process of its own."""
     gc.set_threshold(*_GC_THRESHOLDS)
-    _keep_descriptors()
     if sys.stderr is None:  # closed, as by 2>&-: progress and errors go nowhere
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
     try:
         interrupt.install()
+        _keep_descriptors()
         code = main()
         interrupt.ignore()  # the output is complete, so an interrupt no longer changes the exit code
     except (KeyboardInterrupt, SystemExit) as end:
