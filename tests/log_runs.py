@@ -519,6 +519,14 @@ def _chosen(values: Sequence[float]) -> RunFacts:
     return run([0.6] * len(values), kind="preference", columns={"rewards/chosen": values})
 
 
+def _logps(values: Sequence[float]) -> RunFacts:
+    return run([0.6] * len(values), kind="preference", columns={"logps/chosen": values})
+
+
+def _ties(margins: Sequence[float]) -> RunFacts:
+    return run([0.69] * len(margins), kind="preference", columns={"rewards/margins": margins})
+
+
 def _start(margin: float, step: int = 1) -> RunFacts:
     return run(
         [0.4] * 20, kind="preference", columns={"rewards/margins": [margin + 0.01 * i for i in range(21 - step)]}
@@ -527,7 +535,7 @@ def _start(margin: float, step: int = 1) -> RunFacts:
 
 PREFERENCE: Final = [
     Edge("PRF119", "separated", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5)),
-    Edge("PRF119", "swapped", 0.449, 0.451, lambda x: _pairs(x, 0.01, 0.0, 0.5)),
+    Edge("PRF119", "swapped", 0.449, 0.451, lambda x: _pairs(x, 0.01, -0.1, 0.5)),
     Edge("PRF119", "surely", 0.337, 0.351, lambda x: _pairs(0.51, 0.01, x, 0.5)),
     Edge("PRF119", "separation_error", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.2, 0.5)),
     Edge("PRF119", "separation_error_said", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.0, 0.5)),
@@ -545,9 +553,14 @@ PREFERENCE: Final = [
     ),
     Edge("PRF120", "chosen_rows", 4, 5, lambda x: _chosen([-1.0 * i for i in range(x)])),
     Edge("PRF120", "many_rows", 19, 20, lambda x: _chosen([0.0] * 5 + [-1.0, -3.0] * 4 + [-1.5] * (x - 13))),
+    Edge("PRF120", "chosen_nats", -109.9, -110.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
+    Edge("PRF120", "a_tenth", -329.9, -330.1, lambda x: _logps([-300.0] * 20 + [x] * 20)),
+    Edge("PRF120", "chosen_most", -149.9, -150.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
+    Edge("PRF140", "tie", 9e-5, 1.1e-4, lambda x: _ties([0.0] * 19 + [x])),
+    Edge("PRF140", "few_rows", 2, 3, lambda x: _ties([0.0] * x)),
     Edge("PRF121", "start_margin", 0.49, 0.51, _start),
     Edge("PRF121", "start_margin_below", -0.51, -0.49, _start),
-    Edge("PRF121", "start_step", 10, 11, lambda x: _start(1.0, x)),
+    Edge("PRF121", "start_step", 1, 2, lambda x: _start(1.0, x)),
     Edge(
         "PRF130",
         "saturated_loss",
@@ -583,6 +596,11 @@ def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFa
     return _rl(reward=[level + (noise if i % 2 else -noise) for i, level in enumerate(levels)])
 
 
+def _risen(factor: float) -> Sequence[float]:
+    """A reward that alternates by one and steps up by so many times 7; its standard error is 1.752."""
+    return [(1.0 if i % 2 else -1.0) + factor * 7.0 * (i >= 15) for i in range(30)]
+
+
 REWARDS: Final = [
     Edge("RWD122", "alpha", 0.00964, 0.01049, lambda p: _rl(reward=_ordered(p, 1.0, 0.1))),
     Edge("RWD122", "alpha_rises", 0.00964, 0.01049, lambda p: _rl(reward=[-x for x in _ordered(p, 1.0, 0.1)])),
@@ -590,7 +608,34 @@ REWARDS: Final = [
     Edge("RWD122", "reward_lost", 0.796, 0.804, lambda x: _reward(0.6, 1.0, x)),
     Edge("RWD122", "reward_errors", 0.0484, 0.0505, lambda x: _reward(0.9, 1.0, 0.7, x)),
     Edge("RWD122", "reward_flat", 0.0323, 0.0336, lambda x: _reward(1.0, 1.0, 1.0, x)),
-    Edge("RWD122", "two_errors", 1.059, 1.062, lambda x: _reward(1.0, 1.0, x, 0.02)),
+    Edge("RWD122", "reward_shown", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
+    Edge("RWN139", "null_rows", 10, 11, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+    Edge("RWN139", "none_at_all", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+    Edge("ENT135", "collapsed", 0.19, 0.21, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
+    Edge("ENT135", "narrowed", 0.49, 0.51, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
+    Edge("ENT135", "spread_out", 2.9, 3.1, lambda x: _rl(entropy=[1.0] * 10 + [x] * 10)),
+    Edge("ENT135", "random", 1.9, 2.1, lambda x: _rl(entropy=[0.5] * 10 + [x] * 10)),
+    Edge("KLD124", "kl_answer", 99.0, 101.0, lambda x: _rl(objective__kl=[1.0] * 20 + [x] * 10)),
+    Edge("KLZ138", "kl_none", 0.9e-6, 1.1e-6, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * 19 + [x])),
+    Edge("KLZ138", "kl_rows", 4, 5, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * x)),
+    Edge("CLF137", "clipped_much", 0.29, 0.31, lambda x: _rl(clip_ratio__region_mean=[x] * 10 + [0.0] * 20)),
+    Edge("LEN136", "longer", 19.9, 20.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
+    Edge(
+        "LEN136",
+        "longer_cut",
+        14.9,
+        15.1,
+        lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10, completions__clipped_ratio=[0.5] * 20),
+    ),
+    Edge("LEN136", "shorter", 4.9, 5.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
+    Edge(
+        "RAT141",
+        "rate_of_weights",
+        0.049,
+        0.05,
+        lambda x: run([1e-4] * 9, kind="rl", rates=x, columns={"reward": FALL[:9]}),
+    ),
+    Edge("RWD122", "two_errors", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
     Edge("RWD122", "many_rows", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
     Edge("RWD122", "few_rows", 2, 3, lambda x: _rl(reward=[1.0] * x)),
     Edge("ZVR123", "zero_groups", 0.49, 0.51, lambda x: _rl(frac_reward_zero_std=[0.1] * 20 + [x] * 10)),
