@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.spectral import batch
+from gradience.spectral import batch, devices
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 from gradience.spectral.update import null_stable_rank
@@ -177,7 +177,7 @@ def test_using_the_core_leaves_jax_as_it_was():
 
 def test_an_unknown_device_is_refused_with_its_name():
     with pytest.raises(ValueError, match=r"^JAX finds no tpu device here: "):
-        batch.use_device("tpu")
+        devices.use_device("tpu")
 
 
 def test_a_device_is_the_first_of_its_kind_and_auto_leaves_the_choice_to_jax(monkeypatch):
@@ -185,5 +185,5 @@ def test_a_device_is_the_first_of_its_kind_and_auto_leaves_the_choice_to_jax(mon
     monkeypatch.setattr("jax.devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
     monkeypatch.setattr("jax.config.update", lambda *option: chosen.append(option))
     for name in ("auto", "gpu"):
-        batch.use_device(name)
+        devices.use_device(name)
     assert chosen == [("jax_default_device", "gpu:0")]
