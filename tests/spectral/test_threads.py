@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,3 +102,18 @@ def test_scratch_has_the_memory_order_that_is_asked_for():
         assert scratch.array("x", shape, np.float64).dtype == np.float64
         columns = scratch.like(np.ones(shape, order="F"), "y", shape, np.float32)
         assert (columns.shape, columns.flags.f_contiguous) == (shape, True)
+
+
+def test_the_lapack_that_jax_loads_later_has_one_thread_too():
+    """In a new interpreter, where nothing has loaded it yet. On a busy machine more cost thirty times the work."""
+    program = """
+from gradience.spectral import one_blas_thread
+with one_blas_thread():
+    import jax.numpy as jnp
+    jnp.linalg.svd(jnp.eye(3))
+    from threadpoolctl import threadpool_info
+    print(sorted({pool["num_threads"] for pool in threadpool_info() if "blas" in pool["filepath"]}))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "[1]\n"

@@ -76,9 +76,10 @@ def one_blas_thread() -> Iterator[None]:
 
 @cache
 def _controller() -> ThreadpoolController:
+    import scipy.linalg  # noqa: F401, PLC0415  # JAX's LAPACK on a CPU, which JAX itself loads at its first use
     from threadpoolctl import ThreadpoolController  # noqa: PLC0415  # a program that only uses `Scratch` needs none
 
-    return ThreadpoolController()  # it finds the libraries loaded so far: numpy's BLAS is among them by now
+    return ThreadpoolController()  # it finds the libraries loaded so far: NumPy's BLAS and SciPy's
 
 
 def use_threads(most: int) -> None:
