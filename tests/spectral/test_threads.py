@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,16 +101,11 @@ def test_scratch_has_the_memory_order_that_is_asked_for():
         assert (columns.shape, columns.flags.f_contiguous) == (shape, True)
 
 
-def test_the_lapack_that_jax_loads_later_has_one_thread_too():
-    """In a new interpreter, where nothing has loaded it yet. On a busy machine more cost thirty times the work."""
-    program = """
-from gradience.spectral import one_blas_thread
-with one_blas_thread():
-    import jax.numpy as jnp
-    jnp.linalg.svd(jnp.eye(3))
+def test_every_blas_of_the_process_has_one_thread_scipy_s_too_in_which_xla_calls_lapack():
+    import jax  # noqa: F401  # from now on, SciPy's BLAS counts
     from threadpoolctl import threadpool_info
-    print(sorted({pool["num_threads"] for pool in threadpool_info() if "blas" in pool["filepath"]}))
-"""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "[1]\n"
+
+    with spectral.one_blas_thread():
+        held = [one for one in threadpool_info() if one["user_api"] == "blas"]
+        assert {one["num_threads"] for one in held} == {1}
+        assert {"numpy", "scipy"} <= {part.removesuffix(".libs") for one in held for part in one["filepath"].split("/")}
