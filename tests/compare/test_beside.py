@@ -117,9 +117,8 @@ def test_of_a_series_each_is_compared_with_the_next_and_the_last(n, series, pair
 )
 def test_a_pair_of_which_one_is_zero_has_no_directions_in_common(norms, state, ratio, sides):
     _, module = owns(whole=False)
-    row = module_pair(
-        module, module, PairGeometry(finite=True, norms=norms, inner=1.0, distance=1.0, left=np.eye(2), right=np.eye(2))
-    )
+    directions = {"left": np.eye(2), "right": np.eye(2), "cosines": (np.ones(2), np.ones(2))}
+    row = module_pair(module, module, PairGeometry(finite=True, norms=norms, inner=1.0, distance=1.0, **directions))
     assert (row.state, row.norm_ratio, row.frobenius_norms) == (state, ratio, list(norms))
     assert (row.output_side is not None, row.input_side is not None) == (sides, sides)
 
