@@ -106,7 +106,7 @@ def mitigate_adapter(
         new = NewAdapter(run.tensors(), raw_config(files.config), adapter.source.metadata or PEFT_METADATA)
         sources = SourceFiles([files.config, *adapter.weights])
         record = partial(provenance_of, "mitigate", sources, options._asdict(), Changes(run.changes))
-        write_adapter(Path(out), new, record, force=force)
+        write_adapter(Path(out), new, record, sources=sources, force=force)
     return MitigateReport(
         source=str(path),
         base=str(base),

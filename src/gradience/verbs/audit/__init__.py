@@ -12,7 +12,7 @@ from gradience.adapters.formats import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import factors_of
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, require
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
 from gradience.rules import excluded_rules, without
@@ -114,6 +114,8 @@ def audit_adapter(
 
         top = top_singular_values
         return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
+    if against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     beside = None
     if base is not None:
@@ -157,13 +159,14 @@ def audit_opened(
     Raises:
         AdapterError: a tensor or the base cannot be read.
     """
-    on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
+    waiting = adapter.by_peft or bool(adapter.base_dependent)
+    on_base = waiting or any(module.dense is not None for module in adapter.modules)
     rows = _rows(adapter, top, every_rank=on_base and beside is not None, grams=grams)
     compared = None
     if beside is not None:
         from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
 
-        rows, compared = compare(adapter, rows, beside)
+        adapter, rows, compared = compare(adapter, rows, beside, config=files.config)
         rows = _priced(rows) if on_base else rows
     return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
@@ -261,7 +264,7 @@ def _judged(
         relative_frobenius=against.relative_frobenius if against is not None else None,
     )
     report = msgspec.structs.replace(facts, health=verdict, summary=summary_of(modules), modules=modules)
-    if suggests_ranks(verdict.verdict):
+    if suggests_ranks(verdict.verdict) and not adapter.by_peft:
         report = _with_ranks(report, price, rank_pattern(modules, bytes_per_param=price))
     report = msgspec.structs.replace(
         report,
