@@ -201,6 +201,7 @@ LEVELS: Final = [
     Edge("DIV103", "short_spike", 0.45, 0.47, lambda x: run(with_row(swings(14, 0.025), 9, by=math.exp(x)))),
     Edge("DIV103", "short_ratio", 1.49, 1.51, lambda x: run(with_row(FLAT[:12], 8, by=x))),
     Edge("DIV104", "diverged_ratio", 1.49, 1.51, lambda x: run([1.0] * 16 + [x] * 4)),
+    Edge("DIV104", "lost_level", 0.049, 0.051, lambda x: run([*line(20, 0.06, 0.001), *[0.001] * 20, *[x] * 20])),
     Edge("DIV104", "at_once", 1.99, 2.01, lambda x: run([1.0, *[x] * 9])),
     Edge(
         "DIV104",
@@ -338,6 +339,12 @@ def _lora(facts: RunFacts) -> RunFacts:
     return replace(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
 
 
+def _stopped(steps: int) -> RunFacts:
+    """A run of 60 planned steps that stopped before, its rate still rising."""
+    rates = line(60, 1e-6, 1e-4)[:steps]
+    return replace(run(FALL[:steps], rates=rates, training={"max_steps": 60}), status="unknown")
+
+
 def _from_step(first: int, planned: int) -> RunFacts:
     """A constant rate far under the configured one, logged from a step on."""
     facts = run(FALL, rates=1e-5, lr=2e-4, training={"max_steps": planned})
@@ -377,6 +384,7 @@ GRADIENTS: Final = [
     Edge("LRS109", "a_tenth_of_the_highest", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
     Edge("LRS109", "high_rate", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
     Edge("LRS109", "peak_missed", 6, 7, lambda x: _from_step(x, 60)),
+    Edge("LRS133", "almost", 53, 54, _stopped),
     Edge("LRS133", "rising", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
     Edge("LRS109", "times", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
 ]
@@ -412,6 +420,7 @@ HELD_OUT: Final = [
     Edge("GAP111", "gap_times", 1.99, 2.01, lambda x: _gap(math.exp(0.2 * (x - 1.0)), train=0.2)),
     Edge("GAP111", "gap_nats", 0.099, 0.101, lambda x: _gap(math.exp(x), train=0.01)),
     Edge("GAP111", "a_task_metric_decides", 0, 1, lambda x: _gap(2.0, **({"f1": 0.5} if x else {}))),
+    Edge("EVL134", "not_finite", 0, 1, lambda x: with_history(evaluation(60, "NaN" if x else None, runtime=1.0))),
     Edge("EVL134", "values", 0, 1, lambda x: with_history(evaluation(60, runtime=1.0, **({"f1": 0.5} if x else {})))),
     Edge("SML113", "small_eval", 1060, 1075, lambda x: _classified(0.5, 0.3, n=x)),
     Edge("UND126", "unfinished_fall", 0.8905, 0.8915, lambda x: _evaluated(1.0, 0.9, x)),

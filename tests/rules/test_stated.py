@@ -82,6 +82,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
             "exploded": 2.0,
             "no_lower": 0.97,
             "lost_share": 0.5,
+            "lost_level": 0.05,
             "window_share": 0.05,
             "diverged_rows": 3,
         },
@@ -164,7 +165,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
             "risen": 2.0,
         },
     ),
-    ("LRS133", "warning", 0.9, {}),
+    ("LRS133", "warning", 0.9, {"almost": 0.9}),
     ("EVL134", "warning", 0.95, {}),
     (
         "OVF110",

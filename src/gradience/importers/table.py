@@ -20,8 +20,8 @@ from gradience.errors import RecorderError, few
 from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
 from gradience.schema import Json
+from gradience.schema.values import number_of, step_of
 from gradience.telemetry.rows import HELD_OUT
-from gradience.telemetry.values import number_of, step_of
 
 Columns: TypeAlias = dict[str, str]  # source column -> our name: step, ts, or a row's key such as eval_loss
 

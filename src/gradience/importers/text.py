@@ -20,7 +20,7 @@ from gradience.importers.files import MAX_ROWS, LoggedRow, SourceRun, count_of, 
 from gradience.importers.table import Numbered, cell_value, rows_to_raw
 from gradience.io.reading import open_regular
 from gradience.schema import Json
-from gradience.telemetry.values import step_of
+from gradience.schema.values import step_of
 
 _HEAD: Final = 1 << 20  # bytes searched for a step: Megatron prints some 20 KB of arguments first
 _MAX_LINE: Final = 64 * 1024

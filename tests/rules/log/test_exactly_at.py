@@ -420,7 +420,7 @@ NUMBERS: Sequence[At] = [
     At("NUM102", {}, lambda x: zeros(1e-8, before=[x] * 20), {0.05: None, 0.049: "info"}),
     At("NUM102", {}, lambda x: zeros(NAN, x), {1e-8: None, NAN: "error"}),
     At("NUM131", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: None, 3: "info"}),
-    At("NUM101", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: "warning", 3: None}),
+    At("NUM101", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: "info", 3: None}),
     At("NUM102", {}, masked, {1.7: None, 1.699: "error"}),
     At("NUM102", {}, lambda x: masked(x, norm=math.inf), {1.7: None, 1.699: "error"}),
     At("NUM102", {}, lambda x: zeros(NAN, NAN, before=[2.0] * 12 + [x] * 8), {0.05: "error", 0.049: "info"}),

@@ -306,8 +306,12 @@ class LogRule(Rule[RunFacts]):
     place: Place = "later"
     phrase: Phrase | None = None
     as_info: bool = False
-    covers: frozenset[Topic] = frozenset()
+    covers: frozenset[Topic] | Callable[[Values], frozenset[Topic]] = frozenset()
     cause: Cause | Callable[[Values], Cause | None] | None = None
+
+    def covered_by(self, finding: Finding) -> frozenset[Topic]:
+        """What the story leaves out beside a finding of this rule."""
+        return self.covers(finding.values) if callable(self.covers) else self.covers
 
     def cause_of(self, finding: Finding) -> Cause | None:
         """What is behind a finding of this rule."""

@@ -40,7 +40,7 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
     """The story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
     told = [_Told(RULE_OF[found.id], found) for found in findings]
     told = [each for each in told if SEVERITIES.index(each.finding.severity) >= _GRAVE or each.rule.as_info]
-    covered = frozenset[Topic]().union(*(each.rule.covers for each in told))
+    covered = frozenset[Topic]().union(*(each.rule.covered_by(each.finding) for each in told))
     parts = chain(
         _at(told, "broken"),
         _at(told, "meaning"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from gradience.configs.training import STATE_NAME
-from gradience.errors import GradienceError, MissingPackageError, RecorderError
+from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
 from gradience.importers.sources import is_run
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.configs.training import objective_of
@@ -37,7 +37,7 @@ _ALONE: Final = 200  # up to this many logs are read without workers, because a 
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
-RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
+RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True)
 MAX_RUNS: Final = 1000  # runs in one log; more are an error, because no known log holds as many
 
 _MOST_INT: Final = 2**63 - 1  # largest integer of a column
@@ -62,6 +62,7 @@ def collect_runs(
         GradienceError: a package is missing, or `out` holds something else.
         OutputError: another process is updating the store, or it cannot be written.
     """
+    require("pyarrow", "duckdb", extra="fleet", what="a table of runs")
     store = Store(_folder(roots) if out is None else Path(out), RUNS)
     plan = _plan(store, roots)
     if plan.jobs or plan.gone or not store.exists:
