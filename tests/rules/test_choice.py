@@ -56,7 +56,8 @@ def test_an_objective_is_known_by_the_first_telling_name_and_preferences_before_
     told = {
         "preference": "rewards/margins rewards/chosen rewards/accuracies "
         "log_odds_ratio log_odds_chosen odds_ratio_loss",
-        "rl": "reward reward_std frac_reward_zero_std objective/kl",
+        "rl": "reward reward_std frac_reward_zero_std objective/kl group_reward_std "
+        "critic/rewards/mean critic/score/mean actor/pg_clipfrac actor/ppo_kl",
         "reward": "mean_reward min_reward max_reward",
     }
     kinds = {name: kind for kind, names in told.items() for name in names.split()}
@@ -89,7 +90,7 @@ def test_an_adapter_is_kept_in_fp16_only_if_that_was_asked_for():
         ("float16", None, ["? autocast_adapter_dtype is not given"]),
         (None, False, ["? dtype (fp16, bf16) is not given"]),
     ):
-        snapshot = {"training": {"dtype": dtype}, "lora": {"extras": {"autocast_adapter_dtype": autocast}}}
+        snapshot = {"training": {"dtype": dtype}, "lora": {"r": 8, "extras": {"autocast_adapter_dtype": autocast}}}
         verdict = judge_config(msgspec.convert(snapshot, ConfigSnapshot))
         said = [found.id for found in verdict.findings if found.id == "NUM001"]
         assert said + [f"? {item.reason}" for item in verdict.not_run if item.id == "NUM001"] == answer

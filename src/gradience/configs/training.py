@@ -5,9 +5,9 @@ Most published numbers hold for one kind of training objective. `objective_of` d
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Set as AbstractSet
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -53,6 +53,8 @@ _TRAINERS = {  # keys that only one family of TRL's configs has, and the family'
     "completion_only_loss": "sft",
     "assistant_only_loss": "sft",
 }
+# keys of a model's generation defaults, which a logger may write among the training arguments
+_GENERATION = ("num_beams", "min_length", "no_repeat_ngram_size", "length_penalty")
 _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 
 
@@ -95,8 +97,8 @@ def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
     return {**mapping, "world_size": processes * on_each}
 
 
-def read_training_object(arguments: HasToDict) -> Layer:
-    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError if it is not one."""
+def read_training_object(arguments: HasToDict | Mapping[str, Any]) -> Layer:
+    """Read a `transformers.TrainingArguments`, a subclass, or a mapping of its settings; else a ConfigError."""
     return _read_mapping(plain_mapping(arguments), type(arguments).__name__)
 
 
@@ -140,6 +142,8 @@ def note_training(fields: Fields, draft: Draft) -> None:
     trainer = next((kind for key, kind in _TRAINERS.items() if key in fields), None)
     if trainer is not None:
         draft.set("training", "trainer", trainer, extra=True)
+    elif any(key in fields for key in _GENERATION):
+        draft.unset("training", "max_length")  # how long the model generates, not where rows are cut
 
 
 def _note_optimizer(fields: Fields, draft: Draft) -> None:
@@ -275,8 +279,3 @@ def _profiled(config: ConfigSnapshot) -> Objective:
     if config.task_profile == "generation":
         return Objective("sft", "task profile generation", stated=False)
     return Objective("unknown", "no task, task_type or trainer says it", stated=False)
-
-
-def has_perplexity(kind: str) -> bool:
-    """Whether the loss under this objective is a cross-entropy, so that its exponential is a perplexity."""
-    return kind not in {"preference", "reward", "rl"}

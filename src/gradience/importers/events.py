@@ -36,8 +36,9 @@ from gradience.schema.events import (
     TrainingSnapshot,
     TrainStep,
 )
+from gradience.schema.flat import extended, unchecked
+from gradience.schema.values import described, number_of
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
-from gradience.telemetry.values import described, number_of
 
 _FEW: Final = 3  # mean rows between jumps back; fewer mean several writers in one log
 _LOST: Final = 3  # strides between two rows of one writer at most, because rows may be lost
@@ -246,16 +247,16 @@ class _EventBuilder:
         if parts.train:
             known, extras = train_columns(parts.train)
             self.odd += [(name, row.place) for name in _COLUMNS if f"{name}_" in extras]
-            yield TrainStep(**self.head(row.step, row.ts), **known, extras=extras)
+            yield extended(unchecked(TrainStep, **self.head(row.step, row.ts), **known), extras)
         for split, measured in parts.evals.items():
             known, extras = eval_columns(measured)
             if self.percent and "accuracy" in known:
                 known["accuracy"] = real(as_float(known["accuracy"]) / 100.0)
-            metrics = EvalMetrics(**known, extras=extras)
-            yield Eval(**self.head(row.step, row.ts), split=str(described(split)), metrics=metrics)
+            metrics = extended(unchecked(EvalMetrics, **known), extras)
+            yield unchecked(Eval, **self.head(row.step, row.ts), split=str(described(split)), metrics=metrics)
         if parts.summary:
             values = {str(described(name)): described(value) for name, value in parts.summary.items()}
-            yield Metrics(**self.head(row.step, row.ts), kind="train_summary", metrics=values)
+            yield unchecked(Metrics, **self.head(row.step, row.ts), kind="train_summary", metrics=values)
 
 
 class RunEvents:
@@ -286,13 +287,22 @@ class RunEvents:
         if builder.odd:
             places = [f"{name} ({raw.unit} {place})" for name, place in builder.odd]
             raw.notes.append(f"no numbers, kept as they are: {few(places, _SHOWN)}")
+        self._best = (
+            Metrics(**builder.head(tally.last_step, tally.ts), kind="selection", metrics=raw.best) if raw.best else None
+        )
         self.end = _end(builder, raw, tally)
-        tally.counts["run_end"] += 1
+        tally.counts.update(str(event.__struct_config__.tag) for event in self._last())
         self.tally = tally
 
     def __iter__(self) -> Iterator[Event]:
         """Yield the events."""
         yield from self._rows(self._builder())
+        yield from self._last()
+
+    def _last(self) -> Iterator[Event]:
+        """Yield what the source says of the run as a whole: the best evaluation that it chose by, and the end."""
+        if self._best is not None:
+            yield self._best
         yield self.end
 
     def _builder(self) -> _EventBuilder:
@@ -324,7 +334,7 @@ class Tally:
         self.counts[str(event.__struct_config__.tag)] += 1
         self.ts = self.ts if event.ts is None else event.ts
         step = event.step
-        if isinstance(event, Metrics):
+        if isinstance(event, Metrics) and event.kind == "train_summary":
             self.summary = max(math.inf if step is None else step, self.summary)
         if step is None or isinstance(event, RunStart):
             return

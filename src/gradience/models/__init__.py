@@ -100,10 +100,10 @@ def load_model(
         AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
         GradienceError: torch, transformers or PEFT is not installed, or there is no such device.
     """
-    torch, transformers = _libraries()
+    torch, transformers = libraries("running a model")
     opened = None if adapter is None else open_adapter(adapter)[1]
     place = _device(torch, device)
-    with _quietly(transformers):
+    with quietly():
         config = _config(transformers, base)
         chosen = task or _task(config, opened)
         model, missing = _base(transformers, base, chosen, opened, dtype=None if place.type == "cpu" else "auto")
@@ -124,9 +124,9 @@ def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
     Raises:
         AdapterError: the adapter cannot be read, or does not fit the base.
     """
-    _, transformers = _libraries()
+    libraries("running a model")
     opened = open_adapter(adapter)[1]
-    with _quietly(transformers), _misfits(adapter):
+    with quietly(), _misfits(adapter):
         pretrained.refuse_adapter(adapter)
         _refuse_misfit(loaded.model, opened)
         loaded.model.load_adapter(os.fspath(adapter), name)
@@ -155,14 +155,19 @@ def active(loaded: LoadedModel, name: str | None) -> Iterator[None]:
         model.requires_grad_(requires_grad=False)  # PEFT makes the parameters that it activates require gradients
 
 
-def _libraries() -> tuple[Any, Any]:
+def libraries(what: str) -> tuple[Any, Any]:
+    """The modules torch and transformers, once PEFT is known to be installed too; `what` needs them, for the error.
+
+    Raises:
+        GradienceError: one of them is not installed.
+    """
     try:
         import peft  # noqa: F401, PLC0415  # asked for before minutes are spent on the base
         import torch  # noqa: PLC0415  # only those who run a model pay for it
         import transformers  # noqa: PLC0415  # the same
     except ModuleNotFoundError as error:
         raise GradienceError(
-            f"running a model needs {error.name}, which is not installed", advice="in the clone: pip install -e '.[hf]'"
+            f"{what} needs {error.name}, which is not installed", advice="in the clone: pip install -e '.[hf]'"
         ) from error
     return torch, transformers
 
@@ -177,9 +182,10 @@ def _device(torch: Any, name: str | None) -> Any:
 
 
 @contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """A context without progress bars and warnings of transformers and PEFT; what matters is raised instead."""
-    from transformers.utils import logging as of_transformers  # noqa: PLC0415  # see the module's first lines
+    import transformers  # noqa: PLC0415  # see the module's first lines
+    from transformers.utils import logging as of_transformers  # noqa: PLC0415  # the same
 
     level, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)

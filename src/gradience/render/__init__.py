@@ -182,6 +182,14 @@ def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str
         yield from action_lines(finding, verbose=verbose)
 
 
+def note_line(findings: Iterable[Finding]) -> str | None:
+    """The line that stands for the findings of severity info, which change nothing of what to do next; or None."""
+    ids = list(dict.fromkeys(finding.id for finding in findings if finding.severity == "info"))
+    if not ids:
+        return None
+    return f"{sentence(counted(len(ids), 'note'))}, which --verbose shows: {' '.join(ids)}"
+
+
 def action_lines(finding: Finding, *, verbose: bool) -> Iterator[str]:
     """The line with the action of a finding, if it has one; `verbose` adds its evidence."""
     if finding.action:
@@ -214,6 +222,18 @@ def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:
     parts = [f"{SKIPPED}: {len(not_run) - excluded}"] if len(not_run) > excluded else []
     parts += [f"left out by --select or --ignore: {excluded}"] if excluded else []
     return sentence("; ".join(parts)) + ("" if verbose else " (--verbose lists them with their reasons)")
+
+
+def duration(seconds: float) -> str:
+    """A duration in words.
+
+    >>> duration(42.4), duration(3_725.0)
+    ('42 s', '1 h 2 min')
+    """
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"
 
 
 def format_of(out: Path) -> ReportFormat:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 import msgspec
 
 from gradience.schema import Fraction, Json, NonFinite, NonNegativeInt, Severity, about, as_float
+from gradience.schema.flat import Flat
 
 _WIDTH: Final = 160  # characters of one value in a summary
 _SHOWN: Final = 12  # findings of a list that are named
@@ -168,6 +169,9 @@ def _expanded(value: Json) -> Json:
     if isinstance(value, msgspec.Struct):
         config = value.__struct_config__
         tag = {} if config.tag_field is None else {config.tag_field: config.tag}
+        if isinstance(value, Flat):  # a report nests the extras, so that all objects of a list have the same keys
+            own = {name: _expanded(getattr(value, name)) for name in (value.known or type(value)).__struct_fields__}
+            return {**tag, **own, "extras": _expanded(dict(value.extras))}
         keys = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
         return tag | {key: _expanded(getattr(value, name)) for key, name in keys}
     if isinstance(value, dict):
@@ -293,6 +297,7 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = []
     severity: Annotated[Severity, about("Usual severity; a finding may be milder or graver.")]
     condition: Annotated[str, about("When the rule gives a finding.")] = ""
+    premises: Annotated[list[str], about("What has to hold before the rule is asked; else it is not judged.")] = []
     confidence: Annotated[Fraction, about("How sure the rule is, 0 to 1: a judgement.")] | None = None
     scope: Annotated[str, about("Where the rule applies, and where it does not.")] = ""
     rationale: Annotated[str, about("Why it matters.")] = ""

@@ -19,7 +19,7 @@ import msgspec
 
 from gradience.adapters.open import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
-from gradience.errors import GradienceError, OutputError
+from gradience.errors import GradienceError, OutputError, require
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
@@ -158,6 +158,8 @@ def build_story(
     Raises:
         GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
     """
+    if against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     measured, benched = (None, []) if bench is None else _measured(Path(bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work
@@ -173,7 +175,7 @@ def build_story(
     comparison = _comparison(sources.weights.path, compare) if compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
-        diagnosis=_without_folders(judge_sources(sources, read)),
+        diagnosis=_without_folders(judge_sources(read)),
         series=read.log.run if read.log else None,
         comparison=comparison,
         bench=measured,

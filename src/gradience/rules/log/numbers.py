@@ -13,7 +13,7 @@ from itertools import pairwise
 from operator import sub
 from typing import Final
 
-from gradience.rules import MASKED, NAN_TRL, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import MASKED, NAN_TRL, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
 from gradience.schema import Severity, as_float
@@ -95,7 +95,6 @@ def _skipped(facts: RunFacts) -> Observation | None:
         "stood still there.",
         {"rows": len(rows), "share": len(rows) / len(facts.series.steps), "first_step": facts.step(rows[0])},
         severity="warning" if many else None,
-        action="Half of the steps train nothing: train in bf16, or lower the learning rate." if many else None,
         evidence=seen(
             f"grad_norm not finite at step {facts.step(rows[0])}, the learning rate as in a neighbouring row"
         ),
@@ -120,7 +119,8 @@ def _non_finite(facts: RunFacts) -> Observation | None:
     where += [f"{evals[0].split} loss at step {evals[0].step}"] if evals else []
     where += [f"gradient norm at step {facts.step(norms[0])}"] if norms else []
     return Observation(
-        f"Not finite: {', '.join(where)} ({len(losses)} of {len(series.steps)} training rows).",
+        f"Not finite: {', '.join(where)}"
+        + (f" ({len(losses)} of {len(series.steps)} training rows)." if losses else "."),
         {
             "rows": len(losses),
             "gradient_rows": len(norms),
@@ -134,10 +134,10 @@ def _non_finite(facts: RunFacts) -> Observation | None:
 
 
 def _of_norms(norms: Sequence[int], dtype: str | None) -> Severity:
-    """The severity of non-finite norms: fp16 loss scaling explains single skipped steps, but not two in a row."""
+    """The severity of non-finite norms: steps that a scaler skips explain single ones, two in a row not, nor bf16."""
     if any(b - a == 1 for a, b in pairwise(norms)):
         return "error"
-    return "info" if len(norms) == 1 or dtype == "float16" else "warning"
+    return "warning" if len(norms) > 1 and dtype == "bfloat16" else "info"
 
 
 def _masked_nan(facts: RunFacts) -> Observation | None:
@@ -151,7 +151,7 @@ def _masked_nan(facts: RunFacts) -> Observation | None:
         return _zeros(facts, zero, bad)
     if not bad or facts.objective.kind == "rl" or skipped_rows(facts):
         return None
-    single = len(bad) > 1 and _of_norms(bad, facts.config.training.dtype) == "info"
+    single = len(bad) > 1 and facts.config.training.dtype == "float16" and _of_norms(bad, "float16") == "info"
     fallen = [] if single else _fallen(losses, bad)
     return _falls(facts, fallen) if fallen else None
 
@@ -182,7 +182,6 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
         {"rows": len(zero), "first_step": facts.step(first), "loss_before": before},
         severity="info",
         confidence=0.6,
-        action="Nothing is left to learn from this data: stop earlier, or look for leaked answers.",
     )
 
 
@@ -194,8 +193,6 @@ def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
         f"The training loss is exactly 0.0 in all {rows} rows: every label is masked, or it was NaN from the start.",
         {"rows": rows, "first_step": facts.step(0), "gradient_rows": len(bad), "no_labels": True},
         confidence=0.95 if rows > 1 else 0.7,
-        action="Look at the labels of one batch: are all masked (-100), by a template, a collator, or a length that "
-        "cuts answers off? Else look at the first forward pass.",
         evidence=seen(f"loss 0.0 at step {facts.step(0)}", *also),
     )
 
@@ -236,15 +233,18 @@ NON_FINITE = LogRule(
     id="NUM101",
     title="not a number",
     severity="error",
-    condition="a training loss, held-out loss or gradient norm is NaN or infinite; info if only gradient norms are, in "
-    "one row, or under fp16 in several isolated rows (skipped steps); rows of NUM131 are not counted",
+    condition="a training loss, held-out loss or gradient norm is NaN or infinite; info if only gradient norms are, "
+    "in one row, or in several isolated ones (skipped steps) unless in bf16; rows of NUM131 are not counted",
     observe=_non_finite,
     confidence=0.95,
     evidence=(
         cite("Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite", "a loss that is not finite: stop"),
     ),
-    action="Go back to a checkpoint before it; look at the learning rate, the precision and the data there.",
     scope="any run",
+    place="broken",
+    phrase=lambda v: f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else ""),
+    covers=lambda v: frozenset({"learning"}) if v["rows"] else frozenset(),
+    cause=lambda v: "not_finite" if v["rows"] else "evaluation_not_finite" if v["eval_rows"] else None,
     verify="Audit the adapter: non-finite weights confirm it.",
 )
 
@@ -260,7 +260,14 @@ MASKED_NAN = LogRule(
     confidence=0.9,
     evidence=(MASKED, NAN_TRL),
     rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
-    action="Set logging_nan_inf_filter=False to see it, and audit the adapter for non-finite weights.",
+    place="broken",
+    phrase=lambda v: (
+        "loss is 0 throughout: every label is masked"
+        if v.get("no_labels")
+        else f"loss is probably NaN-masked from step {v['first_step']}"
+    ),
+    covers=frozenset({"learning"}),
+    cause=lambda v: "nothing_supervised" if v.get("no_labels") else "not_finite",
     scope="losses that cannot be exactly zero; under RL only where the gradient is not finite either",
     verify="Look at grad_norm in the same rows, and at the adapter's weights.",
     thresholds=(MASKED_FALL, ROUNDS_TO_ZERO),
@@ -282,10 +289,12 @@ SKIPPED = LogRule(
         ),
     ),
     rationale="Nothing is broken: the scaler lowers its factor until gradients fit into fp16.",
-    action="Nothing to do for a few, mostly early; bf16 needs no scaler.",
+    phrase=lambda v: (
+        "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
+    ),
     scope="runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps",
     verify="See whether the learning rate of those rows equals that of a neighbouring row.",
     thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),
 )
 
-RULES: Final[tuple[Rule[RunFacts], ...]] = (NON_FINITE, MASKED_NAN, SKIPPED)
+RULES: Final[tuple[LogRule, ...]] = (MASKED_NAN, NON_FINITE, SKIPPED)  # the story's order

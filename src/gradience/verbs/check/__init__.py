@@ -7,15 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gradience.configs import read_preferences
-from gradience.configs.document import CONFIG_NAME, read_document, read_peft, read_peft_dir, read_peft_object
+from gradience.configs.document import (
+    CONFIG_NAME,
+    read_document,
+    read_peft,
+    read_peft_dir,
+    read_peft_object,
+    read_settings,
+)
 from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
 from gradience.configs.training import (
+    PICKLE_NAME,
     STATE_NAME,
     TRAINING_NAMES,
     objective_of,
@@ -40,7 +48,17 @@ _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
-_OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")
+_LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
+_WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapters.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+_OF_A_RUN = (*_LOGS, "adapter_model.safetensors", "model.safetensors")
+_BY_RUNS = frozenset({"adapter", "training"})  # roles of files that a run may have written beside its results
 _MOST_NAMES = 5
 _MOST_ENTRIES = 2000  # entries of the output folder that are examined
 
@@ -58,14 +76,25 @@ def read_any(place: Path) -> Layer:
 
 
 def read_adapter_of(folder: Path) -> Layer:
-    """Read the adapter config of a folder, else that of the last checkpoint of its run."""
+    """Read the adapter config of a folder, else that of the last checkpoint of its run.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+        AdapterError: the folder's weights are empty, because ZeRO-3 saved them without gathering.
+    """
+    weights = folder / "adapter_model.safetensors"
+    if weights.is_file():
+        from gradience.adapters.gathered import refuse_ungathered_file  # noqa: PLC0415  # numpy, where weights lie
+
+        refuse_ungathered_file(weights)
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
         return read_peft_dir(folder)
     found = _read_run(folder)
     if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
         return read_peft_dir(folder)
     adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
-    return Layer(config=adapter, sources=tuple(source for source in found.sources if source.role == "adapter"))
+    sources = tuple(source for source in found.sources if source.role == "adapter")
+    return Layer(config=adapter, sources=sources, log=found.log)
 
 
 def read_training_of(folder: Path) -> Layer:
@@ -85,22 +114,24 @@ def _read_run(place: Path) -> Layer | RecorderError:
     from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file does not need it
 
     try:
-        return read_folder_config(place)
+        return msgspec.structs.replace(read_folder_config(place), log=f"the log in {place.name}")
     except RecorderError as error:
         return error
 
 
 Place = str | PathLike[str]
+Settings = HasToDict | Mapping[str, Any]
+SETTINGS = (HasToDict, Mapping)  # the same for isinstance
 
 
 def check_config(
-    config: ConfigSnapshot | None = None,
+    config: ConfigSnapshot | Mapping[str, Any] | None = None,
     *,
     document: Place | None = None,
     peft_dir: Place | None = None,
     training_dir: Place | None = None,
-    peft: Place | HasToDict | None = None,
-    training: Place | HasToDict | None = None,
+    peft: Place | Settings | None = None,
+    training: Place | Settings | None = None,
     overrides: ConfigSnapshot | None = None,
     base: Place | None = None,
     task: str | None = None,
@@ -112,12 +143,12 @@ def check_config(
     """Check a configuration by the rules. A later source wins over an earlier one.
 
     Args:
-        config: a Struct.
+        config: a Struct, or a mapping of settings of any shape, such as `{"lr": 1e-3, "lora": {"r": 8}}`.
         document: one file of any shape, or the folder a run left.
         peft_dir: a folder with an adapter config.
         training_dir: a folder with training arguments.
-        peft: an adapter config: a file, or a `peft.LoraConfig`.
-        training: training arguments: a file, or a `transformers.TrainingArguments` of any trainer.
+        peft: an adapter config: a file, a `peft.LoraConfig`, or a mapping of its settings.
+        training: training arguments: a file, a `transformers.TrainingArguments` of any trainer, or a mapping of them.
         overrides: a Struct that wins over all of these.
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
@@ -138,18 +169,27 @@ def check_config(
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
-    return judged(whole, given.folders, base=base, task=task, serve=serve, settings=settings, unwanted=unwanted)
+    return judged(
+        whole,
+        given.folders,
+        base=base,
+        task=task,
+        serve=serve,
+        settings=settings,
+        unwanted=unwanted,
+        around=when_of(whole),
+    )
 
 
 class ConfigSources(NamedTuple):
     """The sources of a configuration, as in `check_config`; a later source wins over an earlier one."""
 
-    config: ConfigSnapshot | None
+    config: ConfigSnapshot | Mapping[str, Any] | None
     document: Place | None
     peft_dir: Place | None
     training_dir: Place | None
-    peft: Place | HasToDict | None
-    training: Place | HasToDict | None
+    peft: Place | Settings | None
+    training: Place | Settings | None
     overrides: ConfigSnapshot | None
 
     @property
@@ -159,17 +199,16 @@ class ConfigSources(NamedTuple):
 
     def read(self) -> Layer:
         """Read all sources into one layer."""
-        first, last = (Layer(config=item) if item is not None else None for item in (self.config, self.overrides))
         layers = (
-            first,
+            read_settings(self.config) if isinstance(self.config, Mapping) else _layer(self.config),
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            read_peft_object(self.peft) if isinstance(self.peft, HasToDict) else _read(self.peft, read_peft),
+            read_peft_object(self.peft) if isinstance(self.peft, SETTINGS) else _read(self.peft, read_peft),
             read_training_object(self.training)
-            if isinstance(self.training, HasToDict)
+            if isinstance(self.training, SETTINGS)
             else _read(self.training, read_training),
-            last,
+            _layer(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
 
@@ -183,12 +222,24 @@ def judged(
     serve: Iterable[str],
     settings: Place | None,
     unwanted: Mapping[str, str],
+    around: CheckContext,
 ) -> CheckReport:
-    """The report on a configuration that was read; the arguments are those of `check_config`."""
+    """The report on a configuration that was read.
+
+    Args:
+        whole: the configuration.
+        folders: where it was read, beside which more may be found.
+        base: as in `check_config`, like `task`, `serve` and `settings`.
+        task: as above.
+        serve: as above.
+        settings: as above.
+        unwanted: the rules to leave out, each with its reason.
+        around: when the configuration is judged, and what is known of its run.
+    """
     config, versions = _complete(whole, task), _transformers()
     where = None if base is None else Path(base)
-    around = gather_context(whole, config, base=where, folders=folders, transformers=versions)
     around = around._replace(engines=_engines(serve, settings))
+    around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     named = (("base", base), ("settings", settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
@@ -241,6 +292,13 @@ def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
     return None if place is None else read(Path(place))
 
 
+def _layer(config: object) -> Layer | None:
+    if not isinstance(config, ConfigSnapshot | None):
+        message = f"expected a ConfigSnapshot or a mapping of settings, got {type(config).__name__}"
+        raise ConfigError(message, advice="give files by name: document=, peft=, training=")
+    return None if config is None else Layer(config=config)
+
+
 def _transformers() -> str | None:
     """The installed version of transformers, found without importing it, or None."""
     try:
@@ -279,8 +337,31 @@ def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
     return SourceLocation(files[0].path)
 
 
+def when_of(whole: Layer) -> CheckContext:
+    """When the configuration is judged, by its files: a run leaves its configs beside its weights and its log."""
+    if whole.log:
+        return CheckContext(moment="logged", begun=whole.log)
+    begun = ""
+    for source in whole.sources:
+        folder = Path(source.path).parent
+        if source.role not in _BY_RUNS:
+            continue
+        log = next((name for name in _LOGS if (folder / name).is_file()), None)
+        if log is not None:
+            return CheckContext(moment="logged", begun=log)
+        weights = next((name for name in _WEIGHTS if (folder / name).is_file()), "")
+        begun = begun or weights or (PICKLE_NAME if source.path.endswith(PICKLE_NAME) else "")
+    return CheckContext(moment="begun", begun=begun) if begun else CheckContext()
+
+
 def gather_context(
-    whole: Layer, config: ConfigSnapshot, *, base: Path | None, folders: Iterable[Path], transformers: str | None
+    whole: Layer,
+    config: ConfigSnapshot,
+    around: CheckContext,
+    *,
+    base: Path | None,
+    folders: Iterable[Path],
+    transformers: str | None,
 ) -> CheckContext:
     """The surroundings of a configuration; those of the base only if a base is given.
 
@@ -288,7 +369,7 @@ def gather_context(
         AdapterError: the base cannot be read.
     """
     keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
-    around = _output(whole, CheckContext(unknown_keys=keys))
+    around = _output(whole, around._replace(unknown_keys=keys))
     return around if base is None else _with_base(around, config, base, folders, transformers)
 
 

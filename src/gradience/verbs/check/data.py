@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
-from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, recognise
 from gradience.data.encoder import Encoder
@@ -27,7 +26,7 @@ from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
-from gradience.verbs.check import ConfigSources, Place, judged
+from gradience.verbs.check import SETTINGS, ConfigSources, Place, Settings, judged, when_of
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
@@ -208,8 +207,8 @@ def check_data(
     document: Place | None = None,
     peft_dir: Place | None = None,
     training_dir: Place | None = None,
-    peft: Place | HasToDict | None = None,
-    training: Place | HasToDict | None = None,
+    peft: Place | Settings | None = None,
+    training: Place | Settings | None = None,
     overrides: ConfigSnapshot | None = None,
     base: Place | None = None,
     task: str | None = None,
@@ -286,7 +285,16 @@ def check_data(
     found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
         known, named = _with_data(whole, report), task or report.trainer
-        found = judged(known, folders, base=base, task=named, serve=serve, settings=settings, unwanted=of_config)
+        found = judged(
+            known,
+            folders,
+            base=base,
+            task=named,
+            serve=serve,
+            settings=settings,
+            unwanted=of_config,
+            around=when_of(whole),
+        )
     return _joined(found, report, unwanted)
 
 
@@ -343,9 +351,9 @@ def _with_data(whole: Layer, data: DataReport) -> Layer:
     return msgspec.structs.replace(whole, config=msgspec.structs.replace(whole.config, training=changed))
 
 
-def _plan(training: Place | HasToDict | None, document: Place | None) -> DataPlan:
+def _plan(training: Place | Settings | None, document: Place | None) -> DataPlan:
     for place in (training, document):
-        if place is not None and not isinstance(place, HasToDict):
+        if place is not None and not isinstance(place, SETTINGS):
             return read_data_plan(Path(place))
     return DataPlan()
 

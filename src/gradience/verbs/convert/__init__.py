@@ -47,7 +47,7 @@ from gradience.verbs.writing import (
 )
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
-_UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "magnitude", "scale"})
+_UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "other_kind", "magnitude", "scale"})
 
 
 def convert_adapter(
