@@ -75,8 +75,9 @@ def plateau(rng: random.Random, log: Log) -> str:
     log.losses[start:] = [level * (1 + rng.gauss(0, sigma)) for _ in range(start, log.rows)]
     log.rates = schedule(log.rows, "constant", 0.05)
     held_out = next((loss for row, loss, _ in log.evals if row >= start), level)  # it does not fall further either
+    stays = next((accuracy for row, _, accuracy in log.evals if row >= start), 0.0)
     log.evals = [
-        (row, held_out * (1 + rng.gauss(0, 0.002)) if row >= start else loss, accuracy)
+        (row, held_out * (1 + rng.gauss(0, 0.002)), stays) if row >= start else (row, loss, accuracy)
         for row, loss, accuracy in log.evals
     ]
     return "PLT105"

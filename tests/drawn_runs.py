@@ -20,7 +20,6 @@ from log_runs import line, run, swings, times
 from said import _of_run
 
 from gradience.rules.log.facts import RunFacts, Series
-from gradience.schema.reports import GapReading
 from gradience.telemetry.series import LogRecord
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_drawn.json"
@@ -130,11 +129,6 @@ def drawn(seed: int) -> RunFacts:
         more["training"]["max_grad_norm"] = rng.choice([0.5, 1.0, math.inf])
     if rng.random() < 0.3:
         more["training"]["max_steps"] = n * every * rng.choice([1, 2])
-    if rng.random() < 0.2:
-        ratio = rng.choice([0.7, 1.2, 1.8, 4.0])
-        more["gap"] = GapReading(
-            train_split="train", test_split="eval", ratio=ratio, nats=math.log(ratio), same_step=rng.random() < 0.7
-        )
     if rng.random() < 0.25:
         replaced = [(step, rng.uniform(0.5, 3.0)) for step in range(1, rng.randint(2, 9))]
         numbers = {"duplicates": rng.choice([0, 2]), "out_of_order": rng.choice([0, 1]), "missing": rng.choice([0, 3])}

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace as replace_struct
+
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
-from gradience.schema import ConfigSnapshot, EvalMetrics, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
-from gradience.schema.reports import BadLine, EvalPoint, GapReading
+from gradience.schema.reports import BadLine, EvalPoint
 from gradience.telemetry.series import LogRecord
 
 NAN: Final = math.nan
@@ -185,6 +187,13 @@ def _late(noise: float, n: int = 40, start: float = 1.0, end: float = 1.1) -> Ru
 
 LEVELS: Final = [
     Edge("DIV103", "spike_k", 1.295, 1.305, lambda x: run(with_row(FLAT, 40, by=x))),
+    Edge(
+        "DIV103",
+        "spike_start",
+        0.099,
+        0.101,
+        lambda x: run([2.0] * 3 + with_row([0.2] * 57, 40, by=1 + 5 * x)),
+    ),
     Edge("DIV103", "spike_rows", 2, 3, lambda x: run(with_row(FLAT, *range(40, 40 + x), by=2.0))),
     Edge("DIV103", "noisy", 0.33, 0.337, _noisy),
     Edge("DIV103", "many_rows", 19, 20, lambda x: run(with_row(FLAT[:x], 12, by=1.35))),
@@ -266,12 +275,19 @@ def _ordered(p: float, start: float = 1.8, step: float = 0.02) -> list[float]:
     return [start + step * place for place in _ORDERS[p]]
 
 
+def _scattered(n: int, size: float) -> list[float]:
+    """Values about 2 in an order of their own."""
+    return [2.0 + size * math.sin(i * i) for i in range(n)]
+
+
 LEARNING: Final = [
     Edge("NOL106", "alpha", 0.00955, 0.01085, lambda p: run(_ordered(p))),
     Edge("NOL106", "alpha_moved", 0.0473, 0.0503, lambda p: run(_ordered(p), norms=line(12, 1.0, 9.0))),
     Edge("NOL106", "moved", 0.00097, 0.00955, lambda p: run(_ordered(p), held_out=[2.0, 2.0, 2.0])),
     Edge("NOL106", "moved_norms", 0.00097, 0.00106, lambda p: run(FLAT[: len(_ORDERS[p])], norms=_ordered(p))),
     Edge("NOL106", "held_still", 1.9939, 1.9941, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x])),
+    Edge("NOL106", "held_rises", 2.039, 2.041, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, 2.0, x])),
+    Edge("NOL106", "clear_fall", 0.19, 0.21, lambda x: run([2.0, 1.9, 2.0 - 2.0 * x], held_out=[1.0] * 3)),
     Edge("NOL106", "sure_fall", 0.0497, 0.051, _still_held),
     Edge("NOL106", "tiny_rate", 0.99e-7, 1.01e-7, lambda x: run([2.0, 1.99, 2.01, 2.0], rates=x)),
     Edge("NOL106", "tiny_fall", 0.098, 0.102, lambda x: run([2.0, 2.05, 2.0, 2.05, 2.0 * (1.0 - x)], rates=5e-8)),
@@ -287,6 +303,8 @@ LEARNING: Final = [
     ),
     Edge("PLT105", "flat", 0.04, 0.042, lambda x: _plateau(0.0, x, 30)),
     Edge("PLT105", "still_falls", 0.0068, 0.0072, _plateau),
+    Edge("PLT105", "flat_bound", 0.01, 0.1, lambda x: run(line(20, 4.0, 2.0) + _scattered(40, x))),
+    Edge("PLT105", "rises", 0.049, 0.051, lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 20, *[2.0 + 2.0 * x] * 20])),
     Edge("PLT105", "flat_rows", 7, 8, lambda x: run([2.0, *FLAT[:7]][:x])),
     Edge("PLT105", "flat_points", 16, 17, lambda x: run(line(x - 6, 4.0, 2.1) + [2.0] * 6)),
     Edge("PLT105", "fitted", 0.0195, 0.0205, lambda x: run(line(20, 1.0, x) + [x] * 40)),
@@ -310,18 +328,28 @@ def _rates(*levels: float) -> RunFacts:
     return run(FALL, rates=[2e-4 * level for level in levels for _ in range(60 // len(levels))])
 
 
+def _solved(accuracy: float, loss: float) -> RunFacts:
+    """No gradient late on, at a low training loss."""
+    norms = [1.0] * 20 + [1e-6] * 40
+    return run([0.5] * 20 + [loss] * 40, norms=norms, held_out=[0.1, 0.1], accuracy=accuracy)
+
+
+def _lora(facts: RunFacts) -> RunFacts:
+    return replace(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
+
+
+def _from_step(first: int, planned: int) -> RunFacts:
+    """A constant rate far under the configured one, logged from a step on."""
+    facts = run(FALL, rates=1e-5, lr=2e-4, training={"max_steps": planned})
+    steps = [first + 2 * row for row in range(60)]
+    return replace(facts, series=replace(facts.series, steps=steps))
+
+
 GRADIENTS: Final = [
     Edge("GRD107", "gradient_k", 7.3, 7.5, lambda x: _jump(40, 41, 42, by=x)),
     Edge("GRD107", "gradient_ratio", 9.95, 10.05, lambda x: _jump(*range(40, 60), by=x)),
     Edge("GRD107", "lasting", 2, 3, lambda x: _jump(*range(40, 40 + x), by=100.0)),
-    Edge("GRD107", "answer_k", 1.195, 1.205, lambda x: _jump(40, by=100.0, answer=x)),
-    Edge(
-        "GRD107",
-        "clipped_share",
-        54,
-        55,
-        lambda x: run(FALL, norms=[1.5] * x + [0.5] * (60 - x), training={"max_grad_norm": 1.0}),
-    ),
+    Edge("GRD107", "loss_after", 1.99, 2.01, lambda x: run([*FLAT[:40], *[x] * 20], norms=[1.0] * 40 + [20.0] * 20)),
     Edge("GRD107", "jump_rows", 7, 8, lambda x: run(FALL[:x])),
     Edge("GRD108", "vanished_ratio", 0.98e-3, 1.02e-3, lambda x: _jump(*range(30, 36), by=x)),
     Edge("GRD108", "vanished_rows", 4, 5, lambda x: _jump(*range(30, 30 + x), by=1e-6)),
@@ -339,12 +367,17 @@ GRADIENTS: Final = [
         50,
         lambda x: run([2.0] * x + [0.002] * (60 - x), norms=[1.0] * 20 + [1e-6] * 40),
     ),
+    Edge("GRD108", "solved", 0.96, 0.97, lambda x: _solved(x, 0.01)),
+    Edge("GRD108", "fitted_loss", 0.0199, 0.0201, lambda x: _solved(0.99, x)),
     Edge("LRS109", "zero_rate_rows", 2, 3, lambda x: run(FALL, rates=[0.0] * x + [2e-4] * (60 - x))),
     Edge("LRS109", "zero_tail_share", 10, 11, lambda x: run(line(100, 2.0, 1.0), rates=[2e-4] * (100 - x) + [0.0] * x)),
     Edge("LRS109", "peak_share", 0.99e-4, 1.01e-4, lambda x: run(FALL, rates=x, lr=2e-4)),
     Edge("LRS109", "decayed", 0.49, 0.51, lambda x: _rates(1.0, x, 1.03)),
     Edge("LRS109", "risen", 0.59, 0.61, lambda x: _rates(1.0, 0.3, x)),
     Edge("LRS109", "a_tenth_of_the_highest", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
+    Edge("LRS109", "high_rate", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
+    Edge("LRS109", "peak_missed", 6, 7, lambda x: _from_step(x, 60)),
+    Edge("LRS133", "rising", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
     Edge("LRS109", "times", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
 ]
 
@@ -359,9 +392,11 @@ def _classified(accuracy: float, loss: float, n: int | None = 400, classes: int 
     return run(FALL, held_out=[1.4, loss], accuracy=accuracy, n=n, num_labels=classes)
 
 
-def _gap(ratio: float, *, epochs: float | None = 3.0, same: bool = True) -> RunFacts:
-    gap = GapReading(train_split="train", test_split="eval", ratio=ratio, nats=math.log(ratio), same_step=same)
-    return run(FALL, gap=gap, epoch=epochs)
+def _gap(ratio: float, *, epochs: float | None = 3.0, train: float = 2.0, **metrics: Any) -> RunFacts:
+    """One evaluation, above the last training rows by a ratio of perplexities."""
+    losses = [*FALL[:57], *[train] * 3]
+    event = evaluation(60, train + math.log(ratio), **metrics)
+    return with_history(event, losses=losses, epoch=epochs)
 
 
 HELD_OUT: Final = [
@@ -374,7 +409,10 @@ HELD_OUT: Final = [
     ),
     Edge("GAP111", "loss_gap", 1.49, 1.51, _gap),
     Edge("GAP111", "one_epoch", 1.0, 1.1, lambda x: _gap(2.0, epochs=x)),
-    Edge("GAP111", "same_step", 0, 1, lambda x: _gap(2.0, same=bool(x))),
+    Edge("GAP111", "gap_times", 1.99, 2.01, lambda x: _gap(math.exp(0.2 * (x - 1.0)), train=0.2)),
+    Edge("GAP111", "gap_nats", 0.099, 0.101, lambda x: _gap(math.exp(x), train=0.01)),
+    Edge("GAP111", "a_task_metric_decides", 0, 1, lambda x: _gap(2.0, **({"f1": 0.5} if x else {}))),
+    Edge("EVL134", "values", 0, 1, lambda x: with_history(evaluation(60, runtime=1.0, **({"f1": 0.5} if x else {})))),
     Edge("SML113", "small_eval", 1060, 1075, lambda x: _classified(0.5, 0.3, n=x)),
     Edge("UND126", "unfinished_fall", 0.8905, 0.8915, lambda x: _evaluated(1.0, 0.9, x)),
     Edge("UND126", "eval_noise", 0.0265, 0.0274, lambda x: _evaluated(1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, noise=x)),
@@ -609,14 +647,13 @@ RECORD: Final = [
     Edge("END114", "ended", 0, 1, lambda x: _ended("no_run_end" if x else "error")),
     Edge("END114", "planned", 0, 100, lambda x: _ended("no_run_end", planned=x)),
     Edge("END114", "before_the_first_step", 0, 1, lambda x: _ended("no_run_end", steps=x)),
-    Edge(
-        "DUP117", "evaluations", 0, 1, lambda x: replace(run(FALL), history=run(FALL, held_out=[1.0]).history * (x + 1))
-    ),
     Edge("DUP117", "interleaved", 0, 3, lambda x: run(FALL, record=LogRecord(interleaved=x))),
     Edge("RES116", "replayed_again", 0, 1, lambda x: run(FALL, record=LogRecord(resumed_from=[10, 20][: x + 1]))),
     Edge("RES116", "replay_difference", 0.195, 0.205, _replayed),
     Edge("RES116", "replay_rows", 2, 3, lambda x: _replayed(0.5, x)),
-    Edge("GAP118", "few_rows", 19, 20, lambda x: run(FALL[:x], held_out=[2.0])),
+    Edge("GAP118", "few_rows", 2, 3, lambda x: run(FALL[:x], every=20)),
+    Edge("GAP118", "some_steps", 19, 20, lambda x: run(FALL[:1], every=x)),
+    Edge("GAP118", "evaluated", 0, 1, lambda x: run(FALL[:2], every=20, held_out=[2.0] * x)),
     Edge("DUP117", "twice", 0, 1, lambda x: run(FALL, record=LogRecord(duplicates=x, out_of_order=2 * x))),
     Edge("TRN115", "missing", 0, 1, lambda x: run(FALL, record=LogRecord(missing=x))),
     Edge("TYP214", "idle_energy", 0.0098, 0.0102, lambda x: _types(x, 500)),
@@ -655,7 +692,6 @@ AT: Final[dict[str, RunFacts]] = {
             ("SCL129", "second_row"): 12.6 * 0.4,
             ("NOL106", "tiny_rate"): 1e-7,
             ("GRD107", "gradient_ratio"): 10.0,
-            ("GRD107", "clipped_share"): 54,
             ("GRD108", "vanished_ratio"): 1e-3,
             ("LRS109", "peak_share"): 1e-4,
             ("LRS109", "decayed"): 0.5,

@@ -230,13 +230,13 @@ def test_real_grpo_run_gets_no_supervised_learning_rate_rule(shared_data: Path) 
     assert report.unknown_keys == []
 
 
-def test_real_classification_run_at_the_default_rate_is_flagged(shared_data: Path) -> None:
-    """roberta on AG News at 5e-5, r = 4."""
+def test_the_rate_of_a_real_run_is_left_to_its_log(shared_data: Path) -> None:
+    """roberta on AG News at 5e-5, r = 4; its trainer_state.json lies beside the adapter."""
     report = check_config(
         peft_dir=shared_data / "adapters" / "roberta-agnews-r4-bias-all",
         training=shared_data / "configs" / "training-args-roberta.json",
     )
-    assert [item.id for item in report.findings] == ["LR001", "BIA001", "REC003"]
+    assert [item.id for item in report.findings] == ["BIA001"]
 
 
 def test_logs_of_another_program_are_documents(shared_data: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_gap_before_the_data_repeats_is_no_memorization(tmp_path):
     report = monitor_run(record(tmp_path / "run.jsonl", test=(1.2, 0.7), epoch=0.5))
     finding = next(f for f in report.findings if f.id == "GAP111")
     assert finding.severity == "info"
-    assert "not memorization" in finding.message
+    assert finding.message.endswith("in the first pass over the data.")
 
 
 @pytest.mark.parametrize(("accuracy", "n", "found"), [(0.50, 1000, True), (0.52, 1000, True), (0.53, 1000, False)])
@@ -133,11 +133,13 @@ def test_a_loss_and_a_gradient_of_exactly_zero_are_a_masked_nan_and_a_loss_alone
     assert "NUM102" in ids(monitor_run(tmp_path / "dead.jsonl"))
 
 
-def test_without_an_evaluation_on_train_the_gap_uses_the_last_training_rows(tmp_path):
+def test_without_an_evaluation_on_train_the_gap_uses_the_training_rows_near_its_step(tmp_path):
     report = monitor_run(record(tmp_path / "run.jsonl", train=None))
-    assert report.gap is not None
-    assert report.gap.train_split == "train rows (mean of 10)"
-    assert report.gap.nats == pytest.approx(0.6 - sum(1.0 - 0.01 * i for i in range(20, 30)) / 10)
+    pair = report.account.last_pair
+    assert pair is not None
+    assert (pair.step, pair.first_step, pair.last_step, pair.rows) == (30, 29, 30, 2)
+    assert pair.train == pytest.approx(0.715)
+    assert "x  (test over training rows of steps 29 to 30)\n" in monitor_text(report)
 
 
 def test_a_split_called_eval_is_the_held_out_one(tmp_path):
@@ -145,7 +147,7 @@ def test_a_split_called_eval_is_the_held_out_one(tmp_path):
     with TelemetryWriter(path) as log:
         log.run_start(CONFIG)
         log.train_step(1, loss=1.0)
-        log.eval(1, split="eval", metrics={"loss": 1.0})
+        log.eval(1, split="eval", metrics={"loss": 1.0, "ppl": 2.7})
     report = monitor_run(path)
     assert report.gap is not None
     assert report.gap.test_split == "eval"
@@ -189,8 +191,8 @@ def test_an_overflowing_loss_is_a_report_not_a_crash(tmp_path):
     path = tmp_path / "run2.jsonl"
     with TelemetryWriter(path) as log:
         log.run_start(CONFIG)
-        log.eval(1, split="train", metrics={"loss": 0.0})
-        log.eval(1, split="test", metrics={"loss": 1e6})
+        log.eval(1, split="train", metrics={"loss": 1e-9})
+        log.eval(1, split="test", metrics={"loss": 1e6, "ppl": "Infinity"})
     report = monitor_run(path)
     assert report.gap is not None
     assert report.gap.ratio == "Infinity"

@@ -35,6 +35,10 @@ class AdapterError(GradienceError):
     """An adapter folder or weights file cannot be read."""
 
 
+class DamagedError(AdapterError):
+    """A weights file that ends before its data do: nothing can load it."""
+
+
 class RecorderError(GradienceError):
     """A telemetry log cannot be written or read."""
 

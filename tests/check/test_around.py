@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from gradience import check_config
 from gradience.errors import AdapterError, ConfigError
 from gradience.render.check import check_text
-from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 from gradience.schema.reports import CheckReport
 from gradience.verbs.check import _held
 
@@ -246,7 +246,7 @@ def test_an_object_of_another_kind_is_a_config_error() -> None:
 
 
 def test_rules_are_selected_and_ignored_by_the_beginning_of_their_ids() -> None:
-    config = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=1e-5), extras={"task": "sft"})
+    config = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=1e-5), lora=LoraSnapshot(r=8), extras={"task": "sft"})
     assert set(found(check_config(config, select=["LR"]))) == {"LR001"}
     assert "not selected" in reasons(check_config(config, select=["LR"]))["VAL001"]
     assert set(found(check_config(config, select=["lr,val"], ignore=["LR001"]))) == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 
@@ -26,10 +27,20 @@ def run(trained, tmp_path, cause_of):
             for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), 1):
                 log.train_step(step, loss=loss, grad_norm=norm, lr=1e-3)
             log.run_end()
+        for kept in folder.glob("checkpoint-*"):
+            rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+            of_step(kept, rows)
         report = diagnose(folder)
         return report, cause_of(report, "NUM301")
 
     return diagnosed
+
+
+def of_step(checkpoint, rows):
+    """Give a checkpoint the history of a run up to its step."""
+    step = int(checkpoint.name.partition("-")[2])
+    state = {"global_step": step, "max_steps": 100, "log_history": [row for row in rows if row["step"] <= step]}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
 
 
 def falling(n=100):
@@ -61,4 +72,4 @@ def test_gradients_that_stay_not_finite_to_the_end_count_without_any_word_of_the
 def test_before_the_first_checkpoint_there_is_none_to_go_back_to(run):
     losses = [0.0 if i >= 20 else loss for i, loss in enumerate(falling())]
     _, cause = run(losses, [NAN if i >= 20 else 1.0 for i in range(100)])
-    assert "no checkpoint from before step 21 is on disk" in [piece.says for piece in cause.pieces]
+    assert "no checkpoint of this run from before step 21 is on disk" in [piece.says for piece in cause.pieces]

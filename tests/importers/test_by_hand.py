@@ -262,6 +262,7 @@ def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives
             planned=planned.get(name),
             reached=reached,
             layer=name,
+            best={"best_step": name},
         )
         return SimpleNamespace(raw=raw, reached=reached)
 
@@ -269,7 +270,12 @@ def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives
     assert [row.step for row in found.rows] == [1, 3, 5]
     assert (found.files, found.skipped) == ([Path("/run/other")], ["best", "other"])
     assert found.notes == ["1 rows come from other: best lacks them"]
-    assert (found.layer, found.reached, found.planned) == (furthest, max(5, other), planned[furthest])
+    assert (found.layer, found.best, found.reached, found.planned) == (
+        furthest,
+        {"best_step": furthest},
+        max(5, other),
+        planned[furthest],
+    )
     del planned["other"]
     assert _union(Path("/run"), [state("best", 5, 1), state("other", other, 3)]).planned == 7
 

@@ -14,13 +14,13 @@ from tables import every
 from gradience.rules.log.facts import PROBES, Signal
 from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
 from gradience.schema.events import Eval
+from gradience.schema.reports import LossPair
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import Column, LogRecord, RunSeries
 from gradience.verbs.monitor import (
     _by_step,
     _notes,
     _num_labels,
-    _recent,
     _signal,
     _train,
     derived_notes,
@@ -102,53 +102,30 @@ def test_the_number_of_classes_is_stated_or_that_of_a_known_data_set(config, cla
 # --- the gap -----------------------------------------------------------------------------------------------------
 
 
-def gap(*evals: Eval, losses: Any = (), steps: Any = None) -> Any:
-    run = run_of(*evals, losses=losses, steps=steps)
-    found = gap_of(run, latest_evals(run))
-    return found and (found.train_split, found.test_split, found.nats, found.same_step)
-
-
-def test_the_gap_is_the_held_out_loss_less_that_of_train():
-    held_out = evaluation("test", 20, loss=1.5)
-    assert gap(evaluation("train", 20, loss=1.0), held_out) == ("train", "test", 0.5, True)
-    assert gap(evaluation("train", 10, loss=1.0), held_out) == ("train", "test", 0.5, False)
-    assert gap(evaluation("train", 20, ppl=math.e), held_out) == ("train", "test", pytest.approx(0.5), True)
-    assert gap(evaluation("train", 20, loss=1.0)) is None
-    assert gap(held_out) is None
-    assert gap(evaluation("train", 20, loss=1.0), evaluation("test", 20, ppl=0.0)) is None
-    assert gap(evaluation("train", 20, loss=1.0), evaluation("test", 20, accuracy=0.5)) is None
-    ratio = gap_of(run := run_of(evaluation("train", loss=1.0), evaluation("test", loss=1.5)), latest_evals(run)).ratio
-    assert ratio == pytest.approx(math.exp(0.5))
-
-
-def test_without_an_evaluation_of_train_the_last_ten_rows_up_to_the_held_out_one_stand_for_it():
-    held_out = evaluation("eval", 12, loss=2.0)
-    losses = [9.0, 9.0, *[1.0] * 10, 5.0, 5.0]  # rows 3 to 12
-    assert gap(held_out, losses=losses) == ("train rows (mean of 10)", "eval", 1.0, True)
-    assert gap(held_out, losses=[1.0, 0.0, math.nan, 2.0]) == ("train rows (mean of 2)", "eval", 0.5, True)
-    assert gap(held_out, losses=[1.0], steps=[13]) is None
-    assert gap(held_out, losses=[1.0], steps=[12]) == ("train rows (mean of 1)", "eval", 1.0, True)
+@pytest.mark.parametrize(
+    ("rows", "name"), [(0, "train"), (1, "the training row of step 8"), (3, "training rows of steps 8 to 12")]
+)
+def test_a_gap_is_the_ratio_of_perplexities_of_a_pair_of_losses(rows, name):
+    pair = LossPair(split="eval", step=12, held_out=1.5, train=1.0, rows=rows, first_step=8, last_step=12)
+    found = gap_of(pair)
+    assert (found.train_split, found.test_split, found.nats, found.same_step) == (name, "eval", 0.5, True)
+    assert found.ratio == pytest.approx(math.exp(0.5))
+    assert (found.step, found.train_loss, found.test_loss) == (12, 1.0, 1.5)
+    assert gap_of(msgspec.structs.replace(pair, held_out=1e4)).ratio == "Infinity"
+    assert gap_of(None) is None
 
 
 def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_are_by_step():
     name = PROBES[0]
     source = Source(Path("run.jsonl"), RunSummary(Path("run.jsonl")), [])
     for level, found in ((4.0, None), (1.0, (-0.5, True))):
-        run = run_of(evaluation("eval", 12, loss=0.5), losses=[level] * 12)
+        run = run_of(evaluation("eval", 12, loss=0.5, ppl=math.exp(0.5)), losses=[level] * 12)
         run.columns[name] = Column(array("q", [20, 10, 20]), array("d", [1.0, 2.0, 3.0]))
         report = report_of(source, run)
         assert (report.gap and (report.gap.nats, report.gap.same_step)) == found
         assert ("SCL129" in {finding.id for finding in report.findings}) is (found is None)
         probe = report.probes[name.partition("/")[2]]
         assert (probe.rows, probe.first, probe.last, probe.lowest, probe.highest) == (2, 2.0, 3.0, 2.0, 3.0)
-
-
-def test_recent_rows_are_the_last_ones_with_a_loss():
-    run = run_of(losses=[1.0, math.inf, 3.0, 0.0, 5.0])
-    assert _recent(run, None) == [5.0, 3.0, 1.0]
-    assert _recent(run, 3) == [3.0, 1.0]
-    assert _recent(run, 2) == [1.0]
-    assert _recent(run, 0) == []
 
 
 # --- rows, columns and notes -------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_without_a_data_event_one_rule_alone_says_so():
 
 OF_LORA = {
     *("LR001", "LR002", "LR003", "LR004", "LR005", "LR007", "TGT001", "TGT002", "TGT003", "TGT004", "TGT005"),
-    *("ALP001", "ALP002", "NUM001", "BIA001", "RNK001", "BAT001", "STP001", "SRV001", "SRV002", "SRV003", "SRV004"),
+    *("ALP001", "ALP002", "NUM001", "BIA001", "RNK001", "BAT001", "TGT006", "SRV001", "SRV002", "SRV003", "SRV004"),
 }
 
 

@@ -89,7 +89,7 @@ def test_an_adapter_is_kept_in_fp16_only_if_that_was_asked_for():
         ("float16", None, ["? autocast_adapter_dtype is not given"]),
         (None, False, ["? dtype (fp16, bf16) is not given"]),
     ):
-        snapshot = {"training": {"dtype": dtype}, "lora": {"extras": {"autocast_adapter_dtype": autocast}}}
+        snapshot = {"training": {"dtype": dtype}, "lora": {"r": 8, "extras": {"autocast_adapter_dtype": autocast}}}
         verdict = judge_config(msgspec.convert(snapshot, ConfigSnapshot))
         said = [found.id for found in verdict.findings if found.id == "NUM001"]
         assert said + [f"? {item.reason}" for item in verdict.not_run if item.id == "NUM001"] == answer

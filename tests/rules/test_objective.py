@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from tables import every
 
-from gradience.configs.training import has_perplexity, objective_of
+from gradience.configs.training import objective_of
 from gradience.rules.config.adapter import reaches_mlp
 from gradience.schema.events import ConfigSnapshot
 
@@ -54,11 +54,6 @@ def test_stated_objective_goes_before_hints(snapshot: dict[str, object], kind: s
 )
 def test_an_objective_has_its_ground_and_whether_that_is_stated_or_a_hint(snapshot, expected):
     assert objective_of(msgspec.convert(snapshot, ConfigSnapshot)) == expected
-
-
-def test_a_loss_of_pairs_or_rewards_has_no_perplexity():
-    kinds = ("sft", "classification", "unknown", "preference", "reward", "rl")
-    assert [kind for kind in kinds if has_perplexity(kind)] == ["sft", "classification", "unknown"]
 
 
 @every(

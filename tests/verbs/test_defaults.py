@@ -272,6 +272,8 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.check.data": {"check_data.samples": 10000},
     "verbs.convert": {"convert_adapter.to": "peft"},
     "verbs.convert.updates": {"Update.experts": 1},
+    "render.check": {"diagnose_text.fails": True},
+    "schema.diagnose": {"BestCheckpoint.by": "loss"},
     "verbs.diagnose": {"diagnose.gap_threshold": 1.5, "diagnose_sources.gap_threshold": 1.5},
     "spectral": {"each_in_threads.waits": True},
     "verbs.fleet.audit": {"audit_fleet.engine": "local"},

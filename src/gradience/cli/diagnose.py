@@ -73,7 +73,7 @@ def diagnose(
 
     code = resolved.show(
         report,
-        lambda it: diagnose_text(it, verbose=verbose),
+        lambda it: diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete),
         report.causes,
         groups=_GROUPS,
         locations=lambda: source_locations(report),

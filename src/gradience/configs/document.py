@@ -59,6 +59,7 @@ _HEAD = "Classification"  # ends the name of every transformers class with a cla
 
 _Mapping = dict[str, Json]
 _INFO: Final = "dataset_info.json"
+_WANDB: Final = "_wandb"  # a key of every config.yaml that wandb writes
 
 
 def read_peft_dir(folder: Path) -> Layer:
@@ -152,7 +153,9 @@ def read_document(path: Path) -> Layer:
         return read_training(path)
     if path.name.endswith("_results.json"):
         raise ConfigError(f"{path} is the summary of a run, not its settings", advice=f"give the folder, {path.parent}")
-    outer = Fields(read_mapping(path), str(path))
+    mapping = read_mapping(path)
+    recorded = _WANDB in mapping
+    outer = Fields(_unwrapped(mapping) if recorded else mapping, str(path))
     wrapped = outer.section("config")
     draft = Draft()
     levels, unknown = _read_levels(wrapped or outer, draft)
@@ -162,8 +165,16 @@ def read_document(path: Path) -> Layer:
     if draft.is_empty:
         message = f"{path}: no setting this program knows in it"
         raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
+    if recorded:
+        unknown = []  # the model's config and the logger's own keys are among them
     place = next((found for item in levels if (found := output_dir(item))), None)
     return layer_of(draft, SourceFile(role="config", path=str(path)), levels, unknown=unknown, output_dir=place)
+
+
+def _unwrapped(mapping: _Mapping) -> _Mapping:
+    """The plain settings of a config.yaml of wandb, which holds each as `{desc, value}`."""
+    items = ((key, item.get("value")) for key, item in mapping.items() if isinstance(item, dict))
+    return {key: value for key, value in items if key != _WANDB}
 
 
 def _read_levels(fields: Fields, draft: Draft) -> tuple[list[Fields], list[str]]:

@@ -282,7 +282,9 @@ def _read_axolotl(fields: Fields, draft: Draft) -> list[str]:
     draft.set("run", "format", "axolotl", extra=True)
     _note_axolotl_adapter(fields, draft)
     _note_axolotl_task(fields, draft)
-    bf16, fp16 = fields.take(["bf16", "bfloat16"], _full), fields.take(["fp16", "float16"], _full)
+    bf16, fp16 = (
+        any(fields.take([key], _full) for key in keys) for keys in (("bf16", "bfloat16"), ("fp16", "float16"))
+    )
     if bf16 or fp16:
         draft.set("training", "dtype", "bfloat16" if bf16 else "float16")
     _note_axolotl_rhythm(fields, draft)
@@ -295,8 +297,10 @@ def _full(value: Json) -> bool | None:
 
 def _note_axolotl_adapter(fields: Fields, draft: Draft) -> None:
     kind = fields.take(["adapter"], keyword)
-    if kind is not None:
-        draft.set("lora", "peft_type", _AXOLOTL_ADAPTERS.get(kind, kind.upper()))
+    if kind is None:  # a full fine-tune: lora_ keys that are left in the recipe are not read
+        draft.forget("lora")
+        return
+    draft.set("lora", "peft_type", _AXOLOTL_ADAPTERS.get(kind, kind.upper()))
     if fields.take(["lora_target_linear"], flag):  # adds every linear layer to the modules named elsewhere
         draft.set("lora", "target_modules", "all-linear")
         return

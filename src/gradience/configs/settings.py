@@ -50,6 +50,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private fields of a dataclass
 
 ALIKE: Final = 0.85  # difflib ratio from which a key counts as a misspelt name
+_DIGITS: Final = re.compile(r"\d+")
 _SHORT: Final = 4  # characters: shorter keys resemble too many names
 
 _LARGEST = 1 << 20  # bytes
@@ -66,6 +67,8 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     masked_keys: tuple[str, ...] = ()
     output_dir: str | None = None
     """The folder that the run will write to. It is the user's own path, so it is read and never reported."""
+    log: str = ""
+    """The log that settings were read from, in a few words; empty if none was read."""
 
 
 def layer_of(
@@ -99,6 +102,7 @@ def stack(layers: Iterable[Layer]) -> Layer:
             secret_keys=whole.secret_keys + layer.secret_keys,
             masked_keys=whole.masked_keys + layer.masked_keys,
             output_dir=layer.output_dir or whole.output_dir,
+            log=layer.log or whole.log,
         )
     return whole
 
@@ -123,6 +127,12 @@ def _joined(name: str, lower: object, upper: object) -> object:
 
 def _default_of(field: msgspec.structs.FieldInfo) -> object:
     return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+
+
+def states_adapter(lora: LoraSnapshot) -> bool:
+    """Whether the settings are of an adapter; a task type alone, or a dropout, is not."""
+    stated = (lora.peft_type, lora.r, lora.target_modules)
+    return any(stated) or bool(lora.extras.get("target_modules_null") or lora.extras.get("target_parameters"))
 
 
 def with_ratio(lora: LoraSnapshot) -> LoraSnapshot:
@@ -249,6 +259,12 @@ TRAINING = (
     Setting("eval_strategy", strategy, ("eval_strategy", "evaluation_strategy")),
     Setting("save_strategy", strategy, ("save_strategy",)),
     Setting("save_steps", real, ("save_steps",)),
+    Setting("save_total_limit", whole, ("save_total_limit",)),
+    Setting("eval_steps", real, ("eval_steps",)),
+    Setting("load_best_model_at_end", flag, ("load_best_model_at_end",)),
+    Setting("metric_for_best_model", text, ("metric_for_best_model",)),
+    Setting("greater_is_better", flag, ("greater_is_better",)),
+    Setting("label_smoothing_factor", real, ("label_smoothing_factor",)),
     Setting("max_length", whole, ("max_length", "max_seq_length"), ("sequence_len", "cutoff_len")),
     Setting("logging_strategy", strategy, ("logging_strategy",), extra=True),
     Setting("train_examples", whole, (), ("train_examples", "n_train", "train_samples"), extra=True),
@@ -298,6 +314,11 @@ class Draft:
         """Forget a value that turned out to mean "not set"."""
         self._values[level].pop(field, None)
 
+    def forget(self, level: Level) -> None:
+        """Forget a level whose settings the program does not use."""
+        self._values[level].clear()
+        self._extras[level].clear()
+
     def keep(self, level: Level, extras: dict[str, Json]) -> None:
         """Add plain values that have no field of their own."""
         self._extras[level] = {**extras, **self._extras[level]}
@@ -333,11 +354,12 @@ def nearest_known(key: str) -> str | None:
     >>> nearest_known("learning_rat"), nearest_known("model.lora_rnak"), nearest_known("my_own_note")
     ('learning_rate', 'lora_rank', None)
     """
-    last = key.rpartition(".")[2]
-    if len(last) < _SHORT:
+    last = key.rpartition(".")[2].lower()
+    if len(last) < _SHORT or last[-1].isdigit():  # one of a series, such as alpha1 and alpha2
         return None
-    names = sorted(frozenset().union(*_lists().values()) - {last})
-    return next(iter(get_close_matches(last.lower(), names, n=1, cutoff=ALIKE)), None)
+    names = sorted(name for name in frozenset().union(*_lists().values()) if name[:1] == last[:1])
+    others = [name for name in names if _DIGITS.sub("", name) != _DIGITS.sub("", last)]  # load_in_4bit, load_in_8bit
+    return next(iter(get_close_matches(last, others, n=1, cutoff=ALIKE)), None)
 
 
 def knows_lora(key: str) -> bool:

@@ -53,6 +53,8 @@ _TRAINERS = {  # keys that only one family of TRL's configs has, and the family'
     "completion_only_loss": "sft",
     "assistant_only_loss": "sft",
 }
+# keys of a model's generation defaults, which a logger may write among the training arguments
+_GENERATION = ("num_beams", "min_length", "no_repeat_ngram_size", "length_penalty")
 _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 
 
@@ -140,6 +142,8 @@ def note_training(fields: Fields, draft: Draft) -> None:
     trainer = next((kind for key, kind in _TRAINERS.items() if key in fields), None)
     if trainer is not None:
         draft.set("training", "trainer", trainer, extra=True)
+    elif any(key in fields for key in _GENERATION):
+        draft.unset("training", "max_length")  # how long the model generates, not where rows are cut
 
 
 def _note_optimizer(fields: Fields, draft: Draft) -> None:
@@ -275,8 +279,3 @@ def _profiled(config: ConfigSnapshot) -> Objective:
     if config.task_profile == "generation":
         return Objective("sft", "task profile generation", stated=False)
     return Objective("unknown", "no task, task_type or trainer says it", stated=False)
-
-
-def has_perplexity(kind: str) -> bool:
-    """Whether the loss under this objective is a cross-entropy, so that its exponential is a perplexity."""
-    return kind not in {"preference", "reward", "rl"}

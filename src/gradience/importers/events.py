@@ -286,13 +286,22 @@ class RunEvents:
         if builder.odd:
             places = [f"{name} ({raw.unit} {place})" for name, place in builder.odd]
             raw.notes.append(f"no numbers, kept as they are: {few(places, _SHOWN)}")
+        self._best = (
+            Metrics(**builder.head(tally.last_step, tally.ts), kind="selection", metrics=raw.best) if raw.best else None
+        )
         self.end = _end(builder, raw, tally)
-        tally.counts["run_end"] += 1
+        tally.counts.update(str(event.__struct_config__.tag) for event in self._last())
         self.tally = tally
 
     def __iter__(self) -> Iterator[Event]:
         """Yield the events."""
         yield from self._rows(self._builder())
+        yield from self._last()
+
+    def _last(self) -> Iterator[Event]:
+        """Yield what the source says of the run as a whole: the best evaluation that it chose by, and the end."""
+        if self._best is not None:
+            yield self._best
         yield self.end
 
     def _builder(self) -> _EventBuilder:
@@ -324,7 +333,7 @@ class Tally:
         self.counts[str(event.__struct_config__.tag)] += 1
         self.ts = self.ts if event.ts is None else event.ts
         step = event.step
-        if isinstance(event, Metrics):
+        if isinstance(event, Metrics) and event.kind == "train_summary":
             self.summary = max(math.inf if step is None else step, self.summary)
         if step is None or isinstance(event, RunStart):
             return

@@ -111,6 +111,7 @@ class SourceRun:
     planned: int | None = None  # optimizer steps
     reached: int | None = None  # the last step that the source states, even without a row
     finished: bool = False  # training finished, by evidence other than its rows
+    best: dict[str, Json] = field(default_factory=dict)  # the best evaluation by the trainer's choice: metric, step
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Final, NamedTuple
 
 import msgspec
@@ -52,9 +52,18 @@ def read_state(path: Path) -> State:
     raw = history(path, document["log_history"])
     reached = step_of(document.get("global_step"))
     raw.planned, raw.reached = count_of(document.get("max_steps")), reached
-    raw.layer = state_layer(document, path)
+    raw.layer, raw.best = state_layer(document, path), best_of(document)
     last = max((row.step for row in raw.rows if row.step is not None), default=0)
     return State(raw, last if reached is None else reached)
+
+
+def best_of(state: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the best value that the Trainer chose checkpoints by, and its step: `best_metric`, `best_step`."""
+    checkpoint = state.get("best_model_checkpoint")
+    number = PureWindowsPath(checkpoint).name.removeprefix(CHECKPOINT_PREFIX) if isinstance(checkpoint, str) else None
+    step = step_of(state.get("best_global_step")) or step_of(number)
+    value = number_of(state.get("best_metric"))
+    return {name: found for name, found in (("best_metric", value), ("best_step", step)) if found is not None}
 
 
 def history(path: Path, listed: Iterable[Json]) -> SourceRun:
@@ -130,17 +139,33 @@ def _readable(paths: Iterable[Path]) -> tuple[list[State], list[RecorderError]]:
 def _agree(one: SourceRun, other: SourceRun) -> bool:
     """Whether two files can be of one run.
 
-    They must have logged the same training row at every common step. If both have training rows, there must be a common
-    step.
+    They must have logged the same training row and the same evaluation at every common step. If both have training
+    rows, there must be a common step; if there is none of either kind, they must have planned equally many steps.
     """
     first, second = _trained(one), _trained(other)
-    common = first.keys() & second.keys()
-    return all(first[step] == second[step] for step in common) and (bool(common) or not first or not second)
+    held, other_held = _evaluated(one), _evaluated(other)
+    trained, evaluated = first.keys() & second.keys(), held.keys() & other_held.keys()
+    if not trained and not evaluated and one.planned != other.planned:
+        return False
+    return (
+        all(first[step] == second[step] for step in trained)
+        and all(held[step] == other_held[step] for step in evaluated)
+        and (bool(trained) or not first or not second)
+    )
 
 
 def _trained(raw: SourceRun) -> dict[int, bytes]:
     rows = (row for row in raw.rows if row.step is not None and "loss" in row.values)
     return {row.step: msgspec.json.encode(row.values, order="sorted") for row in rows if row.step is not None}
+
+
+def _evaluated(raw: SourceRun) -> dict[int, Json]:
+    """The held-out loss by step: the first one, because a restored model may be evaluated again at the last step."""
+    found: dict[int, Json] = {}
+    for row in raw.rows:
+        if row.step is not None and "eval_loss" in row.values:
+            found.setdefault(row.step, row.values["eval_loss"])
+    return found
 
 
 def _union(folder: Path, states: list[State]) -> SourceRun:
@@ -159,7 +184,7 @@ def _union(folder: Path, states: list[State]) -> SourceRun:
     furthest = max(states, key=lambda state: state.reached)
     best.planned, best.reached = furthest.raw.planned or best.planned, furthest.reached
     if furthest.raw is not best:
-        best.layer = furthest.raw.layer
+        best.layer, best.best = furthest.raw.layer, furthest.raw.best
     best.skipped += [skip for state in states[1:] for skip in state.raw.skipped if state.raw.path in best.files]
     if best.path.parent != folder:
         best.notes.append(f"no {STATE_NAME} beside the checkpoints: read {_short(folder, best.path)}, the furthest one")

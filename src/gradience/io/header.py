@@ -20,7 +20,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, DamagedError
 from gradience.io.reading import decode_json, name_fault, open_regular
 
 _LEAST_HEADER: Final = 2  # bytes: {}
@@ -241,9 +241,9 @@ def header_length(path: Path, head: bytes, size: int) -> int:
 
 
 def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
-    if length <= _MAX_HEADER:
+    if length <= _MAX_HEADER and size < 8 + max(length, _LEAST_HEADER):
         return cut_short(path, 8 + length, size)
-    if length > size:
+    if length > size or length < _LEAST_HEADER:
         return _no_safetensors(path)
     return AdapterError(
         f"{path}: a header of {length} bytes, over the format's limit of {_MAX_HEADER}",
@@ -293,9 +293,9 @@ def _no_safetensors(path: Path) -> AdapterError:
     )
 
 
-def cut_short(path: Path, expected: int, got: int) -> AdapterError:
+def cut_short(path: Path, expected: int, got: int) -> DamagedError:
     """The error for a file that ends before the data that it declares."""
-    return AdapterError(
+    return DamagedError(
         f"{path} is truncated: {expected} bytes expected by its header, {got} found",
         advice="the copy or the save was interrupted; copy it again",
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from gradience.configs.settings import states_adapter
 from gradience.render import (
     action_lines,
     as_text,
@@ -21,6 +22,7 @@ from gradience.render import (
     finding_lines,
     labelled,
     listed,
+    note_line,
     number,
     percent,
     shorter,
@@ -146,7 +148,9 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
     if report.findings:
         counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
         yield f"Findings ({', '.join(counted(n, severity) for severity, n in counts if n)}):"
-        yield from finding_lines(report.findings, verbose=verbose)
+        yield from finding_lines([f for f in report.findings if verbose or f.severity != "info"], verbose=verbose)
+        if not verbose and (notes := note_line(report.findings)):
+            yield f"  {notes}"
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
@@ -172,7 +176,7 @@ def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "Dataset", _text(config.dataset_name)
     if task := _task(config):
         yield "Task", task
-    if config.lora != LoraSnapshot():
+    if states_adapter(config.lora):
         yield "Adapter", _adapter(config, derived.get("scaling"))
         if config.lora.peft_type in {None, "LORA"}:
             yield "Targets", _targets(config.lora)
@@ -305,12 +309,19 @@ def _g(value: Real | None) -> str:
 
 
 @as_text
-def diagnose_text(report: DiagnoseReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report of a diagnosis for a terminal; `verbose` adds the evidence of each cause, and the skipped checks."""
+def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool = True) -> Iterator[str]:
+    """The report of a diagnosis for a terminal.
+
+    Args:
+        report: the report.
+        verbose: add the notes, the evidence and the action of each cause, and the skipped checks.
+        fails: whether a cause may make the command fail; if not, a verdict of something wrong says so.
+    """
     yield from banner("GRADIENCE DIAGNOSE")
     yield f"Run:     {clean(report.path)}"
     label, rest = split_headline(report)
-    yield f"Verdict: {label.upper()}{clean(rest)}"
+    code = "" if fails or report.verdict not in {"broken", "needs_attention"} else "; exit 0: no --fail-on"
+    yield f"Verdict: {label.upper()}{clean(rest)}{code}"
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {clean(report.monitor.story)}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
@@ -318,10 +329,18 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False) -> Iterator[
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield ""
-    yield f"Causes ({len(report.causes)}):" if report.causes else "Causes: none found by the checks that ran"
-    for cause in report.causes:
+    shown = [cause for cause in report.causes if verbose or cause.severity != "info"]
+    yield f"Causes ({len(shown)}):" if shown else "Causes: none found by the checks that ran"
+    for cause in shown:
         yield from _cause(cause, verbose=verbose)
+    if not verbose and (notes := note_line(report.causes)):
+        yield f"  {notes}"
     yield ""
+    if report.advice is not None:
+        yield f"Next: {clean(report.advice.text)}"
+        if report.advice.alternative:
+            yield f"   or: {clean(report.advice.alternative)}"
+        yield ""
     if report.best_checkpoint is not None:
         yield _best(report.best_checkpoint)
         yield ""
@@ -330,7 +349,8 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False) -> Iterator[
         for (source, reason), ids in by_reason(report.not_run).items() if verbose else ():
             yield f"  {source:<{_SOURCE}}{clean(reason)}: {clean(ids)}"
         yield ""
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}
+    yield from (f"Note: {clean(note)}." for note in report.notes if verbose or note not in of_parts)
     yield "Causes are hypotheses with their grounds: verify on held-out data."
 
 
@@ -362,11 +382,11 @@ def _cause(cause: Cause, *, verbose: bool) -> Iterator[str]:
     yield f"  [{cause.severity.upper()}] {cause.id}{alone}: {clean(cause.message)}"
     for piece in cause.pieces if cause.joined else ():
         yield f"      {piece.source:<{_SOURCE}}{piece.id + ': ' if piece.severity else ''}{clean(piece.says)}"
-    yield from action_lines(cause, verbose=verbose)
+    yield from action_lines(cause, verbose=True) if verbose else ()
 
 
 def _best(best: BestCheckpoint) -> str:
     noise = "noise unknown" if best.noise is None else f"noise +/- {best.noise:.2g}"
     same = ", which the weights here are" if best.saved_as else ""
-    loss = f"{clean(best.split)} loss {number(best.loss, '.4g')}"
-    return f"Best checkpoint on disk: {clean(best.name)}{same} ({loss}; {noise})"
+    value = f"{clean(best.split)} {clean(best.by)} {number(best.value, '.4g')}"
+    return f"Best checkpoint on disk: {clean(best.name)}{same} ({value}; {noise})"

@@ -70,6 +70,7 @@ def rule_text(card: RuleCard) -> Iterator[str]:
         "Confidence": sure,
         "Applies to": f"{where[:1].lower()}{where[1:]}",
         "When": card.condition,
+        "Only where": "; ".join(card.premises),
         "Scope": card.scope,
         "Why": card.rationale,
         "Action": card.action,

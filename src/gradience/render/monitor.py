@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.configs.training import has_perplexity
 from gradience.render import (
     as_text,
     banner,
@@ -28,7 +27,7 @@ from gradience.render.ranks import update_size
 from gradience.rules.weights import suggests_ranks
 from gradience.schema import NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
-from gradience.schema.reports import EvalPoint, MonitorReport
+from gradience.schema.reports import Advice, EvalPoint, LossKind, MonitorReport, Schedule
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
@@ -79,13 +78,28 @@ def _training(report: MonitorReport) -> Iterator[str]:
     t = report.train
     if not t.rows:
         yield "Training: no loss was recorded"
+    elif t.rows == 1:
+        yield "Training (1 row):"
+        yield f"  Loss: {number(t.last_loss, '.4g')}" + ("" if t.first_step is None else f"  (step {t.first_step})")
     else:
         yield f"Training ({t.rows} rows):"
         lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
         yield f"  Loss: {number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}{lowest}"
-        if t.max_lr is not None:
-            yield f"  Peak LR: {number(t.max_lr, '.3g')}"
+    if t.rows:
+        yield from _peak(report.account.schedule)
     yield ""
+
+
+def _peak(schedule: Schedule) -> Iterator[str]:
+    """The peak learning rate: as configured, else the largest logged, which may be lower."""
+    if schedule.peak is None:
+        return
+    reached = ""
+    if schedule.peak_from == "logged":
+        reached = "  (largest logged)"
+    elif schedule.in_warmup:
+        reached = f"  ({number(schedule.logged_peak, '.3g')} reached)"
+    yield f"  Peak LR: {number(schedule.peak, '.3g')}{reached}"
 
 
 def _signals(report: MonitorReport) -> Iterator[str]:
@@ -116,28 +130,40 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     yield "Latest eval signals:"
     if not report.evals:
         yield "  none recorded"
+    of = report.account
     for point in report.evals:
-        if not has_perplexity(report.objective):  # a loss of preferences or rewards
-            yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}"
-        else:
-            yield f"  {_label(point)} PPL: {number(perplexity(point.metrics))}"
-    if report.gap is not None:
-        train, test = clean(report.gap.train_split), clean(report.gap.test_split)
-        splits = "" if train == "train" else f"  ({test} over {train})"
-        yield f"  Gap:       {number(report.gap.ratio)}x{splits}"
+        restored = point.split == of.split and of.shown_step not in {None, point.step}
+        at = f"  (the weights of step {of.shown_step}, restored)" if restored else ""
+        if (shown := perplexity(point.metrics, of.loss)) is not None:
+            yield f"  {_label(point)} PPL: {number(shown)}{at}"
+        elif point.metrics.loss is not None:
+            yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}{at}"
+    yield from _gap(report)
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
+        if of.decisive is not None and (value := number_in(point.metrics.extras, of.decisive)) is not None:
+            yield f"  {_label(point)} {clean(of.decisive)}: {number(value, '.4g')}"
     yield ""
+
+
+def _gap(report: MonitorReport) -> Iterator[str]:
+    """The gap as perplexities; of a loss without a perplexity, the two losses."""
+    if report.gap is not None:
+        train, test = clean(report.gap.train_split), clean(report.gap.test_split)
+        yield f"  Gap:       {number(report.gap.ratio)}x" + ("" if train == "train" else f"  ({test} over {train})")
+    elif (pair := report.account.last_pair if report.account.comparable else None) is not None:
+        losses = f"{pair.split} loss {number(pair.held_out, '.4g')}, training loss {number(pair.train, '.4g')}"
+        yield f"  Gap:       {losses} (step {pair.step})"
 
 
 def _label(point: EvalPoint) -> str:
     return f"{clean(point.split).capitalize():<5}"
 
 
-def perplexity(metrics: EvalMetrics) -> float | NonFinite | None:
-    """The perplexity as logged, else exp of the loss (nats); None without both."""
-    if metrics.ppl is not None or metrics.loss is None:
+def perplexity(metrics: EvalMetrics, loss: LossKind) -> float | NonFinite | None:
+    """The perplexity as logged, else exp of a language model's loss (nats); else None."""
+    if metrics.ppl is not None or metrics.loss is None or loss != "language_model":
         return metrics.ppl
     try:
         return math.exp(as_float(metrics.loss))
@@ -206,24 +232,35 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
 
 
 def _alerts(report: MonitorReport) -> Iterator[str]:
+    if not report.alerts:
+        return
     yield f"Alerts ({len(report.alerts)}):"
     for alert in report.alerts:
         at = "" if alert.step is None else f" at step {alert.step}"
         yield f"  [{alert.severity.upper()}] {clean(alert.code)}{at}: {clean(alert.message)}"
-    if not report.alerts:
-        yield "  none recorded"
     yield ""
 
 
 def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
-    total = len(report.findings) + len(report.recommendations)
+    """What changes what the owner does next, and the advice; `verbose` adds what else was seen."""
+    found = [each for each in report.findings if verbose or each.severity != "info"]
+    total = len(found) + len(report.recommendations)
     yield f"Recommendations ({total}):"
-    yield from finding_lines(report.findings, verbose=verbose)
+    yield from finding_lines(found, verbose=verbose)
     for item in report.recommendations:
         yield f"  [{item.severity.upper()}] {clean(item.action)}: {clean(item.message)} (recorded in the log)"
     if not total:
         yield "  none"
+    yield from advice_lines(report.advice)
     yield ""
+
+
+def advice_lines(advice: Advice | None) -> Iterator[str]:
+    """The one piece of advice, and its alternative."""
+    if advice is not None:
+        yield f"  Next: {clean(advice.text)}."
+        if advice.alternative is not None:
+            yield f"  Or: {clean(advice.alternative)}."
 
 
 class Glance(NamedTuple):

@@ -48,6 +48,23 @@ Need: TypeAlias = Callable[[F], str | None]
 GROUPS: Final[tuple[RuleGroup, ...]] = get_args(RuleGroup)
 
 
+@dataclass(frozen=True, slots=True)
+class Premise(Generic[F]):
+    """A need that a rule's card states.
+
+    Attributes:
+        says: what has to hold, such as "the run trains an adapter".
+        lacking: returns the reason why it does not hold for the facts, or None if it does.
+    """
+
+    says: str
+    lacking: Need[F]
+
+    def __call__(self, facts: F) -> str | None:
+        """The reason why the premise does not hold, or None if it does."""
+        return self.lacking(facts)
+
+
 class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
     """The facts lack something that a rule needs. The message is the reason, for the report."""
 
@@ -96,7 +113,7 @@ class Description:
         confidence: a judgement, in 0..1.
         scope: where the rule applies, and where it does not.
         rationale: why the finding matters.
-        action: what to consider doing.
+        action: what to consider doing, if that is right in every case that the rule reports; else empty.
         verify: what would confirm or refute the finding.
         thresholds: every number that the rule compares with.
         evidence: the rule's sources, with their numbers.
@@ -110,7 +127,7 @@ class Description:
     confidence: float
     scope: str
     rationale: str = ""
-    action: str
+    action: str = ""
     verify: str
     thresholds: tuple[Threshold, ...] = ()
     evidence: tuple[Evidence, ...] = ()
@@ -119,6 +136,11 @@ class Description:
     def speaks_when(self) -> str:
         """The condition, with the thresholds' values filled in."""
         return self.condition.format_map({item.name: f"{item.value:g}" for item in self.thresholds})
+
+    @property
+    def premises(self) -> list[str]:
+        """What has to hold before the rule is asked, in words."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +158,11 @@ class Rule(Description, Generic[F]):
     needs: tuple[Need[F], ...] = ()
     applies: Callable[[F], bool] = lambda _: True
     settings: tuple[str, ...] | Callable[[Mapping[str, Json]], Iterable[str]] = ()
+
+    @property
+    def premises(self) -> list[str]:
+        """What has to hold before the rule is asked, in words: its needs that say so."""
+        return [need.says for need in self.needs if isinstance(need, Premise)]
 
     def over(
         self,
@@ -187,7 +214,7 @@ def finding(rule: Description, seen: Observation) -> Finding:
         id=rule.id,
         severity=seen.severity or rule.severity,
         message=seen.message,
-        action=seen.action or rule.action,
+        action=seen.action or rule.action or None,
         rationale=seen.rationale or rule.rationale or None,
         confidence=rule.confidence if seen.confidence is None else seen.confidence,
         scope=rule.scope,
@@ -210,6 +237,7 @@ def card(rule: Description) -> RuleCard:
         groups=list(rule.groups),
         severity=rule.severity,
         condition=rule.speaks_when,
+        premises=rule.premises,
         confidence=rule.confidence,
         scope=rule.scope,
         rationale=rule.rationale,
@@ -233,6 +261,7 @@ RECIPES = cite(
     "shipped recipes, counted",
     "SFT medians 2e-4 (Axolotl, n = 163), 3e-4 (torchtune, n = 99); RL 1e-5 (Axolotl, n = 15)",
 )
+UNMATCHED = cite("PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches")
 NEMOTRON = cite("huggingface/peft#3554", "default targets hit 4 of 56 layers; loss stayed at ln 2 for all of DPO")
 CLASSIFIER_DOCS = cite(
     "PEFT docs, troubleshooting",

@@ -38,6 +38,7 @@ class DiagnosedSource(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=T
     holds: Annotated[str, about("What it contains, in a few words.")] = ""
     chosen: Annotated[str, about("Why this file was chosen, if there were several.")] = ""
     reason: Annotated[str, about("Why it is absent or unreadable.")] = ""
+    damaged: Annotated[bool, about("Whether it is unreadable because its file ends too early.")] = False
 
 
 class Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -54,6 +55,14 @@ class Cause(Finding, kw_only=True, frozen=True, omit_defaults=True):
 
     joined: Annotated[bool, about("Whether it combines several findings or facts.")] = False
     pieces: list[Piece] = msgspec.field(default_factory=list)
+
+
+class CauseAdvice(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The one piece of advice of a diagnosis, for its leading cause."""
+
+    cause: Annotated[str, about("Id of the cause that it answers.")]
+    text: str
+    alternative: str | None = None
 
 
 class Unjudged(NotRun, kw_only=True, frozen=True):
@@ -73,7 +82,7 @@ class SourceCoverage(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """A checkpoint folder that holds an adapter."""
+    """A checkpoint folder that holds weights."""
 
     name: str
     step: NonNegativeInt
@@ -81,16 +90,31 @@ class Checkpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     tied: Annotated[
         bool, about("Whether its loss equals the best checkpoint's, within the noise of the evaluation.")
     ] = False
+    of_run: (
+        Annotated[bool, about("Whether its own history is that of the run's log; null if nothing shows it.")] | None
+    ) = None
+    why: Annotated[str, about("What shows whose it is, or why nothing does.")] = ""
+    fault: Annotated[str, about("Why its weights cannot be used; empty if they can, or were not opened.")] = ""
 
 
 class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """The checkpoint on disk with the lowest held-out loss."""
+    """The best checkpoint on disk: of this run by its own history, and with weights that are whole."""
 
     name: str
     step: NonNegativeInt
     loss: Annotated[Real, about("Its held-out loss, nats.")]
     split: Annotated[str, about("Split of the evaluations that were compared.")]
-    noise: Annotated[float, about("Noise of one evaluation relative to the others, nats; null if unknown.")] | None
+    by: Annotated[str, about("What decided: `loss`, or the name of a task metric.")] = "loss"
+    value: Annotated[Real, about("Its value of that.")] = 0.0
+    best_value: Annotated[Real, about("The best value of the run, whether or not a checkpoint was saved there.")] = 0.0
+    best_step: Annotated[NonNegativeInt, about("Step of the best value.")] = 0
+    noise: (
+        Annotated[
+            float,
+            about("Noise of one evaluation relative to the others, in the unit of what decided; null if unknown."),
+        ]
+        | None
+    )
     noise_from: Annotated[str, about("How the noise was estimated, or why it is unknown.")]
     n: Annotated[NonNegativeInt, about("Examples evaluated.")] | None = None
     standard_error: (
@@ -102,7 +126,7 @@ class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     ]
     lowest_step: Annotated[NonNegativeInt, about("Step of the lowest held-out loss.")]
     within_noise: (
-        Annotated[bool, about("Whether its loss equals the lowest within the noise; null if unknown.")] | None
+        Annotated[bool, about("Whether its value equals the best within the noise; null if unknown.")] | None
     ) = None
     saved_as: Annotated[str, about("The diagnosed weights, if their file equals this checkpoint's; else empty.")] = ""
 
@@ -127,6 +151,7 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
     ]
     sources: list[DiagnosedSource]
     causes: Annotated[list[Cause], about("Most severe first.")] = []
+    advice: Annotated[CauseAdvice, about("What to do next; null if nothing needs doing.")] | None = None
     coverage: list[SourceCoverage] = []
     not_run: Annotated[list[Unjudged], about("Every check that did not run, with the reason.")] = []
     checkpoints: list[Checkpoint] = []

@@ -293,6 +293,7 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = []
     severity: Annotated[Severity, about("Usual severity; a finding may be milder or graver.")]
     condition: Annotated[str, about("When the rule gives a finding.")] = ""
+    premises: Annotated[list[str], about("What has to hold before the rule is asked; else it is not judged.")] = []
     confidence: Annotated[Fraction, about("How sure the rule is, 0 to 1: a judgement.")] | None = None
     scope: Annotated[str, about("Where the rule applies, and where it does not.")] = ""
     rationale: Annotated[str, about("Why it matters.")] = ""

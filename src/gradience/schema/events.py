@@ -83,6 +83,12 @@ class TrainingSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     eval_strategy: Annotated[str, about("`no`, `steps` or `epoch`.")] | None = None
     save_strategy: Annotated[str, about("`no`, `steps` or `epoch`.")] | None = None
     save_steps: Real | None = None
+    save_total_limit: Annotated[int, about("Checkpoints kept at most.")] | None = None
+    eval_steps: Real | None = None
+    load_best_model_at_end: Annotated[bool, about("Whether the best checkpoint is loaded at the end.")] | None = None
+    metric_for_best_model: Annotated[str, about("The held-out value by which the best is chosen.")] | None = None
+    greater_is_better: Annotated[bool, about("Whether more of that value is better.")] | None = None
+    label_smoothing_factor: Annotated[Real, about("Share of the target spread over all classes, 0 to 1.")] | None = None
     max_length: Annotated[int, about("Tokens per sequence.")] | None = None
     extras: Extras = {}
 

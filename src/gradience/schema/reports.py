@@ -240,13 +240,16 @@ class EvalPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class GapReading(msgspec.Struct, kw_only=True, frozen=True):
-    """Train loss against held-out loss, at the newest step with both, or else at their newest."""
+    """Train loss against held-out loss of the same step, the newest with both."""
 
     train_split: str
     test_split: str
     ratio: Annotated[Real, about("Held-out perplexity over train perplexity.")]
     nats: Annotated[Real, about("Held-out loss minus train loss, nats.")]
     same_step: Annotated[bool, about("Whether both were measured at the same step.")]
+    step: NonNegativeInt | None = None
+    train_loss: Real | None = None
+    test_loss: Real | None = None
 
 
 class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -273,6 +276,148 @@ class SignalSummary(msgspec.Struct, kw_only=True, frozen=True):
     last: Annotated[float, about("Median of the last fifth of its rows.")]
     lowest: float
     highest: float
+
+
+LossKind: TypeAlias = Literal["language_model", "tokens", "classification", "preference", "reward", "rl", "unknown"]
+"""What a loss measures. `tokens`: of a model a task metric judges, such as WER; only the first has a perplexity."""
+
+RateSource: TypeAlias = Literal["configured", "logged"]
+"""Where a peak learning rate is from: the config, or the largest rate logged, which may be lower than the peak."""
+
+
+class MetricAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One task metric over the evaluations of a run. The loss is not one."""
+
+    name: str
+    split: str
+    higher_is_better: Annotated[bool, about("Whether more is better; null if its name does not tell.")] | None = None
+    count: Annotated[NonNegativeInt, about("Evaluations that have it.")]
+    first: float
+    last: float
+    best: Annotated[float, about("The best value; null without a direction.")] | None = None
+    best_step: NonNegativeInt | None = None
+    error: Annotated[float, about("Two values nearer than this may differ by chance.")] = 0.0
+
+
+class LossPair(msgspec.Struct, kw_only=True, frozen=True):
+    """A held-out loss and the training loss of the same step: the mean of the rows near it."""
+
+    split: str
+    step: NonNegativeInt
+    held_out: float
+    train: float
+    rows: Annotated[NonNegativeInt, about("Training rows averaged; 0 if the train split itself was evaluated.")]
+    first_step: Annotated[NonNegativeInt, about("First step of those rows.")]
+    last_step: Annotated[NonNegativeInt, about("Last step of those rows.")]
+
+
+class Selection(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How the trainer chose its best checkpoint, as its config and its state say. All null if they say nothing."""
+
+    by: Annotated[str, about("`loss`, or the name of a task metric.")] | None = None
+    higher_is_better: bool | None = None
+    value: Annotated[float, about("The best value that the trainer saw.")] | None = None
+    step: Annotated[NonNegativeInt, about("Step of the checkpoint that the trainer calls its best.")] | None = None
+    restored: Annotated[bool, about("Whether the best checkpoint was loaded at the end.")] | None = None
+
+
+class Saving(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """When checkpoints were saved and how many were kept, as configured. Null is not known."""
+
+    strategy: Annotated[str, about("`no`, `steps`, `epoch` or `best`.")] | None = None
+    every: Annotated[NonNegativeInt, about("Steps between two checkpoints.")] | None = None
+    most: Annotated[NonNegativeInt, about("Checkpoints kept at most.")] | None = None
+
+
+class Schedule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The learning rate over the run."""
+
+    name: Annotated[str, about("Name of the scheduler, as configured.")] | None = None
+    peak: Real | None = None
+    peak_from: RateSource | None = None
+    logged_peak: Annotated[float, about("The largest rate logged.")] | None = None
+    last: Annotated[float, about("The last rate logged.")] | None = None
+    warmup_steps: Annotated[NonNegativeInt, about("Steps of warm-up, as configured.")] | None = None
+    in_warmup: Annotated[bool, about("Whether the rate was still rising at the end of the log.")] = False
+    decayed: Annotated[bool, about("Whether the last rate is under a tenth of the peak.")] = False
+    restarts: Annotated[NonNegativeInt, about("Times that the rate rose again after it had decayed.")] = 0
+
+
+class Ending(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How the run ended, as its log says."""
+
+    status: Annotated[str, about("Status of run_end, or `no_run_end`.")]
+    step: NonNegativeInt | None = None
+    planned: Annotated[NonNegativeInt, about("Planned steps.")] | None = None
+    finished: Annotated[bool, about("Whether it is known to have made its planned steps.")] = False
+
+
+class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What one run was and did, derived once; every statement about the run rests on it. Null is not established."""
+
+    objective: Annotated[str, about("`sft`, `classification`, `preference`, `reward`, `rl` or `unknown`.")] = "unknown"
+    loss: LossKind = "unknown"
+    floor: Annotated[float, about("The least loss that label smoothing allows, nats; null if not known.")] | None = 0.0
+    adapter: Annotated[bool, about("Whether the run trained a PEFT adapter; null if its files do not say.")] | None = (
+        None
+    )
+    passes: Annotated[float, about("Passes over the data, by the log.")] | None = None
+    split: Annotated[str, about("The held-out split that is judged.")] | None = None
+    evaluations: Annotated[NonNegativeInt, about("Held-out evaluations of that split at different steps.")] = 0
+    metrics: Annotated[list[MetricAccount], about("Its task metrics, in the order logged.")] = []
+    decisive: (
+        Annotated[str, about("What decides which checkpoint is best: `loss`, or a metric; null without either.")] | None
+    ) = None
+    best_step: Annotated[NonNegativeInt, about("Step of the best evaluation by that.")] | None = None
+    shown_step: Annotated[NonNegativeInt, about("Step whose weights the newest evaluation measured.")] | None = None
+    first_pair: LossPair | None = None
+    best_pair: Annotated[LossPair, about("At the lowest held-out loss.")] | None = None
+    last_pair: LossPair | None = None
+    learns: (
+        Annotated[bool, about("Whether held-out or training values show that it learns; null if neither.")] | None
+    ) = None
+    comparable: Annotated[bool, about("Whether held-out and training loss are on one scale.")] = True
+    selection: Selection = Selection()
+    saving: Saving = Saving()
+    schedule: Schedule = Schedule()
+    resumed_from: list[NonNegativeInt] = []
+    starts_at: (
+        Annotated[NonNegativeInt, about("The first logged step, if the log is only the last part of a longer run.")]
+        | None
+    ) = None
+    ending: Ending = Ending(status="unknown")
+
+
+Cause: TypeAlias = Literal[
+    "nothing_supervised",
+    "not_finite",
+    "rate_zero",
+    "rate_absurd",
+    "diverged",
+    "no_gradient",
+    "no_learning",
+    "at_chance",
+    "overfits",
+    "gap",
+    "other_scale",
+    "no_held_out",
+    "evaluations_empty",
+    "in_warmup",
+    "not_logged",
+    "cut_off",
+    "unfinished",
+    "resumed_otherwise",
+]
+"""What is behind a finding, so far as advice differs."""
+
+
+class Advice(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The one piece of advice of a report: for the leading cause, by what is possible now and was not done already."""
+
+    cause: Cause
+    finding: Annotated[str, about("Id of the finding that it answers.")]
+    text: str
+    alternative: str | None = None
 
 
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -306,6 +451,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
         about("`update_norm` and `stable_rank_mean` of the adapter during training, if they were probed."),
     ] = {}
     objective: Annotated[str, about("`sft`, `classification`, `preference`, `reward`, `rl` or `unknown`.")] = "unknown"
+    account: Annotated[RunAccount, about("What the run was and did.")] = RunAccount()
     evals: list[EvalPoint] = []
     gap: GapReading | None = None
     lora_audit: Annotated[dict[str, Json], about("The newest audit recorded in the log.")] | None = None
@@ -317,6 +463,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     alerts: list[Alert] = []
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []
+    advice: Annotated[Advice, about("What to do next; null if nothing needs doing.")] | None = None
     not_run: list[NotRun] = []
     issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []
     issues_total: Annotated[NonNegativeInt, about("Number of lines that are not valid events.")] = 0

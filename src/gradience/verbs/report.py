@@ -171,7 +171,7 @@ def build_story(
     comparison = _comparison(sources.weights.path, compare) if compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
-        diagnosis=_without_folders(judge_sources(sources, read)),
+        diagnosis=_without_folders(judge_sources(read)),
         series=read.log.run if read.log else None,
         comparison=comparison,
         bench=measured,

@@ -118,7 +118,6 @@ def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: di
             {"training": {"batch_size": 4, "gradient_accumulation": 0}},
             "gradient accumulation is below 1 (see VAL001)",
         ),
-        ("steps", {"training": {"max_steps": 0}}, "max_steps is below 1 (see VAL001)"),
         ("coverage", {}, "the base model is not given (--base)"),
         ("logged_every", {"training": {"extras": {"logging_strategy": "epoch"}}}, None),
         ("saved_every", {"training": {"save_strategy": "best"}}, None),

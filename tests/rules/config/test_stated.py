@@ -22,7 +22,6 @@ STATED = {
     "LR003": ("warning", 0.85),
     "LR004": ("warning", 0.7),
     "LR005": ("warning", 0.6),
-    "LR006": ("info", 0.9),
     "LR007": ("info", 0.5),
     "TGT001": ("info", 0.75),
     "TGT003": ("info", 0.9),
@@ -33,10 +32,10 @@ STATED = {
     "BIA001": ("info", 0.9),
     "TGT002": ("warning", 0.9),
     "TGT005": ("warning", 0.7),
+    "TGT006": ("warning", 0.85),
     "RNK001": ("info", 0.35),
     "REC001": ("warning", 0.95),
     "REC002": ("info", 0.9),
-    "REC003": ("info", 0.95),
     "REC004": ("info", 0.9),
     "REC005": ("warning", 0.8),
     "BAT001": ("info", 0.4),
@@ -44,7 +43,7 @@ STATED = {
     "EPO001": ("info", 0.5),
     "SCH001": ("warning", 0.95),
     "SCH002": ("warning", 0.8),
-    "SCH003": ("warning", 0.9),
+    "SCH003": ("info", 0.9),
     "SRV001": ("warning", 0.8),
     "SRV002": ("warning", 0.75),
     "SRV003": ("warning", 0.75),
@@ -52,8 +51,10 @@ STATED = {
 }
 
 
-def config(**sections: Any) -> ConfigSnapshot:
-    return msgspec.convert(sections, ConfigSnapshot)
+def config(*, adapter: bool = True, **sections: Any) -> ConfigSnapshot:
+    """A snapshot from plain sections; of LoRA, unless they say otherwise or there is to be no adapter."""
+    lora = {**({"peft_type": "LORA"} if adapter else {}), **sections.pop("lora", {})}
+    return msgspec.convert({**sections, "lora": lora}, ConfigSnapshot)
 
 
 def rate(lr: float, task: str | None = "sft", **lora: Any) -> ConfigSnapshot:
@@ -62,6 +63,14 @@ def rate(lr: float, task: str | None = "sft", **lora: Any) -> ConfigSnapshot:
 
 def training(**fields: Any) -> ConfigSnapshot:
     return config(training=fields)
+
+
+def tuned(**fields: Any) -> ConfigSnapshot:
+    return config(training=fields, extras={"task": "sft"})
+
+
+def targets(model: str, *names: str) -> ConfigSnapshot:
+    return config(model_name=model, lora={"target_modules": list(names)})
 
 
 def covered(**fields: Any) -> CheckContext:
@@ -89,7 +98,6 @@ ATTENTION = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
 CASES = [  # what differs from the rule's own in one case
     ("LR001", rate(5e-5), None, "warning", 0.8),
     ("LR001", config(optimizer={"lr": 5e-5}, lora={"task_type": "CAUSAL_LM"}), None, "warning", 0.6),
-    ("LR001", rate(5e-5, None), None, "info", 0.4),
     ("LR001", rate(5e-5, "sst2"), None, "warning", 0.6),
     ("LR007", rate(1e-4, init="pissa_niter_16"), None, "info", 0.5),
     ("LR007", rate(1e-4, init="olora"), None, "info", 0.3),
@@ -99,9 +107,13 @@ CASES = [  # what differs from the rule's own in one case
     ("TGT002", config(), covered(modules=0, refused=[{"name": "mlp", "reason": "a block"}]), "error", 0.9),
     ("TGT002", config(), covered(layers=1, layers_total=5), "warning", 0.9),
     ("TGT002", config(), covered(unmatched_targets=["q"]), "info", 0.9),
-    ("EPO001", training(epochs=4.0), None, "info", 0.5),
-    ("EPO001", training(epochs=9.9, eval_strategy="no"), None, "info", 0.5),
-    ("EPO001", training(epochs=10.0, eval_strategy="no"), None, "warning", 0.5),
+    ("EPO001", tuned(epochs=4.0), None, "info", 0.5),
+    ("EPO001", tuned(epochs=9.9, eval_strategy="no"), None, "info", 0.5),
+    ("EPO001", tuned(epochs=10.0, eval_strategy="no"), None, "warning", 0.5),
+    ("TGT006", targets("microsoft/phi-2", "query_key_value", "dense"), None, "warning", 0.85),
+    ("TGT006", targets("microsoft/phi-2", "query_key_value", "q_proj", "dense"), None, "info", 0.85),
+    ("TGT006", targets("meta-llama/Llama-3.2-1B", "q_proj", "k_proj", "v_projo_proj"), None, "warning", 0.85),
+    ("TGT006", targets("gpt2", "q_proj"), None, "error", 0.85),
     ("SRV004", config(lora={"r": 12}), CheckContext(engines=("vllm",)), "info", 0.8),
     ("SRV004", config(lora={"r": 513}), CheckContext(engines=("vllm",)), "warning", 0.8),
 ]
@@ -156,11 +168,32 @@ MESSAGES = [
         {"effective_batch": 512},
     ),
     (
-        "REC003",
-        training(logging_nan_inf_filter=True),
+        "TGT006",
+        targets("microsoft/phi-2", "query_key_value", "dense_h_to_4h", "dense_4h_to_h", "dense"),
         None,
-        "a NaN loss will be averaged away in the log",
-        {"logging_nan_inf_filter": True},
+        (
+            "models of the Phi-2 family have no module called query_key_value, dense_h_to_4h, dense_4h_to_h: only "
+            "dense is adapted"
+        ),
+        {
+            "unmatched_targets": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
+            "left": ["dense"],
+            "family": "Phi-2",
+        },
+    ),
+    (
+        "TGT006",
+        targets("gpt2", "q_proj"),
+        None,
+        "models of the GPT-2 family have no module called q_proj: PEFT refuses to start",
+        {"unmatched_targets": ["q_proj"], "left": [], "family": "GPT-2"},
+    ),
+    (
+        "REC002",
+        tuned(epochs=2.0, eval_strategy="no"),
+        None,
+        "evaluation is off: overfitting in 2 passes cannot be seen",
+        {"eval_strategy": "no"},
     ),
     (
         "VAL001",
@@ -179,7 +212,7 @@ MESSAGES = [
     ("STP001", training(max_steps=40), None, "the run has only 40 optimizer steps", {"steps": 40}),
     (
         "EPO001",
-        training(epochs=3.5, eval_strategy="no"),
+        tuned(epochs=3.5, eval_strategy="no"),
         None,
         "3.5 passes over the data, and evaluation is off",
         {"epochs": 3.5, "eval_strategy": "no"},
@@ -202,22 +235,22 @@ MESSAGES = [
         "REC001",
         training(logging_steps=500.0, max_steps=150),
         None,
-        "logging_steps 500 against 150 steps: no row of training loss will be recorded",
-        {"logging_steps": 500.0, "steps": 150},
+        "logging_steps 500 against 150 steps: no row of training loss is recorded",
+        {"logging_steps": 500.0, "steps": 150, "every": 3},
     ),
     (
         "REC001",
         training(logging_steps=100.0, max_steps=100),
         None,
-        "logging_steps 100 against 100 steps: one row of training loss will be recorded",
-        {"logging_steps": 100.0, "steps": 100},
+        "logging_steps 100 against 100 steps: one row of training loss is recorded",
+        {"logging_steps": 100.0, "steps": 100, "every": 2},
     ),
     (
         "REC004",
-        training(save_strategy="steps", save_steps=500.0, max_steps=100),
+        training(save_strategy="steps", save_steps=1000.0, max_steps=600),
         None,
-        "save_steps 500 against 100 steps: a crash before the end leaves nothing on disk",
-        {"save_steps": 500.0, "steps": 100},
+        "save_steps 1000 against 600 steps: a crash before the end leaves nothing on disk",
+        {"save_steps": 1000.0, "steps": 600},
     ),
     (
         "TGT002",
@@ -318,6 +351,7 @@ def test_a_finding_and_not_judged_stand_together_only_where_a_part_was_judged() 
     assert both == {"VAL001"}
 
 
+NO_ADAPTER = "no adapter is configured, so this may be a full fine-tune"
 REASONS = [
     (
         "TGT001",
@@ -328,16 +362,31 @@ REASONS = [
     (
         "TGT001",
         config(lora={"target_modules": ["q_proj"]}, extras={"task": "grpo"}),
-        "objective rl (task grpo): the evidence is for causal SFT",
+        "objective rl (task grpo): the evidence is for supervised training of a causal LM",
     ),
     ("TGT003", config(lora={"r": 8}), "target_modules is not given"),
     (
         "TGT004",
-        config(extras={"task": "sst2"}),
+        config(adapter=False, lora={"r": 8}, extras={"task": "sst2"}),
         "task_type is not given; only in a PEFT file would that mean that it is unset",
     ),
     ("NUM001", training(dtype="float16"), "autocast_adapter_dtype is not given"),
-    ("LR001", rate(1e-6, "dpo"), "the objective is preference: this rule is about supervised training"),
+    ("LR001", rate(1e-6, "dpo"), "objective preference (task dpo): it needs supervised training"),
+    (
+        "LR001",
+        config(adapter=False, lora={"task_type": "CAUSAL_LM", "dropout": 0.1}, optimizer={"lr": 1e-6}),
+        NO_ADAPTER,
+    ),
+    (
+        "STP001",
+        training(epochs=1.0),
+        "the number of optimizer steps is not known: neither max_steps nor the size of the data",
+    ),
+    (
+        "LR001",
+        rate(1e-6, modules_to_save=["lm_head", "x"]),
+        "the rate also trains whole matrices (lm_head), which want a lower one",
+    ),
     ("LR002", rate(2e-3, "grpo"), "the objective is rl: LR004 covers it"),
     ("BAT001", training(batch_size=256), "the number of processes is not given; with one, the batch is 256"),
     ("SCH003", training(warmup_ratio=0.1), "transformers' version 'unknown' is not readable"),
@@ -364,7 +413,7 @@ RANGES = [  # (section, field, values in the range, values outside)
     ("training", "batch_size", [1], [0]),
     ("training", "gradient_accumulation", [1], [0]),
     ("training", "world_size", [1], [0]),
-    ("training", "max_steps", [1], [0]),
+    ("training", "max_steps", [1, 0, -1], []),
     ("training", "epochs", [0.01], [0.0]),
     ("training", "warmup_steps", [0.0], [-1.0]),
     ("training", "warmup_ratio", [0.0, 1.0], [-0.001, 1.001]),

@@ -16,14 +16,16 @@ from gradience.schema.document import Finding
 STATED = """\
 DAT330
   needs log DAT301[critical]
+  needs log NUM102[no_labels]
   needs weights NUM201 TRN202
+  says  log+weights masked
   says  log+weights
 NUM301
-  needs log NUM102 NUM101 NUM201
+  needs log NUM102 NUM101 NUM201[not_finite]
   needs weights NUM201[broken]
   needs weights no NUM201
   takes log GRD107
-  takes config LR002 LR003 LR004 LR005 LR007 NUM001 REC003
+  takes config LR002 LR003 LR004 LR005 LR007 NUM001
   takes disk before_nan
   says  log+weights first_step lost
   says  log+weights lost
@@ -46,7 +48,7 @@ DIV305
   says  log+disk lowest_step
   says  log lowest_step
 TRN302
-  needs config VAL001[epochs lora_alpha lr max_steps]
+  needs config VAL001[epochs lora_alpha lr]
   needs config TGT002[error]
   needs log NOL106
   needs log GRD108[warning]
@@ -69,11 +71,11 @@ SAV303
   says  log+weights zero
 OVF304 alone
   needs log OVF110
-  needs disk best_checkpoint
-  needs disk no_checkpoint
+  needs disk best_checkpoint no_checkpoint restored
   takes log GAP111 MEM127
   takes config EPO001 REC004
   says  log+disk best_step saved_as (info)
+  says  log+disk best_step restored (info)
   says  log+disk best_step checkpoint
   says  log+disk best_step
 RWD315
@@ -103,6 +105,10 @@ CFG306
   takes weights SCL206
   says  config+weights differs
   says  log+weights differs
+FIL319 alone
+  needs weights damaged
+  takes log END114
+  says  weights damaged
 HED308
   needs config TGT004
   needs weights no_head
@@ -117,7 +123,8 @@ RND309
 TGT307
   needs config idle_targets
   needs weights adapted
-  says  config+weights idle
+  takes config TGT006 TGT002
+  says  config+weights idle adapted (warning)
 END312
   needs log END114
   needs weights NUM209
@@ -130,12 +137,13 @@ END312
   says  log
 REC310
   needs config REC001
-  needs log GAP118[few_rows]
+  needs log GAP118
   takes config REC002
+  says  config+log rows logging_steps steps
   says  config+log rows
 REC311
   needs config REC002
-  needs log GAP118[no_evals]
+  needs log no_evaluation
   says  config+log
 UTL313
   needs log UTL204

@@ -20,11 +20,20 @@ from gradience.verbs.diagnose import IDS, unjudged, verdict_of
 JOIN = {join.id: join for join in JOINS}
 FACTS = {
     "config": {"idle_targets", "other_config"},
-    "log": {"other_log"},
-    "weights": {"tiny", "few_layers", "exploded", "no_head", "adapted", "other_adapter"},
-    "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "best_reward", "short_of_the_end", "mid_run"},
+    "log": {"other_log", "no_evaluation"},
+    "weights": {"tiny", "few_layers", "exploded", "no_head", "adapted", "other_adapter", "damaged"},
+    "disk": {
+        "best_checkpoint",
+        "no_checkpoint",
+        "before_nan",
+        "lowest",
+        "best_reward",
+        "short_of_the_end",
+        "mid_run",
+        "restored",
+    },
 }
-MARKS = ["untrained", "near_untrained", "broken", "random_like", "lr", "max_steps", "few_rows", "no_evals"]
+MARKS = ["untrained", "near_untrained", "broken", "random_like", "lr", "epochs", "no_labels", "not_finite"]
 VALUES = {
     "first_step": 3,
     "rows": 4,
@@ -34,9 +43,28 @@ VALUES = {
     "last_step": 9,
     "utilization_mean": 0.1,
     "lowest_step": 2,
+    "logging_steps": 500.0,
+    "steps": 100,
+    "every": 2,
+    "restored": 6,
 }
 TEXTS = dict.fromkeys(
-    ["rate_zero", "lost", "zero", "stops", "differs", "idle", "exploded", "tiny", "few", "checkpoint", "saved_as"],
+    [
+        "rate_zero",
+        "lost",
+        "zero",
+        "stops",
+        "differs",
+        "idle",
+        "exploded",
+        "tiny",
+        "few",
+        "checkpoint",
+        "saved_as",
+        "damaged",
+        "masked",
+        "adapted",
+    ],
     "so it is",
 )
 
@@ -143,15 +171,18 @@ def test_the_ids_of_joins_are_nobody_else_s():
 @every(
     ("found", "expected", "severity"),
     [
-        ([("log", "NUM101"), ("weights", "NUM201", "broken")], "NUM301", "warning"),
+        ([("log", "NUM101", "not_finite"), ("weights", "NUM201", "broken")], "NUM301", "warning"),
+        ([("log", "NUM102", "no_labels"), ("weights", "TRN202", "untrained")], "DAT330", "warning"),
+        ([("weights", "damaged")], "FIL319", "error"),
+        ([("config", "idle_targets"), ("weights", "adapted"), ("config", "TGT006")], "TGT307", "warning"),
         ([("config", "VAL001", "lr"), ("weights", "TRN202", "untrained")], "TRN302", "warning"),
         ([("config", "TGT002"), ("log", "NOL106")], "TRN302", "error"),
         ([("log", "DIV104"), ("weights", "exploded")], "DIV305", "warning"),
         ([("log", "GRD107"), ("config", "LR003")], "DIV305", "warning"),
         ([("config", "TGT004"), ("weights", "no_head")], "HED308", "warning"),
         ([("log", "GRD108"), ("weights", "RND203", "random_like")], "RND309", "warning"),
-        ([("config", "REC001"), ("log", "GAP118", "few_rows")], "REC310", "warning"),
-        ([("config", "REC002"), ("log", "GAP118", "no_evals")], "REC311", "warning"),
+        ([("config", "REC001"), ("log", "GAP118")], "REC310", "warning"),
+        ([("config", "REC002"), ("log", "no_evaluation")], "REC311", "warning"),
         ([("log", "END114"), ("weights", "NUM209")], "END312", "warning"),
         ([("log", "UTL204"), ("weights", "UTL204")], "UTL313", "warning"),
         ([("weights", "exploded")], "UPD316", "warning"),  # a large update alone is no divergence, and is said
@@ -174,7 +205,10 @@ def test_findings_of_one_cause_are_one_cause(found, expected, severity):
 @every(
     "found",
     [
-        [("log", "NUM101"), ("weights", "NUM201", "not the verdict broken")],  # an empty file holds no NaN
+        [
+            ("log", "NUM101", "not_finite"),
+            ("weights", "NUM201", "not the verdict broken"),
+        ],  # an empty file holds no NaN
         [("config", "VAL001", "weight_decay"), ("weights", "TRN202", "untrained")],  # stops no run from learning
         [("log", "NOL106"), ("weights", "TRN202", "partial")],
         [("weights", "no_head")],
@@ -219,8 +253,8 @@ def test_the_action_of_a_cause_is_the_first_that_one_of_its_pieces_has(first, th
     ("needs", "named"),
     [
         (Needs("log", ("NOL106", "GRD108")), ["NOL106", "GRD108"]),
-        (Needs("log", ("GAP118",), frozenset({"few_rows"})), ["GAP118 (few rows)"]),
-        (Needs("log", ("GAP118",), frozenset({"no_evals", "few_rows"})), ["GAP118 (few rows or no evals)"]),
+        (Needs("log", ("NUM101",), frozenset({"not_finite"})), ["NUM101 (not finite)"]),
+        (Needs("log", ("NUM101",), frozenset({"rows", "not_finite"})), ["NUM101 (not finite or rows)"]),
         (Needs("log", silent=("NOL106",), says="x"), ["no NOL106"]),
         (Needs("log", silent=("NOL106", "DIV104"), says="x"), ["neither NOL106 nor DIV104"]),
     ],

@@ -13,13 +13,16 @@ from gradience.rules.joins import symptoms
 from gradience.rules.joins.symptoms import (
     Stated,
     config_symptoms,
+    damage,
     disagreements,
     log_symptoms,
     recorded_disagreements,
+    shows_learning,
     weights_symptoms,
 )
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health, LedgerEntry, ModuleAudit
-from gradience.schema.document import Finding
+from gradience.schema.diagnose import DiagnosedSource
+from gradience.schema.document import Finding, NotRun
 from gradience.schema.events import LoraSnapshot
 
 
@@ -129,16 +132,64 @@ def test_a_finding_on_the_weights_has_the_verdict_as_its_tag_and_its_reason_as_a
     assert symptom.seen.values == {"n": 1, **({value: "why"} if value else {})}
 
 
-@pytest.mark.parametrize(
-    ("rows", "evals", "tags"), [(19, 1, {"few_rows"}), (20, 0, {"no_evals"}), (5, 0, {"few_rows", "no_evals"})]
+def log(*findings, rows=10, evals=(), evaluations=0, not_run=()):
+    return SimpleNamespace(
+        findings=list(findings),
+        train=SimpleNamespace(rows=rows),
+        evals=list(evals),
+        account=SimpleNamespace(evaluations=evaluations),
+        not_run=[NotRun(id=rule, reason="x") for rule in not_run],
+    )
+
+
+@every(
+    ("report", "known"),
+    [
+        (log(), True),
+        (log(rows=0), False),  # nothing was logged at all
+        (log(evals=["an accuracy alone"]), False),
+        (log(evaluations=1), False),
+    ],
 )
-def test_a_sparse_log_is_tagged_with_what_it_lacks(rows, evals, tags):
-    (symptom,) = log_symptoms(SimpleNamespace(findings=[finding("GAP118", "info", rows=rows, evals=evals)]))
-    assert symptom.tags == {*tags, "rows", "evals", "info"}
+def test_a_log_without_an_evaluation_shows_that(report, known):
+    assert ["no_evaluation" for item in log_symptoms(report) if item.id == "no_evaluation"] == ["no_evaluation"] * known
+
+
+@every(
+    ("report", "shown"),
+    [(log(), True), (log(not_run=["NOL106"]), False), (log(not_run=["NOL106"], evaluations=2), True)],
+)
+def test_a_log_shows_learning_by_its_rows_or_by_two_evaluations(report, shown):
+    assert shows_learning(report) is shown
+
+
+def test_masked_labels_are_no_number_that_is_not_finite():
+    masked, lost, other = log_symptoms(
+        log(
+            finding("NUM102", "error", rows=5, first_step=1, no_labels=True),
+            finding("NUM102", "error", rows=5, first_step=1),
+            finding("NUM131"),
+            evaluations=1,
+        )
+    )
+    assert masked.seen.values["masked"] == "the loss is exactly 0 in all 5 rows"
+    assert masked.tags == {"rows", "first_step", "no_labels", "error"}
+    assert lost.tags == {"rows", "first_step", "not_finite", "error"}
+    assert other.tags == {"warning"}
+
+
+@every(
+    ("damaged", "facts_"),
+    [(True, [("damaged", "a.safetensors is truncated")]), (False, [])],
+)
+def test_a_file_that_ends_too_early_is_damaged_and_another_that_cannot_be_read_is_not(damaged, facts_):
+    reason = "a.safetensors is truncated"
+    source = DiagnosedSource(source="weights", state="unreadable", reason=reason, damaged=damaged)
+    assert [(item.id, item.seen.values["damaged"]) for item in damage(source)] == facts_
 
 
 def test_a_rate_of_zero_says_in_how_many_rows_and_one_that_was_short_of_its_peak_does_not():
-    zero, short = log_symptoms(SimpleNamespace(findings=[finding("LRS109", rows=7), finding("LRS109", peak=1e-5)]))
+    zero, short = log_symptoms(log(finding("LRS109", rows=7), finding("LRS109", peak=1e-5), evaluations=1))
     assert zero.seen.values == {"rows": 7, "rate_zero": "the learning rate was 0 in 7 rows"}
     assert short.seen.values == {"peak": 1e-5}
 
@@ -265,7 +316,7 @@ def test_targets_that_hit_one_module_of_two_are_not_idle():
     idle = disagreements([stated], report(module("layers.0.q"), module("layers.0.v")))
     assert [item.seen.message for item in idle] == [
         "the config: target_modules k_proj",
-        "2 modules in the file, the first layers.0.q",
+        "2 modules in the file, of the names q, v",
     ]
 
 

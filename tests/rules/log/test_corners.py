@@ -12,9 +12,7 @@ from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, sorted_by_step
 from gradience.rules.log.numbers import skipped_rows
 from gradience.rules.log.preference import RULES
-from gradience.schema import EvalMetrics
 from gradience.schema.document import Finding
-from gradience.schema.events import Eval
 
 
 def found(rule: str, facts: RunFacts) -> Finding | None:
@@ -49,34 +47,6 @@ def test_a_loss_before_a_fall_that_is_not_finite_is_no_level():
     seen = found("NUM102", run(losses, norms=norms, lost=[31]))
     assert seen is not None
     assert seen.message.startswith("The loss falls to 0.84 at step 31")
-
-
-@every(
-    ("end", "accuracy", "severity", "confidence", "task"),
-    [
-        (1.3, (0.7, 0.8), "info", 0.6, "accuracy"),
-        (1.3, (0.8, 0.8), "info", 0.6, None),
-        (1.5, (0.7, 0.8), "warning", 0.6, "accuracy"),
-        (1.5, (0.8, 0.7), "warning", 0.85, None),
-    ],
-)
-def test_overfitting_is_less_sure_where_the_task_metric_disagrees_or_little_is_lost(
-    end, accuracy, severity, confidence, task
-):
-    losses = [1.5, 1.2, 1.29, end]
-    curve = [0.6, accuracy[0], 0.7, accuracy[1]]
-    history = [
-        Eval(
-            schema="gradience.vnext.telemetry/v1", ts=None, run_id="r", step=12 * (i + 1), split="eval",
-            metrics=EvalMetrics(loss=loss, accuracy=acc),
-        )
-        for i, (loss, acc) in enumerate(zip(losses, curve, strict=True))
-    ]  # fmt: skip
-    facts = run(FALL)
-    seen = found("OVF110", RunFacts(series=facts.series, history=history, status="ok"))
-    assert seen is not None
-    assert (seen.severity, seen.confidence, seen.values["task_metric_rising"]) == (severity, confidence, task)
-    assert (" The task metric may disagree: accuracy kept rising." in seen.message) is (task is not None)
 
 
 @pytest.mark.parametrize(("kind", "labels", "classes"), [("reward", None, 2), ("reward", 5, 2), (None, 5, 5)])

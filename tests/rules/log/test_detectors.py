@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from array import array
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -89,12 +90,12 @@ def evals(losses, *, every=10, accuracy=None, split="eval"):
 
 def test_every_detector_of_the_design_is_in_the_table_once():
     numbered = {int(d.id[3:]) for d in DETECTORS if d.id < "NUM2" or d.id[3] == "1"}
-    assert numbered >= set(range(101, 133))
+    assert numbered >= set(range(101, 135))
     of_audits = {"NUM201", "TRN202", "RND203", "SIZ215", "UTL204", "CMP213", "TYP214"}
     assert {d.id for d in DETECTORS if d.id[3] == "2"} == of_audits
     of_data = {"DAT301", "DAT303", "DAT305", "DAT307", "DAT313", "DAT316", "DAT320", "DAT321"}
     assert {d.id for d in DETECTORS if d.id[3] == "3"} == of_data
-    assert len({d.id for d in DETECTORS}) == len(DETECTORS) == 32 + len(of_audits) + 1 + len(of_data)  # and GUA150
+    assert len({d.id for d in DETECTORS}) == len(DETECTORS) == 34 + len(of_audits) + 1 + len(of_data)  # and GUA150
 
 
 def test_every_threshold_names_its_unit_and_source():
@@ -108,7 +109,7 @@ def test_a_healthy_run_gets_no_finding():
 
 def test_an_empty_run_is_judged_without_a_crash():
     findings, not_run = detect(facts([], grads=[], rates=[]))
-    assert [f.id for f in findings] == ["GAP118"]
+    assert findings == []
     assert {"NUM101", "NUM102", "DIV103", "GRD107", "LRS109", "OVF110"} <= {item.id for item in not_run}
 
 
@@ -206,9 +207,10 @@ def test_a_zero_loss_is_normal_in_rl_unless_the_gradient_is_not_finite():
 # --- level -------------------------------------------------------------------------------------------------------
 
 
-@every(("rows", "severity"), [(1, "info"), (2, "info"), (3, "warning"), (4, "warning")])
-def test_a_spike_of_three_rows_is_a_warning_and_a_shorter_one_info(rows, severity):
-    losses = curve()
+@every(("rows", "end", "severity"), [(2, 0.2, "info"), (3, 0.2, "warning"), (4, 0.2, "warning"), (3, -0.2, "info")])
+def test_a_spike_of_three_rows_after_which_the_loss_ends_higher_is_a_warning(rows, end, severity):
+    losses = [2.0] * 60
+    losses[40:] = [2.0 + end] * 20
     for i in range(30, 30 + rows):
         losses[i] += 2.0
     finding = said("DIV103", facts(losses))
@@ -300,7 +302,7 @@ def test_eight_rows_are_enough_to_bound_a_fall(rows, found):
 
 def test_where_a_fall_cannot_be_told_the_size_that_would_have_been_is_named():
     why = reason("NOL106", facts(flat(40, sigma=0.2), grads=[1.0] * 40))
-    assert re.search(r"a fall under \d+% would be hidden by the noise of 40 rows", why)
+    assert re.fullmatch(r"cannot tell: 40 rows; their noise would hide a fall of under \d+%", why)
 
 
 @pytest.mark.parametrize(("rows", "found"), [(7, False), (8, True)])
@@ -338,10 +340,11 @@ def test_the_trainers_own_config_outweighs_names_in_the_log():
 # --- gradients ---------------------------------------------------------------------------------------------------
 
 
-def test_gradients_that_stay_ten_times_over_their_level_explode():
+@pytest.mark.parametrize(("end", "severity"), [(1.0, "info"), (3.0, "warning")])
+def test_gradients_that_stay_ten_times_over_their_level_explode_and_matter_if_the_loss_ends_higher(end, severity):
     grads = norms(40) + [30.0] * 20
-    finding = said("GRD107", facts(grads=grads))
-    assert finding.severity == "warning"
+    finding = said("GRD107", facts([*[2.0] * 40, *[end] * 20], grads=grads))
+    assert finding.severity == severity
     assert finding.values["step"] == 41
 
 
@@ -353,25 +356,12 @@ def test_large_gradients_at_the_start_are_no_explosion():
     assert said("GRD107", facts(grads=[50.0, 40.0, 30.0, 20.0, 10.0, 5.0, *norms(54)])) is None
 
 
-@pytest.mark.parametrize(("rise", "severity"), [(0.0, None), (0.5, None), (2.0, "info")])
-def test_one_gradient_jump_is_said_only_where_the_loss_answers_it(rise, severity):
-    grads, losses = norms(), flat(sigma=0.001)
-    grads[40] = 300.0
-    losses[41] += 4 * 0.05 * 2.0 * rise
-    finding = said("GRD107", facts(losses, grads=grads))
-    assert (finding.severity if finding else None) == severity
-
-
-def test_a_gradient_burst_of_three_rows_is_a_warning():
+@pytest.mark.parametrize(("rows", "end", "severity"), [(3, 3.0, "warning"), (3, 1.0, "info"), (2, 3.0, None)])
+def test_a_gradient_burst_takes_three_rows_and_matters_if_the_loss_ends_higher(rows, end, severity):
     grads = norms()
-    grads[40:43] = [300.0] * 3
-    assert said("GRD107", facts(grads=grads)).severity == "warning"
-
-
-@pytest.mark.parametrize(("bound", "found"), [(0.01, True), (1.0, False), (None, False)])
-def test_nearly_always_clipped_is_info_where_the_bound_is_known(bound, found):
-    finding = said("GRD107", facts(config=config_of(max_grad_norm=bound)))
-    assert (finding is not None and finding.severity == "info") is found
+    grads[40 : 40 + rows] = [300.0] * rows
+    finding = said("GRD107", facts([*[2.0] * 40, *[end] * 20], grads=grads))
+    assert (finding and finding.severity) == severity
 
 
 @every(("rows", "found"), [(4, False), (5, True)])
@@ -423,12 +413,16 @@ def test_a_learning_rate_that_never_nears_its_configured_peak_is_a_finding(peak,
     assert (said("LRS109", facts(rates=[peak] * 60, config=config_of(lr=2e-4))) is not None) is found
 
 
-def test_a_run_that_may_still_warm_up_is_not_said_to_miss_its_peak():
+def test_a_run_that_ends_while_its_rate_rises_is_said_to_be_in_its_warmup_and_not_to_miss_its_peak():
     rates = [1e-6 * i for i in range(1, 61)]
-    run = facts(rates=rates, config=config_of(lr=2e-4))
-    assert said("LRS109", run) is not None
-    object.__setattr__(run, "status", "no_run_end")
+    run = facts(rates=rates, config=config_of(lr=2e-4, warmup_steps=90), last_step=60)
     assert said("LRS109", run) is None
+    assert said("LRS133", run).message == (
+        "The run ended at step 60 while the learning rate still rose (warm-up 90 steps): it reached 6e-05 of the "
+        "configured 0.0002."
+    )
+    object.__setattr__(run, "status", "no_run_end")
+    assert said("LRS133", replace(run)) is None
 
 
 def test_a_learning_rate_that_rises_after_decay_without_a_resume_is_a_finding():
@@ -451,12 +445,11 @@ def test_the_learning_rate_is_judged_from_three_rows_on():
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 
-def test_held_out_loss_that_rises_while_train_falls_is_overfitting_with_its_best_step_and_waste():
+def test_held_out_loss_that_rises_while_train_falls_is_overfitting_with_its_best_step():
     run = facts(history=evals([1.5, 1.2, 1.25, 1.3, 1.4, 1.5]), config=config_of(save_steps=25))
     finding = said("OVF110", run)
     assert finding.severity == "warning"
-    assert (finding.values["best_step"], finding.values["best_loss"]) == (20, 1.2)
-    assert (finding.values["wasted_steps"], finding.values["checkpoint_step"]) == (40, 25)
+    assert (finding.values["best_step"], finding.values["lowest_step"], finding.values["best_loss"]) == (20, 20, 1.2)
 
 
 @every(
@@ -467,9 +460,13 @@ def test_overfitting_is_info_from_two_percent_in_two_evaluations_and_a_warning_f
     assert (finding.severity if finding else None) == severity
 
 
-def test_a_task_metric_that_kept_rising_disagrees():
-    run = facts(history=evals([1.5, 1.2, 1.3, 1.4], accuracy=[0.6, 0.7, 0.72, 0.74]))
-    assert "accuracy kept rising" in said("OVF110", run).message
+@pytest.mark.parametrize(("last", "severity"), [(0.74, "info"), (0.6, "warning")])
+def test_a_task_metric_that_holds_makes_a_rising_loss_info(last, severity):
+    history = evals([1.5, 1.2, 1.3, 1.4], accuracy=[0.6, 0.7, 0.72, last])
+    shown = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics)
+    found = said("OVF110", facts(history=history, held_out=shown))
+    assert found.severity == severity
+    assert f"ccuracy was best at step 30 (72.0%) and is {last:.1%} at the end." in found.message or last == 0.74
 
 
 def test_where_train_rises_too_it_is_not_overfitting():
@@ -534,18 +531,15 @@ def test_rows_that_should_be_single_are_a_warning(count):
     assert said("DUP117", facts(record=LogRecord(**{count: 2}))).severity == "warning"
 
 
-def test_an_evaluation_done_twice_at_one_step_is_info():
-    assert said("DUP117", facts(history=evals([1.0]) + evals([1.0]))).severity == "info"
+def test_an_evaluation_done_twice_at_one_step_is_nothing_to_say():
+    assert said("DUP117", facts(history=evals([1.0]) + evals([1.0]))) is None
 
 
-def test_a_sparse_log_says_in_one_line_what_it_lacks():
-    finding = said("GAP118", facts(curve(10)))
-    assert (
-        finding.message == "Sparse log: 10 training rows with a loss and no evaluation; only large effects show in it."
-    )
-    assert (finding.severity, finding.confidence) == ("info", 0.95)
-    assert said("GAP118", facts(curve(20), history=evals([1.0]))) is None
-    assert said("GAP118", facts(curve(19), history=evals([1.0]))).values == {"rows": 19, "evals": 1}
+def test_a_log_almost_without_rows_says_so_if_the_run_was_long():
+    finding = said("GAP118", facts([2.0, 1.0], grads=[1.0] * 2, rates=[1e-4] * 2, steps=[50, 100], last_step=100))
+    assert finding.message == "2 training losses were logged in 100 steps: the training loss has no curve."
+    assert (finding.severity, finding.confidence) == ("warning", 0.95)
+    assert said("GAP118", facts(curve(3), last_step=100)) is None
 
 
 # --- laws --------------------------------------------------------------------------------------------------------

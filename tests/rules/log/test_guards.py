@@ -15,7 +15,7 @@ from gradience.rules import Unknown
 from gradience.rules.log import story
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.gradient import _rises
-from gradience.rules.log.held_out import _saved_near, _small_eval, _train_falls
+from gradience.rules.log.held_out import _small_eval, _train_falls
 from gradience.rules.log.numbers import _frozen
 from gradience.rules.log.record import _guarded
 from gradience.schema import ConfigSnapshot, EvalMetrics
@@ -24,27 +24,6 @@ from gradience.schema.events import TrainingSnapshot
 
 def trained(**training: Any) -> RunFacts:
     return replace(run(FALL), config=ConfigSnapshot(training=TrainingSnapshot(**training)))
-
-
-@every(
-    ("every", "strategy", "step", "saved"),
-    [
-        (10, None, 3, 10),
-        (10, "steps", 26, 30),
-        (1, None, 7, 7),
-        (0.5, None, 7, None),
-        (None, None, 7, None),
-        (10, "epoch", 26, None),
-        (35, None, 55, 35),  # that of step 70 is nearer, but the run has 60 steps
-        (60, None, 5, 60),
-        (61, None, 55, None),  # none was saved
-    ],
-)
-def test_the_checkpoint_nearest_a_step_is_the_first_at_least(every, strategy, step, saved):
-    facts = replace(trained(save_steps=every, save_strategy=strategy), last_step=60)
-    assert _saved_near(facts, step) == saved
-    if every == 35:
-        assert _saved_near(replace(facts, last_step=None), step) == 70
 
 
 @every(

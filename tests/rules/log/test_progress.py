@@ -122,7 +122,8 @@ def cosine(n):
 def test_a_plateau_that_outlasts_the_learning_rate_is_seen_over_the_last_half():
     flat = [2.3 - 0.3 * min(1.0, i / 60) + 0.001 * (i % 3) for i in range(200)]
     finding = said("PLT105", facts(flat, rates=cosine(200)))
-    assert "over the last 50%" in finding.message
+    assert finding.values["from_step"] in {71, 101}
+    assert finding.message.startswith(f"The loss no longer falls from step {finding.values['from_step']} on: 2.001 in")
 
 
 def test_a_loss_that_still_falls_while_the_rate_decays_is_no_plateau():

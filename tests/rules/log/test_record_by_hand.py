@@ -72,15 +72,6 @@ def test_a_loss_of_zero_throughout_is_surer_in_two_rows(rows, confidence):
     )
 
 
-def test_of_several_jumps_that_the_loss_answers_the_highest_is_named():
-    norms = [{20: 100.0, 40: 300.0, 50: 200.0}.get(row, 1.0) for row in range(60)]
-    found = said("GRD107", run([2.0 + 3.0 * (row in {20, 40, 50}) for row in range(60)], norms=norms))
-    assert found.message == (
-        "The gradient norm jumps to 300 at step 41, from 1, and the loss rises with it (3 such bursts, the longest of "
-        "1 rows)."
-    )
-
-
 # --- how the log was written, and what it holds besides ----------------------------------------------------------
 
 
@@ -172,20 +163,6 @@ def test_an_audit_of_no_module_or_of_no_parameter_measured_nothing():
     assert no_weights({"n_layers": 3, "total_lora_params": 0})
     assert not no_weights({"n_layers": 3, "total_lora_params": 5})
     assert not no_weights({})
-
-
-@every(
-    ("rows", "held_out", "lacks"),
-    [
-        (19, (), "19 training rows with a loss and no evaluation"),
-        (19, (2.0,), "19 training rows with a loss"),
-        (20, (), "no evaluation"),
-        (20, (2.0,), None),
-    ],
-)
-def test_a_sparse_log_names_what_it_lacks(rows, held_out, lacks):
-    found = said("GAP118", run(FALL[:rows], held_out=held_out))
-    assert (found and found.message) == (lacks and f"Sparse log: {lacks}; only large effects show in it.")
 
 
 def test_of_two_stretches_without_a_rate_the_longer_is_named():
@@ -290,8 +267,8 @@ def test_a_norm_grows_where_three_points_running_are_over_ten_times_the_median_b
 def test_a_burst_is_named_with_its_first_row_and_not_its_highest():
     norms = [{40: 8.0, 41: 9.0, 42: 10.0, 50: 300.0}.get(row, 1.0) for row in range(60)]
     found = said("GRD107", run(FALL, norms=norms))
-    assert found.message == ("The gradient norm jumps to 8 at step 41, from 1 (2 such bursts, the longest of 3 rows).")
-    assert found.values == {"step": 41, "norm": 8.0, "usual": 1.0, "bursts": 2, "longest": 3}
+    assert found.message == "The gradient norm jumps to 8 at step 41, from 1, and stays high for 3 rows."
+    assert found.values == {"step": 41, "norm": 8.0, "usual": 1.0, "longest": 3}
 
 
 def test_batches_unlike_those_announced_are_said_with_both_numbers():
@@ -337,25 +314,16 @@ def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity
 
 
 @every(
-    ("sessions", "again"), [("aa", 1), ("aaa", 2), ("ab", None), ("abab", 2), ([None, None], 1)]
-)  # fmt: skip
-def test_evaluations_of_one_step_are_double_within_a_session(sessions, again):
-    events = [msgspec.structs.replace(evaluation(5, 1.0), session=session) for session in sessions]
-    found = said("DUP117", with_history(*events, evaluation(6, 1.0, "other"), evaluation(6, 1.0)))
-    assert (found and found.values["evaluations"]) == again
-    assert found is None or found.severity == "info"
-
-
-@every(
     ("status", "rates", "says"),
     [
-        ("ok", line(20, 1e-6, 4.9e-5), "The learning rate never came near its configured 0.0001: 4.9e-05 at most."),
-        ("ok", line(20, 1e-6, 5e-5), None),
+        ("ok", [4.9e-5] * 20, "The largest learning rate logged is 4.9e-05; 0.0001 is configured."),
+        ("ok", [5e-5] * 20, None),
+        ("ok", line(20, 1e-6, 4.9e-5), None),  # it ended inside its warm-up
         ("no_run_end", line(20, 1e-6, 4.9e-5), None),  # perhaps still warming up
         (
             "no_run_end",
             [*line(20, 1e-6, 4.9e-5), 4.8e-5],
-            "The learning rate never came near its configured 0.0001: 4.9e-05 at most.",
+            "The largest learning rate logged is 4.9e-05; 0.0001 is configured.",
         ),
     ],
 )

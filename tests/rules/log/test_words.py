@@ -26,9 +26,8 @@ def says(rule: str, facts: RunFacts) -> str:
 PARTS = [  # rule, a run whose sentence has the words, one whose sentence has not, the words
     ("CHN112", "CHN112 chance_margin 0.529", "SML113 small_eval 1060", ", n unknown)."),
     ("CLP125", "CLP125 zero_groups_also 0.305", "CLP125 cut_off 0.51", "of the groups have equal rewards"),
-    ("DIV103", "DIV103 spike_rows 3", "DIV104 diverged_errors 0.0714", "3 rows long"),
-    ("DIV103", "DIV104 diverged_errors 0.0714", "DIV103 spike_k 1.305", "one of 2 spikes;"),
-    ("DIV103", "DIV103 spike_k 1.305", "DIV103 spike_rows 3", "(short;"),
+    ("DIV103", "DIV103 spike_rows 3", "DIV103 spike_k 1.305", ", over 3 rows"),
+    ("DIV103", "DIV104 diverged_errors 0.0714", "DIV103 spike_k 1.305", "; 2 spikes in all"),
     ("DIV104", "DIV104 at_once 2.01", "DIV104 absurd_rate 0.0101", "diverged at once: 1 in the first row, 2.01 at"),
     ("DIV104", "DIV104 absurd_rate 0.0101", "DIV104 at_once 2.01", "the learning rate of 0.0101 is over any published"),
     ("DIV104", "DIV104 lost_share 0.51", "DIV104 diverged_noise 0.0465", "51% of what it had learnt is lost"),
@@ -39,24 +38,18 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
         "it ended above its start and did not recover",
     ),
     ("DUP117", "DUP117 twice 1", "DUP117 interleaved 3", "2 rows go back to a step already passed"),
-    ("DUP117", "DUP117 interleaved 3", "DUP117 evaluations 1", "3 times another process wrote in between"),
-    ("DUP117", "DUP117 evaluations 1", "DUP117 twice 1", "1 evaluations repeat a step"),
+    ("DUP117", "DUP117 interleaved 3", "DUP117 twice 1", "3 times another process wrote in between"),
     ("END114", "END114 planned 100", "END114 ended 1", " of 100 planned"),
     ("END114", "END114 before_the_first_step 0", "END114 ended 1", "stops before the first step"),
     ("END114", "END114 ended 0", "END114 ended 1", "with an error at step 60, and the log does not say why"),
-    ("GAP111", "GAP111 loss_gap 1.51", "GAP111 one_epoch 1", "probably memorizing"),
-    ("GAP111", "GAP111 one_epoch 1", "GAP111 loss_gap 1.51", "the data has not repeated yet"),
-    ("GAP118", "DIV103 many_rows 19", "SCL129 scale_ratio 2.98", " and no evaluation;"),
-    ("GAP118", "DIV103 many_rows 19", "NUM102 rounds_to_zero 0.0495", "19 training rows with a loss"),
-    ("GRD107", "GRD107 answer_k 1.205", "GRD107 gradient_k 7.5", ", and the loss rises with it"),
+    ("GAP111", "GAP111 one_epoch 1", "GAP111 loss_gap 1.51", "in the first pass over the data"),
+    ("GAP118", "GAP118 some_steps 20", "GAP118 few_rows 2", "1 training loss was logged"),
     ("GRD108", "GRD108 memorized 0.0098", "GRD108 vanished_ratio 0.00098", "the loss is almost 0, nothing is left"),
-    ("LRS109", "LRS109 times 2", "LRS109 decayed 0.49", ", 2 times: restarts, perhaps as planned"),
-    ("LRS109", "LRS109 decayed 0.49", "LRS109 times 2", "the log records no resume"),
+    ("LRS109", "LRS109 times 2", "LRS109 decayed 0.49", ", 2 times, first at step"),
+    ("LRS109", "LRS109 decayed 0.49", "LRS109 times 2", ", once, first at step"),
     ("MEM127", "MEM127 epoch_drop 0.051", "MEM127 epoch_share 30", "(by 5%, 5%)"),
     ("NOL106", "NOL106 margin_grows 0.225", "DIV103 many_rows 20", "It sits at ln 2 = 0.6931"),
-    ("NOL106", "DIV103 many_rows 20", "NOL106 margin_grows 0.225", "it rose by"),
-    ("NOL106", "NOL106 alpha 0.01085", "DIV104 absurd_level 1.195", "(+/- 7% by the noise of 12 rows)"),
-    ("NOL106", "DIV103 noisy 0.33", "DIV104 absurd_level 1.195", "cannot tell: rose 16.5%;"),
+    ("NOL106", "NOL106 alpha 0.01085", "DIV104 absurd_level 1.195", "cannot tell: 12 rows;"),
     ("NUM131", "NUM131 skips_shown 10", "NUM131 stood_still 0.645", "(6, 10, 14, 18, 22, ...) were skipped"),
     ("NUM131", "NUM131 stood_still 0.645", "NUM131 skips_shown 10", "1 optimizer step (42) was skipped"),
     ("PRF119", "PRF119 swapped 0.449", "PRF119 separated 0.549", "told apart the wrong way round"),
@@ -106,11 +99,18 @@ def test_a_rate_may_rise_again_after_a_restart_that_was_planned_or_logged(schedu
     rates = [2e-4 * each for each in SAW]
     facts = run(FALL, rates=rates, training={"lr_scheduler": scheduler}, record=LogRecord(**record))
     found = [x.message for x in detect(facts).findings if x.id == "LRS109"]
-    says_so = "The learning rate rises again at step 41 after it had decayed, and the log records no resume."
+    says_so = (
+        "The learning rate rises again after it had decayed, once, first at step 41: the schedule was started or "
+        "computed anew."
+    )
     assert found == ([says_so] if speaks else [])
 
 
-def test_a_fall_of_nothing_has_no_sign():
-    assert "it fell by 0.0%; given the noise, its true fall is 0.0% at most" in says("NOL106", run([2.0] * 20))
+def test_a_level_is_given_by_medians_at_both_ends_of_what_is_spoken_of():
+    assert says("NOL106", run([2.0] * 20)) == (
+        "The loss does not fall: 2 in the first fifth of the rows, 2 in the second half (medians)."
+    )
     learnt = run([4.0 - 0.1 * min(i, 20) for i in range(60)])
-    assert "over the last 30% of the rows: it fell 0.0%, 0.0% at most, at" in says("PLT105", learnt)
+    assert says("PLT105", learnt) == (
+        "The loss no longer falls from step 22 on: 2 in the first third of the rows since, 2 in the last (medians)."
+    )

@@ -45,6 +45,7 @@ from gradience.schema import as_float
 from gradience.schema.compare import BenchReport, BenchTask
 from gradience.schema.diagnose import Checkpoint, DiagnoseReport
 from gradience.schema.events import Eval
+from gradience.schema.reports import LossKind
 from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
@@ -82,7 +83,7 @@ def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
         "Training",
         None if figures else tag("p", "The log holds no training row and no evaluation."),
         tag("div", figures, class_="figures"),
-        _evaluations(run),
+        _evaluations(run, "unknown" if story.diagnosis.monitor is None else story.diagnosis.monitor.account.loss),
         _checkpoints(story.diagnosis),
     )
 
@@ -188,22 +189,27 @@ def _line_summary(line: Line) -> str:
     )
 
 
+_LAST_LOSS: Final = 5  # columns before that of the perplexity
 _EVALUATIONS: Final[Columns[Sequence[Eval]]] = (
     ("Split", lambda events: events[-1].split),
     ("Times", lambda events: str(len(events))),
     ("Best loss", lambda events: number(_best(events)[0], ".4g")),
     ("at step", lambda events: number(_best(events)[1], ",d")),
     ("Last loss", lambda events: number(events[-1].metrics.loss, ".4g")),
-    ("Perplexity", lambda events: number(perplexity(events[-1].metrics), ".4g")),
     ("Accuracy", lambda events: percent(events[-1].metrics.accuracy)),
     ("Examples", lambda events: number(events[-1].metrics.n, ",d")),
     ("at step", lambda events: number(events[-1].step, ",d")),
 )
 
 
-def _evaluations(run: RunSeries) -> Element | None:
+def _evaluations(run: RunSeries, loss: LossKind) -> Element | None:
     caption = "Evaluations by split: the lowest loss, and the newest evaluation"
-    return table(_EVALUATIONS, list(_events_by_split(run).values()), caption=caption, numbers=8)
+    by_perplexity: Columns[Sequence[Eval]] = (
+        ("Perplexity", lambda events: number(perplexity(events[-1].metrics, loss), ".4g")),
+    )
+    known = any(perplexity(event.metrics, loss) is not None for event in run.evals)
+    columns = [*_EVALUATIONS[:_LAST_LOSS], *(by_perplexity if known else ()), *_EVALUATIONS[_LAST_LOSS:]]
+    return table(columns, list(_events_by_split(run).values()), caption=caption, numbers=len(columns) - 1)
 
 
 def _events_by_split(run: RunSeries) -> dict[str, list[Eval]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gradience.rules import Rule, Verdict, judge
-from gradience.rules.config import adapter, rate, serving, training, values
+from gradience.rules.config import adapter, families, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.schema.document import Finding, NotRun
 from gradience.schema.events import ConfigSnapshot
@@ -15,6 +15,7 @@ RULES: Final[tuple[Rule[Facts], ...]] = (
     *values.RULES,
     *rate.RULES,
     *adapter.RULES,
+    *families.RULES,
     *training.RULES,
     *serving.RULES,
 )

@@ -13,7 +13,16 @@ from typing import Literal
 from gradience.adapters import module_type
 from gradience.errors import few
 from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
-from gradience.rules.config.facts import Facts, LoraRule, given
+from gradience.rules.config.facts import (
+    AN_ADAPTER,
+    CAUSAL_SFT,
+    LORA,
+    NOT_FOREGONE,
+    OPEN_OR_WEIGHED,
+    Facts,
+    LoraRule,
+    given,
+)
 from gradience.schema.document import Coverage
 
 Part = Literal["attn", "mlp", "either", "unknown"]
@@ -73,8 +82,6 @@ RSLORA = cite("rsLoRA, arXiv 2312.03732 (abstract)", "alpha / r makes high ranks
 
 def _attention_only(facts: Facts) -> Iterator[Observation]:
     lora = facts.config.lora
-    if facts.objective.kind != "sft" or lora.task_type not in {None, "CAUSAL_LM"}:
-        raise Unknown(f"objective {facts.objective.kind} ({facts.objective.because}): the evidence is for causal SFT")
     if lora.extras.get("target_parameters"):
         return
     if lora.extras.get("target_modules_null") and lora.target_modules is None:
@@ -209,6 +216,7 @@ RULES = (
         title="attention-only targets",
         condition="no target reaches an MLP module; a warning with more than {data_large} training examples",
         observe=_attention_only,
+        needs=(LORA, AN_ADAPTER, CAUSAL_SFT),
         confidence=0.75,
         evidence=(
             cite(LWR, "adapt all layers, above all the MLP; attention only is worse even with as many parameters"),
@@ -232,6 +240,7 @@ RULES = (
         title="default targets",
         condition="target_modules is null: PEFT chooses by model type",
         observe=_default_targets,
+        predicts=True,
         confidence=0.9,
         evidence=(
             cite(
@@ -266,6 +275,8 @@ RULES = (
         title="large rsLoRA scaling",
         condition="rsLoRA with alpha / sqrt(r) > {rslora_scaling}",
         observe=_large_scaling,
+        needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
+        predicts=True,
         confidence=0.45,
         evidence=(METAMATH_RSLORA, RSLORA),
         rationale="With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.",
@@ -281,6 +292,8 @@ RULES = (
         title="small alpha at high rank",
         condition="r >= {rank_moderate}, alpha < {small_alpha_ratio} r and lr <= {small_alpha_lr}, without rsLoRA",
         observe=_small_alpha,
+        needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
+        predicts=True,
         confidence=0.5,
         evidence=(RSLORA, METAMATH_RSLORA),
         rationale="alpha / r shrinks as r grows: high rank with small alpha learns slowly.",
@@ -296,6 +309,8 @@ RULES = (
         title="fp16 adapter under fp16 training",
         condition="fp16 training with autocast_adapter_dtype off",
         observe=_fp16_weights,
+        needs=(LORA, AN_ADAPTER, OPEN_OR_WEIGHED),
+        predicts=True,
         confidence=0.8,
         evidence=(
             cite("PEFT docs, troubleshooting", "fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'"),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+from gradience.configs.settings import states_adapter
 from gradience.configs.training import Objective, objective_of
-from gradience.rules import Need, Rule, Unknown
+from gradience.rules import Need, Premise, Rule, Unknown
 from gradience.schema import NonFinite, Real, as_float, real
 from gradience.schema.document import Coverage, RuleGroup
 from gradience.schema.events import ConfigSnapshot
@@ -20,8 +21,19 @@ from gradience.schema.events import ConfigSnapshot
 T = TypeVar("T")
 
 
+Moment: TypeAlias = Literal["to come", "begun", "logged", "weighed"]
+"""When a configuration is judged: before the run; after it began, without its log; with a log that is not read here;
+or with a log that is read beside it, so that what it predicts can be compared with what came."""
+
+
 class CheckContext(NamedTuple):
     """The surroundings of a configuration, as far as examined. A `no_` field says why something is missing."""
+
+    moment: Moment = "to come"
+    begun: str = ""
+    """The file that shows that the run has begun."""
+    epochs_seen: float | None = None
+    """Passes over the data by the run's log, which a limit on steps may have cut short."""
 
     coverage: Coverage | None = None
     no_coverage: str = "the base model is not given (--base)"
@@ -114,11 +126,17 @@ class Facts:
         return self.batch_per_process * _at_least_one(world, "number of processes")
 
     @property
+    def max_steps(self) -> int | None:
+        """The limit on optimizer steps; None if there is none, which transformers writes as -1 or 0."""
+        limit = self.config.training.max_steps
+        return limit if limit is not None and limit > 0 else None
+
+    @property
     def steps(self) -> int:
         """Planned optimizer steps."""
         training = self.config.training
-        if training.max_steps is not None:
-            return _at_least_one(training.max_steps, "max_steps")
+        if self.max_steps is not None:
+            return self.max_steps
         examples = training.extras.get("train_examples")
         if not isinstance(examples, int) or examples < 1:
             raise Unknown("the number of optimizer steps is not known: neither max_steps nor the size of the data")
@@ -127,15 +145,15 @@ class Facts:
 
     @property
     def epochs(self) -> float:
-        """Passes over the data as configured; with max_steps and counted data, computed from the number of examples."""
+        """Passes over the data: those that the log shows, else as configured.
+
+        With max_steps and counted data they are computed from the number of examples.
+        """
+        if self.around.epochs_seen is not None:
+            return self.around.epochs_seen
         training = self.config.training
         examples = training.extras.get("train_examples")
-        if (
-            training.max_steps is not None
-            and "train_tokens" in training.extras
-            and isinstance(examples, int)
-            and examples
-        ):
+        if self.max_steps is not None and "train_tokens" in training.extras and isinstance(examples, int) and examples:
             return self.steps * self.effective_batch / examples
         if training.extras.get("epochs_overridden"):
             raise Unknown("max_steps overrides epochs, so how often the data repeats is not known")
@@ -211,23 +229,72 @@ class Facts:
 
 
 def about_lora(facts: Facts) -> str | None:
-    """Need of a rule about LoRA: the reason why it does not apply to another kind of adapter, or None."""
+    """The reason why a rule about LoRA does not apply to another kind of adapter, or None."""
     kind = facts.config.lora.peft_type
     return None if kind in {None, "LORA"} else f"peft_type {kind} is not LoRA: the rule does not apply"
 
 
+def _an_adapter(facts: Facts) -> str | None:
+    stated = states_adapter(facts.config.lora)
+    return None if stated else "no adapter is configured, so this may be a full fine-tune"
+
+
+def _supervised(facts: Facts) -> str | None:
+    kind, because, _ = facts.objective
+    return None if kind in {"sft", "classification"} else f"objective {kind} ({because}): it needs supervised training"
+
+
+def _causal_sft(facts: Facts) -> str | None:
+    kind, because, _ = facts.objective
+    if kind != "sft":
+        return f"objective {kind} ({because}): the evidence is for supervised training of a causal LM"
+    task_type = facts.config.lora.task_type
+    return None if task_type in {None, "CAUSAL_LM"} else f"task_type {task_type}: the evidence is for a causal LM"
+
+
+def _to_come(facts: Facts) -> str | None:
+    begun = facts.around.begun
+    return None if facts.around.moment == "to come" else f"about a run to come; this one has begun ({begun})"
+
+
+def _not_foregone(facts: Facts) -> str | None:
+    begun = facts.around.begun
+    if facts.around.moment != "logged":
+        return None
+    return f"the run has begun, and {begun} shows what came of it: gradience diagnose reads both"
+
+
+def _open_or_weighed(facts: Facts) -> str | None:
+    return None if facts.around.moment == "weighed" else _to_come(facts)
+
+
+LORA: Final = Premise("the adapter is LoRA", about_lora)
+AN_ADAPTER: Final = Premise("an adapter is configured", _an_adapter)
+SUPERVISED: Final = Premise("the objective is known to be supervised", _supervised)
+CAUSAL_SFT: Final = Premise("supervised training of a causal LM", _causal_sft)
+TO_COME: Final = Premise("the run is still to come", _to_come)
+NOT_FOREGONE: Final = Premise("no log shows yet what came of it, or the log is read beside it", _not_foregone)
+OPEN_OR_WEIGHED: Final = Premise("the run is still to come, or its log is read beside it", _open_or_weighed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConfigRule(Rule[Facts]):
-    """A rule that `gradience check` applies to a configuration."""
+    """A rule that `gradience check` applies to a configuration.
+
+    Attributes:
+        predicts: whether a finding predicts what a run would do or lack. A diagnosis whose log judges that, and shows
+            nothing of it, leaves the finding out.
+    """
 
     groups: tuple[RuleGroup, ...] = ("config",)
+    predicts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRule(ConfigRule):
-    """A rule about LoRA; it is not judged for other kinds of adapter."""
+    """A rule about LoRA; it is not judged for other kinds of adapter, or where no adapter is configured."""
 
-    needs: tuple[Need[Facts], ...] = (about_lora,)
+    needs: tuple[Need[Facts], ...] = (LORA, AN_ADAPTER)
 
 
 def given(value: T | None, name: str) -> T:

@@ -1,4 +1,4 @@
-"""Rules on the learning rate (LR001 to LR007).
+"""Rules on the learning rate (LR001 to LR005, LR007).
 
 The published bands hold for the Adam family and one objective each, so the rules abstain elsewhere. If scaling, rank
 and rate are all known, their product decides before the rate alone. It says how far early Adam steps move the update,
@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
-from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
+from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule, given
 
 LOW_LR = Threshold(
     "low_lr", 5e-5, "peak learning rate", "default of transformers' TrainingArguments; just above the sweep's 4e-5"
@@ -41,33 +42,35 @@ BIDERMAN = cite(
 )
 SWEEP_LOW = cite(SWEEP, "median excess test loss: 4e-5 +2.6 % (up to 9.9), 1e-4 +1.1 %, 3e-4 0.0 %, 1e-3 +0.5 %")
 
-_DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig"}
-_MLX_DEFAULTS = {1e-5: "MLX-LM"}
+_DEFAULTS = {  # by the format of the file, or the family of TRL's configs that it shows
+    "": (5e-5, "transformers' TrainingArguments"),
+    "sft": (2e-5, "TRL's SFTConfig"),
+    "mlx-lm": (1e-5, "MLX-LM"),
+}
 _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
-_BLIND_CONFIDENCE = 0.4  # nothing says what is trained: preference training would want such a rate
+_EMBEDDINGS = ("embed", "lm_head", "wte")  # names of whole matrices for which a low rate is usual
 _PRINCIPAL_INITS = ("pissa", "olora", "corda")
 _PISSA_CONFIDENCE = 0.5  # the cited abstract names PiSSA only; for the other starts it is an analogy
 _OTHER_INIT_CONFIDENCE = 0.3
 
 
 def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
-    kind = facts.objective.kind
-    if kind in {"preference", "rl"}:
-        raise Unknown(f"the objective is {kind}: this rule is about supervised training")
+    if "lr_from" in facts.config.optimizer.extras:
+        raise Unknown("the configured rate is not known: the largest one logged may be far below it")
+    whole = [name for name in facts.config.lora.modules_to_save or [] if any(part in name for part in _EMBEDDINGS)]
+    if whole:
+        raise Unknown(f"the rate also trains whole matrices ({few(whole)}), which want a lower one")
     lr = facts.adam_lr
     if lr > LOW_LR.value or _step(facts, default=0.0) >= USUAL_STEP.value:
         return
-    defaults = _MLX_DEFAULTS if facts.config.extras.get("format") == "mlx-lm" else _DEFAULTS
-    default = next((name for value, name in defaults.items() if math.isclose(lr, value)), None)
-    named = f", the default of {default}" if default else ""
-    sure = kind == "sft" and facts.objective.stated
-    blind = kind == "unknown"
-    proviso = " in supervised training (the objective is not known: say --task)" if blind else ""
+    source = str(facts.config.extras.get("format") or facts.config.training.extras.get("trainer") or "")
+    value, name = _DEFAULTS.get(source, (math.nan, ""))
+    named = f", the default of {name}" if math.isclose(lr, value) else ""
+    sure = facts.objective.kind == "sft" and facts.objective.stated
     yield Observation(
-        f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that{proviso}",
+        f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that",
         {"lr": lr, **_step_value(facts)},
-        severity="info" if blind else None,
-        confidence=None if sure else _BLIND_CONFIDENCE if blind else _HINTED_CONFIDENCE,
+        confidence=None if sure else _HINTED_CONFIDENCE,
     )
 
 
@@ -108,14 +111,6 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
         )
 
 
-def _other_optimizer(facts: Facts) -> Iterator[Observation]:
-    name = given(facts.config.optimizer.name, "optimizer")
-    if not facts.is_adam:
-        yield Observation(
-            f"optimizer {name} is not of the Adam family: the rules on lr were not applied", {"optimizer": name}
-        )
-
-
 def _variant_rate(facts: Facts) -> Iterator[Observation]:
     init = given(facts.config.lora.init, "init_lora_weights")
     if not init.lower().startswith(_PRINCIPAL_INITS):
@@ -149,6 +144,7 @@ def _step_value(facts: Facts) -> dict[str, float]:
 
 
 _BANDS = "Adam family; peak learning rate"
+_PREDICTS = (LORA, AN_ADAPTER, NOT_FOREGONE)
 
 RULES = (
     LoraRule(
@@ -157,6 +153,8 @@ RULES = (
         title="learning rate of full fine-tuning",
         condition="peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step}",
         observe=_full_fine_tuning_rate,
+        needs=(*_PREDICTS, SUPERVISED),
+        predicts=True,
         confidence=0.8,
         evidence=(
             SWEEP_LOW,
@@ -170,7 +168,8 @@ RULES = (
         ),
         rationale="The adapter learns slowly, and the run ends before it has learnt what it could.",
         action="try 1e-4 to 5e-4 (2e-4 is the usual start)",
-        scope=f"supervised LoRA; {_BANDS}; not where scaling x r x lr already reaches a shipped recipe's",
+        scope=f"supervised LoRA; {_BANDS}; not where scaling x r x lr already reaches a shipped recipe's, or the "
+        "rate also trains an embedding",
         verify="run both rates for the same number of steps and compare held-out loss",
         thresholds=(LOW_LR, USUAL_STEP),
         settings=("lr",),
@@ -181,6 +180,8 @@ RULES = (
         title="learning rate above the published band",
         condition="{band_top} < peak lr < {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_above_band,
+        needs=_PREDICTS,
+        predicts=True,
         confidence=0.7,
         evidence=(SWEEP_HIGH,),
         rationale="Some models still train well here, others lose several percent or diverge.",
@@ -196,6 +197,8 @@ RULES = (
         title="learning rate at which most runs diverge",
         condition="peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_divergent,
+        needs=_PREDICTS,
+        predicts=True,
         confidence=0.85,
         evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
         rationale="A diverged run costs as much as a good one.",
@@ -211,6 +214,8 @@ RULES = (
         title="learning rate too high for preference or RL",
         condition="peak lr > {preference_lr} under a preference or RL objective",
         observe=_preference_rate,
+        needs=_PREDICTS,
+        predicts=True,
         confidence=0.7,
         evidence=(
             TRL_RL,
@@ -231,6 +236,8 @@ RULES = (
         title="high rank, high alpha and high rate together",
         condition="r >= {rank_high}, alpha >= {spike_alpha_ratio} r and lr >= {spike_lr}, without rsLoRA",
         observe=_spiking_corner,
+        needs=_PREDICTS,
+        predicts=True,
         confidence=0.6,
         evidence=(BIDERMAN,),
         rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
@@ -240,26 +247,14 @@ RULES = (
         thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
         settings=("lr", "r"),
     ),
-    ConfigRule(
-        id="LR006",
-        severity="info",
-        title="optimizer outside the published bands",
-        condition="the optimizer named is not of the Adam family",
-        observe=_other_optimizer,
-        confidence=0.9,
-        evidence=(SWEEP_LOW, BIDERMAN),
-        rationale="Lion, SGD, Adafactor and Muon want rates of their own, some ten times smaller or larger.",
-        action="take lr from a recipe for this optimizer",
-        scope="every run whose optimizer is named",
-        verify="a short sweep over lr",
-        settings=("name",),
-    ),
     LoraRule(
         id="LR007",
         severity="info",
         title="learning rate for a principal-component start",
         condition="init_lora_weights is PiSSA, OLoRA or CorDA, and peak lr >= {variant_lr}",
         observe=_variant_rate,
+        needs=_PREDICTS,
+        predicts=True,
         confidence=0.5,
         evidence=(
             cite(

@@ -22,45 +22,55 @@ from gradience.rules import (
     Unknown,
     cite,
 )
-from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
+from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, LoraRule, given
 from gradience.schema import as_float
+
+ONE_EPOCH = Threshold("one_epoch", 1, "epochs", "definition: in one pass no example is seen twice")
+LONG_RUN = Threshold("long_run", 500, "optimizer steps", "a judgement: a shorter run is started again")
+ROWS_WANTED = 50  # rows of a training log: enough for a curve
 
 
 def _no_train_loss(facts: Facts) -> Iterator[Observation]:
     every = facts.logged_every
     if math.isinf(every):
-        yield Observation("logging is off: no training loss will be recorded", {"logging_strategy": "no"})
+        yield Observation("logging is off: no training loss is recorded", {"logging_strategy": "no"})
         return
     steps = facts.steps
     if every >= steps:
         rows = "one row" if every == steps else "no row"
         yield Observation(
-            f"logging_steps {every:g} against {steps} steps: {rows} of training loss will be recorded",
-            {"logging_steps": every, "steps": steps},
-            action=f"set logging_steps to {max(1, steps // 50)}",
+            f"logging_steps {every:g} against {steps} steps: {rows} of training loss is recorded",
+            {"logging_steps": every, "steps": steps, "every": max(1, steps // ROWS_WANTED)},
+            action=f"set logging_steps to {max(1, steps // ROWS_WANTED)}",
         )
 
 
 def _no_evaluation(facts: Facts) -> Iterator[Observation]:
-    if given(facts.config.training.eval_strategy, "eval_strategy") == "no":
+    if facts.objective.kind == "rl":
+        raise Unknown("the objective is rl: its reward is the signal")
+    if given(facts.config.training.eval_strategy, "eval_strategy") != "no":
+        return
+    try:
+        epochs = facts.epochs
+    except Unknown:
         yield Observation("evaluation is off: overfitting cannot be seen", {"eval_strategy": "no"})
-
-
-def _nan_filter(facts: Facts) -> Iterator[Observation]:
-    if given(facts.config.training.logging_nan_inf_filter, "logging_nan_inf_filter"):
-        yield Observation("a NaN loss will be averaged away in the log", {"logging_nan_inf_filter": True})
+        return
+    if ONE_EPOCH.value < epochs <= _many(facts):
+        yield Observation(
+            f"evaluation is off: overfitting in {epochs:g} passes cannot be seen", {"eval_strategy": "no"}
+        )
 
 
 def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
     every = facts.saved_every
+    if facts.around.moment == "to come" and facts.steps < LONG_RUN.value:
+        return
     if math.isinf(every):
         yield Observation("saving is off: a crash leaves nothing on disk", {"save_strategy": "no"})
-        return
-    steps = facts.steps
-    if every >= steps:
+    elif every >= facts.steps:
         yield Observation(
-            f"save_steps {every:g} against {steps} steps: a crash before the end leaves nothing on disk",
-            {"save_steps": every, "steps": steps},
+            f"save_steps {every:g} against {facts.steps} steps: a crash before the end leaves nothing on disk",
+            {"save_steps": every, "steps": facts.steps},
         )
 
 
@@ -80,6 +90,8 @@ _RECORDING = (
         title="no training loss recorded",
         condition="logging is off, or logging_steps is as long as the run or longer",
         observe=_no_train_loss,
+        needs=(OPEN_OR_WEIGHED,),
+        predicts=True,
         confidence=0.95,
         evidence=(NO_TRAIN_LOSS,),
         rationale="A run without a loss curve cannot be judged afterwards, or compared with the next one.",
@@ -92,47 +104,33 @@ _RECORDING = (
         id="REC002",
         severity="info",
         title="no held-out signal",
-        condition="eval_strategy is 'no'",
+        condition="eval_strategy is 'no', unless the run makes {one_epoch} epoch, or so many that EPO001 speaks",
         observe=_no_evaluation,
+        predicts=True,
         confidence=0.9,
         evidence=(EVAL_DEFAULT,),
         rationale="Train loss falls in a run that learns and in one that memorises.",
         action="hold out a few hundred examples and set eval_strategy='steps'",
-        scope="supervised and preference runs above all; RL has its reward",
+        scope="supervised and preference runs; RL has its reward",
         verify="the log holds eval rows",
+        thresholds=(ONE_EPOCH,),
         settings=("eval_strategy",),
-    ),
-    ConfigRule(
-        id="REC003",
-        severity="info",
-        title="NaN losses are filtered from the log",
-        condition="logging_nan_inf_filter is on, which is the Trainer's default",
-        observe=_nan_filter,
-        confidence=0.95,
-        evidence=(
-            cite(
-                "huggingface/trl#6702; experiment, transformers 5.24",
-                "a non-finite loss is replaced by the running mean in the log: the log shows a healthy number",
-            ),
-        ),
-        rationale="The curve looks healthy while the weights are already NaN; only grad_norm tells.",
-        action="set logging_nan_inf_filter=False",
-        scope="transformers' Trainer, where it is the default",
-        verify="grad_norm in the log stays finite",
-        settings=("logging_nan_inf_filter",),
     ),
     ConfigRule(
         id="REC004",
         severity="info",
         title="no checkpoint before the end",
-        condition="saving is off, or save_steps is as long as the run or longer",
+        condition="saving is off, or save_steps is as long as the run; in a run to come, from {long_run} steps on",
         observe=_no_checkpoint,
+        needs=(OPEN_OR_WEIGHED,),
+        predicts=True,
         confidence=0.9,
         evidence=(SAVE_FLOW,),
         rationale="Long runs die of things that have nothing to do with training.",
         action="save a few times per run",
         scope="trainers that save by step",
         verify="a checkpoint folder appears during the run",
+        thresholds=(LONG_RUN,),
         settings=("save_steps", "save_strategy"),
     ),
     ConfigRule(
@@ -141,6 +139,7 @@ _RECORDING = (
         title="output folder in use",
         condition="output_dir already holds checkpoints, a log or an adapter, and nothing resumes or overwrites them",
         observe=_output_in_use,
+        needs=(TO_COME,),
         confidence=0.8,
         evidence=(
             cite(
@@ -212,18 +211,23 @@ def _short_run(facts: Facts) -> Iterator[Observation]:
         yield Observation(f"the run has only {facts.steps} optimizer steps", {"steps": facts.steps})
 
 
+def _many(facts: Facts) -> float:
+    """The number of epochs over which a run of this kind makes many."""
+    return (EPOCHS_MANY if facts.objective.kind == "sft" else EPOCHS_BLIND).value
+
+
 def _many_epochs(facts: Facts) -> Iterator[Observation]:
-    training = facts.config.training
-    if facts.objective.kind == "rl":
+    kind, evaluation = facts.objective.kind, facts.config.training.eval_strategy
+    if kind == "rl":
         raise Unknown("the objective is rl: every pass samples new completions")
     epochs = facts.epochs
-    if epochs > EPOCHS_MANY.value:
-        off = training.eval_strategy == "no"
-        tail = ", and evaluation is off" if off else ""
+    off = evaluation == "no"
+    if epochs > _many(facts):
         yield Observation(
-            f"{epochs:g} passes over the data{tail}",
-            {"epochs": epochs, "eval_strategy": training.eval_strategy},
+            f"{epochs:g} passes over the data" + (", and evaluation is off" if off else ""),
+            {"epochs": epochs, "eval_strategy": evaluation},
             severity="warning" if off and epochs >= EPOCHS_BLIND.value else None,
+            action=None if evaluation is None or off else "keep the checkpoint that evaluates best, not the last",
         )
 
 
@@ -241,6 +245,9 @@ def _long_warmup(facts: Facts) -> Iterator[Observation]:
 
 
 def _removed_ratio(facts: Facts) -> Iterator[Observation]:
+    program = facts.config.extras.get("format")
+    if program is not None:
+        raise Unknown(f"a recipe of {program}, which hands the setting on as its own version of transformers wants it")
     ratio = facts.config.training.warmup_ratio
     if ratio is None or as_float(ratio) <= 0:
         return
@@ -290,6 +297,7 @@ RULES = (
         title="large batch",
         condition="more than {batch_large} sequences per optimizer step",
         observe=_large_batch,
+        predicts=True,
         confidence=0.4,
         evidence=(
             cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
@@ -302,7 +310,7 @@ RULES = (
         thresholds=(BATCH_LARGE,),
         settings=("batch_size", "gradient_accumulation"),
     ),
-    LoraRule(
+    ConfigRule(
         id="STP001",
         severity="info",
         title="very short run",
@@ -310,9 +318,9 @@ RULES = (
         observe=_short_run,
         confidence=0.6,
         evidence=(TINKER_STEPS,),
-        rationale="B starts at zero, so the first steps only get the adapter moving.",
-        action="plan at least 100 steps, or say that this is a trial",
-        scope="every LoRA run; a smoke test is meant to be short",
+        rationale="Of so few steps many go into warm-up, and LoRA's B, which starts at zero, has only begun to move.",
+        action="plan at least 100 steps, unless this is a trial",
+        scope="every run; a smoke test is meant to be short",
         verify="the loss is still falling at the end",
         thresholds=(SHORT_RUN,),
         settings=("max_steps", "epochs"),
@@ -321,7 +329,9 @@ RULES = (
         id="EPO001",
         severity="info",
         title="many passes over the data",
-        condition="more than {epochs_many} epochs; a warning from {epochs_blind} on with evaluation off",
+        condition="more than {epochs_many} epochs of instruction tuning, or {epochs_blind} of another task; a warning "
+        "from {epochs_blind} on with evaluation off",
+        predicts=True,
         observe=_many_epochs,
         confidence=0.5,
         evidence=(cite("Unsloth LoRA hyperparameters guide", "1 to 3 epochs"), INSTRUCT_GPT),
@@ -365,10 +375,11 @@ RULES = (
     ),
     ConfigRule(
         id="SCH003",
-        severity="warning",
+        severity="info",
         title="warmup_ratio where it was removed",
         condition="warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later",
         observe=_removed_ratio,
+        needs=(TO_COME,),
         confidence=0.9,
         evidence=(
             cite(

@@ -48,7 +48,6 @@ _VALUES = (
     _Value("batch size", lambda c: c.training.batch_size, _COUNT),
     _Value("gradient accumulation", lambda c: c.training.gradient_accumulation, _COUNT),
     _Value("number of processes", lambda c: c.training.world_size, _COUNT),
-    _Value("max_steps", lambda c: c.training.max_steps, _COUNT),
     _Value("epochs", lambda c: c.training.epochs, _ABOVE_ZERO),
     _Value("warmup_steps", lambda c: c.training.warmup_steps, _NOT_NEGATIVE),
     _Value("warmup_ratio", lambda c: c.training.warmup_ratio, _SHARE),

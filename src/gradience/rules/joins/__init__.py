@@ -24,6 +24,7 @@ from gradience.rules import (
     NEMOTRON,
     NO_TRAIN_LOSS,
     SAVE_FLOW,
+    UNMATCHED,
     UTILIZATION,
     Description,
     Observation,
@@ -46,8 +47,11 @@ FACTS: Final = {  # symptoms that are not findings of a rule, and the text for t
     "best_reward": "a checkpoint from around the best reward",
     "best_checkpoint": "a checkpoint to keep",
     "no_checkpoint": "no checkpoint",
+    "restored": "the best checkpoint, loaded at the end",
+    "no_evaluation": "no evaluation",
     "before_nan": "a checkpoint from before it",
     "tiny": "entries of the update are tiny",
+    "damaged": "the file ends before its data do",
     "few_layers": "under half of the layers are adapted",
     "mid_run": "the weights are those of a checkpoint from mid-run",
     "short_of_the_end": "the newest checkpoint is older than the log's end",
@@ -98,12 +102,14 @@ class Correlation(Description):
         hints: conditions whose symptoms are added if the correlation holds.
         messages: the finding has the first message whose sources all show a symptom and whose values are known.
         least: the smallest number of pieces, hints included, for which the correlation holds.
+        recording: whether it is about what was recorded of the run: it comes after equally severe faults of the run.
     """
 
     needs: tuple[Needs, ...]
     hints: tuple[Needs, ...] = ()
     messages: tuple[Message, ...]
     least: int = 2
+    recording: bool = False
     groups: tuple[RuleGroup, ...] = ("joins",)
     condition: str = field(init=False, default="")  # `speaks_when` derives it
 
@@ -147,7 +153,8 @@ class Correlation(Description):
             if not sources.issuperset(message.sources):
                 continue
             try:
-                return message._replace(text=message.text.format_map(values))
+                action = None if message.action is None else message.action.format_map(values)
+                return message._replace(text=message.text.format_map(values), action=action)
             except (KeyError, ValueError, TypeError):
                 continue  # a value in the message is not known: a later message does not need it
         return None
@@ -240,6 +247,23 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="Load the adapter with PEFT and print its config.",
     ),
     Correlation(
+        id="FIL319",
+        severity="error",
+        title="a damaged adapter file",
+        needs=(Needs("weights", ("damaged",)),),
+        hints=(Needs("log", ("END114",)),),
+        messages=(Message(("weights",), "The adapter's file is damaged: {damaged}."),),
+        confidence=0.97,
+        evidence=(
+            cite("the safetensors format", "the header states the length of the data: a shorter file lost some"),
+        ),
+        rationale="Nothing can load it: the copy or the save was interrupted.",
+        action="Copy or download the file again; if that is how it was saved, take the last whole checkpoint.",
+        scope="weights in safetensors",
+        verify="The size of the file beside that at its source.",
+        least=1,
+    ),
+    Correlation(
         id="HED308",
         severity="warning",
         title="a classifier head that is not in the file",
@@ -280,21 +304,24 @@ JOINS: Final[tuple[Correlation, ...]] = (
     ),
     Correlation(
         id="TGT307",
-        severity="info",
+        severity="warning",
         title="targets without a module",
         needs=(Needs("config", ("idle_targets",)), Needs("weights", ("adapted",))),
+        hints=(Needs("config", ("TGT006", "TGT002")),),
         messages=(
-            Message(("config", "weights"), "target_modules names {idle}, and nothing of that name was adapted."),
+            Message(
+                ("config", "weights"),
+                "target_modules names {idle}, and no module of that name was adapted: only {adapted}.",
+                severity="warning",
+            ),
         ),
         confidence=0.7,
         evidence=(
-            cite(
-                "PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches"
-            ),
+            UNMATCHED,
             NEMOTRON,
         ),
         rationale="PEFT passes over a name that matches no module, as long as another matches one.",
-        action="Correct the name if those modules were meant; see model.named_modules().",
+        action="Name modules that the model has (see model.named_modules()), and train again.",
         scope="target_modules as a list of names; LoRA",
         verify="model.print_trainable_parameters(), and the list of adapted modules.",
     ),
@@ -328,9 +355,17 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="REC310",
         severity="warning",
         title="nothing was logged, as configured",
-        needs=(Needs("config", ("REC001",)), Needs("log", ("GAP118",), frozenset({"few_rows"}))),
+        needs=(Needs("config", ("REC001",)), Needs("log", ("GAP118",))),
         hints=(Needs("config", ("REC002",)),),
-        messages=(Message(("config", "log"), "The log holds {rows} training rows because logging_steps is so large."),),
+        messages=(
+            Message(
+                ("config", "log"),
+                "The log holds {rows} training rows: logging_steps is {logging_steps:g}, and the run had {steps}.",
+                action="Set logging_steps to {every} next time.",
+            ),
+            Message(("config", "log"), "The log holds {rows} training rows, as configured: logging is off."),
+        ),
+        recording=True,
         confidence=0.95,
         evidence=(NO_TRAIN_LOSS, LOGGING_DEFAULT),
         rationale="Without rows no curve can be judged: what is not found below was not looked for.",
@@ -342,12 +377,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="REC311",
         severity="info",
         title="no held-out signal, as configured",
-        needs=(Needs("config", ("REC002",)), Needs("log", ("GAP118",), frozenset({"no_evals"}))),
+        needs=(Needs("config", ("REC002",)), Needs("log", ("no_evaluation",))),
         messages=(
             Message(
                 ("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."
             ),
         ),
+        recording=True,
         confidence=0.95,
         evidence=(EVAL_DEFAULT,),
         rationale="Training loss falls in a run that memorizes as in one that learns.",

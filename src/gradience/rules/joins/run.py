@@ -31,7 +31,7 @@ SIZES = cite("heuristic; adapters at hand", "an update's entries are 1e-4 to 3e-
 ZERO_B = cite("LoRA, arXiv 2106.09685; PEFT's default", "B starts at zero: before a step s B A is zero")
 
 _NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
-_VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "max_steps", "epochs"})
+_VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "epochs"})
 _HIGH_RATE: Final = ("LR002", "LR003", "LR004", "LR005", "LR007")
 _LOW_RATE: Final = ("LR001", "ALP002")
 
@@ -40,8 +40,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="DAT330",
         severity="critical",
         title="no token supervised, and what follows from it",
-        needs=(Needs("log", ("DAT301",), frozenset({"critical"})), Needs("weights", ("NUM201", "TRN202"))),
+        needs=(
+            Needs("log", ("DAT301",), frozenset({"critical"})),
+            Needs("log", ("NUM102",), frozenset({"no_labels"})),
+            Needs("weights", ("NUM201", "TRN202")),
+        ),
         messages=(
+            Message(("log", "weights"), "No token was supervised ({masked}), and the weights show it."),
             Message(("log", "weights"), "No token was supervised in any batch that was seen, and the weights show it."),
         ),
         confidence=0.97,
@@ -57,13 +62,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="error",
         title="NaN, from the log to the weights",
         needs=(
-            Needs("log", ("NUM102", "NUM101", "NUM201")),
+            Needs("log", ("NUM102", "NUM101", "NUM201"), frozenset({"not_finite"})),
             Needs("weights", ("NUM201",), frozenset({"broken"})),
             Needs("weights", silent=("NUM201",), says="the weights in this file are all finite"),
         ),
         hints=(
             Needs("log", ("GRD107",)),
-            Needs("config", (*_HIGH_RATE, "NUM001", "REC003")),
+            Needs("config", (*_HIGH_RATE, "NUM001")),
             Needs("disk", ("before_nan",)),
         ),
         messages=(
@@ -177,7 +182,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="OVF304",
         severity="warning",
         title="overfitting, and the checkpoint to keep",
-        needs=(Needs("log", ("OVF110",)), Needs("disk", ("best_checkpoint",)), Needs("disk", ("no_checkpoint",))),
+        needs=(Needs("log", ("OVF110",)), Needs("disk", ("best_checkpoint", "no_checkpoint", "restored"))),
         hints=(Needs("log", ("GAP111", "MEM127")), Needs("config", ("EPO001", "REC004"))),
         messages=(
             Message(
@@ -187,8 +192,17 @@ JOINS: Final[tuple[Correlation, ...]] = (
                 action="Keep these weights; next time stop earlier.",
                 severity="info",
             ),
+            Message(
+                ("log", "disk"),
+                "Overfits after step {best_step}; its best checkpoint, of step {restored}, was loaded at the end.",
+                action="Keep the weights saved at the end; next time stop earlier.",
+                severity="info",
+            ),
             Message(("log", "disk"), "Overfits after step {best_step}; the best checkpoint on disk is {checkpoint}."),
-            Message(("log", "disk"), "Overfits after step {best_step}, and no checkpoint from about there is on disk."),
+            Message(
+                ("log", "disk"),
+                "Overfits after step {best_step}, and no checkpoint of this run from about there can be kept.",
+            ),
         ),
         confidence=0.85,
         evidence=(
@@ -209,7 +223,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
         ),
         rationale="From that step on the run fitted its training data at the cost of held-out data.",
-        action="Keep a checkpoint near the best held-out loss; try fewer epochs or more data before a lower rank.",
+        action="Next time stop earlier; try fewer epochs or more data before a lower rank.",
         scope="held-out losses of one data set, checkpoints that were evaluated",
         verify="Compare the task metric of that checkpoint with that of the last.",
         thresholds=(TIED,),

@@ -10,18 +10,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-import msgspec
-
 from gradience.adapters import layer_label
 from gradience.errors import few
-from gradience.rules import Observation, Threshold, cite
+from gradience.rules import Observation, Threshold
 from gradience.rules.joins import Symptom
-from gradience.rules.log.record import FEW_ROWS
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.diagnose import Source
-from gradience.schema.document import SEVERITIES, Finding, NotRun, by_severity
-from gradience.schema.events import Eval, LoraSnapshot
+from gradience.schema.diagnose import DiagnosedSource, Source
+from gradience.schema.document import Finding
+from gradience.schema.events import LoraSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
 
 EXPLODED_RMS = Threshold(
@@ -43,6 +40,7 @@ _SHOWN: Final = 3  # targets in a message
 _CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 _STOPS: Final = ("VAL001", "TGT002")
+_NOT_FINITE: Final = ("NUM101", "NUM102", "NUM201")
 _OF_HEALTH: Final = ("NUM201", "TRN202", "RND203", "SIZ215")
 
 
@@ -52,23 +50,27 @@ def config_symptoms(report: CheckReport) -> list[Symptom]:
 
 
 def log_symptoms(report: MonitorReport) -> list[Symptom]:
-    """The findings on the log. GAP118 (a sparse log) is tagged with what the log lacks."""
-    return [_log_symptom(finding) for finding in report.findings]
+    """The findings on the log, and the fact that nothing held-out was measured in it."""
+    found = [_log_symptom(finding) for finding in report.findings]
+    if report.evals or report.account.evaluations or not report.train.rows:
+        return found
+    return [*found, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
 def _log_symptom(finding: Finding) -> Symptom:
-    if finding.id == "GAP118":
-        return _symptom("log", finding, tags=_sparse(finding))
-    if finding.id == "LRS109" and "rows" in finding.values:
-        return _symptom("log", finding, rate_zero=f"the learning rate was 0 in {finding.values['rows']} rows")
+    values = finding.values
+    if finding.id == "LRS109" and "rows" in values:
+        return _symptom("log", finding, rate_zero=f"the learning rate was 0 in {values['rows']} rows")
+    if finding.id == "NUM102" and values.get("no_labels"):
+        return _symptom("log", finding, masked=f"the loss is exactly 0 in all {values['rows']} rows")
+    if finding.id in _NOT_FINITE:
+        return _symptom("log", finding, tags=("not_finite",))
     return _symptom("log", finding)
 
 
-def _sparse(finding: Finding) -> Iterator[str]:
-    if finding.values.get("evals") == 0:
-        yield "no_evals"
-    if finding.values.get("rows", 0) < FEW_ROWS.value:
-        yield "few_rows"
+def damage(source: DiagnosedSource) -> list[Symptom]:
+    """The symptom of an adapter's file that ends too early."""
+    return [_fact("weights", "damaged", source.reason, damaged=source.reason)] if source.damaged else []
 
 
 def weights_symptoms(report: AuditReport) -> list[Symptom]:
@@ -161,14 +163,19 @@ def _of_one(stated: Stated, report: AuditReport) -> list[Symptom]:
     conflicts = [*_rank(lora, modules), *_alpha(lora, modules), *_strangers(lora, modules)]
     if conflicts:
         return [symptom for claim, found in conflicts for symptom in _pair(stated, claim, found, modules)]
-    idle = _idle(lora, modules)
+    return list(idle_targets(stated, report))
+
+
+def idle_targets(stated: Stated, report: AuditReport) -> Iterator[Symptom]:
+    """Symptoms of targets that name no module in the adapter's file."""
+    modules = report.modules
+    idle = _idle(stated.lora, modules) if modules and report.format == "peft" else []
     if not idle:
-        return []
-    names = few(idle)
-    return [
-        _fact("config", "idle_targets", f"{stated.where}: target_modules {names}", idle=names),
-        _fact("weights", "adapted", f"{len(modules)} modules in the file, the first {modules[0].name}"),
-    ]
+        return
+    names, left = few(idle), sorted({module.name.rpartition(".")[2] for module in modules})
+    adapted = f"{len(modules)} modules in the file, of the names {few(left)}"
+    yield _fact("config", "idle_targets", f"{stated.where}: target_modules {names}", idle=names)
+    yield _fact("weights", "adapted", adapted, adapted=few(left))
 
 
 def _pair(stated: Stated, claim: str, found: str, modules: Sequence[ModuleAudit]) -> list[Symptom]:
@@ -244,74 +251,10 @@ def _recorded_pair(name: str, logged: int, found: int) -> list[Symptom]:
     ]
 
 
-GOOD_ACCURACY = Threshold(
-    "good_accuracy", 0.5, "of the way from chance to 1", "a judgement; without the number of classes, two are assumed"
-)
-GOOD_FALL = Threshold("good_fall", 0.03, "fall of the held-out loss from first to last, relative", "a judgement")
-NEAR_BEST = Threshold("near_best", 0.02, "last held-out loss above the lowest, relative", "a judgement")
-
-_WARNING: Final = SEVERITIES.index("warning")
-_MUST_BE_SILENT: Final = ("NUM101", "NUM102", "DIV104", "NOL106")
-_OF_DIVERGENCE: Final = frozenset({"LR002", "LR003", "LR005"})  # they warn of divergence; a converged run refutes them
-_CONVENTIONS: Final = frozenset({"LR001", "LR004", "ALP001", "ALP002", "SCH002"})
+_JUDGES_LEARNING: Final = "NOL106"
 
 
-class Outcome(NamedTuple):
-    """Whether a run was judged to neither diverge nor stand still, and its good held-out result in words."""
-
-    converged: bool = False
-    good: str = ""
-
-
-def outcome_of(report: MonitorReport, evals: Sequence[Eval]) -> Outcome:
-    """The outcome of a run by its log; the empty `Outcome` if it is unfinished or has a warning.
-
-    Args:
-        report: the monitor's report.
-        evals: every evaluation of the run, in order.
-    """
-    if report.status != "ok" or any(SEVERITIES.index(item.severity) >= _WARNING for item in report.findings):
-        return Outcome()
-    spoken = {item.id for item in report.not_run} | {item.id for item in report.findings}
-    good = _good(report, evals)
-    return Outcome(converged=bool(good) or spoken.isdisjoint(_MUST_BE_SILENT), good=good)
-
-
-def _good(report: MonitorReport, evals: Sequence[Eval]) -> str:
-    point = next((item for item in report.evals if item.split != "train"), None)
-    if point is None:
-        return ""
-    accuracy = None if point.metrics.accuracy is None else as_float(point.metrics.accuracy)
-    chance = 1.0 / max(report.config.num_labels or 2, 2)
-    if accuracy is not None and chance + GOOD_ACCURACY.value * (1.0 - chance) <= accuracy <= 1.0:
-        return f"held-out accuracy {accuracy:.3g}"
-    found = [as_float(e.metrics.loss) for e in evals if e.split == point.split and e.metrics.loss is not None]
-    losses = [loss for loss in found if math.isfinite(loss)]
-    if len(losses) < 2 or losses[0] <= 0.0 or accuracy is not None:  # an accuracy near chance outweighs the loss
-        return ""
-    first, last = losses[0], losses[-1]
-    good = last <= first * (1.0 - GOOD_FALL.value) and last <= min(losses) * (1.0 + NEAR_BEST.value)
-    return f"held-out loss {first:.4g} -> {last:.4g}" if good else ""
-
-
-def outweighed(check: CheckReport, outcome: Outcome) -> CheckReport:
-    """The check in the light of the outcome: refuted findings are left out with a reason, conventions become info."""
-    if not outcome.converged:
-        return check
-    refuted = [item for item in check.findings if item.id in _OF_DIVERGENCE]
-    left = [_milder(item, outcome.good) for item in check.findings if item.id not in _OF_DIVERGENCE]
-    shown = f" ({outcome.good})" if outcome.good else ""
-    reasons = [NotRun(id=item.id, reason=f"this run did not diverge{shown}") for item in refuted]
-    return msgspec.structs.replace(check, findings=by_severity(left), not_run=[*check.not_run, *reasons])
-
-
-def _milder(finding: Finding, good: str) -> Finding:
-    if not good or finding.id not in _CONVENTIONS:
-        return finding
-    return msgspec.structs.replace(
-        finding,
-        severity="info",
-        message=f"a convention that this run's outcome outweighs ({good}): {finding.message}",
-        action="nothing is wrong with this run; try another value only to improve the result",
-        evidence=[cite("the log", good), *finding.evidence],
-    )
+def shows_learning(report: MonitorReport) -> bool:
+    """Whether the log shows if its run learnt: by training losses that were judged, or by several evaluations."""
+    judged = _JUDGES_LEARNING not in {item.id for item in report.not_run}
+    return judged or report.account.evaluations > 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from gradience.rules import Rule, Verdict, judge
+from gradience.rules import Verdict, judge
 from gradience.rules.log import (
     divergence,
     gradient,
@@ -21,10 +21,10 @@ from gradience.rules.log import (
     recorded,
     repetition,
 )
-from gradience.rules.log.facts import RunFacts, sorted_by_step
+from gradience.rules.log.facts import LogRule, RunFacts, sorted_by_step
 from gradience.schema.document import NotRun
 
-DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
+DETECTORS: Final[tuple[LogRule, ...]] = (
     *numbers.RULES,
     *divergence.RULES,
     *learning.RULES,
@@ -38,14 +38,19 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
 )
 _WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES))
 _MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
+RULE_OF: Final[dict[str, LogRule]] = {rule.id: rule for rule in DETECTORS}
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # the ids a finding on a log can have
+
+
+def in_order(facts: RunFacts) -> RunFacts:
+    """The facts with their series sorted by step; the same object if it is, for facts cache what they worked out."""
+    series = sorted_by_step(facts.series)
+    return facts if series is facts.series else dataclasses.replace(facts, series=series)
 
 
 def detect(facts: RunFacts) -> Verdict:
     """Judge a run: its findings, most severe first, and the rules that could not be judged."""
-    series = sorted_by_step(facts.series)
-    if series is not facts.series:  # the same object: keep it, for the facts cache what they worked out
-        facts = dataclasses.replace(facts, series=series)
+    facts = in_order(facts)
     if not recorded.everything_masked(facts):
         return judge(DETECTORS, facts)
     verdict = judge((rule for rule in DETECTORS if rule.id in _WITHOUT_LOSS), facts)

@@ -11,14 +11,27 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import DIVERGENCE, TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, not_under, once, positive_loss, seen
+from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.facts import (
+    JUDGEMENT,
+    REAL_RUNS,
+    LogRule,
+    RunFacts,
+    Values,
+    last_part,
+    not_under,
+    once,
+    positive_loss,
+    seen,
+    shown,
+)
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.schema import Severity
 
 SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
 SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "spike trial")
 SPIKE_ROWS = Threshold("spike_rows", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
+SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "a judgement: of a loss near 0 little is lost")
 NOISY = Threshold(
     "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
 )
@@ -76,18 +89,20 @@ def _long_spike(facts: RunFacts) -> Observation | None:
     lasting = len(longest) >= SPIKE_ROWS.value
     worst = longest[0] if lasting else max(times, key=times.__getitem__)
     step, loss = facts.step(curve.rows[worst]), curve.values[worst]
-    length = f"{len(longest)} rows long" if lasting else "short" if len(spikes) == 1 else ""
-    many = f"{', ' if lasting else ''}one of {len(spikes)} spikes" if len(spikes) > 1 else ""
+    before = median(curve.values[max(0, worst - 8) : worst])
+    if loss - before < SPIKE_START.value * median(curve.values[:3]):
+        return None  # of a loss near 0
+    long = f", over {len(longest)} rows" if lasting else ""
+    many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
+    kept = lasting and median(last_part(curve.points, 10)) > before
     return Observation(
-        f"The loss spikes to {loss:.4g} at step {step} ({length}{many}; {times[worst]:.1f} times the usual row-to-row "
-        "change).",
+        f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{long}{many}"
+        + (", and ends above that." if kept else "."),
         {"spikes": len(spikes), "longest": len(longest), "step": step, "loss": loss, "times": times[worst], **burst},
-        severity="warning" if lasting else "info",
+        severity="warning" if kept else "info",
         confidence=0.8 if lasting else 0.5,
-        evidence=seen(
-            f"loss {loss:.4g} at step {step}, {median(curve.values[max(0, worst - 8) : worst]):.4g} just before"
-        ),
+        evidence=seen(f"{times[worst]:.1f} times the usual row-to-row change"),
     )
 
 
@@ -294,25 +309,44 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     first = values[0]
     if len(values) < 2 or first <= LN_VOCABULARY.value or values[1] < SECOND_ROW.value * first:
         return None
+    curve = facts.held_out_curve
+    if curve is not None and median(last_part(facts.loss.points, 10)) < SCALE_RATIO.value * curve.losses[-1]:
+        return None  # on one scale at the end
     return Observation(
         f"The training loss starts at {first:.4g}, above that of a uniform guess over any vocabulary "
         f"({LN_VOCABULARY.value:.1f}): a wrong scale, or labels, template or tokenizer that do not match the model.",
         {"first": first, "second": values[1]},
         confidence=0.6,
-        action="Divide by gradient_accumulation_steps and see whether it fits; else look at the labels of one batch.",
         evidence=seen(f"first rows {first:.4g} and {values[1]:.4g}"),
     )
 
 
-RULES: Final[tuple[Rule[RunFacts], ...]] = (
+def _is_absurd(v: Values) -> bool:
+    rate = v.get("peak_rate")
+    return isinstance(rate, float) and rate >= ABSURD_RATE.value
+
+
+def _diverged_says(v: Values) -> str:
+    why = f", at a learning rate of {shown(v, 'peak_rate', '.3g')}" if _is_absurd(v) else ""
+    return f"diverged: lowest loss {shown(v, 'lowest')} around step {v['lowest_step']}{why}"
+
+
+def _scale_says(v: Values) -> str:
+    if "factor" in v:
+        return f"training loss is {shown(v, 'factor', '.1f')} times the held-out loss: another scale"
+    return f"loss starts at {shown(v, 'first')}, above that of a uniform guess over any vocabulary"
+
+
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="DIV103",
         title="loss spike",
         severity="warning",
         condition="the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change "
-        "over 32 rows (at least {spike_floor} of the level); a warning if it does so for {spike_rows} consecutive "
-        "rows. In logs of {some_rows} to {many_rows} rows (info): it exceeds the median of the previous 6 rows by more "
-        "than {short_spike} standard deviations of ln(loss) and {short_ratio} times",
+        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if it "
+        "does so for {spike_rows} consecutive rows and ends above the level before. In logs of {some_rows} to "
+        "{many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike} standard "
+        "deviations of ln(loss) and {short_ratio} times",
         observe=_spike,
         needs=(not_under("rl"), positive_loss),
         confidence=0.8,
@@ -329,10 +363,20 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
             TRIAL,
         ),
         rationale="A spike of one row usually comes from its data; a spike that lasts has damaged the weights.",
-        action="Look at the data of those steps, and at the learning rate; clip gradients.",
+        phrase=lambda v: f"loss spike at step {v['step']}",
         scope="positive losses of 8 rows and more; the first rows are not judged; one row alone is info",
         verify="See whether grad_norm jumps in the same rows or just before.",
-        thresholds=(SPIKE_K, SPIKE_FLOOR, SPIKE_ROWS, NOISY, MANY_ROWS, SOME_ROWS, SHORT_SPIKE, SHORT_RATIO),
+        thresholds=(
+            SPIKE_K,
+            SPIKE_FLOOR,
+            SPIKE_START,
+            SPIKE_ROWS,
+            NOISY,
+            MANY_ROWS,
+            SOME_ROWS,
+            SHORT_SPIKE,
+            SHORT_RATIO,
+        ),
     ),
     LogRule(
         id="DIV104",
@@ -349,7 +393,10 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         confidence=0.9,
         evidence=(DIVERGENCE, TRIAL),
         rationale="A run that ends above where it began has unlearnt what the base model knew.",
-        action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
+        place="broken",
+        phrase=_diverged_says,
+        covers=frozenset({"learning"}),
+        cause=lambda v: "rate_absurd" if _is_absurd(v) else "diverged",
         scope="positive losses, from three rows on",
         verify="Compare the held-out loss of that checkpoint with that of the last.",
         thresholds=(
@@ -383,8 +430,9 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         ),
         rationale="A loss on another scale cannot be compared with the held-out loss, and if the gradient is summed "
         "too, steps are larger by the same factor.",
-        action="Divide the training loss by that factor before comparing; update transformers, and check the "
-        "gradient's scale and the learning rate.",
+        place="meaning",
+        phrase=_scale_says,
+        cause="other_scale",
         scope="token-level or class cross-entropy; silent where the run diverged",
         verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
         thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW),

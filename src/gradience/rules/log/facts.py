@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property, wraps
 from itertools import islice
 from operator import itemgetter, le
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
-from gradience.rules import Rule, Threshold, Unknown, cite
+from gradience.rules import Description, Need, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
-from gradience.schema.document import Evidence, RuleGroup
+from gradience.schema.document import Evidence, Finding, RuleGroup
 from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
-from gradience.schema.reports import BadLine, EvalPoint, GapReading
+from gradience.schema.reports import BadLine, Cause, EvalPoint
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
 
 LOSS_GAP = Threshold(
@@ -101,6 +101,11 @@ class HeldOutCurve(NamedTuple):
     losses: Sequence[float]
 
     @property
+    def best(self) -> int:
+        """The index of the lowest loss."""
+        return min(range(len(self.losses)), key=self.losses.__getitem__)
+
+    @property
     def noise(self) -> float:
         """Standard deviation of the noise between evaluations; 0 if fewer than five, which are too few to show it."""
         return noise(self.losses, few=0) if len(self.losses) >= FEW_EVALS else 0.0
@@ -125,7 +130,6 @@ class RunFacts:
 
     series: Series
     evals: Sequence[EvalPoint] = ()  # the newest of each split
-    gap: GapReading | None = None
     held_out: EvalPoint | None = None
     num_labels: int | None = None
     epoch: float | None = None
@@ -144,6 +148,7 @@ class RunFacts:
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     record: LogRecord = field(default_factory=LogRecord)  # how the log was written
     guarded: Sequence[Metrics] = ()  # what a guard did to the run
+    chosen: Mapping[str, Json] = field(default_factory=dict)  # the best value that the trainer chose by, and its step
 
     @cached_property
     def found(self) -> dict[str, object]:
@@ -198,14 +203,36 @@ class RunFacts:
         return moves(points) <= MOVED.value
 
     @cached_property
+    def evaluations(self) -> Sequence[Eval]:
+        """The held-out evaluations, without those of weights that were restored at the end."""
+        return [event for event in self.history if event.split != "train" and not self.is_restored(event)]
+
+    def is_restored(self, event: Eval) -> bool:
+        """Whether an evaluation measured a checkpoint restored at the end, and not the weights of its step."""
+        return id(event) in self._restored
+
+    @cached_property
+    def _restored(self) -> frozenset[int]:
+        """Evaluations that repeat a step with the loss of an earlier one, or with any if the best is loaded."""
+        found, first = set(), dict[tuple[str, int | None], float]()
+        for event in self.history:
+            at, loss = (event.split, event.step), loss_of(event)
+            if at not in first:
+                first[at] = loss
+            elif first[at] != loss:
+                earlier = loss > 0.0 and any(loss == other for key, other in first.items() if key[0] == at[0])
+                if earlier or self.config.training.load_best_model_at_end:
+                    found.add(id(event))
+        return frozenset(found)
+
+    @cached_property
     def curves(self) -> Sequence[HeldOutCurve]:
         """The loss curves of all held-out splits; the split that the report shows comes first."""
         named: dict[str, dict[int, Eval]] = {}
-        for event in self.history:
-            if event.split != "train":
-                of_split = named.setdefault(event.split, {})
-                if event.step is not None and _loss(event) > 0.0:
-                    of_split[event.step] = event
+        for event in self.evaluations:
+            of_split = named.setdefault(event.split, {})
+            if event.step is not None and loss_of(event) > 0.0:
+                of_split[event.step] = event
         shown = self.held_out.split if self.held_out else None
         return [_curve(split, named[split]) for split in sorted(named, key=lambda name: name != shown)]
 
@@ -266,22 +293,72 @@ def once(observe: Callable[[RunFacts], _Found]) -> Callable[[RunFacts], _Found]:
     return kept
 
 
+Place: TypeAlias = Literal["broken", "meaning", "shape", "objective", "later", "log", "end"]
+"""The part of the story to which a finding belongs, in this order."""
+
+Topic: TypeAlias = Literal["learning", "held_out", "no_held_out", "accuracy", "ending"]
+"""What the story says by itself, unless a finding has said it."""
+
+Values: TypeAlias = Mapping[str, Json]
+Phrase: TypeAlias = Callable[[Values], str | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogRule(Rule[RunFacts]):
-    """A rule that `gradience monitor` applies to the log of a run."""
+    """A rule that `gradience monitor` applies to the log of a run.
+
+    Attributes:
+        place: where in the story a finding is told.
+        phrase: a finding as a clause of the story; without one, its message up to the first colon is.
+        as_info: whether the story tells a finding that is only info, too.
+        covers: what the story then leaves out.
+        cause: what is behind a finding, so far as advice differs.
+    """
 
     groups: tuple[RuleGroup, ...] = ("log",)
+    place: Place = "later"
+    phrase: Phrase | None = None
+    as_info: bool = False
+    covers: frozenset[Topic] = frozenset()
+    cause: Cause | Callable[[Values], Cause | None] | None = None
+
+    def cause_of(self, finding: Finding) -> Cause | None:
+        """What is behind a finding of this rule."""
+        return self.cause(finding.values) if callable(self.cause) else self.cause
+
+
+def log_rule(
+    rule: Description,
+    observe: Callable[[RunFacts], Iterable[Observation] | Observation | None],
+    *,
+    needs: tuple[Need[RunFacts], ...] = (),
+    applies: Callable[[RunFacts], bool] = lambda _: True,
+    phrase: Phrase | None = None,
+    **more: Any,
+) -> LogRule:
+    """A rule of another family over the facts of a run: what the log holds is judged like a file."""
+    described = {each.name: getattr(rule, each.name) for each in fields(Description)}
+    return LogRule(**described, observe=observe, needs=needs, applies=applies, phrase=phrase, **more)
+
+
+def shown(values: Values, key: str, spec: str = ".4g") -> str:
+    """A value as text, a number by the format."""
+    value = values.get(key)
+    return format(value, spec) if isinstance(value, (int, float)) else str(value)
 
 
 def _curve(split: str, events: Mapping[int, Eval]) -> HeldOutCurve:
     steps = sorted(events)
     evals = [events[step] for step in steps]
-    return HeldOutCurve(split, evals, steps, [_loss(e) for e in evals])
+    return HeldOutCurve(split, evals, steps, [loss_of(e) for e in evals])
 
 
-def _loss(event: Eval) -> float:
-    """The loss, or 0 if it is missing or not finite. `curves` leaves evaluations with loss 0 out."""
-    value = as_float(event.metrics.loss) if event.metrics.loss is not None else 0.0
+def loss_of(event: Eval) -> float:
+    """The loss, or that of a logged perplexity; 0 if neither is there and finite, and `curves` leaves 0 out."""
+    loss, ppl = event.metrics.loss, event.metrics.ppl
+    if loss is None and ppl is not None and as_float(ppl) > 0.0:
+        loss = math.log(as_float(ppl))
+    value = as_float(loss) if loss is not None else 0.0
     return value if math.isfinite(value) else 0.0
 
 

@@ -7,17 +7,17 @@ fixed bound. Healthy norms have heavy tails, so a jump of one or two rows is rep
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Sequence
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.log.divergence import loss_bar
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, not_under, seen
+from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.account import DECAYED, RISEN, account, decisive_metric, rises_again
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, not_under, seen, shown
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
-from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of, stands_out
+from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of
 from gradience.schema import as_float
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
@@ -27,17 +27,20 @@ GRADIENT_K = Threshold(
 GRADIENT_FLOOR = Threshold("gradient_floor", 0.25, "in ln(grad_norm)", "trial: 8 x 0.25 is a factor of 7")
 GRADIENT_RATIO = Threshold("gradient_ratio", 10.0, "times the median before", "Megatron: 10 x; proposal for 3 rows")
 LASTING = Threshold("lasting", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
-ANSWER_K = Threshold("answer_k", 4.0, "usual changes by which the loss of that row or the next rises", JUDGEMENT)
-CLIPPED_SHARE = Threshold("clipped_share", 0.9, "fraction of the rows", "proposal of the project's design")
 VANISHED_RATIO = Threshold("vanished_ratio", 1e-3, "of the early median", "proposal of the project's design")
 VANISHED_ROWS = Threshold("vanished_rows", 5, "consecutive rows", "proposal of the project's design")
 MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fitted model has no gradient left")
 
+SOLVED = Threshold("solved", 0.97, "accuracy or the like on held-out data", JUDGEMENT)
+FITTED_LOSS = Threshold("fitted_loss", 0.02, "nats, at such an accuracy", JUDGEMENT)
+
 ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "proposal: warmup starts at 0 for one row")
 ZERO_TAIL_SHARE = Threshold("zero_tail_share", 0.1, "fraction of the rows", "a judgement: a schedule ends at 0")
+PEAK_MISSED = Threshold("peak_missed", 0.1, "of the planned steps before the first row", JUDGEMENT)
 PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "proposal of the project's design")
-DECAYED = Threshold("decayed", 0.5, "of the highest rate before", JUDGEMENT)
-RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", JUDGEMENT)
+HIGH_RATE = Threshold("high_rate", 1e-2, "learning rate of a LoRA", "10 x 1e-3, the highest of the sweep's good rates")
+
+_BEFORE: Final = 8  # rows before a jump that give its level
 
 
 def _norms(facts: RunFacts, least: Threshold) -> Curve:
@@ -54,15 +57,23 @@ def _explosion(facts: RunFacts) -> Observation | None:
     curve = _norms(facts, JUMP_ROWS)
     start = _grown(curve.points, math.ceil(LASTING.value / curve.block))
     if start is None:
-        return _burst(facts, curve) or _clipped(facts, curve)
+        return _burst(facts, curve)
     step = facts.step(curve.row(start))
     before, after = median(curve.points[:start]), median(curve.points[start:])
     return Observation(
         f"The gradient norm grows to over {GRADIENT_RATIO.value:g} x its earlier level from step {step} on (median "
         f"{before:.3g} before, {after:.3g} after).",
         {"step": step, "before": before, "after": after},
+        severity=None if _loss_is_up(facts, curve.row(start)) else "info",
         evidence=seen(f"grad_norm over {GRADIENT_RATIO.value:g} x the median of the rows before, 3 rows and more"),
     )
+
+
+def _loss_is_up(facts: RunFacts, row: int) -> bool:
+    """Whether the loss of the last tenth of the rows is above that just before a row."""
+    losses = facts.series.losses
+    before = [loss for loss in losses[max(0, row - _BEFORE) : row] if math.isfinite(loss)]
+    return bool(before) and median(last_part(facts.loss.points, 10)) > median(before)
 
 
 def _grown(points: Sequence[float], rows: int) -> int | None:
@@ -83,52 +94,22 @@ def _grown(points: Sequence[float], rows: int) -> int | None:
 
 
 def _burst(facts: RunFacts, curve: Curve) -> Observation | None:
-    """A jump that lasts three rows, or a shorter one with which the loss rises."""
+    """A jump that lasts three rows or more. Shorter ones are seen in healthy runs."""
     if curve.lowest <= 0.0:
         return None  # zeros have no logarithm; GRD108 reports them
     found = [place for place, _ in excesses(curve, Bar(GRADIENT_K.value, GRADIENT_FLOOR.value, logarithmic=True))]
-    bursts = runs_of(found)
-    longest = max(bursts, key=len, default=[])
-    lasting = len(longest) >= LASTING.value
-    counted = longest if lasting else [place for burst in bursts for place in burst if _answered(facts, curve, place)]
-    if not counted:
+    longest = max(runs_of(found), key=len, default=[])
+    if len(longest) < LASTING.value:
         return None
-    at = counted[0] if lasting else max(counted, key=curve.values.__getitem__)
-    step, norm = facts.step(curve.rows[at]), curve.values[at]
-    usual = median(curve.values[max(0, at - 8) : at])
-    answer = "" if lasting else ", and the loss rises with it"
+    step, norm = facts.step(curve.rows[longest[0]]), curve.values[longest[0]]
+    usual = median(curve.values[max(0, longest[0] - _BEFORE) : longest[0]])
     return Observation(
-        f"The gradient norm jumps to {norm:.3g} at step {step}, from {usual:.3g}{answer} ({len(bursts)} such bursts, "
-        f"the longest of {len(longest)} rows).",
-        {"step": step, "norm": norm, "usual": usual, "bursts": len(bursts), "longest": len(longest)},
-        severity="warning" if lasting else "info",
-        confidence=0.75 if lasting else 0.5,
+        f"The gradient norm jumps to {norm:.3g} at step {step}, from {usual:.3g}, and stays high for {len(longest)} "
+        "rows.",
+        {"step": step, "norm": norm, "usual": usual, "longest": len(longest)},
+        severity=None if _loss_is_up(facts, curve.rows[longest[0]]) else "info",
+        confidence=0.75,
         evidence=seen(f"grad_norm {norm:.3g} at step {step}, {usual:.3g} in the rows before"),
-    )
-
-
-def _answered(facts: RunFacts, curve: Curve, place: int) -> bool:
-    """Whether the loss of that row, or of the next one, rises above its own noise."""
-    if not facts.loss.values or median(facts.loss.points) <= 0.0:
-        return False
-    bar, at = loss_bar(facts, ANSWER_K.value), bisect_left(facts.loss.rows, curve.rows[place])
-    return any(stands_out(facts.loss, near, bar) for near in (at, at + 1))
-
-
-def _clipped(facts: RunFacts, curve: Curve) -> Observation | None:
-    bound = facts.config.training.max_grad_norm
-    if bound is None or not 0.0 < as_float(bound) < math.inf:
-        return None
-    share = sum(norm > as_float(bound) for norm in curve.points) / len(curve.points)
-    if share <= CLIPPED_SHARE.value:
-        return None
-    return Observation(
-        f"{share:.0%} of the rows are clipped: their gradient norm is over max_grad_norm {as_float(bound):g}.",
-        {"share": share, "max_grad_norm": as_float(bound)},
-        severity="info",
-        confidence=0.6,
-        action="Nothing is broken, but max_grad_norm, not the loss, sets the size of most steps: raise it or lower lr.",
-        evidence=seen(f"median grad_norm {median(curve.points):.3g}"),
     )
 
 
@@ -170,14 +151,16 @@ def _fitted(facts: RunFacts, first: int, last: int) -> bool:
     losses = facts.series.losses
     early = median([x for x in losses[: max(5, len(losses) // 10)] if math.isfinite(x)])
     there = median([x for x in losses[first : last + 1] if math.isfinite(x)])
-    return abs(there) < MEMORIZED.value * early and there != 0.0
+    metric = decisive_metric(account(facts))
+    solved = metric is not None and metric.higher_is_better is True and metric.last >= SOLVED.value
+    return there != 0.0 and (abs(there) < MEMORIZED.value * early or (solved and abs(there) < FITTED_LOSS.value))
 
 
 def _rate(facts: RunFacts) -> Observation | None:
     rates = facts.rate.values
     if len(rates) < ZERO_RATE_ROWS.value:
         raise Unknown(f"{len(rates) or 'no'} rows with a learning rate; it needs {ZERO_RATE_ROWS.value:g}")
-    return _stuck(facts) or _short_of_peak(facts) or _rises(facts)
+    return _stuck(facts) or _too_high(facts) or _short_of_peak(facts) or _rises(facts)
 
 
 class _Stretch(NamedTuple):
@@ -217,18 +200,34 @@ def _is_end(stretch: _Stretch, rows: int) -> bool:
     return at_end and stretch.rows <= max(ZERO_RATE_ROWS.value, ZERO_TAIL_SHARE.value * rows)
 
 
-def _short_of_peak(facts: RunFacts) -> Observation | None:
-    planned = facts.config.optimizer.lr
-    peak = facts.peak_rate
-    if planned is None or not peak < PEAK_SHARE.value * as_float(planned):
+def _too_high(facts: RunFacts) -> Observation | None:
+    """A rate far over any published one for a LoRA. Prompt and prefix tuning use such rates."""
+    optimizer, lora = facts.config.optimizer, facts.config.lora
+    of_lora = (lora.peft_type or "LORA") == "LORA" and lora.r is not None
+    adam = (optimizer.name or "adamw").startswith(("adam", "paged_adam", "lion"))
+    if not (of_lora and adam and facts.peak_rate >= HIGH_RATE.value):
         return None
-    if facts.status == "no_run_end" and facts.rate.values[-1] == peak:
-        return None  # the run may still be warming up
     return Observation(
-        f"The learning rate never came near its configured {as_float(planned):g}: {peak:.3g} at most.",
+        f"The learning rate goes up to {facts.peak_rate:.3g}; the highest published for a LoRA is about 1e-3.",
+        {"peak": facts.peak_rate, "high": True},
+        confidence=0.8,
+        evidence=seen(f"highest lr {facts.peak_rate:.3g}"),
+    )
+
+
+def _short_of_peak(facts: RunFacts) -> Observation | None:
+    schedule = account(facts).schedule
+    peak, planned = schedule.logged_peak, schedule.peak
+    if planned is None or peak is None or schedule.peak_from != "configured" or account(facts).starts_at is not None:
+        return None
+    if schedule.in_warmup or not peak < PEAK_SHARE.value * as_float(planned):
+        return None
+    if facts.step(facts.rate.rows[0]) > PEAK_MISSED.value * (facts.max_steps or facts.step(-1)):
+        return None  # the peak may have been before the first row
+    return Observation(
+        f"The largest learning rate logged is {peak:.3g}; {as_float(planned):g} is configured.",
         {"peak": peak, "configured": as_float(planned)},
         confidence=0.8,
-        action="Check warmup against the number of steps that were really taken, and the scheduler.",
         evidence=seen(f"highest lr {peak:.3g}, configured {as_float(planned):g}"),
     )
 
@@ -237,40 +236,57 @@ def _rises(facts: RunFacts) -> Observation | None:
     scheduler = (facts.config.training.lr_scheduler or "").lower()
     if facts.record.resumed_from or len(facts.record.sessions) > 1 or "restart" in scheduler or "cycl" in scheduler:
         return None
-    points, risen = facts.rate.points, []
-    highest = lowest = points[0]
-    for i, rate in enumerate(points):
-        lowest = min(lowest, rate)
-        decayed = lowest < DECAYED.value * highest
-        if decayed and rate > RISEN.value * lowest and rate - lowest > 0.1 * highest:
-            risen.append(i)
-            highest = lowest = rate
-        elif rate > highest:
-            highest = lowest = rate
+    points = facts.rate.points
+    risen = rises_again(points)
     if not risen:
         return None
     step = facts.step(facts.rate.row(risen[0]))
-    planned = len(risen) > 1
+    times = "once" if len(risen) == 1 else f"{len(risen)} times"
     return Observation(
-        f"The learning rate rises again at step {step} after it had decayed"
-        + (f", {len(risen)} times: restarts, perhaps as planned." if planned else ", and the log records no resume."),
+        f"The learning rate rises again after it had decayed, {times}, first at step {step}: the schedule was started "
+        "or computed anew.",
         {"step": step, "times": len(risen)},
-        severity="info" if planned else None,
-        confidence=0.4 if planned else 0.6,
-        action="If no restarts were planned: the run was restarted with a fresh scheduler.",
+        confidence=0.6,
         evidence=seen(f"lr {points[risen[0]]:.3g} at step {step}"),
     )
 
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+def _in_warmup(facts: RunFacts) -> Observation | None:
+    of = account(facts)
+    schedule, ending = of.schedule, of.ending
+    if schedule.logged_peak is None:
+        raise Unknown("no learning rate was recorded")
+    if not schedule.in_warmup or ending.step is None or not ending.finished:
+        return None
+    configured = schedule.peak_from == "configured" and schedule.peak is not None
+    planned = f" of the configured {as_float(schedule.peak or 0.0):.3g}" if configured else ""
+    warmup = f" (warm-up {schedule.warmup_steps} steps)" if schedule.warmup_steps else ""
+    return Observation(
+        f"The run ended at step {ending.step} while the learning rate still rose{warmup}: it reached "
+        f"{schedule.logged_peak:.3g}{planned}.",
+        {"step": ending.step, "peak": schedule.logged_peak, "warmup_steps": schedule.warmup_steps},
+        evidence=seen(f"lr {schedule.logged_peak:.3g} in the last row is the highest"),
+    )
+
+
+def _rate_says(v: Values) -> str | None:
+    if v.get("throughout"):
+        return "does not learn: the learning rate is 0"
+    if "rows" in v:
+        return f"learning rate 0 in {v['rows']} rows from step {v['step']}"
+    if "high" in v:
+        return f"learning rate up to {shown(v, 'peak', '.3g')}"
+    return f"the learning rate rises again at step {v['step']}" if "times" in v else None
+
+
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="GRD107",
         title="exploding gradients",
         severity="warning",
         condition="grad_norm exceeds {gradient_ratio} times the median of the rows before for {lasting} rows; or "
         "ln(grad_norm) exceeds its median over the previous 8 rows by more than {gradient_k} times its median change "
-        "(at least {gradient_floor}) for {lasting} rows. Info: fewer rows, if the loss rises there by more than "
-        "{answer_k} times its usual change; or over {clipped_share} of the rows are clipped",
+        "(at least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before",
         observe=_explosion,
         confidence=0.8,
         evidence=(
@@ -279,38 +295,40 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
                 "a jump of one or two rows was seen in all 19, so it says nothing by itself",
             ),
             cite("Megatron-LM is_unexpectedly_large; ZClip", "10 x the largest of 100; z-score over 2.5"),
-            cite("definition", "above max_grad_norm only the direction of the gradient is used"),
             TRIAL,
         ),
         rationale="Clipping hides the size of such steps, not their direction; divergence often follows.",
-        action="Lower the learning rate, lengthen warmup, or look at the data of those steps.",
-        scope="any run that records grad_norm in 8 or more rows; one row alone only if the loss rises with it",
+        phrase=lambda v: f"gradient norm jumps at step {v['step']}",
+        scope="any run that records grad_norm in 8 or more rows",
         verify="See whether the loss rises in the rows after.",
-        thresholds=(GRADIENT_K, GRADIENT_FLOOR, GRADIENT_RATIO, LASTING, ANSWER_K, CLIPPED_SHARE, JUMP_ROWS),
+        thresholds=(GRADIENT_K, GRADIENT_FLOOR, GRADIENT_RATIO, LASTING, JUMP_ROWS),
     ),
     LogRule(
         id="GRD108",
         title="vanishing gradients",
         severity="warning",
         condition="grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows "
-        "while lr > 0; info if the loss there is under {memorized} of the early loss",
+        "while lr > 0; info if the loss there is under {memorized} of the early loss, or under {fitted_loss} nats at a "
+        "held-out accuracy of {solved} or more",
         observe=_vanishing,
         needs=(not_under("rl"),),
         confidence=0.85,
         evidence=(TRIAL,),
         rationale="No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.",
-        action="Check requires_grad of the adapter, enable_input_require_grads with checkpointing, and the precision.",
+        phrase=lambda v: f"no gradient from step {v['step']}",
+        cause="no_gradient",
         scope="runs that record grad_norm; not RL, where equal rewards give a gradient of 0, nor saturated preferences",
         verify="Audit the adapter: B = 0 means untrained.",
-        thresholds=(VANISHED_RATIO, VANISHED_ROWS, MEMORIZED),
+        thresholds=(VANISHED_RATIO, VANISHED_ROWS, MEMORIZED, SOLVED, FITTED_LOSS),
     ),
     LogRule(
         id="LRS109",
         title="learning rate not as planned",
         severity="warning",
         condition="lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the "
-        "gradient scaler skipped); or it never reaches {peak_share} of the configured peak; or it rises to over "
-        "{risen} times its lowest value after a decay, without a resume",
+        "gradient scaler skipped); or it reaches {high_rate} with a LoRA; or it never reaches {peak_share} of the "
+        "configured peak, though the log begins within {peak_missed} of the steps; or it rises to over "
+        "{risen} times its lowest value after it fell under {decayed} of the highest, without a resume",
         observe=_rate,
         confidence=0.85,
         evidence=(
@@ -321,9 +339,24 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             TRIAL,
         ),
         rationale="The learning rate that the optimizer was given decides, whatever the config says.",
-        action="Check the scheduler, its number of steps, and that it is stepped once per optimizer step.",
+        phrase=_rate_says,
+        cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
         scope="runs that record lr; the first row at 0 and the final decay are ignored",
         verify="Plot lr over the steps.",
-        thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, PEAK_SHARE, DECAYED, RISEN),
+        thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, HIGH_RATE, PEAK_SHARE, PEAK_MISSED, DECAYED, RISEN),
+    ),
+    LogRule(
+        id="LRS133",
+        title="ended inside its warm-up",
+        severity="warning",
+        condition="the run ended while the learning rate was still rising",
+        observe=_in_warmup,
+        confidence=0.9,
+        evidence=(cite("definition", "the highest learning rate is that of the last row, above that in the middle"),),
+        rationale="The learning rate that was chosen was never used.",
+        phrase=lambda v: f"ended inside its warm-up: the learning rate reached {shown(v, 'peak', '.3g')}",
+        cause="in_warmup",
+        scope="runs that record lr and have ended",
+        verify="Plot lr over the steps.",
     ),
 )

@@ -1,4 +1,4 @@
-"""OVF110, GAP111, CHN112, SML113 and UND126: what held-out data say about the run, and with what certainty."""
+"""OVF110, GAP111, CHN112, SML113, UND126 and EVL134: what held-out data say about the run, and with what certainty."""
 
 from __future__ import annotations
 
@@ -6,18 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import (
-    INSTRUCT_GPT,
-    KARPATHY,
-    PRECHELT,
-    TINKER_STEPS,
-    TRIAL,
-    Observation,
-    Rule,
-    Threshold,
-    Unknown,
-    cite,
-)
+from gradience.rules import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.account import account, decisive_metric, gain, values_of
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -28,18 +18,22 @@ from gradience.rules.log.facts import (
     HeldOutCurve,
     LogRule,
     RunFacts,
+    Values,
     not_under,
+    once,
     seen,
+    shown,
 )
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float
-from gradience.schema.events import Eval
-from gradience.schema.reports import EvalPoint
+from gradience.schema.reports import EvalPoint, MetricAccount
 
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
 OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
+GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", JUDGEMENT)
+GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "a judgement: ratios of losses near 0 mean little")
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
 CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
 CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", JUDGEMENT)
@@ -49,7 +43,7 @@ CHANCE_BAND = Threshold(
 )
 CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K, to both sides, K not known", REAL_RUNS)
 
-_TASK: Final = ("accuracy", "f1", "exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
+_MANY: Final = 1000.0  # times that are printed
 _CLASSES: Final = range(2, 21)
 _LAST: Final = 0.25  # last part of the run, over which UND126 asks whether the held-out loss still falls
 
@@ -61,18 +55,60 @@ class _Onset(NamedTuple):
     noise: float  # standard deviation of one evaluation, as a fraction of E_opt
 
 
-def _overfitting(facts: RunFacts) -> Observation | None:
+@once
+def overfitting(facts: RunFacts) -> Observation | None:
+    """Held-out loss that rises again, or a task metric that is lost again, while the training loss falls."""
     curves = [curve for curve in facts.curves if len(curve.losses) >= LEAST_EVALS.value]
-    if not curves:
+    onsets = [onset for curve in curves if (onset := _onset(curve)) is not None]
+    lost = _lost(facts)
+    if not curves and lost is None:
         most = max((len(curve.losses) for curve in facts.curves), default=0)
         raise Unknown(f"{most} held-out losses of one split; it needs {LEAST_EVALS.value:g}")
-    onsets = [onset for curve in curves if (onset := _onset(curve)) is not None]
-    if not onsets:
+    if onsets:
+        first = onsets[0]
+        if _train_falls(facts, first.curve.steps[first.best], first.curve.steps[-1]):
+            return _overfits(facts, first, [onset.curve.split for onset in onsets[1:]])
+    if lost is not None and lost.best_step is not None and _train_falls(facts, lost.best_step, facts.last_step or 0):
+        return _metric_lost(lost)
+    return None
+
+
+def _lost(facts: RunFacts) -> MetricAccount | None:
+    """The decisive task metric, if the last evaluations are all worse than the best by more than chance explains."""
+    metric = decisive_metric(account(facts))
+    if metric is None or metric.best is None or metric.count < LEAST_EVALS.value:
         return None
-    first = onsets[0]
-    if not _train_falls(facts, first.curve.steps[first.best], first.curve.steps[-1]):
-        return None
-    return _overfits(facts, first, [onset.curve.split for onset in onsets[1:]])
+    last = [
+        values[metric.name]
+        for event in facts.evaluations
+        if event.split == metric.split and metric.name in (values := values_of(event.metrics))
+    ][-int(OVERFIT_EVALS.value) :]
+    worst = max(gain(metric, metric.best, value) for value in last)
+    return metric if worst < -metric.error else None
+
+
+def _metric_lost(metric: MetricAccount) -> Observation:
+    best, last = of_metric(metric.name, metric.best), of_metric(metric.name, metric.last)
+    return Observation(
+        f"{metric.split.capitalize()} {metric.name} was best at step {metric.best_step} ({best}) and is {last} at the "
+        "end, while training loss fell.",
+        {
+            "split": metric.split,
+            "metric": metric.name,
+            "best_step": metric.best_step,
+            "best": metric.best,
+            "last": metric.last,
+            "error": metric.error,
+        },
+        evidence=seen(f"differences of up to {metric.error:.2g} may be chance"),
+    )
+
+
+def of_metric(name: str, value: float | None) -> str:
+    """A task metric as text: an accuracy as per cent."""
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if "acc" in name.lower() and 0.0 <= value <= 1.0 else f"{value:.4g}"
 
 
 def _onset(curve: HeldOutCurve) -> _Onset | None:
@@ -108,76 +144,125 @@ def _train_falls(facts: RunFacts, best: int, end: int) -> bool:
 def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str]) -> Observation:
     curve, best = onset.curve, onset.best
     step, loss, end = curve.steps[best], curve.losses[best], curve.steps[-1]
-    much = onset.rise > OVERFIT_MUCH.value
-    also = f" Also overfit: {', '.join(others[:3])}." if others else ""
-    task = _still_rising(curve.evals, best)
-    disagree = f" The task metric may disagree: {task} kept rising." if task else ""
-    saved = _saved_near(facts, step)
-    keep = f"Keep the checkpoint of step {saved}" if saved is not None else f"Keep a checkpoint near step {step}"
+    of = account(facts)
+    metric = decisive_metric(of) if of.split == curve.split else None
+    kept = metric is not None and metric.best is not None and gain(metric, metric.best, metric.last) >= -metric.error
+    also = f" So do {', '.join(others[:3])}." if others else ""
     return Observation(
-        f"Overfits: {curve.split} loss was best at step {step} ({loss:.4g}), {onset.rise:.1%} higher at step {end} "
-        f"while training loss fell; {end - step} steps were wasted.{also}{disagree}",
+        f"Overfits: {curve.split} loss was lowest at step {step} ({loss:.4g}) and is {onset.rise:.1%} higher at step "
+        f"{end}, while training loss fell.{_beside(metric)}{also}",
         {
             "split": curve.split,
-            "best_step": step,
+            "best_step": of.best_step if metric is not None else step,
+            "lowest_step": step,
             "best_loss": loss,
             "last_step": end,
             "last_loss": curve.losses[-1],
             "rise": onset.rise,
             "noise": onset.noise,
-            "wasted_steps": end - step,
-            "checkpoint_step": saved,
-            "task_metric_rising": task,
+            "metric": metric.name if metric is not None else None,
+            "metric_last": metric.last if metric is not None else None,
+            "metric_best": metric.best if metric is not None else None,
+            "metric_kept": kept,
         },
-        severity="warning" if much else "info",
-        confidence=0.6 if task else 0.85 if much else 0.6,
-        action=f"{keep}, and stop earlier; try fewer epochs or more data before a lower rank.",
+        severity="info" if kept or onset.rise <= OVERFIT_MUCH.value else "warning",
+        confidence=0.6 if kept else 0.85,
         evidence=seen(f"{curve.split} loss {loss:.4g} at step {step}, {curve.losses[-1]:.4g} at step {end}"),
     )
 
 
-def _still_rising(evals: Sequence[Eval], best: int) -> str | None:
-    """The name of a task metric that is higher at the end than at the best held-out loss, or None."""
-    then, last = evals[best].metrics, evals[-1].metrics
-    for name in _TASK:
-        before, after = (m.accuracy if name == "accuracy" else m.extras.get(name) for m in (then, last))
-        if isinstance(before, (int, float)) and isinstance(after, (int, float)) and after > before:
-            return name
-    return None
+def _beside(metric: MetricAccount | None) -> str:
+    """A sentence on the task metric that decides, beside a loss that rises."""
+    if metric is None or metric.best is None:
+        return ""
+    last, best = of_metric(metric.name, metric.last), of_metric(metric.name, metric.best)
+    if metric.best == metric.last:
+        return f" By {metric.name}, the last evaluation is best ({last})."
+    return f" {metric.name.capitalize()} was best at step {metric.best_step} ({best}) and is {last} at the end."
 
 
-def _saved_near(facts: RunFacts, step: int) -> int | None:
-    """The step of the checkpoint nearest to `step`, up to the last step logged.
+def _overfits_says(v: Values) -> str:
+    if "rise" not in v:
+        name = str(v["metric"])
+        best, last = _of(v, name, "best"), _of(v, name, "last")
+        return f"{v['split']} {name} was best at step {v['best_step']} ({best}; {last} at the end)"
+    says = f"overfits from step {v['lowest_step']} ({v['split']} loss +{shown(v, 'rise', '.1%')} since)"
+    return f"{says}, but {v['metric']} holds" if v.get("metric_kept") else says
 
-    None if there is none yet, or if the config does not say that one is saved every N steps.
-    """
-    training = facts.config.training
-    every = training.save_steps
-    if training.save_strategy not in {None, "steps"} or not isinstance(every, (int, float)) or every < 1:
-        return None
-    nearest = max(1, round(step / every))
-    most = nearest if facts.last_step is None else facts.last_step // int(every)
-    return min(nearest, most) * int(every) or None
+
+def _of(v: Values, name: str, key: str) -> str:
+    value = v.get(key)
+    return of_metric(name, value if isinstance(value, float) else None)
 
 
 def _gap(facts: RunFacts) -> Observation | None:
-    gap = facts.gap
-    if gap is None:
-        raise Unknown("needs a loss or perplexity on train and on a held-out split")
+    of = account(facts)
+    pair, floor = of.last_pair, of.floor
+    if pair is None:
+        raise Unknown("needs a held-out loss and a training loss of the same step")
+    if floor is None:
+        raise Unknown("label smoothing raises both losses by an amount that is not known")
     if other_scale(facts) is not None:
         raise Unknown("training and held-out loss are on different scales (see SCL129)")
     if divergence(facts) is not None:
         raise Unknown("the run diverged (see DIV104)")
-    ratio = as_float(gap.ratio)
-    if not ratio > facts.gap_threshold:
+    if _rising(facts):
+        return None  # told by how far the held-out loss rose
+    nats, train = pair.held_out - pair.train, max(pair.train - floor, 0.0)
+    apart = nats > math.log(facts.gap_threshold)
+    small = GAP_NATS.value < nats <= math.log(LOSS_GAP.value)  # losses of which perplexities hardly tell
+    far = small and pair.held_out - floor > GAP_TIMES.value * train
+    if not (apart or far):
         return None
     repeated = facts.epoch is None or facts.epoch > 1.0
+    times = f"{math.exp(nats):.2f}x in perplexity" if of.loss == "language_model" else _times(pair.held_out, pair.train)
+    metric = decisive_metric(of)
     return Observation(
-        f"Gap is {ratio:.2f}x ({gap.test_split} over {gap.train_split} perplexity), over {facts.gap_threshold:g}x: "
-        + ("probably memorizing." if repeated else "but the data has not repeated yet, so not memorization."),
-        {"ratio": gap.ratio, "nats": gap.nats, "threshold": facts.gap_threshold},
-        severity="warning" if repeated else "info",
-        confidence=0.6 if repeated and gap.same_step else 0.4,
+        f"{pair.split.capitalize()} loss is {pair.held_out:.4g} against {pair.train:.4g} in training at step "
+        f"{pair.step} ({times})" + ("." if repeated else ", in the first pass over the data."),
+        {
+            "split": pair.split,
+            "held_out": pair.held_out,
+            "train": pair.train,
+            "step": pair.step,
+            "ratio": math.exp(min(nats, 700.0)),
+            "nats": nats,
+            "threshold": facts.gap_threshold,
+        },
+        severity="info" if not repeated or _gained(metric) else "warning",
+        confidence=0.6 if repeated else 0.4,
+        evidence=seen(f"training rows of steps {pair.first_step} to {pair.last_step}"),
+    )
+
+
+def _gained(metric: MetricAccount | None) -> bool:
+    """Whether a task metric decides and was not seen to stand still: then a gap of losses costs nothing by itself."""
+    if metric is None or metric.best is None:
+        return False
+    return metric.count == 1 or gain(metric, metric.first, metric.best) > metric.error
+
+
+def _times(held_out: float, train: float) -> str:
+    return f"{held_out / train:.1f} times" if train > 0.0 and held_out / train < _MANY else "many times"
+
+
+def _rising(facts: RunFacts) -> bool:
+    try:
+        return overfitting(facts) is not None
+    except Unknown:
+        return False
+
+
+def _without_values(facts: RunFacts) -> Observation | None:
+    events = [event for event in facts.history if event.split != "train"]
+    if not events or any(values_of(event.metrics) or event.metrics.ppl is not None for event in events):
+        return None
+    return Observation(
+        f"None of {len(events)} evaluations holds a loss or a metric, only how long it took."
+        if len(events) > 1
+        else "The evaluation holds no loss and no metric, only how long it took.",
+        {"evaluations": len(events)},
+        evidence=seen(f"values of the first: {', '.join(list(events[0].metrics.extras)[:5]) or 'none'}"),
     )
 
 
@@ -192,7 +277,8 @@ def _small_eval(facts: RunFacts) -> Observation | None:
     if half <= SMALL_EVAL.value:
         return None
     return Observation(
-        f"{n} held-out examples give the accuracy an uncertainty of +/- {half * 100:.1f} points.",
+        f"{n} held-out examples give the accuracy an uncertainty of +/- {half * 100:.1f} points: smaller differences "
+        "say nothing.",
         {"n": n, "half_width": half},
         evidence=seen(f"1.96 sqrt(p (1 - p) / n) = {half:.4f}"),
     )
@@ -209,7 +295,7 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps
     since = steps[-1] - _LAST * (steps[-1] - steps[0])
-    if not curve.still_falls(since) or divergence(facts) is not None:
+    if not curve.still_falls(since) or divergence(facts) is not None or _metric_lost_again(facts):
         return None
     at, bar = curve.since(since), curve.least_fall(since)
     fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
@@ -219,6 +305,12 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         {"split": curve.split, "fall": fall, "from_step": steps[at], "to_step": steps[-1], "error": error},
         evidence=seen(f"{fall:.1%} lower over the last quarter; over {bar:.1%} counts as a fall"),
     )
+
+
+def _metric_lost_again(facts: RunFacts) -> bool:
+    """Whether the task metric that decides is worse at the end than at its best, by more than chance explains."""
+    metric = decisive_metric(account(facts))
+    return metric is not None and metric.best is not None and gain(metric, metric.best, metric.last) < -metric.error
 
 
 def _at_chance(facts: RunFacts) -> Observation | None:
@@ -287,21 +379,26 @@ def _fitting(loss: float, accuracy: float, n: int | None) -> Iterator[int]:
             yield classes
 
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="OVF110",
         title="overfitting",
         severity="warning",
         condition="each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of "
         "it and more than {eval_noise} times the noise between evaluations, while the training loss fell; a warning if "
-        "the last is more than {overfit_much} above",
-        observe=_overfitting,
+        "the last is more than {overfit_much} above, and the task metric that decides does not hold. Or, from "
+        "{least_evals} evaluations on, the last {overfit_evals} are worse than the best in that metric by more than "
+        "chance explains",
+        observe=overfitting,
         needs=(not_under("rl"),),
         confidence=0.85,
         evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
         rationale="From that step on the run fitted its training data at the cost of held-out data.",
-        action="Keep the checkpoint with the best held-out loss, and stop earlier.",
-        scope="held-out losses of one data set; up to 10 % is info",
+        place="shape",
+        phrase=_overfits_says,
+        as_info=True,
+        cause="overfits",
+        scope="held-out values of one data set; up to 10 % is info",
         verify="Compare the task metric of the best checkpoint with that of the last.",
         thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
     ),
@@ -309,8 +406,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="GAP111",
         title="gap between train and held-out",
         severity="warning",
-        condition="held-out perplexity is over {loss_gap} times the training perplexity; info while the data has not "
-        "repeated",
+        condition="at the newest evaluation with training rows of its step, held-out perplexity is over {loss_gap} "
+        "times the training perplexity, or, if it is not, held-out loss over {gap_times} times the training loss and "
+        "{gap_nats} nats above; info while the data has not repeated, or if the task metric that decides improved",
         observe=_gap,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,
@@ -319,10 +417,29 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             INSTRUCT_GPT,
         ),
         rationale="A model that fits its training data much better than held-out data has begun to memorize it.",
-        action="Use the checkpoint with the best held-out loss; try fewer epochs or more data before a lower rank.",
-        scope="token-level or class cross-entropy on one scale, data seen more than once; not if the run diverged",
+        phrase=lambda v: f"{v['split']} loss {shown(v, 'held_out')} against {shown(v, 'train')} in training",
+        covers=frozenset({"held_out"}),
+        cause="gap",
+        scope="cross-entropy on one scale; not if the run diverged or the held-out loss rises again",
         verify="Compare the task metric of the best checkpoint with that of the last.",
-        thresholds=(LOSS_GAP,),
+        thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS),
+    ),
+    LogRule(
+        id="EVL134",
+        title="evaluations without a value",
+        severity="warning",
+        condition="evaluations were recorded, and none holds a loss or a metric",
+        observe=_without_values,
+        confidence=0.95,
+        evidence=(
+            cite("transformers Trainer (5.24)", "eval_loss is logged only if the model returns a loss for the labels"),
+        ),
+        rationale="The time was spent, and nothing can be told from it.",
+        phrase=lambda _: "its evaluations hold no loss and no metric",
+        covers=frozenset({"no_held_out"}),
+        cause="evaluations_empty",
+        scope="logs with evaluations",
+        verify="Look at the keys of one evaluation.",
     ),
     LogRule(
         id="SML113",
@@ -332,7 +449,6 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         observe=_small_eval,
         confidence=0.95,
         evidence=(cite("binomial 95 % interval", "1.96 sqrt(p (1 - p) / n)"),),
-        action="Differences smaller than that say nothing; evaluate on more examples before comparing runs.",
         scope="accuracies",
         rationale="The accuracy on few examples varies by several points by chance alone.",
         verify="Evaluate the same checkpoint on other examples of the same kind: the accuracy varies by as much.",
@@ -349,7 +465,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         confidence=0.5,
         evidence=(TINKER_STEPS, TRIAL),
         rationale="A held-out loss that is at its best at the end says that more training may still have helped.",
-        action="Consider more steps, or a schedule that decays later; the fall may also end soon.",
+        phrase=lambda v: f"{v['split']} loss still falls at the end",
+        as_info=True,
+        cause="unfinished",
         scope="held-out losses of one data set; not in mid-run, in warmup or where the run diverged",
         verify="Train longer, and see where the held-out loss starts to rise.",
         thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE),
@@ -367,7 +485,10 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         confidence=0.85,
         evidence=(cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"), KARPATHY),
         rationale="At chance level no other number about this run means much.",
-        action="Fix the task set-up before tuning LoRA: labels, prompt or head, learning rate, number of steps.",
+        place="shape",
+        phrase=lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
+        covers=frozenset({"accuracy"}),
+        cause="at_chance",
         scope="classification with balanced classes",
         verify="Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.",
         thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_LOSS, CHANCE_BAND, CHANCE_NEAR),

@@ -8,11 +8,11 @@ be shown, the report says so and names the fall that would have been seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.account import account, decisive_metric, gain, values_of
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -46,6 +46,8 @@ LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "proposal of
 LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
+HELD_RISES = Threshold("held_rises", 0.02, "last over first held-out loss, less 1", "as overfit_rise of OVF110")
+CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the start", JUDGEMENT)
 SURE_FALL = Threshold("sure_fall", 0.05, "fraction of the start, at the p of `moved`", REAL_RUNS)
 TINY_RATE = Threshold("tiny_rate", 1e-7, "learning rate", "a fifth of the lowest published: 5e-7, DPO of all weights")
 TINY_FALL = Threshold("tiny_fall", 0.1, "fraction of the start, at such a rate", JUDGEMENT)
@@ -56,7 +58,9 @@ STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is 
 MARGIN_GROWS = Threshold("margin_grows", 2.0, "standard errors of the margin over 0", JUDGEMENT)
 AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
 
-FLAT = Threshold("flat", 0.03, "fraction of the level over 30 % of the rows: 95 % upper bound of the fall", REAL_RUNS)
+FLAT = Threshold("flat", 0.015, "fraction: fall over the span, by Theil-Sen and by medians of thirds", "published runs")
+FLAT_BOUND = Threshold("flat_bound", 0.04, "fraction: 95 % upper bound of that fall", "published runs")
+RISES = Threshold("rises", 0.05, "fraction, by medians of thirds", JUDGEMENT)
 STILL_FALLS = Threshold("still_falls", 0.007, "fraction, as flat: 95 % lower bound of the fall", "published runs")
 FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "fewer rows give no span a bound")
 FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "fewer points give Theil-Sen no bound")
@@ -69,7 +73,7 @@ _FEW_P: Final = {4: 0.17, 5: 0.1, 6: 0.05, 7: 0.05, 8: 0.05}  # rows: largest p;
 _FEW_FALL: Final = {2: 0.6, 3: 0.4}  # rows: fall that counts even if their noise is not known to be low; else 0.2
 _STEP_NOISE: Final = 0.2  # noise of a row of one step over the level: 10 to 20 % in the real logs at hand
 _QUANTILE: Final = 2.326  # normal quantile, one-sided 1 %
-_SPANS: Final = (0.3, 0.5, 0.65)  # last fractions of the rows that are searched for a plateau
+_SPANS: Final = (0.9, 0.65, 0.5, 0.3)  # last fractions of the rows that are searched for a plateau
 
 
 class Learning(NamedTuple):
@@ -81,25 +85,23 @@ class Learning(NamedTuple):
     shown: bool
     trend: Trend | None
     least: float
+    rows: int
 
     @property
     def says(self) -> str:
         """The reason why it stays undecided, with the size of the effect that would have been seen."""
         if self.trend is None:
             return "fewer than two rows have a training loss"
-        fall, rows = self.trend.fall, self.trend.rows
-        if fall >= self.least:
-            return f"fell {fall:.1%} (+/- {self.least:.0%} by the noise of {rows} rows)"
-        moved = f"fell {fall:.1%}" if fall >= 0.0 else f"rose {-fall:.1%}"
-        return f"{moved}; a fall under {self.least:.0%} would be hidden by the noise of {rows} rows"
+        rows = self.rows
+        return f"{rows} rows; their noise would hide a fall of under {max(self.least, abs(self.trend.fall)):.0%}"
 
 
 @once
 def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance explains."""
-    trend, held = facts.trend, _held_out_fell(facts)
+    trend, held = facts.trend, _held_out_fell(facts) or _task_improved(facts)
     if trend is None:
-        return Learning(held, None, math.nan)
+        return Learning(held, None, math.nan, len(facts.loss.values))
     values = facts.outline.points
     rows = len(facts.loss.values)
     least = trend.least if rows >= _FEW else _few_least(rows, _steps_per_row(facts), trend.noise)
@@ -107,10 +109,10 @@ def learning(facts: RunFacts) -> Learning:
         halved = rows >= 3 and values[-1] < values[0] / 2
         ordered = trend.p <= _FEW_P[rows] if rows in _FEW_P else all(b < a for a, b in pairwise(values))
         if halved or (ordered and trend.fall >= least):
-            return Learning(shown=True, trend=trend, least=least)
+            return Learning(shown=True, trend=trend, least=least, rows=rows)
     alpha = ALPHA_MOVED if facts.moved else ALPHA
     shown = held or (trend.p <= alpha.value and trend.fall >= LEAST_FALL.value)
-    return Learning(shown, trend, least)
+    return Learning(shown, trend, least, rows)
 
 
 def _steps_per_row(facts: RunFacts) -> float:
@@ -134,6 +136,14 @@ def _held_out_fell(facts: RunFacts) -> bool:
     in_order = 1.0 - best / first >= HELD_STILL.value and mann_kendall(curve.losses) <= ALPHA.value
     far = first - best > max(LEAST_FALL.value * first, EVAL_NOISE.value * curve.noise)
     return (far or in_order) and last < first
+
+
+def _task_improved(facts: RunFacts) -> bool:
+    """Whether the decisive task metric improved from the first evaluation by more than chance explains."""
+    metric = decisive_metric(account(facts))
+    if metric is None or metric.best is None:
+        return False
+    return gain(metric, metric.first, metric.best) > metric.error
 
 
 @once
@@ -162,26 +172,26 @@ def no_learning(facts: RunFacts) -> Observation | None:
         return _does_not_fall(
             facts,
             trend,
-            f"The learning rate is at most {facts.peak_rate:.1g}, too low to learn anything: the loss "
-            f"{_by(trend.fall)}",
+            f"The loss does not fall: {trend.start:.4g} at first, {trend.end:.4g} at the end (medians), at a learning "
+            f"rate of {facts.peak_rate:.1g} at most",
             seen(f"highest lr {facts.peak_rate:.3g}"),
         )
     return None if result.shown else _bounded(facts, trend)
 
 
-def _by(fall: float) -> str:
-    return f"fell by {fall:.1%}" if fall >= 0.0 else f"rose by {-fall:.1%}"
-
-
 def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Observation | None:
-    first, best = curve.losses[0], min(curve.losses)
+    first, best, last = curve.losses[0], min(curve.losses), curve.losses[-1]
     if len(curve.losses) < 2 or 1.0 - best / first >= HELD_STILL.value:
         return None
-    says = (
-        f"The loss does not fall: {curve.split} loss {first:.4g} at first and {best:.4g} at best "
-        f"({1.0 - best / first:.2%} lower), and training loss {_by(trend.fall)}"
+    if last / first - 1.0 > HELD_RISES.value or trend.fall > CLEAR_FALL.value:
+        return None  # it learns, and overfits from the start
+    return _does_not_fall(
+        facts,
+        trend,
+        f"The loss does not fall: {curve.split} loss {first:.4g} at first and {best:.4g} at best of "
+        f"{len(curve.losses)} evaluations",
+        seen(f"{1.0 - best / first:.2%} lower at best"),
     )
-    return _does_not_fall(facts, trend, says, seen(f"{len(curve.losses)} evaluations, the best {best:.4g}"))
 
 
 def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
@@ -192,15 +202,18 @@ def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
         return None
     slope, low, _ = theil_sen(points)
     head = points[: max(3, n // 5)]
-    if median(head) <= 0.0:
+    if median(head) <= 0.0 or trend.fall >= STILL_BOUND.value:  # it may have fallen in its first rows
         return None
     fall = 1.0 - median(points[n // 2 :]) / median(head)
     most = max(0.0 - low * (n - 1) / trend.start, fall + 1.645 * median_error(trend.noise, len(head), n / 2))
     sloped = -slope * (n - 1) / trend.start
     if fall >= STILL.value or sloped >= STILL_SLOPE.value or most >= STILL_BOUND.value:
         return None
-    says = f"The loss does not fall: it {_by(fall)}; given the noise, its true fall is {max(0.0, most):.1%} at most"
-    return _does_not_fall(facts, trend, says, seen(f"Theil-Sen slope and medians of {n} points"), most=most)
+    says = (
+        f"The loss does not fall: {median(head):.4g} in the first fifth of the rows, {median(points[n // 2 :]):.4g} in "
+        "the second half (medians)"
+    )
+    return _does_not_fall(facts, trend, says, seen(f"the true fall is {max(0.0, most):.1%} at most"), most=most)
 
 
 def _does_not_fall(
@@ -209,7 +222,7 @@ def _does_not_fall(
     chance = _chance_level(facts)
     hint = f" It sits at {chance}: the loss of a random guess." if chance else ""
     return Observation(
-        f"{says} (from {trend.start:.4g} to {trend.end:.4g}).{hint}",
+        f"{says}.{hint}",
         {"first": trend.start, "last": trend.end, "drop": trend.fall, "most": most},
         confidence=0.9 if chance else None,
         evidence=evidence,
@@ -285,54 +298,77 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
         return None
     slope, low, high = theil_sen(span)
     fall, most, least = (0.0 - each * (len(span) - 1) / level for each in (slope, low, high))  # never -0.0
-    bar = FLAT.value * share / _SPANS[0]
-    if most > bar:
-        if least < bar:
+    third = len(span) // 3
+    early, late = median(span[:third]), median(span[-third:])
+    if most > FLAT_BOUND.value:
+        if least < FLAT.value:
             reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} of the rows cannot be ruled out")
         return None
-    if most < 0.0 or least < -3.0 * bar or least > STILL_FALLS.value * share / _SPANS[0]:
-        return None  # it rises, or surely falls
+    falls = least > STILL_FALLS.value or max(fall * level, early - late) > FLAT.value * level
+    if falls or late - early > RISES.value * level:
+        return None
     step = facts.step(facts.loss.row(start))
     held_out = facts.held_out_curve
-    if held_out is not None and held_out.still_falls(step):
-        return None  # held-out loss still falls, so the run still learns
-    fell = (
-        f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, or fell {most:.1%} at most"
-    )
+    if (held_out is not None and held_out.still_falls(step)) or _task_gains(facts, step):
+        return None  # held-out data still gain, so the run still learns
+    verb = "hardly falls" if late < early else "no longer falls"
     return Observation(
-        f"The loss is flat from step {step} on, over the last {share:.0%} of the rows: {fell}, at a learning rate high "
-        "enough to learn.",
-        {"drop": fall, "most": most, "level": level, "from_step": step},
-        evidence=seen(f"Theil-Sen slope over {len(span)} points from step {step}, and its 95 % bound"),
+        f"The loss {verb} from step {step} on: {early:.4g} in the first third of the rows since, {late:.4g} "
+        "in the last (medians).",
+        {"drop": fall, "most": most, "level": level, "from_step": step, "how": verb},
+        evidence=seen(f"Theil-Sen slope over {len(span)} points: it fell {fall:.1%}, {most:.1%} at most"),
     )
+
+
+def _task_gains(facts: RunFacts, step: int) -> bool:
+    """Whether the decisive task metric was at its best after a step, and better than before by more than chance."""
+    metric = decisive_metric(account(facts))
+    if metric is None or metric.best is None or metric.best_step is None or metric.best_step <= step:
+        return False
+    before = [
+        value
+        for event in facts.evaluations
+        if event.split == metric.split and event.step is not None and event.step <= step
+        for name, value in values_of(event.metrics).items()
+        if name == metric.name
+    ]
+    return gain(metric, before[-1] if before else metric.first, metric.best) > metric.error
 
 
 def _idle(facts: RunFacts, row: int) -> bool:
     """Whether the median learning rate from a row on is too low to expect progress."""
+    if account(facts).schedule.restarts:
+        return False  # low rates are of no one schedule's end
     rates = [rate for rate in thin(facts.series.rates[row:], FEW_POINTS // 2) if math.isfinite(rate)]
     return bool(rates) and median(rates) <= IDLE_RATE.value * facts.peak_rate
 
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="NOL106",
         title="no learning",
         severity="warning",
-        condition="from first to best, the held-out loss falls by under {held_still}, and the training loss does not "
-        "fall significantly; or the learning rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, "
-        "from {still_rows} rows on, the second half is under {still} below the first fifth, the Theil-Sen slope falls "
-        "by under {still_slope} over all rows, the 95 % upper bounds of both falls are under {still_bound}, and the "
-        "gradient norm has no trend",
+        condition="from first to best, the held-out loss falls by under {held_still}, it does not rise by over "
+        "{held_rises}, and the training loss does not fall significantly, nor by over {clear_fall}; or the learning "
+        "rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, from {still_rows} rows on, the second "
+        "half is under {still} below the first fifth, the Theil-Sen slope falls by under {still_slope} over all rows, "
+        "the fall from start to end and the 95 % upper bounds of both are under {still_bound}, and the gradient norm "
+        "has no trend",
         observe=_no_learning,
         needs=(not_under("rl"), positive_loss),
         confidence=0.75,
         evidence=(NEMOTRON, KARPATHY, TRIAL),
         rationale="The adapter may be frozen, detached, on few layers, or the learning rate far too low.",
-        action="Check that the adapter's parameters require gradients, what target_modules hit, and the learning rate.",
+        place="shape",
+        phrase=lambda _: "the loss does not fall",
+        covers=frozenset({"learning"}),
+        cause="no_learning",
         scope="positive losses after warmup; preference training whose margin grows counts as learning",
         verify="Audit the adapter: B = 0 means untrained. Overfit 32 examples on purpose.",
         thresholds=(
             HELD_STILL,
+            HELD_RISES,
+            CLEAR_FALL,
             SURE_FALL,
             TINY_RATE,
             TINY_FALL,
@@ -354,9 +390,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PLT105",
         title="plateau",
         severity="info",
-        condition="over the last 30, 50 or 65 % of the rows, the 95 % upper bound of the fall (Theil-Sen slope) is at "
-        "most {flat} x span / 30 % of the loss, and the lower bound at most {still_falls} x span / 30 %, while the "
-        "learning rate is over {idle_rate} of its peak and the loss over {fitted}",
+        condition="over the last 90, 65, 50 or 30 % of the rows, the fall by Theil-Sen and by medians is at most "
+        "{flat} of the loss, its 95 % bounds at most {flat_bound} and {still_falls}, the rise at most {rises}, and "
+        "held-out data do not gain, while the learning rate is over {idle_rate} of its peak and the loss over {fitted}",
         observe=_plateau,
         needs=(not_under("rl"), positive_loss),
         confidence=0.5,
@@ -366,9 +402,11 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             TRIAL,
         ),
         rationale="Steps on a plateau cost as much as others; flat is also what a finished run looks like.",
-        action="Stop here, or decay the learning rate; held-out loss decides.",
+        place="shape",
+        phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
+        as_info=True,
         scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
-        thresholds=(FLAT, STILL_FALLS, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
+        thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
     ),
 )

@@ -13,7 +13,7 @@ from itertools import pairwise
 from operator import sub
 from typing import Final
 
-from gradience.rules import MASKED, NAN_TRL, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import MASKED, NAN_TRL, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
 from gradience.schema import Severity, as_float
@@ -95,7 +95,6 @@ def _skipped(facts: RunFacts) -> Observation | None:
         "stood still there.",
         {"rows": len(rows), "share": len(rows) / len(facts.series.steps), "first_step": facts.step(rows[0])},
         severity="warning" if many else None,
-        action="Half of the steps train nothing: train in bf16, or lower the learning rate." if many else None,
         evidence=seen(
             f"grad_norm not finite at step {facts.step(rows[0])}, the learning rate as in a neighbouring row"
         ),
@@ -182,7 +181,6 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
         {"rows": len(zero), "first_step": facts.step(first), "loss_before": before},
         severity="info",
         confidence=0.6,
-        action="Nothing is left to learn from this data: stop earlier, or look for leaked answers.",
     )
 
 
@@ -194,8 +192,6 @@ def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
         f"The training loss is exactly 0.0 in all {rows} rows: every label is masked, or it was NaN from the start.",
         {"rows": rows, "first_step": facts.step(0), "gradient_rows": len(bad), "no_labels": True},
         confidence=0.95 if rows > 1 else 0.7,
-        action="Look at the labels of one batch: are all masked (-100), by a template, a collator, or a length that "
-        "cuts answers off? Else look at the first forward pass.",
         evidence=seen(f"loss 0.0 at step {facts.step(0)}", *also),
     )
 
@@ -243,8 +239,11 @@ NON_FINITE = LogRule(
     evidence=(
         cite("Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite", "a loss that is not finite: stop"),
     ),
-    action="Go back to a checkpoint before it; look at the learning rate, the precision and the data there.",
     scope="any run",
+    place="broken",
+    phrase=lambda v: f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else ""),
+    covers=frozenset({"learning"}),
+    cause="not_finite",
     verify="Audit the adapter: non-finite weights confirm it.",
 )
 
@@ -260,7 +259,14 @@ MASKED_NAN = LogRule(
     confidence=0.9,
     evidence=(MASKED, NAN_TRL),
     rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
-    action="Set logging_nan_inf_filter=False to see it, and audit the adapter for non-finite weights.",
+    place="broken",
+    phrase=lambda v: (
+        "loss is 0 throughout: every label is masked"
+        if v.get("no_labels")
+        else f"loss is probably NaN-masked from step {v['first_step']}"
+    ),
+    covers=frozenset({"learning"}),
+    cause=lambda v: "nothing_supervised" if v.get("no_labels") else "not_finite",
     scope="losses that cannot be exactly zero; under RL only where the gradient is not finite either",
     verify="Look at grad_norm in the same rows, and at the adapter's weights.",
     thresholds=(MASKED_FALL, ROUNDS_TO_ZERO),
@@ -282,10 +288,12 @@ SKIPPED = LogRule(
         ),
     ),
     rationale="Nothing is broken: the scaler lowers its factor until gradients fit into fp16.",
-    action="Nothing to do for a few, mostly early; bf16 needs no scaler.",
+    phrase=lambda v: (
+        "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
+    ),
     scope="runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps",
     verify="See whether the learning rate of those rows equals that of a neighbouring row.",
     thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),
 )
 
-RULES: Final[tuple[Rule[RunFacts], ...]] = (NON_FINITE, MASKED_NAN, SKIPPED)
+RULES: Final[tuple[LogRule, ...]] = (MASKED_NAN, NON_FINITE, SKIPPED)  # the story's order

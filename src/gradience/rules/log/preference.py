@@ -6,8 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from gradience.rules import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, Signal, column, last_part, seen, under
+from gradience.rules import NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.facts import (
+    JUDGEMENT,
+    REAL_RUNS,
+    LogRule,
+    RunFacts,
+    Signal,
+    Values,
+    column,
+    last_part,
+    seen,
+    shown,
+    under,
+)
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
@@ -234,7 +246,15 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     )
 
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+def _cut_off_says(v: Values) -> str:
+    equal = v.get("zero_groups")
+    also = isinstance(equal, float) and equal >= ZERO_GROUPS_ALSO.value
+    return f"{shown(v, 'share', '.0%')} of the completions are cut off" + (
+        f", {shown(v, 'zero_groups', '.0%')} of the groups teach nothing" if also else ""
+    )
+
+
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="PRF119",
         title="preferences not told apart",
@@ -244,6 +264,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         "accuracy's standard error is over {separation_error}, the margin must be within {margin_still} standard error "
         "of 0, or below",
         observe=_separation,
+        place="objective",
+        phrase=lambda v: f"chosen and rejected are {v['how']}",
         applies=under("preference"),
         confidence=0.8,
         evidence=(NEMOTRON, TRIAL),
@@ -300,6 +322,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="in the last quarter of the rows the median loss is at most {saturated_loss} and the median of "
         "rewards/margins at least {saturated_margin}, from {few_rows} rows on",
         observe=_saturated,
+        place="meaning",
+        phrase=lambda v: f"preferences saturated: margin {shown(v, 'margin', '.3g')}, nothing is left to learn",
         applies=under("preference"),
         confidence=0.85,
         evidence=(
@@ -323,6 +347,10 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         "{reward_fall} of the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall "
         "of over {reward_fall}, with p <= {alpha} by Mann-Kendall; a reward that does not rise is info",
         observe=_reward,
+        place="objective",
+        phrase=lambda v: (
+            f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
+        ),
         applies=under("rl"),
         confidence=0.7,
         evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
@@ -339,6 +367,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="mean frac_reward_zero_std of at least {zero_groups} in the last third; a warning from "
         "{zero_groups_most}",
         observe=_zero_variance,
+        place="objective",
+        phrase=lambda v: f"{shown(v, 'share', '.0%')} of the groups have equal rewards late on",
+        as_info=True,
         applies=under("rl"),
         confidence=0.85,
         evidence=(
@@ -360,6 +391,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         severity="info",
         condition="median kl over {kl_late} nats a token in the last third of the rows, or over {kl_row} in one row",
         observe=_kl,
+        place="objective",
+        phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats a token from the reference",
         applies=under("rl"),
         confidence=0.5,
         evidence=(
@@ -381,6 +414,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="mean completions/clipped_ratio of at least {cut_off} in the last third of the rows; the message "
         "adds whether at least {zero_groups_also} of the groups have equal rewards",
         observe=_cut_off,
+        place="objective",
+        phrase=_cut_off_says,
         applies=under("rl"),
         confidence=0.7,
         evidence=(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules import LOGGING_DEFAULT, Observation, Rule, Threshold, cite
+from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.statistics import median
+from gradience.schema import as_float
 
-FEW_ROWS = Threshold("few_rows", 20, "training rows", "a judgement: small effects are lost in the noise of fewer")
+FEW_ROWS = Threshold("few_rows", 3, "training rows", "definition: a curve has a start, a middle and an end")
+SOME_STEPS = Threshold("some_steps", 20, "steps", "a judgement: the log of a shorter run is short")
 REPLAY_DIFFERENCE = Threshold(
     "replay_difference", 0.2, "median relative difference", "proposal of the project's design"
 )
@@ -45,7 +45,6 @@ def _bad_end(facts: RunFacts) -> Observation:
         {"status": facts.status, "reason": facts.status_reason},
         severity="error" if facts.status == "error" else "warning",
         confidence=1.0,
-        action="Mend what it names and resume from the last checkpoint, or treat the run as incomplete.",
         evidence=seen(f"run_end with status {facts.status}"),
     )
 
@@ -59,7 +58,6 @@ def _bad_lines(facts: RunFacts) -> Observation | None:
         f"{facts.record.missing} lines are missing: the recorder's line numbers have gaps.",
         {"missing": facts.record.missing},
         severity="warning",
-        action="Lines were deleted, or the recorder dropped events (disk full): the curve has holes.",
         evidence=seen(f"gaps of {facts.record.missing} in seq"),
     )
 
@@ -73,7 +71,6 @@ def _unreadable(facts: RunFacts) -> Observation:
         else f"{facts.issues_total} lines are not events (first: line {first.line}: {first.reason}).",
         {"lines": facts.issues_total},
         severity="info" if torn else "warning",
-        action="Nothing to do: the next writer repairs it." if torn else None,
         evidence=seen(f"line {first.line}, byte {first.offset}: {first.reason}"),
     )
 
@@ -103,18 +100,14 @@ def _resumed(facts: RunFacts) -> Observation | None:
         },
         severity="warning" if other else "info",
         confidence=0.6 if other else None,
-        action="Check that the data order and the optimizer's state were restored with the weights." if other else None,
     )
 
 
 def _duplicates(facts: RunFacts) -> Observation | None:
-    evals = Counter((e.session, e.split, e.step) for e in facts.history if e.step is not None)
-    again = sum(count - 1 for count in evals.values())
     counts = {
         "duplicates": facts.record.duplicates,
         "out_of_order": facts.record.out_of_order,
         "interleaved": facts.record.interleaved,
-        "evaluations": again,
     }
     if not any(counts.values()):
         return None
@@ -122,32 +115,36 @@ def _duplicates(facts: RunFacts) -> Observation | None:
         "duplicates": "rows repeat a step",
         "out_of_order": "rows go back to a step already passed",
         "interleaved": "times another process wrote in between",
-        "evaluations": "evaluations repeat a step",
     }
-    only_evals = not (facts.record.duplicates or facts.record.out_of_order or facts.record.interleaved)
     shown = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     return Observation(
         f"Rows that should occur once: {shown}.",
         dict(counts),
-        severity="info" if only_evals else "warning",
-        action="Nothing to do: a second evaluate() at the end does that; the later one counts." if only_evals else None,
         evidence=seen(shown),
     )
 
 
 def _sparse(facts: RunFacts) -> Observation | None:
     rows, evaluations = len(facts.series.steps), len(facts.history or facts.evals)
-    if rows >= FEW_ROWS.value and evaluations:
+    last, every = facts.last_step, facts.config.training.logging_steps
+    if rows >= FEW_ROWS.value or not last or last < SOME_STEPS.value:
         return None
-    lacks = ([f"{rows} training rows with a loss"] if rows < FEW_ROWS.value else []) + (
-        [] if evaluations else ["no evaluation"]
+    interval = f" (logging_steps {as_float(every):g})" if every is not None else ""
+    what = (
+        "No training loss was logged"
+        if not rows
+        else "1 training loss was logged"
+        if rows == 1
+        else "2 training losses were logged"
     )
     return Observation(
-        f"Sparse log: {' and '.join(lacks)}; only large effects show in it.", {"rows": rows, "evals": evaluations}
+        f"{what} in {last} steps{interval}: the training loss has no curve.",
+        {"rows": rows, "evals": evaluations},
+        severity="info" if evaluations else None,
     )
 
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="END114",
         title="no regular end",
@@ -155,7 +152,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="the log has no run_end, or one with the status error (an error), aborted or interrupted",
         observe=_no_end,
         confidence=0.9,
-        action="If it is not running any more, resume from the last checkpoint or treat the run as incomplete.",
+        place="end",
+        cause="cut_off",
         scope="any log",
         verify="See whether the process runs and the log still grows.",
     ),
@@ -171,7 +169,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             cite("the recorder", "one event is one write: only a kill, a full disk or a second writer tears a line"),
             _SEQUENCE,
         ),
-        action="Run 'gradience validate' on the log: corruption, or two writers in one file.",
+        place="log",
+        phrase=lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
         scope="any log",
         rationale="The content of those lines is missing from every number of this report.",
         verify="'gradience validate' names each line, and what is wrong with it.",
@@ -190,7 +189,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
                 "a resumed run sees the same data at the same step, so the same loss, unless set otherwise",
             ),
         ),
-        action="Nothing to do: rows that the resume superseded are not counted.",
+        place="log",
+        phrase=lambda _: "the steps run again after the resume had other losses",
+        cause="resumed_otherwise",
         scope="logs that say so",
         verify="Compare the losses of the steps that were run twice.",
         thresholds=(REPLAY_DIFFERENCE, REPLAY_ROWS),
@@ -203,23 +204,26 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         observe=_duplicates,
         confidence=0.9,
         evidence=(_SEQUENCE,),
-        action="Let one process write one log: two runs in one file, or every rank of a distributed run, do this.",
+        place="log",
+        phrase=lambda _: "rows repeat or go back",
         scope="any log",
         verify="Look at run_id and session in the lines around it.",
     ),
     LogRule(
         id="GAP118",
         title="sparse log",
-        severity="info",
-        condition="fewer than {few_rows} training rows, or no evaluation",
+        severity="warning",
+        condition="fewer than {few_rows} training rows in {some_steps} steps or more; info if there are evaluations",
         observe=_sparse,
         confidence=0.95,
         evidence=(LOGGING_DEFAULT,),
-        action="Log at least 50 rows per run, and evaluate on held-out data a few times a run.",
+        phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
+        covers=frozenset({"learning"}),
+        cause="not_logged",
         scope="any log",
-        rationale="A curve of few points, or of training loss alone, hides small effects and overfitting.",
-        verify="With 50 rows and some evaluations, the next log lets more rules judge.",
-        thresholds=(FEW_ROWS,),
+        rationale="Without a curve neither a spike nor a plateau nor a divergence can be seen.",
+        verify="Compare logging_steps with the number of steps.",
+        thresholds=(FEW_ROWS, SOME_STEPS),
     ),
 )
 
@@ -245,14 +249,11 @@ def _guarded(facts: RunFacts) -> Observation | None:
             "stopped_at": ended[0].step if ended else None,
         },
         severity="error" if ended else None,
-        action="The NaN came back whatever the guard did: look at the data and the learning rate before another run."
-        if ended
-        else None,
         evidence=seen(f"{len(facts.guarded)} guard events in the log"),
     )
 
 
-GUARD_RULES: Final[Sequence[Rule[RunFacts]]] = (
+GUARD_RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="GUA150",
         title="the guard acted",
@@ -268,7 +269,6 @@ GUARD_RULES: Final[Sequence[Rule[RunFacts]]] = (
         ),
         rationale="Only weights were put back: the optimizer's moments, the schedule and the position in the data were "
         "not.",
-        action="See which data those steps used; the run is usable if the loss goes on as before.",
         scope="runs recorded with a guard",
         verify="Compare the loss before and after the steps named, and audit the adapter for non-finite weights.",
     ),

@@ -15,10 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from gradience.rules import ENERGY, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import ENERGY, Observation, Threshold, Unknown, cite
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, log_rule, seen
 from gradience.rules.weights import observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,
@@ -175,10 +175,10 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
     return int(value) if value is not None and value.is_integer() and value >= 0 else None
 
 
-_ON_THE_ADAPTER: tuple[Rule[RunFacts], ...] = (
-    *(rule.over(partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
-    TOO_LARGE.over(_large),
-    LOW_RANK.over(_utilization),
+_ON_THE_ADAPTER: tuple[LogRule, ...] = (
+    *(log_rule(rule, partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
+    log_rule(TOO_LARGE, _large),
+    log_rule(LOW_RANK, _utilization),
     LogRule(
         id="CMP213",
         title="compressible after training",
@@ -370,15 +370,23 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
 
 _OF_DATA: Final = {rule.id: rule for rule in (*supervision.RULES, *tokens.RULES, *content.RULES)}
 
-RULES: Final[tuple[Rule[RunFacts], ...]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     *_ON_THE_ADAPTER,
-    _OF_DATA["DAT301"].over(_as_of_data(_OF_DATA["DAT301"].observe), needs=(_supervision,)),
-    _OF_DATA["DAT303"].over(_as_of_data(_OF_DATA["DAT303"].observe), needs=(_supervision,), applies=_is_recorded),
-    _OF_DATA["DAT305"].over(_at_limit, needs=(_recorded,), applies=_is_recorded),
-    _OF_DATA["DAT307"].over(_end, needs=(_supervision,), applies=_is_recorded),
-    _OF_DATA["DAT313"].over(_repeated, needs=(_recorded,), applies=_is_recorded),
-    _OF_DATA["DAT316"].over(_labels, needs=(_recorded,), applies=_is_recorded),
-    _OF_DATA["DAT320"].over(_as_of_data(_OF_DATA["DAT320"].observe), needs=(_recorded,), applies=_is_recorded),
+    log_rule(
+        _OF_DATA["DAT301"],
+        _as_of_data(_OF_DATA["DAT301"].observe),
+        needs=(_supervision,),
+        place="broken",
+        phrase=lambda v: "no token is supervised" if v["rows"] == v["of"] else None,
+        covers=frozenset({"learning"}),
+        cause=lambda v: "nothing_supervised" if v["rows"] == v["of"] else None,
+    ),
+    log_rule(_OF_DATA["DAT303"], _as_of_data(_OF_DATA["DAT303"].observe), needs=(_supervision,), applies=_is_recorded),
+    log_rule(_OF_DATA["DAT305"], _at_limit, needs=(_recorded,), applies=_is_recorded),
+    log_rule(_OF_DATA["DAT307"], _end, needs=(_supervision,), applies=_is_recorded),
+    log_rule(_OF_DATA["DAT313"], _repeated, needs=(_recorded,), applies=_is_recorded),
+    log_rule(_OF_DATA["DAT316"], _labels, needs=(_recorded,), applies=_is_recorded),
+    log_rule(_OF_DATA["DAT320"], _as_of_data(_OF_DATA["DAT320"].observe), needs=(_recorded,), applies=_is_recorded),
     LogRule(
         id="DAT321",
         severity="warning",

@@ -7,9 +7,19 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, last_part, not_under, positive_loss, seen
+from gradience.rules.log.facts import (
+    JUDGEMENT,
+    REAL_RUNS,
+    LogRule,
+    RunFacts,
+    last_part,
+    not_under,
+    positive_loss,
+    seen,
+    shown,
+)
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
@@ -180,7 +190,7 @@ def _leak(facts: RunFacts) -> Observation | None:
     )
 
 
-RULES: Final[Sequence[Rule[RunFacts]]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="REP128",
         title="repeated data, nothing held out",
@@ -198,7 +208,10 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             ),
         ),
         rationale="The training loss of data seen many times falls whether the model learns or memorizes it.",
-        action="Evaluate on held-out data, and keep an earlier checkpoint: 1 to 3 epochs are usual.",
+        place="objective",
+        phrase=lambda v: f"the same data {shown(v, 'epochs', '.0f')} times, no held-out signal",
+        covers=frozenset({"no_held_out"}),
+        cause="no_held_out",
         scope="runs without any evaluation that log their epoch; not saturated preference training (PRF130)",
         verify="Compare the held-out loss of the last checkpoint with that of an earlier one.",
         thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
@@ -224,7 +237,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         ),
         rationale="Within an epoch every example is new, so a step between two epochs is what was memorized; from then "
         "on the training loss says little about new data.",
-        action="Evaluate on held-out data: training loss cannot tell whether this does harm.",
+        phrase=lambda _: "steps down with each epoch",
+        as_info=True,
         scope="positive losses, data seen more than once in an order of its own",
         verify="Held-out loss over the same steps.",
         thresholds=(
@@ -256,7 +270,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         ),
         rationale="After many epochs the training loss is far below the loss on new data, unless the new data was "
         "trained on.",
-        action="Look for examples of the held-out data among the training data.",
+        phrase=lambda _: "held-out loss is as low as training loss",
+        as_info=True,
         scope="cross-entropy, five epochs and more; an easy task looks the same",
         verify="Count exact and near duplicates between both sets; evaluate on data made later.",
         thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),

@@ -1,53 +1,34 @@
-"""The story of a run in one line: what it did, told by its findings and by the numbers logged.
+"""The story of a run in one line: what it did, told by its findings and by its account.
 
-Each part rests on a finding or on recorded numbers, and names them. It claims no more than they support: "learns" is
-written only if losses fell by more than chance explains. Otherwise the part names the fall that would have been seen.
+A rule's own record says how its finding is told, where, and what needs no further word. "Learns" is written only if
+losses or a task metric moved by more than chance explains.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple, get_args
 
-import msgspec
-
-from gradience.rules.log.divergence import ABSURD_RATE
-from gradience.rules.log.facts import RunFacts, ends
-from gradience.rules.log.learning import Learning, learning
-from gradience.rules.log.preference import ZERO_GROUPS_ALSO
+from gradience.rules.log import RULE_OF
+from gradience.rules.log.account import account, decisive_metric
+from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic, ends
+from gradience.rules.log.held_out import of_metric
+from gradience.rules.log.learning import learning
 from gradience.rules.log.recorded import audited_rank
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 
 _GRAVE: Final = SEVERITIES.index("warning")
-_ERROR: Final = SEVERITIES.index("error")
-_BROKEN: Final = ("DAT301", "NUM102", "NUM101", "DIV104")  # a broken loss, worst first
-_MEANING: Final = ("SCL129", "PRF130")  # what the loss means; told before what it does
-_SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # only the first of them that was found is told
-_OBJECTIVE: Final = ("REP128", "CLP125", "PRF119", "RWD122", "ZVR123", "KLD124")
-_LATER: Final = (
-    "MEM127",
-    "LEK132",
-    "UND126",
-    "DIV103",
-    "GRD107",
-    "GRD108",
-    "LRS109",
-    "GAP111",
-    "CHN112",
-    "NUM131",
-    "TRN202",
-    "NUM201",
-    "RND203",
-    "SIZ215",
-)
-_LOG: Final = ("TRN115", "DUP117", "RES116")
-_PLACED: Final = {*_BROKEN, *_MEANING, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}
-# shapes of the curve that are reported at any severity
-_ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123", "UND126", "MEM127", "LEK132", "NUM131"}
+_PLACES: Final[tuple[Place, ...]] = get_args(Place)
+_MANY_PASSES: Final = 10.0  # passes over the data that the story names
+
+
+class _Told(NamedTuple):
+    rule: LogRule
+    finding: Finding
 
 
 def line_of(parts: Iterable[StoryPart]) -> str:
@@ -57,84 +38,67 @@ def line_of(parts: Iterable[StoryPart]) -> str:
 
 def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummary) -> list[StoryPart]:
     """The story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
-    found = {f.id: f for f in findings if SEVERITIES.index(f.severity) >= _GRAVE or f.id in _ALSO_AS_INFO}
-    shape = _shape(found, facts)
-    shaped = {part.finding for part in shape}
+    told = [_Told(RULE_OF[found.id], found) for found in findings]
+    told = [each for each in told if SEVERITIES.index(each.finding.severity) >= _GRAVE or each.rule.as_info]
+    covered = frozenset[Topic]().union(*(each.rule.covers for each in told))
     parts = chain(
-        _spoken(found, _BROKEN),
-        _spoken(found, _MEANING),
-        shape or _learning(found, facts),
+        _at(told, "broken"),
+        _at(told, "meaning"),
+        () if "learning" in covered else _learning(facts),
+        _at(told, "shape"),
         _loss(facts, train),
-        _spoken(found, _OBJECTIVE),
+        _at(told, "objective"),
         _reward(facts),
-        _spoken(found, [rule for rule in _LATER if rule not in shaped]),
-        _held_out(facts, found),
+        _at(told, "later"),
+        _held_out(facts, covered),
+        _passes(facts, covered),
         _update(facts),
-        _spoken(found, sorted(found.keys() - _PLACED)),
-        _spoken(found, _LOG),
-        _end(facts, found),
+        _at(told, "log"),
+        _end(facts, _at(told, "end")),
     )
     return list(parts)
 
 
-def _spoken(found: Mapping[str, Finding], ids: Sequence[str]) -> list[StoryPart]:
-    return [StoryPart(says=_phrase(found[i]), finding=i, values=_brief(found[i].values)) for i in ids if i in found]
+def _at(told: Iterable[_Told], place: Place) -> list[StoryPart]:
+    order = {rule: number for number, rule in enumerate(RULE_OF)}
+    here = sorted((each for each in told if each.rule.place == place), key=lambda each: order[each.rule.id])
+    return [
+        StoryPart(says=_phrase(*each), finding=each.finding.id, values=_brief(each.finding.values)) for each in here
+    ]
 
 
-def _shape(found: Mapping[str, Finding], facts: RunFacts) -> list[StoryPart]:
-    """The shape of the loss curve, told by the first finding on it."""
-    shape = _spoken(found, _SHAPES)[:1]
-    if shape and shape[0].finding == "PLT105" and not _broken(found) and learning(facts).shown:
-        return [msgspec.structs.replace(shape[0], says=f"learns, then is {shape[0].says}")]
-    return shape
-
-
-def _broken(found: Mapping[str, Finding]) -> bool:
-    """Whether the loss is broken, so that "it learns" would be false."""
-    if "DAT301" in found and found["DAT301"].severity == "critical":
-        return True
-    return "DIV104" in found or any(
-        rule in found and SEVERITIES.index(found[rule].severity) >= _ERROR for rule in ("NUM101", "NUM102")
-    )
-
-
-def _phrase(finding: Finding) -> str:
-    """The finding as a clause: its phrase from `_PHRASES`, else its own message up to the first colon."""
-    phrase = _PHRASES.get(finding.id)
-    values = finding.values
-    return (phrase(values) if phrase else None) or finding.message.split(":")[0].rstrip(".")
+def _phrase(rule: LogRule, finding: Finding) -> str:
+    """The finding as a clause: as its rule says it, else its own message up to the first colon."""
+    said = rule.phrase(finding.values) if rule.phrase is not None else None
+    return said or finding.message.split(":")[0].rstrip(".")
 
 
 def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
     return {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
 
 
-def _learning(found: Mapping[str, Finding], facts: RunFacts) -> Iterator[StoryPart]:
+def _learning(facts: RunFacts) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
-    if _broken(found) or facts.objective.kind == "rl":
+    if facts.objective.kind == "rl" or (facts.rate.values and facts.peak_rate <= 0.0):
         return
     result = learning(facts)
-    stuck = found.get("LRS109")
-    if stuck is not None and stuck.values.get("throughout"):
-        yield StoryPart(says="does not learn: the learning rate is 0", finding="LRS109")
-    elif not facts.series.steps and not result.shown:
+    trend = result.trend
+    values: dict[str, Json] = {}
+    if trend is not None:
+        values = {"fall": trend.fall, "least_seen": result.least, "p": trend.p, "rows": trend.rows}
+    if result.shown:
+        yield StoryPart(says="learns", values=values)
+    elif not facts.series.steps:
         yield StoryPart(says="no training loss was logged")
-    elif result.shown:
-        yield StoryPart(says="learns", values=_trend(result))
-    else:
-        yield StoryPart(says=f"cannot tell whether it learns: {result.says}", values=_trend(result))
-
-
-def _trend(result: Learning) -> dict[str, Json]:
-    if result.trend is None:
-        return {}
-    return {"fall": result.trend.fall, "least_seen": result.least, "p": result.trend.p, "rows": result.trend.rows}
+    elif decisive_metric(account(facts)) is None:
+        yield StoryPart(says=f"cannot tell whether it learns: {result.says}", values=values)
 
 
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     if not train.rows or facts.objective.kind == "rl":  # under RL a loss says little
         return
-    says = f"loss {_n(train.first_loss)} -> {_n(train.last_loss)}"
+    first, last = _n(train.first_loss), _n(train.last_loss)
+    says = f"loss {first} -> {last}" if train.rows > 1 else f"loss {last} (1 row)"
     yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
 
 
@@ -147,24 +111,32 @@ def _reward(facts: RunFacts) -> Iterator[StoryPart]:
             yield StoryPart(says=says, values={"first": first, "last": last, "rows": width})
 
 
-def _held_out(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
-    if facts.held_out is None:
-        if "REP128" not in found:  # its phrase already says that nothing is held out
+def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
+    of, curve = account(facts), facts.held_out_curve
+    if of.split is None or (curve is None and not of.metrics):
+        if "no_held_out" not in covered:
             yield StoryPart(says="no held-out signal")
         return
-    curve = facts.held_out_curve
-    if curve is not None and "OVF110" not in found:
-        last, best = curve.losses[-1], min(curve.losses)
-        step = curve.steps[curve.losses.index(best)]
+    if curve is not None and "held_out" not in covered:
+        last, best = curve.losses[-1], curve.losses[curve.best]
+        step = curve.steps[curve.best]
         says = f"{curve.split} loss {_n(last)}"
         if len(curve.losses) > 1:
-            best_now = "" if "UND126" in found else ", its best"
-            says += best_now if step == curve.steps[-1] else f" (best {_n(best)} at step {step})"
+            says += ", its best" if _n(last) == _n(best) else f" (best {_n(best)} at step {step})"
         yield StoryPart(says=says, values={"last": last, "best": best, "best_step": step})
-    accuracy = facts.held_out.metrics.accuracy
-    if accuracy is not None and "CHN112" not in found:
-        says = f"{facts.held_out.split} accuracy {as_float(accuracy):.1%}"
-        yield StoryPart(says=says, values={"accuracy": accuracy})
+    metric = decisive_metric(of) or next((each for each in of.metrics if each.name == "accuracy"), None)
+    if metric is not None and "accuracy" not in covered:
+        says = f"{metric.split} {metric.name} {of_metric(metric.name, metric.last)}"
+        if metric.best is not None and metric.best != metric.last:
+            at = "" if metric.best_step is None else f" at step {metric.best_step}"
+            says += f" (best {of_metric(metric.name, metric.best)}{at})"
+        yield StoryPart(says=says, values={metric.name: metric.last, "best": metric.best})
+
+
+def _passes(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
+    passes = account(facts).passes
+    if passes is not None and passes >= _MANY_PASSES and "no_held_out" not in covered:
+        yield StoryPart(says=f"{passes:.0f} passes over the data", values={"passes": passes})
 
 
 def _update(facts: RunFacts) -> Iterator[StoryPart]:
@@ -181,15 +153,16 @@ def _energy_rank(facts: RunFacts) -> float | None:
     return float(used) if isinstance(used, (int, float)) and math.isfinite(used) else None
 
 
-def _end(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
+def _end(facts: RunFacts, told: list[StoryPart]) -> Iterator[StoryPart]:
     if facts.status == "ok":
         return
     planned = f" of {facts.max_steps}" if facts.max_steps else ""
     at = f" at step {facts.last_step}{planned}" if facts.last_step is not None else ""
-    ending = {"no_run_end": "the log stops", "unknown": "how it ended is unknown"}.get(facts.status)
-    why = f": {facts.status_reason}" if facts.status_reason else ""
-    says = f"{ending or facts.status}{at}{why}" + (" without run_end" if facts.status == "no_run_end" else "")
-    yield StoryPart(says=says, finding="END114" if "END114" in found else None)
+    ending = {"no_run_end": "the log stops", "unknown": "the log ends"}.get(facts.status)
+    known = facts.status_reason if facts.status != "unknown" or not facts.in_mid_run else None
+    says = f"{ending or facts.status}{at}" + (f": {known}" if known else "")
+    says += " without run_end" if facts.status == "no_run_end" else ""
+    yield StoryPart(says=says, finding=next((part.finding for part in told), None))
 
 
 def _n(value: float | NonFinite | None) -> str:
@@ -198,80 +171,3 @@ def _n(value: float | NonFinite | None) -> str:
         return "-"
     number = as_float(value)
     return f"{number:.4g}" if math.isfinite(number) else str(real(number))
-
-
-def _get(values: Mapping[str, Json], key: str, spec: str = ".4g") -> str:
-    value = values.get(key)
-    return format(value, spec) if isinstance(value, (int, float)) else str(value)
-
-
-def _overfits(v: Mapping[str, Json]) -> str:
-    kept = v.get("checkpoint_step")
-    best = f"best checkpoint {kept}" if kept is not None else f"best {v['split']} loss {_get(v, 'best_loss')} there"
-    return f"overfits from step {v['best_step']} ({v['split']} loss +{_get(v, 'rise', '.1%')} since); {best}"
-
-
-def _not_finite(v: Mapping[str, Json]) -> str:
-    return f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else "")
-
-
-def _reward_fell(v: Mapping[str, Json]) -> str | None:
-    return f"the reward fell from {_get(v, 'best')} around step {v['best_step']}" if "best" in v else None
-
-
-def _diverged(v: Mapping[str, Json]) -> str:
-    rate = v.get("peak_rate")
-    absurd = isinstance(rate, float) and rate >= ABSURD_RATE.value
-    why = f", at a learning rate of {_get(v, 'peak_rate', '.3g')}" if absurd else ""
-    return f"diverged: lowest loss {_get(v, 'lowest')} around step {v['lowest_step']}{why}"
-
-
-def _scale(v: Mapping[str, Json]) -> str:
-    if "factor" in v:
-        return f"training loss is {_get(v, 'factor', '.1f')} times the held-out loss: summed over accumulation steps"
-    return f"loss starts at {_get(v, 'first')}, above that of a uniform guess over any vocabulary"
-
-
-def _cut_off(v: Mapping[str, Json]) -> str:
-    equal = v.get("zero_groups", 0.0)
-    also = f", {_get(v, 'zero_groups', '.0%')} of the groups teach nothing" if equal >= ZERO_GROUPS_ALSO.value else ""
-    return f"{_get(v, 'share', '.0%')} of the completions are cut off{also}"
-
-
-def _skips(v: Mapping[str, Json]) -> str:
-    return "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
-
-
-_PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
-    "DAT301": lambda v: "no token is supervised" if v["rows"] == v["of"] else None,
-    "NUM101": _not_finite,
-    "NUM102": lambda v: (
-        "loss is 0 throughout: every label is masked"
-        if v.get("no_labels")
-        else f"loss is probably NaN-masked from step {v['first_step']}"
-    ),
-    "DIV104": _diverged,
-    "SCL129": _scale,
-    "PRF130": lambda v: f"preferences saturated: margin {_get(v, 'margin', '.3g')}, nothing is left to learn",
-    "OVF110": _overfits,
-    "NOL106": lambda _: "the loss does not fall",
-    "PLT105": lambda v: f"flat from step {v['from_step']}",
-    "REP128": lambda v: f"the same data {_get(v, 'epochs', '.0f')} times, no held-out signal",
-    "MEM127": lambda _: "steps down with each epoch",
-    "LEK132": lambda _: "held-out loss is as low as training loss",
-    "UND126": lambda v: f"{v['split']} loss still falls at the end",
-    "DIV103": lambda v: f"loss spike at step {v['step']}",
-    "GRD107": lambda v: f"gradient norm jumps at step {v['step']}" if "step" in v else None,
-    "GRD108": lambda v: f"no gradient from step {v['step']}",
-    "GAP111": lambda v: f"perplexity gap {_get(v, 'ratio', '.2f')}x",
-    "CHN112": lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
-    "NUM131": _skips,
-    "PRF119": lambda v: f"chosen and rejected are {v['how']}",
-    "RWD122": _reward_fell,
-    "ZVR123": lambda v: f"{_get(v, 'share', '.0%')} of the groups have equal rewards late on",
-    "KLD124": lambda v: f"KL {_get(v, 'late', '.3g')} nats a token from the reference",
-    "CLP125": _cut_off,
-    "RES116": lambda _: "the steps run again after the resume had other losses",
-    "TRN115": lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
-    "DUP117": lambda _: "rows repeat or go back",
-}

@@ -16,6 +16,7 @@ from gradience.configs.document import CONFIG_NAME, read_document, read_peft, re
 from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
 from gradience.configs.training import (
+    PICKLE_NAME,
     STATE_NAME,
     TRAINING_NAMES,
     objective_of,
@@ -40,7 +41,17 @@ _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
-_OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")
+_LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
+_WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapters.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+_OF_A_RUN = (*_LOGS, "adapter_model.safetensors", "model.safetensors")
+_BY_RUNS = frozenset({"adapter", "training"})  # roles of files that a run may have written beside its results
 _MOST_NAMES = 5
 _MOST_ENTRIES = 2000  # entries of the output folder that are examined
 
@@ -75,7 +86,8 @@ def read_adapter_of(folder: Path) -> Layer:
     if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
         return read_peft_dir(folder)
     adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
-    return Layer(config=adapter, sources=tuple(source for source in found.sources if source.role == "adapter"))
+    sources = tuple(source for source in found.sources if source.role == "adapter")
+    return Layer(config=adapter, sources=sources, log=found.log)
 
 
 def read_training_of(folder: Path) -> Layer:
@@ -95,7 +107,7 @@ def _read_run(place: Path) -> Layer | RecorderError:
     from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file does not need it
 
     try:
-        return read_folder_config(place)
+        return msgspec.structs.replace(read_folder_config(place), log=f"the log in {place.name}")
     except RecorderError as error:
         return error
 
@@ -148,7 +160,16 @@ def check_config(
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
-    return judged(whole, given.folders, base=base, task=task, serve=serve, settings=settings, unwanted=unwanted)
+    return judged(
+        whole,
+        given.folders,
+        base=base,
+        task=task,
+        serve=serve,
+        settings=settings,
+        unwanted=unwanted,
+        around=when_of(whole),
+    )
 
 
 class ConfigSources(NamedTuple):
@@ -193,12 +214,24 @@ def judged(
     serve: Iterable[str],
     settings: Place | None,
     unwanted: Mapping[str, str],
+    around: CheckContext,
 ) -> CheckReport:
-    """The report on a configuration that was read; the arguments are those of `check_config`."""
+    """The report on a configuration that was read.
+
+    Args:
+        whole: the configuration.
+        folders: where it was read, beside which more may be found.
+        base: as in `check_config`, like `task`, `serve` and `settings`.
+        task: as above.
+        serve: as above.
+        settings: as above.
+        unwanted: the rules to leave out, each with its reason.
+        around: when the configuration is judged, and what is known of its run.
+    """
     config, versions = _complete(whole, task), _transformers()
     where = None if base is None else Path(base)
-    around = gather_context(whole, config, base=where, folders=folders, transformers=versions)
     around = around._replace(engines=_engines(serve, settings))
+    around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     named = (("base", base), ("settings", settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
@@ -289,8 +322,31 @@ def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
     return SourceLocation(files[0].path)
 
 
+def when_of(whole: Layer) -> CheckContext:
+    """When the configuration is judged, by its files: a run leaves its configs beside its weights and its log."""
+    if whole.log:
+        return CheckContext(moment="logged", begun=whole.log)
+    begun = ""
+    for source in whole.sources:
+        folder = Path(source.path).parent
+        if source.role not in _BY_RUNS:
+            continue
+        log = next((name for name in _LOGS if (folder / name).is_file()), None)
+        if log is not None:
+            return CheckContext(moment="logged", begun=log)
+        weights = next((name for name in _WEIGHTS if (folder / name).is_file()), "")
+        begun = begun or weights or (PICKLE_NAME if source.path.endswith(PICKLE_NAME) else "")
+    return CheckContext(moment="begun", begun=begun) if begun else CheckContext()
+
+
 def gather_context(
-    whole: Layer, config: ConfigSnapshot, *, base: Path | None, folders: Iterable[Path], transformers: str | None
+    whole: Layer,
+    config: ConfigSnapshot,
+    around: CheckContext,
+    *,
+    base: Path | None,
+    folders: Iterable[Path],
+    transformers: str | None,
 ) -> CheckContext:
     """The surroundings of a configuration; those of the base only if a base is given.
 
@@ -298,7 +354,7 @@ def gather_context(
         AdapterError: the base cannot be read.
     """
     keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
-    around = _output(whole, CheckContext(unknown_keys=keys))
+    around = _output(whole, around._replace(unknown_keys=keys))
     return around if base is None else _with_base(around, config, base, folders, transformers)
 
 

@@ -28,7 +28,7 @@ from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
-from gradience.verbs.check import ConfigSources, Place, judged
+from gradience.verbs.check import ConfigSources, Place, judged, when_of
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
@@ -288,7 +288,16 @@ def check_data(
     found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
         known, named = _with_data(whole, report), task or report.trainer
-        found = judged(known, folders, base=base, task=named, serve=serve, settings=settings, unwanted=of_config)
+        found = judged(
+            known,
+            folders,
+            base=base,
+            task=named,
+            serve=serve,
+            settings=settings,
+            unwanted=of_config,
+            around=when_of(whole),
+        )
     return _joined(found, report, unwanted)
 
 

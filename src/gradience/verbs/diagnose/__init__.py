@@ -10,21 +10,24 @@ from typing import Final
 
 import msgspec
 
+from gradience.adapters.open import CONFIG_NAME
 from gradience.base.weights import find_shards
 from gradience.io import PathLike
 from gradience.render import counted
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
+from gradience.rules.config.facts import ConfigRule
 from gradience.rules.joins import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
     config_symptoms,
+    damage,
     disagreements,
+    idle_targets,
     log_symptoms,
-    outcome_of,
-    outweighed,
     recorded_disagreements,
+    shows_learning,
     weights_symptoms,
 )
 from gradience.rules.log import DETECTORS
@@ -36,6 +39,8 @@ from gradience.schema.diagnose import (
     SOURCES,
     VERDICT_LABELS,
     Cause,
+    CauseAdvice,
+    Checkpoint,
     DiagnosedSource,
     DiagnoseReport,
     Piece,
@@ -58,6 +63,9 @@ IDS: Final[dict[Source, tuple[str, ...]]] = {
     "weights": tuple(rule.id for rule in WEIGHTS_RULES),
 }
 
+_PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
+_OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
+_NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
 _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
 
 
@@ -132,9 +140,13 @@ def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
 
 
 def headline(
-    verdict: Verdict, sources: Sequence[DiagnosedSource], causes: Sequence[Cause], coverage: Sequence[SourceCoverage]
+    verdict: Verdict,
+    sources: Sequence[DiagnosedSource],
+    causes: Sequence[Cause],
+    coverage: Sequence[SourceCoverage],
+    runs: str = "",
 ) -> str:
-    """The verdict in one line, with the number of causes, the rules that ran, and the missing sources.
+    """The verdict in one line, with the number of causes, the rules that ran, the missing sources, and other runs.
 
     >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
     'could not judge; checked: nothing; not there: log'
@@ -148,8 +160,26 @@ def headline(
     # "No problems found" is worth as much as was checked, so that comes first. Else the severities come first.
     first, second = (checked, counts) if verdict == "no_fault_found" else (counts, checked)
     missing = (("not there", absent), ("there but not readable", unreadable))
-    parts = (second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
+    parts = (runs, second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
     return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
+
+
+def runs_here(monitor: MonitorReport | None, checkpoints: Iterable[Checkpoint]) -> str:
+    """How many runs the sources hold and which one was judged, for the headline; empty if there is only one.
+
+    >>> runs_here(None, [])
+    ''
+    """
+    if monitor is None:
+        return ""
+    named = list(checkpoints)
+    strange = [item.name for item in named if item.of_run is False]
+    count = max(1 + len(monitor.other_runs), 1 + bool(strange))
+    if count == 1:
+        return ""
+    own = [item.name for item in named if item.of_run]
+    which = f"that of {own[-1]}" if own else f"the one that reached step {monitor.train.last_step}"
+    return f"{count} runs here, and {which} is judged" + (f", not that of {strange[-1]}" if strange else "")
 
 
 def _counts(causes: Sequence[Cause]) -> list[str]:
@@ -208,34 +238,36 @@ def diagnose_sources(
     left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error at once
-    return judge_sources(sources, read_sources(sources, base, task, gap_threshold, left_out=left_out), left_out)
+    return judge_sources(read_sources(sources, base, task, gap_threshold, left_out=left_out), left_out)
 
 
-def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
+def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Judge what was read; a join left out is listed with its reason."""
     monitor = read.log.report if read.log else None
-    if read.check and read.log:
-        outcome = outcome_of(read.log.report, read.log.run.evals)
-        read = read._replace(check=outweighed(read.check, outcome))
     choice = Choice([])
     if read.log:
-        choice = choose(sources.checkpoints, read.log.run, read.log.report, sources.weights.path)
+        choice = choose(read.sources.checkpoints, read.log.run, read.log.report, read.sources.weights.path)
     states = [read.states[source] for source in SOURCES]
+    joins = [join for join in JOINS if join.id not in left_out]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
+    causes = _causes(joins, list(_symptoms(read, choice)), not_run)
+    if read.log and read.check:
+        causes, foregone = without_foregone(causes, read.log.report)
+        not_run = [*not_run, *foregone]
+    caused = {cause.id for cause in causes}
+    not_run = [item for item in not_run if item.source != "join" or item.id not in caused]
     coverage = coverage_of(not_run)
-    causes = _causes(
-        [join for join in JOINS if join.id not in left_out], list(_symptoms(sources, read, choice)), not_run
-    )
     complete = is_complete(states, coverage)
     verdict = verdict_of(causes, complete=complete)
     return DiagnoseReport(
         schema=DIAGNOSE_SCHEMA_ID,
-        path=str(sources.path),
+        path=str(read.sources.path),
         verdict=verdict,
-        headline=headline(verdict, states, causes, coverage),
+        headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints)),
         complete=complete,
         sources=states,
         causes=causes,
+        advice=advice_of(causes, monitor),
         coverage=coverage,
         not_run=not_run,
         checkpoints=choice.checkpoints,
@@ -243,8 +275,28 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
         check=read.check,
         monitor=monitor,
         audit=read.audit,
-        notes=[*sources.notes, *(monitor.notes if monitor else []), *(read.audit.notes if read.audit else [])],
+        notes=[*read.sources.notes, *(monitor.notes if monitor else []), *(read.audit.notes if read.audit else [])],
     )
+
+
+def without_foregone(causes: Iterable[Cause], log: MonitorReport) -> tuple[list[Cause], list[Unjudged]]:
+    """The causes without predictions of the configuration that the log does not bear out, and those as not judged."""
+    if not shows_learning(log):
+        return list(causes), []
+    kept = [cause for cause in causes if cause.joined or cause.id not in _PREDICTIONS]
+    gone = dict.fromkeys(cause.id for cause in causes if not cause.joined and cause.id in _PREDICTIONS)
+    return kept, [Unjudged(source="config", id=rule, reason=_NOT_BORNE_OUT) for rule in gone]
+
+
+def advice_of(causes: Sequence[Cause], monitor: MonitorReport | None) -> CauseAdvice | None:
+    """What to do next, for the leading cause: as the files on disk allow, else as the log's account does."""
+    if not causes or SEVERITIES.index(causes[0].severity) < SEVERITIES.index("warning"):
+        return None
+    lead = causes[0]
+    of_log = monitor.advice if monitor is not None else None
+    if of_log is not None and not lead.joined and any(piece.id == of_log.finding for piece in lead.pieces):
+        return CauseAdvice(cause=lead.id, text=of_log.text, alternative=of_log.alternative)
+    return CauseAdvice(cause=lead.id, text=lead.action) if lead.action else None
 
 
 def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
@@ -253,28 +305,33 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
     causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
-    return sorted(causes, key=lambda cause: -SEVERITIES.index(cause.severity))  # of one severity the joined come first
+    # of one severity the joined come first, and what is only about the record last
+    return sorted(causes, key=lambda cause: (-SEVERITIES.index(cause.severity), cause.id in _OF_RECORD))
 
 
-def _symptoms(sources: Sources, read: Read, choice: Choice) -> Iterator[Symptom]:
+def _symptoms(read: Read, choice: Choice) -> Iterator[Symptom]:
     if read.check:
         yield from config_symptoms(read.check)
     if read.log:
         yield from log_symptoms(read.log.report)
-        yield from disk_symptoms(sources, choice, read.log.report, read.log.run)
+        yield from disk_symptoms(read.sources, choice, read.log.report, read.log.run)
+    yield from damage(read.states["weights"])
     if read.audit:
         yield from weights_symptoms(read.audit)
-        yield from disagreements(_stated(sources, read), read.audit)
+        yield from disagreements(_stated(read), read.audit)
+        if read.check and read.sources.config.path is None:  # the adapter's own config
+            yield from idle_targets(Stated(CONFIG_NAME, read.check.config.lora), read.audit)
         if read.log:
             yield from recorded_disagreements(read.log.report, read.audit)
 
 
-def _stated(sources: Sources, read: Read) -> Iterator[Stated]:
+def _stated(read: Read) -> Iterator[Stated]:
     """The adapter's settings as stated outside its own folder."""
-    if read.log and sources.log.path and sources.log.path.is_file():  # a folder is imported with the adapter's config
+    log, config = read.sources.log.path, read.sources.config.path
+    if read.log and log and log.is_file():  # a folder is imported with the adapter's config
         yield Stated("the log's settings", read.log.report.config.lora)
-    if read.check and sources.config.path:
-        yield Stated(sources.config.path.name, check_config(document=sources.config.path).config.lora)
+    if read.check and config:
+        yield Stated(config.name, check_config(document=config).config.lora)
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

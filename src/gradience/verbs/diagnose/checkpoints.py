@@ -10,17 +10,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from gradience.adapters.open import WEIGHT_NAMES
-from gradience.errors import GradienceError
 from gradience.rules import Observation
 from gradience.rules.joins import Symptom
 from gradience.rules.joins.run import MID_RUN, TIED
+from gradience.rules.log.account import values_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
-from gradience.schema.reports import MonitorReport
+from gradience.schema.reports import MonitorReport, RunAccount
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.diagnose.sources import CheckpointFolder, Sources
-from gradience.verbs.monitor import held_out_split
+from gradience.verbs.diagnose.identity import CheckpointFolder, identify, unreadable
+from gradience.verbs.diagnose.sources import Sources
 
 _SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _LEAST_EVALS: Final = 5  # three second differences
@@ -28,7 +30,9 @@ _LEAST_EVALS: Final = 5  # three second differences
 _TRIED: Final = 3  # checkpoints that are audited at most to find one with finite weights
 _AFTER_LOWEST: Final = ("lowest", "where the loss was lowest", "lower the learning rate or lengthen warmup.")
 _AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the learning rate or raise beta.")
-_NEXT_TIME: Final = "and stop earlier; try fewer epochs or more data before a lower rank."
+_EARLIER: Final = "Next time stop earlier; try fewer epochs or more data before a lower rank."
+_FROM_THE_START: Final = "Start again; look at the learning rate, the precision and the data of that step."
+_LOSS: Final = "loss"
 
 
 class Noise(NamedTuple):
@@ -39,57 +43,116 @@ class Noise(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The checkpoints on disk with their losses, and the best of them, None if none was evaluated."""
+    """The checkpoints on disk, and the best of this run among those whose weights are whole; None if there is none."""
 
     checkpoints: list[Checkpoint]
     best: BestCheckpoint | None = None
+    paths: Mapping[str, Path] = {}
+
+    def of_run(self) -> list[Checkpoint]:
+        """The checkpoints that their own history shows to be of this run, by step."""
+        return [checkpoint for checkpoint in self.checkpoints if checkpoint.of_run]
+
+
+class _Judge(NamedTuple):
+    """What decides which checkpoint is best: its name, its values by step, and whether more is better."""
+
+    name: str
+    split: str
+    values: Mapping[int, float]
+    more: bool
+
+    def badness(self, step: int) -> float:
+        """The value at a step, turned so that less is better."""
+        return -self.values[step] if self.more else self.values[step]
+
+    @property
+    def best_step(self) -> int:
+        """The step of the best evaluation."""
+        return min(self.values, key=self.badness)
 
 
 def choose(folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorReport, weights: Path | None) -> Choice:
-    """Return the checkpoints on disk and the one with the lowest held-out loss.
+    """Return the checkpoints on disk, and the best one of this run whose weights are whole.
 
     Args:
         folders: the checkpoints, by step.
         run: the run as logged.
-        report: the monitor's report; its held-out split is the one compared.
+        report: the monitor's report; its account says what decides, and on which split.
         weights: the folder of the diagnosed adapter, to see which checkpoint it is.
     """
-    split = _split(report)
+    split = report.account.split
     curve = run.losses_of(split)
-    bare = [Checkpoint(name=f.path.name, step=f.step) for f in folders]
-    if split is None or not curve:
-        return Choice(bare)
-    listed = [Checkpoint(name=c.name, step=c.step, loss=curve.get(c.step)) for c in bare]
-    saved = [(curve[folder.step], folder) for folder in folders if folder.step in curve]
-    if not saved:
-        return Choice(listed)
-    lowest_step = min(curve, key=curve.__getitem__)
-    loss, folder = min(saved, key=lambda item: item[0])
+    paths = {folder.path.name: folder.path for folder in folders}
+    listed = [_listed(folder, run, curve) for folder in folders]
+    judge = _judge(run, report)
+    if split is None or judge is None or not curve:
+        return Choice(listed, paths=paths)
+    noise = loss_noise(list(judge.values.values()))
+    own = [item for item in listed if item.of_run and item.step in judge.values and item.step in curve]
+    listed, chosen = _first_whole(listed, sorted(own, key=lambda item: judge.badness(item.step)), paths)
+    if chosen is None:
+        return Choice(listed, paths=paths)
+    lowest = min(curve, key=curve.__getitem__)
     n, accuracy = _n_and_accuracy(report, split)
-    error = standard_error(loss, n, accuracy)
-    noise = loss_noise(list(curve.values()))
-    listed = [_tied(c, loss, noise.value) for c in listed]
     best = BestCheckpoint(
-        name=folder.path.name,
-        step=folder.step,
-        loss=loss,
+        name=chosen.name,
+        step=chosen.step,
+        loss=curve[chosen.step],
         split=split,
+        by=judge.name,
+        value=judge.values[chosen.step],
+        best_value=judge.values[judge.best_step],
+        best_step=judge.best_step,
         noise=noise.value,
         noise_from=noise.source,
         n=n,
-        standard_error=error,
-        lowest_loss=curve[lowest_step],
-        lowest_step=lowest_step,
-        within_noise=_within(loss, curve[lowest_step], noise.value),
-        saved_as=str(weights) if weights and _same_weights(folder.path, weights) else "",
+        standard_error=standard_error(curve[chosen.step], n, accuracy) if judge.name == _LOSS else None,
+        lowest_loss=curve[lowest],
+        lowest_step=lowest,
+        within_noise=_within(judge.badness(chosen.step), judge.badness(judge.best_step), noise.value),
+        saved_as=str(weights) if weights and _same_weights(paths[chosen.name], weights) else "",
     )
-    return Choice(listed, best)
+    return Choice([_tied(item, chosen, judge, noise.value) for item in listed], best, paths)
 
 
-def _split(report: MonitorReport) -> str | None:
-    """The held-out split on which overfitting was found, else the one that the monitor shows first."""
-    overfit = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
-    return overfit or held_out_split(report)
+def _listed(folder: CheckpointFolder, run: RunSeries, curve: Mapping[int, float]) -> Checkpoint:
+    found = identify(folder, run)
+    loss = curve.get(folder.step) if found.of_run else None
+    return Checkpoint(name=folder.path.name, step=folder.step, loss=loss, of_run=found.of_run, why=found.why)
+
+
+def _first_whole(
+    listed: list[Checkpoint], ranked: Sequence[Checkpoint], paths: Mapping[str, Path]
+) -> tuple[list[Checkpoint], Checkpoint | None]:
+    """The checkpoints, with the fault of each that was opened in vain, and the first of the best that is whole."""
+    faults: dict[str, str] = {}
+    for candidate in ranked[:_TRIED]:
+        fault = unreadable(paths[candidate.name])
+        if not fault:
+            return _with_faults(listed, faults), candidate
+        faults[candidate.name] = fault
+    return _with_faults(listed, faults), None
+
+
+def _with_faults(listed: Iterable[Checkpoint], faults: Mapping[str, str]) -> list[Checkpoint]:
+    return [msgspec.structs.replace(item, fault=faults.get(item.name, "")) for item in listed]
+
+
+def _judge(run: RunSeries, report: MonitorReport) -> _Judge | None:
+    """What decides by the run's account, with its values over the evaluations of the run."""
+    account = report.account
+    if account.split is None or account.decisive is None:
+        return None
+    if account.decisive == _LOSS:
+        return _Judge(_LOSS, account.split, run.losses_of(account.split), more=False)
+    metric = next((item for item in account.metrics if item.name == account.decisive), None)
+    if metric is None or metric.higher_is_better is None:
+        return None
+    events = [event for event in run.evals if event.split == account.split and event.step is not None]
+    found = {event.step: values_of(event.metrics).get(metric.name) for event in events}
+    values = {step: value for step, value in found.items() if step is not None and value is not None}
+    return _Judge(metric.name, account.split, values, more=metric.higher_is_better) if values else None
 
 
 def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, float | None]:
@@ -133,16 +196,17 @@ def standard_error(loss: float, n: int | None, accuracy: float | None) -> float 
     return loss * max(1.0, math.sqrt((1.0 - wrong) / wrong)) / math.sqrt(n)
 
 
-def _tied(checkpoint: Checkpoint, lowest: float, noise: float | None) -> Checkpoint:
-    loss = None if checkpoint.loss is None else as_float(checkpoint.loss)
-    tied = loss is not None and loss > lowest and bool(_within(loss, lowest, noise))
-    return Checkpoint(name=checkpoint.name, step=checkpoint.step, loss=checkpoint.loss, tied=tied)
+def _tied(item: Checkpoint, best: Checkpoint, judge: _Judge, noise: float | None) -> Checkpoint:
+    if not item.of_run or item.name == best.name or item.step not in judge.values or item.fault:
+        return item
+    least, own = judge.badness(best.step), judge.badness(item.step)
+    return msgspec.structs.replace(item, tied=own > least and bool(_within(own, least, noise)))
 
 
-def _within(loss: float, lowest: float, noise: float | None) -> bool | None:
-    if loss <= lowest:
+def _within(value: float, least: float, noise: float | None) -> bool | None:
+    if value <= least:
         return True
-    return None if noise is None else loss - lowest <= TIED.value * noise
+    return None if noise is None else value - least <= TIED.value * noise
 
 
 def _same_weights(checkpoint: Path, weights: Path) -> bool:
@@ -163,48 +227,77 @@ def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: 
         return
     values = {finding.id: finding.values for finding in report.findings}
     if "OVF110" in values:
-        yield _to_keep(sources.checkpoints, choice, values["OVF110"])
+        yield _to_keep(choice, report)
     bad = [values[rule] for rule in ("NUM101", "NUM102") if rule in values]
     if bad and (step := _lasting(run, bad)) is not None:
-        yield _before_nan(sources.checkpoints, step)
+        yield _before_nan(choice, step)
     if "DIV104" in values:
-        yield from _nearest(sources.checkpoints, values["DIV104"].get("lowest_step"), *_AFTER_LOWEST)
+        yield from _nearest(choice, values["DIV104"].get("lowest_step"), *_AFTER_LOWEST)
     if "best_step" in values.get("RWD122", {}):  # a reward that only fails to rise has no best step
-        yield from _nearest(sources.checkpoints, values["RWD122"].get("best_step"), *_AFTER_BEST)
+        yield from _nearest(choice, values["RWD122"].get("best_step"), *_AFTER_BEST)
     if "END114" in values:
         yield from _short(sources, report.train.last_step)
     else:
         yield from _mid_run(sources, choice, report.train.last_step)
 
 
-def _to_keep(folders: Sequence[CheckpointFolder], choice: Choice, found: dict[str, Any]) -> Symptom:
-    best, step = choice.best, int(found["best_step"])
-    if best is not None:
+def _to_keep(choice: Choice, report: MonitorReport) -> Symptom:
+    """What can be kept of a run that overfits: what was restored, else the best checkpoint, else nothing."""
+    account, best = report.account, choice.best
+    restored = account.selection.restored and account.ending.finished and account.selection.step is not None
+    if best is None and restored:
+        step = account.selection.step
+        says = f"the trainer loaded its best checkpoint, of step {step}, at the end (load_best_model_at_end)"
+        return Symptom("disk", "restored", Observation(says, {"restored": step}))
+    if best is not None and best.within_noise is not False:
         saved = {"saved_as": best.name} if best.saved_as else {}
-        name = f"{best.name} ({best.split} loss {as_float(best.loss):.4g}, {_beside_lowest(best)})"
-        ties = [c.name for c in choice.checkpoints if c.tied]
+        ties = [item.name for item in choice.checkpoints if item.tied]
         also = f"; {', '.join(ties)} within its noise" if ties else ""
+        name = f"{best.name} ({_standing(best)})"
         seen = Observation(
             f"{name}{also}; noise {_noise(best)}",
             {"checkpoint": name, **saved},
-            action=None if saved else f"Keep {best.name}, {_NEXT_TIME}",
+            action=None if saved else f"Keep {best.name}.",
         )
         return Symptom("disk", "best_checkpoint", seen)
-    if folders:
-        near = min(folders, key=lambda folder: abs(folder.step - step)).path.name
-        name = f"{near} (the nearest to step {step}; not evaluated at its own step)"
-        action = f"Evaluate {near} and the last, keep the better, {_NEXT_TIME}"
-        return Symptom("disk", "best_checkpoint", Observation(name, {"checkpoint": name}, action=action))
-    action = f"Train again with checkpoints, {_NEXT_TIME}"
-    return Symptom("disk", "no_checkpoint", Observation("no checkpoint-N folder holds an adapter", action=action))
+    return Symptom("disk", "no_checkpoint", Observation(_why_none(choice), action=_next_time(account)))
 
 
-def _beside_lowest(best: BestCheckpoint) -> str:
-    lowest, above = as_float(best.lowest_loss), as_float(best.loss) - as_float(best.lowest_loss)
-    if above <= 0.0:
-        return "the lowest of the run"
-    words = {True: "within the noise of", False: "above", None: "perhaps no worse than"}[best.within_noise]
-    return f"{words} the lowest, {lowest:.4g} at step {best.lowest_step}, which was not saved"
+def _standing(best: BestCheckpoint) -> str:
+    """The best checkpoint's value, and how far it is from the best of the run."""
+    own = f"{best.split} {best.by} {as_float(best.value):.4g}"
+    if best.value == best.best_value:
+        return f"{own}, the best of the run"
+    words = "within the noise of" if best.within_noise else "perhaps no worse than"
+    return f"{own}, {words} the best, {as_float(best.best_value):.4g} at step {best.best_step}, which was not saved"
+
+
+def _why_none(choice: Choice) -> str:
+    """The reason why no checkpoint of this run can be advised."""
+    best, faults = choice.best, [item for item in choice.checkpoints if item.fault]
+    if best is not None:
+        return (
+            f"the best one on disk is {best.name} ({best.split} {best.by} {as_float(best.value):.4g}); the best of the "
+            f"run, {as_float(best.best_value):.4g} at step {best.best_step}, was not kept"
+        )
+    if faults:
+        return f"{faults[0].name} cannot be used: {faults[0].fault}"
+    if any(item.of_run for item in choice.checkpoints):
+        return "no checkpoint on disk was evaluated at its own step"
+    strange = next((item for item in choice.checkpoints if not item.of_run), None)
+    if strange is not None:
+        whose = "is of another run" if strange.of_run is False else "is not shown to be of this run"
+        return f"{strange.name} {whose}: {strange.why}"
+    return "no checkpoint-N folder holds weights"
+
+
+def _next_time(account: RunAccount) -> str:
+    """What would have kept the best checkpoint, of the settings that were not set already."""
+    if account.selection.restored:
+        return _EARLIER
+    by = account.decisive or _LOSS
+    chosen = "" if by == _LOSS else f" and metric_for_best_model='{by}'"
+    return f"Next time set load_best_model_at_end=True{chosen}, or stop near step {account.best_step}."
 
 
 def _noise(best: BestCheckpoint) -> str:
@@ -226,51 +319,42 @@ def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
     return min((step for step in first if step is not None), default=None)
 
 
-def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Symptom:
+def _before_nan(choice: Choice, step: int) -> Symptom:
     """The last checkpoint before a step with finite weights. The weights are read, because a log lags behind them."""
-    before = [folder.path for folder in folders if folder.step < step]
     broken: list[str] = []
-    says, action = f"no checkpoint from before step {step} is on disk", None
-    for path in reversed(before[-_TRIED:]):
-        if _is_finite(path):
+    for item in [item for item in reversed(choice.of_run()) if item.step < step][:_TRIED]:
+        if not unreadable(choice.paths[item.name]):
             after = f"; {', '.join(broken)} is not" if broken else ""
-            says = f"{path.name}, saved before step {step}: its weights are finite{after}"
-            action = f"Go back to {path.name}; look at the learning rate, the precision and the data after it."
-            break
-        broken.append(path.name)
+            says = f"{item.name}, saved before step {step}: its weights are finite{after}"
+            action = f"Go back to {item.name}; look at the learning rate, the precision and the data after it."
+            return Symptom("disk", "before_nan", Observation(says, action=action))
+        broken.append(item.name)
+    says = f"no checkpoint of this run from before step {step} is on disk"
+    if broken:
         says = f"{', '.join(broken)}, saved before step {step}: not finite or not readable"
-    return Symptom("disk", "before_nan", Observation(says, action=action))
+    return Symptom("disk", "before_nan", Observation(says, action=_FROM_THE_START))
 
 
-def _is_finite(folder: Path) -> bool:
-    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if a checkpoint is examined
-
-    try:
-        return audit_adapter(folder).health.verdict not in {"broken", "not_analysed"}
-    except GradienceError:
-        return False
-
-
-def _nearest(
-    folders: Sequence[CheckpointFolder], step: int | None, fact: str, what: str, then: str
-) -> Iterator[Symptom]:
-    """The checkpoint nearest to a step; one before the step is preferred."""
-    if not folders or step is None:
+def _nearest(choice: Choice, step: int | None, fact: str, what: str, then: str) -> Iterator[Symptom]:
+    """The whole checkpoint of this run nearest to a step; one before the step is preferred."""
+    if step is None:
         return
-    near = min(folders, key=lambda folder: (folder.step > step, abs(folder.step - step))).path.name
-    yield Symptom(
-        "disk", fact, Observation(f"{near} is the nearest to step {step}, {what}", action=f"Go back to {near}; {then}")
-    )
+    ranked = sorted(choice.of_run(), key=lambda item: (item.step > step, abs(item.step - step)))
+    near = next((item.name for item in ranked[:_TRIED] if not unreadable(choice.paths[item.name])), None)
+    if near is not None:
+        says = f"{near} is the nearest to step {step}, {what}"
+        yield Symptom("disk", fact, Observation(says, action=f"Go back to {near}; {then}"))
 
 
 def _mid_run(sources: Sources, choice: Choice, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights are of a step far from the log's last one, and no evaluation chose that step."""
-    at = next((c for c in reversed(sources.checkpoints) if _is_or_equals(c.path, sources.weights.path)), None)
-    if at is None or last is None or at.step >= MID_RUN.value * last:
+    own = [item for item in reversed(choice.of_run()) if _is_or_equals(choice.paths[item.name], sources.weights.path)]
+    if not own or last is None or own[0].step >= MID_RUN.value * last:
         return
+    at = own[0]
     if choice.best is not None and choice.best.step == at.step:
         return
-    says = f"{at.path.name} holds these weights; the log reaches step {last}"
+    says = f"{at.name} holds these weights; the log reaches step {last}"
     yield Symptom("disk", "mid_run", Observation(says, {"weights_step": at.step, "last_step": last}))
 
 

@@ -6,6 +6,7 @@ followed, and at most 10 000 entries are listed. A source that cannot be read ge
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -17,22 +18,23 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, holds_adapter
+from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, WEIGHT_NAMES, holds_adapter
 from gradience.configs.training import PICKLED, STATE_NAME as _STATE, TRAINING_NAMES, read_training
-from gradience.errors import ConfigError, GradienceError, few
+from gradience.errors import ConfigError, DamagedError, GradienceError, few
 from gradience.importers.sources import is_run, run_folders
 from gradience.io import PathLike
 from gradience.rules import without
 from gradience.rules.config import RULES
+from gradience.rules.config.facts import CheckContext
 from gradience.rules.log import DETECTED
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import DiagnosedSource, Source
-from gradience.schema.document import NotRun
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.check import check_config
+from gradience.verbs.check import ConfigSources, judged, when_of
+from gradience.verbs.diagnose.identity import CheckpointFolder, identify
 from gradience.verbs.monitor import report_of
 from gradience.verbs.monitor.source import open_source
 
@@ -41,11 +43,13 @@ SHOWN: Final = 5  # most names in a sentence
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
+_POINTER: Final = b"version https://git-lfs"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
 _ABSENT: Final[dict[Source, str]] = {"config": "configuration was", "log": "log was", "weights": "adapter weights were"}
 
-# REC005 would find the output folder in use, by this very run
-_OF_RUNS_TO_COME: Final = {"REC005": "about a run to come; this one was begun"}
+_MOST_LOGS: Final = 6  # logs in subfolders that are read to see whether they are of one run
+_LEAST_SHARED: Final = 3  # losses that two logs share, or all that the shorter one has
+_EQUAL: Final = 1e-3  # relative: loggers round
 
 
 class Listing(NamedTuple):
@@ -54,13 +58,6 @@ class Listing(NamedTuple):
     files: list[str]
     folders: list[Path]
     notes: list[str]
-
-
-class CheckpointFolder(NamedTuple):
-    """A folder `checkpoint-N` that holds an adapter."""
-
-    step: int
-    path: Path
 
 
 def list_folder(folder: Path) -> Listing:
@@ -97,9 +94,10 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]
 
 
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
-    """The checkpoints that hold an adapter, among the folders, sorted by step."""
-    numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
-    return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
+    """The checkpoints among the folders, sorted by step."""
+    numbered = sorted((int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name)))
+    found = [CheckpointFolder(step, child) for step, child in numbered]
+    return [item for item in found if item.has_weights or (item.path / _STATE).is_file()]
 
 
 class Found(NamedTuple):
@@ -179,7 +177,8 @@ def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
     if inner and not checkpoints and not holds_adapter(folder) and any(_holds_weights(child) for child in inner):
         return _of_inner(folder, inner)
     log = named.get("log") or _log(folder, listing, [child for child in inner if not _holds_weights(child)])
-    weights = named.get("weights") or _weights(folder, listing, checkpoints)
+    adapters = [checkpoint for checkpoint in checkpoints if holds_adapter(checkpoint.path)]
+    weights = named.get("weights") or _weights(folder, listing, adapters)
     beside = [folder, folder / "training", *([weights.path] if weights.path and weights.path.is_dir() else [])]
     return Sources(
         folder,
@@ -213,6 +212,7 @@ def _holds_weights(folder: Path) -> bool:
 
 def _of_inner(folder: Path, inner: list[Path]) -> Sources:
     """The sources of the only run in subfolders; if there are several, an error asks the user to choose one."""
+    inner, same = _distinct(inner)
     if len(inner) > 1:
         raise GradienceError(
             f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
@@ -220,7 +220,42 @@ def _of_inner(folder: Path, inner: list[Path]) -> Sources:
         )
     only = _of_folder(inner[0], {})
     note = f"{folder.name} holds one run, in {inner[0].relative_to(folder)}: that is diagnosed"
-    return replace(only, notes=[note, *only.notes])
+    return replace(only, notes=[note, *same, *only.notes])
+
+
+def _distinct(folders: list[Path]) -> tuple[list[Path], list[str]]:
+    """Of the logs of one run, only the longest, those with weights first; and a note on each other one.
+
+    Loggers write beside the trainer: `output/` and `wandb/` may hold the same losses of the same steps.
+    """
+    if not 1 < len(folders) <= _MOST_LOGS:
+        return folders, []
+    losses = {folder: _losses_in(folder) for folder in folders}
+    kept: list[Path] = []
+    notes: list[str] = []
+    for folder in sorted(folders, key=lambda place: (not _holds_weights(place), -len(losses[place]))):
+        same = next((other for other in kept if _one_run(losses[other], losses[folder])), None)
+        if same is not None and (same / _LOG).is_file() and (folder / _LOG).is_file():
+            same = None  # the recorder writes one log for a run
+        if same is None:
+            kept.append(folder)
+        else:
+            notes.append(f"{folder.name} is a log of the same run as {same.name}, which is read")
+    return [folder for folder in folders if folder in kept], notes
+
+
+def _losses_in(folder: Path) -> dict[int, float]:
+    try:
+        run = open_source(folder).summary.last
+    except GradienceError:
+        return {}
+    return dict(zip(run.steps, run.losses, strict=True)) if run is not None else {}
+
+
+def _one_run(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    shared = one.keys() & other.keys()
+    enough = len(shared) >= min(_LEAST_SHARED, len(one), len(other)) > 0
+    return enough and all(math.isclose(one[step], other[step], rel_tol=_EQUAL) for step in shared)
 
 
 def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
@@ -257,8 +292,9 @@ def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
         return Found(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
     if is_run(folder):
         return Found(folder)
+    inner, same = _distinct(inner)
     if len(inner) == 1:
-        return Found(inner[0], chosen=f"in {inner[0].relative_to(folder)}")
+        return Found(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
     if inner:
         return Found(reason=f"{len(inner)} logs in subfolders ({_names(inner)}): --run chooses")
     return Found(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
@@ -276,8 +312,9 @@ class Log(NamedTuple):
 
 
 class Read(NamedTuple):
-    """The reports that could be made, and the state of each source."""
+    """The reports that could be made, the state of each source, and the sources, of one run where the log tells."""
 
+    sources: Sources
     states: dict[Source, DiagnosedSource]
     check: CheckReport | None
     log: Log | None
@@ -296,9 +333,22 @@ def read_sources(
     """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
     states: dict[Source, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
+    sources = sources if log is None else _of_one_run(sources, log.run)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
-    check, states["config"] = _read_config(sources, log.report.config if log else None, base, task, left_out)
-    return Read(states, check, log, audit)
+    check, states["config"] = _read_config(sources, log, base, task, left_out)
+    return Read(sources, states, check, log, audit)
+
+
+def _of_one_run(sources: Sources, run: RunSeries) -> Sources:
+    """The sources with the newest checkpoint of the log's run, if the newest one is another run's."""
+    chosen = next((c for c in sources.checkpoints if c.path == sources.weights.path), None)
+    if chosen is None or identify(chosen, run).of_run is not False:
+        return sources
+    last = next((c for c in reversed(sources.checkpoints) if holds_adapter(c.path) and identify(c, run).of_run), None)
+    if last is None:
+        return replace(sources, weights=Found(reason=f"{chosen.path.name} is of another run than the log"))
+    why = f"{last.path.name} is the last of the log's run; {chosen.path.name} is of another"
+    return replace(sources, weights=Found(last.path, chosen=why))
 
 
 def _state(source: Source, found: Found, *, holds: str = "", fault: GradienceError | None = None) -> DiagnosedSource:
@@ -336,8 +386,14 @@ def _read_weights(
         return None, _state("weights", found)
     from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if there are weights
 
+    if (pointer := _pointer(found.path)) is not None:
+        return None, _state(
+            "weights", Found(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
+        )
     try:
         audit = audit_adapter(found.path, base=base, top_singular_values=top)
+    except DamagedError as fault:
+        return None, msgspec.structs.replace(_state("weights", found, fault=fault), damaged=True)
     except GradienceError as fault:
         return None, _state("weights", found, fault=fault)
     findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
@@ -346,35 +402,58 @@ def _read_weights(
     return audit, _state("weights", found, holds=holds)
 
 
+def _pointer(place: Path) -> str | None:
+    """The name of a weights file that is only git-lfs's pointer to one, or None."""
+    files = [place / name for name in WEIGHT_NAMES] if place.is_dir() else [place]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    with file.open("rb") as opened:
+        return file.name if opened.read(len(_POINTER)) == _POINTER else None
+
+
 def _read_config(
     sources: Sources,
-    logged: ConfigSnapshot | None,
+    log: Log | None,
     base: PathLike | None,
     task: str | None,
     left_out: Mapping[str, str],
 ) -> tuple[CheckReport | None, DiagnosedSource]:
     """Check the configuration. Files, named or found beside the adapter, win over settings stated in the log."""
-    logged = None if logged == ConfigSnapshot() else logged
+    stated = None if log is None or log.report.config == ConfigSnapshot() else log.report.config
     named, training = sources.config.path, sources.training
-    beside = _config_beside(sources.weights.path) if named is None else None
-    if logged is None and named is None and training is None and beside is None:
+    beside = _config_beside(sources.weights.path, sources.folder) if named is None else None
+    if stated is None and named is None and training is None and beside is None:
         return None, _state("config", sources.config)
     found = Found(named or training or beside or sources.log.path, chosen=sources.config.chosen)
-    if named is None and training is not None and (unused := _unused(training)) and (logged or beside):
+    if named is None and training is not None and (unused := _unused(training)) and (stated or beside):
         found, training = Found(beside or sources.log.path, chosen=unused), None
-    reasons = {**_of((rule.id for rule in RULES), left_out), **_OF_RUNS_TO_COME}
+    given = ConfigSources(stated, named, None, None, beside, None if named else training, None)
+    reasons = _of((rule.id for rule in RULES), left_out)
     try:
-        training = None if named else training
-        check = check_config(
-            logged, document=named, peft=beside, training=training, base=base, task=task, ignore=list(reasons)
+        whole = given.read()
+        check = judged(
+            whole,
+            given.folders,
+            base=base,
+            task=task,
+            serve=(),
+            settings=None,
+            unwanted=reasons,
+            around=when_of(whole) if log is None else _weighed(log),
         )
     except GradienceError as fault:
         return None, _state("config", found, fault=fault)
     files = [Path(file.path).name for file in check.sources if file.role != "base"]
-    holds = ", ".join(dict.fromkeys([*(["settings in the log"] if logged else []), *files]))
-    why = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
-    check = msgspec.structs.replace(check, not_run=[why.get(item.id, item) for item in check.not_run])
+    holds = ", ".join(dict.fromkeys([*(["settings in the log"] if stated else []), *files]))
     return check, _state("config", found, holds=holds)
+
+
+def _weighed(log: Log) -> CheckContext:
+    """The context of a configuration whose run's log is read beside it."""
+    return CheckContext(
+        moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.run.last_epoch
+    )
 
 
 def _unused(training: Path) -> str:
@@ -392,8 +471,7 @@ def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
     return {rule: left_out[rule] for rule in ids if rule in left_out}
 
 
-def _config_beside(weights: Path | None) -> Path | None:
-    if weights is None:
-        return None
-    path = (weights if weights.is_dir() else weights.parent) / "adapter_config.json"
-    return path if path.is_file() else None
+def _config_beside(weights: Path | None, folder: Path | None) -> Path | None:
+    """The adapter's config: beside its weights, or in the folder of a run whose weights are gone."""
+    places = [weights if weights.is_dir() else weights.parent] if weights is not None else [folder] if folder else []
+    return next((path for place in places if (path := place / CONFIG_NAME).is_file()), None)

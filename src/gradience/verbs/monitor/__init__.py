@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from operator import lt
 from types import MappingProxyType
@@ -13,18 +12,24 @@ from typing import Final
 
 import msgspec
 
-from gradience.configs.training import has_perplexity
 from gradience.rules import excluded_rules, without
-from gradience.rules.log import DETECTED, detect
+from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
+from gradience.rules.log.account import account
+from gradience.rules.log.advice import advice
+from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
+from gradience.rules.log.learning import learning
 from gradience.rules.log.story import line_of, story_parts
-from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
-from gradience.schema.events import ConfigSnapshot, EvalMetrics
+from gradience.schema import MAX_INT, NonFinite, number_in, real
+from gradience.schema.document import Finding
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,
     GapReading,
+    LossPair,
     MonitorReport,
+    RunAccount,
     SignalSummary,
     TrainSummary,
 )
@@ -33,7 +38,6 @@ from gradience.telemetry.series import Column, RunSeries
 from gradience.verbs.monitor.source import Source, open_source
 
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
-_WINDOW: Final = 10  # training rows averaged if the train split was never evaluated
 _DERIVED: Final = "n_derived_from"
 _DERIVATION: Final = "runtime * samples_per_second"
 _CLASSES: Final = {  # number of classes of a data set, used if the log does not state it
@@ -94,10 +98,11 @@ def report_of(
 ) -> MonitorReport:
     """The report on one run of a source; detectors left out are listed with their reasons."""
     summary, config = source.summary, run.config or ConfigSnapshot()
-    facts = facts_of(summary, run, config, gap_threshold)
+    facts = in_order(facts_of(summary, run, config, gap_threshold))
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
     parts = story_parts(facts, findings, train)
+    of = msgspec.structs.replace(account(facts), comparable=_on_one_scale(facts), learns=_learns(facts, findings))
     audit = run.latest_metrics.get("lora_audit")
     fed = run.latest_metrics.get("data")
     return MonitorReport(
@@ -116,14 +121,16 @@ def report_of(
         signals={name: _signal(column) for name, column in facts.signals.items()},
         probes={name.partition("/")[2]: _signal(_by_step(run.columns[name])) for name in PROBES if name in run.columns},
         objective=facts.objective.kind,
+        account=of,
         evals=list(facts.evals),
-        gap=None if any(finding.id == "SCL129" for finding in findings) else facts.gap,
+        gap=gap_of(of.last_pair) if of.comparable and _as_perplexity(facts, of) else None,
         lora_audit=audit.metrics if audit else None,
         lora_audit_step=audit.step if audit else None,
         data=fed.metrics if fed else None,
         alerts=run.alerts,
         recommendations=run.recommendations,
         findings=findings,
+        advice=advice(facts, findings),
         not_run=not_run,
         issues=summary.issues,
         issues_total=summary.issues_total,
@@ -137,12 +144,12 @@ def facts_of(
     """The facts of one run of a log, as the rules judge them."""
     evals, record = latest_evals(run), run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
-    facts = RunFacts(
+    chosen = run.latest_metrics.get("selection")
+    return RunFacts(
         series=Series(
             run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not record.out_of_order
         ),
         evals=evals,
-        gap=gap_of(run, evals),
         held_out=held_out_of(evals),
         num_labels=_num_labels(config),
         epoch=run.last_epoch,
@@ -163,9 +170,8 @@ def facts_of(
         history=run.evals,
         record=record,
         guarded=run.guarded,
+        chosen=chosen.metrics if chosen else {},
     )
-    # only a cross-entropy has a perplexity, and so a gap
-    return facts if has_perplexity(facts.objective.kind) else replace(facts, gap=None)
 
 
 def _by_step(column: Column) -> Signal:
@@ -274,43 +280,45 @@ def held_out_split(report: MonitorReport) -> str | None:
     return point.split if point else None
 
 
-def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:
-    """The gap between train and held-out perplexity; None if one of them was not measured."""
-    held_out = held_out_of(evals)
-    if held_out is None or (test := _nats(held_out.metrics)) is None:
+def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
+    """Whether the run learns; False if a finding denies it, None if nothing shows it."""
+    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covers for found in findings):
+        return False
+    return True if learning(facts).shown else None
+
+
+def _on_one_scale(facts: RunFacts) -> bool:
+    """Whether training and held-out loss measure the same; preferences and rewards have no such gap."""
+    return account(facts).loss not in {"preference", "reward", "rl"} and other_scale(facts) is None
+
+
+def _as_perplexity(facts: RunFacts, of: RunAccount) -> bool:
+    logged = facts.held_out is not None and facts.held_out.metrics.ppl is not None
+    return logged or of.loss == "language_model"
+
+
+def gap_of(pair: LossPair | None) -> GapReading | None:
+    """The gap between the losses of a pair, as perplexities; None without a pair."""
+    if pair is None:
         return None
-    train = next((point for point in evals if point.split == "train"), None)
-    if train is not None and (nats := _nats(train.metrics)) is not None:
-        return _reading("train", nats, held_out.split, test, same_step=train.step == held_out.step)
-    window = _recent(run, held_out.step)
-    if not window:
-        return None
-    name = f"train rows (mean of {len(window)})"
-    return _reading(name, sum(window) / len(window), held_out.split, test, same_step=True)
-
-
-def _nats(metrics: EvalMetrics) -> float | None:
-    """The loss; if only a perplexity was recorded, its logarithm; else None."""
-    if metrics.loss is not None:
-        return as_float(metrics.loss)
-    if metrics.ppl is None or not as_float(metrics.ppl) > 0.0:
-        return None
-    return math.log(as_float(metrics.ppl))
-
-
-def _recent(run: RunSeries, step: int | None) -> list[float]:
-    """The last finite training losses up to a step. An exact 0 is left out, because it is a NaN or masked labels."""
-    backwards = zip(reversed(run.steps), reversed(run.losses), strict=True)
-    wanted = (loss for s, loss in backwards if (step is None or s <= step) and math.isfinite(loss) and loss != 0.0)
-    return list(islice(wanted, _WINDOW))
-
-
-def _reading(train_split: str, train: float, test_split: str, test: float, *, same_step: bool) -> GapReading:
-    nats = test - train
+    nats = pair.held_out - pair.train
     try:
         ratio = math.exp(nats)
     except OverflowError:
         ratio = math.inf
     return GapReading(
-        train_split=train_split, test_split=test_split, ratio=real(ratio), nats=real(nats), same_step=same_step
+        train_split="train" if pair.rows == 0 else _named(pair),
+        test_split=pair.split,
+        ratio=real(ratio),
+        nats=real(nats),
+        same_step=True,
+        step=pair.step,
+        train_loss=pair.train,
+        test_loss=pair.held_out,
     )
+
+
+def _named(pair: LossPair) -> str:
+    if pair.rows == 1:
+        return f"the training row of step {pair.first_step}"
+    return f"training rows of steps {pair.first_step} to {pair.last_step}"

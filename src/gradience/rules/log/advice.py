@@ -1,0 +1,262 @@
+"""What to do next: one piece of advice for the leading cause, from a table of situations.
+
+A situation is a cause, what is possible now (is the best checkpoint on disk? does the run go on?), and what was done
+already (was the best one restored? was anything evaluated?). A row answers if its premises hold; a cause without such a
+row gets no advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
+
+from gradience.rules.log import RULE_OF
+from gradience.rules.log.account import account
+from gradience.rules.log.facts import RunFacts, Values
+from gradience.schema import as_float
+from gradience.schema.document import SEVERITIES, Finding
+from gradience.schema.reports import Advice, Cause, RunAccount
+
+_GRAVE: Final = SEVERITIES.index("warning")
+_LOW_RATE: Final = 1e-5  # a rate under it may be why nothing is learnt; published LoRA rates are 1e-5 to 3e-4
+_RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbers nothing else means anything
+    cause: place
+    for place, cause in enumerate[Cause](
+        (
+            "nothing_supervised",
+            "not_finite",
+            "rate_zero",
+            "diverged",
+            "rate_absurd",
+            "no_gradient",
+            "at_chance",
+            "no_learning",
+            "in_warmup",
+            "overfits",
+            "gap",
+            "other_scale",
+            "evaluations_empty",
+            "no_held_out",
+            "not_logged",
+            "resumed_otherwise",
+            "cut_off",
+            "unfinished",
+        )
+    )
+}
+
+
+class _Case(NamedTuple):
+    """The situation: the account of the run, and the numbers of the finding that leads."""
+
+    of: RunAccount
+    values: Values
+
+
+class _Row(NamedTuple):
+    """Advice, and its premises; it answers the first situation in which they hold."""
+
+    text: Callable[[_Case], str]
+    holds: Callable[[_Case], bool] = lambda _: True
+    alternative: Callable[[_Case], str | None] = lambda _: None
+
+
+def advice(facts: RunFacts, findings: Iterable[Finding]) -> Advice | None:
+    """The advice for the leading cause of the findings that are warnings or graver; None if nothing needs doing."""
+    grave = [found for found in findings if SEVERITIES.index(found.severity) >= _GRAVE]
+    causes = [(cause, found) for found in grave if (cause := RULE_OF[found.id].cause_of(found)) is not None]
+    for cause, found in sorted(causes, key=lambda item: _RANK[item[0]]):
+        case = _Case(account(facts), found.values)
+        row = next((row for row in _TABLE.get(cause, ()) if row.holds(case)), None)
+        if row is not None:
+            return Advice(cause=cause, finding=found.id, text=row.text(case), alternative=row.alternative(case))
+        if cause in _ENDS_IT:
+            return None
+    return None
+
+
+def _step(case: _Case, key: str) -> int | None:
+    value = case.values.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _runs(case: _Case) -> bool:
+    """Whether the run may still go on."""
+    return case.of.ending.status == "no_run_end" and not case.of.ending.finished
+
+
+def _saved_before(of: RunAccount, step: int | None) -> int | None:
+    """The last step before the given one at which a checkpoint was saved and, so far as is known, kept."""
+    every, last = of.saving.every, of.ending.step
+    if every is None or step is None or last is None:
+        return None
+    saved = (step - 1) // every * every
+    oldest = 0 if of.saving.most is None else (last // every - of.saving.most + 1) * every
+    return saved if saved >= max(every, oldest) else None
+
+
+def _newest(of: RunAccount) -> int | None:
+    """The step of the newest checkpoint."""
+    return None if of.ending.step is None else _saved_before(of, of.ending.step + 1)
+
+
+def _kept(case: _Case) -> int | None:
+    """The step of the best checkpoint, if it is on disk by the settings: chosen by the trainer, or saved and kept."""
+    of = case.of
+    if of.selection.step is not None and of.selection.by in {of.decisive, None}:
+        return of.selection.step
+    best, every, last = of.best_step, of.saving.every, of.ending.step
+    if best is None or every is None or last is None or best % every:
+        return None
+    oldest = 0 if of.saving.most is None else (last // every - of.saving.most + 1) * every
+    return best if best >= oldest else None
+
+
+def _restored(case: _Case) -> bool:
+    return case.of.selection.restored is True and case.of.selection.by == case.of.decisive
+
+
+def _rate(case: _Case) -> float:
+    return as_float(case.of.schedule.peak) if case.of.schedule.peak is not None else 0.0
+
+
+def _by(of: RunAccount) -> str:
+    return f"{of.split} {of.decisive}"
+
+
+_TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
+    "nothing_supervised": (
+        _Row(
+            lambda _: (
+                "Decode one batch and look at its labels: a template, a collator or a length limit masks all of them"
+            )
+        ),
+    ),
+    "not_finite": (
+        _Row(
+            lambda c: (
+                f"Go back to checkpoint-{_saved_before(c.of, _step(c, 'first_step'))}, before the first such step, "
+                "and lower the learning rate or train in bf16 from there"
+            ),
+            lambda c: _saved_before(c.of, _step(c, "first_step")) is not None,
+        ),
+        _Row(lambda _: "Do not use the weights before 'gradience audit' finds them finite"),
+    ),
+    "rate_zero": (
+        _Row(
+            lambda _: "Give the scheduler the number of steps that the run really makes: it had ended",
+            lambda c: not c.values.get("throughout"),
+        ),
+        _Row(lambda _: "Set a learning rate: every step of this run had 0"),
+    ),
+    "diverged": (
+        _Row(
+            lambda _: "Stop it, and start again with a lower learning rate",
+            _runs,
+        ),
+        _Row(
+            lambda c: f"Train again with a lower learning rate than {_rate(c):.3g}",
+            lambda c: _rate(c) > 0.0,
+            lambda c: (
+                f"checkpoint-{_saved_before(c.of, (_step(c, 'lowest_step') or 0) + 1)} is from before the rise"
+                if _saved_before(c.of, (_step(c, "lowest_step") or 0) + 1)
+                else None
+            ),
+        ),
+        _Row(lambda _: "Train again with a lower learning rate"),
+    ),
+    "rate_absurd": (_Row(lambda _: "Train with a learning rate of at most 1e-3; 1e-4 to 3e-4 is usual for a LoRA"),),
+    "no_gradient": (
+        _Row(
+            lambda _: (
+                "See which parameters require gradients: with gradient checkpointing the inputs must too "
+                "(enable_input_require_grads)"
+            )
+        ),
+    ),
+    "at_chance": (
+        _Row(
+            lambda _: (
+                "Train on 32 examples until they are learnt; if that fails, the labels, the prompt or the head are "
+                "wrong"
+            ),
+        ),
+    ),
+    "no_learning": (
+        _Row(
+            lambda c: f"Raise the learning rate: {_rate(c):.1g} is under any usual one",
+            lambda c: 0.0 < _rate(c) < _LOW_RATE,
+        ),
+        _Row(
+            lambda _: (
+                "Train on 32 examples until they are learnt; if that fails, see what target_modules matched and "
+                "which parameters require gradients"
+            ),
+        ),
+    ),
+    "in_warmup": (
+        _Row(
+            lambda c: (
+                f"Set the warm-up to a tenth of the steps ({max(1, (c.of.ending.step or 0) // 10)}), or train longer"
+            ),
+        ),
+    ),
+    "overfits": (
+        _Row(
+            lambda c: f"Stop it: {_by(c.of)} was best at step {c.of.best_step}",
+            _runs,
+        ),
+        _Row(
+            lambda c: f"Use checkpoint-{_kept(c)}: the best by {_by(c.of)}",
+            lambda c: _kept(c) is not None and not _restored(c),
+        ),
+        _Row(
+            lambda c: (
+                f"Train again for about {c.of.best_step} steps, or with load_best_model_at_end: {_by(c.of)} was best "
+                "there"
+            ),
+            lambda c: not _restored(c) and bool(c.of.best_step),
+        ),
+    ),
+    "gap": (
+        _Row(
+            lambda _: "Evaluate an earlier checkpoint too: one evaluation does not show where held-out loss was lowest",
+            lambda c: (
+                c.of.evaluations < 3 and (c.of.saving.every or 0) > 0 and c.of.saving.most != 1
+            ),  # three show a minimum
+        ),
+    ),
+    "other_scale": (_Row(lambda _: "Judge the run by its held-out loss: the training loss is on another scale"),),
+    "evaluations_empty": (
+        _Row(
+            lambda _: (
+                "Give the trainer compute_metrics, or label_names that name the labels: then evaluations hold values"
+            )
+        ),
+    ),
+    "no_held_out": (
+        _Row(
+            lambda _: "Evaluate the final model, and an earlier checkpoint, on data that it was not trained on",
+            lambda c: (c.of.saving.every or 0) > 0 and c.of.saving.most != 1,
+        ),
+        _Row(lambda _: "Evaluate the model on data that it was not trained on"),
+    ),
+    "not_logged": (
+        _Row(
+            lambda c: f"Set logging_steps to {max(1, (c.of.ending.step or 0) // 50)} in the next run",
+            lambda c: (c.of.ending.step or 0) > 0,
+        ),
+    ),
+    "resumed_otherwise": (_Row(lambda _: "See whether data order and optimizer state were restored with the weights"),),
+    "cut_off": (
+        _Row(
+            lambda c: f"If it does not run any more, resume it from checkpoint-{_newest(c.of)}",
+            lambda c: _newest(c.of) is not None and not c.of.ending.finished,
+        ),
+    ),
+}
+"""Rows by cause, asked in order. `unfinished` is no warning, and needs none."""
+
+_ENDS_IT: Final = frozenset(
+    {"nothing_supervised", "not_finite", "rate_zero"}
+)  # advice on a lesser cause would be empty

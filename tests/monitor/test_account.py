@@ -1,0 +1,200 @@
+"""The account of a run from a trainer's own state: what it establishes, and the one piece of advice that follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tables import every
+
+from gradience.render.monitor import monitor_text
+from gradience.rules.log.account import higher_is_better
+from gradience.schema.reports import MonitorReport
+from gradience.verbs.monitor import monitor_run
+
+
+def reported(
+    folder: Path, rows: list[dict[str, Any]], args: dict[str, Any] | None = None, **state: Any
+) -> MonitorReport:
+    """The report on a folder with this history; `args` are training arguments beside it."""
+    last = max(row["step"] for row in rows)
+    document = {"global_step": last, "max_steps": last, "log_history": rows, **state}
+    (folder / "trainer_state.json").write_text(json.dumps(document))
+    if args is not None:
+        (folder / "training_args.json").write_text(json.dumps(args))
+    return monitor_run(folder)
+
+
+def trained(losses: list[float], every: int = 100, rate: float = 1e-4) -> list[dict[str, Any]]:
+    return [
+        {"step": every * (i + 1), "epoch": 0.5 * (i + 1), "loss": loss, "learning_rate": rate}
+        for i, loss in enumerate(losses)
+    ]
+
+
+def evaluated(name: str, values: list[tuple[int, float, float]]) -> list[dict[str, Any]]:
+    return [{"step": step, "eval_loss": loss, f"eval_{name}": value} for step, loss, value in values]
+
+
+FALLING = [2.0, 1.5, 1.0, 0.8, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25]
+WER = [(200, 0.9, 45.0), (400, 0.7, 36.0), (600, 0.75, 34.0), (800, 0.85, 33.0), (1000, 0.95, 32.0)]
+
+
+@every(
+    ("names", "up"),
+    [
+        (("wer", "eval_cer", "ter", "perplexity", "loss", "mae", "mse", "rmse", "word_error_rate"), False),
+        (("accuracy", "overall_f1", "f1_score", "rouge-l", "rougeL", "bleu-4", "chrf", "map", "mAP@50"), True),
+        (("exact_match", "pass@k", "pass@1", "macro_f1", "matthews_correlation", "mean_token_accuracy"), True),
+        (("temperature", "length", "mapped", "answer"), None),
+    ],
+)
+def test_the_name_of_a_value_tells_its_direction(names, up):
+    assert {name: higher_is_better(name) for name in names} == dict.fromkeys(names, up)
+
+
+def test_where_loss_and_metric_part_both_are_said_and_the_metric_decides(tmp_path):
+    report = reported(tmp_path, [*trained(FALLING), *evaluated("wer", WER)], best_metric=32.0)
+    of = report.account
+    assert (of.decisive, of.best_step, of.selection.by, of.loss) == ("wer", 1000, "wer", "unknown")
+    (found,) = [each for each in report.findings if each.id == "OVF110"]
+    assert found.severity == "info"
+    assert "eval loss was lowest at step 400 (0.7)" in found.message.lower()
+    assert found.message.endswith("By wer, the last evaluation is best (32).")
+    assert report.advice is None
+    assert "PPL" not in monitor_text(report)
+    assert "  Eval  wer: 32\n" in monitor_text(report)
+
+
+LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1000, 1.0, 0.5)]
+
+
+@every(
+    ("args", "state", "advice"),
+    [
+        ({"save_steps": 200}, {}, "Use checkpoint-400: the best by eval f1"),
+        (
+            {"save_steps": 200, "save_total_limit": 2},
+            {},
+            "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there",
+        ),
+        (
+            {"save_steps": 200, "save_total_limit": 2},
+            {"best_metric": 0.72, "best_model_checkpoint": "out/checkpoint-400"},
+            "Use checkpoint-400: the best by eval f1",
+        ),
+        (
+            {"load_best_model_at_end": True, "metric_for_best_model": "f1", "save_steps": 200},
+            {"best_metric": 0.72, "best_model_checkpoint": "out\\checkpoint-400"},
+            None,
+        ),
+        (
+            {"save_strategy": "no"},
+            {},
+            "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there",
+        ),
+    ],
+)
+def test_advice_on_overfitting_is_what_is_possible_and_was_not_done(args, state, advice, tmp_path):
+    report = reported(tmp_path, [*trained(FALLING), *evaluated("f1", LOST)], args, **state)
+    (found,) = [each for each in report.findings if each.id == "OVF110"]
+    assert found.severity == "warning"
+    assert (report.advice and report.advice.text) == advice
+    assert (f"  Next: {advice}.\n" in monitor_text(report)) is (advice is not None)
+
+
+def test_an_evaluation_after_the_best_was_loaded_is_of_the_best_step(tmp_path):
+    again = {"step": 1000, "eval_loss": 0.7, "eval_f1": 0.72}
+    rows = [*trained(FALLING), *evaluated("f1", LOST), again]
+    report = reported(tmp_path, rows, {"load_best_model_at_end": True, "metric_for_best_model": "eval_f1"})
+    of = report.account
+    assert (of.shown_step, of.evaluations, of.last_pair.held_out, of.metrics[0].last) == (400, 5, 1.0, 0.5)
+    assert "(the weights of step 400, restored)" in monitor_text(report)
+
+
+@every(
+    ("at", "pair"),
+    [
+        (1000, (0.25, 1000, 1000)),  # the row of its step
+        (950, (0.275, 900, 1000)),  # both are as near
+        (960, (0.25, 1000, 1000)),
+        (910, (0.3, 900, 900)),
+        (20, None),  # the first row is the mean of steps 1 to 100
+    ],
+)
+def test_a_held_out_loss_is_paired_with_training_rows_of_its_step(at, pair, tmp_path):
+    report = reported(tmp_path, [*trained(FALLING), {"step": at, "eval_loss": 0.5}], max_steps=1000)
+    found = report.account.last_pair
+    assert (found and (pytest.approx(found.train), found.first_step, found.last_step)) == pair
+
+
+@every(
+    ("train", "held_out", "found"), [(0.02, 0.346, True), (0.2, 0.346, False), (0.5, 1.0, True), (0.01, 0.08, False)]
+)
+def test_a_held_out_loss_far_above_the_training_loss_is_said(train, held_out, found, tmp_path):
+    rows = [*trained([2.0, 1.0, 0.5, 0.2, train, train, train]), {"step": 700, "eval_loss": held_out}]
+    seen = [each for each in reported(tmp_path, rows).findings if each.id == "GAP111"]
+    assert bool(seen) is found
+    if found:
+        assert seen[0].message.startswith(f"Eval loss is {held_out:.4g} against {train:.4g} in training at step 700 (")
+
+
+@every(
+    ("args", "rate", "cell"),
+    [
+        ({"learning_rate": 2e-4}, 1e-4, "  Peak LR: 0.0002\n"),
+        ({}, 1e-4, "  Peak LR: 0.0001  (largest logged)\n"),
+        ({"learning_rate": 5e-5}, 1e-4, "  Peak LR: 0.0001  (largest logged)\n"),  # of another run
+    ],
+)
+def test_the_peak_learning_rate_is_the_configured_one_or_said_to_be_logged(args, rate, cell, tmp_path):
+    assert cell in monitor_text(reported(tmp_path, trained(FALLING, rate=rate), {"seed": 1, **args}))
+
+
+def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
+    rows = [{"step": 10 * i, "loss": 2.0 - 0.1 * i, "learning_rate": 1e-6 * i} for i in range(1, 11)]
+    report = reported(tmp_path, rows, {"learning_rate": 1e-4, "warmup_steps": 1000})
+    (found,) = [each for each in report.findings if each.id == "LRS133"]
+    assert found.message == (
+        "The run ended at step 100 while the learning rate still rose (warm-up 1000 steps): it reached 1e-05 of the "
+        "configured 0.0001."
+    )
+    assert report.advice.text == "Set the warm-up to a tenth of the steps (10), or train longer"
+    assert "  Peak LR: 0.0001  (1e-05 reached)\n" in monitor_text(report)
+
+
+def test_a_perplexity_is_that_of_a_language_model_or_one_that_was_logged(tmp_path):
+    def cells(name: str, config: dict[str, Any], **metrics: float) -> str:
+        place = tmp_path / name
+        place.mkdir()
+        (place / "adapter_config.json").write_text(json.dumps({"r": 8, "peft_type": "LORA", **config}))
+        return monitor_text(reported(place, [*trained(FALLING), {"step": 1000, "eval_loss": 0.5, **metrics}]))
+
+    assert "Eval  PPL: 1.65" in cells("lm", {"task_type": "CAUSAL_LM"})
+    assert "Eval  loss: 0.5" in cells("classes", {"task_type": "SEQ_CLS"})
+    assert "PPL" not in cells("judged", {"task_type": "CAUSAL_LM"}, eval_rouge1=0.4)
+    assert "Eval  PPL: 1.65" in cells("tokens", {}, eval_mean_token_accuracy=0.9)
+    assert "Eval  PPL: 7.00" in cells("logged", {"task_type": "SEQ_CLS"}, eval_ppl=7.0)
+
+
+def test_a_log_that_begins_at_a_decayed_rate_is_the_last_part_of_a_longer_run(tmp_path):
+    rows = [{"step": 10 * i, "loss": 0.05, "learning_rate": 2e-4 / 3 * (1 - i / 11)} for i in range(1, 11)]
+    assert reported(tmp_path, rows, {"learning_rate": 2e-4}).account.starts_at == 10
+    late = [{**row, "step": row["step"] + 900, "learning_rate": 2e-4} for row in rows]
+    assert reported(tmp_path, late, {"learning_rate": 2e-4}).account.starts_at == 910
+
+
+def test_label_smoothing_has_a_floor_and_without_the_classes_no_gap_is_read(tmp_path):
+    rows = [*trained([1.0, 0.9, 0.8]), {"step": 300, "eval_loss": 2.0, "eval_accuracy": 0.5}]
+    args = {"label_smoothing_factor": 0.1}
+    report = reported(tmp_path, rows, args)
+    assert report.account.floor is None
+    assert [item.reason for item in report.not_run if item.id == "GAP111"] == [
+        "label smoothing raises both losses by an amount that is not known"
+    ]
+    (tmp_path / "config.json").write_text(
+        json.dumps({"id2label": {"0": "a", "1": "b"}, "architectures": ["BertForSequenceClassification"]})
+    )
+    assert reported(tmp_path, rows, args).account.floor == pytest.approx(0.1985, abs=1e-4)
