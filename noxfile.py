@@ -77,6 +77,7 @@ def tests(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports", "--no-cache")
+    session.run("deptry", "src")
     # Not in `create_tmp`, which moves TMPDIR: there the paths of ray's sockets are too long, and ray waits for ever
     measured = Path(session.virtualenv.location, "coverage.json")
     slipcover = ["-m", "slipcover", "--source", _where("gradience", session), "--out", str(measured)]

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.adapters.layout import Module, Skipped
+from gradience.adapters.layout import Module
 from gradience.adapters.open import open_adapter
-from gradience.schema.audit import LeftoverReason
 
 PREFIX = "base_model.model."
 
@@ -87,30 +86,6 @@ def test_a_parameter_that_names_another_module_is_not_this_one_s(tmp_path):
         target_parameters=["mlp.experts.down_proj", "gate_up_proj"],
     )
     assert (module.name, module.base_name) == ("y.experts.gate_up_proj", "y.experts.gate_up_proj")
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("kind", ["linear", "embedding", "conv"])
-def test_hira_multiplies_the_base_as_it_is_stored(kind, transposed, tmp_path):
-    """W o (B A), of a weight that the base stores (in, out) for the option and for embeddings, but no convolution."""
-    names = ("hira_embedding_A", "hira_embedding_B") if kind == "embedding" else ("hira_A", "hira_B")
-    a, b = (drawn(2, 3, 1, 2), B[:, :, None, None]) if kind == "conv" else (A, B)
-    folder = tmp_path / "a"
-    folder.mkdir()
-    tensors = {f"{PREFIX}m.{name}": x.astype(np.float32) for name, x in zip(names, (a, b), strict=True)}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "HIRA", "r": 2, "fan_in_fan_out": transposed}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    found = open_adapter(folder)[1]
-    (module,) = found.base_dependent
-    why = "HiRA multiplies the base weight, entry by entry: its update needs the base"
-    assert (module.note, found.skipped) == (why, [Skipped("m", why, LeftoverReason.NEEDS_BASE)])
-    update = B @ a.reshape(2, -1)
-    is_turned = kind == "embedding" or (transposed and kind == "linear")
-    update = update.T if is_turned else update
-    assert module.shape == update.shape
-    w = drawn(*update.shape)
-    np.testing.assert_allclose(module.dense(w), w * update, rtol=1e-4)
 
 
 STORED_DORA = [  # fan_in_fan_out, the tensors' names, the axis of the weight as stored that a norm is taken along

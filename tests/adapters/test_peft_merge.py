@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peft import AdaLoraConfig, HiraConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
+from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -172,20 +172,6 @@ def test_vera_without_its_projections_is_said(make):
     assert not adapter.modules
     assert not adapter.base_dependent
     assert "save_projection" in adapter.skipped[0].reason
-
-
-@pytest.mark.parametrize("targets", [LINEAR, ["embed_tokens"], ["conv1d", "conv2d", "pointwise", "conv3d"], ["c_attn"]])
-def test_hira_needs_the_base_and_is_then_what_peft_merges(make, worst_error, targets):
-    case = make(Net(), HiraConfig(r=4, target_modules=targets, fan_in_fan_out=targets == ["c_attn"]))
-    assert not case.read().modules
-    assert worst_error(case) < TOLERANCE
-
-
-@pytest.mark.parametrize("more", [{}, {"r": 5}, {"init_weights": "mini", "mini_r": 4}, {"init_weights": "bat", "r": 2}])
-def test_miss_needs_the_base_and_is_then_what_peft_merges(make, worst_error, more):
-    case = make(Net(), MissConfig(**({"r": 4, "target_modules": LINEAR} | more)))
-    assert not case.read().modules
-    assert worst_error(case) < TOLERANCE
 
 
 def test_adalora_pruned_by_its_budget_is_what_peft_merges(make, worst_error):

@@ -15,6 +15,7 @@ from torch import nn
 
 from gradience.adapters.open import find_files, read_adapter
 from gradience.io.safetensors import SafetensorsFile
+from gradience.schema.audit import LeftoverReason
 
 TOLERANCE = 1e-5
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -309,7 +310,8 @@ def test_a_type_that_is_no_low_rank_update_is_recognised_and_its_head_kept_apart
     config = IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
     adapter = make(model, config).read()
     assert not adapter.modules
-    assert adapter.skipped[0].reason == "peft_type IA3: recognised, not analysed"
+    assert adapter.by_peft
+    assert adapter.skipped[0].cause is LeftoverReason.NEEDS_BASE
     assert roles(adapter) == {"not_analysed": 2, "full_module": 2}
 
 

@@ -96,21 +96,6 @@ REASONS: list[tuple[dict[str, tuple[int, ...]], dict[str, Any], str]] = [
         {"use_bdlora": {"nblocks": 0, "target_modules_bd_a": ["q"]}},
         "0 BD-LoRA blocks do not fit factors of shape [2, 3] and [5, 2]",
     ),
-    (
-        {"q.hira_A": (2, 3, 1, 1), "q.hira_B": (5, 2, 1, 3)},
-        {"peft_type": "HIRA"},
-        "factors of shape [2, 3, 1, 1] and [5, 2, 1, 3]: expected (r, in) and (out, r)",
-    ),
-    (
-        {"q.miss_block": (3, 2, 2)},
-        {"peft_type": "MISS"},
-        "a MiSS block of shape [3, 2, 2] does not fit init_weights=True",
-    ),
-    (
-        {"q.miss_block": (3, 2, 2, 2)},
-        {"peft_type": "MISS", "init_weights": "bat"},
-        "a MiSS block of shape [3, 2, 2, 2] does not fit init_weights='bat'",
-    ),
 ]
 
 
@@ -310,7 +295,6 @@ def test_adapters_of_one_file_are_named_and_one_alone_is_not(tmp_path):
         assert found.notes == several * (len(names) > 1)
     for number, (peft_type, each) in enumerate(
         [
-            ("HIRA", {"hira_A{}": (2, 3), "hira_B{}": (5, 2)}),
             ("ADALORA", {"lora_A{}": (2, 3), "lora_B{}": (5, 2), "lora_E{}": (2, 1)}),
         ]
     ):
@@ -634,9 +618,6 @@ def test_the_scale_of_a_product_is_alpha_over_its_rank_and_no_root(peft_type, sh
 @pytest.mark.parametrize(
     ("peft_type", "shapes"),
     [
-        ("HIRA", {"q.hira_A": (2, 3), "q.hira_B": (5, 2)}),
-        ("MISS", {"q.miss_block": (2, 5)}),
-        ("bone", {"q.miss_block": (2, 5)}),  # its old name
         ("ADALORA", ADALORA),
         ("lora", lora("q")),
     ],
@@ -700,7 +681,6 @@ def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(lay
     assert module.base_name == f"model.layers.{of_base}.h.3.q.weight"  # of a name's numbers the first alone
     for number, (peft_type, shapes) in enumerate(
         [
-            ("HIRA", {f"h.{layer}.q.hira_A": (2, 3), f"h.{layer}.q.hira_B": (5, 2)}),
             ("LOKR", {f"h.{layer}.q.{name.removeprefix('q.')}": shape for name, shape in LOKR.items()}),
             ("ADALORA", {f"h.{layer}.q.{name.removeprefix('q.')}": shape for name, shape in ADALORA.items()}),
         ]
@@ -895,19 +875,3 @@ def test_experts_of_rank_one_and_a_single_block_are_pairs_as_any(tmp_path):
     (module,) = open_adapter(saved(tmp_path / "both", shapes, use_bdlora=both))[1].modules
     first, last = [[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]
     assert module.load()[1].tolist() == [row + [0] * 3 for row in first] + [[0] * 3 + row for row in last]
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_hira_of_a_square_weight_is_turned_where_the_config_says_so(turned, tmp_path):
-    shapes = {"q.hira_A": (2, 3), "q.hira_B": (3, 2)}
-    _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type="HIRA", fan_in_fan_out=turned))
-    w = np.arange(9.0).reshape(3, 3)
-    b, a = 1.0 + np.arange(6.0).reshape(3, 2), 1.0 + np.arange(6.0).reshape(2, 3)
-    more = shapes | {"k.hira_A": (2, 3), "strange": (1,)}
-    _, all_of_them = open_adapter(saved(tmp_path / "b", more, peft_type="HIRA"))
-    assert [(item.name, item.cause) for item in all_of_them.skipped] == [
-        ("k", LeftoverReason.FACTOR_MISSING),
-        ("q", LeftoverReason.NEEDS_BASE),
-        (f"{PREFIX}strange", LeftoverReason.UNKNOWN),
-    ]
-    np.testing.assert_array_equal(found.base_dependent[0].dense(w), w * ((b @ a).T if turned else b @ a))

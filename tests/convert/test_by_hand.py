@@ -248,9 +248,9 @@ def source_of(
     return SimpleNamespace(
         adapter=SimpleNamespace(
             file_format=SimpleNamespace(is_peft=is_peft, embeds_by_name=False),
-            config=SimpleNamespace(init_weights=weights),
             tensors={},
         ),
+        raw={"init_weights": weights, "r": 3},
         traits=SimpleNamespace(peft_type=peft_type, start=SimpleNamespace(changes_base=changes), bdlora=False),
     )
 

@@ -101,8 +101,11 @@ def test_bad_arguments_are_one_line_and_exit_code_2(make, capsys, arguments, wor
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "recognised, not analysed"),
-        (MissConfig(r=4, target_modules=LINEAR), "how wide the input is"),
+        (
+            IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+            "what PEFT's merge makes of the base: give it with --base",
+        ),
+        (MissConfig(r=4, target_modules=LINEAR), "give it with --base"),
         (LoraConfig(r=4, target_modules=LINEAR, use_dora=True), "--base"),
         (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="pissa_niter_4"), "cannot be recomputed"),
         (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="olora"), "--base"),

@@ -13,8 +13,16 @@ from gradience.adapters.patterns import PatternTable
 from gradience.errors import AdapterError
 from gradience.io.reading import decode_json, read_small
 
-ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
-"""The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""
+ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA"})
+"""The values of peft_type whose tensors are read as updates; of all others, PEFT's own merge gives the update."""
+
+PROMPTS: Final = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"}
+)
+"""The values of peft_type that train inputs of the model or of its attention, and change no weight."""
+
+UNMERGEABLE: Final = frozenset({"LILY", "POLY", "SHADOW", "XLORA"})
+"""The values of peft_type that PEFT 0.21.2 cannot merge, because what they do depends on the input."""
 
 LARGEST_CONFIG: Final = 5 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
 LARGEST_ALPHA: Final = 1e30
@@ -55,7 +63,6 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     arrow_config: dict[str, Any] | None = None
     alpha: float | None = None  # LoHa and LoKr
     init_r: int = 12  # AdaLoRA
-    init_weights: bool | str | None = True  # MiSS
     fine_tune_type: str | None = None  # MLX-LM, this and the next two
     lora_parameters: dict[str, Any] | None = None
     model: str | None = None

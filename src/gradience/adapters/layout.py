@@ -27,7 +27,16 @@ LoadFactors: TypeAlias = Callable[[], tuple[Array, Array]]
 DenseUpdate: TypeAlias = Callable[[Array], Array]
 FactoredUpdate: TypeAlias = Callable[[Array], tuple[Array, Array]]
 Role: TypeAlias = Literal[
-    "lora_pair", "magnitude", "bias", "full_module", "token_rows", "base_copy", "scale", "not_analysed", "unknown"
+    "lora_pair",
+    "other_kind",
+    "magnitude",
+    "bias",
+    "full_module",
+    "token_rows",
+    "base_copy",
+    "scale",
+    "not_analysed",
+    "unknown",
 ]
 
 PREFIX: Final = "base_model.model."
@@ -48,11 +57,7 @@ _LORA_FIELDS: Final = (
     *("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B"),
     *("lora_magnitude_vector", "lora_diag"),
 )
-_OTHER_FIELDS: Final = (
-    *("vera_lambda_b", "vera_lambda_d", "miss_block"),
-    *("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"),
-)
-_FIELDS: Final = frozenset({*_LORA_FIELDS, *LOHA_FIELDS, *LOKR_FIELDS, *_OTHER_FIELDS})
+_FIELDS: Final = frozenset({*_LORA_FIELDS, *LOHA_FIELDS, *LOKR_FIELDS, "vera_lambda_b", "vera_lambda_d"})
 # torch.compile and FSDP leave their own wrappers in the names of a raw state dict.
 _WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LAYER: Final = re.compile(r"((?:^|\.)(?:layers|layer|h)\.)(\d+)(?=\.)")
@@ -260,6 +265,8 @@ class Adapter:
     base_dependent: list[Module] = field(default_factory=list)
     unmatched_rank_patterns: list[str] = field(default_factory=list)
     unmatched_alpha_patterns: list[str] = field(default_factory=list)
+    by_peft: bool = False
+    """Whether no formula is known here: the update is what PEFT's own merge makes of the base (`models.merged`)."""
     source: TensorSource | None = None
     """The file or files that hold the tensors."""
 

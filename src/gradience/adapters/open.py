@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, read_config
 from gradience.adapters.formats import format_of, open_weights, orbax_advice
+from gradience.adapters.gathered import refuse_ungathered
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
 from gradience.io import PathLike
@@ -196,6 +197,7 @@ def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = o
     shards = [opened(path) for path in files.shards]
     source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
     held = Files(source, files.config)
+    refuse_ungathered(source.path, source.tensors)
     adapter = format_of(held).read(held)
     notes = [*adapter.notes, *notes_on(files)]
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)

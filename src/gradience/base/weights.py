@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -294,13 +294,34 @@ class BaseWeights:
             raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
         return found.file.read_slice(found.name, expert, memory)
 
+    @property
+    def names(self) -> KeysView[str]:
+        """The names of all tensors."""
+        return self._held.keys()
+
+    def read_whole(self, found: Found) -> Array:
+        """The tensor with all of its axes, in its stored dtype; a vector too.
+
+        Raises:
+            AdapterError: it is quantised, or empty.
+        """
+        if (reason := _quantised(found)) is not None or 0 in found.info.shape:
+            raise AdapterError(f"{found.name}: {reason or f'of shape {list(found.info.shape)}'}")
+        return found.file.read(found.name)
+
     def refusal(self, found: Found) -> str | None:
         """The reason why no number can be derived from the tensor, or None."""
-        if found.info.dtype not in _READABLE:
-            return f"stored as {found.info.dtype}: a quantised base weight is not comparable"
+        if (reason := _quantised(found)) is not None:
+            return reason
         if len(found.info.shape) < 2 or 0 in found.info.shape:
             return f"of shape {list(found.info.shape)}: no matrix"
         return None
+
+
+def _quantised(found: Found) -> str | None:
+    if found.info.dtype in _READABLE:
+        return None
+    return f"stored as {found.info.dtype}: a quantised base weight is not comparable"
 
 
 def factors_of(module: Module) -> Callable[[], Factors]:

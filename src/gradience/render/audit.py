@@ -163,12 +163,13 @@ def _against_base(report: AuditReport) -> Iterator[str]:
 
 
 def _sizes(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
-    largest = max(modules, key=lambda m: m.udr if isinstance(m.udr, float) else -1.0)
-    yield (
-        f"  UDR norm2(dW)/norm2(W): median {number(base.udr_median, '.3g')},"
-        f" largest {number(base.udr_max, '.3g')} ({clean(largest.name)})"
-    )
-    yield f"  SDI log10(UDR):         median {number(base.sdi_median)}"
+    if base.udr_median is not None:
+        largest = max(modules, key=lambda m: m.udr if isinstance(m.udr, float) else -1.0)
+        yield (
+            f"  UDR norm2(dW)/norm2(W): median {number(base.udr_median, '.3g')},"
+            f" largest {number(base.udr_max, '.3g')} ({clean(largest.name)})"
+        )
+        yield f"  SDI log10(UDR):         median {number(base.sdi_median)}"
     yield f"  Relative Frobenius:     {number(base.relative_frobenius, '.3g')} over all modules"
     bounds = sum(m.base is not None and not m.base.converged for m in modules)
     if bounds:
@@ -207,10 +208,11 @@ def _wasteful(report: AuditReport, top: int) -> Iterator[str]:
 
 
 def _module(m: ModuleAudit) -> str:
+    rank = str(m.r or "-")
     if m.state != "ok":
-        return f"{m.module_type:<4} r={m.r:<3} {m.state.replace('_', '-')}"
+        return f"{m.module_type:<4} r={rank:<3} {m.state.replace('_', '-')}"
     return (
-        f"{m.module_type:<4} r={m.r:<3} util={percent(m.utilization)}  sr={number(m.stable_rank)}"
+        f"{m.module_type:<4} r={rank:<3} util={percent(m.utilization)}  sr={number(m.stable_rank)}"
         f"  k@90%={number(m.energy_rank_90, 'd')}"
     )
 
@@ -278,7 +280,8 @@ def _layers(report: AuditReport) -> Iterator[str]:
     yield "All modules (null: stable rank of random factors of the shape):"
     for m in report.modules:
         null = f"  null={number(m.null_stable_rank)}" if m.null_stable_rank is not None else ""
-        norm = f"s={number(m.scaling, 'g')}  |dW|={number(m.frobenius_norm, '.3g')}"
+        scale = f"s={number(m.scaling, 'g')}  " if m.r else ""
+        norm = f"{scale}|dW|={number(m.frobenius_norm, '.3g')}"
         yield f"  {_module(m)}{null}  {norm}{_module_against_base(m)}  {clean(m.name)}"
         if m.note:
             yield f"      {clean(m.note)}"

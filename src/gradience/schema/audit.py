@@ -149,7 +149,16 @@ ModuleType = Annotated[str, about("`attn`, `mlp`, `ssm`, `embedding` or `other`.
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
 
 Role = Literal[
-    "lora_pair", "magnitude", "bias", "full_module", "token_rows", "base_copy", "scale", "not_analysed", "unknown"
+    "lora_pair",
+    "other_kind",
+    "magnitude",
+    "bias",
+    "full_module",
+    "token_rows",
+    "base_copy",
+    "scale",
+    "not_analysed",
+    "unknown",
 ]
 
 
@@ -163,8 +172,8 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     module_type: ModuleType
     layer: Annotated[NonNegativeInt, about("Index of the layer; null outside any layer.")] | None = None
     kind: Annotated[str, about("How the update is stored: `linear`, `embedding`, `conv`, ...")] = "linear"
-    shape: Annotated[list[int], about("[rows, columns] of dW.")]
-    r: Annotated[Rank, about("Rank of the factors on disk.")]
+    shape: Annotated[list[int], about("[rows, columns] of dW; [entries] of a vector, such as a norm's weight.")]
+    r: Annotated[Rank, about("Rank of the factors on disk; 0 of a kind without factors.")]
     config_r: Annotated[Rank, about("Rank by the config, if it differs from `r`.")] | None = None
     alpha: Annotated[Real, about("LoRA's alpha for this module.")] | None = None
     rslora: Annotated[bool, about("Whether s is alpha / sqrt(r) instead of alpha / r.")] = False

@@ -93,11 +93,7 @@ Loads: TypeAlias = Sequence[Callable[[], Factors]]
 
 def grams_of(loads: Loads) -> list[Grams]:
     """Return the Gram matrices of each update, in order. Several threads call the loads, each load once."""
-    if on_cpu():
-        return _shared(loads, _on_host)
-    from gradience.spectral.tiles import on_device  # noqa: PLC0415  # only where there is an accelerator
-
-    return _shared(loads, on_device)
+    return _shared(loads, _on_host)
 
 
 def on_cpu() -> bool:

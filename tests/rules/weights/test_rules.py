@@ -361,19 +361,24 @@ def test_a_lossy_merge_is_a_warning_where_the_base_is_stored_in_16_bits(stored, 
 @pytest.mark.parametrize(
     ("counted", "severity", "starts", "action"),
     [
-        (0, "error", "None of 2 modules", "Give the base model this adapter was trained on"),
-        (1, "warning", "Only 1 of 2 modules", "See why each of these has no weight in the base"),
+        (0, "error", "None of 9 modules", "Give the base model this adapter was trained on"),
+        (1, "warning", "Only 1 of 9 modules", "See why each of these has no weight in the base"),
     ],
 )
 def test_a_base_that_fits_no_module_is_an_error_and_one_that_fits_some_a_warning(counted, severity, starts, action):
-    missed = [NotCompared(name=f"m{i}", reason="no such weight") for i in range(7)]
+    missed = [NotCompared(name=f"m{i}", reason=f"no weight {i}") for i in range(7)]
     base = BaseReport(path="b", files=1, compared=counted, not_compared=missed)
     finding = found(report(modules=[module("a"), module("b")], base=base))["BAS211"]
     assert finding.severity == severity
     assert finding.message.startswith(starts)
     assert finding.action.startswith(action)
-    assert finding.message.endswith("m4: no such weight and 2 more.")
+    assert finding.message.endswith("m4: no weight 4 and 2 more.")
     assert finding.values == {"compared": counted, "not_compared": 7}
+    alike = [NotCompared(name=one.name, reason="no such weight") for one in missed]
+    base = BaseReport(path="b", files=1, compared=counted, not_compared=alike)
+    finding = found(report(modules=[module("a"), module("m0")], base=base))["BAS211"]
+    of = "None" if counted == 0 else "Only 1"
+    assert finding.message == f"{of} of 8 modules could be compared with the base: m0 and 6 more: no such weight."
 
 
 def test_intruders_are_counted_and_the_module_with_most_is_named():

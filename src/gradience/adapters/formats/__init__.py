@@ -99,7 +99,7 @@ def _h5(path: Path) -> dict[str, Array]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(take)
-    except OSError as error:
+    except Exception as error:  # h5py raises RuntimeError, KeyError and more of a damaged file
         raise AdapterError(f"{path} is not a readable HDF5 file: {error}", advice="save it again") from error
     if not any("lora" in name for name in found):
         raise AdapterError(

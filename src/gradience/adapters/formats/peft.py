@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Final
 
-from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
+from gradience.adapters.config import ANALYSED, PROMPTS, UNMERGEABLE, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import DORA_NOTE, Assembly, other_role, role_of, whole_adapter
 from gradience.adapters.formats.foreign import is_diffusers
-from gradience.adapters.kinds.incomplete import expert_modules, hira_module, miss_module, parameter_nests, vera_modules
+from gradience.adapters.kinds.incomplete import expert_modules, parameter_nests, vera_modules
 from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
 from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, Module, Role, Skipped, parse_key
@@ -21,8 +23,6 @@ _FAMILIES: Final = (
     ("hada_", "LOHA"),
     ("lokr_", "LOKR"),
     ("vera_", "VERA"),
-    ("hira_", "HIRA"),
-    ("miss_", "MISS"),
     ("lora_", "LORA"),
 )
 _BUILDERS: Final[dict[str, Builder]] = {
@@ -30,11 +30,8 @@ _BUILDERS: Final[dict[str, Builder]] = {
     "ADALORA": adalora_module,
     "LOHA": loha_module,
     "LOKR": lokr_module,
-    "HIRA": hira_module,
-    "MISS": miss_module,
 }
-_ALIASES: Final = {"BONE": "MISS"}
-_WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA", "MISS", "HIRA"})
+_WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA"})
 
 _MOST_LAYERS: Final = 100_000
 
@@ -54,7 +51,6 @@ def _read(files: Files) -> Adapter:
     """
     source, config = files.source, files.read_config() if _matches(files) else files.optional_config()
     declared = config.peft_type.upper() if config.peft_type else None
-    declared = _ALIASES.get(declared or "", declared)
     groups, roles = _gather(source, config)
     if declared is not None and declared not in ANALYSED:
         return _recognised_only(source, config, roles)
@@ -89,8 +85,17 @@ def _gather(source: TensorSource, config: AdapterConfig) -> tuple[list[Group], d
 def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[str, Role]) -> Adapter:
     whole = ("full_module", "bias", "base_copy", "token_rows")
     kept: dict[str, Role] = {key: role if role in whole else "not_analysed" for key, role in roles.items()}
-    why = Skipped("*", f"peft_type {config.peft_type}: recognised, not analysed", LeftoverReason.TYPE_NOT_ANALYSED)
-    return whole_adapter(PEFT, config, source, kept, why)
+    kind = (config.peft_type or "").upper()
+    if kind in PROMPTS:
+        why = f"peft_type {kind} trains a prompt and changes no weight: there is no update to analyse"
+    elif kind in UNMERGEABLE:
+        why = f"peft_type {kind} depends on the input, and PEFT has no merge for it: there is no update to analyse"
+    else:
+        installed = "" if find_spec("peft") else ", and install PEFT (in the clone: pip install -e '.[hf]')"
+        why = f"peft_type {kind}: its update is what PEFT's merge makes of the base: give it with --base{installed}"
+        needs_base = Skipped("*", why, LeftoverReason.NEEDS_BASE)
+        return replace(whole_adapter(PEFT, config, source, kept, needs_base), by_peft=True)
+    return whole_adapter(PEFT, config, source, kept, Skipped("*", why, LeftoverReason.TYPE_NOT_ANALYSED))
 
 
 def _kind(declared: str | None, groups: Sequence[Group]) -> str:

@@ -136,11 +136,6 @@ def _without_part(load: LoadFactors, scale: float, taken: FactoredUpdate) -> Fac
     return factored
 
 
-def hira(factors: LoadFactors) -> DenseUpdate:
-    """HiRA's update dW = W o (B A), the elementwise product (hira/layer.py, _merge)."""
-    return _oriented(lambda w: w * _product(factors, 1.0, w))
-
-
 def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> FactoredUpdate:
     """VeRA's update dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
 
@@ -151,38 +146,6 @@ def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> FactoredU
     return factored
 
 
-def miss(block: Callable[[], Array], kind: object) -> FactoredUpdate:
-    """MiSS's update (miss/layer.py): the same block is added to every r columns of W, so the rank is at most r."""
-
-    def factored(w: Array) -> tuple[Array, Array]:
-        piece = as_float32(block())
-        out, inner = w.shape[0], w.size // w.shape[0]
-        repeats = out // piece.shape[1]
-        if repeats * piece.shape[1] != out or (repeats != 1 and kind != "mini"):
-            raise AdapterError(f"a MiSS block of shape {piece.shape} does not fit a base weight of shape {w.shape}")
-        r = len(piece)
-        # The last repetition is cut off if the width is not a multiple of r.
-        ones = np.tile(np.eye(r, dtype=piece.dtype), (1, -(-inner // r)))[:, :inner]
-        return np.tile(piece, (1, repeats)).T, ones
-
-    return factored
-
-
-def bat(block: Callable[[], Array]) -> DenseUpdate:
-    """The update of MiSS with `init_weights="bat"`, whose block also multiplies W (miss/layer.py)."""
-    return _oriented(lambda w: _bat(w, as_float32(block())))
-
-
-def _bat(w: Array, block: Array) -> Array:
-    out, inner = w.shape
-    n, r, _ = block.shape
-    if n * r != out or inner % r:
-        raise AdapterError(f"a MiSS block of shape {block.shape} does not fit a base weight of shape {w.shape}")
-    # W in blocks of r x r, indexed by block column, then block row: each is multiplied by the block of its row.
-    grid = w.reshape(n, r, inner // r, r).transpose(2, 0, 1, 3)
-    return (grid @ block + block).transpose(1, 2, 0, 3).reshape(out, inner)
-
-
 def _oriented(update: DenseUpdate) -> DenseUpdate:
     """The update as a function of a base weight with any number of axes; it gets a matrix in float32 or float64."""
 
@@ -190,10 +153,6 @@ def _oriented(update: DenseUpdate) -> DenseUpdate:
         return update(as_float32(w.reshape(w.shape[0], -1)))
 
     return dense
-
-
-def _product(load: LoadFactors, scale: float, w: Array) -> Array:
-    return _product_and_orientation(load, scale, w)[0]
 
 
 def _product_and_orientation(load: LoadFactors, scale: float, w: Array) -> tuple[Array, bool]:

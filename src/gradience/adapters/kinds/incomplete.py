@@ -1,4 +1,4 @@
-"""Kinds of adapter whose file alone does not determine the update: parameters of experts, VeRA, HiRA and MiSS.
+"""Kinds of adapter whose file alone does not determine the update: parameters of experts, and VeRA.
 
 LoRA on a parameter (`target_parameters`) is one pair of tensors for all experts of a 3-D weight. A is (E r, in) with
 experts outermost, B is (out, r E) with experts innermost; dW_e = s B_e A_e (`lora/layer.py`,
@@ -7,8 +7,8 @@ module registers them, so the first is the innermost (`experts.base_layer...`) a
 The file has neither the parameters' names nor the number of experts. The names come from the config, and E follows
 from the config's rank.
 
-The updates of the other kinds can be computed only with the base weight, or if the module's width is known. Every
-formula is that of PEFT's `get_delta_weight` for the type.
+VeRA's update can be computed only with the base weight, or if the module's width is known. The formula is that of
+PEFT's `get_delta_weight`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from gradience.adapters.kinds.lora import common
 from gradience.adapters.layout import (
     Array,
     Context,
-    DenseUpdate,
     FactoredUpdate,
     Group,
     LoadFactors,
@@ -39,8 +38,6 @@ from gradience.schema.audit import LeftoverReason
 
 # The order in which models register the weights of their experts.
 _ORDER: Final = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "w13", "down_proj", "w2")
-
-_BAT: Final = 3  # axes of MiSS's block in its variant "bat", which multiplies the weight
 
 # Modules whose input is the hidden state, so all of them in one adapter have the same input width.
 _HIDDEN_INPUT: Final = frozenset(
@@ -263,7 +260,7 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
     if known_width:
         return module
     why = "VeRA: modules of several widths share one projection, and the file does not say how wide this one is"
-    return _only_with_base(ctx, group, "vera", why, r=r, factored=kinds.vera(factors), shape=(0, 0))
+    return _only_with_base(ctx, group, why, r=r, factored=kinds.vera(factors))
 
 
 def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
@@ -274,66 +271,12 @@ def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
     return a, b
 
 
-@reported
-def hira_module(ctx: Context, group: Group) -> NeedsBase:
-    """HiRA's dW = W o (B A), which needs the base weight (hira/layer.py)."""
-    embedding = "hira_embedding_A" in group.keys
-    names = ("hira_embedding_A", "hira_embedding_B") if embedding else ("hira_A", "hira_B")
-    ctx.require(group, *names)
-    a, b = (ctx.shape(group, name) for name in names)
-    if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or any(n != 1 for n in b[2:]):
-        raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (r, in) and (out, r)")
-    read_a, read_b = (ctx.reader(group, name) for name in names)
-    transposed = embedding or (ctx.config.fan_in_fan_out and len(a) == 2)
-
-    def factors() -> tuple[Array, Array]:
-        b_data, a_data = read_b().reshape(b[0], a[0]), read_a().reshape(a[0], -1)
-        return (a_data.T, b_data.T) if transposed else (b_data, a_data)
-
-    inner = math.prod(a[1:])
-    why = "HiRA multiplies the base weight, entry by entry: its update needs the base"
-    shape = (inner, b[0]) if transposed else (b[0], inner)
-    return _only_with_base(ctx, group, "hira", why, r=a[0], update=kinds.hira(factors), shape=shape)
-
-
-@reported
-def miss_module(ctx: Context, group: Group) -> NeedsBase:
-    """MiSS's update. The file does not state its width (miss/layer.py)."""
-    ctx.require(group, "miss_block")
-    shape = ctx.shape(group, "miss_block")
-    kind = ctx.config.init_weights
-    if len(shape) != (_BAT if kind == "bat" else 2):
-        raise UnsuitableError(f"a MiSS block of shape {list(shape)} does not fit init_weights={kind!r}")
-    why = (
-        "MiSS (bat) multiplies the base weight: its update needs the base"
-        if kind == "bat"
-        else "MiSS repeats its block over the input, and the file does not say how wide the input is"
-    )
-    # The block is (r, out), or (out / r, r, r) for bat.
-    r = shape[-1] if kind == "bat" else shape[0]
-    read = ctx.reader(group, "miss_block")
-    if kind == "bat":
-        return _only_with_base(ctx, group, "miss", why, r=r, update=kinds.bat(read), shape=(0, 0))
-    return _only_with_base(ctx, group, "miss", why, r=r, factored=kinds.miss(read, kind), shape=(0, 0))
-
-
-def _only_with_base(
-    ctx: Context,
-    group: Group,
-    kind: str,
-    why: str,
-    *,
-    r: int,
-    shape: tuple[int, int],
-    update: DenseUpdate | None = None,
-    factored: FactoredUpdate | None = None,
-) -> NeedsBase:
-    whole = update if factored is None else kinds.product(factored)
-
+def _only_with_base(ctx: Context, group: Group, why: str, *, r: int, factored: FactoredUpdate) -> NeedsBase:
     def refuse() -> NoReturn:
         raise AdapterError(f"{ctx.name(group)}: {why}", advice="give the base model with --base")
 
-    module = _module(ctx, group, kind, shape=shape, r=r, load=refuse, dense=whole, factored=factored, note=why)
+    dense = kinds.product(factored)
+    module = _module(ctx, group, "vera", shape=(0, 0), r=r, load=refuse, dense=dense, factored=factored, note=why)
     return NeedsBase(module, why)
 
 

@@ -261,10 +261,12 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
     if base is None or not base.not_compared:
         return None
     missed = base.not_compared
-    named = few([f"{item.name}: {item.reason}" for item in missed], _SHOWN, "; ")
-    nothing = base.compared == 0
+    by_reason = {item.reason: [m.name for m in missed if m.reason == item.reason] for item in missed}
+    named = few([f"{few(names, 1)}: {reason}" for reason, names in by_reason.items()], _SHOWN, "; ")
+    nothing, known = base.compared == 0, {m.name for m in facts.report.modules}
+    total = len(known | {item.name for item in missed})
     return Observation(
-        f"{'None' if nothing else f'Only {base.compared}'} of {len(facts.report.modules)} modules could be compared "
+        f"{'None' if nothing else f'Only {base.compared}'} of {total} modules could be compared "
         f"with the base: {named}.",
         {"compared": base.compared, "not_compared": len(missed)},
         severity=None if nothing else "warning",

@@ -156,7 +156,7 @@ def _default_alpha(facts: AdapterFacts) -> Observation | None:
 
 
 def _mostly_other(facts: AdapterFacts) -> Observation | None:
-    meant = {"lora_pair", "magnitude", "scale", *(["full_module"] if facts.modules_to_save else [])}
+    meant = {"lora_pair", "other_kind", "magnitude", "scale", *(["full_module"] if facts.modules_to_save else [])}
     other = [entry for entry in facts.report.ledger if entry.role not in meant]
     share = sum(entry.share for entry in other)
     if share < MOSTLY_OTHER.value or not facts.report.modules:

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, Module, within_range
+from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
 from gradience.base.weights import (
     BaseWeights,
     Found,
@@ -37,14 +38,26 @@ from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
 from gradience.rules.weights import at_risk
 from gradience.schema import real
-from gradience.schema.audit import BaseComparison, BaseReport, Intruders, MergeSurvival, ModuleAudit, NotCompared
+from gradience.schema.audit import (
+    BaseComparison,
+    BaseReport,
+    Intruders,
+    LeftoverReason,
+    MergeSurvival,
+    ModuleAudit,
+    NotCompared,
+)
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
 from gradience.spectral.base import MergeSums, Updated, count_below, merge_sums, overlaps
-from gradience.spectral.batch import dense_spectrum, spectrum_of
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.update import decomposed
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
+
+if TYPE_CHECKING:
+    from gradience.models.merged import Change, PeftMerge
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _HALF: Final = 2  # bytes of a 16-bit float
@@ -66,19 +79,21 @@ class BaseOptions(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The rows with their comparisons, and the summary of the whole adapter."""
+    """The adapter with what the base has told of it, its rows with their comparisons, and the summary of the whole."""
 
+    adapter: Adapter
     rows: list[ModuleAudit]
     report: BaseReport
 
 
-def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions) -> Compared:
+def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions, *, config: Path) -> Compared:
     """Return the rows with comparisons with the base, one weight in memory at a time, or one for each core.
 
-    Rows of modules whose update only follows with the base are added at the end.
+    Rows of modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
 
     Raises:
-        AdapterError: the base cannot be read.
+        AdapterError: the base cannot be read, or PEFT cannot merge this kind.
+        GradienceError: PEFT has to merge it, and is not installed.
     """
     files = find_shards(options.path)
     if options.cache and options.progress is not None:
@@ -87,9 +102,9 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
     run = _Run(adapter, BaseWeights(files), norms, options)
     jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
-    done = run.modules(jobs)
+    done = run.merged(config) if adapter.by_peft else run.modules(jobs)
     run.norms.save()
-    return Compared(done, run.report(done))
+    return Compared(run.adapter, done, run.report(done))
 
 
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]
@@ -118,11 +133,14 @@ class _Run:
 
     def __init__(self, adapter: Adapter, weights: BaseWeights, norms: NormsCache, options: BaseOptions) -> None:
         self.norms = norms
-        self._adapter = adapter
+        self.adapter = adapter
         self._weights = weights
         self._options = options
         self._memory = Memory()
         self._done: list[_Compared] = []
+        self._how = ""
+        self._lock = threading.Lock()
+        self._renamed: dict[str, str] | None = None
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
         """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
@@ -140,6 +158,61 @@ class _Run:
         progress(len(jobs), len(jobs), "")
         return [one.row for one in self._done if one.row is not None]
 
+    def merged(self, config: Path) -> list[ModuleAudit]:
+        """Return the rows of what PEFT's own merge changes, one module at a time.
+
+        Raises:
+            AdapterError: PEFT cannot merge this kind of adapter.
+            GradienceError: PEFT is not installed.
+        """
+        from gradience.models import merged as by_peft  # noqa: PLC0415  # torch, only where PEFT has to merge
+
+        merge = by_peft.PeftMerge(self.adapter, config, self._weights)
+        self._how = f"W' - W by PEFT {merge.version}'s own merge; "
+        progress, left = self._options.progress or (lambda *_: None), []
+        for place, name in enumerate(merge.modules):
+            progress(place, len(merge.modules), name)
+            try:
+                self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
+            except by_peft.NotMergedError as error:
+                left.append(Skipped(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
+            except AdapterError as error:
+                left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
+                self._done.append(_Compared(None, missed=NotCompared(name=name, reason=str(error))))
+        progress(len(merge.modules), len(merge.modules), "")
+        self._done = list(_once(self._done))
+        vectors = sum(one.row is not None and len(one.row.shape) == 1 for one in self._done)
+        if vectors:
+            text = (
+                f"{vectors} of {len(self._done)} changes are of vectors (norms, biases): these have a size, no spectrum"
+            )
+            self._done.append(_Compared(None, note=text))
+        roles = self.adapter.roles if left else by_peft.merged_roles(self.adapter)
+        self.adapter = dataclasses.replace(self.adapter, roles=roles, skipped=left)
+        return [one.row for one in self._done if one.row is not None]
+
+    def _changed(self, merge: PeftMerge, name: str, change: Change) -> _Compared:
+        """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
+        is_vector, leaf = change.before.ndim == 1, change.leaf
+        rows = 1 if is_vector else len(change.before)
+        w, update = change.before.reshape(rows, -1), change.change.reshape(rows, -1)
+        module = Module(
+            name=name if leaf == "weight" else f"{name}.{leaf}",
+            kind=merge.kind.lower(),
+            shape=(w.shape[0], w.shape[1]),
+            r=0,
+            alpha=0.0,
+            scale=1.0,
+            params=merge.parameters(name) if leaf == "weight" else 0,
+            load=lambda: (update, np.eye(len(update.T), dtype=update.dtype)),
+            dense=lambda _: update,
+        )
+        with threads_for(min(w.shape)):
+            done = self._beside(module, None, change.found, w)
+        assert done.row is not None  # noqa: S101  # `_beside` makes one, or raises
+        row = msgspec.structs.replace(done.row, alpha=None)
+        return done._replace(row=_of_vector(row) if is_vector else row)
+
     def _module(self, module: Module, row: ModuleAudit | None) -> _Compared:
         if row is not None and row.state == "non_finite":
             return _Compared(row)
@@ -149,12 +222,24 @@ class _Run:
             return _Compared(row, missed=NotCompared(name=module.name, reason=str(error)))
 
     def _compared(self, module: Module, row: ModuleAudit | None) -> _Compared:
-        found = self._weights.find(module.base_name or f"{module.name}.weight")
+        found = self._find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
         w = self._weights.read(found, module.expert, self._memory)
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
+
+    def _find(self, name: str) -> Found | None:
+        """The base's tensor of a parameter, also where transformers has renamed it since the base was saved."""
+        found = self._weights.find(name)
+        if found is None:
+            with self._lock:
+                if self._renamed is None:
+                    from gradience.models.merged import renamed_tensors  # noqa: PLC0415  # only for a missing name
+
+                    self._renamed = renamed_tensors(self.adapter, self._weights)
+            found = self._weights.find(self._renamed[name]) if name in self._renamed else None
+        return found
 
     def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> _Compared:
         update = update_of(module, w)
@@ -213,8 +298,8 @@ class _Run:
     def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
         o = self._options
         base, tuned = update.operators(w)
-        if self._adapter.config.fan_in_fan_out and module.kind != "embedding":
-            base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
+        if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
+            base, tuned = (x.turned() for x in (base, tuned))
         found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)
         count, undecided = count_below(found, o.eps)
         return Intruders(
@@ -263,7 +348,33 @@ class _Run:
             frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
             frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
         }.get(frozenset(ways), "")
-        return f"norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+        return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+
+def _once(done: Iterable[_Compared]) -> Iterator[_Compared]:
+    """Yield the results, of modules that share a tensor and its change only the first, and then a note."""
+    kept: dict[tuple[str, object], str] = {}
+    for one in done:
+        row = one.row
+        same = (row.base.weight, row.frobenius_norm) if row is not None and row.base is not None else None
+        if row is not None and same in kept:
+            yield _Compared(None, note=f"{row.name} is tied to {kept[same]}: its change is given once")
+            continue
+        if row is not None and same is not None:
+            kept[same] = row.name
+        yield one
+
+
+_OF_MATRICES: Final = (
+    *("stable_rank", "effective_rank", "participation_ratio", "energy_rank_90", "energy_rank_95", "energy_rank_99"),
+    *("knee_rank", "udr", "sdi"),
+)
+
+
+def _of_vector(row: ModuleAudit) -> ModuleAudit:
+    """The row of a vector's change, from that of a matrix of one row: norms, but nothing of a spectrum."""
+    nothing: dict[str, Any] = dict.fromkeys(_OF_MATRICES)
+    return msgspec.structs.replace(row, shape=[math.prod(row.shape)], top_singular_values=[], **nothing)
 
 
 def _median(values: Iterable[float]) -> float | None:

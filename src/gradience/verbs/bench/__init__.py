@@ -28,7 +28,7 @@ from gradience.verbs.bench.contest import (
     made,
     write_scaled,
 )
-from gradience.verbs.bench.evaluators import run, words
+from gradience.verbs.bench.evaluators import digest_of_command, run, words
 from gradience.verbs.bench.judge import Contender
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
 from gradience.verbs.merge import merge_adapters
@@ -174,7 +174,7 @@ def _trained(store: Store, command: str, rank: int, seed: int, timeout: float) -
             ) from error
         draft.rename(out)
 
-    return store.made(f"retrain-{rank}-{seed}", {"command": command, "r": rank, "seed": seed}, make)
+    return store.made(f"retrain-{rank}-{seed}", {"command": digest_of_command(command), "r": rank, "seed": seed}, make)
 
 
 def bench_merge(

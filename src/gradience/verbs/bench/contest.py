@@ -91,11 +91,10 @@ def _write(
                 info = source.tensors[name]
                 new[name] = planned(name, info.dtype, info.shape, loads.taking(name))
     tensors = [new.get(name) or copied(source, name) for name in source.tensors]
-    record = partial(
-        provenance_of, "bench", SourceFiles([files.config, *opened.weights]), {"variant": what}, Changes([])
-    )
+    sources = SourceFiles([files.config, *opened.weights])
+    record = partial(provenance_of, "bench", sources, {"variant": what}, Changes([]))
     config = _scaled(raw_config(files.config), alpha)
-    write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record)
+    write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record, sources=sources)
 
 
 def _changed(layout: LoraPair, source: TensorSource, change: Callable[[Array, Array], Factors]) -> dict[str, Array]:

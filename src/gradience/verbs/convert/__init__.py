@@ -47,7 +47,7 @@ from gradience.verbs.writing import (
 )
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
-_UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "magnitude", "scale"})
+_UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "other_kind", "magnitude", "scale"})
 
 
 def convert_adapter(
@@ -123,7 +123,8 @@ def convert_adapter(
         if out is None:
             return report
         sources = SourceFiles([*source.adapter.weights, source.files.config])
-        write_adapter(Path(out), new, partial(provenance_of, "convert", sources, options, report), force=force)
+        record = partial(provenance_of, "convert", sources, options, report)
+        write_adapter(Path(out), new, record, sources=sources, force=force)
     return msgspec.structs.replace(report, out=str(out))
 
 

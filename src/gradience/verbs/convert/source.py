@@ -92,6 +92,12 @@ def open_source(
         )
     adapter = _with_large_products(adapter, tensors)
     found = BaseWeights(find_shards(Path(base))) if base is not None else None
+    if adapter.by_peft and found is not None:
+        from gradience.models.merged import with_merges  # noqa: PLC0415  # torch, only where PEFT has to merge
+
+        adapter = with_merges(adapter, files.config, found)
+    elif adapter.by_peft:
+        raise AdapterError(adapter.skipped[0].reason)
     if adapter.base_dependent and found is None:
         why = next(s.reason for s in adapter.skipped if s.name == adapter.base_dependent[0].name)
         raise AdapterError(why, advice="give the base model that it was trained on with --base PATH")

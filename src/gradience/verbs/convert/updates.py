@@ -229,10 +229,10 @@ def _dense(run: Conversion, module: Module, found: Found | None) -> Factored:
 
 def _rank_bound(source: Source, module: Module) -> int | None:
     """Return an upper bound on the update's rank, or None if it may have full rank."""
-    if module.magnitude is not None or module.kind == "hira":
+    if module.magnitude is not None:
         return None
-    if module.kind == "miss":
-        return None if source.adapter.config.init_weights == "bat" else module.r
+    if module.kind == "miss" and source.raw.get("init_weights") != "bat":
+        return source.raw.get("r") if isinstance(source.raw.get("r"), int) else None
     if "lora_diag" in module.keys or source.traits.start.changes_base:
         return 2 * module.r  # the trained pair, and the part that was taken out of the base
     return module.r if module.kind == "vera" else None

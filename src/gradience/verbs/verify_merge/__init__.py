@@ -63,8 +63,12 @@ def verify_merged(
     Raises:
         AdapterError: base, adapter or merged model cannot be read, or the adapter has nothing that a merge would add.
     """
-    held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)[1]
+    files, held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)
     before = BaseWeights(find_shards(Path(base)))
+    if held.by_peft and "not_analysed" in held.roles.values():  # trained rows of an embedding are copied, not merged
+        from gradience.models.merged import with_merges  # noqa: PLC0415  # torch, only where PEFT has to merge
+
+        held = with_merges(held, files.config, before)
     after = _merged_weights(Path(merged))
     shown = progress or (lambda _done, _total, _name: None)
     with ThreadPoolExecutor(max(1, threads)) as pool:
