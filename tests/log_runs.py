@@ -201,6 +201,7 @@ LEVELS: Final = [
     Edge("DIV103", "short_spike", 0.45, 0.47, lambda x: run(with_row(swings(14, 0.025), 9, by=math.exp(x)))),
     Edge("DIV103", "short_ratio", 1.49, 1.51, lambda x: run(with_row(FLAT[:12], 8, by=x))),
     Edge("DIV104", "diverged_ratio", 1.49, 1.51, lambda x: run([1.0] * 16 + [x] * 4)),
+    Edge("DIV104", "lost_level", 0.049, 0.051, lambda x: run([*line(20, 0.06, 0.001), *[0.001] * 20, *[x] * 20])),
     Edge("DIV104", "at_once", 1.99, 2.01, lambda x: run([1.0, *[x] * 9])),
     Edge(
         "DIV104",
@@ -338,6 +339,12 @@ def _lora(facts: RunFacts) -> RunFacts:
     return replace(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
 
 
+def _stopped(steps: int) -> RunFacts:
+    """A run of 60 planned steps that stopped before, its rate still rising."""
+    rates = line(60, 1e-6, 1e-4)[:steps]
+    return replace(run(FALL[:steps], rates=rates, training={"max_steps": 60}), status="unknown")
+
+
 def _from_step(first: int, planned: int) -> RunFacts:
     """A constant rate far under the configured one, logged from a step on."""
     facts = run(FALL, rates=1e-5, lr=2e-4, training={"max_steps": planned})
@@ -377,6 +384,7 @@ GRADIENTS: Final = [
     Edge("LRS109", "a_tenth_of_the_highest", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
     Edge("LRS109", "high_rate", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
     Edge("LRS109", "peak_missed", 6, 7, lambda x: _from_step(x, 60)),
+    Edge("LRS133", "almost", 53, 54, _stopped),
     Edge("LRS133", "rising", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
     Edge("LRS109", "times", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
 ]
@@ -412,6 +420,7 @@ HELD_OUT: Final = [
     Edge("GAP111", "gap_times", 1.99, 2.01, lambda x: _gap(math.exp(0.2 * (x - 1.0)), train=0.2)),
     Edge("GAP111", "gap_nats", 0.099, 0.101, lambda x: _gap(math.exp(x), train=0.01)),
     Edge("GAP111", "a_task_metric_decides", 0, 1, lambda x: _gap(2.0, **({"f1": 0.5} if x else {}))),
+    Edge("EVL134", "not_finite", 0, 1, lambda x: with_history(evaluation(60, "NaN" if x else None, runtime=1.0))),
     Edge("EVL134", "values", 0, 1, lambda x: with_history(evaluation(60, runtime=1.0, **({"f1": 0.5} if x else {})))),
     Edge("SML113", "small_eval", 1060, 1075, lambda x: _classified(0.5, 0.3, n=x)),
     Edge("UND126", "unfinished_fall", 0.8905, 0.8915, lambda x: _evaluated(1.0, 0.9, x)),
@@ -510,6 +519,14 @@ def _chosen(values: Sequence[float]) -> RunFacts:
     return run([0.6] * len(values), kind="preference", columns={"rewards/chosen": values})
 
 
+def _logps(values: Sequence[float]) -> RunFacts:
+    return run([0.6] * len(values), kind="preference", columns={"logps/chosen": values})
+
+
+def _ties(margins: Sequence[float]) -> RunFacts:
+    return run([0.69] * len(margins), kind="preference", columns={"rewards/margins": margins})
+
+
 def _start(margin: float, step: int = 1) -> RunFacts:
     return run(
         [0.4] * 20, kind="preference", columns={"rewards/margins": [margin + 0.01 * i for i in range(21 - step)]}
@@ -518,7 +535,7 @@ def _start(margin: float, step: int = 1) -> RunFacts:
 
 PREFERENCE: Final = [
     Edge("PRF119", "separated", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5)),
-    Edge("PRF119", "swapped", 0.449, 0.451, lambda x: _pairs(x, 0.01, 0.0, 0.5)),
+    Edge("PRF119", "swapped", 0.449, 0.451, lambda x: _pairs(x, 0.01, -0.1, 0.5)),
     Edge("PRF119", "surely", 0.337, 0.351, lambda x: _pairs(0.51, 0.01, x, 0.5)),
     Edge("PRF119", "separation_error", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.2, 0.5)),
     Edge("PRF119", "separation_error_said", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.0, 0.5)),
@@ -536,9 +553,14 @@ PREFERENCE: Final = [
     ),
     Edge("PRF120", "chosen_rows", 4, 5, lambda x: _chosen([-1.0 * i for i in range(x)])),
     Edge("PRF120", "many_rows", 19, 20, lambda x: _chosen([0.0] * 5 + [-1.0, -3.0] * 4 + [-1.5] * (x - 13))),
+    Edge("PRF120", "chosen_nats", -109.9, -110.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
+    Edge("PRF120", "a_tenth", -329.9, -330.1, lambda x: _logps([-300.0] * 20 + [x] * 20)),
+    Edge("PRF120", "chosen_most", -149.9, -150.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
+    Edge("PRF140", "tie", 9e-5, 1.1e-4, lambda x: _ties([0.0] * 19 + [x])),
+    Edge("PRF140", "few_rows", 2, 3, lambda x: _ties([0.0] * x)),
     Edge("PRF121", "start_margin", 0.49, 0.51, _start),
     Edge("PRF121", "start_margin_below", -0.51, -0.49, _start),
-    Edge("PRF121", "start_step", 10, 11, lambda x: _start(1.0, x)),
+    Edge("PRF121", "start_step", 1, 2, lambda x: _start(1.0, x)),
     Edge(
         "PRF130",
         "saturated_loss",
@@ -574,6 +596,11 @@ def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFa
     return _rl(reward=[level + (noise if i % 2 else -noise) for i, level in enumerate(levels)])
 
 
+def _risen(factor: float) -> Sequence[float]:
+    """A reward that alternates by one and steps up by so many times 7; its standard error is 1.752."""
+    return [(1.0 if i % 2 else -1.0) + factor * 7.0 * (i >= 15) for i in range(30)]
+
+
 REWARDS: Final = [
     Edge("RWD122", "alpha", 0.00964, 0.01049, lambda p: _rl(reward=_ordered(p, 1.0, 0.1))),
     Edge("RWD122", "alpha_rises", 0.00964, 0.01049, lambda p: _rl(reward=[-x for x in _ordered(p, 1.0, 0.1)])),
@@ -581,7 +608,34 @@ REWARDS: Final = [
     Edge("RWD122", "reward_lost", 0.796, 0.804, lambda x: _reward(0.6, 1.0, x)),
     Edge("RWD122", "reward_errors", 0.0484, 0.0505, lambda x: _reward(0.9, 1.0, 0.7, x)),
     Edge("RWD122", "reward_flat", 0.0323, 0.0336, lambda x: _reward(1.0, 1.0, 1.0, x)),
-    Edge("RWD122", "two_errors", 1.059, 1.062, lambda x: _reward(1.0, 1.0, x, 0.02)),
+    Edge("RWD122", "reward_shown", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
+    Edge("RWN139", "null_rows", 10, 11, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+    Edge("RWN139", "none_at_all", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+    Edge("ENT135", "collapsed", 0.19, 0.21, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
+    Edge("ENT135", "narrowed", 0.49, 0.51, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
+    Edge("ENT135", "spread_out", 2.9, 3.1, lambda x: _rl(entropy=[1.0] * 10 + [x] * 10)),
+    Edge("ENT135", "random", 1.9, 2.1, lambda x: _rl(entropy=[0.5] * 10 + [x] * 10)),
+    Edge("KLD124", "kl_answer", 99.0, 101.0, lambda x: _rl(objective__kl=[1.0] * 20 + [x] * 10)),
+    Edge("KLZ138", "kl_none", 0.9e-6, 1.1e-6, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * 19 + [x])),
+    Edge("KLZ138", "kl_rows", 4, 5, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * x)),
+    Edge("CLF137", "clipped_much", 0.29, 0.31, lambda x: _rl(clip_ratio__region_mean=[x] * 10 + [0.0] * 20)),
+    Edge("LEN136", "longer", 19.9, 20.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
+    Edge(
+        "LEN136",
+        "longer_cut",
+        14.9,
+        15.1,
+        lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10, completions__clipped_ratio=[0.5] * 20),
+    ),
+    Edge("LEN136", "shorter", 4.9, 5.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
+    Edge(
+        "RAT141",
+        "rate_of_weights",
+        0.049,
+        0.05,
+        lambda x: run([1e-4] * 9, kind="rl", rates=x, columns={"reward": FALL[:9]}),
+    ),
+    Edge("RWD122", "two_errors", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
     Edge("RWD122", "many_rows", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
     Edge("RWD122", "few_rows", 2, 3, lambda x: _rl(reward=[1.0] * x)),
     Edge("ZVR123", "zero_groups", 0.49, 0.51, lambda x: _rl(frac_reward_zero_std=[0.1] * 20 + [x] * 10)),

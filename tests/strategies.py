@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -50,9 +51,11 @@ def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def extras(*known: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Extra keys with values, where no key is a known one."""
-    taken = {*ENVELOPE, *known}
-    return st.dictionaries(texts.filter(lambda key: key not in taken), json_values, max_size=3)
+    """Extra keys with values, where no key is a known one, or one that a Struct cannot have a field of."""
+    taken = {*ENVELOPE, *known, "extras"}
+    return st.dictionaries(
+        texts.filter(lambda key: key not in taken and not re.search(r'["\\\x00-\x1f]', key)), json_values, max_size=3
+    )
 
 
 def envelope() -> dict[str, st.SearchStrategy[Any]]:

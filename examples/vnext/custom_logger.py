@@ -1,16 +1,29 @@
 """Write a conforming log from a training loop of your own: ``python custom_logger.py --out runs/mine``.
 
-The typed events are the contract. The writer checks each event, redacts what must not be logged, and appends the
-event to ``run.jsonl`` at once. The run ends when the ``with`` block is left, also by an exception.
+Three ways to the same log. The writer's methods are the shortest. Typed events are checked when they are built, and the
+writer takes those too. Where you write the file yourself, any encoder of msgspec writes their lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 
-from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+import msgspec
+
+from gradience.events import (
+    ConfigSnapshot,
+    Eval,
+    EvalMetrics,
+    LoraSnapshot,
+    OptimizerSnapshot,
+    RunEnd,
+    RunStart,
+    TrainingSnapshot,
+    TrainStep,
+)
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 
 CONFIG = ConfigSnapshot(
@@ -23,7 +36,7 @@ CONFIG = ConfigSnapshot(
 
 
 def train(log: TelemetryWriter) -> None:
-    """Imitate a training loop and record it."""
+    """Imitate a training loop and record it. The run ends when the log is left, also by an exception."""
     log.run_start(CONFIG, meta={"framework": "none"})
     for step in range(1, 21):
         loss = math.exp(-step / 10)
@@ -33,15 +46,35 @@ def train(log: TelemetryWriter) -> None:
             log.eval(step, split="test", metrics={"loss": loss + 0.1, "accuracy": 0.9 - loss / 2, "n": 64})
 
 
+def typed(run_id: str) -> list[RunStart | TrainStep | Eval | RunEnd]:
+    """Build events by hand. Values without a field of their own are `extras`: they stand beside the fields in a log."""
+    now = time.time()
+    return [
+        RunStart(ts=now, run_id=run_id, step=None, config=CONFIG, meta={"framework": "none"}),
+        TrainStep(ts=now, run_id=run_id, step=1, loss=0.9, lr=0.1, extras={"tokens": 512}),
+        TrainStep(ts=now, run_id=run_id, step=2, loss=float("nan"), lr=0.1, extras={"tokens": 1024}),
+        Eval(ts=now, run_id=run_id, step=2, split="test", metrics=EvalMetrics(loss=0.8, n=64, extras={"f1": 0.7})),
+        RunEnd(ts=now, run_id=run_id, step=2, status="ok"),
+    ]
+
+
 def main() -> None:
-    """Record a run, and read it back."""
+    """Record a run in each way, and read one back."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/custom"))
-    path = parser.parse_args().out / "run.jsonl"
-    with TelemetryWriter(path) as log:
+    out = parser.parse_args().out
+    with TelemetryWriter(out / "run.jsonl") as log:
         train(log)
-    newest = TelemetryReader(path).latest_eval("test")
-    print(f"{path}: test accuracy {newest.metrics.accuracy if newest else '-'}")
+
+    with TelemetryWriter(out / "typed.jsonl", on_error="raise") as log:
+        for event in typed(log.run_id):  # redacted, numbered and appended at once, as with the methods
+            log.write(event)
+
+    with (out / "msgspec.jsonl").open("ab") as file:  # nothing is redacted here, and no lock is held
+        file.writelines(msgspec.json.encode(event) + b"\n" for event in typed("by-hand"))
+
+    newest = TelemetryReader(out / "run.jsonl").latest_eval("test")
+    print(f"{out / 'run.jsonl'}: test accuracy {newest.metrics.accuracy if newest else '-'}")
 
 
 if __name__ == "__main__":

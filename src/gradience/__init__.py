@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradience import fleet, runs
+    from gradience import events, fleet, runs
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers import import_run
@@ -68,7 +68,7 @@ _HOMES = {
 
 __version__: str
 
-_ROOMS = frozenset({"fleet", "runs"})  # modules used by their name, as in gradience.fleet.open
+_ROOMS = frozenset({"events", "fleet", "runs"})  # modules used by their name, as in gradience.fleet.open
 
 # What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "compare_runs",
     "convert_adapter",
     "diagnose",
+    "events",
     "fleet",
     "import_run",
     "json_schema",

@@ -43,12 +43,30 @@ class RecorderError(GradienceError):
     """A telemetry log cannot be written or read."""
 
 
+class MissingPackageError(RecorderError):
+    """A log can be read once a package is installed: a fact of the environment, not of the log."""
+
+
 class ConfigError(GradienceError):
     """A configuration file cannot be read or understood."""
 
 
 class OutputError(GradienceError):
     """A file or folder cannot be written, or something of that name exists already."""
+
+
+def require(*modules: str, extra: str, what: str = "this") -> None:
+    """Refuse work that would end at a package that is not installed, before the work.
+
+    Raises:
+        GradienceError: one of the modules is missing; the advice installs the extra that has it.
+    """
+    from importlib.util import find_spec  # noqa: PLC0415  # 5 ms that an error-free start need not pay
+
+    if missing := [name for name in modules if find_spec(name) is None]:
+        verb = "is" if len(missing) == 1 else "are"
+        message = f"{what} needs {' and '.join(missing)}, which {verb} not installed"
+        raise GradienceError(message, advice=f"in the clone: pip install -e '.[{extra}]'")
 
 
 def few(items: Sequence[object], shown: int = 3, between: str = ", ") -> str:

@@ -26,8 +26,8 @@ from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
+from gradience.schema.values import described
 from gradience.telemetry.rows import eval_columns
-from gradience.telemetry.values import described
 
 _HELD_OUT: Final = re.compile(r"^(?:val|valid|validation|eval|dev)[_/.-]")
 _LOADER: Final = re.compile(r"/dataloader_idx_(\d+)$")

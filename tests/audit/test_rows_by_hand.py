@@ -18,7 +18,8 @@ from gradience.adapters.layout import Module
 from gradience.base.weights import Norms
 from gradience.schema.audit import ModuleAudit
 from gradience.spectral.base import MergeSums
-from gradience.spectral.batch import DenseSpectrum, spectrum_of
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.dense import DenseSpectrum
 from gradience.spectral.krylov import SpectralNorm
 from gradience.verbs.audit import _unknown_dtypes, against_base
 from gradience.verbs.audit.against_base import _ratios, _target, survival_of, update_of

@@ -32,7 +32,7 @@ def test_numbers_lists_and_objects_are_understood(output, score, scores):
     assert parsed(output, ["x"]) == (score, scores)
 
 
-@every("output", [b"accuracy: high", b"{}", b"[]", b'["a"]', b'{"score": null}', b"\xff\xfe"])
+@every("output", [b"accuracy: high", b"{}", b"[]", b'["a"]', b'{"score": null}', b"\xff\xfe", b"9" * 401])
 def test_what_is_no_number_is_refused(output):
     with pytest.raises(GradienceError, match="printed no number"):
         parsed(output, ["x"])

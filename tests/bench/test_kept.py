@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from tables import every
 
+from gradience.verbs.bench.evaluators import digest_of_command
 from gradience.verbs.bench.store import Evaluation, _Document, _read, report_path, slug
 
 FOUND = Evaluation(unit="example", scores=[1.0, 0.5], weights=[1.0, 1.0])
@@ -26,3 +28,35 @@ def test_names_are_parts_of_a_file_s_name(tmp_path):
     assert [slug(name) for name in ("linear:0.5,0.5", "--", "a" * 70)] == ["linear-0.5-0.5", "x", "a" * 60]
     assert report_path(tmp_path).parent == tmp_path
     assert report_path(tmp_path / "x.json") == tmp_path / "x.json"
+
+
+@every(("scores", "weights"), [([], []), ([1.0], [1.0, 1.0]), ([1.0], [0.0]), ([1.0], [-1.0])])
+def test_a_kept_evaluation_whose_weights_are_of_no_sample_is_run_again(tmp_path, scores, weights):
+    place = tmp_path / "e.json"
+    found = Evaluation(unit="example", scores=scores, weights=weights)
+    place.write_bytes(msgspec.json.encode(_Document(1, {}, found)))
+    assert _read(place, {}) is None
+
+
+def test_a_command_has_another_digest_once_a_file_that_it_names_was_edited(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {
+        name: tmp_path / name for name in ("eval.py", "helper.py", "tasks.yaml", "pkg/__main__.py", "run.sh", "other")
+    }
+    for path in files.values():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("1")
+    commands = {
+        "python3 eval.py {adapter}": {"eval.py", "helper.py"},
+        f"python3 {tmp_path}/eval.py --x={{adapter}}": {"eval.py", "helper.py"},
+        "python3 -m pkg {adapter}": {"pkg/__main__.py"},
+        "./run.sh {adapter} --tasks=tasks.yaml": {"run.sh", "tasks.yaml"},
+        "sh -c 'python3 eval.py {adapter} | tail -1'": {"eval.py", "helper.py"},
+        "echo {adapter} 1": set(),
+    }
+    for command, named in commands.items():
+        for name, path in files.items():
+            before = digest_of_command(command)
+            path.write_text(path.read_text() + "1")
+            assert (digest_of_command(command) != before) is (name in named), (command, name)
+    assert digest_of_command("echo {adapter} 1") != digest_of_command("echo {adapter} 2")

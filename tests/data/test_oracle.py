@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gradience.data import recognise
-from gradience.data.encoder import Encoder, quiet
+from gradience.data.encoder import Encoder
 from gradience.data.measure import Limits, Measure, Measured, packed_count
 from gradience.data.tokens import Masking, Tokenised, Tokeniser
 
@@ -38,8 +38,7 @@ def models() -> dict[str, Any]:
 def ours(folder: Path, some: list[dict[str, Any]], loss: Any = None, task: str | None = None) -> list[Tokenised]:
     encoder = Encoder(folder)
     tokeniser = Tokeniser(recognise(some[0], task), encoder, Masking(loss))
-    with quiet():
-        found = list(tokeniser.run(enumerate(some, 1)))
+    found = list(tokeniser.run(enumerate(some, 1)))
     assert all(isinstance(one, Tokenised) for one in found)
     return found  # type: ignore[return-value]
 

@@ -94,7 +94,7 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
     after = {Path(row["path"]).name: row for row in open_fleet(out).adapters.to_pylist()}
     assert sorted(after) == ["added", "changed", "kept", "touched"]
     assert after["touched"]["content_hash"] == before[str(root / "touched")]["content_hash"]
-    assert " 1;" in f"{after['touched']['stamp']};"
+    assert " 1 " in after["touched"]["stamp"]
     assert after["changed"]["content_hash"] != before[str(root / "changed")]["content_hash"]
     fresh = tmp_path / "fresh"
     audit_fleet(root, out=fresh, workers=1)

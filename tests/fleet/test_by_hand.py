@@ -116,17 +116,18 @@ SECOND = 1_000_000_000
 @pytest.mark.parametrize(("age", "kept"), [(3 * SECOND, False), (3 * SECOND + 1, True), (0, False)])
 def test_a_folder_changed_within_three_seconds_is_listed_again(age, kept):
     folders = Folders(now=lambda: 100 * SECOND)
-    folders.met("f", SimpleNamespace(st_mtime_ns=100 * SECOND - age), ["g"], [])  # type: ignore[arg-type]
+    folders.met("f", SimpleNamespace(st_mtime_ns=1, st_ctime_ns=100 * SECOND - age), ["g"], [])  # type: ignore[arg-type]
     assert list(folders.listings) == ["f"] * kept
     assert folders.are_as_before is not kept
 
 
 def test_a_folder_is_as_before_if_its_time_is():
-    before = {"f": Listing(5, ["g"], [("", ("x",))])}
+    before = {"f": Listing((5, 7), ["g"], [("", ("x",))])}
     folders = Folders(dict(before), now=lambda: 0)
-    for time, found in ((6, None), (4, None), (5, before["f"])):
-        assert folders.unchanged("f", SimpleNamespace(st_mtime_ns=time)) == found  # type: ignore[arg-type]
-    assert folders.unchanged("g", SimpleNamespace(st_mtime_ns=5)) is None  # type: ignore[arg-type]
+    for times, found in (((6, 7), None), ((4, 7), None), ((5, 8), None), ((5, 7), before["f"])):
+        status: Any = SimpleNamespace(st_mtime_ns=times[0], st_ctime_ns=times[1])
+        assert folders.unchanged("f", status) == found
+    assert folders.unchanged("g", SimpleNamespace(st_mtime_ns=5, st_ctime_ns=7)) is None  # type: ignore[arg-type]
     assert folders.are_as_before
 
 
@@ -387,7 +388,7 @@ def test_an_index_of_another_version_or_of_other_parts_says_nothing(tmp_path):
     write_index(store, {"a00": Known("s", "1", "h")}, Folders())
     assert read_index(store)[0] == {"a00": Known("s", "1", "h")}
     raw = msgspec.msgpack.decode((place / INDEX).read_bytes())
-    for change in ({0: 2}, {0: 0}, {1: [7]}):
+    for change in ({0: 3}, {0: 1}, {1: [7]}):
         (place / INDEX).write_bytes(msgspec.msgpack.encode([change.get(n, item) for n, item in enumerate(raw)]))
         assert read_index(store)[0] is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -111,7 +112,28 @@ def test_a_stamp_tells_size_and_time_of_every_file(tmp_path):
     save_file(factors(3, layers=3), folder / "adapter_model.safetensors")
     (grown,) = find_adapters([tmp_path])
     assert len({before.stamp, touched.stamp, grown.stamp}) == 3
-    assert f"{CONFIG} {(folder / CONFIG).stat().st_size} 1;" in touched.stamp
+    status = (folder / CONFIG).stat()
+    assert f"{CONFIG} {status.st_size} 1 {status.st_ctime_ns};" in touched.stamp
+
+
+def test_content_that_changed_under_the_same_size_and_time_has_another_stamp(tmp_path):
+    weights = peft(tmp_path / "a") / "adapter_model.safetensors"
+    status = weights.stat()
+    (before,) = find_adapters([tmp_path])
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (after,) = find_adapters([tmp_path])
+    assert after.stamp != before.stamp
+
+
+def test_an_adapter_added_to_a_folder_that_kept_its_time_is_found(tmp_path):
+    peft(tmp_path / "many" / "a")
+    old(tmp_path)
+    _, folders = walked(tmp_path)
+    peft(tmp_path / "many" / "b")
+    old(tmp_path)
+    found, _ = walked(tmp_path, folders.listings)
+    assert sorted(path.rpartition("/")[2] for path, *_ in found) == ["a", "b"]
 
 
 @pytest.mark.parametrize("protocol", ["file", "memory"])
@@ -136,14 +158,15 @@ def test_a_url_of_an_unknown_kind_is_an_error_in_words(tmp_path):
 
 
 def old(folder):
-    """The folders as if nothing in them had changed lately."""
+    """The folders with a time of modification of long ago."""
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             os.utime(path, ns=(1_000_000_000, 1_000_000_000))
 
 
-def walked(root, before=None):
-    folders = Folders(before)
+def walked(root, before=None, later=10 * 10**9):
+    """The adapters found, and the listings, as if so many nanoseconds had passed."""
+    folders = Folders(before, now=lambda: time.time_ns() + later)
     return [(found.path, found.files, found.stamp) for found in find_adapters([root], folders=folders)], folders
 
 
@@ -160,7 +183,7 @@ def test_a_folder_that_did_not_change_is_not_listed_again(tmp_path, monkeypatch)
     monkeypatch.undo()
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"")  # in place: the folder's time stays
     peft(tmp_path / "b" / "e", factors(2))
-    found, later = walked(tmp_path, folders.listings)
+    found, later = walked(tmp_path, folders.listings, later=0)
     assert sorted(path.rpartition("/")[2] for path, *_ in found) == ["a", "c", "d", "e"]
     assert found[-1] != first[-1]
     assert found[1:-1] == first[:-1]

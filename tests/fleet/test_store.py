@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import stat
 
 import pytest
+from pyarrow import parquet as pq
 
+from gradience.cli.main import main
+from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.verbs.fleet import INDEX, Folders, Known, encoded, read_index, store as storing, write_index
 from gradience.verbs.fleet.audit import known_rows
-from gradience.verbs.fleet.query import FLEET
+from gradience.verbs.fleet.query import FLEET, select, select_to_parquet
 from gradience.verbs.fleet.store import Store
+from gradience.verbs.runs.collect import RUNS
 
 
 def result(name, modules=3):
@@ -64,7 +69,7 @@ class Killed(BaseException):
     """What no handler of the store catches."""
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 17, 29, 30])
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 5, 17, 31, 32])
 def test_a_kill_at_any_step_of_a_merge_leaves_each_row_once(tmp_path, monkeypatch, step):
     store = filled(tmp_path / "s", 9)
     left = [step]
@@ -98,7 +103,7 @@ def test_a_kill_at_any_step_of_a_merge_leaves_each_row_once(tmp_path, monkeypatc
     assert on_disk(tmp_path / "s") == dict.fromkeys(FLEET.rows, sorted(live))
 
 
-STEPS = 1 + 1 + 1 + 9 * 3  # the part, the manifest, its partial file, the old parts
+STEPS = 1 + 2 + 2 + 9 * 3  # the part, the manifest before and after it, each with its partial file, the old parts
 
 
 def test_the_index_says_what_the_tables_say_and_holds_for_these_parts_only(tmp_path):
@@ -113,3 +118,86 @@ def test_the_index_says_what_the_tables_say_and_holds_for_these_parts_only(tmp_p
     for damage in (b"", b"x", (tmp_path / "s" / INDEX).read_bytes()[:-3]):
         (tmp_path / "s" / INDEX).write_bytes(damage)
         assert read_index(store)[0] is None
+
+
+def test_files_that_it_did_not_write_stay(tmp_path):
+    store = filled(tmp_path / "s", 2)
+    foreign = [tmp_path / "s" / name for name in ("adapters/mine.parquet", "modules/part-000099.parquet", "findings/x")]
+    for path in foreign:
+        path.write_text("mine")
+    with Store(tmp_path / "s", FLEET).writing() as writer:
+        writer.add([result("later")])
+    assert [path.read_text() for path in foreign] == ["mine"] * 3
+    assert len(store.table("adapters")) == 2
+    assert paths(tmp_path / "s") == ["a00", "a01", "later"]
+
+
+def test_a_number_that_a_foreign_file_has_is_not_used(tmp_path):
+    filled(tmp_path / "s", 1)
+    (tmp_path / "s" / "modules" / "part-000002.parquet").write_text("mine")
+    with Store(tmp_path / "s", FLEET).writing() as writer:
+        writer.add([result("later")])
+    assert Store(tmp_path / "s", FLEET).parts == [1, 3]
+    assert (tmp_path / "s" / "modules" / "part-000002.parquet").read_text() == "mine"
+
+
+@pytest.mark.parametrize("parts", [[1, 1], [0], [3], [-1]], ids=str)
+def test_a_manifest_with_a_part_twice_or_one_never_written_is_damaged(tmp_path, parts):
+    filled(tmp_path / "s", 2)
+    place = tmp_path / "s" / "fleet.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"parts": parts}))
+    with pytest.raises(GradienceError, match="damaged"):
+        Store(tmp_path / "s", FLEET)
+
+
+@pytest.mark.parametrize("name", ["r=99", "path=x/f", "f[0]*?", "a\\b", "q'uote"])
+def test_the_name_of_a_store_is_neither_a_column_nor_a_pattern(tmp_path, name):
+    filled(tmp_path / name, 2)
+    assert set(known_rows(Store(tmp_path / name, FLEET))) == {"a00", "a01"}
+    report = select(Store(tmp_path / name, FLEET), "select path, r from modules order by path, position")
+    assert report.rows == [["a00", 2]] * 3 + [["a01", 2]] * 3
+
+
+TOKEN = "hf_" + "aB3" * 12
+
+
+def test_a_secret_in_a_row_is_in_no_file_and_no_output(tmp_path, capsys):
+    row = AdapterRow(path="a", status="ok", stamp="s", rules="1", base_model=f"https://joe:{TOKEN}@hub.org/m")
+    error = AdapterRow(path="b", status="error", stamp="s", rules="1", error=f"cannot read {TOKEN}")
+    store = Store(tmp_path / "s", FLEET)
+    with store.writing() as writer:
+        writer.add([encoded([row, error], [], [])])
+    for out, argv in {"": ["--csv"], "q.parquet": ["--parquet", str(tmp_path / "q.parquet")]}.items():
+        sql = "select base_model, error, 'TOKEN' as x from adapters".replace("TOKEN", TOKEN)
+        assert main(["fleet", "query", str(tmp_path / "s"), sql, *argv]) == 0
+        assert TOKEN not in capsys.readouterr().out
+        if out:
+            found = pq.read_table(tmp_path / out).to_pylist()
+            assert TOKEN not in str(found)
+            assert found[0]["base_model"] == "https://<redacted: url password>@hub.org/m"
+    assert all(TOKEN not in str(store.table(name).to_pylist()) for name in FLEET.rows)
+
+
+def test_csv_holds_no_character_that_steers_a_terminal(tmp_path, capsys):
+    filled(tmp_path / "s", 1)
+    sql = "select 'a' || chr(27) || '[31m' || chr(8238) || 'b' as x, 1.5 as y, null as z"
+    assert main(["fleet", "query", str(tmp_path / "s"), sql, "--csv"]) == 0
+    assert capsys.readouterr().out == "x,y,z\r\na\\u001b[31m\\u202eb,1.5,\r\n"
+
+
+@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o644)])
+def test_a_store_of_logs_is_for_its_owner_only(tmp_path, private, mode):
+    store = Store(tmp_path / "s", FLEET._replace(private=private))
+    with store.writing() as writer:
+        writer.add([result("a")])
+        write_index(store, {}, Folders())
+    select_to_parquet(store, "select 1 as x", tmp_path / "out.parquet")
+    files = [
+        path
+        for path in [*(tmp_path / "s").rglob("*"), tmp_path / "out.parquet"]
+        if path.suffix in {".json", ".parquet", ".msgpack"}
+    ]
+    assert len(files) == 6
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
+    assert RUNS.private
+    assert not FLEET.private

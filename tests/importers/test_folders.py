@@ -49,6 +49,25 @@ def test_three_runs_in_one_folder_are_three_runs_and_named(tmp_path, import_even
     assert len({run.run_id for run in imported.runs}) == 3
 
 
+def test_a_state_without_training_rows_is_of_the_same_run(tmp_path, import_events, write_state, rows):
+    """The first checkpoint may come before the first logged row; nothing in it speaks for another run."""
+    write_state(tmp_path / "checkpoint-5", [{"step": 5, "epoch": 0.5, "eval_loss": 2.5}])
+    write_state(tmp_path / "checkpoint-20", rows([10, 20]))
+    events, imported = import_events(tmp_path)
+    assert (len(imported.runs), events.losses) == (1, [1 / 10, 1 / 20])
+    assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(5, 2.5)]
+
+
+def test_a_row_without_a_step_stands_before_all_steps_when_states_are_joined(
+    tmp_path, import_events, write_state, rows
+):
+    """Behind the last step it would be taken for an evaluation at the end."""
+    write_state(tmp_path / "checkpoint-20", [*rows([10, 20]), {"eval_loss": 2.5}])
+    write_state(tmp_path / "checkpoint-10", [*rows([10]), {"step": 10, "eval_loss": 1.5}])
+    events, _ = import_events(tmp_path)
+    assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(None, 2.5), (10, 1.5)]
+
+
 def test_a_folder_of_runs_shows_the_last_by_number_and_one_can_be_chosen(tmp_path, import_events, write_state, rows):
     for name in ("v9", "v10", "v1"):
         write_state(tmp_path / "model" / name / "checkpoint-20", rows([10, 20], scale=int(name[1:])))

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from gradience.errors import RecorderError
+from gradience.importers import text
 
 
 def trained(events):
@@ -132,3 +133,120 @@ def test_an_aim_repository_is_refused_with_what_to_export(tmp_path, import_event
     with pytest.raises(RecorderError, match="Aim repository") as caught:
         import_events(tmp_path)
     assert "CSV" in caught.value.advice
+
+
+def test_verl_s_console(tmp_path, import_events):
+    """The lines are as verl.utils.logger prints them below Ray, which colours its prefix."""
+    path = tmp_path / "train.log"
+    path.write_text(
+        "(TaskRunner pid=7) step:0 - val-core/gsm8k/reward/mean@1:0.05 - val-aux/gsm8k/reward/std@2:0.1\n"
+        "Training Progress:   1%|          | 1/140 [00:49<1:53:43, 49.09s/it]\n"
+        "\x1b[36m(TaskRunner pid=7, ip=10.0.0.1)\x1b[0m step:1 - actor/entropy:0.5 - actor/pg_loss:-0.25 - "
+        "actor/grad_norm:0.75 - actor/lr:1e-06 - training/global_step:9 - critic/rewards/mean:np.float64(0.125)\n"
+        "step:2 - actor/entropy:0.25 - actor/pg_loss:nan - actor/lr(1e-4):0.020 - critic/rewards/mean:0.5 - "
+        "val-core/gsm8k/reward/mean@1:0.2\n"
+    )
+    events, _ = import_events(path)
+    assert trained(events) == [(1, -0.25, 1e-6), (2, "NaN", pytest.approx(2e-6))]
+    first, second = (row.extras for row in events.of("train_step"))
+    assert (first["actor/entropy"], first["critic/rewards/mean"], second["critic/rewards/mean"]) == (0.5, 0.125, 0.5)
+    assert [(e.step, e.split, e.metrics.extras["gsm8k/reward/mean@1"]) for e in events.of("eval")] == [
+        (0, "eval", 0.05),
+        (2, "eval", 0.2),
+    ]
+
+
+def test_openrlhf_s_status(tmp_path, import_events):
+    path = tmp_path / "train.log"
+    path.write_text(
+        "(PPOTrainer pid=9) ppo_trainer.py:547] \u2728 Global step 1: {'response_length': 40.5, 'policy_loss': 0.5, "
+        "'reward': 0.25, 'kl': 0.0, 'actor_lr': 5e-07}\n"
+        "(PPOTrainer pid=9) Global step 2: {'response_length': 49.5, 'policy_loss': nan, 'reward': np.float64(0.75)}\n"
+    )
+    events, _ = import_events(path)
+    assert trained(events) == [(1, 0.5, 5e-7), (2, "NaN", None)]
+    assert [row.extras["reward"] for row in events.of("train_step")] == [0.25, 0.75]
+    assert [row.extras["response_length"] for row in events.of("train_step")] == [40.5, 49.5]
+
+
+def test_openrlhf_s_bars_are_counted_at_their_ends(tmp_path, import_events):
+    """Older versions print no step: the bar of each step ends at 100 %, and that state is drawn twice."""
+    bar = "Train epoch [1/1]: {0:3d}%|####  | {1}/2 [00:03<00:00,  1.67s/it, pg={2}, rm=0.5, glen=126, act_lr=1e-6]"
+    ends = [bar.format(100, 2, loss) for loss in (0.25, 0.125)]
+    path = tmp_path / "train.log"
+    path.write_text(
+        f"Train epoch [1/1]:   0%|      | 0/2 [00:00<?, ?it/s]\r{bar.format(50, 1, 0.5)}\r{ends[0]}\r{ends[0]}\n"
+        f"{bar.format(50, 1, 0.5)}\n{ends[1]}\n{ends[1]}\n"
+    )
+    events, _ = import_events(path)
+    assert trained(events) == [(1, 0.25, 1e-6), (2, 0.125, 1e-6)]
+    assert [row.extras["response_length"] for row in events.of("train_step")] == [126, 126]
+
+
+def test_mmengine_s_iterations_and_epochs(tmp_path, import_events):
+    """The lines are as mmengine.hooks.LoggerHook prints them; XTuner trains with it."""
+    path = tmp_path / "20240504_085111.log"
+    path.write_text(
+        "05/04 08:52:12 - mmengine - INFO - Checkpoints will be saved to here.\n"
+        "05/04 08:52:15 - mmengine - INFO - Iter(train) [  10/20]  lr: 3.25e-05  eta: 0:11:00  time: 0.3  loss: 2.5\n"
+        "2025/02/09 07:49:32 - mmengine - INFO - Iter(train) [  20/20]  lr: 6.5e-05  eta: 18 days, 16:13:38  "
+        "memory: 10081  loss: 1.25  grad_norm: 4.5\n"
+        "05/04 08:53:00 - mmengine - INFO - Iter(val) [11/11]    mIoU: 50.5  data_time: 0.0040  time: 0.1462\n"
+    )
+    events, _ = import_events(path)
+    assert trained(events) == [(10, 2.5, 3.25e-5), (20, 1.25, 6.5e-5)]
+    assert [row.extras for row in events.of("train_step")] == [{}, {}]
+    assert [(e.step, e.metrics.extras) for e in events.of("eval")] == [(20, {"mIoU": 50.5})]
+    assert (events.of("train_step")[1].grad_norm, events.end.status) == (4.5, "ok")
+    path.write_text("05/04 08:52:15 - mmengine - INFO - Epoch(train)  [2][ 50/100]  lr: 1.0000e-05  loss: 0.5\n")
+    events, _ = import_events(path)
+    assert (trained(events), events.of("train_step")[0].epoch) == ([(150, 0.5, 1e-5)], 2)
+
+
+def test_nemo_s_iterations(tmp_path, import_events):
+    path = tmp_path / "nemo.log"
+    path.write_text(
+        "Training epoch 0, iteration 3/99 | lr: 0.0005 | global_batch_size: 8 | global_step: 4 | "
+        "reduced_train_loss: 11.5 | val_loss: 9.5\n"
+    )
+    events, _ = import_events(path)
+    assert (trained(events), held(events)) == ([(4, 11.5, 5e-4)], [(4, "val", 9.5)])
+
+
+LINES = {
+    "_torchtune": ["Step 1 | loss:2.5 lr:0.0003 "],
+    "_mlx": ["Iter 10: Train loss 2.100, Learning Rate 1.000e-05", "Iter 1: Val loss 3.012, Val took 1.234s"],
+    "_mlx_table": ["  10    2.100 \u25bc    1,234     12.3k"],
+    "_megatron": [
+        " [2024-01-01 10:00:00] iteration       10/      20 | lm loss: 1.000000E+00 |",
+        " validation loss at iteration 10 | lm loss value: 1.500000E+00 |",
+        "0: [default3]: iteration 10/ 20 | lm loss: 1.0 |",
+    ],
+    "_nemo": [
+        "Training epoch 0, iteration 9/99 | lr: 0.0003 | reduced_train_loss: 1.5",
+        "[NeMo I 2024-10-01 10:00:00 nemo_logging:393] Training epoch 0, iteration 9/99 | reduced_train_loss: 1.5",
+    ],
+    "_verl": ["(TaskRunner pid=1) step:1 - actor/pg_loss:0.5 - critic/rewards/mean:0.5", "step:1 - actor/entropy:0.1"],
+    "_openrlhf": [
+        "Global step 1: {'policy_loss': 0.5}",
+        "(Actor pid=1) Train epoch [1/1]: 100%|##########| 2/2 [00:03<00:00, pg=0.161, rm=0.396]",
+    ],
+    "_mmengine": [
+        "05/04 08:52:15 - mmengine - INFO - Iter(train) [  10/1920]  lr: 3e-05  loss: 2.9",
+        "2024/05/04 08:52:15 - mmengine - INFO - Epoch(val) [1][11/11]  accuracy/top1: 87.4",
+    ],
+}
+
+
+@pytest.mark.parametrize("owner", LINES)
+def test_each_line_is_its_own_program_s_and_no_other_s(owner):
+    assert {reader.__name__ for reader in text._READERS} == set(LINES)
+    for line in LINES[owner]:
+        assert [reader.__name__ for reader in text._READERS if reader(line) is not None] == [owner], line
+
+
+def test_a_line_that_quotes_another_s_line_is_not_its():
+    """A mark is anchored: what stands within a sentence, or behind another program's prefix, is no step."""
+    for line in (line for lines in LINES.values() for line in lines):
+        for before in ("resuming from ", "INFO ", "> ", "loss: 1.0 | "):
+            assert all(reader(before + line.lstrip()) is None for reader in text._READERS), before + line

@@ -43,6 +43,18 @@ def test_nested_json_lines_have_dotted_columns(tmp_path, import_events, write_li
     assert (events.steps, events.losses) == ([1, 2], [1.0, 0.5])
 
 
+def test_verl_s_file_log_is_a_table_of_its_data(tmp_path, import_events, write_lines):
+    """A row is {"step", "data"}; `data` beside other keys is a column like any other."""
+    data = [{"actor/pg_loss": 0.5, "critic/rewards/mean": 0.25, "actor/lr": 1e-6}, {"val-core/a/acc/mean@1": 0.75}]
+    path = write_lines(tmp_path / "log.jsonl", [{"step": step, "data": each} for step, each in enumerate(data, 1)])
+    events, imported = import_events(path)
+    assert (imported.format, events.losses, events.of("train_step")[0].lr) == ("table", [0.5], 1e-6)
+    assert events.of("train_step")[0].extras == {"critic/rewards/mean": 0.25}
+    assert [(e.step, e.metrics.extras) for e in events.of("eval")] == [(2, {"a/acc/mean@1": 0.75})]
+    path = write_lines(tmp_path / "other.jsonl", [{"step": 1, "loss": 1.0, "data": {"loss": 2.0}}])
+    assert import_events(path)[0].of("train_step")[0].extras == {"data.loss": 2.0}
+
+
 def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
     path = tmp_path / "history.json"
     path.write_text(json.dumps([*rows([10, 20]), {"step": 20, "eval_loss": 1.0, "eval_runtime": 1.0}]))
@@ -61,6 +73,14 @@ def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
         (["step", "loss", "train/epoch", "eval/g0_loss"], {"train/epoch": "epoch", "eval/g0_loss": "eval_g0_loss"}),
         (["step", "loss", "train_loss"], {"loss": "loss", "train_loss": "train_loss"}),
         (["step", "loss", "train/loss"], {"loss": "loss", "train/loss": "train/loss"}),
+        (["step", "train/loss", "train_loss"], {"train/loss": "loss", "train_loss": "train_loss"}),  # the first counts
+        (["step", "train_loss", "train/loss"], {"train_loss": "loss", "train/loss": "train/loss"}),
+        (["step", "loss", "lr", "lr-AdamW"], {"lr": "learning_rate", "lr-AdamW": "lr-AdamW"}),  # one rate, not two
+        (["step", "loss", "lr-a", "lr-b"], {"lr-a": "learning_rate", "lr-b": "lr-b"}),
+        (["step", "loss", "actor/lr", "critic/lr"], {"actor/lr": "learning_rate", "critic/lr": "critic/lr"}),
+        (["step", "actor/pg_loss", "actor/grad_norm"], {"actor/pg_loss": "loss", "actor/grad_norm": "grad_norm"}),
+        (["step", "policy_loss", "loss"], {"loss": "loss", "policy_loss": "policy_loss"}),
+        (["step", "loss", "val-core/a/mean@1"], {"val-core/a/mean@1": "eval_a/mean@1"}),
     ],
 )
 def test_names_that_everyone_knows_are_found(columns, found):

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from gradience.errors import RecorderError
-from gradience.importers.binary import is_event_file
+from gradience.importers.binary import Scalar, is_event_file, scalar_rows
 
 HEAD = b'\x18\0\0\0\0\0\0\0\xa3\x7fK"\t\0\0\xc0\x1fL\xd5\xd8A\x1a\rbrain.Event:2\xec\xa0'
 
@@ -60,6 +60,41 @@ def test_a_restart_in_a_second_file_is_a_resume(tmp_path, import_events):
     events, imported = import_events(tmp_path)
     assert [start.resumed_from_step for start in events.of("run_start")] == [None, 3]
     assert any("taken for a resume" in note for note in imported.notes)
+
+
+def test_a_value_logged_again_does_not_divide_its_row(tmp_path, import_events):
+    """The Trainer logs the epoch with the loss and with the evaluation of the same step; one evaluation stays one."""
+    both = [
+        (2, 1.7e9, {"train/loss": 0.5, "train/epoch": 1.0}),
+        (2, 1.7e9 + 9, {"eval/accuracy": 0.5, "train/epoch": 1.0, "eval/loss": 0.75, "eval/runtime": 2.0}),
+    ]
+    events, _ = import_events(write(tmp_path, both))
+    assert (events.steps, events.losses) == ([2], [0.5])
+    assert [(e.step, e.metrics.loss, e.metrics.accuracy) for e in events.of("eval")] == [(2, 0.75, 0.5)]
+
+
+def test_a_step_logged_twice_is_divided_where_the_clock_pauses(tmp_path, import_events):
+    """The metric that both have in common stays with each evaluation, whatever the order of the tags."""
+    twice = [
+        (2, 1.7e9, {"train/loss": 0.5}),
+        *(
+            (2, 1.7e9 + 5 + i / 8, {tag: value})
+            for i, (tag, value) in enumerate([("eval/f1", 0.5), ("eval/loss", 1.0)])
+        ),
+        *(
+            (2, 1.7e9 + 50 + i / 8, {tag: value})
+            for i, (tag, value) in enumerate([("eval/f1", 0.5), ("eval/loss", 2.0)])
+        ),
+    ]
+    events, _ = import_events(write(tmp_path, twice))
+    assert [(e.metrics.loss, e.metrics.extras["f1"]) for e in events.of("eval")] == [(1.0, 0.5), (2.0, 0.5)]
+
+
+def test_without_a_pause_a_step_logged_twice_is_divided_at_the_tag():
+    scalars = [Scalar(1.7e9, 2, tag, value) for tag, value in (("a", 1.0), ("b", 2.0), ("a", 3.0), ("b", 4.0))]
+    nan = [Scalar(1.7e9, 3, "a", float("nan")), Scalar(1.7e9, 3, "a", float("nan"))]
+    rows = [{k: v for k, v in row.items() if k != "ts"} for _, row in scalar_rows([*scalars, *nan])]
+    assert rows == [{"step": 2, "a": 1.0, "b": 2.0}, {"step": 2, "a": 3.0, "b": 4.0}, {"step": 3, "a": "NaN"}]
 
 
 def test_a_cut_or_garbled_file_is_an_error_or_rows_never_a_traceback(tmp_path, import_events):

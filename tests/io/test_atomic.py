@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from gradience.errors import OutputError
-from gradience.io.atomic import atomic_file, atomic_folder
+from gradience.io.atomic import atomic_file, atomic_folder, keep_private
 
 
 def _fill(folder: Path, text: str) -> None:
@@ -142,3 +145,39 @@ def test_an_interrupt_between_the_old_folder_and_the_new_one_puts_the_old_one_ba
     assert moved
     assert (out / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "\u00e9" * 127, os.fsdecode(b"\xff" * 255)):
+        with atomic_file(tmp_path / name) as partial:
+            partial.write_text("whole")
+        assert (tmp_path / name).read_text() == "whole"
+        (tmp_path / name).unlink()
+
+
+def test_a_failure_to_write_is_said_with_the_name_wanted_and_one_to_read_stays_as_it_is(tmp_path: Path) -> None:
+    for context in (atomic_file, atomic_folder):
+        with pytest.raises(OutputError, match=r"cannot write .*wanted: No space left"), context(tmp_path / "wanted"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with pytest.raises(OutputError, match="wanted: Input/output error"), context(tmp_path / "wanted") as partial:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(partial))
+        with pytest.raises(FileNotFoundError), context(tmp_path / "wanted"):
+            (tmp_path / "read").read_bytes()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_as_private_as_its_sources(tmp_path: Path) -> None:
+    sources = [tmp_path / name for name in ("open", "group", "private")]
+    for path, mode in zip(sources, (0o644, 0o640, 0o600), strict=True):
+        path.touch()
+        path.chmod(mode)
+    for some, mode in (([], 0o644), (sources[:1], 0o644), (sources[:2], 0o640), (sources, 0o600)):
+        made = tmp_path / f"made{mode}{len(some)}"
+        (made / "in").mkdir(parents=True)
+        (made / "in" / "file").touch()
+        for path in (made, made / "in"):
+            path.chmod(0o755)
+        (made / "in" / "file").chmod(0o644)
+        keep_private(made, [*some, tmp_path / "missing"])
+        assert stat.S_IMODE((made / "in" / "file").stat().st_mode) == mode
+        assert stat.S_IMODE((made / "in").stat().st_mode) == mode | (mode & 0o444) >> 2

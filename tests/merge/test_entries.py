@@ -36,7 +36,7 @@ def _ties(updates: list[np.ndarray], weights: list[float], density: float) -> np
 def test_trim_elect_and_merge_are_the_papers(updates, density):
     found = elected_mean(lambda: (trimmed(update, density) for update in updates))
     truth = _ties(updates, [1.0] * len(updates), density)
-    near_zero = np.abs(sum(trimmed(u, density).astype(np.float64) for u in updates)) < 1e-5  # the sign is rounding
+    near_zero = np.abs(sum(np.asarray(trimmed(u, density), np.float64) for u in updates)) < 1e-5  # the sign is rounding
     np.testing.assert_allclose(np.where(near_zero, 0.0, found), np.where(near_zero, 0.0, truth), atol=1e-5)
 
 

@@ -119,7 +119,7 @@ def model(task: str = "causal-lm", **config: Any) -> Any:
     return SimpleNamespace(
         task=task,
         config=SimpleNamespace(**config),
-        tokenizer=SimpleNamespace(all_special_ids=[0, 9]),
+        tokenizer=SimpleNamespace(special_ids=[0, 9]),
         model=SimpleNamespace(get_input_embeddings=lambda: embeddings),
     )
 

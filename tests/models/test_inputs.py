@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_models import write_texts
 
+from gradience.data.encoder import Encoder
 from gradience.errors import ConfigError
 from gradience.models.inputs import Example, batches, read_inputs
 
@@ -37,13 +40,14 @@ def test_places_that_count_depend_on_the_kind_of_row(loaded, tmp_path):
     ]
 
 
-def test_messages_go_through_the_chat_template(loaded, tmp_path, monkeypatch):
+def test_messages_go_through_the_chat_template(llama, loaded, tmp_path):
     template = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
     rows = [{"messages": [{"role": "user", "content": "w1"}]}]
     with pytest.raises(ConfigError, match="no chat template"):
         read_inputs(as_jsonl(tmp_path / "m.jsonl", rows), loaded, most=1)
-    monkeypatch.setattr(loaded.tokenizer, "chat_template", template, raising=False)
-    (example,) = read_inputs(tmp_path / "m.jsonl", loaded, most=1).examples
+    (tmp_path / "chat.jinja").write_text(template)
+    chatty = replace(loaded, tokenizer=Encoder(Path(llama.base), tmp_path / "chat.jinja"))
+    (example,) = read_inputs(tmp_path / "m.jsonl", chatty, most=1).examples
     assert example == Example((5, 13), 0, 2)
 
 

@@ -74,7 +74,7 @@ LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1
 @every(
     ("args", "state", "advice"),
     [
-        ({"save_steps": 200}, {}, "Use checkpoint-400: the best by eval f1"),
+        ({"save_steps": 200}, {}, "Use checkpoint-400: eval f1 was best at step 400"),
         (
             {"save_steps": 200, "save_total_limit": 2},
             {},
@@ -83,7 +83,7 @@ LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1
         (
             {"save_steps": 200, "save_total_limit": 2},
             {"best_metric": 0.72, "best_model_checkpoint": "out/checkpoint-400"},
-            "Use checkpoint-400: the best by eval f1",
+            "Use checkpoint-400: eval f1 was best at step 400",
         ),
         (
             {"load_best_model_at_end": True, "metric_for_best_model": "f1", "save_steps": 200},
@@ -103,6 +103,26 @@ def test_advice_on_overfitting_is_what_is_possible_and_was_not_done(args, state,
     assert found.severity == "warning"
     assert (report.advice and report.advice.text) == advice
     assert (f"  Next: {advice}.\n" in monitor_text(report)) is (advice is not None)
+
+
+@every(
+    ("names", "decisive"),
+    [
+        (("overall_precision", "overall_recall", "overall_f1", "overall_accuracy"), "overall_f1"),
+        (("accuracy", "f1"), "accuracy"),
+        (("precision", "accuracy"), "accuracy"),
+        (("recall",), "recall"),
+        (("A_f1", "B_f1", "C_f1", "D_f1", "macro_f1"), "macro_f1"),
+        (("A_f1", "B_f1", "C_f1", "D_f1"), "loss"),
+        (("A_f1", "B_f1", "C_f1"), "A_f1"),
+        (("mean_token_accuracy",), "loss"),
+        (("temperature",), "loss"),
+    ],
+)
+def test_of_several_metrics_the_usual_one_decides(names, decisive, tmp_path):
+    values = {f"eval_{name}": 0.5 for name in names}
+    report = reported(tmp_path, [*trained(FALLING), {"step": 1000, "eval_loss": 0.5, **values}])
+    assert report.account.decisive == decisive
 
 
 def test_an_evaluation_after_the_best_was_loaded_is_of_the_best_step(tmp_path):
@@ -139,6 +159,26 @@ def test_a_held_out_loss_far_above_the_training_loss_is_said(train, held_out, fo
     assert bool(seen) is found
     if found:
         assert seen[0].message.startswith(f"Eval loss is {held_out:.4g} against {train:.4g} in training at step 700 (")
+
+
+@every(
+    ("rows", "story", "advice"),
+    [
+        (
+            [*trained(FALLING), {"step": 1000, "eval_loss": "NaN"}],
+            "not finite: eval loss at step 1000; learns;",
+            "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
+        ),
+        (trained([*FALLING[:5], float("nan"), float("nan")]), "not finite: loss at step 600, 2 training rows;", None),
+        (trained([40.0, 38.0, 36.0, 35.0]), "loss starts at 40, above that of a uniform guess over", ""),
+    ],
+)
+def test_a_cause_has_the_advice_that_is_right_for_it(rows, story, advice, tmp_path):
+    report = reported(tmp_path, rows)
+    assert report.story.startswith(story)
+    if advice is None:
+        advice = "Do not use the weights before 'gradience audit' finds them finite"
+    assert (report.advice.text if report.advice else "") == advice
 
 
 @every(

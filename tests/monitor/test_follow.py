@@ -208,7 +208,7 @@ def test_following_ends_with_the_run_and_prints_each_evaluation(tmp_path, lines,
     assert follow_log(path, sleep=steps) is True
     out = capsys.readouterr().out
     assert out.startswith(f"waiting for {path}\n")
-    assert "eval eval at step 20  loss 1.5" in out
+    assert "evaluation at step 20  loss 1.5" in out
     assert "step 15 of 40  loss " in out
     assert "lines are not events" not in out
     assert "\x1b" not in out

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 from msgspec import inspect
 from tables import every
 
+from gradience.schema import SCHEMA_ID, SCHEMA_PATTERN
 from gradience.schema.document import Report
 from gradience.schema.export import _REPORTS, json_schema
 from gradience.schema.reports import CheckReport, MonitorReport
@@ -32,8 +33,8 @@ def least(kind: inspect.Type) -> Any:  # noqa: C901, PLR0911  # one case for eac
             return {}
         case inspect.LiteralType(values=values):
             return values[0]
-        case inspect.StrType():
-            return "x"
+        case inspect.StrType(pattern=pattern):
+            return SCHEMA_ID if pattern == SCHEMA_PATTERN else "x"
         case inspect.BoolType():
             return False
         case inspect.IntType(ge=ge, gt=gt):

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
-from gradience.spectral.base import _bound, _Measure, _measures, _within, atoms
-from gradience.spectral.krylov import Bidiagonal, Operator, ritz_of
+from gradience.spectral.base import Measure, atoms, bound, bound_within, measures_of
+from gradience.spectral.krylov import Bidiagonal, Operator, advanced, ritz_of
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        yield
+
+
+def bases(w, start, steps):
+    matrix = Operator.of(w)
+    return advanced(matrix, start.astype(np.float32), Bidiagonal.empty(matrix, len(start), steps + 1), steps + 1)
+
 
 SIZE, WIDTH = 120, 5
 THRESHOLDS = (0.09, 0.25, 0.49)
@@ -41,10 +54,7 @@ def starts(u, m):
 def test_bounds_hold_the_largest_overlap_of_the_dense_svd(shape, kind, steps):
     u, w = turned(*shape, SPECTRA[kind])
     y = starts(u, shape[0])
-    basis = Bidiagonal(Operator.of(w), y.astype(np.float32), steps)
-    for _ in range(steps):
-        basis.step()
-    found = atoms(basis, WIDTH, THRESHOLDS)
+    found = atoms(bases(w, y, steps), steps + 1, WIDTH, THRESHOLDS)
     seen = SPECTRA[kind] > 1e-4 * SPECTRA[kind][0]  # below it float32 tells none apart
     true = np.max((y @ u[:, seen]) ** 2, axis=1)
     assert np.all(found.lower <= true + 1e-4)
@@ -59,38 +69,31 @@ def test_vectors_are_decided_long_before_the_space_is_whole():
     u, w = turned(600, 500, np.linspace(2.0, 1.0, 500))
     rng = np.random.default_rng(3)
     spread = np.linalg.qr(rng.standard_normal((600, 2)))[0].T
-    basis = Bidiagonal(Operator.of(w), spread.astype(np.float32), 30)
-    for _ in range(30):
-        basis.step()
-    found = atoms(basis, 2, THRESHOLDS)
+    found = atoms(bases(w, spread, 30), 31, 2, THRESHOLDS)
     true = np.max((spread @ u) ** 2, axis=1)
     assert np.all(found.upper < 0.09)
     assert np.all(found.upper >= true)
 
 
 def test_a_matrix_of_zeros_has_no_overlaps():
-    basis = Bidiagonal(Operator.of(np.zeros((20, 30))), np.eye(2, 20, dtype=np.float32), 2)
-    basis.step()
-    basis.step()
-    found = atoms(basis, 2, THRESHOLDS)
+    found = atoms(bases(np.zeros((20, 30)), np.eye(2, 20), 2), 3, 2, THRESHOLDS)
     assert (found.lower.tolist(), found.upper.tolist()) == ([0.0, 0.0], [0.0, 0.0])
 
 
-def stepped(seed=0, steps=3):
+def stepped(seed=0, steps=3, room=4):
+    """The core C of some steps, and the measures and Ritz values of the bases with room for more or not."""
     rng = np.random.default_rng(seed)
-    w = rng.standard_normal((40, 30))
-    basis = Bidiagonal(Operator.of(w), rng.standard_normal((WIDTH, 40)).astype(np.float32), steps)
-    for _ in range(steps):
-        basis.step()
-    return basis
+    basis = bases(rng.standard_normal((40, 30)), rng.standard_normal((WIDTH, 40)), steps)
+    ritz = ritz_of(basis._replace(core=np.pad(basis.core, [(0, room - 4), (0, 0)] * 2)), room)
+    core = np.asarray(basis.core).reshape(4 * WIDTH, -1)[:, :-WIDTH]
+    return core, measures_of(ritz, basis.blocks, WIDTH, 2), ritz
 
 
-def test_measures_are_of_the_augmented_matrix_and_of_both_squares():
+@pytest.mark.parametrize("room", [4, 6])
+def test_measures_are_of_the_augmented_matrix_and_of_both_squares(room):
     """Rows of eigenvectors give back the blocks of each matrix that they are of."""
-    basis, k = stepped(), 2
-    core = basis.core
-    both, outer, inner = _measures(basis, ritz_of(basis), k)
-    square = core @ core.T
+    core, (both, outer, inner), _ = stepped(room=room)
+    k, square = 2, core @ core.T
     for measure, power in ((both, 2), (outer, 1)):  # [0 C; C^T 0] has C C^T as the first block of its square
         values, first, last = measure
         for one, rows in ((first, slice(0, k)), (last, slice(-WIDTH, None))):
@@ -114,7 +117,7 @@ def test_the_bound_is_that_of_the_dense_formula(half):
     t += t.T
     values, vectors = np.linalg.eigh(t)
     middle = np.array([-1.0, 0.3, 2.0])
-    found = _bound(_Measure(values, vectors[:k], vectors[-c:]), middle, np.full(3, half))
+    found = bound(Measure(values, vectors[:k], vectors[-c:]), middle, np.full(3, half))
     for at, centre in enumerate(middle):
         rows = (t - centre * np.eye(n))[:-c]
         whole = 1.05 * np.linalg.inv(np.eye(n) + 0.05 / half**2 * rows.T @ rows)
@@ -123,18 +126,17 @@ def test_the_bound_is_that_of_the_dense_formula(half):
 
 def test_an_interval_is_bounded_by_the_best_of_three_matrices():
     """Of sigma in [c - h, c + h] sigma^2 is in c^2 + h^2 +- 2 c h; what W^T y shows is divided by the least sigma^2."""
-    basis, k = stepped(1), 2
-    measures = _measures(basis, ritz_of(basis), k)
-    largest = float(ritz_of(basis).sigma[0])
+    _, measures, ritz = stepped(1)
+    largest = float(ritz.sigma[0])
     middle, half = np.array([0.3, 0.5, 0.9]) * largest, np.array([0.01, 0.02, 0.1]) * largest
     off = 2e-6 * largest
     square, width = middle**2 + half**2, 2 * middle * half + off * (largest + middle)
     three = (
-        2.0 * _bound(measures.both, middle, half + off),
-        _bound(measures.outer, square, width),
-        _bound(measures.inner, square, width) / (middle - half)[:, None] ** 2,
+        2.0 * bound(measures.both, middle, half + off),
+        bound(measures.outer, square, width),
+        bound(measures.inner, square, width) / (middle - half)[:, None] ** 2,
     )
-    np.testing.assert_allclose(_within(measures, middle, half, largest), np.min(three, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(bound_within(measures, middle, half, largest), np.min(three, axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("weight", [0.2, 0.5, 0.8])
@@ -144,10 +146,7 @@ def test_a_vector_in_a_whole_space_is_known_from_both_sides(weight):
     y = np.sqrt(weight) * u[:, 0] + np.sqrt(1 - weight) * u[:, 3]
     rest = np.linalg.qr(np.column_stack([y, np.random.default_rng(0).standard_normal((12, 3))]))[0].T
     rest *= np.sign(rest[0] @ y)
-    basis = Bidiagonal(Operator.of(w), rest.astype(np.float32), 2)
-    for _ in range(2):
-        basis.step()
-    found = atoms(basis, 1, THRESHOLDS)
+    found = atoms(bases(w, rest, 2), 3, 1, THRESHOLDS)
     larger = max(weight, 1 - weight)
     assert found.lower[0] <= larger + 1e-4
     assert larger - 1e-4 <= found.upper[0] <= 1.0

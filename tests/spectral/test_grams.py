@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradience import spectral
-from gradience.spectral import grams
+from gradience.spectral import batch, grams
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors, grams_of
 
@@ -38,10 +38,8 @@ def test_sigma_is_that_of_the_dense_update_at_every_width_and_on_any_number_of_t
         np.testing.assert_allclose(spectrum.sigma[:n], dense[:n], rtol=0, atol=1e-6 * dense[0])
 
 
-@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64])
-def test_grams_are_those_of_float64_on_the_host_and_on_a_device(monkeypatch, dtype, on_cpu):
-    monkeypatch.setattr(grams, "on_cpu", lambda: on_cpu)
+def test_grams_are_those_of_float64(monkeypatch, dtype):
     monkeypatch.setattr(grams, "_BLOCK", 4096)  # several blocks, the last one shorter
     cases = [_case(i, *LONG[i % len(LONG)], r=(1, 5, 40)[i % 3], dtype=dtype) for i in range(12)]
     for case, found in zip(cases, grams_of([lambda case=case: case for case in cases]), strict=True):
@@ -56,7 +54,7 @@ def test_grams_are_those_of_float64_on_the_host_and_on_a_device(monkeypatch, dty
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_what_is_not_finite_is_told_from_grams(monkeypatch, on_cpu):
-    monkeypatch.setattr(grams, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(batch, "on_cpu", lambda: on_cpu)
     case = _case(1, 20, 30, r=4, dtype=np.float32)
     case.a[1, 1] = np.inf
     assert not spectra([lambda: case])[0].finite

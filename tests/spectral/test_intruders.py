@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -138,10 +139,10 @@ def test_an_overlap_with_a_direction_below_what_float32_resolves_is_not_ruled_ou
 def test_an_interval_of_values_and_of_their_squares_has_room_for_rounding(monkeypatch):
     asked = {}
     monkeypatch.setattr(
-        intruders, "_bound", lambda of, middle, half: asked.update({of: (middle, half)}) or np.ones((len(middle), 1))
+        intruders, "bound", lambda of, middle, half: asked.update({of: (middle, half)}) or np.ones((len(middle), 1))
     )
     middle, half, rounding = np.asarray([0.5, 0.1]), np.asarray([1e-6, 1e-5]), 2e-6 * 2.0
-    intruders._within(intruders._Measures("both", "outer", "inner"), middle, half, 2.0)
+    intruders.bound_within(intruders.Measures("both", "outer", "inner"), middle, half, 2.0)
     np.testing.assert_allclose(asked["both"], [middle, half + rounding])
     # (m + h)^2 and (m - h)^2 are m^2 + h^2 +- 2 m h; a value and the largest bound the rounding of a square
     wanted = [middle**2 + half**2, 2 * middle * half + rounding * (2.0 + middle)]
@@ -176,18 +177,40 @@ def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tell
     """The second is as far from the first as the bound, and so is left out, though it is more of the vector."""
     monkeypatch.setattr(intruders, "_SETTLED", 0.25)
     monkeypatch.setattr(intruders, "_APART", 0.5)
-    ritz = Ritz(np.array([1.0, 0.5]), np.array([[0.6, 0.8]]), np.eye(2), np.array([0.25, 0.125]))
-    monkeypatch.setattr(intruders, "ritz_of", lambda _: ritz)
-    found = intruders.atoms(None, 1, [0.3])
-    assert (found.lower.tolist(), found.upper.tolist()) == ([pytest.approx(0.36)], [1.0])
-    monkeypatch.setattr(intruders, "_measures", lambda *_: None)
-    for searched, upper in ((0.4, 0.4), (0.2, 0.36), (1.2, 1.0)):  # and what is not above all thresholds is searched
-        monkeypatch.setattr(intruders, "_search", lambda *_, searched=searched: np.array([searched]))
-        assert intruders.atoms(None, 1, [0.3, 0.5]).upper.tolist() == [pytest.approx(upper)]
+    two = Ritz(np.array([1.0, 0.5]), np.array([[0.6, 0.8]]), np.eye(2), np.array([0.25, 0.125]))
     three = Ritz(np.array([1.0, 0.5, 0.2]), np.array([[0.6, 0.64, 0.48]]), np.eye(3), np.array([1.0, 0.1, 0.1]))
-    monkeypatch.setattr(intruders, "ritz_of", lambda _: three)
-    monkeypatch.setattr(intruders, "_search", lambda *args: args[2])  # what is known: two that float32 tells not apart
-    assert intruders.atoms(None, 1, [0.9]).upper.tolist() == [pytest.approx(0.64**2 + 0.48**2)]
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        known = [intruders.known_of(ritz, count, 1) for ritz, count in ((two, 2), (three, 3), (three, 2))]
+    assert [one.lower.tolist() for one in known] == [[pytest.approx(0.36)], [0.0], [0.0]]
+    under = [pytest.approx(x) for x in (0.64, 0.64**2 + 0.48**2, 0.64**2)]  # of the last, a third is none of C's
+    assert [one.under.tolist() for one in known] == [[x] for x in under]
+
+
+def test_what_is_not_above_all_thresholds_is_searched_from_what_is_known(monkeypatch):
+    known = intruders.Known(np.array(1.0), np.array([0.36]), np.array([0.5]))
+    monkeypatch.setattr(intruders, "seen_from", lambda *_: (known, None))
+    found = intruders.atoms(None, 4, 1, [0.3])
+    assert (found.lower.tolist(), found.upper.tolist()) == ([0.36], [1.0])
+    for searched, upper in ((0.4, 0.4), (0.2, 0.36), (1.2, 1.0)):
+        monkeypatch.setattr(intruders, "_search", lambda *_, searched=searched: np.array([searched]))
+        assert intruders.atoms(None, 4, 1, [0.3, 0.5]).upper.tolist() == [upper]
+    monkeypatch.setattr(intruders, "_search", lambda *args: args[2])
+    assert intruders.atoms(None, 4, 1, [0.9]).upper.tolist() == [0.5]
+
+
+def test_intervals_are_bounded_in_calls_of_one_size(monkeypatch):
+    monkeypatch.setattr(intruders, "_INTERVALS", 4)
+    sizes = []
+
+    def within(_, middle, half, largest):
+        sizes.append(len(middle))
+        return np.column_stack([middle + half, largest * middle])
+
+    monkeypatch.setattr(intruders, "within", within)
+    middle = np.arange(9.0)
+    found = intruders._within(None, middle, 0.5 * middle, 3.0)
+    assert sizes == [4, 4, 4]
+    np.testing.assert_array_equal(found, np.column_stack([1.5 * middle, 3.0 * middle]))
 
 
 def test_a_threshold_that_is_known_to_be_reached_is_no_goal(monkeypatch):
@@ -233,11 +256,12 @@ def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is
 
 @pytest.mark.parametrize(("decided_at", "looks"), [(3, [3]), (4, [3, 4]), (99, [3, 4, 5, 6])])
 def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at, looks, monkeypatch):
-    """At 3 steps, then a third more each time, up to as many as leave the basis within the matrix."""
+    """At 3 steps, then a quarter more each time, up to as many as leave the basis within the matrix."""
     seen = []
 
-    def at(basis, _k, thresholds):
-        seen.append(basis.steps)
+    def at(basis, size, _k, thresholds):
+        seen.append(int(basis.blocks) - 1)
+        assert size == 7
         assert thresholds == [pytest.approx((0.5 - 1e-4) ** 2)]
         upper = 0.25 if basis.steps < decided_at else 0.2
         return intruders.Atoms(np.array([0.16]), np.array([upper]))
@@ -254,13 +278,14 @@ def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at,
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper", "eps", "looks"), [(0.25, 0.9, [0.5], [3]), (0.16, 0.25, [0.5, 0.9], [3, 4, 5, 6, 8, 10, 13, 14])]
+    ("lower", "upper", "eps", "looks"),
+    [(0.25, 0.9, [0.5], [3]), (0.16, 0.25, [0.5, 0.9], [3, 4, 5, 6, 7, 8, 10, 12, 14])],
 )
 def test_an_overlap_of_the_threshold_is_over_it(lower, upper, eps, looks, monkeypatch):
     seen = []
     bounds = intruders.Atoms(np.array([lower, lower / 4]), np.array([upper, upper / 4]))  # the second is decided
     monkeypatch.setattr(intruders, "_ROUNDING", 0.0)
-    monkeypatch.setattr(intruders, "atoms", lambda basis, *_: seen.append(basis.steps) or bounds)
+    monkeypatch.setattr(intruders, "atoms", lambda basis, *_: seen.append(int(basis.blocks) - 1) or bounds)
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
     one = np.eye(30, 2, dtype=np.float32)
     top = Triplets(np.ones(2), one, 1, converged=True, exact=False, guard=one[:, 2:])

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from gradience.spectral import krylov
 from gradience.spectral.krylov import Bidiagonal, Operator, as_float32
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        yield
+
 
 WIDTH = 4
 
@@ -27,19 +35,21 @@ def matrices():
 def test_bases_are_orthonormal_and_obey_the_recurrence(kind):
     w = matrices()[kind].astype(np.float32)
     start = np.random.default_rng(1).standard_normal((WIDTH, len(w)), np.float32)
-    basis = Bidiagonal(Operator.of(w), start, 6)
-    for _ in range(6):
-        basis.step()
-    p, q = basis.left.astype(np.float64), basis.right.astype(np.float64)
-    assert (p.shape, q.shape) == ((7 * WIDTH, len(w)), (6 * WIDTH, w.shape[1]))
+    matrix = Operator.of(w)
+    half = krylov.advanced(matrix, start, Bidiagonal.empty(matrix, WIDTH, 9), 4)  # a step more than has room
+    basis = krylov.advanced(matrix, start, half, 7)
+    assert int(basis.blocks) == 7
+    assert not any(np.asarray(x[7:]).any() for x in basis[:3])
+    p, q = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (basis.left[:7], basis.right[:6]))
+    core, coupling = np.asarray(basis.core)[:7, :, :6].reshape(7 * WIDTH, -1), np.asarray(basis.core)[6, :, 6].T
     size = np.linalg.norm(w.astype(np.float64), 2) or 1.0
     if kind != "zero":  # where any vectors do
         assert np.allclose(p @ p.T, np.eye(len(p)), atol=1e-5)
     assert np.allclose(q @ q.T, np.eye(len(q)), atol=1e-5) or kind == "zero"
-    assert np.allclose(w @ q.T, p.T @ basis.core, atol=2e-6 * size)
-    behind = w.T @ p.T - q.T @ basis.core.T
+    assert np.allclose(w @ q.T, p.T @ core, atol=2e-6 * size)
+    behind = w.T @ p.T - q.T @ core.T
     assert np.allclose(behind[:, :-WIDTH], 0.0, atol=2e-6 * size)
-    assert np.allclose(behind[:, -WIDTH:].T @ behind[:, -WIDTH:], basis.next.T @ basis.next, atol=1e-5 * size**2)
+    assert np.allclose(behind[:, -WIDTH:].T @ behind[:, -WIDTH:], coupling.T @ coupling, atol=1e-5 * size**2)
     spanned = start.astype(np.float64) @ p[:WIDTH].T @ p[:WIDTH]
     assert np.allclose(spanned, start, atol=1e-5)
 
@@ -51,8 +61,8 @@ def test_what_a_basis_leaves_of_its_own_vectors_is_made_orthogonal_to_it_too(siz
         rng = np.random.default_rng(seed)
         basis = np.linalg.qr(rng.standard_normal((size, size)))[0][:taken].astype(np.float32)
         within = (rng.standard_normal((WIDTH, taken)) @ basis.astype(np.float64)).astype(np.float32)
-        rows, _ = krylov.orthonormal(within, basis)
-        wide = rows.astype(np.float64)
+        rows, _ = jax.jit(krylov.orthonormal)(within, basis.reshape(-1, WIDTH, size), np.int32(taken // WIDTH))
+        wide = np.asarray(rows, np.float64)
         assert np.abs(wide @ basis.T).max() < 1e-7
         assert np.abs(wide @ wide.T - np.eye(WIDTH)).max() < 1e-7
 
@@ -64,7 +74,8 @@ def test_an_operator_multiplies_as_the_sum_it_stands_for(shape):
     x = Operator.of(w).plus(b, a)
     v, u = rng.standard_normal((3, shape[1])), rng.standard_normal((3, shape[0]))
     assert np.allclose(x.times(v.astype(np.float32)), v @ (w + b @ a).T, atol=1e-5)
-    assert np.allclose(x.turned(u.astype(np.float32)), u @ (w + b @ a), atol=1e-5)
+    assert np.allclose(x.times_transposed(u.astype(np.float32)), u @ (w + b @ a), atol=1e-5)
+    assert np.allclose(x.turned().whole(), (w + b @ a).T, atol=1e-5)
 
 
 def test_float32_is_aligned_and_made_once():
@@ -104,12 +115,12 @@ def test_a_value_has_converged_by_its_residual_and_a_vector_by_its_angle(
 ):
     monkeypatch.setattr(krylov, "_ANGLE", 2.0**-4)
     ritz = krylov.Ritz(np.array(sigma), np.eye(3), np.eye(3), np.array([*residuals, 9.0]))
-    assert krylov._converged(ritz, 2, 2.0**-9, vectors=vectors) is converged
+    assert bool(krylov.converged(ritz, 2, 2.0**-9, vectors=vectors)) is converged
 
 
 def test_a_gap_is_that_to_the_nearest_neighbour():
-    assert krylov._gaps(np.array([9.0, 7.0, 6.0, 1.0])).tolist() == [2.0, 1.0, 1.0, 5.0]
-    assert krylov._gaps(np.array([2.0, 2.0]))[0] == np.finfo(np.float64).tiny
+    assert krylov.gaps_of(np.array([9.0, 7.0, 6.0, 1.0])).tolist() == [2.0, 1.0, 1.0, 5.0]
+    assert krylov.gaps_of(np.array([2.0, 2.0]))[0] == np.finfo(np.float64).tiny
 
 
 def triplets(k, *, converged):
@@ -132,8 +143,8 @@ def triplets(k, *, converged):
 def test_a_block_is_of_eights_and_a_basis_within_the_matrix(shape, k, vectors, width, most, monkeypatch):
     asked = []
 
-    def spy(_matrix, count, sizes, _tolerance, **_more):
-        asked.append((count, sizes))
+    def spy(_matrix, count, start, most, **_more):
+        asked.append((count, (len(start), most)))
         return triplets(k, converged=True)
 
     monkeypatch.setattr(krylov, "_iterated", spy)
@@ -160,11 +171,17 @@ def test_what_did_not_converge_is_done_exactly_up_to_the_limit(size, exact, monk
 @pytest.mark.parametrize(("decided_at", "looks"), [(3, [3]), (5, [3, 4, 5]), (99, [3, 4, 5, 6, 7, 8, 10, 11])])
 def test_values_are_looked_at_after_three_steps_and_then_a_quarter_more_each_time(decided_at, looks, monkeypatch):
     seen = []
-    ritz_of = krylov.ritz_of
-    monkeypatch.setattr(krylov, "ritz_of", lambda basis: seen.append(basis.steps) or ritz_of(basis))
-    monkeypatch.setattr(krylov, "_converged", lambda *_args, **_more: seen[-1] >= decided_at)
-    w = np.random.default_rng(0).standard_normal((97, 130))
-    found = krylov._iterated(Operator.of(w), 2, (8, 11), 1e-6, vectors=False, seed=0)
+    looked = krylov.looked
+
+    def at(basis, size, k, **more):
+        seen.append(int(basis.blocks) - 1)
+        assert size == 12  # all that have room, under the least power of two
+        return looked(basis, size, k, **more)._replace(converged=np.array(seen[-1] >= decided_at))
+
+    monkeypatch.setattr(krylov, "looked", at)
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((8, 97)).astype(np.float32)
+    found = krylov._iterated(Operator.of(rng.standard_normal((97, 130))), 2, start, 11, vectors=False)
     assert (seen, found.steps, found.converged) == (looks, looks[-1], decided_at < 99)
     assert (found.left.shape, found.guard.shape) == ((97, 2), (97, 6))
 
@@ -178,12 +195,16 @@ def test_a_value_at_the_least_that_float32_squares_hold_is_found_by_blocks_of_ei
     assert again.passes != passes
 
 
-@pytest.mark.parametrize("off", [0.5, 1e-6])  # of the second by Cholesky's factor no digit but four would be left
+@pytest.mark.parametrize("off", [0.5, 1e-6])  # of the second no digit but four would be left by a Gram matrix
 def test_rows_that_all_but_depend_on_each_other_get_a_basis_all_the_same(off):
     block = np.array([[1.0, 0.0, 0.0], [1.0, off, 0.0]], np.float32)
-    y, r = krylov._triangular(block)
+    y, r = jax.jit(krylov.orthonormal)(block, np.zeros((1, 2, 3), np.float32), np.int32(0))
     np.testing.assert_allclose(np.abs(y), np.eye(2, 3), atol=1e-6)
-    np.testing.assert_allclose(r.T @ y, block, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(r).T @ y, block, atol=1e-6)
+
+
+def test_a_core_is_cut_to_a_power_of_two():
+    assert [krylov.room_for(blocks, 96) for blocks in (4, 16, 17, 32, 33, 65)] == [16, 16, 32, 32, 64, 96]
 
 
 def test_a_matrix_of_which_one_square_is_beyond_float32_has_its_norm():
@@ -193,6 +214,6 @@ def test_a_matrix_of_which_one_square_is_beyond_float32_has_its_norm():
     found = krylov.spectral_norm(w)
     assert found.value == pytest.approx(1e30, rel=1e-5)
     assert found.converged
-    with np.errstate(over="ignore"):
-        given_up = krylov._largest(krylov._Rows(w), np.random.default_rng(0))
-    assert given_up == (np.inf, 1, False)  # after one pass
+    start = np.random.default_rng(0).standard_normal((2, 97)).astype(np.float32)
+    given_up = krylov.lanczos(w, start, 48)
+    assert [x.item() for x in given_up] == [np.inf, 1, False]  # after one pass

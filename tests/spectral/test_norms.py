@@ -44,12 +44,9 @@ def test_a_matrix_with_a_side_of_up_to_96_is_decomposed_whole(shape):
     assert spectral_norm(w).value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=1e-12)
 
 
-def test_a_space_of_few_directions_ends_early_and_one_seed_gives_one_answer(monkeypatch):
-    squared, passed = krylov._Rows.squared, []
-    monkeypatch.setattr(krylov._Rows, "squared", lambda *given: passed.append(1) or squared(*given))
+def test_a_space_of_few_directions_ends_early_and_one_seed_gives_one_answer():
     for name in ("rank 3", "one spike"):
-        passed.clear()
-        assert spectral_norm(of(SPECTRA[name])).passes == len(passed) <= 4
+        assert spectral_norm(of(SPECTRA[name])).passes <= 4
     assert spectral_norm(of(FLAT), seed=7) == spectral_norm(of(FLAT), seed=7)
 
 
@@ -79,4 +76,4 @@ def test_a_weight_whose_squares_leave_float32_has_its_norm(scale):
 )
 def test_a_value_is_close_by_its_residual_or_by_its_square_over_the_gap(residual, gap, close, monkeypatch):
     monkeypatch.setattr(krylov, "_ERROR", 0.125)  # of the value: twice as much of its square
-    assert krylov._is_close(1.0, residual, gap) is close
+    assert bool(krylov.is_close(np.float64(1.0), residual, gap)) is close

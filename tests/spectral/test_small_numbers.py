@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
-import ml_dtypes
+import jax
 import numpy as np
 import pytest
 
 from gradience import spectral
-from gradience.spectral import base, batch, grams, subspace, sums, tiles, update
+from gradience.spectral import batch, dense, grams, sums, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
-from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
+from gradience.spectral.batch import spectra, spectrum_of
+from gradience.spectral.dense import DenseSpectrum, dense_spectrum
 from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.krylov import Triplets
 from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
@@ -27,6 +28,12 @@ from gradience.spectral.update import (
 )
 
 EPS = float(np.finfo(np.float64).eps)
+
+
+def by_grams(gram_b: np.ndarray, gram_a: np.ndarray) -> batch.Result:
+    """The numbers of one update in float64, as arrays of NumPy."""
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        return jax.device_get(batch.by_grams(gram_b, gram_a))
 
 
 def diagonal(*sigma: float, d_out: int = 40, d_in: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +89,15 @@ def test_the_factors_have_ranks_of_their_own_b_first():
     assert found.frobenius_norm == pytest.approx(math.sqrt(16 + 8))
 
 
-def test_a_gram_matrix_has_its_trace_over_its_largest_eigenvalue_and_none_where_it_is_zero():
-    grams = np.stack([np.diag([1.0, 2.0, 4.0]), np.zeros((3, 3)), np.diag([0.0, 0.0, 5.0])])
-    assert update.gram_stable_rank(grams).tolist() == [7 / 4, 0.0, 1.0]
-    assert update.gram_stable_rank(grams * 2.0**-40).tolist() == [7 / 4, 0.0, 1.0]  # whatever its size
+def test_a_factor_has_the_squares_of_its_singular_values_over_the_largest_and_no_rank_where_it_is_zero():
+    factors = np.stack([np.diag([1.0, 2.0**0.5, 2.0]), np.zeros((3, 3)), np.diag([0.0, 0.0, 5.0])])
+    for size in (1.0, 2.0**-40):
+        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+            assert batch.stable_ranks(factors * size).tolist() == pytest.approx([7 / 4, 0.0, 1.0])
+            grams = np.swapaxes(factors, 1, 2) @ factors * size**2
+            found = jax.device_get(batch.batched_by_grams(grams, grams[::-1]))
+        assert found.factor_stable_ranks[:, 0].tolist() == pytest.approx([7 / 4, 0.0, 1.0])
+        assert found.factor_stable_ranks[:, 1].tolist() == pytest.approx([1.0, 0.0, 7 / 4])
 
 
 @pytest.mark.parametrize(
@@ -113,11 +125,11 @@ def test_the_gram_route_vouches_from_a_hundredth_of_the_bound(cosine, trusted):
     """Rows at an angle, subtracted: (1 - c) / (1 + c) of the bound's square is left, for b of rank one."""
     a = np.asarray([[1.0, 0.0], [-cosine, -math.sqrt(1 - cosine**2)]])
     b = np.ones((1, 2))
-    found = update.gram_singular_values(a @ a.T, b.T @ b)
+    found = by_grams(b.T @ b, a @ a.T)
     assert found.sigma[0] ** 2 == pytest.approx(2 - 2 * cosine)
-    assert bool(found.trusted) == trusted
-    assert bool(update.gram_singular_values(a @ a.T, 0.0 * b.T @ b).trusted)
-    assert bool(update.gram_singular_values(0.0 * a @ a.T, b.T @ b).trusted)
+    assert found.trusted == trusted
+    assert by_grams(0.0 * b.T @ b, a @ a.T).trusted
+    assert by_grams(b.T @ b, 0.0 * a @ a.T).trusted
 
 
 # --- factors of a rank beyond their sides ------------------------------------------------------------------------
@@ -223,18 +235,18 @@ def test_a_part_at_scale_zero_has_factors_of_zero():
 def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(monkeypatch, shape, rank, iterated):
     seen = []
 
-    def instead(matrix, columns, norm, seed):
-        seen.append((columns, seed))
-        return np.zeros((shape[0], columns)), np.zeros(columns), np.zeros((columns, shape[1]))
+    def instead(matrix, start):
+        expected = np.random.default_rng(3).standard_normal(start.shape)
+        seen.append((start.shape, bool((start == expected).all())))
+        return whole(matrix, start.shape[1])
 
-    def whole(matrix, full_matrices):
-        k = min(shape)
-        return np.zeros((shape[0], k)), np.zeros(k), np.zeros((k, shape[1]))
+    def whole(matrix, k=768):
+        return np.zeros((len(matrix), k)), np.zeros(k), np.zeros((k, matrix.shape[1]))
 
-    monkeypatch.setattr(update, "_iterated", instead)
-    monkeypatch.setattr(np.linalg, "svd", whole)
+    monkeypatch.setattr(update, "leading_svd", instead)
+    monkeypatch.setattr(update, "whole_svd", whole)
     part = leading_part(np.zeros(shape), rank, seed=3)
-    assert seen == ([(rank + 16, 3)] if iterated else [])
+    assert seen == ([((shape[1], rank + 16), True)] if iterated else [])
     assert part.low.sigma.shape == (rank,)
 
 
@@ -312,13 +324,16 @@ def test_an_update_of_zero_has_no_directions_and_no_cosine():
 @pytest.mark.parametrize(("inner", "cosine"), [(4.1, 1.0), (-4.1, -1.0), (3.0, 0.75)])
 def test_rounding_takes_no_cosine_beyond_one(inner, cosine):
     none = np.zeros((0, 0))
-    made = PairGeometry(finite=True, norms=(2.0, 2.0), inner=inner, distance=0.0, left=none, right=none)
+    made = PairGeometry(
+        finite=True,
+        norms=(2.0, 2.0),
+        inner=inner,
+        distance=0.0,
+        left=none,
+        right=none,
+        cosines=(none, none),
+    )
     assert made.cosine == cosine
-
-
-def test_rows_and_columns_are_balanced_by_the_fourth_root_of_their_squares_ratio():
-    balance = update._balance(np.array([16.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0]))
-    assert balance.tolist() == [0.5, 1.0, 1.0]  # 16 / 4 and 1 * 4
 
 
 @pytest.mark.parametrize("rank", [3, 5])
@@ -364,34 +379,6 @@ def test_one_update_that_all_but_cancels_is_enough_for_a_decomposition_of_the_fa
     assert found.inner == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "joined"),
-    [
-        (np.float32, np.float32, np.float32),
-        (np.float16, np.float16, np.float16),
-        (np.float16, ml_dtypes.bfloat16, np.float32),
-        (np.float32, np.float16, np.float32),
-        (np.float64, np.float32, np.float64),
-        (np.float16, np.float64, np.float64),
-    ],
-)
-def test_factors_of_two_dtypes_are_stacked_in_one_that_holds_both(first, second, joined):
-    b, a = diagonal(1.0)
-    load = subspace._together(stack(b.astype(first), a.astype(first)), stack(b.astype(second), a.astype(second)))
-    found = load()
-    assert (found.b.dtype, found.a.dtype, found.scale) == (joined, joined, 1.0)
-    assert (found.b.shape, found.a.shape) == ((40, 2), (2, 30))
-
-
-@pytest.mark.parametrize(("held", "portions"), [(8, [1, 1, 1]), (63, [1, 1, 1]), (64, [2, 1]), (96, [3])])
-def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held, portions):
-    """A pair of ranks 1 and 1 holds two matrices of 4 x 4 numbers."""
-    monkeypatch.setattr(subspace, "_HELD", held)
-    pair = stack(*diagonal(1.0)), stack(*diagonal(1.0))
-    assert [len(some) for some in subspace._portions([pair] * 3)] == portions
-    assert list(subspace._portions([])) == []
-
-
 # --- whole matrices ----------------------------------------------------------------------------------------------
 
 
@@ -413,14 +400,14 @@ def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds(
 
 @pytest.mark.parametrize(("shape", "whole"), [((24, 60), True), ((60, 24), True), ((25, 60), False), ((60, 25), False)])
 def test_a_matrix_is_whole_up_to_a_shorter_side(monkeypatch, shape, whole):
-    monkeypatch.setattr(batch, "EXACT_UP_TO", 24)
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 24)
     found = dense_spectrum(np.random.default_rng(0).standard_normal(shape))
     assert (found.is_whole, found.size, found.converged) == (whole, min(shape), True)
     assert found.energy == pytest.approx(np.sum(found.sigma**2), rel=1e-6)
 
 
 def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkeypatch):
-    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
     matrix = np.diag(np.linspace(2.0, 1.0, 90))
     sigma = np.linalg.svd(matrix, compute_uv=False)
     for values, shown in ((3, 64), (80, 80)):
@@ -438,8 +425,8 @@ def test_the_largest_value_is_the_larger_that_was_found_and_both_searches_must_e
         one = np.ones((1, 1))
         return Triplets(seen * one[0], one, seed, converged=next(ends), exact=False, guard=one)
 
-    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
-    monkeypatch.setattr(batch, "leading", found_by_blocks)
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(dense, "leading", found_by_blocks)
     found = dense_spectrum(np.diag(np.linspace(2.0, 1.0, 90)))
     assert found.sigma[0] == pytest.approx(first)
     assert found.next_square == pytest.approx(seen**2 * 1.0001**2)
@@ -523,56 +510,11 @@ def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_wh
 def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     """Of rank one, sigma_1^2 is all that the two Gram matrices bound: a share of one."""
     one = np.array([[4.0]])
-    for module in (update, sums):
-        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.0)
-    assert update.gram_singular_values(one, 9.0 * one).trusted
-    assert gram_maps(one, one, 1) is not None
-    core = update.gram_core(one, one)
-
-    def never() -> tuple[np.ndarray, np.ndarray]:
-        raise AssertionError
-
-    assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
-    flat = np.diag([4.0, 0.0])  # nor does a second value of zero matter
-    core_of_flat = update.gram_core(flat, flat)
-    assert sums.core_rank(core_of_flat, np.linalg.eigvalsh(core_of_flat.squared), (flat, flat), never) == 1
-    equal = np.eye(2)  # sigma_1^2 is 1/4 of the traces' product, and the bound on it sqrt(1/2) / 2
-    core_of_equal = update.gram_core(equal, equal)
-    with monkeypatch.context() as lower:
-        lower.setattr(sums, "TRUSTED_SHARE", 0.7)
-        assert sums.core_rank(core_of_equal, np.linalg.eigvalsh(core_of_equal.squared), (equal, equal), never) == 2
-    for module in (update, sums):
-        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
-    assert not update.gram_singular_values(one, 9.0 * one).trusted
-    assert gram_maps(one, one, 1) is None
-    with pytest.raises(AssertionError):
-        sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)
-
-
-@pytest.mark.parametrize(("sigma", "rank"), [((4.0, 1.0, 0.5), 1), ((4.0, 1.25, 1.0), 2), ((0.0, 0.0), 0), ((), 0)])
-def test_a_direction_counts_from_above_the_floor(sigma, rank, monkeypatch):
-    monkeypatch.setattr(subspace, "_FLOOR", 0.25)
-    assert subspace._rank(LowRank(np.eye(3), np.array(sigma), np.eye(3))) == rank
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-6, -1e-6, 1e6])
-@pytest.mark.parametrize(("off", "trusted"), [(1.0, True), (0.02, True), (0.005, False)])
-def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whatever_its_scale(off, trusted, scale):
-    """b = (1, -1), rows of a apart by `off`: sigma is `off` of 1 + 1 + off^2 / 2 or so, squared."""
-    a = np.array([[1.0, 0.0], [1.0, off]])
-    gram_b, gram_a = np.array([[1.0, -1.0], [-1.0, 1.0]]), a @ a.T
-    low = LowRank(np.eye(1), np.array([off * abs(scale)]), np.eye(1))
-    one = Stacked(lambda: (a, a), 2, scale)
-    share = off**2 / float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-    assert (share >= 1e-4) is trusted
-    assert subspace._trusted(low, one, gram_b, gram_a) is trusted
-
-
-@pytest.mark.parametrize(("share", "trusted"), [(0.25, True), (0.2501, False)])
-def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, monkeypatch):
-    monkeypatch.setattr(subspace, "_TRUSTED", share)
-    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(2), np.array([1.0, 0.0]), np.eye(2))
-    assert subspace._trusted(low, one, np.array([[4.0]]), np.array([[4.0]])) is trusted
+    for share, trusted in ((1.0, True), (1.01, False)):
+        monkeypatch.setattr(batch, "TRUSTED_SHARE", share)
+        monkeypatch.setattr(update, "batched_maps", jax.jit(jax.vmap(lambda *grams: batch.mapped(*grams))))  # noqa: PLW0108  # traced anew
+        assert by_grams(one, 9.0 * one).trusted == trusted
+        assert (gram_maps(one, one, 1) is not None) == trusted
 
 
 @pytest.mark.parametrize(
@@ -594,28 +536,13 @@ def test_an_update_is_added_under_the_sign_of_its_scale():
         assert (made.changed, made.realised) == (kept > 0.0, kept**2)
 
 
-def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
-    columns = np.ones((2, 4))
-    found = base._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
-    assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2
-
-
-@pytest.mark.parametrize(("least", "rank"), [(1.0, 1), (1.0 + 1e-12, 2), (0.5, 1)])
-def test_a_direction_at_the_bound_of_rounding_is_rounding(least, rank, monkeypatch):
-    monkeypatch.setattr(sums, "EXACT", 0.5)
-    one = np.array(1.0)
-    core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), np.array(4.0))
-    grams_of_two = (np.zeros((2, 2)), np.zeros((2, 2)))
-    assert sums.core_rank(core, np.array([least, 4.0]), grams_of_two, lambda: (np.eye(2), np.eye(2))) == rank
-
-
 def test_a_direction_at_the_floor_is_left_out_of_the_maps(monkeypatch):
-    monkeypatch.setattr(update, "_FLOOR", 0.5)
-    one = np.array(1.0)
-    core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), one)
-    for least, kept in ((0.25, 1), (0.26, 2)):  # squared singular values, the largest 1
-        maps = update.core_maps(core, np.array([least, 1.0]), np.eye(2), 2)
-        assert np.count_nonzero(np.abs(maps.left).sum(axis=0)) == kept
+    monkeypatch.setattr(batch, "_FLOOR", 0.5)
+    for least, kept in ((0.5, 1), (0.51, 2)):  # singular values, the largest 1
+        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+            found = jax.device_get(batch.mapped(np.diag([1.0, least**2]), np.eye(2)))
+        assert np.count_nonzero(np.abs(found.left).sum(axis=0)) == kept
+        assert np.count_nonzero(np.abs(found.right).sum(axis=1)) == kept
 
 
 def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_that_of_nothing_is_zero(monkeypatch):
@@ -636,23 +563,3 @@ def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_th
     assert [sums.norm_beyond_the_sides(*two, (squared * one, one)) for squared in (3.0, 4.0)] == [0.0, 4.0]
     large = np.full((1, 2), 3.0), np.full((2, 1), 2.0)  # two terms of 9 * 4: 108 is nothing
     assert [sums.norm_beyond_the_sides(*large, (squared * one, one)) for squared in (108.0, 109.0)] == [0.0, 109.0]
-
-
-def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
-    """Numbers of some thousands are beyond the range of the first, and within that of the others."""
-    rng = np.random.default_rng(0)
-    cases = [
-        Factors(*(size * rng.standard_normal(shape) for shape in ((40, 4), (4, 30))), 1.0)
-        for size in (1.0, 4096.0, 4096.0, 4096.0)
-    ]
-    kinds = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16)
-    cases = [Factors(b.astype(k), a.astype(k), scale) for k, (b, a, scale) in zip(kinds, cases, strict=True)]
-    cases.append(
-        Factors(rng.standard_normal((5, 70)), rng.standard_normal((70, 6)), -2.0)
-    )  # of a rank beyond its sides
-    found = dict(tiles.on_device([lambda case=case: case for case in cases], range(5)))
-    for place, case in enumerate(cases):
-        truth = grams_on_host(case)
-        np.testing.assert_allclose(found[place].gram_a, truth.gram_a, rtol=1e-12)
-        np.testing.assert_allclose(found[place].gram_b, truth.gram_b, rtol=1e-12)
-        assert (found[place].r, found[place].scale) == (len(case.a), case.scale)

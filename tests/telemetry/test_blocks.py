@@ -9,12 +9,12 @@ import pytest
 from tables import every
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.schema.values import plain
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import decode
 from gradience.telemetry.lines import Block
 from gradience.telemetry.reader import validate_log
 from gradience.telemetry.redact import below, hide_in
-from gradience.telemetry.values import plain
 
 ROWS = 3000  # some blocks of 64 KiB
 

@@ -11,11 +11,12 @@ from tables import every
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema import MAX_INT
 from gradience.schema.events import TrainStep, UnknownEvent
+from gradience.schema.flat import expectation
+from gradience.schema.values import MAX_ELEMENTS, MAX_VALUES, number, number_of, plain, rates, step_of
 from gradience.telemetry import TelemetryReader
-from gradience.telemetry.codec import Place, decode, find, path_of
+from gradience.telemetry.codec import Place, decode, find
 from gradience.telemetry.lines import find_faults, find_unnamed
 from gradience.telemetry.reader import unnamed_note, validate_log
-from gradience.telemetry.values import MAX_ELEMENTS, MAX_VALUES, number, number_of, plain, rates, step_of
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1, "run_id": "r", "step": 1}
 
@@ -165,7 +166,7 @@ def test_bare_tokens_are_found_at_every_depth():
 )
 def test_a_path_leads_to_its_container(path, place):
     assert find({"a": [1, {"b": 2}]}, path) == (None if place is None else Place(*place))
-    assert path_of(f"Expected `int` - at `{path}`") == path
+    assert expectation(f"Expected `int` - at `{path}`").path == path
 
 
 # --- counts ------------------------------------------------------------------------------------------------------

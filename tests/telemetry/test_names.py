@@ -35,7 +35,8 @@ AFTER = (
 
 @every("word", SECRETS)
 def test_a_word_is_a_secret_by_itself_and_behind_another(word):
-    assert kind_of(word) == kind_of(f"my_{word}") == kind_of(f"my-{word.capitalize()}") == "secret"
+    assert kind_of(f"my_{word}") == kind_of(f"my-{word.capitalize()}") == "secret"
+    assert kind_of(word) == ("word" if word == "pass" else "secret")
 
 
 @every("word", OF_A_KEY)
@@ -68,7 +69,35 @@ def test_a_token_of_a_tokenizer_is_none(word):
 
 @every("word", ["pat", "pw", "cred", "tok", "pin", "sid"])
 def test_an_ambiguous_word_is_a_secret_where_the_value_is_opaque(word):
-    assert kind_of(word) == kind_of(f"my_{word}") == "key"
+    assert kind_of(word) == kind_of(f"my_{word}") == ("pin" if word == "pin" else "key")
+
+
+def test_a_pin_is_none_where_it_is_a_commit_or_digest():
+    value = "a1b2c3d4" * 5
+    assert holds_secret("sid", value)
+    assert not holds_secret("pin", value)
+    assert holds_secret("pin", value.replace("a", "A"))
+
+
+@every(("value", "hidden"), [("second", False), ("2", False), ("0.42", False), ("tiger1", True), ("tiger", False)])
+def test_a_bare_pass_is_a_password_if_it_is_no_word_or_number(value, hidden):
+    assert holds_secret("pass", value) is hidden
+    assert holds_secret("db_pass", value) is True
+
+
+@every(
+    "value",
+    ["$TOKEN", "${TOKEN}", "${{ secrets.X }}", "<your token>", "{token}", "MY_API_KEY", "***", "os.environ['X']"],
+)
+def test_what_stands_for_a_secret_is_none(value):
+    assert not holds_secret("api_key", value)
+
+
+@every(
+    "value", ["train-00007-of-00128-3f2a91bc.arrow", "pile_shard_00012_of_00300_tok_v3", "speaker12session34utt0056"]
+)
+def test_a_name_under_an_ambiguous_word_is_none(value):
+    assert not holds_secret("cache_key", value)
 
 
 @every("word", NO_PASSWORD)

@@ -14,6 +14,7 @@ import pytest
 from tables import every
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.schema.values import described, plain
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.lines import Block, find_faults, read_blocks
 from gradience.telemetry.logfile import FSYNC_INTERVAL_S
@@ -22,7 +23,6 @@ from gradience.telemetry.redact import Redaction, names_beside, redact_document
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries
-from gradience.telemetry.values import described, plain
 
 HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
 LONE = chr(0xD800)  # half of a surrogate pair, which UTF-8 cannot hold
@@ -248,7 +248,7 @@ def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
         for step, got in ((7.0001, "7.0001"), (1e-9, "1e-09"), (np.float32(0.5), "0.5"), (math.nan, "'NaN'")):
             with pytest.raises(RecorderError, match=f"^`step`: expected a whole number, got {got}$") as error:
                 writer.metrics(step, kind="k", metrics={})
-            assert error.value.advice == "see the event's fields in gradience.schema"
+            assert error.value.advice == "see the event's fields in gradience.events"
     steps = [json.loads(text)["step"] for text in log.read_text().splitlines()]
     assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4
 
@@ -313,7 +313,7 @@ def test_a_fault_deep_in_a_line_says_what_was_expected_there():
     items = [{"severity": "info", "action": "a", "message": "m"}, {"severity": "bad", "action": "a", "message": "m"}]
     (fault,) = find_faults(event("recommendation", 1, recommendations=items))
     assert (fault.path, fault.got) == ("$.recommendations[1].severity", "'bad'")
-    assert fault.expected == "one of info, warning, error, critical"
+    assert fault.expected == "one of info, warning, error, critical, unknown"
     (fault,) = find_faults(event("run_end", None, status="good"))
     assert (fault.path, fault.expected) == ("$.status", "one of ok, aborted, error, interrupted, unknown")
     (fault,) = find_faults(event("run_start", None, config={"task_profile": "poetry"}))

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given, strategies as st
 from tables import every
 
+from gradience.schema.values import described
 from gradience.telemetry.rows import eval_columns, plain_columns, split_of, split_row, train_columns
-from gradience.telemetry.values import described
 
 
 class Kind(str, Enum):  # noqa: UP042  # as those of transformers are

@@ -14,6 +14,8 @@ from tables import every
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import Recommendation, RecommendationItem, TrainStep, UnknownEvent
+from gradience.schema.flat import expectation
+from gradience.schema.values import described, number, number_of, plain, rates, step_of
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
@@ -25,11 +27,9 @@ from gradience.telemetry.codec import (
     encode_row,
     find,
     parse,
-    path_of,
 )
 from gradience.telemetry.lines import find_faults, find_unnamed, read_blocks
 from gradience.telemetry.rows import split_row
-from gradience.telemetry.values import described, number, number_of, plain, rates, step_of
 
 HIDDEN = "<redacted: secret key>"
 SCHEMA = "gradience.vnext.telemetry/v1"
@@ -289,8 +289,8 @@ def test_bare_numbers_are_named_one_by_one_up_to_the_most():
 
 def test_a_path_names_a_place():
     document = {"a": [{"b": 1}, {"b": 2}], "c": 3}
-    assert path_of("Expected `int` - at `$.a[0].b`") == "$.a[0].b"
-    assert path_of("Expected `int`") == "$"
+    assert expectation("Expected `int` - at `$.a[0].b`").path == "$.a[0].b"
+    assert expectation("Expected `int`").path == "$"
     place = find(document, "$.a[1].b")
     assert (place.container, place.key, place.every, place.value) == ({"b": 2}, "b", False, 2)
     assert find(document, "$.a[1]") == (document["a"], 1, False)
@@ -347,7 +347,8 @@ def test_another_version_is_named_by_its_first_80_characters():
         convert({**ROW, "schema": "gradience.vnext.telemetry/" + "9" * 90})
     shown = "gradience.vnext.telemetry/" + "9" * 54
     assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
-    assert error.value.advice == "read it with a release of gradience that writes that version"
+    means = "another major version means other fields"
+    assert error.value.advice == f"{means}: read it with a release of gradience that writes it"
     event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())
     assert event == UnknownEvent(event="later", ts=1.0, run_id="r", step=3, payload={"x": 1})
     for step in (0, None, 5):

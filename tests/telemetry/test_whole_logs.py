@@ -133,7 +133,7 @@ def test_a_log_read_by_the_block_is_the_log_read_event_by_event(seed, chunk, tmp
     for event in TelemetryReader(log).read():
         assert not isinstance(event, BadLine)
         if isinstance(event, UnknownEvent):
-            slow.unknown[event.event] += 1
+            slow.take_unknown(event)
         else:
             slow.take(event)
     monkeypatch.setattr(lines, "_CHUNK", chunk)

@@ -236,7 +236,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ImportedRunReport.sessions": 1,
     },
     "schema.writing": {"MitigatedModule.alpha_factor": 1.0},
-    "spectral.batch": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
+    "spectral.dense": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
     "spectral.krylov": {"leading.k": 1},
     "spectral.update": {"LowRank.factors.scale": 1.0, "decomposed.scale": 1.0},
     "telemetry.lines": {"Line.ended": True, "find_faults.most": 64, "find_unnamed.most": 64},

@@ -19,6 +19,7 @@ from gradience.cli import options as opt
 from gradience.cli.output import DONE, emit, print_text
 from gradience.errors import AdapterError, GradienceError, RecorderError
 from gradience.render import fleet as words
+from gradience.schema.document import escape_controls, writable
 
 if TYPE_CHECKING:
     from gradience.verbs.fleet.audit import Tally
@@ -238,10 +239,11 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
     report = select(store, sql)
     if not form.csv:
         return opt.print_report(report, words.query_text, json=form.json)
+    rows = writable(report.rows)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([column.name for column in report.columns])
-    writer.writerows(report.rows)
+    writer.writerows([[escape_controls(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
     emit(text.getvalue())
     return DONE
 

@@ -8,6 +8,7 @@ Only the standard library is imported before `script` runs, so that an interrupt
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -108,6 +109,7 @@ HEADINGS = {  # heading: the commands under it; commands in no heading are liste
     "More": (),
 }
 
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}  # an error of a write names no file
 _MAX_ERROR = 800  # characters of an error's line: at most a screen, however long a file's name is
 
 
@@ -177,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     line that says so, and exit code 70.
     """
     interrupt.forget()
+    if sys.stdout is None:  # closed, as by >&-: said before any work, which would be lost
+        return _fail("cannot write to stdout: it is closed", "send the report to a file or a pipe")
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:  # the last resort
@@ -198,6 +202,8 @@ def _code_of(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename is not None:
         # An error about a path, such as a name that no disk can hold, is the user's. Any other is a bug of ours.
         return _fail(_about(error), "check the path")
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return _fail(f"cannot write: {error.strerror}", "check the space left")
     return _failed(error)
 
 
@@ -231,6 +237,7 @@ def script() -> int:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
     try:
         interrupt.install()
+        _keep_descriptors()
         code = main()
         interrupt.ignore()  # the output is complete, so an interrupt no longer changes the exit code
     except (KeyboardInterrupt, SystemExit) as end:
@@ -246,6 +253,13 @@ def script() -> int:
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
     return code
+
+
+def _keep_descriptors() -> None:
+    """Open the null device in place of a closed stdin, stdout or stderr, whose number a file of ours would get."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:  # stderr's number
+        pass
+    os.close(nowhere)
 
 
 def _leave(code: int) -> NoReturn:

@@ -11,12 +11,13 @@ from cyclopts.types import NonNegativeInt
 from gradience.cli import options as opt
 from gradience.cli.main import UNUSABLE
 from gradience.cli.output import DONE, emit_json, print_document, print_text
+from gradience.errors import RecorderError
 from gradience.importers import import_run as write_log
 from gradience.importers.sources import Format
 from gradience.importers.table import parse_map
-from gradience.render.findings import import_text, rule_text, rules_text, validate_text
+from gradience.render.findings import import_text, rule_text, rules_text, validate_logs_text, validate_text
 from gradience.schema.export import SchemaName, schema_text
-from gradience.telemetry.reader import DEFAULT_MAX_ISSUES, validate_log
+from gradience.telemetry.reader import DEFAULT_MAX_ISSUES, validate_log, validate_logs
 
 
 def schema(name: SchemaName = "telemetry", /) -> int:
@@ -51,21 +52,27 @@ def rules(rule_id: str | None = None, /, *, json: opt.AsJson = False) -> int:
     return DONE
 
 
-def validate(log: Path, /, *, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, json: opt.AsJson = False) -> int:
-    """Check every line of a run.jsonl against the telemetry schema.
+def validate(*logs: Path, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, json: opt.AsJson = False) -> int:
+    """Check every line of logs against the telemetry schema.
 
-    Exits with 2 if the log is not valid.
+    Exits with 2 if one of the logs is not valid. Warns of names that look like one that readers know.
 
     Parameters
     ----------
-    log:
-        The run.jsonl.
+    logs:
+        One run.jsonl or several.
     max_issues:
-        How many faults to list; all are counted.
+        How many faults to list of each log; all are counted.
     """
-    report = validate_log(log, max_issues=max_issues)
-    opt.print_report(report, validate_text, json=json)
-    return DONE if report.valid else UNUSABLE
+    if not logs:
+        raise RecorderError("no log to check", advice="give one run.jsonl or several")
+    if len(logs) == 1:
+        report = validate_log(logs[0], max_issues=max_issues)
+        opt.print_report(report, validate_text, json=json)
+        return DONE if report.valid else UNUSABLE
+    reports = validate_logs(logs, max_issues=max_issues)
+    opt.print_report(reports, validate_logs_text, json=json)
+    return DONE if reports.valid else UNUSABLE
 
 
 def import_run(
@@ -83,7 +90,7 @@ def import_run(
 
     Reads an output folder of the Hugging Face Trainer, TRL, Axolotl, Unsloth, LLaMA-Factory or ms-swift, any CSV
     or JSON-lines table, TensorBoard event files, trackio's database, MLflow's stores, W&B's offline logs, and what
-    torchtune, MLX-LM, Megatron and Ludwig leave. The source is never changed.
+    torchtune, MLX-LM, Megatron, NeMo, verl, OpenRLHF, MMEngine (XTuner) and Ludwig leave. The source is never changed.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ scripts/sft.py), Axolotl (docs/dataset-formats), LLaMA-Factory (hparams/data_arg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -77,8 +77,8 @@ def read_peft(path: Path) -> Layer:
     return _read_mapping(read_mapping(path), str(path))
 
 
-def read_peft_object(config: HasToDict) -> Layer:
-    """Read a `peft.LoraConfig`; ConfigError if it is not one."""
+def read_peft_object(config: HasToDict | Mapping[str, Any]) -> Layer:
+    """Read a `peft.LoraConfig`, or a mapping of its settings; ConfigError if it is not one."""
     return _read_mapping(plain_mapping(config), type(config).__name__)
 
 
@@ -153,9 +153,17 @@ def read_document(path: Path) -> Layer:
         return read_training(path)
     if path.name.endswith("_results.json"):
         raise ConfigError(f"{path} is the summary of a run, not its settings", advice=f"give the folder, {path.parent}")
-    mapping = read_mapping(path)
+    return _read_any(read_mapping(path), str(path))
+
+
+def read_settings(settings: Mapping[str, Any]) -> Layer:
+    """Read settings of any shape, as a file would have them; ConfigError if none of them is known."""
+    return _read_any(plain_mapping(settings), type(settings).__name__)
+
+
+def _read_any(mapping: dict[str, Json], where: str) -> Layer:
     recorded = _WANDB in mapping
-    outer = Fields(_unwrapped(mapping) if recorded else mapping, str(path))
+    outer = Fields(_unwrapped(mapping) if recorded else mapping, where)
     wrapped = outer.section("config")
     draft = Draft()
     levels, unknown = _read_levels(wrapped or outer, draft)
@@ -163,12 +171,12 @@ def read_document(path: Path) -> Layer:
         unknown += outer.left_over(_ENVELOPE.__contains__)
         levels.append(outer)
     if draft.is_empty:
-        message = f"{path}: no setting this program knows in it"
+        message = f"{where}: no setting this program knows in it"
         raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
     if recorded:
         unknown = []  # the model's config and the logger's own keys are among them
     place = next((found for item in levels if (found := output_dir(item))), None)
-    return layer_of(draft, SourceFile(role="config", path=str(path)), levels, unknown=unknown, output_dir=place)
+    return layer_of(draft, SourceFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
 
 
 def _unwrapped(mapping: _Mapping) -> _Mapping:

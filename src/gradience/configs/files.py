@@ -138,15 +138,15 @@ class HasToDict(Protocol):
         ...
 
 
-def plain_mapping(config: HasToDict) -> dict[str, Json]:
-    """Return the object's settings as JSON values.
+def plain_mapping(config: HasToDict | Mapping[str, Any]) -> dict[str, Json]:
+    """Return the settings of an object or a mapping as JSON values.
 
     Sets become sorted lists, enums their values, paths text, and any other object the name of its type.
 
     Raises:
         ConfigError: `to_dict` returns something other than a mapping.
     """
-    found = config.to_dict()
+    found = config if isinstance(config, Mapping) else config.to_dict()
     if not isinstance(found, Mapping):
         raise ConfigError(f"{type(config).__name__}.to_dict() must return a mapping", advice="give a LoraConfig")
     return {str(key): _plain(value, MAX_DEPTH) for key, value in found.items()}

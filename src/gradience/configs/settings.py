@@ -43,6 +43,7 @@ from gradience.configs.values import (
 from gradience.io.reading import read_small
 from gradience.schema import Json, as_float, real as on_the_wire
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.flat import unchecked
 from gradience.schema.reports import SourceFile
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -325,12 +326,13 @@ class Draft:
 
     def snapshot(self) -> ConfigSnapshot:
         """The snapshot of all that was set."""
-        return ConfigSnapshot(
+        return unchecked(  # each value was checked when it was set
+            ConfigSnapshot,
             **self._values["run"],
             extras=self._extras["run"],
-            optimizer=OptimizerSnapshot(**self._values["optimizer"], extras=self._extras["optimizer"]),
-            lora=LoraSnapshot(**self._values["lora"], extras=self._extras["lora"]),
-            training=TrainingSnapshot(**self._values["training"], extras=self._extras["training"]),
+            optimizer=unchecked(OptimizerSnapshot, **self._values["optimizer"], extras=self._extras["optimizer"]),
+            lora=unchecked(LoraSnapshot, **self._values["lora"], extras=self._extras["lora"]),
+            training=unchecked(TrainingSnapshot, **self._values["training"], extras=self._extras["training"]),
         )
 
 

@@ -5,9 +5,9 @@ Most published numbers hold for one kind of training objective. `objective_of` d
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Set as AbstractSet
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -97,8 +97,8 @@ def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
     return {**mapping, "world_size": processes * on_each}
 
 
-def read_training_object(arguments: HasToDict) -> Layer:
-    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError if it is not one."""
+def read_training_object(arguments: HasToDict | Mapping[str, Any]) -> Layer:
+    """Read a `transformers.TrainingArguments`, a subclass, or a mapping of its settings; else a ConfigError."""
     return _read_mapping(plain_mapping(arguments), type(arguments).__name__)
 
 

@@ -21,6 +21,8 @@ _TEXT_COLUMNS: Final = ("text", "sentence", "content", "review", "question")
 _LABEL_COLUMNS: Final = ("label", "labels")
 _ROLES: Final = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
 _PASSED: Final = ("tools", "chat_template_kwargs")
+_LARGEST_ID: Final = 1 << 31
+_LONGEST_LABEL: Final = 1024  # characters of a class's name
 _MOST_COLUMNS: Final = 12  # columns named in an error
 _ALPACA: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _ALPACA_NO_INPUT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -184,6 +186,8 @@ def _classification(row: Mapping[str, Json], shape: Shape, _: bool) -> Columns: 
     label = _column(row, shape.label_column)
     if isinstance(label, list | dict):
         raise Unusable(f"{shape.label_column}: expected one label")
+    if len(label) > _LONGEST_LABEL if isinstance(label, str) else abs(label) > _LARGEST_ID:
+        raise Unusable(f"{shape.label_column}: longer than a label is")
     return {"text": _text(row, shape.text_column), "label": _number(label)}
 
 
@@ -209,6 +213,8 @@ def _ids(row: Mapping[str, Json], name: str) -> list[int]:
     value = _parsed(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
         raise Unusable(f"{name}: expected a list of whole numbers")
+    if any(abs(item) > _LARGEST_ID for item in value):
+        raise Unusable(f"{name}: a number beyond 2^31, where token ids are expected")
     if not value:
         raise Unusable(f"{name}: empty")
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from codecs import BOM_UTF8
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -17,14 +17,18 @@ import msgspec
 
 from gradience.errors import ConfigError
 from gradience.io import natural_key
-from gradience.io.reading import decode_json, open_regular, read_small
+from gradience.io.columnar import count_rows, rows_of
+from gradience.io.reading import MAX_VALUES, count_values, decode_json, open_regular, read_small
 from gradience.schema import Json
 
 Row: TypeAlias = dict[str, Json]
 
 MAX_LINE: Final = 64 << 20  # bytes of one row
+_MAX_SKIPPED: Final = 2 << 30  # bytes of a longer line, which is read to its end
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
-_BATCH: Final = 512  # rows of a columnar file that are in memory at once
+_MAX_FIELDS: Final = 1_000_000  # of a CSV's line
+_PIECE: Final = 1 << 20  # bytes that are read at once of a line that is left out
+_MAX_LINES: Final = 1_000_000  # of a CSV's record
 _MAX_FILES: Final = 10_000  # files of a folder
 _ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of Dataset.save_to_disk"
 _COMMON_TRAIN: Final = "train"
@@ -53,6 +57,8 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files = _files_of(path)
+        for file in self._files:
+            _require_regular(file)
         self._counts = [_counted(file) for file in self._files]
         self.count = sum(self._counts)
         if not self.count:
@@ -74,6 +80,13 @@ class Source:
             before += count
 
 
+def _require_regular(path: Path) -> None:
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def _later(found: tuple[int, Row], before: int) -> tuple[int, Row]:
     return (found[0] + before, found[1]) if before else found
 
@@ -86,7 +99,7 @@ class _Kind(NamedTuple):
 def _read(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
     try:
         yield from _kind_of(path).rows(path, wanted)
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's ArrowInvalid is a ValueError too
+    except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, error) from None
 
 
@@ -181,11 +194,23 @@ def _lines(file: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
     while line := file.readline(MAX_LINE):
         number += 1
         if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                pass
+            _skip_line(file)
             yield number, None
         else:
             yield number, line
+
+
+def _skip_line(file: io.BufferedReader) -> None:
+    """Read up to the end of a line that is over the limit.
+
+    Raises:
+        ValueError: it does not end within `_MAX_SKIPPED` bytes, as in a sparse file.
+    """
+    skipped = MAX_LINE
+    while (rest := file.readline(_PIECE)) and not rest.endswith(b"\n"):
+        skipped += len(rest)
+        if skipped > _MAX_SKIPPED:
+            raise ValueError(f"a line of more than {_MAX_SKIPPED >> 30} GiB")
 
 
 def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
@@ -204,6 +229,8 @@ def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
 def _decoded(number: int, raw: bytes | None, decoder: msgspec.json.Decoder[Json]) -> Found:
     if raw is None:
         return Fault(number, f"a line of more than {MAX_LINE >> 20} MiB")
+    if len(raw) > MAX_VALUES and count_values(raw) > MAX_VALUES:
+        return Fault(number, f"a line of more than {MAX_VALUES:,} values")
     try:
         value = decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -219,6 +246,8 @@ def _document(path: Path) -> list[Json]:
     raw = read_small(path, most=MAX_JSON, what="a JSON document of rows; JSONL has none")
     if not raw.strip():
         return []
+    if count_values(raw) > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES:,} values in one JSON document; give JSONL, which is streamed")
     try:
         value: Json = decode_json(raw, object)
     except RecursionError as error:
@@ -239,83 +268,64 @@ def _json_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
             yield _row(number, value)
 
 
-def _records(path: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """The header and a record, for each record of a CSV file."""
+class _Lines:
+    """The lines of a CSV file as text, without those over the limits."""
+
+    def __init__(self, file: io.BufferedReader, separator: str) -> None:
+        self._lines, self._separator = _lines(file), separator.encode()
+        self._cut = False
+        self._since = 0  # lines of the record that is being read
+
+    def left_out(self) -> bool:
+        """Whether a line was left out of the record that was read last."""
+        cut, self._cut, self._since = self._cut, False, 0
+        return cut
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in self._lines:
+            self._since += 1
+            if self._since > _MAX_LINES:
+                raise ValueError(f"a record of more than {_MAX_LINES:,} lines: is a quote left open?")
+            raw = line.removeprefix(BOM_UTF8) if line is not None and number == 1 else line
+            if raw is None or (len(raw) > _MAX_FIELDS and raw.count(self._separator) > _MAX_FIELDS):
+                self._cut = True
+                yield "\n"  # a record without fields, which becomes a fault
+            else:
+                yield raw.decode("utf-8", "replace")
+
+
+def _records(path: Path) -> Iterator[tuple[list[str], list[str] | None]]:
+    """The header and a record, for each record of a CSV file; None in place of one over the limits."""
     csv.field_size_limit(MAX_LINE)
-    with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open_regular(path) as file:
+        lines = _Lines(file, separator)
+        reader = csv.reader(lines, delimiter=separator)
         header = next(reader, [])
-        yield from ((header, record) for record in reader if record)
+        if lines.left_out():
+            raise ValueError(f"a header of more than {MAX_LINE >> 20} MiB or {_MAX_FIELDS:,} columns")
+        for record in reader:
+            if lines.left_out():
+                yield header, None
+            elif record:
+                yield header, record
 
 
 def _csv_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
     for number, (header, record) in enumerate(_records(path), 1):
         if wanted is not None and number not in wanted:
             continue
-        if len(record) != len(header):
+        if record is None:
+            yield Fault(number, f"a line of more than {MAX_LINE >> 20} MiB or {_MAX_FIELDS:,} fields")
+        elif len(record) != len(header):
             yield Fault(number, f"{len(record)} fields, where the header has {len(header)}")
         else:
             yield number, dict(zip(header, record, strict=True))
 
 
-def _arrow_count(path: Path) -> int:
-    return sum(batch.num_rows for batch in _arrow_batches(path))
-
-
-def _arrow_batches(path: Path) -> Iterator[Any]:
-    """The record batches of an Arrow stream (which `datasets` writes) or of an Arrow file."""
-    pa = _pyarrow()
-    with pa.memory_map(str(path)) as mapped:
-        try:
-            yield from pa.ipc.open_stream(mapped)
-        except pa.ArrowInvalid:
-            reader = pa.ipc.open_file(mapped)
-            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-
-
-def _parquet_count(path: Path) -> int:
-    _pyarrow()
-    from pyarrow import parquet  # noqa: PLC0415  # with the hf extra, for those who have such files
-
-    return int(parquet.ParquetFile(path).metadata.num_rows)
-
-
-def _parquet_batches(path: Path) -> Iterator[Any]:
-    from pyarrow import parquet  # noqa: PLC0415  # the same
-
-    with parquet.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=_BATCH)
-
-
-def _columnar(batches: Callable[[Path], Iterable[Any]]) -> Callable[[Path, Collection[int] | None], Iterator[Found]]:
-    def rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
-        start = 1
-        for batch in batches(path):
-            for offset in range(0, batch.num_rows, _BATCH):
-                part = batch.slice(offset, _BATCH)
-                numbers = range(start + offset, start + offset + part.num_rows)
-                yield from _taken(part, numbers, wanted)
-            start += batch.num_rows
-
-    return rows
-
-
-def _taken(part: Any, numbers: Sequence[int], wanted: Collection[int] | None) -> Iterator[Found]:
-    if wanted is None:
-        yield from zip(numbers, part.to_pylist(), strict=True)
-        return
-    places = [place for place, number in enumerate(numbers) if number in wanted]
-    if places:
-        yield from zip([numbers[place] for place in places], part.take(places).to_pylist(), strict=True)
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow as pa  # noqa: PLC0415  # for those who have such files
-        import pyarrow.ipc  # noqa: PLC0415  # the same
-    except ModuleNotFoundError:
-        raise ConfigError("Parquet and Arrow need pyarrow", advice="in the clone: pip install -e '.[hf]'") from None
-    return pa
+def _columnar(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
+    for number, row in rows_of(path, wanted):
+        yield Fault(number, row) if isinstance(row, str) else (number, row)
 
 
 _KINDS: Final = {
@@ -324,6 +334,6 @@ _KINDS: Final = {
     ".json": _Kind(lambda path: len(_document(path)), _json_rows),
     ".csv": _Kind(lambda path: sum(1 for _ in _records(path)), _csv_rows),
     ".tsv": _Kind(lambda path: sum(1 for _ in _records(path)), _csv_rows),
-    ".parquet": _Kind(_parquet_count, _columnar(_parquet_batches)),
-    ".arrow": _Kind(_arrow_count, _columnar(_arrow_batches)),
+    ".parquet": _Kind(count_rows, _columnar),
+    ".arrow": _Kind(count_rows, _columnar),
 }

@@ -87,6 +87,8 @@ class Tokeniser:
                 yield found[0], self._canonical(found[1])
             except Unusable as error:
                 yield Fault(found[0], str(error))
+            except Exception as error:  # noqa: BLE001  # a value of a type or size that no row of the format has
+                yield Fault(found[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
         """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch."""

@@ -18,8 +18,8 @@ from gradience.schema import TaskProfile
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CheckReport, announced_by
+from gradience.schema.values import described
 from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns
-from gradience.telemetry.values import described
 
 _TIMES: Final = ("runtime", "samples_per_second", "steps_per_second")  # rounded, so two evaluations may share the first
 

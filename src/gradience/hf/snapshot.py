@@ -14,7 +14,7 @@ from gradience.configs.settings import LORA, OF_ANY_METHOD, OPTIMIZER, RUN, TRAI
 from gradience.configs.training import note_training
 from gradience.configs.values import Fields, short_name
 from gradience.schema.events import ConfigSnapshot
-from gradience.telemetry.values import described
+from gradience.schema.values import described
 
 MAX_NAMES: Final = 200  # names in a list or pattern, so that they fit in a log line of 64 KiB
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
-from itertools import chain
-from math import prod
+from itertools import chain, groupby, pairwise
+from math import isnan, prod
+from operator import attrgetter
 from pathlib import Path
 from struct import calcsize, unpack
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -19,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.configs.settings import stack
-from gradience.errors import RecorderError, SchemaError
+from gradience.errors import MissingPackageError, RecorderError, SchemaError
 from gradience.importers.files import SourceRun, log_bytes, mapping_layer, require_file
 from gradience.importers.table import Numbered, flatten, rows_to_raw
 from gradience.schema import Json, real
@@ -106,7 +107,7 @@ def _package() -> tuple[Any, type[Exception]]:
         accumulator = import_module("tensorboard.backend.event_processing.event_accumulator")
         message = import_module("google.protobuf.message")
     except ModuleNotFoundError as error:
-        raise RecorderError(f"reading event files needs {error.name}", advice=_ADVICE) from error
+        raise MissingPackageError(f"reading event files needs {error.name}", advice=_ADVICE) from error
     error_class: type[Exception] = message.DecodeError
     return accumulator.EventAccumulator, error_class
 
@@ -149,19 +150,43 @@ def _take_arguments(raw: SourceRun, reader: Any) -> None:
 
 
 def scalar_rows(scalars: Iterable[Scalar]) -> Iterator[Numbered]:
-    """Yield rows of scalars that were logged together: those of one step, until a tag repeats."""
+    """Yield rows of scalars that were logged together, from scalars ordered by their clocks.
+
+    Successive scalars of one step are one row, even where a tag is logged again with the same value, as the Trainer
+    logs `train/epoch` with the loss and with each evaluation. If a tag has another value, the step was logged twice:
+    the row is divided where the clock shows the longest pause.
+    """
     place = 0
-    row: dict[str, Any] = {}
-    for scalar in scalars:
-        if row and (scalar.step != row["step"] or scalar.tag in row):
+    for _, of_step in groupby(scalars, key=attrgetter("step")):
+        for group in _divided(list(of_step)):
             place += 1
-            yield place, row
-            row = {}
-        row.setdefault("step", scalar.step)
-        row.setdefault("ts", scalar.ts)
-        row[scalar.tag] = real(scalar.value)
-    if row:
-        yield place + 1, row
+            values = {scalar.tag: real(scalar.value) for scalar in group}
+            yield place, {"step": group[0].step, "ts": group[0].ts, **values}
+
+
+def _divided(scalars: list[Scalar]) -> Iterator[list[Scalar]]:
+    """Yield the scalars of one step in groups in which no tag has two values."""
+    pending = [scalars]
+    while pending:
+        group = pending.pop()
+        repeat = _repeated(group)
+        if repeat is None:
+            yield group
+            continue
+        pauses = [after.ts - before.ts for before, after in pairwise(group)]
+        longest = max(pauses)
+        at = pauses.index(longest) + 1 if longest > 0.0 else repeat
+        pending += [group[at:], group[:at]]
+
+
+def _repeated(scalars: list[Scalar]) -> int | None:
+    """The place of the first scalar whose tag had another value before, or None."""
+    values: dict[str, float] = {}
+    for place, scalar in enumerate(scalars):
+        before = values.setdefault(scalar.tag, scalar.value)
+        if before != scalar.value and not (isnan(before) and isnan(scalar.value)):
+            return place
+    return None
 
 
 _Field: TypeAlias = tuple[int, bytes | int]

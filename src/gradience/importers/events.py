@@ -36,8 +36,9 @@ from gradience.schema.events import (
     TrainingSnapshot,
     TrainStep,
 )
+from gradience.schema.flat import extended, unchecked
+from gradience.schema.values import described, number_of
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
-from gradience.telemetry.values import described, number_of
 
 _FEW: Final = 3  # mean rows between jumps back; fewer mean several writers in one log
 _LOST: Final = 3  # strides between two rows of one writer at most, because rows may be lost
@@ -246,16 +247,16 @@ class _EventBuilder:
         if parts.train:
             known, extras = train_columns(parts.train)
             self.odd += [(name, row.place) for name in _COLUMNS if f"{name}_" in extras]
-            yield TrainStep(**self.head(row.step, row.ts), **known, extras=extras)
+            yield extended(unchecked(TrainStep, **self.head(row.step, row.ts), **known), extras)
         for split, measured in parts.evals.items():
             known, extras = eval_columns(measured)
             if self.percent and "accuracy" in known:
                 known["accuracy"] = real(as_float(known["accuracy"]) / 100.0)
-            metrics = EvalMetrics(**known, extras=extras)
-            yield Eval(**self.head(row.step, row.ts), split=str(described(split)), metrics=metrics)
+            metrics = extended(unchecked(EvalMetrics, **known), extras)
+            yield unchecked(Eval, **self.head(row.step, row.ts), split=str(described(split)), metrics=metrics)
         if parts.summary:
             values = {str(described(name)): described(value) for name, value in parts.summary.items()}
-            yield Metrics(**self.head(row.step, row.ts), kind="train_summary", metrics=values)
+            yield unchecked(Metrics, **self.head(row.step, row.ts), kind="train_summary", metrics=values)
 
 
 class RunEvents:

@@ -26,9 +26,9 @@ from gradience.errors import ConfigError, RecorderError, SchemaError
 from gradience.io.reading import open_regular, read_small
 from gradience.schema import Json
 from gradience.schema.reports import SkippedRow
+from gradience.schema.values import number_of, step_of
 from gradience.telemetry.codec import parse
 from gradience.telemetry.secrets import hide_secrets
-from gradience.telemetry.values import number_of, step_of
 
 _SECONDS: Final = (1e9, 1e10)  # Unix times of 2001 to 2286; other values of a `timestamp` column are not times
 _MAX_TEXT: Final = 64  # most characters of a clock reading

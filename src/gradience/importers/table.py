@@ -20,8 +20,8 @@ from gradience.errors import RecorderError, few
 from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
 from gradience.schema import Json
+from gradience.schema.values import number_of, step_of
 from gradience.telemetry.rows import HELD_OUT
-from gradience.telemetry.values import number_of, step_of
 
 Columns: TypeAlias = dict[str, str]  # source column -> our name: step, ts, or a row's key such as eval_loss
 
@@ -42,9 +42,16 @@ _KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first column that is presen
     "loss": (
         *("loss", "train_loss", "training_loss", "train_loss_step", "train_mean_nll", "loss_train"),
         *("reduced_train_loss", "lm_loss"),  # NeMo, Megatron
+        *("actor_pg_loss", "policy_loss", "train_policy_loss"),  # verl, OpenRLHF
     ),
-    "learning_rate": ("learning_rate", "lr", "train_learning_rate", "train_lr", "optim_lr"),
-    "grad_norm": ("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm", "grad_norm_total"),
+    "learning_rate": (
+        *("learning_rate", "lr", "train_learning_rate", "train_lr", "optim_lr"),
+        *("actor_lr", "train_actor_lr"),
+    ),
+    "grad_norm": (
+        *("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm", "grad_norm_total"),
+        *("actor_grad_norm", "policy_grad_norm"),
+    ),
     "epoch": ("epoch", "train_epoch"),
     "ts": ("ts", "_timestamp", "timestamp", "wall_time"),
 }
@@ -54,6 +61,8 @@ _SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl"}
 _TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
 _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
+_VERL_HELD: Final = "val-core/"  # verl's held-out metrics: val-core/DATA/METRIC/mean@8
+_DOCUMENT: Final = {"step", "data"}  # keys of a row in verl's file log, {"step": 1, "data": {"actor/pg_loss": 0.1}}
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
 _SHOWN: Final = 12
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # the row's place, and the row or the reason why it is skipped
@@ -148,6 +157,8 @@ def _other(name: str) -> str:
     """Return our name for a column that is not in `_KNOWN`: that of a split's metric, else the column's own name."""
     if name in _HELD:
         return _HELD[name]
+    if name.startswith(_VERL_HELD):
+        return f"eval_{name.removeprefix(_VERL_HELD)}"
     group = _GROUP.fullmatch(name)
     if group:
         metric = group[2].replace("/", "_")
@@ -255,7 +266,12 @@ def flatten(row: Mapping[str, Json], prefix: str = "", depth: int = 1) -> dict[s
 
     >>> flatten({"step": 1, "train": {"loss": 0.5}})
     {'step': 1, 'train.loss': 0.5}
+    >>> flatten({"step": 1, "data": {"actor/pg_loss": 0.5}})  # as verl writes it
+    {'step': 1, 'actor/pg_loss': 0.5}
     """
+    data = row.get("data")
+    if depth == 1 and row.keys() == _DOCUMENT and isinstance(data, dict):
+        return {"step": row["step"], **flatten(data, depth=2)}
     flat: dict[str, Json] = {}
     for key, value in row.items():
         name = f"{prefix}{key}"

@@ -1,8 +1,10 @@
 """Logs in a trainer's own form: printed lines, JSON lines, or statistics.
 
-The steps that torchtune (DiskLogger), MLX-LM (sentences, and the table of newer versions) and Megatron print are read
-from their output. LLaMA-Factory and ms-swift write one JSON object a line. Ludwig's `training_statistics.json` holds
-lists by split, output feature and metric, with one value per evaluation.
+The steps that torchtune (DiskLogger), MLX-LM (sentences, and the table of newer versions), Megatron, NeMo, verl,
+OpenRLHF and MMEngine (which XTuner trains with) print are read from their output. A mark of each is anchored to the
+line's beginning, behind what a launcher puts there, so that no program's line is taken for another's. LLaMA-Factory and
+ms-swift write one JSON object a line. Ludwig's `training_statistics.json` holds lists by split, output feature and
+metric, with one value per evaluation.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from gradience.importers.files import MAX_ROWS, LoggedRow, SourceRun, count_of, 
 from gradience.importers.table import Numbered, cell_value, rows_to_raw
 from gradience.io.reading import open_regular
 from gradience.schema import Json
-from gradience.telemetry.values import step_of
+from gradience.schema.values import step_of
 
 _HEAD: Final = 1 << 20  # bytes searched for a step: Megatron prints some 20 KB of arguments first
 _MAX_LINE: Final = 64 * 1024
@@ -28,8 +30,39 @@ _MLX: Final = re.compile(r"Iter (\d{1,15}): ((?:Train|Val) loss .*)")
 _MLX_ROW: Final = re.compile(
     r" *(\d{1,15}) {2,}(val )?([\d.]+|nan|inf)(?: [▲▼] {2,}([\d,]+) {2,}[\d.]+k| {2,}[\d.]+s) *"
 )
-_MEGATRON: Final = re.compile(r"iteration +(\d{1,15})/ *(\d{1,15}) \|(.*)")
-_MEGATRON_HELD: Final = re.compile(r"(validation|test) loss at iteration (\d{1,15})[^|]*\|(.*)")
+# what a launcher puts before a line: Ray's `(Actor pid=1, ip=1.2.3.4)`, a time or rank in brackets, srun's `0:`
+_LEAD: Final = r" *(?:\([^()]*pid=[^()]*\) *|\[[^\[\]]*\]:? *|\d{1,6}: +)*"
+_MEGATRON: Final = re.compile(_LEAD + r"iteration +(\d{1,15})/ *(\d{1,15}) \|(.*)")
+_MEGATRON_HELD: Final = re.compile(_LEAD + r"(validation|test) loss at iteration (\d{1,15})[^|]*\|(.*)")
+_NEMO: Final = re.compile(_LEAD + r"Training epoch \d+, iteration (\d{1,15})/\d{1,15} \| (.*)")
+_VERL: Final = re.compile(_LEAD + r"step:(\d{1,15}) - ([\w-]+/\S+:\S.*)")
+_VERL_PAIR: Final = re.compile(r"(\S+):(?:np\.float(?:32|64)\()?([-+\w.]+)\)?")
+_VERL_SCALED: Final = "actor/lr(1e-4)"  # the rate as older versions print it: in units of 1e-4
+_OPENRLHF: Final = re.compile(_LEAD + r"(?:\S+\.py:\d+\] *)?(?:\u2728 )?Global step (\d{1,15}): \{(.*)\}")
+_OPENRLHF_PAIR: Final = re.compile(r"'([^']+)': (?:np\.float(?:32|64)\()?([-+\w.]+)")
+_OPENRLHF_BAR: Final = re.compile(
+    _LEAD + r"Train epoch \[\d+/\d+\]: +100%\|[^|]*\| (\d+)/\1 \[[^,\]]*(?:, +\S+/s\S*)?, (.*)\]"
+)
+_OPENRLHF_SHORT: Final = {
+    "pg": "policy_loss",
+    "rm": "reward",
+    "ret": "return",
+    "glen": "response_length",
+    "tlen": "total_length",
+    "kl": "kl",
+    "act_lr": "actor_lr",
+    "cri": "critic_loss",
+    "vals": "values",
+    "ent": "entropy",
+}
+_MMENGINE: Final = re.compile(
+    r"(?:\d{4}/)?\d\d/\d\d \d\d:\d\d:\d\d - mmengine - INFO - "
+    r"(?:Iter\((train|val|test)\) *\[ *(\d{1,15})/ *(\d{1,15})\]"
+    r"|Epoch\((train|val|test)\) *\[ *(\d{1,15})\]\[ *(\d{1,15})/ *(\d{1,15})\]) +(.*)"
+)
+_MMENGINE_PAIR: Final = re.compile(r"([A-Za-z_][\w./@-]*): (-?\d[\d.]*(?:e[-+]?\d+)?|nan|-?inf)(?=\s|$)")
+_MMENGINE_IDLE: Final = frozenset({"eta", "time", "data_time", "memory"})
+_COUNTED: Final = "counted"  # in place of a step: the row is of the step after the last row's
 _MLX_NAMES: Final = {"Train loss": "loss", "Learning Rate": "learning_rate", "Val loss": "val_loss"}
 _NAMED: Final = re.compile(r"([A-Za-z][A-Za-z /]*?) ([-+\d.eE]+|nan|inf)(?: ?[A-Za-z]*)?")
 _Row = dict[str, Json]
@@ -60,25 +93,44 @@ def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun
     """Return the run whose steps are printed in the file among other lines.
 
     Raises:
-        RecorderError: no line is a step as torchtune, MLX-LM or Megatron print it.
+        RecorderError: no line is a step as one of these programs prints it.
     """
     require_file(path)
     raw = SourceRun(path, files=[path])
     rows = _rows(raw, path)
     first = next(rows, None)
     if first is None:
-        message = f"{path}: no line is a step as torchtune, MLX-LM or Megatron print it"
+        message = f"{path}: no line is a step as {_PROGRAMS} print it"
         raise RecorderError(message, advice="give the trainer's own log, or a table of its values")
     return rows_to_raw(raw, chain([first], rows), columns)
 
 
 def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
+    last = 0
+    counted: _Row = {}
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
-            row = _row(_ANSI.sub("", line.decode("utf-8", "replace")).rstrip("\r\n"))
-            if row is not None:
+            for row in _printed(line):
+                if row.pop(_COUNTED, False):
+                    if row == counted:
+                        continue  # the bar's last state, drawn again
+                    counted = dict(row)
+                    last += 1
+                row.setdefault("step", last)
+                last = step_of(row["step"]) or last
                 raw.planned = count_of(row.pop("planned", None)) or raw.planned
                 yield number, row
+
+
+def _printed(line: bytes) -> list[_Row]:
+    """The rows in a line. A progress bar draws itself anew behind each carriage return, and its last state twice."""
+    parts = _ANSI.sub("", line.decode("utf-8", "replace")).rstrip("\r\n").split("\r")
+    rows: list[_Row] = []
+    for part in parts:
+        row = _row(part)
+        if row is not None and row not in rows:
+            rows.append(row)
+    return rows
 
 
 def _row(line: str) -> _Row | None:
@@ -118,9 +170,9 @@ def _mlx_table(line: str) -> _Row | None:
 
 def _megatron(line: str) -> _Row | None:
     """` iteration 10/ 100 | learning rate: 1.5E-04 | lm loss: 1.0E+00 | grad norm: 1.0 |`; validation likewise."""
-    if found := _MEGATRON.search(line):
+    if found := _MEGATRON.match(line):
         return {**_pairs(found[3]), "step": int(found[1]), "planned": int(found[2])}
-    if found := _MEGATRON_HELD.search(line):
+    if found := _MEGATRON_HELD.match(line):
         split = "val" if found[1] == "validation" else "test"
         values = _pairs(found[3])
         named = {"lm loss value": f"{split}_loss", "lm loss PPL": f"{split}_ppl"}
@@ -133,7 +185,69 @@ def _pairs(text: str) -> _Row:
     return {name.strip(): cell_value(value) for name, _, value in parts if name.strip()}
 
 
-_READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (_torchtune, _mlx, _mlx_table, _megatron)
+def _nemo(line: str) -> _Row | None:
+    """`Training epoch 0, iteration 9/99 | lr: 3e-04 | global_step: 9 | reduced_train_loss: 1.5 | val_loss: 1.6`."""
+    found = _NEMO.match(line)
+    if found is None:
+        return None
+    values = _pairs(found[2])
+    return {**values, "step": values.pop("global_step", int(found[1]))}
+
+
+def _verl(line: str) -> _Row | None:
+    """`(TaskRunner pid=1) step:1 - actor/pg_loss:-0.003 - critic/rewards/mean:0.08 - response_length/mean:93.1`."""
+    found = _VERL.match(line)
+    if found is None:
+        return None
+    pairs = (_VERL_PAIR.fullmatch(part.strip()) for part in found[2].split(" - "))
+    values = {pair[1]: cell_value(pair[2]) for pair in pairs if pair}
+    scaled = values.pop(_VERL_SCALED, None)
+    if isinstance(scaled, int | float):
+        values["actor/lr"] = scaled * 1e-4
+    return {**values, "step": int(found[1])}
+
+
+def _openrlhf(line: str) -> _Row | None:
+    """`Global step 1: {'policy_loss': 0.1, 'actor_lr': 5e-07}`, or a bar of older versions at its end.
+
+    `Train epoch [1/1]: 100%|####| 2/2 [00:03<00:00, pg=0.161, rm=0.396, glen=126, kl=0.0244, act_lr=1.1e-6]`: such a
+    bar is drawn for each step, which it does not name.
+    """
+    if found := _OPENRLHF.match(line):
+        return {**{name: cell_value(value) for name, value in _OPENRLHF_PAIR.findall(found[2])}, "step": int(found[1])}
+    found = _OPENRLHF_BAR.match(line)
+    if found is None:
+        return None
+    pairs = (part.strip().partition("=") for part in found[2].split(","))
+    values = {_OPENRLHF_SHORT[name]: cell_value(value) for name, _, value in pairs if name in _OPENRLHF_SHORT}
+    return {**values, _COUNTED: True} if values else None
+
+
+def _mmengine(line: str) -> _Row | None:
+    """`05/04 08:52:19 - mmengine - INFO - Iter(train) [  20/1920]  lr: 6.8e-05  loss: 2.8  grad_norm: 4.1`.
+
+    `Epoch(train)  [2][ 50/100]` is step 150. An evaluation names no step: it is of the last one.
+    """
+    found = _MMENGINE.match(line)
+    if found is None:
+        return None
+    values: _Row = {
+        name: cell_value(text) for name, text in _MMENGINE_PAIR.findall(found[8]) if name not in _MMENGINE_IDLE
+    }
+    split = found[1] or found[4]
+    if split != "train":
+        split = "eval" if split == "val" else split
+        return {f"{split}_{name}": value for name, value in values.items()} or None
+    if found[2]:
+        return {**values, "step": int(found[2]), "planned": int(found[3])}
+    return {**values, "step": (int(found[5]) - 1) * int(found[7]) + int(found[6]), "epoch": int(found[5])}
+
+
+_READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (
+    *(_torchtune, _mlx, _mlx_table, _megatron),
+    *(_nemo, _verl, _openrlhf, _mmengine),
+)
+_PROGRAMS: Final = "torchtune, MLX-LM, Megatron, NeMo, verl, OpenRLHF or MMEngine (XTuner)"
 
 Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
 

@@ -21,8 +21,8 @@ from gradience.io import CHECKPOINT_PREFIX
 from gradience.schema import Json, as_float
 from gradience.schema.events import TELLING, ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
+from gradience.schema.values import number_of, step_of
 from gradience.telemetry.rows import split_row
-from gradience.telemetry.values import number_of, step_of
 
 MAX_STATES: Final = 500
 

@@ -10,15 +10,22 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import reduce
+from itertools import islice
+from operator import and_
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from gradience.errors import OutputError
 from gradience.io.interrupt import held
 
 _T = TypeVar("_T")
+_FREE: Final = "check path and free space"
+_LONGEST: Final = 200  # bytes of a name that are kept in that of its hidden sibling; most file systems take 255
+_MOST_SOURCES: Final = 1000  # files of a folder whose modes are looked at
 
 
 @contextmanager
@@ -38,7 +45,8 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         with held():
             _attempt(out, lambda: partial.touch(exist_ok=False))
-        yield partial
+        with _of(out, partial):
+            yield partial
         with held():
             if force:
                 _attempt(out, lambda: partial.replace(out))
@@ -68,12 +76,54 @@ def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], obj
     try:
         with held():
             _attempt(out, partial.mkdir)
-        yield partial
+        with _of(out, partial):
+            yield partial
         with held():
             _attempt(out, lambda: _swap(partial, out, force=force, check=check))
     finally:
         with held():
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _of(out: Path, partial: Path) -> Iterator[None]:
+    """A context that turns a failure to write into an OutputError: of a file in `partial`, or of none that is named.
+
+    An error of a file that is read has its name.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is not None and not Path(os.fsdecode(named)).is_relative_to(partial):
+            raise
+        raise OutputError(f"cannot write {out}: {error.strerror or error}", advice=_FREE) from error
+
+
+def keep_private(place: Path, sources: Iterable[Path]) -> None:
+    """Take from a file, or from all of a folder, what others may not do with every one of its sources.
+
+    What is made of a log or an adapter that only its owner may read is for its owner only, too.
+
+    Args:
+        place: what was written, before it has its name.
+        sources: files, or folders of files; those that are missing count for nothing.
+    """
+    modes = [mode for source in sources for mode in _modes(source)]
+    shared = reduce(and_, modes, 0o077) & 0o077
+    if shared & 0o044 == 0o044:  # readable by group and others
+        return
+    for path in (place, *(place.rglob("*") if place.is_dir() else ())):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(mode & (0o700 | shared | (shared & 0o044) >> 2 if path.is_dir() else 0o700 | shared))
+
+
+def _modes(source: Path) -> Iterator[int]:
+    with suppress(OSError):
+        if source.is_dir():
+            yield from (path.stat().st_mode for path in islice(source.iterdir(), _MOST_SOURCES) if path.is_file())
+        else:
+            yield source.stat().st_mode
 
 
 def refuse_file(out: Path, *, force: bool) -> None:
@@ -118,15 +168,16 @@ def _make_parent(out: Path) -> None:
 
 
 def _sibling(out: Path) -> Path:
-    """A hidden path beside `out` with a random part, so that the name is not taken."""
-    return out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
+    """A hidden path beside `out` with a random part, so that the name is not taken; no longer than a name may be."""
+    name = os.fsdecode(os.fsencode(out.name)[:_LONGEST])
+    return out.with_name(f".{name}.partial-{secrets.token_hex(4)}")
 
 
 def _attempt(out: Path, action: Callable[[], _T]) -> _T:
     try:
         return action()
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check path and free space") from error
+        raise OutputError(f"cannot write {out}: {error.strerror}", advice=_FREE) from error
 
 
 def _name_unless_taken(partial: Path, out: Path) -> None:

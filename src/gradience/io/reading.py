@@ -37,8 +37,10 @@ T = TypeVar("T")
 MAX_DEPTH: Final = 64  # levels of nesting: a config has 3, a trainer_state.json 4
 MAX_NAME: Final = 1024  # characters of a tensor's or module's name: the longest on the hub have under 200
 MAX_PARTS: Final = 64  # dotted parts of a name: those on the hub have under 20
+MAX_VALUES: Final = 4_000_000  # values of one document or row: a context of a million tokens with labels and mask has 3
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_NOT_COUNTED: Final = bytes(set(range(256)) - set(b'[{,"'))
 _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
 _STRING: Final = re.compile(rb'"[^"]*"?')
 _TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep, the limit for JSON"
@@ -127,10 +129,20 @@ def check_depth(data: bytes | str) -> None:
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    without_escapes = _ESCAPE.sub(b"", raw) if b"\\" in raw else raw
-    brackets = _STRING.sub(b"", without_escapes.translate(None, _NOT_STRUCTURE))
+    brackets = _outside_strings(raw, _NOT_STRUCTURE)
     if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise RecursionError(_TOO_DEEP)
+
+
+def count_values(data: bytes) -> int:
+    """The number of values in a JSON text, at most; exact if it is large. Each takes some 50 bytes once decoded."""
+    most = data.count(b",") + data.count(b"[") + data.count(b"{")
+    return most if most <= MAX_VALUES else len(_outside_strings(data, _NOT_COUNTED))
+
+
+def _outside_strings(data: bytes, left_out: bytes) -> bytes:
+    without_escapes = _ESCAPE.sub(b"", data) if b"\\" in data else data
+    return _STRING.sub(b"", without_escapes.translate(None, left_out))
 
 
 def name_fault(name: str) -> str | None:

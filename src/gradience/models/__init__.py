@@ -6,7 +6,6 @@ torch, transformers and PEFT are imported when a model is loaded, so that progra
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from gradience.adapters.layout import PREFIX, Adapter
 from gradience.adapters.open import open_adapter
-from gradience.errors import AdapterError, GradienceError
-from gradience.io import PathLike
+from gradience.data.encoder import Encoder
+from gradience.errors import AdapterError, ConfigError, GradienceError
+from gradience.io import PathLike, pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class LoadedModel:
     model: Any
     task: Task
     device: torch.device
-    tokenizer: Any
+    tokenizer: Encoder | None
 
     @property
     def config(self) -> Any:
@@ -109,7 +109,7 @@ def load_model(
         model, missing = _base(transformers, base, chosen, opened, dtype=None if place.type == "cpu" else "auto")
         _refuse_random(missing, opened)
         model.to(place)
-        loaded = LoadedModel(model, chosen, place, _tokenizer(transformers, [adapter, base]))
+        loaded = LoadedModel(model, chosen, place, _tokenizer([adapter, base]))
         if adapter is not None and opened is not None:
             _refuse_misfit(model, opened)
             loaded.model = _with_adapter(model, Path(adapter), opened)
@@ -127,6 +127,7 @@ def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
     libraries("running a model")
     opened = open_adapter(adapter)[1]
     with quietly(), _misfits(adapter):
+        pretrained.refuse_adapter(adapter)
         _refuse_misfit(loaded.model, opened)
         loaded.model.load_adapter(os.fspath(adapter), name)
     _refuse_unplaced(loaded.model, opened, name)
@@ -201,12 +202,17 @@ def quietly() -> Iterator[None]:
 
 def _config(transformers: Any, base: PathLike) -> Any:
     try:
-        return transformers.AutoConfig.from_pretrained(os.fspath(base), local_files_only=True)
-    except (OSError, ValueError) as error:
+        config = pretrained.load(transformers.AutoConfig, base)
+    except Exception as error:  # transformers reads a stranger's file, and may raise anything
         raise AdapterError(
-            f"no base model at {base}: {first_line(error)}",
+            f"no base model at {base}: {pretrained.reason(error)}",
             advice="give a folder with config.json and weights, or organisation/name in the hub's cache",
         ) from error
+    for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+        kernel = getattr(part, "_attn_implementation", None)
+        if "/" in str(kernel):  # a repository, whose code would be downloaded and run
+            raise AdapterError(f"{base}: its config asks for code of {kernel}, which is not run", advice=_FITTING)
+    return config
 
 
 def _task(config: Any, adapter: Adapter | None) -> Task:
@@ -256,11 +262,10 @@ def _base(
     import torch  # noqa: PLC0415  # see the module's first lines
 
     try:
-        model, loading = getattr(transformers, _CLASSES[task]).from_pretrained(
-            os.fspath(base), local_files_only=True, dtype=dtype or torch.float32, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"cannot load {base} for {task}: {first_line(error)}", advice=_FITTING) from error
+        kind = getattr(transformers, _CLASSES[task])
+        model, loading = pretrained.load(kind, base, dtype=dtype or torch.float32, output_loading_info=True, **options)
+    except Exception as error:  # as above
+        raise AdapterError(f"cannot load {base} for {task}: {pretrained.reason(error)}", advice=_FITTING) from error
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}
     return model, set(loading["missing_keys"]) | mismatched
 
@@ -311,7 +316,7 @@ def _with_adapter(model: Any, folder: Path, adapter: Adapter) -> Any:
     import peft  # noqa: PLC0415  # see the module's first lines
 
     with _misfits(folder):
-        adapted = peft.PeftModel.from_pretrained(model, os.fspath(folder))
+        adapted = pretrained.load_adapter(peft.PeftModel, model, folder)
     _refuse_unplaced(adapted, adapter, FIRST)
     return adapted
 
@@ -321,8 +326,11 @@ def _misfits(folder: PathLike) -> Iterator[None]:
     """A context that turns PEFT's errors into `AdapterError`."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise AdapterError(f"PEFT cannot load {folder} on this base: {first_line(error)}", advice=_FITTING) from error
+    except GradienceError:
+        raise
+    except Exception as error:  # as above
+        reason = pretrained.reason(error)
+        raise AdapterError(f"PEFT cannot load {folder} on this base: {reason}", advice=_FITTING) from error
 
 
 def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
@@ -341,19 +349,13 @@ def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
         raise AdapterError(f"the adapter does not fit the base: it {what} {odd[0]} (of {len(odd)})", advice=_FITTING)
 
 
-def _tokenizer(transformers: Any, places: list[PathLike | None]) -> Any:
+def _tokenizer(places: list[PathLike | None]) -> Encoder | None:
     """The tokenizer of the first place that has one; None without any."""
     for place in places:
         if place is None or (os.path.isdir(place) and not any((Path(place) / n).is_file() for n in _TOKENIZER)):  # noqa: PTH112  # a hub's name is not a path
             continue
         try:
-            return transformers.AutoTokenizer.from_pretrained(os.fspath(place), local_files_only=True)
-        except (OSError, ValueError):
+            return Encoder(Path(place), masks=False)
+        except ConfigError:
             continue  # for example an adapter's folder with a tokenizer config alone
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text that says anything, or its type's name."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return next((line.strip() for line in str(text).splitlines() if line.strip()), type(error).__name__)

@@ -19,8 +19,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gradience.data.encoder import Chat, Encoder
 from gradience.errors import ConfigError
 from gradience.io import PathLike
+from gradience.io.columnar import rows_of
 from gradience.io.reading import decode_json, open_regular
 from gradience.models import LoadedModel
 
@@ -204,21 +206,11 @@ def _decoded(path: Path, number: int, line: bytes, *, as_json: bool) -> Row:
 
 def _of_parquet(path: Path) -> Iterator[tuple[int, Row]]:
     try:
-        import pyarrow as pa  # noqa: PLC0415  # only those with a Parquet file pay for it
-        import pyarrow.parquet as pq  # noqa: PLC0415  # the same
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{path} is Parquet, which needs pyarrow", advice="pip install pyarrow, or give JSONL"
-        ) from error
-    try:
-        file = pq.ParquetFile(path)
-        wanted = [name for name in (*_FIELDS, *_COMPLETIONS, "label") if name in file.schema_arrow.names]
-        number = 0
-        for part in file.iter_batches(batch_size=256, columns=wanted):
-            for row in part.to_pylist():
-                number += 1
-                yield number, row
-    except pa.ArrowException as error:
+        for number, row in rows_of(path, columns=[*_FIELDS, *_COMPLETIONS, "label"]):
+            if isinstance(row, str):
+                raise ConfigError(f"{path}, row {number}: {row}", advice=f"give {_WANTED}")
+            yield number, row
+    except ValueError as error:
         raise ConfigError(f"{path} is damaged Parquet: {error}", advice=f"give {_WANTED}") from error
 
 
@@ -254,7 +246,7 @@ class _Reader:
             return max(prompt - 1, 0), len(ids) - (0 if opened else 1)
         if self._loaded.task == "sequence-classification":
             return 0, len(ids)
-        special = set(getattr(self._loaded.tokenizer, "all_special_ids", ()))
+        special = frozenset() if self._loaded.tokenizer is None else self._loaded.tokenizer.special_ids
         return int(bool(ids) and ids[0] in special), len(ids) - int(bool(ids) and ids[-1] in special)
 
     def _given(self, number: int, row: Row) -> list[int]:
@@ -287,18 +279,25 @@ class _Reader:
         raise self._fault(number, f"holds {held}, expected text, prompt or messages")
 
     def _conversation(self, number: int, messages: list[Any]) -> tuple[list[int], int, bool]:
-        tokenizer = self._loaded.tokenizer
-        if getattr(tokenizer, "chat_template", None) is None:
+        if self._tokenizer.template is None:
             raise self._fault(number, "has messages, and the tokenizer has no chat template")
         if not messages or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
             raise self._fault(number, "messages must each have a role and a content")
         is_open = messages[-1]["role"] != "assistant"
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open)
-        return tokenizer(text, add_special_tokens=False)["input_ids"], 0, is_open
+        (found,) = self._tokenizer.chats([Chat(messages, prompt=is_open)])
+        if isinstance(found, str):
+            raise self._fault(number, found)
+        return found.ids, 0, is_open
 
     def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self._loaded.tokenizer(text)["input_ids"]
+        (ids,) = self._tokenizer.texts([text])
         return ids
+
+    @property
+    def _tokenizer(self) -> Encoder:
+        if self._loaded.tokenizer is None:
+            raise ConfigError(f"{self._path} holds texts, and there is no tokenizer", advice=f"give {_WANTED}")
+        return self._loaded.tokenizer
 
     def _fault(self, number: int, what: str) -> ConfigError:
         return ConfigError(f"{self._path}, row {number}: {what}", advice=f"give {_WANTED}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
@@ -27,10 +27,10 @@ from gradience.base.peft_emulation import read_architecture
 from gradience.base.peft_emulation.layout import OUTPUTS
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError, GradienceError
-from gradience.io import natural_key
+from gradience.io import natural_key, pretrained
 from gradience.io.reading import decode_json, read_small
 from gradience.io.safetensors import TensorInfo
-from gradience.models import FIRST, first_line, libraries, quietly
+from gradience.models import FIRST, libraries, quietly
 
 TorchModule: TypeAlias = Any
 """A torch.nn.Module; torch is not imported with this module."""
@@ -54,8 +54,8 @@ _SET_UP_TOGETHER: Final = frozenset({"UNILORA"})
 
 _OLD_NAMES: Final = {"BONE": "MISS"}
 _CONVOLUTIONS: Final = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}  # by the kernel's number of axes
-_NOT_MERGED: Final = ("modules_to_save", "trainable_token_indices", "bias", "runtime_config")
-"""Fields of the config for what is saved whole beside the adapter, and no part of a merge."""
+_NOT_MERGED: Final = ("modules_to_save", "trainable_token_indices", "bias", "runtime_config", "megatron_config")
+"""Fields of the config that are no part of a merge: what is saved whole beside the adapter, or makes PEFT import."""
 
 
 class NotMergedError(AdapterError):
@@ -331,7 +331,9 @@ def _config_of(peft: Any, path: Path, kind: str) -> Any:
         with quietly():
             return peft.PeftConfig.from_peft_type(**fields | {"peft_type": kind, "inference_mode": True})
     except (TypeError, ValueError) as error:
-        raise AdapterError(f"PEFT cannot read {path}: {first_line(error)}", advice="give the right config") from error
+        raise AdapterError(
+            f"PEFT cannot read {path}: {pretrained.reason(error)}", advice="give the right config"
+        ) from error
 
 
 def _by_module(tensors: Mapping[str, TensorInfo], prefix: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -365,20 +367,19 @@ def _empty_model(
     if not (folder / "config.json").is_file():
         return nothing
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # another library's config.json
+        config = pretrained.load(transformers.AutoConfig, folder)
+    except Exception:  # noqa: BLE001  # another library's config.json, or a damaged one: transformers may raise anything
         return nothing
     names = [_CLASSES.get(adapter.config.task_type or ""), *(config.architectures or ()), "AutoModel"]
     for name in dict.fromkeys(name for name in names if name is not None):
-        made = getattr(transformers, name, None)
-        if made is None:
-            continue
-        try:
-            with torch.device("meta"):
-                model = made.from_config(config) if name.startswith("Auto") else made(config)
-        except ValueError:  # this kind of model has no such class
-            continue
-        if {path for path, _ in model.named_modules()}.issuperset(modules):
+        made: Any = getattr(transformers, name, None)
+        automatic = name.startswith("AutoModel") and hasattr(made, "from_config")
+        if not automatic and not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
+            continue  # the name comes from a file
+        model = None
+        with suppress(Exception), torch.device("meta"):  # this kind of model may have no such class
+            model = made.from_config(config, trust_remote_code=False) if automatic else made(config)
+        if model is not None and {path for path, _ in model.named_modules()}.issuperset(modules):
             return model
     return nothing
 
@@ -453,6 +454,6 @@ def _refused(kind: str) -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
-        raise NotMergedError(f"PEFT has no merge for {kind}: {first_line(error)}") from error
+        raise NotMergedError(f"PEFT has no merge for {kind}: {pretrained.reason(error)}") from error
     except (ImportError, ValueError, RuntimeError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise NotMergedError(f"PEFT cannot merge {kind} here: {first_line(error)}") from error
+        raise NotMergedError(f"PEFT cannot merge {kind} here: {pretrained.reason(error)}") from error

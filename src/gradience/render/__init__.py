@@ -224,6 +224,18 @@ def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:
     return sentence("; ".join(parts)) + ("" if verbose else " (--verbose lists them with their reasons)")
 
 
+def duration(seconds: float) -> str:
+    """A duration in words.
+
+    >>> duration(42.4), duration(3_725.0)
+    ('42 s', '1 h 2 min')
+    """
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"
+
+
 def format_of(out: Path) -> ReportFormat:
     """The format of a file, by its suffix.
 

@@ -19,7 +19,14 @@ from gradience.io.reading import real_path
 from gradience.render import as_text, banner, clean, sentence
 from gradience.schema import Json, Severity
 from gradience.schema.document import Finding, NotRun, RuleCard, RuleGroup
-from gradience.schema.reports import BadLine, ImportedRunReport, ImportReport, SourceLocation, ValidateReport
+from gradience.schema.reports import (
+    BadLine,
+    ImportedRunReport,
+    ImportReport,
+    SourceLocation,
+    ValidateLogsReport,
+    ValidateReport,
+)
 
 _HEADINGS: Final[dict[RuleGroup, str]] = {
     "config": "A configuration (gradience check)",
@@ -93,6 +100,9 @@ def _numbers(card: RuleCard) -> Iterable[str]:
 @as_text
 def validate_text(report: ValidateReport) -> Iterator[str]:
     """The report of a validation as text: one line for a valid log, else a line for each fault."""
+    if report.error is not None:
+        yield f"{clean(report.file)}: cannot be read: {clean(report.error)}"
+        return
     yield f"{clean(report.file)}: {_verdict(report)}"
     for bad in report.issues:
         yield f"  {_fault(bad)}"
@@ -101,8 +111,17 @@ def validate_text(report: ValidateReport) -> Iterator[str]:
     events = {**report.events, **report.unknown_events}
     if events:
         yield f"  events: {', '.join(f'{clean(name)} {n}' for name, n in events.items())}"
+    for warning in report.warnings:
+        yield f"  warning: {clean(warning)}"
     for note in report.notes:
         yield f"  note: {clean(note)}"
+
+
+@as_text
+def validate_logs_text(report: ValidateLogsReport) -> Iterator[str]:
+    """The reports of several logs, one after the other."""
+    for log in report.logs:
+        yield validate_text(log).rstrip("\n")
 
 
 def _verdict(report: ValidateReport) -> str:
@@ -117,7 +136,8 @@ def _fault(bad: BadLine) -> str:
     where = f"line {bad.line}" + (f", {clean(bad.path)}" if bad.path else f" (byte {bad.offset})")
     if bad.path is None or bad.expected is None or bad.torn:
         return f"{where}: {clean(bad.reason)}"
-    return f"{where}: expected {clean(bad.expected)}, got {clean(bad.got or 'nothing')}"
+    hint = f" ({clean(bad.hint)})" if bad.hint else ""
+    return f"{where}: expected {clean(bad.expected)}, got {clean(bad.got or 'nothing')}{hint}"
 
 
 @as_text

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from gradience.render import Columns, as_text, banner, clean, counted, labelled, listed, megabytes, table, words
+from gradience.render import (
+    Columns,
+    as_text,
+    banner,
+    clean,
+    counted,
+    duration,
+    labelled,
+    listed,
+    megabytes,
+    table,
+    words,
+)
 from gradience.render.plots import LETTERS, curves_lines
 from gradience.schema import Json
 from gradience.schema.fleet import (
@@ -43,7 +55,8 @@ _BASES: Final = 3
 def runs_show_text(report: RunsShowReport) -> Iterator[str]:
     """The overview of many runs for a terminal."""
     yield from banner("GRADIENCE RUNS")
-    yield f"{counted(report.runs, 'run')}, {counted(report.training_rows, 'training row')}, {report.hours:.1f} hours"
+    logged = f", {duration(report.hours * 3600)}" if report.hours else ""
+    yield f"{counted(report.runs, 'run')}, {counted(report.training_rows, 'training row')}{logged}"
     groups = {
         "Models": report.models,
         "Data": report.data,

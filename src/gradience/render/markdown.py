@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from gradience.render import SKIPPED, clean, count, number, percent, sentence, short_path, shorter, words
+from gradience.render import SKIPPED, clean, count, duration, number, percent, sentence, short_path, shorter, words
 from gradience.render.bench import harm_cell, outcome_cell, rows_of, task_line
 from gradience.render.check import by_reason, split_headline
 from gradience.render.monitor import step_of_plan
@@ -126,18 +126,6 @@ def _among(standing: Standing) -> str:
     used = [item for item in standing.percentiles if item.measure == "utilization"]
     places = (f"{p.module_type}, r {p.r}: above {p.percentile:.0f} % of them (n = {p.n})" for p in used)
     return "; ".join(places) or "nothing to compare with"
-
-
-def duration(seconds: float) -> str:
-    """A duration in words.
-
-    >>> duration(42.4), duration(3_725.0)
-    ('42 s', '1 h 2 min')
-    """
-    hours, minutes = divmod(int(seconds // 60), 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"
 
 
 def _findings(causes: Sequence[Cause]) -> Iterator[str]:

@@ -321,7 +321,8 @@ def event_line(event: Event | UnknownEvent) -> str | None:
         case Eval():
             loss = "" if event.metrics.loss is None else f"  loss {as_float(event.metrics.loss):.4g}"
             accuracy = "" if event.metrics.accuracy is None else f"  accuracy {as_float(event.metrics.accuracy):.1%}"
-            return f"eval {clean(event.split)} at step {event.step}{loss}{accuracy}"
+            split = "" if event.split == "eval" else f" of {clean(event.split)}"
+            return f"evaluation{split} at step {event.step}{loss}{accuracy}"
         case Alert():
             return f"[{event.severity.upper()}] {clean(event.code)}: {clean(event.message)}"
         case RunEnd():

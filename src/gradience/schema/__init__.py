@@ -68,6 +68,8 @@ _HOMES: Final = ("events", "document", "reports", "audit", "diagnose")
 
 SCHEMA_ID: Final = "gradience.vnext.telemetry/v1"
 SCHEMA_PREFIX: Final = "gradience.vnext.telemetry/"
+SCHEMA_PATTERN: Final = r"^gradience\.vnext\.telemetry/v1(\.[0-9]+)?$"
+"""The ids of this major version: a reader of `v1` reads `v1.1`, which only adds to it."""
 
 Json: TypeAlias = Any  # any JSON value: msgspec cannot express the recursive alias
 
@@ -84,6 +86,9 @@ NonNegativeInt: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Fraction: TypeAlias = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 Severity: TypeAlias = Literal["info", "warning", "error", "critical"]
+
+EventSeverity: TypeAlias = Literal["info", "warning", "error", "critical", "unknown"]
+"""The severities of a log: one that a reader does not know is read as `unknown`."""
 
 Status: TypeAlias = Literal["ok", "aborted", "error", "interrupted", "unknown"]
 

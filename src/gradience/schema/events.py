@@ -2,34 +2,55 @@
 
 The snapshot of a configuration opens a log, and is the input of ``check``.
 
-On the wire the ``extras`` of an event, of evaluation metrics and of a recommendation are not nested: their keys stand
-beside the known keys. The codec in ``telemetry`` folds and unfolds them. Only the levels of a config nest their
-``extras``.
+The ``extras`` of an event, of evaluation metrics and of a recommendation stand beside the known keys on the wire. Only
+the levels of a config nest their ``extras``. `gradience.events` is the public place of these classes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from gradience.schema import Fraction, Json, NonNegativeInt, Real, Severity, Status, TaskProfile, about
+from gradience.schema import (
+    MAX_INT,
+    SCHEMA_ID,
+    SCHEMA_PATTERN,
+    EventSeverity,
+    Fraction,
+    Json,
+    NonNegativeInt,
+    Real,
+    Status,
+    TaskProfile,
+    about,
+)
+from gradience.schema.flat import Checked, Flat, JsonObject
 
 Extras = Annotated[dict[str, Json], about("Further values of this level that have no field of their own.")]
+
+
+def _is_object(document: JsonObject, name: str) -> bool:
+    return isinstance(document.get(name), dict)
+
 
 OF_PREFERENCE: Final = frozenset(
     {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen", "odds_ratio_loss"}
 )
-OF_RL: Final = frozenset({"reward", "reward_std", "frac_reward_zero_std", "objective/kl"})
+OF_RL: Final = frozenset(
+    {
+        *("reward", "reward_std", "frac_reward_zero_std", "objective/kl"),
+        *("critic/rewards/mean", "critic/score/mean", "actor/pg_clipfrac", "actor/ppo_kl"),  # verl
+        "group_reward_std",  # OpenRLHF
+    }
+)
 OF_REWARD: Final = frozenset({"mean_reward", "min_reward", "max_reward"})
 TELLING: Final = OF_PREFERENCE | OF_RL | OF_REWARD
 
 
-FlatExtras = Annotated[dict[str, Json], about("Further values; on the wire they stand beside the known keys.")]
-
-
-class OptimizerSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class OptimizerSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     """The optimizer and its peak settings."""
 
     name: Annotated[str, about("Name, such as `adamw_torch`, `lion`, `sgd`.")] | None = None
@@ -40,7 +61,7 @@ class OptimizerSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
     extras: Extras = {}
 
 
-class LoraSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class LoraSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     """The adapter's configuration, in PEFT's terms."""
 
     r: Annotated[int, about("Rank of modules that no pattern matches.")] | None = None
@@ -62,7 +83,7 @@ class LoraSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     extras: Extras = {}
 
 
-class TrainingSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class TrainingSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     """The training loop's settings: how long, in which batches, how often it logs, evaluates and saves."""
 
     seed: int | None = None
@@ -93,7 +114,7 @@ class TrainingSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     extras: Extras = {}
 
 
-class ConfigSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class ConfigSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     """The configuration of one run; only values on an allow-list are collected."""
 
     model_name: Annotated[str, about("Hub id or folder name of the base model, never a path.")] | None = None
@@ -106,11 +127,27 @@ class ConfigSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     num_labels: Annotated[NonNegativeInt, about("Classes of a classification task.")] | None = None
     extras: Extras = {}
 
+    @classmethod
+    def fold(cls, document: JsonObject) -> JsonObject:
+        """Return the object with unknown keys moved into the `extras` of their level."""
+        levels: dict[str, type[Checked]] = {
+            "optimizer": OptimizerSnapshot,
+            "lora": LoraSnapshot,
+            "training": TrainingSnapshot,
+        }
+        below = {name: level.fold(document[name]) for name, level in levels.items() if _is_object(document, name)}
+        return super().fold({**document, **below})
 
-class EventBase(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False):
+
+class EventBase(Flat, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False):
     """The fields that every line has."""
 
-    schema: Annotated[Literal["gradience.vnext.telemetry/v1"], about("Name and major version of the format.")]
+    given: ClassVar[Mapping[str, Any]] = {"schema": SCHEMA_ID}
+
+    if TYPE_CHECKING:
+        schema: str = SCHEMA_ID
+    else:
+        schema: Annotated[str, Meta(description="Name and version of the format.", pattern=SCHEMA_PATTERN)]
     ts: Annotated[Real | None, about("Unix time in seconds, UTC; null if the source has no clock, never invented.")]
     run_id: Annotated[str, Meta(description="Id of the run, kept when it is resumed.", min_length=1)]
     step: Annotated[NonNegativeInt | None, about("Optimizer step; null outside of training.")]
@@ -122,7 +159,6 @@ class EventBase(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, t
         | None
     ) = None
     session: Annotated[str, about("Id of one process start of the writer.")] | None = None
-    extras: FlatExtras = {}
 
 
 class RunStart(EventBase, frozen=True, tag="run_start"):
@@ -135,6 +171,14 @@ class RunStart(EventBase, frozen=True, tag="run_start"):
         | None
     ) = None
 
+    @classmethod
+    def from_document(cls, document: JsonObject) -> Self:
+        """Return the event of a JSON object. Unknown keys of its config are put into the `extras` of their level."""
+        config = document.get("config")
+        if isinstance(config, dict):
+            document = {**document, "config": ConfigSnapshot.fold(config)}
+        return super().from_document(document)
+
 
 class TrainStep(EventBase, frozen=True, tag="train_step"):
     """One logged row of training."""
@@ -145,14 +189,13 @@ class TrainStep(EventBase, frozen=True, tag="train_step"):
     epoch: Annotated[Real, about("Passes over the data so far.")] | None = None
 
 
-class EvalMetrics(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
+class EvalMetrics(Flat, kw_only=True, frozen=True, omit_defaults=True, gc=False):
     """The measurements of one evaluation."""
 
     loss: Annotated[Real, about("Mean loss, nats.")] | None = None
     ppl: Annotated[Real, about("Perplexity: exp(loss).")] | None = None
     accuracy: Annotated[Real, about("Fraction correct, 0 to 1.")] | None = None
     n: Annotated[NonNegativeInt, about("Examples evaluated.")] | None = None
-    extras: FlatExtras = {}
 
 
 class Eval(EventBase, frozen=True, tag="eval"):
@@ -160,6 +203,11 @@ class Eval(EventBase, frozen=True, tag="eval"):
 
     split: Annotated[str, about("`train`, `test`, `eval`, or the name of a data set.")]
     metrics: EvalMetrics
+
+    def with_rest(self, document: JsonObject) -> Self:
+        """Return the event with the unknown keys of the object and of its metrics."""
+        metrics = self.metrics.with_rest(document["metrics"])
+        return super(Eval, msgspec.structs.replace(self, metrics=metrics)).with_rest(document)
 
 
 class Metrics(EventBase, frozen=True, tag="metrics"):
@@ -172,29 +220,34 @@ class Metrics(EventBase, frozen=True, tag="metrics"):
 class Alert(EventBase, frozen=True, tag="alert"):
     """A condition that the writer wants a person to see."""
 
-    severity: Severity
+    severity: EventSeverity
     code: Annotated[str, about("Stable id of the condition.")]
     message: Annotated[str, about("What happened, for a person.")]
     context: Annotated[dict[str, Json], about("Values that belong to the alert.")] = {}
 
 
-class RecommendationItem(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class RecommendationItem(Flat, kw_only=True, frozen=True, omit_defaults=True):
     """One suggestion, with its grounds."""
 
-    severity: Severity
+    severity: EventSeverity
     action: Annotated[str, about("Stable id of what is suggested.")]
     message: str
     rationale: str | None = None
     confidence: Fraction | None = None
     scope: str | None = None
     evidence: dict[str, Json] = {}
-    extras: FlatExtras = {}
 
 
 class Recommendation(EventBase, frozen=True, tag="recommendation"):
     """Suggestions made at one point of the run."""
 
     recommendations: list[RecommendationItem]
+
+    def with_rest(self, document: JsonObject) -> Self:
+        """Return the event with the unknown keys of the object and of its items."""
+        pairs = zip(self.recommendations, document["recommendations"], strict=True)
+        items = [item.with_rest(found) for item, found in pairs]
+        return super(Recommendation, msgspec.structs.replace(self, recommendations=items)).with_rest(document)
 
 
 class RunEnd(EventBase, frozen=True, tag="run_end"):
@@ -212,6 +265,19 @@ class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
     run_id: str
     step: NonNegativeInt | None
     payload: dict[str, Json]
+    schema: str = SCHEMA_ID
+
+    @property
+    def seq(self) -> int | None:
+        """Number of the line within its session, if the payload has it as the known events do."""
+        seq = self.payload.get("seq")
+        return seq if isinstance(seq, int) and not isinstance(seq, bool) and 0 <= seq <= MAX_INT else None
+
+    @property
+    def session(self) -> str | None:
+        """Id of the writer's process start, if the payload has it as the known events do."""
+        session = self.payload.get("session")
+        return session if isinstance(session, str) else None
 
 
 Event: TypeAlias = RunStart | TrainStep | Eval | Metrics | Alert | Recommendation | RunEnd

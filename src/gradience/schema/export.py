@@ -14,11 +14,13 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from gradience.errors import SchemaError
+from gradience.schema import SCHEMA_ID
 from gradience.schema.audit import AuditReport
 from gradience.schema.compare import BenchReport, CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RulesReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
+from gradience.schema.flat import Flat
 from gradience.schema.fleet import (
     FleetAuditReport,
     FleetShowReport,
@@ -28,7 +30,7 @@ from gradience.schema.fleet import (
     RunsShowReport,
 )
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
-from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -49,6 +51,7 @@ SchemaName: TypeAlias = Literal[
     "verify-merge",
     "import",
     "validate",
+    "validate-logs",
     "rules",
     "fleet-audit",
     "fleet-show",
@@ -68,11 +71,20 @@ _REAL: Final[dict[str, Json]] = {
     "anyOf": [{"type": "number"}, {"enum": ["-Infinity", "Infinity", "NaN"]}],
 }
 _ENVELOPE: Final = ("schema", "ts", "run_id", "event", "step")
-_FLAT: Final[tuple[type[msgspec.Struct], ...]] = (
-    *EVENT_TYPES.values(),
-    EvalMetrics,
-    RecommendationItem,
-)  # on the wire, keys in `extras` stand beside the known keys
+_FLAT: Final[tuple[type[Flat], ...]] = (*EVENT_TYPES.values(), EvalMetrics, RecommendationItem)
+_NESTED_EXTRAS: Final[dict[str, Json]] = {
+    "description": "Further values; on the wire of a log they stand beside the known keys.",
+    "type": "object",
+    "default": {},
+}
+
+# The choices that a later minor version may add to: by event, the definition that has it, and its name there
+_OPEN: Final = {
+    "RunStart": ("ConfigSnapshot", "task_profile"),
+    "Alert": ("Alert", "severity"),
+    "Recommendation": ("RecommendationItem", "severity"),
+    "RunEnd": ("RunEnd", "status"),
+}
 
 _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
@@ -90,6 +102,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,
+    "validate-logs": ValidateLogsReport,
     "rules": RulesReport,
     "fleet-audit": FleetAuditReport,
     "fleet-show": FleetShowReport,
@@ -146,11 +159,11 @@ def _head(name: SchemaName, title: str, description: str) -> dict[str, Json]:
 def _telemetry() -> dict[str, Json]:
     _, components = msgspec.json.schema_components((Event,), ref_template=_REF)
     defs = {title: _tidy(schema) for title, schema in components.items()}
-    for cls in _FLAT:
-        del defs[cls.__name__]["properties"]["extras"]
     for cls in EVENT_TYPES.values():
         defs[cls.__name__] = _envelope_first(defs[cls.__name__])
     defs["UnknownEvent"] = _unknown(defs["RunEnd"])
+    for event, (definition, name) in _OPEN.items():
+        defs[event] = _opened(defs[event], defs[definition]["properties"], event, name)
     defs["Real"] = _REAL
     head = _head(
         "telemetry",
@@ -162,6 +175,21 @@ def _telemetry() -> dict[str, Json]:
     return {**head, "type": "object", "oneOf": [{"$ref": _REF.format(name=kind)} for kind in kinds], "$defs": defs}
 
 
+def _opened(schema: dict[str, Json], held: dict[str, Json], event: str, name: str) -> dict[str, Json]:
+    """Return an event's schema that holds lines of v1 to the values of a choice, and lines of v1.1 to any text.
+
+    Modifies `held`, the properties of the object that has the choice.
+    """
+    values = held[name].pop("enum")
+    held[name] |= {"type": "string", "examples": list(values)}
+    only: dict[str, Json] = {"properties": {name: {"enum": values}}}
+    if event == "RunStart":
+        only = {"properties": {"config": only}}
+    elif event == "Recommendation":
+        only = {"properties": {"recommendations": {"items": only}}}
+    return {**schema, "if": {"properties": {"schema": {"const": SCHEMA_ID}}}, "then": only}
+
+
 def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
     """Return the schema of a report, which requires every key at every level."""
     schema = _document(name, cls, f"{name.title()} report v2")
@@ -171,6 +199,9 @@ def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
 def _document(name: SchemaName, cls: type[msgspec.Struct], title: str) -> dict[str, Json]:
     _, components = msgspec.json.schema_components((cls,), ref_template=_REF)
     defs = {key: _tidy(schema) for key, schema in components.items()}
+    for flat in _FLAT:
+        if flat.__name__ in defs:
+            defs[flat.__name__]["properties"]["extras"] = _NESTED_EXTRAS
     body = defs.pop(cls.__name__)
     if _REAL_REF["$ref"] in json.dumps([body, defs]):
         defs["Real"] = _REAL

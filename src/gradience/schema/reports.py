@@ -184,6 +184,7 @@ CHECK_SCHEMA_ID: Final = "gradience.check/v2"
 IMPORT_SCHEMA_ID: Final = "gradience.import/v2"
 MONITOR_SCHEMA_ID: Final = "gradience.monitor/v2"
 VALIDATE_SCHEMA_ID: Final = "gradience.validate/v2"
+VALIDATE_LOGS_SCHEMA_ID: Final = "gradience.validate-logs/v2"
 
 
 class SourceLocation(NamedTuple):
@@ -229,6 +230,7 @@ class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ] = False
     expected: str | None = None
     got: str | None = None
+    hint: Annotated[str, about("What was probably meant.")] | None = None
 
 
 class EvalPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -391,6 +393,7 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 Cause: TypeAlias = Literal[
     "nothing_supervised",
     "not_finite",
+    "evaluation_not_finite",
     "rate_zero",
     "rate_absurd",
     "diverged",
@@ -481,7 +484,20 @@ class ValidateReport(Report, kw_only=True, frozen=True):
     unknown_events: Annotated[dict[str, int], about("Number of events by name that the schema does not know.")] = {}
     issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []
     issues_total: Annotated[NonNegativeInt, about("Number of lines that are not valid events.")] = 0
+    warnings: Annotated[
+        list[str],
+        about("What is legal, but probably not meant: names like a known one, values that no reader uses."),
+    ] = []
     notes: list[str] = []
+    error: Annotated[str, about("Why the log could not be read, if it is one of several.")] | None = None
+
+
+class ValidateLogsReport(Report, kw_only=True, frozen=True):
+    """Whether several logs follow the schema."""
+
+    schema: Literal["gradience.validate-logs/v2"]
+    valid: Annotated[bool, about("Whether all are valid.")]
+    logs: list[ValidateReport]
 
 
 class SkippedRow(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

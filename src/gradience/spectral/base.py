@@ -1,8 +1,7 @@
 """An update dW beside the weight W that it changes: the sums of a merge, the sizes of both, and intruder dimensions.
 
 The sums of a merge follow the merge's own float32 arithmetic, a few rows at a time. While the rows are in the cache,
-they are widened, changed, rounded and summed. bfloat16 goes to the kernel as its bits, which are widened in registers,
-because XLA's own cast of bfloat16 takes twenty times as long. The sums of rows are added up in float64.
+they are widened, changed, rounded and summed. The sums of rows are added up in float64.
 
 Intruder dimensions are leading left singular vectors of W + dW that resemble none of W's (arXiv 2410.21228). Block
 Golub-Kahan on W + dW finds the leading vectors. Block Golub-Kahan on W then starts from these vectors, so that they
@@ -33,20 +32,15 @@ from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from jax import lax
+from jax import Array, lax
 
-from gradience.spectral.batch import gram_of
 from gradience.spectral.grams import Floats, Matrix
-from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, ritz_of
+from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, looks, ritz_of, room_for
+from gradience.spectral.stored import put, rounded, widened
 
 _PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
-_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
-_BITS: Final = {"bfloat16": (8, 7), "float16": (5, 10)}
-_F16_NORMAL: Final = 2.0**-14  # below it float16 counts in steps of 2^-24
-_F16_STEP: Final = 2.0**-24
 
 _SETTLED: Final = 1e-4  # residual of a Ritz value relative to it: below it, it belongs to one singular vector
 _RECURRENCE: Final = 2e-6  # of sigma_1: the recurrence's error in float32, and the least half-width of an interval
@@ -57,7 +51,6 @@ _SHARE: Final = 0.05  # s h^2: the relative amount by which the width of an inte
 EXACT_UP_TO: Final = 768  # of the shorter side: the exact way takes .3 s there, the bounds .2 to 3 s
 SETTLED_UP_TO: Final = 2048  # of the shorter side: exact if the bounds leave a vector open, which takes 5 s
 _VECTORS: Final = 640  # of a basis, at most
-_FIRST_LOOK: Final = 3  # steps before the bounds are first computed
 _RESOLVED: Final = 1e-7  # of the largest singular value: a smaller one cannot be told from zero in float32 weights
 _ROUNDING: Final = 1e-4  # of an overlap: float32 vectors are of unit length, and bases orthogonal, within it
 
@@ -91,84 +84,57 @@ class MergeSums(NamedTuple):
         return self.inner / math.sqrt(self.realised * self.intended)
 
 
-def rounded(x: jax.Array, dtype: str) -> jax.Array:
-    """Return float32 values rounded to the nearest of a 16-bit dtype, ties to even.
-
-    A cast there and back would be optimised away by XLA, which may keep excess precision.
-    """
-    if dtype not in _BITS:
-        return x
-    exponent, mantissa = _BITS[dtype]
-    coarse = lax.reduce_precision(x, exponent, mantissa)
-    if dtype == "bfloat16":
-        return coarse
-    return jnp.where(jnp.abs(x) < _F16_NORMAL, jnp.round(x / _F16_STEP) * _F16_STEP, coarse)
-
-
 def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) -> MergeSums:
     """The effective change of W when scale * left @ right is merged into it and the result is stored as `target`.
 
     As in PEFT, the product is computed in float32, rounded to the adapter's dtype (`delta_dtype`), and added to the
     stored weight.
     """
-    w = _on_device(update.w)
+    w = put(update.w)
     if update.dense is not None:
-        sums = _sums_dense(w, update.dense, target=target)
+        sums = sums_of_dense(w, update.dense, target=target)
     else:
-        sums = _sums_low(w, update.left, update.right, np.float32(scale), target=target, delta_dtype=delta_dtype)
+        sums = sums_of_low(w, update.left, update.right, np.float32(scale), target=target, delta_dtype=delta_dtype)
     changed, *rest = np.asarray(sums).sum(axis=1, dtype=np.float64)
     return MergeSums(update.w.size, int(changed), *(float(x) for x in rest))
 
 
-def _on_device(w: Matrix) -> jax.Array:
-    """Return w for the kernels, bfloat16 as its bits. XLA may share w's memory, so the caller must not change w."""
-    put: jax.Array = jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
-    return put
-
-
 @partial(jax.jit, static_argnames=("target", "delta_dtype"))
-def _sums_low(
-    w: jax.Array, left: jax.Array, right: jax.Array, scale: jax.Array, *, target: str, delta_dtype: str
-) -> jax.Array:
+def sums_of_low(w: Array, left: Array, right: Array, scale: Array, *, target: str, delta_dtype: str) -> Array:
+    """Return the sums of each row of W, as it is `put`, changed by scale * left @ right: (5, m)."""
     wide = right.astype(jnp.float32)
 
-    def delta(rows: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        product = jnp.matmul(rows(left).astype(jnp.float32), wide, precision=lax.Precision.HIGHEST)
+    def delta(rows: Callable[[Array], Array]) -> Array:
+        product = jnp.matmul(rows(left).astype(jnp.float32), wide, precision="highest")
         return rounded(product * scale, delta_dtype)
 
     return _by_rows(w, delta, target)
 
 
 @partial(jax.jit, static_argnames="target")
-def _sums_dense(w: jax.Array, delta: jax.Array, *, target: str) -> jax.Array:
+def sums_of_dense(w: Array, delta: Array, *, target: str) -> Array:
+    """Return the sums of each row of W, as it is `put`, changed by delta (m, n): (5, m)."""
     return _by_rows(w, lambda rows: rows(delta).astype(jnp.float32), target)
 
 
-def _by_rows(w: jax.Array, delta: Callable[[Callable[[jax.Array], jax.Array]], jax.Array], target: str) -> jax.Array:
+def _by_rows(w: Array, delta: Callable[[Callable[[Array], Array]], Array], target: str) -> Array:
     """Return the sums over each row, (5, m). `delta` returns the update's rows, given a function that selects rows."""
     m, n = w.shape
     size = min(max(1, _PART // n), m)
-    if size == m:
-        return _sums(w, delta(lambda x: x), target)
 
-    def part(i: jax.Array, sums: jax.Array) -> jax.Array:
+    def part(i: Array, sums: Array) -> Array:
         first = i * size  # slices of XLA keep within their array: the last part overlaps the one before, or is it
-        found = _sums(lax.dynamic_slice_in_dim(w, first, size), delta(partial(_rows, first, size)), target)
-        return lax.dynamic_update_slice(sums, found, (0, first))
+        rows = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=size)
+        return lax.dynamic_update_slice(sums, _sums(rows(w), delta(rows), target), (0, first))
 
-    made: jax.Array = lax.fori_loop(0, -(-m // size), part, jnp.zeros((5, m), jnp.float32))
+    made: Array = lax.fori_loop(0, -(-m // size), part, jnp.zeros((5, m), jnp.float32))
     return made
 
 
-def _rows(first: jax.Array, size: int, x: jax.Array) -> jax.Array:
-    return lax.dynamic_slice_in_dim(x, first, size)
-
-
-def _sums(w: jax.Array, delta: jax.Array, target: str) -> jax.Array:
+def _sums(w: Array, delta: Array, target: str) -> Array:
     """Return sums over each row, in float32; the caller adds rows up in float64."""
-    is_bits = w.dtype == jnp.uint16
-    weight = lax.bitcast_convert_type(w.astype(jnp.uint32) << 16, jnp.float32) if is_bits else w.astype(jnp.float32)
-    before = weight if is_bits and target == "bfloat16" else rounded(weight, target)
+    weight = widened(w)
+    before = rounded(weight, target)
     realised = rounded(before + delta, target) - before
     changed = (realised != 0.0).astype(jnp.float32)
     products = (changed, realised * delta, realised * realised, delta * delta, weight * weight)
@@ -182,59 +148,90 @@ class Atoms(NamedTuple):
     upper: Floats
 
 
-class _Measure(NamedTuple):
+class Measure(NamedTuple):
     """A small symmetric matrix: eigenvalues (n,), and of its eigenvectors the first k rows (k, n) and last c (c, n)."""
 
-    values: Floats
-    first: Floats
-    last: Floats
+    values: Array
+    first: Array
+    last: Array
 
 
-def atoms(basis: Bidiagonal, k: int, thresholds: Sequence[float]) -> Atoms:
-    """Bounds on the largest squared overlap of each of the first k vectors of the starting block.
-
-    `thresholds` are for squared overlaps. An upper bound is refined until it is below the next threshold above the
-    lower bound, or until no refinement can bring it there.
-    """
-    ritz = ritz_of(basis)
-    first, largest = ritz.left[:k], float(ritz.sigma[0])
-    if largest == 0.0:
-        return Atoms(np.zeros(k), np.zeros(k))
-    settled = (ritz.residuals <= _SETTLED * ritz.sigma) & (ritz.sigma > _APART * largest)
-    lower = np.max(first**2, axis=1, where=settled, initial=0.0)
-    under = np.sum(first**2, axis=1, where=ritz.sigma <= _APART * largest)
-    if np.all(lower >= max(thresholds)):
-        return Atoms(lower, np.ones(k))
-    upper = _search(_measures(basis, ritz, k), largest, np.maximum(lower, under), thresholds)
-    return Atoms(lower, np.minimum(np.maximum(lower, upper), 1.0))
-
-
-class _Measures(NamedTuple):
+class Measures(NamedTuple):
     """The three measures: of the augmented matrix (eigenvalues +-sigma and zeros), of W W^T on P, of W^T W on Q.
 
     The first two are seen from y, the third from W^T y.
     """
 
-    both: _Measure
-    outer: _Measure
-    inner: _Measure
+    both: Measure
+    outer: Measure
+    inner: Measure
 
 
-def _measures(basis: Bidiagonal, ritz: Ritz, k: int) -> _Measures:
-    c = basis.width
-    sigma, left, right = ritz.sigma, ritz.left, ritz.right
-    null = np.linalg.qr(left, mode="complete")[0][:, len(sigma) :]
-    twice = np.concatenate([left, left, np.sqrt(2.0) * null], axis=1) / np.sqrt(2.0)
-    whole = np.concatenate([left, null], axis=1)
-    zeros = np.zeros(c)
-    return _Measures(
-        _Measure(np.concatenate([sigma, -sigma, zeros]), twice[:k], twice[-c:]),
-        _Measure(np.concatenate([sigma**2, zeros]), whole[:k], whole[-c:]),
-        _Measure(sigma**2, left[:k] * sigma, right[-c:]),
+def measures_of(ritz: Ritz, blocks: Array, c: int, k: int) -> Measures:
+    """Return the measures of bases with that many blocks of c, seen from their first k vectors.
+
+    Ritz values beyond those of C are zero, and belong to the null space.
+    """
+    sigma, first = ritz.sigma, ritz.left[:k]
+    last_left, last_right = (
+        lax.dynamic_slice_in_dim(x, c * at, c) for x, at in ((ritz.left, blocks - 1), (ritz.right, blocks - 2))
+    )
+    twice_first, twice_last = (jnp.concatenate([x, x], axis=1) / jnp.sqrt(2.0) for x in (first, last_left))
+    return Measures(
+        Measure(jnp.concatenate([sigma, -sigma]), twice_first, twice_last),
+        Measure(sigma**2, first, last_left),
+        Measure(sigma**2, first * sigma, last_right),
     )
 
 
-def _search(measures: _Measures, largest: float, known: Floats, thresholds: Sequence[float]) -> Floats:
+class Known(NamedTuple):
+    """What Ritz vectors show of squared overlaps (k,): lower bounds, and the parts on values that are not told apart.
+
+    `largest` is the largest Ritz value.
+    """
+
+    largest: Array
+    lower: Array
+    under: Array
+
+
+def known_of(ritz: Ritz, count: Array, k: int) -> Known:
+    """Return what the first `count` Ritz vectors show of the first k vectors of the starting block."""
+    largest, squares = ritz.sigma[0], ritz.left[:k] ** 2
+    is_apart = ritz.sigma > _APART * largest
+    is_settled = is_apart & (ritz.residuals <= _SETTLED * ritz.sigma)
+    is_under = ~is_apart & (jnp.arange(len(is_apart)) < count)
+    return Known(
+        largest,
+        lower=jnp.max(jnp.where(is_settled, squares, 0.0), axis=1),
+        under=jnp.sum(jnp.where(is_under, squares, 0.0), axis=1),
+    )
+
+
+@partial(jax.jit, static_argnames=("size", "k"))
+def seen_from(basis: Bidiagonal, size: int, k: int) -> tuple[Known, Measures]:
+    """Return what the bases, of at most `size` blocks, show of the first k vectors of the starting block."""
+    ritz, c = ritz_of(basis, size), basis.core.shape[1]
+    return known_of(ritz, c * (basis.blocks - 1), k), measures_of(ritz, basis.blocks, c, k)
+
+
+def atoms(basis: Bidiagonal, size: int, k: int, thresholds: Sequence[float]) -> Atoms:
+    """Bounds on the largest squared overlap of each of the first k vectors of the starting block.
+
+    `thresholds` are for squared overlaps. An upper bound is refined until it is below the next threshold above the
+    lower bound, or until no refinement can bring it there.
+    """
+    known, measures = seen_from(basis, size, k)
+    largest, lower, under = float(known.largest), np.asarray(known.lower), np.asarray(known.under)
+    if largest == 0.0:
+        return Atoms(np.zeros(k), np.zeros(k))
+    if np.all(lower >= max(thresholds)):
+        return Atoms(lower, np.ones(k))
+    upper = _search(measures, largest, np.maximum(lower, under), thresholds)
+    return Atoms(lower, np.minimum(np.maximum(lower, upper), 1.0))
+
+
+def _search(measures: Measures, largest: float, known: Floats, thresholds: Sequence[float]) -> Floats:
     """Return upper bounds over all sigma that float32 resolves, as sharp as the thresholds above `known` need.
 
     An interval whose bound reaches the next threshold is halved. A bound for the narrowest interval at its middle
@@ -256,19 +253,30 @@ def _search(measures: _Measures, largest: float, known: Floats, thresholds: Sequ
     return upper
 
 
-def _within(measures: _Measures, middle: Floats, half: Floats, largest: float) -> Floats:
+def _within(measures: Measures, middle: Floats, half: Floats, largest: float) -> Floats:
+    """Return `within` of any number of intervals, by calls of one size."""
+    size, parts = _INTERVALS, []
+    for start in range(0, len(middle), size):
+        some = (np.resize(x[start : start + size], size) for x in (middle, half))
+        parts.append(np.asarray(within(measures, *some, largest)))
+    return np.concatenate(parts)[: len(middle)]
+
+
+def bound_within(measures: Measures, middle: Array, half: Array, largest: Array) -> Array:
     """Return bounds (intervals, k) on the squared overlaps for sigma within each [middle - half, middle + half]."""
-    least = np.maximum(middle - half, np.finfo(np.float64).tiny)
+    least = jnp.maximum(middle - half, np.finfo(np.float64).tiny)
     rounding = _RECURRENCE * largest
-    of_both = 2.0 * _bound(measures.both, middle, half + rounding)
+    of_both = 2.0 * bound(measures.both, middle, half + rounding)
     square, width = middle**2 + half**2, 2.0 * middle * half + rounding * (largest + middle)
-    of_outer = _bound(measures.outer, square, width)
-    of_inner = _bound(measures.inner, square, width) / least[:, None] ** 2
-    least_of_all: Floats = np.minimum(of_both, np.minimum(of_outer, of_inner))
-    return least_of_all
+    of_outer = bound(measures.outer, square, width)
+    of_inner = bound(measures.inner, square, width) / least[:, None] ** 2
+    return jnp.minimum(of_both, jnp.minimum(of_outer, of_inner))
 
 
-def _bound(measure: _Measure, middle: Floats, half: Floats) -> Floats:
+within = jax.jit(bound_within)
+
+
+def bound(measure: Measure, middle: Array, half: Array) -> Array:
     """Return (1 + s h^2) [(1 + s M^T M)^-1]_yy for each interval and vector, at s h^2 = 0.05.
 
     For T the small symmetric matrix, x the middle and E the last block of unit vectors, M^T M is
@@ -276,16 +284,14 @@ def _bound(measure: _Measure, middle: Floats, half: Floats) -> Floats:
     so Woodbury's identity inverts it.
     """
     values, first, last = measure
-    k, c, n = len(first), len(last), len(values)
-    sharpness = _SHARE / half**2
+    sharpness = _SHARE / half[:, None] ** 2
     gaps = values - middle[:, None]
-    weights = 1.0 / (1.0 + sharpness[:, None] * gaps**2)
+    weights = 1.0 / (1.0 + sharpness * gaps**2)
     own = weights @ (first**2).T
-    mixed = ((weights * gaps) @ (first[:, None] * last).reshape(k * c, n).T).reshape(-1, k, c)
-    end = (weights @ (last[:, None] * last).reshape(c * c, n).T).reshape(-1, c, c)
-    solved = np.linalg.solve(end, np.swapaxes(mixed, 1, 2))
-    bound: Floats = (1.0 + _SHARE) * (own + sharpness[:, None] * np.einsum("pkc,pck->pk", mixed, solved))
-    return bound
+    mixed = jnp.einsum("pn,kn,cn->pkc", weights * gaps, first, last)
+    end = jnp.einsum("pn,cn,dn->pcd", weights, last, last)
+    solved = jnp.linalg.solve(end, jnp.swapaxes(mixed, 1, 2))
+    return (1.0 + _SHARE) * (own + sharpness * jnp.einsum("pkc,pck->pk", mixed, solved))
 
 
 class Overlaps(NamedTuple):
@@ -307,11 +313,12 @@ def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, s
     `eps` are thresholds: the bounds are refined until they show on which side of each an overlap lies, if they can.
     """
     size = min(base.w.shape)
-    if size <= EXACT_UP_TO:
-        return _exact(base, tuned, k)
-    found = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)
-    is_open = not found.converged or any(count_below(found, e)[1] for e in eps)
-    return _exact(base, tuned, k) if is_open and size <= SETTLED_UP_TO else found
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        if size <= EXACT_UP_TO:
+            return _exact(base, tuned, k)
+        found = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)
+        is_open = not found.converged or any(count_below(found, e)[1] for e in eps)
+        return _exact(base, tuned, k) if is_open and size <= SETTLED_UP_TO else found
 
 
 def count_below(found: Overlaps, eps: float) -> tuple[int, int]:
@@ -321,48 +328,49 @@ def count_below(found: Overlaps, eps: float) -> tuple[int, int]:
 
 
 def _exact(base: Operator, tuned: Operator, k: int) -> Overlaps:
-    """The exact overlaps, with W's left singular vectors whose singular value is above zero.
+    best, left = (np.asarray(x) for x in exact_overlaps(base, tuned, k))
+    return Overlaps(best, best, exact=True, converged=True, left=left)
+
+
+@partial(jax.jit, static_argnames="k")
+def exact_overlaps(base: Operator, tuned: Operator, k: int) -> tuple[Array, Array]:
+    """The exact overlaps (k,) with W's left singular vectors of values above zero, and the vectors (m, k).
 
     For a tall W the left singular vectors are W V / s, so U^T u = (u^T W) V / s needs no product of two large matrices.
     If W + dW has fewer than k nonzero singular values, the remaining vectors are no new directions: their overlap is 1.
     """
-    w, changed = (matrix.whole() for matrix in (base, tuned))
+    w, changed = base.whole(), tuned.whole()
+    is_tall = w.shape[0] > w.shape[1]
+    s_base, of_base = _short_side(w)
     s, vectors = _short_side(changed)
-    left = vectors[:, :k] if _is_wide(changed) else _over(changed @ vectors[:, :k], s[:k])
-    s_base, vectors = _short_side(w)
-    all_inner = left.T @ vectors if _is_wide(w) else _over((left.T @ w) @ vectors, s_base)
-    best = np.where(s[:k] > _RESOLVED * s[0], np.max(np.abs(all_inner), axis=1), 1.0)
-    return Overlaps(best, best, exact=True, converged=True, left=left)
+    s, vectors = s[:k], vectors[:, :k]
+    left = over(changed @ vectors, s) if is_tall else vectors
+    inner = over((left.T @ w) @ of_base, s_base) if is_tall else left.T @ of_base
+    return jnp.where(s > _RESOLVED * s[0], jnp.max(jnp.abs(inner), axis=1), 1.0), left
 
 
-def _is_wide(matrix: Matrix) -> bool:
-    return len(matrix) <= len(matrix.T)
-
-
-def _short_side(matrix: Matrix) -> tuple[Matrix, Matrix]:
+def _short_side(matrix: Array) -> tuple[Array, Array]:
     """Return (singular values, largest first; singular vectors of the shorter side as columns, left ones if wide)."""
-    squares, vectors = np.linalg.eigh(gram_of(matrix))
-    return np.sqrt(np.maximum(squares[::-1], 0.0)), vectors[:, ::-1]
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    squares, vectors = jnp.linalg.eigh(short @ short.T)
+    return jnp.sqrt(jnp.maximum(squares[::-1], 0.0)), vectors[:, ::-1]
 
 
-def _over(columns: Matrix, s: Matrix) -> Matrix:
+def over(columns: Array, s: Array) -> Array:
     """Return each column divided by its singular value; zeros if the value cannot be told from zero."""
-    return np.divide(columns, s, out=np.zeros_like(columns), where=s > _RESOLVED * s[0])
+    is_value = s > _RESOLVED * s[0]
+    return jnp.where(is_value, columns / jnp.where(is_value, s, 1.0), 0.0)
 
 
 def _bounded(base: Operator, top: Triplets, eps: Sequence[float]) -> Overlaps:
     """Return bounds after as few Golub-Kahan steps as decide every overlap at every threshold."""
     start = np.concatenate([top.left, top.guard], axis=1).T
     k, most = top.left.shape[1], min(_VECTORS, *base.w.shape) // len(start) - 1
-    basis, look = Bidiagonal(base, start, most), min(_FIRST_LOOK, most)
-    while True:
-        basis.step()
-        if basis.steps < look:
-            continue
-        lower, upper = _widened(atoms(basis, k, [(e - _ROUNDING) ** 2 for e in eps]))
-        if basis.steps == most or all(np.all((lower >= e) | (upper < e)) for e in eps):
-            return Overlaps(lower, upper, exact=False, converged=top.converged, left=top.left)
-        look = min(most, look + max(1, look // 3))
+    for basis, steps in looks(base, start, most):
+        lower, upper = _widened(atoms(basis, room_for(steps + 1, most + 1), k, [(e - _ROUNDING) ** 2 for e in eps]))
+        if all(np.all((lower >= e) | (upper < e)) for e in eps):
+            break
+    return Overlaps(lower, upper, exact=False, converged=top.converged, left=top.left)
 
 
 def _widened(found: Atoms) -> tuple[Matrix, Matrix]:

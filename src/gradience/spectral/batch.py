@@ -1,40 +1,44 @@
-"""The spectra of updates: of many low-rank updates from their Gram matrices, and of one update that is a dense matrix.
+"""The spectrum of a low-rank update B A and every quantity of it, in JAX: written for one module, vmapped over many.
 
-The quantities are written for one module, then vmapped and jitted. Each process traces them at its first call, in a
-time that grows with the number of operations. So shared terms are computed once, and `lax` primitives replace
-`jax.numpy` functions, which trace more operations.
+B A is never formed. If B^T B = X^T X and A A^T = Y^T Y, the singular values of B A are those of the small core X Y^T.
+QR of the factors gives X and Y (`by_qr`), and so do their Gram matrices (`by_grams`). QR is accurate for every update.
+Gram matrices cost one fast pass over the factors, and give singular values with an error of about
+sqrt(eps) * |B| * |A|. They are trusted only if sigma_1 is not much smaller than |B| * |A|; other updates go by QR.
 
-Some updates, such as DoRA's, are dense matrices without low-rank factors. `dense_spectrum` gives all singular values of
-a small one, from the float64 Gram matrix of its shorter side. Of a large one it gives the leading values and a bound on
-the rest, from which every energy rank is bounded from both sides.
+On a CPU, BLAS forms the Gram matrices (`grams`), because it reads the stored factors faster than XLA does
+(docs/audit.md). Everything after the product is one jitted program, and on an accelerator everything from the factors
+on. Modules are padded to a few shapes, so that few programs are compiled, and divided among all local devices.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import Array, lax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradience.spectral import in_threads, update
-from gradience.spectral.grams import Floats, Grams, Loads, Matrix, grams_of
-from gradience.spectral.krylov import Operator, as_float32, leading
-from gradience.spectral.update import LowRank, Maps, core_maps, leading_part
+from gradience.spectral import in_threads
+from gradience.spectral.devices import devices, devices_of_float64, float64, has_float64
+from gradience.spectral.grams import Factors, Floats, Grams, Loads, Matrix, bucket_of, grams_of, on_cpu
 
 SHARES: Final = (0.90, 0.95, 0.99)
+# If sigma_1^2 is below this share of |A|^2 |B|^2, Gram matrices may not give 1e-6 sigma_1 (tests/spectral shows it).
+TRUSTED_SHARE: Final = 1e-2
+SINGLE_ERROR: Final = 1e-5  # of |B| |A|: a bound on the error of singular values where a device has no float64
+_FLOOR: Final = 1e-7  # relative to sigma_1: a smaller singular value is rounding, and leaving it out costs no more
 
-_MODULES: Final = 64  # modules per call for the quantities
-_USED: Final = np.zeros((0, 0))
-
-EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
-_COLUMNS: Final = 1024  # columns cast to float64 at a time
-_LEADING: Final = 64  # leading singular values of a large dense matrix, at least
-_SLACK: Final = 1e-4  # relative: added to the largest singular value of the remainder, to make it an upper bound
+_MODULES: Final = 64  # modules in a call, at most
+_GRAM_NUMBERS: Final = 1 << 18  # entries of the Gram matrices of one side in a call, unless one module has more
+_FACTOR_NUMBERS: Final = 1 << 24  # entries of all factors in a call, unless one module has more
+_LENGTH: Final = 128  # sides of an update are padded to a multiple of it
+_SHORT: Final = 2  # bytes: float32 holds floats of at most two exactly
 
 
 class Quantities(NamedTuple):
@@ -50,87 +54,163 @@ class Quantities(NamedTuple):
 
 def quantities(sigma: Array) -> Quantities:
     """Return every quantity of the singular values sigma (r,), largest first; all are 0 if sigma is zero."""
-    largest = lax.index_in_dim(sigma, 0, keepdims=False)
-    ratio = _relative(sigma, largest)
-    energy = lax.mul(ratio, ratio)
-    total = _sum(energy)
-    held, tails = lax.cumsum(energy), lax.cumsum(energy, reverse=True)
+    (r,), largest = sigma.shape, sigma[0]
+    ratio = sigma / jnp.where(largest > 0.0, largest, 1.0)
+    ratio = jnp.where(ratio > r * np.finfo(sigma.dtype).eps, ratio, 0.0)  # the rest is rounding
+    energy = ratio**2
+    total = jnp.sum(energy)
     return Quantities(
         stable_rank=total,
         effective_rank=effective_rank(ratio),
-        participation_ratio=participation_ratio(energy, total),
-        energy_ranks=energy_ranks(held, total),
-        relative_errors=relative_errors(tails, total),
-        frobenius_norm=lax.mul(largest, lax.sqrt(total)),
+        participation_ratio=total**2 / jnp.where(total > 0.0, jnp.sum(energy**2), 1.0),
+        energy_ranks=energy_ranks(energy),
+        relative_errors=relative_errors(energy),
+        frobenius_norm=largest * jnp.sqrt(total),
     )
 
 
-def _relative(sigma: Array, largest: Array) -> Array:
-    """Return sigma / sigma_1, with values under the floor of r * eps set to zero.
-
-    The sum of its squares is the stable rank, in [1, r]. Rudelson & Vershynin, J. ACM 54(4), 2007.
-    """
-    ratio = lax.div(sigma, _spread(_or_one(largest), sigma))
-    floor = lax.full_like(ratio, sigma.shape[0] * np.finfo(sigma.dtype).eps)
-    return _where(lax.gt(ratio, floor), ratio, 0.0)
+def stable_rank(sigma: Array) -> Array:
+    """The stable rank sum sigma^2 / sigma_1^2, in [1, r]. Rudelson & Vershynin, J. ACM 54(4), 2007."""
+    return jnp.sum((sigma / jnp.where(sigma[0] > 0.0, sigma[0], 1.0)) ** 2)
 
 
-def _or_one(x: Array) -> Array:
-    """Return x where it is positive, else 1, so that the result can divide."""
-    return _where(_is_positive(x), x, 1.0)
+def stable_rank_of(matrix: Array) -> Array:
+    """The stable rank of a matrix."""
+    return stable_rank(jnp.linalg.svd(matrix, compute_uv=False))
 
 
-def _is_positive(x: Array) -> Array:
-    return lax.gt(x, lax.full_like(x, 0.0))
-
-
-def _where(condition: Array, x: Array, other: float) -> Array:
-    return lax.select(condition, x, lax.full_like(x, other))
-
-
-def _spread(x: Array, like: Array) -> Array:
-    """Return the scalar x broadcast to the shape of `like`."""
-    return lax.broadcast(x, like.shape)
-
-
-def _sum(x: Array) -> Array:
-    return lax.reduce_sum(x, (x.ndim - 1,))
-
-
-def effective_rank(ratio: Array) -> Array:
+def effective_rank(sigma: Array) -> Array:
     """The effective rank exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
-    total = _sum(ratio)
-    share = lax.div(ratio, _spread(_or_one(total), ratio))
-    entropy = lax.neg(_sum(lax.mul(share, lax.log(_or_one(share)))))
-    return _where(_is_positive(total), lax.exp(entropy), 0.0)
+    total = jnp.sum(sigma)
+    share = sigma / jnp.where(total > 0.0, total, 1.0)
+    entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0.0, share, 1.0)))
+    return jnp.where(total > 0.0, jnp.exp(entropy), 0.0)
 
 
-def participation_ratio(energy: Array, total: Array) -> Array:
-    """The participation ratio (sum sigma^2)^2 / sum sigma^4, in [1, r]."""
-    return lax.div(lax.mul(total, total), _or_one(_sum(lax.mul(energy, energy))))
+def energy_ranks(energy: Array) -> Array:
+    """The least k with sum_{i<=k} sigma^2 >= share * sum sigma^2, for each share in `SHARES`, from sigma^2.
 
-
-def energy_ranks(held: Array, total: Array) -> Array:
-    """The least k with sum_{i<=k} sigma^2 >= share * sum sigma^2, for each share in `SHARES`.
-
-    The best rank-k approximation then has a relative error of at most sqrt(1 - share). `held` (r,) holds the sums of
-    the first k squares.
+    The best rank-k approximation then has a relative error of at most sqrt(1 - share).
     """
+    held = jnp.cumsum(energy)
     # If the first k squares reach the share exactly, rounding of the sum must not ask for one more rank.
-    slack = 1.0 - held.shape[0] * np.finfo(held.dtype).eps
-    bars = lax.mul(np.asarray(SHARES, held.dtype) * slack, lax.broadcast(total, (len(SHARES),)))
-    size = (len(SHARES), *held.shape)
-    reached = lax.ge(lax.broadcast_in_dim(held, size, (1,)), lax.broadcast_in_dim(bars, size, (0,)))
-    least = lax.add(lax.argmax(reached, 1, np.int32), np.int32(1))
-    return lax.select(lax.broadcast(_is_positive(total), (len(SHARES),)), least, lax.full_like(least, 0))
+    slack = 1.0 - len(energy) * np.finfo(energy.dtype).eps
+    wanted = jnp.array(SHARES, energy.dtype) * slack * jnp.sum(energy)
+    least = jnp.argmax(held >= wanted[:, None], axis=1) + 1
+    return jnp.where(held[-1] > 0.0, least, 0)
 
 
-def relative_errors(tails: Array, total: Array) -> Array:
+def relative_errors(energy: Array) -> Array:
     """The relative Frobenius error of the best rank-k approximation, sqrt(sum_{i>k} sigma^2 / sum sigma^2), k = 0..r.
 
-    `tails` (r,) holds the sums of all squares but the first k, for k = 0..r-1.
+    `energy` is sigma^2.
     """
-    return lax.pad(lax.sqrt(lax.div(tails, _spread(_or_one(total), tails))), np.zeros((), tails.dtype), ((0, 1, 0),))
+    tails = jnp.append(jnp.cumsum(energy[::-1])[::-1], 0.0)
+    return jnp.sqrt(tails / jnp.where(tails[0] > 0.0, tails[0], 1.0))
+
+
+class Result(NamedTuple):
+    """The numbers of one module's update B A; for a batch of modules, each field has a leading axis.
+
+    `sigma` (r,) are the singular values, largest first, of B A divided by the product of `sizes`, as the norms are.
+    `factor_stable_ranks` are those of B alone and of A alone. `trusted` says whether Gram matrices are enough.
+    """
+
+    sigma: Array
+    sizes: Array
+    finite: Array
+    trusted: Array
+    factor_stable_ranks: Array
+    quantities: Quantities
+
+
+class Root(NamedTuple):
+    """A small matrix X with X^T X = F^T F for a factor F (d, r), and the singular values of both, largest first."""
+
+    x: Array
+    sigma: Array
+
+
+def root_by_qr(factor: Array) -> Root:
+    """Return the root of a factor (d, r) by QR: (min(d, r), r)."""
+    x = jnp.linalg.qr(factor, mode="r")
+    return Root(x, jnp.linalg.svd(x, compute_uv=False))
+
+
+def root_by_gram(gram: Array) -> Root:
+    """Return the root of a factor from its Gram matrix F^T F (r, r)."""
+    values, vectors = jnp.linalg.eigh(gram)
+    sizes = jnp.sqrt(jnp.maximum(values, 0.0))
+    return Root(sizes[:, None] * vectors.T, sizes[::-1])
+
+
+def result_of(sigma: Array, b: Root, a: Root, finite: Array) -> Result:
+    """Return the numbers of B A, with sizes of one, from its singular values and the roots of B and A^T."""
+    trusted = sigma[0] >= TRUSTED_SHARE**0.5 * b.sigma[0] * a.sigma[0]
+    alone = jnp.stack([stable_rank(b.sigma), stable_rank(a.sigma)])
+    return Result(sigma, jnp.ones(2), finite, trusted, alone, quantities(sigma))
+
+
+def by_qr(b: Array, a: Array) -> Result:
+    """Return the numbers of B A by QR of both factors, b (d_out, r) and a (r, d_in).
+
+    They are computed in float64, or in float32 if JAX's float64 is off. Each factor is divided by its largest entry,
+    its size, so that nothing overflows or underflows.
+    """
+    finite = jnp.isfinite(b).all() & jnp.isfinite(a).all()
+    (b, size_b), (a, size_a) = (_unit(jnp.where(finite, x, 0.0)) for x in (b, a))
+    left, right = root_by_qr(b), root_by_qr(a.T)
+    sigma = jnp.linalg.svd(jnp.matmul(left.x, right.x.T, precision="highest"), compute_uv=False)
+    result = result_of(jnp.pad(sigma, (0, len(a) - len(sigma))), left, right, finite)
+    return result._replace(sizes=jnp.stack([size_b, size_a]))
+
+
+def _unit(x: Array) -> tuple[Array, Array]:
+    """Return x divided by its largest absolute entry, and that entry, in JAX's widest float."""
+    x = x.astype(float)
+    peak = jnp.max(jnp.abs(x))
+    return x / jnp.where(peak > 0.0, peak, 1.0), peak
+
+
+def by_grams(gram_b: Array, gram_a: Array) -> Result:
+    """Return the numbers of B A from B^T B and A A^T, both (r, r)."""
+    left, right, finite = _roots(gram_b, gram_a)
+    return result_of(jnp.linalg.svd(left.x @ right.x.T, compute_uv=False), left, right, finite)
+
+
+def _roots(gram_b: Array, gram_a: Array) -> tuple[Root, Root, Array]:
+    finite = jnp.isfinite(gram_b).all() & jnp.isfinite(gram_a).all()
+    left, right = (root_by_gram(jnp.where(finite, gram, 0.0)) for gram in (gram_b, gram_a))
+    return left, right, finite
+
+
+class Mapped(NamedTuple):
+    """The numbers of an update, and the maps `left` (r, r) and `right` (r, r) of its `Maps`."""
+
+    result: Result
+    left: Array
+    right: Array
+
+
+def mapped(gram_b: Array, gram_a: Array) -> Mapped:
+    """Return the numbers of B A and the maps to its best factors, from B^T B and A A^T, both (r, r).
+
+    With B = Q X, A^T = P Y and X Y^T = U S V^T, the left factor Q U S^(1/2) is B Y^T V S^(-1/2), and the right factor
+    S^(1/2) V^T P^T is S^(-1/2) U^T X A. So the best factors are products with B and A, and Q and P are never formed.
+    """
+    left, right, finite = _roots(gram_b, gram_a)
+    u, sigma, vt = jnp.linalg.svd(left.x @ right.x.T)
+    known = sigma > _FLOOR * sigma[0]
+    inverse = jnp.where(known, 1.0 / jnp.sqrt(jnp.where(known, sigma, 1.0)), 0.0)
+    result = result_of(sigma, left, right, finite)
+    return Mapped(result, right.x.T @ vt.T * inverse, inverse[:, None] * (u.T @ left.x))
+
+
+of_singular_values = jax.jit(quantities)
+stable_ranks = jax.jit(jax.vmap(stable_rank_of))
+batched_by_qr = jax.jit(jax.vmap(by_qr))
+batched_by_grams = jax.jit(jax.vmap(by_grams))
+batched_maps = jax.jit(jax.vmap(mapped))
 
 
 class Spectrum(NamedTuple):
@@ -149,42 +229,57 @@ class Spectrum(NamedTuple):
     """The stable ranks of b alone and of a alone; of the `narrowed` factors if `inner_size` is below r."""
 
 
-_of_one = jax.jit(quantities)
-_of_many = jax.jit(jax.vmap(quantities))
+class Maps(NamedTuple):
+    """The maps to factors of a lower rank: b' = B @ left and a' = right @ A; left (r, k), right (k, r), in float64.
 
-
-def use_device(device: str) -> None:
-    """Choose the device on which this process computes: `auto`, `cpu`, `gpu` or `tpu`. Call it at program start.
-
-    Raises:
-        ValueError: JAX has no such device here.
+    Columns of `left` and rows of `right` beyond the numerical rank are zero.
     """
-    if device == "auto":
-        return
-    try:
-        jax.config.update("jax_default_device", jax.devices(device)[0])
-    except RuntimeError as error:
-        message = f"JAX finds no {device} device here: {error}"
-        raise ValueError(message) from error
+
+    left: Floats
+    right: Floats
+
+    def cut(self, inner: int, rank: int) -> Maps:
+        """Return the maps (inner, rank) and (rank, inner): the leading columns and rows of these, zero-padded."""
+        kept = min(rank, self.left.shape[1])
+        left, right = np.zeros((inner, rank)), np.zeros((rank, inner))
+        left[:, :kept], right[:kept] = self.left[:inner, :kept], self.right[:kept, :inner]
+        return Maps(left, right)
+
+
+def divided(stacks: Sequence[Matrix], among: Sequence[jax.Device]) -> list[Array]:
+    """Put stacks of modules on devices, an equal part of the leading axis on each."""
+    mesh = Mesh(np.array(among), ("modules",))
+    return [jax.device_put(stack, NamedSharding(mesh, PartitionSpec("modules"))) for stack in stacks]
+
+
+def rows_for(numbers: int, most: int, among: Sequence[jax.Device]) -> int:
+    """The modules in a call: a multiple of the devices, with at most that many numbers if each module has `numbers`."""
+    return len(among) * max(1, min(_MODULES, most // numbers) // len(among))
 
 
 def spectra(loads: Loads, grams: Sequence[Grams] | None = None) -> list[Spectrum]:
     """Return the spectrum of each update, in order. `grams` are the updates' `grams_of`, if the caller has them.
 
-    Several threads call the loads, consecutive loads mostly the same thread, and each thread holds one module at a
-    time. Each load is called once, or twice for the rare update whose factors almost cancel.
+    On a CPU, several threads call the loads, consecutive loads mostly the same thread, and each thread holds one module
+    at a time. Each load is called once, or twice for the rare update whose factors almost cancel.
     """
-    return _finish(loads, grams_of(loads) if grams is None else list(grams))
+    with jax.enable_x64(has_float64()):
+        if grams is None and not on_cpu():
+            return _of_factors(loads)
+    grams = grams_of(loads) if grams is None else grams
+    return [_spectrum(result, one.r, one.scale) for one, result in zip(grams, _of_grams(loads, grams), strict=True)]
 
 
 def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
-    """Return each update's spectrum and its `gram_maps` at full rank, both from one eigendecomposition.
+    """Return each update's spectrum and its maps at full rank (`update.gram_maps`), from one decomposition.
 
-    The spectra's `factor_stable_ranks` are NaN. Loads are called as by `spectra`.
+    Loads are called as by `spectra`. An update that is not given accurately by its Gram matrices has no maps.
     """
-    maps: dict[int, Maps | None] = {}
-    found = _finish(loads, grams_of(loads), maps)
-    return found, [maps[index] for index in range(len(loads))]
+    grams = grams_of(loads)
+    maps: dict[int, Maps] = {}
+    results = _of_grams(loads, grams, maps)
+    found = [_spectrum(result, one.r, one.scale) for one, result in zip(grams, results, strict=True)]
+    return found, [maps.get(index) for index in range(len(loads))]
 
 
 def spectrum_of(sigma: Matrix) -> Spectrum:
@@ -192,169 +287,137 @@ def spectrum_of(sigma: Matrix) -> Spectrum:
 
     `factor_stable_ranks` are NaN, because there are no factors.
     """
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        numbers = _of_one(np.asarray(sigma, np.float64))
-    unknown = np.full(2, np.nan)  # the stable ranks of the factors
-    return _spectrum(sigma, numbers, Grams(sigma, sigma, len(sigma), 1.0), unknown, finite=True)
+    sigma = np.asarray(sigma, np.float64)
+    with float64():
+        numbers = jax.device_get(of_singular_values(sigma))
+    result = Result(sigma, np.ones(2), np.True_, np.True_, np.full(2, np.nan), numbers)  # type: ignore[arg-type]  # of NumPy
+    return _spectrum(result, len(sigma), 1.0)
 
 
-def _finish(loads: Loads, grams: list[Grams], maps: dict[int, Maps | None] | None = None) -> list[Spectrum]:
-    by_bucket: dict[int, list[int]] = {}
-    for index, one in enumerate(grams):
-        by_bucket.setdefault(len(one.gram_a), []).append(index)
-    calls = [some[start : start + _MODULES] for some in by_bucket.values() for start in range(0, len(some), _MODULES)]
-    sigmas = in_threads([partial(_sigma, loads, grams, some, maps) for some in calls])
-    found: dict[int, Spectrum] = {}
-    for some, (sigma, finite, alone) in zip(calls, sigmas, strict=True):
-        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-            numbers = jax.tree.map(np.asarray, _of_many(sigma))
-        for row, index in enumerate(some):
-            one_row = Quantities(*(field[row] for field in numbers))
-            found[index] = _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
+def _of_grams(loads: Loads, grams: Sequence[Grams], maps: dict[int, Maps] | None = None) -> list[Result]:
+    """Return the numbers of each update from its Gram matrices, or by QR of its factors if these are not enough.
+
+    If `maps` is given, the maps of the updates whose Gram matrices are enough are put into it, by index.
+    """
+    found: dict[int, Result] = {}
+    for some in _alike([len(one.gram_a) for one in grams]):
+        size = len(grams[some[0]].gram_a)
+        rows = rows_for(size**2, _GRAM_NUMBERS, devices_of_float64())
+        calls = [partial(_call, grams, some[i : i + rows], rows, maps) for i in range(0, len(some), rows)]
+        found |= calls[0]()  # it compiles; the threads that follow find the program
+        for more in in_threads(calls[1:]):
+            found |= more
+    for index, result in found.items():
+        if not result.trusted:  # one that is not finite counts as zero here, which is trusted
+            found[index] = by_qr_alone(loads[index]())
     return [found[index] for index in range(len(grams))]
 
 
-def _sigma(
-    loads: Loads, grams: list[Grams], some: Sequence[int], maps: dict[int, Maps | None] | None
-) -> tuple[Matrix, Matrix, Matrix]:
-    """Return the singular values, the finite flags and the factors' stable ranks of a batch of updates.
-
-    The singular values have `_MODULES` rows in every batch, so that XLA compiles one shape per matrix size; surplus
-    rows are zero.
-    The stable ranks (2, modules) are those of each a, then of each b. If `maps` is given, they are NaN, and each
-    module's maps are put into `maps`; its Gram matrices are dropped.
-
-    Args:
-        loads: the loads of all updates.
-        grams: the Gram matrices of all updates.
-        some: the batch's indices, at most `_MODULES`; their Gram matrices have one size.
-        maps: where to put the maps, by index.
-    """
+def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int, Maps] | None) -> dict[int, Result]:
+    """Compute `some` of the modules, all of one size, in one call, padded with zeros to `rows` modules."""
     size = len(grams[some[0]].gram_a)
-    sides = np.zeros((2, len(some), size, size))
+    stacks = np.zeros((2, rows, size, size))
     for row, index in enumerate(some):
-        sides[0, row], sides[1, row] = grams[index].gram_a, grams[index].gram_b
-    finite = np.asarray(np.isfinite(sides).all(axis=(0, 2, 3)))
-    sides[:, ~finite] = 0.0
-    if maps is None:
-        spectrum = update.gram_singular_values(sides[0], sides[1])
-        alone = update.gram_stable_rank(sides)
-    else:
-        core = update.gram_core(sides[0], sides[1])
-        squares, vectors = np.linalg.eigh(core.squared)
-        spectrum, alone = update.core_spectrum(core, squares), np.full(sides.shape[:2], np.nan)
-        for row, index in enumerate(some):
-            one = update.GramCore(*(field[row] for field in core))
-            maps[index] = core_maps(one, squares[row], vectors[row], size)
-            grams[index] = grams[index]._replace(gram_a=_USED, gram_b=_USED)  # the maps are as large: free these
-    sigma = np.zeros((_MODULES, size))
-    sigma[: len(some)] = spectrum.sigma
-    for row, index in enumerate(some):
-        if not spectrum.trusted[row]:  # one that is not finite is zero here, which is trusted
-            factors = loads[index]()
-            exact = update.core_singular_values(factors.b, factors.a)
-            sigma[row] = 0.0
-            sigma[row, : len(exact)] = exact
-    return sigma, finite, alone
+        stacks[:, row] = grams[index].gram_b, grams[index].gram_a
+    with float64():
+        sides = divided([*stacks], devices_of_float64())
+        if maps is None:
+            return dict(zip(some, _each(jax.device_get(batched_by_grams(*sides))), strict=False))
+        result, left, right = jax.device_get(batched_maps(*sides))
+    maps.update({index: Maps(left[row], right[row]) for row, index in enumerate(some) if result.trusted[row]})
+    return dict(zip(some, _each(result), strict=False))
 
 
-def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *, finite: bool) -> Spectrum:
-    r, size = grams.r, abs(grams.scale)
+def by_qr_alone(factors: Factors) -> Result:
+    """The numbers of one update by QR of its factors, in float64."""
+    with float64():
+        (result,) = _each(jax.device_get(batched_by_qr(factors.b[None], factors.a[None])))
+    return result
+
+
+def _of_factors(loads: Loads) -> list[Spectrum]:
+    """Return the spectrum of each update by QR of its factors on the devices; each load is called once."""
+    found: dict[int, Spectrum] = {}
+    for shape, held in _buckets(loads):
+        b, a = (
+            np.zeros((shape.rows, shape.d_out, shape.r), shape.dtype),
+            np.zeros((shape.rows, shape.r, shape.d_in), shape.dtype),
+        )
+        for row, one in enumerate(held.values()):
+            (d_out, r), d_in = one.b.shape, one.a.shape[1]
+            b[row, :d_out, :r], a[row, :r, :d_in] = one.b, one.a
+        results = _each(jax.device_get(batched_by_qr(*divided([b, a], devices()))))
+        for (index, one), result in zip(held.items(), results, strict=False):
+            found[index] = _spectrum(result, len(one.a), one.scale)
+    return [found[index] for index in range(len(loads))]
+
+
+class _Shape(NamedTuple):
+    """The shape to which modules are padded for a call of `batched_by_qr`."""
+
+    d_out: int
+    d_in: int
+    r: int
+    dtype: str
+
+    @classmethod
+    def of(cls, factors: Factors) -> _Shape:
+        d_out, d_in = (_LENGTH * -(-side // _LENGTH) for side in (len(factors.b), factors.a.shape[1]))
+        single = all(x.dtype.itemsize <= _SHORT or x.dtype == np.float32 for x in (factors.b, factors.a))
+        return cls(d_out, d_in, bucket_of(len(factors.a)), "float32" if single else "float64")
+
+    @property
+    def rows(self) -> int:
+        """The modules in each call."""
+        return rows_for(self.r * (self.d_out + self.d_in), _FACTOR_NUMBERS, devices())
+
+
+def _buckets(loads: Loads) -> Iterator[tuple[_Shape, dict[int, Factors]]]:
+    """Yield the updates by the shape to which they are padded, as many as make a call, with their indices."""
+    waiting: dict[_Shape, dict[int, Factors]] = {}
+    for index, load in enumerate(loads):
+        factors = load()
+        shape = _Shape.of(factors)
+        waiting.setdefault(shape, {})[index] = factors
+        if len(waiting[shape]) == shape.rows:
+            yield shape, waiting.pop(shape)
+    yield from waiting.items()
+
+
+def _alike(sizes: Sequence[int]) -> list[list[int]]:
+    """The indices of equal sizes together."""
+    found: dict[int, list[int]] = {}
+    for index, size in enumerate(sizes):
+        found.setdefault(size, []).append(index)
+    return list(found.values())
+
+
+def _each(batch: Result) -> list[Result]:
+    """The numbers of each module of a batch, as arrays of NumPy."""
+    leaves, tree = jax.tree.flatten(batch)
+    return [jax.tree.unflatten(tree, one) for one in zip(*leaves, strict=True)]
+
+
+def _spectrum(result: Result, r: int, scale: float) -> Spectrum:
+    numbers, size = result.quantities, abs(scale) * math.prod(float(x) for x in result.sizes)
+    k90, k95, k99 = (int(k) for k in numbers.energy_ranks)
+    of_b, of_a = (float(x) for x in result.factor_stable_ranks)
     return Spectrum(
-        sigma=_padded(sigma, r) * size,
-        finite=finite,
+        sigma=_padded(result.sigma, r) * size,
+        finite=bool(result.finite),
         stable_rank=float(numbers.stable_rank),
         effective_rank=float(numbers.effective_rank),
         participation_ratio=float(numbers.participation_ratio),
-        energy_ranks=tuple(int(k) for k in np.asarray(numbers.energy_ranks)),  # type: ignore[arg-type]  # three shares
-        relative_errors=_padded(np.asarray(numbers.relative_errors), r + 1),
-        spectral_norm=float(sigma[0]) * size,
+        energy_ranks=(k90, k95, k99),
+        relative_errors=_padded(numbers.relative_errors, r + 1),
+        spectral_norm=float(result.sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,
-        factor_stable_ranks=(float(alone[1]), float(alone[0])),
+        factor_stable_ranks=(of_b, of_a),
     )
 
 
-def _padded(values: Matrix, length: int) -> Matrix:
+def _padded(values: Any, length: int) -> Floats:
     """Return the values cut or zero-padded to a length: beyond the rank of the product, singular values are zero."""
     found = np.zeros(length)
     found[: len(values)] = values[:length]
     return found
-
-
-class DenseSpectrum(NamedTuple):
-    """The spectrum of a dense matrix, whose shorter side is `size`.
-
-    `sigma` holds all singular values, largest first, or only the leading ones if `is_whole` is false. `energy` is the
-    sum of all squared singular values. `next_square` bounds the square of every value that `sigma` lacks. `converged`
-    says whether the iterations reached their tolerance.
-    """
-
-    sigma: Floats
-    energy: float
-    size: int
-    next_square: float = 0.0
-    is_whole: bool = True
-    converged: bool = True
-
-    def energy_rank(self, share: float) -> tuple[int, int]:
-        """Bounds (lower, upper) on the energy rank: the fewest values whose squares hold this share of the energy.
-
-        The squares beyond the leading ones decrease, so their partial sums lie on or above a straight line to the whole
-        energy; that gives the upper bound. By Ky Fan's inequality, each further value adds at most `next_square`; that
-        gives the lower bound.
-        """
-        held = np.cumsum(self.sigma**2)
-        wanted = share * self.energy * (1.0 - self.size * np.finfo(np.float64).eps)
-        reached = np.flatnonzero(held >= wanted)
-        if self.is_whole:
-            most = int(reached[0]) + 1 if len(reached) else self.size
-            return most, most
-        rest = self.energy - float(held[-1])
-        if len(reached):
-            most = int(reached[0]) + 1
-        else:
-            slope = rest / (self.size - len(self.sigma))
-            most = len(self.sigma) + math.ceil((wanted - float(held[-1])) / slope)
-        counts = np.arange(1, most + 1)
-        highest = held[np.minimum(counts, len(held)) - 1] + np.minimum(counts * self.next_square, rest)
-        return int(np.flatnonzero(highest >= wanted)[0]) + 1 if highest[-1] >= wanted else most, most
-
-
-def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> DenseSpectrum:
-    """The spectrum of a finite matrix (m, n), in float64; of a large one, the leading `values` (at least 64).
-
-    Singular values below about 1e-8 of the largest are rounding errors, because they are roots of eigenvalues of a
-    Gram matrix.
-    """
-    size = min(matrix.shape)
-    if size <= EXACT_UP_TO:
-        squares = np.maximum(np.linalg.eigvalsh(gram_of(matrix))[::-1], 0.0)
-        return DenseSpectrum(np.sqrt(squares), float(squares.sum()), size)
-    part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
-    whole = Operator.of(as_float32(matrix))
-    top, rest = (leading(x, seed=seed) for x in (whole, _less(whole, part.low)))
-    sigma = part.low.sigma.copy()
-    sigma[0] = max(sigma[0], float(top.sigma[0]))
-    return DenseSpectrum(
-        sigma,
-        part.norm**2,
-        size,
-        next_square=(float(rest.sigma[0]) * (1.0 + _SLACK)) ** 2,
-        is_whole=False,
-        converged=top.converged and rest.converged,
-    )
-
-
-def gram_of(matrix: Matrix) -> Floats:
-    """The Gram matrix of the shorter side of a matrix (m, n), in float64: X X^T of a wide one, X^T X of a tall one."""
-    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    total = np.zeros((len(short), len(short)))
-    for start in range(0, short.shape[1], _COLUMNS):
-        tile = short[:, start : start + _COLUMNS].astype(np.float64)
-        total += tile @ tile.T
-    return total
-
-
-def _less(matrix: Operator, low: LowRank) -> Operator:
-    """The matrix minus its leading part, as an operator; the leading part is subtracted as factors."""
-    return matrix.plus(-low.u * low.sigma, low.v)

@@ -7,9 +7,9 @@ of 8, and builds two orthonormal bases P and Q:
 
 P has one block of columns more than Q, C is block bidiagonal, and the c x c factor R acts on P's last block. The
 singular values of C approximate those of W. A block finds equal singular values together, and costs little more than
-one vector. `leading` starts from random vectors and stops when the residuals show convergence. XLA computes the
-products with W in float32, because it is twice as fast as BLAS for matrices as thin as a block. Arrays as small as a
-block stay in numpy.
+one vector. `leading` starts from random vectors and stops when the residuals show convergence. Products with W are in
+float32, everything as small as C in float64. The arrays of the bases have room for all vectors that
+there may be, so that XLA compiles one program.
 
 `spectral_norm` gives the largest singular value of a weight as it is stored, by Lanczos on W^T W. It converts a few
 rows at a time to float32, and uses them for both halves of the product while they are in the cache. So a pass costs
@@ -20,20 +20,21 @@ show that the second singular value is almost as large as the first. More vector
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import lax
+from jax import Array, lax
 
-from gradience.spectral.grams import Floats, Matrix
+from gradience.spectral.grams import Matrix
+from gradience.spectral.stored import put, widened
 
-_HIGHEST: Final = lax.Precision.HIGHEST
 _ALIGNMENT: Final = 64  # bytes: XLA uses an array in place if its address is a multiple of 64
 _OUTSIDE: Final = 0.5  # of a unit vector: the share outside a basis above which no more of it need be taken away
-_DEPENDENT: Final = 1e-10  # pivot^2 relative to the largest: below it, Cholesky of the Gram matrix gives no basis
+_TURNS: Final = 4  # orthogonalisations of one block, at most
 
 _GUARD: Final = 6  # extra vectors in a block, beyond the number asked for
 _WIDTHS: Final = 8  # a block's width is a multiple of 8, the width of a register
@@ -41,6 +42,7 @@ _VECTORS: Final = 768  # of each basis, at most
 EXACT_UNDER: Final = 96  # shorter side: up to it, a dense float64 SVD
 _SMALL: Final = 768  # shorter side: up to it, a dense SVD if the iteration did not converge
 _FIRST_LOOK: Final = 3  # steps before convergence is first checked
+_ROOM: Final = 16  # blocks of the smallest core that is decomposed
 _ANGLE: Final = 2e-3  # radians: the largest error of a converged singular vector
 
 _PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
@@ -49,13 +51,15 @@ _PASSES: Final = 64  # over W, at most
 _ERROR: Final = 2e-6  # relative to sigma_1
 _LEAST: Final = 1e-15  # sigma: its square, spread over the entries of W^T W x, is far above float32's subnormals
 
+_product = partial(jnp.matmul, precision="highest")
+
 
 class Operator(NamedTuple):
     """The matrix W + B A: w (m, n), b (m, r), a (r, n), all float32; r may be 0."""
 
-    w: jax.Array
-    b: jax.Array
-    a: jax.Array
+    w: Array
+    b: Array
+    a: Array
 
     @classmethod
     def of(cls, w: Matrix) -> Operator:
@@ -71,30 +75,25 @@ class Operator(NamedTuple):
         """Return the operator of W + b a, sharing W."""
         return Operator(self.w, jnp.asarray(b, jnp.float32), jnp.asarray(a, jnp.float32))
 
-    def whole(self) -> Floats:
+    def turned(self) -> Operator:
+        """Return the operator of the transpose."""
+        return Operator(self.w.T, self.a.T, self.b.T)
+
+    def whole(self) -> Array:
         """Return W + B A as a dense float64 matrix."""
-        w, b, a = (np.asarray(x, np.float64) for x in self)
-        return w + b @ a
+        w, b, a = (x.astype(jnp.float64) for x in self)
+        whole: Array = w + _product(b, a)
+        return whole
 
-    def times(self, v: Matrix) -> Matrix:
+    def times(self, v: Array) -> Array:
         """Return (W + B A) applied to each row of v (c, n), as rows (c, m)."""
-        return np.asarray(_times(self, v.T)).T
+        found: Array = _product(self.w, v.T) + _product(self.b, _product(self.a, v.T))
+        return found.T
 
-    def turned(self, u: Matrix) -> Matrix:
+    def times_transposed(self, u: Array) -> Array:
         """Return (W + B A)^T applied to each row of u (c, m), as rows (c, n)."""
-        return np.asarray(_turned(self, u.T))
-
-
-@jax.jit
-def _times(x: Operator, v: jax.Array) -> jax.Array:
-    low = jnp.matmul(x.b, jnp.matmul(x.a, v, precision=_HIGHEST), precision=_HIGHEST)
-    return jnp.matmul(x.w, v, precision=_HIGHEST) + low
-
-
-@jax.jit
-def _turned(x: Operator, u: jax.Array) -> jax.Array:
-    low = jnp.matmul(jnp.matmul(u.T, x.b, precision=_HIGHEST), x.a, precision=_HIGHEST)
-    return jnp.matmul(u.T, x.w, precision=_HIGHEST) + low
+        found: Array = _product(u, self.w) + _product(_product(u, self.b), self.a)
+        return found
 
 
 def as_float32(x: Matrix) -> Matrix:
@@ -108,93 +107,147 @@ def as_float32(x: Matrix) -> Matrix:
     return out
 
 
-class Bidiagonal:
-    """A block Golub-Kahan bidiagonalisation in progress: the bases P and Q and the core C after some steps.
-
-    It starts from a block of P. `left` and `right` hold the basis vectors as rows. `core` is C, of shape
-    (c (steps + 1), c steps). `next` is R (c, c), which couples the last block of P to the next block of Q.
-    """
-
-    def __init__(self, matrix: Operator, start: Matrix, most: int) -> None:
-        """Start from the rows of `start` (c, m), with room for `most` steps."""
-        self._matrix = matrix
-        self.width = c = len(start)
-        m, n = matrix.w.shape
-        self.steps = 0
-        self._left, self._right = (np.empty((c * (most + 1), size), np.float32) for size in (m, n))
-        self._core = np.zeros((c * (most + 1), c * (most + 1)))
-        self._left[:c], _ = orthonormal(start, self._left[:0])
-        self._turn()
-
-    @property
-    def left(self) -> Matrix:
-        """The basis P, vectors as rows: (c (steps + 1), m)."""
-        return self._left[: self.width * (self.steps + 1)]
-
-    @property
-    def right(self) -> Matrix:
-        """The basis Q, vectors as rows: (c steps, n)."""
-        return self._right[: self.width * self.steps]
-
-    @property
-    def core(self) -> Floats:
-        """The block bidiagonal core C, (c (steps + 1), c steps)."""
-        return self._core[: self.width * (self.steps + 1), : self.width * self.steps]
-
-    @property
-    def next(self) -> Floats:
-        """The factor R (c, c): W^T P_last is its part in the span of Q, plus Q_next R."""
-        last = self._block(self.steps)
-        return self._core[last, last].T
-
-    def step(self) -> None:
-        """Add a block of vectors to each basis: two products with W."""
-        here, last = self._block(self.steps + 1), self._block(self.steps)
-        self._left[here], size = orthonormal(self._matrix.times(self._right[last]), self.left)
-        self._core[here, last] = size
-        self.steps += 1
-        self._turn()
-
-    def _turn(self) -> None:
-        last = self._block(self.steps)
-        self._right[last], size = orthonormal(self._matrix.turned(self._left[last]), self.right)
-        self._core[last, last] = size.T
-
-    def _block(self, place: int) -> slice:
-        return slice(place * self.width, (place + 1) * self.width)
-
-
-def orthonormal(block: Matrix, basis: Matrix) -> tuple[Matrix, Floats]:
+def orthonormal(block: Array, basis: Array, count: Array) -> tuple[Array, Array]:
     """Return (Y, R) with R^T Y = block minus its projection on the basis; vectors are rows.
 
-    The rows of Y are orthonormal, and orthogonal to the basis. If rows of the block are linearly dependent, Y holds
-    arbitrary orthonormal rows in their place, and R holds only rounding errors there.
+    The rows of Y are orthonormal, and orthogonal to the first `count` blocks of the basis (room, c, m). If rows of the
+    block are linearly dependent, Y holds arbitrary orthonormal rows in their place, and R only rounding errors there.
     """
-    total = np.eye(len(block))
-    for turn in range(4):  # one reorthogonalisation: "twice is enough" (Parlett), unless the block is rounding errors
-        block = block - (block @ basis.T) @ basis
-        block, size = _triangular(block)
-        total = size @ total
-        if turn and np.abs(np.diagonal(size)).min() > _OUTSIDE:
-            break
-    return block, total
+
+    def turn(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        turns, _, block, total = state
+        q, r = jnp.linalg.qr(_outside(block, basis, count).T.astype(jnp.float64))
+        return turns + 1, jnp.min(jnp.abs(jnp.diagonal(r))), q.T.astype(block.dtype), r @ total
+
+    def again(state: tuple[Array, Array, Array, Array]) -> Array:
+        turns, share, *_ = state  # "twice is enough" (Parlett), unless the block is rounding errors
+        return (turns < 2) | ((turns < _TURNS) & (share <= _OUTSIDE))  # Parlett's two
+
+    start = jnp.int32(0), jnp.float64(0.0), block, jnp.eye(len(block), dtype=jnp.float64)
+    *_, found, total = lax.while_loop(again, turn, start)
+    return found, total
 
 
-def _triangular(block: Matrix) -> tuple[Matrix, Floats]:
-    """Return (Y, R) with block = R^T Y: by Cholesky QR, or by Householder QR if the rows are nearly dependent."""
-    wide = block.astype(np.float64)
-    gram = wide @ wide.T
-    try:
-        lower: Matrix = np.linalg.cholesky(gram)
-    except np.linalg.LinAlgError:
-        lower = np.zeros_like(gram)
-    pivots = np.diagonal(lower) ** 2
-    if pivots.min() > _DEPENDENT * pivots.max():
-        y, r = (np.linalg.inv(lower) @ wide).T, lower.T  # not a solve: LAPACK's is slow for a wide right-hand side
-    else:
-        y, r = np.linalg.qr(wide.T)
-    factor: Floats = np.asarray(r, np.float64)
-    return y.T.astype(np.float32), factor
+def _outside(block: Array, basis: Array, count: Array) -> Array:
+    """Return the block minus its projection on the first blocks of the basis."""
+
+    def more(i: Array, within: Array) -> Array:
+        return within + _product(_product(block, basis[i].T), basis[i])
+
+    outside: Array = block - lax.fori_loop(0, count, more, jnp.zeros_like(block))
+    return outside
+
+
+class Bidiagonal(NamedTuple):
+    """A block Golub-Kahan bidiagonalisation in progress, in arrays that have room for more; all else is zero.
+
+    `left` (room, c, m) holds the blocks of P, vectors as rows, and `right` (room, c, n) those of Q and the next one;
+    both have `blocks`. `core` (room, c, room, c), float64, holds C, and R^T in the last of these blocks of columns.
+    """
+
+    left: Array
+    right: Array
+    core: Array
+    blocks: Array
+
+    @classmethod
+    def empty(cls, matrix: Operator, c: int, room: int) -> Bidiagonal:
+        """Return the bases before the first block."""
+        left, right = (jnp.zeros((room, c, size), jnp.float32) for size in matrix.w.shape)
+        return cls(left, right, jnp.zeros((room, c, room, c), jnp.float64), jnp.int32(0))
+
+
+@partial(jax.jit, donate_argnames="basis")
+def advanced(matrix: Operator, start: Array, basis: Bidiagonal, blocks: int) -> Bidiagonal:
+    """Return the bases with that many blocks each, P's first from the rows of `start` (c, m).
+
+    Each block takes two products with W, and the first one.
+    """
+
+    def step(s: Array, now: Bidiagonal) -> Bidiagonal:
+        block = lax.cond(s == 0, lambda: start, lambda: matrix.times(now.right[s - 1]))
+        new, size = orthonormal(block, now.left, s)
+        left = now.left.at[s].set(new)
+        core = now.core.at[s, :, s - 1].set(jnp.where(s == 0, 0.0, size))
+        new, size = orthonormal(matrix.times_transposed(new), now.right, s)
+        return Bidiagonal(left, now.right.at[s].set(new), core.at[s, :, s].set(size.T), s + 1)
+
+    found: Bidiagonal = lax.fori_loop(basis.blocks, jnp.int32(blocks), step, basis)
+    return found
+
+
+def looks(matrix: Operator, start: Matrix, most: int) -> Iterator[tuple[Bidiagonal, int]]:
+    """Yield the bases after three steps, then after a quarter more each time, and at last after `most`; and the steps.
+
+    A step adds a block to both bases, which begin with one each. Bases that were yielded are gone after the next.
+    """
+    steps = min(_FIRST_LOOK, most)
+    basis = Bidiagonal.empty(matrix, len(start), most + 1)
+    while True:
+        basis = advanced(matrix, start, basis, steps + 1)
+        yield basis, steps
+        if steps == most:
+            return
+        steps = min(most, steps + max(1, steps // 4))
+
+
+def room_for(blocks: int, most: int) -> int:
+    """Return a power of two that is at least `blocks` and 16, or `most`: for few sizes of the core XLA compiles few."""
+    return min(most, max(_ROOM, 1 << (blocks - 1).bit_length()))
+
+
+class Ritz(NamedTuple):
+    """The SVD of C, padded with zeros: values largest first, vectors in P and Q, residuals |W^T p - sigma q|."""
+
+    sigma: Array
+    left: Array
+    right: Array
+    residuals: Array
+
+
+def ritz_of(basis: Bidiagonal, size: int) -> Ritz:
+    """Return the Ritz values and vectors of the bases, approximate singular triplets of W: (k,), (k, k), (k, k), (k,).
+
+    `size`, at least `blocks`, is the number of blocks of the core to decompose: k is c times as large. Values beyond
+    those of C are zero, and their vectors complete the bases.
+    """
+    last, c = basis.blocks - 1, basis.core.shape[1]
+    core = basis.core[:size, :, :size].reshape(size * c, size * c)
+    left, sigma, right = jnp.linalg.svd(jnp.where(jnp.arange(size * c) < c * last, core, 0.0))
+    residuals = jnp.linalg.norm(basis.core[last, :, last].T @ left.reshape(size, c, -1)[last], axis=0)
+    return Ritz(sigma, left, right.T, residuals)
+
+
+def converged(ritz: Ritz, k: int, tolerance: float, *, vectors: bool) -> Array:
+    """Whether the k largest values are within the tolerance, relative to the largest; see `leading`."""
+    sigma, residuals = ritz.sigma, ritz.residuals[:k]
+    gaps, bar = gaps_of(sigma)[:k], tolerance * sigma[0]
+    held = jnp.minimum(residuals, residuals**2 / gaps) <= bar
+    if vectors:
+        held &= (residuals <= _ANGLE * gaps) | (residuals <= bar)
+    return jnp.all(held)
+
+
+def gaps_of(sigma: Array) -> Array:
+    """Return each value's distance to its nearest neighbour; at least the smallest float64, so that it can divide."""
+    steps = jnp.pad(jnp.abs(jnp.diff(sigma)), 1, constant_values=jnp.inf)
+    return jnp.maximum(jnp.minimum(steps[:-1], steps[1:]), np.finfo(np.float64).tiny)
+
+
+class Looked(NamedTuple):
+    """What a look at the bases shows: Ritz values (n,), a block of left vectors (m, c), and whether k converged."""
+
+    sigma: Array
+    left: Array
+    converged: Array
+
+
+@partial(jax.jit, static_argnames=("size", "k", "vectors"))
+def looked(basis: Bidiagonal, size: int, k: int, *, vectors: bool) -> Looked:
+    """Look at the bases, of at most `size` blocks, for the k largest singular values."""
+    ritz, c = ritz_of(basis, size), basis.core.shape[1]
+    left = _product(basis.left[:size].reshape(size * c, -1).T, ritz.left[:, :c].astype(jnp.float32))
+    return Looked(ritz.sigma, left, converged(ritz, k, _ERROR, vectors=vectors))
 
 
 class Triplets(NamedTuple):
@@ -222,66 +275,35 @@ def leading(matrix: Operator, k: int = 1, *, vectors: bool = False, seed: int = 
     m, n = matrix.w.shape
     width = _WIDTHS * -(-(k + (_GUARD if vectors else 0)) // _WIDTHS)
     most = min(_VECTORS, m, n) // width - 1
-    if min(m, n) <= EXACT_UNDER or most < 1:
-        return _dense(matrix, k)
-    found = _iterated(matrix, k, (width, most), _ERROR, vectors=vectors, seed=seed)
-    return found if found.converged or min(m, n) > _SMALL else _dense(matrix, k)
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        if min(m, n) <= EXACT_UNDER or most < 1:
+            return _dense(matrix, k)
+        start = np.random.default_rng(seed).standard_normal((width, m), np.float32)
+        found = _iterated(matrix, k, start, most, vectors=vectors)
+        return found if found.converged or min(m, n) > _SMALL else _dense(matrix, k)
 
 
-def _iterated(
-    matrix: Operator, k: int, sizes: tuple[int, int], tolerance: float, *, vectors: bool, seed: int
-) -> Triplets:
-    width, most = sizes
-    start = np.random.default_rng(seed).standard_normal((width, matrix.w.shape[0]), np.float32)
-    basis, look = Bidiagonal(matrix, start, most), min(_FIRST_LOOK, most)
-    while True:
-        basis.step()
-        if basis.steps < look:
-            continue
-        ritz = ritz_of(basis)
-        converged = _converged(ritz, k, tolerance, vectors=vectors)
-        if converged or basis.steps == most:
-            left = basis.left.T @ ritz.left[:, :width].astype(np.float32)
-            return Triplets(ritz.sigma[:k], left[:, :k], basis.steps, converged, exact=False, guard=left[:, k:])
-        look = min(most, look + max(1, look // 4))
+def _iterated(matrix: Operator, k: int, start: Matrix, most: int, *, vectors: bool) -> Triplets:
+    for basis, steps in looks(matrix, start, most):
+        found = looked(basis, room_for(steps + 1, most + 1), k, vectors=vectors)
+        if found.converged:
+            break
+    left = np.asarray(found.left)
+    return Triplets(
+        np.asarray(found.sigma[:k]), left[:, :k], steps, bool(found.converged), exact=False, guard=left[:, k:]
+    )
 
 
 def _dense(matrix: Operator, k: int) -> Triplets:
-    left, sigma, _ = np.linalg.svd(matrix.whole(), full_matrices=False)
-    return Triplets(sigma[:k], left[:, :k], 0, converged=True, exact=True, guard=left[:, k:k])
+    left, sigma = (np.asarray(x)[..., :k] for x in dense_svd(matrix))
+    return Triplets(sigma, left, 0, converged=True, exact=True, guard=left[:, k:])
 
 
-class Ritz(NamedTuple):
-    """The SVD of the core: values largest first, vectors as coordinates in P and Q, and residuals |W^T p - sigma q|."""
-
-    sigma: Floats
-    left: Floats
-    right: Floats
-    residuals: Floats
-
-
-def ritz_of(basis: Bidiagonal) -> Ritz:
-    """Return the Ritz values and vectors of the bases: approximate singular triplets of W."""
-    left, sigma, right = np.linalg.svd(basis.core, full_matrices=False)
-    residuals = np.linalg.norm(basis.next @ left[-basis.width :], axis=0)
-    return Ritz(sigma, left, right.T, residuals)
-
-
-def _converged(ritz: Ritz, k: int, tolerance: float, *, vectors: bool) -> bool:
-    gaps, bar = _gaps(ritz.sigma)[:k], tolerance * ritz.sigma[0]
-    residuals = ritz.residuals[:k]
-    held = np.minimum(residuals, residuals**2 / gaps) <= bar
-    if vectors:
-        held &= (residuals <= _ANGLE * gaps) | (residuals <= bar)
-    return bool(held.all())
-
-
-def _gaps(sigma: Floats) -> Floats:
-    """Return each value's distance to its nearest neighbour; at least the smallest float64, so that it can divide."""
-    steps = np.abs(np.diff(sigma))
-    nearest = np.minimum(np.append(np.inf, steps), np.append(steps, np.inf))
-    gaps: Floats = np.maximum(nearest, np.finfo(np.float64).tiny)
-    return gaps
+@jax.jit
+def dense_svd(matrix: Operator) -> tuple[Array, Array]:
+    """Return all left singular vectors of W + B A, and its singular values."""
+    left, sigma, _ = jnp.linalg.svd(matrix.whole(), full_matrices=False)
+    return left, sigma
 
 
 class SpectralNorm(NamedTuple):
@@ -299,64 +321,79 @@ def spectral_norm(w: Matrix, *, seed: int = 0) -> SpectralNorm:
     the squares. A matrix with a side up to 96 gets a dense SVD.
     """
     if min(w.shape) > EXACT_UNDER:
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = _largest(_Rows(w), np.random.default_rng(seed))
+        start = np.random.default_rng(seed).standard_normal((_PAIR, w.shape[1]), np.float32)
+        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+            value, passes, done = lanczos(put(w), start, min(_PASSES, min(w.shape) // _PAIR))
+            found = SpectralNorm(float(value), int(passes), bool(done))
         if found.converged and found.value > _LEAST:
             return found
     top = leading(Operator.of(as_float32(w)), seed=seed)
     return SpectralNorm(float(top.sigma[0]), 2 * top.steps, top.converged)
 
 
-class _Rows:
-    """Blocks of rows of W in float32. They share one buffer, so each is valid until the next is asked for."""
+class _Lanczos(NamedTuple):
+    """The state of `lanczos`: orthonormal vectors as rows, their core V W^T W V^T, and what is known of sigma."""
 
-    def __init__(self, w: Matrix) -> None:
-        self.shape = w.shape
-        self._w = w
-        self._part = np.empty((min(max(1, _PART // w.shape[1]), len(w)), w.shape[1]), np.float32)
-
-    def __iter__(self) -> Iterator[Matrix]:
-        size = len(self._part)
-        for first in range(0, len(self._w), size):
-            rows = self._w[first : first + size]
-            part = self._part[: len(rows)]
-            np.copyto(part, rows, casting="unsafe")
-            yield part
-
-    def squared(self, block: Matrix) -> Floats:
-        """Return W^T W applied to each row of a float32 block, in one pass over W."""
-        total = np.zeros_like(block)
-        for part in self:
-            for i, x in enumerate(block):
-                total[i] += (part @ x) @ part
-        return total.astype(np.float64)
+    basis: Array
+    core: Array
+    passes: Array
+    value: Array
+    converged: Array
 
 
-def _largest(w: _Rows, rng: np.random.Generator) -> SpectralNorm:
-    c, n = _PAIR, w.shape[1]
-    most = min(_PASSES, min(w.shape) // c)
-    basis, core = np.empty((c * (most + 1), n), np.float32), np.zeros((c * most, c * most))
-    basis[:c], _ = orthonormal(rng.standard_normal((c, n), np.float32), basis[:0])
-    for step in range(most):
-        here, known = slice(c * step, c * (step + 1)), basis[: c * (step + 1)]
-        product = w.squared(basis[here])
-        if not np.isfinite(product).all():
-            return SpectralNorm(float("inf"), step + 1, converged=False)
-        inner = known.astype(np.float64) @ product.T
-        core[: len(known), here], core[here, : len(known)] = inner, inner.T
-        basis[len(known) : len(known) + c], left = orthonormal(product, known)
-        values, vectors = np.linalg.eigh(core[: len(known), : len(known)])
-        largest, residual = max(float(values[-1]), 0.0), float(np.linalg.norm(left @ vectors[here, -1]))
-        if _is_close(largest, residual, largest - float(values[-2])):
-            return SpectralNorm(float(np.sqrt(largest)), step + 1, converged=True)
-    return SpectralNorm(float(np.sqrt(largest)), most, converged=False)
+@partial(jax.jit, static_argnames="most")
+def lanczos(w: Array, start: Array, most: int) -> tuple[Array, Array, Array]:
+    """Return the largest singular value of W as it is `put`, the passes over W, and whether the value converged.
+
+    Block Lanczos on W^T W from the rows of `start` (c, n); infinite if a product is beyond float32.
+    """
+    c, n = start.shape
+
+    def step(now: _Lanczos) -> _Lanczos:
+        s = now.passes
+        product = squared(w, now.basis[s])
+        inner = jnp.einsum("scn,dn->scd", now.basis[:most].astype(jnp.float64), product.astype(jnp.float64))
+        core = now.core.at[:, :, s].set(inner).at[s].set(inner.transpose(2, 0, 1))
+        new, left = orthonormal(product, now.basis, s + 1)
+        finite = jnp.isfinite(product).all()
+        values, vectors = jnp.linalg.eigh(jnp.where(finite, core, 0.0).reshape(c * most, c * most))
+        square = jnp.maximum(values[-1], 0.0)
+        residual = jnp.linalg.norm(left @ vectors[:, -1].reshape(most, c)[s])
+        done = finite & is_close(square, residual, square - values[-2])
+        return _Lanczos(now.basis.at[s + 1].set(new), core, s + 1, jnp.where(finite, jnp.sqrt(square), jnp.inf), done)
+
+    def goes_on(now: _Lanczos) -> Array:
+        return (now.passes < most) & ~now.converged & jnp.isfinite(now.value)
+
+    basis = jnp.zeros((most + 1, c, n), jnp.float32)
+    first, _ = orthonormal(start, basis, jnp.int32(0))
+    core, none = jnp.zeros((most, c, most, c), jnp.float64), jnp.zeros((), jnp.float64)
+    found = lax.while_loop(goes_on, step, _Lanczos(basis.at[0].set(first), core, jnp.int32(0), none, none > 0.0))
+    return found.value, found.passes, found.converged
 
 
-def _is_close(square: float, residual: float, gap: float) -> bool:
+def squared(w: Array, block: Array) -> Array:
+    """Return W^T W applied to each row of a float32 block, in one pass over W as it is `put`."""
+    m, n = w.shape
+    size = min(m, max(1, _PART // n))
+
+    def of(rows: Array) -> Array:
+        part = widened(rows)
+        return _product(_product(block, part.T), part)
+
+    def more(i: Array, total: Array) -> Array:
+        return total + of(lax.dynamic_slice_in_dim(w, i * size, size))
+
+    whole = m // size * size
+    total: Array = lax.fori_loop(0, m // size, more, jnp.zeros_like(block))
+    return total + of(w[whole:])
+
+
+def is_close(square: Array, residual: Array, gap: Array) -> Array:
     """Whether sigma = sqrt(square) is known to a relative 2e-6, by the eigenvalue's residual and its gap.
 
     An eigenvalue's error is at most min(residual, residual^2 / gap). Twice sigma's relative error is allowed for its
     square.
     """
     error = 2.0 * _ERROR * square
-    return residual <= error or residual**2 <= error * gap
+    return (residual <= error) | (residual**2 <= error * gap)

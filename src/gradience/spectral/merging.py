@@ -1,25 +1,39 @@
-"""Merging entry by entry: the steps of TIES and DARE, and how far the signs of several updates disagree."""
+"""Merging entry by entry: the steps of TIES and DARE, and how far the signs of several updates disagree.
+
+Dense updates stay on JAX's device from their product to the merged update. Two steps are NumPy's. The threshold of
+`trimmed` comes from `np.partition`: a sort or a bisection by XLA takes six times as long on a CPU. The random numbers
+of `dropped` come from NumPy's generators, so that a seed gives the masks that it always gave, on every device.
+"""
 
 from __future__ import annotations
 
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import Array
 
 from gradience.spectral.grams import Floats
 from gradience.spectral.sums import Part
-
-Singles: TypeAlias = npt.NDArray[np.float32]
 
 _SINGLE: Final = 1e37  # sums up to it are computed in float32, whose range is 3e38
 _CHUNK: Final = 1 << 18  # entries of each update at a time: three such arrays stay in the cache
 
 
-def trimmed(update: Singles, density: float) -> Singles:
+@jax.jit
+def dense_update(b: Array, a: Array, scale: Array) -> Array:
+    """Return the update scale * b @ a in float32, b (d_out, r), a (r, d_in)."""
+    b, a, scale = (jnp.asarray(x, jnp.float32) for x in (b, a, scale))
+    product: Array = jnp.matmul(b * scale, a, precision="highest")
+    return product
+
+
+def trimmed(update: Array, density: float) -> Array:
     """Return the update with only its largest entries by magnitude, floor(density * n) of n; others are 0 (TIES, trim).
 
     Entries tied with the smallest one kept are kept as well.
@@ -27,19 +41,34 @@ def trimmed(update: Singles, density: float) -> Singles:
     kept = int(density * update.size)
     if kept >= update.size:
         return update
-    if kept == 0:
-        return np.zeros_like(update)
-    sizes = np.abs(update)
-    least = np.partition(sizes.reshape(-1), update.size - kept)[update.size - kept]
-    return np.where(sizes >= least, update, np.float32(0.0))
+    least = math.inf
+    if kept:
+        sizes = np.abs(np.asarray(update)).reshape(-1)
+        sizes.partition(update.size - kept)
+        least = sizes[update.size - kept]
+    found: Array = zeroed_under(update, np.float32(least))
+    return found
 
 
-def dropped(update: Singles, density: float, generator: np.random.Generator) -> Singles:
+@jax.jit
+def zeroed_under(update: Array, least: Array) -> Array:
+    """Return the update with zeros for all entries of a magnitude under `least`."""
+    return jnp.where(jnp.abs(update) >= least, update, 0.0)
+
+
+def dropped(update: Array, density: float, generator: np.random.Generator) -> Array:
     """Return the update with each entry kept with probability `density` and divided by it; others are 0 (DARE)."""
     if density >= 1.0:
         return update
-    kept = generator.random(update.shape, dtype=np.float32) < np.float32(density)
-    return np.where(kept, update / np.float32(density), np.float32(0.0))
+    is_kept = generator.random(update.shape, dtype=np.float32) < np.float32(density)
+    found: Array = rescaled(update, is_kept, np.float32(density))
+    return found
+
+
+@jax.jit
+def rescaled(update: Array, kept: Array, density: Array) -> Array:
+    """Return the entries kept, divided by the density, and zeros for the others."""
+    return jnp.where(kept, update / density, 0.0)
 
 
 def mask_generator(seed: int, adapter: int, module: str) -> np.random.Generator:
@@ -47,30 +76,34 @@ def mask_generator(seed: int, adapter: int, module: str) -> np.random.Generator:
     return np.random.default_rng([seed, adapter, zlib.crc32(module.encode())])
 
 
-def elected_mean(updates: Callable[[], Iterable[Singles]]) -> Singles:
+def summed(updates: Iterable[Array]) -> Array:
+    """Return the sum of one update or more; one is held beside it."""
+    total: Array | None = None
+    for update in updates:
+        total = update if total is None else total + update
+    if total is None:
+        raise ValueError("nothing to merge")
+    return total
+
+
+def elected_mean(updates: Callable[[], Iterable[Array]]) -> Array:
     """Return the disjoint mean of weighted, sparse updates (TIES, elect and merge).
 
     The elected sign of an entry is the sign of the sum of the updates. The result is the mean over the updates with
     that sign, or zero if the sum is zero. `updates` is called twice, so that only one update is held beside the sums.
     """
-    total = _sum(updates())
-    elected = np.sign(total)
-    total[...] = 0.0
-    count = np.zeros_like(total)
+    sign = jnp.sign(summed(updates()))
+    total = count = jnp.zeros_like(sign)
     for update in updates():
-        agrees = np.sign(update) == elected  # where the sum is zero, only zeros do, and their mean is zero
-        total += np.where(agrees, update, np.float32(0.0))
-        count += agrees
-    return np.asarray(total / np.maximum(count, 1.0))
+        total, count = with_agreeing(total, count, update, sign)
+    return total / jnp.maximum(count, 1.0)
 
 
-def _sum(updates: Iterable[Singles]) -> Singles:
-    total: Singles | None = None
-    for update in updates:
-        total = update.copy() if total is None else total + update
-    if total is None:
-        raise ValueError("nothing to merge")
-    return total
+@jax.jit
+def with_agreeing(total: Array, count: Array, update: Array, sign: Array) -> tuple[Array, Array]:
+    """Return the sum and the count of each entry's updates of its elected sign, with one more update."""
+    agrees = jnp.sign(update) == sign  # where the sum is zero, only zeros do, and their mean is zero
+    return total + jnp.where(agrees, update, 0.0), count + agrees
 
 
 class Signs(NamedTuple):
@@ -101,9 +134,8 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
     d_out, d_in = len(parts[0][0]), parts[0][1].shape[1]
     wanted = d_out if most is None else min(d_out, max(8, most // max(1, d_in)))
     rows = np.sort(np.random.default_rng(seed).choice(d_out, wanted, replace=False))
-    sums = np.concatenate(list(_row_sums(parts, rows, d_in)))
-    conflict, net, gross = sums.T
-    left = 1.0 - len(sums) / d_out
+    conflict, net, gross = np.concatenate(list(_row_sums(parts, rows, d_in)), axis=1)
+    left = 1.0 - wanted / d_out
     share = float(np.mean(conflict)) / d_in if d_in else 0.0
     total = float(np.sum(gross))
     ratio = float(np.sum(net)) / total if total > 0.0 else 1.0
@@ -111,29 +143,38 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
         conflict=share,
         cancelled=1.0 - ratio,
         conflict_error=_error(conflict / max(1, d_in), left),
-        cancelled_error=_error(net - ratio * gross, left) * len(sums) / total if total > 0.0 else 0.0,
-        entries=len(sums) * d_in,
+        cancelled_error=_error(net - ratio * gross, left) * wanted / total if total > 0.0 else 0.0,
+        entries=wanted * d_in,
         of=d_out * d_in,
-        weight=total * d_out / len(sums),
+        weight=total * d_out / wanted,
     )
 
 
 def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64], d_in: int) -> Iterator[Floats]:
-    """Yield, for chunks of the rows, an array (rows, 3): entries in conflict, sum |sum_i x_i|, sum sum_i |x_i|."""
+    """Yield `row_sums` of blocks of the rows, of one shape for all but a last block that is the only one."""
     kind: Any = np.float32 if sum(map(_peak, parts)) < _SINGLE else np.float64
-    wide = [(b[rows].astype(kind) * kind(scale), a.astype(kind)) for b, a, scale in parts]
-    step = max(1, _CHUNK // max(1, d_in))
-    for start in range(0, len(wide[0][0]), step):
-        first, *rest = (b[start : start + step] @ a for b, a in wide)
-        positive, negative = first > 0.0, first < 0.0
-        net, gross = first.copy(), np.abs(first)
-        for other in rest:
-            positive |= other > 0.0
-            negative |= other < 0.0
-            net += other
-            gross += np.abs(other)
-        clash = np.count_nonzero(positive & negative, axis=1)
-        yield np.stack([clash, np.abs(net).sum(axis=1, dtype=np.float64), gross.sum(axis=1, dtype=np.float64)], axis=1)
+    r = max(len(a) for _, a, _ in parts)
+    step = min(len(rows), max(1, _CHUNK // max(1, d_in)))
+    b, a = np.zeros((len(parts), -(-len(rows) // step) * step, r), kind), np.zeros((len(parts), r, d_in), kind)
+    for k, (left, right, scale) in enumerate(parts):
+        b[k, : len(rows), : len(right)] = left[rows].astype(kind) * kind(scale)
+        a[k, : len(right)] = right
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        held = jax.device_put(a)
+        for start in range(0, len(rows), step):
+            yield np.asarray(row_sums(b[:, start : start + step], held))[:, : len(rows) - start]
+
+
+@jax.jit
+def row_sums(b: Array, a: Array) -> Array:
+    """Return for each row of updates x_i = b_i a_i, b (n, rows, r), a (n, r, d_in), three numbers: (3, rows).
+
+    They are the entries in which two updates have opposite signs, sum |sum_i x_i|, and sum sum_i |x_i|.
+    """
+    x = jnp.matmul(b, a, precision="highest")
+    clash = jnp.any(x > 0.0, axis=0) & jnp.any(x < 0.0, axis=0)
+    per_entry = (clash, jnp.abs(jnp.sum(x, axis=0)), jnp.sum(jnp.abs(x), axis=0))
+    return jnp.stack([jnp.sum(y, axis=1, dtype=jnp.float64) for y in per_entry])
 
 
 def _peak(part: Part) -> float:

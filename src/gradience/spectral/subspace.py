@@ -5,9 +5,9 @@ Y^T Y = A A^T. Then the small matrices s_i X_i Y_i^T have the singular values of
 the angles between their subspaces. So nothing d x d is formed. X and Y come from the Gram matrices. If the terms of an
 update almost cancel, they come from a QR of the stacked factors.
 
-`crossed` computes the Gram matrices of several updates in one pass, on the calling thread. It casts the factors to
-float64 in one block: the product of the block with its own transpose holds all products, at half the work of general
-products.
+One pass over the factors of several updates gives the Gram matrices of all pairs: the factors are stacked, a block of
+columns at a time, and the block is multiplied with its own transpose. On a CPU, BLAS computes that product, at half the
+work of a general one. All else is one jitted function of a pair's Gram matrices, vmapped over pairs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from gradience.spectral import each_in_threads, scratch
-from gradience.spectral.grams import Factors, Floats, Matrix, grams_of, on_cpu
-from gradience.spectral.update import LowRank, decomposed
+from gradience.spectral.grams import Floats, Matrix, bucket_of, on_cpu
 
 Places: TypeAlias = tuple[int, int]
 Load: TypeAlias = Callable[[], tuple[Matrix, Matrix]]
@@ -30,7 +32,7 @@ _BLOCK: Final = 1 << 18  # numbers cast to float64 at a time (2 MiB); measured w
 _LEAST_WIDTH: Final = 256  # columns in a block, whatever its height: each product has a fixed cost
 _KEPT: Final = 1 << 25  # bytes of factors held at a time; the two of a pair are always held
 
-_HELD: Final = 1 << 23  # numbers of Gram matrices held at a time (64 MiB)
+_PAIRS: Final = 8  # in a call of the kernel: more pairs are several calls, fewer are padded to a power of two
 _AHEAD: Final = 2  # rows for each thread: one being computed, one waiting to be taken
 # Columns of X and Y are accurate to 1e-8 of their length. If sigma_1^2 is below this share of sum |b_k|^2 |a_k|^2, that
 # no longer gives sigma_1 to 1e-6.
@@ -39,25 +41,23 @@ _FLOOR: Final = 1e-6  # relative to sigma_1: below it, a direction is rounding o
 
 
 class Crossed(NamedTuple):
-    """B_i^T B_j and A_i A_j^T by (i, j): for each pair, i < j, and for each update of a pair with itself, i = j."""
+    """B_i^T B_j and A_i A_j^T by (i, j): for each pair, i < j, and for each update of a pair with itself, i = j.
+
+    Each is zero-padded to (r, r), with one r for all.
+    """
 
     b: dict[Places, Floats]
     a: dict[Places, Floats]
 
     def together(self, pair: Places) -> tuple[Floats, Floats]:
         """The Gram matrices B^T B and A A^T of a pair's stacked factors, B = [B_i B_j] and A = [A_i; A_j]."""
-        gram_b, gram_a = (_stacked(side, pair) for side in self)
+        i, j = pair
+        gram_b, gram_a = (np.block([[x[i, i], x[i, j]], [x[i, j].T, x[j, j]]]) for x in self)
         return gram_b, gram_a
 
 
-def _stacked(side: Mapping[Places, Floats], pair: Places) -> Floats:
-    i, j = pair
-    cross = side[i, j]
-    return np.block([[side[i, i], cross], [cross.T, side[j, j]]])
-
-
-def crossed(loads: Mapping[int, Load], pairs: Sequence[Places]) -> Crossed:
-    """The products of the factors of each pair (i, j), i < j.
+def crossed(loads: Mapping[int, Load], pairs: Sequence[Places], r: int) -> Crossed:
+    """The products of the factors of each pair (i, j), i < j, zero-padded to (r, r).
 
     Each of `loads` returns (b, a), b (d_out, r_i) and a (r_i, d_in), of any real dtype. Up to 32 MiB of factors are
     held at a time, and at least those of one pair. If all factors do not fit, some are loaded more than once.
@@ -65,9 +65,10 @@ def crossed(loads: Mapping[int, Load], pairs: Sequence[Places]) -> Crossed:
     found = Crossed({}, {})
     with np.errstate(all="ignore"):  # entries that are not finite warn here; the caller finds them in the products
         for held, some in _held_pairs(loads, pairs):
-            wanted = [*some, *((i, i) for i in held if (i, i) not in found.b)]
-            found.b.update(_products({i: b.T for i, (b, _) in held.items()}, wanted))
-            found.a.update(_products({i: a for i, (_, a) in held.items()}, wanted))
+            wanted = [*some, *((i, i) for i in held)]
+            for side, of in ((found.b, [b.T for b, _ in held.values()]), (found.a, [a for _, a in held.values()])):
+                products = dict(zip(held, _gram(of, r), strict=True))
+                side.update({(i, j): products[i][:, list(held).index(j)] for i, j in wanted})
     return found
 
 
@@ -87,40 +88,103 @@ def _held_pairs(
         yield held, some
 
 
-def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[Places, Floats]:
-    """The products X_i X_j^T, in float64, of arrays X_i (r_i, d), for each wanted (i, j)."""
-    spans, height = {}, 0
-    for i, factor in factors.items():
-        spans[i] = slice(height, height + len(factor))
-        height += len(factor)
-    first = next(iter(factors.values()))
-    length = first.shape[1]
-    width = min(length, max(_LEAST_WIDTH, _BLOCK // max(height, 1)))
-    block = scratch.like(first, "crossed", (height, width), np.float64)
-    crosses = sum(i != j for i, j in wanted)
-    whole = 2 * crosses == len(factors) * (len(factors) - 1)  # every pair is wanted: one symmetric product has all
-    totals = {(0, 0): np.zeros((height, height))} if whole else {}
+def _gram(factors: Sequence[Matrix], r: int) -> Floats:
+    """The products X_i X_j^T of n arrays X_i (r_i, d), zero-padded, as (n, r, n, r) in float64."""
+    n, (_, length) = len(factors), factors[0].shape
+    width = min(length, max(_LEAST_WIDTH, _BLOCK // (n * r)))
+    total = np.zeros((n * r, n * r))
     for start in range(0, length, width):
-        part = block[:, : min(width, length - start)]
-        for i, factor in factors.items():
-            part[spans[i]] = factor[:, start : start + width]
-        if whole:
-            totals[0, 0] += part @ part.T
-            continue
-        for i, j in wanted:
-            product = part[spans[i]] @ part[spans[j]].T
-            totals[i, j] = totals[i, j] + product if (i, j) in totals else product
-    if not whole:
-        return totals
-    return {(i, j): totals[0, 0][spans[i], spans[j]] for i, j in wanted}
+        part = scratch.like(factors[0], "crossed", (n * r, min(width, length - start)), np.float64)
+        part[...] = 0.0
+        for i, factor in enumerate(factors):
+            part[i * r : i * r + len(factor)] = factor[:, start : start + width]
+        total += part @ part.T if on_cpu() else np.asarray(_square(part))
+    return total.reshape(n, r, n, r)
+
+
+@jax.jit
+def _square(x: Array) -> Array:
+    gram: Array = x @ x.T
+    return gram
 
 
 class Stacked(NamedTuple):
     """An update scale * b @ a to be stacked with another; `load` returns (b, a), b (d_out, rank), a (rank, d_in)."""
 
-    load: Callable[[], tuple[Matrix, Matrix]]
+    load: Load
     rank: int
     scale: float
+
+
+class Compared(NamedTuple):
+    """The numbers of a pair, of which the first has r and the second r singular values, padded with zeros."""
+
+    finite: Array
+    norms: Array
+    inner: Array
+    distance: Array
+    ranks: Array
+    left: Array
+    right: Array
+    cosines: tuple[Array, Array]
+    trusted: Array
+
+
+def compared(x: Array, y: Array, scales: Array) -> Compared:
+    """Compare the updates scales[i] * X_i Y_i^T, X = [X_1 X_2] (m, 2 r) and Y = [Y_1 Y_2] (n, 2 r)."""
+    (x1, x2), (y1, y2) = jnp.split(x, 2, axis=1), jnp.split(y, 2, axis=1)
+    dense = jnp.stack([scales[0] * x1 @ y1.T, scales[1] * x2 @ y2.T])
+    r = min(*dense.shape[1:], x1.shape[1])
+    u, sigma, vt = jnp.linalg.svd(dense, full_matrices=False)
+    u, sigma, vt = u[:, :, :r], sigma[:, :r], vt[:, :r]
+    known = sigma > _FLOOR * sigma[:, :1]
+    both = known[0][:, None] & known[1]
+    left, right = jnp.where(both, u[0].T @ u[1], 0.0), jnp.where(both, vt[0] @ vt[1].T, 0.0)
+    bound = jnp.sum(jnp.sum(x * x, axis=0).reshape(2, -1) * jnp.sum(y * y, axis=0).reshape(2, -1), axis=1) * scales**2
+    return Compared(
+        finite=jnp.isfinite(dense).all(),
+        norms=jnp.linalg.norm(dense, axis=(1, 2)),
+        inner=jnp.vdot(*dense),
+        distance=jnp.linalg.norm(dense[1] - dense[0]),
+        ranks=jnp.sum(known, axis=1),
+        left=left,
+        right=right,
+        cosines=(principal_cosines(left), principal_cosines(right)),
+        trusted=jnp.all(sigma[:, 0] ** 2 >= _TRUSTED * bound),
+    )
+
+
+def principal_cosines(cross: Array) -> Array:
+    """Return the cosines of the principal angles between the spans of U and V, largest first, from U^T V."""
+    cosines: Array = jnp.clip(jnp.linalg.svd(cross, compute_uv=False), 0.0, 1.0)
+    return cosines
+
+
+def root(gram: Array) -> Array:
+    """Return X with X^T X = gram (n, n), up to rounding errors of the order of gram's.
+
+    The columns are scaled to length one first, so that a short one is not lost in the rounding errors of a long one.
+    """
+    length = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
+    safe = jnp.where(length > 0.0, length, 1.0)
+    values, vectors = jnp.linalg.eigh(gram / jnp.outer(safe, safe))
+    found: Array = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * vectors.T * length
+    return found
+
+
+@jax.jit
+@jax.vmap
+def compared_by_grams(gram_b: Array, gram_a: Array, scales: Array) -> Compared:
+    """`compared` by the Gram matrices of the stacked factors, both (2 r, 2 r); their entries may not be finite."""
+    finite = jnp.isfinite(gram_b).all() & jnp.isfinite(gram_a).all() & jnp.isfinite(scales).all()
+    x, y = (root(jnp.where(finite, gram, 0.0)) for gram in (gram_b, gram_a))
+    return compared(x, y, jnp.where(finite, scales, 0.0))._replace(finite=finite)
+
+
+@jax.jit
+def compared_by_qr(b: Array, a: Array, scales: Array) -> Compared:
+    """`compared` by the stacked factors, b (d_out, 2 r) and a (2 r, d_in)."""
+    return compared(jnp.linalg.qr(b, mode="r"), jnp.linalg.qr(a.T, mode="r"), scales)
 
 
 class PairGeometry(NamedTuple):
@@ -128,7 +192,7 @@ class PairGeometry(NamedTuple):
 
     `left[i, j]` is the inner product of the i-th left singular vector of dW_1 and the j-th of dW_2 (output side).
     `right[i, j]` is that of the right singular vectors. Both cover the directions whose singular value is above 1e-6
-    of the update's largest.
+    of the update's largest. `cosines` are those of the principal angles between the spans, left and right.
     """
 
     finite: bool
@@ -137,6 +201,7 @@ class PairGeometry(NamedTuple):
     distance: float
     left: Floats
     right: Floats
+    cosines: tuple[Floats, Floats]
 
     @property
     def cosine(self) -> float | None:
@@ -162,152 +227,62 @@ def row_geometries(rows: Sequence[Row], pairs: Sequence[Places]) -> Iterator[Row
 
     Several threads call the loads, each load once if the row's factors fit into the memory allowed for them.
     """
-    if on_cpu():
-        yield from each_in_threads([partial(_row, row, _pairs_in(row, pairs)) for row in rows], ahead=_AHEAD)
-        return
-    jobs = [(row, pair) for row in rows for pair in _pairs_in(row, pairs)]
-    found = _on_device([_both(row, pair) for row, pair in jobs])
-    for row in rows:
-        geometry = RowGeometry({}, {})
-        for i, j in _pairs_in(row, pairs):
-            gram_b, gram_a = next(found)
-            first = _rank_of(row, i)
-            geometry.own.setdefault(i, (gram_b[:first, :first], gram_a[:first, :first]))
-            geometry.own.setdefault(j, (gram_b[first:, first:], gram_a[first:, first:]))
-            geometry.pairs[i, j] = _geometry(_both(row, (i, j)), gram_b, gram_a)
-        yield geometry
-
-
-def _pairs_in(row: Row, pairs: Sequence[Places]) -> list[Places]:
-    return [(i, j) for i, j in pairs if row[i] is not None and row[j] is not None]
-
-
-def _both(row: Row, pair: Places) -> tuple[Stacked, Stacked]:
-    one, two = (row[place] for place in pair)
-    if one is None or two is None:
-        raise ValueError(f"the row has not both of {pair}")
-    return one, two
-
-
-def _rank_of(row: Row, place: int) -> int:
-    return 0 if (one := row[place]) is None else one.rank
+    yield from each_in_threads([partial(_row, row, pairs) for row in rows], ahead=_AHEAD)
 
 
 def _row(row: Row, pairs: Sequence[Places]) -> RowGeometry:
-    """The geometry of one row, computed by BLAS on this thread."""
-    found = crossed({place: one.load for place, one in enumerate(row) if one is not None}, pairs)
-    own = {i: (found.b[i, i], found.a[i, i]) for i, j in found.b if i == j}
-    return RowGeometry(own, {pair: _geometry(_both(row, pair), *found.together(pair)) for pair in pairs})
+    present = {place: one for place, one in enumerate(row) if one is not None}
+    wanted = [pair for pair in pairs if present.keys() >= set(pair)]
+    r = bucket_of(max((present[i].rank for pair in wanted for i in pair), default=1))
+    found: dict[Places, PairGeometry] = {}
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        grams = crossed({place: one.load for place, one in present.items()}, wanted, r)
+        for start in range(0, len(wanted), _PAIRS):
+            found |= _compared(present, wanted[start : start + _PAIRS], grams)
+    ranks = {i: present[i].rank for i, j in grams.b if i == j}
+    own = {i: (grams.b[i, i][:k, :k], grams.a[i, i][:k, :k]) for i, k in ranks.items()}
+    return RowGeometry(own, found)
 
 
-def _on_device(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[tuple[Floats, Floats]]:
-    """Yield B^T B and A A^T of each pair's stacked factors, computed on the accelerator."""
-    for some in _portions(pairs):
-        for grams in grams_of([_together(one, two) for one, two in some]):
-            yield grams.gram_b[: grams.r, : grams.r], grams.gram_a[: grams.r, : grams.r]
+def _compared(present: Mapping[int, Stacked], pairs: Sequence[Places], grams: Crossed) -> dict[Places, PairGeometry]:
+    """The geometry of at most `_PAIRS` pairs of a row."""
+    calls = 1 << (len(pairs) - 1).bit_length()
+    padded = [*pairs, *[pairs[0]] * (calls - len(pairs))]
+    gram_b, gram_a = (np.stack(some) for some in zip(*map(grams.together, padded), strict=True))
+    scales = np.array([[present[i].scale, present[j].scale] for i, j in padded])
+    found = jax.device_get(compared_by_grams(gram_b, gram_a, scales))
+    geometries = {}
+    for k, (i, j) in enumerate(pairs):
+        one = jax.tree.map(lambda x, k=k: x[k], found)
+        if one.finite and not one.trusted:
+            one = jax.device_get(compared_by_qr(*_together(present[i], present[j], gram_b.shape[1] // 2), scales[k]))
+        geometries[i, j] = _geometry(one)
+    return geometries
 
 
-def _portions(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[list[tuple[Stacked, Stacked]]]:
-    """Yield runs of consecutive pairs whose Gram matrices together fit into the memory allowed for them."""
-    portion: list[tuple[Stacked, Stacked]] = []
-    held = 0
-    for one, two in pairs:
-        size = 2 * (2 * (one.rank + two.rank)) ** 2  # padding at most doubles a rank from 4 up
-        if portion and held + size > _HELD:
-            yield portion
-            portion, held = [], 0
-        portion.append((one, two))
-        held += size
-    if portion:
-        yield portion
+def _together(one: Stacked, two: Stacked, r: int) -> tuple[Floats, Floats]:
+    """Both updates' factors, (d_out, 2 r) and (2 r, d_in), each padded with zeros to r."""
+    (b1, a1), (b2, a2) = one.load(), two.load()
+    b, a = np.zeros((len(b1), 2, r)), np.zeros((2, r, a1.shape[1]))
+    b[:, 0, : one.rank], b[:, 1, : two.rank], a[0, : one.rank], a[1, : two.rank] = b1, b2, a1, a2
+    return b.reshape(len(b), 2 * r), a.reshape(2 * r, -1)
 
 
-def _together(one: Stacked, two: Stacked) -> Callable[[], Factors]:
-    def load() -> Factors:
-        (b1, a1), (b2, a2) = one.load(), two.load()
-        return Factors(_joined(b1, b2, axis=1), _joined(a1, a2, axis=0), 1.0)
-
-    return load
-
-
-def _joined(one: Matrix, two: Matrix, *, axis: int) -> Matrix:
-    if one.dtype != two.dtype:
-        wide: Any = np.float64 if np.float64 in (one.dtype, two.dtype) else np.float32
-        one, two = one.astype(wide), two.astype(wide)
-    return np.concatenate([one, two], axis=axis)
-
-
-def _geometry(pair: tuple[Stacked, Stacked], gram_b: Floats, gram_a: Floats) -> PairGeometry:
-    """The geometry of a pair from B^T B and A A^T of its stacked factors."""
-    if not (np.isfinite(gram_a).all() and np.isfinite(gram_b).all() and all(math.isfinite(p.scale) for p in pair)):
-        none = np.zeros((0, 0))
-        return PairGeometry(
-            finite=False, norms=(math.nan, math.nan), inner=math.nan, distance=math.nan, left=none, right=none
-        )
-    low = _parts(pair, _root(gram_b), _root(gram_a))
-    spans = slice(0, pair[0].rank), slice(pair[0].rank, None)
-    if not all(_trusted(part, one, gram_b[s, s], gram_a[s, s]) for part, one, s in zip(low, pair, spans, strict=True)):
-        factors = _together(*pair)()
-        x = np.asarray(np.linalg.qr(factors.b.astype(np.float64), mode="r"))
-        y = np.asarray(np.linalg.qr(factors.a.T.astype(np.float64), mode="r"))
-        low = _parts(pair, x, y)
-    return _compared(*low)
-
-
-def _parts(pair: tuple[Stacked, Stacked], x: Floats, y: Floats) -> tuple[LowRank, LowRank]:
-    """Return the SVDs of both updates, their vectors as coordinates in the common bases of X and Y.
-
-    X and Y are upper triangular, so the first update has coordinates in its first r basis vectors only.
-    """
-    one, two = pair
-    r = one.rank
-    u, sigma, v = np.linalg.svd(x[:r, :r] @ y[:r, :r].T, full_matrices=False)
-    first = LowRank(u * np.copysign(1.0, one.scale), sigma * abs(one.scale), v)
-    return first, decomposed(x[:, r:], y[:, r:].T, two.scale)
-
-
-def _root(gram: Floats) -> Floats:
-    """Return an upper triangular X with X^T X = gram, up to the rounding errors of gram.
-
-    The columns are scaled to length one first, so that a short one is not lost in the rounding errors of a long one.
-    """
-    length = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
-    safe = np.where(length > 0.0, length, 1.0)
-    unit = gram / np.outer(safe, safe)
-    np.fill_diagonal(unit, 1.0)
-    try:
-        return np.asarray(np.linalg.cholesky(unit).T * length)
-    except np.linalg.LinAlgError:  # columns are linearly dependent: rounding made gram indefinite
-        values, vectors = np.linalg.eigh(unit)
-        root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * length
-        return np.asarray(np.linalg.qr(root, mode="r"))
-
-
-def _trusted(low: LowRank, one: Stacked, gram_b: Floats, gram_a: Floats) -> bool:
-    bound = float(np.diagonal(gram_a) @ np.diagonal(gram_b)) * one.scale**2
-    return bound == 0.0 or bool(low.sigma[0] ** 2 >= _TRUSTED * bound)
-
-
-def _compared(one: LowRank, two: LowRank) -> PairGeometry:
-    rows, columns = len(one.u), one.v.shape[1]
-    left, right = one.u.T @ two.u[:rows], one.v @ two.v[:, :columns].T
-    inner = float(one.sigma @ (left * right) @ two.sigma)
-    dense = (two.u * two.sigma) @ two.v
-    dense[:rows, :columns] -= (one.u * one.sigma) @ one.v
-    k, n = _rank(one), _rank(two)
-    return PairGeometry(
-        finite=True,
-        norms=(float(np.linalg.norm(one.sigma)), float(np.linalg.norm(two.sigma))),
-        inner=inner,
-        distance=float(np.linalg.norm(dense)),
-        left=left[:k, :n],
-        right=right[:k, :n],
+def _geometry(found: Compared) -> PairGeometry:
+    """The numbers of a pair without their padding; NaN and no directions if they are not finite."""
+    k, n = found.ranks if found.finite else (0, 0)
+    first, second, inner, distance = (
+        float(x) if found.finite else math.nan for x in (*found.norms, found.inner, found.distance)
     )
-
-
-def _rank(low: LowRank) -> int:
-    largest = low.sigma[0] if len(low.sigma) else 0.0
-    return int(np.count_nonzero(low.sigma > _FLOOR * largest)) if largest > 0.0 else 0
+    return PairGeometry(
+        finite=bool(found.finite),
+        norms=(first, second),
+        inner=inner,
+        distance=distance,
+        left=np.asarray(found.left)[:k, :n],
+        right=np.asarray(found.right)[:k, :n],
+        cosines=(np.asarray(found.cosines[0])[: min(k, n)], np.asarray(found.cosines[1])[: min(k, n)]),
+    )
 
 
 def overlap(cross: Floats, i: int, j: int) -> float:
@@ -336,8 +311,3 @@ def chance_overlap_sd(i: int, j: int, d: int) -> float:
         return 0.0
     variance = 2.0 * i * j * (d - i) * (d - j) / (d**2 * (d - 1) * (d + 2))
     return math.sqrt(variance) / fewest
-
-
-def principal_cosines(cross: Floats) -> Floats:
-    """Return the cosines of the principal angles between the spans of U and V, largest first, from U^T V."""
-    return np.asarray(np.clip(np.linalg.svd(cross, compute_uv=False), 0.0, 1.0))

@@ -4,43 +4,37 @@ S = sum c_i B_i A_i = B A with B = [c_1 B_1, c_2 B_2, ...] and A = [A_1; A_2; ..
 time. The squared norm of S is the sum of the entrywise product of B^T B and A A^T. If the parts almost cancel, that
 sum is a difference of large numbers, and a QR of both stacked factors replaces it.
 
-A first pass over the factors gives the Gram matrices. A second pass gives the best factors U V of a rank, rounds them
-to the stored dtype, and measures the loss: for rounding errors E of U and F of V, the squared norm of
-S - (U + E)(V + F) follows from small products.
+A first pass over the factors gives the Gram matrices, and these the maps L and R to the new factors U = B L and
+V = R A. A second pass computes U and V a block at a time, rounds them to the stored dtype, and multiplies the rounding
+errors E of U and F of V with the stacked factors. The loss S - (U + E)(V + F) follows from these small products.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from gradience.spectral import scratch
-from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
+from gradience.spectral.grams import Floats, Matrix, bucket_of, inner_size, narrowed
+from gradience.spectral.stored import rounded
 from gradience.spectral.subspace import crossed
-from gradience.spectral.update import (
-    TRUSTED_SHARE,
-    GramCore,
-    core_maps,
-    core_singular_values,
-    decomposed,
-    gram_core,
-    stacked,
-)
+from gradience.spectral.update import core_singular_values, decomposed, gram_maps, stacked
 
 EXACT: Final = 1e-6  # relative to sigma_1: below it, a direction is rounding of factors stored in float32
 _CANCELLED: Final = 1e-10  # of sum |b_k|^2 |a_k|^2: below it, the sum over Gram matrices has lost half its digits
 _NOTHING: Final = 1e-24  # of the same sum: below it, the parts cancel, and only their rounding is left
-
+_BLOCK: Final = 1 << 18  # numbers of the stacked factors at a time
+_HALF: Final = 2  # bytes: for a dtype of at most two, float32 products are precise enough
 
 Pair: TypeAlias = tuple[Floats, Floats]
-
-_BLOCK: Final = 1 << 18  # numbers of the stacked factors at a time
-_BESIDE: Final = 1e-10  # of |S|^2: if |S - U V|^2 is no larger, the inner product of S - U V with E F is negligible
-_HALF: Final = 2  # bytes: for a dtype of at most two, float32 products are precise enough
+Part: TypeAlias = tuple[Matrix, Matrix, float]
 
 
 def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
@@ -86,18 +80,19 @@ def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, 
 def numerical_rank(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> int:
     """Return the number of singular values of b @ a above 1e-6 of the largest and above the rounding of its terms."""
     gram_b, gram_a = pair_grams(b, a) if grams is None else grams
-    core = gram_core(gram_a, gram_b)
-    return core_rank(core, np.linalg.eigvalsh(core.squared), (gram_b, gram_a), lambda: (b, a))
+    maps = gram_maps(gram_a, gram_b, len(gram_a))
+    return _rank(core_singular_values(b, a) if maps is None else _sigma(maps.left, gram_b), (gram_b, gram_a))
 
 
-def core_rank(core: GramCore, eigenvalues: Matrix, grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> int:
-    """Return the numerical rank of b @ a from the core of its `pair_grams` and the core's ascending eigenvalues."""
+def _sigma(left: Floats, gram_b: Floats) -> Floats:
+    """Return the singular values of B A, the squared lengths of the columns of B left for the left map of full rank."""
+    return np.asarray(np.sum(left * (gram_b @ left), axis=0))
+
+
+def _rank(sigma: Floats, grams: Pair) -> int:
     gram_b, gram_a = grams
-    squares = eigenvalues[::-1] * core.size_a * core.size_b
-    if squares[0] < TRUSTED_SHARE * core.largest * core.size_a * core.size_b:
-        squares = core_singular_values(*factors()) ** 2
-    rounding = (len(gram_a) * np.finfo(np.float64).eps) ** 2 * float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-    return int(np.count_nonzero(squares > max(EXACT**2 * squares[0], rounding)))
+    rounding = len(gram_a) * np.finfo(np.float64).eps * math.sqrt(np.diagonal(gram_b) @ np.diagonal(gram_a))
+    return int(np.count_nonzero(sigma > max(EXACT * sigma[0], rounding)))
 
 
 def pair_grams(b: Matrix, a: Matrix) -> Pair:
@@ -112,9 +107,6 @@ def _narrow(b: Matrix, a: Matrix) -> Pair:
     return b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
 
 
-Part: TypeAlias = tuple[Matrix, Matrix, float]
-
-
 def is_narrow(parts: Sequence[Part]) -> bool:
     """Whether the stacked factors need no narrowing: the ranks add up to at most the shorter side, or at most 64."""
     rank = sum(len(a) for _, a, _ in parts)
@@ -123,29 +115,26 @@ def is_narrow(parts: Sequence[Part]) -> bool:
 
 def sum_grams(parts: Sequence[Part]) -> Pair:
     """Return B^T B and A A^T of the sum's stacked factors; parts are (b_i, a_i, c_i)."""
-    n = len(parts)
+    ranks = [len(a) for _, a, _ in parts]
     loads = {i: lambda b=b, a=a: (b, a) for i, (b, a, _) in enumerate(parts)}
-    found = crossed(loads, list(combinations(range(n), 2)) or [(0, 0)])
+    pairs = list(combinations(range(len(parts)), 2)) or [(0, 0)]
+    found = crossed(loads, pairs, bucket_of(max(ranks)))
     weights = _weights(parts)
-    sides = (
-        np.block([[side[i, j] if (i, j) in side else side[j, i].T for j in range(n)] for i in range(n)])
-        for side in (found.b, found.a)
+    gram_b, gram_a = (
+        np.block(
+            [
+                [(side[i, j] if i <= j else side[j, i].T)[:r, :k] for j, k in enumerate(ranks)]
+                for i, r in enumerate(ranks)
+            ]
+        )
+        for side in found
     )
-    gram_b, gram_a = sides
     return gram_b * np.outer(weights, weights), gram_a
 
 
-class Side(NamedTuple):
-    """A new factor as it is stored, (k, d), and inner products of its rounding error E.
-
-    `squared` is E E^T (k, k), and `own` is U E^T (k, k) for the factor U before rounding. `crossed` is X E^T (r, k) for
-    the stacked factor X (r, d), if it was asked for.
-    """
-
-    stored: Matrix
-    squared: Floats
-    own: Floats
-    crossed: Floats | None
+def _weights(parts: Sequence[Part]) -> Floats:
+    """The weight c_i of each column of the stacked B."""
+    return np.concatenate([np.full(len(a), c) for _, a, c in parts])
 
 
 class Rounded(NamedTuple):
@@ -170,10 +159,7 @@ def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> Ro
     """Return the stacked factors rounded to the dtype, with columns of B and rows of A balanced by powers of two."""
     columns, rows = (np.sqrt(np.maximum(np.diagonal(gram), 0.0)) for gram in grams)
     step = balancing(columns, rows)
-    b, a = _rounded(parts, step, 1.0 / step, dtype, crosses=False)
-    gram_b, gram_a = grams
-    turned = gram_b * np.outer(step, step), gram_a / np.outer(step, step)
-    return Rounded(b.stored.T, a.stored, max(0.0, _loss((b, a), turned)))
+    return _stored(parts, grams, (np.diag(step), np.diag(1.0 / step)), dtype)
 
 
 def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
@@ -183,95 +169,82 @@ def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np
     """
     gram_b, gram_a = grams
     held = len(gram_a)
-    core = gram_core(gram_a, gram_b)
-    if rank is None:
-        rank = core_rank(core, np.linalg.eigvalsh(core.squared), grams, lambda: stacked(parts))
-    if rank >= held:
-        return None
-    squares, vectors = np.linalg.eigh(core.squared)
-    maps = core_maps(core, squares, vectors, rank)
+    maps = gram_maps(gram_a, gram_b, held)
     if maps is None:
         return _by_qr(parts, grams, rank, dtype)
-    sigma = np.sqrt(np.maximum(squares[::-1], 0.0) * core.size_a * core.size_b)
-    rest = float(np.sum(sigma[rank:] ** 2))
-    crosses = rest > _BESIDE * float(np.sum(sigma**2))
-    b, a = sides = _rounded(parts, maps.left, maps.right.T, dtype, crosses=crosses)
-    kept = np.diag(sigma[:rank])  # U^T U and V V^T; S - U V is orthogonal to U F and to E V
-    loss = rest + _loss(sides, (kept, kept))
-    if b.crossed is not None and a.crossed is not None:  # the inner product of S - U V with E F
-        across = _weights(parts)[:, None] * b.crossed
-        loss -= 2.0 * float(np.sum(across * a.crossed) - np.sum(b.own * a.own))
-    return Rounded(b.stored.T, a.stored, max(0.0, loss))
+    sigma = _sigma(maps.left, gram_b)
+    kept = _rank(sigma, grams) if rank is None else rank
+    if kept >= held:
+        return None
+    return _stored(parts, grams, maps.cut(held, kept), dtype, rest=float(np.sum(sigma[kept:] ** 2)))
 
 
-def _by_qr(parts: Sequence[Part], grams: Pair, rank: int, dtype: np.dtype[Any]) -> Rounded:
+def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
     plain = stacked(parts)
-    with np.errstate(over="ignore"):
-        b, a = (factor.astype(dtype) for factor in decomposed(*plain).factors(rank))
-    with np.errstate(invalid="ignore"):
+    low = decomposed(*plain)
+    kept = _rank(low.sigma, grams) if rank is None else rank
+    if kept >= len(grams[0]):
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        b, a = (factor.astype(dtype) for factor in low.factors(kept))
         return Rounded(b, a, squared_distance(plain, (b, a), grams=grams))
 
 
-def _weights(parts: Sequence[Part]) -> Floats:
-    """The weight c_i of each column of the stacked B."""
-    return np.concatenate([np.full(len(a), c) for _, a, c in parts])
+def _stored(
+    parts: Sequence[Part], grams: Pair, maps: tuple[Floats, Floats], dtype: np.dtype[Any], *, rest: float = 0.0
+) -> Rounded:
+    """Return B left and right A rounded to the dtype, and their loss, `rest` of it the squared norm of S - U V."""
+    left, right = maps
+    weights = _weights(parts)[:, None]
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        b, *of_e = _side([b.T for b, _, _ in parts], weights * left, dtype)
+        a, *of_f = _side([a for _, a, _ in parts], right.T, dtype)
+        lost = float(loss((grams[0], weights * of_e[0], of_e[1]), (grams[1], *of_f), left, right))
+    return Rounded(b.T, a, max(0.0, rest + lost) if math.isfinite(lost) else math.inf)
 
 
-def _rounded(
-    parts: Sequence[Part], left: Floats, right: Floats, dtype: np.dtype[Any], *, crosses: bool
-) -> tuple[Side, Side]:
-    """Return the new factors B left and A^T right of the stacked factors, as rows and rounded to the dtype."""
-    weighted = (_weights(parts) * left.T).T
-    b, a = [b.T for b, _, _ in parts], [a for _, a, _ in parts]
-    return _side(b, weighted, dtype, crosses=crosses), _side(a, right, dtype, crosses=crosses)
-
-
-def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any], *, crosses: bool) -> Side:
-    """Return turn^T X, rounded, for the stacked factor X (r, d), with X's memory order.
-
-    `turn` is (r, k), or a vector (r,) that stands for a diagonal matrix.
-    """
-    kind: type[np.float32 | np.float64] = np.float32 if dtype.itemsize <= _HALF else np.float64
-    turn = turn.astype(kind)
-    height, k, length = len(turn), turn.shape[-1], factors[0].shape[1]
-    in_rows = factors[0].flags.c_contiguous
-    stored = np.empty((k, length), dtype) if in_rows else np.empty((length, k), dtype).T
-    squared, own, products = np.zeros((k, k)), np.zeros((k, k)), np.zeros((height, k))
-    width = max(1, min(length, _BLOCK // height))
+def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any]) -> tuple[Matrix, Floats, Floats]:
+    """Return turn^T X, rounded, for the stacked factor X (r, d), with X's memory order, and `new_factor`'s products."""
+    (height, k), length, in_rows = turn.shape, factors[0].shape[1], factors[0].flags.c_contiguous
+    kind = np.float32 if dtype.itemsize <= _HALF else np.float64
+    width = 1 << (max(1, min(length, _BLOCK // height)) - 1).bit_length()  # so that XLA compiles few programs
+    found = np.empty((k, length), dtype) if in_rows else np.empty((length, k), dtype).T
+    crosses, squares = np.zeros((height, k)), np.zeros((k, k))
     for start in range(0, length, width):
+        block = np.zeros((height, width), kind) if in_rows else np.zeros((width, height), kind).T
         span = slice(start, min(start + width, length))
-        count = span.stop - start
-        block = scratch.like(factors[0], "sums", (height, count), kind)
-        row = 0
-        for factor in factors:
-            block[row : row + len(factor)] = factor[:, span]
-            row += len(factor)
-        new = _turned(block, turn, in_rows=in_rows)
-        stored[:, span] = new
-        lost: Matrix = stored[:, span].astype(kind) - new
-        if lost.any():
-            squared += lost @ lost.T
-            own += new @ lost.T
-            if crosses:
-                products += block @ lost.T
-    return Side(stored, squared, own, products if crosses else None)
+        np.concatenate([factor[:, span] for factor in factors], out=block[:, : span.stop - start], casting="unsafe")
+        new, cross, square = new_factor(block if in_rows else block.T, turn.astype(kind), dtype.name, in_rows=in_rows)
+        found[:, span] = (np.asarray(new) if in_rows else np.asarray(new).T)[:, : span.stop - start]
+        crosses += cross
+        squares += square
+    return found, crosses, squares
 
 
-def _turned(block: Matrix, turn: Matrix, *, in_rows: bool) -> Matrix:
-    if turn.ndim == 1:
-        return np.asarray(block * turn[:, None])
-    return np.asarray(turn.T @ block if in_rows else (block.T @ turn).T)
+@partial(jax.jit, static_argnames=("dtype", "in_rows"))
+def new_factor(x: Array, turn: Array, dtype: str, *, in_rows: bool) -> tuple[Array, Array, Array]:
+    """Return U = turn^T X rounded to the dtype, and for its rounding error E the products X E^T and E E^T.
+
+    X is (r, d) and turn (r, k). Without `in_rows`, X and U are given and returned as their transposes.
+    """
+    x = x if in_rows else x.T
+    exact = jnp.matmul(turn.T, x, precision="highest")
+    new = rounded(exact, dtype)
+    lost = new - exact
+    cross, square = (jnp.matmul(y, lost.T, precision="highest") for y in (x, lost))
+    new = new.astype(dtype)
+    return new if in_rows else new.T, cross, square
 
 
-def _loss(sides: tuple[Side, Side], grams: Pair) -> float:
-    """Return the squared Frobenius norm of U V - (U + E) (V + F); `grams` are U^T U and V V^T, both (k, k)."""
-    (_, of_e, left, _), (_, of_f, right, _) = sides  # left is U^T E, right is V F^T
-    found = (
-        float(np.sum(grams[0] * of_f)),
-        float(np.sum(grams[1] * of_e)),
-        float(np.sum(of_e * of_f)),
-        2.0 * float(np.sum(left * right.T)),  # <U F, E V>
-        2.0 * float(np.sum(left * of_f)),  # <U F, E F>
-        2.0 * float(np.sum(of_e * right)),  # <E V, E F>
-    )
-    return math.fsum(found) if all(map(math.isfinite, found)) else math.inf
+@jax.jit
+def loss(of_b: tuple[Array, ...], of_a: tuple[Array, ...], left: Array, right: Array) -> Array:
+    """Return |U V - (U + E)(V + F)|^2 - 2 <S - U V, E F> for U = B left and V = right A, the best factors of S = B A.
+
+    `of_b` are B^T B, B^T E and E^T E, and `of_a` are A A^T, A F^T and F F^T. As S - U V is orthogonal to U F and E V,
+    that is |S - (U + E)(V + F)|^2 without |S - U V|^2.
+    """
+    gram_b, gram_a = (jnp.block([[own, cross], [cross.T, square]]) for own, cross, square in (of_b, of_a))
+    r, k = left.shape
+    change = jnp.block([[jnp.zeros((r, r)), left], [right, jnp.eye(k)]])  # [B E] change [A; F] = U F + E V + E F
+    across = (jnp.eye(r) - left @ right) * (of_b[1] @ of_a[1].T)
+    return jnp.sum(change * (gram_b @ change @ gram_a)) - 2.0 * jnp.sum(across)

@@ -1,33 +1,31 @@
-"""One low-rank update B A: its singular values and its best low-rank approximations, without ever forming it.
+"""One low-rank update B A: its best low-rank approximations, without ever forming it, and what random factors give.
 
-`grams` reads every entry of the factors and gives the r x r matrices A A^T and B^T B in float64. LAPACK on the host
-solves r x r problems faster than any accelerator, and with the same accuracy on every backend. So these functions work
-on numpy arrays; those of Gram matrices accept any leading axes.
-
-Singular values from Gram matrices have an error of about sqrt(eps) * |A| * |B|. They are trusted only if sigma_1 is
-not much smaller than |A| * |B|. QR of both factors is backward stable and covers all other updates. The best
-approximation of a lower rank keeps the leading singular values (Eckart and Young, Psychometrika 1(3), 1936).
+The best approximation of a lower rank keeps the leading singular values (Eckart and Young, Psychometrika 1(3), 1936).
+Singular values and vectors are computed in float64 by JAX. The factors of an approximation are products of the stored
+factors with small matrices; numpy forms them, a tile at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import Array, lax
 
 from gradience.spectral import scratch
-from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
+from gradience.spectral.batch import Maps, batched_maps, by_qr_alone, stable_ranks
+from gradience.spectral.devices import float64
+from gradience.spectral.grams import Factors, Floats, Matrix, bucket_of, inner_size, narrowed
 
 _SAMPLES = 8
 
-# If sigma_1^2 is below this share of |A|^2 |B|^2, Gram matrices may not give 1e-6 sigma_1 (tests/spectral shows it).
-TRUSTED_SHARE: Final = 1e-2
-
 _TILE: Final = 1 << 18  # elements cast to floats at a time (2 MiB as float64); measured with 2**14 to 2**20
-_FLOOR: Final = 1e-7  # relative to sigma_1: a smaller singular value is rounding, and leaving it out costs no more
 
 _DENSE_UNDER: Final = 768  # the shorter side: up to it, a full SVD takes about a second
 _OVERSAMPLING: Final = 16  # columns beyond the rank
@@ -42,32 +40,31 @@ _ROWS: Final = 1024  # rows in which a product is subtracted at a time
 def null_stable_rank(r: int, d_out: int, d_in: int, *, seed: int = 0) -> float:
     """Return the mean stable rank of B A for Gaussian B (d_out, r) and A (r, d_in), over eight samples."""
     rng = np.random.default_rng(seed)
-    return float(np.mean([_sample(rng, r, d_out, d_in) for _ in range(_SAMPLES)]))
+    return _mean_stable_rank([_core(rng, r, d_out, d_in) for _ in range(_SAMPLES)])
 
 
 @cache
 def null_factor_stable_rank(r: int, d: int, *, seed: int = 0) -> float:
     """Return the mean stable rank of one Gaussian factor (d, r), r at most d, over eight samples."""
     rng = np.random.default_rng(seed)
-    grams = (lower @ lower.T for lower in (_bartlett(rng, r, d) for _ in range(_SAMPLES)))
-    return float(np.mean([float(gram_stable_rank(gram)) for gram in grams]))
+    return _mean_stable_rank([_bartlett(rng, r, d) for _ in range(_SAMPLES)])
 
 
-def gram_stable_rank(gram: Floats) -> Floats:
-    """Return the stable rank of a factor from its Gram matrix (..., r, r), finite: trace over largest eigenvalue."""
-    largest = np.linalg.eigvalsh(gram)[..., -1]
-    trace = np.trace(gram, axis1=-2, axis2=-1)
-    return np.asarray(np.where(largest > 0.0, trace / np.where(largest > 0.0, largest, 1.0), 0.0))
+def _mean_stable_rank(matrices: Sequence[Floats]) -> float:
+    """Return the mean stable rank of square matrices, padded with zeros so that XLA compiles few shapes."""
+    size = len(matrices[0])
+    padded = np.zeros((len(matrices), bucket_of(size), bucket_of(size)))
+    padded[:, :size, :size] = matrices
+    with float64():
+        return float(np.mean(np.asarray(stable_ranks(padded))))
 
 
-def _sample(rng: np.random.Generator, r: int, d_out: int, d_in: int) -> float:
+def _core(rng: np.random.Generator, r: int, d_out: int, d_in: int) -> Floats:
+    """Return a small matrix with the singular values of B A for Gaussian B (d_out, r) and A (r, d_in)."""
     least, most = sorted((d_out, d_in))
     if inner_size(r, d_out, d_in) < r:  # with B = L Q, Q A is as Gaussian as A: the distribution is the same
-        core = _bartlett(rng, least, r) @ _bartlett(rng, least, most)
-    else:
-        core = _bartlett(rng, r, d_out).T @ _bartlett(rng, r, d_in)
-    energy = np.linalg.svd(core, compute_uv=False) ** 2
-    return float(energy.sum() / energy[0])
+        return np.asarray(_bartlett(rng, least, r) @ _bartlett(rng, least, most))
+    return np.asarray(_bartlett(rng, r, d_out).T @ _bartlett(rng, r, d_in))
 
 
 def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float64]:
@@ -78,96 +75,13 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
     return np.asarray(lower + diagonal)
 
 
-class GramSpectrum(NamedTuple):
-    """Singular values (..., r), largest first, and whether the Gram matrices give them accurately."""
+def core_singular_values(b: Matrix, a: Matrix) -> Floats:
+    """Return the singular values of B A by QR of both factors in float64, b (d_out, r) and a (r, d_in); r values.
 
-    sigma: Floats
-    trusted: npt.NDArray[np.bool_]
-
-
-def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
-    """Return the singular values of B A from A A^T and B^T B, both (..., r, r) and finite.
-
-    Rows of A and columns of B are balanced first (A -> D A, B -> B D^-1 leaves B A unchanged), and both Gram matrices
-    are scaled to trace one. So neither the scale of single rows nor that of the whole update costs accuracy.
+    Those beyond the shorter side are zero.
     """
-    core = gram_core(gram_a, gram_b)
-    return core_spectrum(core, np.asarray(np.linalg.eigvalsh(core.squared), np.float64))
-
-
-def core_spectrum(core: GramCore, eigenvalues: Floats) -> GramSpectrum:
-    """Return the singular values of B A from its core and the eigenvalues of `core.squared`, in ascending order."""
-    squares = np.maximum(eigenvalues[..., ::-1], 0.0)
-    trusted = squares[..., 0] >= TRUSTED_SHARE * core.largest  # of a zero update both are zero
-    scale = np.sqrt(core.size_a) * np.sqrt(core.size_b)
-    return GramSpectrum(np.sqrt(squares) * scale[..., None], trusted)
-
-
-class GramCore(NamedTuple):
-    """The symmetric r x r eigenproblem of B A, from two Gram matrices.
-
-    `unit_b` is B^T B, balanced and divided by its trace `size_b`. A A^T, balanced and divided by its trace `size_a`,
-    is root root^T. The eigenvalues of `squared` = root^T unit_b root are the squared singular values of B A divided by
-    size_a * size_b. `balance` is the diagonal of D. `largest` is an upper bound on the eigenvalues.
-    """
-
-    squared: Floats
-    root: Floats
-    unit_b: Floats
-    size_a: Floats
-    size_b: Floats
-    balance: Floats
-    largest: Floats
-
-
-def gram_core(gram_a: Floats, gram_b: Floats) -> GramCore:
-    """Return the core of B A from A A^T and B^T B, both (..., r, r) and finite."""
-    balance = _balance(_diagonal(gram_a), _diagonal(gram_b))
-    outer = balance[..., :, None] * balance[..., None, :]
-    unit_a, size_a = _unit_trace(gram_a * outer)
-    unit_b, size_b = _unit_trace(gram_b / outer)
-    values, vectors = np.linalg.eigh(unit_a)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
-    largest = values[..., -1] * np.linalg.norm(unit_b, axis=(-2, -1))
-    return GramCore(_transpose(root) @ unit_b @ root, root, unit_b, size_a, size_b, balance, largest)
-
-
-def core_singular_values(b: npt.NDArray[Any], a: npt.NDArray[Any]) -> Floats:
-    """Return the singular values of B A by QR of both factors in float64, b (d_out, r) and a (r, d_in).
-
-    Each factor is scaled to a largest entry of one, so that squares neither overflow nor underflow.
-    """
-    unit_b, size_b = _unit_peak(b.astype(np.float64))
-    unit_a, size_a = _unit_peak(a.astype(np.float64))
-    core = np.asarray(np.linalg.qr(unit_b, mode="r")) @ np.asarray(np.linalg.qr(unit_a.T, mode="r")).T
-    sigma: Floats = np.linalg.svd(core, compute_uv=False) * size_b * size_a
-    return sigma
-
-
-def _diagonal(gram: Floats) -> Floats:
-    return np.diagonal(gram, axis1=-2, axis2=-1)
-
-
-def _transpose(x: Floats) -> Floats:
-    return np.swapaxes(x, -1, -2)
-
-
-def _balance(diagonal_a: Floats, diagonal_b: Floats) -> Floats:
-    """Return the diagonal of D that makes row i of A and column i of B equally long; 1 if either is zero."""
-    both = (diagonal_a > 0.0) & (diagonal_b > 0.0)
-    ratio = np.where(both, diagonal_b, 1.0) / np.where(both, diagonal_a, 1.0)
-    balance: Floats = np.where(both, np.sqrt(np.sqrt(ratio)), 1.0)
-    return balance
-
-
-def _unit_trace(gram: Floats) -> tuple[Floats, Floats]:
-    size = np.trace(gram, axis1=-2, axis2=-1)
-    return gram / np.where(size > 0.0, size, 1.0)[..., None, None], size
-
-
-def _unit_peak(x: Floats) -> tuple[Floats, float]:
-    peak = float(np.max(np.abs(x), initial=0.0))
-    return (x / peak, peak) if peak > 0.0 else (x, 1.0)
+    found = by_qr_alone(Factors(b, a, 1.0))
+    return np.asarray(found.sigma) * math.prod(float(size) for size in found.sizes)
 
 
 class LowRank(NamedTuple):
@@ -197,10 +111,17 @@ class LowRank(NamedTuple):
 
 def decomposed(b: Matrix, a: Matrix, scale: float = 1.0) -> LowRank:
     """Return the SVD of scale * b @ a by QR of both factors; b (d_out, r), a (r, d_in), both finite."""
-    left, core_b = np.linalg.qr(b.astype(np.float64))
-    right, core_a = np.linalg.qr(a.T.astype(np.float64))
-    u, sigma, v = np.linalg.svd(core_b @ core_a.T, full_matrices=False)
-    return LowRank(left @ u * np.copysign(1.0, scale), sigma * abs(scale), v @ right.T)
+    with float64():
+        u, sigma, v = (np.asarray(x) for x in svd_by_qr(b.astype(np.float64), a.astype(np.float64)))
+    return LowRank(u * np.copysign(1.0, scale), sigma * abs(scale), v)
+
+
+@jax.jit
+def svd_by_qr(b: Array, a: Array) -> tuple[Array, Array, Array]:
+    """Return the singular value decomposition u diag(sigma) v of b @ a."""
+    (left, core_b), (right, core_a) = jnp.linalg.qr(b), jnp.linalg.qr(a.T)
+    u, sigma, v = jnp.linalg.svd(core_b @ core_a.T, full_matrices=False)
+    return left @ u, sigma, v @ right.T
 
 
 def stacked(parts: Sequence[tuple[Matrix, Matrix, float]]) -> tuple[Floats, Floats]:
@@ -208,20 +129,6 @@ def stacked(parts: Sequence[tuple[Matrix, Matrix, float]]) -> tuple[Floats, Floa
     b = np.concatenate([b.astype(np.float64) * scale for b, _, scale in parts], axis=1)
     a = np.concatenate([a.astype(np.float64) for _, a, _ in parts], axis=0)
     return b, a
-
-
-class Maps(NamedTuple):
-    """The maps to factors of a lower rank: b' = B @ left and a' = right @ A; left (r, k), right (k, r), in float64."""
-
-    left: Floats
-    right: Floats
-
-    def cut(self, inner: int, rank: int) -> Maps:
-        """Return the maps (inner, rank) and (rank, inner): the leading columns and rows of these, zero-padded."""
-        kept = min(rank, self.left.shape[1])
-        left, right = np.zeros((inner, rank)), np.zeros((rank, inner))
-        left[:, :kept], right[:kept] = self.left[:inner, :kept], self.right[:kept, :inner]
-        return Maps(left, right)
 
 
 def reduced(
@@ -267,29 +174,13 @@ def reduced(
 
 
 def gram_maps(gram_a: Floats, gram_b: Floats, rank: int) -> Maps | None:
-    """Return the maps to the best factors of that rank from A A^T and B^T B, or None if only QR is accurate enough.
-
-    Columns of `left` and rows of `right` beyond the numerical rank are zero.
-    """
-    core = gram_core(gram_a, gram_b)
-    return core_maps(core, *np.linalg.eigh(core.squared), rank)
-
-
-def core_maps(core: GramCore, squares: Floats, vectors: Floats, rank: int) -> Maps | None:
-    """Return `gram_maps` from one update's core and its eigenvalues, in ascending order, with the eigenvectors."""
-    r = len(squares)
-    squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
-    left, right = np.zeros((r, rank)), np.zeros((rank, r))
-    if squares[0] < TRUSTED_SHARE * core.largest:
-        return None
-    kept = min(rank, int(np.count_nonzero(squares > _FLOOR**2 * squares[0])))
-    unit = np.sqrt(squares[:kept])
-    turned = core.root @ vectors[:, :kept]
-    size_a, size_b = np.sqrt(core.size_a), np.sqrt(core.size_b)
-    root = np.sqrt(unit * size_a * size_b)  # of sigma: each factor gets this root
-    left[:, :kept] = turned * (root / (unit * size_b)) / core.balance[:, None]
-    right[:kept] = (turned.T @ core.unit_b) * (root / (unit**2 * size_a))[:, None] * core.balance
-    return Maps(left, right)
+    """Return the maps to the best factors of that rank from A A^T and B^T B, or None if only QR is accurate enough."""
+    r = len(gram_a)
+    grams = np.zeros((2, 1, bucket_of(r), bucket_of(r)))
+    grams[0, 0, :r, :r], grams[1, 0, :r, :r] = gram_b, gram_a
+    with float64():
+        result, left, right = jax.device_get(batched_maps(*grams))
+    return Maps(left[0], right[0]).cut(r, rank) if result.trusted[0] else None
 
 
 def _by_qr(b: Matrix, a: Matrix, scale: float, rank: int) -> tuple[Floats, Floats]:
@@ -330,29 +221,51 @@ class Part(NamedTuple):
 def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Part:
     """Return the best approximation of that rank of a finite float64 matrix; the rank is cut to the shorter side."""
     fewest = min(matrix.shape)
-    norm = float(np.linalg.norm(matrix))
-    if fewest <= _DENSE_UNDER or 4 * (rank + _OVERSAMPLING) >= fewest:
-        u, sigma, v = np.linalg.svd(matrix, full_matrices=False)
-    else:
-        u, sigma, v = _iterated(matrix, rank + _OVERSAMPLING, norm, seed)
+    with float64():
+        if fewest <= _DENSE_UNDER or 4 * (rank + _OVERSAMPLING) >= fewest:
+            found = whole_svd(matrix)
+        else:
+            shape = matrix.shape[1], rank + _OVERSAMPLING
+            found = leading_svd(matrix, np.random.default_rng(seed).standard_normal(shape))
+        u, sigma, v = (np.asarray(x) for x in found)
     low = LowRank(u[:, :rank], sigma[:rank], v[:rank])
-    return Part(low, norm, _rest(matrix, low))
+    return Part(low, float(np.linalg.norm(matrix)), _rest(matrix, low))
 
 
-def _iterated(matrix: Floats, columns: int, norm: float, seed: int) -> tuple[Floats, Floats, Floats]:
-    basis = np.linalg.qr(matrix @ np.random.default_rng(seed).standard_normal((matrix.shape[1], columns)))[0]
-    captured = 0.0
-    for _ in range(_MOST_PASSES):
-        core = basis.T @ matrix
-        before, captured = captured, float(np.sum(core * core))
-        left = max(0.0, norm * norm - captured)
-        if captured - before <= _SETTLED * left + _ROUNDING * norm * norm:
-            break
-        turned = np.linalg.qr(core.T)[0]
-        basis = np.linalg.qr(matrix @ turned)[0]
-    else:
-        core = basis.T @ matrix
-    u, sigma, v = np.linalg.svd(core, full_matrices=False)
+@jax.jit
+def whole_svd(matrix: Array) -> tuple[Array, Array, Array]:
+    """Return the singular value decomposition u diag(sigma) v of a matrix."""
+    u, sigma, v = jnp.linalg.svd(matrix, full_matrices=False)
+    return u, sigma, v
+
+
+_State: TypeAlias = tuple[Array, Array, Array, Array]  # passes, basis, the squares it captures, and those before
+
+
+@jax.jit
+def leading_svd(matrix: Array, start: Array) -> tuple[Array, Array, Array]:
+    """Return as many leading singular values and vectors as start (n, columns) has columns; the last are inaccurate.
+
+    Subspace iteration ends when a pass captures almost nothing more. Halko, Martinsson & Tropp, SIAM Review 53(2),
+    2011.
+    """
+    square = jnp.sum(matrix**2)
+
+    def more(state: _State) -> _State:
+        passes, basis, captured, _ = state
+        turned, _ = jnp.linalg.qr(matrix.T @ basis)
+        basis, _ = jnp.linalg.qr(matrix @ turned)
+        return passes + 1, basis, jnp.sum((basis.T @ matrix) ** 2), captured
+
+    def goes_on(state: _State) -> Any:
+        passes, _, captured, before = state
+        left = jnp.maximum(square - captured, 0.0)
+        return (passes < _MOST_PASSES) & (captured - before > _SETTLED * left + _ROUNDING * square)
+
+    basis, _ = jnp.linalg.qr(matrix @ start)
+    first: _State = jnp.int32(0), basis, jnp.sum((basis.T @ matrix) ** 2), jnp.zeros_like(square)
+    _, basis, _, _ = lax.while_loop(goes_on, more, first)
+    u, sigma, v = jnp.linalg.svd(basis.T @ matrix, full_matrices=False)
     return basis @ u, sigma, v
 
 

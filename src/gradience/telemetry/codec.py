@@ -5,51 +5,32 @@ from __future__ import annotations
 import json
 import math
 import re
-from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
 from gradience.errors import SchemaError
 from gradience.io.reading import check_depth
-from gradience.schema import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
+from gradience.schema import MAX_INT, SCHEMA_ID, SCHEMA_PATTERN, SCHEMA_PREFIX, NonNegativeInt, Real, real
 from gradience.schema.document import escape_controls
-from gradience.schema.events import (
-    EVENT_TYPES,
-    ConfigSnapshot,
-    Eval,
-    EvalMetrics,
-    Event,
-    LoraSnapshot,
-    OptimizerSnapshot,
-    Recommendation,
-    RecommendationItem,
-    TrainingSnapshot,
-    TrainStep,
-    UnknownEvent,
-)
+from gradience.schema.events import EVENT_TYPES, Eval, Event, EventBase, Recommendation, TrainStep, UnknownEvent
+from gradience.schema.flat import CHOICES, Checked, Flat, expectation, spread
 
-_AT: Final = re.compile(r" - at `(?P<path>[^`]+)`$")
-_STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
-_LISTED: Final = "[]"
-# Levels below the event itself that may have unknown keys.
-_FLAT: Final[dict[str, tuple[tuple[str, ...], type[msgspec.Struct]]]] = {
-    "eval": (("metrics",), EvalMetrics),
-    "recommendation": (("recommendations", _LISTED), RecommendationItem),
+_OPEN: Final = {  # where an event has a choice that a later minor version may add to
+    "run_start": ("config", "task_profile"),
+    "alert": ("severity",),
+    "recommendation": ("recommendations", "severity"),
+    "run_end": ("status",),
 }
-# Levels of a config. They hold `extras` as a key on the wire too; unknown keys beside it are moved into it.
-_NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
-    (("config",), ConfigSnapshot),
-    (("config", "optimizer"), OptimizerSnapshot),
-    (("config", "lora"), LoraSnapshot),
-    (("config", "training"), TrainingSnapshot),
-)
-
+_OF_THIS_MAJOR: Final = re.compile(SCHEMA_PATTERN)
+_STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 MAX_LINE_BYTES: Final = 64 * 1024  # most bytes of one line without its newline
 T_ = TypeVar("T_")
+P_ = TypeVar("P_", bound=Checked | Flat)
 KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
 OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 
+_SHOWN: Final = 80  # characters of an unknown value
 _INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
 
 
@@ -64,16 +45,6 @@ class Place(NamedTuple):
     def value(self) -> Any:
         """The value at this place."""
         return self.container[self.key]
-
-
-def path_of(message: str) -> str:
-    """Return the path at the end of a msgspec message, `$` if it names none.
-
-    >>> path_of("Expected `int`, got `str` - at `$.step`")
-    '$.step'
-    """
-    at = _AT.search(message)
-    return at["path"] if at else "$"
 
 
 def find(document: dict[str, Any], path: str) -> Place | None:
@@ -91,78 +62,6 @@ def find(document: dict[str, Any], path: str) -> Place | None:
 
 
 JsonObject: TypeAlias = dict[str, Any]
-
-
-def fold(document: JsonObject, name: str) -> JsonObject:
-    """Return the document of a known event with unknown keys moved into `extras` at every level."""
-    document = _flat_in(document, EVENT_TYPES[name])
-    if name in _FLAT:
-        path, cls = _FLAT[name]
-        document = _at(document, path, cls, nested=False)
-    if name == "run_start":
-        for path, cls in _NESTED:
-            document = _at(document, path, cls, nested=True)
-    return document
-
-
-def unfold(document: JsonObject, name: str) -> JsonObject:
-    """Return the document of a known event with its `extras` moved beside the known keys.
-
-    Raises:
-        SchemaError: an extra has the name of a known key.
-    """
-    if name in _FLAT:
-        path, cls = _FLAT[name]
-        node, key = document, path[0]
-        child = node[key]
-        flat = [_flat_out(item, cls) for item in child] if path[-1] == _LISTED else _flat_out(child, cls)
-        document = {**document, key: flat}
-    return _flat_out(document, EVENT_TYPES[name])
-
-
-def _at(node: Any, path: tuple[str, ...], cls: type[msgspec.Struct], *, nested: bool) -> Any:
-    if path and path[0] == _LISTED:
-        return [_at(item, path[1:], cls, nested=nested) for item in node] if isinstance(node, list) else node
-    if not isinstance(node, dict):
-        return node
-    if path:
-        return {**node, path[0]: _at(node[path[0]], path[1:], cls, nested=nested)} if path[0] in node else node
-    return _nested_in(node, cls) if nested else _flat_in(node, cls)
-
-
-def _flat_in(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
-    known = _wire_names(cls)
-    if node.keys() <= known:
-        return node
-    folded = {k: v for k, v in node.items() if k in known}
-    folded["extras"] = {k: v for k, v in node.items() if k not in known}
-    return folded
-
-
-def _nested_in(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
-    known = _wire_names(cls)
-    beside = {k: v for k, v in node.items() if k not in known and k != "extras"}
-    nested = node.get("extras", {})
-    if not beside or not isinstance(nested, dict):
-        return node
-    return {**{k: v for k, v in node.items() if k in known}, "extras": {**nested, **beside}}
-
-
-def _flat_out(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
-    extras = node.get("extras")
-    if not extras:
-        return node
-    known = _wire_names(cls)
-    if taken := sorted(known & extras.keys()):
-        raise SchemaError(f"extras of {cls.__name__} may not use the name of a known key: {', '.join(taken)}")
-    return {**{k: v for k, v in node.items() if k != "extras"}, **extras}
-
-
-@cache
-def _wire_names(cls: type[msgspec.Struct]) -> frozenset[str]:
-    """Return the keys that a Struct has on the wire, without `extras`."""
-    names = set(cls.__struct_encode_fields__) - {"extras"}
-    return frozenset(names | {"event"} if cls.__struct_config__.tag else names)
 
 
 _encoder = msgspec.json.Encoder()
@@ -184,12 +83,11 @@ def encode(event: Event | UnknownEvent) -> bytes:
     """Return the event as one JSON object without a newline, with non-finite numbers by name.
 
     Raises:
-        SchemaError: an extra has the name of a known key.
         TypeError: the event holds a value that JSON does not have.
     """
-    if not isinstance(event, UnknownEvent) and not _has_extras(event):
+    if not isinstance(event, UnknownEvent):
         line = _encoder.encode(event)
-        if b"null" not in line:  # the encoder writes NaN as null
+        if b"null" not in line and b'"extras":' not in line:  # the encoder writes NaN as null
             return _escape(line)
     return encode_document(to_document(event))
 
@@ -207,29 +105,39 @@ def encode_document(document: JsonObject) -> bytes:
     return _escape(_encoder.encode(document))
 
 
-def to_document(event: Event | UnknownEvent) -> JsonObject:
+def to_document(event: EventBase | UnknownEvent) -> JsonObject:
     """Return the event as on the wire: plain values, with extras beside the known keys.
 
     Raises:
-        SchemaError: an extra has the name of a known key.
         TypeError: the event holds a value that JSON does not have.
     """
     if isinstance(event, UnknownEvent):
-        head = {"schema": SCHEMA_ID, "ts": event.ts, "run_id": event.run_id, "event": event.event, "step": event.step}
+        head = {
+            "schema": event.schema,
+            "ts": event.ts,
+            "run_id": event.run_id,
+            "event": event.event,
+            "step": event.step,
+        }
         return {**head, **_named(event.payload)}
-    plain = msgspec.to_builtins(event)
-    return unfold(_named(plain), plain["event"])
+    document: JsonObject = _named(msgspec.to_builtins(event))
+    if isinstance(event, Eval):
+        document["metrics"] = spread(document["metrics"])
+    elif isinstance(event, Recommendation):
+        document["recommendations"] = [spread(item) for item in document["recommendations"]]
+    return spread(document)
 
 
 def decode(line: bytes) -> Event | UnknownEvent:
     """Return the event of one line, with every unknown key kept.
 
-    An event name this version does not know gives an `UnknownEvent`.
+    An event name this version does not know gives an `UnknownEvent`, and an unknown status or severity is `unknown`.
 
     Raises:
         SchemaError: not JSON, another major version, or a field of the wrong type.
     """
     document, _ = parse(line)
+    soften(document)
     try:
         return convert(document)
     except msgspec.ValidationError as error:
@@ -308,23 +216,43 @@ def convert(document: JsonObject) -> Event | UnknownEvent:
     _refuse_other_major(document.get("schema"))
     if not isinstance(name, str) or name not in EVENT_TYPES:
         return _unknown(document)
-    folded = fold(document, name)
+    return convert_part(document, EVENT_TYPES[name])  # type: ignore[return-value]  # every type there is an Event
+
+
+def convert_part(document: JsonObject, cls: type[P_]) -> P_:
+    """Return an event, or a part of one, of its JSON object. Modifies it: 4.0 becomes 4 where an integer is wanted.
+
+    Raises:
+        msgspec.ValidationError: a field has the wrong type.
+    """
     while True:
         try:
-            event: Event = msgspec.convert(folded, EVENT_TYPES[name])  # type: ignore[assignment]
+            return cls.from_document(document)  # type: ignore[return-value]  # of this class
         except msgspec.ValidationError as error:
-            if not _make_whole(folded, str(error)):
+            if not _make_whole(document, str(error)):
                 raise
-        else:
-            return event
 
 
-def _has_extras(event: Event) -> bool:
-    if event.extras:
-        return True
-    if isinstance(event, Eval):
-        return bool(event.metrics.extras)
-    return isinstance(event, Recommendation) and any(item.extras for item in event.recommendations)
+def soften(document: JsonObject) -> list[str]:
+    """Replace every value of a choice that this version does not know by `unknown`, and return those values by name.
+
+    >>> soften({"event": "run_end", "status": "preempted"})
+    ["status 'preempted'"]
+    """
+    *way, name = _OPEN.get(str(document.get("event")), ("",))
+    below: Any = document.get(way[0]) if way else document
+    found = []
+    for held in below if isinstance(below, list) else [below]:
+        value = held.get(name) if isinstance(held, dict) else None
+        if isinstance(value, str) and value not in CHOICES[name]:
+            held[name] = "unknown"
+            found.append(f"{name} {value[:_SHOWN]!r}")
+    return found
+
+
+def is_minor(schema: object) -> bool:
+    """Whether a schema id is of this major version, and not of the one version that this reader knows all of."""
+    return isinstance(schema, str) and schema != SCHEMA_ID and _OF_THIS_MAJOR.match(schema) is not None
 
 
 def _escape(line: bytes) -> bytes:
@@ -335,7 +263,7 @@ def _escape(line: bytes) -> bytes:
 
 def _make_whole(document: JsonObject, message: str) -> bool:
     """Turn whole floats into integers where the schema wants one: JSON Schema's integer includes 4.0."""
-    place = find(document, path_of(message)) if _INT_NOT_FLOAT.match(message) else None
+    place = find(document, expectation(message).path) if _INT_NOT_FLOAT.match(message) else None
     if place is None:
         return False
     if not place.every:
@@ -354,21 +282,23 @@ def _whole_at(container: Any, key: str | int) -> bool:
 
 
 def _refuse_other_major(schema: object) -> None:
-    if isinstance(schema, str) and schema != SCHEMA_ID and schema.startswith(SCHEMA_PREFIX):
+    if isinstance(schema, str) and schema.startswith(SCHEMA_PREFIX) and not _OF_THIS_MAJOR.match(schema):
         raise SchemaError(
             f"this log is {schema[:80]!r}, this reader knows {SCHEMA_ID!r}",
-            advice="read it with a release of gradience that writes that version",
+            advice="another major version means other fields: read it with a release of gradience that writes it",
         )
 
 
 def _unknown(document: JsonObject) -> UnknownEvent:
     head = msgspec.convert(document, _Envelope)
-    if head.schema != SCHEMA_ID:
+    if not _OF_THIS_MAJOR.match(head.schema):
         raise msgspec.ValidationError(f"Invalid enum value {head.schema[:80]!r} - at `$.schema`")
     if not head.run_id:
         raise msgspec.ValidationError("Expected `str` of length >= 1 - at `$.run_id`")
     payload = {k: v for k, v in document.items() if k not in _Envelope.__struct_fields__}
-    return UnknownEvent(event=head.event, ts=head.ts, run_id=head.run_id, step=head.step, payload=payload)
+    return UnknownEvent(
+        event=head.event, ts=head.ts, run_id=head.run_id, step=head.step, payload=payload, schema=head.schema
+    )
 
 
 def _parse_leniently(line: bytes, error: msgspec.DecodeError) -> JsonObject:

@@ -14,14 +14,16 @@ import re
 from collections.abc import Iterator
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final, get_args
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
-from gradience.schema import SCHEMA_ID, Severity, Status, TaskProfile, real
-from gradience.telemetry.codec import MAX_LINE_BYTES, JsonObject, convert, find, path_of
+from gradience.schema import SCHEMA_ID, real
+from gradience.schema.flat import A_NUMBER, CHOICES, expectation
+from gradience.telemetry.codec import MAX_LINE_BYTES, JsonObject, convert, find
+from gradience.telemetry.near import near_choice, near_required
 
 _SHORT_PART: Final = 4  # mean lines per part from which splitting a block pays
 _CHUNK: Final = MAX_LINE_BYTES  # no larger, so that only the first line of a block can be too long
@@ -32,15 +34,7 @@ _LONGEST_LINE: Final = 256 << 20  # bytes; measuring stops there, because a spar
 
 MOST_FAULTS: Final = 64  # most faults reported of one line
 _SHOWN: Final = 80
-_EXPECTED = re.compile(r"^Expected (?P<expected>.+?)(?:, got `(?P<got>[^`]+)`)?$")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
-_A_NUMBER: Final = 'a number, "NaN", "Infinity" or "-Infinity"'
-_ENUMS: Final = {
-    "schema": SCHEMA_ID,
-    "severity": "one of " + ", ".join(get_args(Severity)),
-    "status": "one of " + ", ".join(get_args(Status)),
-    "task_profile": "one of " + ", ".join(get_args(TaskProfile)),
-}
 _STAND_INS: Final[JsonObject] = {
     "schema": SCHEMA_ID,
     "ts": None,
@@ -182,6 +176,7 @@ class Fault(msgspec.Struct, frozen=True):
     path: str | None = None
     expected: str | None = None
     got: str | None = None
+    hint: str | None = None
 
 
 def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
@@ -225,14 +220,35 @@ def _non_finite(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _fault(message: str, document: JsonObject) -> Fault:
-    path = path_of(message)
+    path, expected, got = expectation(message)
     reason = message.removesuffix(f" - at `{path}`")
     if missing := _MISSING.search(reason):
-        return Fault(reason, f"{path}.{missing['field']}", "a value (required)", "nothing")
-    hit = _EXPECTED.search(reason)
-    expected = hit["expected"].replace("`", "") if hit else _ENUMS.get(path.rsplit(".", 1)[-1], _A_NUMBER)
-    got = hit["got"] if hit and hit["got"] else _shown(document, path)
-    return Fault(reason, path, expected, got)
+        at = f"{path}.{missing['field']}"
+        return Fault(reason, at, "a value (required)", "nothing", _meant(document, at))
+    name = path.rsplit(".", 1)[-1]
+    if name == "schema":
+        expected = SCHEMA_ID
+    shown = got if expected != A_NUMBER and got and name not in CHOICES else _shown(document, path)
+    return Fault(reason, path, expected, shown or got, _choice(document, path))
+
+
+def _meant(document: JsonObject, path: str) -> str | None:
+    """Return what was probably meant as a missing field, or None."""
+    place = find(document, path)
+    if place is None or not isinstance(place.container, dict):
+        return None
+    event = "recommendation.recommendations" if "[" in path else str(document.get("event"))
+    key = near_required(str(place.key), event, list(place.container))
+    return None if key is None else f"perhaps `{key[:_SHOWN]}` is meant as `{place.key}`"
+
+
+def _choice(document: JsonObject, path: str) -> str | None:
+    """Return the known value that was probably meant, or None."""
+    place = find(document, path)
+    if place is None or place.key not in CHOICES or not isinstance(place.value, str):
+        return None
+    value = near_choice(str(place.key), place.value)
+    return None if value is None else f"perhaps `{value}` is meant"
 
 
 def _shown(document: JsonObject, path: str) -> str | None:

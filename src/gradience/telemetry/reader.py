@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from gradience.errors import RecorderError, SchemaError, few
 from gradience.schema import SCHEMA_ID
-from gradience.schema.events import ConfigSnapshot, Eval, Event, EventBase, RunStart, UnknownEvent
-from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
+from gradience.schema.events import ConfigSnapshot, Eval, Event, RunStart, UnknownEvent
+from gradience.schema.reports import (
+    VALIDATE_LOGS_SCHEMA_ID,
+    VALIDATE_SCHEMA_ID,
+    BadLine,
+    ValidateLogsReport,
+    ValidateReport,
+)
 from gradience.telemetry.lines import require_log
+from gradience.telemetry.near import Census
 from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, RowBlock
 from gradience.telemetry.series import RunSeries
 
@@ -69,8 +77,9 @@ class TelemetryReader:
                 yield found
             else:
                 yield from found.events() if isinstance(found, RowBlock) else found
+        self.notes = version_notes(scan.version, scan.softened)
         if scan.unnamed:
-            self.notes = [unnamed_note(scan.unnamed)]
+            self.notes.append(unnamed_note(scan.unnamed))
 
     def of(self, kind: type[E_]) -> Iterator[E_]:
         """Yield the events of one type."""
@@ -103,6 +112,22 @@ def unnamed_note(lines: int) -> str:
     return f"{subject} a bare NaN or Infinity, which is not JSON; read anyway"
 
 
+def version_notes(version: str, softened: Mapping[str, int]) -> list[str]:
+    """Return sentences about what a later minor version added to a log.
+
+    >>> version_notes("gradience.vnext.telemetry/v1", {"status 'preempted'": 1})
+    ["status 'preempted' is not known to gradience.vnext.telemetry/v1: read as unknown"]
+    """
+    notes = []
+    if version != SCHEMA_ID:
+        notes.append(f"the log is {version}, this reader knows {SCHEMA_ID}: fields it does not know are kept unread")
+    values = list(softened)
+    if values:
+        verb = "is" if len(values) == 1 else "are"
+        notes.append(f"{few(values)} {verb} not known to {SCHEMA_ID}: read as unknown")
+    return notes
+
+
 @dataclass(slots=True)
 class RunSummary:
     """The runs of one log, its first bad lines, and counts of its events and lines."""
@@ -116,6 +141,8 @@ class RunSummary:
     issues_total: int = 0
     lines: int = 0
     bare_tokens: int = 0
+    softened: Counter[str] = field(default_factory=Counter)  # values read as `unknown`, such as "status 'preempted'"
+    version: str = SCHEMA_ID
 
     @property
     def last(self) -> RunSeries | None:
@@ -129,6 +156,12 @@ class RunSummary:
         run.take(event)
         if isinstance(event, RunStart):
             self.runs[run.run_id] = self.runs.pop(run.run_id)
+
+    def take_unknown(self, event: UnknownEvent) -> None:
+        """Count an event of an unknown name, also among the lines of its run. Alone it makes no run."""
+        self.unknown[event.event if event.event in self.unknown or len(self.unknown) < _MOST_NAMES else "..."] += 1
+        if event.run_id in self.runs:
+            self.runs[event.run_id].take_unknown(event)
 
     def take_rows(self, block: RowBlock) -> None:
         """Add plain rows all at once, or one by one if their order needs counting."""
@@ -168,7 +201,7 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
             if len(summary.issues) < MAX_ISSUES:
                 summary.issues.append(found.faults[0])
         elif isinstance(found, UnknownEvent):
-            summary.unknown[found.event] += 1
+            summary.take_unknown(found)
         elif isinstance(found, RowBlock):
             summary.take_rows(found)
         else:
@@ -176,13 +209,15 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
                 summary.take(event)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
+    summary.softened, summary.version = scan.softened, scan.version
     return summary
 
 
 def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_ISSUES) -> ValidateReport:
     """Return a report of every line of a log that does not follow the schema.
 
-    Event names unknown to this version are legal, and counted. Bare NaN and Infinity tokens are read, but a log that
+    Names that no reader knows are legal. The report warns of those that look like a known one, and of a log that holds
+    nothing any reader uses. Bare NaN and Infinity tokens are read, but a log that
     holds one is not valid, because they are not JSON.
 
     Args:
@@ -194,8 +229,9 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
         SchemaError: the log is of another major version.
     """
     require_log(Path(path))
-    scan = LogScan(path, strict=True)
-    events: Counter[type[EventBase]] = Counter()
+    census = Census()
+    scan = LogScan(path, strict=True, seen=census.take)
+    events: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     issues: list[BadLine] = []
     total = 0
@@ -206,26 +242,48 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
         elif isinstance(found, UnknownEvent):
             unknown[found.event if found.event in unknown or len(unknown) < _MOST_NAMES else "..."] += 1
         else:
-            events.update(map(type, found.events() if isinstance(found, RowBlock) else found))
+            whole = found.events() if isinstance(found, RowBlock) else found
+            events.update(str(event.__struct_config__.tag) for event in whole)
     return ValidateReport(
         schema=VALIDATE_SCHEMA_ID,
         file=str(path),
         valid=total == 0 and scan.lines > 0,
         lines=scan.lines,
-        events={str(kind.__struct_config__.tag): count for kind, count in events.items()},
+        events=dict(events),
         unknown_events=dict(unknown),
         issues=issues,
         issues_total=total,
+        warnings=census.warnings() if scan.lines else [],
         notes=_notes(scan, unknown, sum(bad.torn for bad in issues)),
     )
 
 
+def validate_logs(
+    paths: Sequence[str | os.PathLike[str]], *, max_issues: int = DEFAULT_MAX_ISSUES
+) -> ValidateLogsReport:
+    """Return the reports of several logs. A log that cannot be read is not valid, and its `error` says why.
+
+    Args:
+        paths: logs, as for `validate_log`.
+        max_issues: how many faults the report of each log lists.
+    """
+    logs = []
+    for path in paths:
+        try:
+            logs.append(validate_log(path, max_issues=max_issues))
+        except (RecorderError, SchemaError) as error:
+            unread = f"{error}: {error.advice}" if error.advice else str(error)
+            logs.append(ValidateReport(schema=VALIDATE_SCHEMA_ID, file=str(path), valid=False, lines=0, error=unread))
+    return ValidateLogsReport(schema=VALIDATE_LOGS_SCHEMA_ID, valid=all(log.valid for log in logs), logs=logs)
+
+
 def _notes(scan: LogScan, unknown: Counter[str], torn: int) -> list[str]:
-    notes = []
+    notes = version_notes(scan.version, scan.softened)
     if not scan.lines:
         notes.append("the file holds no line that is not blank")
     if unknown:
-        notes.append(f"{unknown.total()} events of a name unknown to {SCHEMA_ID} here: legal, not checked further")
+        these = "1 event" if unknown.total() == 1 else f"{unknown.total()} events"
+        notes.append(f"{these} of a name unknown to {SCHEMA_ID} here: legal, not checked further")
     if scan.unnamed:
         notes.append(unnamed_note(scan.unnamed))
     if torn:

@@ -10,21 +10,22 @@ from __future__ import annotations
 import dataclasses
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.schema.events import Event, TrainStep
+from gradience.schema.events import Event, EventBase, TrainStep, UnknownEvent
+from gradience.schema.flat import extended, refuse_taken
 from gradience.telemetry.codec import (
     MAX_LINE_BYTES,
     JsonObject,
     convert,
-    decode,
     decode_known,
     encode_document,
+    parse,
     to_document,
 )
 from gradience.telemetry.secrets import HIDDEN, MAX_NAME, hide_secrets, holds_secret, is_mixed, kind_of
@@ -164,21 +165,26 @@ def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = ""
     return _HOME_IN_TEXT.sub(lambda hit: _basename(hit[0]), text)
 
 
-def to_line(event: Event, rule: Redaction = DEFAULT_REDACTION) -> bytes:
+def to_line(
+    event: EventBase | UnknownEvent, rule: Redaction = DEFAULT_REDACTION, extras: Mapping[str, Any] | None = None
+) -> bytes:
     """Return the event's redacted line without its newline. It is read back first, so every line written is readable.
 
     Args:
         event: of any kind.
         rule: how much of a string may be written.
+        extras: further values beside those of the event, JSON already. A name's own class would be dear here.
 
     Raises:
         RecorderError: the event is not valid, or the line is too long.
     """
     try:
-        line = encode_document(redact_document(to_document(event), rule))
+        if extras:
+            refuse_taken(type(event), extras)
+        line = encode_document(redact_document({**to_document(event), **(extras or {})}, rule))
         _read_back(line)
     except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
-        advice = "see the event's fields in gradience.schema"
+        advice = "see the event's fields in gradience.events"
         raise RecorderError(f"not a valid {type(event).__name__} event: {error}", advice=advice) from error
     if len(line) > MAX_LINE_BYTES:
         message = f"a {type(event).__name__} event of {len(line)} bytes; a line may have {MAX_LINE_BYTES}"
@@ -190,7 +196,7 @@ def _read_back(line: bytes) -> None:
     try:
         decode_known(line)
     except msgspec.ValidationError:
-        decode(line)  # the fast decoder takes an extra named `extras` for the field; the full one does not
+        convert(parse(line)[0])  # a whole float may stand for an integer
 
 
 def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
@@ -203,9 +209,9 @@ def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
 
 def redact_event(event: Event, rule: Redaction = DEFAULT_REDACTION) -> Event:
     """Return an event that comes from no log as a log would hold it; the same object if nothing is to hide."""
-    if type(event) is TrainStep and event.run_id == redact_id(event.run_id):  # its only text is in its extras
+    if isinstance(event, TrainStep) and event.run_id == redact_id(event.run_id):  # its only text is in its extras
         extras = {_key(k): _redact(v, rule, k) for k, v in event.extras.items()}
-        return event if extras == event.extras else msgspec.structs.replace(event, extras=extras)
+        return event if extras == event.extras else extended(event, extras)
     document = to_document(event)
     safe = redact_document(document, rule)
     return event if safe == document else convert(safe)  # type: ignore[return-value]  # its name is known

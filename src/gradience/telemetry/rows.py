@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from gradience.schema import Json, Real
 from gradience.schema.events import EvalMetrics, TrainStep
-from gradience.telemetry.values import described, number_of, step_of
+from gradience.schema.values import described, number_of, step_of
 
 HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict")
 
@@ -26,8 +26,8 @@ _BEGINNINGS: Final = tuple(f"{word}_" for word in HELD_OUT)
 _COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
 _METRICS: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy", "n": "n"}
 # Names that an extra may not have. `self` is one, because extras are passed to the writer's methods as keywords.
-_RESERVED: Final = frozenset({*TrainStep.__struct_fields__, "event", "self"})
-_RESERVED_METRICS: Final = frozenset(EvalMetrics.__struct_fields__)
+_RESERVED: Final = frozenset({*TrainStep.__struct_fields__, "event", "extras", "self"})
+_RESERVED_METRICS: Final = frozenset({*EvalMetrics.__struct_fields__, "extras"})
 
 Values = dict[str, Json]
 

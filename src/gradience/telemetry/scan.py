@@ -12,7 +12,8 @@ Further values of training rows (`reward`, `kl`, ...) are kept if asked for, so 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -22,6 +23,7 @@ from msgspec import Meta
 from gradience.errors import SchemaError
 from gradience.schema import SCHEMA_ID, NonNegativeInt
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
+from gradience.schema.flat import extended, unchecked
 from gradience.schema.reports import BadLine
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
@@ -33,20 +35,22 @@ from gradience.telemetry.codec import (
     decode_known,
     decode_lines,
     decode_object,
+    is_minor,
     parse,
+    soften,
 )
 from gradience.telemetry.lines import MOST_FAULTS, Block, Fault, Line, find_faults, find_unnamed, read_blocks
 
 MAX_ISSUES: Final = 100  # bad lines kept; all are counted
 
 _MAX_NAMES: Final = 256  # names of further values; if rows have more, they are decoded as typed events
-_ROW_FIELDS: Final = frozenset({*TrainStep.__struct_fields__, "event"}) - {"extras"}
+_ROW_FIELDS: Final = frozenset({*TrainStep.__struct_fields__, "event"})
 
 
 class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="event", tag="train_step"):
     """A training row of the same run and session as the row before, with a step and finite numbers."""
 
-    schema: Literal["gradience.vnext.telemetry/v1"]
+    schema: str
     ts: float | None
     run_id: Annotated[str, Meta(min_length=1)]
     step: NonNegativeInt
@@ -60,7 +64,7 @@ class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="e
     def event(self) -> TrainStep:
         """Return the row as a typed event, without its further values."""
         known = {name: getattr(self, name) for name in PlainRow.__struct_fields__}
-        return TrainStep(**{**known, "schema": SCHEMA_ID})
+        return unchecked(TrainStep, **known)
 
 
 class RowBlock(NamedTuple):
@@ -74,7 +78,7 @@ class RowBlock(NamedTuple):
         """Yield the rows as typed events, with the further values that were kept."""
         for row in self.rows:
             kept = {name: getattr(row, at) for name, at in self.fields.items()}  # null where a row has none
-            yield msgspec.structs.replace(row.event(), extras=kept)
+            yield extended(row.event(), kept)
 
 
 class _RowDecoder(NamedTuple):
@@ -86,11 +90,13 @@ class _RowDecoder(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _row_decoder(run_id: str, session: str | None, names: frozenset[str], kept: frozenset[str]) -> _RowDecoder | None:
+def _row_decoder(
+    schema: str, run_id: str, session: str | None, names: frozenset[str], kept: frozenset[str]
+) -> _RowDecoder | None:
     """Return a decoder for rows whose further values have these names; None if msgspec cannot make it.
 
-    The run's and session's ids are compared while decoding, so no string is built for each row. A name that is not
-    among `names` makes the decoder fail, because it might be one to keep.
+    The version, the run's and session's ids are compared while decoding, so no string is built for each row. A name
+    that is not among `names` makes the decoder fail, because it might be one to keep.
     """
     fields = {name: f"value_{i}" for i, name in enumerate(sorted(names))}
     own = ("session", Literal[session]) if session else ("session", None, None)
@@ -98,7 +104,7 @@ def _row_decoder(run_id: str, session: str | None, names: frozenset[str], kept: 
     try:
         cls = msgspec.defstruct(
             "PlainRow",
-            [("run_id", Literal[run_id]), own, *types],
+            [("schema", Literal[schema]), ("run_id", Literal[run_id]), own, *types],
             bases=(PlainRow,),
             rename={at: name for name, at in fields.items()},
             forbid_unknown_fields=True,
@@ -130,6 +136,7 @@ class LogScan:
         strict: find every fault of a line; treat bare NaN and lines of another version as faults.
         values: names of the further values of training rows to keep, for a summary; None keeps all, more slowly.
             Other events always keep theirs, except under `strict`, which looks for faults only.
+        seen: is called with the JSON object of every line that is one, under `strict`.
 
     Raises:
         RecorderError: the file cannot be read.
@@ -137,19 +144,30 @@ class LogScan:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, strict: bool = False, values: Collection[str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        strict: bool = False,
+        values: Collection[str] | None = None,
+        seen: Callable[[JsonObject], None] | None = None,
     ) -> None:
         self.path = path
         self.lines = 0
         self.unnamed = 0  # lines with bare NaN or Infinity
+        self.softened: Counter[str] = Counter()  # values of choices that are not known here, read as `unknown`
+        self.version = SCHEMA_ID  # of the first event
         self._strict = strict
+        self._seen = seen
         self._kept = None if values is None else frozenset(values)
         self._names: frozenset[str] = frozenset()  # names of all further values met so far
         self._rows: _RowDecoder | None = None
 
     def __iter__(self) -> Iterator[Scanned]:
         """Yield the log's rows, events and bad lines."""
-        return _name_torn_tails(self._read())
+        for first, item in enumerate(_name_torn_tails(self._read())):
+            if not first and not isinstance(item, BadLines):
+                self.version = _version(item)
+            yield item
 
     def _read(self) -> Iterator[Scanned]:
         for piece in read_blocks(self.path):
@@ -183,7 +201,7 @@ class LogScan:
 
     def _typed(self, block: Block) -> list[Event] | None:
         if self._strict:
-            return decode_lines(block.data)
+            return self._shown(block, decode_lines(block.data))
         kept = self._kept
         events = None if kept is None else decode_array(block.data, block.count, KNOWN_ARRAY)
         documents = None if events is None else decode_array(block.data, block.count, OBJECT_ARRAY)
@@ -193,17 +211,30 @@ class LogScan:
             self._learn(events[-1], documents, kept)
         return [_with_values(event, document, kept) for event, document in zip(events, documents, strict=True)]
 
+    def _shown(self, block: Block, events: list[Event] | None) -> list[Event] | None:
+        """Show a block's objects to `seen`; return the events, or None if the objects need a closer look."""
+        if self._seen is None or events is None:
+            return events
+        documents = decode_array(block.data, block.count, OBJECT_ARRAY)
+        if documents is None:
+            return None
+        for document in documents:
+            self._seen(document)
+        return events
+
     def _learn(self, row: Event, documents: list[JsonObject], kept: frozenset[str]) -> None:
         """Make the decoder for rows like those of a block; none, and no more names, if there are too many names."""
         if len(self._names) <= _MAX_NAMES:
             self._names = self._names.union(*documents) - _ROW_FIELDS
         few = len(self._names) <= _MAX_NAMES
-        self._rows = _row_decoder(row.run_id, row.session, self._names, kept) if few else None
+        self._rows = _row_decoder(row.schema, row.run_id, row.session, self._names, kept) if few else None
 
     def _slow(self, line: Line) -> Scanned:
         if (self._strict or self._kept is not None) and line.data.isascii():
             try:
                 event = decode_known(line.data)
+                if self._seen is not None:
+                    self._seen(decode_object(line.data))
                 return [event if self._kept is None else _with_values(event, decode_object(line.data), self._kept)]
             except (msgspec.MsgspecError, RecursionError):
                 pass
@@ -216,6 +247,10 @@ class LogScan:
             fault = Fault(str(error) if line.ended else f"torn tail: {error}")
             return BadLines([_bad(line, fault, torn=not line.ended)], broken=True)
         self.unnamed += unnamed
+        if self._seen is not None:
+            self._seen(document)
+        if not self._strict or is_minor(document.get("schema")):
+            self.softened.update(soften(document))
         if unnamed and self._strict:
             return _all_bad(line, [*find_unnamed(line.data), *find_faults(document)])
         try:
@@ -234,7 +269,7 @@ def _with_values(event: Event, document: JsonObject, kept: frozenset[str]) -> Ev
     if type(event) is not TrainStep:
         return convert(document)  # type: ignore[return-value]  # its name is known
     names = document.keys() & kept
-    return msgspec.structs.replace(event, extras={name: document[name] for name in names}) if names else event
+    return extended(event, {name: document[name] for name in names}) if names else event
 
 
 def _all_bad(line: Line, faults: list[Fault]) -> BadLines:
@@ -274,12 +309,17 @@ def _begins_session(item: RowBlock | list[Event] | UnknownEvent, before: str | N
 def _session(item: RowBlock | list[Event] | UnknownEvent, *, last: bool) -> str | None:
     """Return the session of the first event, or the last session that any event names; None if none does."""
     if isinstance(item, UnknownEvent):
-        session = item.payload.get("session")
-        return session if isinstance(session, str) else None
+        return item.session
     if isinstance(item, RowBlock):
         return item.rows[-1].session  # all are of one session
     named = (event.session for event in (reversed(item) if last else item[:1]))
     return next((session for session in named if session is not None), None)
+
+
+def _version(item: RowBlock | list[Event] | UnknownEvent) -> str:
+    if isinstance(item, RowBlock):
+        return item.rows[0].schema
+    return item.schema if isinstance(item, UnknownEvent) else item[0].schema
 
 
 def _torn(bad: BadLines) -> BadLines:

@@ -12,7 +12,17 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from gradience.telemetry.tokens import BEGINNING, COMMANDS, Shapes, shapes, shapes_of_words
+from gradience.telemetry.tokens import (
+    BEGINNING,
+    COMMANDS,
+    LONG,
+    TOOLS,
+    Shapes,
+    is_name,
+    is_random,
+    shapes,
+    shapes_of_words,
+)
 
 MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
 MAX_NAME: Final = 128  # last characters of a key that are examined: the noun stands at its end
@@ -41,9 +51,10 @@ _TOKENS_OF: Final = frozenset({
 })  # fmt: skip
 _OF_THE_TOKENIZER: Final = frozenset({
     "pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end",
-    "stop", "next", "first", "last", "special", "prefix", "suffix", "middle", "fim",
+    "stop", "next", "first", "last", "special", "prefix", "suffix", "middle", "fim", "per", "n", "num", "dummy",
+    "added", "extra", "prev", "pred", "input", "output", "target", "source", "text", "vision", "placeholder",
 })  # fmt: skip
-_AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid"})  # secrets only if the value is opaque
+_AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid", "psk"})  # secrets only if the value is opaque
 _NOT_A_PASSWORD: Final = frozenset({
     "forward", "backward", "fwd", "bwd", "first", "second", "third", "single", "one", "two", "multi", "by",
     "band",
@@ -70,14 +81,21 @@ def holds_secret(key: str, value: str) -> bool:
     kind = kind_of(key[-MAX_NAME:])
     if not kind or value[:MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
         return False
+    if _PLACEHOLDER.fullmatch(value):
+        return False
     if kind == "token":
         return not _TOKENIZER_VALUE.fullmatch(value)
-    return kind == "secret" or bool(_OPAQUE.fullmatch(value) or _RANDOM.fullmatch(value))
+    if kind == "word":  # `pass: second`, `pass: 2`
+        return is_mixed(value) and not _NUMBER.fullmatch(value)
+    if kind == "secret":
+        return True
+    is_opaque = bool(_OPAQUE.fullmatch(value) or _RANDOM.fullmatch(value))
+    return is_opaque and not (is_name(value) or _COMPOUND.fullmatch(value) or (kind == "pin" and _HEX.fullmatch(value)))
 
 
 @lru_cache(maxsize=4096)
 def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a name
-    """The kind of value that a name announces: `secret`; `token` or `key`, which may be harmless; or ""."""
+    """The kind of value that a name announces: `secret`; `token`, `key`, `pin`, `word`, maybe harmless; or ""."""
     plain = name.replace("w0rd", "word").replace("W0RD", "WORD")  # its capitals are split after the digit
     parts = [part.lower() for part in _PARTS.split(plain) if part]
     while parts and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
@@ -90,11 +108,11 @@ def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a
     if last == "tokens":
         return "token" if before in _TOKENS_OF else ""
     if last in _AMBIGUOUS:
-        return "key"
+        return "pin" if last == "pin" else "key"
     if last in {"key", "keys"}:
         return "secret" if before in _KEYS_OF else "key" if last == "key" else ""
-    if last == "pass" and before in _NOT_A_PASSWORD:
-        return ""
+    if last == "pass" and (not before or before in _NOT_A_PASSWORD):
+        return "" if before else "word"
     if last in _WORDS or _GLUED.search(last):
         return "secret"
     return "secret" if before in {"connection", "conn"} and last in {"string", "str"} else ""
@@ -103,6 +121,13 @@ def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a
 _HARMLESS: Final = frozenset({
     "", "true", "false", "none", "null", "yes", "no", "auto", "on", "off", "default", "...",
 })  # fmt: skip
+_PLACEHOLDER: Final = re.compile(  # of a template, or the name of a variable that holds the secret
+    r"\$[A-Z_][A-Z0-9_]*|\$\{[^{}]*\}?|\$?\{\{.*|<[A-Za-z][A-Za-z _-]*>?|%[A-Z_]+%|\{[a-z_.]*\}"
+    r"|(?:os\.)?(?:environ|getenv)\b.*|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET|PASSWORD)|\*{3,}|x{3,12}|\.{3}"
+)
+_NUMBER: Final = re.compile(r"[-+0-9.,_/%e ]+")
+_HEX: Final = re.compile(r"[0-9a-f]{32,64}")
+_COMPOUND: Final = re.compile(r"(?:[a-z]{3,15}[0-9]{1,6}){2,6}[a-z]{0,15}")  # speaker12session34utt0056
 _NOTE: Final = "<redacted"  # the beginning of a note; after it comes a blank, which ends a value
 _REDACTED: Final = re.compile(_NOTE + r"[^<>]*>")
 _TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
@@ -129,7 +154,7 @@ _PORT: Final = re.compile(r"[^:/@]*:\d{1,5}(?:/|$)")
 # A name and the sign between it and its value: `=`, `:`; for an option also white space or the comma of a list.
 _HINT: Final = re.compile(
     r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=|login|curl|wget"
-    r"|https?\s|mysql|jwt|(?:pat|pin|pw|sid|tok)(?![a-z])|mnemonic|contrasena|senha|session_?id",
+    r"|https?\s|mysql|jwt|(?:pat|pin|pw|sid|tok|psk)(?![a-z])|mnemonic|contrasena|senha|session_?id",
     re.IGNORECASE,
 )
 _NAMED: Final = re.compile(
@@ -145,9 +170,10 @@ _ITEMS: Final = re.compile(
     r"[^\n]*(?:\n[ \t]*-[ \t][^\n]*|\n[ \t]+(?![\w.-]+:[ \n])[^\n]+)*"
 )  # of a YAML list or block
 _TAGGED: Final = re.compile(r"<(?P<name>[A-Za-z_][\w.-]{0,127})>(?P<value>[^<>\s]{4,512})</(?P=name)>")
-_BESIDE: Final = re.compile(  # a name and a value as two fields, and pydantic's error of a field
-    r"\bname[\"']?\s{0,4}[:=]\s{0,4}[\"']?(?P<name>[A-Za-z_][\w.-]{0,127})[\"']?,?\s{1,80}[\"']?value[\"']?\s{0,4}[:=]"
+_BESIDE: Final = re.compile(  # a name and a value as two fields, Terraform's variable, and pydantic's error of a field
+    r"\b(?:name|key)[\"']?\s{0,4}[:=]\s{0,4}[\"']?(?P<name>[A-Za-z_][\w.-]{0,127})[\"']?,?\s{1,80}[\"']?value[\"']?\s{0,4}[:=]"
     r"\s{0,4}[\"']?(?P<value>[^\s\"',}]+)"
+    r"|\bvariable\s{1,4}\"(?P<variable>[\w.-]{1,128})\"\s{0,4}\{[^{}]{0,400}?\bdefault\s{0,8}=\s{0,8}\"(?P<default>[^\"\n]+)"
     r"|^(?P<field>[A-Za-z_][\w.-]{0,127})\n[ \t]+[^\n]{0,400}?\binput_value=[\"']?(?P<input>[^\s\"',\]]+)",
     re.MULTILINE,
 )
@@ -155,6 +181,12 @@ _BARE: Final = re.compile(r"(?:[^\s\"'\\]|\\(?!n))+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
 _OF_A_CODED_QUERY: Final = re.compile(r"[^\s\"'&%]+")
 _LINE: Final = re.compile(r"[^\n]+")
+_PAIR: Final = 2
+_LONG: Final = 24  # characters from which a random text is taken for a token wherever it stands
+# What follows a word such as `password` is a secret if it is mixed as no word or version is.
+_SAID: Final = re.compile(
+    r"(?=.*[0-9])(?=.*[A-Za-z])(?:(?=.*[a-z])(?=.*[A-Z]).{8,}|(?=.*[!$#%&*^~?]).{8,}|.{20,})[^\s(){}<>=]*"
+)
 _PAIRED: Final = 8  # the second of a pair after a secret name is not a word if it has so many characters and a digit
 _WHOLE_LINE: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "set-cookie",
@@ -192,9 +224,18 @@ def _hide(text: str, key: str) -> str:
         text = _USERINFO.sub(_userinfo, text)
     if BEGINNING.search(text):
         text = _replaced(shapes(), text)
-    if _HINT.search(text):
-        text = COMMANDS.sub(_without_group, _replaced(shapes_of_words(), text))
-        text = _hide_named(_BESIDE.sub(_without_value, _TAGGED.sub(_without_value, text)))
+    hinted = _HINT.search(text) is not None
+    if hinted:
+        text = _replaced(shapes_of_words(), text)
+    if TOOLS.search(text):
+        text = COMMANDS.sub(_without_group, text)
+    if hinted:
+        text = _BESIDE.sub(_without_value, _TAGGED.sub(_without_value, text))
+        if "\n" in text and "," in text:
+            text = _hide_columns(text)
+        text = _hide_named(text)
+    if len(text) >= _LONG:
+        text = LONG.sub(lambda hit: "<redacted: random token>" if is_random(hit[0]) else hit[0], text)
     return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-MAX_NAME:]) else text
 
 
@@ -207,7 +248,10 @@ def _replaced(patterns: Shapes, text: str) -> str:
 def _without_group(hit: re.Match[str]) -> str:
     """The match with its one matched group hidden, unless that is a note already."""
     begin, end = hit.span(hit.lastgroup or 0)
-    if hit.string.startswith(_NOTE, begin):
+    value = hit.string[begin:end]
+    if value.startswith(_NOTE) or _PLACEHOLDER.match(value):
+        return hit[0]
+    if hit.lastgroup == "said" and (is_name(value) or not _SAID.fullmatch(value)):
         return hit[0]
     return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
@@ -215,10 +259,12 @@ def _without_group(hit: re.Match[str]) -> str:
 def _without_value(hit: re.Match[str]) -> str:
     """The match of a name and a value, with the value hidden if the name marks a secret."""
     groups = hit.groupdict()
-    name, value = groups["name"] or groups.get("field") or "", groups["value"] or groups.get("input") or ""
+    name = next((groups[one] for one in ("name", "field", "variable") if groups.get(one)), "")
+    place = next((one for one in ("value", "input", "default") if groups.get(one)), "value")
+    value = groups[place] or ""
     if value.startswith(_NOTE) or not holds_secret(name, value):
         return hit[0]
-    begin, end = hit.span("value" if groups["value"] else "input")
+    begin, end = hit.span(place)
     return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
 
@@ -226,7 +272,8 @@ def _userinfo(hit: re.Match[str]) -> str:
     """The part of a URL before its last @ if harmless (a user's name, a path with @); else a note in its place."""
     found, after = hit[0], hit.string[hit.end() + 1 : hit.end() + 1 + _MAX_HOST]
     host = found.partition("/")[0]
-    name, at, rest = found.partition("@") if "@" in host else (found, "", "")
+    ends = host.rfind("@") if len(host) < len(found) else -1  # of a URL whose path has an @, too
+    name, at, rest = (found[:ends], "@", found[ends + 1 :]) if ends != -1 else (found, "", "")
     if ":" in host:
         is_secret = "/" not in name or not _PORT.match(name)
     elif "/" in name:  # base64 has slashes; host/path@version has them, too
@@ -234,6 +281,22 @@ def _userinfo(hit: re.Match[str]) -> str:
     else:
         is_secret = len(name) >= _TOKEN or bool(_SHORT_TOKEN.fullmatch(name))
     return f"<redacted: url password>{at}{rest}" if is_secret else found
+
+
+def _hide_columns(text: str) -> str:
+    """Return a CSV's text without the fields below a header's secret names."""
+    header, *rows = text.split("\n")
+    names = header.split(",")
+    secret = [place for place, name in enumerate(names) if kind_of(name.strip(" \"'")[-MAX_NAME:]) == "secret"]
+    if not secret or len(names) < _PAIR or "=" in header:
+        return text
+    shown = [header]
+    for row in rows:
+        fields = row.split(",")
+        if len(fields) == len(names):
+            fields = [HIDDEN if i in secret and value.strip() else value for i, value in enumerate(fields)]
+        shown.append(",".join(fields))
+    return "\n".join(shown)
 
 
 def _hide_named(text: str) -> str:
@@ -299,7 +362,10 @@ def _after_a_word(text: str, hit: re.Match[str], opened: re.Match[str]) -> tuple
     end = _end_of_value(text, hit, opened)
     value = text[begin:end]
     plain = is_pair and kind_of(name) == "secret" and len(value) >= _PAIRED and not value.isalpha()
-    is_secret = holds_secret(name, value) and (_RANDOM.fullmatch(value) or (plain and any(map(str.isdigit, value))))
+    is_said = kind_of(name) == "secret" and "_" in name and _SAID.fullmatch(value) and not is_name(value)
+    is_secret = holds_secret(name, value) and (
+        _RANDOM.fullmatch(value) or is_said or (plain and any(map(str.isdigit, value)))
+    )
     return (begin, end) if is_secret else (0, 0)
 
 

@@ -26,9 +26,10 @@ from gradience.schema.events import (
     RunEnd,
     RunStart,
     TrainStep,
+    UnknownEvent,
 )
+from gradience.schema.values import number_of
 from gradience.telemetry.scan import PlainRow, RowBlock
-from gradience.telemetry.values import number_of
 
 _ABSENT = float("nan")
 SPECTRAL: Final = "spectral"
@@ -138,6 +139,11 @@ class RunSeries:
                 self.recommendations.extend(event.recommendations)
             case RunEnd():
                 self.end = event
+
+    def take_unknown(self, event: UnknownEvent) -> None:
+        """Count an event of an unknown name among the lines of its session."""
+        self._take_clock(event.ts)
+        self._take_seq(event.session, event.seq)
 
     def take_rows(self, block: RowBlock) -> bool:
         """Add plain rows of one session as columns; if they are out of order, add nothing and return False."""

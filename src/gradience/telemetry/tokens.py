@@ -5,6 +5,7 @@ A single search for the possible beginnings (`BEGINNING`) rules out most texts.
 
 from __future__ import annotations
 
+import binascii
 import re
 from functools import cache
 from typing import Final, TypeAlias
@@ -15,6 +16,7 @@ Shapes: TypeAlias = tuple[tuple[str, re.Pattern[str]], ...]
 _MIXED: Final = r"(?=[A-Za-z0-9_-]{0,64}(?:[A-Z]|[0-9][a-z]|[a-z][0-9]))"
 _START: Final = r"(?<![A-Za-z0-9])"
 _TEXT: Final = r"[A-Za-z0-9_-]"
+_CHUNK: Final = r"(?=[A-Za-z0-9_-]{0,64}[A-Za-z0-9]{12})"  # the parts of a run's name are shorter
 
 _PREFIXES: Final = (
     r"(?:pscale_(?:tkn|pw|oauth)_|sntrys_|figd_|ntn_|secret_(?:lambdalabs_)?|PMAK-|glsa_|glc_|sq0[a-z]{3}-|rpa_|csk-"
@@ -24,7 +26,7 @@ _PREFIXES: Final = (
 
 _SHAPES: Final = (
     ("hub token", _START + r"(?:hf|api_org)_(?:oauth_)?(?:[A-Za-z0-9]{30,}|" + _MIXED + r"[A-Za-z0-9]{16,})"),
-    ("api key", _START + r"(?:sk|rk|pk)-" + _MIXED + _TEXT + r"{20,}"),
+    ("api key", _START + r"(?:sk|rk|pk)-" + _CHUNK + _MIXED + _TEXT + r"{20,}"),
     ("payment key", _START + r"(?:[rs]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}"),
     ("github token", _START + r"(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
     ("gitlab token", _START + r"gl(?:pat|ptt|dt|rt|cbt|agent|soat|imt|ft)-" + _TEXT + r"{16,}"),
@@ -53,7 +55,7 @@ _SHAPES: Final = (
     (
         "vendor key",
         _START + r"(?:xai-|gsk_|pplx-|nvapi-|tgp_v1_|wandb_v1_|lsv2_(?:pt|sk)_|do[opr]_v1_|fw_|jina_)"
-        r"(?=[A-Za-z_-]{0,64}[0-9])" + _TEXT + r"{20,}",
+        r"(?=[A-Za-z_-]{0,64}[0-9])" + _CHUNK + _TEXT + r"{20,}",
     ),
     ("json web token", _START + r"eyJ" + _TEXT + r"{8,300}\." + _TEXT + r"{8,2000}\." + _TEXT + r"*"),
     (
@@ -98,14 +100,90 @@ _SHAPES_OF_WORDS: Final = (
     ("key of a request", r"(?i)(?<=[?&])(?:key|code|access|auth|sig|signature|session_?id|sid)=[^\s&#\"'<>]{16,}"),
 )
 
+# A value that no word is: a digit and a letter, and eight characters at least.
+_VALUE: Final = r"(?=[^\s'\"]{0,64}[0-9])(?=[^\s'\"]{0,64}[A-Za-z])[^\s'\"|&]{8,}"
+_REST: Final = r"\b[^\n|;]{0,200}?\s"  # further words of the same command
+
 # Secrets that are recognised only by their place in a command. The named group is the secret.
 COMMANDS: Final = re.compile(
-    r"\b(?:curl|wget|https?)\b[^\n|;]{0,200}?\s(?:-u|--user)[ =][^\s:'\"]{1,64}:(?P<user>[^\s'\"]+)"
+    rf"\b(?:curl|wget|https?|etcdctl){_REST}(?:-[uaU]|--(?:proxy-)?user)[ =][^\s:'\"]{{1,64}}:(?P<user>[^\s'\"]+)"
     r"|\bsshpass\s+-p\s*(?P<ssh>[^\s]+)"
     r"|\b(?:docker|podman|helm|oras|az|crane)\b[^\n|;]{0,40}\blogin\b[^\n|;]{0,200}?\s-p[ =](?P<login>[^\s]+)"
-    r"|\bmysql(?:dump|admin)?\b[^\n|;]{0,200}?\s-p(?P<mysql>[^\s]+)"
-    r"|\b(?:wandb|comet|neptune|swanlab|clearml)\s+login\b[^\n|;]{0,80}?\s(?P<tracker>[A-Za-z0-9_=]{20,})"
+    rf"|\b(?:mysql(?:dump|admin)?|mariadb){_REST}-p(?P<mysql>[^\s]+)"
+    r"|\b(?:wandb|comet|neptune|swanlab|clearml|vault)\s+login\b[^\n|;]{0,80}?\s(?P<tracker>[A-Za-z0-9_=.]{20,})"
+    rf"|\bredis-cli{_REST}(?:-a|--pass)[ =](?P<redis>[^\s]+)"
+    rf"|\b(?:un)?zip{_REST}-P\s?(?P<zip>[^\s]+)"
+    r"|\b(?:7z[ar]?|rar|unrar)\s[^\n|;]{0,200}?-h?p(?P<archive>[^\s]+)"
+    rf"|\bldap[a-z]+{_REST}-w\s?(?P<ldap>[^\s]+)"
+    rf"|\b(?:smb[a-z]+|rpcclient|net){_REST}-U\s?[^\s%]{{1,64}}%(?P<smb>[^\s]+)"
+    rf"|\bmosquitto_[a-z]+{_REST}-P\s?(?P<mqtt>[^\s]+)"
+    rf"|\b(?:mongo[a-z]*|cqlsh|twine|rdesktop|ncftp[a-z]*|cypher-shell|impala-shell){_REST}-p[ =]?(?P<p>[^\s]+)"
+    rf"|\bopenssl{_REST}-[kK]\s(?P<openssl>[^\s]+)"
+    r"|\bpass:(?P<pass>[^\s'\"]{6,})"
+    rf"|\bx?freerdp{_REST}/p:(?P<rdp>[^\s]+)"
+    rf"|\blftp{_REST}-u\s[^\s,]{{1,64}},(?P<lftp>[^\s]+)"
+    r"|\bnet\s+use\s[^\n|;]{0,80}\s(?P<share>[^\s/\\]+)\s+/user:|\bnet\s+user\s+[^\s]{1,64}\s(?P<account>[^\s/]+)"
+    r"|\bsqlplus\s[^\n|;]{0,40}?[^\s/@]{1,64}/(?P<oracle>[^\s@/]+)@"
+    r"|\brabbitmqctl\s+(?:add_user|change_password)\s+[^\s]{1,64}\s(?P<rabbit>[^\s]+)"
+    r"|\becho\s+(?:-n\s+)?['\"]?(?:[\w.-]{1,32}:)?(?P<echo>[^\s'\":|]+)['\"]?\s*\|\s*"
+    r"(?:sudo\b[^\n|]{0,40}\s-S|chpasswd|passwd|kinit|cryptsetup|su\b|[^\n|]{0,120}(?:--password-stdin|--with-token|-stdin))"
+    r"|\b(?:chpasswd|sudo\s+-S\b[^\n]{0,80}|kinit\b[^\n]{0,80})\s*<<<\s*['\"]?(?:[\w.-]{1,32}:)?(?P<here>[^\s'\"]+)"
+    r"|\bConvertTo-SecureString\s+(?:-String\s+)?['\"]?(?P<powershell>[^\s'\"]+)"
+    r"|\blogin\s+[^\s]{1,64}\s+password\s+(?P<netrc>[^\s]+)|\blogin\s+anonymous\s+password\s+(?P<ftp>[^\s]+)"
+    r"|\"username\"\s{0,4}:\s{0,4}\"[^\"]{0,64}\"\s{0,4},\s{0,4}\"key\"\s{0,4}:\s{0,4}\"(?P<kaggle>[^\"]{8,})\""
+    r"|(?i:\b(?:pass(?:word|phrase|wd|code)|secret|token|credential"
+    r"|(?:api|access|secret|private|licen[sc]e)[ _-]?key)s?(?![\w.-])"
+    rf"(?:[ \t]+(?:provided|supplied|given|used|found|is|was|of|value))?[ \t]*[:=]?[ \t]*['\"(\[]?)(?P<said>{_VALUE})"
 )
+# The programs and words above. A text in which this single search finds nothing has none of them.
+TOOLS: Final = re.compile(
+    r"redis-cli|zip|7z|rar|ldap|smb|rpcclient|\bnet\s|mosquitto|mongo|cqlsh|twine|rdesktop|ncftp|kinit|shell|openssl"
+    r"|pass|freerdp|lftp|sqlplus|rabbitmqctl|echo|SecureString|username|etcdctl|mariadb|vault|login|curl|wget|https?\s"
+    r"|mysql|(?i:passw|passc|passp|secret|token|credential|key)"
+)
+
+# Letters and digits as no name has them: often another class of character than the one before.
+LONG: Final = re.compile(r"(?<![A-Za-z0-9])(?<!sha256-)(?<!sha384-)(?<!sha512-)[A-Za-z0-9]{24,200}(?![A-Za-z0-9])")
+_CHANGE: Final = re.compile(r"(?<=[a-z])[A-Z0-9]|(?<=[A-Z])[a-z0-9]|(?<=[0-9])[A-Za-z]")
+_SPOKEN: Final = re.compile(r"[A-Z]?(?=[a-z]{0,9}[aeiouy])[a-z]{2,}")  # half of a name at least
+_OFTEN: Final = 0.42  # a random text of base 62 changes at 0.62 of its places, a CamelCase name at 0.3
+
+
+def is_random(text: str) -> bool:
+    """Whether letters and digits are mixed as in a random text of base 62.
+
+    >>> is_random("q7Zx0PbT4mKd9RsW2vLc8YhA"), is_random("Qwen2ForSequenceClassification")
+    (True, False)
+    """
+    kinds = (str.islower, str.isupper, str.isdigit)
+    few = min(sum(map(kind, text)) for kind in kinds)
+    words = sum(len(word) for word in _SPOKEN.findall(text))
+    if few < 2 or len(_CHANGE.findall(text)) < _OFTEN * (len(text) - 1) or words > len(text) / 2:
+        return False
+    return not any(_is_coded_text(text[start:]) for start in range(4))
+
+
+def _is_coded_text(text: str) -> bool:
+    """Whether a text is base64 of ASCII, such as a config's."""
+    raw = binascii.a2b_base64(text[: len(text) // 4 * 4])
+    return raw.isascii() and all(byte >= 0x20 or byte in b"\t\n\r" for byte in raw)
+
+
+_WORDY: Final = re.compile(
+    r"[A-Z]?[a-z]{0,15}[0-9]{0,8}[A-Za-z]{0,2}|[0-9]{1,20}|[A-Z]{1,8}[0-9]{0,8}|[a-z]{2,20}[0-9]{0,8}"
+)
+_SEPARATED: Final = re.compile(r"[-_./:+=@]+")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is put together from words and numbers, such as a run's name, a shard or a model's id.
+
+    >>> is_name("fw_bw_overlap_v2_dp8_tp4_run3"), is_name("train-00007-of-00128-3f2a91bc.arrow")
+    (True, True)
+    """
+    parts = [part for part in _SEPARATED.split(text) if part]
+    odd = sum(not _WORDY.fullmatch(part) for part in parts)
+    return len(parts) >= 3 and 4 * odd <= len(parts) and max(map(len, parts)) <= 20
 
 
 @cache

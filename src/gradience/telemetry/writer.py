@@ -12,9 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,7 +26,6 @@ from gradience.schema.events import (
     ConfigSnapshot,
     Eval,
     EvalMetrics,
-    Event,
     EventBase,
     Metrics,
     Recommendation,
@@ -33,18 +33,21 @@ from gradience.schema.events import (
     RunEnd,
     RunStart,
     TrainStep,
+    UnknownEvent,
 )
-from gradience.telemetry.codec import encode_row
+from gradience.schema.flat import expectation, unchecked
+from gradience.schema.values import number, plain, rates
+from gradience.telemetry.codec import JsonObject, convert_part, encode_row
 from gradience.telemetry.logfile import Fsync, LogFile, notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
-from gradience.telemetry.values import number, plain, rates
 
 OnError: TypeAlias = Literal["warn", "raise"]
 
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
-_ADVICE: Final = "see the event's fields in gradience.schema"
-_LOSSES: Final = (RecorderError, RuntimeWarning)  # our own warning is raised if warnings are errors
+_ADVICE: Final = "see the event's fields in gradience.events"
+_MOST_ITEMS: Final = 1000  # recommendations of one event: more do not fit a line of 64 KiB
 _P = ParamSpec("_P")
+C_ = TypeVar("C_", ConfigSnapshot, EvalMetrics, RecommendationItem)
 
 
 def _counted(
@@ -56,9 +59,8 @@ def _counted(
     def write(self: TelemetryWriter, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
             method(self, *args, **kwargs)
-        except _LOSSES as error:
-            if not self._forgives(error):
-                raise
+        except Exception as error:  # noqa: BLE001  # a value's own methods may raise anything
+            self._lose(error)
 
     return write
 
@@ -101,7 +103,7 @@ class TelemetryWriter:
             raise ValueError(f"fsync must be 'always', 'auto' or 'never', not {fsync!r}")
         if on_error not in {"warn", "raise"}:
             raise ValueError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
-        self.run_id: str = redact_id(run_id) if run_id else uuid.uuid4().hex
+        self.run_id: str = redact_id(str(run_id)) if run_id else uuid.uuid4().hex
         self.session = uuid.uuid4().hex[:12]
         self._refused = self._said = 0
         self._raises = on_error == "raise"
@@ -110,11 +112,12 @@ class TelemetryWriter:
         self._seq = 0
         self._ended = False
         self._guard = threading.RLock()
+        self._pid = os.getpid()
         self._asked, self._siblings, self._fsync = Path(path), siblings, fsync
         self._file: LogFile | None = None
         try:
             self._open()
-        except _LOSSES as error:
+        except (RecorderError, RuntimeWarning) as error:  # our own warning is raised if warnings are errors
             if self._raises or not siblings:
                 raise
             self._say(f"this run is not being recorded: {error}")
@@ -143,27 +146,23 @@ class TelemetryWriter:
                     self.run_end(status=_status(error), reason=self._reason(error))
             finally:
                 self.close()
-        except RecorderError as failure:
+        except Exception as failure:
             if error is None:
                 raise
-            notice(f"the end of the run was not recorded: {failure}")
+            notice(f"the end of the run was not recorded: {_text_of(failure)}")
 
     @_counted
     def run_start(
         self,
-        config: ConfigSnapshot | None = None,
+        config: ConfigSnapshot | Mapping[str, Any] | None = None,
         *,
         meta: Mapping[str, Any] | None = None,
         resumed_from_step: int | None = None,
     ) -> None:
-        """Open the run, or its continuation from a step."""
-        self._record(
-            RunStart,
-            resumed_from_step,
-            config=config or ConfigSnapshot(),
-            meta=plain(meta or {}, "meta"),
-            resumed_from_step=resumed_from_step,
-        )
+        """Open the run, or its continuation from a step. A mapping as the config has its keys."""
+        step = None if resumed_from_step is None else _step(resumed_from_step)
+        facts = {} if meta is None else plain(meta, "meta")
+        self._record(RunStart, step, config=_config(config), meta=facts, resumed_from_step=step)
 
     def train_step(
         self,
@@ -183,25 +182,24 @@ class TelemetryWriter:
             self._record(
                 TrainStep,
                 step,
+                plain(extras, "") if extras else {},
                 loss=None if loss is None else number(loss, "loss"),
                 lr=None if lr is None else rates(lr),
                 grad_norm=None if grad_norm is None else number(grad_norm, "grad_norm"),
                 epoch=None if epoch is None else number(epoch, "epoch"),
-                extras=plain(extras, "") if extras else {},
             )
-        except _LOSSES as error:
-            if not self._forgives(error):
-                raise
+        except Exception as error:  # noqa: BLE001  # as in `_counted`, which would take a third of the time again
+            self._lose(error)
 
     @_counted
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
         """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and any other measurement."""
-        self._record(Eval, step, split=split, metrics=self._eval_metrics(metrics))
+        self._record(Eval, step, split=_text(split, "split"), metrics=_eval_metrics(metrics))
 
     @_counted
     def metrics(self, step: int | None, *, kind: str, metrics: Mapping[str, Any]) -> None:
         """Record a block of numbers of a named kind."""
-        self._record(Metrics, step, kind=kind, metrics=plain(metrics, "metrics"))
+        self._record(Metrics, step, kind=_text(kind, "kind"), metrics=plain(metrics, "metrics"))
 
     @_counted
     def alert(
@@ -215,30 +213,49 @@ class TelemetryWriter:
     ) -> None:
         """Record something a person should see."""
         self._record(
-            Alert, step, severity=severity, code=code, message=message, context=plain(context or {}, "context")
+            Alert,
+            step,
+            severity=_text(severity, "severity"),
+            code=_text(code, "code"),
+            message=_text(message, "message"),
+            context={} if context is None else plain(context, "context"),
         )
 
     @_counted
-    def recommendation(self, items: Sequence[RecommendationItem], *, step: int | None = None) -> None:
+    def recommendation(
+        self, items: Sequence[RecommendationItem | Mapping[str, Any]], *, step: int | None = None
+    ) -> None:
         """Record suggestions."""
-        self._record(Recommendation, step, recommendations=list(items))
+        given = list(islice(items, _MOST_ITEMS + 1))
+        if len(given) > _MOST_ITEMS:
+            raise RecorderError(f"an event may hold {_MOST_ITEMS} recommendations", advice="write several events")
+        self._record(Recommendation, step, recommendations=[_item(item, i) for i, item in enumerate(given)])
 
     @_counted
-    def run_end(self, *, status: Status = "ok", reason: str | None = None) -> None:
+    def run_end(self, status: Status = "ok", *, reason: str | None = None) -> None:
         """Close the run. The file stays open for late evaluations until `close`."""
         if self.lost and reason is None:
             reason = f"{self.lost} events could not be recorded"
-        self._record(RunEnd, None, status=status, reason=reason)
+        said = None if reason is None else _text(reason, "reason")
+        self._record(RunEnd, None, status=_text(status, "status"), reason=said)
         self._ended = True
 
-    def write(self, event: Event) -> None:
-        """Append one typed event after redaction. If it has neither session nor seq, it gets this session's."""
+    @_counted
+    def write(self, event: EventBase | UnknownEvent) -> None:
+        """Append one typed event after redaction. If it has neither session nor seq, it gets this session's.
+
+        A `RunEnd` ends the run: none is added when the writer is left. A class of your own that inherits from
+        `EventBase` is an event too; readers keep and count it.
+        """
+        if not isinstance(event, EventBase | UnknownEvent):
+            raise RecorderError(f"expected a typed event, got {type(event).__name__}", advice=_ADVICE)
         self._require_own()
         with self._guard:
             seq = self._take_seq()
             if event.session is None and event.seq is None:
-                event = msgspec.structs.replace(event, session=self.session, seq=seq)
-            self._append(event)
+                event = _numbered(event, self.session, seq)
+            self._append(event, {})
+        self._ended = self._ended or isinstance(event, RunEnd)
 
     def close(self) -> None:
         """Release the file and its lock, and say how many events were lost. Closing twice is harmless.
@@ -250,7 +267,7 @@ class TelemetryWriter:
             if self._file is not None and self._file.is_open:
                 with self._guard:
                     self._file.close()
-        except _LOSSES as error:
+        except (RecorderError, RuntimeWarning) as error:
             if self._raises:
                 raise
             self._say(str(error))
@@ -262,26 +279,36 @@ class TelemetryWriter:
         beside = f"{self._asked.stem}.{self.session}{self._asked.suffix}" if self._siblings else None
         self._file = LogFile(self._asked, sibling=beside, fsync=self._fsync)
 
-    def _forgives(self, error: Exception) -> bool:
-        """Count a lost event and warn of the first one; return False if the error is to be raised."""
+    def _lose(self, error: Exception) -> None:
+        """Count a lost event and warn of the first one, or raise what came as a RecorderError."""
         self._refused += 1
-        if not self._raises and self._refused == 1:
-            self._say(f"an event of this run could not be recorded, training goes on: {error}")
-        return not self._raises
+        if self._raises:
+            if isinstance(error, RecorderError | RuntimeWarning):
+                raise error
+            message = f"a value could not be read: {_text_of(error)}"
+            raise RecorderError(message, advice="record numbers, strings and lists of them") from error
+        if self._refused == 1:
+            self._say(f"an event of this run could not be recorded, training goes on: {_text_of(error)}")
 
     def _say(self, message: str) -> None:
         notice(message, stacklevel=5)
 
     def _require_own(self) -> None:
+        if os.getpid() == self._pid:
+            return
         if self._file is not None:
             self._file.require_own()
+        raise RecorderError(f"the writer of {self._asked} belongs to process {self._pid}, of which this is a fork")
 
-    def _record(self, cls: type[EventBase], step: int | None, /, **fields: Any) -> None:
+    def _record(
+        self, cls: type[EventBase], step: int | None, extras: JsonObject | None = None, /, **fields: Any
+    ) -> None:
         self._require_own()
         if step is not None and type(step) is not int:
             step = _step(step)
         with self._guard:  # keeps seq in the order of the file
-            event = cls(
+            event = unchecked(
+                cls,
                 schema=SCHEMA_ID,
                 ts=self._clock(),
                 run_id=self.run_id,
@@ -290,7 +317,7 @@ class TelemetryWriter:
                 session=self.session,
                 **fields,
             )
-            self._append(event)  # type: ignore[arg-type]  # every subclass in use is an Event
+            self._append(event, extras or {})
 
     def _record_floats(self, step: int, loss: float, lr: Any, grad_norm: Any, epoch: Any) -> bool:
         """Record a row of floats on the hot path: floats need no redaction, and every reader accepts them.
@@ -301,9 +328,12 @@ class TelemetryWriter:
         file = self._file
         if file is None or type(step) is not int or not 0 <= step <= MAX_INT:
             return False
+        if os.getpid() != self._pid:  # before the lock, which a thread of the parent may have held for ever
+            self._require_own()
         with self._guard:
             self._seq = seq = self._seq + 1
-            event = TrainStep(
+            event = unchecked(
+                TrainStep,
                 schema=SCHEMA_ID,
                 ts=self._clock(),
                 run_id=self.run_id,
@@ -323,30 +353,74 @@ class TelemetryWriter:
         self._seq = seq + 1  # even if the write fails, so that a gap shows the loss
         return seq
 
-    def _append(self, event: Event) -> None:
-        line = to_line(event, self._rule)
+    def _append(self, event: EventBase | UnknownEvent, extras: JsonObject) -> None:
+        line = to_line(event, self._rule, extras)
         durable = isinstance(event, _DURABLE)
         if self._file is None and durable:
             self._open()  # opening failed before; the disk may have room again
         if self._file is None:
             raise RecorderError(f"{self._asked} could not be opened")
-        if type(event) is RunStart:
+        if isinstance(event, RunStart):
             self._file.opening = line
         self._file.append(line, durable=durable)
-
-    def _eval_metrics(self, metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
-        if isinstance(metrics, EvalMetrics):
-            return metrics
-        given = plain(metrics, "metrics")
-        known = {k: given.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in given}
-        return EvalMetrics(**known, extras=given)
 
     def _reason(self, error: BaseException | None) -> str | None:
         """Return the exception's type; with `allow_text` also its text, which may hold prompts or paths."""
         if error is None:
             return None
-        name, text = type(error).__name__, str(error) if self._rule.allow_text else ""
-        return f"{name}: {text}" if text else name
+        name, text = type(error).__name__, _text_of(error) if self._rule.allow_text else ""
+        return f"{name}: {text}" if text not in {"", name} else name
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise RecorderError(f"`{name}`: expected a text, got {type(value).__name__}", advice=_ADVICE)
+    return value
+
+
+def _config(config: ConfigSnapshot | Mapping[str, Any] | None) -> ConfigSnapshot:
+    if config is None or isinstance(config, ConfigSnapshot):
+        return config or ConfigSnapshot()
+    return _converted(config, "config", ConfigSnapshot)
+
+
+def _eval_metrics(metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
+    if isinstance(metrics, EvalMetrics):
+        return metrics
+    return _converted(metrics, "metrics", EvalMetrics)
+
+
+def _item(item: RecommendationItem | Mapping[str, Any], place: int) -> RecommendationItem:
+    if isinstance(item, RecommendationItem):
+        return item
+    return _converted(item, f"recommendations[{place}]", RecommendationItem)
+
+
+def _converted(value: Mapping[str, Any], name: str, cls: type[C_]) -> C_:
+    """Return the part of an event that a mapping holds."""
+    document = plain(value, name)
+    if not isinstance(document, dict):
+        raise RecorderError(f"`{name}`: expected a mapping, got {type(value).__name__}", advice=_ADVICE)
+    try:
+        return convert_part(document, cls)
+    except msgspec.ValidationError as error:
+        path, expected, got = expectation(str(error))
+        came = f", got {got}" if got else ""
+        raise RecorderError(f"`{name}{path[1:]}`: expected {expected}{came}", advice=_ADVICE) from error
+
+
+def _numbered(event: EventBase | UnknownEvent, session: str, seq: int) -> EventBase | UnknownEvent:
+    if isinstance(event, UnknownEvent):
+        return msgspec.structs.replace(event, payload={**event.payload, "seq": seq, "session": session})
+    return msgspec.structs.replace(event, session=session, seq=seq)
+
+
+def _text_of(error: BaseException) -> str:
+    """Return an error's text, or its type if even the text raises."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001  # its `__str__` is foreign code
+        return type(error).__name__
 
 
 def _status(error: BaseException | None) -> Status:

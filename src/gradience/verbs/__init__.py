@@ -20,6 +20,9 @@ _CACHE_FAILED: Final = "Error (reading|writing) persistent compilation cache ent
 def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
     """Set up JAX in this process: no preallocation of memory, and compiled kernels cached between runs.
 
+    JAX's own settings come first: `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off, and
+    `JAX_COMPILATION_CACHE_DIR` is another folder for it.
+
     Args:
         device: `auto`, `cpu`, `gpu` or `tpu`.
         serial_kernels: on a CPU, run each kernel on the thread that calls it. This is faster if there are more modules
@@ -37,12 +40,12 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
     if serial_kernels:
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
 
-    if (cache := _cache_dir()) is not None:
-        warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # on a full disk JAX just compiles again
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # on a full disk, or a damaged entry, JAX compiles again
+    if jax.config.values["jax_enable_compilation_cache"] and (cache := _cache_dir()) is not None:
+        jax.config.update("jax_compilation_cache_dir", jax.config.values["jax_compilation_cache_dir"] or str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    from gradience.spectral.batch import use_device  # noqa: PLC0415
+    from gradience.spectral.devices import use_device  # noqa: PLC0415
 
     try:
         use_device(device)

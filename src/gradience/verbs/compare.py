@@ -291,8 +291,8 @@ def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePai
         norm_ratio=two / one if one > 0.0 else None,
         cosine=found.cosine,
         relative_change=found.distance / one if one > 0.0 else None,
-        output_side=None if zero else side_overlap(found.left, first.shape[0]),
-        input_side=None if zero else side_overlap(found.right, first.shape[1]),
+        output_side=None if zero else side_overlap(found.left, found.cosines[0], first.shape[0]),
+        input_side=None if zero else side_overlap(found.right, found.cosines[1], first.shape[1]),
     )
 
 

@@ -26,7 +26,7 @@ from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChan
 from gradience.spectral import one_blas_thread
 from gradience.spectral.base import Overlaps, count_below, overlaps
 from gradience.spectral.grams import Floats
-from gradience.spectral.krylov import Operator, as_float32
+from gradience.spectral.krylov import as_float32
 from gradience.verbs.audit.against_base import Update, update_of
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import (
@@ -106,7 +106,7 @@ def mitigate_adapter(
         new = NewAdapter(run.tensors(), raw_config(files.config), adapter.source.metadata or PEFT_METADATA)
         sources = SourceFiles([files.config, *adapter.weights])
         record = partial(provenance_of, "mitigate", sources, options._asdict(), Changes(run.changes))
-        write_adapter(Path(out), new, record, force=force)
+        write_adapter(Path(out), new, record, sources=sources, force=force)
     return MitigateReport(
         source=str(path),
         base=str(base),
@@ -270,7 +270,7 @@ def scaled(b: Array, vectors: Floats, scale: float) -> Floats:
 def _overlaps(update: Update, w: Array, options: Options, *, transposed: bool) -> Overlaps:
     base, tuned = update.operators(w)
     if transposed:
-        base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
+        base, tuned = (x.turned() for x in (base, tuned))
     return overlaps(base, tuned, options.k, sorted({options.eps, *_NEAR}), seed=options.seed)
 
 

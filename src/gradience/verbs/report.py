@@ -19,11 +19,11 @@ import msgspec
 
 from gradience.adapters.open import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
-from gradience.errors import GradienceError, OutputError
+from gradience.errors import GradienceError, OutputError, require
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
-from gradience.io.atomic import atomic_file
+from gradience.io.atomic import atomic_file, keep_private
 from gradience.io.reading import real_path
 from gradience.render import ReportFormat, check_format, format_of, short_path
 from gradience.render.html import FileRead, Story
@@ -96,6 +96,8 @@ def write_sources(
     with atomic_file(out, force=force) as draft:
         story = build_story(sources, base=base, task=task, compare=compare, bench=bench, against=against)
         _write(draft, out, report_text(story, chosen))
+        found = (sources.log.path, sources.weights.path, sources.config.path, sources.training)
+        keep_private(draft, [path for path in found if path is not None])
     return story
 
 
@@ -156,6 +158,8 @@ def build_story(
     Raises:
         GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
     """
+    if against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     measured, benched = (None, []) if bench is None else _measured(Path(bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work

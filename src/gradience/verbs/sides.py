@@ -32,7 +32,6 @@ from gradience.spectral.subspace import (
     chance_overlap,
     chance_overlap_sd,
     overlap,
-    principal_cosines,
     row_geometries,
 )
 
@@ -172,16 +171,17 @@ def described(side: Side, norm: float | None, *, step: int | None = None) -> Com
     )
 
 
-def side_overlap(cross: Floats, d: int) -> SideOverlap:
+def side_overlap(cross: Floats, cosines: Floats, d: int) -> SideOverlap:
     """Return the subspace overlaps phi(k, k) for k = 1, 2, 4, ..., that of the whole spans, and principal angles.
 
-    `cross` is U^T V, all inner products of singular vectors in R^d. Angles are in degrees.
+    `cross` is U^T V, all inner products of singular vectors in R^d, and `cosines` are those of the principal angles.
+    Angles are in degrees.
     """
     k, n = cross.shape
     sizes = [(1 << e, 1 << e) for e in range(min(k, n).bit_length())]
     if (k, n) not in sizes:
         sizes.append((k, n))
-    angles = np.degrees(np.arccos(principal_cosines(cross)[:_ANGLES]))
+    angles = np.degrees(np.arccos(cosines[:_ANGLES]))
     return SideOverlap(overlaps=[_overlap(cross, i, j, d) for i, j in sizes], angles=[float(a) for a in angles])
 
 

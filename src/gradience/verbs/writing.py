@@ -32,13 +32,15 @@ from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import OutputError, few
-from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
+from gradience.io.atomic import atomic_folder, keep_private, refuse_file, refuse_folder
 from gradience.io.interrupt import held
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
+from gradience.schema.document import writable
 from gradience.schema.merge import MergeReport
 from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizedModule, ResizeReport, SourceFile
 from gradience.spectral import each_in_threads
+from gradience.telemetry.redact import hide_in
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -69,8 +71,12 @@ class NewAdapter(NamedTuple):
     weights_name: str = WEIGHTS_NAME
 
 
-def write_adapter(out: Path, new: NewAdapter, provenance: Callable[[], Provenance], *, force: bool = False) -> None:
+def write_adapter(
+    out: Path, new: NewAdapter, provenance: Callable[[], Provenance], *, sources: SourceFiles, force: bool = False
+) -> None:
     """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
+
+    What others may not read of the sources, they may not read of the folder.
 
     Tensors are loaded one at a time. `provenance` is called after the last, to give the hashing of sources time to
     finish. With `force`, an existing adapter is replaced once the new one is complete.
@@ -82,7 +88,13 @@ def write_adapter(out: Path, new: NewAdapter, provenance: Callable[[], Provenanc
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
         record = provenance()
         _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
-        _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        _write(folder / PROVENANCE_NAME, msgspec.json.format(encoded(record), indent=2) + b"\n")
+        keep_private(folder, sources.files)
+
+
+def encoded(record: Provenance) -> bytes:
+    """The record as JSON, without secrets; bytes of a name that are not UTF-8 are written as escapes."""
+    return msgspec.json.encode(writable(msgspec.to_builtins(hide_in(record))))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -104,7 +116,7 @@ class SourceFiles:
     """The source files that exist among those given, hashed by a thread of their own while other work goes on."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._files = [file for file in files if file.is_file()]
+        self.files = [file for file in files if file.is_file()]
         self._found: list[SourceFile] = []
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._hash, daemon=True)  # a signal ends it at once
@@ -112,7 +124,7 @@ class SourceFiles:
 
     def _hash(self) -> None:
         try:
-            self._found = [SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in self._files]
+            self._found = [SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in self.files]
         except Exception as error:  # noqa: BLE001  # `hashed` raises it
             self._error = error
 

@@ -260,7 +260,7 @@ def test_rows_over_ten_nats_are_counted():
 )
 def test_rewards_are_the_wrong_way_round_beyond_two_standard_errors(accuracy, how, monkeypatch):
     monkeypatch.setattr("gradience.rules.log.preference.mean_error", lambda values: (values[0], 0.03125))
-    columns = {"rewards/accuracies": [accuracy] * 20, "rewards/margins": [0.0] * 20}
+    columns = {"rewards/accuracies": [accuracy] * 20, "rewards/margins": [-0.01] * 20}
     found = said("PRF119", run([0.69] * 20, kind="preference", columns=columns))
     assert (found.values["how"], found.confidence) == (how, 0.6)
 

@@ -91,7 +91,7 @@ def test_a_leak_is_measured_from_the_higher_first_loss_of_the_two(first, speaks)
 def test_a_separation_is_as_sure_as_stated_up_to_an_error_of_three_in_a_hundred(error, confidence, monkeypatch):
     answers = iter([(0.5, error), (0.0, 1.0)])
     monkeypatch.setattr("gradience.rules.log.preference.mean_error", lambda _: next(answers))
-    columns = {"rewards/accuracies": [0.5] * 20, "rewards/margins": [0.0] * 20}
+    columns = {"rewards/accuracies": [0.5] * 20, "rewards/margins": [0.01] * 20}
     rule = next(rule for rule in RULES if rule.id == "PRF119")
     seen = rule.observe(run(kind="dpo", columns=columns))
     assert (seen.confidence or rule.confidence) == confidence

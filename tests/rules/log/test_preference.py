@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
+from gradience.schema.reports import TrainSummary
 
 N = 60
 
@@ -96,6 +99,96 @@ def test_a_log_that_begins_later_says_nothing_of_the_start():
 def test_an_objective_without_a_reference_has_no_start_to_compare_with():
     run = preference(noisy(0.9, 0.9), noisy(2.0, 3.0), log_odds_ratio=noisy(-0.5, -0.2))
     assert "no reference model" in reason("PRF121", run)
+
+
+def test_a_loss_that_falls_is_not_told_as_learning_preferences():
+    run = preference(noisy(0.5, 0.5), noisy(0, 0), losses=noisy(2.0, 1.0))
+    assert not any(part.says.startswith("learns") for part in story(run))
+
+
+def story(run):
+    return story_parts(run, detect(run)[0], TrainSummary(rows=N))
+
+
+def test_the_story_says_that_preferences_are_told_apart_or_that_it_cannot_tell():
+    apart = preference(noisy(0.5, 0.9), noisy(0, 2.0, sigma=0.1))
+    assert story(apart)[0].says.startswith(
+        "tells chosen from rejected: reward accuracy 80% (+/- 2%), margin 1.52 (+/- "
+    )
+    rng = random.Random(1)  # noqa: S311  # seeded on purpose
+    dark = preference([float(rng.random() < 0.5) for _ in range(N)], noisy(0.4, 0.4, sigma=2.0, seed=5))
+    assert story(dark)[0].says.startswith("cannot tell whether it learns the preferences: reward accuracy ")
+    few = facts("preference", rewards__accuracies=[0.5] * 5, rewards__margins=[0.1] * 5)
+    assert "too few rows with their rewards" in story(few)[0].says
+
+
+def test_kto_logs_no_accuracy_and_its_margin_decides():
+    """Its batches may hold chosen or rejected answers only, so the margin may be that of two columns."""
+    apart = facts("preference", rewards__chosen=noisy(0, 2, sigma=0.1), rewards__rejected=noisy(0, -2, sigma=0.1))
+    assert story(apart)[0].says.startswith("tells chosen from rejected: margin 3.0")
+    noise = facts("preference", rewards__margins=noisy(0, 0, sigma=1.0))
+    assert "no reward accuracy was logged, and the margin is" in reason("PRF119", noise)
+    assert story(noise)[0].says.startswith("cannot tell whether it learns the preferences: margin ")
+
+
+# --- ties and both answers ----------------------------------------------------------------------------------------
+
+
+def test_ties_are_no_wrong_order():
+    """TRL counts a pair as right where its margin is over 0, so pairs without a margin give an accuracy of 0."""
+    run = preference([0.0] * N, [0.0] * N, rewards__chosen=noisy(0, -1), rewards__rejected=noisy(0, -1))
+    assert said("PRF119", run) is None
+    found = said("PRF140", run)
+    assert "The margin is 0 in all 60 rows, so nothing is preferred; both answers have the same reward" in found.message
+    assert "margin 0 throughout: both are equal" in [part.says for part in story(run)]
+
+
+def test_rewards_of_zero_are_a_reference_that_is_the_policy():
+    run = preference([0.0] * N, [0.0] * N, rewards__chosen=[0.0] * N, rewards__rejected=[0.0] * N)
+    assert "both rewards are 0 although gradients are not: the reference changes with the policy" in (
+        said("PRF140", run).message
+    )
+    still = replace(run, series=replace(run.series, grad_norms=[0.0] * N))
+    assert said("PRF140", still) is None
+    assert reason("PRF140", still) == "nothing was trained, or no gradient was logged"
+
+
+@pytest.mark.parametrize(("margin", "is_said"), [(1e-4, True), (-1e-4, True), (1.1e-4, False), (-1.1e-4, False)])
+def test_a_margin_within_rounding_is_a_tie(margin, is_said):
+    assert (said("PRF140", preference([0.0] * N, [*[0.0] * (N - 1), margin])) is not None) == is_said
+
+
+def both(chosen, rejected, margin=(0, 3)):
+    return preference(
+        noisy(0.5, 0.9), noisy(*margin), logps__chosen=noisy(*chosen), logps__rejected=noisy(*rejected),
+        rewards__chosen=noisy(0, -9),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chosen", "severity"),
+    [
+        ((-100, -160), "warning"),
+        ((-100, -145), "info"),
+        ((-100, -112), "info"),
+        ((-100, -108), None),  # under ten nats
+        ((-300, -320), None),  # under a tenth
+        ((-4, -7), "warning"),  # a mean over tokens, as ORPO logs it
+        ((-160, -100), None),
+    ],
+)
+def test_the_log_probability_of_chosen_answers_decides_where_it_is_logged(chosen, severity):
+    found = said("PRF120", both(chosen, (-100, -300)))
+    assert (found and found.severity) == severity
+
+
+def test_both_answers_that_lose_probability_while_the_margin_grows_are_said_in_one_sentence():
+    message = said("PRF120", both((-100, -200), (-100, -300))).message
+    assert message.startswith("Both answers lose probability, while the margin grows from 0.0881 to 2.91: ")
+    assert "log-probability of chosen answers from -103.4 to -196.6, of rejected ones from -106.8 to -293.2" in message
+    assert said("PRF120", both((-100, -200), (-300, -100))).message.startswith("The chosen answers lose probability")
+    flat = said("PRF120", both((-100, -200), (-100, -300), margin=(1, 1))).message
+    assert flat.startswith("Both answers lose probability: log")
 
 
 # --- RL ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,7 +163,7 @@ def test_a_constant_reward_did_not_fall():
     run = facts([0.001] * 60, signals={"reward": signal}, config=RL, logged=frozenset({"reward"}))
     finding = said("RWD122", run)
     assert finding.severity == "info"
-    report = type("Report", (), {"findings": [finding]})
+    report = SimpleNamespace(findings=[finding], evals=[None])
     assert [cause.id for cause in correlate(JOINS, log_symptoms(report), frozenset()).causes] == []
 
 

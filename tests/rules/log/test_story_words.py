@@ -75,6 +75,20 @@ PHRASES: list[tuple[str, dict[str, Any], str]] = [
     ("RWD122", {"first": 1.0, "last": 1.0}, "It is so"),
     ("ZVR123", {"share": 0.954}, "95% of the groups have equal rewards late on"),
     ("KLD124", {"late": 1.2345}, "KL 1.23 nats a token from the reference"),
+    ("KLD124", {"late": 123.4, "unit": "a completion"}, "KL 123 nats a completion from the reference"),
+    ("RWN139", {"missing": 3, "rows": 9}, "no reward in 3 of 9 rows"),
+    (
+        "ENT135",
+        {"how": "collapsed", "first": 1.2345, "last": 0.0123},
+        "entropy collapsed from 1.23 to 0.012 nats a token",
+    ),
+    ("KLZ138", {}, "KL from the reference is 0 throughout"),
+    ("CLF137", {"share": 0.456, "first_step": 7}, "46% of the tokens clipped from step 7"),
+    ("LEN136", {"how": "grew", "first": 9.876, "last": 123.4}, "completions grew from 9.876 to 123.4 tokens"),
+    ("RAT141", {"peak_rate": 0.0123}, "a learning rate of 0.0123"),
+    ("PRF140", {"why": "no reward"}, "margin 0 throughout: both rewards are 0"),
+    ("PRF120", {"both": True, "first": -98.76, "last": -200.0}, "both answers lose probability: chosen -98.76 -> -200"),
+    ("PRF120", {"both": False, "first": -9.0, "last": -20.0}, "chosen answers lose probability: chosen -9 -> -20"),
     ("CLP125", {"share": 0.6, "zero_groups": 0.29}, "60% of the completions are cut off"),
     ("CLP125", {"share": 0.6}, "60% of the completions are cut off"),
     (
@@ -323,6 +337,11 @@ def test_findings_are_told_by_their_place_and_within_it_in_the_order_of_the_rule
         "epochs": 3.0,
         "from_step": 1,
         "lines": 1,
+        "missing": 1,
+        "last": 1.0,
+        "peak_rate": 0.1,
+        "why": "x",
+        "both": True,
         "peak": 1.0,
     }
     findings = [Finding(id=rule.id, severity="warning", message=rule.id, values=values) for rule in DETECTORS[::-1]]

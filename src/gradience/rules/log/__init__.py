@@ -20,6 +20,7 @@ from gradience.rules.log import (
     record,
     recorded,
     repetition,
+    rewards,
 )
 from gradience.rules.log.facts import LogRule, RunFacts, sorted_by_step
 from gradience.schema.document import NotRun
@@ -32,6 +33,7 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *held_out.RULES,
     *repetition.RULES,
     *preference.RULES,
+    *rewards.RULES,
     *record.RULES,
     *record.GUARD_RULES,
     *recorded.RULES,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -33,6 +35,7 @@ from gradience.schema.reports import (
 NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "training rows averaged beside it")
 DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
 RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
+MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
 UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where the examples are not counted")
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
 _FEW_LEFT: Final = 0.1  # of the peak rate, under which a schedule has decayed
@@ -55,6 +58,9 @@ _RISES: Final = re.compile(
     r"kappa|success|win_rate|psnr|ssim|cider|spice|jaccard|specificity|sensitivity|correlation|combined_score|kendall"
 )
 _CLASSES: Final = re.compile(r"acc(uracy)?(_|$)|f1|f_?score|precision|recall|auc|auroc|matthews|(^|_)mcc(_|$)|kappa")
+_PARTIAL: Final = re.compile(r"precision|recall|sensitivity|specificity", re.IGNORECASE)
+_WHOLE: Final = re.compile(r"overall|macro|micro|weighted|mean|average|avg|total|^[^_]+$", re.IGNORECASE)
+_ENTITIES: Final = re.compile(r"overall_f1|seqeval", re.IGNORECASE)
 _CAUSAL: Final = re.compile(
     r"llama|mistral|mixtral|qwen|gemma|phi|gpt|falcon|pythia|(^|[/_-])opt[_-]|bloom|mpt-|deepseek|smollm|olmo|"
     r"starcoder|vicuna|zephyr|stablelm|internlm|baichuan|chatglm|causal|granite|(^|[/_-])yi-"
@@ -221,8 +227,25 @@ def _decisive(metrics: Sequence[MetricAccount], selection: Selection, curve: Hel
     judged = [metric.name for metric in metrics if metric.higher_is_better is not None]
     if selection.by in judged or (selection.by == _LOSS and curve is not None):
         return selection.by
-    task = [name for name in judged if not _TOKENS.search(name)]
+    of_classes = _of_classes(judged)
+    whole = [name for name in judged if not _TOKENS.search(name) and name not in of_classes]
+    task = sorted(whole, key=partial(_rank, frozenset(judged)))
     return task[0] if task else _LOSS if curve is not None else None
+
+
+def _of_classes(names: Sequence[str]) -> frozenset[str]:
+    """The names of values of single classes: many that end alike, of which those of all classes are no part."""
+    endings = Counter(name.rpartition("_")[2] for name in names if "_" in name and not _WHOLE.search(name))
+    return frozenset(
+        name for name in names if endings[name.rpartition("_")[2]] >= MANY_CLASSES.value and not _WHOLE.search(name)
+    )
+
+
+def _rank(names: frozenset[str], name: str) -> int:
+    """The place of a task metric among those logged: half of another one comes last, one of most tokens before."""
+    if _PARTIAL.search(name):
+        return 2
+    return int("acc" in name and any(_ENTITIES.search(other) for other in names))
 
 
 def _best_step(decisive: str | None, metrics: Sequence[MetricAccount], curve: HeldOutCurve | None) -> int | None:

@@ -18,6 +18,8 @@ from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import Advice, Cause, RunAccount
 
 _GRAVE: Final = SEVERITIES.index("warning")
+_SHOWS_A_MINIMUM: Final = 3  # evaluations
+_NEAR: Final = 0.1  # of the best step, within which a saved checkpoint stands for it
 _LOW_RATE: Final = 1e-5  # a rate under it may be why nothing is learnt; published LoRA rates are 1e-5 to 3e-4
 _RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbers nothing else means anything
     cause: place
@@ -25,6 +27,7 @@ _RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbe
         (
             "nothing_supervised",
             "not_finite",
+            "evaluation_not_finite",
             "rate_zero",
             "diverged",
             "rate_absurd",
@@ -101,15 +104,21 @@ def _newest(of: RunAccount) -> int | None:
 
 
 def _kept(case: _Case) -> int | None:
-    """The step of the best checkpoint, if it is on disk by the settings: chosen by the trainer, or saved and kept."""
+    """The step of the best checkpoint, if the settings have it on disk: chosen by the trainer, or saved near."""
     of = case.of
     if of.selection.step is not None and of.selection.by in {of.decisive, None}:
         return of.selection.step
     best, every, last = of.best_step, of.saving.every, of.ending.step
-    if best is None or every is None or last is None or best % every:
+    if best is None or every is None or last is None:
         return None
+    near = round(best / every) * every
     oldest = 0 if of.saving.most is None else (last // every - of.saving.most + 1) * every
-    return best if best >= oldest else None
+    return near if abs(near - best) <= _NEAR * best and max(every, oldest) <= near <= last else None
+
+
+def _earlier(case: _Case) -> bool:
+    """Whether a checkpoint from before the end is on disk, by the settings."""
+    return case.of.ending.step is not None and _saved_before(case.of, case.of.ending.step) is not None
 
 
 def _restored(case: _Case) -> bool:
@@ -207,7 +216,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             _runs,
         ),
         _Row(
-            lambda c: f"Use checkpoint-{_kept(c)}: the best by {_by(c.of)}",
+            lambda c: f"Use checkpoint-{_kept(c)}: {_by(c.of)} was best at step {c.of.best_step}",
             lambda c: _kept(c) is not None and not _restored(c),
         ),
         _Row(
@@ -221,12 +230,20 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
     "gap": (
         _Row(
             lambda _: "Evaluate an earlier checkpoint too: one evaluation does not show where held-out loss was lowest",
-            lambda c: (
-                c.of.evaluations < 3 and (c.of.saving.every or 0) > 0 and c.of.saving.most != 1
-            ),  # three show a minimum
+            lambda c: c.of.evaluations < _SHOWS_A_MINIMUM and _earlier(c),
         ),
     ),
-    "other_scale": (_Row(lambda _: "Judge the run by its held-out loss: the training loss is on another scale"),),
+    "other_scale": (
+        _Row(
+            lambda _: "Judge the run by its held-out loss: the training loss is on another scale",
+            lambda c: c.of.evaluations > 0,
+        ),
+    ),
+    "evaluation_not_finite": (
+        _Row(
+            lambda _: "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
+        ),
+    ),
     "evaluations_empty": (
         _Row(
             lambda _: (
@@ -237,7 +254,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
     "no_held_out": (
         _Row(
             lambda _: "Evaluate the final model, and an earlier checkpoint, on data that it was not trained on",
-            lambda c: (c.of.saving.every or 0) > 0 and c.of.saving.most != 1,
+            _earlier,
         ),
         _Row(lambda _: "Evaluate the model on data that it was not trained on"),
     ),

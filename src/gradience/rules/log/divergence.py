@@ -53,6 +53,7 @@ DIVERGED_NOISE = Threshold(
 EXPLODED = Threshold("exploded", 2.0, "highest level of 3 rows over the start", REAL_RUNS)
 NO_LOWER = Threshold("no_lower", 0.97, "end over the start", REAL_RUNS)
 LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", JUDGEMENT)
+LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "a judgement: of a loss below it nearly all is learnt")
 WINDOW_SHARE = Threshold("window_share", 0.05, "fraction of the rows, at least 3 rows", "proposal of the design")
 ABSURD_RATE = Threshold("absurd_rate", 1e-2, "learning rate", "10 x 1e-3, the highest of the sweep's good rates")
 ABSURD_LEVEL = Threshold("absurd_level", 1.2, "every later row over the first, at such a rate", REAL_RUNS)
@@ -220,7 +221,7 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
     if last > of.start:
         return _diverged(facts, of, f"{says}; it ended above its start and did not recover")
     lost = (last - lowest) / (of.first - lowest)  # no division by 0: first >= start >= last > lowest
-    if len(facts.loss.values) < MANY_ROWS.value or lost <= LOST_SHARE.value:
+    if len(facts.loss.values) < MANY_ROWS.value or lost <= LOST_SHARE.value or last < LOST_LEVEL.value:
         return None
     return _diverged(facts, of, f"{says}; {lost:.0%} of what it had learnt is lost", severity="warning")
 
@@ -387,7 +388,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         "over {diverged_ratio} times the first; or it is over {absurd_rise} times the first row at a learning rate of "
         "{absurd_rate} or more; or the last rows are over {diverged_ratio} times the lowest window by more than "
         "{diverged_noise} standard errors, and above the start. A warning: the loss exceeds {exploded} times its start "
-        "in the middle and ends above {no_lower} times its start; or over {lost_share} of its fall is lost again",
+        "in the middle and ends above {no_lower} times its start; or over {lost_share} of its fall is lost again, to "
+        "{lost_level} or more",
         observe=_divergence,
         needs=(not_under("rl"), positive_loss),
         confidence=0.9,
@@ -410,6 +412,7 @@ RULES: Final[tuple[LogRule, ...]] = (
             EXPLODED,
             NO_LOWER,
             LOST_SHARE,
+            LOST_LEVEL,
             WINDOW_SHARE,
             DIVERGED_ROWS,
         ),

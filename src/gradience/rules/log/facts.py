@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Description, Need, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, Finding, RuleGroup
@@ -37,20 +38,6 @@ _SHOWS_A_CURVE: Final = 3  # evaluations of another split that outweigh a single
 FEW_EVALS: Final = 5  # evaluations needed to estimate their noise: they give three second differences
 _PARTS: Final = 5  # a column is cut into fifths; the first and the last are compared
 
-SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
-    "rewards/margins",
-    "rewards/accuracies",
-    "rewards/chosen",
-    "rewards/rejected",
-    "log_odds_ratio",
-    "nll_loss",
-    "reward",
-    "reward_std",
-    "frac_reward_zero_std",
-    "kl",
-    "objective/kl",
-    "completions/clipped_ratio",
-)
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
 KEPT: Final = frozenset({*SIGNALS, *TELLING})  # names of further values of training rows that a summary keeps
 
@@ -319,8 +306,12 @@ class LogRule(Rule[RunFacts]):
     place: Place = "later"
     phrase: Phrase | None = None
     as_info: bool = False
-    covers: frozenset[Topic] = frozenset()
+    covers: frozenset[Topic] | Callable[[Values], frozenset[Topic]] = frozenset()
     cause: Cause | Callable[[Values], Cause | None] | None = None
+
+    def covered_by(self, finding: Finding) -> frozenset[Topic]:
+        """What the story leaves out beside a finding of this rule."""
+        return self.covers(finding.values) if callable(self.covers) else self.covers
 
     def cause_of(self, finding: Finding) -> Cause | None:
         """What is behind a finding of this rule."""

@@ -34,6 +34,7 @@ MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fi
 SOLVED = Threshold("solved", 0.97, "accuracy or the like on held-out data", JUDGEMENT)
 FITTED_LOSS = Threshold("fitted_loss", 0.02, "nats, at such an accuracy", JUDGEMENT)
 
+ALMOST = Threshold("almost", 0.9, "of the planned steps", JUDGEMENT)
 ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "proposal: warmup starts at 0 for one row")
 ZERO_TAIL_SHARE = Threshold("zero_tail_share", 0.1, "fraction of the rows", "a judgement: a schedule ends at 0")
 PEAK_MISSED = Threshold("peak_missed", 0.1, "of the planned steps before the first row", JUDGEMENT)
@@ -115,8 +116,8 @@ def _burst(facts: RunFacts, curve: Curve) -> Observation | None:
 
 def _vanishing(facts: RunFacts) -> Observation | None:
     curve = _norms(facts, VANISHED_ROWS)
-    if saturated(facts) is not None:
-        return None  # a saturated preference loss explains it, and PRF130 reports that
+    if saturated(facts) is not None or not any(facts.loss.points):
+        return None  # a saturated preference loss (PRF130) or labels that are all masked (NUM102) explain it
     rows = int(VANISHED_ROWS.value)
     early = median([x for x in islice(curve.points, max(5, len(curve.points) // 10)) if x > 0.0])
     bar = VANISHED_RATIO.value * early  # NaN if no early norm is over 0; no norm compares as less than NaN
@@ -256,8 +257,10 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
     schedule, ending = of.schedule, of.ending
     if schedule.logged_peak is None:
         raise Unknown("no learning rate was recorded")
-    if not schedule.in_warmup or ending.step is None or not ending.finished:
+    if not schedule.in_warmup or ending.step is None:
         return None
+    if not ending.finished and ending.step < ALMOST.value * (ending.planned or math.inf):
+        return None  # it may still reach its peak
     configured = schedule.peak_from == "configured" and schedule.peak is not None
     planned = f" of the configured {as_float(schedule.peak or 0.0):.3g}" if configured else ""
     warmup = f" (warm-up {schedule.warmup_steps} steps)" if schedule.warmup_steps else ""
@@ -349,7 +352,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="LRS133",
         title="ended inside its warm-up",
         severity="warning",
-        condition="the run ended while the learning rate was still rising",
+        condition="the run ended, or made {almost} of its steps, while the learning rate was still rising",
         observe=_in_warmup,
         confidence=0.9,
         evidence=(cite("definition", "the highest learning rate is that of the last row, above that in the middle"),),
@@ -358,5 +361,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="in_warmup",
         scope="runs that record lr and have ended",
         verify="Plot lr over the steps.",
+        thresholds=(ALMOST,),
     ),
 )

@@ -27,6 +27,7 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float
+from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, MetricAccount
 
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
@@ -253,9 +254,14 @@ def _rising(facts: RunFacts) -> bool:
         return False
 
 
+def _holds_a_value(event: Eval) -> bool:
+    """Whether an evaluation has a loss, be it finite or not, or a metric."""
+    return event.metrics.loss is not None or event.metrics.ppl is not None or bool(values_of(event.metrics))
+
+
 def _without_values(facts: RunFacts) -> Observation | None:
     events = [event for event in facts.history if event.split != "train"]
-    if not events or any(values_of(event.metrics) or event.metrics.ppl is not None for event in events):
+    if not events or any(map(_holds_a_value, events)):
         return None
     return Observation(
         f"None of {len(events)} evaluations holds a loss or a metric, only how long it took."

@@ -28,6 +28,7 @@ from gradience.rules.log.facts import (
     seen,
 )
 from gradience.rules.log.numbers import bad_norms, skipped_rows
+from gradience.rules.log.preference import some_margin
 from gradience.rules.log.statistics import (
     FEW_POINTS,
     Trend,
@@ -355,7 +356,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "the fall from start to end and the 95 % upper bounds of both are under {still_bound}, and the gradient norm "
         "has no trend",
         observe=_no_learning,
-        needs=(not_under("rl"), positive_loss),
+        needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.75,
         evidence=(NEMOTRON, KARPATHY, TRIAL),
         rationale="The adapter may be frozen, detached, on few layers, or the learning rate far too low.",
@@ -394,7 +395,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "{flat} of the loss, its 95 % bounds at most {flat_bound} and {still_falls}, the rise at most {rises}, and "
         "held-out data do not gain, while the learning rate is over {idle_rate} of its peak and the loss over {fitted}",
         observe=_plateau,
-        needs=(not_under("rl"), positive_loss),
+        needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.5,
         evidence=(
             cite("torch ReduceLROnPlateau", "no relative improvement over 1e-4 in 10 checks"),

@@ -119,7 +119,8 @@ def _non_finite(facts: RunFacts) -> Observation | None:
     where += [f"{evals[0].split} loss at step {evals[0].step}"] if evals else []
     where += [f"gradient norm at step {facts.step(norms[0])}"] if norms else []
     return Observation(
-        f"Not finite: {', '.join(where)} ({len(losses)} of {len(series.steps)} training rows).",
+        f"Not finite: {', '.join(where)}"
+        + (f" ({len(losses)} of {len(series.steps)} training rows)." if losses else "."),
         {
             "rows": len(losses),
             "gradient_rows": len(norms),
@@ -133,10 +134,10 @@ def _non_finite(facts: RunFacts) -> Observation | None:
 
 
 def _of_norms(norms: Sequence[int], dtype: str | None) -> Severity:
-    """The severity of non-finite norms: fp16 loss scaling explains single skipped steps, but not two in a row."""
+    """The severity of non-finite norms: steps that a scaler skips explain single ones, two in a row not, nor bf16."""
     if any(b - a == 1 for a, b in pairwise(norms)):
         return "error"
-    return "info" if len(norms) == 1 or dtype == "float16" else "warning"
+    return "warning" if len(norms) > 1 and dtype == "bfloat16" else "info"
 
 
 def _masked_nan(facts: RunFacts) -> Observation | None:
@@ -150,7 +151,7 @@ def _masked_nan(facts: RunFacts) -> Observation | None:
         return _zeros(facts, zero, bad)
     if not bad or facts.objective.kind == "rl" or skipped_rows(facts):
         return None
-    single = len(bad) > 1 and _of_norms(bad, facts.config.training.dtype) == "info"
+    single = len(bad) > 1 and facts.config.training.dtype == "float16" and _of_norms(bad, "float16") == "info"
     fallen = [] if single else _fallen(losses, bad)
     return _falls(facts, fallen) if fallen else None
 
@@ -232,8 +233,8 @@ NON_FINITE = LogRule(
     id="NUM101",
     title="not a number",
     severity="error",
-    condition="a training loss, held-out loss or gradient norm is NaN or infinite; info if only gradient norms are, in "
-    "one row, or under fp16 in several isolated rows (skipped steps); rows of NUM131 are not counted",
+    condition="a training loss, held-out loss or gradient norm is NaN or infinite; info if only gradient norms are, "
+    "in one row, or in several isolated ones (skipped steps) unless in bf16; rows of NUM131 are not counted",
     observe=_non_finite,
     confidence=0.95,
     evidence=(
@@ -242,8 +243,8 @@ NON_FINITE = LogRule(
     scope="any run",
     place="broken",
     phrase=lambda v: f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else ""),
-    covers=frozenset({"learning"}),
-    cause="not_finite",
+    covers=lambda v: frozenset({"learning"}) if v["rows"] else frozenset(),
+    cause=lambda v: "not_finite" if v["rows"] else "evaluation_not_finite" if v["eval_rows"] else None,
     verify="Audit the adapter: non-finite weights confirm it.",
 )
 

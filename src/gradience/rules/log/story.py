@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Final, NamedTuple, get_args
 
-from gradience.rules.log import RULE_OF
+from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric
-from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic, ends
+from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.learning import learning
 from gradience.rules.log.recorded import audited_rank
@@ -40,7 +40,7 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
     """The story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
     told = [_Told(RULE_OF[found.id], found) for found in findings]
     told = [each for each in told if SEVERITIES.index(each.finding.severity) >= _GRAVE or each.rule.as_info]
-    covered = frozenset[Topic]().union(*(each.rule.covers for each in told))
+    covered = frozenset[Topic]().union(*(each.rule.covered_by(each.finding) for each in told))
     parts = chain(
         _at(told, "broken"),
         _at(told, "meaning"),
@@ -48,7 +48,7 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
         _at(told, "shape"),
         _loss(facts, train),
         _at(told, "objective"),
-        _reward(facts),
+        rewards.told(facts, {each.finding.id for each in told}) if facts.objective.kind == "rl" else (),
         _at(told, "later"),
         _held_out(facts, covered),
         _passes(facts, covered),
@@ -81,6 +81,9 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
     if facts.objective.kind == "rl" or (facts.rate.values and facts.peak_rate <= 0.0):
         return
+    if facts.objective.kind == "preference":
+        yield from preference.told(facts)
+        return
     result = learning(facts)
     trend = result.trend
     values: dict[str, Json] = {}
@@ -100,15 +103,6 @@ def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     first, last = _n(train.first_loss), _n(train.last_loss)
     says = f"loss {first} -> {last}" if train.rows > 1 else f"loss {last} (1 row)"
     yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
-
-
-def _reward(facts: RunFacts) -> Iterator[StoryPart]:
-    for name, word in (("reward", "reward"), ("rewards/margins", "reward margin")):
-        column = facts.signals.get(name)
-        if column is not None and column.values:
-            first, last, width = ends(column)
-            says = f"{word} {_n(first)} -> {_n(last)} (medians of {width} rows)"
-            yield StoryPart(says=says, values={"first": first, "last": last, "rows": width})
 
 
 def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:

@@ -12,7 +12,7 @@ from gradience.adapters.formats import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import factors_of
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, require
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
 from gradience.rules import excluded_rules, without
@@ -30,7 +30,8 @@ from gradience.rules.weights.ranks import (
 )
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
-from gradience.spectral.batch import Spectrum, spectra
+from gradience.spectral.batch import SINGLE_ERROR, Spectrum, spectra
+from gradience.spectral.devices import has_float64
 from gradience.spectral.grams import Grams
 from gradience.verbs.audit.rows import (
     Shown,
@@ -113,6 +114,8 @@ def audit_adapter(
 
         top = top_singular_values
         return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
+    if against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     beside = None
     if base is not None:
@@ -219,7 +222,7 @@ def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
         ledger=ledger_of(adapter),
         not_analysed=[NotAnalysed(name=item.name, reason=item.reason, cause=item.cause) for item in adapter.skipped],
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
-        notes=[*adapter.notes, *_unknown_dtypes(adapter)],
+        notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision()],
     )
 
 
@@ -231,6 +234,15 @@ def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:
             strange.setdefault(info.dtype, []).append(name)
     for dtype, names in strange.items():
         yield f"{len(names)} tensors of dtype {dtype!r}, which safetensors does not know (first: {names[0]})"
+
+
+def _precision() -> Iterator[str]:
+    """Yield a note if singular values are computed in float32."""
+    if not has_float64():
+        yield (
+            "computed in float32, because the device has no float64: the error of each singular value is at most"
+            f" {SINGLE_ERROR:.0e} of the product of the factors' spectral norms; --device cpu computes in float64"
+        )
 
 
 def _judged(

@@ -49,7 +49,8 @@ from gradience.schema.audit import (
 )
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
 from gradience.spectral.base import MergeSums, Updated, count_below, merge_sums, overlaps
-from gradience.spectral.batch import dense_spectrum, spectrum_of
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.update import decomposed
@@ -298,7 +299,7 @@ class _Run:
         o = self._options
         base, tuned = update.operators(w)
         if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
-            base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
+            base, tuned = (x.turned() for x in (base, tuned))
         found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)
         count, undecided = count_below(found, o.eps)
         return Intruders(

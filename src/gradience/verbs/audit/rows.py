@@ -20,7 +20,7 @@ from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
 from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
 
 if TYPE_CHECKING:
-    from gradience.spectral.batch import DenseSpectrum
+    from gradience.spectral.dense import DenseSpectrum
 
 
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})

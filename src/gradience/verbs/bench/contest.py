@@ -19,7 +19,7 @@ from gradience.adapters.layout import Array
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
-from gradience.errors import AdapterError, GradienceError
+from gradience.errors import AdapterError, GradienceError, require
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.schema.compare import BenchMetric, BenchReport
@@ -91,11 +91,10 @@ def _write(
                 info = source.tensors[name]
                 new[name] = planned(name, info.dtype, info.shape, loads.taking(name))
     tensors = [new.get(name) or copied(source, name) for name in source.tensors]
-    record = partial(
-        provenance_of, "bench", SourceFiles([files.config, *opened.weights]), {"variant": what}, Changes([])
-    )
+    sources = SourceFiles([files.config, *opened.weights])
+    record = partial(provenance_of, "bench", sources, {"variant": what}, Changes([]))
     config = _scaled(raw_config(files.config), alpha)
-    write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record)
+    write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record, sources=sources)
 
 
 def _changed(layout: LoraPair, source: TensorSource, change: Callable[[Array, Array], Factors]) -> dict[str, Array]:
@@ -246,6 +245,16 @@ def _words(name: str) -> str:
         "kl": f"the smallest with measured KL <= {value}",
         "adapter": "as given",
     }[kind]
+
+
+def require_packages(options: Options) -> None:
+    """Refuse a metric that runs models where what runs them is not installed, before any folder is made.
+
+    Raises:
+        GradienceError: a package is missing.
+    """
+    if options.metric is None or options.metric in get_args(BuiltIn):
+        require("torch", "transformers", "peft", extra="hf", what="running a model")
 
 
 class Contest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from importlib.util import find_spec
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Protocol
 
@@ -35,6 +37,11 @@ _POLL: Final = 0.05  # seconds
 _TAIL: Final = 2048  # last bytes read of a failed command's output
 _SHOWN: Final = 200  # most characters of a command or its output in an error
 _SCORES: Final = ("scores", "score")
+
+_WITHIN: Final = re.compile(r"[\s=;|&<>()'\"]+")
+_SCRIPTS: Final = frozenset({".py", ".sh", ".pl", ".rb", ".js", ".lua"})
+_LARGEST_SCRIPT: Final = 64 << 20  # bytes of a file that is hashed
+_MOST_FILES: Final = 10_000
 
 LM_EVAL: Final = "lm-eval:"
 _LARGEST_SAMPLE: Final = 16 << 20  # most bytes of one line of lm-eval's samples
@@ -71,6 +78,45 @@ def words(command: str, values: Mapping[str, str], *, required: str) -> list[str
     for name, value in values.items():
         parts = [part.replace(f"{{{name}}}", value) for part in parts]
     return parts
+
+
+def digest_of_command(command: str) -> str:
+    """A hash of a command and of the files that it names, so that a score is not kept after an evaluator was edited.
+
+    A file counts if it is a word, or part of one (`sh -c "python eval.py"`, `--task=eval.yaml`); with a Python script,
+    so do those beside it, which it may import; with `-m name`, those of the module. Of a folder, and of a file over
+    64 MiB, the sizes and times count. What a program reads without being told on its command line does not.
+    """
+    parts = [part for word in shlex.split(command) for part in _WITHIN.split(word) if part and "{" not in part]
+    modules = [name for flag, name in pairwise(parts) if flag == "-m"]
+    places = [Path(part) for part in parts] + [Path(name.replace(".", "/")) for name in modules]
+    places += [place.with_name(f"{place.name}.py") for place in places if place.name]
+    found = sha256(command.encode("utf-8", "surrogateescape"))
+    for path in dict.fromkeys(file for place in places for file in _files_at(place)):
+        found.update(f"\0{path}\0{_state_of(path)}".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
+
+
+def _files_at(place: Path) -> Iterator[Path]:
+    try:
+        if place.is_dir() and not Path.cwd().is_relative_to(place.resolve()):
+            yield from islice(sorted(place.rglob("*")), _MOST_FILES)
+        elif place.is_file():
+            beside = place.suffix == ".py"
+            yield from islice(sorted(place.parent.glob("*.py")), _MOST_FILES) if beside else [place]
+    except OSError:  # a name that no disk can hold is no file
+        return
+
+
+def _state_of(path: Path) -> str:
+    try:
+        status = path.stat()
+        if path.suffix in _SCRIPTS or (path.is_file() and status.st_size <= _LARGEST_SCRIPT):
+            with open_regular(path) as file:
+                return file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "-"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def run(argv: list[str], *, timeout: float) -> bytes:
@@ -172,13 +218,23 @@ def _printed(value: Any) -> Printed | None:
     if isinstance(value, list):
         scores = [_number(item) for item in value]
         known = [score for score in scores if score is not None]
-        return Printed(math.fsum(known) / len(known), known) if known and len(known) == len(scores) else None
+        return Printed(_mean(known), known) if known and len(known) == len(scores) else None
     score = _number(value)
     return None if score is None else Printed(score)
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, bool | int | float) else None
+    try:
+        return float(value) if isinstance(value, bool | int | float) else None
+    except OverflowError:  # a whole number beyond the largest float
+        return None
+
+
+def _mean(scores: list[float]) -> float:
+    try:
+        return math.fsum(scores) / len(scores)
+    except (OverflowError, ValueError):  # beyond the largest float, or infinities of both signs
+        return math.nan
 
 
 class Evaluator(Protocol):
@@ -212,7 +268,7 @@ class Command:
         self.name = command
         self.higher_is_better = higher_is_better
         # hashed, because the command may hold a key
-        self.of = {"command": sha256(command.encode()).hexdigest(), "seeds": list(seeds), **of}
+        self.of = {"command": digest_of_command(command), "seeds": list(seeds), **of}
         self._values = values
         self._seeds = seeds
         self._timeout = timeout
@@ -264,7 +320,18 @@ class LmEval:
             raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
         with tempfile.TemporaryDirectory() as folder:
             model = f"pretrained={self._base},peft={place}"
-            argv = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", self._task]
+            argv = [
+                sys.executable,
+                "-P",
+                "-m",
+                "lm_eval",
+                "--model",
+                "hf",
+                "--model_args",
+                model,
+                "--tasks",
+                self._task,
+            ]
             run([*argv, "--log_samples", "--output_path", folder], timeout=self._timeout)
             rows = sorted(_samples(Path(folder)))
         if not rows:

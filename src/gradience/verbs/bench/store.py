@@ -174,7 +174,9 @@ def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
         document = decode_json(read_small(place, most=_LARGEST, what="an evaluation"), _Document)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return document.evaluation if document.version == _VERSION and document.of == of else None
+    found = document.evaluation
+    sound = len(found.scores) == len(found.weights) > 0 and all(0.0 < w < math.inf for w in found.weights)
+    return found if sound and document.version == _VERSION and document.of == of else None
 
 
 def report_path(path: Path) -> Path:

@@ -7,12 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gradience.configs import read_preferences
-from gradience.configs.document import CONFIG_NAME, read_document, read_peft, read_peft_dir, read_peft_object
+from gradience.configs.document import (
+    CONFIG_NAME,
+    read_document,
+    read_peft,
+    read_peft_dir,
+    read_peft_object,
+    read_settings,
+)
 from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
 from gradience.configs.training import (
@@ -113,16 +120,18 @@ def _read_run(place: Path) -> Layer | RecorderError:
 
 
 Place = str | PathLike[str]
+Settings = HasToDict | Mapping[str, Any]
+SETTINGS = (HasToDict, Mapping)  # the same for isinstance
 
 
 def check_config(
-    config: ConfigSnapshot | None = None,
+    config: ConfigSnapshot | Mapping[str, Any] | None = None,
     *,
     document: Place | None = None,
     peft_dir: Place | None = None,
     training_dir: Place | None = None,
-    peft: Place | HasToDict | None = None,
-    training: Place | HasToDict | None = None,
+    peft: Place | Settings | None = None,
+    training: Place | Settings | None = None,
     overrides: ConfigSnapshot | None = None,
     base: Place | None = None,
     task: str | None = None,
@@ -134,12 +143,12 @@ def check_config(
     """Check a configuration by the rules. A later source wins over an earlier one.
 
     Args:
-        config: a Struct.
+        config: a Struct, or a mapping of settings of any shape, such as `{"lr": 1e-3, "lora": {"r": 8}}`.
         document: one file of any shape, or the folder a run left.
         peft_dir: a folder with an adapter config.
         training_dir: a folder with training arguments.
-        peft: an adapter config: a file, or a `peft.LoraConfig`.
-        training: training arguments: a file, or a `transformers.TrainingArguments` of any trainer.
+        peft: an adapter config: a file, a `peft.LoraConfig`, or a mapping of its settings.
+        training: training arguments: a file, a `transformers.TrainingArguments` of any trainer, or a mapping of them.
         overrides: a Struct that wins over all of these.
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
@@ -175,12 +184,12 @@ def check_config(
 class ConfigSources(NamedTuple):
     """The sources of a configuration, as in `check_config`; a later source wins over an earlier one."""
 
-    config: ConfigSnapshot | None
+    config: ConfigSnapshot | Mapping[str, Any] | None
     document: Place | None
     peft_dir: Place | None
     training_dir: Place | None
-    peft: Place | HasToDict | None
-    training: Place | HasToDict | None
+    peft: Place | Settings | None
+    training: Place | Settings | None
     overrides: ConfigSnapshot | None
 
     @property
@@ -190,17 +199,16 @@ class ConfigSources(NamedTuple):
 
     def read(self) -> Layer:
         """Read all sources into one layer."""
-        first, last = (Layer(config=item) if item is not None else None for item in (self.config, self.overrides))
         layers = (
-            first,
+            read_settings(self.config) if isinstance(self.config, Mapping) else _layer(self.config),
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            read_peft_object(self.peft) if isinstance(self.peft, HasToDict) else _read(self.peft, read_peft),
+            read_peft_object(self.peft) if isinstance(self.peft, SETTINGS) else _read(self.peft, read_peft),
             read_training_object(self.training)
-            if isinstance(self.training, HasToDict)
+            if isinstance(self.training, SETTINGS)
             else _read(self.training, read_training),
-            last,
+            _layer(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
 
@@ -282,6 +290,13 @@ def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
 
 def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
     return None if place is None else read(Path(place))
+
+
+def _layer(config: object) -> Layer | None:
+    if not isinstance(config, ConfigSnapshot | None):
+        message = f"expected a ConfigSnapshot or a mapping of settings, got {type(config).__name__}"
+        raise ConfigError(message, advice="give files by name: document=, peft=, training=")
+    return None if config is None else Layer(config=config)
 
 
 def _transformers() -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -12,10 +11,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
-from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, recognise
-from gradience.data.encoder import Encoder, quiet
+from gradience.data.encoder import Encoder
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
 from gradience.data.rows import Fault, Source
@@ -28,7 +26,7 @@ from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
-from gradience.verbs.check import ConfigSources, Place, judged, when_of
+from gradience.verbs.check import SETTINGS, ConfigSources, Place, Settings, judged, when_of
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
@@ -82,11 +80,10 @@ def measure_data(asked: Asked) -> DataReport:
     limits = asked.limits._replace(max_length=limit, packing=asked.packing)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked.task)
     measure = Measure(shape, encoder, limits)
-    with quiet() if encoder is not None else nullcontext():
-        for row in tokeniser.run(source.rows(wanted)):
-            measure.add(row)
-            if held_out is not None and not isinstance(row, Fault):
-                held_out.compare(row.columns)
+    for row in tokeniser.run(source.rows(wanted)):
+        measure.add(row)
+        if held_out is not None and not isinstance(row, Fault):
+            held_out.compare(row.columns)
     found = measure.result()
     if not found.read:
         raise ConfigError(f"{asked.train}: no row can be used: {found.faults[0].reason}", advice="correct the rows")
@@ -210,8 +207,8 @@ def check_data(
     document: Place | None = None,
     peft_dir: Place | None = None,
     training_dir: Place | None = None,
-    peft: Place | HasToDict | None = None,
-    training: Place | HasToDict | None = None,
+    peft: Place | Settings | None = None,
+    training: Place | Settings | None = None,
     overrides: ConfigSnapshot | None = None,
     base: Place | None = None,
     task: str | None = None,
@@ -354,9 +351,9 @@ def _with_data(whole: Layer, data: DataReport) -> Layer:
     return msgspec.structs.replace(whole, config=msgspec.structs.replace(whole.config, training=changed))
 
 
-def _plan(training: Place | HasToDict | None, document: Place | None) -> DataPlan:
+def _plan(training: Place | Settings | None, document: Place | None) -> DataPlan:
     for place in (training, document):
-        if place is not None and not isinstance(place, HasToDict):
+        if place is not None and not isinstance(place, SETTINGS):
             return read_data_plan(Path(place))
     return DataPlan()
 

@@ -123,7 +123,8 @@ def convert_adapter(
         if out is None:
             return report
         sources = SourceFiles([*source.adapter.weights, source.files.config])
-        write_adapter(Path(out), new, partial(provenance_of, "convert", sources, options, report), force=force)
+        record = partial(provenance_of, "convert", sources, options, report)
+        write_adapter(Path(out), new, record, sources=sources, force=force)
     return msgspec.structs.replace(report, out=str(out))
 
 

@@ -25,6 +25,7 @@ from gradience.schema import NonFinite, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.document import Finding, RuleGroup, by_severity, writable
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow, RunRow
+from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 INDEX: Final = "index.msgpack"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MOST_BYTES: Final = 1 << 30
 _SETTLED: Final = 3_000_000_000  # nanoseconds; a folder that changed more recently may change again unseen
 
@@ -65,10 +66,10 @@ class Known(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A folder's subfolders and adapters, valid while the folder's modification time is `changed`."""
+    """A folder's subfolders and adapters, valid while the folder's times are `changed`."""
 
-    changed: int
-    """Nanoseconds."""
+    changed: tuple[int, int]
+    """The times of modification, which anybody can set, and of status change, in nanoseconds."""
     folders: Sequence[str]
     targets: Sequence[Target]
 
@@ -89,7 +90,7 @@ class Folders:
     def unchanged(self, folder: str, status: os.stat_result) -> Listing | None:
         """The listing of a folder with the same modification time as before, kept for the next call; else None."""
         found = self._before.get(folder)
-        if found is None or found.changed != status.st_mtime_ns:
+        if found is None or found.changed != _times(status):
             return None
         self.listings[folder] = found
         return found
@@ -103,8 +104,12 @@ class Folders:
             folders: paths of its subfolders. No entry of it may be a link, because a link's target changes elsewhere.
             targets: its adapters, which must follow from file names alone.
         """
-        if status.st_mtime_ns < self._settled:
-            self.listings[folder] = Listing(status.st_mtime_ns, folders, targets)
+        if max(_times(status)) < self._settled:
+            self.listings[folder] = Listing(_times(status), folders, targets)
+
+
+def _times(status: os.stat_result) -> tuple[int, int]:
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Index(msgspec.Struct, array_like=True):
@@ -137,6 +142,7 @@ def write_index(store: Store, known: dict[str, Known], folders: Folders) -> None
     except UnicodeEncodeError:  # a folder's name is not UTF-8: the next call lists all folders
         data = msgspec.msgpack.encode(_Index(_VERSION, store.parts, known, {}))
     with atomic_file(store.folder / INDEX, force=True) as partial:
+        store.touch(partial)
         partial.write_bytes(data)
 
 
@@ -272,6 +278,7 @@ def finding_columns(finding: Finding) -> dict[str, Any]:
 def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Struct]) -> bytes:
     """Encode rows as bytes, in the form in which every engine passes them between processes."""
     failed = any(head.error is not None for head in heads)
+    heads, others = hide_in(heads), hide_in(others)  # a config may hold a token, in a model's name or an error
     return msgspec.msgpack.encode(Result(failed, tuple(_raw(rows) for rows in (heads, *others))))
 
 

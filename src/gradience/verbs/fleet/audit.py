@@ -19,7 +19,7 @@ import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
-from gradience.errors import GradienceError
+from gradience.errors import GradienceError, require
 from gradience.io import PathLike
 from gradience.io.reading import open_regular
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport
@@ -72,6 +72,9 @@ def audit_fleet(
         GradienceError: a package is missing, or the folder holds something else.
         OutputError: another job is writing the fleet, or it cannot be written.
     """
+    require("pyarrow", "xxhash", extra="fleet", what="a fleet")
+    if engine == "ray":
+        require("ray", extra="ray", what="--engine ray")
     start = time.monotonic()
     count = workers or cores()
     store = Store(Path(out), FLEET)

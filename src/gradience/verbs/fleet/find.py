@@ -242,7 +242,10 @@ def _found(folder: str, name: str, files: tuple[str, ...]) -> Found:
 
 
 def stamp_of(folder: str, files: Iterable[str]) -> str:
-    """Names, sizes and modification times of local files as one text; a missing file has only its name."""
+    """Names, sizes and times of local files as one text; a missing file has only its name.
+
+    The time of status change is one of them, because anybody can set that of modification.
+    """
     parts = []
     for name in files:
         try:
@@ -250,7 +253,7 @@ def stamp_of(folder: str, files: Iterable[str]) -> str:
         except OSError:
             parts.append(f"{name} -")
             continue
-        parts.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+        parts.append(f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
     return "; ".join(parts)
 
 

@@ -6,13 +6,14 @@ A query is a single SELECT by DuckDB. It reads these files and no others, withou
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from gradience.errors import GradienceError
+from gradience.errors import GradienceError, require
 from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
 from gradience.schema import Json
@@ -25,6 +26,7 @@ from gradience.schema.fleet import (
     QueryColumn,
     QueryReport,
 )
+from gradience.telemetry.redact import hide_in
 from gradience.verbs.fleet import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store, Tables
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
 
+_PATTERN: Final = re.compile(r"[*?\[\\]")
 _KINDS: Final = {
     "int64": "bigint",
     "double": "double",
@@ -112,7 +115,10 @@ def select(store: Store, sql: str) -> QueryReport:
     with opened(store) as base, _worded():
         base.execute(_only_select(base, sql))
         columns = [QueryColumn(name=name, type=str(kind)) for name, kind, *_ in base.description]
-        rows = [[_plain(value) for value in row] for row in base.fetchall()]
+        names = [column.name for column in columns]
+        rows = [
+            [hide_in(_plain(value), name) for value, name in zip(row, names, strict=True)] for row in base.fetchall()
+        ]
     return QueryReport(schema=QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
 
 
@@ -126,7 +132,19 @@ def select_to_parquet(store: Store, sql: str, out: Path) -> None:
     from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
 
     with opened(store) as base, _worded(), atomic_file(out) as partial:
-        parquet.write_table(base.sql(_only_select(base, sql).query).to_arrow_table(), partial)
+        store.touch(partial)
+        parquet.write_table(_without_secrets(base.sql(_only_select(base, sql).query).to_arrow_table()), partial)
+
+
+def _without_secrets(table: pa.Table) -> pa.Table:
+    """The table with the secrets in its texts hidden; numbers are not looked at."""
+    import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
+
+    for place, field in enumerate(table.schema):
+        if "string" in str(field.type):
+            texts = [hide_in(value, field.name) for value in table.column(place).to_pylist()]
+            table = table.set_column(place, field, pa.array(texts, field.type))
+    return table
 
 
 def _only_select(base: DuckDBPyConnection, sql: str) -> Statement:
@@ -156,14 +174,18 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
         live = {name: [str(path.resolve()) for path in store.files(name)] for name in names}
         base.execute(f"set allowed_paths = {_texts(path for paths in live.values() for path in paths)}")
         for name, paths in live.items():
-            base.execute(f"create view {name} as {_view(paths) if paths else _empty(store, name)}")
+            if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes
+                base.register(name, store.table(name))
+            else:
+                base.execute(f"create view {name} as {_view(paths) if paths else _empty(store, name)}")
         base.execute("set enable_external_access = false")
         base.execute("set lock_configuration = true")
         yield base
 
 
 def _view(paths: Iterable[str]) -> str:
-    return f"select * from read_parquet({_texts(paths)})"  # noqa: S608  # our own paths, quoted
+    # a folder's name, such as `r=99`, is no column
+    return f"select * from read_parquet({_texts(paths)}, hive_partitioning = false)"  # noqa: S608  # our own paths, quoted
 
 
 def _empty(store: Store, name: str) -> str:
@@ -242,6 +264,7 @@ def existing(path: PathLike, tables: Tables = FLEET) -> Store:
     Raises:
         GradienceError: there is none, or it is of another version.
     """
+    require("duckdb", "pyarrow", extra="fleet", what="a fleet")
     store = Store(Path(path), tables)
     if not store.exists:
         raise GradienceError(f"no fleet in {path}", advice="write one with 'gradience fleet audit ROOT --out FLEET'")

@@ -7,6 +7,7 @@ changes in place: a part with outdated rows is written again without them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MANIFEST: Final = "fleet.json"
 INSTALL: Final = "in the clone: pip install -e '.[fleet]'"
 _LOCK: Final = ".lock"
+_PRIVATE: Final = 0o600
 _MOST_BYTES: Final = 1 << 26  # most bytes of the manifest: some million parts
 _GROUP: Final = 1 << 16  # rows of a row group
 _FULL: Final = 1 << 15  # a part with so many rows in all tables is not merged; merging takes some megabytes at once
@@ -37,6 +39,8 @@ class Tables(NamedTuple):
 
     schema: str
     rows: Mapping[str, Row]
+    private: bool = False
+    """Whether its files are for their owner only, as the logs are that its rows come from."""
 
     @property
     def head(self) -> str:
@@ -48,6 +52,8 @@ class _Manifest(msgspec.Struct, kw_only=True):
     schema: str
     parts: list[int] = []
     next: int = 1
+    left: list[int] = []
+    """Parts that were being written, or are to be removed, when the manifest was written: the next job removes them."""
 
 
 class Store:
@@ -76,6 +82,12 @@ class Store:
         """The live Parquet files of a table."""
         return [self._part(table, number) for number in self._manifest.parts]
 
+    def touch(self, path: Path) -> None:
+        """Make a file before it is written, so that no other user can read it if the store is private."""
+        path.touch()
+        if self.tables.private:
+            path.chmod(_PRIVATE)
+
     def _part(self, table: str, number: int) -> Path:
         return self.folder / table / f"part-{number:06d}.parquet"
 
@@ -90,6 +102,10 @@ class Store:
         if found.schema != self.tables.schema:
             raise GradienceError(
                 f"{path} is of {found.schema[:60]!r}, expected {self.tables.schema!r}", advice="write a new one"
+            )
+        if len(set(found.parts)) < len(found.parts) or any(not 0 < part < found.next for part in found.parts):
+            raise GradienceError(
+                f"{path} is damaged: it names a part twice, or one that it did not write", advice="write a new one"
             )
         return found
 
@@ -164,15 +180,21 @@ class Writer:
         return {name: arrow_schema(row) for name, row in self._store.tables.rows.items()}
 
     def clear(self) -> None:
-        """Remove parts that no manifest names; write a first manifest if there is none."""
-        live = set(self._manifest.parts)
-        for name in self._store.tables.rows:
-            for path in (self._store.folder / name).iterdir():
-                number = path.stem.removeprefix("part-")
-                if not number.isdecimal() or int(number) not in live:
-                    path.unlink(missing_ok=True)
-        if not self._store.exists:
+        """Remove the parts that a killed job left, and no other file; write a first manifest if there is none."""
+        gone = set(self._manifest.left) - set(self._manifest.parts)
+        self._remove(gone)
+        if gone or not self._store.exists:
+            self._manifest.left = []
             self._publish()
+
+    def _remove(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            for name in self._store.tables.rows:
+                path = self._store._part(name, number)  # noqa: SLF001  # its other half
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the path") from error
 
     def add(self, results: Iterable[bytes]) -> None:
         """Write a batch of workers' results as one part.
@@ -254,27 +276,39 @@ class Writer:
         """Name new parts in place of old ones, then remove the old files. If killed in between, either set is whole."""
         gone = set(old)
         self._manifest.parts = [number for number in self._manifest.parts if number not in gone] + [*new]
+        self._manifest.left += old
         self._publish()
-        for number in old:
-            for name in self._schemas:
-                self._store._part(name, number).unlink(missing_ok=True)  # noqa: SLF001  # as above
+        self._remove(old)
 
     def _write(self, tables: Mapping[str, pa.Table]) -> int:
         from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
 
-        number = self._manifest.next
-        self._manifest.next += 1
+        number = self._free()
+        self._manifest.next = number + 1
+        self._manifest.left.append(number)
+        self._publish()  # before the files, so that a kill leaves none that the manifest does not name
         for name, table in tables.items():
             path = self._store._part(name, number)  # noqa: SLF001  # as above
             try:
+                self._store.touch(path)
                 parquet.write_table(table, path, compression="zstd", row_group_size=_GROUP)
             except OSError as error:
                 message = f"cannot write {path}: {error.strerror or error}"
                 raise OutputError(message, advice="check path and free space") from error
         return number
 
+    def _free(self) -> int:
+        """The first number from `next` on of which no table has a file: one that somebody put there stays."""
+        number = self._manifest.next
+        while any(os.path.lexists(self._store._part(name, number)) for name in self._store.tables.rows):  # noqa: SLF001  # as above
+            number += 1
+        return number
+
     def _publish(self) -> None:
+        live = set(self._manifest.parts)
+        self._manifest.left = [number for number in self._manifest.left if number not in live]
         with atomic_file(self._store.folder / MANIFEST, force=True) as partial:
+            self._store.touch(partial)
             partial.write_bytes(msgspec.json.encode(self._manifest))
 
 

@@ -131,7 +131,7 @@ def merge_adapters(
         config = merged_config(sides, decided.patterns, heads, modules)
         record = partial(provenance_of, "merge", sources, {name: getattr(report, name) for name in _RECORDED}, report)
         new = NewAdapter(sorted(tensors, key=lambda tensor: tensor.name), config)
-        write_adapter(Path(out), new, record, force=force)
+        write_adapter(Path(out), new, record, sources=sources, force=force)
     return msgspec.structs.replace(report, out=str(out))
 
 

@@ -250,8 +250,8 @@ def products_of(sides: Sequence[Side], found: Matching) -> Products:
         table, (i, j) = by_module[one.name], pair
         table[i, j] = table[j, i] = geometry.inner
         if geometry.left.size:
-            overlaps[pair].output.append(side_overlap(geometry.left, one.shape[0]))
-            overlaps[pair].input.append(side_overlap(geometry.right, one.shape[1]))
+            overlaps[pair].output.append(side_overlap(geometry.left, geometry.cosines[0], one.shape[0]))
+            overlaps[pair].input.append(side_overlap(geometry.right, geometry.cosines[1], one.shape[1]))
 
     for place, own in enumerate(beside(sides, found, list(overlaps), take, whole=False)):
         for name, energy in own.energies.items():

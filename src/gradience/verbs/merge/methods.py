@@ -7,16 +7,17 @@ and DARE work on single entries, so they form each dense update in float32, for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, get_args
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module, all_finite
 from gradience.errors import AdapterError
 from gradience.schema.merge import MergeMethod
-from gradience.spectral.merging import Singles, dropped, elected_mean, mask_generator, trimmed
+from gradience.spectral.merging import dense_update, dropped, elected_mean, mask_generator, summed, trimmed
 from gradience.spectral.sums import (
     Pair,
     Part,
@@ -107,27 +108,18 @@ def dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> 
     places = [place for place, module in enumerate(row) if module is not None]
     density = 1.0 if recipe.density is None else recipe.density
 
-    def updates() -> Iterator[Singles]:
-        for place, (b, a, scale) in zip(places, parts, strict=True):
-            dense = (b.astype(np.float32) * np.float32(scale)) @ a.astype(np.float32)
+    def updates() -> Iterator[jax.Array]:
+        for place, part in zip(places, parts, strict=True):
+            dense = dense_update(*part)
             if recipe.method == "ties":
                 yield trimmed(dense, density)
             else:
                 yield dropped(dense, density, mask_generator(recipe.seed, place, name))
 
-    with np.errstate(over="ignore", invalid="ignore"):
-        merged = _summed(updates) if recipe.method == "dare_linear" else elected_mean(updates)
+    merged = np.asarray(summed(updates()) if recipe.method == "dare_linear" else elected_mean(updates), np.float64)
     if not np.isfinite(merged).all():
         raise AdapterError(f"{name}: an update is over the range of float32", advice="linear, cat and svd are float64")
-    return merged.astype(np.float64)
-
-
-def _summed(updates: Callable[[], Iterator[Singles]]) -> Singles:
-    found = updates()
-    total = next(found).copy()
-    for update in found:
-        total += update
-    return total
+    return merged
 
 
 def difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:

@@ -17,12 +17,14 @@ from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
 from gradience.rules.log.account import account
 from gradience.rules.log.advice import advice
 from gradience.rules.log.divergence import other_scale
-from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
+from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Series, Signal, ends
 from gradience.rules.log.learning import learning
+from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import MAX_INT, NonFinite, number_in, real
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
+from gradience.schema.flat import extended
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,
@@ -33,7 +35,7 @@ from gradience.schema.reports import (
     SignalSummary,
     TrainSummary,
 )
-from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.reader import RunSummary, version_notes
 from gradience.telemetry.series import Column, RunSeries
 from gradience.verbs.monitor.source import Source, open_source
 
@@ -238,6 +240,7 @@ def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
     if summary.unknown:
         known = ", ".join(f"{name} ({n})" for name, n in summary.unknown.items())
         notes.append(f"events of a name unknown here were kept and not used: {known}")
+    notes += version_notes(summary.version, summary.softened)
     if summary.bare_tokens:
         notes.append(f"{summary.bare_tokens} lines hold bare NaN or Infinity, which is not JSON; they were read anyway")
     return notes
@@ -258,9 +261,8 @@ def _with_count(point: EvalPoint) -> EvalPoint:
     if metrics.n is not None or rate is None or runtime is None or not 0.5 < rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
         return point
     extras = {**metrics.extras, _DERIVED: _DERIVATION}
-    return msgspec.structs.replace(
-        point, metrics=msgspec.structs.replace(metrics, n=round(rate * runtime), extras=extras)
-    )
+    counted = msgspec.structs.replace(metrics, n=round(rate * runtime))
+    return msgspec.structs.replace(point, metrics=extended(counted, extras))
 
 
 def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
@@ -282,7 +284,7 @@ def held_out_split(report: MonitorReport) -> str | None:
 
 def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
     """Whether the run learns; False if a finding denies it, None if nothing shows it."""
-    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covers for found in findings):
+    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covered_by(found) for found in findings):
         return False
     return True if learning(facts).shown else None
 

@@ -17,7 +17,7 @@ from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError
 from gradience.io import PathLike, Progress
-from gradience.io.atomic import atomic_file
+from gradience.io.atomic import atomic_file, keep_private
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.writing import Provenance, ResizeReport
 from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
@@ -30,6 +30,7 @@ from gradience.verbs.writing import (
     Dtype,
     NewAdapter,
     SourceFiles,
+    encoded,
     loaded_ahead,
     provenance_of,
     refuse_place,
@@ -141,9 +142,11 @@ def resize_adapter(
     with loaded_ahead(plan.tensors) as loaded:
         tensors = _with_progress(loaded, progress)
         if config is None:
-            _write_kohya(Path(out), tensors, plan, record(), force=force)
+            _write_kohya(Path(out), tensors, plan, record(), sources=sources, force=force)
         else:
-            write_adapter(Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, force=force)
+            write_adapter(
+                Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, sources=sources, force=force
+            )
     nbytes = Path(out).stat().st_size if config is None else report.bytes_after
     return msgspec.structs.replace(report, out=str(out), bytes_after=nbytes)
 
@@ -212,7 +215,9 @@ def _asked(
     return Asked(base, inputs, token_ids=texts is None, pieces=pieces, seed=seed)
 
 
-def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, force: bool) -> None:
+def _write_kohya(
+    out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, sources: SourceFiles, force: bool
+) -> None:
     """Write a file in kohya's format. It keeps the metadata, with rank and alpha updated and a provenance record added.
 
     If ranks differ between modules, rank and alpha are `Dynamic`, as in sd-scripts.
@@ -228,9 +233,10 @@ def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record
     is_uniform = not plan.patterns.rank_pattern and not plan.patterns.alpha_pattern
     metadata["ss_network_dim"] = str(plan.patterns.r) if is_uniform else "Dynamic"
     metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if is_uniform else "Dynamic"
-    metadata[PROVENANCE_KEY] = msgspec.json.encode(msgspec.structs.replace(record, modules=[])).decode()
+    metadata[PROVENANCE_KEY] = encoded(msgspec.structs.replace(record, modules=[])).decode()
     with atomic_file(out, force=force) as partial:
         write_safetensors(partial, tensors, metadata=metadata)
+        keep_private(partial, sources.files)
 
 
 def _with_progress(tensors: list[PlannedTensor], progress: Progress | None) -> list[PlannedTensor]:

@@ -25,8 +25,8 @@ from gradience.io import PathLike, Progress
 from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.schema.writing import Calibration
+from gradience.spectral.batch import Maps
 from gradience.spectral.grams import Floats
-from gradience.spectral.update import Maps
 from gradience.verbs.resize.cut import Job, Target
 from gradience.verbs.resize.pieces import (
     Adapted,

@@ -24,8 +24,9 @@ from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, Together, copied, planned
 from gradience.schema.writing import Criterion
+from gradience.spectral.batch import Maps
 from gradience.spectral.grams import Floats
-from gradience.spectral.update import Maps, reduced
+from gradience.spectral.update import reduced
 
 _RANGES: Final[dict[Criterion, tuple[Callable[[float], bool], str]]] = {
     "rank": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradience.models import FIRST, LoadedModel
@@ -45,19 +47,25 @@ class Pieces(NamedTuple):
 
 def pieces_of(g: Floats, h: Floats) -> Pieces:
     """The pieces for the second moments g and h, both (r, r), symmetric and positive semidefinite."""
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        return Pieces(*map(np.asarray, split(g, h)))
+
+
+@jax.jit
+def split(g: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The fields of `pieces_of`."""
     root_g, inverse_g = _roots(g)
     root_h, inverse_h = _roots(h)
-    u, s, v = np.linalg.svd(root_h @ root_g)
-    shared = np.sqrt(s)
-    return Pieces(inverse_h @ (u * shared), (shared[:, None] * v) @ inverse_g, s)
+    u, s, v = jnp.linalg.svd(root_h @ root_g)
+    shared = jnp.sqrt(s)
+    return inverse_h @ (u * shared), (shared[:, None] * v) @ inverse_g, s
 
 
-def _roots(moment: Floats) -> tuple[Floats, Floats]:
+def _roots(moment: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The symmetric square root of a moment, and its inverse; for a zero moment, both are the identity."""
-    values, vectors = np.linalg.eigh((moment + moment.T) / 2.0)
-    if not values[-1] > 0.0:
-        return np.eye(len(moment)), np.eye(len(moment))
-    roots = np.sqrt(np.maximum(values, FLOOR * values[-1]))
+    values, vectors = jnp.linalg.eigh((moment + moment.T) / 2.0)
+    values = jnp.where(values[-1] > 0.0, jnp.maximum(values, FLOOR * values[-1]), 1.0)
+    roots = jnp.sqrt(values)
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 

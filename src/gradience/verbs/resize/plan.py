@@ -21,9 +21,8 @@ from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import Calibration, ResizedModule
-from gradience.spectral.batch import Spectrum, spectra_and_maps
+from gradience.spectral.batch import Maps, Spectrum, spectra_and_maps
 from gradience.spectral.grams import Floats
-from gradience.spectral.update import Maps
 from gradience.verbs.resize.cut import Job, Priced, Target, module_rank, planned_file, ranks_within, refit_of
 
 _MEGABYTE: Final = 1_000_000

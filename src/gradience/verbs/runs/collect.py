@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from gradience.configs.training import STATE_NAME
-from gradience.errors import GradienceError, RecorderError
+from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
 from gradience.importers.sources import is_run
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.configs.training import objective_of
@@ -37,7 +37,7 @@ _ALONE: Final = 200  # up to this many logs are read without workers, because a 
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
-RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
+RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True)
 MAX_RUNS: Final = 1000  # runs in one log; more are an error, because no known log holds as many
 
 _MOST_INT: Final = 2**63 - 1  # largest integer of a column
@@ -62,6 +62,7 @@ def collect_runs(
         GradienceError: a package is missing, or `out` holds something else.
         OutputError: another process is updating the store, or it cannot be written.
     """
+    require("pyarrow", "duckdb", extra="fleet", what="a table of runs")
     store = Store(_folder(roots) if out is None else Path(out), RUNS)
     plan = _plan(store, roots)
     if plan.jobs or plan.gone or not store.exists:
@@ -94,7 +95,7 @@ def _nothing() -> None:
 
 
 def _crashed(job: Job) -> bytes:
-    return run_failed(job, "worker processes died on it twice", crashed=True)
+    return run_failed(job, "worker processes died on it twice", again=True)
 
 
 def find_runs(roots: Iterable[PathLike], known: Collection[str] = ()) -> Iterator[Job]:
@@ -177,10 +178,12 @@ def run_job(job: Job) -> bytes:
         if len(runs) > MAX_RUNS:
             raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")
         reports = [report_of(source, series) for series in runs]
+    except MissingPackageError as error:
+        return run_failed(job, f"{error}: {error.advice}", again=True)
     except (GradienceError, OSError, MemoryError) as error:
         return run_failed(job, str(error) or type(error).__name__)
     except Exception as error:  # noqa: BLE001  # last resort: one log must not end the job
-        return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", crashed=True)
+        return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", again=True)
     pairs = list(zip(runs, reports, strict=True))
     return encoded(
         [_run(job, series, report) for series, report in pairs],
@@ -194,9 +197,13 @@ def run_job(job: Job) -> bytes:
     )
 
 
-def run_failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
-    """The encoded row of a log that could not be read. After a crash it has no stamp, so the log is read again later."""
-    stamp = "" if crashed else job.stamp
+def run_failed(job: Job, reason: str, *, again: bool = False) -> bytes:
+    """The encoded row of a log that could not be read.
+
+    If the log itself may be whole (a crash, a missing package), the row gets no stamp, so the log is read `again` at
+    the next call.
+    """
+    stamp = "" if again else job.stamp
     return encoded([RunRow(path=job.path, error=" ".join(reason.split()), stamp=stamp, rules=job.rules)], [], [], [])
 
 

@@ -16,6 +16,8 @@ from itertools import islice
 from math import isfinite, prod
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 
+import msgspec
+
 from gradience.errors import RecorderError
 from gradience.schema import MAX_INT, Json, NonFinite, Real, real
 
@@ -39,7 +41,7 @@ class _Limits(NamedTuple):
 
     depth: int  # levels below the value itself
     items: int | None  # most items of one list, mapping or array
-    left: list[int] = []  # noqa: RUF012  # if `items` is None: how many more values may come, counted down
+    left: list[int] = []  # if `items` is None: how many more values may come, counted down
 
 
 _BOUNDED: Final = _Limits(7, 64)  # enough for logged rows, which are flat
@@ -80,9 +82,7 @@ def number(value: Any, name: str) -> Real:
         return value
     if isinstance(value, str) and value in _NAMES:
         return value  # type: ignore[return-value]  # a name is a Real
-    item = _listed(value)
-    while isinstance(item, list) and len(item) == 1:
-        item = item[0]
+    item = _only(_listed(value))
     if isinstance(item, (bool, str, list)) or not hasattr(item, "__float__"):
         raise _refusal(name, "a number", value)
     try:
@@ -101,7 +101,10 @@ def rates(value: Any) -> Real | list[Real]:
         return value if isfinite(value) else real(value)
     listed = _listed(value)
     if isinstance(listed, Sequence) and not isinstance(listed, str):
-        return [number(rate, f"lr[{i}]") for i, rate in enumerate(listed)]
+        held = list(islice(listed, MAX_ELEMENTS + 1))
+        if len(held) > MAX_ELEMENTS:
+            raise _refusal("lr", f"at most {MAX_ELEMENTS} values", value)
+        return [number(rate, f"lr[{i}]") for i, rate in enumerate(held)]
     return number(listed, "lr")
 
 
@@ -188,8 +191,11 @@ def _within(items: Iterable[_T], name: str, limits: _Limits) -> list[_T]:
 
 
 def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
-    if isinstance(value, Enum):  # checked before str, because transformers' enums are both
-        return _plain(value.value, name, limits, depth + 1)
+    if depth > _MAX_LEVELS:  # what it turns into turns into another, as a mock does without end
+        raise RecorderError(f"`{name}` is nested more than {_MAX_LEVELS} levels deep", advice=_ADVICE)
+    if isinstance(value, (msgspec.Struct, Enum)):  # checked before str, because transformers' enums are both
+        held = value.value if isinstance(value, Enum) else msgspec.to_builtins(value)
+        return _plain(held, name, limits, depth + 1)
     if isinstance(value, (str, os.PathLike)):
         return _text(str(value))
     shape = getattr(value, "shape", None)
@@ -198,8 +204,8 @@ def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
     if limits.items is None and _is_large(value):
         raise _refusal(name, f"at most {MAX_ELEMENTS} values", value)
     listed = _listed(value)
-    while limits.items is not None and isinstance(listed, list) and len(listed) == 1:
-        listed = listed[0]
+    if limits.items is not None:
+        listed = _only(listed)
     if listed is not value:
         return _plain(listed, name, limits, depth + 1)
     if isinstance(value, (int, float)) or hasattr(value, "__float__"):
@@ -218,6 +224,15 @@ def _listed(value: Any) -> Any:
         return tolist()
     except (TypeError, ValueError, RuntimeError):  # a tensor without data, such as torch's on "meta"
         return value
+
+
+def _only(item: Any) -> Any:
+    """Return what lists of one item hold within each other; a list that holds itself ends with the levels."""
+    for _ in range(_MAX_LEVELS):
+        if not (isinstance(item, list) and len(item) == 1):
+            break
+        item = item[0]
+    return item
 
 
 def _is_large(value: Any) -> bool:

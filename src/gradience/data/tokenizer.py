@@ -1,0 +1,181 @@
+"""A tokenizer of transformers as it runs in a confined process: what `data.encoder` asks for, as plain values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from gradience.errors import ConfigError
+from gradience.io import pretrained
+from gradience.io.confined import allow
+from gradience.io.reading import decode_json, read_small
+from gradience.schema import Json
+
+ADVICE: Final = "give --tokenizer the folder with its tokenizer.json and tokenizer_config.json"
+_CONTROL: Final = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_(?:turn|text)>")
+
+
+class Facts(msgspec.Struct):
+    """What is known of a tokenizer once it is loaded."""
+
+    template: str | None = None
+    eos: str | None = None
+    eos_id: int | None = None
+    bos_id: int | None = None
+    pad_id: int | None = None
+    end_ids: list[int] = []
+    control_ids: list[int] = []
+    special_ids: list[int] = []
+
+
+class Tokenizer:
+    """A tokenizer and its chat template.
+
+    Args:
+        folder: folder of the tokenizer, or organisation/name in the local hub cache.
+        template: a chat template to be used instead of the tokenizer's own.
+        masks: whether answers are to be masked, which needs a tokenizer.json.
+
+    Raises:
+        ConfigError: transformers is not installed, or the folder holds no such tokenizer.
+    """
+
+    def __init__(self, folder: str, template: str | None, masks: bool) -> None:  # noqa: FBT001  # sent by position
+        self._tokenizer = _loaded(folder)
+        if masks and not getattr(self._tokenizer, "is_fast", False):
+            raise ConfigError(f"{folder}: a tokenizer without tokenizer.json", advice=ADVICE)
+        if template is not None:
+            self._tokenizer.chat_template = template
+        own = self._tokenizer.chat_template
+        self._template: str | None = own.get("default") if isinstance(own, dict) else own
+        self._folder = folder
+
+    def facts(self) -> dict[str, Json]:
+        """The fields of `Facts`."""
+        held = self._tokenizer
+        return {
+            "template": self._template,
+            "eos": held.eos_token,
+            "eos_id": held.eos_token_id,
+            "bos_id": held.bos_token_id,
+            "pad_id": held.pad_token_id,
+            "end_ids": _end_ids(Path(self._folder), held.eos_token_id),
+            "control_ids": sorted(held.get_added_vocab().values()),
+            "special_ids": sorted(held.all_special_ids),
+        }
+
+    def use_training_template(self) -> str | None:
+        """The template that TRL trains with, which is used from now on; None if the installed TRL has none."""
+        found = _training_template(self._template)
+        self._template = found or self._template
+        return found
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """The tokens of these ids, as text."""
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(list(ids))]
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, with the special tokens that the tokenizer adds."""
+        out = self._tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)
+        found: list[list[int]] = out["input_ids"]
+        return found
+
+    def chats(self, chats: list[list[Any]]) -> list[Json]:
+        """Ids and mask of each conversation, or the reason why the template cannot render it.
+
+        Args:
+            chats: the fields of `encoder.Chat`.
+        """
+        plain = [messages for messages, _, _, passed in chats if not passed]
+        if len(plain) == len(chats) and chats:
+            try:
+                return self._rendered(plain, *chats[0][1:])
+            except Exception:  # noqa: BLE001, S110  # a template may raise anything: the loop below finds where
+                pass
+        return [self._one(chat) for chat in chats]
+
+    def split_controls(self) -> list[str]:
+        """Control tokens written in the template that the tokenizer splits into pieces or does not know."""
+        found = dict.fromkeys(_CONTROL.findall(self._template or ""))
+        unknown = self._tokenizer.unk_token_id
+        coded = [self._tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"] for token in found]
+        return [token for token, ids in zip(found, coded, strict=True) if len(ids) != 1 or ids[0] == unknown]
+
+    def _one(self, chat: list[Any]) -> Json:
+        allow()
+        try:
+            return self._rendered([chat[0]], *chat[1:])[0]
+        except Exception as error:  # noqa: BLE001  # as above: of this conversation
+            return f"the chat template cannot render it: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+    def _rendered(
+        self,
+        conversations: list[list[dict[str, Json]]],
+        prompt: bool,  # noqa: FBT001  # a field of `encoder.Chat`
+        answers: bool,  # noqa: FBT001  # the same
+        passed: dict[str, Json],
+    ) -> list[Json]:
+        given = dict(passed)
+        tools = given.pop("tools", None)
+        kwargs = given.pop("chat_template_kwargs", None) or {}
+        out = self._tokenizer.apply_chat_template(
+            conversations,
+            tools=json.loads(tools) if isinstance(tools, str) else tools,
+            chat_template=self._template,
+            add_generation_prompt=prompt,
+            return_assistant_tokens_mask=answers,
+            return_dict=True,
+            tokenizer_kwargs={"verbose": False},
+            **(kwargs if isinstance(kwargs, dict) else {}),
+        )
+        masks = out["assistant_masks"] if answers else [None] * len(conversations)
+        return [[ids, mask] for ids, mask in zip(out["input_ids"], masks, strict=True)]
+
+
+def _loaded(folder: str) -> Any:
+    try:
+        from transformers import AutoTokenizer  # noqa: PLC0415  # seconds, for those who tokenise
+        from transformers.utils import logging  # noqa: PLC0415  # the same
+    except ModuleNotFoundError:
+        raise ConfigError("tokenising needs transformers", advice="in the clone: pip install -e '.[hf]'") from None
+    verbosity: Any = logging
+    verbosity.set_verbosity_error()
+    try:
+        return pretrained.load(AutoTokenizer, folder)
+    except Exception as error:  # noqa: BLE001  # tokenizers raises Exception itself on a file that is none
+        reason = pretrained.reason(error)
+        raise ConfigError(f"{folder}: no usable tokenizer: {reason}", advice=ADVICE) from None
+
+
+class _Generation(msgspec.Struct):
+    eos_token_id: int | list[int] | None = None
+
+
+def _end_ids(folder: Path, eos: int | None) -> list[int]:
+    """The ids that end generation: the tokenizer's, and those of a generation_config.json beside it."""
+    found = set() if eos is None else {eos}
+    try:
+        raw = read_small(folder / "generation_config.json", most=1 << 20, what="a generation config")
+        more = decode_json(raw, _Generation).eos_token_id
+    except (OSError, RecursionError, msgspec.MsgspecError, UnicodeDecodeError):
+        return sorted(found)
+    return sorted(found | (set(more) if isinstance(more, list) else set() if more is None else {more}))
+
+
+def _training_template(template: str | None) -> str | None:
+    """The template with `{% generation %}` blocks by which TRL replaces a stock one; None if TRL has none."""
+    spec = find_spec("trl")  # only locates its files, because importing trl would import torch
+    if template is None or spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "chat_templates"
+    for path in sorted(folder.glob("*_training.jinja")):
+        stock = path.with_name(path.name.replace("_training", ""))
+        if stock.is_file() and stock.read_text(encoding="utf-8") == template:
+            return path.read_text(encoding="utf-8")
+    return None

@@ -1,0 +1,335 @@
+"""Parsers of what a stranger wrote, each in a process of its own with limits on memory and processor time.
+
+A parser in C or Rust may crash on a damaged file, a template may loop without end, and a file of 500 bytes may claim
+6 GB. Here that ends a child process, and the caller learns why.
+
+The children are forks of one helper process. It is started when it is first needed, has a single thread, and imports
+the libraries once, so a child costs milliseconds. Messages are MessagePack, which holds data and never code. Their
+stdin, stdout and stderr are the null device: nothing can ask the user, and a panic prints nothing. A system without
+`os.fork` has no limits, and runs the parser in the caller's process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, NamedTuple, NoReturn
+
+import msgspec
+
+from gradience.errors import ConfigError, GradienceError
+
+MEMORY: Final = 2 << 30  # bytes that a child may take beyond what the libraries took before it
+SECONDS: Final = 10.0  # processor time of one answer
+_BYTES_A_SECOND: Final = 100_000  # a longer question gets more time: tokenising takes 1 s for some MB
+_TO_MAKE: Final = 3  # budgets to make the object in: a tokenizer's file of 20 MB is parsed in two seconds
+MOST_ANSWER: Final = 256 << 20  # bytes of one answer
+_START: Final = (
+    "import sys; sys.path[:] = sys.argv[2:]; from gradience.io import confined; confined.serve(int(sys.argv[1]))"
+)
+_REASONS: Final = {
+    "SIGPROF": "it takes more than {seconds:.0f} s of processor time",
+    "SIGXCPU": "it takes more than its processor time",
+    "SIGKILL": "it needs more memory than there is",
+    "SIGABRT": "it crashes the library that reads it, or needs more than {memory} GiB of memory",
+}
+
+
+class Foreign(Exception):  # noqa: N818  # what it says is why a stranger's data cannot be used
+    """What was read failed, crashed, or passed a limit; the exception's text is the reason."""
+
+
+class Limits(NamedTuple):
+    """Memory in bytes, and seconds of processor time for one answer."""
+
+    memory: int = MEMORY
+    seconds: float = SECONDS
+
+
+class Confined:
+    """An object in a child process.
+
+    Args:
+        target: its class, as `module:name`.
+        args: arguments of the class: numbers, texts, lists and mappings.
+        imports: what the helper process imports before it forks, as `module` or `module:name`.
+        limits: limits of the child.
+
+    Raises:
+        Foreign: the object cannot be made.
+        ConfigError: the class raised it.
+    """
+
+    def __init__(self, target: str, *args: Any, imports: Sequence[str] = (), limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._pid, self._owner = 0, os.getpid()
+        if not hasattr(os, "fork"):
+            self._object = _found(target)(*args)
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._pid = _helper().fork(theirs, [target.partition(":")[0], *imports])
+        self._pipe = Connection(ours.detach())
+        try:
+            self._send([target, *self._limits], args)
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, *args: Any) -> Any:
+        """The result of a method.
+
+        Raises:
+            Foreign: it failed, crashed, or passed a limit.
+            ConfigError: the method raised it.
+        """
+        if not self._pid:
+            return getattr(self._object, method)(*args)
+        self._send([method], args)
+        return self._answer()[0]
+
+    def stream(self, method: str, *args: Any) -> Iterator[Any]:
+        """Yield what a method yields. The object can be asked for nothing else afterwards.
+
+        Raises:
+            Foreign: as for `call`, for each item.
+            ConfigError: the same.
+        """
+        if not self._pid:
+            yield from getattr(self._object, method)(*args)
+            return
+        try:
+            self._send([method], args)
+            while found := self._answer():
+                yield found[0]
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        if self._pid and self._owner == os.getpid():  # not in a fork of the caller
+            pid, self._pid = self._pid, 0
+            self._pipe.close()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            _helper().wait(pid)
+
+    def __del__(self) -> None:  # noqa: D105  # as `close`
+        with suppress(Exception):  # an interpreter that ends has no helper any more
+            self.close()
+
+    def _send(self, head: list[Any], args: Sequence[Any]) -> None:
+        try:
+            question = msgspec.msgpack.encode([*head, list(args)], enc_hook=str)
+        except (OverflowError, UnicodeEncodeError, RecursionError, ValueError, TypeError) as error:
+            raise Foreign(f"a value that cannot be passed on: {error}") from None
+        with suppress(BrokenPipeError, ConnectionResetError):  # `_answer` says why it has ended
+            self._pipe.send_bytes(question)
+
+    def _answer(self) -> list[Any]:
+        try:
+            kind, *found = msgspec.msgpack.decode(self._pipe.recv_bytes(MOST_ANSWER), type=list[Any])
+        except (EOFError, ConnectionResetError):
+            raise Foreign(self._why()) from None
+        except (OSError, ValueError, msgspec.MsgspecError):
+            raise Foreign(f"its result is larger than {MOST_ANSWER >> 20} MiB, or damaged") from None
+        if kind == "unusable":
+            message, advice = found
+            raise ConfigError(message, advice=advice)
+        if kind == "failed":
+            raise Foreign(found[0])
+        return found
+
+    def _why(self) -> str:
+        pid, self._pid = self._pid, 0
+        self._pipe.close()
+        code = _helper().wait(pid)
+        name = signal.Signals(-code).name if -code in {one.value for one in signal.Signals} else f"exit code {code}"
+        reason = _REASONS.get(name, f"it crashes the library that reads it ({name})")
+        return reason.format(seconds=self._limits.seconds, memory=self._limits.memory >> 30)
+
+
+class _Helper:
+    """The process that forks children, and says how they ended."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._lock = Lock()
+        self._control, theirs = socket.socketpair()
+        paths = [str(Path(entry).absolute()) for entry in sys.path if entry not in {"", "."}]
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # this module
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), *paths],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's interrupt is for the caller, which ends its children
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        return self.owner == os.getpid() and self._control.fileno() != -1 and self._process.poll() is None
+
+    def fork(self, end: socket.socket, imports: Sequence[str]) -> int:
+        return int(self._asked({"fork": list(imports)}, [end.fileno()]))
+
+    def wait(self, pid: int) -> int:
+        """The exit code of a child, or minus the number of the signal that ended it; 0 if that is not known."""
+        try:
+            return int(self._asked({"wait": pid}, []))
+        except GradienceError:
+            return 0
+
+    def _asked(self, question: Any, ends: list[int]) -> bytes:
+        with self._lock:
+            try:
+                socket.send_fds(self._control, [json.dumps(question).encode()], ends)
+                answer = self._control.recv(64)
+            except OSError:
+                answer = b""
+            except BaseException:  # an interrupt: the next answer would be this question's
+                self.close()
+                raise
+        if not answer:
+            raise GradienceError("cannot start a process to read the data in", advice="is memory short?")
+        return answer
+
+    def close(self) -> None:
+        """End the helper."""
+        self._control.close()
+        if self.owner == os.getpid():
+            self._process.kill()
+            self._process.wait()
+        else:
+            self._process.returncode = 0  # of another process: not ours to wait for
+
+
+_HELPERS: Final[list[_Helper]] = []
+_STARTING: Final = Lock()
+
+
+def _helper() -> _Helper:
+    """The helper of this process, started anew if it has ended or is that of the process that this was forked from."""
+    with _STARTING:
+        if not _HELPERS or not _HELPERS[0].is_alive:
+            _end_helper()
+            _HELPERS.append(_Helper())
+        return _HELPERS[0]
+
+
+@atexit.register
+def _end_helper() -> None:
+    while _HELPERS:
+        _HELPERS.pop().close()
+
+
+def _found(target: str) -> Any:
+    module, _, name = target.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, name) if name else found
+
+
+def serve(descriptor: int) -> None:
+    """Answer the questions of the process that started this one, until it ends."""
+    control = socket.socket(fileno=descriptor)
+    while True:
+        message, ends, _, _ = socket.recv_fds(control, 1 << 16, 1)
+        if not message:
+            return
+        question = json.loads(message)
+        if "wait" in question:
+            _, status = os.waitpid(question["wait"], 0)
+            control.send(str(os.waitstatus_to_exitcode(status)).encode())
+            continue
+        for name in question["fork"]:
+            with suppress(Exception):  # the child says what is missing
+                _found(name)
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            _obey(Connection(ends[0]))
+        os.close(ends[0])
+        control.send(str(pid).encode())
+
+
+def _obey(pipe: Connection) -> NoReturn:
+    """Make the object that is asked for, answer each question, and end with the caller."""
+    made: Any = None
+    while True:
+        try:
+            question = pipe.recv_bytes()
+        except (EOFError, ConnectionResetError):  # the caller has closed the pipe, or ended
+            os._exit(0)
+        allow(_BUDGET[0] + len(question) / _BYTES_A_SECOND)
+        head = msgspec.msgpack.decode(question)
+        try:
+            if made is None:
+                made = _made(*head)
+                _say(pipe, "made")
+                continue
+            found = getattr(made, head[0])(*head[1])
+            if not isinstance(found, Iterator):
+                _say(pipe, "item", found)
+                continue
+            for item in found:
+                _say(pipe, "item", item)
+                allow()
+            _say(pipe, "end")
+        except ConfigError as error:
+            _say(pipe, "unusable", str(error), error.advice)
+        except MemoryError:
+            _say(pipe, "failed", "it needs more memory than it may take")
+        except BaseException as error:  # noqa: BLE001  # a panic of Rust is one, and any library may raise anything
+            _say(pipe, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _made(target: str, memory: int, seconds: float, args: list[Any]) -> Any:
+    _limit_memory(memory)
+    _BUDGET[0] = seconds
+    allow(_TO_MAKE * seconds)
+    return _found(target)(*args)
+
+
+def _say(pipe: Connection, *answer: Any) -> None:
+    data = msgspec.msgpack.encode(list(answer), enc_hook=str)
+    try:
+        pipe.send_bytes(data)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # as above
+
+
+_BUDGET: Final = [SECONDS]
+
+
+def allow(seconds: float | None = None) -> None:
+    """Give a child so much processor time from now on, by default that of one answer. It is ended when that is up."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds or _BUDGET[0])  # whose signal ends a process
+
+
+def _limit_memory(more: int) -> None:
+    """Limit the memory of this process to what it has now and some more. Mapped files do not count."""
+    import resource  # noqa: PLC0415  # there is none on Windows
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:  # not Linux, where no other limit counts memory that is used
+        return
+    now = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = now + more if hard == resource.RLIM_INFINITY else min(now + more, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))

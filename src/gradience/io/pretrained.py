@@ -1,0 +1,98 @@
+"""The one door through which models, tokenizers and configs of strangers are loaded by transformers and PEFT.
+
+A folder may name Python code of its own (`auto_map`), which transformers would run once somebody says yes. Here nobody
+is asked and nothing of it runs. Nothing is downloaded, and only folders of regular files are opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from gradience.io.reading import decode_json, read_small
+
+_MOST_JSON: Final = 512 << 20  # bytes; the largest tokenizer.json on the hub has 33 MB, an index of weights 4 MB
+_MOST_CONFIG: Final = 5 << 20  # bytes, as for every reader of an adapter's config
+_IMPORTING: Final = ("megatron_config",)  # with it PEFT imports the module that `megatron_core` names
+_MOST_FILES: Final = 100_000
+_OWN_CODE: Final = "custom code"
+_SHOWN: Final = 160  # characters of an error's first line
+
+
+def load(kind: Any, place: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+    """What `kind.from_pretrained` returns for a folder, or for organisation/name in the hub's local cache.
+
+    Args:
+        kind: a class of transformers.
+        place: the folder or name.
+        args: further arguments.
+        options: further options; nothing can allow code of the folder, or a download.
+
+    Raises:
+        OSError: the folder holds something other than regular files.
+        Exception: anything, because a library reads files of a stranger.
+    """
+    refuse_special(place)
+    return kind.from_pretrained(os.fspath(place), *args, **options, local_files_only=True, trust_remote_code=False)
+
+
+def load_adapter(kind: Any, model: Any, folder: str | os.PathLike[str]) -> Any:
+    """What PEFT's `kind.from_pretrained` returns for a model and an adapter's local folder.
+
+    Raises:
+        OSError: the folder is none, or holds something other than regular files.
+        ValueError: the config names a Python module to be imported.
+        Exception: as for `load`.
+    """
+    refuse_adapter(folder)
+    return kind.from_pretrained(model, os.fspath(folder))
+
+
+def refuse_adapter(folder: str | os.PathLike[str]) -> None:
+    """Refuse an adapter's folder that PEFT could not load, or for which it would import a module that the config names.
+
+    Raises:
+        OSError: the folder is none, or holds something other than regular files.
+        ValueError: the config names a Python module, or is no JSON object.
+    """
+    refuse_special(folder)
+    raw = read_small(Path(folder) / "adapter_config.json", most=_MOST_CONFIG, what="an adapter's config")
+    named = [name for name in _IMPORTING if decode_json(raw, dict[str, Any]).get(name)]
+    if named:
+        raise ValueError(f"its config has {named[0]}, for which PEFT imports a module of any name")
+
+
+def refuse_special(place: str | os.PathLike[str]) -> None:
+    """Refuse a folder with a pipe or device, which a library would open and wait for, or with a huge JSON file.
+
+    Raises:
+        OSError: there is one; a name that is no local folder is not looked at.
+    """
+    if not os.path.isdir(place):  # noqa: PTH112  # a hub's name is not a path
+        return
+    with os.scandir(place) as entries:
+        for number, entry in enumerate(entries):
+            with suppress(FileNotFoundError):  # a link to nothing
+                status = entry.stat()
+                if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                    raise OSError(errno.EINVAL, "a pipe or device, not a regular file", entry.path)
+                if entry.name.endswith(".json") and status.st_size > _MOST_JSON:
+                    message = f"larger than {_MOST_JSON >> 20} MiB, the limit for a model's or tokenizer's JSON"
+                    raise OSError(errno.EFBIG, message, entry.path)
+            if number > _MOST_FILES:
+                raise OSError(errno.E2BIG, f"more than {_MOST_FILES} files", os.fspath(place))
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, on one line; that a folder wants to run code of its own is said in our words."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if _OWN_CODE in text or "trust_remote_code" in text:
+        return "it needs Python code of its own (auto_map), which gradience never runs"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return (first or type(error).__name__)[:_SHOWN]

@@ -1,0 +1,724 @@
+"""Reinforcement learning: what rewards, entropy, KL, clipping and the lengths of the completions say of a run.
+
+RWD122 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from the
+reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, RAT141 the learning rate. `told` says in the
+story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set as AbstractSet
+from typing import Final, Literal, NamedTuple
+
+from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.account import account
+from gradience.rules.log.divergence import divergence
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, once, seen, shown, under
+from gradience.rules.log.signals import (
+    ANSWER_KL,
+    CLIPPED,
+    CUT_OFF as CUT_NAMES,
+    ENDED_LENGTH,
+    ENTROPY,
+    EQUAL_GROUPS,
+    HIGHEST_REWARD,
+    LENGTH,
+    LOWEST_REWARD,
+    REWARD,
+    REWARD_STD,
+    TOKEN_KL,
+    Names,
+)
+from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
+from gradience.schema.reports import StoryPart
+
+RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
+
+FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
+MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
+ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat columns")
+
+REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
+REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
+REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
+REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
+REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
+
+NULL_ROWS = Threshold("null_rows", 0.5, "fraction of the rows without a reward", JUDGEMENT)
+
+ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", JUDGEMENT)
+ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", JUDGEMENT)
+ZERO_GROUPS_ALSO = Threshold("zero_groups_also", 0.3, "fraction of the groups", JUDGEMENT)
+
+COLLAPSED = Threshold("collapsed", 0.1, "entropy at the end over that of the first rows", RL_RUNS)
+NARROWED = Threshold("narrowed", 0.25, "entropy at the end over that of the first rows", JUDGEMENT)
+SPREAD_OUT = Threshold("spread_out", 3.0, "entropy at the end over that of the first rows", JUDGEMENT)
+RANDOM = Threshold("random", 2.0, "nats a token", "a judgement: some seven equally likely tokens")
+
+KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", JUDGEMENT)
+KL_ANSWER = Threshold(
+    "kl_answer", 100.0, "nats a completion, median of the last third", "Gao et al. 2022, figure 1: past the best reward"
+)
+KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", JUDGEMENT)
+KL_NONE = Threshold("kl_none", 1e-6, "nats a token, in every row", "rounding in float32")
+KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up hardly move")
+
+CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a third of the rows", RL_RUNS)
+
+CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
+
+RATE_OF_WEIGHTS = Threshold(
+    "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
+)
+
+LONGER = Threshold("longer", 2.0, "length at the end over that of the first rows", JUDGEMENT)
+LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
+SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first rows", JUDGEMENT)
+
+_THIRD: Final = 3
+_PARTS: Final = 5
+_START: Final = 3  # first rows that give the level at the start
+_OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
+
+
+class Logged(NamedTuple):
+    """A quantity as it was logged."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+
+    @property
+    def start(self) -> float:
+        """The level at the start: the median of the first three rows, or the first where these go one way.
+
+        A learning rate that is much too high may take a run to its end within ten rows.
+        """
+        first = self.values[:_START]
+        return first[0] if list(first) in (sorted(first), sorted(first, reverse=True)) else median(first)
+
+    @property
+    def end(self) -> float:
+        """The median of the last fifth of the rows, at least three."""
+        return median(last_part(self.values, _PARTS, _START))
+
+
+def find(facts: RunFacts, names: Names, least: float = 1) -> Logged | None:
+    """The first of these columns that has at least so many values; None if none has."""
+    for name in names:
+        signal = facts.signals.get(name)
+        if signal is not None and len(signal.values) >= least:
+            return Logged(name, signal.steps, signal.values)
+    return None
+
+
+def logged(facts: RunFacts, names: Names, least: float) -> Logged:
+    """The first of these columns that has at least so many values.
+
+    Raises:
+        Unknown: none has.
+    """
+    found = find(facts, names, least)
+    if found is not None:
+        return found
+    rows = {name: len(facts.signals[name].values) for name in names if name in facts.signals}
+    if rows:
+        name = max(rows, key=rows.__getitem__)
+        raise Unknown(f"{rows[name]} rows with {name}; it needs {least:g}")
+    raise Unknown(f"no {names[0]} was logged")
+
+
+class Change(NamedTuple):
+    """How the reward went from the first fifth of the rows to the last.
+
+    Attributes:
+        how: `flat` if a change of a tenth can be excluded; `unknown` if noise would hide one.
+        first: median of the first fifth; of the first two rows if there are under 20.
+        last: median of the last fifth; of the last two rows if there are under 20.
+        error: standard error of the difference.
+        rows: number of rows in each of both medians.
+    """
+
+    how: Literal["rises", "falls", "flat", "unknown"]
+    first: float
+    last: float
+    error: float
+    rows: int
+
+
+def change_of(values: Sequence[float]) -> Change:
+    """How a column changes; for at least one value."""
+    n = len(values)
+    rows = n // _PARTS if n >= MANY_ROWS.value else min(2, n)
+    first, last = median(values[:rows]), median(values[-rows:])
+    error = median_error(noise(values), rows, rows)
+    rises = _in_order(values, first, last, error)
+    falls = _in_order([-value for value in values], -first, -last, error)
+    if rises or falls:
+        return Change("rises" if rises else "falls", first, last, error, rows)
+    if n < MANY_ROWS.value:
+        flat = min(values) == max(values)
+    else:
+        flat = abs(last - first) + 2.0 * error <= REWARD_FLAT.value * max(abs(first), abs(last))
+    return Change("flat" if flat else "unknown", first, last, error, rows)
+
+
+def _in_order(values: Sequence[float], first: float, last: float, error: float) -> bool:
+    """Whether a column rises by more than chance explains."""
+    if len(values) >= MANY_ROWS.value:
+        return last > first and last - first > REWARD_SHOWN.value * error
+    return last > first and mann_kendall([-value for value in values]) <= ALPHA.value
+
+
+@once
+def _equal_groups(facts: RunFacts) -> tuple[str, float, int] | None:
+    """The share of the groups with equal rewards in the last third, with its column and first step; None if unknown.
+
+    Trainers that do not log it may show that all rewards of a batch are equal, which they are in all its groups then.
+    """
+    column = find(facts, EQUAL_GROUPS, FEW_ROWS.value)
+    if column is not None:
+        late = last_part(column.values, _THIRD, 3)
+        return column.name, mean_error(late)[0], column.steps[-len(late)]
+    spread = find(facts, REWARD_STD, FEW_ROWS.value)
+    if spread is None:
+        high, low = find(facts, HIGHEST_REWARD, FEW_ROWS.value), find(facts, LOWEST_REWARD, FEW_ROWS.value)
+        if high is None or low is None or high.steps != low.steps:
+            return None
+        spread = Logged(high.name, high.steps, [a - b for a, b in zip(high.values, low.values, strict=True)])
+    late = last_part(spread.values, _THIRD, 3)
+    return spread.name, sum(value == 0.0 for value in late) / len(late), spread.steps[-len(late)]
+
+
+def _teaches_nothing(facts: RunFacts) -> bool:
+    equal = _equal_groups(facts)
+    return equal is not None and equal[1] >= ZERO_GROUPS_MOST.value
+
+
+def _reward(facts: RunFacts) -> Observation | None:
+    column = logged(facts, REWARD, FEW_ROWS.value)
+    values, change = column.values, change_of(column.values)
+    if len(values) < MANY_ROWS.value:
+        return _few_rewards(column, change)
+    width = len(values) // _PARTS
+    starts = range(0, len(values) - width + 1, max(1, width // 2))
+    levels = {start: median(values[start : start + width]) for start in starts}
+    at = max(levels, key=levels.__getitem__)
+    best, step = levels[at], column.steps[at + width // 2]
+    fallen = best - change.last > max(REWARD_ERRORS.value * change.error, REWARD_FALL.value * abs(best))
+    if fallen and best - change.last > REWARD_LOST.value * (best - change.first):
+        return Observation(
+            f"The reward fell: {best:.4g} around step {step}, {change.last:.4g} in the last fifth of the rows "
+            f"(+/- {change.error:.2g}).",
+            {"first": change.first, "best": best, "best_step": step, "last": change.last, "error": change.error},
+            evidence=seen(f"medians of {width} rows of {column.name} each"),
+        )
+    if change.how == "unknown":
+        raise Unknown(f"too noisy: a reward change of {REWARD_SHOWN.value * change.error:.2g} would not show")
+    if change.how != "flat" or _teaches_nothing(facts):  # ZVR123 says why it does not rise
+        return None
+    return Observation(
+        f"The reward does not rise: {change.first:.4g} in the first fifth of the rows, {change.last:.4g} in the last "
+        f"(+/- {change.error:.2g}).",
+        {"first": change.first, "last": change.last, "error": change.error},
+        severity="info",
+        confidence=0.5,
+        evidence=seen(f"medians of {width} rows of {column.name} each"),
+    )
+
+
+def _few_rewards(column: Logged, change: Change) -> Observation | None:
+    """Judge few rows by their order: whether chance explains as many falling pairs."""
+    values, first = column.values, change.first
+    if change.how == "falls" and first - change.last > REWARD_FALL.value * abs(first):
+        return Observation(
+            f"The reward fell: {first:.4g} in the first rows, {change.last:.4g} in the last (p = "
+            f"{mann_kendall(values):.2g} for {len(values)} rows).",
+            {"first": first, "best": first, "best_step": column.steps[0], "last": change.last},
+            evidence=seen(f"{len(values)} rows of {column.name}, from {values[0]:.4g} to {values[-1]:.4g}"),
+        )
+    if change.how != "unknown":
+        return None
+    raise Unknown(f"{len(values)} rows: a reward change of {2.0 * change.error:.2g} would not show")
+
+
+def _no_reward(facts: RunFacts) -> Observation | None:
+    """A trainer that logs a reward with every row had none to log."""
+    beside = find(facts, (*EQUAL_GROUPS, *LENGTH), FEW_ROWS.value)
+    if beside is None:
+        raise Unknown("nothing that is logged beside a reward was logged")
+    column = find(facts, REWARD)
+    rows, of = len(column.values) if column else 0, len(beside.values)
+    if column is None and not (facts.logged & {*_OF_TRL, *REWARD}):
+        raise Unknown("the trainer may log no reward")
+    missing = of - rows
+    if missing < NULL_ROWS.value * of:
+        return None
+    which = f"all {of} logged rows" if not rows else f"{missing} of {of} logged rows"
+    return Observation(
+        f"In {which} the reward is not a number: no completion there got one from the reward function.",
+        {"missing": missing, "rows": of},
+        severity="error" if not rows else None,
+        evidence=seen(f"{of} rows with {beside.name}, {rows} with a reward"),
+    )
+
+
+def _zero_variance(facts: RunFacts) -> Observation | None:
+    equal = _equal_groups(facts)
+    if equal is None:
+        logged(facts, EQUAL_GROUPS, FEW_ROWS.value)  # raises Unknown with what there is
+        return None
+    name, share, from_step = equal
+    if share < ZERO_GROUPS.value:
+        return None
+    most = share >= ZERO_GROUPS_MOST.value
+    column = find(facts, REWARD, FEW_ROWS.value)
+    late = last_part(column.values, _THIRD, 3) if column else ()
+    each = f", all {late[-1]:.4g}" if late and most and min(late) == max(late) else ""
+    return Observation(
+        f"In the last third of the rows {share:.0%} of the groups have equal rewards{each}: they teach nothing.",
+        {"share": share, "from_step": from_step},
+        severity="warning" if most else "info",
+        confidence=0.85 if most else 0.6,
+        evidence=seen(f"{name}, mean of the last third: {share:.3f} of the groups"),
+    )
+
+
+def _entropy(facts: RunFacts) -> Observation | None:
+    column = logged(facts, ENTROPY, 2 * FEW_ROWS.value)
+    first, last = column.start, column.end
+    if first <= 0.0:
+        raise Unknown("the entropy starts at 0")
+    values = {"first": first, "last": last, "step": column.steps[0]}
+    if last <= NARROWED.value * first:
+        collapsed = last <= COLLAPSED.value * first
+        return Observation(
+            f"The entropy {'collapsed' if collapsed else 'fell'} from {first:.3g} to {last:.2g} nats a token, "
+            f"{last / first:.1%} of the first level: completions of one prompt vary less and less.",
+            {**values, "how": "collapsed" if collapsed else "fell"},
+            severity="warning" if collapsed else "info",
+            evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+        )
+    if last >= SPREAD_OUT.value * first and last >= RANDOM.value:
+        return Observation(
+            f"The entropy rose from {first:.3g} to {last:.3g} nats a token: the policy writes ever more at random.",
+            {**values, "how": "rose"},
+            evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+        )
+    return None
+
+
+def _kl(facts: RunFacts) -> Observation | None:
+    column = find(facts, TOKEN_KL, FEW_ROWS.value)
+    if column is None and (whole := find(facts, ANSWER_KL, FEW_ROWS.value)) is not None:
+        late = median(last_part(whole.values, _THIRD, 3))
+        return None if late <= KL_ANSWER.value else _far(whole, late, "a completion")
+    column = logged(facts, TOKEN_KL, FEW_ROWS.value)
+    late = median(last_part(column.values, _THIRD, 3))
+    if late > KL_LATE.value:
+        return _far(column, late, "a token")
+    highest = max(column.values)
+    if highest <= KL_ROW.value:
+        return None
+    step = column.steps[column.values.index(highest)]
+    rows = sum(value > KL_ROW.value for value in column.values)
+    return Observation(
+        f"KL jumps to {highest:.3g} nats a token at step {step} ({rows} such rows), and comes back to {late:.3g}.",
+        {"highest": highest, "step": step, "rows": rows, "late": late},
+        evidence=seen(f"{column.name} {highest:.4g} at step {step}"),
+    )
+
+
+def _far(column: Logged, late: float, unit: str) -> Observation:
+    return Observation(
+        f"The policy is far from its reference: KL {late:.3g} nats {unit} in the last third of the rows, "
+        f"{column.start:.2g} in the first.",
+        {"late": late, "unit": unit},
+        severity="warning",
+        confidence=0.6,
+        evidence=seen(f"median {column.name} {late:.4g}"),
+    )
+
+
+def _kl_zero(facts: RunFacts) -> Observation | None:
+    column = logged(facts, TOKEN_KL, KL_ROWS.value)
+    if any(abs(value) > KL_NONE.value for value in column.values):
+        return None
+    if column.name == "kl" and not facts.logged & _OF_TRL:
+        raise Unknown("this trainer may log a KL of 0 where it has no reference")
+    if column.name != "kl":
+        raise Unknown(f"{column.name} is 0 where its coefficient is 0, too")
+    if not any(facts.norm.values) or not any(facts.rate.values) or _teaches_nothing(facts):
+        raise Unknown("nothing was trained, or no gradient was logged")
+    return Observation(
+        f"KL from the reference is exactly 0 in all {len(column.values)} rows, although gradients are not: the "
+        "reference changes with the policy, or the optimizer does not reach the policy's weights.",
+        {"rows": len(column.values)},
+        evidence=seen(
+            f"{column.name} at most {max(map(abs, column.values)):.1g}, gradient norms up to "
+            f"{max(facts.norm.values):.3g}"
+        ),
+    )
+
+
+def _updates_clipped(facts: RunFacts) -> Observation | None:
+    column = logged(facts, CLIPPED, FEW_ROWS.value)
+    width = max(int(FEW_ROWS.value), len(column.values) // _THIRD)
+    starts = range(0, len(column.values) - width + 1, max(1, width // 2))
+    shares = {start: mean_error(column.values[start : start + width])[0] for start in starts}
+    at = max(shares, key=shares.__getitem__)
+    if shares[at] < CLIPPED_MUCH.value:
+        return None
+    first, last = column.steps[at], column.steps[at + width - 1]
+    return Observation(
+        f"From step {first} to {last}, {shares[at]:.0%} of the tokens are clipped in the mean: one batch moves the "
+        "policy out of the range that clipping allows, and these tokens have no gradient.",
+        {"share": shares[at], "first_step": first, "last_step": last},
+        evidence=seen(f"{column.name}: mean of {width} rows {shares[at]:.3f}"),
+    )
+
+
+def _absurd_rate(facts: RunFacts) -> Observation | None:
+    if not facts.rate.values:
+        raise Unknown("no learning rate was logged")
+    rate = facts.peak_rate
+    if "sgd" in (facts.config.optimizer.name or "").lower():
+        raise Unknown("the rates of SGD are of another size")
+    if rate < RATE_OF_WEIGHTS.value or divergence(facts) is not None or account(facts).adapter:
+        return None  # DIV104 names the rate, or LRS109 that of an adapter
+    return Observation(
+        f"The learning rate reached {rate:.3g}: Adam moves each weight by about that much in a step, more than most "
+        "weights are large. TRL's default is 1e-6 for RL and for preferences.",
+        {"peak_rate": rate},
+        evidence=seen(f"largest logged learning rate {rate:.4g}"),
+    )
+
+
+def _late_cut(facts: RunFacts) -> float | None:
+    column = find(facts, CUT_NAMES, FEW_ROWS.value)
+    return mean_error(last_part(column.values, _THIRD, 3))[0] if column else None
+
+
+def _cut_off(facts: RunFacts) -> Observation | None:
+    column = logged(facts, CUT_NAMES, FEW_ROWS.value)
+    late = last_part(column.values, _THIRD, 3)
+    share = mean_error(late)[0]
+    if share < CUT_OFF.value:
+        return None
+    equal = _equal_groups(facts)
+    groups = equal[1] if equal else 0.0
+    also = (
+        f"; {groups:.0%} of the groups have equal rewards and teach nothing" if groups >= ZERO_GROUPS_ALSO.value else ""
+    )
+    return Observation(
+        f"In the last third of the rows {share:.0%} of the completions are cut off at their maximal length{also}.",
+        {"share": share, "zero_groups": groups},
+        evidence=seen(f"{column.name} {share:.3f} in {len(late)} rows"),
+    )
+
+
+def _lengths(facts: RunFacts) -> Observation | None:
+    column = logged(facts, LENGTH, 2 * FEW_ROWS.value)
+    first, last = column.start, column.end
+    if first <= 0.0:
+        raise Unknown("the completions start empty")
+    cut = _late_cut(facts)
+    most_cut = cut is not None and cut >= CUT_OFF.value
+    if last >= (LONGER_CUT if most_cut else LONGER).value * first:
+        return _other_length(facts, column, "grew", f" ({cut:.0%} of them are cut off there)" if most_cut else "")
+    ended = find(facts, ENDED_LENGTH, 2 * FEW_ROWS.value)
+    if ended is not None and ended.start > 0.0:  # without those cut off, whose number may have fallen
+        first, last = ended.start, ended.end
+    if 0.0 < last <= SHORTER.value * first and column.end <= SHORTER.value * column.start:
+        return _other_length(facts, column, "shrank", "")
+    return None
+
+
+def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
+    gain = _gain(facts)
+    beside = f", while the reward rose from {gain[0]:.4g} to {gain[1]:.4g}" if gain else _no_gain(facts)
+    asks = ": see whether the reward pays for length instead of the task" if gain else ""
+    return Observation(
+        f"The completions {how} from {column.start:.4g} to {column.end:.4g} tokens{there}{beside}{asks}.",
+        {"first": column.start, "last": column.end, "how": how, "reward_rises": gain is not None},
+        evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+    )
+
+
+def _no_gain(facts: RunFacts) -> str:
+    column = find(facts, REWARD, MANY_ROWS.value)
+    still = column is not None and change_of(column.values).how in {"flat", "falls"}
+    return ", and the reward did not rise" if still else ""
+
+
+def _gain(facts: RunFacts) -> tuple[float, float] | None:
+    """The reward at both ends if it rose, by the fifths or within the first of them; None if not."""
+    column = find(facts, REWARD, 2 * FEW_ROWS.value)
+    if column is None:
+        return None
+    change = change_of(column.values)
+    if change.how == "rises":
+        return change.first, change.last
+    early = change.how == "flat" and max(column.values[:_START]) < change.last
+    return (column.start, column.end) if early else None
+
+
+def told(facts: RunFacts, found: AbstractSet[str]) -> Iterator[StoryPart]:
+    """Whether the reward rises, for the story; only its levels if a finding told there says how it went."""
+    column = find(facts, REWARD)
+    if column is None:
+        return
+    how, first, last, error, rows = change_of(column.values)
+    levels = f"{first:.4g} -> {last:.4g} ({'median' if rows > 1 else 'value'}s of {rows} rows)"
+    values = {"first": first, "last": last, "rows": rows}
+    if "RWD122" in found or how == "flat":
+        yield StoryPart(says=f"reward {levels}", values=values)
+    elif how != "unknown":
+        yield StoryPart(says=f"the reward {how}: {levels}", values=values)
+    elif len(column.values) >= MANY_ROWS.value:
+        hidden = REWARD_SHOWN.value * error
+        says = f"cannot tell whether the reward rises: {levels}; its noise hides a change under {hidden:.2g}"
+        yield StoryPart(says=says, values={**values, "least_seen": hidden})
+    else:
+        says = f"cannot tell whether the reward rises: {levels}; {len(column.values)} rows show no order"
+        yield StoryPart(says=says, values=values)
+
+
+def _reward_fell_says(v: Values) -> str | None:
+    return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
+
+
+def _cut_off_says(v: Values) -> str:
+    equal = v.get("zero_groups")
+    also = isinstance(equal, float) and equal >= ZERO_GROUPS_ALSO.value
+    return f"{shown(v, 'share', '.0%')} of the completions are cut off" + (
+        f", {shown(v, 'zero_groups', '.0%')} of the groups teach nothing" if also else ""
+    )
+
+
+def _entropy_says(v: Values) -> str:
+    return f"entropy {v['how']} from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.2g')} nats a token"
+
+
+def _lengths_says(v: Values) -> str:
+    beside = " while the reward rose" if v.get("reward_rises") else ""
+    return f"completions {v['how']} from {shown(v, 'first')} to {shown(v, 'last')} tokens{beside}"
+
+
+_DAPO: Final = cite(
+    "DAPO, arXiv 2503.14476 (abstract; method through reviews)",
+    "groups that are all right or all wrong have no gradient; dynamic sampling leaves them out",
+)
+_MECHANISM: Final = cite(
+    "The Entropy Mechanism of RL for reasoning models, arXiv 2505.22617 (abstract)",
+    "policy entropy drops sharply early in training, and performance saturates with it",
+)
+_GAO: Final = cite(
+    "Gao et al., Scaling laws for reward model overoptimization, arXiv 2210.10760",
+    "the gold reward peaks and falls as the KL from the initial policy grows",
+)
+_TRL_KL: Final = cite(
+    "TRL 1.16, grpo_trainer.py (read)", "kl: mean over the tokens against the reference; only with beta > 0"
+)
+
+RULES: Final[tuple[LogRule, ...]] = (
+    LogRule(
+        id="RWN139",
+        title="rewards are not numbers",
+        severity="warning",
+        condition="in at least {null_rows} of the rows that logged the completions there is no finite reward, from "
+        "{few_rows} such rows on; an error if there is none at all",
+        observe=_no_reward,
+        place="broken",
+        phrase=lambda v: f"no reward in {v['missing']} of {v['rows']} rows",
+        applies=under("rl"),
+        confidence=0.9,
+        evidence=(
+            cite("TRL 1.16, grpo_trainer.py (read)", "completions without a reward are left out, their advantage is 0"),
+        ),
+        rationale="A completion without a reward has an advantage of 0: it teaches nothing.",
+        scope="trainers that log a reward with every row, as TRL does",
+        verify="Call the reward function on one completion and look at what it returns.",
+        thresholds=(NULL_ROWS, FEW_ROWS),
+    ),
+    LogRule(
+        id="RWD122",
+        title="reward falls",
+        severity="warning",
+        condition="the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and "
+        "{reward_fall} of the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall "
+        "of over {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward whose change "
+        "with 2 standard errors is at most {reward_flat} of its level is info",
+        observe=_reward,
+        place="objective",
+        phrase=lambda v: (
+            f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
+        ),
+        applies=under("rl"),
+        confidence=0.7,
+        evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
+        rationale="The reward is what is optimised: under RL a loss near 0 is normal and says nothing.",
+        scope="RL that logs its reward; info where it only fails to rise",
+        verify="Read completions of both ends; evaluate on held-out prompts.",
+        thresholds=(
+            *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
+            *(REWARD_FALL, REWARD_LOST, REWARD_FLAT),
+        ),
+    ),
+    LogRule(
+        id="ZVR123",
+        title="groups without variance",
+        severity="warning",
+        condition="in the last third of the rows at least {zero_groups} of the groups have equal rewards, by "
+        "frac_reward_zero_std, or by a spread of 0 over the batch; a warning from {zero_groups_most}",
+        observe=_zero_variance,
+        place="objective",
+        phrase=lambda v: f"{shown(v, 'share', '.0%')} of the groups have equal rewards late on",
+        as_info=True,
+        applies=under("rl"),
+        confidence=0.85,
+        evidence=(_DAPO, TRIAL),
+        rationale="The advantage is the reward less its group's mean: equal rewards give no gradient.",
+        scope="GRPO and similar methods; info under nine groups of ten",
+        verify="See whether the reward of these groups is all right or all wrong.",
+        thresholds=(ZERO_GROUPS, ZERO_GROUPS_MOST, FEW_ROWS),
+    ),
+    LogRule(
+        id="ENT135",
+        title="entropy collapsed or rose",
+        severity="warning",
+        condition="the entropy of the last fifth of the rows is at most {narrowed} of that of the first three (a "
+        "warning from {collapsed}), or at least {spread_out} times it and {random} nats a token",
+        observe=_entropy,
+        place="objective",
+        phrase=_entropy_says,
+        applies=under("rl"),
+        confidence=0.8,
+        evidence=(_MECHANISM, TRIAL),
+        rationale="Groups are compared within: where all completions are alike, there is nothing to prefer.",
+        scope="RL that logs the entropy of its tokens, from six rows on; a task with one short answer ends there",
+        verify="Sample one prompt eight times, and count the different completions.",
+        thresholds=(COLLAPSED, NARROWED, SPREAD_OUT, RANDOM, FEW_ROWS),
+    ),
+    LogRule(
+        id="KLD124",
+        title="far from the reference",
+        severity="info",
+        condition="in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} "
+        "nats a completion where it is logged so; or over {kl_row} nats a token in one row",
+        observe=_kl,
+        place="objective",
+        phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
+        applies=under("rl"),
+        confidence=0.5,
+        evidence=(_TRL_KL, _GAO, TRIAL),
+        rationale="Far from its reference a policy may be exploiting flaws of the reward. For one high row, "
+        "one token that the reference finds impossible is enough.",
+        scope="RL that logs the KL from its reference; a single row is info",
+        verify="Read completions; evaluate on held-out prompts.",
+        thresholds=(KL_LATE, KL_ANSWER, KL_ROW, FEW_ROWS),
+    ),
+    LogRule(
+        id="KLZ138",
+        title="no distance from the reference",
+        severity="warning",
+        condition="KL is at most {kl_none} nats a token in every row, from {kl_rows} rows on, while gradients, "
+        "learning rate and rewards say that something is trained",
+        observe=_kl_zero,
+        place="objective",
+        phrase=lambda _: "KL from the reference is 0 throughout",
+        applies=under("rl"),
+        confidence=0.8,
+        evidence=(_TRL_KL,),
+        rationale="A reference that follows the policy holds nothing back: beta has no effect.",
+        scope="TRL, which logs kl only with beta > 0",
+        verify="Compare a weight of the reference with that of the policy before the first step and after ten.",
+        thresholds=(KL_NONE, KL_ROWS, FEW_ROWS, ZERO_GROUPS_MOST),
+    ),
+    LogRule(
+        id="CLF137",
+        title="updates clipped",
+        severity="warning",
+        condition="in some third of the rows the mean fraction of clipped tokens is at least {clipped_much}",
+        observe=_updates_clipped,
+        place="objective",
+        phrase=lambda v: f"{shown(v, 'share', '.0%')} of the tokens clipped from step {v['first_step']}",
+        applies=under("rl"),
+        confidence=0.7,
+        evidence=(
+            cite("PPO, arXiv 1707.06347, section 3", "the objective is clipped where the ratio leaves 1 +/- epsilon"),
+            TRIAL,
+        ),
+        rationale="Several passes over a batch, or a high learning rate, take the policy away from the one that wrote "
+        "the completions; what it learns then is of a policy that is no more.",
+        scope="PPO, GRPO and RLOO that log the fraction of clipped tokens; 0 with one pass over each batch",
+        verify="See whether it falls with the learning rate.",
+        thresholds=(CLIPPED_MUCH, FEW_ROWS),
+    ),
+    LogRule(
+        id="CLP125",
+        title="completions cut off",
+        severity="warning",
+        condition="in the last third of the rows at least {cut_off} of the completions are cut off in the mean; the "
+        "message adds whether at least {zero_groups_also} of the groups have equal rewards",
+        observe=_cut_off,
+        place="objective",
+        phrase=_cut_off_says,
+        applies=under("rl"),
+        confidence=0.7,
+        evidence=(
+            cite(
+                "DAPO, arXiv 2503.14476 (through reviews)",
+                "punishing answers that were cut off adds noise to the reward",
+            ),
+            TRIAL,
+        ),
+        rationale="An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.",
+        scope="RL that logs how many completions are cut off, from three rows on",
+        verify="Read completions that were cut off.",
+        thresholds=(CUT_OFF, ZERO_GROUPS_ALSO, FEW_ROWS),
+    ),
+    LogRule(
+        id="LEN136",
+        title="completions of another length",
+        severity="warning",
+        condition="the mean length of the last fifth of the rows is at least {longer} times that of the first three "
+        "({longer_cut} times if at least {cut_off} of the completions are cut off in the last third), or at most "
+        "{shorter} of it, also without the completions that were cut off",
+        observe=_lengths,
+        place="objective",
+        phrase=_lengths_says,
+        applies=under("rl"),
+        confidence=0.6,
+        evidence=(
+            cite(
+                "Singhal et al., A long way to go: length correlations in RLHF, arXiv 2310.03716 (abstract)",
+                "much of the reward's gain is in longer outputs",
+            ),
+            TRIAL,
+        ),
+        rationale="Length is the easiest thing to learn: a reward that pays for it is learnt before the task.",
+        scope="RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right",
+        verify="Compare the reward of long and short completions of one prompt.",
+        thresholds=(LONGER, LONGER_CUT, SHORTER, CUT_OFF, FEW_ROWS),
+    ),
+    LogRule(
+        id="RAT141",
+        title="learning rate over any published one",
+        severity="warning",
+        condition="the largest logged learning rate is at least {rate_of_weights}, with another optimizer than SGD",
+        observe=_absurd_rate,
+        place="objective",
+        phrase=lambda v: f"a learning rate of {shown(v, 'peak_rate', '.3g')}",
+        applies=under("rl", "preference"),
+        confidence=0.8,
+        evidence=(
+            cite("TRL 1.16, GRPOConfig, RLOOConfig, DPOConfig, KTOConfig (read)", "learning_rate 1e-6 by default"),
+            TRIAL,
+        ),
+        rationale="The first steps destroy what the base model knew; rewards that rise later are of another model.",
+        scope="RL and preference training that logs its rate; silent where DIV104 or LRS109 names it",
+        verify="Sample the base model and the trained one with one prompt.",
+        thresholds=(RATE_OF_WEIGHTS,),
+    ),
+)

@@ -1,0 +1,48 @@
+"""The quantities that RL and preference trainers log, and the names under which each trainer logs them.
+
+Columns of one quantity have the same unit; where a unit differs, there are two quantities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+Names: TypeAlias = Sequence[str]
+
+# TRL's name first, then those of older TRL, verl, OpenRLHF
+REWARD: Final[Names] = ("reward", "critic/rewards/mean", "critic/score/mean", "objective/scores")
+REWARD_STD: Final[Names] = ("reward_std", "group_reward_std")
+HIGHEST_REWARD: Final[Names] = ("critic/rewards/max",)
+LOWEST_REWARD: Final[Names] = ("critic/rewards/min",)
+EQUAL_GROUPS: Final[Names] = ("frac_reward_zero_std",)
+ENTROPY: Final[Names] = ("entropy", "actor/entropy", "actor/entropy_loss", "policy/entropy_avg")
+"""Entropy of the next token, mean over the tokens, in nats."""
+LENGTH: Final[Names] = ("completions/mean_length", "completion_length", "response_length/mean", "response_length")
+ENDED_LENGTH: Final[Names] = ("completions/mean_terminated_length",)
+"""Mean length of the completions that ended by themselves."""
+CUT_OFF: Final[Names] = ("completions/clipped_ratio", "response_length/clip_ratio", "truncated")
+CLIPPED: Final[Names] = (
+    *("clip_ratio/region_mean", "clip_ratio", "policy/clipfrac_avg"),
+    *("actor/pg_clipfrac", "ppo_clip_ratio"),
+)
+"""Fraction of the tokens whose probability ratio to the policy that wrote them was outside the clipping range."""
+TOKEN_KL: Final[Names] = ("kl", "actor/kl_loss", "actor/reward_kl_penalty")
+"""KL from the reference, mean over the tokens, in nats."""
+ANSWER_KL: Final[Names] = ("objective/kl",)
+"""KL from the reference, summed over the tokens of a completion, in nats."""
+
+CHOSEN: Final = "rewards/chosen"
+REJECTED: Final = "rewards/rejected"
+MARGINS: Final = "rewards/margins"
+ACCURACIES: Final = "rewards/accuracies"
+CHOSEN_LOGPS: Final = "logps/chosen"
+REJECTED_LOGPS: Final = "logps/rejected"
+
+SIGNALS: Final[Names] = (  # in the order of a report
+    *(MARGINS, ACCURACIES, CHOSEN, REJECTED, CHOSEN_LOGPS, REJECTED_LOGPS, "log_odds_ratio", "nll_loss"),
+    *(*REWARD, *REWARD_STD, *HIGHEST_REWARD, *LOWEST_REWARD, *EQUAL_GROUPS),
+    *(*TOKEN_KL, *ANSWER_KL, "actor/ppo_kl", *ENTROPY, *CLIPPED),
+    *(*LENGTH, *ENDED_LENGTH, *CUT_OFF),
+)
+"""The columns of rewards and the like that a summary of a run keeps."""

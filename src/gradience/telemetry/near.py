@@ -1,0 +1,271 @@
+"""Near misses: names in a log that no reader knows, although they look like one that every reader knows.
+
+A name is near another if it is written alike but for case and separators, if it is what other loggers call the same
+value (`ALIASES`), or if it is spelt almost like one of these (`difflib`). Nothing is said of a name if the known one is
+in the same object, nor is a log faulty because of it: further keys are legal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, Final, TypeAlias
+
+from gradience.schema.events import EVENT_TYPES, TELLING, EvalMetrics, RecommendationItem
+from gradience.schema.flat import CHOICES, wire_names
+from gradience.telemetry.rows import HELD_OUT, split_row
+
+JsonObject: TypeAlias = dict[str, Any]
+Level: TypeAlias = str
+"""A kind of object in a log: an event's name, and the path below it, as in `run_start.config.lora`."""
+
+_CLOSE: Final = 0.85  # ratio of difflib; a heuristic: `los` and `loss` have 0.857, `aux_loss` and `loss` 0.727
+_SHORTEST: Final = 3  # characters of a name that may be misspelt; shorter ones are all alike
+_SEPARATORS: Final = re.compile(r"[^a-z0-9]+")
+_MOST_SHAPES: Final = 1000  # sets of keys that are told apart; a log with more has made them up
+_MOST_HINTS: Final = 20
+_SHOWN: Final = 80  # characters of a name
+
+_ENVELOPE: Final = {
+    "schema": ("schema_version", "version", "$schema", "format"),
+    "ts": ("timestamp", "_timestamp", "time", "wall_time", "datetime", "created_at", "unix_time"),
+    "run_id": ("run", "run_name", "id", "uid", "experiment_id"),
+    "event": ("type", "event_type", "event_name", "kind", "name"),
+    "step": ("global_step", "iteration", "iter", "steps", "_step", "current_step", "optimizer_step"),
+    "seq": ("sequence", "sequence_number", "line_number"),
+    "session": ("session_id",),
+}
+ALIASES: Final[dict[Level, dict[str, tuple[str, ...]]]] = {
+    "train_step": {
+        "loss": ("train_loss", "training_loss", "loss_train", "total_loss", "lm_loss", "reduced_train_loss"),
+        "lr": ("learning_rate", "train_learning_rate", "train_lr", "optim_lr"),
+        "grad_norm": ("gradient_norm", "train_grad_norm", "global_grad_norm", "grad_norm_total", "gnorm"),
+        "epoch": ("train_epoch", "current_epoch"),
+    },
+    "eval": {
+        "split": ("dataset", "subset", "dataset_name"),
+        "metrics": ("results", "scores", "measurements"),
+    },
+    "eval.metrics": {
+        "loss": tuple(f"{word}_loss" for word in HELD_OUT),
+        "ppl": ("perplexity", *(f"{word}_ppl" for word in HELD_OUT), *(f"{word}_perplexity" for word in HELD_OUT)),
+        "accuracy": ("acc", *(f"{word}_accuracy" for word in HELD_OUT), *(f"{word}_acc" for word in HELD_OUT)),
+        "n": ("n_samples", "num_samples", "n_examples", "num_examples"),
+    },
+    "metrics": {"kind": ("metrics_kind", "block"), "metrics": ("values", "results")},
+    "alert": {"severity": ("level",), "code": ("alert_code", "rule"), "message": ("msg", "text")},
+    "recommendation": {"recommendations": ("items", "suggestions")},
+    "recommendation.recommendations": {"severity": ("level",), "action": ("code",), "message": ("msg", "text")},
+    "run_start": {"config": ("params", "hparams", "hyperparameters", "configuration"), "meta": ("metadata",)},
+    "run_start.config": {
+        "model_name": ("model", "base_model", "model_name_or_path", "base_model_name_or_path"),
+        "dataset_name": ("dataset", "data"),
+        "optimizer": ("optim",),
+        "lora": ("peft", "adapter"),
+        "training": ("train", "trainer", "training_args"),
+    },
+    "run_start.config.optimizer": {"lr": ("learning_rate",), "name": ("type", "optim")},
+    "run_start.config.lora": {
+        "r": ("rank", "lora_r", "lora_rank"),
+        "alpha": ("lora_alpha",),
+        "dropout": ("lora_dropout",),
+        "target_modules": ("targets", "lora_target_modules"),
+    },
+    "run_start.config.training": {
+        "batch_size": ("per_device_train_batch_size", "micro_batch_size", "train_batch_size"),
+        "gradient_accumulation": ("gradient_accumulation_steps", "grad_accum"),
+        "epochs": ("num_train_epochs", "num_epochs"),
+        "max_length": ("max_seq_length", "max_seq_len", "sequence_len"),
+    },
+    "run_end": {"status": ("state", "outcome"), "reason": ("message", "error")},
+}
+_EVENTS: Final = {
+    "run_start": ("start", "begin", "run_begin", "train_begin", "train_start", "run_started"),
+    "train_step": ("train", "training", "training_step", "step", "train_log"),
+    "eval": ("evaluation", "evaluate", "eval_step", "validation", "val", "valid", "test"),
+    "metrics": ("metric",),
+    "alert": ("warning", "error"),
+    "recommendation": ("recommendations",),
+    "run_end": ("end", "finish", "finished", "run_finish", "run_finished", "run_ended", "train_end", "done"),
+}
+_CHOICES: Final = {
+    "status": {
+        "ok": ("success", "succeeded", "successful", "completed", "complete", "done", "finished", "good", "passed"),
+        "aborted": ("abort", "stopped"),
+        "error": ("failed", "failure", "fail", "crashed", "exception"),
+        "interrupted": ("killed", "cancelled", "canceled", "preempted", "sigint", "keyboard_interrupt"),
+    },
+    "severity": {
+        "info": ("notice", "debug", "information"),
+        "warning": ("warn",),
+        "error": ("err", "high"),
+        "critical": ("fatal", "severe"),
+    },
+}
+_LEVELS: Final[dict[Level, frozenset[str]]] = {
+    **{name: wire_names(cls) for name, cls in EVENT_TYPES.items()},
+    "eval.metrics": wire_names(EvalMetrics),
+    "recommendation.recommendations": wire_names(RecommendationItem),
+    **{level: frozenset(names) for level, names in ALIASES.items() if level.startswith("run_start.")},
+}
+_BELOW: Final = {"eval": "metrics", "recommendation": "recommendations", "run_start": "config"}
+_READ: Final = {  # what readers use of an event; of any other event they use every field
+    "train_step": frozenset({"loss", "lr", "grad_norm", "epoch"}) | TELLING,
+    "run_start": frozenset[str](),
+    "run_end": frozenset[str](),
+}
+_READ_KINDS: Final = ("lora_audit", "spectral", "guard", "data", "train_summary")
+
+
+def near(name: str, meant: Mapping[str, Collection[str]]) -> str | None:
+    """Return the known name that another one looks like, or None. `meant` has the aliases of each known name.
+
+    >>> near("learningRate", {"lr": ("learning_rate",)}), near("los", {"loss": ()}), near("aux_loss", {"loss": ()})
+    ('lr', 'loss', None)
+    """
+    spelt = {_bare(alias): known for known, aliases in meant.items() for alias in (*aliases, known)}
+    bare = _bare(name)
+    if bare in spelt or len(bare) < _SHORTEST:
+        return spelt.get(bare)
+    close = get_close_matches(bare, [other for other in spelt if len(other) >= _SHORTEST], n=1, cutoff=_CLOSE)
+    return spelt[close[0]] if close else None
+
+
+def near_event(name: str) -> str | None:
+    """Return the event that another name looks like, or None.
+
+    >>> near_event("trainstep"), near_event("Evaluation"), near_event("checkpoint")
+    ('train_step', 'eval', None)
+    """
+    return near(name, _EVENTS)
+
+
+def near_choice(field: str, value: str) -> str | None:
+    """Return the value of a choice that another one looks like, or None.
+
+    >>> near_choice("status", "SUCCESS"), near_choice("severity", "warn"), near_choice("status", "paused")
+    ('ok', 'warning', None)
+    """
+    return near(value, {choice: _CHOICES.get(field, {}).get(choice, ()) for choice in CHOICES.get(field, ())})
+
+
+def near_required(field: str, event: str, present: Collection[str]) -> str | None:
+    """Return the key that was probably meant as a required field, or None."""
+    aliases = _ENVELOPE.get(field) or ALIASES.get(event, {}).get(field, ())
+    known = _LEVELS.get(event, frozenset()) | _ENVELOPE.keys()
+    return next((key for key in present if key not in known and near(key, {field: aliases})), None)
+
+
+class Census:
+    """The sets of keys that the objects of a log have, counted. It sees each line, and says at the end what it misses.
+
+    A key counts if its value is not null.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: Counter[tuple[Level, frozenset[str]]] = Counter()
+        self._whole = True  # whether every shape is counted
+
+    def take(self, document: JsonObject) -> None:
+        """Count the objects of one line."""
+        event = document.get("event")
+        if not isinstance(event, str):
+            return
+        for level, held in _objects(event, document):
+            shape = (level, frozenset(key for key, value in held.items() if value is not None))
+            if shape in self._shapes or len(self._shapes) < _MOST_SHAPES:
+                self._shapes[shape] += 1
+            else:
+                self._whole = False
+
+    def warnings(self) -> list[str]:
+        """Return sentences about values that no reader finds."""
+        return [*self._unread(), *self._near_misses()][:_MOST_HINTS]
+
+    def _unread(self) -> Iterator[str]:
+        rows = Counter(dict.fromkeys((True, False), 0))
+        anything = False
+        for (level, keys), n in self._shapes.items():
+            used = _is_read(level, keys)
+            anything = anything or used
+            if level == "train_step":
+                rows[used] += n
+        if not self._whole:
+            return
+        if not anything:
+            yield "no event holds a value that a reader uses: valid, and monitor has nothing to show"
+        elif rows[False] and not rows[True]:
+            yield f"no train_step has loss, lr, grad_norm or epoch, in {_lines(rows[False])}: no reader uses them"
+
+    def _near_misses(self) -> Iterator[str]:
+        keys: Counter[tuple[Level, str, str]] = Counter()
+        events: Counter[tuple[str, str]] = Counter()
+        for (level, present), n in self._shapes.items():
+            if level in _LEVELS:
+                for key, meant in _missed(level, present):
+                    keys[level, key, meant] += n
+            elif "." not in level and (name := near_event(level)):
+                events[level, name] += n
+        for (level, key, meant), n in keys.items():
+            yield f"`{key[:_SHOWN]}` of {level}, in {_lines(n)}: {meant}"
+        for (given, name), n in events.items():
+            yield f"event `{given[:_SHOWN]}`, in {_lines(n)}: no reader knows it; perhaps `{name}` is meant"
+
+
+def _objects(event: str, document: JsonObject) -> Iterator[tuple[Level, JsonObject]]:
+    """Yield the objects of a line that have names of their own, each with its level."""
+    kind = document.get("kind")
+    yield (f"metrics.{kind}" if event == "metrics" and kind in _READ_KINDS else event), document
+    below = document.get(_BELOW.get(event, ""))
+    for held in below if isinstance(below, list) else [below]:
+        if isinstance(held, dict):
+            yield f"{event}.{_BELOW[event]}", held
+            if event == "run_start":
+                for name in ("optimizer", "lora", "training"):
+                    if isinstance(held.get(name), dict):
+                        yield f"run_start.config.{name}", held[name]
+
+
+def _is_read(level: Level, keys: frozenset[str]) -> bool:
+    if level in _READ:
+        return bool(keys & _READ[level]) or any(key.startswith("rewards/") for key in keys)
+    if level == "eval.metrics" or level.startswith("run_start.config"):
+        return bool(keys)
+    return level in {"alert", "recommendation"} or level.startswith("metrics.")
+
+
+def _missed(level: Level, present: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Yield each key of an object that looks like a name that it lacks, and what it should be."""
+    unknown = sorted(present - _LEVELS[level] - {"extras"})
+    measured = _held_out(unknown, present) if level == "train_step" else {}
+    for key in unknown:
+        if key in measured:
+            yield key, measured[key]
+            continue
+        aliases = ALIASES.get(level, {})
+        lacking = {name: aliases.get(name, ()) for name in _LEVELS[level] - present - _ENVELOPE.keys()}
+        meant = near(key, lacking)
+        if meant is not None and key != f"{meant}_":  # which our own writer calls a value that was no number
+            yield key, f"no reader knows it; perhaps `{meant}` is meant"
+
+
+def _held_out(unknown: list[str], present: frozenset[str]) -> dict[str, str]:
+    """Return the keys of a training row that are an evaluation's, each with where it should stand."""
+    row = dict.fromkeys([*unknown, *(present & {"loss", "lr", "grad_norm"})], 0.0)
+    found = {}
+    for split, values in split_row(row).evals.items():
+        for key in unknown:
+            name = next((n for n in values if key.endswith(f"_{n}") and key.startswith(HELD_OUT)), None)
+            if name is not None:
+                found[key] = f"readers take it from an `eval` event: split `{split}`, metrics `{name}`"
+    return found
+
+
+def _lines(n: int) -> str:
+    return "1 line" if n == 1 else f"{n:,} lines"
+
+
+def _bare(name: str) -> str:
+    return _SEPARATORS.sub("", name.lower())

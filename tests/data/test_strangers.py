@@ -1,0 +1,238 @@
+"""Data, tokenizers and templates of strangers: nothing of theirs runs, hangs, or ends the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from made import QWEN, ask, rows, saved, say, write
+from pyarrow import ipc, parquet
+from tables import every
+
+from gradience.data.encoder import Chat, Encoder
+from gradience.data.rows import Fault, Source
+from gradience.errors import ConfigError
+
+TALK = [ask("hello there"), say("hi")]
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("tok"))
+
+
+def changed(tok: Path, to: Path, change: Any) -> Path:
+    """A copy of the tokenizer with its tokenizer.json changed."""
+    shutil.copytree(tok, to)
+    document = json.loads((to / "tokenizer.json").read_text())
+    change(document)
+    (to / "tokenizer.json").write_text(json.dumps(document))
+    return to
+
+
+def test_code_beside_a_tokenizer_is_not_run_even_if_somebody_says_yes(tmp_path: Path, tok: Path) -> None:
+    folder = tmp_path / "evil"
+    shutil.copytree(tok, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').write('x')\nclass T: pass\n")
+    data = write(tmp_path / "train.jsonl", rows("messages", 3))
+    argv = [sys.executable, "-m", "gradience", "check", "--data", str(data), "--tokenizer", str(folder)]
+    told = subprocess.run(argv, input="y\nyes\n" * 1000, capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "it needs Python code of its own (auto_map), which gradience never runs" in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+@every(
+    ("template", "says"),
+    [
+        ("{{ 1/0 }}", "division by zero"),
+        ("{{ 'a' * 10**11 }}", "MemoryError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ ''.__class__.__mro__ }}", "access to attribute"),
+        ("{{ raise_exception('no') }}", "no"),
+        ("{{ 10**9999 }}", "4300 digits"),
+        ("{% for", "the chat template cannot render it"),
+    ],
+)
+def test_a_template_that_fails_is_a_fault_of_its_row(tmp_path: Path, tok: Path, template: str, says: str) -> None:
+    (tmp_path / "chat.jinja").write_text(template)
+    (found,) = Encoder(tok, tmp_path / "chat.jinja").chats([Chat(TALK)])
+    assert isinstance(found, str)
+    assert found.startswith("the chat template cannot render it: ")
+    assert says in found
+
+
+def test_a_template_that_loops_ends_with_its_time(tmp_path: Path, tok: Path) -> None:
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "chat.jinja").write_text(loop)
+    encoder = Encoder(tok, tmp_path / "chat.jinja")
+    with pytest.raises(ConfigError, match=r"the chat template of .* takes more than 10 s of processor time"):
+        encoder.chats([Chat(TALK)])
+
+
+@every(
+    "change",
+    [
+        lambda it: it["model"].update(merges=[["a", "zzzz"]]),
+        lambda it: it["model"].update(vocab={"a": 0, "b": 0, "c": 5_000_000_000}),
+        lambda it: it.update(padding={"strategy": {"Fixed": 4_000_000_000}}),
+        lambda it: it.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA////"}),
+        lambda it: it.update(model=None),
+    ],
+    ids=["merges", "vocab", "padding", "charsmap", "model"],
+)
+def test_a_tokenizer_that_panics_is_an_error_in_words(tmp_path: Path, tok: Path, change: Any, capfd: Any) -> None:
+    with suppress(ConfigError):  # some versions of tokenizers take it
+        Encoder(changed(tok, tmp_path / "odd", change)).texts(["hello"])
+    assert capfd.readouterr().err == ""
+
+
+@every("name", ["x.parquet", "x.arrow", "x.jsonl", "x.json", "x.csv", "x.tsv"])
+def test_a_pipe_is_no_data_set_whatever_its_name(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match="a pipe, not a regular file"):
+        Source(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="a device, not a regular file"):
+        Source(tmp_path / name)
+
+
+def arrow(path: Path) -> bytearray:
+    table = pa.table({"text": ["hello world"] * 50, "ids": [[1, 2, 3]] * 50})
+    with ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    return bytearray(path.read_bytes())
+
+
+@every("offset", [0x7FFFFFF0, -5_000_000, 5])
+def test_an_arrow_file_with_wrong_offsets_is_refused(tmp_path: Path, offset: int) -> None:
+    path = tmp_path / "x.arrow"
+    raw = arrow(path)
+    place = raw.find(struct.pack("<iii", 0, 11, 22)) + 8
+    raw[place : place + 4] = struct.pack("<i", offset)
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError, match="Offset invariant failure"):
+        list(Source(path).rows())
+
+
+def test_an_arrow_file_that_ends_early_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    path.write_bytes(arrow(path)[:-600])
+    with pytest.raises(ConfigError):
+        list(Source(path).rows())
+
+
+def test_a_parquet_file_that_grows_beyond_the_limit_is_refused_and_takes_no_memory_here(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    schema = pa.schema({"text": pa.string(), "more": pa.list_(pa.null())})
+    table = pa.table({"text": ["a", "b"], "more": [[None] * 100_000_000, []]}, schema)
+    parquet.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ConfigError):
+        list(Source(path).rows())
+
+
+def test_large_rows_of_a_parquet_file_are_faults_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pa.table({"text": ["a", "b" * (65 << 20), "c"], "n": [[1], [2], [0] * 4_000_001]}), path)
+    first, second, third = Source(path).rows()
+    assert first == (1, {"text": "a", "n": [1]})
+    assert second == Fault(2, "a row of more than 64 MiB")
+    assert third == Fault(3, "a row of more than 4,000,000 values")
+
+
+def test_the_rows_that_are_wanted_are_those_that_are_read(tmp_path: Path) -> None:
+    numbers = [1, 512, 513, 700, 1500]
+    table = pa.table({"n": list(range(1, 1501))})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=600)
+    with ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=700)
+    for name in ("x.parquet", "x.arrow"):
+        source = Source(tmp_path / name)
+        assert source.count == 1500
+        assert list(source.rows(set(numbers))) == [(n, {"n": n}) for n in numbers]
+        assert [row["n"] for _, row in source.rows()] == list(range(1, 1501))  # type: ignore[misc]  # no fault
+
+
+def test_long_lines_of_a_csv_are_faults_and_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradience.data.rows.MAX_LINE", 1000)
+    monkeypatch.setattr("gradience.data.rows._MAX_FIELDS", 10)
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"\xef\xbb\xbftext,label\n" + b"a" * 1500 + b",1\nb,2\n" + b"," * 11 + b"\n" + b'"c\nd",3\n')
+    found = list(Source(path).rows())
+    assert found == [
+        Fault(1, "a line of more than 0 MiB or 10 fields"),
+        (2, {"text": "b", "label": "2"}),
+        Fault(3, "a line of more than 0 MiB or 10 fields"),
+        (4, {"text": "c\nd", "label": "3"}),
+    ]
+    path.write_bytes(b"," * 2000 + b"\n1,2\n")
+    with pytest.raises(ConfigError, match="a header of more than"):
+        Source(path)
+
+
+def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradience.data.rows.MAX_LINE", 1000)
+    monkeypatch.setattr("gradience.data.rows._MAX_SKIPPED", 5000)
+    for name in ("x.jsonl", "x.csv"):
+        (tmp_path / name).write_bytes(b"h\n" + b"a" * 5000 + b"\nb\n")
+        Source(tmp_path / name)
+        (tmp_path / name).write_bytes(b"h\n" + b"a" * 9000 + b"\nb\n")
+        with pytest.raises(ConfigError, match="a line of more than"):
+            Source(tmp_path / name)
+
+
+def test_more_values_than_the_limit_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("gradience.data.rows", "gradience.io.reading"):
+        monkeypatch.setattr(f"{module}.MAX_VALUES", 20)
+    (tmp_path / "x.json").write_text(json.dumps([{"a": ",[{" * 30}] * 9))  # in a text they are no values
+    assert Source(tmp_path / "x.json").count == 9
+    (tmp_path / "x.json").write_text(json.dumps([{"a": 1}] * 11))
+    with pytest.raises(ConfigError, match="more than 20 values in one JSON document; give JSONL"):
+        Source(tmp_path / "x.json")
+    (tmp_path / "x.jsonl").write_text('{"a": [' + "[]," * 20 + "[]]}\n" + '{"a": [1, 2]}\n')
+    assert list(Source(tmp_path / "x.jsonl").rows()) == [
+        Fault(1, "a line of more than 20 values"),
+        (2, {"a": [1, 2]}),
+    ]
+
+
+@every(
+    ("row", "says"),
+    [
+        ({"input_ids": [10**20, 1]}, "a number beyond 2^31"),
+        ({"input_ids": [1, 2], "labels": [1, -(2**40)]}, "a number beyond 2^31"),
+        ({"text": "a", "label": 10**400}, "longer than a label is"),
+        ({"text": "a", "label": "9" * 5000}, "longer than a label is"),
+    ],
+)
+def test_numbers_of_no_size_that_a_data_set_has_are_faults_of_their_rows(row: dict[str, Any], says: str) -> None:
+    from gradience.data import Unusable, canonical, recognise
+
+    with pytest.raises(Unusable, match=says.replace("^", r"\^")):
+        canonical(row, recognise(row), chat=False, trl=True)
+
+
+def test_deep_tools_and_odd_arguments_of_a_row_are_faults_of_the_row(tok: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(QWEN)
+    encoder = Encoder(tok, tmp_path / "chat.jinja")
+    odd = [{"tools": "[" * 3000 + "]" * 3000}, {"chat_template_kwargs": {"chat_template": "x"}}, {"tools": "{"}, {}]
+    *faults, fine = encoder.chats([Chat(TALK, passed=passed) for passed in odd])
+    assert all(isinstance(one, str) and one.startswith("the chat template cannot render it") for one in faults)
+    assert not isinstance(fine, str)

@@ -1,0 +1,322 @@
+"""What is said of RL: each statement at its threshold, on columns whose answer is known, under each trainer's names."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+from msgspec.structs import replace as replace_struct
+from tables import every
+
+from gradience.rules.log import detect, rewards, signals
+from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.story import story_parts
+from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.reports import TrainSummary
+
+N = 30
+
+
+def run(columns, *, rate=1e-5, norm=1.0, kind="rl", optimizer=None, losses=None):
+    n = max(map(len, columns.values()))
+    steps = list(range(1, n + 1))
+    return RunFacts(
+        series=Series(steps, losses or [1e-4] * n, [norm] * n, [rate] * n),
+        status="ok",
+        config=ConfigSnapshot(
+            training=TrainingSnapshot(extras={"trainer": kind}), optimizer=OptimizerSnapshot(name=optimizer)
+        ),
+        logged=frozenset(columns),
+        signals={name: Signal(steps[: len(values)], values) for name, values in columns.items() if values},
+    )
+
+
+def said(about, columns, **more):
+    return next((f for f in detect(run(columns, **more))[0] if f.id == about), None)
+
+
+def reason(about, columns, **more):
+    return next((item.reason for item in detect(run(columns, **more))[1] if item.id == about), None)
+
+
+def story(columns, **more):
+    facts = run(columns, **more)
+    return [part.says for part in story_parts(facts, detect(facts)[0], TrainSummary(rows=N))]
+
+
+def line(start, end, n=N, sigma=0.0, seed=0):
+    rng = random.Random(seed)  # noqa: S311  # seeded on purpose
+    return [start + (end - start) * i / (n - 1) + rng.gauss(0, sigma) for i in range(n)]
+
+
+def ends(start, end, n=N):
+    """A column whose first half is `start` and whose second half is `end`."""
+    return [start] * (n // 2) + [end] * (n - n // 2)
+
+
+def test_each_column_that_a_rule_asks_for_is_kept_in_a_summary():
+    asked = (signals.REWARD, signals.REWARD_STD, signals.EQUAL_GROUPS, signals.ENTROPY, signals.LENGTH, signals.CLIPPED)
+    asked += (signals.ENDED_LENGTH, signals.CUT_OFF, signals.TOKEN_KL, signals.ANSWER_KL, signals.HIGHEST_REWARD)
+    assert set(chain.from_iterable(asked)) <= set(signals.SIGNALS)
+    assert len(set(signals.SIGNALS)) == len(signals.SIGNALS)
+
+
+# --- the reward ----------------------------------------------------------------------------------------------------
+
+
+@every(
+    ("values", "how"),
+    [
+        (line(0.0, 1.0, sigma=0.05), "rises"),
+        (line(1.0, 0.0, sigma=0.05), "falls"),
+        ([1.0] * N, "flat"),
+        (line(0.0, 0.0, sigma=1.0), "unknown"),
+        ([-3.7] * 6 + [0.1, 4.0, -4.0, 0.2, 3.0, -2.0] * 3 + [-1.1, 2.0, -3.0, 1.0, -2.0, 3.0], "unknown"),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "rises"),  # six rows in order: p = 1/720
+        ([0.1, 0.3, 0.2, 0.4, 0.6, 0.5], "unknown"),  # thirteen pairs of fifteen: p = 0.028
+        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], "falls"),
+        ([1.0, 1.0, 1.0], "flat"),
+        ([1.0, 1.0, 1.1], "unknown"),
+    ],
+)
+def test_how_a_reward_changes(values, how):
+    assert rewards.change_of(values).how == how
+
+
+def test_a_change_is_of_fifths_and_of_two_rows_in_short_logs():
+    assert rewards.change_of(line(0.0, 29.0))[1:] == (2.5, 26.5, 0.0, 6)
+    assert rewards.change_of([1.0, 3.0, 5.0, 9.0])[1:3] == (2.0, 7.0)
+
+
+def test_three_standard_errors_are_a_rise_and_under_that_it_cannot_be_told():
+    """The noise alternates by 1, so its second differences are 4; a fifth has six rows."""
+    wave = [(-1.0) ** i for i in range(N)]
+    error = rewards.change_of(wave).error
+    assert error == pytest.approx(1.2533 * 0.6053 * 4.0 * (2 / 6) ** 0.5, rel=1e-3)
+    for factor, how in ((3.1, "rises"), (2.9, "unknown")):
+        stepped = [value + factor * error * (i >= N // 2) for i, value in enumerate(wave)]
+        assert rewards.change_of(stepped).how == how
+
+
+def test_the_story_says_cannot_tell_of_noise_and_never_that_it_learns():
+    says = story({"reward": line(0.0, 0.0, sigma=5.0), "reward_std": [5.0] * N})
+    assert says[0].startswith("cannot tell whether the reward rises: ")
+    assert "its noise hides a change under " in says[0]
+    assert not any("learns" in part for part in says)
+
+
+@pytest.mark.parametrize("name", signals.REWARD)
+def test_the_story_says_that_the_reward_rises_under_each_name(name):
+    assert story({name: line(0.0, 1.0)})[0] == "the reward rises: 0.08621 -> 0.9138 (medians of 6 rows)"
+
+
+def test_where_a_finding_says_that_the_reward_fell_the_story_only_has_its_levels():
+    says = story({"reward": line(1.0, 0.0)})
+    assert says[0] == "the reward fell from 0.9138 around step 4"
+    assert says[1] == "reward 0.9138 -> 0.08621 (medians of 6 rows)"
+
+
+def test_equal_groups_say_why_a_reward_does_not_rise():
+    flat = {"reward": [1.0] * N}
+    assert said("RWD122", flat).severity == "info"
+    assert said("RWD122", {**flat, "frac_reward_zero_std": [0.95] * N}) is None
+    assert said("RWD122", {**flat, "frac_reward_zero_std": [0.85] * N}).severity == "info"
+
+
+def test_rewards_that_are_no_numbers_are_an_error_or_a_warning_from_half_of_the_rows_on():
+    beside = {"frac_reward_zero_std": [0.0] * 20, "completions/mean_length": [9.0] * 20}
+    found = said("RWN139", beside)
+    assert (found.severity, found.values["missing"], found.values["rows"]) == ("error", 20, 20)
+    assert said("RWN139", {**beside, "reward": [1.0] * 10}).severity == "warning"
+    assert said("RWN139", {**beside, "reward": [1.0] * 11}) is None
+    assert story(beside)[0] == "no reward in 20 of 20 rows"
+
+
+def test_a_trainer_that_may_log_no_reward_is_not_judged_for_it():
+    assert reason("RWN139", {"response_length/mean": [9.0] * 20}) == "the trainer may log no reward"
+    assert said("RWN139", {"response_length/mean": [9.0] * 20, "critic/rewards/mean": []}).severity == "error"
+
+
+# --- groups --------------------------------------------------------------------------------------------------------
+
+
+@every(
+    ("columns", "share"),
+    [
+        ({"frac_reward_zero_std": ends(0.0, 0.5)}, 0.5),
+        ({"frac_reward_zero_std": ends(0.0, 0.49)}, None),
+        ({"reward_std": ends(1.0, 0.0)}, 1.0),
+        ({"reward_std": [1e-6] * N}, None),
+        ({"group_reward_std": [0.0] * N}, 1.0),
+        ({"critic/rewards/max": [1.0] * N, "critic/rewards/min": [1.0] * N}, 1.0),
+        ({"critic/rewards/max": [1.0] * N, "critic/rewards/min": [0.0] * N}, None),
+    ],
+)
+def test_equal_rewards_are_found_by_what_the_trainer_logs(columns, share):
+    found = said("ZVR123", columns)
+    assert (found and found.values["share"]) == share
+
+
+def test_equal_rewards_name_their_one_value():
+    found = said("ZVR123", {"frac_reward_zero_std": [1.0] * N, "reward": [0.0] * N})
+    assert "100% of the groups have equal rewards, all 0: they teach nothing" in found.message
+    other = said("ZVR123", {"frac_reward_zero_std": [1.0] * N, "reward": line(0.0, 1.0)})
+    assert "equal rewards: they" in other.message
+
+
+# --- entropy, KL, clipping -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", signals.ENTROPY)
+@pytest.mark.parametrize(
+    ("first", "last", "severity", "word"),
+    [
+        (2.0, 0.2, "warning", "collapsed from 2 to 0.2"),
+        (2.0, 0.21, "info", "fell from 2 to 0.21"),
+        (2.0, 0.5, "info", "fell"),
+        (2.0, 0.51, None, ""),
+        (1.0, 3.0, "warning", "rose from 1 to 3"),
+        (1.0, 2.9, None, ""),
+        (0.5, 1.9, None, ""),  # four times as much, but under two nats
+        (0.5, 2.0, "warning", "rose"),
+    ],
+)
+def test_entropy_at_both_ends(name, first, last, severity, word):
+    found = said("ENT135", {name: ends(first, last)})
+    assert (found and found.severity) == severity
+    assert found is None or word in found.message
+
+
+def test_an_entropy_of_zero_at_first_is_not_judged():
+    assert reason("ENT135", {"entropy": ends(0.0, 0.0)}) == "the entropy starts at 0"
+    assert "it needs 6" in reason("ENT135", {"entropy": [1.0] * 5})
+
+
+@every(
+    ("values", "start"),
+    [
+        ([3.0, 2.0, 1.0, *[0.1] * N], 3.0),
+        ([1.0, 2.0, 3.0, *[9.0] * N], 1.0),
+        ([2.0, 3.0, 1.0, *[0.1] * N], 2.0),
+        ([1.0, 3.0, 2.0, *[9.0] * N], 2.0),
+    ],
+)
+def test_a_run_that_collapses_at_once_starts_at_its_first_row(values, start):
+    assert rewards.Logged("x", range(len(values)), values).start == start
+
+
+def test_kl_has_a_threshold_for_each_unit():
+    assert "KL 1.01 nats a token" in said("KLD124", {"kl": ends(0.1, 1.01)}).message
+    assert said("KLD124", {"kl": ends(0.1, 1.0)}) is None
+    assert said("KLD124", {"actor/kl_loss": ends(0.1, 1.01)}).severity == "warning"
+    assert "KL 101 nats a completion" in said("KLD124", {"objective/kl": ends(0.1, 101.0)}).message
+    assert said("KLD124", {"objective/kl": ends(0.1, 100.0)}) is None
+
+
+TRL = {"frac_reward_zero_std": [0.0] * N, "reward": line(0.0, 1.0)}
+
+
+def test_a_kl_of_exactly_zero_while_something_is_trained_is_said():
+    found = said("KLZ138", {**TRL, "kl": [1e-6] * N})
+    assert found.severity == "warning"
+    assert "exactly 0 in all 30 rows" in found.message
+    assert said("KLZ138", {**TRL, "kl": [*[0.0] * (N - 1), 2e-6]}) is None
+    assert said("KLZ138", TRL) is None  # beta 0: TRL logs no KL then
+
+
+@every(
+    ("columns", "more"),
+    [
+        ({**TRL, "kl": [0.0] * N}, {"norm": 0.0}),
+        ({**TRL, "kl": [0.0] * N}, {"rate": 0.0}),
+        ({**TRL, "kl": [0.0] * N, "frac_reward_zero_std": [1.0] * N}, {}),
+        ({**TRL, "kl": [0.0] * 4}, {}),
+        ({"kl": [0.0] * N, "response_length": [9.0] * N}, {}),  # OpenRLHF without a reference
+        ({**TRL, "actor/kl_loss": [0.0] * N}, {}),  # verl with a coefficient of 0
+    ],
+)
+def test_a_kl_of_zero_that_something_else_explains_is_no_fault(columns, more):
+    assert said("KLZ138", columns, **more) is None
+    assert reason("KLZ138", columns, **more)
+
+
+@pytest.mark.parametrize("name", signals.CLIPPED)
+def test_clipping_is_said_of_its_worst_third(name):
+    found = said("CLF137", {name: [0.3] * 10 + [0.0] * 20})
+    assert "From step 1 to 10, 30% of the tokens are clipped" in found.message
+    assert said("CLF137", {name: [0.29] * 10 + [0.0] * 20}) is None
+
+
+# --- lengths -------------------------------------------------------------------------------------------------------
+
+
+def lengths(first, last, *, cut=0.0, **more):
+    return {"completions/mean_length": ends(first, last), "completions/clipped_ratio": [cut] * N, **more}
+
+
+@every(
+    ("columns", "how"),
+    [
+        (lengths(10.0, 20.0), "grew"),
+        (lengths(10.0, 19.9), None),
+        (lengths(10.0, 15.0, cut=0.5), "grew"),
+        (lengths(10.0, 14.9, cut=0.5), None),
+        (lengths(10.0, 15.0, cut=0.49), None),
+        (lengths(10.0, 5.0), "shrank"),
+        (lengths(10.0, 5.1), None),
+        (lengths(20.0, 8.0, **{"completions/mean_terminated_length": ends(9.0, 8.0)}), None),  # fewer are cut off
+        (lengths(20.0, 8.0, **{"completions/mean_terminated_length": ends(16.0, 8.0)}), "shrank"),
+        ({"response_length/mean": ends(10.0, 20.0)}, "grew"),
+        ({"response_length": ends(10.0, 5.0)}, "shrank"),
+    ],
+)
+def test_lengths_at_both_ends(columns, how):
+    found = said("LEN136", columns)
+    assert (found and found.values["how"]) == how
+
+
+def test_a_reward_that_rises_with_the_length_is_told_with_it():
+    grown = lengths(10.0, 20.0, cut=0.75)
+    found = said("LEN136", {**grown, "reward": line(0.0, 1.0)})
+    assert found.message == (
+        "The completions grew from 10 to 20 tokens (75% of them are cut off there), while the reward rose from "
+        "0.08621 to 0.9138: see whether the reward pays for length instead of the task."
+    )
+    still = said("LEN136", {**grown, "reward": line(1.0, 0.0)})
+    assert still.message.endswith("tokens (75% of them are cut off there), and the reward did not rise.")
+    assert "reward" not in said("LEN136", {**grown, "reward": line(0.0, 0.0, sigma=1.0)}).message
+    assert "completions grew from 10 to 20 tokens while the reward rose" in story({**grown, "reward": line(0.0, 1.0)})
+
+
+# --- the rate ------------------------------------------------------------------------------------------------------
+
+
+@every(
+    ("more", "is_said"),
+    [
+        ({"rate": 0.05}, True),
+        ({"rate": 0.049}, False),
+        ({"rate": 0.1, "optimizer": "sgd"}, False),
+        ({"rate": 0.1, "optimizer": "adamw_torch"}, True),
+        ({"rate": 0.1, "kind": "preference"}, True),
+        ({"rate": 0.1, "kind": "sft"}, False),
+    ],
+)
+def test_a_rate_over_any_published_one_is_said_of_rl_and_preferences(more, is_said):
+    assert (said("RAT141", {"reward": line(0.0, 1.0)}, **more) is not None) == is_said
+
+
+def test_the_rate_of_an_adapter_is_named_once():
+    facts = run({"reward": line(0.0, 1.0)}, rate=0.1)
+    adapted = replace(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
+    assert {f.id for f in detect(adapted)[0]} & {"RAT141", "LRS109"} == {"LRS109"}
+    assert {f.id for f in detect(facts)[0]} & {"RAT141", "LRS109"} == {"RAT141"}
+
+
+def test_where_the_loss_diverged_that_finding_names_the_rate():
+    columns = {"rewards/margins": line(0.0, 1.0)}
+    diverged = {"kind": "preference", "rate": 0.1, "losses": [*[0.7] * 10, *line(1.0, 9.0, n=N - 10)]}
+    assert "learning rate of 0.1" in said("DIV104", columns, **diverged).message
+    assert said("RAT141", columns, **diverged) is None

@@ -1,0 +1,170 @@
+"""The rules of docs/evolution.md, with a made-up log of v1.1: in Python, and by validators that are not ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from gradience.cli.main import main
+from gradience.errors import SchemaError
+from gradience.events import UnknownEvent, encode
+from gradience.schema.export import json_schema
+from gradience.telemetry import TelemetryReader
+from gradience.telemetry.reader import summarize, validate_log
+
+V1 = "gradience.vnext.telemetry/v1"
+
+
+def lines(version: str) -> list[dict[str, object]]:
+    """A log as a later minor version may have it: a new field, event, kind, severity, status and task profile."""
+    head = {"schema": version, "ts": 1.0, "run_id": "r", "session": "s"}
+    config = {"task_profile": "tool_use", "model_name": "m", "mixture": {"code": 0.5}}
+    return [
+        {**head, "event": "run_start", "step": None, "seq": 0, "config": config},
+        {**head, "event": "train_step", "step": 1, "seq": 1, "loss": 0.5, "tokens_seen": 4096},
+        {**head, "event": "checkpoint", "step": 1, "seq": 2, "bytes": 10},
+        {**head, "event": "train_step", "step": 2, "seq": 3, "loss": 0.25, "tokens_seen": 8192},
+        {**head, "event": "alert", "step": 2, "seq": 4, "severity": "emergency", "code": "c", "message": "m"},
+        {
+            **head,
+            "event": "recommendation",
+            "step": 2,
+            "seq": 5,
+            "recommendations": [{"severity": "hint", "action": "a", "message": "m"}],
+        },
+        {**head, "event": "metrics", "step": 2, "seq": 6, "kind": "energy", "metrics": {"joules": 5}},
+        {**head, "event": "run_end", "step": 2, "seq": 7, "status": "preempted"},
+    ]
+
+
+def write(path: Path, version: str) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines(version)))
+    return path
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Path:
+    return write(tmp_path / "later.jsonl", f"{V1}.1")
+
+
+def test_a_later_minor_version_is_read_and_what_is_new_is_kept(later: Path):
+    reader = TelemetryReader(later)
+    start, row, checkpoint, _, alert, advice, energy, end = reader
+    assert reader.issues == []
+    assert (start.config.task_profile, start.config.extras) == ("unknown", {"mixture": {"code": 0.5}})
+    assert (row.loss, row.extras, row.schema) == (0.5, {"tokens_seen": 4096}, f"{V1}.1")
+    assert isinstance(checkpoint, UnknownEvent)
+    assert (alert.severity, advice.recommendations[0].severity, end.status) == ("unknown",) * 3
+    assert energy.metrics == {"joules": 5}
+    new = "task_profile 'tool_use', severity 'emergency', severity 'hint' and 1 more are"
+    assert reader.notes == [
+        f"the log is {V1}.1, this reader knows {V1}: fields it does not know are kept unread",
+        f"{new} not known to {V1}: read as unknown",
+    ]
+
+
+def test_what_is_copied_keeps_its_version_and_its_new_fields(later: Path):
+    copied = [json.loads(encode(event)) for event in TelemetryReader(later)]
+    given = lines(f"{V1}.1")
+    assert [copied[i] for i in (1, 2, 3, 6)] == [given[i] for i in (1, 2, 3, 6)]
+
+
+@pytest.mark.parametrize("version", [V1, f"{V1}.1", f"{V1}.27"])
+def test_an_unknown_event_is_no_gap_and_an_unknown_status_no_crash(tmp_path: Path, version: str):
+    summary = summarize(write(tmp_path / "run.jsonl", version))
+    (run,) = summary.runs.values()
+    assert (run.record.missing, run.record.duplicates, summary.issues_total) == (0, 0, 0)
+    assert (run.end.status, list(run.losses), summary.unknown) == ("unknown", [0.5, 0.25], {"checkpoint": 1})
+
+
+def test_a_line_that_is_lost_beside_an_unknown_event_is_still_missed(tmp_path: Path):
+    log = write(tmp_path / "run.jsonl", V1)
+    kept = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(kept[:1] + kept[2:]))  # the row before the checkpoint is gone
+    (run,) = summarize(log).runs.values()
+    assert run.record.missing == 1
+    log.write_bytes(b"".join(kept[:3] + kept[2:]))  # the checkpoint stands twice
+    (run,) = summarize(log).runs.values()
+    assert (run.record.missing, run.record.duplicates) == (0, 1)
+
+
+def test_an_unknown_event_alone_makes_no_run(tmp_path: Path):
+    log = tmp_path / "run.jsonl"
+    log.write_text(json.dumps({"schema": V1, "ts": 1, "run_id": "r", "event": "hello", "step": None, "seq": 0}) + "\n")
+    assert summarize(log).last is None
+
+
+def test_monitor_says_what_it_does_not_know_and_never_that_the_run_crashed(later: Path, capsys):
+    assert main(["monitor", str(later)]) == 0
+    said = capsys.readouterr().out
+    assert "Status:  unknown" in said
+    assert f"the log is {V1}.1" in said
+    assert "crash" not in said
+    assert "TRN115" not in said
+
+
+def test_a_log_of_many_rows_of_a_later_version_is_read_by_the_block(tmp_path: Path):
+    head = {"schema": f"{V1}.1", "ts": 1.0, "run_id": "r", "session": "s", "event": "train_step"}
+    rows = [{**head, "step": i, "seq": i, "loss": 1.0 / (i + 1), "new": i} for i in range(3000)]
+    log = tmp_path / "run.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = summarize(log, {"new"})
+    assert (len(summary.last.losses), summary.last.columns["new"].values[-1]) == (3000, 2999.0)
+    assert summary.version == f"{V1}.1"
+
+
+@pytest.mark.parametrize("version", ["gradience.vnext.telemetry/v2", "gradience.vnext.telemetry/v1x", f"{V1}."])
+def test_another_major_version_is_refused_with_advice(tmp_path: Path, version: str):
+    log = write(tmp_path / "run.jsonl", version)
+    with pytest.raises(SchemaError, match=f"this log is '{version}', this reader knows '{V1}'") as error:
+        list(TelemetryReader(log))
+    assert "read it with a release of gradience that writes it" in error.value.advice
+    assert main(["monitor", str(log)]) == 2
+    assert main(["validate", str(log)]) == 2
+
+
+def test_validate_holds_v1_to_its_values_and_takes_any_text_of_a_later_version(later: Path, tmp_path: Path):
+    assert validate_log(later).valid
+    strict = validate_log(write(tmp_path / "v1.jsonl", V1))
+    assert [(bad.line, bad.path) for bad in strict.issues] == [
+        (1, "$.config.task_profile"),
+        (5, "$.severity"),
+        (6, "$.recommendations[0].severity"),
+        (8, "$.status"),
+    ]
+
+
+def test_a_foreign_validator_takes_the_later_log_and_holds_v1_to_its_values(tmp_path: Path):
+    validator = Draft202012Validator(json_schema("telemetry"))
+    assert [validator.is_valid(line) for line in lines(f"{V1}.1")] == [True] * 8
+    assert [validator.is_valid(line) for line in lines(V1)] == [False, True, True, True, False, False, True, False]
+    assert not any(validator.is_valid(line) for line in lines("gradience.vnext.telemetry/v2"))
+    wrong = [{**line, "run_id": 7} for line in lines(f"{V1}.1")]
+    assert not any(validator.is_valid(line) for line in wrong)
+
+
+def test_check_jsonschema_takes_the_later_log(root: Path, tmp_path: Path):
+    from check_jsonschema import main as check
+    from click.testing import CliRunner
+
+    files = []
+    for i, line in enumerate(lines(f"{V1}.1")):
+        files.append(tmp_path / f"{i}.json")
+        files[-1].write_text(json.dumps(line))
+    schema = ["--schemafile", str(root / "schemas" / "telemetry-v1.schema.json")]
+    assert CliRunner().invoke(check, [*schema, *map(str, files)]).exit_code == 0
+    files[-1].write_text(json.dumps(lines(V1)[-1]))
+    assert CliRunner().invoke(check, [*schema, *map(str, files)]).exit_code == 1
+
+
+def test_the_page_shows_what_validate_prints(root: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = lines(f"{V1}.1")
+    given[0]["config"] = {}
+    Path("later.jsonl").write_text("".join(json.dumps(given[i]) + "\n" for i in (0, 1, 2, 4, 7)))
+    assert main(["validate", "later.jsonl"]) == 0
+    printed = capsys.readouterr().out
+    assert f"$ gradience validate later.jsonl\n{printed}```" in (root / "docs" / "evolution.md").read_text()

@@ -1,0 +1,267 @@
+"""Events built by hand: checked when built, flat whoever encodes them, taken by the writer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+import subprocess
+import sys
+from enum import Enum
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from strategies import events
+from tables import every
+
+import gradience
+from gradience.errors import RecorderError, SchemaError
+from gradience.events import (
+    EVENT_TYPES,
+    Alert,
+    Eval,
+    EvalMetrics,
+    EventBase,
+    LoraSnapshot,
+    Metrics,
+    OptimizerSnapshot,
+    Recommendation,
+    RecommendationItem,
+    RunEnd,
+    RunStart,
+    TrainStep,
+    UnknownEvent,
+    decode,
+    encode,
+)
+from gradience.schema.flat import extended
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.reader import validate_log
+
+HEAD: dict[str, Any] = {"ts": 1.5, "run_id": "r", "step": 3}
+LINE = {"schema": "gradience.vnext.telemetry/v1", **HEAD}
+
+
+def revived(event: EventBase) -> EventBase:
+    return pickle.loads(pickle.dumps(event))  # noqa: S301  # our own
+
+
+def test_an_event_needs_no_schema_and_stands_on_a_line_that_has_it():
+    event = TrainStep(ts=1.5, run_id="r", step=3, loss=0.7)
+    assert json.loads(msgspec.json.encode(event)) == {**LINE, "event": "train_step", "loss": 0.7}
+    assert signature(TrainStep).parameters["schema"].default == "gradience.vnext.telemetry/v1"
+
+
+def test_a_line_without_its_schema_is_not_an_event():
+    with pytest.raises(msgspec.ValidationError, match="missing required field `schema`"):
+        msgspec.json.decode(b'{"event":"train_step","ts":1,"run_id":"r","step":1}', type=TrainStep)
+
+
+def test_every_event_class_is_in_the_public_module():
+    assert {*EVENT_TYPES.values(), UnknownEvent, EventBase} <= {
+        getattr(gradience.events, name) for name in gradience.events.__all__ if name[0].isupper() and "_" not in name
+    }
+    assert "events" in gradience.__all__
+
+
+def test_extras_stand_beside_the_fields_whoever_encodes():
+    items = [RecommendationItem(severity="info", action="a", message="m", extras={"url": "u"})]
+    built = [
+        TrainStep(**HEAD, loss=0.7, extras={"kl": 0.1, "rewards/chosen": 2}),
+        Eval(**HEAD, split="test", metrics=EvalMetrics(loss=0.5, extras={"f1": 0.9}), extras={"x": [1]}),
+        Recommendation(**HEAD, recommendations=items, extras={"by": "me"}),
+    ]
+    lines = [
+        {**LINE, "event": "train_step", "loss": 0.7, "kl": 0.1, "rewards/chosen": 2},
+        {**LINE, "event": "eval", "split": "test", "metrics": {"loss": 0.5, "f1": 0.9}, "x": [1]},
+        {
+            **LINE,
+            "event": "recommendation",
+            "recommendations": [{"severity": "info", "action": "a", "message": "m", "url": "u"}],
+            "by": "me",
+        },
+    ]
+    for event, line in zip(built, lines, strict=True):
+        assert json.loads(msgspec.json.encode(event)) == line
+        assert msgspec.to_builtins(event) == line
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(event)) == line
+        assert json.loads(encode(event)) == line
+        assert decode(msgspec.json.encode(event)) == event
+    assert (built[0].extras, built[1].metrics.extras) == ({"kl": 0.1, "rewards/chosen": 2}, {"f1": 0.9})
+
+
+@given(events)
+def test_msgspec_alone_writes_what_the_codec_writes(event):
+    assert json.loads(msgspec.json.encode(event)) == json.loads(encode(event))
+    assert decode(msgspec.json.encode(event)) == event
+
+
+def test_an_event_with_extras_is_copied_compared_and_shown_as_one_without():
+    event = TrainStep(**HEAD, loss=0.7, extras={"b": 1, "a": {"c": 2}})
+    assert event == TrainStep(**HEAD, loss=0.7, extras={"a": {"c": 2}, "b": 1})
+    assert event != TrainStep(**HEAD, loss=0.7, extras={"a": {"c": 2}, "b": 2})
+    assert event != TrainStep(**HEAD, loss=0.7)
+    for twin in (copy.copy(event), copy.deepcopy(event), revived(event)):
+        assert (twin, twin.extras) == (event, {"a": {"c": 2}, "b": 1})
+    assert isinstance(event, TrainStep)
+    assert eval(repr(event), {"TrainStep": TrainStep}) == event  # noqa: S307  # our own repr
+    assert msgspec.structs.replace(event, loss=0.5).extras == event.extras
+    assert extended(event, {}) == TrainStep(**HEAD, loss=0.7)
+
+
+def test_a_class_of_your_own_has_its_fields_beside_the_others(tmp_path):
+    class Row(TrainStep, frozen=True):
+        kl: float | None = None
+
+    event = Row(**HEAD, kl=0.25, extras={"x": 1})
+    assert json.loads(msgspec.json.encode(event)) == {**LINE, "event": "train_step", "kl": 0.25, "x": 1}
+    with pytest.raises(SchemaError, match=r"Row: expected float \| null at `\$\.kl`, got str"):
+        Row(**HEAD, kl="high")
+    with TelemetryWriter(tmp_path / "run.jsonl", on_error="raise") as log:
+        log.write(event)
+    (read, _) = TelemetryReader(tmp_path / "run.jsonl")
+    assert (read.extras, read.seq) == ({"kl": 0.25, "x": 1}, 0)
+
+
+def test_an_event_of_your_own_is_one_of_an_unknown_name(tmp_path):
+    class Checkpoint(EventBase, frozen=True, tag="checkpoint"):
+        path: str
+
+    with TelemetryWriter(tmp_path / "run.jsonl", on_error="raise") as log:
+        log.write(Checkpoint(**HEAD, path="/home/me/checkpoint-3"))
+    (read, end) = TelemetryReader(tmp_path / "run.jsonl")
+    assert (read.event, read.payload["path"], read.seq, end.seq) == ("checkpoint", "checkpoint-3", 0, 1)
+
+
+def test_numbers_of_numpy_become_pythons_and_nan_its_name():
+    event = TrainStep(
+        ts=np.float64(2.0), run_id="r", step=np.int64(4), loss=np.float32(0.5), lr=[np.float64("inf"), 1e-3], extras={
+            "a": np.arange(2), "b": float("nan"), "c": (1, {2}),
+        },
+    )  # fmt: skip
+    assert (event.ts, event.step, event.loss, event.lr) == (2.0, 4, 0.5, ["Infinity", 1e-3])
+    assert event.extras == {"a": [0, 1], "b": "NaN", "c": [1, [2]]}
+    assert b"null" not in msgspec.json.encode(event)
+
+
+def test_a_part_may_be_a_dict_and_keeps_what_it_has_more():
+    start = RunStart(**HEAD, config={"model_name": "m", "seed": 1, "optimizer": {"lr": 0.1, "fused": True}})
+    assert start.config.extras == {"seed": 1}
+    assert start.config.optimizer == OptimizerSnapshot(lr=0.1, extras={"fused": True})
+    assert Eval(**HEAD, split="x", metrics={"loss": 1.0, "f1": 0.5}).metrics.extras == {"f1": 0.5}
+    (item,) = Recommendation(
+        **HEAD, recommendations=[{"severity": "info", "action": "a", "message": "m", "k": 1}]
+    ).recommendations
+    assert (item.action, item.extras) == ("a", {"k": 1})
+
+
+class Mode(Enum):
+    FAST = "fast"
+
+
+@every(
+    ("build", "kind", "said"),
+    [
+        (lambda: TrainStep(**HEAD, loss="low"), SchemaError, "TrainStep: expected a number, .* at `$.loss`, got 'low'"),
+        (lambda: TrainStep(**HEAD, loss=[0.5]), SchemaError, "TrainStep: expected .* at `$.loss`, got array"),
+        (lambda: TrainStep(**HEAD, loss=True), SchemaError, "TrainStep: expected .* at `$.loss`, got bool"),
+        (lambda: TrainStep(**HEAD, loss=object()), SchemaError, "TrainStep: `loss`: expected a JSON value, got object"),
+        (lambda: TrainStep(**HEAD, lr=[0.1, "x"]), SchemaError, r"at `$.lr\[1\]`, got 'x'"),
+        (lambda: TrainStep(ts=1.0, run_id="r", step=-1), SchemaError, r"expected int >= 0 at `$.step`"),
+        (lambda: TrainStep(ts=1.0, run_id="r", step=1.5), SchemaError, r"expected int \| null at `$.step`, got float"),
+        (lambda: TrainStep(ts=1.0, run_id="r", step=2**53), SchemaError, r"at `$.step`"),
+        (lambda: TrainStep(ts=1.0, run_id="", step=1), SchemaError, r"expected str of length >= 1 at `$.run_id`"),
+        (lambda: TrainStep(ts=1.0, run_id=7, step=1), SchemaError, r"expected str at `$.run_id`, got int"),
+        (lambda: TrainStep(ts="now", run_id="r", step=1), SchemaError, r"expected a number, .* at `$.ts`, got 'now'"),
+        (lambda: TrainStep(ts=1.0, step=1), TypeError, "run_id"),
+        (lambda: TrainStep(**HEAD, los=0.5), TypeError, "los"),
+        (lambda: TrainStep(**HEAD, extras={"loss": 1}), SchemaError, "may not use the name of a known key: loss"),
+        (lambda: TrainStep(**HEAD, extras={"event": 1}), SchemaError, "may not use the name of a known key: event"),
+        (lambda: TrainStep(**HEAD, extras={'a"b': 1}), SchemaError, "may not be named 'a\"b'"),
+        (lambda: TrainStep(**HEAD, extras={"extras": 1}), SchemaError, "may not be named 'extras'"),
+        (lambda: TrainStep(**HEAD, extras=[1]), SchemaError, "expected a mapping as `extras`, got list"),
+        (lambda: TrainStep(**HEAD, extras={"x": object()}), SchemaError, "`extras.x`: expected a JSON value"),
+        (lambda: TrainStep(**HEAD, schema="v1"), SchemaError, "at `$.schema`"),
+        (lambda: Eval(**HEAD, split="x", metrics=0.5), SchemaError, r"expected object at `$.metrics`, got float"),
+        (lambda: EvalMetrics(n=-1), SchemaError, r"EvalMetrics: expected int >= 0 at `$.n`"),
+        (
+            lambda: Metrics(**HEAD, kind=Mode, metrics={}),
+            SchemaError,
+            "`kind`: expected a JSON value, got enum.EnumType",
+        ),
+        (lambda: Alert(**HEAD, severity="bad", code="c", message="m"), SchemaError, "one of info, .*, got 'bad'"),
+        (lambda: RunEnd(**HEAD, status="done"), SchemaError, "RunEnd: expected one of ok, .* `$.status`, got 'done'"),
+        (lambda: LoraSnapshot(r="8"), SchemaError, r"LoraSnapshot: expected int \| null at `$.r`, got str"),
+        (lambda: LoraSnapshot(rank=8), TypeError, "rank"),
+    ],
+)
+def test_a_wrong_value_is_named_when_the_event_is_built(build, kind, said):
+    with pytest.raises(kind, match=said.replace("$.", r"\$\.")):
+        build()
+
+
+def test_a_name_that_no_field_can_have_is_read_and_written_by_the_codec():
+    line = {**LINE, "event": "train_step", 'a"b': 1, "extras": {"x": 2}, "tab\there": 3, "plain": 4}
+    event = decode(json.dumps(line).encode())
+    assert event.extras == {'a"b': 1, "extras": {"x": 2}, "tab\there": 3, "plain": 4}
+    assert json.loads(encode(event)) == line
+    assert revived(event) == event
+
+
+def test_the_writer_takes_typed_events_and_numbers_them(tmp_path):
+    log = tmp_path / "run.jsonl"
+    with TelemetryWriter(log, "r", on_error="raise") as writer:
+        writer.write(RunStart(**HEAD, config={"model_name": "m"}))
+        writer.write(TrainStep(**HEAD, loss=0.5, extras={"api_key": "sk-1234567890abcdef1234"}))
+        writer.train_step(4, loss=0.4, kl=0.2)
+        writer.run_end("aborted", reason="by hand")
+    start, row, next_row, end = TelemetryReader(log)
+    assert [event.seq for event in (start, row, next_row, end)] == [0, 1, 2, 3]
+    assert row.extras == {"api_key": "<redacted: secret key>"}
+    assert next_row.extras == {"kl": 0.2}
+    assert (end.status, end.reason) == ("aborted", "by hand")
+    with (
+        TelemetryWriter(tmp_path / "other.jsonl", on_error="raise") as writer,
+        pytest.raises(RecorderError, match="dict"),
+    ):
+        writer.write({"event": "train_step"})
+
+
+# The example and the page
+
+
+def test_the_example_writes_the_same_run_in_three_ways(root: Path, tmp_path: Path):
+    script = root / "examples" / "vnext" / "custom_logger.py"
+    command = [sys.executable, "-W", "error", str(script), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, rows in (("run", 20), ("typed", 2), ("msgspec", 2)):
+        report = validate_log(tmp_path / f"{name}.jsonl")
+        assert (report.valid, report.warnings, report.events["train_step"]) == (True, [], rows)
+    typed, plain = (
+        [json.loads(line) for line in (tmp_path / name).read_bytes().splitlines()]
+        for name in ("typed.jsonl", "msgspec.jsonl")
+    )
+    own = {"run_id", "session", "seq", "ts"}
+    assert [{k: v for k, v in line.items() if k not in own} for line in typed] == [
+        {k: v for k, v in line.items() if k not in own} for line in plain
+    ]
+    assert (plain[1]["tokens"], plain[2]["loss"], plain[3]["metrics"]["f1"]) == (512, "NaN", 0.7)
+
+
+def test_the_page_runs_as_it_is_written(root: Path, tmp_path: Path):
+    page = (root / "docs" / "events.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["0.25", "3 0.7 512"]
+    for name in ("typed.jsonl", "by-hand.jsonl"):
+        assert validate_log(tmp_path / name).valid
