@@ -31,8 +31,7 @@ HUB_PACKAGES = ["torch", "transformers", "peft", "safetensors", "datasets"]
 @nox.session
 def golden_path(session: nox.Session) -> None:
     """Record, check, monitor and audit one real LoRA fine-tune, offline, from nothing."""
-    _quick_install(session, "-e", ".")
-    _quick_install(session, *HUB_PACKAGES)
+    _quick_install(session, "-e", ".", *HUB_PACKAGES)
     out = _free_folder(Path("runs/toy"))
     session.run("python", "examples/vnext/toy_lora_run.py", "--out", out, "--device", "cpu")
     session.run(
@@ -130,6 +129,14 @@ def fuzz(session: nox.Session) -> None:
     """Damaged inputs for every verb: `nox -s fuzz -- --inputs 100000 --seed 1 --workers 8 --out failures`."""
     _install(session)
     session.run("python", "tests/fuzz.py", *(session.posargs or ["--inputs", "10000"]))
+
+
+@nox.session
+@nox.parametrize("extra", ["base", *sorted(PYPROJECT["project"]["optional-dependencies"])])
+def installs(session: nox.Session, extra: str) -> None:
+    """Each extra alone in a fresh environment: its modules import, its verbs work, others say what to install."""
+    _quick_install(session, "." if extra == "base" else f".[{extra}]")
+    session.run("python", "tests/installs.py", extra)
 
 
 @nox.session

@@ -7,7 +7,8 @@ Each FOLDER is an adapter. COMMAND is another tool's command line, in an environ
 machine that slows down slows all of them. Printed: median, least and largest wall seconds, peak resident memory,
 and each tool's median as a multiple of ours. `--limit` takes turns with what cannot be left out, a process that only
 imports JAX and numpy's BLAS on the same float64 Gram products on one thread without their reading, and prints our wall
-and CPU time as multiples of both together: least and median. `--beside OTHER` takes turns with `resize`, `compare` and
+and CPU time as multiples of both together: least and median. `--products` takes turns with the same audit whose Gram
+products XLA computes, and prints medians. `--beside OTHER` takes turns with `resize`, `compare` and
 `merge` of the adapter (and OTHER, of the same shapes), and prints their medians as multiples of the audit's, for each
 adapter that is read. `--growth` times adapters of 1 to 10 000 equal modules
 made on the spot.
@@ -52,6 +53,41 @@ for entry in header.values():
     wall += time.perf_counter() - start[0]
     cpu += time.process_time() - start[1]
 print(wall, cpu)
+"""
+
+
+PRODUCTS = """
+import sys
+from gradience.verbs import prepare_jax
+prepare_jax("cpu", serial_kernels=True)
+import jax, jax.numpy as jnp, ml_dtypes, numpy as np
+from functools import partial
+from gradience.spectral import grams
+from gradience.verbs.audit import audit_adapter
+
+@partial(jax.jit, static_argnames="in_rows")
+def product(x, in_rows):
+    if x.dtype == jnp.uint16:  # XLA's own cast of bfloat16 is slow on a CPU
+        x = jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+    x = x.astype(jnp.float64)
+    return x @ x.T if in_rows else x.T @ x
+
+def gram(factor):
+    r, length = factor.shape
+    x, in_rows = (factor, True) if factor.flags.c_contiguous else (factor.T, False)
+    x = x.view(np.uint16) if x.dtype == ml_dtypes.bfloat16 else x
+    total, step = np.zeros((grams.bucket_of(r),) * 2), max(256, (1 << 17) // r)
+    with jax.enable_x64(True):
+        for start in range(0, length, step):
+            part = x[:, start : start + step] if in_rows else x[start : start + step]
+            whole = np.zeros((r, step) if in_rows else (step, r), x.dtype)  # one shape: compiled once
+            whole[tuple(map(slice, part.shape))] = part
+            total[:r, :r] += np.asarray(product(whole, in_rows))
+    return total
+
+if sys.argv[2] == "xla":
+    grams.gram = gram
+audit_adapter(sys.argv[1])
 """
 
 
@@ -142,6 +178,19 @@ def products_alone(folder: Path) -> tuple[float, float]:
     return float(wall), float(cpu)
 
 
+def products(folder: Path, runs: int) -> None:
+    """Print the audit's time with the Gram products in BLAS, as it is, and with the same products in XLA."""
+    costs: dict[str, list[Cost]] = {"blas": [], "xla": []}
+    for turn in range(runs + 1):
+        for name, found in costs.items():
+            cost = run(shlex.join([sys.executable, "-c", PRODUCTS, str(folder), name]))
+            if turn:
+                found.append(cost)
+    for kind in ("seconds", "cpu"):
+        blas, xla = (statistics.median(getattr(cost, kind) for cost in found) for found in costs.values())
+        print(f"  products, {kind:<8} in BLAS {blas:.2f} s, in XLA {xla:.2f} s, {xla / blas:.2f} x")
+
+
 def verbs(folder: Path, other: Path, runs: int) -> None:
     """Print wall and CPU time of the verbs that read the same adapters, over the audit's, per adapter read."""
     one, two = (shlex.quote(str(place)) for place in (folder, other))
@@ -204,17 +253,22 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--limit", action="store_true")
+    parser.add_argument("--products", action="store_true")
     parser.add_argument("--beside", type=Path, metavar="OTHER")
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # so that installed modules are not compiled again in every run
-    tools = {"gradience (this)": OURS} | dict(peer.split("=", 1) for peer in options.peer)
+    tools = {"gradience (this)": OURS, "import jax": f"{shlex.quote(sys.executable)} -c 'import jax'"} | dict(
+        peer.split("=", 1) for peer in options.peer
+    )
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
     for folder in options.folders:
         compare(folder, tools, options.runs)
         first_run(folder)
         if options.limit:
             limit(folder, options.runs)
+        if options.products:
+            products(folder, options.runs)
         if options.beside is not None:
             verbs(folder, options.beside, options.runs)
     if options.growth:

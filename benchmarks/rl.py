@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rl_runs import RECIPES, TUNING, labels_of
+from rl_recipes import RECIPES, TUNING, labels_of
 
 from gradience.schema.reports import MonitorReport
 from gradience.verbs.monitor import monitor_run

@@ -13,73 +13,18 @@ import math
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rl_recipes import HELD_OUT, RECIPES, TUNING, Recipe, labels_of
 from tiny import VOCABULARY, sentences, tokenizer_of_words
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.trainer_utils import set_seed
 
 Reward = Callable[[list[str], random.Random], list[float | None]]
-TUNING, HELD_OUT = (0, 1), (2, 3)
 _END = 2
 _LONGEST = 40  # tokens of a prompt and its completion
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One training: its method, what departs from the healthy one, and its label."""
-
-    method: str
-    reward: str = "low"
-    arguments: dict[str, Any] = field(default_factory=dict)
-    fault: str | None = None
-    must: tuple[str, ...] = ()
-    mustnot: tuple[str, ...] = ()
-
-
-_FALSE = ("KL_ZERO", "NULL_REWARD", "TIES", "SWAPPED")  # false unless induced
-RECIPES: dict[str, Recipe] = {
-    "grpo-healthy": Recipe("grpo", mustnot=("WARNING",)),
-    "grpo-healthy-kl": Recipe("grpo", arguments={"beta": 0.04}, mustnot=("WARNING",)),
-    "grpo-healthy-mu": Recipe("grpo", arguments={"num_iterations": 2, "learning_rate": 3e-4}, mustnot=("WARNING",)),
-    "grpo-entropy": Recipe("grpo", "one", {"learning_rate": 6e-3}, must=("ENTROPY",)),
-    "grpo-kl": Recipe("grpo", "one", {"learning_rate": 6e-3, "beta": 1e-3}, must=("KL",)),
-    "grpo-long": Recipe("grpo", "long", {"learning_rate": 3e-3}, must=("LONG",)),
-    "grpo-short": Recipe("grpo", "short", {"learning_rate": 3e-3}, must=("SHORT",)),
-    "grpo-repeats": Recipe("grpo", "repeats", {"learning_rate": 4e-3}, must=("LONG|ENTROPY",)),
-    "grpo-clipped": Recipe("grpo", arguments={"num_iterations": 8, "learning_rate": 1e-2}, must=("CLIP",)),
-    "grpo-equal": Recipe("grpo", "never", must=("EQUAL",)),
-    "grpo-always": Recipe("grpo", "always", must=("EQUAL",)),
-    "grpo-cut": Recipe("grpo", arguments={"max_completion_length": 4}, must=("CUT_OFF",)),
-    "grpo-noise": Recipe("grpo", "noise", must=("CANNOT_TELL",), mustnot=("LEARNS",)),
-    "grpo-null": Recipe("grpo", "null", must=("NULL_REWARD",)),
-    "grpo-half-null": Recipe("grpo", "half_null", mustnot=("WARNING",)),
-    "grpo-kl-zero": Recipe("grpo", arguments={"beta": 0.04}, fault="same_reference", must=("KL_ZERO",)),
-    "grpo-rate": Recipe("grpo", arguments={"learning_rate": 0.3}, must=("FELL|RATE",)),
-    "rloo-healthy": Recipe("rloo", mustnot=("WARNING",)),
-    "rloo-entropy": Recipe("rloo", "one", {"learning_rate": 6e-3, "beta": 0.0}, must=("ENTROPY",)),
-    "rloo-kl": Recipe("rloo", "one", {"learning_rate": 6e-3, "beta": 1e-3}, must=("KL",)),
-    "rloo-equal": Recipe("rloo", "never", {"beta": 0.0}, must=("EQUAL",)),
-    "rloo-cut": Recipe("rloo", arguments={"max_completion_length": 4}, must=("CUT_OFF",)),
-    "rloo-noise": Recipe("rloo", "noise", must=("CANNOT_TELL",), mustnot=("LEARNS",)),
-    "rloo-long": Recipe("rloo", "long", {"learning_rate": 3e-3, "beta": 0.0}, must=("LONG",)),
-    "dpo-healthy": Recipe("dpo", mustnot=("WARNING", "BOTH_FALL")),
-    "dpo-equal": Recipe("dpo", fault="equal", must=("TIES",), mustnot=("SWAPPED", "LEARNS")),
-    "dpo-reference": Recipe("dpo", fault="same_reference", must=("TIES",), mustnot=("SWAPPED", "LEARNS")),
-    "dpo-fall": Recipe("dpo", arguments={"learning_rate": 1e-2, "beta": 0.005}, must=("BOTH_FALL",)),
-    "dpo-saturated": Recipe("dpo", arguments={"learning_rate": 1e-3, "beta": 0.5}, fault="plain", must=("SATURATED",)),
-    "dpo-rate": Recipe("dpo", arguments={"learning_rate": 0.3}, must=("DIVERGED|BOTH_FALL|RATE",)),
-    "dpo-random": Recipe("dpo", fault="shuffled", must=("NOT_APART",), mustnot=("LEARNS",)),
-    "kto-healthy": Recipe("kto", mustnot=("WARNING",)),
-    "kto-random": Recipe("kto", fault="shuffled", must=("NOT_APART|CANNOT_TELL",), mustnot=("LEARNS",)),
-    "kto-rate": Recipe("kto", arguments={"learning_rate": 0.3}, must=("DIVERGED|BOTH_FALL|RATE",)),
-    "orpo-healthy": Recipe("orpo", arguments={"learning_rate": 2e-3}, mustnot=("WARNING",)),
-    "orpo-equal": Recipe("orpo", fault="equal", must=("TIES",), mustnot=("SWAPPED",)),
-    "orpo-rate": Recipe("orpo", arguments={"learning_rate": 0.3}, must=("DIVERGED|RATE|BOTH_FALL",)),
-}
 
 
 def _model(seed: int) -> LlamaForCausalLM:
@@ -132,11 +77,11 @@ def _numbers(text: str) -> list[int]:
 
 
 def _low(texts: list[str], _: random.Random) -> list[float | None]:
-    """Reward the share of tokens in the lower part of the vocabulary, less if there are under ten tokens.
+    """Reward the share of tokens in the lower part of the vocabulary, less if there are under eight tokens.
 
     It can be learnt step by step, and neither long nor short completions are better.
     """
-    return [sum(n < VOCABULARY // 3 for n in _numbers(text)) / max(10, len(_numbers(text))) for text in texts]
+    return [sum(n < VOCABULARY // 3 for n in _numbers(text)) / max(8, len(_numbers(text))) for text in texts]
 
 
 def _one(texts: list[str], _: random.Random) -> list[float | None]:
@@ -269,13 +214,6 @@ def _preference_trainer(recipe: Recipe, arguments: dict[str, Any], table: Any, b
     }[recipe.method]
     model: Any = LlamaForCausalLM.from_pretrained(base) if recipe.method == "orpo" else str(base)
     return trainer(model=model, args=config(**arguments), train_dataset=table, processing_class=tokenizer_of_words())
-
-
-def labels_of(name: str) -> tuple[list[str], list[str]]:
-    """Return what must be said of the runs of a recipe, and what would be false."""
-    recipe = RECIPES[name]
-    induced = {word for words in recipe.must for word in words.split("|")}
-    return list(recipe.must), sorted({*recipe.mustnot, *(word for word in _FALSE if word not in induced)})
 
 
 def make(name: str, seed: int, out: Path) -> None:

@@ -29,6 +29,7 @@ from gradience.schema import (
     reports as of_reports,
     writing as of_writing,
 )
+from gradience.schema.events import SCHEMA_ID
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
 WORDS: Final = [
@@ -77,7 +78,7 @@ MAKERS: Final[dict[type, Make]] = {
     inspect.BoolType: lambda rng, _, __: rng.random() < 0.5,
     inspect.IntType: lambda rng, kind, _: _within(kind, WHOLE, rng),
     inspect.FloatType: lambda rng, kind, _: _within(kind, NUMBERS, rng),
-    inspect.StrType: lambda rng, _, __: rng.choice(WORDS),
+    inspect.StrType: lambda rng, kind, _: SCHEMA_ID if kind.pattern else rng.choice(WORDS),  # an event's format
     inspect.NoneType: lambda *_: None,
     inspect.AnyType: lambda rng, _, __: rng.choice([None, 3, 0.125, "word", [1, 2]]),
     inspect.LiteralType: lambda rng, kind, _: rng.choice(list(kind.values)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -14,9 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
 from hostile import further
 from hostile.inputs import CONFIG, container, factors, log_line, safetensors
 from hostile.secrets import SECRETS
+from pyarrow import parquet
 
 __all__ = ["DROPPABLE", "Input", "draw", "place"]
 
@@ -222,12 +227,69 @@ def _jsonl(rows: list[dict[str, Any]]) -> bytes:
     return b"".join(_dump(row) + b"\n" for row in rows)
 
 
+def _npz() -> bytes:
+    arrays = {"layer.lora_a": np.ones((8, 2), np.float32), "layer.lora_b": np.ones((2, 8), np.float32)}
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()
+
+
+def _columnar(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    table = pa.Table.from_pylist(rows)
+    arrow, columns = pa.BufferOutputStream(), pa.BufferOutputStream()
+    with pa.ipc.new_stream(arrow, table.schema) as writer:
+        writer.write_table(table)
+    parquet.write_table(table, columns)
+    return {"d.arrow": arrow.getvalue().to_pybytes(), "d.parquet": columns.getvalue().to_pybytes()}
+
+
+def _add_strangers(add: Callable[..., None]) -> None:
+    """Add data sets, pickled tensors, arrays, evaluators, stores, and logs of verl, MLflow and W&B."""
+    out = "--out ../out/r.jsonl"
+    add("torch", 6, _torch_adapter(), "audit a --json", "convert a --to mlx --drop --out ../out/c --json")
+    add("arrays", 4, {"x.npz": _npz()}, "audit x.npz", "audit x.npz --json")
+    columns = [{"input_ids": [1, 2, 3, n], "labels": [-100, 2, 3, n]} for n in range(1, 7)]
+    ids = {
+        "d.jsonl": _jsonl(columns),
+        "d.json": _dump(columns),
+        "d.csv": b"input_ids,labels\n" + b'"[1, 2, 3]","[1, 2, 3]"\n' * 6,
+        "d.tsv": b"input_ids\tlabels\n" + b"[1, 2, 3]\t[1, 2, 3]\n" * 6,
+    }
+    for name, data in ids.items():
+        add("data", 6, {name: data}, f"check --data {name} --json", f"check --data {name} --samples 3")
+        add("held-out data", 2, {name: data}, f"check --data {name} --eval-data {name} --json")
+    for name, data in _columnar(columns).items():
+        add("columnar data", 3, {name: data}, f"check --data {name} --json")
+    saved = {
+        "d/state.json": _dump({"_data_files": [{"filename": "a.arrow"}]}),
+        "d/a.arrow": _columnar(columns)["d.arrow"],
+    }
+    add("saved data", 2, saved, "check --data d --json")
+    printed = {"s.txt": _dump({"scores": [0.5, 1, 0, 0.25] * 4})} | _adapter("a")
+    scored = "bench a --metric env~A={adapter}~cat~s.txt --candidates svd:2 --tolerance 0.5 --out ../out/b --json"
+    add("evaluator", 3, printed, scored)
+    step = "step:{n} - actor/loss:{x:.3f} - critic/score/mean:{x:.3f} - response_length/mean:90.5\n"
+    verl = "".join(step.format(n=n, x=1 / n) for n in range(1, 9)).encode()
+    add("verl", 4, {"verl.log": verl}, f"import verl.log {out} --json", "monitor verl.log --json")
+    mlflow = {
+        f"run/metrics/{name}": b"".join(b"%d %f %d\n" % (n, 1 / n, n) for n in range(1, 9)) for name in ("loss", "lr")
+    }
+    mlflow["run/meta.yaml"] = b"run_id: a\nstatus: 3\nstart_time: 1\nend_time: 2\n"
+    add("mlflow", 4, mlflow, f"import run {out} --json", "monitor run --json")
+    history = {"run/files/wandb-summary.json": _dump({"loss": 0.5}), "run/files/config.yaml": b"lr: {value: 0.1}\n"}
+    add("wandb", 3, history | {"run/run-a.wandb": b"W&B\x00" * 9}, f"import run {out} --json", "diagnose run --json")
+    fleet = _adapter("a") | {"f/fleet.json": _dump({"schema": "gradience.vnext.fleet/v1", "parts": [], "next": 1})}
+    add("fleet", 2, fleet, "fleet show f --json", "fleet query f --named verdicts --csv")
+    add("runs", 2, {"run.jsonl": _log()}, "runs list . --out ../out/f --json", "runs list . --out ../out/f --csv")
+
+
 @cache
 def _seeds() -> tuple[_Seed, ...]:
     seeds: list[_Seed] = []
 
     def add(kind: str, weight: int, files: dict[str, bytes], *lines: str) -> None:
-        seeds.extend(_Seed(kind, tuple(line.split()), files, weight) for line in lines)
+        words = [tuple(word.replace("~", " ") for word in line.split()) for line in lines]
+        seeds.extend(_Seed(kind, argv, files, weight) for argv in words)
 
     log = {"run.jsonl": _log()}
     state = {"run/trainer_state.json": _state(), "run/adapter_config.json": _dump(CONFIG)}
@@ -355,7 +417,6 @@ def _seeds() -> tuple[_Seed, ...]:
     add(
         "index", 4, based | {"base/model.safetensors.index.json": _dump(index)}, "check --peft-dir a --base base --json"
     )
-    add("torch", 6, _torch_adapter(), "audit a --json", "convert a --to mlx --drop --out ../out/c --json")
     add(
         "nothing",
         3,
@@ -368,6 +429,7 @@ def _seeds() -> tuple[_Seed, ...]:
         "monitor nowhere",
         "audit nowhere",
     )
+    _add_strangers(add)
     return tuple(seeds)
 
 

@@ -117,9 +117,8 @@ def test_of_a_series_each_is_compared_with_the_next_and_the_last(n, series, pair
 )
 def test_a_pair_of_which_one_is_zero_has_no_directions_in_common(norms, state, ratio, sides):
     _, module = owns(whole=False)
-    row = module_pair(
-        module, module, PairGeometry(finite=True, norms=norms, inner=1.0, distance=1.0, left=np.eye(2), right=np.eye(2))
-    )
+    directions = {"left": np.eye(2), "right": np.eye(2), "cosines": (np.ones(2), np.ones(2))}
+    row = module_pair(module, module, PairGeometry(finite=True, norms=norms, inner=1.0, distance=1.0, **directions))
     assert (row.state, row.norm_ratio, row.frobenius_norms) == (state, ratio, list(norms))
     assert (row.output_side is not None, row.input_side is not None) == (sides, sides)
 
@@ -171,7 +170,9 @@ def test_two_adapters_by_their_energies_and_distances():
 
     def geometry(inner: float, distance: float, *, finite: bool = True) -> PairGeometry:
         none = np.zeros((0, 0))
-        return PairGeometry(finite=finite, norms=(3.0, 4.0), inner=inner, distance=distance, left=none, right=none)
+        return PairGeometry(
+            finite=finite, norms=(3.0, 4.0), inner=inner, distance=distance, left=none, right=none, cosines=(none, none)
+        )
 
     _, module = owns(whole=False)
     rows = [module_pair(module, module, geometry(6.0, 5.0))]
@@ -205,7 +206,9 @@ def test_two_adapters_by_their_energies_and_distances():
 )
 def test_a_cosine_is_within_one_and_none_of_what_is_zero_or_not_finite(inner, sizes, cosine):
     none = np.zeros((0, 0))
-    found = PairGeometry(finite=True, norms=(1.0, 1.0), inner=inner, distance=0.0, left=none, right=none)
+    found = PairGeometry(
+        finite=True, norms=(1.0, 1.0), inner=inner, distance=0.0, left=none, right=none, cosines=(none, none)
+    )
     assert cosine_of([found], *sizes) == cosine
 
 
@@ -234,7 +237,11 @@ def test_an_update_is_itself_unless_it_is_zero_or_not_finite(energy, own):
         for one in sides[::-1]
     ]
     none = np.zeros((0, 0))
-    seen = {"q": PairGeometry(finite=True, norms=(2.0, 3.0), inner=6.0, distance=1.5, left=none, right=none)}
+    seen = {
+        "q": PairGeometry(
+            finite=True, norms=(2.0, 3.0), inner=6.0, distance=1.5, left=none, right=none, cosines=(none, none)
+        )
+    }
     first, last = _points(measured, {(0, 1): seen})
     assert (last.cosine_to_final, last.step) == (own, 7)
     cosine = 1.0 if energy == 4.0 else None
@@ -289,7 +296,9 @@ def test_a_module_that_is_not_finite_in_one_has_no_numbers():
     _, module = owns(whole=False)
     none = np.zeros((0, 0))
     nan = math.nan
-    found = PairGeometry(finite=False, norms=(nan, nan), inner=nan, distance=nan, left=none, right=none)
+    found = PairGeometry(
+        finite=False, norms=(nan, nan), inner=nan, distance=nan, left=none, right=none, cosines=(none, none)
+    )
     row = module_pair(module, module, found)
     assert (row.state, row.shape, row.ranks, row.name) == ("non_finite", [4, 3], [2, 2], "m.q")
     assert [row.frobenius_norms, row.norm_ratio, row.cosine, row.relative_change] == [None] * 4

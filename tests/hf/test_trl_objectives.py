@@ -23,7 +23,7 @@ def given(out, **more):
         "use_cpu": True,
         "bf16": False,
         "save_strategy": "no",
-        "learning_rate": 1e-2,
+        "learning_rate": 9e-3,
         "lr_scheduler_type": "constant",
         **more,
     }

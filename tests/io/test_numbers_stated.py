@@ -219,7 +219,12 @@ STATED: dict[str, dict[str, Any]] = {
         "_F16_NORMAL": 2.0 ** (-14),
         "_F16_STEP": 2.0 ** (-24),
     },
-    "spectral.batch": {"SHARES": (0.9, 0.95, 0.99), "TRUSTED_SHARE": 1e-2, "SINGLE_ERROR": 1e-5, "_FLOOR": 1e-7},
+    "spectral.batch": {
+        "SHARES": (0.9, 0.95, 0.99),
+        "TRUSTED_SHARE": 1e-2,
+        "SINGLE_ERROR": 1e-5,
+        "_FLOOR": 1e-7,
+    },
     "spectral.dense": {"EXACT_UP_TO": 2048, "_LEADING": 64, "_SLACK": 1e-4},
     "spectral.krylov": {
         "_OUTSIDE": 0.5,
@@ -384,7 +389,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "io.safetensors": "_CACHE_LINE",
     "render.html.figures": "_BADGE _ASIDE _MARGIN _POINT _CHARACTER _ROW _FOOT _BARS _NUMBER _BADGE_ROWS",
     "spectral.base": "_PART",
-    "spectral.batch": "_MODULES _GRAM_NUMBERS _FACTOR_NUMBERS _LENGTH",
+    "spectral.batch": "_MODULES _GRAM_NUMBERS _FACTOR_NUMBERS _LENGTH _SHORT",
     "spectral.subspace": "_BLOCK _LEAST_WIDTH _KEPT _PAIRS _AHEAD",
     "spectral.grams": "_LEAST_SHARE _LEAST_RANK _BLOCK _LEAST_WIDTH _CHEAP _STACKED _HELD",
     "spectral.krylov": "_ALIGNMENT _FIRST_LOOK _WIDTHS _ROOM _PART",

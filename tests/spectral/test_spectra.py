@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.spectral import batch
+from gradience.spectral import batch, devices
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 from gradience.spectral.update import null_stable_rank
@@ -177,7 +177,7 @@ def test_using_the_core_leaves_jax_as_it_was():
 
 def test_an_unknown_device_is_refused_with_its_name():
     with pytest.raises(ValueError, match=r"^JAX finds no tpu device here: "):
-        batch.use_device("tpu")
+        devices.use_device("tpu")
 
 
 def test_a_device_is_the_first_of_its_kind_and_auto_leaves_the_choice_to_jax(monkeypatch):
@@ -185,5 +185,18 @@ def test_a_device_is_the_first_of_its_kind_and_auto_leaves_the_choice_to_jax(mon
     monkeypatch.setattr("jax.devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
     monkeypatch.setattr("jax.config.update", lambda *option: chosen.append(option))
     for name in ("auto", "gpu"):
-        batch.use_device(name)
+        devices.use_device(name)
     assert chosen == [("jax_default_device", "gpu:0")]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_singular_values_have_thirteen_digits_of_the_dense_ones_and_the_same_energy_ranks(seed):
+    """Of factors as training leaves them: A near its random start, B with directions that fall off."""
+    rng = np.random.default_rng(seed)
+    d_out, r, d_in = [(64, 8, 64), (512, 16, 300), (300, 64, 700), (1024, 32, 256)][seed]
+    b = (rng.standard_normal((d_out, r)) * 0.9 ** np.arange(r)).astype(np.float32)
+    a = rng.uniform(-1.0, 1.0, (r, d_in)).astype(np.float32)
+    expected, found = dense(b, a, 2.0), one(b, a, 2.0)
+    assert found.sigma == pytest.approx(expected, rel=1e-13)
+    held = np.cumsum(expected**2) / np.sum(expected**2)
+    assert found.energy_ranks == tuple(int(np.argmax(held >= share)) + 1 for share in (0.90, 0.95, 0.99))

@@ -99,3 +99,13 @@ def test_scratch_has_the_memory_order_that_is_asked_for():
         assert scratch.array("x", shape, np.float64).dtype == np.float64
         columns = scratch.like(np.ones(shape, order="F"), "y", shape, np.float32)
         assert (columns.shape, columns.flags.f_contiguous) == (shape, True)
+
+
+def test_every_blas_of_the_process_has_one_thread_scipy_s_too_in_which_xla_calls_lapack():
+    import jax  # noqa: F401  # from now on, SciPy's BLAS counts
+    from threadpoolctl import threadpool_info
+
+    with spectral.one_blas_thread():
+        held = [one for one in threadpool_info() if one["user_api"] == "blas"]
+        assert {one["num_threads"] for one in held} == {1}
+        assert {"numpy", "scipy"} <= {part.removesuffix(".libs") for one in held for part in one["filepath"].split("/")}

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -74,10 +76,16 @@ def one_blas_thread() -> Iterator[None]:
                 _Single.limit.__exit__(None, None, None)
 
 
-@cache
 def _controller() -> ThreadpoolController:
+    return _controller_of(with_jax="jax" in sys.modules)
+
+
+@cache
+def _controller_of(*, with_jax: bool) -> ThreadpoolController:
     from threadpoolctl import ThreadpoolController  # noqa: PLC0415  # a program that only uses `Scratch` needs none
 
+    if with_jax:  # XLA calls LAPACK in SciPy's BLAS, whose threads spin as those of NumPy's do
+        import_module("scipy.linalg")
     return ThreadpoolController()  # it finds the libraries loaded so far: numpy's BLAS is among them by now
 
 

@@ -12,6 +12,7 @@ on. Modules are padded to a few shapes, so that few programs are compiled, and d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradience.spectral import in_threads
+from gradience.spectral.devices import devices, devices_of_float64, float64, has_float64
 from gradience.spectral.grams import Factors, Floats, Grams, Loads, Matrix, bucket_of, grams_of, on_cpu
 
 SHARES: Final = (0.90, 0.95, 0.99)
@@ -35,7 +37,8 @@ _FLOOR: Final = 1e-7  # relative to sigma_1: a smaller singular value is roundin
 _MODULES: Final = 64  # modules in a call, at most
 _GRAM_NUMBERS: Final = 1 << 18  # entries of the Gram matrices of one side in a call, unless one module has more
 _FACTOR_NUMBERS: Final = 1 << 24  # entries of all factors in a call, unless one module has more
-_LENGTH: Final = 128  # the smallest padded side of an update
+_LENGTH: Final = 128  # sides of an update are padded to a multiple of it
+_SHORT: Final = 2  # bytes: float32 holds floats of at most two exactly
 
 
 class Quantities(NamedTuple):
@@ -109,11 +112,12 @@ def relative_errors(energy: Array) -> Array:
 class Result(NamedTuple):
     """The numbers of one module's update B A; for a batch of modules, each field has a leading axis.
 
-    `sigma` (r,) are the singular values, largest first. `factor_stable_ranks` are those of B alone and of A alone.
-    `trusted` says whether Gram matrices give sigma accurately.
+    `sigma` (r,) are the singular values, largest first, of B A divided by the product of `sizes`, as the norms are.
+    `factor_stable_ranks` are those of B alone and of A alone. `trusted` says whether Gram matrices are enough.
     """
 
     sigma: Array
+    sizes: Array
     finite: Array
     trusted: Array
     factor_stable_ranks: Array
@@ -141,24 +145,24 @@ def root_by_gram(gram: Array) -> Root:
 
 
 def result_of(sigma: Array, b: Root, a: Root, finite: Array) -> Result:
-    """Return the numbers of B A from its singular values and the roots of B and A^T."""
+    """Return the numbers of B A, with sizes of one, from its singular values and the roots of B and A^T."""
     trusted = sigma[0] >= TRUSTED_SHARE**0.5 * b.sigma[0] * a.sigma[0]
     alone = jnp.stack([stable_rank(b.sigma), stable_rank(a.sigma)])
-    return Result(sigma, finite, trusted, alone, quantities(sigma))
+    return Result(sigma, jnp.ones(2), finite, trusted, alone, quantities(sigma))
 
 
 def by_qr(b: Array, a: Array) -> Result:
     """Return the numbers of B A by QR of both factors, b (d_out, r) and a (r, d_in).
 
-    They are computed in float64, or in float32 where JAX has no float64. Each factor is scaled to a largest entry of
-    one, so that squares neither overflow nor underflow.
+    They are computed in float64, or in float32 if JAX's float64 is off. Each factor is divided by its largest entry,
+    its size, so that nothing overflows or underflows.
     """
     finite = jnp.isfinite(b).all() & jnp.isfinite(a).all()
     (b, size_b), (a, size_a) = (_unit(jnp.where(finite, x, 0.0)) for x in (b, a))
     left, right = root_by_qr(b), root_by_qr(a.T)
     sigma = jnp.linalg.svd(jnp.matmul(left.x, right.x.T, precision="highest"), compute_uv=False)
-    sigma = jnp.pad(sigma, (0, len(a) - len(sigma))) * size_b * size_a
-    return result_of(sigma, left, right, finite)
+    result = result_of(jnp.pad(sigma, (0, len(a) - len(sigma))), left, right, finite)
+    return result._replace(sizes=jnp.stack([size_b, size_a]))
 
 
 def _unit(x: Array) -> tuple[Array, Array]:
@@ -242,38 +246,6 @@ class Maps(NamedTuple):
         return Maps(left, right)
 
 
-def use_device(device: str) -> None:
-    """Choose the devices on which this process computes: `auto`, `cpu`, `gpu` or `tpu`. Call it at program start.
-
-    Raises:
-        ValueError: JAX has no such device here.
-    """
-    if device == "auto":
-        return
-    try:
-        jax.config.update("jax_default_device", jax.devices(device)[0])
-    except RuntimeError as error:
-        message = f"JAX finds no {device} device here: {error}"
-        raise ValueError(message) from error
-
-
-def devices() -> list[jax.Device]:
-    """The local devices on which this process computes: all of the default device's kind."""
-    default = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
-    found: list[jax.Device] = jax.local_devices(backend=getattr(default, "platform", default))
-    return found
-
-
-def has_float64() -> bool:
-    """Whether the devices compute in float64; else `spectra` are of float32, within `SINGLE_ERROR`."""
-    return str(devices()[0].platform) != "tpu"
-
-
-def _wide_devices() -> list[jax.Device]:
-    """The devices for Gram matrices, which float32 cannot hold precisely enough."""
-    return devices() if has_float64() else jax.local_devices(backend="cpu")
-
-
 def divided(stacks: Sequence[Matrix], among: Sequence[jax.Device]) -> list[Array]:
     """Put stacks of modules on devices, an equal part of the leading axis on each."""
     mesh = Mesh(np.array(among), ("modules",))
@@ -316,9 +288,9 @@ def spectrum_of(sigma: Matrix) -> Spectrum:
     `factor_stable_ranks` are NaN, because there are no factors.
     """
     sigma = np.asarray(sigma, np.float64)
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         numbers = jax.device_get(of_singular_values(sigma))
-    result = Result(sigma, np.True_, np.True_, np.full(2, np.nan), numbers)  # type: ignore[arg-type]  # of NumPy
+    result = Result(sigma, np.ones(2), np.True_, np.True_, np.full(2, np.nan), numbers)  # type: ignore[arg-type]  # of NumPy
     return _spectrum(result, len(sigma), 1.0)
 
 
@@ -330,7 +302,7 @@ def _of_grams(loads: Loads, grams: Sequence[Grams], maps: dict[int, Maps] | None
     found: dict[int, Result] = {}
     for some in _alike([len(one.gram_a) for one in grams]):
         size = len(grams[some[0]].gram_a)
-        rows = rows_for(size**2, _GRAM_NUMBERS, _wide_devices())
+        rows = rows_for(size**2, _GRAM_NUMBERS, devices_of_float64())
         calls = [partial(_call, grams, some[i : i + rows], rows, maps) for i in range(0, len(some), rows)]
         found |= calls[0]()  # it compiles; the threads that follow find the program
         for more in in_threads(calls[1:]):
@@ -347,8 +319,8 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
     stacks = np.zeros((2, rows, size, size))
     for row, index in enumerate(some):
         stacks[:, row] = grams[index].gram_b, grams[index].gram_a
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        sides = divided([*stacks], _wide_devices())
+    with float64():
+        sides = divided([*stacks], devices_of_float64())
         if maps is None:
             return dict(zip(some, _each(jax.device_get(batched_by_grams(*sides))), strict=False))
         result, left, right = jax.device_get(batched_maps(*sides))
@@ -358,9 +330,8 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
 
 def by_qr_alone(factors: Factors) -> Result:
     """The numbers of one update by QR of its factors, in float64."""
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        b, a = (jax.device_put(x, _wide_devices()[0]) for x in (factors.b[None], factors.a[None]))
-        (result,) = _each(jax.device_get(batched_by_qr(b, a)))
+    with float64():
+        (result,) = _each(jax.device_get(batched_by_qr(factors.b[None], factors.a[None])))
     return result
 
 
@@ -392,8 +363,7 @@ class _Shape(NamedTuple):
     @classmethod
     def of(cls, factors: Factors) -> _Shape:
         d_out, d_in = (_LENGTH * -(-side // _LENGTH) for side in (len(factors.b), factors.a.shape[1]))
-        kinds = {factors.b.dtype, factors.a.dtype}
-        single = all(kind.itemsize <= 2 or kind == np.float32 for kind in kinds)  # bytes
+        single = all(x.dtype.itemsize <= _SHORT or x.dtype == np.float32 for x in (factors.b, factors.a))
         return cls(d_out, d_in, bucket_of(len(factors.a)), "float32" if single else "float64")
 
     @property
@@ -429,7 +399,7 @@ def _each(batch: Result) -> list[Result]:
 
 
 def _spectrum(result: Result, r: int, scale: float) -> Spectrum:
-    numbers, size = result.quantities, abs(scale)
+    numbers, size = result.quantities, abs(scale) * math.prod(float(x) for x in result.sizes)
     k90, k95, k99 = (int(k) for k in numbers.energy_ranks)
     of_b, of_a = (float(x) for x in result.factor_stable_ranks)
     return Spectrum(

@@ -98,10 +98,9 @@ def grams_of(loads: Loads) -> list[Grams]:
 
 def on_cpu() -> bool:
     """Whether JAX computes on the CPU in this process."""
-    import jax  # noqa: PLC0415  # this module needs JAX for this question only
+    from gradience.spectral.devices import devices  # noqa: PLC0415  # JAX, which this module needs for this only
 
-    device = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
-    return bool((device or jax.devices()[0]).platform == "cpu")
+    return str(devices()[0].platform) == "cpu"
 
 
 def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tuple[int, Grams]]]) -> list[Grams]:

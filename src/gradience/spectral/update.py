@@ -7,6 +7,7 @@ factors with small matrices; numpy forms them, a tile at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -19,6 +20,7 @@ from jax import Array, lax
 
 from gradience.spectral import scratch
 from gradience.spectral.batch import Maps, batched_maps, by_qr_alone, stable_ranks
+from gradience.spectral.devices import float64
 from gradience.spectral.grams import Factors, Floats, Matrix, bucket_of, inner_size, narrowed
 
 _SAMPLES = 8
@@ -53,7 +55,7 @@ def _mean_stable_rank(matrices: Sequence[Floats]) -> float:
     size = len(matrices[0])
     padded = np.zeros((len(matrices), bucket_of(size), bucket_of(size)))
     padded[:, :size, :size] = matrices
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         return float(np.mean(np.asarray(stable_ranks(padded))))
 
 
@@ -78,7 +80,8 @@ def core_singular_values(b: Matrix, a: Matrix) -> Floats:
 
     Those beyond the shorter side are zero.
     """
-    return np.asarray(by_qr_alone(Factors(b, a, 1.0)).sigma)
+    found = by_qr_alone(Factors(b, a, 1.0))
+    return np.asarray(found.sigma) * math.prod(float(size) for size in found.sizes)
 
 
 class LowRank(NamedTuple):
@@ -108,7 +111,7 @@ class LowRank(NamedTuple):
 
 def decomposed(b: Matrix, a: Matrix, scale: float = 1.0) -> LowRank:
     """Return the SVD of scale * b @ a by QR of both factors; b (d_out, r), a (r, d_in), both finite."""
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         u, sigma, v = (np.asarray(x) for x in svd_by_qr(b.astype(np.float64), a.astype(np.float64)))
     return LowRank(u * np.copysign(1.0, scale), sigma * abs(scale), v)
 
@@ -175,7 +178,7 @@ def gram_maps(gram_a: Floats, gram_b: Floats, rank: int) -> Maps | None:
     r = len(gram_a)
     grams = np.zeros((2, 1, bucket_of(r), bucket_of(r)))
     grams[0, 0, :r, :r], grams[1, 0, :r, :r] = gram_b, gram_a
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         result, left, right = jax.device_get(batched_maps(*grams))
     return Maps(left[0], right[0]).cut(r, rank) if result.trusted[0] else None
 
@@ -218,7 +221,7 @@ class Part(NamedTuple):
 def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Part:
     """Return the best approximation of that rank of a finite float64 matrix; the rank is cut to the shorter side."""
     fewest = min(matrix.shape)
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         if fewest <= _DENSE_UNDER or 4 * (rank + _OVERSAMPLING) >= fewest:
             found = whole_svd(matrix)
         else:

@@ -45,7 +45,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", jax.config.values["jax_compilation_cache_dir"] or str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    from gradience.spectral.batch import use_device  # noqa: PLC0415
+    from gradience.spectral.devices import use_device  # noqa: PLC0415
 
     try:
         use_device(device)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import chain
 
 import pytest
+from msgspec.structs import replace as replace_struct
 from tables import every
 
 from gradience.rules.log import detect, rewards, signals
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.rules.log.story import story_parts
-from gradience.schema import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import TrainSummary
 
 N = 30
@@ -304,6 +306,13 @@ def test_a_reward_that_rises_with_the_length_is_told_with_it():
 )
 def test_a_rate_over_any_published_one_is_said_of_rl_and_preferences(more, is_said):
     assert (said("RAT141", {"reward": line(0.0, 1.0)}, **more) is not None) == is_said
+
+
+def test_the_rate_of_an_adapter_is_named_once():
+    facts = run({"reward": line(0.0, 1.0)}, rate=0.1)
+    adapted = replace(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
+    assert {f.id for f in detect(adapted)[0]} & {"RAT141", "LRS109"} == {"LRS109"}
+    assert {f.id for f in detect(facts)[0]} & {"RAT141", "LRS109"} == {"RAT141"}
 
 
 def test_where_the_loss_diverged_that_finding_names_the_rate():

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence, Set as AbstractSet
 from typing import Final, Literal, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, once, seen, shown, under
 from gradience.rules.log.signals import (
@@ -383,8 +384,8 @@ def _absurd_rate(facts: RunFacts) -> Observation | None:
     rate = facts.peak_rate
     if "sgd" in (facts.config.optimizer.name or "").lower():
         raise Unknown("the rates of SGD are of another size")
-    if rate < RATE_OF_WEIGHTS.value or divergence(facts) is not None:  # DIV104 names the rate
-        return None
+    if rate < RATE_OF_WEIGHTS.value or divergence(facts) is not None or account(facts).adapter:
+        return None  # DIV104 names the rate, or LRS109 that of an adapter
     return Observation(
         f"The learning rate reached {rate:.3g}: Adam moves each weight by about that much in a step, more than most "
         "weights are large. TRL's default is 1e-6 for RL and for preferences.",
@@ -716,7 +717,7 @@ RULES: Final[tuple[LogRule, ...]] = (
             TRIAL,
         ),
         rationale="The first steps destroy what the base model knew; rewards that rise later are of another model.",
-        scope="RL and preference training that logs its rate; silent where DIV104 names it",
+        scope="RL and preference training that logs its rate; silent where DIV104 or LRS109 names it",
         verify="Sample the base model and the trained one with one prompt.",
         thresholds=(RATE_OF_WEIGHTS,),
     ),

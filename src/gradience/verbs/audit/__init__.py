@@ -30,7 +30,8 @@ from gradience.rules.weights.ranks import (
 )
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
-from gradience.spectral.batch import SINGLE_ERROR, Spectrum, has_float64, spectra
+from gradience.spectral.batch import SINGLE_ERROR, Spectrum, spectra
+from gradience.spectral.devices import has_float64
 from gradience.spectral.grams import Grams
 from gradience.verbs.audit.rows import (
     Shown,

@@ -26,6 +26,7 @@ from gradience.verbs.bench.contest import (
     anchors,
     default_names,
     made,
+    require_packages,
     write_scaled,
 )
 from gradience.verbs.bench.evaluators import digest_of_command, run, words
@@ -79,6 +80,7 @@ def bench_adapter(
             f"{inputs} is what candidates are judged by: chosen on it, they would look better than they are",
             advice="give other inputs to --calibrate",
         )
+    require_packages(options)
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, adapter, progress)
         contest.evaluator(rows)  # raises before any work if something is missing
@@ -211,6 +213,7 @@ def bench_merge(
         raise GradienceError(f"{len(data)} data files for {len(sides)} adapters", advice="give one for each, in order")
     rows: list[Path | None] = [*map(Path, data)] or [None] * len(sides)
     own_heads = any("full_module" in side.adapter.roles.values() for side in sides)
+    require_packages(options)
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, sides[0].path, progress)
         for file in rows:
@@ -287,6 +290,7 @@ def bench_mitigate(
     adapter = Path(path)
     if options.base is None:
         raise GradienceError("intruders are told from the base's directions", advice="give the model with --base")
+    require_packages(options)
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, adapter, progress)
         files = [("held-out", data, True), *([("kept", kept, False)] if kept is not None else [])]

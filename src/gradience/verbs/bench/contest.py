@@ -19,7 +19,7 @@ from gradience.adapters.layout import Array
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
-from gradience.errors import AdapterError, GradienceError
+from gradience.errors import AdapterError, GradienceError, require
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.schema.compare import BenchMetric, BenchReport
@@ -245,6 +245,16 @@ def _words(name: str) -> str:
         "kl": f"the smallest with measured KL <= {value}",
         "adapter": "as given",
     }[kind]
+
+
+def require_packages(options: Options) -> None:
+    """Refuse a metric that runs models where what runs them is not installed, before any folder is made.
+
+    Raises:
+        GradienceError: a package is missing.
+    """
+    if options.metric is None or options.metric in get_args(BuiltIn):
+        require("torch", "transformers", "peft", extra="hf", what="running a model")
 
 
 class Contest:

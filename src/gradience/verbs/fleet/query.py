@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from gradience.errors import GradienceError
+from gradience.errors import GradienceError, require
 from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
 from gradience.schema import Json
@@ -264,6 +264,7 @@ def existing(path: PathLike, tables: Tables = FLEET) -> Store:
     Raises:
         GradienceError: there is none, or it is of another version.
     """
+    require("duckdb", "pyarrow", extra="fleet", what="a fleet")
     store = Store(Path(path), tables)
     if not store.exists:
         raise GradienceError(f"no fleet in {path}", advice="write one with 'gradience fleet audit ROOT --out FLEET'")

@@ -1,0 +1,56 @@
+"""The devices on which this process computes, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+from gradience.spectral import one_blas_thread
+
+
+def use_device(device: str) -> None:
+    """Choose the devices on which this process computes: `auto`, `cpu`, `gpu` or `tpu`. Call it at program start.
+
+    Raises:
+        ValueError: JAX has no such device here.
+    """
+    if device == "auto":
+        return
+    try:
+        jax.config.update("jax_default_device", jax.devices(device)[0])
+    except RuntimeError as error:
+        message = f"JAX finds no {device} device here: {error}"
+        raise ValueError(message) from error
+
+
+def devices() -> list[jax.Device]:
+    """The local devices on which this process computes: all of the default device's kind."""
+    default = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
+    found: list[jax.Device] = jax.local_devices(backend=getattr(default, "platform", default))
+    return found
+
+
+def has_float64() -> bool:
+    """Whether the devices compute in float64. TPUs do not."""
+    return str(devices()[0].platform) != "tpu"
+
+
+def devices_of_float64() -> list[jax.Device]:
+    """The devices that compute in float64: the CPU's if those of this process do not."""
+    return devices() if has_float64() else jax.local_devices(backend="cpu")
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """A context, of this thread alone, in which JAX computes in float64; on the CPU if the devices do not.
+
+    BLAS is held to one thread meanwhile.
+    """
+    with one_blas_thread(), jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        if has_float64():
+            yield
+        else:
+            with jax.default_device(devices_of_float64()[0]):
+                yield
