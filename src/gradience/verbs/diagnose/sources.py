@@ -23,6 +23,7 @@ from gradience.configs.training import PICKLED, STATE_NAME as _STATE, TRAINING_N
 from gradience.errors import ConfigError, DamagedError, GradienceError, few
 from gradience.importers.sources import is_run, run_folders
 from gradience.io import PathLike
+from gradience.io.reading import open_regular
 from gradience.rules import without
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
@@ -408,7 +409,7 @@ def _pointer(place: Path) -> str | None:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return None
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return file.name if opened.read(len(_POINTER)) == _POINTER else None
 
 
