@@ -188,7 +188,8 @@ def test_several_runs_are_no_sarif(project: Path, capsys: pytest.CaptureFixture[
 
 def test_an_imported_folder_points_at_its_own_log(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "out").mkdir()
-    state = {"global_step": 2, "log_history": [{"step": s, "loss": 1.0, "epoch": 1.0} for s in (1, 2)]}
+    rows = [{"step": s, "loss": float("nan"), "epoch": 1.0} for s in range(1, 9)]  # what is worth a line in a review
+    state = {"global_step": 8, "log_history": rows}
     (project / "out" / "trainer_state.json").write_text(json.dumps(state))
     assert main(["monitor", "out", "--format", "github"]) == 0
     assert "file=out/trainer_state.json," in capsys.readouterr().out
@@ -221,8 +222,8 @@ def test_python_callers_select_too_and_read_no_settings_unless_asked(project: Pa
 
 
 def test_an_ignored_finding_is_not_in_the_story_either(project: Path) -> None:
-    assert "perplexity gap" in monitor_run("run.jsonl").story
-    assert "perplexity gap" not in monitor_run("run.jsonl", ignore=["GAP111"]).story
+    assert "test loss 1.6 against 1 in training" in monitor_run("run.jsonl").story
+    assert "against" not in monitor_run("run.jsonl", ignore=["GAP111"]).story
 
 
 def test_an_ignored_join_leaves_its_findings_alone(project: Path) -> None:
