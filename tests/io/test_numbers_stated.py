@@ -149,7 +149,6 @@ STATED: dict[str, dict[str, Any]] = {
     "render.writing": {"MODULES": 12, "EXACT": 1e-06},
     "rules.config.rate": {
         "_HINTED_CONFIDENCE": 0.6,
-        
         "_PISSA_CONFIDENCE": 0.5,
         "_OTHER_INIT_CONFIDENCE": 0.3,
     },
@@ -309,7 +308,6 @@ STATED: dict[str, dict[str, Any]] = {
     "verbs.merge.pairs": {"_DOUBLE": 8},
     "verbs.mitigate": {"_NEAR": (0.3, 0.5, 0.7)},
     "verbs.monitor": {
-        ,
         "_CLASSES": {
             "sst2": 2,
             "cola": 2,
