@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Kernels on a few dozen numbers take longer to compile than to run. Without LLVM's slow passes an audit's results are
 # equal to the last bit (2026-11-27, JAX 0.10); JAX_DISABLE_MOST_OPTIMIZATIONS would change bits.
+os.environ.setdefault("PJRT_NPROC", "64")  # as gradience.spectral has it, also where a library starts JAX first
 os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job begins so, and its children inherit it

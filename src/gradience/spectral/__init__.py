@@ -1,7 +1,6 @@
 """The numerical core, which turns arrays into numbers with JAX and numpy. It knows no files and no configs.
 
-The maths is written for one module in `batch` and `update`. `batch` vmaps and jits it, and `tiles` does so for Gram
-matrices.
+The maths is written for one module in `batch` and `update`; `batch` vmaps and jits it.
 
 This module manages the threads that the process computes with: their number, BLAS's own threads, and scratch arrays
 for each thread. BLAS is held to one thread while matrices are small, because its threads spin while they wait for each
@@ -28,6 +27,11 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
+
+# A batched LAPACK call of jaxlib waits, in a thread of XLA's pool, for tasks of the same pool. With two such calls at
+# once and a pool of two threads, both wait for ever (jaxlib 0.10.2 on two cores). More threads than there are calls at
+# once keep it going; XLA reads their number when the first array is made.
+os.environ.setdefault("PJRT_NPROC", "64")
 
 _T = TypeVar("_T")
 
