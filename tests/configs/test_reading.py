@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tables import every
 
+from gradience import check_config
 from gradience.configs.document import read_document, read_peft, read_peft_dir
 from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
 from gradience.configs.settings import Layer, overlay
@@ -294,3 +295,28 @@ def test_folder_that_is_empty_or_missing_is_a_config_error(tmp_path: Path, read:
         with pytest.raises(ConfigError) as caught:
             read(folder)
         assert caught.value.advice
+
+
+def test_a_config_that_wandb_recorded_is_read_and_is_of_a_run_that_has_begun(tmp_path: Path) -> None:
+    """Each setting is `{desc, value}`, among the logger's keys and the model's own config."""
+    text = "_wandb:\n  value: {}\nlearning_rate:\n  desc: null\n  value: 1.0e-06\nwarmup_ratio:\n  value: 0.1\n"
+    text += "pad_token_idd:\n  value: 3\nmax_length:\n  value: 20\nnum_beams:\n  value: 1\nwandb_version: 1\n"
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    report = check_config(document=path, task="sft")
+    assert report.config.optimizer.lr == 1e-6
+    assert report.config.training.max_length is None  # how long the model generates
+    assert report.unknown_keys == []
+    reasons = {item.id: item.reason for item in report.not_run}
+    assert reasons["SCH003"] == "about a run to come; this one has begun (wandb recorded it)"
+
+
+def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
+    """Its lora_ keys are left over from another recipe, and Axolotl does not read them."""
+    path = tmp_path / "c.yaml"
+    common = "base_model: m\nmicro_batch_size: 1\nsequence_len: 64\nlora_r: 8\nlora_alpha: 16\nlearning_rate: 1e-6\n"
+    for adapter, r in (("", None), ("adapter: lora\n", 8)):
+        path.write_text(common + adapter)
+        report = check_config(document=path)
+        assert report.config.lora.r == r
+        assert ("LR001" in {item.id for item in report.findings}) is (r is not None)

@@ -225,3 +225,26 @@ def test_a_target_that_the_family_lacks_is_found_without_weights(tmp_path, weigh
 def test_sources_without_checkpoints_have_none():
     found = Sources(Path(), log=Found(), weights=Found(), config=Found())
     assert found.checkpoints == []
+
+
+def test_a_run_whose_log_has_no_row_says_why(tmp_path):
+    """logging_steps was more than the steps: the Trainer wrote its state without a row."""
+    state = {"global_step": 6, "max_steps": 6, "logging_steps": 50, "log_history": []}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    report = diagnose(tmp_path)
+    assert report.sources[1].holds == "0 rows, 0 evaluations, status ok"
+    (cause,) = [cause for cause in report.causes if cause.severity == "warning"]
+    assert "logging_steps 50 against 6 steps: no row of training loss is recorded" in cause.message
+    assert report.advice is not None
+    assert report.advice.text == "set logging_steps to 1"
+
+
+def test_a_checkpoint_before_a_loss_rounded_to_zero_is_not_gone_back_to(tmp_path):
+    """A loss of 0.0 after one of 5e-4 is a small loss and no NaN."""
+    history = [{"step": n, "loss": 2.0 * 0.9**n, "grad_norm": 1.0, "learning_rate": 1e-3} for n in range(1, 81)]
+    history += [{"step": n, "loss": 0.0, "grad_norm": 0.5, "learning_rate": 1e-3} for n in range(81, 90)]
+    write_run(tmp_path, history, [40, 80], 89)
+    write_state(tmp_path, history, 89, 89)
+    write_adapter(tmp_path, seed=80)
+    ids = {cause.id for cause in diagnose(tmp_path).causes}
+    assert "NUM301" not in ids

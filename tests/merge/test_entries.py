@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as of_numpy
 from gradience import merge_adapters
 from gradience.spectral.merging import dropped, elected_mean, mask_generator, trimmed
 
-FLOATS = st.floats(-4.0, 4.0, width=32)
+FLOATS = st.floats(-4.0, 4.0, width=32, allow_subnormal=False)
 
 
 def _ties(updates: list[np.ndarray], weights: list[float], density: float) -> np.ndarray:
@@ -47,6 +47,12 @@ def test_trimming_keeps_the_largest_entries_and_no_more_than_ties_ask_for(update
     assert np.count_nonzero(kept) <= k + 15  # x and -x are of one size
     if 0 < k < update.size:
         assert np.abs(update[kept == 0.0]).max(initial=0.0) <= np.abs(kept[kept != 0.0]).min(initial=np.inf)
+
+
+@pytest.mark.parametrize(("size", "mean"), [(1e-37, 1.5), (1e-39, 3.0)])
+def test_an_entry_below_the_normal_floats_counts_as_zero(size, mean):
+    updates = [np.full((3, 4), x, np.float32) for x in (3.0, size)]
+    np.testing.assert_array_equal(elected_mean(lambda: iter(updates)), np.full((3, 4), mean))
 
 
 def test_dropped_entries_have_the_updates_mean_and_the_density():

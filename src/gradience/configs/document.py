@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
+
 from gradience.configs.files import HasToDict, plain_mapping, read_mapping
 from gradience.configs.recipes import RECIPES, is_axolotl, is_llama_factory, is_mlx, is_torchtune, read_mlx_fields
 from gradience.configs.settings import (
@@ -176,7 +178,8 @@ def _read_any(mapping: dict[str, Json], where: str) -> Layer:
     if recorded:
         unknown = []  # the model's config and the logger's own keys are among them
     place = next((found for item in levels if (found := output_dir(item))), None)
-    return layer_of(draft, SourceFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
+    layer = layer_of(draft, SourceFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
+    return msgspec.structs.replace(layer, log="wandb recorded it") if recorded else layer
 
 
 def _unwrapped(mapping: _Mapping) -> _Mapping:

@@ -15,7 +15,7 @@ from gradience.render.check import by_reason, split_headline
 from gradience.render.monitor import step_of_plan
 from gradience.schema.audit import AuditReport, Standing
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
-from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
+from gradience.schema.diagnose import Cause, CauseAdvice, DiagnoseReport, Unjudged
 
 _ROWS: Final = 20
 _SPLITS: Final = 5  # splits among the main numbers
@@ -55,7 +55,7 @@ def _lines(
         yield ""
     facts = [(escape(label), escape(value)) for label, value in main_facts(report)]
     yield from _table(("Fact", "Value"), facts)
-    yield from _findings(report.causes)
+    yield from _findings(report.causes, report.advice)
     yield from _ranks(audit)
     yield from _compared(comparison)
     yield from _benched(bench)
@@ -128,16 +128,19 @@ def _among(standing: Standing) -> str:
     return "; ".join(places) or "nothing to compare with"
 
 
-def _findings(causes: Sequence[Cause]) -> Iterator[str]:
+def _findings(causes: Sequence[Cause], advice: CauseAdvice | None) -> Iterator[str]:
     yield f"**Findings: {len(causes) or 'none, by the checks that ran'}**"
     yield ""
-    yield from _table(("Severity", "Id", "Observation", "Suggestion", "Source"), list(map(_finding, causes)))
+    yield from _table(("Severity", "Id", "Observation", "Source"), list(map(_finding, causes)))
+    if advice is not None:
+        yield f"**Next:** {escape('; or: '.join(filter(None, (advice.text, advice.alternative))))}"
+        yield ""
 
 
 def _finding(cause: Cause) -> tuple[str, ...]:
     severity = cause.severity if cause.severity == "info" else f"**{cause.severity}**"
     sources = ", ".join(dict.fromkeys(piece.source for piece in cause.pieces))
-    return severity, cause.id, escape(cause.message), escape(cause.action or "-"), sources
+    return severity, cause.id, escape(cause.message), sources
 
 
 def _ranks(audit: AuditReport | None) -> Iterator[str]:

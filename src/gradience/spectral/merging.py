@@ -90,7 +90,8 @@ def elected_mean(updates: Callable[[], Iterable[Array]]) -> Array:
     """Return the disjoint mean of weighted, sparse updates (TIES, elect and merge).
 
     The elected sign of an entry is the sign of the sum of the updates. The result is the mean over the updates with
-    that sign, or zero if the sum is zero. `updates` is called twice, so that only one update is held beside the sums.
+    that sign, or zero if the sum is zero. XLA takes an entry under 1.2e-38, float32's smallest normal number, for zero.
+    `updates` is called twice, so that only one update is held beside the sums.
     """
     sign = jnp.sign(summed(updates()))
     total = count = jnp.zeros_like(sign)

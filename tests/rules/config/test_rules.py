@@ -291,7 +291,11 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
             (training(), CheckContext(unknown_keys=("learning_rat",))),
             (training(), CheckContext(unknown_keys=("note", "model.lora_rnak"))),
         ],
-        [(training(), CheckContext(unknown_keys=())), (training(), CheckContext(unknown_keys=("my_own_note", "lor")))],
+        [
+            (training(), CheckContext(unknown_keys=())),
+            (training(), CheckContext(unknown_keys=("my_own_note", "lor"))),
+            (training(), CheckContext(unknown_keys=("alpha1", "load_in_4bit", "swanlab_project"))),  # of other series
+        ],
         [(training(), CheckContext())],
     ),
     "TGT002": (
@@ -529,6 +533,22 @@ def test_passes_over_the_data_are_those_of_the_log() -> None:
         verdict = judge_config(cut, around=WEIGHED._replace(epochs_seen=seen))
         assert ("EPO001" in {item.id for item in verdict.findings}) is found
         assert "EPO001" not in {item.id for item in verdict.not_run}
+
+
+@every(
+    ("share", "around", "severity"),
+    [
+        (0.9, CheckContext(), "warning"),
+        (0.9, WEIGHED, "info"),  # the log shows what came of it after the warm-up
+        (1.0, WEIGHED, "warning"),
+        (1.0, BEGUN, "warning"),
+    ],
+)
+def test_a_warm_up_that_ended_within_a_run_is_left_to_its_log(
+    share: float, around: CheckContext, severity: str
+) -> None:
+    verdict = judge_config(training(warmup_steps=100.0 * share, max_steps=100), around=around)
+    assert [item.severity for item in verdict.findings if item.id == "SCH002"] == [severity]
 
 
 @every("limit", [-1, 0])

@@ -164,10 +164,11 @@ def test_a_log_shows_learning_by_its_rows_or_by_two_evaluations(report, shown):
 
 
 def test_masked_labels_are_no_number_that_is_not_finite():
-    masked, lost, other = log_symptoms(
+    masked, lost, rounded, other = log_symptoms(
         log(
             finding("NUM102", "error", rows=5, first_step=1, no_labels=True),
             finding("NUM102", "error", rows=5, first_step=1),
+            finding("NUM102", "info", rows=5, first_step=1),  # rounded from a small loss
             finding("NUM131"),
             evaluations=1,
         )
@@ -175,6 +176,7 @@ def test_masked_labels_are_no_number_that_is_not_finite():
     assert masked.seen.values["masked"] == "the loss is exactly 0 in all 5 rows"
     assert masked.tags == {"rows", "first_step", "no_labels", "error"}
     assert lost.tags == {"rows", "first_step", "not_finite", "error"}
+    assert rounded.tags == {"rows", "first_step", "info"}
     assert other.tags == {"warning"}
 
 

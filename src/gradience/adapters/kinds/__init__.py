@@ -88,7 +88,7 @@ def pissa(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
 
     def taken(w: Array) -> tuple[Array, Array]:
         short = w if w.shape[0] <= w.shape[1] else w.T
-        _, vectors = np.linalg.eigh(short @ short.T)  # of the shorter side: cheaper than an SVD, and as exact here
+        _, vectors = _by_jax("eigh", short @ short.T)  # of the shorter side: cheaper than an SVD, and as exact here
         top = vectors[:, -r:]
         part = top, top.T @ short
         return part if short is w else (part[1].T, part[0].T)
@@ -100,7 +100,7 @@ def olora(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
     """OLoRA's update dW = s B A - s Q_r Q_r^T W, with Q_r from the QR of W's first r columns (layer.py, olora_init)."""
 
     def taken(w: Array) -> tuple[Array, Array]:
-        q, _ = np.linalg.qr(w[:, :r])
+        q, _ = _by_jax("qr", w[:, :r])
         return scale * q, q.T @ w
 
     return _without_part(load, scale, taken)
@@ -113,12 +113,21 @@ def kasa(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
     """
 
     def taken(w: Array) -> tuple[Array, Array]:
-        u, s, vh = np.linalg.svd(w, full_matrices=False)
+        u, s, vh = _by_jax("svd", w, full_matrices=False)
         if r >= len(s):
             raise AdapterError(f"KaSA of rank {r} leaves nothing of a base weight of shape {w.shape}")
         return u[:, -r:] * s[-r:], vh[-r:]
 
     return _without_part(load, scale, taken)
+
+
+def _by_jax(name: str, x: Array, **options: bool) -> tuple[Array, ...]:
+    """Return the arrays of a decomposition of `jax.numpy.linalg`, in float64."""
+    import jax  # noqa: PLC0415  # only these kinds need it here
+
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        found: tuple[Array, ...] = tuple(np.asarray(y) for y in getattr(jax.numpy.linalg, name)(x, **options))
+    return found
 
 
 def _without_part(load: LoadFactors, scale: float, taken: FactoredUpdate) -> FactoredUpdate:

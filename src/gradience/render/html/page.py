@@ -171,7 +171,10 @@ def _findings(story: Story, found: Sequence[Numbered]) -> Element:
         lead = "None of the checks that ran has found anything. Those that could not run are listed under Skipped."
     recorded = _recorded(story.diagnosis.monitor)
     causes = tag("div", list(map(_cause, found)), class_="causes") if found else None
-    return section("findings", f"Findings ({len(found)})", note(lead), causes, recorded)
+    advice = story.diagnosis.advice
+    told = None if advice is None else "; or: ".join(filter(None, (advice.text, advice.alternative)))
+    then = tag("p", tag("strong", "Next: "), told) if told else None
+    return section("findings", f"Findings ({len(found)})", note(lead), then, causes, recorded)
 
 
 def _cause(n: Numbered) -> Element:
@@ -184,11 +187,10 @@ def _cause(n: Numbered) -> Element:
         f" {cause.id} ",
         tag("span", f"({' and '.join(n.sources)}{step})", class_="where"),
     )
-    action = tag("p", tag("strong", "Suggestion: "), cause.action) if cause.action else None
     pieces = tag("ul", list(map(_piece, cause.pieces)), class_="pieces") if cause.joined else None
     terms = [[tag("dt", sentence(label)), tag("dd", text)] for label, text in grounds(cause)]
     folded = fold("Grounds: why, confidence, evidence, how to verify", tag("dl", terms))
-    return tag("article", head, kind, pieces, action, folded, id=f"finding-{n.number}", class_=cause.severity)
+    return tag("article", head, kind, pieces, folded, id=f"finding-{n.number}", class_=cause.severity)
 
 
 def _piece(piece: Piece) -> Element:

@@ -261,7 +261,7 @@ def _not_foregone(facts: Facts) -> str | None:
     begun = facts.around.begun
     if facts.around.moment != "logged":
         return None
-    return f"the run has begun, and {begun} shows what came of it: gradience diagnose reads both"
+    return f"the run has begun ({begun}): gradience diagnose reads what came of it"
 
 
 def _open_or_weighed(facts: Facts) -> str | None:

@@ -241,7 +241,12 @@ def _long_warmup(facts: Facts) -> Iterator[Observation]:
         return
     share = facts.warmup_share
     if share >= WARMUP_LONG.value:
-        yield Observation(f"warmup takes {share:.0%} of the run: the peak rate is hardly used", {"warmup_share": share})
+        left = share < 1.0 and facts.around.moment == "weighed"  # the log shows what came of it after the warm-up
+        yield Observation(
+            f"warmup takes {share:.0%} of the run: the peak rate is hardly used",
+            {"warmup_share": share},
+            severity="info" if left else None,
+        )
 
 
 def _removed_ratio(facts: Facts) -> Iterator[Observation]:

@@ -17,7 +17,7 @@ from gradience.rules.joins import Symptom
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.diagnose import DiagnosedSource, Source
-from gradience.schema.document import Finding
+from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.events import LoraSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
 
@@ -40,7 +40,8 @@ _SHOWN: Final = 3  # targets in a message
 _CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 _STOPS: Final = ("VAL001", "TGT002")
-_NOT_FINITE: Final = ("NUM101", "NUM102", "NUM201")
+_NOT_FINITE: Final = ("NUM101", "NUM102", "NUM201")  # NUM102 is milder where a small loss was rounded to 0
+_ERROR: Final = SEVERITIES.index("error")
 _OF_HEALTH: Final = ("NUM201", "TRN202", "RND203", "SIZ215")
 
 
@@ -63,7 +64,7 @@ def _log_symptom(finding: Finding) -> Symptom:
         return _symptom("log", finding, rate_zero=f"the learning rate was 0 in {values['rows']} rows")
     if finding.id == "NUM102" and values.get("no_labels"):
         return _symptom("log", finding, masked=f"the loss is exactly 0 in all {values['rows']} rows")
-    if finding.id in _NOT_FINITE:
+    if finding.id in _NOT_FINITE and (finding.id != "NUM102" or SEVERITIES.index(finding.severity) >= _ERROR):
         return _symptom("log", finding, tags=("not_finite",))
     return _symptom("log", finding)
 

@@ -65,6 +65,7 @@ IDS: Final[dict[Source, tuple[str, ...]]] = {
 
 _PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
 _OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
+_NEAREST: Final[tuple[PieceSource, ...]] = ("weights", "log", "disk", "config")
 _NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
 _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
 
@@ -294,8 +295,12 @@ def advice_of(causes: Sequence[Cause], monitor: MonitorReport | None) -> CauseAd
         return None
     lead = causes[0]
     of_log = monitor.advice if monitor is not None else None
-    if of_log is not None and not lead.joined and any(piece.id == of_log.finding for piece in lead.pieces):
-        return CauseAdvice(cause=lead.id, text=of_log.text, alternative=of_log.alternative)
+    if (
+        of_log is not None
+        and any(c.id == of_log.finding for c in causes if c.severity == lead.severity)
+        and not lead.joined
+    ):
+        return CauseAdvice(cause=of_log.finding, text=of_log.text, alternative=of_log.alternative)
     return CauseAdvice(cause=lead.id, text=lead.action) if lead.action else None
 
 
@@ -305,8 +310,16 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
     causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
-    # of one severity the joined come first, and what is only about the record last
-    return sorted(causes, key=lambda cause: (-SEVERITIES.index(cause.severity), cause.id in _OF_RECORD))
+    return sorted(causes, key=_place)
+
+
+def _place(cause: Cause) -> tuple[int, bool, int]:
+    """The place of a cause: by severity; then faults of the run, those of its record; then joined, and by the source.
+
+    What the weights and the log show goes before what a configuration lets expect.
+    """
+    of_source = -1 if cause.joined else _NEAREST.index(cause.pieces[0].source)
+    return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, of_source
 
 
 def _symptoms(read: Read, choice: Choice) -> Iterator[Symptom]:

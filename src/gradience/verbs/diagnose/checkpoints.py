@@ -19,6 +19,7 @@ from gradience.rules.joins.run import MID_RUN, TIED
 from gradience.rules.log.account import values_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
+from gradience.schema.document import SEVERITIES
 from gradience.schema.reports import MonitorReport, RunAccount
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose.identity import CheckpointFolder, identify, unreadable
@@ -33,6 +34,7 @@ _AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the lea
 _EARLIER: Final = "Next time stop earlier; try fewer epochs or more data before a lower rank."
 _FROM_THE_START: Final = "Start again; look at the learning rate, the precision and the data of that step."
 _LOSS: Final = "loss"
+_ERROR: Final = SEVERITIES.index("error")
 
 
 class Noise(NamedTuple):
@@ -228,7 +230,8 @@ def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: 
     values = {finding.id: finding.values for finding in report.findings}
     if "OVF110" in values:
         yield _to_keep(choice, report)
-    bad = [values[rule] for rule in ("NUM101", "NUM102") if rule in values]
+    grave = {finding.id for finding in report.findings if SEVERITIES.index(finding.severity) >= _ERROR}
+    bad = [values[rule] for rule in ("NUM101", "NUM102") if rule in grave]
     if bad and (step := _lasting(run, bad)) is not None:
         yield _before_nan(choice, step)
     if "DIV104" in values:
