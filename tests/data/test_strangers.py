@@ -191,7 +191,7 @@ def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("gradience.data.rows.MAX_LINE", 1000)
     monkeypatch.setattr("gradience.data.rows._MAX_SKIPPED", 5000)
     for name in ("x.jsonl", "x.csv"):
-        (tmp_path / name).write_bytes(b"h\n" + b"a" * 5000 + b"\nb\n")
+        (tmp_path / name).write_bytes(b"h\n" + b"a" * 4000 + b"\nb\n")
         Source(tmp_path / name)
         (tmp_path / name).write_bytes(b"h\n" + b"a" * 9000 + b"\nb\n")
         with pytest.raises(ConfigError, match="a line of more than"):

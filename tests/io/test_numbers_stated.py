@@ -384,6 +384,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "importers.files": "_CHUNK",
     "data.rows": "_PIECE",
     "io.atomic": "_LONGEST _MOST_SOURCES",
+    "io.confined": "_MOMENT _MOMENTS",
     "io.columnar": "BATCH _BATCH_BYTES _LARGEST_BATCH _SMALL",
     "io.header": "_PIECE _SHORT",
     "io.interrupt": "_SOON INTERRUPTED",

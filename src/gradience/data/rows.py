@@ -207,10 +207,12 @@ def _skip_line(file: io.BufferedReader) -> None:
         ValueError: it does not end within `_MAX_SKIPPED` bytes, as in a sparse file.
     """
     skipped = MAX_LINE
-    while (rest := file.readline(_PIECE)) and not rest.endswith(b"\n"):
+    while rest := file.readline(_PIECE):
         skipped += len(rest)
         if skipped > _MAX_SKIPPED:
             raise ValueError(f"a line of more than {_MAX_SKIPPED >> 30} GiB")
+        if rest.endswith(b"\n"):
+            return
 
 
 def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:

@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -34,6 +35,8 @@ MEMORY: Final = 2 << 30  # bytes that a child may take beyond what the libraries
 SECONDS: Final = 10.0  # processor time of one answer
 _BYTES_A_SECOND: Final = 100_000  # a longer question gets more time: tokenising takes 1 s for some MB
 _TO_MAKE: Final = 3  # budgets to make the object in: a tokenizer's file of 20 MB is parsed in two seconds
+_MOMENT: Final = 0.002  # seconds
+_MOMENTS: Final = 100
 MOST_ANSWER: Final = 256 << 20  # bytes of one answer
 _START: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; from gradience.io import confined; confined.serve(int(sys.argv[1]))"
@@ -79,7 +82,8 @@ class Confined:
             return
         ours, theirs = socket.socketpair()
         with theirs:
-            self._pid = _helper().fork(theirs, [target.partition(":")[0], *imports])
+            self._helper = _helper()
+            self._pid = self._helper.fork(theirs, [target.partition(":")[0], *imports])
         self._pipe = Connection(ours.detach())
         try:
             self._send([target, *self._limits], args)
@@ -122,13 +126,14 @@ class Confined:
         if self._pid and self._owner == os.getpid():  # not in a fork of the caller
             pid, self._pid = self._pid, 0
             self._pipe.close()
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            _helper().wait(pid)
+            self._helper.end(pid)
 
-    def __del__(self) -> None:  # noqa: D105  # as `close`
-        with suppress(Exception):  # an interpreter that ends has no helper any more
-            self.close()
+    def __del__(self) -> None:
+        """Close the pipe, at which the child ends. It may be called anywhere, so it asks the helper nothing."""
+        if self._pid and self._owner == os.getpid():
+            self._pid = 0
+            with suppress(Exception):  # an interpreter that ends may have closed it
+                self._pipe.close()
 
     def _send(self, head: list[Any], args: Sequence[Any]) -> None:
         try:
@@ -155,7 +160,7 @@ class Confined:
     def _why(self) -> str:
         pid, self._pid = self._pid, 0
         self._pipe.close()
-        code = _helper().wait(pid)
+        code = self._helper.end(pid)
         name = signal.Signals(-code).name if -code in {one.value for one in signal.Signals} else f"exit code {code}"
         reason = _REASONS.get(name, f"it crashes the library that reads it ({name})")
         return reason.format(seconds=self._limits.seconds, memory=self._limits.memory >> 30)
@@ -186,10 +191,14 @@ class _Helper:
     def fork(self, end: socket.socket, imports: Sequence[str]) -> int:
         return int(self._asked({"fork": list(imports)}, [end.fileno()]))
 
-    def wait(self, pid: int) -> int:
-        """The exit code of a child, or minus the number of the signal that ended it; 0 if that is not known."""
+    def end(self, pid: int) -> int:
+        """End a child, and return its exit code, or minus the number of the signal that ended it; 0 if not known.
+
+        Its parent ends it, so its number cannot be that of another process by then. Children of a helper that has ended
+        end by themselves.
+        """
         try:
-            return int(self._asked({"wait": pid}, []))
+            return int(self._asked({"end": pid}, [])) if self.is_alive else 0
         except GradienceError:
             return 0
 
@@ -250,10 +259,11 @@ def serve(descriptor: int) -> None:
         if not message:
             return
         question = json.loads(message)
-        if "wait" in question:
-            _, status = os.waitpid(question["wait"], 0)
+        if "end" in question:
+            status = _ended(question["end"])
             control.send(str(os.waitstatus_to_exitcode(status)).encode())
             continue
+        _reap()
         for name in question["fork"]:
             with suppress(Exception):  # the child says what is missing
                 _found(name)
@@ -262,7 +272,26 @@ def serve(descriptor: int) -> None:
             control.close()
             _obey(Connection(ends[0]))
         os.close(ends[0])
+        _ENDED.pop(pid, None)  # of an earlier child of this number
         control.send(str(pid).encode())
+
+
+def _ended(pid: int) -> int:
+    """The status of a child, which has ended by itself if it ends within a moment of its pipe, and is killed else."""
+    for _ in range(_MOMENTS):
+        _reap()
+        if pid in _ENDED:
+            return _ENDED.pop(pid)
+        time.sleep(_MOMENT)
+    os.kill(pid, signal.SIGKILL)  # not reaped, so it is still the number of this child
+    return os.waitpid(pid, 0)[1]
+
+
+def _reap() -> None:
+    """Take note of all children that have ended, those of objects that were collected among them."""
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            _ENDED[found[0]] = found[1]
 
 
 def _obey(pipe: Connection) -> NoReturn:
@@ -312,6 +341,7 @@ def _say(pipe: Connection, *answer: Any) -> None:
 
 
 _BUDGET: Final = [SECONDS]
+_ENDED: Final[dict[int, int]] = {}  # in the helper: the statuses of children that nobody has asked for
 
 
 def allow(seconds: float | None = None) -> None:

@@ -40,6 +40,7 @@ _SCORES: Final = ("scores", "score")
 
 _WITHIN: Final = re.compile(r"[\s=;|&<>()'\"]+")
 _SCRIPTS: Final = frozenset({".py", ".sh", ".pl", ".rb", ".js", ".lua"})
+_WRITTEN: Final = frozenset({"", ".log", ".out", ".err", ".tmp", ".lock", ".pid"})
 _LARGEST_SCRIPT: Final = 64 << 20  # bytes of a file that is hashed
 _MOST_FILES: Final = 10_000
 
@@ -84,8 +85,8 @@ def digest_of_command(command: str) -> str:
     """A hash of a command and of the files that it names, so that a score is not kept after an evaluator was edited.
 
     A file counts if it is a word, or part of one (`sh -c "python eval.py"`, `--task=eval.yaml`); with a Python script,
-    so do those beside it, which it may import; with `-m name`, those of the module. Of a folder, and of a file over
-    64 MiB, the sizes and times count. What a program reads without being told on its command line does not.
+    so do those beside it, which it may import; with `-m name`, those of the module. Of a file over 64 MiB, the size and
+    times count. A log does not count, nor what a program reads without being told on its command line.
     """
     parts = [part for word in shlex.split(command) for part in _WITHIN.split(word) if part and "{" not in part]
     modules = [name for flag, name in pairwise(parts) if flag == "-m"]
@@ -101,11 +102,16 @@ def _files_at(place: Path) -> Iterator[Path]:
     try:
         if place.is_dir() and not Path.cwd().is_relative_to(place.resolve()):
             yield from islice(sorted(place.rglob("*")), _MOST_FILES)
-        elif place.is_file():
+        elif place.is_file() and not _may_be_written(place):
             beside = place.suffix == ".py"
             yield from islice(sorted(place.parent.glob("*.py")), _MOST_FILES) if beside else [place]
     except OSError:  # a name that no disk can hold is no file
         return
+
+
+def _may_be_written(path: Path) -> bool:
+    """Whether a file looks like one that the command writes, such as a log; a score must not depend on it."""
+    return path.suffix in _WRITTEN and not os.access(path, os.X_OK)
 
 
 def _state_of(path: Path) -> str:
