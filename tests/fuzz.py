@@ -417,7 +417,8 @@ class Runner:
             yield f"long error: {verb}"
         if given.json and out and not _is_json(out):
             yield f"json: {verb} wrote something else"
-        yield from (f"control: {verb} wrote {c} as itself" for c in sorted(_controls(out) | _controls(err))[:1])
+        shown = out.replace("\r\n", "\n") if "--csv" in given.argv else out  # the line end of RFC 4180
+        yield from (f"control: {verb} wrote {c} as itself" for c in sorted(_controls(shown) | _controls(err))[:1])
         yield from self._changes(given, case, before)
         made = "" if given.keeps_config else _texts(case / "out")
         for secret in given.secrets:

@@ -32,7 +32,7 @@ UNFIT: Final = (  # errors of a damage that cannot be applied after an earlier o
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError),
     *(struct.error, sqlite3.Error),
 )
-KEEP_CONFIG: Final = {"resize", "convert", "merge", "mitigate"}  # an adapter's own config is copied, not shown
+KEEP_CONFIG: Final = {"resize", "convert", "merge", "mitigate", "bench"}  # an adapter's own config is copied, not shown
 
 
 class Special(NamedTuple):

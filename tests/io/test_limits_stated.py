@@ -53,7 +53,7 @@ LIMITS = [
     ("data", "_LARGEST_ID", 2**31),
     ("data", "_LONGEST_LABEL", 1024),
     ("data.rows", "_MAX_FIELDS", 1_000_000),
-    ("data.rows", "_MAX_SKIPPED", 2 << 30),
+    ("data.rows", "_MAX_SKIPPED", 512 << 20),
     ("data.rows", "_MAX_LINES", 1_000_000),
     ("io.columnar", "MAX_ROW", 64 << 20),
     ("io.columnar", "MAX_ROWS", 1_000_000_000),

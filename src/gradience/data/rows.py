@@ -24,7 +24,7 @@ from gradience.schema import Json
 Row: TypeAlias = dict[str, Json]
 
 MAX_LINE: Final = 64 << 20  # bytes of one row
-_MAX_SKIPPED: Final = 2 << 30  # bytes of a longer line, which is read to its end
+_MAX_SKIPPED: Final = 512 << 20  # bytes of a longer line, which is read to its end
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
 _MAX_FIELDS: Final = 1_000_000  # of a CSV's line
 _PIECE: Final = 1 << 20  # bytes that are read at once of a line that is left out
@@ -210,7 +210,7 @@ def _skip_line(file: io.BufferedReader) -> None:
     while rest := file.readline(_PIECE):
         skipped += len(rest)
         if skipped > _MAX_SKIPPED:
-            raise ValueError(f"a line of more than {_MAX_SKIPPED >> 30} GiB")
+            raise ValueError(f"a line of more than {_MAX_SKIPPED >> 20} MiB")
         if rest.endswith(b"\n"):
             return
 
