@@ -24,6 +24,7 @@ def log(tmp_path):
     with TelemetryWriter(path) as writer:
         writer.run_start()
         writer.train_step(1, loss=1.0)
+        writer.train_step(1, loss=float("nan"))  # an error
     return path
 
 

@@ -73,7 +73,7 @@ def test_severities_alone_are_coloured():
 
 @pytest.mark.parametrize(("colour", "codes"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(colour, codes, tmp_path):
-    command = [sys.executable, "-m", "gradience", "check", "--lr", "5e-5", "--r", "8", "--alpha", "16"]
+    command = [sys.executable, "-m", "gradience", "check", "--lr", "5e-5", "--r", "8", "--alpha", "16", "-v"]
     kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     env = {**kept, "COLUMNS": "60", "TERM": "xterm", **colour}
     piped = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -116,16 +116,17 @@ def test_a_span_is_least_and_most():
 
 def test_overlaps_are_of_powers_of_two_and_of_the_whole():
     cross = np.eye(5, 6)
-    found = side_overlap(cross, 50)
+    found = side_overlap(cross, np.ones(5), 50)
     assert [(o.i, o.j) for o in found.overlaps] == [(1, 1), (2, 2), (4, 4), (5, 6)]
     assert [o.phi for o in found.overlaps] == [1.0] * 4
     assert found.overlaps[1].chance == pytest.approx(2 / 50)  # E phi(i, j) = max(i, j) / d
     assert found.overlaps[3].chance == pytest.approx(6 / 50)
     assert found.angles == [0.0] * 5
-    assert [(o.i, o.j) for o in side_overlap(np.eye(4), 9).overlaps] == [(1, 1), (2, 2), (4, 4)]
-    turned = side_overlap(np.diag([math.cos(math.radians(30)), 0.5]), 9)
+    assert [(o.i, o.j) for o in side_overlap(np.eye(4), np.ones(4), 9).overlaps] == [(1, 1), (2, 2), (4, 4)]
+    cosines = np.array([math.cos(math.radians(30)), 0.5])
+    turned = side_overlap(np.diag(cosines), cosines, 9)
     assert turned.angles == pytest.approx([30.0, 60.0])
-    assert len(side_overlap(np.eye(20), 40).angles) == 16
+    assert len(side_overlap(np.eye(20), np.ones(20), 40).angles) == 16
 
 
 def of_phi(*some: tuple[int, int, float, float]) -> SideOverlap:

@@ -126,6 +126,7 @@ def test_a_stream_that_is_left_ends_its_child() -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, where another test has imported it
 def test_a_fork_of_the_caller_has_children_of_its_own() -> None:
     made = subject()
     pid = os.fork()

@@ -110,7 +110,7 @@ def contents(*, fails: bool = False) -> NewAdapter:
 
 
 def test_a_folder_is_as_peft_saves_one_with_the_record_beside_it(tmp_path):
-    write_adapter(tmp_path / "out", contents(), lambda: record_of("merge"))
+    write_adapter(tmp_path / "out", contents(), lambda: record_of("merge"), sources=SourceFiles([]))
     names = ["adapter_config.json", "adapter_model.safetensors", "gradience_provenance.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     text = (tmp_path / "out" / "adapter_config.json").read_text()
@@ -129,7 +129,7 @@ def test_with_force_an_old_adapter_stays_until_the_new_one_is_complete(fails, tm
     """And whatever happens nothing else is left in the folder above."""
     out = tmp_path / "out"
     record = record_of("merge")
-    write_adapter(out, contents(), lambda: record)
+    write_adapter(out, contents(), lambda: record, sources=SourceFiles([]))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def told() -> Any:
@@ -140,7 +140,7 @@ def test_with_force_an_old_adapter_stays_until_the_new_one_is_complete(fails, tm
         return record
 
     with pytest.raises(OutputError) as error:
-        write_adapter(out, contents(fails=fails == "a tensor"), told, force=True)
+        write_adapter(out, contents(fails=fails == "a tensor"), told, force=True, sources=SourceFiles([]))
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     if fails == "a file that came meanwhile":
         assert after.pop("thesis.txt") == b"mine"
@@ -152,11 +152,11 @@ def test_with_force_an_old_adapter_stays_until_the_new_one_is_complete(fails, tm
 
 def test_without_force_nothing_is_replaced_and_with_it_all_is(tmp_path):
     out = tmp_path / "out"
-    write_adapter(out, contents(), lambda: record_of("merge"))
+    write_adapter(out, contents(), lambda: record_of("merge"), sources=SourceFiles([]))
     with pytest.raises(OutputError, match="exists already"):
-        write_adapter(out, contents(), lambda: record_of("resize"))
+        write_adapter(out, contents(), lambda: record_of("resize"), sources=SourceFiles([]))
     assert json.loads((out / "gradience_provenance.json").read_text())["operation"] == "merge"
-    write_adapter(out, contents(), lambda: record_of("resize"), force=True)
+    write_adapter(out, contents(), lambda: record_of("resize"), force=True, sources=SourceFiles([]))
     assert json.loads((out / "gradience_provenance.json").read_text())["operation"] == "resize"
 
 

@@ -153,7 +153,7 @@ def _gap(report: MonitorReport) -> Iterator[str]:
         train, test = clean(report.gap.train_split), clean(report.gap.test_split)
         yield f"  Gap:       {number(report.gap.ratio)}x" + ("" if train == "train" else f"  ({test} over {train})")
     elif (pair := report.account.last_pair if report.account.comparable else None) is not None:
-        losses = f"{pair.split} loss {number(pair.held_out, '.4g')}, training loss {number(pair.train, '.4g')}"
+        losses = f"{clean(pair.split)} loss {number(pair.held_out, '.4g')}, training loss {number(pair.train, '.4g')}"
         yield f"  Gap:       {losses} (step {pair.step})"
 
 

@@ -168,7 +168,7 @@ def by_qr(b: Array, a: Array) -> Result:
 def _unit(x: Array) -> tuple[Array, Array]:
     """Return x divided by its largest absolute entry, and that entry, in JAX's widest float."""
     x = x.astype(float)
-    peak = jnp.max(jnp.abs(x))
+    peak = jnp.max(jnp.abs(x), initial=0.0)  # of no entries, it is 0
     return x / jnp.where(peak > 0.0, peak, 1.0), peak
 
 

@@ -243,7 +243,7 @@ def soften(document: JsonObject) -> list[str]:
     below: Any = document.get(way[0]) if way else document
     found = []
     for held in below if isinstance(below, list) else [below]:
-        value = held.get(name) if isinstance(held, dict) else None
+        value = held.get(name) if name and isinstance(held, dict) else None
         if isinstance(value, str) and value not in CHOICES[name]:
             held[name] = "unknown"
             found.append(f"{name} {value[:_SHOWN]!r}")

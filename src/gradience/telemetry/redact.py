@@ -18,7 +18,7 @@ import msgspec
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import Event, EventBase, TrainStep, UnknownEvent
-from gradience.schema.flat import extended, refuse_taken
+from gradience.schema.flat import Flat, extended, refuse_taken
 from gradience.telemetry.codec import (
     MAX_LINE_BYTES,
     JsonObject,
@@ -61,6 +61,10 @@ def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one return fo
     """
     if isinstance(value, str):
         return HIDDEN if holds_secret(key, value) else hide_secrets(value, key)
+    if isinstance(value, Flat):  # its extras are judged by their names, which are not those of the fields
+        known = (value.known or type(value)).__struct_fields__
+        hidden, extras = _hide_in_fields(value, known, key, msgspec.structs.replace), value.extras
+        return hidden if (safe := hide_in(extras, key)) is extras else extended(hidden, safe)
     if isinstance(value, msgspec.Struct):
         return _hide_in_fields(value, value.__struct_fields__, key, msgspec.structs.replace)
     if dataclasses.is_dataclass(value):
