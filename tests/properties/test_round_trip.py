@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 from jsonschema import Draft202012Validator
 from strategies import altered_documents, documents, events, json_values, texts
 
@@ -15,7 +16,7 @@ from gradience.errors import SchemaError
 from gradience.schema import EVENT_TYPES, SCHEMA_ID, Event, UnknownEvent
 from gradience.schema.export import json_schema
 from gradience.telemetry import decode, encode
-from gradience.telemetry.codec import convert, to_document
+from gradience.telemetry.codec import convert, soften, to_document
 from gradience.telemetry.lines import MOST_FAULTS, find_faults
 
 
@@ -59,6 +60,7 @@ def test_an_event_of_an_unknown_name_survives_reading_and_writing(document: dict
 def test_the_reader_accepts_a_document_exactly_if_the_exported_schema_does(document: dict[str, Any]) -> None:
     if str(document.get("schema")) != SCHEMA_ID:
         document["schema"] = SCHEMA_ID
+    assume(not soften(copy.deepcopy(document)))  # the reader takes a choice that it does not know, as `unknown`
     try:
         decode(json.dumps(document).encode())
     except SchemaError:

@@ -52,7 +52,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     },
 }
 BENCHES = {
-    "bench_adapter": {},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
     "bench_mitigate": {"scales": (0.0, 0.5)},
 }
@@ -88,6 +87,9 @@ def test_every_function_with_a_default_is_listed():
 
 APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
 WITHIN: dict[str, dict[str, Any]] = {
+    "rules.log.rewards": {"find.least": 1},
+    "io.confined": {"Limits.memory": 2 << 30, "Limits.seconds": 10.0},
+    "data.encoder": {"Encoder.masks": True},
     "adapters.config": {
         "AdapterConfig.r": 8,
         "AdapterConfig.lora_alpha": 8.0,
@@ -95,7 +97,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "AdapterConfig.init_lora_weights": True,
         "AdapterConfig.qalora_group_size": 16,
         "AdapterConfig.init_r": 12,
-        "AdapterConfig.init_weights": True,
     },
     "adapters.kinds.products": {"loha_module.most_rank": 1024, "lokr_module.most_rank": 1024},
     "adapters.layout": {"Format.module_paths": True},
@@ -152,7 +153,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "data.measure": {"Limits.batch_size": 8},
     "data": {"Shape.text_column": "text", "Shape.label_column": "label"},
     "data.tokens": {"Masking.by": "trl"},
-    "errors": {"few.shown": 3},
+    "errors": {"require.what": "this", "few.shown": 3},
     "importers.events": {"_Walk.last": -1, "_Walk.first": -1, "_Stream.last": -1, "Tally.summary": -1.0},
     "importers.files": {"SourceRun.unit": "line"},
     "importers.table": {"flatten.depth": 1},
@@ -196,13 +197,14 @@ WITHIN: dict[str, dict[str, Any]] = {
     "rules.joins": {"Correlation.groups": ("joins",), "Correlation.least": 2},
     "rules.log.divergence": {"_diverged.severity": "error"},
     "rules.log.facts": {
+        "LogRule.place": "later",
+        "shown.spec": ".4g",
         "last_part.least": 1,
         "RunFacts.status": "unknown",
         "RunFacts.gap_threshold": 1.5,
         "LogRule.groups": ("log",),
     },
     "rules.log.statistics": {"noise.few": 6},
-    "rules.log.story": {"_get.spec": ".4g"},
     "rules.merge": {"_MergeRule.groups": ("merge",)},
     "rules.weights": {"WeightsRule.groups": ("weights",)},
     "schema.audit": {
@@ -229,6 +231,9 @@ WITHIN: dict[str, dict[str, Any]] = {
         "VerifiedModule.kind": "update",
     },
     "schema.reports": {
+        "RunAccount.objective": "unknown",
+        "RunAccount.loss": "unknown",
+        "RunAccount.comparable": True,
         "Lengths.bin_width": 1,
         "DataReport.masked_by": "trl",
         "MonitorReport.objective": "unknown",
@@ -241,7 +246,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "spectral.update": {"LowRank.factors.scale": 1.0, "decomposed.scale": 1.0},
     "telemetry.lines": {"Line.ended": True, "find_faults.most": 64, "find_unnamed.most": 64},
     "telemetry.logfile": {"notice.stacklevel": 3},
-    "telemetry.reader": {"validate_log.max_issues": 100},
+    "telemetry.reader": {"validate_logs.max_issues": 100, "validate_log.max_issues": 100},
     "telemetry.redact": {"Redaction.max_str_len": 256},
     "telemetry.writer": {
         "TelemetryWriter.max_str_len": 256,
@@ -329,7 +334,7 @@ def named(of: Any) -> Iterator[tuple[str, Any]]:
         found = {p.name: p.default for p in inspect.signature(of).parameters.values()}
     elif inspect.isclass(of):
         found = dict(getattr(of, "_field_defaults", {}))
-        if hasattr(of, "__struct_fields__"):
+        if hasattr(of, "__struct_fields__") and not issubclass(of, type):
             last = of.__struct_defaults__
             found |= dict(zip(of.__struct_fields__[len(of.__struct_fields__) - len(last) :], last, strict=True))
         if dataclasses.is_dataclass(of):

@@ -72,6 +72,7 @@ def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], obj
     """
     refuse_folder(out, force=force)
     _make_parent(out)
+    _refuse_long(out)
     partial = _sibling(out)
     try:
         with held():
@@ -155,22 +156,13 @@ def refuse_folder(out: Path, *, force: bool) -> None:
         raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
 
 
-def _refuse_name(out: Path) -> None:
-    if out.name in {"", ".."}:
-        raise OutputError(f"{out} is not a usable output path", advice="give a path that ends in a name")
-    if os.path.lexists(out.parent) and not out.parent.is_dir():
-        raise OutputError(f"cannot write {out}: {out.parent} is not a folder", advice="choose another place")
-
-
-def _make_parent(out: Path) -> None:
-    if not os.path.isdir(out.parent):  # noqa: PTH112  # as above
-        _attempt(out, lambda: out.parent.mkdir(parents=True, exist_ok=True))
-
-
-def _sibling(out: Path) -> Path:
-    """A hidden path beside `out` with a random part, so that the name is not taken; no longer than a name may be."""
-    name = os.fsdecode(os.fsencode(out.name)[:_LONGEST])
-    return out.with_name(f".{name}.partial-{secrets.token_hex(4)}")
+def _refuse_long(out: Path) -> None:
+    """Refuse a name that is too long for the file system before any work is done."""
+    try:
+        out.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(f"cannot write {out}: {error.strerror}", advice=_FREE) from error
 
 
 def _attempt(out: Path, action: Callable[[], _T]) -> _T:

@@ -80,6 +80,8 @@ def core_singular_values(b: Matrix, a: Matrix) -> Floats:
 
     Those beyond the shorter side are zero.
     """
+    if not len(a):
+        return np.zeros(0)
     found = by_qr_alone(Factors(b, a, 1.0))
     return np.asarray(found.sigma) * math.prod(float(size) for size in found.sizes)
 
