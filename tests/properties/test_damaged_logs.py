@@ -6,7 +6,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given, strategies as st
 from strategies import logs, mutated_logs

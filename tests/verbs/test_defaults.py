@@ -51,7 +51,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
         "on_error": "warn",
     },
 }
-BENCHES = {
+BENCHES: dict[str, dict[str, Any]] = {
+    "bench_adapter": {},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
     "bench_mitigate": {"scales": (0.0, 0.5)},
 }

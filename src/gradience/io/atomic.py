@@ -156,6 +156,24 @@ def refuse_folder(out: Path, *, force: bool) -> None:
         raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
 
 
+def _refuse_name(out: Path) -> None:
+    if out.name in {"", ".."}:
+        raise OutputError(f"{out} is not a usable output path", advice="give a path that ends in a name")
+    if os.path.lexists(out.parent) and not out.parent.is_dir():
+        raise OutputError(f"cannot write {out}: {out.parent} is not a folder", advice="choose another place")
+
+
+def _make_parent(out: Path) -> None:
+    if not os.path.isdir(out.parent):  # noqa: PTH112  # as above
+        _attempt(out, lambda: out.parent.mkdir(parents=True, exist_ok=True))
+
+
+def _sibling(out: Path) -> Path:
+    """A hidden path beside `out` with a random part, so that the name is not taken; no longer than a name may be."""
+    name = os.fsdecode(os.fsencode(out.name)[:_LONGEST])
+    return out.with_name(f".{name}.partial-{secrets.token_hex(4)}")
+
+
 def _refuse_long(out: Path) -> None:
     """Refuse a name that is too long for the file system before any work is done."""
     try:
