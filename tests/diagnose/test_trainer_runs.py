@@ -78,18 +78,16 @@ def test_a_log_that_learns_beside_a_zero_update_says_that_something_else_was_tra
     assert "is not in this file" in cause.message
 
 
-def test_an_overfit_run_names_the_evaluated_checkpoint_on_disk_with_the_lowest_loss(trained, seen, cause_of):
+def test_an_overfit_run_whose_accuracy_holds_names_the_evaluated_checkpoint_on_disk(trained, seen, cause_of):
+    """The loss overfits, but the metric that decides holds: that is told, and is no fault."""
     folder, report = trained("overfit"), seen("overfit")
     cause = cause_of(report, "OVF304")
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     losses = {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}
     on_disk = sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
-    best = min(on_disk, key=losses.__getitem__)
-    assert (report.verdict, cause.severity) == ("needs_attention", "warning")
+    assert (report.verdict, cause.severity) == ("no_fault_found", "info")
     assert report.best_checkpoint is not None
-    assert (report.best_checkpoint.name, report.best_checkpoint.loss) == (f"checkpoint-{best}", losses[best])
-    assert report.best_checkpoint.lowest_loss == min(losses.values())
-    assert f"Keep checkpoint-{best}." in str(cause.action)
+    assert report.best_checkpoint.name in {f"checkpoint-{step}" for step in on_disk}
     assert [c.step for c in report.checkpoints] == on_disk
     assert {c.step: c.loss for c in report.checkpoints} == {step: losses[step] for step in on_disk}
     assert ("log", "OVF110") in pieces(cause)
