@@ -174,7 +174,7 @@ def test_a_long_log_fits_two_megabytes_and_takes_seconds(write_long_log, adapter
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert out.stat().st_size < 2_000_000
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10.0  # benchmarks/report.py measures
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30.0  # benchmarks/report.py measures
     text = parse(out.read_text(encoding="utf-8")).text
     assert "100,000 rows in 480 buckets" in text
     assert "1 of them is not finite" in text

@@ -218,7 +218,7 @@ def _objects(event: str, document: JsonObject) -> Iterator[tuple[Level, JsonObje
     """Yield the objects of a line that have names of their own, each with its level."""
     kind = document.get("kind")
     yield (f"metrics.{kind}" if event == "metrics" and kind in _READ_KINDS else event), document
-    below = document.get(_BELOW.get(event, ""))
+    below = document.get(_BELOW[event]) if event in _BELOW else None
     for held in below if isinstance(below, list) else [below]:
         if isinstance(held, dict):
             yield f"{event}.{_BELOW[event]}", held
