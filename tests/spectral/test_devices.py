@@ -10,15 +10,17 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gradience
 from gradience import audit_arrays, spectral
-from gradience.spectral import base, batch, krylov
+from gradience.spectral import base, batch, devices, krylov
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 
@@ -171,7 +173,7 @@ def test_the_table_has_every_kernel():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
 def test_every_kernel_is_lowered_for_every_kind_of_device(platform):
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with devices.float64():
         for name, (args, options) in KERNELS.items():
             module, _, function = name.rpartition(".")
             kernel = getattr(importlib.import_module(f"gradience.{module}"), function)
@@ -182,6 +184,15 @@ def test_the_numbers_of_modules_are_lowered_for_a_device_without_float64():
     with jax.enable_x64(False):  # noqa: FBT003  # JAX's own signature
         made = jax.export.export(batch.batched_by_qr, platforms=["tpu"])(*sized((4, 24, 8), (4, 8, 40), dtype=S))
     assert {one.dtype for one in made.out_avals} == {np.dtype(S), np.dtype(bool), np.dtype(np.int32)}
+
+
+def test_float64_is_computed_on_the_cpu_where_a_device_has_none(monkeypatch):
+    monkeypatch.setattr(devices, "devices", lambda: [SimpleNamespace(platform="tpu")])
+    with devices.float64():
+        assert jnp.zeros(1, float).dtype == np.float64
+        assert jax.config.jax_default_device == jax.local_devices(backend="cpu")[0]
+    assert jax.config.jax_default_device is None
+    assert jnp.zeros(1, float).dtype == np.float32
 
 
 def test_a_report_of_float32_says_so_and_one_of_float64_does_not(monkeypatch):

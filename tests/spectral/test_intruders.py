@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 
 from gradience.spectral import base as intruders
 from gradience.spectral.base import Overlaps, count_below, overlaps
+from gradience.spectral.devices import float64
 from gradience.spectral.krylov import Operator, Ritz, Triplets
 
 M, N, R, K = 240, 200, 6, 6
@@ -179,7 +179,7 @@ def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tell
     monkeypatch.setattr(intruders, "_APART", 0.5)
     two = Ritz(np.array([1.0, 0.5]), np.array([[0.6, 0.8]]), np.eye(2), np.array([0.25, 0.125]))
     three = Ritz(np.array([1.0, 0.5, 0.2]), np.array([[0.6, 0.64, 0.48]]), np.eye(3), np.array([1.0, 0.1, 0.1]))
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         known = [intruders.known_of(ritz, count, 1) for ritz, count in ((two, 2), (three, 3), (three, 2))]
     assert [one.lower.tolist() for one in known] == [[pytest.approx(0.36)], [0.0], [0.0]]
     under = [pytest.approx(x) for x in (0.64, 0.64**2 + 0.48**2, 0.64**2)]  # of the last, a third is none of C's
@@ -263,14 +263,15 @@ def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at,
         seen.append(int(basis.blocks) - 1)
         assert size == 7
         assert thresholds == [pytest.approx((0.5 - 1e-4) ** 2)]
-        upper = 0.25 if basis.steps < decided_at else 0.2
+        upper = 0.25 if seen[-1] < decided_at else 0.2
         return intruders.Atoms(np.array([0.16]), np.array([upper]))
 
     monkeypatch.setattr(intruders, "atoms", at)
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
     one = np.eye(30, 4, dtype=np.float32)
     top = Triplets(np.ones(1), one[:, :1], 1, converged=True, exact=False, guard=one[:, 1:])
-    found = intruders._bounded(base, top, [0.5])
+    with float64():
+        found = intruders._bounded(base, top, [0.5])
     assert seen == looks
     assert found.lower[0] == pytest.approx(0.4 - 1e-4)
     assert found.upper[0] == pytest.approx((0.5 if decided_at > 6 else np.sqrt(0.2)) + 1e-4)
@@ -289,5 +290,6 @@ def test_an_overlap_of_the_threshold_is_over_it(lower, upper, eps, looks, monkey
     base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
     one = np.eye(30, 2, dtype=np.float32)
     top = Triplets(np.ones(2), one, 1, converged=True, exact=False, guard=one[:, 2:])
-    found = intruders._bounded(base, top._replace(converged=False), eps)
+    with float64():
+        found = intruders._bounded(base, top._replace(converged=False), eps)
     assert (seen, found.converged) == (looks, False)  # as that of the vectors that it started from

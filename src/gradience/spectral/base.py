@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
+from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, looks, ritz_of, room_for
 from gradience.spectral.stored import put, rounded, widened
@@ -313,7 +314,7 @@ def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, s
     `eps` are thresholds: the bounds are refined until they show on which side of each an overlap lies, if they can.
     """
     size = min(base.w.shape)
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         if size <= EXACT_UP_TO:
             return _exact(base, tuned, k)
         found = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradience.spectral import in_threads
+from gradience.spectral import in_threads, one_blas_thread
 from gradience.spectral.devices import devices, devices_of_float64, float64, has_float64
 from gradience.spectral.grams import Factors, Floats, Grams, Loads, Matrix, bucket_of, grams_of, on_cpu
 
@@ -288,7 +288,7 @@ def spectrum_of(sigma: Matrix) -> Spectrum:
     `factor_stable_ranks` are NaN, because there are no factors.
     """
     sigma = np.asarray(sigma, np.float64)
-    with float64():
+    with one_blas_thread(), float64():
         numbers = jax.device_get(of_singular_values(sigma))
     result = Result(sigma, np.ones(2), np.True_, np.True_, np.full(2, np.nan), numbers)  # type: ignore[arg-type]  # of NumPy
     return _spectrum(result, len(sigma), 1.0)
@@ -319,7 +319,7 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
     stacks = np.zeros((2, rows, size, size))
     for row, index in enumerate(some):
         stacks[:, row] = grams[index].gram_b, grams[index].gram_a
-    with float64():
+    with one_blas_thread(), float64():
         sides = divided([*stacks], devices_of_float64())
         if maps is None:
             return dict(zip(some, _each(jax.device_get(batched_by_grams(*sides))), strict=False))
@@ -330,7 +330,7 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
 
 def by_qr_alone(factors: Factors) -> Result:
     """The numbers of one update by QR of its factors, in float64."""
-    with float64():
+    with one_blas_thread(), float64():
         (result,) = _each(jax.device_get(batched_by_qr(factors.b[None], factors.a[None])))
     return result
 

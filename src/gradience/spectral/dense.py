@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gradience.spectral import one_blas_thread
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Operator, as_float32, leading
@@ -73,7 +74,7 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
     """The spectrum of a finite matrix (m, n), in float64; of a large one, the leading `values` (at least 64)."""
     size = min(matrix.shape)
     if size <= EXACT_UP_TO:
-        with float64():
+        with one_blas_thread(), float64():
             sigma = np.asarray(singular_values(matrix.astype(np.float64)))
         return DenseSpectrum(sigma, float(np.sum(sigma**2)), size)
     part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)

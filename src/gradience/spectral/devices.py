@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import jax
 
-from gradience.spectral import one_blas_thread
-
 
 def use_device(device: str) -> None:
     """Choose the devices on which this process computes: `auto`, `cpu`, `gpu` or `tpu`. Call it at program start.
@@ -44,11 +42,8 @@ def devices_of_float64() -> list[jax.Device]:
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """A context, of this thread alone, in which JAX computes in float64; on the CPU if the devices do not.
-
-    BLAS is held to one thread meanwhile.
-    """
-    with one_blas_thread(), jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    """A context, of this thread alone, in which JAX computes in float64; on the CPU if the devices do not."""
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
         if has_float64():
             yield
         else:

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
+from gradience.spectral.devices import float64
 from gradience.spectral.grams import Matrix
 from gradience.spectral.stored import put, widened
 
@@ -275,7 +276,7 @@ def leading(matrix: Operator, k: int = 1, *, vectors: bool = False, seed: int = 
     m, n = matrix.w.shape
     width = _WIDTHS * -(-(k + (_GUARD if vectors else 0)) // _WIDTHS)
     most = min(_VECTORS, m, n) // width - 1
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         if min(m, n) <= EXACT_UNDER or most < 1:
             return _dense(matrix, k)
         start = np.random.default_rng(seed).standard_normal((width, m), np.float32)
@@ -322,7 +323,7 @@ def spectral_norm(w: Matrix, *, seed: int = 0) -> SpectralNorm:
     """
     if min(w.shape) > EXACT_UNDER:
         start = np.random.default_rng(seed).standard_normal((_PAIR, w.shape[1]), np.float32)
-        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        with float64():
             value, passes, done = lanczos(put(w), start, min(_PASSES, min(w.shape) // _PAIR))
             found = SpectralNorm(float(value), int(passes), bool(done))
         if found.converged and found.value > _LEAST:

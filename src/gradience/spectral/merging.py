@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
+from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats
 from gradience.spectral.sums import Part
 
@@ -160,7 +161,7 @@ def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64], d_in: int) -> 
     for k, (left, right, scale) in enumerate(parts):
         b[k, : len(rows), : len(right)] = left[rows].astype(kind) * kind(scale)
         a[k, : len(right)] = right
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         held = jax.device_put(a)
         for start in range(0, len(rows), step):
             yield np.asarray(row_sums(b[:, start : start + step], held))[:, : len(rows) - start]

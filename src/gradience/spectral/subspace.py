@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from gradience.spectral import each_in_threads, scratch
+from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix, bucket_of, on_cpu
 
 Places: TypeAlias = tuple[int, int]
@@ -235,7 +236,7 @@ def _row(row: Row, pairs: Sequence[Places]) -> RowGeometry:
     wanted = [pair for pair in pairs if present.keys() >= set(pair)]
     r = bucket_of(max((present[i].rank for pair in wanted for i in pair), default=1))
     found: dict[Places, PairGeometry] = {}
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         grams = crossed({place: one.load for place, one in present.items()}, wanted, r)
         for start in range(0, len(wanted), _PAIRS):
             found |= _compared(present, wanted[start : start + _PAIRS], grams)

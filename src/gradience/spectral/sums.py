@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix, bucket_of, inner_size, narrowed
 from gradience.spectral.stored import rounded
 from gradience.spectral.subspace import crossed
@@ -196,7 +197,7 @@ def _stored(
     """Return B left and right A rounded to the dtype, and their loss, `rest` of it the squared norm of S - U V."""
     left, right = maps
     weights = _weights(parts)[:, None]
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         b, *of_e = _side([b.T for b, _, _ in parts], weights * left, dtype)
         a, *of_f = _side([a for _, a, _ in parts], right.T, dtype)
         lost = float(loss((grams[0], weights * of_e[0], of_e[1]), (grams[1], *of_f), left, right))

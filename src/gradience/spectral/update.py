@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
-from gradience.spectral import scratch
+from gradience.spectral import one_blas_thread, scratch
 from gradience.spectral.batch import Maps, batched_maps, by_qr_alone, stable_ranks
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Factors, Floats, Matrix, bucket_of, inner_size, narrowed
@@ -55,7 +55,7 @@ def _mean_stable_rank(matrices: Sequence[Floats]) -> float:
     size = len(matrices[0])
     padded = np.zeros((len(matrices), bucket_of(size), bucket_of(size)))
     padded[:, :size, :size] = matrices
-    with float64():
+    with one_blas_thread(), float64():
         return float(np.mean(np.asarray(stable_ranks(padded))))
 
 
@@ -113,7 +113,7 @@ class LowRank(NamedTuple):
 
 def decomposed(b: Matrix, a: Matrix, scale: float = 1.0) -> LowRank:
     """Return the SVD of scale * b @ a by QR of both factors; b (d_out, r), a (r, d_in), both finite."""
-    with float64():
+    with one_blas_thread(), float64():
         u, sigma, v = (np.asarray(x) for x in svd_by_qr(b.astype(np.float64), a.astype(np.float64)))
     return LowRank(u * np.copysign(1.0, scale), sigma * abs(scale), v)
 
@@ -180,7 +180,7 @@ def gram_maps(gram_a: Floats, gram_b: Floats, rank: int) -> Maps | None:
     r = len(gram_a)
     grams = np.zeros((2, 1, bucket_of(r), bucket_of(r)))
     grams[0, 0, :r, :r], grams[1, 0, :r, :r] = gram_b, gram_a
-    with float64():
+    with one_blas_thread(), float64():
         result, left, right = jax.device_get(batched_maps(*grams))
     return Maps(left[0], right[0]).cut(r, rank) if result.trusted[0] else None
 
@@ -223,7 +223,7 @@ class Part(NamedTuple):
 def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Part:
     """Return the best approximation of that rank of a finite float64 matrix; the rank is cut to the shorter side."""
     fewest = min(matrix.shape)
-    with float64():
+    with one_blas_thread(), float64():
         if fewest <= _DENSE_UNDER or 4 * (rank + _OVERSAMPLING) >= fewest:
             found = whole_svd(matrix)
         else:

@@ -23,6 +23,7 @@ import numpy as np
 
 from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Batch, Example, batches
+from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Pieces(NamedTuple):
 
 def pieces_of(g: Floats, h: Floats) -> Pieces:
     """The pieces for the second moments g and h, both (r, r), symmetric and positive semidefinite."""
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+    with float64():
         return Pieces(*map(np.asarray, split(g, h)))
 
 
