@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
+from importlib import metadata
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -14,14 +18,29 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+
+def _remove_cache(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 # Set before numpy and torch are imported. Each worker has one core, so a second thread of BLAS or OpenMP would spin
 # while it waits for a thread that the other worker delays. With two threads the tests of `resize` took three times the
 # processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Kernels on a few dozen numbers take longer to compile than to run. Without LLVM's slow passes an audit's results are
-# equal to the last bit (2026-11-27, JAX 0.10); JAX_DISABLE_MOST_OPTIMIZATIONS would change bits.
+# Kernels on a few dozen numbers take longer to compile than to run: so they take a third of the time (jaxlib 0.10.2). XLA
+# aborts at a flag that it does not know, and only the first two are old.
+_FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 os.environ.setdefault("PJRT_NPROC", "64")  # as gradience.spectral has it, also where a library starts JAX first
-os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # each program is compiled once for all workers and commands
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gradience-jax-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(_remove_cache, os.environ["JAX_COMPILATION_CACHE_DIR"], os.getpid())
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job begins so, and its children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -330,8 +330,9 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
 
 def by_qr_alone(factors: Factors) -> Result:
     """The numbers of one update by QR of its factors, in float64."""
+    b, a = _Shape.of(factors).stacks([factors], 1)
     with one_blas_thread(), float64():
-        (result,) = _each(jax.device_get(batched_by_qr(factors.b[None], factors.a[None])))
+        (result,) = _each(jax.device_get(batched_by_qr(b, a)))
     return result
 
 
@@ -339,14 +340,8 @@ def _of_factors(loads: Loads) -> list[Spectrum]:
     """Return the spectrum of each update by QR of its factors on the devices; each load is called once."""
     found: dict[int, Spectrum] = {}
     for shape, held in _buckets(loads):
-        b, a = (
-            np.zeros((shape.rows, shape.d_out, shape.r), shape.dtype),
-            np.zeros((shape.rows, shape.r, shape.d_in), shape.dtype),
-        )
-        for row, one in enumerate(held.values()):
-            (d_out, r), d_in = one.b.shape, one.a.shape[1]
-            b[row, :d_out, :r], a[row, :r, :d_in] = one.b, one.a
-        results = _each(jax.device_get(batched_by_qr(*divided([b, a], devices()))))
+        stacks = shape.stacks([*held.values()], shape.rows)
+        results = _each(jax.device_get(batched_by_qr(*divided(stacks, devices()))))
         for (index, one), result in zip(held.items(), results, strict=False):
             found[index] = _spectrum(result, len(one.a), one.scale)
     return [found[index] for index in range(len(loads))]
@@ -370,6 +365,15 @@ class _Shape(NamedTuple):
     def rows(self) -> int:
         """The modules in each call."""
         return rows_for(self.r * (self.d_out + self.d_in), _FACTOR_NUMBERS, devices())
+
+    def stacks(self, some: Sequence[Factors], rows: int) -> tuple[Matrix, Matrix]:
+        """Return the factors b and a of `rows` modules, padded with zeros."""
+        b = np.zeros((rows, self.d_out, self.r), self.dtype)
+        a = np.zeros((rows, self.r, self.d_in), self.dtype)
+        for row, one in enumerate(some):
+            (d_out, r), d_in = one.b.shape, one.a.shape[1]
+            b[row, :d_out, :r], a[row, :r, :d_in] = one.b, one.a
+        return b, a
 
 
 def _buckets(loads: Loads) -> Iterator[tuple[_Shape, dict[int, Factors]]]:
