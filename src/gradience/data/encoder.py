@@ -22,6 +22,8 @@ from gradience.schema import Json
 _MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as trl.chat_template_utils.has_generation_markers
 _MAX_TEMPLATE: Final = 1 << 20  # bytes
 _CLASS: Final = "gradience.data.tokenizer:Tokenizer"
+# The config of a model beside a tokenizer imports all of transformers' modelling, as long as a child may compute
+_IMPORTS: Final = ("transformers:AutoTokenizer", "transformers:LlamaConfig")
 
 
 class Encoded(NamedTuple):
@@ -60,7 +62,7 @@ class Encoder:
             raise ConfigError(f"{folder}: no tokenizer in this folder", advice=ADVICE)
         own = None if template is None else _read_template(template)
         try:
-            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, imports=["transformers:AutoTokenizer"])
+            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, imports=_IMPORTS)
             facts = msgspec.convert(self._confined.call("facts"), Facts)
         except (Foreign, msgspec.ValidationError) as error:
             raise ConfigError(f"{folder}: no usable tokenizer: {error}", advice=ADVICE) from None
