@@ -28,8 +28,8 @@ def _remove_cache(folder: str, owner: int) -> None:
 # while it waits for a thread that the other worker delays. With two threads the tests of `resize` took three times the
 # processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Kernels on a few dozen numbers take longer to compile than to run: so they take a third of the time (jaxlib 0.10.2). XLA
-# aborts at a flag that it does not know, and only the first two are old.
+# Kernels on a few dozen numbers take longer to compile than to run: so they take a third of the time (jaxlib 0.10.2).
+# XLA aborts at a flag that it does not know, and only the first two are old.
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if metadata.version("jaxlib").startswith("0.10."):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")

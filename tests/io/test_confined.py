@@ -67,7 +67,7 @@ class Subject:
 
 
 def subject(what: str = "", limits: Limits = SHORT) -> Confined:
-    return Confined(f"{__name__}:Subject", what, limits=limits)
+    return Confined(f"{Path(__file__).stem}:Subject", what, limits=limits)
 
 
 def test_a_method_answers_and_the_object_lives_on() -> None:
