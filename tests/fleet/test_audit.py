@@ -32,6 +32,16 @@ def rows(fleet):
     return [table.to_pylist() for table in (opened.adapters, opened.modules, opened.findings)]
 
 
+def near(tables):
+    """The rows with room for rounding: other processes may divide the work of a sum otherwise."""
+    return [[{name: close(value) for name, value in row.items()} for row in table] for table in tables]
+
+
+def close(value):
+    is_number = isinstance(value[0] if isinstance(value, list) and value else value, float)
+    return pytest.approx(value, rel=1e-12, abs=1e-12) if is_number else value
+
+
 def test_a_fleets_rows_are_the_numbers_of_single_audits(collection, fleet):
     opened = gradience.fleet.open(fleet)
     row = next(row for row in opened.adapters.to_pylist() if row["path"] == str(collection / "run-2"))
@@ -98,7 +108,7 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
     assert after["changed"]["content_hash"] != before[str(root / "changed")]["content_hash"]
     fresh = tmp_path / "fresh"
     audit_fleet(root, out=fresh, workers=1)
-    assert rows(fresh) == rows(out)
+    assert rows(fresh) == near(rows(out))
 
 
 def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
@@ -108,8 +118,8 @@ def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
     place = peft(tmp_path / "one", factors(3))
     files = ("adapter_config.json", "adapter_model.safetensors")
     job = jobs.Job(path="one", place=str(place), files=files, stamp="")
-    (row,) = msgspec.msgpack.decode(msgspec.msgpack.decode(jobs.audit_job(job), type=Result).tables[0])
-    content = dict(zip(AdapterRow.__struct_fields__, row, strict=True))["content_hash"]
+    lines = msgspec.msgpack.decode(jobs.audit_job(job), type=Result).tables[0]
+    content = msgspec.json.decode(lines, type=AdapterRow).content_hash
     reads = []
     monkeypatch.setattr(jobs, "_of_any_files", lambda *_: reads.append("again"))
     assert jobs.audit_job(job.knowing(content)) == jobs.SAME
@@ -216,7 +226,7 @@ def test_a_job_killed_at_any_point_goes_on_and_ends_with_the_same_rows(collectio
         job.wait()
         assert list((out / "adapters").glob("*"))
     audit_fleet(collection, out=out, workers=2)
-    assert rows(out) == rows(fleet)
+    assert rows(out) == near(rows(fleet))
     live = json.loads((out / "fleet.json").read_text())["parts"]
     assert sorted(p.stem for p in (out / "modules").iterdir()) == [f"part-{number:06d}" for number in sorted(live)]
 
@@ -270,7 +280,7 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     assert limit.answer == b"2"
     out = tmp_path / "by-ray"
     assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
-    assert rows(out) == rows(fleet)
+    assert rows(out) == near(rows(fleet))
     assert ray_here.is_initialized()  # the caller's connection stays
 
 

@@ -21,6 +21,7 @@ from gradience.verbs.fleet import (
     Folders,
     Known,
     Listing,
+    Result,
     encoded,
     engines,
     number_column,
@@ -79,14 +80,16 @@ def test_errors_and_deaths_are_counted_apart():
     assert failures_in(known) == (1, 2)
 
 
+def head_of(answer):
+    return msgspec.json.decode(msgspec.msgpack.decode(answer, type=Result).tables[0], type=AdapterRow)
+
+
 def test_a_failure_is_a_row_without_numbers_and_a_crash_has_no_stamp():
     for crashed, status, stamp in ((False, "error", "s"), (True, "crashed", "")):
         answer = failed(job(), "why \n so", crashed=crashed)
         assert is_failure(answer)
-        raw = msgspec.msgpack.decode(answer)
-        (row,) = msgspec.msgpack.decode(msgspec.msgpack.encode(raw[1][0]))
-        values = dict(zip(AdapterRow.__struct_fields__, row, strict=True))
-        assert (values["path"], values["status"], values["error"], values["stamp"]) == ("a", status, "why so", stamp)
+        row = head_of(answer)
+        assert (row.path, row.status, row.error, row.stamp) == ("a", status, "why so", stamp)
     assert is_failure(None)
     assert not is_failure(b"")
 
@@ -105,9 +108,7 @@ def test_content_that_is_as_it_was_is_not_read_again_and_other_content_is(tmp_pa
     asked = Job(str(folder), str(folder), files, "s")
     rows = {known: audit_job(asked.knowing(known)) for known in ("", "another")}
     assert rows[""] == rows["another"] != b""
-    (row,) = msgspec.msgpack.decode(rows[""])[1][0]
-    content = dict(zip(AdapterRow.__struct_fields__, row, strict=True))["content_hash"]
-    assert audit_job(asked.knowing(content)) == b""
+    assert audit_job(asked.knowing(head_of(rows[""]).content_hash)) == b""
 
 
 SECOND = 1_000_000_000

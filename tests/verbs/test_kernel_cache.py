@@ -24,7 +24,8 @@ print(json.dumps([found.stable_rank, counts["cache_hits"], counts["cache_misses"
 
 
 def started(home: Path, **settings: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"XDG_CACHE_HOME": str(home), "HOME": str(home)} | settings
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = inherited | {"XDG_CACHE_HOME": str(home), "HOME": str(home)} | settings
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=pipe, stderr=pipe, text=True)
 

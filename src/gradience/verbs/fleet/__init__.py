@@ -159,11 +159,11 @@ Row: TypeAlias = type[msgspec.Struct]
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """A worker's result for one source: the rows of each table in order, each row as its columns' values."""
+    """A worker's result for one source: the rows of each table in order, as lines of JSON."""
 
     failed: bool
     """Whether a row of the first table has an error instead of numbers."""
-    tables: tuple[msgspec.Raw, ...]
+    tables: tuple[bytes, ...]
 
 
 def arrow_schema(row: Row) -> pa.Schema:
@@ -279,12 +279,12 @@ def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Stru
     """Encode rows as bytes, in the form in which every engine passes them between processes."""
     failed = any(head.error is not None for head in heads)
     heads, others = hide_in(heads), hide_in(others)  # a config may hold a token, in a model's name or an error
-    return msgspec.msgpack.encode(Result(failed, tuple(_raw(rows) for rows in (heads, *others))))
+    return msgspec.msgpack.encode(Result(failed, tuple(_lines(rows) for rows in (heads, *others))))
 
 
-def _raw(rows: Sequence[msgspec.Struct]) -> msgspec.Raw:
-    values = [msgspec.structs.astuple(row) for row in rows]
+def _lines(rows: Sequence[msgspec.Struct]) -> bytes:
+    encoder = msgspec.json.Encoder()
     try:
-        return msgspec.Raw(msgspec.msgpack.encode(values))
+        return encoder.encode_lines(rows)
     except UnicodeEncodeError:  # a message quotes a name that is not UTF-8
-        return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(values))))
+        return encoder.encode_lines(writable(msgspec.to_builtins(rows)))
