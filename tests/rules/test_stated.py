@@ -335,7 +335,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("DAT319", "info", 0.6, {"outlier": 20.0, "outlier_length": 512}),
     ("DAT320", "info", 0.8, {"padding": 0.5}),
     ("GUA150", "warning", 1.0, {}),
-    ("KEY001", "warning", 0.85, {"alike": 0.85}),
+    ("KEY001", "warning", 0.85, {"alike": 0.85, "most_unknown": 2}),
     ("DAT321", "warning", 0.7, {"share_apart": 0.1, "length_apart": 0.25, "few_rows": 32}),
     ("DAT330", "critical", 0.97, {}),
 ]

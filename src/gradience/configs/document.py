@@ -35,7 +35,7 @@ from gradience.configs.settings import (
     layer_of,
 )
 from gradience.configs.training import PICKLED, note_training, output_dir, read_training
-from gradience.configs.values import Fields, Malformed, flag, text
+from gradience.configs.values import Fields, Malformed, flag, short_name, text
 from gradience.errors import ConfigError
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
@@ -49,8 +49,13 @@ _SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
     ("lora", "lora", LORA),
     ("peft", "lora", LORA),
     ("lora_config", "lora", LORA),
+    ("peft_config", "lora", LORA),
+    ("qlora", "lora", LORA),
     ("training", "training", TRAINING),
     ("training_args", "training", TRAINING),
+)
+_OF_A_MODEL = (
+    Setting("model_name", short_name, (), ("name", "name_or_path", "base_model_name_or_path", "base_model")),
 )
 _BARE_NAME = "name"  # names the optimizer inside the optimizer section only: at the top it names something else
 _COMPUTED = {"alpha_over_r", "extras"}
@@ -204,6 +209,10 @@ def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:
         if section is not None:
             yield section
             yield from _read_section(section, draft, level, settings)
+    section = fields.section("model") if any(fields.holds("model", key) for key in _OF_A_MODEL[0].loose) else None
+    if section is not None:
+        draft.read("run", _OF_A_MODEL, section, loose=True)
+        yield section
     yield from _read_extras(fields, draft, "run")
 
 

@@ -48,6 +48,7 @@ from gradience.configs.values import (
     real,
     reals,
     short_name,
+    short_names,
     text,
     whole,
 )
@@ -88,7 +89,8 @@ _MLX_OPTIMIZER: Final = (  # arguments of the configured optimizer
 
 def is_mlx(mapping: Container[object]) -> bool:
     """Whether the keys are MLX-LM's."""
-    return "peft_type" not in mapping and ("lora_parameters" in mapping or "fine_tune_type" in mapping)
+    named = "lora_parameters" in mapping or "fine_tune_type" in mapping
+    return "peft_type" not in mapping and (named or ("iters" in mapping and "steps_per_report" in mapping))
 
 
 def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
@@ -344,7 +346,7 @@ def _note_axolotl_rhythm(fields: Fields, draft: Draft) -> None:
 _LLAMA_FACTORY: Final[_Table] = {
     "run": (
         Setting("model_name", short_name, ("model_name_or_path",)),
-        Setting("dataset_name", short_name, ("dataset",)),
+        Setting("dataset_name", short_names, ("dataset",)),
     ),
     "optimizer": OPTIMIZER,
     "lora": (
