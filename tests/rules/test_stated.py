@@ -38,7 +38,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("STP001", "info", 0.6, {"short_run": 100}),
     ("EPO001", "info", 0.5, {"epochs_many": 3, "epochs_blind": 10}),
     ("SCH001", "warning", 0.95, {}),
-    ("SCH002", "warning", 0.8, {"warmup_long": 0.5}),
+    ("SCH002", "warning", 0.8, {"trial_steps": 10, "warmup_long": 0.5}),
     ("SCH003", "info", 0.9, {"warmup_ratio_removed": 5.2}),
     ("TGT002", "warning", 0.9, {"few_layers": 0.25}),
     ("TGT005", "warning", 0.7, {}),

@@ -76,6 +76,8 @@ _MLX_LORA: Final = (
     Setting("dropout", real, ("dropout",)),
     Setting("target_modules", name_list, ("keys",)),
 )
+_MLX_RANK: Final = 8  # MLX-LM's defaults, mlx_lm/lora.py
+_MLX_SCALE: Final = 20.0
 _MLX_SCHEDULE: Final = (
     Setting("lr_scheduler", keyword, ("name",)),
     Setting("warmup_steps", real, ("warmup",)),
@@ -113,7 +115,11 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
     draft.set("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
     draft.set("lora", "use_dora", kind == "dora")
     section = fields.section("lora_parameters")
-    if section is None or kind not in {"lora", "dora"}:
+    if kind not in {"lora", "dora"}:
+        return unknown
+    if section is None:
+        draft.set("lora", "r", _MLX_RANK)
+        draft.set("lora", "alpha", _MLX_SCALE * _MLX_RANK)
         return unknown
     return unknown + _note_mlx_lora(section, draft)
 

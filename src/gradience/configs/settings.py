@@ -242,7 +242,7 @@ TRAINING = (
         "batch_size",
         whole,
         ("per_device_train_batch_size",),
-        ("batch_size", "micro_batch_size", "train_batch_size"),
+        ("batch_size", "micro_batch_size", "train_batch_size", "per_device_batch_size"),
     ),
     Setting(
         "gradient_accumulation",

@@ -122,6 +122,7 @@ FIRES = [
     ("SCH001", training(lr_scheduler="constant", warmup_steps=10.0)),
     ("SCH001", training(lr_scheduler="constant", warmup_steps=0.0, warmup_ratio=0.1)),
     ("SCH002", training(warmup_steps=50.0, max_steps=100)),
+    ("SCH002", training(warmup_steps=500.0, max_steps=10)),
     ("SCH002", training(warmup_steps=0.0, warmup_ratio=0.5)),
     ("SCH002", training(warmup_steps=0.5)),
     ("SCH003", training(warmup_ratio=0.1)),
@@ -185,6 +186,7 @@ SILENT = [
     ("SCH001", training(lr_scheduler="constant_with_warmup", warmup_steps=10.0)),
     ("SCH001", training(lr_scheduler="constant", warmup_steps=0.0)),
     ("SCH002", training(warmup_steps=49.0, max_steps=100)),
+    ("SCH002", training(warmup_steps=500.0, max_steps=9)),  # a trial of the script
     ("SCH002", training(warmup_steps=0.0)),
     ("SCH003", training(warmup_ratio=0.0)),
 ]
@@ -608,6 +610,19 @@ def test_low_rate_names_the_default_it_equals() -> None:
         assert name in next(item.message for item in judged(snapshot).findings if item.id == "LR001")
     for lr in (1e-5, 2e-5):  # 2e-5 is the default of a trainer that this is not
         assert "default" not in next(item.message for item in judged(rate(lr)).findings if item.id == "LR001")
+
+
+def mlx_run(lr: float, *, scale: float) -> ConfigSnapshot:
+    snapshot = rate(lr)
+    lora = msgspec.structs.replace(snapshot.lora, r=8, alpha=8 * scale)
+    return msgspec.structs.replace(snapshot, lora=lora, extras={"task": "sft", "format": "mlx-lm"})
+
+
+def test_mlxs_rate_is_judged_with_its_scale() -> None:
+    """Its scale is 10 or 20, where PEFT's is 1 or 2: rates of PEFT's recipes would be far too high."""
+    (found,) = [item for item in judged(mlx_run(1e-5, scale=20.0)).findings if item.id == "LR001"]
+    assert (found.action, "1.6e-03" in found.message) == ("try 2e-05 to 6e-05", True)
+    assert "LR001" not in {item.id for item in judged(mlx_run(2e-5, scale=20.0)).findings}
 
 
 def test_many_epochs_are_graver_without_evaluation() -> None:
