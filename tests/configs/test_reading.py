@@ -320,3 +320,31 @@ def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
         report = check_config(document=path)
         assert report.config.lora.r == r
         assert ("LR001" in {item.id for item in report.findings}) is (r is not None)
+
+
+@every(
+    ("written", "read", "value"),
+    [
+        ("training: {grad_accum_steps: 4}", lambda c: c.training.gradient_accumulation, 4),
+        ("grad_accumulation_steps: 4", lambda c: c.training.gradient_accumulation, 4),
+        ("training: {max_seq_len: 512}", lambda c: c.training.max_length, 512),
+        ("model: {name: org/m}", lambda c: c.model_name, "org/m"),
+        ("peft_config: {r: 8}", lambda c: c.lora.r, 8),
+        ("qlora: {r: 8, alpha: 16}", lambda c: c.lora.alpha, 16.0),
+        ("model: {name: org/tuned, base_model: org/base}", lambda c: c.model_name, "org/tuned"),
+        ("dpo: {beta: 0.1}", lambda c: c.extras.get("task"), "dpo"),
+        ("sft: {note: a}\ndpo: {beta: 0.1}", lambda c: c.extras.get("task"), None),
+        ("lora_bias: none", lambda c: c.lora.extras.get("lora_bias"), None),
+        ("optim: {name: adamw, weight_decay: 0.1}", lambda c: c.optimizer.weight_decay, 0.1),
+        ("training: {per_device_batch_size: 2}", lambda c: c.training.batch_size, 2),
+        ("dataset: [org/a, data/b.jsonl]", lambda c: c.dataset_name, "org/a, data/b.jsonl"),
+        ("{fine_tune_type: lora, iters: 9}", lambda c: (c.lora.r, c.lora.alpha), (8, 160.0)),
+        ("{iters: 421, steps_per_report: 10, grad_accumulation_steps: 4}", lambda c: c.training.max_steps, 105),
+    ],
+)
+def test_settings_of_peoples_own_files_are_read(
+    tmp_path: Path, written: str, read: Callable[[ConfigSnapshot], object], value: object
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(written if written.startswith("{") else f"lr: 1.0e-4\n{written}\n", encoding="utf-8")
+    assert read(read_document(path).config) == value

@@ -443,8 +443,9 @@ def test_a_weights_file_of_another_name_counts_where_it_is_alone():
         return found.path and found.path.name, found.chosen or found.reason
 
     assert one("a.safetensors", "notes.txt") == ("a.safetensors", "the only weights file")
-    for two in (("a.safetensors", "b.safetensors"), ("a.safetensors", "model.safetensors"), ("model.safetensors",)):
+    for two in (("a.safetensors", "b.safetensors"), ("a.safetensors", "model.safetensors")):
         assert one(*two) == (None, f"{', '.join(two)}: not named as an adapter is (name it with --adapter)")
+    assert one("model.safetensors") == (None, "model.safetensors: a whole model, no adapter")
     assert one("notes.txt") == (None, "no adapter in the folder")
     assert (
         one("adapter_config.json")[1] == "no adapter in the folder: adapter_config.json is there, its weights are not"

@@ -38,7 +38,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("STP001", "info", 0.6, {"short_run": 100}),
     ("EPO001", "info", 0.5, {"epochs_many": 3, "epochs_blind": 10}),
     ("SCH001", "warning", 0.95, {}),
-    ("SCH002", "warning", 0.8, {"warmup_long": 0.5}),
+    ("SCH002", "warning", 0.8, {"trial_steps": 10, "warmup_long": 0.5}),
     ("SCH003", "info", 0.9, {"warmup_ratio_removed": 5.2}),
     ("TGT002", "warning", 0.9, {"few_layers": 0.25}),
     ("TGT005", "warning", 0.7, {}),
@@ -335,7 +335,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("DAT319", "info", 0.6, {"outlier": 20.0, "outlier_length": 512}),
     ("DAT320", "info", 0.8, {"padding": 0.5}),
     ("GUA150", "warning", 1.0, {}),
-    ("KEY001", "warning", 0.85, {"alike": 0.85}),
+    ("KEY001", "warning", 0.85, {"alike": 0.85, "most_unknown": 2}),
     ("DAT321", "warning", 0.7, {"share_apart": 0.1, "length_apart": 0.25, "few_rows": 32}),
     ("DAT330", "critical", 0.97, {}),
 ]

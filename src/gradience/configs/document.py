@@ -33,9 +33,10 @@ from gradience.configs.settings import (
     knows_lora,
     knows_training,
     layer_of,
+    maybe,
 )
 from gradience.configs.training import PICKLED, note_training, output_dir, read_training
-from gradience.configs.values import Fields, Malformed, flag, text
+from gradience.configs.values import Fields, Malformed, short_name, text
 from gradience.errors import ConfigError
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
@@ -49,9 +50,14 @@ _SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
     ("lora", "lora", LORA),
     ("peft", "lora", LORA),
     ("lora_config", "lora", LORA),
+    ("peft_config", "lora", LORA),
+    ("qlora", "lora", LORA),
+    ("optim", "optimizer", OPTIMIZER),
     ("training", "training", TRAINING),
     ("training_args", "training", TRAINING),
 )
+_OF_A_MODEL = ("name_or_path", "name", "base_model_name_or_path", "base_model")  # the first is what is trained
+_OBJECTIVES = ("sft", "dpo", "orpo", "kto", "simpo", "cpo", "grpo", "rloo", "ppo")  # sections of a file
 _BARE_NAME = "name"  # names the optimizer inside the optimizer section only: at the top it names something else
 _COMPUTED = {"alpha_over_r", "extras"}
 _ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta", "resumed_from_step"}
@@ -110,7 +116,7 @@ def note_adapter(fields: Fields, draft: Draft) -> None:
     variants = [key for key in _VARIANTS if fields.take([key], bool)]
     if variants:
         draft.set("lora", "variants", variants, extra=True)
-    if fields.take(["lora_bias"], flag):
+    if fields.take(["lora_bias"], maybe):  # a word is a file's own name for the mode of the biases
         draft.set("lora", "lora_bias", value=True, extra=True)
     found = fields.take(["auto_mapping"], _base_class)
     if found:
@@ -204,6 +210,13 @@ def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:
         if section is not None:
             yield section
             yield from _read_section(section, draft, level, settings)
+    named = next((key for key in _OF_A_MODEL if fields.holds("model", key)), None)
+    if named is not None and (section := fields.section("model")) is not None:
+        draft.read("run", (Setting("model_name", short_name, (named,)),), section, loose=False)
+        yield section
+    objectives = [key for key in _OBJECTIVES if fields.is_mapping(key)]
+    if len(objectives) == 1 and objectives != ["sft"]:  # a file of several stages does not say which one is meant
+        draft.set("run", "task", objectives[0], extra=True)
     yield from _read_extras(fields, draft, "run")
 
 
@@ -237,9 +250,15 @@ def _read_flat(fields: Fields, draft: Draft) -> list[str]:
 
 
 def _without_bare_name(fields: Fields | None = None) -> tuple[Setting, ...]:
-    sectioned = fields is not None and fields.section("optimizer") is not None
-    dropped = {_BARE_NAME, "optimizer"} if sectioned else {_BARE_NAME}
-    return tuple(item._replace(loose=tuple(name for name in item.loose if name not in dropped)) for item in OPTIMIZER)
+    sections = {key for key in ("optimizer", "optim") if fields is not None and fields.is_mapping(key)}
+    dropped = {_BARE_NAME, *sections}
+    return tuple(
+        item._replace(native=_without(item.native, dropped), loose=_without(item.loose, dropped)) for item in OPTIMIZER
+    )
+
+
+def _without(names: tuple[str, ...], dropped: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in dropped)
 
 
 def _known(key: str) -> bool:

@@ -48,6 +48,7 @@ from gradience.configs.values import (
     real,
     reals,
     short_name,
+    short_names,
     text,
     whole,
 )
@@ -75,6 +76,8 @@ _MLX_LORA: Final = (
     Setting("dropout", real, ("dropout",)),
     Setting("target_modules", name_list, ("keys",)),
 )
+_MLX_RANK: Final = 8  # MLX-LM's defaults, mlx_lm/lora.py
+_MLX_SCALE: Final = 20.0
 _MLX_SCHEDULE: Final = (
     Setting("lr_scheduler", keyword, ("name",)),
     Setting("warmup_steps", real, ("warmup",)),
@@ -88,7 +91,8 @@ _MLX_OPTIMIZER: Final = (  # arguments of the configured optimizer
 
 def is_mlx(mapping: Container[object]) -> bool:
     """Whether the keys are MLX-LM's."""
-    return "peft_type" not in mapping and ("lora_parameters" in mapping or "fine_tune_type" in mapping)
+    named = "lora_parameters" in mapping or "fine_tune_type" in mapping
+    return "peft_type" not in mapping and (named or ("iters" in mapping and "steps_per_report" in mapping))
 
 
 def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
@@ -111,7 +115,11 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
     draft.set("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
     draft.set("lora", "use_dora", kind == "dora")
     section = fields.section("lora_parameters")
-    if section is None or kind not in {"lora", "dora"}:
+    if kind not in {"lora", "dora"}:
+        return unknown
+    if section is None:
+        draft.set("lora", "r", _MLX_RANK)
+        draft.set("lora", "alpha", _MLX_SCALE * _MLX_RANK)
         return unknown
     return unknown + _note_mlx_lora(section, draft)
 
@@ -344,7 +352,7 @@ def _note_axolotl_rhythm(fields: Fields, draft: Draft) -> None:
 _LLAMA_FACTORY: Final[_Table] = {
     "run": (
         Setting("model_name", short_name, ("model_name_or_path",)),
-        Setting("dataset_name", short_name, ("dataset",)),
+        Setting("dataset_name", short_names, ("dataset",)),
     ),
     "optimizer": OPTIMIZER,
     "lora": (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
@@ -34,6 +34,7 @@ from gradience.configs.values import (
     real,
     reals,
     short_name,
+    short_names,
     strategy,
     text,
     token_indices,
@@ -50,9 +51,11 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private fields of a dataclass
 
-ALIKE: Final = 0.85  # difflib ratio from which a key counts as a misspelt name
+ALIKE: Final = 0.85  # difflib ratio from which a key may be a misspelt name
 _DIGITS: Final = re.compile(r"\d+")
 _SHORT: Final = 4  # characters: shorter keys resemble too many names
+_CANDIDATES: Final = 5  # names that are compared letter by letter
+_SWAP: Final = 2  # edits that difflib makes of two letters swapped: one put in, one left out
 
 _LARGEST = 1 << 20  # bytes
 _MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
@@ -193,7 +196,7 @@ RUN = (
         ("base_model_name_or_path",),
         ("model_name", "model", "base_model", "model_name_or_path", "model_id"),
     ),
-    Setting("dataset_name", short_name, (), ("dataset_name", "dataset")),
+    Setting("dataset_name", short_names, (), ("dataset_name", "dataset")),
     Setting("task_profile", profile, (), ("task_profile",)),
     Setting("notes", text, (), ("notes",)),
     Setting("num_labels", whole, (), ("num_labels",)),
@@ -239,13 +242,13 @@ TRAINING = (
         "batch_size",
         whole,
         ("per_device_train_batch_size",),
-        ("batch_size", "micro_batch_size", "train_batch_size"),
+        ("batch_size", "micro_batch_size", "train_batch_size", "per_device_batch_size"),
     ),
     Setting(
         "gradient_accumulation",
         whole,
         ("gradient_accumulation_steps",),
-        ("gradient_accumulation", "grad_accum"),
+        ("gradient_accumulation", "grad_accum", "grad_accum_steps", "grad_accumulation_steps", "accumulation_steps"),
     ),
     Setting("world_size", whole, ("world_size",)),
     Setting("max_steps", whole, ("max_steps",), ("steps",)),
@@ -266,7 +269,7 @@ TRAINING = (
     Setting("metric_for_best_model", text, ("metric_for_best_model",)),
     Setting("greater_is_better", flag, ("greater_is_better",)),
     Setting("label_smoothing_factor", real, ("label_smoothing_factor",)),
-    Setting("max_length", whole, ("max_length", "max_seq_length"), ("sequence_len", "cutoff_len")),
+    Setting("max_length", whole, ("max_length", "max_seq_length"), ("sequence_len", "cutoff_len", "max_seq_len")),
     Setting("logging_strategy", strategy, ("logging_strategy",), extra=True),
     Setting("train_examples", whole, (), ("train_examples", "n_train", "train_samples"), extra=True),
 )
@@ -351,17 +354,42 @@ def known_keys(dialect: Dialect) -> frozenset[str]:
 
 
 def nearest_known(key: str) -> str | None:
-    """The known name, of any dialect, that the last dotted part of a key misspells; None if it resembles none.
+    """The known name, of any dialect, that the last dotted part of a key misspells; None if it misspells none.
+
+    A slip is one letter too many, too few, wrong or swapped, or a separator left out. A name that has other words, an
+    abbreviation or a plural is the name of another program.
 
     >>> nearest_known("learning_rat"), nearest_known("model.lora_rnak"), nearest_known("my_own_note")
     ('learning_rate', 'lora_rank', None)
+    >>> nearest_known("max_seq_le"), nearest_known("quantization"), nearest_known("warmupsteps")
+    (None, None, 'warmup_steps')
     """
     last = key.rpartition(".")[2].lower()
     if len(last) < _SHORT or last[-1].isdigit():  # one of a series, such as alpha1 and alpha2
         return None
     names = sorted(name for name in frozenset().union(*_lists().values()) if name[:1] == last[:1])
     others = [name for name in names if _DIGITS.sub("", name) != _DIGITS.sub("", last)]  # load_in_4bit, load_in_8bit
-    return next(iter(get_close_matches(last, others, n=1, cutoff=ALIKE)), None)
+    alike = get_close_matches(last, others, n=_CANDIDATES, cutoff=ALIKE)
+    return next((name for name in alike if _is_slip(last, name)), None)
+
+
+def _is_slip(written: str, meant: str) -> bool:
+    ours, theirs = written.split("_"), meant.split("_")
+    if len(ours) != len(theirs):
+        return written.replace("_", "") == meant.replace("_", "")
+    differing = [(one, other) for one, other in zip(ours, theirs, strict=True) if one != other]
+    return len(differing) == 1 and _is_one_letter(*differing[0])
+
+
+def _is_one_letter(word: str, other: str) -> bool:
+    if min(len(word), len(other)) < _SHORT - 1 or f"{word}s" == other or word == f"{other}s":
+        return False
+    edits = [max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in _edits(word, other) if tag != "equal"]
+    return sum(edits) == 1 or (sum(edits) == _SWAP and sorted(word) == sorted(other))
+
+
+def _edits(word: str, other: str) -> list[tuple[str, int, int, int, int]]:
+    return SequenceMatcher(None, word, other, autojunk=False).get_opcodes()
 
 
 def knows_lora(key: str) -> bool:

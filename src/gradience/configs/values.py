@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, get_args
 
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, few
 from gradience.schema import Json, NonFinite, TaskProfile, real as on_the_wire
 from gradience.telemetry.secrets import hide_secrets
 
@@ -140,6 +140,15 @@ def short_name(value: Json) -> str:
     parts = [part for part in re.split(r"[/\\]", found) if part]
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) is not None
     return found if is_hub_id or not parts else parts[-1]
+
+
+def short_names(value: Json) -> str:
+    """Return one name as `short_name` does, or those of a list in one text.
+
+    >>> short_names("org/data"), short_names(["data/train.jsonl"]), short_names(["a", "b", "c", "d"])
+    ('org/data', 'train.jsonl', 'a, b, c and 1 more')
+    """
+    return few([short_name(item) for item in value]) if isinstance(value, list) else short_name(value)
 
 
 def names(value: Json) -> list[str] | str:

@@ -160,7 +160,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
         yield ""
     if report.unknown_keys:
         keys = [_text(key) for key in report.unknown_keys]
-        yield f"Unknown keys (no setting of PEFT, transformers or TRL): {listed(keys, _NAMES)}"
+        yield f"Keys that no rule reads: {listed(keys, _NAMES)}"
         yield ""
     if report.not_run:
         yield from skipped_lines(report.not_run, verbose=verbose)
@@ -252,7 +252,7 @@ def _batch(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
 
 
 def _length(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
-    parts = [f"{_g(derived['planned_steps'])} steps"] if "planned_steps" in derived else []
+    parts = [f"{as_float(derived['planned_steps']):.0f} steps"] if "planned_steps" in derived else []
     if training.epochs is not None and not training.extras.get("epochs_overridden"):
         parts.append(f"{_g(training.epochs)} epochs")
     if (derived.get("warmup_share") or 0) != 0:

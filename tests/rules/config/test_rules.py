@@ -122,6 +122,7 @@ FIRES = [
     ("SCH001", training(lr_scheduler="constant", warmup_steps=10.0)),
     ("SCH001", training(lr_scheduler="constant", warmup_steps=0.0, warmup_ratio=0.1)),
     ("SCH002", training(warmup_steps=50.0, max_steps=100)),
+    ("SCH002", training(warmup_steps=500.0, max_steps=10)),
     ("SCH002", training(warmup_steps=0.0, warmup_ratio=0.5)),
     ("SCH002", training(warmup_steps=0.5)),
     ("SCH003", training(warmup_ratio=0.1)),
@@ -185,6 +186,7 @@ SILENT = [
     ("SCH001", training(lr_scheduler="constant_with_warmup", warmup_steps=10.0)),
     ("SCH001", training(lr_scheduler="constant", warmup_steps=0.0)),
     ("SCH002", training(warmup_steps=49.0, max_steps=100)),
+    ("SCH002", training(warmup_steps=500.0, max_steps=9)),  # a trial of the script
     ("SCH002", training(warmup_steps=0.0)),
     ("SCH003", training(warmup_ratio=0.0)),
 ]
@@ -280,6 +282,7 @@ def coverage(**fields: Any) -> CheckContext:
     return CheckContext(coverage=msgspec.convert({**said, **fields}, Coverage))
 
 
+PHI_OWN = config(model_name="microsoft/phi-1_5", lora={"target_modules": ["Wqkv", "out_proj", "fc1", "fc2"]})
 PHI = config(  # of these only `dense` is in the model
     model_name="microsoft/phi-2",
     lora={"target_modules": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h", "dense"]},
@@ -290,13 +293,30 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
         [
             (training(), CheckContext(unknown_keys=("learning_rat",))),
             (training(), CheckContext(unknown_keys=("note", "model.lora_rnak"))),
+            (training(), CheckContext(unknown_keys=("warmupsteps", "note", "tags"))),
+            (config(extras={"format": "axolotl"}), CheckContext(unknown_keys=("sequence_lne", "a_a", "b_b", "c_c"))),
         ],
         [
             (training(), CheckContext(unknown_keys=())),
             (training(), CheckContext(unknown_keys=("my_own_note", "lor"))),
-            (training(), CheckContext(unknown_keys=("alpha1", "load_in_4bit", "swanlab_project"))),  # of other series
+            (training(), CheckContext(unknown_keys=("alpha1", "load_in_4bit"))),  # of other series
+            *[  # other words, abbreviations and plurals are names of other programs
+                (training(), CheckContext(unknown_keys=(key,)))
+                for key in (
+                    "quantization",
+                    "training.max_seq_le",
+                    "dataset_path",
+                    "columns",
+                    "s2_attention",
+                    "use_bdra",
+                )
+            ],
         ],
-        [(training(), CheckContext())],
+        [
+            (training(), CheckContext()),
+            (training(), CheckContext(unknown_keys=("learning_rat", "solution_field", "train_log", "note"))),
+            (training(), CheckContext(unknown_keys=("learning_rat",), moment="begun", begun="args.json")),
+        ],
     ),
     "TGT002": (
         [
@@ -315,6 +335,8 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
     "TGT006": (
         [
             (PHI, CheckContext()),
+            (PHI, CheckContext(moment="begun", begun="adapter_model.safetensors")),
+            (PHI_OWN, CheckContext()),  # transformers' class has other names; the model's own code had these
             (config(model_name="google/flan-t5-base", lora={"target_modules": ["q", "V"]}), CheckContext()),
             (config(model_name="gpt2", lora={"target_modules": ["q_proj"]}), CheckContext()),
         ],
@@ -324,6 +346,7 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
         ],
         [
             (PHI, coverage()),
+            (PHI_OWN, CheckContext(moment="begun", begun="adapter_model.safetensors")),
             (config(model_name="org/own-model", lora={"target_modules": ["q"]}), CheckContext()),
             (config(model_name="gpt2", lora={"target_modules": "all-linear"}), CheckContext()),
             (config(lora={"target_modules": ["q"]}), CheckContext()),
@@ -571,7 +594,6 @@ def test_the_premises_of_a_rule_are_on_its_card() -> None:
     assert [rule.id for rule in RULES if not rule.premises] == [
         "VAL001",
         "SEC001",
-        "KEY001",
         "REC002",
         "STP001",
         "EPO001",
@@ -588,6 +610,19 @@ def test_low_rate_names_the_default_it_equals() -> None:
         assert name in next(item.message for item in judged(snapshot).findings if item.id == "LR001")
     for lr in (1e-5, 2e-5):  # 2e-5 is the default of a trainer that this is not
         assert "default" not in next(item.message for item in judged(rate(lr)).findings if item.id == "LR001")
+
+
+def mlx_run(lr: float, *, scale: float) -> ConfigSnapshot:
+    snapshot = rate(lr)
+    lora = msgspec.structs.replace(snapshot.lora, r=8, alpha=8 * scale)
+    return msgspec.structs.replace(snapshot, lora=lora, extras={"task": "sft", "format": "mlx-lm"})
+
+
+def test_mlxs_rate_is_judged_with_its_scale() -> None:
+    """Its scale is 10 or 20, where PEFT's is 1 or 2: rates of PEFT's recipes would be far too high."""
+    (found,) = [item for item in judged(mlx_run(1e-5, scale=20.0)).findings if item.id == "LR001"]
+    assert (found.action, "1.6e-03" in found.message) == ("try 2e-05 to 6e-05", True)
+    assert "LR001" not in {item.id for item in judged(mlx_run(2e-5, scale=20.0)).findings}
 
 
 def test_many_epochs_are_graver_without_evaluation() -> None:

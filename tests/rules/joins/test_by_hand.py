@@ -62,7 +62,7 @@ TRN302
   says  log+weights rate_zero zero
   says  log+weights zero
   says  config+log stops
-  says  log
+  says  log not_learnt
 SAV303
   needs log no NOL106 GRD108
   needs weights TRN202[untrained]

@@ -51,6 +51,7 @@ VALUES = {
 TEXTS = dict.fromkeys(
     [
         "rate_zero",
+        "not_learnt",
         "lost",
         "zero",
         "stops",

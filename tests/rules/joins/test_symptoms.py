@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.rules.joins import symptoms
+from gradience.rules.joins import correlate, symptoms
+from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
     config_symptoms,
@@ -192,8 +193,18 @@ def test_a_file_that_ends_too_early_is_damaged_and_another_that_cannot_be_read_i
 
 def test_a_rate_of_zero_says_in_how_many_rows_and_one_that_was_short_of_its_peak_does_not():
     zero, short = log_symptoms(log(finding("LRS109", rows=7), finding("LRS109", peak=1e-5), evaluations=1))
-    assert zero.seen.values == {"rows": 7, "rate_zero": "the learning rate was 0 in 7 rows"}
+    says = "the learning rate was 0 in 7 rows"
+    assert zero.seen.values == {"rows": 7, "rate_zero": says, "not_learnt": says}
     assert short.seen.values == {"peak": 1e-5}
+
+
+def test_only_a_loss_that_does_not_fall_and_a_rate_of_zero_say_that_nothing_was_learnt():
+    """Rows without a gradient do not, in a run whose loss falls."""
+    found = log_symptoms(log(*(finding(rule) for rule in ("NOL106", "GRD108")), evaluations=1))
+    assert [item.seen.values.get("not_learnt") for item in found] == ["the loss does not fall", None]
+    vanished = [symptom for symptom in found if symptom.id == "GRD108"]
+    low = config_symptoms(SimpleNamespace(findings=[finding("LR001")]))
+    assert correlate(JOINS, [*vanished, *low], frozenset()).causes == []
 
 
 def test_what_stops_a_run_by_itself_says_so():

@@ -17,15 +17,19 @@ from gradience.schema import Severity
 
 
 class Family(NamedTuple):
-    """Models that share their modules' names: a pattern of their names on the hub, and those names."""
+    """Models that share their modules' names: a pattern of their names on the hub, and those names.
+
+    `former` are the names in the code that the models came with, before transformers had their class.
+    """
 
     name: str
     models: re.Pattern[str]
     modules: frozenset[str]
+    former: frozenset[str] = frozenset()
 
 
-def _family(name: str, models: str, modules: str) -> Family:
-    return Family(name, re.compile(models, re.IGNORECASE), frozenset(modules.split()))
+def _family(name: str, models: str, modules: str, former: str = "") -> Family:
+    return Family(name, re.compile(models, re.IGNORECASE), frozenset(modules.split()), frozenset(former.split()))
 
 
 _LLAMA: Final = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj embed_tokens lm_head score rotary_emb"
@@ -35,7 +39,10 @@ _BART: Final = "q_proj k_proj v_proj out_proj fc1 fc2 dense shared embed_tokens 
 
 FAMILIES: Final = (
     _family(
-        "Phi-2", r"phi-(1|1_5|1\.5|2)\b(?!.*(gptq|awq))", "q_proj k_proj v_proj dense fc1 fc2 embed_tokens lm_head"
+        "Phi-2",
+        r"phi-(1|1_5|1\.5|2)\b(?!.*(gptq|awq))",
+        "q_proj k_proj v_proj dense fc1 fc2 embed_tokens lm_head",
+        former="Wqkv out_proj linear wte",
     ),
     _family(
         "Phi-3",
@@ -99,6 +106,8 @@ def _absent(facts: Facts) -> Iterator[Observation]:
     if not isinstance(targets, list):
         raise Unknown("target_modules is no list of names")
     missed = absent_targets(model, targets)
+    if facts.around.moment != "to come" and not family.former.isdisjoint(name.rpartition(".")[2] for name in missed):
+        raise Unknown(f"the run has begun, and {few(missed)} may be of the code that {model} came with")
     left = [name for name in targets if name not in missed]
     if missed:
         yield Observation(

@@ -67,6 +67,17 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     value, name = _DEFAULTS.get(source, (math.nan, ""))
     named = f", the default of {name}" if math.isclose(lr, value) else ""
     sure = facts.objective.kind == "sft" and facts.objective.stated
+    step = _step(facts, default=0.0)
+    if source == "mlx-lm" and step > 0:  # its scales are 10 and 20, so the rate alone says little
+        low, high = (f"{band.value / step * lr:.1g}" for band in (USUAL_STEP, BEST_STEP))
+        yield Observation(
+            f"lr {lr:g}{named} moves the update slowly: scaling x r x lr is {step:.1e}, and 3e-3 to 1e-2 in shipped "
+            "recipes",
+            {"lr": lr, **_step_value(facts)},
+            action=f"try {low} to {high}",
+            confidence=None if sure else _HINTED_CONFIDENCE,
+        )
+        return
     yield Observation(
         f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that",
         {"lr": lr, **_step_value(facts)},

@@ -170,6 +170,7 @@ EPOCHS_BLIND = Threshold(
     "epochs_blind", 10, "epochs", "a judgement: real runs of 20 epochs and more ended at a loss near 0"
 )
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
+TRIAL_STEPS = Threshold("trial_steps", 10, "steps", "a judgement: a few steps show that a script runs")
 WARMUP_RATIO_REMOVED = Threshold(
     "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
 )
@@ -240,13 +241,20 @@ def _long_warmup(facts: Facts) -> Iterator[Observation]:
     if facts.config.training.lr_scheduler == "constant":
         return
     share = facts.warmup_share
-    if share >= WARMUP_LONG.value:
+    if share >= WARMUP_LONG.value and not _is_trial(facts):
         left = share < 1.0 and facts.around.moment == "weighed"  # the log shows what came of it after the warm-up
         yield Observation(
             f"warmup takes {share:.0%} of the run: the peak rate is hardly used",
             {"warmup_share": share},
             severity="info" if left else None,
         )
+
+
+def _is_trial(facts: Facts) -> bool:
+    try:
+        return facts.steps < TRIAL_STEPS.value
+    except Unknown:  # the share is configured as a share
+        return False
 
 
 def _removed_ratio(facts: Facts) -> Iterator[Observation]:
@@ -367,7 +375,7 @@ RULES = (
         id="SCH002",
         severity="warning",
         title="warmup over half the run",
-        condition="warmup takes {warmup_long} of all steps or more",
+        condition="warmup takes {warmup_long} of all steps or more, of {trial_steps} steps at least",
         observe=_long_warmup,
         confidence=0.8,
         evidence=(cite("definition", "the peak rate is reached when warmup ends: after half the run or more"),),
@@ -375,7 +383,7 @@ RULES = (
         action="warm up for 3 to 10 % of the steps",
         scope="schedules with warmup",
         verify="the logged learning rate over steps",
-        thresholds=(WARMUP_LONG,),
+        thresholds=(WARMUP_LONG, TRIAL_STEPS),
         settings=("warmup_steps", "warmup_ratio"),
     ),
     ConfigRule(

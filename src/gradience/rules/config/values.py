@@ -12,11 +12,16 @@ from typing import Final, NamedTuple
 
 from gradience.configs.settings import ALIKE, nearest_known
 from gradience.rules import Observation, Threshold, Unknown, cite
-from gradience.rules.config.facts import ConfigRule, Facts, about_lora
+from gradience.rules.config.facts import TO_COME, ConfigRule, Facts, about_lora
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.events import ConfigSnapshot
 
 Number = float | NonFinite | None
+
+
+MOST_UNKNOWN = Threshold(
+    "most_unknown", 2, "keys that resemble no setting", "a judgement: with more of them, names are a program's own"
+)
 
 
 class _Range(NamedTuple):
@@ -124,12 +129,16 @@ def _fields_of(values: Mapping[str, Json]) -> Iterator[str]:
 def _misspelt(facts: Facts) -> Iterator[Observation]:
     if facts.around.unknown_keys is None:
         raise Unknown("the settings come from no file: there is no key to look at")
-    for key in facts.around.unknown_keys:
-        if (meant := nearest_known(key)) is not None:
+    meant = {key: nearest_known(key) for key in facts.around.unknown_keys}
+    others = sum(nearest is None for nearest in meant.values())
+    if "format" not in facts.config.extras and others > MOST_UNKNOWN.value:
+        raise Unknown(f"{others} keys are of no program known here: the file is of a program with names of its own")
+    for key, nearest in meant.items():
+        if nearest is not None:
             yield Observation(
-                f"no setting is called {key}; did you mean {meant}?",
-                {"key": key, "nearest": meant},
-                action=f"write {meant}, or remove the key",
+                f"no setting is called {key}; did you mean {nearest}?",
+                {"key": key, "nearest": nearest},
+                action=f"write {nearest}, or remove the key",
             )
 
 
@@ -172,7 +181,9 @@ RULES = (
         id="KEY001",
         severity="warning",
         title="a key that nobody reads",
-        condition="an unknown key is spelt almost like a known one (similarity of at least {alike})",
+        needs=(TO_COME,),
+        condition="an unknown key is a known one but for a letter or a separator (similarity of at least {alike}), in "
+        "the recipe of a known trainer or in a file with at most {most_unknown} other unknown keys",
         observe=_misspelt,
         settings=lambda values: [str(values.get("key", ""))],
         confidence=0.85,
@@ -184,8 +195,9 @@ RULES = (
         ),
         rationale="The run goes on without the setting, and nothing in its log says so.",
         action="write the known name, or remove the key",
-        scope="PEFT's, transformers' and TRL's arguments, recipes of Axolotl, LLaMA-Factory, torchtune and MLX-LM",
+        scope="runs to come; PEFT's, transformers' and TRL's arguments, recipes of Axolotl, LLaMA-Factory, torchtune "
+        "and MLX-LM. A run that has begun may have been another program's, whose names are not known here",
         verify="the trainer's own dump of its arguments shows the value or the default",
-        thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "a judgement"),),
+        thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "a judgement"), MOST_UNKNOWN),
     ),
 )

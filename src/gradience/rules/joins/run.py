@@ -151,7 +151,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "weights"), "The adapter was not trained: {rate_zero}, and {zero}."),
             Message(("log", "weights"), "The adapter was not trained: nothing was learnt in the log, and {zero}."),
             Message(("config", "log"), "Nothing was learnt in the log, and the configuration says why: {stops}."),
-            Message(("log",), "Nothing was learnt, as far as the log shows."),
+            Message(("log",), "Nothing was learnt, as far as the log shows: {not_learnt}."),
         ),
         confidence=0.95,
         evidence=(ZERO_B, NEMOTRON),

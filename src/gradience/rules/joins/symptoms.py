@@ -61,7 +61,10 @@ def log_symptoms(report: MonitorReport) -> list[Symptom]:
 def _log_symptom(finding: Finding) -> Symptom:
     values = finding.values
     if finding.id == "LRS109" and "rows" in values:
-        return _symptom("log", finding, rate_zero=f"the learning rate was 0 in {values['rows']} rows")
+        zero = f"the learning rate was 0 in {values['rows']} rows"
+        return _symptom("log", finding, rate_zero=zero, not_learnt=zero)
+    if finding.id == "NOL106":
+        return _symptom("log", finding, not_learnt="the loss does not fall")
     if finding.id == "NUM102" and values.get("no_labels"):
         return _symptom("log", finding, masked=f"the loss is exactly 0 in all {values['rows']} rows")
     if finding.id in _NOT_FINITE and (finding.id != "NUM102" or SEVERITIES.index(finding.severity) >= _ERROR):

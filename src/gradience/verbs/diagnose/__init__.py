@@ -180,7 +180,11 @@ def runs_here(monitor: MonitorReport | None, checkpoints: Iterable[Checkpoint]) 
         return ""
     own = [item.name for item in named if item.of_run]
     which = f"that of {own[-1]}" if own else f"the one that reached step {monitor.train.last_step}"
-    return f"{count} runs here, and {which} is judged" + (f", not that of {strange[-1]}" if strange else "")
+    if not strange:
+        return f"{count} runs here, and {which} is judged"
+    others = count - 1
+    left = f"that of {strange[-1]}" if others == 1 else f"the {others} others ({strange[-1]} is of one)"
+    return f"{count} runs here, and {which} is judged, not {left}"
 
 
 def _counts(causes: Sequence[Cause]) -> list[str]:

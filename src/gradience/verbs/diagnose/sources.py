@@ -282,6 +282,8 @@ def _single_file(folder: Path, files: list[str]) -> Found:
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:
         return Found(folder / alone[0], chosen="the only weights file")
+    if tensors and not alone:
+        return Found(reason=f"{', '.join(tensors[:SHOWN])}: a whole model, no adapter")
     if tensors:
         return Found(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
     lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
