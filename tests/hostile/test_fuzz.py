@@ -12,8 +12,8 @@ EACH = INPUTS if SLOW else 5  # of a verb and a kind of file: half of 600 are mo
 
 # In a fork that has imported what the program imports; XLA, which begins in it, reads the flags that the program sets.
 PROGRAM = """
-import os, runpy, sys
-os.environ.pop("JAX_COMPILATION_CACHE_DIR")  # the programs keep theirs in the folder where each may write
+import jax, runpy, sys
+jax.config.update("jax_compilation_cache_dir", None)  # each program keeps what it compiles where it may write
 sys.argv = {argv!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
