@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _batch(options: argparse.Namespace, seed: int, out: Path) -> bool:
-    """Run the inputs of a seed; return whether any failed. One of several batches that was finished is not run again."""
+    """Run the inputs of a seed; return whether any failed. A batch, of several, that was finished is not run again."""
     if options.batches > 1 and (out / "counts.json").exists():
         return bool(json.loads((out / "counts.json").read_text())["failed"])
     shutil.rmtree(out, ignore_errors=True)
