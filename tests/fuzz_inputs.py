@@ -278,9 +278,75 @@ def _add_strangers(add: Callable[..., None]) -> None:
     add("mlflow", 4, mlflow, f"import run {out} --json", "monitor run --json")
     history = {"run/files/wandb-summary.json": _dump({"loss": 0.5}), "run/files/config.yaml": b"lr: {value: 0.1}\n"}
     add("wandb", 3, history | {"run/run-a.wandb": b"W&B\x00" * 9}, f"import run {out} --json", "diagnose run --json")
-    fleet = _adapter("a") | {"f/fleet.json": _dump({"schema": "gradience.vnext.fleet/v1", "parts": [], "next": 1})}
-    add("fleet", 2, fleet, "fleet show f --json", "fleet query f --named verdicts --csv")
-    add("runs", 2, {"run.jsonl": _log()}, "runs list . --out ../out/f --json", "runs list . --out ../out/f --csv")
+    _add_stores(add)
+    _add_tokenizers(add, out)
+
+
+def _add_stores(add: Callable[..., None]) -> None:
+    """Add fleets of adapters and stores of runs: made from a stranger's files, and read from a stranger's store."""
+    two = _adapter("a") | _adapter("b", 5)
+    add("adapters of a fleet", 2, two, "fleet audit a b --out ../out/f --workers 1 --json")
+    fleet = _store("fleet")
+    shown = ("fleet show f --json", "fleet show f -v", "fleet query f --named verdicts --csv")
+    asked = ("fleet query f select~*~from~modules --json", "fleet query f select~path,name,r~from~modules --csv")
+    add("fleet", 3, fleet, *shown, *asked, "fleet query f select~1 --parquet ../out/q.parquet")
+    kept = {f"../out/{name}": data for name, data in _store("runs").items()}
+    log = {"run.jsonl": _log()}
+    listed = ("runs list . --out ../out/f --json", "runs list . --out ../out/f --csv")
+    add("runs", 2, log, *listed, "runs curves . --json", "runs curves . --html ../out/p.html")
+    queried = ("runs query . select~*~from~rows --out ../out/f --csv", "runs best . --out ../out/f --metric test/loss")
+    add("store of runs", 2, log | kept, *listed, *queried, "runs show . --out ../out/f --json")
+
+
+def _store(kind: str) -> dict[str, bytes]:
+    """The files of a store with one part, whose rows have a plain value in every column."""
+    from gradience.verbs.fleet import arrow_schema
+    from gradience.verbs.fleet.query import FLEET
+    from gradience.verbs.runs.collect import RUNS
+
+    tables = FLEET if kind == "fleet" else RUNS
+    files = {"f/fleet.json": _dump({"schema": tables.schema, "parts": [1], "next": 2})}
+    plain = {"string": "a", "double": 0.5, "int64": 1, "bool": True}
+    for name, row in tables.rows.items():
+        schema = arrow_schema(row)
+        rows = [{f.name: plain.get(str(f.type), [0.5, 0.25]) for f in schema} for _ in range(3)]
+        out = pa.BufferOutputStream()
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), out)
+        files[f"f/{name}/part-000001.parquet"] = out.getvalue().to_pybytes()
+    return files
+
+
+def _add_tokenizers(add: Callable[..., None], out: str) -> None:
+    """Add a stranger's tokenizer and chat template, asked by `check --data` for conversations and for texts."""
+    from data.made import QWEN
+
+    controls = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
+    words = {
+        word: n
+        for n, word in enumerate(
+            [*controls, "[UNK]", *["what", "is", "two", "and", "two", "four", "user", "assistant"]]
+        )
+    }
+    added = [
+        {"id": n, "content": word, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for n, word in enumerate(controls)
+    ]
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"}
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
+    tokenizer |= {"pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None, "model": model}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    folder = {"t/tokenizer.json": _dump(tokenizer), "t/tokenizer_config.json": _dump(config | {"chat_template": QWEN})}
+    turns = [{"role": "user", "content": "what is two and two"}, {"role": "assistant", "content": "four"}]
+    chats = folder | {"d.jsonl": _jsonl([{"messages": turns}] * 6)}
+    add("tokenizer", 4, chats, "check --data d.jsonl --tokenizer t --json", "check --data d.jsonl --tokenizer t -v")
+    given = {"d.jsonl": chats["d.jsonl"], "c.jinja": QWEN.encode()} | folder
+    add("template", 8, given, "check --data d.jsonl --tokenizer t --template c.jinja --json")
+    pairs = folder | {"d.jsonl": _jsonl([{"prompt": "what is", "chosen": "four", "rejected": "two"}] * 6)}
+    add("preferences", 2, pairs, "check --data d.jsonl --tokenizer t --json")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    tooled = folder | {"d.jsonl": _jsonl([{"messages": turns, "tools": tools}] * 3)}
+    add("tools", 2, tooled, "check --data d.jsonl --tokenizer t --json")
 
 
 @cache
@@ -504,7 +570,7 @@ def _by_kind(name: str) -> Callable[[Random, bytes], bytes]:
     suffix = Path(name).suffix
     kinds = {
         ".json": _json, ".jsonl": _lines, ".yaml": _text, ".toml": _text, ".csv": _cells, ".db": _sql,
-        ".safetensors": _header,
+        ".safetensors": _header, ".jinja": _template, ".log": _text, ".tsv": _cells,
     }  # fmt: skip
     return _event_records if "tfevents" in name else kinds.get(suffix, _bytes)
 
@@ -610,6 +676,27 @@ def _text(rng: Random, data: bytes) -> bytes:
     else:
         lines[at:at] = [f"{rng.choice(TEXTS)}{rng.choice([': ', ' = '])}{rng.choice(SCALARS + TEXTS)}"]
     return "\n".join(lines).encode("utf-8", "surrogateescape" if "\ud800" not in "".join(lines) else "replace")
+
+
+TEMPLATES = [
+    "{{ 1/0 }}", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'a' * 10**10 }}", "{{ messages.__class__.__mro__ }}",
+    "{{ cycler.__init__.__globals__.os.popen('true').read() }}", "{% include 'x' %}", "{{ raise_exception('no') }}",
+    "{{ messages | tojson(indent=10**9) }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{{ messages[9].content }}", "{{ 9**9**9 }}", "{% generation %}", "{% endgeneration %}", "{% if %}", "{{", "{#",
+    "{% raw %}", "{{ '%1000000000d' % 1 }}", "{{ messages | map('upper') | join }}",
+    "{{ strftime_now('%Y' * 99999) }}", "{{ tools[0].x.y }}", "{{ ('x' ~ '\u202e\x1b[31m') }}",
+    "{% set messages = 1 %}", "{{ range(10**9) | list }}", "{{ messages.append(1) }}", "{% import 'os' as os %}",
+    "{{ namespace(a=1).a.b }}", "{{ undefined + 1 }}", "{{ [1] | batch(0) | list }}", "\udcff",
+]  # fmt: skip
+
+
+def _template(rng: Random, data: bytes) -> bytes:
+    """Put a hostile piece into a chat template, before, behind or within it, or in its place."""
+    text, piece = data.decode("utf-8", "surrogateescape"), rng.choice(TEMPLATES)
+    at = rng.choice([0, len(text), text.find("{{"), rng.randrange(len(text) + 1)])
+    whole = piece if rng.random() < 0.2 else text[:at] + piece + text[at:]  # one in five
+    return whole.encode("utf-8", "surrogateescape")
 
 
 def _cells(rng: Random, data: bytes) -> bytes:
@@ -864,7 +951,7 @@ def _plant(rng: Random, argv: list[str], files: dict[str, bytes | Special], secr
 
 
 def _planter_of(name: str) -> Callable[[Random, bytes, Any], bytes | None] | None:
-    if name.endswith("index.json"):  # its values are file names, which errors must show
+    if name.endswith("index.json") or name.startswith("../out"):  # file names, which errors must show; no input
         return None
     return next((plant for ending, plant in PLANTERS.items() if name.endswith(ending)), None)
 

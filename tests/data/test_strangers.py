@@ -111,6 +111,16 @@ def test_a_pipe_is_no_data_set_whatever_its_name(tmp_path: Path, name: str) -> N
         Source(tmp_path / name)
 
 
+@every(
+    "state",
+    [{"_data_files": [{"filename": ["x"]}, {}, 1]}, {"_data_files": {}}, {"splits": ["."]}, {"splits": [".."]}, {}],
+)
+def test_a_damaged_state_of_a_saved_data_set_is_an_error(tmp_path: Path, state: dict[str, Any]) -> None:
+    (tmp_path / ("dataset_dict.json" if "splits" in state else "state.json")).write_text(json.dumps(state))
+    with pytest.raises(ConfigError):
+        Source(tmp_path)
+
+
 def arrow(path: Path) -> bytearray:
     table = pa.table({"text": ["hello world"] * 50, "ids": [[1, 2, 3]] * 50})
     with ipc.new_stream(str(path), table.schema) as writer:

@@ -1,4 +1,4 @@
-"""The third corpus: how many secrets are hidden, and how few innocent strings, in either half."""
+"""The third and fourth corpus: how many secrets are hidden, and how few innocent strings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 
 import pytest
+from hostile import fresh
 from hostile.field import INNOCENTS, SECRETS, unseen
 
 from gradience.telemetry.redact import hide_in
@@ -34,3 +35,12 @@ def test_97_in_100_secrets_are_hidden_and_at_most_2_in_100_innocents(half):
     hidden = [line for line in innocents if is_hidden(line)]
     assert len(shown) <= 0.03 * len(secrets)
     assert len(hidden) <= 0.02 * len(innocents)
+
+
+def test_of_the_corpus_that_nothing_was_tuned_on_97_in_100_are_hidden_and_2_in_100_innocents():
+    assert len(fresh.SECRETS) >= 100
+    assert len(fresh.INNOCENTS) >= 200
+    shown = [text for text, secret in fresh.SECRETS if secret in hide_secrets(text)]
+    hidden = [line for line in fresh.INNOCENTS if is_hidden(line)]
+    assert len(shown) <= 0.03 * len(fresh.SECRETS), shown
+    assert len(hidden) <= 0.02 * len(fresh.INNOCENTS), hidden

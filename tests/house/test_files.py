@@ -105,3 +105,8 @@ def test_every_exception_is_still_one() -> None:
 )
 def test_each_way_to_open_a_file_is_noticed(line: str) -> None:
     assert len(list(opened(ast.parse(f"def f():\n    {line}\n")))) == 1
+
+
+def test_links_are_followed_only_where_a_circle_of_them_is_no_error() -> None:
+    found = [path.name for path in SOURCE.rglob("*.py") if ".resolve(" in path.read_text(encoding="utf-8")]
+    assert found == []  # but `io.reading.real_path`

@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 
 from gradience.errors import RecorderError
+from gradience.importers import read_source
 from gradience.importers.sources import format_of
 
 
@@ -63,6 +64,16 @@ def test_bad_readings_are_counted_and_a_failed_run_is_said(tmp_path, import_even
     assert [skipped.line for skipped in imported.skipped] == [2, 3]
     assert any("the run failed" in note for note in imported.notes)
     assert events.end.status == "unknown"
+
+
+def test_metrics_that_are_larger_than_a_source_may_be_are_refused_unread(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "meta.yaml").write_text("run_id: abc\n")
+    for name in ("loss", "lr"):
+        with (tmp_path / "metrics" / name).open("wb") as file:
+            file.truncate(300 << 20)  # sparse; neither is too large alone
+    with pytest.raises(RecorderError, match="is larger than 512 MiB"):
+        read_source(tmp_path)
 
 
 @pytest.fixture

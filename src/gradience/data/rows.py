@@ -132,12 +132,16 @@ def _saved(folder: Path) -> list[Path]:
         chosen = _COMMON_TRAIN if _COMMON_TRAIN in names else names[0] if len(names) == 1 else None
         if chosen is None:
             raise ConfigError(f"{folder}: several splits: {', '.join(names)}", advice=f"give one: {folder}/SPLIT")
-        return _saved(folder / chosen)
+        return _saved_files(folder / Path(chosen).name)
+    return _saved_files(folder)
+
+
+def _saved_files(folder: Path) -> list[Path]:
     if not (folder / "state.json").is_file():
         return []
     listed = _json_object(folder / "state.json").get("_data_files")
-    names = [item["filename"] for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    return [folder / Path(name).name for name in names]
+    named = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    return [folder / Path(name).name for name in named if isinstance(name, str)]
 
 
 def _json_object(path: Path) -> dict[str, Json]:

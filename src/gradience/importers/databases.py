@@ -21,7 +21,7 @@ import msgspec
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.binary import Scalar, scalar_rows
-from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, mapping_layer, readable, require_file
+from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, mapping_layer, readable, refuse_large, require_file
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
 from gradience.io.reading import open_regular, read_small
 from gradience.schema import Json
@@ -205,7 +205,10 @@ def read_mlflow(path: Path, columns: Mapping[str, str] | None = None) -> list[So
 def _of_folder(path: Path, columns: Mapping[str, str] | None) -> SourceRun:
     meta = dict(_pair(line) for line in _text(path).splitlines() if ":" in line)
     raw = SourceRun(path, unit="metric group", files=[path], run_id=meta.get("run_id"), name=meta.get("run_name"))
-    scalars = [scalar for file in _files(path.parent / "metrics") for scalar in _readings(raw, path.parent, file)]
+    files = _files(path.parent / "metrics")
+    with readable(path):
+        refuse_large(path.parent, sum(file.stat().st_size for file in files))
+    scalars = [scalar for file in files for scalar in _readings(raw, path.parent, file)]
     params = path.parent / "params"
     settings = {file.relative_to(params).as_posix(): _text(file) for file in _files(params)}
     return _run(raw, scalars, settings, meta.get("status"), columns)

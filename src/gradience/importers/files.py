@@ -161,6 +161,15 @@ def require_file(path: Path) -> None:
         raise RecorderError(f"{path} is empty", advice="give a log, or the folder of a run")
     if head == _LFS:
         raise RecorderError(f"{path} is a git-lfs pointer, not the file itself", advice="fetch it with `git lfs pull`")
+    refuse_large(path, size)
+
+
+def refuse_large(path: Path, size: int) -> None:
+    """Check the size of a source, of all its files together.
+
+    Raises:
+        RecorderError: it is too large.
+    """
     if size > MAX_BYTES:
         raise RecorderError(
             f"{path} is larger than {MAX_BYTES // 1024**2} MiB", advice="split it, or export less of it"

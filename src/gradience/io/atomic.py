@@ -53,8 +53,8 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
             else:
                 _attempt(out, lambda: _name_unless_taken(partial, out))
     finally:
-        with held():
-            partial.unlink(missing_ok=True)
+        with held(), suppress(OSError):  # the file has its name by now, or another error says why not
+            partial.unlink()
 
 
 @contextmanager

@@ -42,6 +42,7 @@ _SHOWN: Final = 80  # characters of a wrong value
 _UNWRITABLE: Final = re.compile(r'["\\\x00-\x1f]')  # no field of a Struct can be named so on the wire
 _REST: Final = "extras"  # the key of further values that cannot have a field of their own
 _REST_FIELD: Final = "extras_rest"
+_MOST_OWN: Final = 1000  # extras with fields of their own: making a Struct takes the square of their number
 _KEPT_CLASSES: Final = 256
 
 
@@ -244,10 +245,10 @@ def extended(struct: F_, extras: Mapping[str, Json]) -> F_:
     if not extras:
         return unchecked(base, **fields)  # type: ignore[return-value]  # the class of the Struct, or its base
     names = sorted(extras)
-    own = [name for name in names if not _is_unwritable(name)]
+    own = [name for name in names if not _is_unwritable(name)] if len(names) <= _MOST_OWN else []
     fields |= {f"{_REST}_{i}": extras[name] for i, name in enumerate(own)}
     if len(own) < len(names):
-        fields[_REST_FIELD] = {name: extras[name] for name in names if _is_unwritable(name)}
+        fields[_REST_FIELD] = {name: extras[name] for name in names if not own or _is_unwritable(name)}
     made: type[F_] = _class_with(base, tuple(own), len(own) < len(names))  # type: ignore[assignment]  # a subclass
     return unchecked(made, **fields)
 

@@ -41,6 +41,7 @@ from gradience.schema.merge import MergeReport
 from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizedModule, ResizeReport, SourceFile
 from gradience.spectral import each_in_threads
 from gradience.telemetry.redact import hide_in
+from gradience.telemetry.secrets import hide_secrets
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -48,6 +49,7 @@ PROVENANCE_NAME: Final = "gradience_provenance.json"
 PEFT_METADATA: Final = {"format": "pt"}
 
 _ADAPTER_NAMES: Final = frozenset({CONFIG_NAME, PROVENANCE_NAME, *WEIGHT_NAMES, *INDEX_NAMES})
+_BASE_NAMES: Final = ("base_model_name_or_path", "model")  # PEFT's and MLX-LM's names of the base model in a config
 _SHARD: Final = re.compile(r"(?:adapter_model|adapters)-\d{5}-of-\d{5}\.(?:safetensors|bin)")
 _NAMED: Final = 5  # entries that an error names, at most
 _CARD_NAME: Final = "README.md"
@@ -76,6 +78,8 @@ def write_adapter(
 ) -> None:
     """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
 
+    A secret in the name of the base model, such as the token in the URL that it was cloned from, is hidden.
+
     What others may not read of the sources, they may not read of the folder.
 
     Tensors are loaded one at a time. `provenance` is called after the last, to give the hashing of sources time to
@@ -87,9 +91,14 @@ def write_adapter(
     with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
         record = provenance()
-        _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
+        _write(folder / CONFIG_NAME, (json.dumps(_without_token(new.config), indent=2, sort_keys=True) + "\n").encode())
         _write(folder / PROVENANCE_NAME, msgspec.json.format(encoded(record), indent=2) + b"\n")
         keep_private(folder, sources.files)
+
+
+def _without_token(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = {key: name for key in _BASE_NAMES if isinstance(name := config.get(key), str)}
+    return {**config, **{key: hide_secrets(name) for key, name in names.items()}}
 
 
 def encoded(record: Provenance) -> bytes:

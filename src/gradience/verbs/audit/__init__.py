@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -346,6 +347,6 @@ def append_audit(log: Path, report: AuditReport) -> None:
     run = TelemetryReader(log).summarize().last
     if run is None:
         raise RecorderError(f"{log} holds no run to append to", advice="give the run.jsonl of the run")
-    with TelemetryWriter(log, run_id=run.run_id, siblings=False, on_error="raise") as writer:
+    writer = TelemetryWriter(log, run_id=run.run_id, siblings=False, on_error="raise")
+    with closing(writer):  # as a context it would record that the run has crashed if this fails
         writer.metrics(run.last_step, kind="lora_audit", metrics=lora_audit_metrics(report))
-        writer.close()

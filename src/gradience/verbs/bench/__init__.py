@@ -13,6 +13,7 @@ import numpy as np
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike, Progress
+from gradience.io.reading import real_path
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.audit import audit_adapter
@@ -166,7 +167,7 @@ def _trained(store: Store, command: str, rank: int, seed: int, timeout: float) -
     def make(out: Path) -> None:
         draft = out.with_name(f"{out.name}.unfinished")
         draft.mkdir(parents=True, exist_ok=True)
-        argv = words(command, {"r": str(rank), "seed": str(seed), "out": str(draft.resolve())}, required="out")
+        argv = words(command, {"r": str(rank), "seed": str(seed), "out": str(real_path(draft))}, required="out")
         run(argv, timeout=timeout)
         try:
             open_adapter(draft)

@@ -21,6 +21,7 @@ from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, GradienceError, require
 from gradience.io import PathLike, Progress
+from gradience.io.reading import real_path
 from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.schema.compare import BenchMetric, BenchReport
 from gradience.telemetry.redact import hide_in
@@ -298,7 +299,7 @@ class Contest:
         seeds = range(options.seed, options.seed + options.seeds) if "{seed}" in self._metric else [options.seed]
         return Command(
             self._metric,
-            values={"base": base, "data": "" if data is None else str(data.resolve())},
+            values={"base": base, "data": "" if data is None else str(real_path(data))},
             seeds=seeds,
             timeout=options.timeout,
             higher_is_better=not options.lower_is_better,

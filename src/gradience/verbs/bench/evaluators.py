@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
-from gradience.io.reading import decode_json, open_regular
+from gradience.io.reading import decode_json, open_regular, real_path
 from gradience.schema import real
 from gradience.verbs.bench.store import Evaluation
 
@@ -100,7 +100,7 @@ def digest_of_command(command: str) -> str:
 
 def _files_at(place: Path) -> Iterator[Path]:
     try:
-        if place.is_dir() and not Path.cwd().is_relative_to(place.resolve()):
+        if place.is_dir() and not Path.cwd().is_relative_to(real_path(place)):
             yield from islice(sorted(place.rglob("*")), _MOST_FILES)
         elif place.is_file() and not _may_be_written(place):
             beside = place.suffix == ".py"
@@ -296,7 +296,7 @@ class Command:
 
     def _run(self, adapter: Path, seed: int) -> Printed:
         argv = words(
-            self.name, {**self._values, "adapter": str(adapter.resolve()), "seed": str(seed)}, required="adapter"
+            self.name, {**self._values, "adapter": str(real_path(adapter)), "seed": str(seed)}, required="adapter"
         )
         return parsed(run(argv, timeout=self._timeout), argv)
 
@@ -321,7 +321,7 @@ class LmEval:
         Raises:
             GradienceError: lm-eval fails, a path has a comma, or no sample has a known metric.
         """
-        place = str(adapter.resolve())
+        place = str(real_path(adapter))
         if "," in f"{place}{self._base}":
             raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
         with tempfile.TemporaryDirectory() as folder:

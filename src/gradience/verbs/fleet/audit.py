@@ -21,7 +21,7 @@ from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
 from gradience.errors import GradienceError, require
 from gradience.io import PathLike
-from gradience.io.reading import open_regular
+from gradience.io.reading import open_regular, real_path
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport
 from gradience.spectral import cores, use_threads
 from gradience.verbs import prepare_jax
@@ -125,7 +125,7 @@ def _job(found: Found, base: PathLike | None, rules: str) -> Job:
 def rules_version(base: PathLike | None) -> str:
     """The version of everything but the adapter that a row depends on: the rules, and the base compared with."""
     own = version_of_rules("weights", "weights_and_base")
-    return own if base is None else f"{own} base {Path(base).resolve()}"
+    return own if base is None else f"{own} base {real_path(base)}"
 
 
 def prepare_worker() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gradience.errors import GradienceError, require
 from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
+from gradience.io.reading import real_path
 from gradience.schema import Json
 from gradience.schema.fleet import (
     FLEET_SCHEMA_ID,
@@ -171,7 +172,7 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
         base.execute("set autoload_known_extensions = false; set autoinstall_known_extensions = false")
         base.execute("set python_enable_replacements = false; set allow_community_extensions = false")
         names = store.tables.rows
-        live = {name: [str(path.resolve()) for path in store.files(name)] for name in names}
+        live = {name: [str(real_path(path)) for path in store.files(name)] for name in names}
         base.execute(f"set allowed_paths = {_texts(path for paths in live.values() for path in paths)}")
         for name, paths in live.items():
             if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes

@@ -161,12 +161,16 @@ class Store:
 
     def _make(self) -> None:
         try:
-            if self.folder.is_dir() and not self.exists and any(p.name != _LOCK for p in self.folder.iterdir()):
+            if self.folder.is_dir() and not self.exists and any(map(self._is_foreign, self.folder.iterdir())):
                 raise OutputError(f"{self.folder} holds something else", advice="give a new folder")
             for name in self.tables.rows:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}", advice="check the path") from error
+
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether a job that failed before its first manifest did not leave this: a lock, or a table without parts."""
+        return path.name != _LOCK and not (path.name in self.tables.rows and path.is_dir() and not any(path.iterdir()))
 
 
 class Writer:
