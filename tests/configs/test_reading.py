@@ -332,7 +332,12 @@ def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
         ("peft_config: {r: 8}", lambda c: c.lora.r, 8),
         ("qlora: {r: 8, alpha: 16}", lambda c: c.lora.alpha, 16.0),
         ("model: {name: org/tuned, base_model: org/base}", lambda c: c.model_name, "org/tuned"),
-        ("dpo: {beta: 0.1}", lambda c: c.extras.get("task"), "dpo"),
+        (
+            "training: {epochs: 2}\ndpo: {beta: 0.1, epochs: 9}",
+            lambda c: (c.extras.get("task"), c.training.epochs),
+            ("dpo", 2.0),
+        ),
+        ("dpo: {num_train_epochs: 3}", lambda c: (c.extras.get("task"), c.training.epochs), ("dpo", 3.0)),
         ("sft: {note: a}\ndpo: {beta: 0.1}", lambda c: c.extras.get("task"), None),
         ("lora_bias: none", lambda c: c.lora.extras.get("lora_bias"), None),
         ("optim: {name: adamw, weight_decay: 0.1}", lambda c: c.optimizer.weight_decay, 0.1),
