@@ -337,6 +337,7 @@ def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
             lambda c: (c.extras.get("task"), c.training.epochs),
             ("dpo", 2.0),
         ),
+        ("sft: {epochs: 3, lora: {r: 4}}", lambda c: (c.extras.get("task"), c.lora.r), ("sft", 4)),
         ("dpo: {num_train_epochs: 3}", lambda c: (c.extras.get("task"), c.training.epochs), ("dpo", 3.0)),
         ("sft: {note: a}\ndpo: {beta: 0.1}", lambda c: c.extras.get("task"), None),
         ("lora_bias: none", lambda c: c.lora.extras.get("lora_bias"), None),

@@ -226,6 +226,7 @@ def _read_objective(objective: str, fields: Fields, draft: Draft) -> Iterator[Fi
     section = None if others else fields.section(objective)
     if section is not None:
         yield section
+        yield from _sections(section, draft)
         yield from _read_section(section, draft, "training", TRAINING)
     if others or not draft.is_empty:
         draft.set("run", "task", objective, extra=True)
