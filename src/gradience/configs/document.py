@@ -215,9 +215,21 @@ def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:
         draft.read("run", (Setting("model_name", short_name, (named,)),), section, loose=False)
         yield section
     objectives = [key for key in _OBJECTIVES if fields.is_mapping(key)]
-    if len(objectives) == 1 and objectives != ["sft"]:  # a file of several stages does not say which one is meant
-        draft.set("run", "task", objectives[0], extra=True)
+    if len(objectives) == 1:  # a file of several stages does not say which one is meant
+        yield from _read_objective(objectives[0], fields, draft)
     yield from _read_extras(fields, draft, "run")
+
+
+def _read_objective(objective: str, fields: Fields, draft: Draft) -> Iterator[Fields]:
+    """Read the section named after an objective; it holds the training settings if no other section does."""
+    others = any(fields.is_mapping(key) for key, level, _ in _SECTIONS if level == "training")
+    section = None if others else fields.section(objective)
+    if section is not None:
+        yield section
+        yield from _sections(section, draft)
+        yield from _read_section(section, draft, "training", TRAINING)
+    if others or not draft.is_empty:
+        draft.set("run", "task", objective, extra=True)
 
 
 def _read_section(section: Fields, draft: Draft, level: Level, settings: tuple[Setting, ...]) -> Iterator[Fields]:

@@ -384,12 +384,9 @@ def _is_slip(written: str, meant: str) -> bool:
 def _is_one_letter(word: str, other: str) -> bool:
     if min(len(word), len(other)) < _SHORT - 1 or f"{word}s" == other or word == f"{other}s":
         return False
-    edits = [max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in _edits(word, other) if tag != "equal"]
+    steps = SequenceMatcher(None, word, other, autojunk=False).get_opcodes()
+    edits = [max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in steps if tag != "equal"]
     return sum(edits) == 1 or (sum(edits) == _SWAP and sorted(word) == sorted(other))
-
-
-def _edits(word: str, other: str) -> list[tuple[str, int, int, int, int]]:
-    return SequenceMatcher(None, word, other, autojunk=False).get_opcodes()
 
 
 def knows_lora(key: str) -> bool:

@@ -145,7 +145,7 @@ def short_name(value: Json) -> str:
 def short_names(value: Json) -> str:
     """Return one name as `short_name` does, or those of a list in one text.
 
-    >>> short_names("org/data"), short_names(["data/train.jsonl"]), short_names(["a", "b", "c", "d"])
+    >>> short_names("org/data"), short_names(["/home/me/train.jsonl"]), short_names(["a", "b", "c", "d"])
     ('org/data', 'train.jsonl', 'a, b, c and 1 more')
     """
     return few([short_name(item) for item in value]) if isinstance(value, list) else short_name(value)
