@@ -53,8 +53,8 @@ Signals: TypeAlias = Mapping[str, Signal]
 
 
 def ends(signal: Signal) -> tuple[float, float, int]:
-    """Medians of the first and the last fifth of a column, and the number of rows in a fifth."""
-    width = max(1, len(signal.values) // _PARTS)
+    """Medians of the first and the last fifth of a column, and the number of rows in a fifth: at least two."""
+    width = min(len(signal.values), max(2, len(signal.values) // _PARTS))
     return median(signal.values[:width]), median(signal.values[-width:]), width
 
 

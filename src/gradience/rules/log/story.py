@@ -15,7 +15,7 @@ from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric
 from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
-from gradience.rules.log.learning import learning
+from gradience.rules.log.learning import learning, not_held_out
 from gradience.rules.log.recorded import audited_rank
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.document import SEVERITIES, Finding
@@ -44,7 +44,7 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
     parts = chain(
         _at(told, "broken"),
         _at(told, "meaning"),
-        () if "learning" in covered else _learning(facts),
+        () if "learning" in covered else _learning(facts, overfits=any(each.rule.id == "OVF110" for each in told)),
         _at(told, "shape"),
         _loss(facts, train),
         _at(told, "objective"),
@@ -77,7 +77,7 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
     return {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
 
 
-def _learning(facts: RunFacts) -> Iterator[StoryPart]:
+def _learning(facts: RunFacts, *, overfits: bool) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
     if facts.objective.kind == "rl" or (facts.rate.values and facts.peak_rate <= 0.0):
         return
@@ -90,7 +90,9 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
     if trend is not None:
         values = {"fall": trend.fall, "least_seen": result.least, "p": trend.p, "rows": trend.rows}
     if result.shown:
-        yield StoryPart(says="learns", values=values)
+        without = None if overfits else not_held_out(facts)
+        falls = "the training loss falls, but " if facts.series.steps else ""
+        yield StoryPart(says="learns" if without is None else f"{falls}{without} does not improve", values=values)
     elif not facts.series.steps:
         yield StoryPart(says="no training loss was logged")
     elif decisive_metric(account(facts)) is None:
@@ -100,6 +102,8 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     if not train.rows or facts.objective.kind == "rl":  # under RL a loss says little
         return
+    if train.first_loss == train.last_loss == train.min_loss == 0.0:
+        return  # told by a finding
     first, last = _n(train.first_loss), _n(train.last_loss)
     says = f"loss {first} -> {last}" if train.rows > 1 else f"loss {last} (1 row)"
     yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
@@ -114,8 +118,8 @@ def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
     if curve is not None and "held_out" not in covered:
         last, best = curve.losses[-1], curve.losses[curve.best]
         step = curve.steps[curve.best]
-        says = f"{curve.split} loss {_n(last)}"
-        if len(curve.losses) > 1:
+        says = f"{curve.split} loss {_n(last)}" + (" before the first step" if curve.steps == [0] else "")
+        if len(curve.losses) > 1 and _n(curve.losses[0]) != _n(last):
             says += ", its best" if _n(last) == _n(best) else f" (best {_n(best)} at step {step})"
         yield StoryPart(says=says, values={"last": last, "best": best, "best_step": step})
     metric = decisive_metric(of) or next((each for each in of.metrics if each.name == "accuracy"), None)

@@ -42,6 +42,7 @@ from gradience.verbs.monitor.source import Source, open_source
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
 _DERIVED: Final = "n_derived_from"
 _DERIVATION: Final = "runtime * samples_per_second"
+_FEW_EXAMPLES: Final = 200  # under it, a difference of a few points is chance, so the count is told
 _CLASSES: Final = {  # number of classes of a data set, used if the log does not state it
     "sst2": 2,
     "cola": 2,
@@ -266,8 +267,9 @@ def _with_count(point: EvalPoint) -> EvalPoint:
 
 
 def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
-    """A note on the numbers of examples that were computed from runtime and speed."""
-    counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
+    """A note on the numbers of examples that were computed from runtime and speed, if they are few."""
+    few = [point for point in evals if _DERIVED in point.metrics.extras and (point.metrics.n or 0) < _FEW_EXAMPLES]
+    counts = [f"{point.split} {point.metrics.n}" for point in few]
     return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
 
 
