@@ -99,7 +99,7 @@ def account(facts: RunFacts) -> RunAccount:
         loss=loss,
         floor=_floor(facts, loss),
         adapter=True if facts.config.lora.r is not None or facts.config.lora.peft_type is not None else None,
-        passes=facts.epoch,
+        passes=_passes(facts),
         split=split,
         evaluations=len({event.step for event in facts.evaluations if event.split == split}),
         metrics=metrics,
@@ -116,6 +116,13 @@ def account(facts: RunFacts) -> RunAccount:
         starts_at=_starts_at(facts),
         ending=_ending(facts),
     )
+
+
+def _passes(facts: RunFacts) -> float | None:
+    """The passes over the data by the newest row or, if it is of a later step, the newest evaluation."""
+    evaluated = [as_float(n) for event in facts.history if (n := number_in(event.metrics.extras, "epoch")) is not None]
+    known = [n for n in (facts.epoch, max(evaluated, default=None)) if n is not None and math.isfinite(n)]
+    return max(known, default=None)
 
 
 def _kinds(facts: RunFacts, metrics: Sequence[MetricAccount]) -> tuple[str, LossKind]:

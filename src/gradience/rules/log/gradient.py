@@ -63,6 +63,8 @@ def _explosion(facts: RunFacts) -> Observation | None:
         return _burst(facts, curve)
     step = facts.step(curve.row(start))
     before, after = median(curve.points[:start]), median(curve.points[start:])
+    if facts.objective.kind == "rl" and after <= GRADIENT_RATIO.value * before:
+        return None  # rows whose rewards differ among rows whose rewards are equal
     return Observation(
         f"The gradient norm grows to over {GRADIENT_RATIO.value:g} x its earlier level from step {step} on (median "
         f"{before:.3g} before, {after:.3g} after).",
@@ -131,7 +133,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
         return None
     run = max(low, key=len)
     passes = run[-1] < len(values) - 1 and len(run) < VANISHED_SHARE.value * len(values)
-    if passes and sum(norm == 0.0 for norm in values) > len(run):
+    if passes and sum(norm == 0.0 for norm in values) > 2 * len(run):
         return None  # single norms of 0 all along: of batches without a label, or of how the norm is logged
     step = facts.step(curve.rows[run[0] * block])
     zeros = all(values[i] == 0.0 for i in run)

@@ -267,7 +267,7 @@ def _gap(facts: RunFacts) -> Observation | None:
 def _lowest(facts: RunFacts) -> dict[str, Json]:
     """The lowest held-out loss and its step, if it is not the last."""
     curve = facts.held_out_curve
-    if curve is None or curve.best == len(curve.losses) - 1:
+    if curve is None or f"{curve.losses[curve.best]:.4g}" == f"{curve.losses[-1]:.4g}":
         return {}
     return {"lowest": curve.losses[curve.best], "lowest_step": curve.steps[curve.best]}
 

@@ -374,7 +374,8 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     if falls or late - early > RISES.value * level:
         return None
     step = facts.step(facts.loss.row(start))
-    if _gains_held_out(facts, step) or early - late > STILL_SHARE.value * (median(facts.loss.points[:3]) - late):
+    whole = max(0.0, median(facts.loss.points[:3]) - late)
+    if _gains_held_out(facts, step) or early - late > STILL_SHARE.value * whole:
         return None  # held-out data still gain, so the run still learns; or the loss hardly fell before either
     verb = "hardly falls" if late < early else "no longer falls"
     return Observation(

@@ -121,7 +121,7 @@ def report_of(
         status_reason=facts.status_reason,
         events=dict(summary.counts),
         train=train,
-        signals={name: _signal(column) for name, column in facts.signals.items()},
+        signals={name: _signal(column, least=2) for name, column in facts.signals.items()},
         probes={name.partition("/")[2]: _signal(_by_step(run.columns[name])) for name in PROBES if name in run.columns},
         objective=facts.objective.kind,
         account=of,
@@ -214,8 +214,9 @@ def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
     )
 
 
-def _signal(column: Signal) -> SignalSummary:
-    first, last, _ = ends(column)
+def _signal(column: Signal, *, least: int = 1) -> SignalSummary:
+    """The column's medians over its first and last fifth, of at least so many rows, and its range."""
+    first, last, _ = ends(column, least)
     values = column.values
     return SignalSummary(rows=len(values), first=first, last=last, lowest=min(values), highest=max(values))
 
