@@ -10,7 +10,8 @@ from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.advice import advice
-from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.facts import RunFacts, Series, Signal, ends
+from gradience.rules.log.rewards import change_of
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import ConfigSnapshot, EvalMetrics, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.document import Finding
@@ -76,6 +77,11 @@ def told(facts: RunFacts) -> str:
         ([1.0, 0.6, 0.4], {"wer": [0.96, 0.97, 0.96]}, "the training loss falls, but eval wer does not improve"),
         ([1.0, 0.6, 0.4], {"bleu": [0.0, 0.0, 0.0]}, "the training loss falls, but eval bleu does not improve"),
         ([1.0, 0.6, 0.4], {"bleu": [0.0, 0.0, 0.1]}, "learns"),
+        (  # the loss decides, and the accuracy says the same
+            [1.0, 0.6, 0.4],
+            {"f1": [0.3, 0.4, 0.5], "bleu": [0.0, 0.0, 0.0]},
+            "the training loss falls, but eval bleu does not improve",
+        ),
         ([1.9, 1.85, 1.9], {"f1": [0.4, 0.4, 0.4]}, "the training loss falls, but eval f1 does not improve"),
         ([1.7, 1.65, 1.7], {"f1": [0.4, 0.4, 0.4]}, "learns"),  # under 0.9 of the first training loss
         ([1.9, 1.85, 1.9], {"f1": [0.4, 0.41, 0.4]}, "learns"),
@@ -185,6 +191,14 @@ def test_under_rl_a_burst_of_the_norm_follows_the_spread_of_the_rewards(kind, fo
     grads[30:33] = [0.09, 0.1, 0.08]
     facts = run(FALL, grads=grads, training={"extras": {"trainer": kind}})
     assert (said("GRD107", facts) is not None) is found
+
+
+@every("rows", list(range(1, 31)))
+def test_the_story_and_the_cell_of_a_reward_are_of_the_same_rows(rows):
+    values = [float(row * row % 7) for row in range(rows)]
+    first, last, width = ends(Signal(list(range(rows)), values), least=2)
+    change = change_of(values)
+    assert (change.first, change.last, change.rows) == (first, last, width)
 
 
 @every(("noise", "found"), [(0.02, True), (1.0, False)])

@@ -25,7 +25,7 @@ from gradience.rules.log.facts import (
     seen,
     shown,
 )
-from gradience.rules.log.learning import FITTED, LEAST_EVALS
+from gradience.rules.log.learning import FITTED, LEAST_EVALS, too_little
 from gradience.rules.log.statistics import median
 from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
@@ -338,6 +338,8 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         raise Unknown(f"{count} held-out losses of one split; it needs {LEAST_EVALS.value:g}")
     if facts.warming_up:
         raise Unknown("the learning rate had not reached its peak yet")
+    if too_little(facts):
+        raise Unknown("few steps, or the loss of a uniform guess: held-out data alone do not show that it learns")
     if facts.in_mid_run:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps

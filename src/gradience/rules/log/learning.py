@@ -109,7 +109,7 @@ class Learning(NamedTuple):
 @once
 def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance explains."""
-    trend, held = facts.trend, not _too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
+    trend, held = facts.trend, not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
     if trend is None:
         return Learning(held, None, math.nan, len(facts.loss.values))
     values = facts.outline.points
@@ -148,7 +148,7 @@ def _held_out_fell(facts: RunFacts) -> bool:
     return (far or in_order) and last < first
 
 
-def _too_little(facts: RunFacts) -> bool:
+def too_little(facts: RunFacts) -> bool:
     """Whether only held-out data could show that it learns, and are of few steps or at the loss of a uniform guess."""
     curve = facts.held_out_curve
     few = (facts.last_step or 0) < FEW_STEPS.value
@@ -163,8 +163,9 @@ def not_held_out(facts: RunFacts) -> str | None:
     """
     of, curve = account(facts), facts.held_out_curve
     metric = decisive_metric(of)
-    if metric is not None and metric.count > 1 and _at_its_worst(metric):
-        return f"{metric.split} {metric.name}"
+    worst = next((each for each in of.metrics if each.count > 1 and _at_its_worst(each)), None)
+    if worst is not None:
+        return f"{worst.split} {worst.name}"
     if curve is not None and facts.loss.points and curve.losses[0] < LEARNT.value * facts.loss.points[0]:
         return None  # it had learnt before the first evaluation
     if metric is not None and metric.best is not None and metric.count > 1:

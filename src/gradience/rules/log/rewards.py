@@ -437,8 +437,8 @@ def _lengths(facts: RunFacts) -> Observation | None:
 
 
 def _error(values: Sequence[float]) -> float:
-    """The standard error of the difference between the level of the first three rows and that of the last fifth."""
-    return median_error(noise(values), _START, max(_START, len(values) // _PARTS))
+    """The standard error of the difference between a first row, which the start may be, and the last fifth."""
+    return median_error(noise(values), 1, max(_START, len(values) // _PARTS))
 
 
 def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
