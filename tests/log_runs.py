@@ -461,7 +461,7 @@ def _epochs(
 
 
 REPETITION: Final = [
-    Edge("REP128", "many_epochs", 19.9, 20.0, lambda x: run(line(20, 2.0, 1.9), epoch=x)),
+    Edge("REP128", "many_epochs", 19.9, 20.0, lambda x: run(line(20, 2.0, 1.2), epoch=x)),
     Edge("REP128", "surely", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=30.0)),
     Edge("REP128", "some_epochs", 9.9, 10.0, lambda x: run([2.0, *[0.9] * 11], epoch=x)),
     Edge("REP128", "some_level", 0.99, 1.01, lambda x: run([2.0, *[x] * 11], epoch=12.0)),

@@ -1,6 +1,7 @@
 """Pairs of statements that may never stand together about one run, in whatever reports of check, monitor and diagnose.
 
-A statement is a finding, by its id, or a fact that a report states: `learns` (the story says so), `evaluated` (an
+A statement is a finding, by its id, or a fact that a report states: `learns`, `unknown` and `no better` (the story
+says that it learns, that this cannot be told, or that held-out data do not improve), `evaluated` (an
 evaluation is shown), `rows` (a training curve is shown), `fine` (a verdict without anything wrong), `wrong` (a finding
 that is a warning or graver).
 """
@@ -54,6 +55,15 @@ PAIRS: Final = (
     Pair("REP128", "evaluated", "nothing held out was measured, or it was"),
     Pair("REC310", "rows", "no training loss was logged, or a curve of it was"),
     Pair("GAP118", "rows", "no training loss was logged, or a curve of it was"),
+    Pair("unknown", "learns", "it cannot be told whether it learns, or the run learns"),
+    Pair("unknown", "NOL106", "it cannot be told whether it learns, or the loss does not fall"),
+    Pair("unknown", "PLT105", "it cannot be told whether it learns, or the loss fell and then no more"),
+    Pair("unknown", "UND126", "it cannot be told whether it learns, or the held-out loss still falls"),
+    Pair("unknown", "OVF110", "it cannot be told whether it learns, or it learnt too much"),
+    Pair("no better", "learns", "held-out data do not improve, or the run learns"),
+    Pair("no better", "OVF110", "held-out data never improved, or did and then got worse"),
+    Pair("LRS133", "PLT105", "the rate still rose, or the loss is flat at a rate high enough to learn"),
+    Pair("NUM131", "NUM102", "steps were skipped before they did harm, or NaN was averaged away"),
     Pair("MID318", "END312", "weights of a chosen step, or of where the run was cut off"),
     Pair("fine", "wrong", "a verdict of no problems, or a warning"),
 )
@@ -96,6 +106,10 @@ def _of_causes(report: DiagnoseReport) -> Iterator[str]:
 def _facts(report: MonitorReport) -> Iterable[str]:
     if any(part.says.startswith("learns") for part in report.story_parts):
         yield "learns"
+    if any("cannot tell whether it learns" in part.says for part in report.story_parts):
+        yield "unknown"
+    if any(part.says.endswith("does not improve") for part in report.story_parts):
+        yield "no better"
     if any(point.split != "train" for point in report.evals):
         yield "evaluated"
     if report.train.rows >= _ROWS:

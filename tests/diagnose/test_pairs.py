@@ -25,7 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = {  # what may lie beside a log: rates too l
     "blind": {"learning_rate": 2e-4, "logging_steps": 10_000, "save_strategy": "no", "max_steps": 50},
 }
 ADAPTER = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
-FACTS = {"learns", "evaluated", "rows", "fine", "wrong"}
+FACTS = {"learns", "unknown", "no better", "evaluated", "rows", "fine", "wrong"}
 
 
 def test_every_pair_names_statements_that_exist():

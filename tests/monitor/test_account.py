@@ -74,7 +74,7 @@ LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1
 @every(
     ("args", "state", "advice"),
     [
-        ({"save_steps": 200}, {}, "Use checkpoint-400: eval f1 was best at step 400"),
+        ({"save_steps": 200}, {}, "Use checkpoint-400, if it was kept: eval f1 was best at step 400"),
         (
             {"save_steps": 200, "save_total_limit": 2},
             {},
@@ -83,7 +83,7 @@ LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1
         (
             {"save_steps": 200, "save_total_limit": 2},
             {"best_metric": 0.72, "best_model_checkpoint": "out/checkpoint-400"},
-            "Use checkpoint-400: eval f1 was best at step 400",
+            "Use checkpoint-400, if it was kept: eval f1 was best at step 400",
         ),
         (
             {"load_best_model_at_end": True, "metric_for_best_model": "f1", "save_steps": 200},

@@ -211,7 +211,11 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
         held = unnamed.popleft()
         _take(raw, held.place, held.values, columns)
     _join_rates(raw)
-    own = ", ".join(f"{name}={column}" for column, name in columns.items() if name not in {column, "ts"})
+    own = ", ".join(
+        f"{name}={column}"
+        for column, name in columns.items()
+        if name not in {column, column.removeprefix("train/"), column.removeprefix("eval/"), "ts"}
+    )
     if own:
         raw.notes.append(f"columns by their names: {own}" if not given else f"columns: {own}")
     return raw

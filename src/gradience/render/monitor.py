@@ -27,7 +27,7 @@ from gradience.render.ranks import update_size
 from gradience.rules.weights import suggests_ranks
 from gradience.schema import NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
-from gradience.schema.reports import Advice, EvalPoint, LossKind, MonitorReport, Schedule
+from gradience.schema.reports import Advice, EvalPoint, LossKind, MonitorReport, Schedule, SignalSummary
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
@@ -83,8 +83,11 @@ def _training(report: MonitorReport) -> Iterator[str]:
         yield f"  Loss: {number(t.last_loss, '.4g')}" + ("" if t.first_step is None else f"  (step {t.first_step})")
     else:
         yield f"Training ({t.rows} rows):"
+    if t.rows > 1 and report.objective != "rl":  # whose loss says nothing
         lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
-        yield f"  Loss: {number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}{lowest}"
+        still = t.first_loss == t.last_loss == t.min_loss
+        span = f"{number(t.last_loss, '.4g')} in all rows" if still else f"{number(t.first_loss, '.4g')} -> "
+        yield f"  Loss: {span}" + ("" if still else f"{number(t.last_loss, '.4g')}{lowest}")
     if t.rows:
         yield from _peak(report.account.schedule)
     yield ""
@@ -92,7 +95,7 @@ def _training(report: MonitorReport) -> Iterator[str]:
 
 def _peak(schedule: Schedule) -> Iterator[str]:
     """The peak learning rate: as configured, else the largest logged, which may be lower."""
-    if schedule.peak is None:
+    if not schedule.peak:
         return
     reached = ""
     if schedule.peak_from == "logged":
@@ -104,11 +107,21 @@ def _peak(schedule: Schedule) -> Iterator[str]:
 
 def _signals(report: MonitorReport) -> Iterator[str]:
     if report.signals:
-        yield "Rewards and the like (medians of the first and of the last fifth of the rows):"
-        for name, s in report.signals.items():
+        yield "Signals (medians of the first and of the last fifth of the rows):"
+        for name, s in _telling(report.signals):
             span = f"{number(s.lowest, '.4g')} to {number(s.highest, '.4g')}"
             yield f"  {clean(name)}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
         yield ""
+
+
+def _telling(signals: Mapping[str, SignalSummary]) -> Iterator[tuple[str, SignalSummary]]:
+    """The signals but those that are 0 throughout, rewards excepted, and those that repeat another one."""
+    shown: list[SignalSummary] = []
+    for name, signal in signals.items():
+        if (signal.lowest == signal.highest == 0.0 and "reward" not in name) or signal in shown:
+            continue
+        shown.append(signal)
+        yield name, signal
 
 
 def _probes(report: MonitorReport) -> Iterator[str]:
@@ -134,7 +147,7 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     for point in report.evals:
         restored = point.split == of.split and of.shown_step not in {None, point.step}
         at = f"  (the weights of step {of.shown_step}, restored)" if restored else ""
-        if (shown := perplexity(point.metrics, of.loss)) is not None:
+        if (shown := perplexity(point.metrics, of.loss)) is not None and math.isfinite(as_float(shown)):
             yield f"  {_label(point)} PPL: {number(shown)}{at}"
         elif point.metrics.loss is not None:
             yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}{at}"

@@ -131,7 +131,8 @@ def test_a_rate_that_was_not_logged_is_not_counted_as_idle_or_not():
     ("losses", "every", "best", "end", "falls"),
     [
         ([2.0, 4.0, 1.5], 20, 20, 60, True),  # step 40 is not after
-        ([0.5, 2.0, 9.0, 1.5], 20, 40, 80, True),  # step 20 is not around
+        ([1.75, 2.0, 9.0, 1.5], 20, 40, 80, True),  # step 20 is not around
+        ([0.5, 2.0, 9.0, 1.5], 20, 40, 80, False),  # it was lower at the start
         ([9.0, 9.0, 1.0, 2.0, 3.0, 9.0, 1.75, 1.75], 10, 40, 80, True),  # step 50 is around
         ([9.0, 9.0, 1.0, 2.0, 9.0, 1.0, 2.75, 2.75], 10, 40, 80, False),  # step 60 is not
         ([9.0, 9.0, 1.0, 2.0, 3.0, 9.0, 2.25, 2.25], 10, 40, 80, False),  # with it, the median were 2.5

@@ -152,10 +152,19 @@ def test_a_gradient_norm_recorded_as_nan_is_one():
     assert said("NUM101", facts(grads=grads, lost=[11, 12])).severity == "error"
 
 
-def test_an_evaluation_that_is_no_number_is_an_error():
-    assert said("NUM101", facts(history=evals([1.0, "NaN"]))).severity == "error"
-    history = evals([1.0, "NaN", 1.0, "Infinity"])
-    assert f"{history[1].split} loss at step {history[1].step}." in said("NUM101", facts(history=history)).message
+@every(
+    ("losses", "says"),
+    [
+        ([1.0, "NaN"], "eval loss at step {1}"),
+        ([1.0, "NaN", 1.0, "Infinity"], "eval loss in 2 of 4 evaluations (first: step {1})"),
+        (["NaN", "NaN"], "eval loss in all 2 evaluations (first: step {0})"),
+    ],
+)
+def test_evaluations_that_are_no_numbers_are_a_warning_that_says_how_many(losses, says):
+    history = evals(losses)
+    finding = said("NUM101", facts(history=history))
+    assert finding.severity == "warning"
+    assert finding.message == f"Not finite: {says.format(*(event.step for event in history))}."
 
 
 def test_two_zero_losses_without_a_logged_gradient_are_a_masked_nan_and_one_is_not():

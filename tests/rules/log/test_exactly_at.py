@@ -322,7 +322,8 @@ REPETITION: Sequence[At] = [
     At("REP128", {}, lambda x: repeated(3.6, 1.0, x), {0.1: "warning", 0.101: None}),
     At("REP128", {}, lambda x: repeated(x, 1.0, 0.05), {3.5: None, 3.51: "warning"}),
     At("REP128", {}, lambda x: repeated(x, 3.0, 1.5), {9.9: None, 10.0: "warning"}),
-    At("REP128", {}, lambda x: repeated(x, 3.0, 2.0), {19.9: None, 20.0: "warning"}),
+    At("REP128", {}, lambda x: repeated(x, 3.0, 1.9), {19.9: None, 20.0: "warning"}),
+    At("REP128", {}, lambda x: repeated(20.0, 10.0, x), {6.5: "warning", 6.6: None}),
 ]
 
 

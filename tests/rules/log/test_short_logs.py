@@ -222,7 +222,7 @@ def test_four_rows_that_all_fall_are_learning_from_a_fall_of_a_fifth_on(end, sho
 def test_a_fall_that_noise_could_have_made_is_named_with_the_least_that_would_have_been_seen():
     result = learning(run([2.0, 2.1, 1.9, 2.05, 1.95, 1.98]))
     assert not result.shown
-    assert result.says == f"6 rows; their noise would hide a fall of under {result.least:.0%}"
+    assert result.says == "6 rows are too few to tell a fall of 1% from noise"
 
 
 @pytest.mark.parametrize(("best", "found"), [(1.9939, False), (1.9941, True)])
@@ -244,8 +244,9 @@ def test_nothing_is_learnt_at_a_tiny_rate(rate, found):
 @every(
     ("epochs", "end", "found"),
     [
-        (20.0, 1.9, True),
-        (19.9, 1.9, False),
+        (20.0, 1.29, True),
+        (19.9, 1.29, False),
+        (20.0, 1.31, False),
         (10.0, 0.99, True),
         (9.9, 0.99, False),
         (10.0, 1.01, False),

@@ -24,7 +24,11 @@ PHRASES: list[tuple[str, dict[str, Any], str]] = [
     ("DAT301", {"rows": 3, "of": 4}, "It is so"),
     ("NUM101", {"first": "loss at step 3", "rows": 2}, "not finite: loss at step 3, 2 training rows"),
     ("NUM101", {"first": "eval loss at step 3", "rows": 0}, "not finite: eval loss at step 3"),
-    ("NUM102", {"no_labels": True, "first_step": 1}, "loss is 0 throughout: every label is masked"),
+    (
+        "NUM102",
+        {"no_labels": True, "first_step": 1},
+        "loss is 0 throughout: every label is masked, or it was NaN from the start",
+    ),
     ("NUM102", {"first_step": 5}, "loss is probably NaN-masked from step 5"),
     (
         "DIV104",

@@ -111,11 +111,11 @@ def test_held_out_losses_alone_may_show_that_a_run_learns():
     def told(*losses: float) -> str:
         history = [evaluation(10 * (place + 1), loss) for place, loss in enumerate(losses)]
         shown = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics)
-        facts = RunFacts(series=Series([], [], []), history=history, held_out=shown, status="ok")
+        facts = RunFacts(series=Series([], [], []), history=history, held_out=shown, last_step=30, status="ok")
         return line_of(story_parts(facts, [], TrainSummary(rows=0)))
 
     assert told(2.0, 1.5, 1.0) == "learns; eval loss 1, its best"
-    assert told(2.0, 2.0, 2.0) == "no training loss was logged; eval loss 2, its best"
+    assert told(2.0, 2.0, 2.0) == "no training loss was logged; eval loss 2"
 
 
 def test_everything_is_masked_only_if_each_row_and_the_sum_say_so():

@@ -67,6 +67,11 @@ _CAUSAL: Final = re.compile(
 )
 
 
+def is_token_accuracy(name: str) -> bool:
+    """Whether a held-out value is the share of tokens that were right."""
+    return _TOKENS.fullmatch(name) is not None
+
+
 def higher_is_better(name: str) -> bool | None:
     """Whether more of a held-out value is better, by its name; None if the name does not tell.
 
@@ -94,7 +99,7 @@ def account(facts: RunFacts) -> RunAccount:
         loss=loss,
         floor=_floor(facts, loss),
         adapter=True if facts.config.lora.r is not None or facts.config.lora.peft_type is not None else None,
-        passes=facts.epoch,
+        passes=_passes(facts),
         split=split,
         evaluations=len({event.step for event in facts.evaluations if event.split == split}),
         metrics=metrics,
@@ -111,6 +116,13 @@ def account(facts: RunFacts) -> RunAccount:
         starts_at=_starts_at(facts),
         ending=_ending(facts),
     )
+
+
+def _passes(facts: RunFacts) -> float | None:
+    """The passes over the data by the newest row or, if it is of a later step, the newest evaluation."""
+    evaluated = [as_float(n) for event in facts.history if (n := number_in(event.metrics.extras, "epoch")) is not None]
+    known = [n for n in (facts.epoch, max(evaluated, default=None)) if n is not None and math.isfinite(n)]
+    return max(known, default=None)
 
 
 def _kinds(facts: RunFacts, metrics: Sequence[MetricAccount]) -> tuple[str, LossKind]:
@@ -345,6 +357,8 @@ def _schedule(facts: RunFacts) -> Schedule:
     ratio = as_float(training.warmup_ratio or 0.0) or (warmup if warmup < 1.0 else 0.0)
     planned = facts.max_steps
     steps = warmup if warmup >= 1.0 else math.ceil(ratio * planned) if ratio and planned else 0.0
+    under = configured is not None and len(points) == 1 and points[0] < configured
+    in_settings = under and facts.last_step is not None and facts.last_step < steps  # one rate shows no rise
     return Schedule(
         name=training.lr_scheduler,
         peak=peak,
@@ -352,8 +366,8 @@ def _schedule(facts: RunFacts) -> Schedule:
         logged_peak=logged,
         last=facts.rate.values[-1] if facts.rate.values else None,
         warmup_steps=int(steps) if 0.0 < steps < math.inf else None,
-        in_warmup=_rising(points),
-        decayed=bool(points and peak and points[-1] < _FEW_LEFT * peak and not _rising(points)),
+        in_warmup=_rising(points) or in_settings,
+        decayed=bool(points and peak and points[-1] < _FEW_LEFT * peak and not (_rising(points) or in_settings)),
         restarts=len(rises_again(points)),
     )
 

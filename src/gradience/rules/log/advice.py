@@ -18,7 +18,7 @@ from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import Advice, Cause, RunAccount
 
 _GRAVE: Final = SEVERITIES.index("warning")
-_SHOWS_A_MINIMUM: Final = 3  # evaluations
+_FEW_STEPS: Final = 10  # a run of fewer is no plan
 _NEAR: Final = 0.1  # of the best step, within which a saved checkpoint stands for it
 _LOW_RATE: Final = 1e-5  # a rate under it may be why nothing is learnt; published LoRA rates are 1e-5 to 3e-4
 _RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbers nothing else means anything
@@ -96,6 +96,11 @@ def _saved_before(of: RunAccount, step: int | None) -> int | None:
     saved = (step - 1) // every * every
     oldest = 0 if of.saving.most is None else (last // every - of.saving.most + 1) * every
     return saved if saved >= max(every, oldest) else None
+
+
+def _saved_at(of: RunAccount, step: int | None) -> bool:
+    """Whether the settings have a checkpoint of just this step."""
+    return step is not None and _saved_before(of, step + 1) == step
 
 
 def _newest(of: RunAccount) -> int | None:
@@ -216,7 +221,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             _runs,
         ),
         _Row(
-            lambda c: f"Use checkpoint-{_kept(c)}: {_by(c.of)} was best at step {c.of.best_step}",
+            lambda c: f"Use checkpoint-{_kept(c)}, if it was kept: {_by(c.of)} was best at step {c.of.best_step}",
             lambda c: _kept(c) is not None and not _restored(c),
         ),
         _Row(
@@ -224,13 +229,17 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
                 f"Train again for about {c.of.best_step} steps, or with load_best_model_at_end: {_by(c.of)} was best "
                 "there"
             ),
-            lambda c: not _restored(c) and bool(c.of.best_step),
+            lambda c: not _restored(c) and (c.of.best_step or 0) >= _FEW_STEPS,
         ),
     ),
     "gap": (
         _Row(
+            lambda c: f"Use checkpoint-{_step(c, 'lowest_step')}, if it was kept: {_by(c.of)} was lower there",
+            lambda c: c.of.decisive == "loss" and _saved_at(c.of, _step(c, "lowest_step")) and not _restored(c),
+        ),
+        _Row(
             lambda _: "Evaluate an earlier checkpoint too: one evaluation does not show where held-out loss was lowest",
-            lambda c: c.of.evaluations < _SHOWS_A_MINIMUM and _earlier(c),
+            lambda c: c.of.evaluations == 1 and _earlier(c),
         ),
     ),
     "other_scale": (

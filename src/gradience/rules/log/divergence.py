@@ -60,10 +60,12 @@ ABSURD_LEVEL = Threshold("absurd_level", 1.2, "every later row over the first, a
 ABSURD_RISE = Threshold("absurd_rise", 1.3, "end over the first row, at such a rate", REAL_RUNS)
 
 SCALE_RATIO = Threshold("scale_ratio", 3.0, "training over held-out loss", "a judgement: 2 to 4 accumulation steps")
+SCALE_EVALS = Threshold("scale_evals", 4, "evaluations", "a judgement: ratios of fewer may be alike by chance")
 SCALE_NATS = Threshold("scale_nats", 1.0, "nats between them", "a judgement: ratios of small losses are no scale")
 LN_VOCABULARY = Threshold(
     "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
 )
+SAME_RATIO = Threshold("same_ratio", 0.1, "relative, between all evaluations", JUDGEMENT)
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
 
 _FIFTH: Final = 5
@@ -286,7 +288,7 @@ def other_scale(facts: RunFacts) -> Observation | None:
         for train, held_out in (pairs[0], *late)
     )
     if not apart:
-        return _above_equal_odds(facts)
+        return _held_out_above(pairs, curve.split) or _above_equal_odds(facts)
     factor = median(train / held_out for train, held_out in late[-3:])
     accumulated = facts.config.training.gradient_accumulation
     steps = min(_ACCUMULATED, key=lambda count: abs(math.log(factor / count)))
@@ -305,6 +307,21 @@ def other_scale(facts: RunFacts) -> Observation | None:
     )
 
 
+def _held_out_above(pairs: Sequence[tuple[float, float]], split: str) -> Observation | None:
+    """Held-out losses that are the same multiple of the training loss at all evaluations, the first included."""
+    ratios = [held_out / train if train > 0.0 else math.inf for train, held_out in pairs]
+    least, most = min(ratios), max(ratios)
+    if len(ratios) < SCALE_EVALS.value or least < SCALE_RATIO.value or most > least * (1.0 + SAME_RATIO.value):
+        return None
+    return Observation(
+        f"{split.capitalize()} loss is {median(ratios):.1f} times the training loss at all {len(ratios)} evaluations, "
+        "the first included: another scale, or data of another kind.",
+        {"factor": median(ratios), "above": True, "split": split, "train": pairs[-1][0], "held_out": pairs[-1][1]},
+        confidence=0.7,
+        evidence=seen(f"ratios of {least:.2f} to {most:.2f}"),
+    )
+
+
 def _above_equal_odds(facts: RunFacts) -> Observation | None:
     values = facts.loss.values
     first = values[0]
@@ -315,7 +332,8 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
         return None  # on one scale at the end
     return Observation(
         f"The training loss starts at {first:.4g}, above that of a uniform guess over any vocabulary "
-        f"({LN_VOCABULARY.value:.1f}): a wrong scale, or labels, template or tokenizer that do not match the model.",
+        f"({LN_VOCABULARY.value:.1f}): a sum over several losses or steps, or labels, template or tokenizer that do "
+        "not match the model.",
         {"first": first, "second": values[1]},
         confidence=0.6,
         evidence=seen(f"first rows {first:.4g} and {values[1]:.4g}"),
@@ -333,6 +351,9 @@ def _diverged_says(v: Values) -> str:
 
 
 def _scale_says(v: Values) -> str:
+    if v.get("above"):
+        times = f"{v['split']} loss is {shown(v, 'factor', '.1f')} times the training loss throughout"
+        return f"{times}: another scale or other data"
     if "factor" in v:
         return f"training loss is {shown(v, 'factor', '.1f')} times the held-out loss: another scale"
     return f"loss starts at {shown(v, 'first')}, above that of a uniform guess over any vocabulary"
@@ -422,8 +443,10 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="training loss on another scale",
         severity="warning",
         condition="the training loss is at least {scale_ratio} times the held-out loss and {scale_nats} nats above it, "
-        "at the first evaluation and at all evaluations of the last half; otherwise, the first training row is over "
-        "{ln_vocabulary} nats and the second at least {second_row} of the first",
+        "at the first evaluation and at all evaluations of the last half; or the held-out loss is at least "
+        "{scale_ratio} times the training loss, by ratios within {same_ratio} at {scale_evals} or more evaluations; "
+        "otherwise, the first training row is over {ln_vocabulary} nats and the second at least {second_row} of the "
+        "first",
         observe=other_scale,
         needs=(not_under("rl", "preference", "reward"), positive_loss),
         confidence=0.85,
@@ -438,6 +461,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="other_scale",
         scope="token-level or class cross-entropy; silent where the run diverged",
         verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
-        thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW),
+        thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, SECOND_ROW),
     ),
 )

@@ -52,9 +52,9 @@ class Signal(NamedTuple):
 Signals: TypeAlias = Mapping[str, Signal]
 
 
-def ends(signal: Signal) -> tuple[float, float, int]:
-    """Medians of the first and the last fifth of a column, and the number of rows in a fifth."""
-    width = max(1, len(signal.values) // _PARTS)
+def ends(signal: Signal, least: int = 1) -> tuple[float, float, int]:
+    """Medians of the first and the last fifth of a column, and the number of rows in a fifth, `least` or more."""
+    width = min(len(signal.values), max(least, len(signal.values) // _PARTS))
     return median(signal.values[:width]), median(signal.values[-width:]), width
 
 

@@ -29,11 +29,13 @@ GRADIENT_RATIO = Threshold("gradient_ratio", 10.0, "times the median before", "M
 LASTING = Threshold("lasting", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
 VANISHED_RATIO = Threshold("vanished_ratio", 1e-3, "of the early median", "proposal of the project's design")
 VANISHED_ROWS = Threshold("vanished_rows", 5, "consecutive rows", "proposal of the project's design")
+VANISHED_SHARE = Threshold("vanished_share", 0.2, "of the rows, if norms of 0 are also elsewhere", JUDGEMENT)
 MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fitted model has no gradient left")
 
 SOLVED = Threshold("solved", 0.97, "accuracy or the like on held-out data", JUDGEMENT)
 FITTED_LOSS = Threshold("fitted_loss", 0.02, "nats, at such an accuracy", JUDGEMENT)
 
+WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "a judgement: a shorter run has no schedule")
 ALMOST = Threshold("almost", 0.9, "of the planned steps", JUDGEMENT)
 ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "proposal: warmup starts at 0 for one row")
 ZERO_TAIL_SHARE = Threshold("zero_tail_share", 0.1, "fraction of the rows", "a judgement: a schedule ends at 0")
@@ -61,6 +63,8 @@ def _explosion(facts: RunFacts) -> Observation | None:
         return _burst(facts, curve)
     step = facts.step(curve.row(start))
     before, after = median(curve.points[:start]), median(curve.points[start:])
+    if facts.objective.kind == "rl" and after <= GRADIENT_RATIO.value * before:
+        return None  # rows whose rewards differ among rows whose rewards are equal
     return Observation(
         f"The gradient norm grows to over {GRADIENT_RATIO.value:g} x its earlier level from step {step} on (median "
         f"{before:.3g} before, {after:.3g} after).",
@@ -96,8 +100,8 @@ def _grown(points: Sequence[float], rows: int) -> int | None:
 
 def _burst(facts: RunFacts, curve: Curve) -> Observation | None:
     """A jump that lasts three rows or more. Shorter ones are seen in healthy runs."""
-    if curve.lowest <= 0.0:
-        return None  # zeros have no logarithm; GRD108 reports them
+    if curve.lowest <= 0.0 or facts.objective.kind == "rl":
+        return None  # zeros have no logarithm; GRD108 reports them. Under RL a norm follows the spread of the rewards
     found = [place for place, _ in excesses(curve, Bar(GRADIENT_K.value, GRADIENT_FLOOR.value, logarithmic=True))]
     longest = max(runs_of(found), key=len, default=[])
     if len(longest) < LASTING.value:
@@ -128,6 +132,9 @@ def _vanishing(facts: RunFacts) -> Observation | None:
     if not low:
         return None
     run = max(low, key=len)
+    passes = run[-1] < len(values) - 1 and len(run) < VANISHED_SHARE.value * len(values)
+    if passes and sum(norm == 0.0 for norm in values) > 2 * len(run):
+        return None  # single norms of 0 all along: of batches without a label, or of how the norm is logged
     step = facts.step(curve.rows[run[0] * block])
     zeros = all(values[i] == 0.0 for i in run)
     fitted = _fitted(facts, curve.rows[run[0] * block], curve.rows[run[-1] * block])
@@ -257,7 +264,7 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
     schedule, ending = of.schedule, of.ending
     if schedule.logged_peak is None:
         raise Unknown("no learning rate was recorded")
-    if not schedule.in_warmup or ending.step is None:
+    if not schedule.in_warmup or ending.step is None or ending.step < WARMUP_STEPS.value:
         return None
     if not ending.finished and ending.step < ALMOST.value * (ending.planned or math.inf):
         return None  # it may still reach its peak
@@ -288,8 +295,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="exploding gradients",
         severity="warning",
         condition="grad_norm exceeds {gradient_ratio} times the median of the rows before for {lasting} rows; or "
-        "ln(grad_norm) exceeds its median over the previous 8 rows by more than {gradient_k} times its median change "
-        "(at least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before",
+        "ln(grad_norm) exceeds, but under RL, its median over the previous 8 rows by more than {gradient_k} times its "
+        "median change (at least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before",
         observe=_explosion,
         confidence=0.8,
         evidence=(
@@ -311,7 +318,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="vanishing gradients",
         severity="warning",
         condition="grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows "
-        "while lr > 0; info if the loss there is under {memorized} of the early loss, or under {fitted_loss} nats at a "
+        "while lr > 0 (in {vanished_share} of all rows or to the end, if more rows have a norm of 0); info if the loss "
+        "there is under {memorized} of the early loss, or under {fitted_loss} nats at a "
         "held-out accuracy of {solved} or more",
         observe=_vanishing,
         needs=(not_under("rl"),),
@@ -322,7 +330,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="no_gradient",
         scope="runs that record grad_norm; not RL, where equal rewards give a gradient of 0, nor saturated preferences",
         verify="Audit the adapter: B = 0 means untrained.",
-        thresholds=(VANISHED_RATIO, VANISHED_ROWS, MEMORIZED, SOLVED, FITTED_LOSS),
+        thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED_LOSS),
     ),
     LogRule(
         id="LRS109",
@@ -352,7 +360,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="LRS133",
         title="ended inside its warm-up",
         severity="warning",
-        condition="the run ended, or made {almost} of its steps, while the learning rate was still rising",
+        condition="the run of at least {warmup_steps} steps ended, or made {almost} of them, while the learning rate "
+        "was still rising, or before the warm-up of its settings was over",
         observe=_in_warmup,
         confidence=0.9,
         evidence=(cite("definition", "the highest learning rate is that of the last row, above that in the middle"),),
@@ -361,6 +370,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="in_warmup",
         scope="runs that record lr and have ended",
         verify="Plot lr over the steps.",
-        thresholds=(ALMOST,),
+        thresholds=(ALMOST, WARMUP_STEPS),
     ),
 )

@@ -19,19 +19,22 @@ from gradience.rules.log.facts import (
     LogRule,
     RunFacts,
     Values,
+    last_part,
     not_under,
     once,
     seen,
     shown,
 )
-from gradience.rules.log.learning import LEAST_EVALS
+from gradience.rules.log.learning import FITTED, LEAST_EVALS, too_little
 from gradience.rules.log.statistics import median
-from gradience.schema import as_float
+from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, MetricAccount
 
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
+RISING = Threshold("rising", 1.1, "times the lowest training loss, at the end", "a judgement: then training went wrong")
+KEPT = Threshold("kept", 0.1, "of the best value that a metric may lose", JUDGEMENT)
 OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
 GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", JUDGEMENT)
 GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "a judgement: ratios of losses near 0 mean little")
@@ -67,8 +70,11 @@ def overfitting(facts: RunFacts) -> Observation | None:
         raise Unknown(f"{most} held-out losses of one split; it needs {LEAST_EVALS.value:g}")
     if onsets:
         first = onsets[0]
-        if _train_falls(facts, first.curve.steps[first.best], first.curve.steps[-1]):
-            return _overfits(facts, first, [onset.curve.split for onset in onsets[1:]])
+        fits = None
+        if facts.loss.points or facts.series.steps:
+            fits = _train_falls(facts, first.curve.steps[first.best], first.curve.steps[-1])
+        if fits or (divergence(facts) is None and not _train_rises(facts)):
+            return _overfits(facts, first, [onset.curve.split for onset in onsets[1:]], fits=fits)
     if lost is not None and lost.best_step is not None and _train_falls(facts, lost.best_step, facts.last_step or 0):
         return _metric_lost(lost)
     return None
@@ -124,7 +130,7 @@ def _onset(curve: HeldOutCurve) -> _Onset | None:
 
 
 def _train_falls(facts: RunFacts, best: int, end: int) -> bool:
-    """Whether the training loss is lower at the end than around the best evaluation.
+    """Whether the training loss is lower at the end than around the best evaluation, and than at the start.
 
     Raises:
         Unknown: no training loss, or too few rows around the best evaluation.
@@ -139,20 +145,30 @@ def _train_falls(facts: RunFacts, best: int, end: int) -> bool:
     after = [loss for step, loss in pairs if end - reach < step]
     if not around or not after:
         raise Unknown("too few training rows around the best evaluation")
-    return median(after) < median(around)
+    return median(after) < min(median(around), points[0])
 
 
-def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str]) -> Observation:
+def _train_rises(facts: RunFacts) -> bool:
+    """Whether the training loss ends so far above its lowest level that it, too, says that the weights got worse."""
+    points = facts.loss.points
+    return bool(points) and median(last_part(points, 5)) > RISING.value * min(points)
+
+
+def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bool | None) -> Observation:
     curve, best = onset.curve, onset.best
     step, loss, end = curve.steps[best], curve.losses[best], curve.steps[-1]
     of = account(facts)
     metric = decisive_metric(of) if of.split == curve.split else None
-    kept = metric is not None and metric.best is not None and gain(metric, metric.best, metric.last) >= -metric.error
+    kept = metric is not None and _holds(metric)
     also = f" So do {', '.join(others[:3])}." if others else ""
+    beside = "while training loss fell" if fits else "while training loss did not fall"
+    what = "Overfits" if fits else f"{curve.split.capitalize()} loss rises" if kept else "Gets worse"
+    beside = "and no training loss was logged" if fits is None else beside
     return Observation(
-        f"Overfits: {curve.split} loss was lowest at step {step} ({loss:.4g}) and is {onset.rise:.1%} higher at step "
-        f"{end}, while training loss fell.{_beside(metric)}{also}",
+        f"{what}: {curve.split} loss was lowest at step {step} ({loss:.4g}) and is "
+        f"{onset.rise:.1%} higher at step {end}, {beside}.{_beside(metric)}{also}",
         {
+            "fits": bool(fits),
             "split": curve.split,
             "best_step": of.best_step if metric is not None else step,
             "lowest_step": step,
@@ -165,11 +181,19 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str]) -> Observat
             "metric_last": metric.last if metric is not None else None,
             "metric_best": metric.best if metric is not None else None,
             "metric_kept": kept,
+            "metric_at_best": metric is not None and metric.last == metric.best,
         },
         severity="info" if kept or onset.rise <= OVERFIT_MUCH.value else "warning",
         confidence=0.6 if kept else 0.85,
         evidence=seen(f"{curve.split} loss {loss:.4g} at step {step}, {curve.losses[-1]:.4g} at step {end}"),
     )
+
+
+def _holds(metric: MetricAccount) -> bool:
+    """Whether the last value of a metric is no worse than its best by more than chance explains, nor by a tenth."""
+    if metric.best is None:
+        return False
+    return gain(metric, metric.best, metric.last) >= -min(metric.error, KEPT.value * abs(metric.best))
 
 
 def _beside(metric: MetricAccount | None) -> str:
@@ -187,8 +211,11 @@ def _overfits_says(v: Values) -> str:
         name = str(v["metric"])
         best, last = _of(v, name, "best"), _of(v, name, "last")
         return f"{v['split']} {name} was best at step {v['best_step']} ({best}; {last} at the end)"
-    says = f"overfits from step {v['lowest_step']} ({v['split']} loss +{shown(v, 'rise', '.1%')} since)"
-    return f"{says}, but {v['metric']} holds" if v.get("metric_kept") else says
+    kept = v.get("metric_kept")
+    what = "overfits" if v.get("fits", True) else f"{v['split']} loss rises" if kept else "gets worse held out"
+    says = f"{what} from step {v['lowest_step']} ({v['split']} loss +{shown(v, 'rise', '.1%')} since)"
+    held = "is at its best" if v.get("metric_at_best") else "holds"
+    return f"{says}, but {v['metric']} {held}" if v.get("metric_kept") else says
 
 
 def _of(v: Values, name: str, key: str) -> str:
@@ -229,11 +256,25 @@ def _gap(facts: RunFacts) -> Observation | None:
             "ratio": math.exp(min(nats, 700.0)),
             "nats": nats,
             "threshold": facts.gap_threshold,
+            **_lowest(facts),
         },
         severity="info" if not repeated or _gained(metric) else "warning",
         confidence=0.6 if repeated else 0.4,
         evidence=seen(f"training rows of steps {pair.first_step} to {pair.last_step}"),
     )
+
+
+def _lowest(facts: RunFacts) -> dict[str, Json]:
+    """The lowest held-out loss and its step, if it is not the last."""
+    curve = facts.held_out_curve
+    if curve is None or f"{curve.losses[curve.best]:.4g}" == f"{curve.losses[-1]:.4g}":
+        return {}
+    return {"lowest": curve.losses[curve.best], "lowest_step": curve.steps[curve.best]}
+
+
+def _gap_says(v: Values) -> str:
+    best = f" (best {shown(v, 'lowest')} at step {v['lowest_step']})" if "lowest" in v else ""
+    return f"{v['split']} loss {shown(v, 'held_out')}{best} against {shown(v, 'train')} in training"
 
 
 def _gained(metric: MetricAccount | None) -> bool:
@@ -297,11 +338,18 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         raise Unknown(f"{count} held-out losses of one split; it needs {LEAST_EVALS.value:g}")
     if facts.warming_up:
         raise Unknown("the learning rate had not reached its peak yet")
+    if too_little(facts):
+        raise Unknown("few steps, or the loss of a uniform guess: held-out data alone do not show that it learns")
     if facts.in_mid_run:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps
     since = steps[-1] - _LAST * (steps[-1] - steps[0])
-    if not curve.still_falls(since) or divergence(facts) is not None or _metric_lost_again(facts):
+    if (
+        losses[-1] <= FITTED.value
+        or not curve.still_falls(since)
+        or divergence(facts) is not None
+        or _metric_lost_again(facts)
+    ):
         return None
     at, bar = curve.since(since), curve.least_fall(since)
     fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
@@ -391,9 +439,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="overfitting",
         severity="warning",
         condition="each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of "
-        "it and more than {eval_noise} times the noise between evaluations, while the training loss fell; a warning if "
-        "the last is more than {overfit_much} above, and the task metric that decides does not hold. Or, from "
-        "{least_evals} evaluations on, the last {overfit_evals} are worse than the best in that metric by more than "
+        "it and more than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and "
+        "gets worse if that ends under {rising} times its lowest, or was not logged; a warning if the last is more "
+        "than {overfit_much} above, and the task metric that decides is lower than at its best by more than chance "
+        "explains, or than {kept} of it. Or, from {least_evals} evaluations on, the last {overfit_evals} are "
+        "worse than the best in that metric by more than "
         "chance explains",
         observe=overfitting,
         needs=(not_under("rl"),),
@@ -406,7 +456,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="overfits",
         scope="held-out values of one data set; up to 10 % is info",
         verify="Compare the task metric of the best checkpoint with that of the last.",
-        thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
+        thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS, RISING, KEPT),
     ),
     LogRule(
         id="GAP111",
@@ -423,7 +473,7 @@ RULES: Final[tuple[LogRule, ...]] = (
             INSTRUCT_GPT,
         ),
         rationale="A model that fits its training data much better than held-out data has begun to memorize it.",
-        phrase=lambda v: f"{v['split']} loss {shown(v, 'held_out')} against {shown(v, 'train')} in training",
+        phrase=_gap_says,
         covers=frozenset({"held_out"}),
         cause="gap",
         scope="cross-entropy on one scale; not if the run diverged or the held-out loss rises again",
@@ -465,7 +515,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="ended while still improving",
         severity="info",
         condition="the last of {least_evals} or more evaluations is the best, and in the last quarter the held-out "
-        "loss fell by over {unfinished_fall} and over {eval_noise} times its noise",
+        "loss fell by over {unfinished_fall} and over {eval_noise} times its noise, to over {fitted}",
         observe=_unfinished,
         needs=(not_under("rl"),),
         confidence=0.5,
@@ -476,7 +526,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="unfinished",
         scope="held-out losses of one data set; not in mid-run, in warmup or where the run diverged",
         verify="Train longer, and see where the held-out loss starts to rise.",
-        thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE),
+        thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE, FITTED),
     ),
     LogRule(
         id="CHN112",

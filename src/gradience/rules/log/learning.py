@@ -8,11 +8,12 @@ be shown, the report says so and names the fall that would have been seen.
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite
-from gradience.rules.log.account import account, decisive_metric, gain, values_of
+from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, values_of
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -40,10 +41,15 @@ from gradience.rules.log.statistics import (
     thin,
 )
 from gradience.schema.document import Evidence
+from gradience.schema.reports import MetricAccount, RunAccount
 
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")
 ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)
 LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "proposal of the project's design")
+LEARNT = Threshold("learnt", 0.9, "of the first training loss, at the first evaluation", JUDGEMENT)
+ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "a judgement: hardly a word is right")
+FEW_STEPS = Threshold("few_steps", 10, "steps, where no training loss was logged", JUDGEMENT)
+GUESS = Threshold("guess", 10.0, "nats, where no training loss was logged", "ln 30522 = 10.3, the smallest vocabulary")
 LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
@@ -65,6 +71,7 @@ RISES = Threshold("rises", 0.05, "fraction, by medians of thirds", JUDGEMENT)
 STILL_FALLS = Threshold("still_falls", 0.007, "fraction, as flat: 95 % lower bound of the fall", "published runs")
 FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "fewer rows give no span a bound")
 FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "fewer points give Theil-Sen no bound")
+STILL_SHARE = Threshold("still_share", 1 / 3, "of the whole fall, since that step", JUDGEMENT)
 FITTED = Threshold("fitted", 0.02, "nats", "a judgement: below it little is left to fall")
 IDLE_RATE = Threshold("idle_rate", 0.1, "fraction of the peak learning rate", "proposal of the project's design")
 
@@ -93,14 +100,16 @@ class Learning(NamedTuple):
         """The reason why it stays undecided, with the size of the effect that would have been seen."""
         if self.trend is None:
             return "fewer than two rows have a training loss"
-        rows = self.rows
-        return f"{rows} rows; their noise would hide a fall of under {max(self.least, abs(self.trend.fall)):.0%}"
+        rows, fall = self.rows, self.trend.fall
+        if rows < _FEW and fall > 0.0:  # the noise of so few rows is not measured, but taken from other logs
+            return f"{rows} rows are too few to tell a fall of {fall:.0%} from noise"
+        return f"{rows} rows; their noise would hide a fall of under {max(self.least, abs(fall)):.0%}"
 
 
 @once
 def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance explains."""
-    trend, held = facts.trend, _held_out_fell(facts) or _task_improved(facts)
+    trend, held = facts.trend, not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
     if trend is None:
         return Learning(held, None, math.nan, len(facts.loss.values))
     values = facts.outline.points
@@ -137,6 +146,63 @@ def _held_out_fell(facts: RunFacts) -> bool:
     in_order = 1.0 - best / first >= HELD_STILL.value and mann_kendall(curve.losses) <= ALPHA.value
     far = first - best > max(LEAST_FALL.value * first, EVAL_NOISE.value * curve.noise)
     return (far or in_order) and last < first
+
+
+def too_little(facts: RunFacts) -> bool:
+    """Whether only held-out data could show that it learns, and are of few steps or at the loss of a uniform guess."""
+    curve = facts.held_out_curve
+    few = (facts.last_step or 0) < FEW_STEPS.value
+    return len(facts.loss.values) < 2 and (few or (curve is not None and curve.losses[-1] > GUESS.value))
+
+
+def not_held_out(facts: RunFacts) -> str | None:
+    """What does not improve held out, while the training loss falls, or None.
+
+    It is a task metric at its worst value, or, if the held-out loss never was far below the first training loss, a
+    metric that is no better or a loss that is higher than at first. Training that overfits has a finding of its own.
+    """
+    of, curve = account(facts), facts.held_out_curve
+    metric = decisive_metric(of)
+    worst = next((each for each in of.metrics if each.count > 1 and _at_its_worst(each)), None)
+    if worst is not None:
+        return f"{worst.split} {worst.name}"
+    if curve is not None and facts.loss.points and curve.losses[0] < LEARNT.value * facts.loss.points[0]:
+        return None  # it had learnt before the first evaluation
+    if metric is not None and metric.best is not None and metric.count > 1:
+        still = curve is not None and gain(metric, metric.first, metric.best) <= 0.0
+        lost = gain(metric, metric.first, metric.last) < -metric.error
+        return f"{metric.split} {metric.name}" if (still or lost) and not _solved(metric) else None
+    return None if curve is None or len(curve.losses) < 2 else _loss_or_tokens(of, curve)
+
+
+def _loss_or_tokens(of: RunAccount, curve: HeldOutCurve) -> str | None:
+    """Which of both does not improve, where no task metric decides: the held-out loss, or the tokens that are right."""
+    if curve.losses[-1] > curve.losses[0] + curve.noise:
+        return f"{curve.split} loss"
+    tokens = next((each for each in of.metrics if is_token_accuracy(each.name)), None)
+    if tokens is None or tokens.count < LEAST_EVALS.value or tokens.best != tokens.first:
+        return None
+    return f"{curve.split} {tokens.name}"
+
+
+def _at_its_worst(metric: MetricAccount) -> bool:
+    """Whether a metric never was better than nothing right: 0 of what should rise, or an error rate of nearly 1."""
+    if metric.best is None:
+        return False
+    if metric.higher_is_better:
+        return metric.best <= 0.0 and metric.first <= 0.0 <= metric.last
+    rate = re.search(r"(^|_)[wcmtp]er(_|$)", metric.name.lower()) is not None
+    per_cent = metric.best > 2.0  # noqa: PLR2004  # no fraction
+    return rate and metric.best >= (100.0 if per_cent else 1.0) * ALL_WRONG.value
+
+
+def _solved(metric: MetricAccount) -> bool:
+    """Whether the best value leaves nothing to improve: of 1, or of 100."""
+    best = metric.best or 0.0
+    left = 1.0 - ALL_WRONG.value
+    if metric.higher_is_better:
+        return 1.0 - left <= best <= 1.0 or 100.0 * (1.0 - left) <= best <= 100.0  # noqa: PLR2004  # per cent
+    return best <= left
 
 
 def _task_improved(facts: RunFacts) -> bool:
@@ -309,9 +375,9 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     if falls or late - early > RISES.value * level:
         return None
     step = facts.step(facts.loss.row(start))
-    held_out = facts.held_out_curve
-    if (held_out is not None and held_out.still_falls(step)) or _task_gains(facts, step):
-        return None  # held-out data still gain, so the run still learns
+    whole = max(0.0, median(facts.loss.points[:3]) - late)
+    if _gains_held_out(facts, step) or early - late > STILL_SHARE.value * whole:
+        return None  # held-out data still gain, so the run still learns; or the loss hardly fell before either
     verb = "hardly falls" if late < early else "no longer falls"
     return Observation(
         f"The loss {verb} from step {step} on: {early:.4g} in the first third of the rows since, {late:.4g} "
@@ -319,6 +385,11 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
         {"drop": fall, "most": most, "level": level, "from_step": step, "how": verb},
         evidence=seen(f"Theil-Sen slope over {len(span)} points: it fell {fall:.1%}, {most:.1%} at most"),
     )
+
+
+def _gains_held_out(facts: RunFacts, step: int) -> bool:
+    curve = facts.held_out_curve
+    return (curve is not None and curve.still_falls(step)) or _task_gains(facts, step)
 
 
 def _task_gains(facts: RunFacts, step: int) -> bool:
@@ -354,7 +425,10 @@ RULES: Final[tuple[LogRule, ...]] = (
         "rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, from {still_rows} rows on, the second "
         "half is under {still} below the first fifth, the Theil-Sen slope falls by under {still_slope} over all rows, "
         "the fall from start to end and the 95 % upper bounds of both are under {still_bound}, and the gradient norm "
-        "has no trend",
+        "has no trend. Without a training loss, held-out losses over {guess} nats or in under {few_steps} steps show "
+        "no learning. The story says that held-out data do not improve if an error rate stays at {all_wrong} or more, "
+        "or, "
+        "where the first held-out loss is over {learnt} of the first training loss, if they end worse",
         observe=_no_learning,
         needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.75,
@@ -385,6 +459,10 @@ RULES: Final[tuple[LogRule, ...]] = (
             LEAST_FALL,
             LEAST_EVALS,
             EVAL_NOISE,
+            FEW_STEPS,
+            GUESS,
+            LEARNT,
+            ALL_WRONG,
         ),
     ),
     LogRule(
@@ -393,7 +471,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="info",
         condition="over the last 90, 65, 50 or 30 % of the rows, the fall by Theil-Sen and by medians is at most "
         "{flat} of the loss, its 95 % bounds at most {flat_bound} and {still_falls}, the rise at most {rises}, and "
-        "held-out data do not gain, while the learning rate is over {idle_rate} of its peak and the loss over {fitted}",
+        "held-out data do not gain, and it is no more than {still_share} of the whole fall, while the "
+        "learning rate is over {idle_rate} of its peak and the loss over {fitted}",
         observe=_plateau,
         needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.5,
@@ -408,6 +487,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         as_info=True,
         scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
-        thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
+        thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, STILL_SHARE, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
     ),
 )

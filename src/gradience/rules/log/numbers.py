@@ -17,9 +17,12 @@ from gradience.rules import MASKED, NAN_TRL, Observation, Threshold, Unknown, ci
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
 from gradience.schema import Severity, as_float
+from gradience.schema.events import Eval
+from gradience.schema.reports import EvalPoint
 
 MASKED_FALL = Threshold("masked_fall", 0.15, "fraction of the loss just before", "transformers 5.24: 4.15 to 3.33 seen")
 ROUNDS_TO_ZERO = Threshold("rounds_to_zero", 0.05, "nats", "a fitted batch: transformers logs four decimals")
+RECOVERED_ROWS = Threshold("recovered_rows", 3, "rows over 0 after the last zero", "NaN in the weights stays")
 SKIPS_SHOWN = Threshold("skips_shown", 0.6, "fraction of the rows whose norm is not finite", JUDGEMENT)
 SKIPS_MANY = Threshold("skips_many", 0.5, "fraction of all rows", JUDGEMENT)
 STOOD_STILL = Threshold("stood_still", 0.7, "of one step's change of the learning rate", JUDGEMENT)
@@ -116,7 +119,7 @@ def _non_finite(facts: RunFacts) -> Observation | None:
     if not losses and not norms and not evals:
         return None
     where = [f"loss at step {facts.step(losses[0])}"] if losses else []
-    where += [f"{evals[0].split} loss at step {evals[0].step}"] if evals else []
+    where += [_evaluations(facts, evals)] if evals else []
     where += [f"gradient norm at step {facts.step(norms[0])}"] if norms else []
     return Observation(
         f"Not finite: {', '.join(where)}"
@@ -128,9 +131,20 @@ def _non_finite(facts: RunFacts) -> Observation | None:
             "first": where[0],
             "first_step": facts.step(losses[0]) if losses else None,
         },
-        severity="error" if losses or evals else _of_norms(norms, facts.config.training.dtype),
+        severity="error" if losses else "warning" if evals else _of_norms(norms, facts.config.training.dtype),
         evidence=seen(f"first non-finite value: {where[0]}"),
     )
+
+
+def _evaluations(facts: RunFacts, bad: Sequence[Eval | EvalPoint]) -> str:
+    """Which held-out losses are not finite: one, some, or all of a split."""
+    split = bad[0].split
+    own = [event for event in bad if event.split == split]
+    every = [event for event in facts.history or facts.evals if event.split == split and event.metrics.loss is not None]
+    if len(own) == 1:
+        return f"{split} loss at step {own[0].step}"
+    share = f"all {len(own)}" if len(own) == len(every) else f"{len(own)} of {len(every)}"
+    return f"{split} loss in {share} evaluations (first: step {own[0].step})"
 
 
 def _of_norms(norms: Sequence[int], dtype: str | None) -> Severity:
@@ -172,6 +186,8 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
     unlogged = len(zero) > 1 and all(math.isnan(norms[i]) and i not in bad for i in zero)
     if len(zero) == len(losses) and kind != "preference":
         return _no_labels(facts, bad)
+    if not not_finite and (dead or unlogged) and _recovers(losses, zero):
+        return _single_zeros(facts, zero)
     if not_finite or dead or (unlogged and not before < ROUNDS_TO_ZERO.value):
         return _masked(facts, zero, bad)
     if kind == "preference" or not before < ROUNDS_TO_ZERO.value:
@@ -180,6 +196,24 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
         f"The training loss is 0.0 from step {facts.step(first)} in {len(zero)} rows: rounded from a small loss "
         f"({before:.2g} just before).",
         {"rows": len(zero), "first_step": facts.step(first), "loss_before": before},
+        severity="info",
+        confidence=0.6,
+    )
+
+
+def _recovers(losses: Sequence[float], zero: Sequence[int]) -> bool:
+    """Whether the losses after the last zero are over 0: weights that are NaN give no such loss again."""
+    after = losses[zero[-1] + 1 :]
+    return len(after) >= RECOVERED_ROWS.value and all(0.0 < loss < math.inf for loss in after)
+
+
+def _single_zeros(facts: RunFacts, zero: Sequence[int]) -> Observation:
+    first = facts.step(zero[0])
+    rows = "1 row" if len(zero) == 1 else f"{len(zero)} rows"
+    return Observation(
+        f"The training loss is exactly 0.0 in {rows} (first: step {first}), and over 0 again in all rows after them: "
+        "batches without a label, or a loss that was rounded.",
+        {"rows": len(zero), "first_step": first, "recovers": True},
         severity="info",
         confidence=0.6,
     )
@@ -233,8 +267,9 @@ NON_FINITE = LogRule(
     id="NUM101",
     title="not a number",
     severity="error",
-    condition="a training loss, held-out loss or gradient norm is NaN or infinite; info if only gradient norms are, "
-    "in one row, or in several isolated ones (skipped steps) unless in bf16; rows of NUM131 are not counted",
+    condition="a training loss, held-out loss or gradient norm is NaN or infinite; a warning if only held-out "
+    "losses are, info if only gradient norms are, in one row, or in several isolated ones (skipped steps) unless in "
+    "bf16; rows of NUM131 are not counted",
     observe=_non_finite,
     confidence=0.95,
     evidence=(
@@ -255,14 +290,15 @@ MASKED_NAN = LogRule(
     condition="the loss is exactly 0.0 in a row whose gradient norm is not finite or is 0, or in 2 or more rows "
     "without a logged gradient norm after losses of at least {rounds_to_zero}; or the loss falls by over {masked_fall} "
     "below the rows before, in a row whose gradient norm is not finite. Zeros after losses under {rounds_to_zero} are "
-    "rounding (info), unless the gradient norm says otherwise. Zeros in all rows: every label is masked",
+    "rounding (info), unless the gradient norm says otherwise; so are zeros that at least {recovered_rows} losses over "
+    "0 follow, with a finite norm. Zeros in all rows: every label is masked",
     observe=_masked_nan,
     confidence=0.9,
     evidence=(MASKED, NAN_TRL),
     rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
     place="broken",
     phrase=lambda v: (
-        "loss is 0 throughout: every label is masked"
+        "loss is 0 throughout: every label is masked, or it was NaN from the start"
         if v.get("no_labels")
         else f"loss is probably NaN-masked from step {v['first_step']}"
     ),
@@ -270,7 +306,7 @@ MASKED_NAN = LogRule(
     cause=lambda v: "nothing_supervised" if v.get("no_labels") else "not_finite",
     scope="losses that cannot be exactly zero; under RL only where the gradient is not finite either",
     verify="Look at grad_norm in the same rows, and at the adapter's weights.",
-    thresholds=(MASKED_FALL, ROUNDS_TO_ZERO),
+    thresholds=(MASKED_FALL, ROUNDS_TO_ZERO, RECOVERED_ROWS),
 )
 
 SKIPPED = LogRule(

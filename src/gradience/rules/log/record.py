@@ -11,6 +11,7 @@ from gradience.rules.log.statistics import median
 from gradience.schema import as_float
 
 FEW_ROWS = Threshold("few_rows", 3, "training rows", "definition: a curve has a start, a middle and an end")
+PLANNED_ROWS = Threshold("planned_rows", 20, "rows that the settings would log in all", JUDGEMENT)
 SOME_STEPS = Threshold("some_steps", 20, "steps", "a judgement: the log of a shorter run is short")
 REPLAY_DIFFERENCE = Threshold(
     "replay_difference", 0.2, "median relative difference", "proposal of the project's design"
@@ -129,6 +130,9 @@ def _sparse(facts: RunFacts) -> Observation | None:
     last, every = facts.last_step, facts.config.training.logging_steps
     if rows >= FEW_ROWS.value or not last or last < SOME_STEPS.value:
         return None
+    planned = (facts.max_steps or 0) / as_float(every) if every is not None and as_float(every) > 0.0 else 0.0
+    if facts.in_mid_run and rows and planned >= PLANNED_ROWS.value:
+        return None  # the log is cut early; it would have had its rows
     interval = f" (logging_steps {as_float(every):g})" if every is not None else ""
     what = (
         "No training loss was logged"
@@ -213,7 +217,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="GAP118",
         title="sparse log",
         severity="warning",
-        condition="fewer than {few_rows} training rows in {some_steps} steps or more; info if there are evaluations",
+        condition="fewer than {few_rows} training rows in {some_steps} steps or more, unless the log is cut and the "
+        "settings would give {planned_rows} in all; info if there are evaluations",
         observe=_sparse,
         confidence=0.95,
         evidence=(LOGGING_DEFAULT,),
@@ -223,7 +228,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="any log",
         rationale="Without a curve neither a spike nor a plateau nor a divergence can be seen.",
         verify="Compare logging_steps with the number of steps.",
-        thresholds=(FEW_ROWS, SOME_STEPS),
+        thresholds=(FEW_ROWS, SOME_STEPS, PLANNED_ROWS),
     ),
 )
 

@@ -25,6 +25,7 @@ from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
 
 MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
+MANY_LEVEL = Threshold("many_level", 0.65, "of the first loss, or nats", "published runs: 50 epochs to 0.74 of 1.2")
 SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")
 SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMENT)
 FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
@@ -54,7 +55,8 @@ def _repeated(facts: RunFacts) -> Observation | None:
         raise Unknown("the log does not say how often the data was seen")
     few = epochs > FEW_EPOCHS.value and _down_to(trend.start, trend.end, FEW_LEVEL.value)
     some = epochs >= SOME_EPOCHS.value and _down_to(trend.start, trend.end, SOME_LEVEL.value)
-    if not (few or some or epochs >= MANY_EPOCHS.value):
+    many = epochs >= MANY_EPOCHS.value and _down_to(trend.start, trend.end, MANY_LEVEL.value)
+    if not (few or some or many):
         return None
     low = epochs >= MANY_EPOCHS.value and trend.end <= FEW_LEVEL.value * trend.start
     return Observation(
@@ -99,7 +101,7 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
         )
     if (why := _learns_still(facts)) is not None:
         raise Unknown(why)
-    shown = ", ".join(f"{drop:.0%}" for drop in drops[:5])
+    shown = ", ".join(f"{drop:.0%}" for drop in drops[:5] if drop > 0.0)
     return Observation(
         f"The training loss steps down where an epoch ends (by {shown}): the model remembers the examples.",
         {"drops": drops, "epochs": epochs},
@@ -195,7 +197,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="REP128",
         title="repeated data, nothing held out",
         severity="warning",
-        condition="no evaluation, and at least {many_epochs} epochs; or at least {some_epochs} epochs, with the "
+        condition="no evaluation, and at least {many_epochs} epochs, with the training loss down to {many_level} of "
+        "its start or {many_level} nats; or at least {some_epochs} epochs, with the "
         "training loss down to {some_level} of its start or {some_level} nats; or over {few_epochs} epochs, with the "
         "training loss down to {few_level} of its start or {few_level} nats",
         observe=_repeated,
@@ -214,7 +217,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="no_held_out",
         scope="runs without any evaluation that log their epoch; not saturated preference training (PRF130)",
         verify="Compare the held-out loss of the last checkpoint with that of an earlier one.",
-        thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
+        thresholds=(MANY_EPOCHS, MANY_LEVEL, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
     ),
     LogRule(
         id="MEM127",

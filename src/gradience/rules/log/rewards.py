@@ -149,7 +149,7 @@ class Change(NamedTuple):
 def change_of(values: Sequence[float]) -> Change:
     """How a column changes; for at least one value."""
     n = len(values)
-    rows = n // _PARTS if n >= MANY_ROWS.value else min(2, n)
+    rows = min(n, max(2, n // _PARTS))
     first, last = median(values[:rows]), median(values[-rows:])
     error = median_error(noise(values), rows, rows)
     rises = _in_order(values, first, last, error)
@@ -424,6 +424,8 @@ def _lengths(facts: RunFacts) -> Observation | None:
         raise Unknown("the completions start empty")
     cut = _late_cut(facts)
     most_cut = cut is not None and cut >= CUT_OFF.value
+    if abs(last - first) <= REWARD_SHOWN.value * _error(column.values):
+        return None
     if last >= (LONGER_CUT if most_cut else LONGER).value * first:
         return _other_length(facts, column, "grew", f" ({cut:.0%} of them are cut off there)" if most_cut else "")
     ended = find(facts, ENDED_LENGTH, 2 * FEW_ROWS.value)
@@ -432,6 +434,11 @@ def _lengths(facts: RunFacts) -> Observation | None:
     if 0.0 < last <= SHORTER.value * first and column.end <= SHORTER.value * column.start:
         return _other_length(facts, column, "shrank", "")
     return None
+
+
+def _error(values: Sequence[float]) -> float:
+    """The standard error of the difference between a first row, which the start may be, and the last fifth."""
+    return median_error(noise(values), 1, max(_START, len(values) // _PARTS))
 
 
 def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
@@ -684,7 +691,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="the mean length of the last fifth of the rows is at least {longer} times that of the first three "
         "({longer_cut} times if at least {cut_off} of the completions are cut off in the last third), or at most "
-        "{shorter} of it, also without the completions that were cut off",
+        "{shorter} of it, also without the completions that were cut off, and by over {reward_shown} standard errors",
         observe=_lengths,
         place="objective",
         phrase=_lengths_says,
@@ -700,7 +707,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         rationale="Length is the easiest thing to learn: a reward that pays for it is learnt before the task.",
         scope="RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right",
         verify="Compare the reward of long and short completions of one prompt.",
-        thresholds=(LONGER, LONGER_CUT, SHORTER, CUT_OFF, FEW_ROWS),
+        thresholds=(LONGER, LONGER_CUT, SHORTER, CUT_OFF, FEW_ROWS, REWARD_SHOWN),
     ),
     LogRule(
         id="RAT141",

@@ -15,14 +15,16 @@ from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric
 from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
-from gradience.rules.log.learning import learning
+from gradience.rules.log.learning import LEAST_FALL, learning, not_held_out
 from gradience.rules.log.recorded import audited_rank
+from gradience.rules.log.statistics import Trend
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 
 _GRAVE: Final = SEVERITIES.index("warning")
 _PLACES: Final[tuple[Place, ...]] = get_args(Place)
+_NOISY: Final = 3.0  # standard deviations of a row; a row above is no noise, but a spike
 _MANY_PASSES: Final = 10.0  # passes over the data that the story names
 
 
@@ -44,7 +46,7 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
     parts = chain(
         _at(told, "broken"),
         _at(told, "meaning"),
-        () if "learning" in covered else _learning(facts),
+        () if "learning" in covered else _learning(facts, overfits=any(each.rule.id == "OVF110" for each in told)),
         _at(told, "shape"),
         _loss(facts, train),
         _at(told, "objective"),
@@ -77,7 +79,7 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
     return {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
 
 
-def _learning(facts: RunFacts) -> Iterator[StoryPart]:
+def _learning(facts: RunFacts, *, overfits: bool) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
     if facts.objective.kind == "rl" or (facts.rate.values and facts.peak_rate <= 0.0):
         return
@@ -90,7 +92,9 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
     if trend is not None:
         values = {"fall": trend.fall, "least_seen": result.least, "p": trend.p, "rows": trend.rows}
     if result.shown:
-        yield StoryPart(says="learns", values=values)
+        without = None if overfits else not_held_out(facts)
+        falls = "the training loss falls, but " if facts.series.steps else ""
+        yield StoryPart(says="learns" if without is None else f"{falls}{without} does not improve", values=values)
     elif not facts.series.steps:
         yield StoryPart(says="no training loss was logged")
     elif decisive_metric(account(facts)) is None:
@@ -100,9 +104,24 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     if not train.rows or facts.objective.kind == "rl":  # under RL a loss says little
         return
+    if train.first_loss == train.last_loss == train.min_loss == 0.0:
+        return  # told by a finding
     first, last = _n(train.first_loss), _n(train.last_loss)
+    if (trend := _other_way(facts, train)) is not None:
+        values: dict[str, Json] = {"first": trend.start, "last": trend.end}
+        yield StoryPart(says=f"loss {_n(trend.start)} -> {_n(trend.end)} (medians)", values=values)
+        return
     says = f"loss {first} -> {last}" if train.rows > 1 else f"loss {last} (1 row)"
     yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
+
+
+def _other_way(facts: RunFacts, train: TrainSummary) -> Trend | None:
+    """The trend of a loss that falls although its first and last row, within their noise, say the opposite."""
+    trend = facts.trend
+    if trend is None or trend.fall <= LEAST_FALL.value or train.first_loss is None or train.last_loss is None:
+        return None
+    first, last = as_float(train.first_loss), as_float(train.last_loss)
+    return trend if first <= last <= trend.end * (1.0 + _NOISY * trend.noise) else None
 
 
 def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
@@ -114,8 +133,8 @@ def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
     if curve is not None and "held_out" not in covered:
         last, best = curve.losses[-1], curve.losses[curve.best]
         step = curve.steps[curve.best]
-        says = f"{curve.split} loss {_n(last)}"
-        if len(curve.losses) > 1:
+        says = f"{curve.split} loss {_n(last)}" + (" before the first step" if curve.steps == [0] else "")
+        if len(curve.losses) > 1 and _n(curve.losses[0]) != _n(last):
             says += ", its best" if _n(last) == _n(best) else f" (best {_n(best)} at step {step})"
         yield StoryPart(says=says, values={"last": last, "best": best, "best_step": step})
     metric = decisive_metric(of) or next((each for each in of.metrics if each.name == "accuracy"), None)

@@ -42,6 +42,7 @@ from gradience.verbs.monitor.source import Source, open_source
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
 _DERIVED: Final = "n_derived_from"
 _DERIVATION: Final = "runtime * samples_per_second"
+_FEW_EXAMPLES: Final = 200  # under it, a difference of a few points is chance, so the count is told
 _CLASSES: Final = {  # number of classes of a data set, used if the log does not state it
     "sst2": 2,
     "cola": 2,
@@ -120,7 +121,7 @@ def report_of(
         status_reason=facts.status_reason,
         events=dict(summary.counts),
         train=train,
-        signals={name: _signal(column) for name, column in facts.signals.items()},
+        signals={name: _signal(column, least=2) for name, column in facts.signals.items()},
         probes={name.partition("/")[2]: _signal(_by_step(run.columns[name])) for name in PROBES if name in run.columns},
         objective=facts.objective.kind,
         account=of,
@@ -213,8 +214,9 @@ def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
     )
 
 
-def _signal(column: Signal) -> SignalSummary:
-    first, last, _ = ends(column)
+def _signal(column: Signal, *, least: int = 1) -> SignalSummary:
+    """The column's medians over its first and last fifth, of at least so many rows, and its range."""
+    first, last, _ = ends(column, least)
     values = column.values
     return SignalSummary(rows=len(values), first=first, last=last, lowest=min(values), highest=max(values))
 
@@ -266,8 +268,9 @@ def _with_count(point: EvalPoint) -> EvalPoint:
 
 
 def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
-    """A note on the numbers of examples that were computed from runtime and speed."""
-    counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
+    """A note on the numbers of examples that were computed from runtime and speed, if they are few."""
+    few = [point for point in evals if _DERIVED in point.metrics.extras and (point.metrics.n or 0) < _FEW_EXAMPLES]
+    counts = [f"{point.split} {point.metrics.n}" for point in few]
     return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
 
 

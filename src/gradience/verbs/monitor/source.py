@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Self
 import msgspec
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import refuse_summary
+from gradience.importers.files import refuse_summary, require_file
 from gradience.io.reading import open_raw, open_regular
 from gradience.rules.log.facts import KEPT
 from gradience.schema import SCHEMA_PREFIX, as_float
@@ -143,6 +143,8 @@ def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
     refuse_summary(place)
     source = _read(place, run)
     if source.summary.last is None:
+        if place.is_file():
+            require_file(place)  # a git-lfs pointer says so
         issues = source.summary.issues
         first = issues[0].reason if issues else "it holds none of the known events"
         raise RecorderError(f"{path} holds no event of a run: {first}", advice="give the run.jsonl that a run wrote")

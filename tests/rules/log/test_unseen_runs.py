@@ -1,0 +1,273 @@
+"""What was false of runs that nobody had seen: each class as a table, with a case that speaks and one that does not."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from tables import every
+
+from gradience.rules.log import detect
+from gradience.rules.log.advice import advice
+from gradience.rules.log.facts import RunFacts, Series, Signal, ends
+from gradience.rules.log.rewards import change_of
+from gradience.rules.log.story import line_of, story_parts
+from gradience.schema import ConfigSnapshot, EvalMetrics, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.document import Finding
+from gradience.schema.events import Eval
+from gradience.schema.reports import EvalPoint, TrainSummary
+
+NAN = math.nan
+FALL = [2.0 - 1.5 * i / 59 + 0.02 * math.sin(37.0 * i) for i in range(60)]
+
+
+def evals(losses: list[Any], *, step: int = 10, **metrics: list[float]) -> list[Eval]:
+    head: Any = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r", "split": "eval"}
+    return [
+        Eval(
+            **head,
+            step=step * (i + 1),
+            metrics=EvalMetrics(loss=loss, extras={name: values[i] for name, values in metrics.items()}),
+        )
+        for i, loss in enumerate(losses)
+    ]
+
+
+def run(losses: list[float], history: list[Eval] | None = None, *, grads: Any = None, **more: Any) -> RunFacts:
+    n, history = len(losses), history or []
+    steps = more.pop("steps", list(range(1, n + 1)))
+    training = TrainingSnapshot(**more.pop("training", {}))
+    last = history[-1] if history else None
+    return RunFacts(
+        series=Series(steps, losses, [1.0] * n if grads is None else grads, more.pop("rates", [2e-4] * n)),
+        history=history,
+        held_out=None if last is None else EvalPoint(split="eval", step=last.step, metrics=last.metrics),
+        config=ConfigSnapshot(training=training, optimizer=OptimizerSnapshot(lr=more.pop("lr", None))),
+        status=more.pop("status", "ok"),
+        last_step=more.pop("last_step", max([*steps, *(event.step or 0 for event in history)], default=0)),
+        **more,
+    )
+
+
+def said(about: str, facts: RunFacts) -> Finding | None:
+    return next((found for found in detect(facts)[0] if found.id == about), None)
+
+
+def told(facts: RunFacts) -> str:
+    losses = facts.series.losses
+    rows = len(losses)
+    train = TrainSummary(
+        rows=rows,
+        first_loss=losses[0] if rows else None,
+        last_loss=losses[-1] if rows else None,
+        min_loss=min(losses, default=None),
+    )
+    return line_of(story_parts(facts, detect(facts)[0], train))
+
+
+# --- "learns" is not said against what was held out ----------------------------------------------------------------
+
+
+@every(
+    ("losses", "metrics", "begins"),
+    [
+        ([1.0, 0.6, 0.4], {"wer": [98.9, 99.6, 99.7]}, "the training loss falls, but eval wer does not improve"),
+        ([1.0, 0.6, 0.4], {"wer": [94.9, 99.6, 99.7]}, "learns"),  # 0.95 of 100: hardly a word is right
+        ([1.0, 0.6, 0.4], {"wer": [0.96, 0.97, 0.96]}, "the training loss falls, but eval wer does not improve"),
+        ([1.0, 0.6, 0.4], {"bleu": [0.0, 0.0, 0.0]}, "the training loss falls, but eval bleu does not improve"),
+        ([1.0, 0.6, 0.4], {"bleu": [0.0, 0.0, 0.1]}, "learns"),
+        (  # the loss decides, and the accuracy says the same
+            [1.0, 0.6, 0.4],
+            {"f1": [0.3, 0.4, 0.5], "bleu": [0.0, 0.0, 0.0]},
+            "the training loss falls, but eval bleu does not improve",
+        ),
+        ([1.9, 1.85, 1.9], {"f1": [0.4, 0.4, 0.4]}, "the training loss falls, but eval f1 does not improve"),
+        ([1.7, 1.65, 1.7], {"f1": [0.4, 0.4, 0.4]}, "learns"),  # under 0.9 of the first training loss
+        ([1.9, 1.85, 1.9], {"f1": [0.4, 0.41, 0.4]}, "learns"),
+        ([1.9, 1.85, 1.9], {"f1": [0.98, 0.98, 0.98]}, "learns"),  # nothing is left to improve
+        ([1.9, 1.95], {}, "the training loss falls, but eval loss does not improve"),
+        ([1.9, 1.85], {}, "learns"),
+        (
+            [1.9, 1.7, 1.5],
+            {"mean_token_accuracy": [0.152, 0.151, 0.149]},
+            "the training loss falls, but eval mean_token_accuracy does not improve",
+        ),
+        ([1.9, 1.7, 1.5], {"mean_token_accuracy": [0.152, 0.151, 0.153]}, "learns"),
+    ],
+)
+def test_it_learns_unless_held_out_data_say_that_it_does_not(losses, metrics, begins):
+    assert told(run(FALL, evals(losses, step=20, **metrics))).startswith(f"{begins}; ")
+
+
+@every(
+    ("losses", "step", "begins"),
+    [
+        ([3.0, 2.0, 1.0], 3, "no training loss was logged"),  # 9 steps
+        ([3.0, 2.0, 1.0], 4, "learns"),
+        ([11.3, 11.0, 10.1], 100, "no training loss was logged"),  # a uniform guess over 30,000 tokens is 10.3
+        ([11.3, 11.0, 9.9], 100, "learns"),
+    ],
+)
+def test_held_out_losses_alone_show_learning_from_ten_steps_and_below_a_uniform_guess_on(losses, step, begins):
+    assert told(run([], evals(losses, step=step))).startswith(begins)
+
+
+# --- held-out loss that rises while the training loss does not fall --------------------------------------------------
+
+STILL = [1.0, 1.06, 0.98, 1.02] * 3
+
+
+@every(
+    ("train", "metrics", "message", "clause"),
+    [
+        (STILL, {}, "Gets worse: ", "gets worse held out from step 6 (eval loss +37.1% since)"),
+        (FALL[::5], {}, "Overfits: ", "overfits from step 6 (eval loss +37.1% since)"),
+        ([], {}, "Gets worse: ", "gets worse held out from step 6 (eval loss +37.1% since)"),
+        (
+            [],
+            {"f1": [0.4, 0.5, 0.55, 0.6]},
+            "Eval loss rises: ",
+            "eval loss rises from step 6 (eval loss +37.1% since), but f1 is at its best",
+        ),
+        (STILL, {"f1": [0.4, 0.6, 0.59, 0.59]}, "Eval loss rises: ", "but f1 holds"),
+        (STILL, {"f1": [0.026, 0.026, 0.02, 0.014]}, "Gets worse: ", "gets worse held out from step 6"),  # half is lost
+    ],
+)
+def test_a_held_out_loss_that_rises_is_overfitting_only_if_the_training_loss_fell(train, metrics, message, clause):
+    history = evals([1.03, 0.97, 1.22, 1.33], step=3, **metrics)
+    facts = run(train, history, steps=list(range(1, len(train) + 1)))
+    found = said("OVF110", facts)
+    assert found is not None
+    assert found.message.startswith(message)
+    assert clause in told(facts)
+
+
+def test_training_that_goes_wrong_too_is_no_case_of_it():
+    rising = [1.0, 0.95, 0.9, 0.9, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert said("OVF110", run(rising, evals([1.03, 0.97, 1.22, 1.33], step=3))) is None
+
+
+# --- single losses and norms of 0 ------------------------------------------------------------------------------------
+
+
+@every(
+    ("after", "severity"),
+    [(3, "info"), (2, "error")],
+)
+def test_zeros_that_losses_over_0_follow_are_no_masked_nan(after, severity):
+    losses = [2.0, 1.5, 1.2, 1.0, 0.0, 0.9, 0.8, 0.0, *[0.5] * after]
+    grads = [0.0 if loss == 0.0 else 1.0 for loss in losses]
+    found = said("NUM102", run(losses, grads=grads))
+    assert found is not None
+    assert found.severity == severity
+
+
+@every(
+    ("low", "elsewhere", "found"),
+    [
+        (7, 20, False),  # single norms of 0 all along
+        (7, 6, True),  # most of them are in one stretch
+        (12, 20, True),  # a fifth of the rows
+    ],
+)
+def test_norms_of_0_all_along_are_not_a_gradient_that_vanished(low, elsewhere, found):
+    grads = [1.0] * 60
+    grads[20 : 20 + low] = [0.0] * low
+    places = [*range(0, 18, 2), *range(34, 60, 2)][:elsewhere]
+    for place in places:
+        grads[place] = 0.0
+    assert (said("GRD108", run(FALL, grads=grads)) is not None) is found
+
+
+# --- RL -------------------------------------------------------------------------------------------------------------
+
+RL: dict[str, Any] = {"extras": {"trainer": "rl"}}
+
+
+@every(("kind", "found"), [("rl", False), ("sft", True)])
+def test_under_rl_a_burst_of_the_norm_follows_the_spread_of_the_rewards(kind, found):
+    grads = [0.001 * (1.0 + 0.1 * math.sin(i)) for i in range(60)]
+    grads[30:33] = [0.09, 0.1, 0.08]
+    facts = run(FALL, grads=grads, training={"extras": {"trainer": kind}})
+    assert (said("GRD107", facts) is not None) is found
+
+
+@every("rows", list(range(1, 31)))
+def test_the_story_and_the_cell_of_a_reward_are_of_the_same_rows(rows):
+    values = [float(row * row % 7) for row in range(rows)]
+    first, last, width = ends(Signal(list(range(rows)), values), least=2)
+    change = change_of(values)
+    assert (change.first, change.last, change.rows) == (first, last, width)
+
+
+@every(("noise", "found"), [(0.02, True), (1.0, False)])
+def test_lengths_change_by_more_than_they_scatter(noise, found):
+    generator = random.Random(7)  # noqa: S311  # a fixed series
+    values = [100.0, 90.0, 110.0, *[240.0 * math.exp(generator.gauss(0.0, noise)) for _ in range(37)]]
+    steps = list(range(1, 41))
+    facts = run(
+        [0.01] * 40,
+        training=RL,
+        signals={"completions/mean_length": Signal(steps, values)},
+        logged=frozenset({"completions/mean_length"}),
+    )
+    assert (said("LEN136", facts) is not None) is found
+
+
+# --- what the log cannot show ---------------------------------------------------------------------------------------
+
+
+@every(("planned", "found"), [(9_499, True), (10_000, False)])
+def test_a_log_cut_at_its_first_row_is_no_sparse_log(planned, found):
+    training = {"max_steps": planned, "logging_steps": 500}
+    facts = run([0.24], steps=[500], training=training, status="unknown", last_step=500)
+    assert (said("GAP118", facts) is not None) is found
+
+
+@every(("steps", "warmup", "found"), [(15, 100, True), (15, 15, False), (9, 100, False)])
+def test_a_run_of_one_row_ended_inside_the_warm_up_of_its_settings(steps, warmup, found):
+    training = {"max_steps": steps, "warmup_steps": warmup}
+    facts = run([26.0], steps=[8], rates=[3e-6], training=training, lr=4e-5, last_step=steps)
+    assert (said("LRS133", facts) is not None) is found
+
+
+@every(("late", "found"), [(1.98, True), (1.90, False)])
+def test_a_loss_that_fell_mostly_since_a_step_did_not_stop_falling_there(late, found):
+    losses = [*[2.2] * 6, *[2.0 - (2.0 - late) * i / 53 for i in range(54)]]
+    assert (said("PLT105", run(losses)) is not None) is found
+
+
+@every(("apart", "evaluations", "found"), [(1.05, 4, True), (1.2, 4, False), (1.05, 3, False)])
+def test_a_held_out_loss_that_is_one_multiple_of_the_training_loss_is_on_another_scale(apart, evaluations, found):
+    factors = [4.0, 4.0 * apart, 4.0, 4.0][:evaluations]
+    history = evals([factor * FALL[15 * (i + 1) - 1] for i, factor in enumerate(factors)], step=15)
+    facts = run(FALL, history)
+    scale = said("SCL129", facts)
+    assert (scale is not None) is found
+    assert found is not (said("GAP111", facts) is not None)
+
+
+@every(("last", "found"), [(0.021, True), (0.019, False)])
+def test_a_held_out_loss_near_0_no_longer_improves(last, found):
+    history = evals([0.033, 0.03, 0.027, 0.024, last], step=12)
+    assert (said("UND126", run(FALL, history)) is not None) is found
+
+
+# --- advice ---------------------------------------------------------------------------------------------------------
+
+
+@every(
+    ("losses", "training", "text"),
+    [
+        ([1.6], {"save_steps": 10}, "Evaluate an earlier checkpoint too"),
+        ([1.4, 1.6], {"save_steps": 15}, "Use checkpoint-30, if it was kept: eval loss was lower there"),
+        ([1.4, 1.6], {"save_steps": 20}, None),  # no checkpoint of that step
+        ([1.6, 1.4], {"save_steps": 15}, None),  # the last is the lowest
+    ],
+)
+def test_advice_on_a_gap_names_the_lower_evaluation_that_was_made(losses, training, text):
+    facts = run(FALL, evals(losses, step=60 // len(losses)), training=training, epoch=3.0, last_step=60)
+    given = advice(facts, detect(facts)[0])
+    assert (given is None) is (text is None)
+    assert text is None or (given is not None and given.text.startswith(text))
