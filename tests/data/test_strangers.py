@@ -121,6 +121,21 @@ def test_a_damaged_state_of_a_saved_data_set_is_an_error(tmp_path: Path, state: 
         Source(tmp_path)
 
 
+@every("name", ["x.jsonl", "x.csv", "x.json"])
+@pytest.mark.parametrize("wanted", [None, {2, 3}])
+def test_a_file_that_loses_rows_while_it_is_read_is_an_error(
+    tmp_path: Path, name: str, wanted: set[int] | None
+) -> None:
+    texts = {"x.jsonl": '{"a": 1}\n' * 3, "x.csv": "a\n" + "1\n" * 3, "x.json": '[{"a": 1}, {"a": 1}, {"a": 1}]'}
+    shorter = {"x.jsonl": '{"a": 1}\n', "x.csv": "a\n1\n", "x.json": '[{"a": 1}]'}
+    (tmp_path / name).write_text(texts[name])
+    source = Source(tmp_path / name)
+    assert len(list(source.rows(wanted))) == (3 if wanted is None else 2)
+    (tmp_path / name).write_text(shorter[name])
+    with pytest.raises(ConfigError, match="it changed while it was read"):
+        list(source.rows(wanted))
+
+
 def arrow(path: Path) -> bytearray:
     table = pa.table({"text": ["hello world"] * 50, "ids": [[1, 2, 3]] * 50})
     with ipc.new_stream(str(path), table.schema) as writer:

@@ -369,7 +369,7 @@ STATED: dict[str, dict[str, Any]] = {
     "verbs.writing": {"_NAMED": 5, "_CARD_GAPS": 20},
 }
 OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the system says
-    "schema.flat": "_KEPT_CLASSES",
+    "schema.flat": "_KEPT_CLASSES _MOST_OWN",
     "adapters.kinds": "_BLOCK",
     "adapters": "_KEPT",
     "adapters.open": "_MOST _MOST_HEADER _FIRST_ROOM",

@@ -27,6 +27,7 @@ MAX_LINE: Final = 64 << 20  # bytes of one row
 _MAX_SKIPPED: Final = 512 << 20  # bytes of a longer line, which is read to its end
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
 _MAX_FIELDS: Final = 1_000_000  # of a CSV's line
+_OF_SAVED: Final = frozenset({"dataset_dict.json", "dataset_info.json", "state.json"})  # of save_to_disk: no rows
 _PIECE: Final = 1 << 20  # bytes that are read at once of a line that is left out
 _MAX_LINES: Final = 1_000_000  # of a CSV's record
 _MAX_FILES: Final = 10_000  # files of a folder
@@ -68,15 +69,19 @@ class Source:
         """Every row, or only the rows with the numbers wanted, in the order of the files.
 
         Raises:
-            ConfigError: a file can no longer be read.
+            ConfigError: a file can no longer be read, or has lost rows since they were counted.
         """
         before = 0
         for file, count in zip(self._files, self._counts, strict=True):
             asked = None if wanted is None else {number - before for number in wanted if before < number}
+            left = count if asked is None else sum(number <= count for number in asked)
             for found in _read(file, asked):
+                left -= 1
                 yield (
                     found._replace(number=found.number + before) if isinstance(found, Fault) else _later(found, before)
                 )
+            if left > 0:
+                raise ConfigError(f"{file}: it changed while it was read", advice="read it again once it is whole")
             before += count
 
 
@@ -155,7 +160,7 @@ def _shards(folder: Path) -> list[Path]:
     """The data files of a folder, all of one kind; only those of the training split if their names have splits."""
     entries = (entry for entry, _ in zip(folder.iterdir(), range(_MAX_FILES), strict=False))
     names = sorted(entries, key=lambda path: natural_key(path.name))
-    files = [path for path in names if path.suffix.lower() in _KINDS and path.is_file()]
+    files = [p for p in names if p.suffix.lower() in _KINDS and p.name not in _OF_SAVED and p.is_file()]
     train = [path for path in files if path.stem.lower().startswith(_COMMON_TRAIN)]
     chosen = train or files
     if not chosen:
