@@ -58,12 +58,12 @@ print(wall, cpu)
 
 PRODUCTS = """
 import sys
-from gradience.verbs import prepare_jax
+from gradience.device import prepare_jax
 prepare_jax("cpu", serial_kernels=True)
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from functools import partial
 from gradience.spectral import grams
-from gradience.verbs.audit import audit_adapter
+from gradience.judge.audit import audit_adapter
 
 @partial(jax.jit, static_argnames="in_rows")
 def product(x, in_rows):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradience.verbs.bench.trial import POWER, bounds, needed, sample_of
+from gradience.prove.bench.trial import POWER, bounds, needed, sample_of
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]

@@ -220,7 +220,7 @@ def sizes(r: int) -> list[Size]:
 def calibrated(folder: Path, runs: Path, run: Run, pieces: Any) -> Any:
     """The adapter with its statistics, collected on rows that neither the training nor the metric uses."""
     from gradience.adapters.open import open_adapter
-    from gradience.verbs.resize.calibrated import Asked, calibrate_adapter
+    from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter
 
     texts = runs / f"{run.task}.jsonl"
     rows = data_of(folder, run.task).unlabelled
@@ -235,9 +235,9 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Yield a line of the results for each size of one adapter."""
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, divergence, scored, tokens_within
-    from gradience.verbs.resize.calibrated import kept_for
-    from gradience.verbs.resize.cut import Target
-    from gradience.verbs.resize.pieces import scored_with
+    from gradience.rewrite.resize.calibrated import kept_for
+    from gradience.rewrite.resize.cut import Target
+    from gradience.rewrite.resize.pieces import scored_with
 
     found = {pieces: calibrated(folder, runs, run, pieces) for pieces in ("two-sided", "svd")}
     model = found["two-sided"].model
@@ -325,7 +325,7 @@ def cost(folder: Path, runs: Path, run: Run) -> None:
     from gradience.models.inputs import batches
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
-    from gradience.verbs.resize.calibrated import CHOSEN_BY
+    from gradience.rewrite.resize.calibrated import CHOSEN_BY
 
     loaded = load_model(base_of(folder, runs, run.model), runs / "adapters" / run.name)
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

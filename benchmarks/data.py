@@ -77,7 +77,7 @@ def speed(folder: Path, rows: int, forms: list[str]) -> None:
     import made as shelf
     from transformers import AutoTokenizer
 
-    from gradience.verbs.check.data import check_data
+    from gradience.judge.check.data import check_data
 
     place = trained(folder / "tokenizer", shelf)
     tokenizer = AutoTokenizer.from_pretrained(place)

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 import gradience as g
 from gradience.errors import GradienceError
-from gradience.verbs.mitigate import mitigate_adapter
+from gradience.rewrite.mitigate import mitigate_adapter
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "adapters_drawn.json"
 SEEDS: Final = 4

@@ -327,7 +327,7 @@ def _work(asked: Any, tell: int, folder: Path) -> None:
 def _save_time() -> None:
     """Do once what would take a third of the time: the table of commands, and a process for each fleet."""
     from gradience.cli import main as cli
-    from gradience.verbs.fleet import audit
+    from gradience.collect.fleet import audit
 
     built = cache(cli.build_app)
     cli.build_app = lambda *asked: built(*asked[: 1 + (asked[:1] and asked[0] in cli.GROUPS)])
@@ -336,7 +336,7 @@ def _save_time() -> None:
 
 def _run_here(work: Any, jobs: Any, **_options: Any) -> Iterator[Any]:
     """Do the jobs of a fleet in this process."""
-    from gradience.verbs.fleet.engines import Done
+    from gradience.collect.fleet.engines import Done
 
     return (Done(job, work(job)) for job in jobs)
 

@@ -300,9 +300,9 @@ def _add_stores(add: Callable[..., None]) -> None:
 
 def _store(kind: str) -> dict[str, bytes]:
     """The files of a store with one part, whose rows have a plain value in every column."""
-    from gradience.verbs.fleet import arrow_schema
-    from gradience.verbs.fleet.query import FLEET
-    from gradience.verbs.runs.collect import RUNS
+    from gradience.collect.runs.collect import RUNS
+    from gradience.tables import arrow_schema
+    from gradience.tables.query import FLEET
 
     tables = FLEET if kind == "fleet" else RUNS
     files = {"f/fleet.json": _dump({"schema": tables.schema, "parts": [1], "next": 2})}

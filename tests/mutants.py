@@ -31,7 +31,7 @@ from mutant_warm import NO_TESTS, Warm, collected
 
 ROOMS: Final = (  # folders or modules under src/gradience; missing ones are ignored
     *("policy", "rules", "spectral", "adapters", "telemetry"),
-    *("resize", "verbs/resize", "merge", "verbs/merge"),
+    *("resize", "rewrite/resize", "merge", "rewrite/merge"),
 )
 UNUSED: Final = (  # tests that train for minutes, watch the clock, or read the source as text
     *("tests/examples", "tests/hf", "tests/house", "tests/monitor/test_follow.py", "tests/report/test_browser.py"),

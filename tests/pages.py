@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
+from gradience.judge.diagnose.sources import find_sources
 from gradience.render.html import Story
-from gradience.verbs.diagnose.sources import find_sources
-from gradience.verbs.report import build_story
+from gradience.report import build_story
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from log_runs import AT, RUNS, field_logs
 
+from gradience.judge.monitor import monitor_run
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.story import story_parts
 from gradience.schema.reports import TrainSummary
-from gradience.verbs.monitor import monitor_run
 
 NUMBER: Final = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
 GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_said.json"

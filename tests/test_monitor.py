@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.judge.monitor import monitor_run
 from gradience.render.monitor import monitor_text
 from gradience.schema import (
     SCHEMA_ID,
@@ -20,7 +21,6 @@ from gradience.schema import (
 )
 from gradience.schema.flat import extended
 from gradience.telemetry.writer import TelemetryWriter
-from gradience.verbs.monitor import monitor_run
 
 CONFIG = ConfigSnapshot(
     model_name="toy",

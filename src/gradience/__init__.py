@@ -10,26 +10,26 @@ if TYPE_CHECKING:
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers import import_run
+    from gradience.judge.audit import audit_adapter
+    from gradience.judge.audit.arrays import audit_arrays, audit_pytree
+    from gradience.judge.check import check_config
+    from gradience.judge.check.data import check_data
+    from gradience.judge.diagnose import diagnose
+    from gradience.judge.monitor import monitor_run
+    from gradience.judge.monitor.compare import compare_runs
+    from gradience.prove.bench import bench_adapter, bench_merge, bench_mitigate
+    from gradience.prove.verify_merge import verify_merged
+    from gradience.report import write_report
+    from gradience.rewrite.compare import compare_adapters
+    from gradience.rewrite.convert import convert_adapter
+    from gradience.rewrite.merge import merge_adapters
+    from gradience.rewrite.merge.check import merge_check
+    from gradience.rewrite.mitigate import mitigate_adapter
+    from gradience.rewrite.resize import resize_adapter
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader, validate_log
     from gradience.telemetry.writer import TelemetryWriter
-    from gradience.verbs.audit import audit_adapter
-    from gradience.verbs.audit.arrays import audit_arrays, audit_pytree
-    from gradience.verbs.bench import bench_adapter, bench_merge, bench_mitigate
-    from gradience.verbs.check import check_config
-    from gradience.verbs.check.data import check_data
-    from gradience.verbs.compare import compare_adapters
-    from gradience.verbs.convert import convert_adapter
-    from gradience.verbs.diagnose import diagnose
-    from gradience.verbs.merge import merge_adapters
-    from gradience.verbs.merge.check import merge_check
-    from gradience.verbs.mitigate import mitigate_adapter
-    from gradience.verbs.monitor import monitor_run
-    from gradience.verbs.monitor.compare import compare_runs
-    from gradience.verbs.report import write_report
-    from gradience.verbs.resize import resize_adapter
-    from gradience.verbs.verify_merge import verify_merged
 
 _HOMES = {
     "AdapterError": "gradience.errors",
@@ -41,29 +41,29 @@ _HOMES = {
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
-    "audit_adapter": "gradience.verbs.audit",
-    "audit_arrays": "gradience.verbs.audit.arrays",
-    "audit_pytree": "gradience.verbs.audit.arrays",
-    "bench_adapter": "gradience.verbs.bench",
-    "bench_merge": "gradience.verbs.bench",
-    "bench_mitigate": "gradience.verbs.bench",
-    "check_config": "gradience.verbs.check",
-    "check_data": "gradience.verbs.check.data",
-    "compare_adapters": "gradience.verbs.compare",
-    "compare_runs": "gradience.verbs.monitor.compare",
-    "convert_adapter": "gradience.verbs.convert",
-    "diagnose": "gradience.verbs.diagnose",
+    "audit_adapter": "gradience.judge.audit",
+    "audit_arrays": "gradience.judge.audit.arrays",
+    "audit_pytree": "gradience.judge.audit.arrays",
+    "bench_adapter": "gradience.prove.bench",
+    "bench_merge": "gradience.prove.bench",
+    "bench_mitigate": "gradience.prove.bench",
+    "check_config": "gradience.judge.check",
+    "check_data": "gradience.judge.check.data",
+    "compare_adapters": "gradience.rewrite.compare",
+    "compare_runs": "gradience.judge.monitor.compare",
+    "convert_adapter": "gradience.rewrite.convert",
+    "diagnose": "gradience.judge.diagnose",
     "import_run": "gradience.importers",
     "json_schema": "gradience.schema.export",
     "list_rules": "gradience.rules",
-    "mitigate_adapter": "gradience.verbs.mitigate",
-    "merge_adapters": "gradience.verbs.merge",
-    "merge_check": "gradience.verbs.merge.check",
-    "monitor_run": "gradience.verbs.monitor",
-    "resize_adapter": "gradience.verbs.resize",
+    "mitigate_adapter": "gradience.rewrite.mitigate",
+    "merge_adapters": "gradience.rewrite.merge",
+    "merge_check": "gradience.rewrite.merge.check",
+    "monitor_run": "gradience.judge.monitor",
+    "resize_adapter": "gradience.rewrite.resize",
     "validate_log": "gradience.telemetry.reader",
-    "verify_merged": "gradience.verbs.verify_merge",
-    "write_report": "gradience.verbs.report",
+    "verify_merged": "gradience.prove.verify_merge",
+    "write_report": "gradience.report",
 }
 
 __version__: str

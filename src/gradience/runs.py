@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-from gradience.verbs.fleet.query import select as query
-from gradience.verbs.runs import (
+from gradience.collect.runs import (
     best_runs as best,
     list_runs as list,  # noqa: A004  # gradience.runs.list
     run_curves as curves,
     show_runs as show,
 )
-from gradience.verbs.runs.collect import collect_runs as collect
+from gradience.collect.runs.collect import collect_runs as collect
+from gradience.tables.query import select as query
 
 __all__ = ["best", "collect", "curves", "list", "query", "show"]

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from gradience.base import weights as base_weights
 from gradience.cli.main import main
 from gradience.errors import AdapterError
+from gradience.judge.audit import audit_adapter
 from gradience.render.audit import audit_text
-from gradience.verbs.audit import audit_adapter
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradience.adapters.layout import Module
-from gradience.verbs.audit.rows import Shown, dense_row, knee_rank
+from gradience.judge.audit.rows import Shown, dense_row, knee_rank
 
 
 def module(r: int = 2) -> Module:

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from gradience.errors import RecorderError
+from gradience.judge import audit
+from gradience.judge.audit import lora_audit_metrics
 from gradience.schema.audit import AuditSummary, ModuleAudit
-from gradience.verbs import audit
-from gradience.verbs.audit import lora_audit_metrics
 
 
 def report(*utilizations):

@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from gradience.judge.audit import append_audit, audit_adapter, lora_audit_metrics
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.writer import TelemetryWriter
-from gradience.verbs.audit import append_audit, audit_adapter, lora_audit_metrics
 
 OUT, INNER, R = 48, 32, 8  # of write_adapter's modules
 

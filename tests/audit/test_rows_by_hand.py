@@ -16,14 +16,9 @@ from tables import every
 from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
 from gradience.base.weights import Norms
-from gradience.schema.audit import ModuleAudit
-from gradience.spectral.base import MergeSums
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.dense import DenseSpectrum
-from gradience.spectral.krylov import SpectralNorm
-from gradience.verbs.audit import _unknown_dtypes, against_base
-from gradience.verbs.audit.against_base import _ratios, _target, survival_of, update_of
-from gradience.verbs.audit.rows import (
+from gradience.judge.audit import _unknown_dtypes, against_base
+from gradience.judge.audit.against_base import _ratios, _target, survival_of, update_of
+from gradience.judge.audit.rows import (
     Shown,
     bytes_per_param,
     dense_row,
@@ -34,6 +29,11 @@ from gradience.verbs.audit.rows import (
     summary_of,
     with_shares,
 )
+from gradience.schema.audit import ModuleAudit
+from gradience.spectral.base import MergeSums
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.dense import DenseSpectrum
+from gradience.spectral.krylov import SpectralNorm
 
 
 def row(name: str, norm: Any, state: str = "ok", *, params: int = 10, k90: int | None = 1, **more: Any) -> ModuleAudit:

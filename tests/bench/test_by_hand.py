@@ -12,11 +12,11 @@ from scipy import stats
 from tables import every
 
 from gradience.errors import GradienceError
+from gradience.prove.bench.judge import Contender, Task, judge, tolerance_of
+from gradience.prove.bench.store import Evaluation
+from gradience.prove.bench.trial import _Shape, needed, sample_of, student_bounds
 from gradience.schema import real
 from gradience.schema.compare import BenchMetric
-from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
-from gradience.verbs.bench.store import Evaluation
-from gradience.verbs.bench.trial import _Shape, needed, sample_of, student_bounds
 
 
 def expansion(values: np.ndarray, z: float) -> float:
@@ -33,7 +33,7 @@ def expansion(values: np.ndarray, z: float) -> float:
 @pytest.fixture
 def even(monkeypatch):
     """A power of one half: no shift for bad luck."""
-    monkeypatch.setattr("gradience.verbs.bench.trial.POWER", 0.5)
+    monkeypatch.setattr("gradience.prove.bench.trial.POWER", 0.5)
 
 
 @pytest.mark.parametrize("z", [1.0, 1.645, 2.5])

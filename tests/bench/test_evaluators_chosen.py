@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gradience.errors import GradienceError
-from gradience.verbs.bench.contest import Contest, Options
-from gradience.verbs.bench.evaluators import Command
+from gradience.prove.bench.contest import Contest, Options
+from gradience.prove.bench.evaluators import Command
 
 
 def chosen(metric: str, **options: Any) -> Any:

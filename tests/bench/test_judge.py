@@ -9,10 +9,10 @@ import pytest
 from tables import every
 
 from gradience.errors import GradienceError
+from gradience.prove.bench.judge import Contender, Task, judge, tolerance_of
+from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
 from gradience.schema.compare import BenchMetric
-from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
-from gradience.verbs.bench.store import Evaluation
 
 N = 400
 

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.verbs.bench.evaluators import digest_of_command
-from gradience.verbs.bench.store import Evaluation, _Document, _read, report_path, slug
+from gradience.prove.bench.evaluators import digest_of_command
+from gradience.prove.bench.store import Evaluation, _Document, _read, report_path, slug
 
 FOUND = Evaluation(unit="example", scores=[1.0, 0.5], weights=[1.0, 1.0])
 

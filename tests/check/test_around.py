@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from gradience import check_config
 from gradience.errors import AdapterError, ConfigError
+from gradience.judge.check import _held
 from gradience.render.check import check_text
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 from gradience.schema.reports import CheckReport
-from gradience.verbs.check import _held
 
 WIDTH, ROWS, LAYERS = 8, 20, 4
 

@@ -11,10 +11,10 @@ from tables import every
 from gradience.configs.document import DataPlan
 from gradience.configs.settings import Layer
 from gradience.errors import ConfigError
+from gradience.judge.check import check_config, read_adapter_of, read_any, read_training_of, source_locations
+from gradience.judge.check.data import _beside, _length, _limit, _tokenizer, _with_data
 from gradience.rules.config import RULES
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
-from gradience.verbs.check import check_config, read_adapter_of, read_any, read_training_of, source_locations
-from gradience.verbs.check.data import _beside, _length, _limit, _tokenizer, _with_data
 
 ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
 STATE = {"log_history": [{"loss": 1.0, "step": 1}], "max_steps": 40}

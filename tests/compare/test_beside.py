@@ -13,11 +13,8 @@ from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.grams import padded
-from gradience.spectral.subspace import PairGeometry
-from gradience.verbs import sides as sides_module
-from gradience.verbs.compare import (
+from gradience.rewrite import sides as sides_module
+from gradience.rewrite.compare import (
     SETTLED,
     _cosines,
     _notes,
@@ -33,7 +30,10 @@ from gradience.verbs.compare import (
     module_pair,
     series_of,
 )
-from gradience.verbs.sides import _energy, _Owns
+from gradience.rewrite.sides import _energy, _Owns
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.grams import padded
+from gradience.spectral.subspace import PairGeometry
 
 
 def test_the_squared_norm_is_that_of_the_dense_update_or_is_not_vouched_for():

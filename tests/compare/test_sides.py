@@ -13,8 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.errors import AdapterError
-from gradience.schema.compare import Overlap, SideOverlap
-from gradience.verbs.sides import (
+from gradience.rewrite.sides import (
     Side,
     _names,
     config_differences,
@@ -26,6 +25,7 @@ from gradience.verbs.sides import (
     side_overlap,
     span,
 )
+from gradience.schema.compare import Overlap, SideOverlap
 
 
 def save(folder: Path, modules: dict[str, tuple[int, int, int]], **config: Any) -> Path:
@@ -158,7 +158,7 @@ def test_a_config_is_a_json_object(tmp_path):
 def test_an_adapter_without_a_pair_is_refused_with_the_reason(tmp_path, monkeypatch):
     one = save(tmp_path / "one", {"m.q": (6, 2, 5)})
     bare = SimpleNamespace(modules=[], skipped=[])
-    monkeypatch.setattr("gradience.verbs.sides.open_adapter", lambda _: (None, bare))
+    monkeypatch.setattr("gradience.rewrite.sides.open_adapter", lambda _: (None, bare))
     with pytest.raises(AdapterError, match="it holds no LoRA pair"):
         open_sides([one, one])
     bare.skipped = [SimpleNamespace(reason="a strange shape"), SimpleNamespace(reason="another")]

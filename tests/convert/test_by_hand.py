@@ -12,10 +12,9 @@ from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
-from gradience.spectral.update import decomposed
-from gradience.verbs.convert import _choice, _experts
-from gradience.verbs.convert.source import _kohya_paths, _peft_path, renamed
-from gradience.verbs.convert.updates import (
+from gradience.rewrite.convert import _choice, _experts
+from gradience.rewrite.convert.source import _kohya_paths, _peft_path, renamed
+from gradience.rewrite.convert.updates import (
     Choice,
     Factored,
     Update,
@@ -26,8 +25,9 @@ from gradience.verbs.convert.updates import (
     _truncated,
     from_factors,
 )
-from gradience.verbs.convert.write import _gate_up, _stack, expert_updates, mlx_notes, mlx_tensors, peft_notes
-from gradience.verbs.writing import Spool
+from gradience.rewrite.convert.write import _gate_up, _stack, expert_updates, mlx_notes, mlx_tensors, peft_notes
+from gradience.rewrite.writing import Spool
+from gradience.spectral.update import decomposed
 
 
 def update(rank: int, parameter: str | None) -> Any:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience.cli.main import main
 from gradience.errors import AdapterError
-from gradience.verbs.convert import convert_adapter
+from gradience.rewrite.convert import convert_adapter
 
 LINEAR = ["q_proj", "up_proj"]
 
@@ -169,7 +169,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
     code = (
         "import sys, time, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import gradience.verbs.writing as folder\n"
+        "import gradience.rewrite.writing as folder\n"
         "write = folder.write_safetensors\n"
         "def slow(*args, **more):\n"
         "    write(*args, **more)\n"

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
 
 from gradience.errors import AdapterError
-from gradience.verbs.convert import convert_adapter
+from gradience.rewrite.convert import convert_adapter
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}

@@ -12,7 +12,7 @@ from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from safetensors.numpy import load_file
 
 from gradience.errors import AdapterError
-from gradience.verbs.convert import convert_adapter
+from gradience.rewrite.convert import convert_adapter
 
 TOLERANCE = 1e-5
 LINEAR = ["q_proj", "up_proj"]

@@ -13,10 +13,7 @@ from gradience.configs.document import DataPlan
 from gradience.data import Shape
 from gradience.data.tokens import Masking
 from gradience.errors import ConfigError
-from gradience.schema.document import Coverage
-from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport
-from gradience.verbs.check.data import (
+from gradience.judge.check.data import (
     _TOKENIZER,
     _beside,
     _derived,
@@ -29,6 +26,9 @@ from gradience.verbs.check.data import (
     _sample,
     _tokenizer,
 )
+from gradience.schema.document import Coverage
+from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport
 
 
 def test_a_folder_has_a_tokenizer_if_it_has_one_of_its_files(tmp_path):

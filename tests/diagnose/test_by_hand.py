@@ -12,16 +12,8 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.rules import Observation
-from gradience.rules.joins import Correlated, Symptom
-from gradience.schema import real
-from gradience.schema.diagnose import BestCheckpoint, Cause, Checkpoint, DiagnosedSource, Piece
-from gradience.schema.document import Finding
-from gradience.schema.events import Eval, EvalMetrics
-from gradience.schema.reports import Ending, EvalPoint, MetricAccount, RunAccount, Selection
-from gradience.telemetry.series import RunSeries
-from gradience.verbs.diagnose import IDS, _causes, checkpoints as choosing, unjudged
-from gradience.verbs.diagnose.checkpoints import (
+from gradience.judge.diagnose import IDS, _causes, checkpoints as choosing, unjudged
+from gradience.judge.diagnose.checkpoints import (
     Choice,
     _before_nan,
     _lasting,
@@ -37,8 +29,16 @@ from gradience.verbs.diagnose.checkpoints import (
     loss_noise,
     standard_error,
 )
-from gradience.verbs.diagnose.identity import CheckpointFolder, Identity
-from gradience.verbs.diagnose.sources import _single_file
+from gradience.judge.diagnose.identity import CheckpointFolder, Identity
+from gradience.judge.diagnose.sources import _single_file
+from gradience.rules import Observation
+from gradience.rules.joins import Correlated, Symptom
+from gradience.schema import real
+from gradience.schema.diagnose import BestCheckpoint, Cause, Checkpoint, DiagnosedSource, Piece
+from gradience.schema.document import Finding
+from gradience.schema.events import Eval, EvalMetrics
+from gradience.schema.reports import Ending, EvalPoint, MetricAccount, RunAccount, Selection
+from gradience.telemetry.series import RunSeries
 
 
 def evals(losses: dict[int, float], split: str = "eval") -> list[Eval]:
@@ -433,7 +433,7 @@ def test_the_gravest_cause_comes_first_and_of_two_the_joined_one(monkeypatch):
     ]
     both = [Piece(source="log", id=rule, severity="warning", says=rule) for rule in "AC"]
     joined = Cause(id="J", severity="warning", message="j", joined=True, pieces=both)
-    monkeypatch.setattr("gradience.verbs.diagnose.correlate", lambda *_: Correlated([joined], symptoms))
+    monkeypatch.setattr("gradience.judge.diagnose.correlate", lambda *_: Correlated([joined], symptoms))
     assert [cause.id for cause in _causes([], symptoms, [])] == ["B", "J", "C", "A"]
 
 

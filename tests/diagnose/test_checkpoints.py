@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.verbs.diagnose.checkpoints import loss_noise, standard_error
+from gradience.judge.diagnose.checkpoints import loss_noise, standard_error
 
 LOSS = st.floats(0.01, 10.0)
 N = st.integers(1, 100_000)

@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 
 from gradience import diagnose
 from gradience.cli.main import main
+from gradience.judge.diagnose import IDS
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import VERDICT_LABELS
 from gradience.schema.export import json_schema
-from gradience.verbs.diagnose import IDS
 
 KINDS = ["masked_nan", "untrained", "overfit", "head_only", "healthy"]
 
@@ -158,7 +158,7 @@ def test_names_in_the_folder_cannot_write_to_the_terminal(trained, tmp_path, cap
 
 def test_the_public_name_is_a_function_after_its_package_was_imported():
     import gradience
-    import gradience.verbs.diagnose
+    import gradience.judge.diagnose
 
     assert callable(gradience.diagnose)
 

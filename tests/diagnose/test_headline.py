@@ -6,9 +6,9 @@ import doctest
 
 from tables import every
 
+from gradience.judge import diagnose
+from gradience.judge.diagnose import headline
 from gradience.schema.diagnose import Cause, DiagnosedSource, SourceCoverage
-from gradience.verbs import diagnose
-from gradience.verbs.diagnose import headline
 
 SOURCES = [
     DiagnosedSource(source="config", state="read"),

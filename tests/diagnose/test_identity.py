@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from tables import every
 
 from gradience import diagnose
-from gradience.verbs.diagnose.identity import CheckpointFolder, unreadable
-from gradience.verbs.diagnose.sources import Found, Sources, find_sources, read_sources
+from gradience.judge.diagnose.identity import CheckpointFolder, unreadable
+from gradience.judge.diagnose.sources import Found, Sources, find_sources, read_sources
 
 Rows = list[dict[str, Any]]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tables import every
 
-from gradience.verbs.diagnose import is_complete, verdict_of
-from gradience.verbs.diagnose.sources import _plural
+from gradience.judge.diagnose import is_complete, verdict_of
+from gradience.judge.diagnose.sources import _plural
 
 
 @every(

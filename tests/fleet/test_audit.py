@@ -18,13 +18,13 @@ from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
 
 import gradience
+from gradience.collect.fleet.audit import _job, audit_fleet, known_rows, plan_of, rules_version
+from gradience.collect.fleet.engines import run_local
+from gradience.collect.fleet.find import find_adapters
 from gradience.errors import GradienceError, OutputError
-from gradience.verbs.audit import audit_adapter
-from gradience.verbs.fleet.audit import _job, audit_fleet, known_rows, plan_of, rules_version
-from gradience.verbs.fleet.engines import run_local
-from gradience.verbs.fleet.find import find_adapters
-from gradience.verbs.fleet.query import FLEET, open_fleet
-from gradience.verbs.fleet.store import Store
+from gradience.judge.audit import audit_adapter
+from gradience.tables.query import FLEET, open_fleet
+from gradience.tables.store import Store
 
 
 def rows(fleet):
@@ -112,8 +112,9 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
 
 
 def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
+    from gradience.collect.fleet import audit as jobs
     from gradience.schema.fleet import AdapterRow
-    from gradience.verbs.fleet import Result, audit as jobs
+    from gradience.tables import Result
 
     place = peft(tmp_path / "one", factors(3))
     files = ("adapter_config.json", "adapter_model.safetensors")
@@ -157,7 +158,7 @@ def audit_on_host(folder):
 
 def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
     mine = copied(fleet, tmp_path)
-    monkeypatch.setattr("gradience.verbs.fleet.audit.version_of_rules", lambda *_: "0")
+    monkeypatch.setattr("gradience.collect.fleet.audit.version_of_rules", lambda *_: "0")
     jobs = [_job(found, None, rules_version(None)) for found in find_adapters([collection])]
     plan = plan_of(jobs, known_rows(Store(mine, FLEET)), rules_version(None))
     assert (len(plan.jobs), len(plan.gone), plan.removed) == (13, 13, 0)
@@ -203,7 +204,7 @@ def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
 
 def _started(root, out):
     code = (
-        "from gradience.verbs.fleet import audit\n"
+        "from gradience.collect.fleet import audit\n"
         "audit.BATCH = 2\n"
         f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
     )
@@ -260,7 +261,7 @@ def test_workers_that_cannot_start_are_an_error_and_not_a_loop(killing):
 def ray_here(killing):
     """A cluster on this machine for one test, whose workers can import the jobs."""
     ray = pytest.importorskip("ray", reason="needs the extra [ray]")
-    from gradience.verbs.fleet import engines
+    from gradience.collect.fleet import engines
 
     connection, ours = engines._connected(2, None)
     assert ours
@@ -271,7 +272,7 @@ def ray_here(killing):
 def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     collection, fleet, tmp_path, killing, ray_here
 ):
-    from gradience.verbs.fleet.engines import run_ray
+    from gradience.collect.fleet.engines import run_ray
 
     module, jobs = killing
     done = {d.job.path: d.answer for d in run_ray(module.work, jobs, workers=2, prepare=module.prepare)}
@@ -286,7 +287,7 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
 
 def test_the_version_of_the_rules_is_of_all_that_they_state(monkeypatch):
     from gradience import rules
-    from gradience.verbs import fleet as rows
+    from gradience.collect import fleet as rows
 
     first = rows.version_of_rules("weights")
     rows.version_of_rules.cache_clear()

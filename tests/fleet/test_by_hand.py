@@ -14,25 +14,19 @@ from fleet_inputs import peft
 from safetensors.numpy import load_file
 from tables import every
 
-from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.verbs.fleet import (
+from gradience.collect.fleet import (
     INDEX,
     Folders,
     Known,
     Listing,
-    Result,
-    encoded,
     engines,
-    number_column,
     read_index,
     rows_of,
     show as comparing,
     write_index,
 )
-from gradience.verbs.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
-from gradience.verbs.fleet.query import FLEET, _plain
-from gradience.verbs.fleet.show import (
+from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
+from gradience.collect.fleet.show import (
     Load,
     _candidates,
     _pairs_in,
@@ -43,7 +37,11 @@ from gradience.verbs.fleet.show import (
     similar,
     with_standing,
 )
-from gradience.verbs.fleet.store import Store
+from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.schema.fleet import AdapterRow, ModuleRow
+from gradience.tables import Result, encoded, number_column
+from gradience.tables.query import FLEET, _plain
+from gradience.tables.store import Store
 
 # --- what is to be done again ------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
 from tables import every
 
+from gradience.collect.fleet import Folders
+from gradience.collect.fleet.find import find_adapters, read_list, targets
 from gradience.errors import AdapterError
-from gradience.verbs.fleet import Folders
-from gradience.verbs.fleet.find import find_adapters, read_list, targets
 
 CONFIG = "adapter_config.json"
 
@@ -176,7 +176,7 @@ def test_a_folder_that_did_not_change_is_not_listed_again(tmp_path, monkeypatch)
     old(tmp_path)
     first, folders = walked(tmp_path)
     assert len(folders.listings) == 5
-    monkeypatch.setattr("gradience.verbs.fleet.find._listed", None)
+    monkeypatch.setattr("gradience.collect.fleet.find._listed", None)
     again, later = walked(tmp_path, folders.listings)
     assert again == first
     assert later.are_as_before

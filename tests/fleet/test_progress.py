@@ -7,7 +7,7 @@ import io
 import pytest
 
 from gradience.cli import fleet as cli
-from gradience.verbs.fleet.audit import Tally
+from gradience.collect.fleet.audit import Tally
 
 
 class Screen(io.StringIO):

@@ -11,8 +11,7 @@ from fleet_inputs import factors, peft, with_noise
 
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
-from gradience.spectral.grams import DIMENSIONS, Sketch
-from gradience.verbs.fleet.show import (
+from gradience.collect.fleet.show import (
     Load,
     best_split,
     candidate_pairs,
@@ -23,6 +22,7 @@ from gradience.verbs.fleet.show import (
     similar,
     update_cosine,
 )
+from gradience.spectral.grams import DIMENSIONS, Sketch
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 from fleet_inputs import factors, peft
 
 from gradience.cli.main import main
+from gradience.collect.fleet.show import MEASURES, share_below
 from gradience.errors import GradienceError
-from gradience.verbs.audit import audit_adapter
-from gradience.verbs.fleet.query import open_fleet
-from gradience.verbs.fleet.show import MEASURES, share_below
+from gradience.judge.audit import audit_adapter
+from gradience.tables.query import open_fleet
 
 
 def expected(fleet, report, measure, kind, r, *, without=()):

@@ -156,7 +156,7 @@ def test_a_target_list_of_a_large_model_fits_a_line():
 
 
 def test_the_recorded_config_is_what_check_reads(training, start, tmp_path):
-    from gradience.verbs.check import check_config
+    from gradience.judge.check import check_config
 
     start(training.llama(), out=tmp_path)
     line = (tmp_path / "run.jsonl").read_bytes().split(b"\n")[0]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gradience.verbs.monitor import monitor_run
+from gradience.judge.monitor import monitor_run
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 

@@ -11,8 +11,8 @@ from hostile.inputs import adapter, factors, run_log, trainer_state
 from tables import every
 
 from gradience.cli.main import main
-from gradience.verbs import writing
-from gradience.verbs.writing import Changes, NewAdapter, SourceFiles, provenance_of
+from gradience.rewrite import writing
+from gradience.rewrite.writing import Changes, NewAdapter, SourceFiles, provenance_of
 
 WRITERS = {
     "report": "report state --out out/p.md",

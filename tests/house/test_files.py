@@ -46,9 +46,9 @@ ALLOWED = {
         "style_sheet",
         "files('gradience.render.html').joinpath('style.css').read_text",
     ): "a file of ours",
-    ("verbs/fleet/query.py", "opened", "duckdb.connect"): "a database in memory",
-    ("verbs/fleet/find.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
-    ("verbs/writing.py", "keep", "np.fromfile"): "what `keep` wrote, in a temporary folder of ours",
+    ("tables/query.py", "opened", "duckdb.connect"): "a database in memory",
+    ("collect/fleet/find.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
+    ("rewrite/writing.py", "keep", "np.fromfile"): "what `keep` wrote, in a temporary folder of ours",
     ("telemetry/logfile.py", "_opened", "os.open"): "the log that is written: without blocking, then checked",
 }
 

@@ -88,7 +88,7 @@ def base_of(folder: Path) -> Path:
 @pytest.mark.usefixtures("without_numpy")
 def test_every_verb_on_weights_runs_without_numpy_s_decompositions(tmp_path):
     from gradience import audit_adapter, compare_adapters, merge_adapters, resize_adapter
-    from gradience.verbs.fleet.audit import Job, audit_job
+    from gradience.collect.fleet.audit import Job, audit_job
 
     one, two, base = adapter(tmp_path / "one", 1), adapter(tmp_path / "two", 2), base_of(tmp_path / "base")
     assert audit_adapter(one).summary.n_layers == 3

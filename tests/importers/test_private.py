@@ -7,8 +7,8 @@ import json
 import msgspec
 
 from gradience.importers import import_run, read_source
+from gradience.judge.monitor import monitor_run
 from gradience.telemetry import TelemetryReader
-from gradience.verbs.monitor import monitor_run
 
 TOKEN = "hf_" + "aB3" * 12
 LONG = "prompt " * 60

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import AdapterError, merge_adapters, merge_check
-from gradience.verbs.merge import _notes as merge_notes, heads_of
-from gradience.verbs.merge.check import _expected, cosine_of, kept_of
-from gradience.verbs.merge.methods import NewFactors, Recipe, _balanced, _zero_update, dense_target, difference
-from gradience.verbs.merge.pairs import _saved_name, obstacles_between
-from gradience.verbs.sides import open_sides
+from gradience.rewrite.merge import _notes as merge_notes, heads_of
+from gradience.rewrite.merge.check import _expected, cosine_of, kept_of
+from gradience.rewrite.merge.methods import NewFactors, Recipe, _balanced, _zero_update, dense_target, difference
+from gradience.rewrite.merge.pairs import _saved_name, obstacles_between
+from gradience.rewrite.sides import open_sides
 
 PREFIX = "base_model.model."
 
@@ -602,14 +602,14 @@ def test_one_module_in_two_layouts_is_refused_with_both(tmp_path):
 def test_signs_of_a_large_module_are_counted_in_eight_rows_and_more_unless_all_are_asked_for(
     exact, most, entries, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("gradience.verbs.merge.check._SAMPLE", most)
+    monkeypatch.setattr("gradience.rewrite.merge.check._SAMPLE", most)
     one, two = (adapter(tmp_path / name, {"q": along(1.0, 1.0, 1.0, d_out=12)}) for name in "ab")
     (row,) = merge_check(one, two, exact=exact).modules
     assert (row.signs.entries, row.signs.of) == (entries, 60)
 
 
 def test_each_module_and_each_seed_draws_rows_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradience.verbs.merge.check._SAMPLE", 1)  # eight of twelve rows
+    monkeypatch.setattr("gradience.rewrite.merge.check._SAMPLE", 1)  # eight of twelve rows
     one, two = (
         adapter(tmp_path / name, {f"m{i}": along(sign, sign, sign, d_out=12) for i in range(6)})
         for name, sign in (("a", 1.0), ("b", -1.0))

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import AdapterError, merge_adapters, merge_check
+from gradience.rewrite.merge.methods import TIES_DENSITY, Recipe, _balanced, _factors, _rounded, recipe_of, weights_of
 from gradience.spectral.sums import pair_grams
-from gradience.verbs.merge.methods import TIES_DENSITY, Recipe, _balanced, _factors, _rounded, recipe_of, weights_of
 
 
 def write(folder, modules, *, seed=0, r=2, scale=1.0, **config):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tables import every
 
+from gradience.rewrite.compare import _wanted
+from gradience.rewrite.merge.methods import Recipe, _factors
 from gradience.spectral.sums import pair_grams
-from gradience.verbs.compare import _wanted
-from gradience.verbs.merge.methods import Recipe, _factors
 
 
 @every(

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, mitigate_adapter
 from gradience.adapters.layout import LARGEST_ENTRY
-from gradience.verbs import mitigate
-from gradience.verbs.mitigate import Options, _relative_change, mitigated, scaled
+from gradience.rewrite import mitigate
+from gradience.rewrite.mitigate import Options, _relative_change, mitigated, scaled
 
 PREFIX = "base_model.model."
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tables import every
 
+from gradience.judge.monitor import monitor_run
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.account import higher_is_better
 from gradience.schema.reports import MonitorReport
-from gradience.verbs.monitor import monitor_run
 
 
 def reported(

@@ -11,13 +11,7 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.rules.log.facts import PROBES, Signal
-from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
-from gradience.schema.events import Eval
-from gradience.schema.reports import LossPair
-from gradience.telemetry.reader import RunSummary
-from gradience.telemetry.series import Column, LogRecord, RunSeries
-from gradience.verbs.monitor import (
+from gradience.judge.monitor import (
     _by_step,
     _notes,
     _num_labels,
@@ -29,7 +23,13 @@ from gradience.verbs.monitor import (
     latest_evals,
     report_of,
 )
-from gradience.verbs.monitor.source import Source, thinned
+from gradience.judge.monitor.source import Source, thinned
+from gradience.rules.log.facts import PROBES, Signal
+from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
+from gradience.schema.events import Eval
+from gradience.schema.reports import LossPair
+from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.series import Column, LogRecord, RunSeries
 
 HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
 

@@ -17,11 +17,11 @@ from logs import config, falling, record
 from gradience.cli.main import main
 from gradience.errors import RecorderError
 from gradience.importers.sources import MAX_RUNS
+from gradience.judge.monitor import monitor_run
+from gradience.judge.monitor.compare import compare_runs
+from gradience.judge.monitor.source import names_of, runs_in
 from gradience.render.compare import compare_text
 from gradience.telemetry.writer import TelemetryWriter
-from gradience.verbs.monitor import monitor_run
-from gradience.verbs.monitor.compare import compare_runs
-from gradience.verbs.monitor.source import names_of, runs_in
 
 EVALS = [(10, 1.6), (20, 1.4), (30, 1.3), (40, 1.25)]
 

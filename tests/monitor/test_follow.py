@@ -19,9 +19,9 @@ from logs import falling, record
 from gradience.cli.main import main
 from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
+from gradience.judge.monitor.source import Tail, Watch, thinned
 from gradience.render.monitor import Glance, frame_lines
 from gradience.telemetry.codec import MAX_LINE_BYTES
-from gradience.verbs.monitor.source import Tail, Watch, thinned
 
 COMMAND = [sys.executable, "-m", "gradience", "monitor"]
 DEADLINE_S = 300.0  # of what must come at all: a busy machine takes its time, and no claim here is about speed

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tables import every
 
+from gradience.judge.monitor.source import _logs, _without_ending, names_of, runs_in
 from gradience.schema import real
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.monitor.source import _logs, _without_ending, names_of, runs_in
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 START = {

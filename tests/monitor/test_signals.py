@@ -12,6 +12,8 @@ from hypothesis import given, strategies as st
 from logs import record
 
 from gradience import diagnose
+from gradience.judge.monitor import monitor_run
+from gradience.judge.monitor.compare import compare_runs
 from gradience.render.check import diagnose_text
 from gradience.render.compare import compare_text
 from gradience.render.monitor import monitor_text
@@ -20,8 +22,6 @@ from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.series import RunSeries
 from gradience.telemetry.writer import TelemetryWriter
-from gradience.verbs.monitor import monitor_run
-from gradience.verbs.monitor.compare import compare_runs
 
 
 def rewarded(path, n=40, **more):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, strategies as st
 from logs import config, falling, record
 
+from gradience.judge.monitor import monitor_run
 from gradience.render.monitor import monitor_text
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import TrainSummary
-from gradience.verbs.monitor import monitor_run
 
 OVERFIT = [(4, 1.6), (8, 1.5), (12, 1.7), (16, 1.9), (20, 2.2), (24, 2.4)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gradience.judge.monitor.source import Tail
 from gradience.telemetry.codec import MAX_LINE_BYTES
-from gradience.verbs.monitor.source import Tail
 
 
 @pytest.mark.parametrize("at", [0, 1, 255])

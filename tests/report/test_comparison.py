@@ -11,7 +11,7 @@ from pages import gather, parse
 
 from gradience.cli.main import main
 from gradience.render.html.page import report_html
-from gradience.verbs.compare import compare_adapters
+from gradience.rewrite.compare import compare_adapters
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -11,7 +11,7 @@ from tables import every
 
 from gradience.render import clean, markdown
 from gradience.render.markdown import escape
-from gradience.verbs.report import report_text
+from gradience.report import report_text
 
 GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})
 

@@ -20,13 +20,9 @@ from tables import every
 
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.adapters.open import open_adapter
-from gradience.rules.weights.ranks import Patterns
-from gradience.schema.writing import Criterion
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.update import reduced
-from gradience.verbs.resize import _notes as resize_notes, cut
-from gradience.verbs.resize.cut import Job, Target, module_rank, planned_file, refit_of, refitted, target_of
-from gradience.verbs.resize.plan import (
+from gradience.rewrite.resize import _notes as resize_notes, cut
+from gradience.rewrite.resize.cut import Job, Target, module_rank, planned_file, refit_of, refitted, target_of
+from gradience.rewrite.resize.plan import (
     Loss,
     Plan,
     _new_patterns,
@@ -37,6 +33,10 @@ from gradience.verbs.resize.plan import (
     resizable_pairs,
     source_of,
 )
+from gradience.rules.weights.ranks import Patterns
+from gradience.schema.writing import Criterion
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.update import reduced
 
 CRITERIA = ", ".join(get_args(Criterion))
 

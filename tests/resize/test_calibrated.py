@@ -22,9 +22,9 @@ from gradience.models import load_model
 from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
-from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for, without_modules
-from gradience.verbs.resize.cut import Target
-from gradience.verbs.resize.pieces import (
+from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter, kept_for, without_modules
+from gradience.rewrite.resize.cut import Target
+from gradience.rewrite.resize.pieces import (
     Candidate,
     combined,
     first_pieces,
@@ -35,7 +35,7 @@ from gradience.verbs.resize.pieces import (
     shortest,
     within,
 )
-from gradience.verbs.resize.plan import resizable_pairs
+from gradience.rewrite.resize.plan import resizable_pairs
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -228,7 +228,9 @@ def test_the_shortest_beginning_within_the_tolerance_is_found(enough):
 def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_written(
     llama, texts, tmp_path, kind, monkeypatch
 ):
-    monkeypatch.setattr("gradience.verbs.resize.calibrated._ROUNDS", 1)  # fewer than it takes: the bar waits at its end
+    monkeypatch.setattr(
+        "gradience.rewrite.resize.calibrated._ROUNDS", 1
+    )  # too few: the bar waits at its end
     told = []
     report = resize_adapter(
         llama.adapter,

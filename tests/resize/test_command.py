@@ -86,7 +86,7 @@ def test_the_help_imports_neither_numpy_nor_jax():
 SLOW = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import gradience.verbs.resize.cut as cut
+import gradience.rewrite.resize.cut as cut
 fast = cut.reduced
 def slow(*arguments, **options):
     os.write(1, b"begun\\n")  # several threads cut, and a line must stay one

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from tables import every
 
-from gradience.verbs.resize.cut import Priced, Target, module_rank, ranks_within, target_of
+from gradience.rewrite.resize.cut import Priced, Target, module_rank, ranks_within, target_of
 
 SPECTRA = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20).map(lambda s: np.sort(np.asarray(s))[::-1])
 SHARES = st.floats(0.01, 0.99)

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from gradience import AdapterError, resize_adapter
 from gradience.adapters.open import open_adapter
-from gradience.verbs.resize.cut import Job, planned_file
-from gradience.verbs.resize.plan import resizable_pairs
+from gradience.rewrite.resize.cut import Job, planned_file
+from gradience.rewrite.resize.plan import resizable_pairs
 
 RNG = np.random.default_rng(5)
 

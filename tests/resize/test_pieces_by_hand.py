@@ -16,11 +16,10 @@ from tables import every
 
 from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
-from gradience.schema.writing import Criterion
-from gradience.verbs.resize import calibrated
-from gradience.verbs.resize.calibrated import _maps, kept_for, without_modules
-from gradience.verbs.resize.cut import Target
-from gradience.verbs.resize.pieces import (
+from gradience.rewrite.resize import calibrated
+from gradience.rewrite.resize.calibrated import _maps, kept_for, without_modules
+from gradience.rewrite.resize.cut import Target
+from gradience.rewrite.resize.pieces import (
     Candidate,
     Order,
     Pieces,
@@ -34,7 +33,8 @@ from gradience.verbs.resize.pieces import (
     shortest,
     within,
 )
-from gradience.verbs.resize.plan import resizable_pairs
+from gradience.rewrite.resize.plan import resizable_pairs
+from gradience.schema.writing import Criterion
 
 CRITERIA = ", ".join(get_args(Criterion))
 

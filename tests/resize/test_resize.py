@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 from gradience import AdapterError, OutputError, audit_adapter, resize_adapter
+from gradience.rewrite.resize.cut import module_rank
 from gradience.schema.export import json_schema
 from gradience.schema.writing import Provenance
-from gradience.verbs.resize.cut import module_rank
 
 LINEAR = ["q_proj", "up_proj"]
 
@@ -258,7 +258,7 @@ def test_what_is_not_copied_is_named(case, tmp_path):
 def test_a_criterion_is_that_of_its_module(case):
     report = resize_adapter(case.folder, rel_error=0.2)
     audit = audit_adapter(case.folder, top_singular_values=8)
-    from gradience.verbs.resize.cut import Target
+    from gradience.rewrite.resize.cut import Target
 
     for row, module in zip(report.modules, audit.modules, strict=True):
         assert row.rank_after == module_rank(Target("rel_error", 0.2), np.asarray(module.top_singular_values))

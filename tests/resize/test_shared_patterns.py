@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gradience.errors import AdapterError
-from gradience.verbs.resize.plan import _refuse_unequal
+from gradience.rewrite.resize.plan import _refuse_unequal
 
 
 @pytest.mark.parametrize(("rank", "scale", "refused"), [(4, 2.0, False), (8, 2.0, True), (4, 1.0, True)])

@@ -10,7 +10,7 @@ from gradience.adapters.open import AdapterFiles, find_files
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder
-from gradience.verbs.writing import refuse_place, refuse_to_lose
+from gradience.rewrite.writing import refuse_place, refuse_to_lose
 
 
 @pytest.fixture

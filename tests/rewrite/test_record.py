@@ -14,9 +14,9 @@ from safetensors import safe_open
 
 from gradience.errors import OutputError
 from gradience.io.safetensors import planned
+from gradience.rewrite import writing
+from gradience.rewrite.writing import Changes, NewAdapter, SourceFiles, provenance_of, refuse_to_lose, write_adapter
 from gradience.schema.writing import Calibration, ModuleChange, Provenance, ResizedModule, ResizeReport
-from gradience.verbs import writing
-from gradience.verbs.writing import Changes, NewAdapter, SourceFiles, provenance_of, refuse_to_lose, write_adapter
 
 
 def record_of(verb: str) -> Provenance:

@@ -15,10 +15,10 @@ for name in ("duckdb", "pyarrow"):
 import gradience
 from gradience.cli.main import main
 from gradience.errors import GradienceError, RecorderError
-from gradience.verbs.fleet.query import select
-from gradience.verbs.monitor import monitor_run
-from gradience.verbs.runs import RUNS_QUERIES, best_runs, collect as collecting, list_runs, run_curves, show_runs
-from gradience.verbs.runs.collect import collect_runs, find_runs
+from gradience.tables.query import select
+from gradience.judge.monitor import monitor_run
+from gradience.collect.runs import RUNS_QUERIES, best_runs, collect as collecting, list_runs, run_curves, show_runs
+from gradience.collect.runs.collect import collect_runs, find_runs
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 

@@ -150,7 +150,7 @@ KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
     "spectral.merging.rescaled": ([*sized((30, 20), dtype=S), *sized((30, 20), dtype=bool), *sized((), dtype=S)], {}),
     "spectral.merging.with_agreeing": (sized((30, 20), (30, 20), (30, 20), (30, 20), dtype=S), {}),
     "spectral.merging.row_sums": (sized((3, 30, 2), (3, 2, 20)), {}),
-    "verbs.resize.pieces.split": (sized((8, 8), (8, 8)), {}),
+    "rewrite.resize.pieces.split": (sized((8, 8), (8, 8)), {}),
 }
 
 
@@ -159,7 +159,7 @@ def kernels() -> set[str]:
     names = [one.name for one in pkgutil.iter_modules(spectral.__path__, "spectral.")]
     return {
         f"{place}.{name}"
-        for place in [*names, "verbs.resize.pieces"]
+        for place in [*names, "rewrite.resize.pieces"]
         for name, value in vars(importlib.import_module(f"gradience.{place}")).items()
         if isinstance(value, jax.stages.Wrapped) and inspect.unwrap(value).__module__ == f"gradience.{place}"
     }
@@ -196,7 +196,7 @@ def test_float64_is_computed_on_the_cpu_where_a_device_has_none(monkeypatch):
 
 
 def test_a_report_of_float32_says_so_and_one_of_float64_does_not(monkeypatch):
-    from gradience.verbs import audit
+    from gradience.judge import audit
 
     arrays = {"q_proj": (np.ones((2, 5), np.float32), np.ones((4, 2), np.float32))}
     assert not any("float32" in note for note in audit_arrays(arrays, scale=1.0).notes)

@@ -15,8 +15,8 @@ import gradience as g
 from gradience.cli.rewrite import ByOutputs
 from gradience.configs.settings import split_names
 from gradience.errors import AdapterError
+from gradience.rewrite.mitigate import _Run, mitigate_adapter
 from gradience.rules.config import RULES
-from gradience.verbs.mitigate import _Run, mitigate_adapter
 
 
 @pytest.fixture(scope="module")

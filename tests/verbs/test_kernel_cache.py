@@ -10,7 +10,7 @@ from pathlib import Path
 
 PROGRAM = """
 import json
-from gradience.verbs import prepare_jax
+from gradience.device import prepare_jax
 prepare_jax("cpu")
 import jax
 counts = {"cache_hits": 0, "cache_misses": 0}

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from gradience import audit_adapter, compare_adapters, convert_adapter, merge_adapters, resize_adapter
-from gradience.verbs.mitigate import mitigate_adapter
+from gradience.rewrite.mitigate import mitigate_adapter
 
 RANK = 6
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradience.errors import OutputError
-from gradience.verbs.writing import Spool
+from gradience.rewrite.writing import Spool
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])

@@ -12,12 +12,10 @@ import pytest
 from tables import every
 
 from gradience.errors import AdapterError
-from gradience.schema.audit import LeftoverReason
-from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge import judge
-from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
-from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision, _precision
-from gradience.verbs.verify_merge.measure import (
+from gradience.prove.verify_merge import judge
+from gradience.prove.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
+from gradience.prove.verify_merge.judge import _bounds as bounds_of_precision, _precision
+from gradience.prove.verify_merge.measure import (
     Sums,
     _largest_ratio,
     compare_copy,
@@ -27,7 +25,7 @@ from gradience.verbs.verify_merge.measure import (
     same_length,
     token_rows,
 )
-from gradience.verbs.verify_merge.replays import (
+from gradience.prove.verify_merge.replays import (
     Case,
     Dora,
     _allowed,
@@ -39,7 +37,9 @@ from gradience.verbs.verify_merge.replays import (
     _squares,
     is_merge,
 )
-from gradience.verbs.verify_merge.rows import Rows, find_place, names_of
+from gradience.prove.verify_merge.rows import Rows, find_place, names_of
+from gradience.schema.audit import LeftoverReason
+from gradience.schema.merge import MergeReplay
 
 U = 2.0**-24
 F32 = MergeReplay(weight="F32")

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.base.weights import BaseWeights, find_shards
-from gradience.verbs.verify_merge import _difference
-from gradience.verbs.verify_merge.rows import base_copies
+from gradience.prove.verify_merge import _difference
+from gradience.prove.verify_merge.rows import base_copies
 
 
 def found(folder: Any, values: np.ndarray) -> Any:

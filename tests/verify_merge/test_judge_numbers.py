@@ -10,11 +10,11 @@ from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.io.safetensors import DTYPES
+from gradience.prove.verify_merge.delta import UNIT, PlainDelta
+from gradience.prove.verify_merge.judge import Judge, causes_of, usual_factors
+from gradience.prove.verify_merge.measure import Sums, measure
+from gradience.prove.verify_merge.replays import Case, in_words, replays
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import UNIT, PlainDelta
-from gradience.verbs.verify_merge.judge import Judge, causes_of, usual_factors
-from gradience.verbs.verify_merge.measure import Sums, measure
-from gradience.verbs.verify_merge.replays import Case, in_words, replays
 
 
 def module(scale=2.0, r=4, *, rslora=False):

@@ -11,10 +11,10 @@ from hypothesis import given, strategies as st
 
 from gradience.adapters.layout import Module
 from gradience.io.safetensors import DTYPES
+from gradience.prove.verify_merge.delta import UNIT, PlainDelta, WholeDelta, narrower, rounded
+from gradience.prove.verify_merge.judge import Judge
+from gradience.prove.verify_merge.replays import Case, replayed, replays, with_factor
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import UNIT, PlainDelta, WholeDelta, narrower, rounded
-from gradience.verbs.verify_merge.judge import Judge
-from gradience.verbs.verify_merge.replays import Case, replayed, replays, with_factor
 
 FLOATS = st.sampled_from(["F32", "BF16", "F16"])
 SEEDS = st.integers(0, 2**32 - 1)

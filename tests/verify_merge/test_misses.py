@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gradience.adapters.layout import Module
+from gradience.prove.verify_merge import measure
+from gradience.prove.verify_merge.delta import PlainDelta, rounded
+from gradience.prove.verify_merge.judge import Judge
+from gradience.prove.verify_merge.replays import Case, Rows, missed_by
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge import measure
-from gradience.verbs.verify_merge.delta import PlainDelta, rounded
-from gradience.verbs.verify_merge.judge import Judge
-from gradience.verbs.verify_merge.replays import Case, Rows, missed_by
 
 BF16 = ml_dtypes.bfloat16
 SEEDS = st.integers(0, 2**32 - 1)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
-from gradience.verbs.verify_merge.delta import head, stored
+from gradience.prove.verify_merge.delta import head, stored
 
 BF16 = ml_dtypes.bfloat16
 

@@ -12,11 +12,11 @@ from cyclopts.validators import Number
 
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, draws_blocks, on_terminal
+from gradience.device import prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
 from gradience.render.plots import Quantity
 from gradience.schema.reports import SourceLocation
-from gradience.verbs import prepare_jax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def audit(
     if beside.base is None and (beside.intruders or showing.view().heatmap == "udr"):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
     prepare_jax(device, serial_kernels=beside.base is None)
-    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.judge.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = audit_adapter(
         folder,
@@ -134,7 +134,7 @@ def audit(
         **resolved.rules,
     )
     if append is not None:
-        from gradience.verbs.audit import append_audit  # noqa: PLC0415  # numpy, after its environment is set
+        from gradience.judge.audit import append_audit  # noqa: PLC0415  # numpy, after its environment is set
 
         append_audit(append, report)
     shown = resolved.show(

@@ -13,9 +13,9 @@ from cyclopts.types import NonNegativeInt
 from gradience.cli import options as opt
 from gradience.configs.values import Malformed, keyword, plain, short_name, whole
 from gradience.errors import ConfigError
+from gradience.judge.check import check_config
 from gradience.schema import Json, TaskProfile, real
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
-from gradience.verbs.check import check_config
 
 T = TypeVar("T")
 
@@ -212,11 +212,11 @@ def check(
             raise ConfigError(f"--{name} without --data", advice="give --data FILE, or --data recipe with --training")
         report = check_config(**given)
     else:
-        from gradience.verbs.check.data import check_data  # noqa: PLC0415  # only those with data pay for it
+        from gradience.judge.check.data import check_data  # noqa: PLC0415  # only those with data pay for it
 
         report = check_data(**asdict(data_options), **given)
+    from gradience.judge.check import source_locations  # noqa: PLC0415  # the same
     from gradience.render.check import check_text  # noqa: PLC0415  # after the check: --help needs none of it
-    from gradience.verbs.check import source_locations  # noqa: PLC0415  # the same
 
     return resolved.show(
         report,

@@ -13,12 +13,12 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 
 from gradience.cli import options as opt
 from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, keep_freed, on_terminal
+from gradience.device import prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
 from gradience.render.merge import merge_check_text, merge_text, verify_merge_text
 from gradience.schema.merge import MergeMethod, VerifyMergeReport
 from gradience.schema.reports import SourceLocation
-from gradience.verbs import prepare_jax
 
 _BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _MOST_THREADS: Final = 4  # more would wait for the disk
@@ -68,7 +68,7 @@ def merge(
     if method in {"linear", "cat", "svd"}:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
-    from gradience.verbs.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
+    from gradience.rewrite.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
     try:
         report = merge_adapters(
@@ -132,7 +132,7 @@ def merge_check(
     """
     resolved, chosen = options.resolved(), parsed_weights(weights)
     prepare_jax(device, serial_kernels=True)
-    from gradience.verbs.merge.check import merge_check as check  # noqa: PLC0415  # after the flags that JAX reads once
+    from gradience.rewrite.merge.check import merge_check as check  # noqa: PLC0415  # after the flags that JAX reads once
 
     try:
         report = check(
@@ -189,7 +189,7 @@ def verify_merge(
         List every module, and every other tensor that differs.
     """
     threads = _threads()
-    from gradience.verbs.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set
+    from gradience.prove.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set
 
     report = verify_merged(
         base,
@@ -253,7 +253,7 @@ def compare(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
     prepare_jax(device, serial_kernels=True)
-    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
+    from gradience.rewrite.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
 
     report = compare_adapters(*adapters, progress=on_terminal("compare"))
     return opt.print_report(

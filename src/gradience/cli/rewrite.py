@@ -15,10 +15,10 @@ from cyclopts.validators import Number
 
 from gradience.cli import options as opt
 from gradience.cli.output import keep_freed, on_terminal
+from gradience.device import prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.writing import convert_text, mitigate_text, resize_text
 from gradience.schema.writing import Target
-from gradience.verbs import prepare_jax
 
 _BY_OUTPUTS = ("kl", "rank", "max_params", "max_mb")
 
@@ -167,7 +167,7 @@ def resize(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for r x r problems, more threads would wait for each other
     keep_freed()
     prepare_jax("auto")
-    from gradience.verbs.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.rewrite.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = resize_adapter(
         adapter,
@@ -231,7 +231,7 @@ def mitigate(
     if not (math.isfinite(scale) and math.isfinite(eps)):
         raise AdapterError(f"--scale and --eps are {scale} and {eps}, expected finite numbers")
     prepare_jax("auto")
-    from gradience.verbs.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.rewrite.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = mitigate_adapter(
         adapter,
@@ -297,7 +297,7 @@ def convert(
     place = opt.output_path(out, dry_run=dry_run)
     if rank is not None and energy is not None:
         raise AdapterError("--rank and --energy were both given", advice="give one of them")
-    from gradience.verbs.convert import convert_adapter  # noqa: PLC0415  # numpy, after the arguments are known to be right
+    from gradience.rewrite.convert import convert_adapter  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
     report = convert_adapter(
         adapter,

@@ -354,9 +354,9 @@ class Lookout:
         return self._judge()
 
     def _judge(self) -> Sequence[Finding]:
+        from gradience.judge.monitor import facts_of  # noqa: PLC0415  # the same
         from gradience.rules import judge  # noqa: PLC0415  # the same
         from gradience.rules.log import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
-        from gradience.verbs.monitor import facts_of  # noqa: PLC0415  # the same
 
         facts = facts_of(RunSummary(Path()), self._run, self._config)
         rules = [rule for rule in DETECTORS if rule.id in LIVE and rule.id not in self._said]

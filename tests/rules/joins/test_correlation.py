@@ -10,12 +10,12 @@ from hypothesis import given, strategies as st
 from tables import every
 
 from gradience.cli.schema import rules
+from gradience.judge.diagnose import IDS, unjudged, verdict_of
 from gradience.rules import Observation
 from gradience.rules.joins import Message, Needs, Symptom, _named, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
 from gradience.schema.document import SEVERITIES, Finding
-from gradience.verbs.diagnose import IDS, unjudged, verdict_of
 
 JOIN = {join.id: join for join in JOINS}
 FACTS = {

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from gradience.judge.monitor import monitor_run
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
-from gradience.verbs.monitor import monitor_run
 
 
 def evals(losses, *, every=10):

@@ -1,0 +1,1 @@
+"""Verbs over many adapters or runs: fleet, runs."""

@@ -1,0 +1,353 @@
+"""Find the adapters below folders and URLs by the names of their files; a header is read only if the names do not tell.
+
+A folder may hold one adapter (PEFT, sharded or `.bin`, MLX), or several under their own names (kohya, MLX's
+checkpoints). A config whose weights are missing is reported as broken. Adapters behind an fsspec URL are listed in one
+call, and copied to this machine for the duration of their audit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from gradience.adapters.formats import FORMATS
+from gradience.adapters.layout import Files
+from gradience.adapters.open import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
+from gradience.collect.fleet import Folders, Target
+from gradience.errors import AdapterError
+from gradience.io.reading import read_small
+from gradience.io.safetensors import SafetensorsFile
+from gradience.schema.document import writable
+
+_MOST_HEADER: Final = 100_000_000  # bytes: the format's own limit
+
+_MOST_LIST: Final = 256 << 20  # bytes, enough for millions of paths
+_OWN_INDEX: Final = ("adapter_model", "adapters")
+_MLX_STEP: Final = re.compile(r"\d+_adapters\.safetensors")
+_SHARD: Final = "-of-"
+_ENDING: Final = ".safetensors"
+_MAY_BE: Final = re.compile(r"\.(?:safetensors|json|bin|pt)$")
+
+
+class Found(NamedTuple):
+    """One adapter: the key of its row, the path to open, the names of its files, and their stamps as one text."""
+
+    path: str
+    place: str
+    files: tuple[str, ...]
+    stamp: str
+    remote: bool = False
+    fault: str | None = None
+    """The reason why there is nothing to open, or None."""
+
+
+Peek: TypeAlias = Callable[[str], bool]
+
+
+def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
+    """Yield the adapters of one folder: the file's name, or "" for the folder itself, and the files to read.
+
+    Args:
+        names: the folder's files.
+        peek: whether a safetensors file of unknown name holds an adapter, or cannot be read.
+    """
+    config = (CONFIG_NAME,) if CONFIG_NAME in names else ()
+    tensors = sorted(name for name in names if name.endswith(_ENDING))
+    main = next((name for name in WEIGHT_NAMES if name in names), None)
+    index = (
+        None if main else next((n for n in INDEX_NAMES if n in names and (config or n.startswith(_OWN_INDEX))), None)
+    )
+    if main is not None:
+        yield "", (*config, main)
+    elif index is not None:
+        yield "", (*config, index, *(name for name in sorted(names) if _SHARD in name))
+    taken = {main} if index is None else {name for name in tensors if _SHARD in name}
+    rest = [name for name in tensors if name not in taken]
+    if main is None and index is None:
+        yield from _unnamed(config, rest, peek)
+    else:
+        yield from ((name, (*config, name)) for name in rest if _MLX_STEP.fullmatch(name) or peek(name))
+
+
+def _unnamed(config: tuple[str, ...], rest: list[str], peek: Peek) -> Iterator[Target]:
+    """Yield the adapters of a folder in which no file has a usual name."""
+    shards = [name for name in rest if _SHARD in name]
+    if config and not rest:
+        yield "", config
+    elif config and (len(rest) == 1 or shards == rest):
+        yield "", (*config, *rest)
+    elif shards and shards == rest:
+        if peek(shards[0]):
+            yield "", tuple(shards)
+    else:
+        yield from ((name, (*config, name)) for name in rest if config or peek(name))
+
+
+def find_adapters(
+    roots: Iterable[str | os.PathLike[str]],
+    listed: Iterable[str] = (),
+    *,
+    known: Collection[str] = (),
+    folders: Folders | None = None,
+) -> Iterator[Found]:
+    """Yield every adapter below the roots and at the listed places once.
+
+    Hidden folders are left out. Links to folders are followed last, so that an adapter gets its real path if both paths
+    are below the roots.
+
+    Args:
+        roots: folders, weights files or fsspec URLs.
+        listed: further places; one that is missing is a broken adapter instead of an error.
+        known: paths known to be adapters, whose headers need not be read.
+        folders: listings of an earlier walk; unchanged folders are not listed again.
+
+    Raises:
+        AdapterError: a root is missing or cannot be listed.
+    """
+    seen: set[str] = set()
+    walk = _Walk(known, folders or Folders())
+    places = [*((os.fspath(root), True) for root in roots), *((place, False) for place in listed)]
+    for place, required in places:
+        try:
+            for found in _below(place, walk, known):
+                if found.path not in seen:
+                    seen.add(found.path)
+                    yield found
+        except AdapterError as error:
+            if required:
+                raise
+            yield Found(place, place, (), "missing", fault=str(error))
+
+
+def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
+    if "://" in place:
+        yield from find_remote(place, known)
+        return
+    path = os.path.abspath(place)  # noqa: PTH100  # links are not resolved: a row keeps the path that the user knows
+    if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises if a name is too long
+        folder, name = os.path.split(path)
+        config = (CONFIG_NAME,) if os.path.isfile(f"{folder}/{CONFIG_NAME}") else ()  # noqa: PTH113  # the same
+        yield _found(folder, name, (*config, name))
+        return
+    if not os.path.isdir(path):  # noqa: PTH112  # the same
+        raise AdapterError(f"no such file or folder: {place}", advice="give a folder with adapters below it")
+    yield from walk.below(path)
+
+
+class _Walk:
+    """A walk through local folders that visits each folder once, whatever links lead to it."""
+
+    def __init__(self, known: Collection[str], folders: Folders) -> None:
+        self._known = known
+        self._folders = folders
+        self._seen: set[tuple[int, int]] = set()
+        self._linked: list[str] = []
+
+    def below(self, root: str) -> Iterator[Found]:
+        hollow: list[Found] = []
+        parents: set[str] = set()
+        self._linked = [root]
+        while self._linked:
+            for found in self._tree(self._linked.pop(0)):
+                if len(found.files) == 1 and found.files[0] == CONFIG_NAME:
+                    hollow.append(found)
+                    continue
+                parents.add(os.path.dirname(found.place))  # noqa: PTH120  # ten thousand times
+                yield found
+        yield from (found for found in hollow if found.place not in parents)
+
+    def _tree(self, root: str) -> Iterator[Found]:
+        """Yield the adapters in the folders below one, depth first; links to folders are kept for later."""
+        stack = [root]
+        while stack:
+            folder = stack.pop()
+            try:
+                status = os.stat(folder)  # noqa: PTH116  # ten thousand times
+                listing = self._folders.unchanged(folder, status)
+                listed = [] if listing else _listed(folder)
+            except OSError as error:
+                if folder == root:
+                    raise AdapterError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
+                continue
+            if not (listing or listed) or not self._new(status):
+                continue
+            below, found = (listing.folders, listing.targets) if listing else self._sorted(folder, status, listed)
+            stack += below
+            for name, files in found:
+                yield _found(folder, name, files)
+
+    def _new(self, status: os.stat_result) -> bool:
+        key = (status.st_dev, status.st_ino)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def _sorted(
+        self, folder: str, status: os.stat_result, listed: list[os.DirEntry[str]]
+    ) -> tuple[Sequence[str], Sequence[Target]]:
+        """A folder's subfolders to walk, and its adapters; links to folders are kept for later."""
+        names: list[str] = []
+        below: list[str] = []
+        for entry in listed:
+            if not leads_to_folder(entry):
+                names.append(entry.name)
+            elif not entry.name.startswith("."):
+                (self._linked if entry.is_symlink() else below).append(entry.path)
+        opened: list[str] = []
+
+        def peek(name: str) -> bool:
+            opened.append(name)
+            return self._peek(f"{folder}/{name}")
+
+        found = list(targets(set(names), peek)) if any(map(_MAY_BE.search, names)) else []
+        if not opened and not any(entry.is_symlink() for entry in listed):
+            self._folders.met(folder, status, below, found)
+        return below, found
+
+    def _peek(self, path: str) -> bool:
+        return path in self._known or is_adapter(Path(path))
+
+
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; False for a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a safetensors file holds an adapter's tensors; True if it cannot be read, False for a whole model."""
+    try:
+        files = Files(SafetensorsFile(path), path.with_name(CONFIG_NAME))
+    except AdapterError:
+        return True
+    return any(one.matches(files) for one in FORMATS)
+
+
+def _found(folder: str, name: str, files: tuple[str, ...]) -> Found:
+    place = f"{folder}/{name}" if name else folder
+    return Found(writable(place), place, files, writable(stamp_of(folder, files)))
+
+
+def stamp_of(folder: str, files: Iterable[str]) -> str:
+    """Names, sizes and times of local files as one text; a missing file has only its name.
+
+    The time of status change is one of them, because anybody can set that of modification.
+    """
+    parts = []
+    for name in files:
+        try:
+            status = os.stat(f"{folder}/{name}")  # noqa: PTH116  # ten thousand times
+        except OSError:
+            parts.append(f"{name} -")
+            continue
+        parts.append(f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+    return "; ".join(parts)
+
+
+def read_list(path: Path) -> list[str]:
+    """The places in a list file: one path or URL per line; empty lines and lines that begin with # are skipped.
+
+    Raises:
+        AdapterError: the file cannot be read.
+    """
+    try:
+        text = read_small(path, most=_MOST_LIST, what="a list of adapters")
+    except OSError as error:
+        raise AdapterError(f"cannot read the list {path}: {error.strerror}", advice="check --list") from error
+    lines = text.decode("utf-8", "surrogateescape").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def find_remote(root: str, known: Collection[str]) -> Iterator[Found]:
+    """Yield every adapter below a URL. Its stamp is what the remote store says of the files: size, change time, etag.
+
+    Raises:
+        AdapterError: the store cannot be reached or listed, or its package is missing.
+    """
+    system, place = _system(root)
+    try:
+        listed = system.find(place, detail=True)
+    except (OSError, ValueError) as error:
+        raise _unreachable(root, error) from error
+    folders: dict[str, dict[str, Any]] = {}
+    for path, info in sorted(listed.items()):
+        parts = PurePosixPath(path)
+        folders.setdefault(str(parts.parent), {})[parts.name] = info
+    for folder, files in folders.items():
+        url = str(system.unstrip_protocol(folder))
+
+        def peek(name: str, folder: str = folder, url: str = url) -> bool:
+            return f"{url}/{name}" in known or _peeked(system, f"{folder}/{name}")
+
+        for name, read in targets(files.keys(), peek):
+            path = f"{url}/{name}" if name else url
+            if read != (CONFIG_NAME,):
+                yield Found(path, path, read, "; ".join(_stamp(n, files[n]) for n in read), remote=True)
+
+
+@contextmanager
+def fetched(url: str, files: Iterable[str]) -> Iterator[Path]:
+    """A context with a local copy of an adapter's files, which is removed at its end.
+
+    Raises:
+        AdapterError: the files cannot be read.
+    """
+    names = list(files)
+    single = url.rpartition("/")[2] in names
+    system, place = _system(url.rpartition("/")[0] if single else url)
+    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
+        try:
+            for name in names:
+                system.get_file(f"{place}/{name}", f"{folder}/{name}")
+        except (OSError, ValueError) as error:
+            raise _unreachable(url, error) from error
+        yield Path(folder, names[-1]) if single else Path(folder)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs  # noqa: PLC0415  # extra [fleet]
+    except ImportError as error:
+        raise AdapterError("a URL needs fsspec, which is not installed", advice="pip install fsspec") from error
+    try:
+        system, place = url_to_fs(url)
+    except (ImportError, ValueError, OSError) as error:  # ImportError: the package of this protocol, such as s3fs
+        raise _unreachable(url, error) from error
+    return system, str(place)
+
+
+def _unreachable(url: str, error: Exception) -> AdapterError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return AdapterError(f"cannot read {url}: {reason}", advice="check the URL, its package and your credentials")
+
+
+def _stamp(name: str, info: dict[str, Any]) -> str:
+    """A stamp of a remote file from the version fields that its store gives, under whatever names."""
+    keys = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "sha256", "blob_id", "md5Hash")
+    return " ".join([name, str(info.get("size")), *(str(info[key]) for key in keys if info.get(key))])
+
+
+def _peeked(system: Any, path: str) -> bool:
+    """Whether a remote safetensors file holds an adapter. Only its header is copied; the rest of the copy is a hole."""
+    try:
+        with system.open(path, "rb") as file, tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+            head = file.read(8)
+            copy.write(head + file.read(min(int.from_bytes(head, "little"), _MOST_HEADER)))
+            copy.truncate(max(copy.tell(), system.size(path) or 0))
+            copy.flush()
+            return is_adapter(Path(copy.name))
+    except (OSError, ValueError) as error:
+        raise _unreachable(path, error) from error

@@ -1,0 +1,230 @@
+"""Find the logs of many runs, read each once into a store of files in open formats, and list, compare and query them.
+
+`collect` finds and reads the logs. This file has the queries: a list with columns, order and condition; a summary; the
+best runs by a metric; SQL; and curves.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from gradience.errors import GradienceError, RecorderError
+from gradience.io import PathLike
+from gradience.schema import as_float, number_in
+from gradience.schema.fleet import (
+    RUNS_BEST_SCHEMA_ID,
+    RUNS_CURVES_SCHEMA_ID,
+    RUNS_SHOW_SCHEMA_ID,
+    BestRun,
+    Counted,
+    Curve,
+    QueryReport,
+    RunRow,
+    RunsBestReport,
+    RunsCurvesReport,
+    RunsShowReport,
+    UnreadLog,
+)
+from gradience.telemetry.series import RunSeries
+from gradience.tables.query import Named, opened, select
+from gradience.tables.store import Store
+from gradience.judge.monitor.source import names_of, open_source, runs_in
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+Goal = Literal["least", "most"]
+
+COLUMNS: Final = (
+    *("path", "run", "model", "data", "status", "verdict", "r", "lr", "steps", "first_loss", "last_loss"),
+    *("best_eval_loss", "eval_accuracy", "findings"),
+)
+_KNOWN: Final = frozenset(RunRow.__struct_fields__)
+_LESS_IS_MORE: Final = re.compile(r"(?:^|[/_])(?:loss|ppl|perplexity|wer|cer|ter|mae|mse|rmse|error|nll|runtime)$")
+
+RUNS_QUERIES: Final[Mapping[str, Named]] = {
+    "models": Named(
+        "Runs, best held-out loss and hours of each model",
+        "select model, count(*) as runs, min(best_eval_loss) as best_eval_loss, "
+        "round(sum(duration_s) / 3600, 2) as hours from runs group by 1 order by 2 desc, 1",
+    ),
+    "findings": Named(
+        "Runs by the id of a finding",
+        "select id, severity, count(*) as runs, any_value(path order by path) as example "
+        "from findings group by 1, 2 order by 3 desc, 1",
+    ),
+    "metrics": Named(
+        "Every metric that was evaluated, with its range",
+        "select split || '/' || metric as metric, count(distinct (path, run)) as runs, min(value) as lowest, "
+        "max(value) as highest from evals group by 1 order by 2 desc, 1",
+    ),
+    "unreadable": Named(
+        "Logs without numbers, and why", "select path, error from runs where error is not null order by path"
+    ),
+    "learning-rates": Named(
+        "Held-out loss by learning rate and rank",
+        "select model, lr, r, count(*) as runs, min(best_eval_loss) as best, median(best_eval_loss) as median "
+        "from runs where best_eval_loss is not null group by 1, 2, 3 order by 1, 5",
+    ),
+}
+MOST_CURVES: Final = 26  # one letter for each
+
+
+def list_runs(
+    store: Store, *, columns: Sequence[str] = COLUMNS, where: str | None = None, sort: str = "path"
+) -> QueryReport:
+    """List the runs, one row each.
+
+    Args:
+        store: the store that `collect_runs` returned.
+        columns: names of columns of `runs`.
+        where: a condition in SQL, such as `r = 8 and status = 'ok'`.
+        sort: a column; with a minus before it, largest first. Runs without a value come last.
+
+    Raises:
+        GradienceError: a column is unknown, or the condition is wrong.
+    """
+    return select(store, list_sql(columns, where, sort))
+
+
+def list_sql(columns: Sequence[str], where: str | None, sort: str) -> str:
+    """The SQL query of `list_runs`.
+
+    Raises:
+        GradienceError: a column is unknown.
+    """
+    descending, column = sort.startswith("-"), sort.removeprefix("-")
+    unknown = [name for name in (*columns, column) if name not in _KNOWN]
+    if unknown or not columns:
+        names = ", ".join(unknown)[:60] or "none"
+        raise GradienceError(f"no column is called {names}", advice=f"there are {', '.join(RunRow.__struct_fields__)}")
+    order = f"{column} {'desc' if descending else 'asc'} nulls last, path, run"
+    return f"select {', '.join(columns)} from runs where ({where or 'true'}\n) order by {order}"  # noqa: S608  # checked
+
+
+def show_runs(store: Store, *, top: int = 10) -> RunsShowReport:
+    """Counts over all runs, and the logs that could not be read.
+
+    Args:
+        store: the store that `collect_runs` returned.
+        top: how many unread logs to name.
+    """
+    with opened(store) as base:
+        sums = "select count(*) filter (error is null), sum(rows)::bigint, sum(duration_s) / 3600 from runs"
+        runs, rows, hours = _one(base, sums)
+        unread = f"select path, error from runs where error is not null order by path limit {int(top)}"  # noqa: S608
+        return RunsShowReport(
+            schema=RUNS_SHOW_SCHEMA_ID,
+            runs=runs,
+            training_rows=rows or 0,
+            hours=hours or 0.0,
+            models=_counted(base, "coalesce(model, 'not recorded')", "runs"),
+            data=_counted(base, "coalesce(data, 'not recorded')", "runs"),
+            objectives=_counted(base, "coalesce(objective, 'unknown')", "runs"),
+            statuses=_counted(base, "status", "runs"),
+            verdicts=_counted(base, "coalesce(verdict, 'none')", "runs"),
+            findings=_counted(base, "id", "findings"),
+            unread=[UnreadLog(path=path, error=error) for path, error in base.execute(unread).fetchall()],
+        )
+
+
+def _one(base: DuckDBPyConnection, sql: str) -> Any:
+    return base.execute(sql).fetchone()
+
+
+def _counted(base: DuckDBPyConnection, value: str, table: str) -> list[Counted]:
+    where = "where error is null" if table == "runs" else ""
+    sql = f"select {value}, count(distinct (path, run)) from {table} {where} group by 1 order by 2 desc, 1"  # noqa: S608
+    return [Counted(value=str(name), adapters=n) for name, n in base.execute(sql).fetchall()]
+
+
+def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | None = None) -> RunsBestReport:
+    """The best run of each group. A run counts by its best logged value of a metric.
+
+    Args:
+        store: the store that `collect_runs` returned.
+        metric: split and name, such as `eval/accuracy`; `train/loss` is the loss of training rows.
+        by: a column of `runs` to group by; None for the best of all.
+        goal: whether less or more is better; by default less for losses, perplexities and errors.
+
+    Raises:
+        GradienceError: no run has the metric, or there is no such column.
+    """
+    if by is not None and by not in _KNOWN:
+        raise GradienceError(
+            f"no column is called {by[:60]}", advice=f"there are {', '.join(RunRow.__struct_fields__)}"
+        )
+    wanted: Goal = goal or ("least" if _LESS_IS_MORE.search(metric) else "most")
+    split, _, name = metric.rpartition("/")
+    order = "value" if wanted == "least" else "value desc"
+    values = """select path, run, step, value from evals where split = $split and metric = $name
+        union all select path, run, step, loss from rows where $split = 'train' and $name = 'loss' and loss is not null"""
+    group = f"coalesce(runs.{by}::varchar, 'not recorded')" if by else "''"
+    sql = f"""with found as ({values}), per_run as (
+            select path, run, first(value order by {order}, step) as value, first(step order by {order}, step) as step,
+                last(value order by step nulls first) as last from found group by path, run),
+        grouped as (select {group} as g, per_run.* from per_run join runs using (path, run))
+        select g, count(*) over (partition by g), path, run, value, step, last from grouped
+        qualify row_number() over (partition by g order by {order}, path, run) = 1 order by g"""  # noqa: S608  # checked
+    with opened(store) as base:
+        rows = base.execute(sql, {"split": split, "name": name}).fetchall()
+        known = "select distinct split || '/' || metric from evals union select 'train/loss' order by 1 limit 100"
+        metrics = [text for (text,) in base.execute(known).fetchall()]
+    if not rows:
+        raise GradienceError(f"no run has {metric[:60]!r}", advice=f"there are {', '.join(metrics)[:400]}")
+    names = ("group", "runs", "path", "run", "value", "step", "last")
+    return RunsBestReport(
+        schema=RUNS_BEST_SCHEMA_ID,
+        metric=metric,
+        goal=wanted,
+        by=by,
+        best=[BestRun(**dict(zip(names, row, strict=True))) for row in rows],
+        known_metrics=metrics,
+    )
+
+
+def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport:
+    """One metric of each run, by rising step. If a step was logged twice, the last value counts.
+
+    Args:
+        paths: logs, folders of a run, or folders of runs. From a log with several runs the last run is taken.
+        metric: split and name, such as `eval/accuracy`; `train/loss`, `train/lr` and `train/grad_norm` are columns of
+            training rows. The default split is `train`.
+
+    Raises:
+        RecorderError: a path cannot be read, no run has the metric, or there are no runs or more than 26.
+    """
+    places = [place for path in paths for place in runs_in(path)]
+    if not 0 < len(places) <= MOST_CURVES:
+        raise RecorderError(f"expected 1 to {MOST_CURVES} runs, got {len(places)}", advice="give fewer, by name")
+    curves = [_curve(name, place, metric) for name, place in zip(names_of(places), places, strict=True)]
+    drawn = [curve for curve in curves if curve.steps]
+    if not drawn:
+        raise RecorderError(f"no run has {metric[:60]!r}", advice="see 'gradience runs query ROOT --named metrics'")
+    return RunsCurvesReport(schema=RUNS_CURVES_SCHEMA_ID, metric=metric, curves=drawn)
+
+
+def _curve(name: str, place: Path, metric: str) -> Curve:
+    series = open_source(place).summary.last
+    assert series is not None  # noqa: S101  # open_source refuses a source without a run
+    points = {step: value for step, value in _points(series, metric) if math.isfinite(value)}
+    steps = sorted(points)
+    return Curve(name=name, path=str(place), run=series.run_id, steps=steps, values=[points[step] for step in steps])
+
+
+def _points(series: RunSeries, metric: str) -> Iterator[tuple[int, float]]:
+    split, _, name = metric.rpartition("/")
+    columns = {"loss": series.losses, "lr": series.rates, "grad_norm": series.grad_norms}
+    if split in {"", "train"} and name in columns:
+        yield from zip(series.steps, columns[name], strict=False)
+    for event in series.evals:
+        if event.split != (split or "train") or event.step is None:
+            continue
+        known = {"loss": event.metrics.loss, "ppl": event.metrics.ppl, "accuracy": event.metrics.accuracy}
+        value = known[name] if name in known else number_in(event.metrics.extras, name)
+        if value is not None:
+            yield event.step, as_float(value)

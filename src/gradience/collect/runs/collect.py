@@ -1,0 +1,299 @@
+"""Collect the runs below some folders into a store in the user's cache. Only logs that have changed are read again.
+
+A run is a run.jsonl, or the folder or file that another program's run wrote. The store has for each run the summary
+that monitor gives, the training rows, the evaluations and the findings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from gradience.configs.training import STATE_NAME
+from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
+from gradience.importers.sources import is_run
+from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
+from gradience.configs.training import objective_of
+from gradience.schema import Real, as_float, number_in
+from gradience.schema.document import by_severity, writable
+from gradience.schema.events import ConfigSnapshot, Eval
+from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
+from gradience.schema.reports import MonitorReport
+from gradience.spectral import cores
+from gradience.telemetry.series import RunSeries
+from gradience.collect.fleet import version_of_rules
+from gradience.tables import encoded, finding_columns, number_column
+from gradience.collect.fleet.audit import Job, Plan, Tally, carry_out, known_rows, plan_of
+from gradience.collect.fleet.engines import Done, run_local
+from gradience.collect.fleet.find import leads_to_folder, stamp_of
+from gradience.tables.store import Store, Tables
+from gradience.judge.monitor import held_out_of, report_of
+from gradience.judge.monitor.source import is_log, open_source
+
+_ALONE: Final = 200  # up to this many logs are read without workers, because a worker takes a second to start
+_LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
+_SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
+_OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
+RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True)
+MAX_RUNS: Final = 1000  # runs in one log; more are an error, because no known log holds as many
+
+_MOST_INT: Final = 2**63 - 1  # largest integer of a column
+
+
+def collect_runs(
+    *roots: PathLike,
+    out: PathLike | None = None,
+    workers: int | None = None,
+    progress: Callable[[Tally], None] | None = None,
+) -> Store:
+    """Bring the store of all runs below the roots up to date, and return it.
+
+    Args:
+        roots: folders, or logs.
+        out: the store's folder; by default a folder in the user's cache that belongs to these roots.
+        workers: the number of processes that read, if there are many logs; by default one per core.
+        progress: called after each log.
+
+    Raises:
+        RecorderError: a root is missing.
+        GradienceError: a package is missing, or `out` holds something else.
+        OutputError: another process is updating the store, or it cannot be written.
+    """
+    require("pyarrow", "duckdb", extra="fleet", what="a table of runs")
+    store = Store(_folder(roots) if out is None else Path(out), RUNS)
+    plan = _plan(store, roots)
+    if plan.jobs or plan.gone or not store.exists:
+        with store.writing() as writer:
+            plan = _plan(store, roots)  # again under the lock: another process may have written since
+            answers = _answers(plan.jobs, workers or cores())
+            carry_out(writer, plan, answers, _crashed, progress)
+    return store
+
+
+def _plan(store: Store, roots: Sequence[PathLike]) -> Plan:
+    known = known_rows(store)
+    return plan_of(find_runs(roots, known.keys()), known, version_of_rules("config", "log"))
+
+
+def _folder(roots: Sequence[PathLike]) -> Path:
+    places = sorted(os.path.abspath(root) for root in roots)  # noqa: PTH100  # no links resolved
+    digest = hashlib.sha256("\0".join(places).encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder("runs") / digest[:24]
+
+
+def _answers(jobs: Sequence[Job], workers: int) -> Iterator[Done[Job]]:
+    if len(jobs) <= _ALONE or workers == 1:
+        return (Done(job, run_job(job)) for job in jobs)
+    return run_local(run_job, jobs, workers=workers, prepare=_nothing)
+
+
+def _nothing() -> None:
+    """Do nothing, because a worker that reads logs needs no preparation."""
+
+
+def _crashed(job: Job) -> bytes:
+    return run_failed(job, "worker processes died on it twice", again=True)
+
+
+def find_runs(roots: Iterable[PathLike], known: Collection[str] = ()) -> Iterator[Job]:
+    """Yield a job for every run below the roots.
+
+    A run is a run.jsonl or another file that begins as a gradience log. A folder without one is a run if another
+    program left a log or a trainer state in it. Its checkpoints and its logger's own folders belong to it.
+
+    Args:
+        roots: folders, or logs.
+        known: paths known to be runs, which need not be opened.
+
+    Raises:
+        RecorderError: a root is missing.
+    """
+    seen: set[str] = set()
+    for root in roots:
+        place = os.path.abspath(root)  # noqa: PTH100  # links are not resolved: a row keeps the path that the user knows
+        if not os.path.exists(place):  # noqa: PTH110  # Path.exists raises if a name is too long
+            raise RecorderError(f"no such file or folder: {root}", advice="give a folder with runs below it")
+        for path, stamp in _below(place, known) if os.path.isdir(place) else [_file(place)]:  # noqa: PTH112  # the same
+            if path not in seen:
+                seen.add(path)
+                yield Job(
+                    path=writable(path),
+                    place=path,
+                    files=(),
+                    stamp=writable(stamp),
+                    rules=version_of_rules("config", "log"),
+                )
+
+
+def _file(path: str) -> tuple[str, str]:
+    folder, name = os.path.split(path)
+    return path, stamp_of(folder, [name])
+
+
+def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    stack = [root]
+    while stack:
+        folder = stack.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            continue
+        files = [entry.name for entry in listed if not leads_to_folder(entry)]
+        below = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
+        found = list(_of(folder, files, below, known))
+        yield from found
+        passed = _OF_LOGGERS if found else frozenset()
+        stack += [f"{folder}/{name}" for name in reversed(below) if not _belongs(name, found) and name not in passed]
+
+
+def _belongs(name: str, found: list[tuple[str, str]]) -> bool:
+    return bool(found) and name.startswith(CHECKPOINT_PREFIX)
+
+
+def _of(folder: str, files: list[str], below: list[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The runs of one folder: its gradience logs, or else the folder itself."""
+    paths = [f"{folder}/{name}" for name in files if name.endswith(".jsonl")]
+    ours = [path for path in paths if path in known or is_log(Path(path))]
+    if ours:
+        yield from map(_file, ours)
+        return
+    logs = [name for name in files if name.endswith(_LOGS) or "tfevents" in name]
+    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(CHECKPOINT_PREFIX)]
+    if not logs and not states:
+        return
+    if folder in known or is_run(Path(folder)):
+        settings = [name for name in files if name.endswith(_SETTINGS)]
+        yield folder, stamp_of(folder, [*logs, *settings, *states])
+
+
+def run_job(job: Job) -> bytes:
+    """The encoded rows of one source. If the source cannot be read, they are one row with the error."""
+    try:
+        source = open_source(job.place)
+        runs = list(source.summary.runs.values())
+        if len(runs) > MAX_RUNS:
+            raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")
+        reports = [report_of(source, series) for series in runs]
+    except MissingPackageError as error:
+        return run_failed(job, f"{error}: {error.advice}", again=True)
+    except (GradienceError, OSError, MemoryError) as error:
+        return run_failed(job, str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001  # last resort: one log must not end the job
+        return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", again=True)
+    pairs = list(zip(runs, reports, strict=True))
+    return encoded(
+        [_run(job, series, report) for series, report in pairs],
+        [row for series in runs for row in _rows(job.path, series)],
+        [row for series in runs for row in _evals(job.path, series)],
+        [
+            RunFindingRow(path=job.path, run=series.run_id, position=place, **finding_columns(finding))
+            for series, report in pairs
+            for place, finding in enumerate(report.findings)
+        ],
+    )
+
+
+def run_failed(job: Job, reason: str, *, again: bool = False) -> bytes:
+    """The encoded row of a log that could not be read.
+
+    If the log itself may be whole (a crash, a missing package), the row gets no stamp, so the log is read `again` at
+    the next call.
+    """
+    stamp = "" if again else job.stamp
+    return encoded([RunRow(path=job.path, error=" ".join(reason.split()), stamp=stamp, rules=job.rules)], [], [], [])
+
+
+def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
+    config, train = report.config, report.train
+    lora, loop = config.lora, config.training
+    point = held_out_of(report.evals)
+    best = _best(series.evals, point.split if point else None)
+    worst = next((finding.severity for finding in by_severity(report.findings)), "none")
+    targets = lora.target_modules
+    return RunRow(
+        path=job.path,
+        run=series.run_id,
+        stamp=job.stamp,
+        rules=job.rules,
+        model=config.model_name,
+        data=config.dataset_name,
+        objective=objective_of(config).kind,
+        status=report.status,
+        verdict=worst,
+        findings=",".join(finding.id for finding in report.findings),
+        story=report.story,
+        r=lora.r if lora.r is not None and lora.r >= 0 else None,
+        alpha=number_column(lora.alpha),
+        targets=",".join(targets) if isinstance(targets, list) else targets,
+        peft_type=lora.peft_type,
+        optimizer=config.optimizer.name,
+        lr=number_column(config.optimizer.lr if train.max_lr is None else train.max_lr),
+        scheduler=loop.lr_scheduler,
+        batch_size=loop.batch_size,
+        seed=_seed(config),
+        epochs=number_column(loop.epochs),
+        steps=train.last_step,
+        max_steps=loop.max_steps,
+        rows=train.rows,
+        first_loss=number_column(train.first_loss),
+        last_loss=number_column(train.last_loss),
+        best_loss=number_column(train.min_loss),
+        best_loss_step=train.min_loss_step,
+        split=point.split if point else None,
+        eval_loss=number_column(point.metrics.loss) if point else None,
+        best_eval_loss=best[0] if best else None,
+        best_eval_step=best[1] if best else None,
+        eval_accuracy=number_column(point.metrics.accuracy) if point else None,
+        gap=number_column(report.gap.ratio) if report.gap else None,
+        utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
+        started=series.first_ts,
+        duration_s=train.duration_s,
+    )
+
+
+def _seed(config: ConfigSnapshot) -> int | None:
+    seed = config.training.seed
+    return seed if seed is not None and abs(seed) <= _MOST_INT else None
+
+
+def _best(events: Sequence[Eval], split: str | None) -> tuple[float, int] | None:
+    losses = [
+        (as_float(event.metrics.loss), event.step or 0)
+        for event in events
+        if event.split == split and event.metrics.loss is not None
+    ]
+    return min((pair for pair in losses if math.isfinite(pair[0])), default=None)
+
+
+def _rows(path: str, series: RunSeries) -> list[StepRow]:
+    run = series.run_id
+    losses, rates, norms = (_finite(column) for column in (series.losses, series.rates, series.grad_norms))
+    return [
+        StepRow(path=path, run=run, step=step, loss=loss, lr=rate, grad_norm=norm)
+        for step, loss, rate, norm in zip(series.steps, losses, rates, norms, strict=True)
+    ]
+
+
+def _finite(column: Iterable[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in column]
+
+
+def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
+    for event in series.evals:
+        named: dict[str, Real | None] = {
+            "loss": event.metrics.loss,
+            "ppl": event.metrics.ppl,
+            "accuracy": event.metrics.accuracy,
+        }
+        extras = {name: number_in(event.metrics.extras, name) for name in event.metrics.extras}
+        for metric, value in (named | extras).items():
+            number = number_column(value)
+            if number is not None:
+                yield EvalRow(
+                    path=path, run=series.run_id, step=event.step, split=event.split, metric=metric, value=number
+                )

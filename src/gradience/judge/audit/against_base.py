@@ -1,0 +1,457 @@
+"""The comparison of each module's update with the base weight that it changes.
+
+It takes the base's files, the adapter and the rows of its modules. It returns the rows with their comparisons, and a
+summary of the adapter as a whole.
+
+`update_of` gives one module's update in the orientation of the base weight. It is kept as two factors wherever the
+factors are all of it. Norms, singular vectors and the survival of a merge are then computed without the product in
+memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+
+from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
+from gradience.base.weights import (
+    BaseWeights,
+    Found,
+    Norms,
+    NormsCache,
+    check_shape,
+    find_shards,
+    matrix_of,
+    plain_factors,
+)
+from gradience.errors import AdapterError
+from gradience.io import Progress, cache_folder
+from gradience.io.safetensors import Memory
+from gradience.judge.audit.rows import Shown, broken_row, dense_row, module_row
+from gradience.rules.weights import at_risk
+from gradience.schema import real
+from gradience.schema.audit import (
+    BaseComparison,
+    BaseReport,
+    Intruders,
+    LeftoverReason,
+    MergeSurvival,
+    ModuleAudit,
+    NotCompared,
+)
+from gradience.spectral import each_in_threads, one_blas_thread, threads_for
+from gradience.spectral.base import MergeSums, Updated, count_below, merge_sums, overlaps
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.dense import dense_spectrum
+from gradience.spectral.grams import Floats
+from gradience.spectral.krylov import Operator, as_float32, spectral_norm
+from gradience.spectral.update import decomposed
+
+if TYPE_CHECKING:
+    from gradience.models.merged import Change, PeftMerge
+
+SHOWN_EPS: Final = (0.3, 0.5, 0.7)
+_HALF: Final = 2  # bytes of a 16-bit float
+_SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
+
+
+class BaseOptions(NamedTuple):
+    """The base model, and what to compute with it."""
+
+    path: Path
+    intruders: bool = False
+    k: int = 10
+    eps: float = 0.5
+    seed: int = 0
+    cache: bool = True
+    progress: Progress | None = None
+    top: int = 0
+    """The number of singular values kept in the row of an update that is computed here."""
+
+
+class Compared(NamedTuple):
+    """The adapter with what the base has told of it, its rows with their comparisons, and the summary of the whole."""
+
+    adapter: Adapter
+    rows: list[ModuleAudit]
+    report: BaseReport
+
+
+def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions, *, config: Path) -> Compared:
+    """Return the rows with comparisons with the base, one weight in memory at a time, or one for each core.
+
+    Rows of modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
+
+    Raises:
+        AdapterError: the base cannot be read, or PEFT cannot merge this kind.
+        GradienceError: PEFT has to merge it, and is not installed.
+    """
+    files = find_shards(options.path)
+    if options.cache and options.progress is not None:
+        options.progress(0, 0, "which base this is")
+    norms = NormsCache(cache_folder("norms") if options.cache else None, files)
+    run = _Run(adapter, BaseWeights(files), norms, options)
+    jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
+    jobs += [(module, None) for module in adapter.base_dependent]
+    done = run.merged(config) if adapter.by_peft else run.modules(jobs)
+    run.norms.save()
+    return Compared(run.adapter, done, run.report(done))
+
+
+_Job: TypeAlias = tuple[Module, ModuleAudit | None]
+
+
+class _Compared(NamedTuple):
+    """A module's row, the reason if it was not compared, a note, and whether its norms came from the cache."""
+
+    row: ModuleAudit | None
+    missed: NotCompared | None = None
+    note: str | None = None
+    cached: bool = False
+
+
+class _Norms(NamedTuple):
+    """The norms of a weight, whether the iteration converged, whether they are from the cache, and a note."""
+
+    norms: Norms
+    converged: bool
+    cached: bool = False
+    note: str | None = None
+
+
+class _Run:
+    """The comparison of one adapter with one base."""
+
+    def __init__(self, adapter: Adapter, weights: BaseWeights, norms: NormsCache, options: BaseOptions) -> None:
+        self.norms = norms
+        self.adapter = adapter
+        self._weights = weights
+        self._options = options
+        self._memory = Memory()
+        self._done: list[_Compared] = []
+        self._how = ""
+        self._lock = threading.Lock()
+        self._renamed: dict[str, str] | None = None
+
+    def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
+        """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
+
+        All cores work if each weight is only read and summed. If products of large matrices are needed, modules are
+        compared one at a time.
+        """
+        tasks = [partial(self._module, *job) for job in jobs]
+        is_light = not self._options.intruders and all(module.dense is None for module, _ in jobs)
+        results = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
+        progress = self._options.progress or (lambda *_: None)
+        for place, (module, _) in enumerate(jobs):
+            progress(place, len(jobs), module.name)
+            self._done.append(next(results))
+        progress(len(jobs), len(jobs), "")
+        return [one.row for one in self._done if one.row is not None]
+
+    def merged(self, config: Path) -> list[ModuleAudit]:
+        """Return the rows of what PEFT's own merge changes, one module at a time.
+
+        Raises:
+            AdapterError: PEFT cannot merge this kind of adapter.
+            GradienceError: PEFT is not installed.
+        """
+        from gradience.models import merged as by_peft  # noqa: PLC0415  # torch, only where PEFT has to merge
+
+        merge = by_peft.PeftMerge(self.adapter, config, self._weights)
+        self._how = f"W' - W by PEFT {merge.version}'s own merge; "
+        progress, left = self._options.progress or (lambda *_: None), []
+        for place, name in enumerate(merge.modules):
+            progress(place, len(merge.modules), name)
+            try:
+                self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
+            except by_peft.NotMergedError as error:
+                left.append(Skipped(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
+            except AdapterError as error:
+                left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
+                self._done.append(_Compared(None, missed=NotCompared(name=name, reason=str(error))))
+        progress(len(merge.modules), len(merge.modules), "")
+        self._done = list(_once(self._done))
+        vectors = sum(one.row is not None and len(one.row.shape) == 1 for one in self._done)
+        if vectors:
+            text = (
+                f"{vectors} of {len(self._done)} changes are of vectors (norms, biases): these have a size, no spectrum"
+            )
+            self._done.append(_Compared(None, note=text))
+        roles = self.adapter.roles if left else by_peft.merged_roles(self.adapter)
+        self.adapter = dataclasses.replace(self.adapter, roles=roles, skipped=left)
+        return [one.row for one in self._done if one.row is not None]
+
+    def _changed(self, merge: PeftMerge, name: str, change: Change) -> _Compared:
+        """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
+        is_vector, leaf = change.before.ndim == 1, change.leaf
+        rows = 1 if is_vector else len(change.before)
+        w, update = change.before.reshape(rows, -1), change.change.reshape(rows, -1)
+        module = Module(
+            name=name if leaf == "weight" else f"{name}.{leaf}",
+            kind=merge.kind.lower(),
+            shape=(w.shape[0], w.shape[1]),
+            r=0,
+            alpha=0.0,
+            scale=1.0,
+            params=merge.parameters(name) if leaf == "weight" else 0,
+            load=lambda: (update, np.eye(len(update.T), dtype=update.dtype)),
+            dense=lambda _: update,
+        )
+        with threads_for(min(w.shape)):
+            done = self._beside(module, None, change.found, w)
+        assert done.row is not None  # noqa: S101  # `_beside` makes one, or raises
+        row = msgspec.structs.replace(done.row, alpha=None)
+        return done._replace(row=_of_vector(row) if is_vector else row)
+
+    def _module(self, module: Module, row: ModuleAudit | None) -> _Compared:
+        if row is not None and row.state == "non_finite":
+            return _Compared(row)
+        try:
+            return self._compared(module, row)
+        except AdapterError as error:
+            return _Compared(row, missed=NotCompared(name=module.name, reason=str(error)))
+
+    def _compared(self, module: Module, row: ModuleAudit | None) -> _Compared:
+        found = self._find(module.base_name or f"{module.name}.weight")
+        if found is None:
+            raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
+        w = self._weights.read(found, module.expert, self._memory)
+        with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
+            return self._beside(module, row, found, w)
+
+    def _find(self, name: str) -> Found | None:
+        """The base's tensor of a parameter, also where transformers has renamed it since the base was saved."""
+        found = self._weights.find(name)
+        if found is None:
+            with self._lock:
+                if self._renamed is None:
+                    from gradience.models.merged import renamed_tensors  # noqa: PLC0415  # only for a missing name
+
+                    self._renamed = renamed_tensors(self.adapter, self._weights)
+            found = self._weights.find(self._renamed[name]) if name in self._renamed else None
+        return found
+
+    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> _Compared:
+        update = update_of(module, w)
+        sums = update.merged(w, found.info.dtype)
+        if not math.isfinite(sums.weight):
+            raise AdapterError(f"{found.name} holds NaN or infinite weights")
+        norms, converged, cached, note = self._norms_of(found, module.expert, w, math.sqrt(sums.weight))
+        if module.dense is not None:
+            sized = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
+            row, settled = self._row(sized, update)
+        elif row is None or row.state == "not_known":
+            raise AdapterError(module.note or "its update is not known")
+        else:
+            settled = True
+        size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
+        is_update = 0.0 < size < math.inf
+        comparison = BaseComparison(
+            weight=found.name,
+            dtype=found.info.dtype,
+            update="factors" if module.dense is None else "dense",
+            spectral_norm=norms.spectral,
+            frobenius_norm=norms.frobenius,
+            update_spectral_norm=real(size),
+            update_frobenius_norm=real(frobenius),
+            converged=converged and settled,
+            survival=survival_of(sums, found.info.dtype) if is_update else None,
+            intruders=self._intruders(module, as_float32(w), update) if self._options.intruders and is_update else None,
+        )
+        row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
+        return _Compared(row, note=note, cached=cached)
+
+    def _row(self, module: Module, update: Update) -> tuple[ModuleAudit, bool]:
+        """The row of an update computed from the weight, and whether its iterations converged."""
+        shown = Shown(self._options.top, range(1, module.r + 1))
+        values = update.sigma if update.dense is None else update.dense
+        if values is None or not np.isfinite(values).all():
+            return broken_row(module), True
+        if update.dense is None:
+            limit = min(len(values), *module.shape)
+            return module_row(module, spectrum_of(values), shown, limit=limit), True
+        found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
+        return dense_row(module, found, shown), found.converged
+
+    def _norms_of(self, found: Found, expert: int | None, w: Array, frobenius: float) -> _Norms:
+        key = found.name if expert is None else f"{found.name}[{expert}]"
+        known = self.norms.get(key)
+        if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
+            return _Norms(known, converged=True, cached=True)
+        note = None if known is None else f"the cached norms of {key} are of another weight: computed again"
+        top = spectral_norm(w, seed=self._options.seed)
+        norms = Norms(spectral=top.value, frobenius=frobenius)
+        if top.converged:
+            self.norms.put(key, norms)
+        return _Norms(norms, top.converged, note=note)
+
+    def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
+        o = self._options
+        base, tuned = update.operators(w)
+        if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
+            base, tuned = (x.turned() for x in (base, tuned))
+        found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)
+        count, undecided = count_below(found, o.eps)
+        return Intruders(
+            k=len(found.lower),
+            eps=o.eps,
+            count=count,
+            counts={f"{e:g}": count_below(found, e)[0] for e in sorted({o.eps, *SHOWN_EPS})},
+            undecided=undecided,
+            method="exact" if found.exact else "lanczos",
+            converged=found.converged,
+        )
+
+    def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
+        """Return the comparison of the whole adapter with the base."""
+        pairs = [(m, m.base) for m in rows if m.base is not None]
+        update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
+        base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
+        survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
+        found = [b.intruders for _, b in pairs if b.intruders is not None]
+        udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
+        return BaseReport(
+            path=str(self._weights.files[0].path.parent),
+            identity=self.norms.identity or None,
+            files=len(self._weights.files),
+            compared=len(pairs),
+            not_compared=[one.missed for one in self._done if one.missed is not None],
+            norms_cached=sum(one.cached for one in self._done),
+            relative_frobenius=update_norm / base_norm if base_norm else None,
+            udr_median=_median(udr),
+            udr_max=max(udr, default=None),
+            sdi_median=_median(m.sdi for m, _ in pairs if isinstance(m.sdi, float)),
+            survival_dtype=survivals[0].dtype if survivals else None,
+            survival_cosine_median=_median(s.cosine for s in survivals if s.cosine is not None),
+            survival_changed_median=_median(s.changed for s in survivals),
+            survival_at_risk=sum(at_risk(m) for m, _ in pairs),
+            intruder_total=sum(i.count for i in found) if found else None,
+            intruder_modules=sum(i.count > 0 for i in found) if found else None,
+            method=self._method(found),
+            notes=[note for note in (self.norms.refused, *(one.note for one in self._done)) if note is not None],
+        )
+
+    def _method(self, found: Sequence[Intruders]) -> str:
+        ways = {i.method for i in found}
+        intruders = {
+            frozenset({"exact"}): "; intruders by dense SVD",
+            frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
+            frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
+        }.get(frozenset(ways), "")
+        return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+
+def _once(done: Iterable[_Compared]) -> Iterator[_Compared]:
+    """Yield the results, of modules that share a tensor and its change only the first, and then a note."""
+    kept: dict[tuple[str, object], str] = {}
+    for one in done:
+        row = one.row
+        same = (row.base.weight, row.frobenius_norm) if row is not None and row.base is not None else None
+        if row is not None and same in kept:
+            yield _Compared(None, note=f"{row.name} is tied to {kept[same]}: its change is given once")
+            continue
+        if row is not None and same is not None:
+            kept[same] = row.name
+        yield one
+
+
+_OF_MATRICES: Final = (
+    *("stable_rank", "effective_rank", "participation_ratio", "energy_rank_90", "energy_rank_95", "energy_rank_99"),
+    *("knee_rank", "udr", "sdi"),
+)
+
+
+def _of_vector(row: ModuleAudit) -> ModuleAudit:
+    """The row of a vector's change, from that of a matrix of one row: norms, but nothing of a spectrum."""
+    nothing: dict[str, Any] = dict.fromkeys(_OF_MATRICES)
+    return msgspec.structs.replace(row, shape=[math.prod(row.shape)], top_singular_values=[], **nothing)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return median(listed) if listed else None
+
+
+def _ratios(size: float, frobenius: float, norms: Norms) -> dict[str, float | str | None]:
+    if norms.spectral <= 0.0 or norms.frobenius <= 0.0:
+        return {}
+    udr = size / norms.spectral
+    return {
+        "udr": real(udr),
+        "sdi": math.log10(udr) if udr > 0.0 and math.isfinite(udr) else None,
+        "relative_frobenius": real(frobenius / norms.frobenius),
+    }
+
+
+class Update(NamedTuple):
+    """The update `scale * b @ a`, or `dense` if the update is held as a full matrix.
+
+    `sigma` holds the singular values if this module factored the update, so that b and a are orthogonal factors. It is
+    None if b and a are the adapter's own factors, or if the update is dense.
+    """
+
+    b: Array
+    a: Array
+    scale: float
+    dense: Array | None = None
+    sigma: Floats | None = None
+
+    def operators(self, w: Array) -> tuple[Operator, Operator]:
+        """W and W + dW as operators, for a weight that `as_float32` has converted."""
+        base = Operator.of(w)
+        if self.dense is not None:
+            return base, Operator.of(as_float32(w + self.dense))
+        left = (self.b.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
+        return base, base.plus(left, self.a)
+
+    def merged(self, w: Array, dtype: str) -> MergeSums:
+        """Sums over the entries of a merge into the stored weight `w`, whose `dtype` is given by safetensors' name."""
+        # PEFT rounds the product of 16-bit factors to their dtype before it adds the product to the weight.
+        stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
+        whole = Updated(w, self.b, self.a, self.dense)
+        return merge_sums(whole, scale=self.scale, target=_target(dtype), delta_dtype=stored)
+
+
+def update_of(module: Module, w: Array) -> Update:
+    """The module's update in the orientation of the base weight `w`.
+
+    Raises:
+        AdapterError: the base weight has another shape.
+    """
+    if module.factored is not None:
+        b, a = module.factored(w)
+        check_shape((len(b), a.shape[1]), w.shape)
+        if not within_range(b, a):
+            return Update(b, a, 1.0, sigma=np.full(1, np.nan))
+        # Orthogonal factors, because the part that the initialisation took out of the base is large beside the update.
+        low = decomposed(b, a)
+        return Update((low.u * low.sigma).astype(np.float32), low.v.astype(np.float32), 1.0, sigma=low.sigma)
+    if module.dense is not None:
+        return Update(w[:, :0], w[:0], 1.0, matrix_of(module.dense, w))
+    b, a = plain_factors(module, w.shape)
+    return Update(b, a, module.scale)
+
+
+def _target(dtype: str) -> str:
+    """The dtype in which a merge is judged: float16 for a float16 weight, else bfloat16, in which models are served."""
+    return "float16" if dtype == "F16" else "bfloat16"
+
+
+def survival_of(sums: MergeSums, dtype: str) -> MergeSurvival:
+    """The report's entry on how much of an update survives a merge."""
+    return MergeSurvival(
+        dtype=_target(dtype),  # type: ignore[arg-type]  # one of the two
+        changed=sums.changed / sums.entries,
+        cosine=sums.cosine,
+        gain=math.sqrt(sums.realised / sums.intended) if sums.intended > 0.0 else None,
+    )

@@ -1,0 +1,385 @@
+"""The verb ``check --data``: tokenise a data set as its trainer would, and report on it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from gradience.configs.document import DataPlan, read_data_plan, read_labels
+from gradience.configs.settings import Layer
+from gradience.data import Columns, Shape, recognise
+from gradience.data.encoder import Encoder
+from gradience.data.measure import Limits, Measure
+from gradience.data.overlap import EvalRows
+from gradience.data.rows import Fault, Source
+from gradience.data.tokens import Masking, Tokeniser
+from gradience.errors import ConfigError
+from gradience.judge.check import SETTINGS, ConfigSources, Place, Settings, judged, when_of
+from gradience.rules import excluded_rules, judge
+from gradience.rules.config import RULES
+from gradience.rules.data import DATA_RULES
+from gradience.schema import Json, Real, real
+from gradience.schema.document import NotRun, by_severity
+from gradience.schema.events import ConfigSnapshot
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
+
+_TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
+_PEEK: Final = 20  # first rows among which a usable one must be found to show the format
+
+Samples: TypeAlias = int | Literal["all"]
+
+SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
+RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
+_BATCH: Final = 8  # default per_device_train_batch_size of transformers
+_CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
+_TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
+
+
+class Asked(NamedTuple):
+    """The options of a check; the caller's win over the recipe's."""
+
+    plan: DataPlan
+    train: Path
+    evaluation: Path | None
+    loss: LossMode | None
+    loss_from: str
+    max_length: int | None
+    packing: bool
+    tokenizer: Path | None
+    template: Path | None
+    samples: Samples
+    task: str | None
+    limits: Limits
+
+    @property
+    def masking(self) -> Masking:
+        """The program whose label masks are built, and the loss mode."""
+        return Masking(self.loss, self.plan.program)
+
+
+def measure_data(asked: Asked) -> DataReport:
+    """The report on a data set, read in one pass.
+
+    Raises:
+        ConfigError: a file cannot be read, or its rows need an option that was not given.
+    """
+    source = Source(asked.train)
+    wanted = _sample(source.count, asked.samples, asked.limits.seed)
+    shape = _shape_of(source, asked.task)
+    template = None if shape.format == "tokenised" else asked.template
+    encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template)
+    tokeniser = Tokeniser(shape, encoder, asked.masking)
+    if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
+        encoder.use_training_template()
+    limit, notes = _limit(asked, shape)
+    limits = asked.limits._replace(max_length=limit, packing=asked.packing)
+    held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked.task)
+    measure = Measure(shape, encoder, limits)
+    for row in tokeniser.run(source.rows(wanted)):
+        measure.add(row)
+        if held_out is not None and not isinstance(row, Fault):
+            held_out.compare(row.columns)
+    found = measure.result()
+    if not found.read:
+        raise ConfigError(f"{asked.train}: no row can be used: {found.faults[0].reason}", advice="correct the rows")
+    return DataReport(
+        path=str(source.path),
+        eval_path=None if asked.evaluation is None else str(asked.evaluation),
+        format=shape.format,
+        trainer=shape.trainer,
+        masked_by=asked.plan.program,
+        rows=source.count,
+        sampled=wanted is not None,
+        seed=limits.seed,
+        loss=_loss_mode(shape, asked.masking),
+        loss_from=asked.loss_from,
+        max_length=limit,
+        packing=limits.packing,
+        num_labels=limits.num_labels,
+        overlap=None if held_out is None else held_out.result(),
+        notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking)],
+        turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
+        **_tokenizer(encoder, shape),
+        **found.fields,
+    )
+
+
+def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
+    """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
+    if encoder is None:
+        return {}
+    found: dict[str, Any] = {
+        "tokenizer": encoder.name,
+        "pad_is_end": encoder.pad_is_end,
+        "end_tokens": encoder.names(sorted(encoder.end_ids)),
+    }
+    if encoder.template and shape.format not in {"text", "classification", "tokenised"}:
+        found["template"] = encoder.template_from
+        found["template_marks_answers"] = encoder.marks_answers
+        found["template_tokens_split"] = encoder.split_controls()
+    return found
+
+
+def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
+    """The numbers of the rows to read; None for all rows."""
+    if samples != "all" and samples < 1:
+        raise ConfigError(f"--samples: expected a number of rows or all, got {samples}", advice="correct the option")
+    if samples == "all" or samples >= count:
+        return None
+    return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
+
+
+def _shape_of(source: Source, task: str | None) -> Shape:
+    """The format of the first usable row."""
+    faults: list[str] = []
+    for found in islice(source.rows(), _PEEK):
+        if not isinstance(found, Fault):
+            try:
+                return recognise(found[1], task)
+            except ConfigError as error:
+                raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
+        faults.append(f"row {found.number}: {found.reason}")
+    raise ConfigError(f"{source.path}: no usable row at its beginning: {faults[0]}", advice="correct the rows")
+
+
+def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
+    if asked.max_length is not None:
+        return asked.max_length or None, []
+    if asked.masking.trl and shape.trainer != "classification":
+        return _TRL_LENGTH, [f"no length limit is given: TRL's default of {_TRL_LENGTH} tokens"]
+    return None, []
+
+
+def _eval_rows(place: Path, tokeniser: Tokeniser, task: str | None) -> EvalRows:
+    source, found = Source(place), EvalRows()
+    shape = _shape_of(source, task)
+    if shape.format != tokeniser.shape.format:
+        raise ConfigError(
+            f"{place}: rows of format {shape.format}, those of the training set of {tokeniser.shape.format}",
+            advice="give both in one format",
+        )
+
+    def usable() -> Iterator[tuple[int, Columns]]:
+        for example in tokeniser.examples(source.rows()):
+            if not isinstance(example, Fault):
+                yield example
+
+    found.read(usable())
+    return found
+
+
+def _notes(shape: Shape, masking: Masking) -> list[str]:
+    found = []
+    if shape.format == "instruction":
+        found.append("an instruction is written as a user's message with its input, the output as the answer")
+    if not masking.trl:
+        found.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
+    return found
+
+
+def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
+    if shape.trainer in {"reward", "classification"}:
+        return "none"
+    if shape.trainer in {"dpo", "kto"}:
+        return "completion"
+    pairs = shape.format in {"prompt-completion", "instruction"}
+    return masking.loss or ("completion" if pairs else "all")
+
+
+def check_data(
+    data: Place | None = None,
+    *,
+    eval_data: Place | None = None,
+    tokenizer: Place | None = None,
+    max_length: int | None = None,
+    loss: Literal["assistant", "completion", "all"] | None = None,
+    template: Place | None = None,
+    packing: bool | None = None,
+    samples: Samples = SAMPLES,
+    seed: int = 0,
+    show_rows: bool = False,
+    config: ConfigSnapshot | None = None,
+    document: Place | None = None,
+    peft_dir: Place | None = None,
+    training_dir: Place | None = None,
+    peft: Place | Settings | None = None,
+    training: Place | Settings | None = None,
+    overrides: ConfigSnapshot | None = None,
+    base: Place | None = None,
+    task: str | None = None,
+    serve: Iterable[str] = (),
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: Place | None = None,
+) -> CheckReport:
+    """Check a data set by the rules, tokenised as its trainer would; and a configuration, if one is given.
+
+    Missing options are taken from the recipe in `training` or `document` (TRL, Axolotl, LLaMA-Factory, torchtune).
+
+    Args:
+        data: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder of such files or of `save_to_disk`; None or
+            `recipe`: the data set that the recipe names.
+        eval_data: the evaluation set, for overlap.
+        tokenizer: its folder, or organisation/name in the hub's local cache; else one beside the adapter or the base.
+        max_length: tokens per sequence; 0 for no limit. Else the recipe's, else TRL's default of 1024 for its trainers.
+        loss: on the assistant's turns, on completions, or on all tokens; else the trainer's default for the format.
+        template: a file with a chat template, instead of the tokenizer's.
+        packing: whether sequences are packed.
+        samples: rows to read, drawn with the seed; `all` for every row.
+        seed: seed of the sample.
+        show_rows: put the text of rows that a finding names into the report.
+        config: a configuration. This and the following arguments are as in `check_config`.
+        document: one file of any shape, or the folder a run left.
+        peft_dir: a folder with an adapter config.
+        training_dir: a folder with training arguments.
+        peft: an adapter config.
+        training: training arguments or a recipe.
+        overrides: a Struct that wins over all of these.
+        base: the base model; its config.json says how many classes it has.
+        task: what is trained: `reward` reads preferences as RewardTrainer does.
+        serve: engines the adapter is meant for.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids of rules, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`.
+
+    Raises:
+        ConfigError: a file cannot be read, is of no known format, or its rows need an option that was not given.
+        AdapterError: the base cannot be read.
+    """
+    ids = [*_CONFIG_IDS, *(rule.id for rule in DATA_RULES)]
+    unwanted = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
+    given = ConfigSources(config, document, peft_dir, training_dir, peft, training, overrides)
+    whole = given.read()
+    plan = _plan(training, document)
+    train = plan.train if data is None or str(data) == RECIPE else Path(data)
+    if train is None:
+        raise ConfigError("no data: the recipe names no data set that is found here", advice="give --data FILE")
+    folders = [*given.folders, *([] if base is None else [Path(base)])]
+    report = measure_data(
+        Asked(
+            plan=plan,
+            train=train,
+            evaluation=_path(eval_data) or plan.evaluation,
+            loss=loss or plan.loss,
+            loss_from="the option" if loss else "the recipe" if plan.loss else "the trainer's default",
+            max_length=_length(max_length, plan, whole.config),
+            packing=bool(plan.packing) if packing is None else packing,
+            tokenizer=_path(tokenizer) or plan.tokenizer or _beside(folders),
+            template=_path(template) or plan.template,
+            samples=samples,
+            task=task,
+            limits=Limits(
+                batch_size=whole.config.training.batch_size or _BATCH,
+                num_labels=_classes(whole.config, base),
+                seed=seed,
+                show_rows=show_rows,
+            ),
+        )
+    )
+    of_config = {rule_id: why for rule_id, why in unwanted.items() if rule_id in _CONFIG_IDS}
+    found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
+    if whole.config != ConfigSnapshot():
+        known, named = _with_data(whole, report), task or report.trainer
+        found = judged(
+            known,
+            folders,
+            base=base,
+            task=named,
+            serve=serve,
+            settings=settings,
+            unwanted=of_config,
+            around=when_of(whole),
+        )
+    return _joined(found, report, unwanted)
+
+
+def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:
+    """The report on the configuration joined with the report on its data."""
+    verdict = judge([rule for rule in DATA_RULES if rule.id not in unwanted], data)
+    left_out = [NotRun(id=rule.id, reason=unwanted[rule.id]) for rule in DATA_RULES if rule.id in unwanted]
+    not_run = [*base.not_run, *verdict.not_run, *left_out]
+    judged_here = len(DATA_RULES) - len({item.id for item in (*verdict.not_run, *left_out)})
+    rules_judged = float(base.derived.get("rules_judged") or 0) + judged_here
+    named = (("data", data.path), ("eval data", data.eval_path))
+    return msgspec.structs.replace(
+        base,
+        sources=[*base.sources, *(SourceFile(role=role, path=path) for role, path in named if path is not None)],
+        derived={**base.derived, **_derived(base, data), "rules_judged": rules_judged},
+        findings=by_severity([*verdict.findings, *base.findings]),
+        not_run=not_run,
+        data=data,
+    )
+
+
+def _derived(base: CheckReport, data: DataReport) -> dict[str, Real]:
+    """Tokens and steps per epoch; if the adapter's parameters were counted, also tokens per parameter."""
+    found: dict[str, Real] = {"tokens_per_epoch": _per_epoch(data, data.tokens.kept)}
+    if data.trainer in {"sft", "dpo", "kto"}:
+        found["supervised_tokens_per_epoch"] = _per_epoch(data, data.tokens.supervised)
+    batch = base.derived.get("effective_batch")
+    if isinstance(batch, float) and batch >= 1:
+        found["steps_per_epoch"] = -(-_examples(data) // int(batch))
+    size = None if base.coverage is None else base.coverage.lora_params
+    if size:
+        found["tokens_per_parameter"] = real(_per_epoch(data, data.tokens.kept) / size)
+    return found
+
+
+def _per_epoch(data: DataReport, tokens: int) -> int:
+    """Tokens of all rows, extrapolated from those of the rows read."""
+    return round(tokens * data.rows / data.rows_read) if data.rows_read else 0
+
+
+def _examples(data: DataReport) -> int:
+    """Examples per epoch: rows, or packed sequences."""
+    packed = data.batching.packed_sequences
+    return max(1, _per_epoch(data, packed)) if data.packing and packed else data.rows
+
+
+def _with_data(whole: Layer, data: DataReport) -> Layer:
+    """The configuration with the number of examples and tokens of its data."""
+    training = whole.config.training
+    counted: dict[str, Json] = {"train_examples": _examples(data), "train_tokens": _per_epoch(data, data.tokens.kept)}
+    changed = msgspec.structs.replace(
+        training, extras={**training.extras, **counted}, max_length=training.max_length or data.max_length
+    )
+    return msgspec.structs.replace(whole, config=msgspec.structs.replace(whole.config, training=changed))
+
+
+def _plan(training: Place | Settings | None, document: Place | None) -> DataPlan:
+    for place in (training, document):
+        if place is not None and not isinstance(place, SETTINGS):
+            return read_data_plan(Path(place))
+    return DataPlan()
+
+
+def _length(given: int | None, plan: DataPlan, config: ConfigSnapshot) -> int | None:
+    """Tokens per sequence: the given number, else the recipe's, else the configuration's; 0 for no limit.
+
+    Raises:
+        ConfigError: the number is negative.
+    """
+    length = next((n for n in (given, plan.max_length, config.training.max_length) if n is not None), None)
+    if length is not None and length < 0:
+        raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
+    return length
+
+
+def _beside(folders: Iterable[Path]) -> Path | None:
+    """The first folder with a tokenizer in it."""
+    return next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER)), None)
+
+
+def _path(place: Place | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def _classes(config: ConfigSnapshot, base: Place | None) -> int | None:
+    if config.num_labels is not None or base is None or not (Path(base) / "config.json").is_file():
+        return config.num_labels
+    return read_labels(Path(base) / "config.json").config.num_labels

@@ -1,0 +1,480 @@
+"""Find the three sources of a diagnosis, and read them by check, monitor and audit.
+
+They are found by name in one folder, or named one by one. A folder is searched one level deep; links to folders are not
+followed, and at most 10 000 entries are listed. A source that cannot be read gets a state and raises no error.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, WEIGHT_NAMES, holds_adapter
+from gradience.configs.training import PICKLED, STATE_NAME as _STATE, TRAINING_NAMES, read_training
+from gradience.errors import ConfigError, DamagedError, GradienceError, few
+from gradience.importers.sources import is_run, run_folders
+from gradience.io import PathLike
+from gradience.io.reading import open_regular
+from gradience.judge.check import ConfigSources, judged, when_of
+from gradience.judge.diagnose.identity import CheckpointFolder, identify
+from gradience.judge.monitor import report_of
+from gradience.judge.monitor.source import open_source
+from gradience.rules import without
+from gradience.rules.config import RULES
+from gradience.rules.config.facts import CheckContext
+from gradience.rules.log import DETECTED
+from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.schema.audit import AuditReport
+from gradience.schema.diagnose import DiagnosedSource, Source
+from gradience.schema.events import ConfigSnapshot
+from gradience.schema.reports import CheckReport, MonitorReport
+from gradience.telemetry.series import RunSeries
+
+MAX_ENTRIES: Final = 10_000  # most entries of one folder
+SHOWN: Final = 5  # most names in a sentence
+
+_LOG: Final = "run.jsonl"
+_NAMED: Final = "named"
+_POINTER: Final = b"version https://git-lfs"
+_WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
+_ABSENT: Final[dict[Source, str]] = {"config": "configuration was", "log": "log was", "weights": "adapter weights were"}
+
+_MOST_LOGS: Final = 6  # logs in subfolders that are read to see whether they are of one run
+_LEAST_SHARED: Final = 3  # losses that two logs share, or all that the shorter one has
+_EQUAL: Final = 1e-3  # relative: loggers round
+
+
+class Listing(NamedTuple):
+    """The names of a folder's files, its subfolders, and notes on entries left out."""
+
+    files: list[str]
+    folders: list[Path]
+    notes: list[str]
+
+
+def list_folder(folder: Path) -> Listing:
+    """The folder's regular files by name and its subfolders, sorted, with notes on entries left out.
+
+    Links to folders are left out because they may lead anywhere, pipes because opening one would wait.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            seen = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
+    except OSError as error:
+        raise GradienceError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
+    kinds: dict[str, list[str]] = {}
+    for entry in seen:
+        kinds.setdefault(_kind(entry), []).append(entry.name)
+    links, strange = kinds.get("link", []), kinds.get("other", [])
+    notes = {
+        f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at": len(seen) > MAX_ENTRIES,
+        f"links to folders, not followed: {', '.join(links[:SHOWN])}": bool(links),
+        f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}": bool(strange),
+    }
+    visible = [folder / name for name in kinds.get("folder", []) if not name.startswith(".")]
+    return Listing(kinds.get("file", []), visible, [note for note, applies in notes.items() if applies])
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]:
+    """The kind of an entry; `link` is a symbolic link to a folder."""
+    try:
+        if entry.is_dir():
+            return "folder" if entry.is_dir(follow_symlinks=False) else "link"
+        return "file" if entry.is_file() else "other"
+    except OSError:
+        return "other"
+
+
+def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
+    """The checkpoints among the folders, sorted by step."""
+    numbered = sorted((int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name)))
+    found = [CheckpointFolder(step, child) for step, child in numbered]
+    return [item for item in found if item.has_weights or (item.path / _STATE).is_file()]
+
+
+class Found(NamedTuple):
+    """One source: its path and how it was chosen, or the reason why there is none."""
+
+    path: Path | None = None
+    reason: str = ""
+    chosen: str = ""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources of one diagnosis. `config` is a named file only; log and adapter state configurations too."""
+
+    path: Path
+    log: Found
+    weights: Found
+    config: Found
+    training: Path | None = None
+    """Training arguments as JSON, YAML or the Trainer's pickle, if the folder holds them."""
+    folder: Path | None = None
+    """The folder that was searched; None if every source was named."""
+    checkpoints: list[CheckpointFolder] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_sources(
+    path: PathLike | None = None,
+    *,
+    run: PathLike | None = None,
+    adapter: PathLike | None = None,
+    config: PathLike | None = None,
+) -> Sources:
+    """Find log, weights and configuration. A named source wins over one found in the folder.
+
+    Args:
+        path: the folder that a run left; or a file, weights or a log by its name.
+        run: the log, as `gradience monitor` takes it.
+        adapter: the adapter, as `gradience audit` takes it.
+        config: a configuration, as `gradience check` takes it.
+
+    Raises:
+        GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
+    """
+    given: dict[Source, PathLike | None] = {"log": run, "weights": adapter, "config": config}
+    named = {source: Found(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
+    if path is None:
+        if not named:
+            raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
+        return _of_names(next(found.path for found in named.values() if found.path), named)
+    place = _existing(Path(path))
+    if not place.is_dir():
+        kind: Source = "weights" if place.suffix in {".safetensors", ".bin", ".pt"} else "log"
+        return _of_names(place, {kind: Found(place, chosen=_NAMED), **named})
+    return _of_folder(place, named)
+
+
+def _existing(place: Path) -> Path:
+    try:
+        there = place.exists()
+    except (OSError, ValueError):  # a name that no disk can hold
+        there = False
+    if not there:
+        raise GradienceError(f"no such file or folder: {str(place)[:300]}", advice="check the path")
+    return place
+
+
+def _of_names(place: Path, named: dict[Source, Found]) -> Sources:
+    found = {**{source: Found(reason=f"no {what} named") for source, what in _ABSENT.items()}, **named}
+    return Sources(place, log=found["log"], weights=found["weights"], config=found["config"])
+
+
+def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
+    listing = list_folder(folder)
+    checkpoints = checkpoints_in(listing.folders)
+    inner = [] if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder, listing)
+    if inner and not checkpoints and not holds_adapter(folder) and any(_holds_weights(child) for child in inner):
+        return _of_inner(folder, inner)
+    log = named.get("log") or _log(folder, listing, [child for child in inner if not _holds_weights(child)])
+    adapters = [checkpoint for checkpoint in checkpoints if holds_adapter(checkpoint.path)]
+    weights = named.get("weights") or _weights(folder, listing, adapters)
+    beside = [folder, folder / "training", *([weights.path] if weights.path and weights.path.is_dir() else [])]
+    return Sources(
+        folder,
+        log=log,
+        weights=weights,
+        config=named.get("config") or Found(reason="no adapter_config.json, training arguments or run_start"),
+        training=next((at / name for at in beside for name in TRAINING_NAMES if (at / name).is_file()), None),
+        folder=folder,
+        checkpoints=checkpoints,
+        notes=[*listing.notes, *_apart(folder, log, weights)],
+    )
+
+
+def _apart(folder: Path, log: Found, weights: Found) -> list[str]:
+    """A note if log and adapter are in two subfolders, because it is a guess then that they are of one run."""
+    both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
+    apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
+    if len(set(apart)) < 2:  # two places
+        return []
+    return [f"log and adapter are in different subfolders ({', '.join(apart)}) and taken as one run's"]
+
+
+def _inner_runs(folder: Path, listing: Listing) -> list[Path]:
+    ours = [child for child in listing.folders if (child / _LOG).is_file()]
+    return list(dict.fromkeys([*ours, *run_folders(folder)]))
+
+
+def _holds_weights(folder: Path) -> bool:
+    return holds_adapter(folder) or any(holds_adapter(child) for child in list_folder(folder).folders)
+
+
+def _of_inner(folder: Path, inner: list[Path]) -> Sources:
+    """The sources of the only run in subfolders; if there are several, an error asks the user to choose one."""
+    inner, same = _distinct(inner)
+    if len(inner) > 1:
+        raise GradienceError(
+            f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
+            advice=f"give one of them, for example {inner[-1]}",
+        )
+    only = _of_folder(inner[0], {})
+    note = f"{folder.name} holds one run, in {inner[0].relative_to(folder)}: that is diagnosed"
+    return replace(only, notes=[note, *same, *only.notes])
+
+
+def _distinct(folders: list[Path]) -> tuple[list[Path], list[str]]:
+    """Of the logs of one run, only the longest, those with weights first; and a note on each other one.
+
+    Loggers write beside the trainer: `output/` and `wandb/` may hold the same losses of the same steps.
+    """
+    if not 1 < len(folders) <= _MOST_LOGS:
+        return folders, []
+    losses = {folder: _losses_in(folder) for folder in folders}
+    kept: list[Path] = []
+    notes: list[str] = []
+    for folder in sorted(folders, key=lambda place: (not _holds_weights(place), -len(losses[place]))):
+        same = next((other for other in kept if _one_run(losses[other], losses[folder])), None)
+        if same is not None and (same / _LOG).is_file() and (folder / _LOG).is_file():
+            same = None  # the recorder writes one log for a run
+        if same is None:
+            kept.append(folder)
+        else:
+            notes.append(f"{folder.name} is a log of the same run as {same.name}, which is read")
+    return [folder for folder in folders if folder in kept], notes
+
+
+def _losses_in(folder: Path) -> dict[int, float]:
+    try:
+        run = open_source(folder).summary.last
+    except GradienceError:
+        return {}
+    return dict(zip(run.steps, run.losses, strict=True)) if run is not None else {}
+
+
+def _one_run(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    shared = one.keys() & other.keys()
+    enough = len(shared) >= min(_LEAST_SHARED, len(one), len(other)) > 0
+    return enough and all(math.isclose(one[step], other[step], rel_tol=_EQUAL) for step in shared)
+
+
+def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
+    """The folder's own adapter, else that of a subfolder, else that of the last checkpoint."""
+    others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
+    last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
+    if holds_adapter(folder):
+        many = [*(child.name for child in others), *(c.path.name for c in checkpoints[-1:])]
+        return Found(folder, chosen=f"the folder's own; also there: {', '.join(many[:SHOWN])}" if many else "")
+    if len(others) == 1:
+        return Found(others[0], chosen=f"in {others[0].name}" + (f"; {last}" if last else ""))
+    if checkpoints:
+        also = f"; also there: {_names(others)}" if others else ""
+        return Found(checkpoints[-1].path, chosen=f"no adapter in the folder itself: {last}{also}")
+    if others:
+        return Found(reason=f"{len(others)} adapters in subfolders ({_names(others)}): --adapter chooses")
+    return _single_file(folder, listing.files)
+
+
+def _single_file(folder: Path, files: list[str]) -> Found:
+    """The only weights file, if it has another name as kohya's have, or the reason why none counts."""
+    tensors = [name for name in files if name.endswith(".safetensors")]
+    alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
+    if len(alone) == 1 and len(tensors) == 1:
+        return Found(folder / alone[0], chosen="the only weights file")
+    if tensors and not alone:
+        return Found(reason=f"{', '.join(tensors[:SHOWN])}: a whole model, no adapter")
+    if tensors:
+        return Found(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
+    lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
+    return Found(reason=f"no adapter in the folder{lost}")
+
+
+def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
+    if _LOG in listing.files:
+        return Found(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
+    if is_run(folder):
+        return Found(folder)
+    inner, same = _distinct(inner)
+    if len(inner) == 1:
+        return Found(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
+    if inner:
+        return Found(reason=f"{len(inner)} logs in subfolders ({_names(inner)}): --run chooses")
+    return Found(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
+
+
+def _names(folders: list[Path]) -> str:
+    return few([folder.name for folder in folders], SHOWN)
+
+
+class Log(NamedTuple):
+    """The last run of a log: its report and its series."""
+
+    report: MonitorReport
+    run: RunSeries
+
+
+class Read(NamedTuple):
+    """The reports that could be made, the state of each source, and the sources, of one run where the log tells."""
+
+    sources: Sources
+    states: dict[Source, DiagnosedSource]
+    check: CheckReport | None
+    log: Log | None
+    audit: AuditReport | None
+
+
+def read_sources(
+    sources: Sources,
+    base: PathLike | None,
+    task: str | None,
+    gap_threshold: float,
+    *,
+    top_singular_values: int = 0,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> Read:
+    """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
+    states: dict[Source, DiagnosedSource] = {}
+    log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
+    sources = sources if log is None else _of_one_run(sources, log.run)
+    audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
+    check, states["config"] = _read_config(sources, log, base, task, left_out)
+    return Read(sources, states, check, log, audit)
+
+
+def _of_one_run(sources: Sources, run: RunSeries) -> Sources:
+    """The sources with the newest checkpoint of the log's run, if the newest one is another run's."""
+    chosen = next((c for c in sources.checkpoints if c.path == sources.weights.path), None)
+    if chosen is None or identify(chosen, run).of_run is not False:
+        return sources
+    last = next((c for c in reversed(sources.checkpoints) if holds_adapter(c.path) and identify(c, run).of_run), None)
+    if last is None:
+        return replace(sources, weights=Found(reason=f"{chosen.path.name} is of another run than the log"))
+    why = f"{last.path.name} is the last of the log's run; {chosen.path.name} is of another"
+    return replace(sources, weights=Found(last.path, chosen=why))
+
+
+def _state(source: Source, found: Found, *, holds: str = "", fault: GradienceError | None = None) -> DiagnosedSource:
+    path = None if found.path is None else str(found.path)
+    if fault is not None:
+        return DiagnosedSource(source=source, state="unreadable", path=path, chosen=found.chosen, reason=str(fault))
+    if found.path is None:
+        return DiagnosedSource(source=source, state="absent", reason=found.reason)
+    return DiagnosedSource(source=source, state="read", path=path, chosen=found.chosen, holds=holds)
+
+
+def _read_log(found: Found, gap_threshold: float, left_out: Mapping[str, str]) -> tuple[Log | None, DiagnosedSource]:
+    if found.path is None:
+        return None, _state("log", found)
+    try:
+        source = open_source(found.path)
+        run = source.summary.last
+        assert run is not None  # noqa: S101  # open_source refuses a source without a run
+        log = Log(report_of(source, run, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out)), run)
+    except GradienceError as fault:
+        return None, _state("log", found, fault=fault)
+    rows, evals = log.report.train.rows, len(run.evals)
+    holds = f"{_plural(rows, 'row')}, {_plural(evals, 'evaluation')}, status {log.report.status.replace('_', ' ')}"
+    return log, _state("log", found, holds=holds)
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _read_weights(
+    found: Found, base: PathLike | None, top: int, left_out: Mapping[str, str]
+) -> tuple[AuditReport | None, DiagnosedSource]:
+    if found.path is None:
+        return None, _state("weights", found)
+    from gradience.judge.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if there are weights
+
+    if (pointer := _pointer(found.path)) is not None:
+        return None, _state(
+            "weights", Found(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
+        )
+    try:
+        audit = audit_adapter(found.path, base=base, top_singular_values=top)
+    except DamagedError as fault:
+        return None, msgspec.structs.replace(_state("weights", found, fault=fault), damaged=True)
+    except GradienceError as fault:
+        return None, _state("weights", found, fault=fault)
+    findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
+    audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
+    holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
+    return audit, _state("weights", found, holds=holds)
+
+
+def _pointer(place: Path) -> str | None:
+    """The name of a weights file that is only git-lfs's pointer to one, or None."""
+    files = [place / name for name in WEIGHT_NAMES] if place.is_dir() else [place]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    with open_regular(file) as opened:
+        return file.name if opened.read(len(_POINTER)) == _POINTER else None
+
+
+def _read_config(
+    sources: Sources,
+    log: Log | None,
+    base: PathLike | None,
+    task: str | None,
+    left_out: Mapping[str, str],
+) -> tuple[CheckReport | None, DiagnosedSource]:
+    """Check the configuration. Files, named or found beside the adapter, win over settings stated in the log."""
+    stated = None if log is None or log.report.config == ConfigSnapshot() else log.report.config
+    named, training = sources.config.path, sources.training
+    beside = _config_beside(sources.weights.path, sources.folder) if named is None else None
+    if stated is None and named is None and training is None and beside is None:
+        return None, _state("config", sources.config)
+    found = Found(named or training or beside or sources.log.path, chosen=sources.config.chosen)
+    if named is None and training is not None and (unused := _unused(training)) and (stated or beside):
+        found, training = Found(beside or sources.log.path, chosen=unused), None
+    given = ConfigSources(stated, named, None, None, beside, None if named else training, None)
+    reasons = _of((rule.id for rule in RULES), left_out)
+    try:
+        whole = given.read()
+        check = judged(
+            whole,
+            given.folders,
+            base=base,
+            task=task,
+            serve=(),
+            settings=None,
+            unwanted=reasons,
+            around=when_of(whole) if log is None else _weighed(log),
+        )
+    except GradienceError as fault:
+        return None, _state("config", found, fault=fault)
+    files = [Path(file.path).name for file in check.sources if file.role != "base"]
+    holds = ", ".join(dict.fromkeys([*(["settings in the log"] if stated else []), *files]))
+    return check, _state("config", found, holds=holds)
+
+
+def _weighed(log: Log) -> CheckContext:
+    """The context of a configuration whose run's log is read beside it."""
+    return CheckContext(
+        moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.run.last_epoch
+    )
+
+
+def _unused(training: Path) -> str:
+    """The reason why pickled training arguments cannot be used, such as a class of the user's own; "" if they can."""
+    try:
+        if training.suffix in PICKLED:
+            read_training(training)
+    except ConfigError as fault:
+        return f"{training.name} was not used: {str(fault).removeprefix(f'{training}: ')}"
+    return ""
+
+
+def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
+    """The reasons in `left_out` for these rule ids."""
+    return {rule: left_out[rule] for rule in ids if rule in left_out}
+
+
+def _config_beside(weights: Path | None, folder: Path | None) -> Path | None:
+    """The adapter's config: beside its weights, or in the folder of a run whose weights are gone."""
+    places = [weights if weights.is_dir() else weights.parent] if weights is not None else [folder] if folder else []
+    return next((path for place in places if (path := place / CONFIG_NAME).is_file()), None)

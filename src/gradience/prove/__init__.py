@@ -1,0 +1,1 @@
+"""Verbs that hold a result against what it should be: verify-merge, bench."""

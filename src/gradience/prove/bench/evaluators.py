@@ -1,0 +1,367 @@
+"""Score an adapter by the user's own command or by lm-eval. Scoring by the model itself is in `model`.
+
+A command is split as a shell would split it, but run without a shell. Its output and time are limited, and the
+processes it started end with it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import file_digest, sha256
+from importlib.util import find_spec
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from gradience.errors import GradienceError
+from gradience.io.reading import decode_json, open_regular, real_path
+from gradience.prove.bench.store import Evaluation
+from gradience.schema import real
+
+DEFAULT_TIMEOUT: Final = 3600.0  # seconds of one command
+MAX_OUTPUT: Final = 64 << 20  # most bytes that a command may print; scores of a million examples take 20 MB
+_POLL: Final = 0.05  # seconds
+_TAIL: Final = 2048  # last bytes read of a failed command's output
+_SHOWN: Final = 200  # most characters of a command or its output in an error
+_SCORES: Final = ("scores", "score")
+
+_WITHIN: Final = re.compile(r"[\s=;|&<>()'\"]+")
+_SCRIPTS: Final = frozenset({".py", ".sh", ".pl", ".rb", ".js", ".lua"})
+_WRITTEN: Final = frozenset({"", ".log", ".out", ".err", ".tmp", ".lock", ".pid"})
+_LARGEST_SCRIPT: Final = 64 << 20  # bytes of a file that is hashed
+_MOST_FILES: Final = 10_000
+
+LM_EVAL: Final = "lm-eval:"
+_LARGEST_SAMPLE: Final = 16 << 20  # most bytes of one line of lm-eval's samples
+_METRICS: Final = (
+    "acc",
+    "exact_match",
+    "acc_norm",
+    "f1",
+    "bleu",
+    "pass@1",
+    "em",
+)  # lm-eval's metrics of one example, the preferred first
+
+
+class Printed(NamedTuple):
+    """An evaluator's output: one score, and the score of each example if it printed them."""
+
+    score: float
+    scores: list[float] | None = None
+
+
+def words(command: str, values: Mapping[str, str], *, required: str) -> list[str]:
+    """The words of a command, with placeholders such as {adapter} filled in.
+
+    Raises:
+        GradienceError: it cannot be split, is empty, or lacks the required placeholder.
+    """
+    try:
+        parts = shlex.split(command)
+    except ValueError as error:
+        raise GradienceError(f"cannot read the command {command!r}: {error}", advice="check its quotes") from error
+    if not parts or f"{{{required}}}" not in command:
+        raise GradienceError(f"the command {command!r} has no {{{required}}}", advice="write it where the path goes")
+    for name, value in values.items():
+        parts = [part.replace(f"{{{name}}}", value) for part in parts]
+    return parts
+
+
+def digest_of_command(command: str) -> str:
+    """A hash of a command and of the files that it names, so that a score is not kept after an evaluator was edited.
+
+    A file counts if it is a word, or part of one (`sh -c "python eval.py"`, `--task=eval.yaml`); with a Python script,
+    so do those beside it, which it may import; with `-m name`, those of the module. Of a file over 64 MiB, the size and
+    times count. A log does not count, nor what a program reads without being told on its command line.
+    """
+    parts = [part for word in shlex.split(command) for part in _WITHIN.split(word) if part and "{" not in part]
+    modules = [name for flag, name in pairwise(parts) if flag == "-m"]
+    places = [Path(part) for part in parts] + [Path(name.replace(".", "/")) for name in modules]
+    places += [place.with_name(f"{place.name}.py") for place in places if place.name]
+    found = sha256(command.encode("utf-8", "surrogateescape"))
+    for path in dict.fromkeys(file for place in places for file in _files_at(place)):
+        found.update(f"\0{path}\0{_state_of(path)}".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
+
+
+def _files_at(place: Path) -> Iterator[Path]:
+    try:
+        if place.is_dir() and not Path.cwd().is_relative_to(real_path(place)):
+            yield from islice(sorted(place.rglob("*")), _MOST_FILES)
+        elif place.is_file() and not _may_be_written(place):
+            beside = place.suffix == ".py"
+            yield from islice(sorted(place.parent.glob("*.py")), _MOST_FILES) if beside else [place]
+    except OSError:  # a name that no disk can hold is no file
+        return
+
+
+def _may_be_written(path: Path) -> bool:
+    """Whether a file looks like one that the command writes, such as a log; a score must not depend on it."""
+    return path.suffix in _WRITTEN and not os.access(path, os.X_OK)
+
+
+def _state_of(path: Path) -> str:
+    try:
+        status = path.stat()
+        if path.suffix in _SCRIPTS or (path.is_file() and status.st_size <= _LARGEST_SCRIPT):
+            with open_regular(path) as file:
+                return file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "-"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def run(argv: list[str], *, timeout: float) -> bytes:
+    """Run a command and return its stdout.
+
+    Raises:
+        GradienceError: it cannot be started, fails, takes longer than `timeout` seconds, or prints too much.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(  # noqa: S603  # the user's own command, without a shell
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            )
+        except OSError as error:
+            raise GradienceError(f"cannot start {argv[0]}: {error.strerror}", advice="check the command") from error
+        try:
+            fault = _waited(process, (out, err), time.monotonic() + timeout)
+        finally:
+            _end(process)
+        if fault:
+            raise GradienceError(f"{_short(argv)} {fault}", advice="see --timeout; earlier evaluations are kept")
+        if process.returncode != 0:
+            last = _last(err) or _last(out) or "it said nothing"
+            raise GradienceError(
+                f"{_short(argv)} failed with exit code {process.returncode}: {last}",
+                advice="earlier evaluations are kept: run it again when that is mended",
+            )
+        out.seek(0)
+        return out.read()
+
+
+def _waited(process: subprocess.Popen[bytes], files: tuple[IO[bytes], IO[bytes]], until: float) -> str:
+    """Wait until the process ends and return ""; or return what is wrong if it must be ended."""
+    while process.poll() is None:
+        if time.monotonic() > until:
+            return "takes longer than its time"
+        if any(os.fstat(file.fileno()).st_size > MAX_OUTPUT for file in files):
+            return f"printed more than {MAX_OUTPUT >> 20} MiB"
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL)
+    return ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and the rest of its process group."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # all of it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+    elif process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _last(file: IO[bytes]) -> str:
+    """The last line of a file that is not blank, or ""."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - _TAIL))
+    lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][-_SHOWN:] if lines else ""
+
+
+def _short(argv: list[str]) -> str:
+    text = shlex.join(argv)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def parsed(output: bytes, argv: list[str]) -> Printed:
+    """Parse an evaluator's output as numbers: the whole output as JSON, else its last line.
+
+    A number is a score. A list has the score of each example, where true is 1. An object has a list `scores`, or
+    `score`.
+
+    Raises:
+        GradienceError: it printed nothing, or something else.
+    """
+    text = output.decode("utf-8", "replace").strip()
+    if not text:
+        raise GradienceError(f"{_short(argv)} printed nothing", advice="it has to print a number or JSON")
+    for part in (text, text.splitlines()[-1]):
+        found = _printed(_json(part))
+        if found is not None:
+            return found
+    raise GradienceError(
+        f"{_short(argv)} printed no number: {text.splitlines()[-1][-_SHOWN:]!r}",
+        advice='expected a number, a list of one number per example, or {"scores": [...]}',
+    )
+
+
+def _json(text: str) -> Any:
+    try:
+        return decode_json(text, object)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _printed(value: Any) -> Printed | None:
+    if isinstance(value, dict):
+        value = next((value[name] for name in _SCORES if name in value), None)
+    if isinstance(value, list):
+        scores = [_number(item) for item in value]
+        known = [score for score in scores if score is not None]
+        return Printed(_mean(known), known) if known and len(known) == len(scores) else None
+    score = _number(value)
+    return None if score is None else Printed(score)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, bool | int | float) else None
+    except OverflowError:  # a whole number beyond the largest float
+        return None
+
+
+def _mean(scores: list[float]) -> float:
+    try:
+        return math.fsum(scores) / len(scores)
+    except (OverflowError, ValueError):  # beyond the largest float, or infinities of both signs
+        return math.nan
+
+
+class Evaluator(Protocol):
+    """Scores adapters."""
+
+    name: str
+    higher_is_better: bool
+
+    @property
+    def of(self) -> dict[str, Any]:
+        """Everything that a score depends on beside the adapter and its reference."""
+
+    def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:
+        """Score an adapter. If the evaluator sees outputs, they are compared with the reference's."""
+
+
+class Command:
+    """A program of the user that prints one score, or the score of each example."""
+
+    def __init__(
+        self,
+        command: str,
+        *,
+        values: Mapping[str, str],
+        seeds: Sequence[int],
+        timeout: float,
+        higher_is_better: bool = True,
+        of: Mapping[str, Any],
+    ) -> None:
+        words(command, {}, required="adapter")
+        self.name = command
+        self.higher_is_better = higher_is_better
+        # hashed, because the command may hold a key
+        self.of = {"command": digest_of_command(command), "seeds": list(seeds), **of}
+        self._values = values
+        self._seeds = seeds
+        self._timeout = timeout
+
+    def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:  # noqa: ARG002  # it sees no outputs
+        """Run the command for each seed.
+
+        Raises:
+            GradienceError: it fails, prints no number, or prints different numbers of scores for different seeds.
+        """
+        printed = [self._run(adapter, seed) for seed in self._seeds]
+        lists = [one.scores for one in printed if one.scores is not None]
+        if lists and (len(lists) != len(printed) or len({len(scores) for scores in lists}) > 1):
+            raise GradienceError(f"{self.name!r} scored other examples for one seed than for another")
+        if lists:
+            return _of_examples(np.mean(np.array(lists), axis=0).tolist())
+        scores = [real(one.score) for one in printed]
+        return Evaluation(unit="seed", scores=scores, weights=[1.0] * len(scores))
+
+    def _run(self, adapter: Path, seed: int) -> Printed:
+        argv = words(
+            self.name, {**self._values, "adapter": str(real_path(adapter)), "seed": str(seed)}, required="adapter"
+        )
+        return parsed(run(argv, timeout=self._timeout), argv)
+
+
+class LmEval:
+    """A task of lm-eval (EleutherAI's lm-evaluation-harness), run in its own process and scored from its samples."""
+
+    higher_is_better = True
+
+    def __init__(self, task: str, *, base: str, timeout: float, of: Mapping[str, Any]) -> None:
+        if find_spec("lm_eval") is None:
+            raise GradienceError("lm-eval is not installed", advice="pip install lm-eval, or give a command")
+        self.name = f"{LM_EVAL}{task}"
+        self.of = {"lm_eval": task, **of}
+        self._task = task
+        self._base = base
+        self._timeout = timeout
+
+    def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:  # noqa: ARG002  # it keeps no outputs
+        """Run the task on the adapter.
+
+        Raises:
+            GradienceError: lm-eval fails, a path has a comma, or no sample has a known metric.
+        """
+        place = str(real_path(adapter))
+        if "," in f"{place}{self._base}":
+            raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
+        with tempfile.TemporaryDirectory() as folder:
+            model = f"pretrained={self._base},peft={place}"
+            argv = [
+                sys.executable,
+                "-P",
+                "-m",
+                "lm_eval",
+                "--model",
+                "hf",
+                "--model_args",
+                model,
+                "--tasks",
+                self._task,
+            ]
+            run([*argv, "--log_samples", "--output_path", folder], timeout=self._timeout)
+            rows = sorted(_samples(Path(folder)))
+        if not rows:
+            raise GradienceError(f"lm-eval left no samples of {self._task} with one of {', '.join(_METRICS)}")
+        return _of_examples([score for _, _, score in rows])
+
+
+def _of_examples(scores: list[float]) -> Evaluation:
+    return Evaluation(unit="example", scores=[real(score) for score in scores], weights=[1.0] * len(scores))
+
+
+def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
+    """Yield task, document number and score of each sample, by the first metric that all samples of a file have."""
+    for path in folder.rglob("samples_*.jsonl"):
+        with open_regular(path) as file:
+            lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")
+            rows = [_sample(path, line) for line in lines if line.strip()]
+        name = next((m for m in _METRICS if all(isinstance(row.get(m), int | float) for row in rows)), None)
+        if name is not None:
+            yield from ((path.stem, int(row.get("doc_id", i)), float(row[name])) for i, row in enumerate(rows))
+
+
+def _sample(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        return decode_json(line, dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise GradienceError(f"{path.name} of lm-eval is damaged: {error}") from error

@@ -1,0 +1,263 @@
+"""The verb ``report``: describe a run, its config and its adapter in one file that can be passed on.
+
+The data of a report are gathered first: a run's diagnosis, its logged rows, a comparison, a bench, and the files read.
+The file is an HTML page or Markdown, depending on its suffix. It is written whole or not at all, and an existing file
+is refused before any work. Only the HTML page needs matplotlib, which the extra `report` installs. This module also
+writes pages for a fleet and for the curves of several runs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gradience.adapters.open import WEIGHT_NAMES, find_files
+from gradience.base.weights import find_shards
+from gradience.errors import GradienceError, OutputError, require
+from gradience.importers import is_foreign, read_source
+from gradience.importers.files import is_folder, sha256_of
+from gradience.io import CHECKPOINT_PREFIX, PathLike
+from gradience.io.atomic import atomic_file, keep_private
+from gradience.io.reading import real_path
+from gradience.judge.diagnose import judge_sources
+from gradience.judge.diagnose.sources import Read, Sources, find_sources, read_sources
+from gradience.render import ReportFormat, check_format, format_of, short_path
+from gradience.render.html import FileRead, Story
+from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
+from gradience.schema.diagnose import DiagnoseReport
+from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
+from gradience.telemetry.redact import hide_in
+
+_ALL_VALUES: Final = 4096  # singular values kept per module, which is more than any adapter's rank
+
+
+def write_report(
+    path: PathLike | None,
+    out: PathLike,
+    *,
+    adapter: PathLike | None = None,
+    config: PathLike | None = None,
+    base: PathLike | None = None,
+    task: str | None = None,
+    compare: Sequence[PathLike] = (),
+    bench: PathLike | None = None,
+    against: PathLike | None = None,
+    kind: ReportFormat | None = None,
+    force: bool = False,
+) -> Story:
+    """Write a report, whole or not at all, and return the data in it.
+
+    Args:
+        path: the folder of a run, which is searched for log, adapter and configuration; or a log.
+        out: the file to write.
+        adapter: the adapter, if it is not in the folder: its own folder or its weights file.
+        config: the configuration, if it is not in the folder: anything that `check_config` reads.
+        base: the base model of the adapter, as `audit_adapter` takes it.
+        task: the task of the training (`sst2`, `sft`, `dpo`, ...), for the rules about the configuration.
+        compare: other adapters whose weights are compared with this one's; or a run's folder, whose checkpoints are
+            compared as a series.
+        bench: the folder of a bench, or its bench.json.
+        against: a fleet that `audit_fleet` wrote; the report then says where the adapter stands in it.
+        kind: `html` (one page without script or network; needs matplotlib) or `md` (short, for a pull request); None
+            decides by the suffix.
+        force: replace the file if it exists.
+
+    Raises:
+        GradienceError: a source cannot be read, the file cannot be written or exists already, or matplotlib is missing.
+    """
+    sources = find_sources(path, adapter=adapter, config=config)
+    return write_sources(
+        sources, Path(out), base=base, task=task, compare=compare, bench=bench, against=against, kind=kind, force=force
+    )
+
+
+def write_sources(
+    sources: Sources,
+    out: Path,
+    *,
+    base: PathLike | None = None,
+    task: str | None = None,
+    compare: Sequence[PathLike] = (),
+    bench: PathLike | None = None,
+    against: PathLike | None = None,
+    kind: ReportFormat | None = None,
+    force: bool = False,
+) -> Story:
+    """Write a report on sources that are already found. The arguments are those of `write_report`."""
+    chosen = kind or format_of(out)
+    check_format(chosen)
+    with atomic_file(out, force=force) as draft:
+        story = build_story(sources, base=base, task=task, compare=compare, bench=bench, against=against)
+        _write(draft, out, report_text(story, chosen))
+        found = (sources.log.path, sources.weights.path, sources.config.path, sources.training)
+        keep_private(draft, [path for path in found if path is not None])
+    return story
+
+
+def _write(draft: Path, out: Path, text: str) -> None:
+    try:
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check the space left") from error
+
+
+def report_text(story: Story, kind: ReportFormat) -> str:
+    """The report as text in a format, with secrets masked that other programs left in its sources."""
+    story = hide_in(story)
+    if kind == "html":
+        from gradience.render.html.page import report_html  # noqa: PLC0415  # matplotlib
+
+        return report_html(story)
+    from gradience.render.markdown import report_markdown  # noqa: PLC0415  # schemas of all reports
+
+    return report_markdown(story.diagnosis, story.comparison, story.bench)
+
+
+def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, force: bool) -> None:
+    """Write the HTML page of a fleet, or of the curves of several runs, whole or not at all.
+
+    Raises:
+        GradienceError: matplotlib is not installed.
+        OutputError: the file exists already, or cannot be written.
+    """
+    check_format("html")
+    from gradience.render.html.page import curves_html, fleet_html  # noqa: PLC0415  # matplotlib
+
+    shown = hide_in(report)
+    text = fleet_html(shown) if isinstance(shown, FleetShowReport) else curves_html(shown)
+    with atomic_file(Path(out), force=force) as draft:
+        _write(draft, Path(out), text)
+
+
+def build_story(
+    sources: Sources,
+    *,
+    base: PathLike | None = None,
+    task: str | None = None,
+    compare: Sequence[PathLike] = (),
+    bench: PathLike | None = None,
+    against: PathLike | None = None,
+) -> Story:
+    """Build the data of a report from sources that are already found.
+
+    Args:
+        sources: the run's log, adapter and configuration, as far as it has them.
+        base: the base model of the adapter.
+        task: the task of the training, for the rules about the configuration.
+        compare: other adapters to compare with, or one folder of checkpoints.
+        bench: the folder of a bench, or its bench.json.
+        against: a fleet; the audit then says where the adapter stands in it.
+
+    Raises:
+        GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
+    """
+    if against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
+    measured, benched = (None, []) if bench is None else _measured(Path(bench))
+    if base is not None:
+        find_shards(Path(base))  # a base that cannot be read is an error before any work
+    read = read_sources(sources, base, task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
+    if read.check is None and read.log is None and read.audit is None:
+        reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
+        reason = "; ".join(reasons) or "neither log, adapter nor configuration"
+        raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+    if against is not None and read.audit is not None:
+        from gradience.judge.audit.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        read = read._replace(audit=with_standing(read.audit, against))
+    comparison = _comparison(sources.weights.path, compare) if compare else None
+    names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
+    return Story(
+        diagnosis=_without_folders(judge_sources(read)),
+        series=read.log.run if read.log else None,
+        comparison=comparison,
+        bench=measured,
+        files=_files([*_roles(sources, read), *_compared_files(comparison), *benched]),
+        versions={**{name: version(name) for name in names}, "python": platform.python_version()},
+    )
+
+
+def _without_folders(report: DiagnoseReport) -> DiagnoseReport:
+    """The diagnosis with paths in its reasons shortened by `short_path`, because a report is passed on to others."""
+    paths = [source.path for source in report.sources if source.path is not None]
+
+    def short(reason: str) -> str:
+        for path in paths:
+            reason = reason.replace(path, short_path(path))
+        return reason
+
+    return msgspec.structs.replace(
+        report,
+        sources=[msgspec.structs.replace(s, reason=short(s.reason)) for s in report.sources],
+        not_run=[msgspec.structs.replace(item, reason=short(item.reason)) for item in report.not_run],
+    )
+
+
+def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdaptersReport:
+    """Compare the run's adapter with others; or, if only a folder of checkpoints is given, those as a series.
+
+    Raises:
+        GradienceError: there is nothing to compare, or an adapter cannot be read.
+    """
+    from gradience.rewrite.compare import compare_adapters  # noqa: PLC0415  # imports JAX, which a log does not need
+
+    given = [Path(other) for other in others]
+    if len(given) == 1 and _holds_checkpoints_only(given[0]):
+        return compare_adapters(given[0])
+    adapters = given if weights is None else [weights, *given]
+    if len({real_path(adapter) for adapter in adapters}) < 2:
+        raise GradienceError(
+            f"compare: expected a second adapter, got {', '.join(map(str, adapters))}",
+            advice="give this run's adapter by --adapter, another by --compare; or a folder of checkpoints",
+        )
+    return compare_adapters(*adapters)
+
+
+def _holds_checkpoints_only(folder: Path) -> bool:
+    own = any((folder / name).is_file() for name in WEIGHT_NAMES)
+    return folder.is_dir() and not own and any(folder.glob(f"{CHECKPOINT_PREFIX}*"))
+
+
+def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:
+    for adapter in comparison.adapters if comparison is not None else ():
+        found = find_files(Path(adapter.path))
+        yield from (("compared weights", path) for path in found.shards or (found.weights,))
+
+
+def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
+    """The report of a bench, and the report's file with its role."""
+    from gradience.prove.bench.store import read_report, report_path  # noqa: PLC0415  # only a report on a bench
+
+    return read_report(bench), [("bench", report_path(bench))]
+
+
+def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
+    """The files that exist, each once, with the first of its roles."""
+    found: dict[str, tuple[str, Path]] = {}
+    for role, path in roles:
+        if path.is_file():
+            found.setdefault(os.path.realpath(path), (role, path))
+    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in found.values()]
+
+
+def _roles(sources: Sources, read: Read) -> Iterator[tuple[str, Path]]:
+    """The files that the sources were read from, each with its role."""
+    log = sources.log.path
+    if read.log and log:
+        # A run of another program is read from several files in its folder; its importer lists them.
+        logs = read_source(log).files if is_folder(log) and is_foreign(log) else [Path(read.log.report.file)]
+        yield from (("log", path) for path in logs)
+    if read.audit is not None:
+        for weights in read.audit.weights_paths or [read.audit.weights_path]:
+            yield "weights", Path(weights)
+        if read.audit.config_path:
+            yield "adapter config", Path(read.audit.config_path)
+    for source in read.check.sources if read.check is not None else ():
+        yield source.role, Path(source.path)

@@ -1,0 +1,220 @@
+"""The verb `convert`: read an adapter, write it as PEFT LoRA or for MLX-LM, and report the error of each module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from gradience.adapters.layout import Role
+from gradience.errors import AdapterError, few
+from gradience.io import PathLike, Progress
+from gradience.io.safetensors import PlannedTensor, copied
+from gradience.rewrite.convert.source import (
+    Source,
+    components_of,
+    open_source,
+    parsed_renames,
+    paths_of,
+    refuse_modules,
+    renamed,
+)
+from gradience.rewrite.convert.updates import Choice, Conversion, Update, layer_updates
+from gradience.rewrite.convert.write import (
+    MLX_METADATA,
+    MLX_WEIGHTS,
+    expert_updates,
+    mlx_config,
+    mlx_notes,
+    mlx_tensors,
+    peft_config,
+    peft_notes,
+    peft_tensors,
+)
+from gradience.rewrite.writing import (
+    NewAdapter,
+    SourceFiles,
+    Spool,
+    provenance_of,
+    refuse_place,
+    temporary_folder,
+    write_adapter,
+)
+from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
+
+_WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
+_UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "other_kind", "magnitude", "scale"})
+
+
+def convert_adapter(
+    path: PathLike,
+    out: PathLike | None = None,
+    *,
+    to: Target = "peft",
+    rank: int | None = None,
+    energy: float | None = None,
+    base: PathLike | None = None,
+    component: str | None = None,
+    renames: Iterable[str] = (),
+    drop: bool = False,
+    force: bool = False,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    progress: Progress | None = None,
+) -> ConvertReport:
+    """Write an adapter in another format, and return a report on each module.
+
+    Args:
+        path: the adapter's folder, or its weights file.
+        out: the folder to write; None only computes the report.
+        to: `peft`, a plain LoRA; `mlx`, MLX-LM's LoRA or DoRA.
+        rank: the largest rank of a module. Without it and `energy`, only exact conversions are made.
+        energy: the share of a module's squared Frobenius norm to keep, over 0 and at most 1.
+        base: the base model's folder; needed if an update is a function of its weights, or for its module names.
+        component: which of a pipeline's models to convert, if the file adapts several.
+        renames: prefixes of module paths to replace, as `OLD=NEW`.
+        drop: leave out tensors that the target has no place for.
+        force: replace `out` if it exists.
+        adapter_config: a config that does not lie beside the weights.
+        weights: a weights file of another name.
+        progress: called with (done, total, name) as modules are worked on.
+
+    Raises:
+        AdapterError: the adapter cannot be read, or not converted as asked; the message says why.
+        OutputError: `out` exists already, or cannot be written.
+        ValueError: rank and energy contradict each other, or are out of range.
+    """
+    choice = _choice(rank, energy)
+    source = open_source(path, adapter_config=adapter_config, weights=weights, base=base)
+    _refuse_vain(source, to, choice)
+    refuse_modules(source)
+    if out is not None:
+        held = [file.path for file in source.base.files] if source.base is not None else []
+        refuse_place(Path(out), [source.files], base=held, force=force)
+    replaced = parsed_renames(renames)
+    paths = paths_of(source, component=component, renames=replaced)
+    elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
+    rest = _rest(source, to, drop=drop, other_components=elsewhere)
+    given = {"to": to, "rank": rank, "energy": energy, "component": component, "drop": drop}
+    options = {name: value for name, value in given.items() if value}
+    with temporary_folder() as folder:
+        run = Conversion(source, choice, Spool(folder), to)
+        updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
+        new = _new_adapter(source, updates, rest, to)
+        report = ConvertReport(
+            schema=CONVERT_SCHEMA_ID,
+            source=str(source.files.weights),
+            source_format=source.adapter.format,
+            source_type=source.label,
+            target_format=to,
+            options=options,
+            modules=[_row(update) for update in updates],
+            relative_error=_relative_error(updates),
+            params_before=sum(info.size for info in source.adapter.tensors.values()),
+            params_after=sum(math.prod(tensor.shape) for tensor in new.tensors),
+            carried=[tensor.name for tensor in rest.carried],
+            dropped=rest.dropped,
+            notes=_notes(source, updates, to),
+        )
+        if out is None:
+            return report
+        sources = SourceFiles([*source.adapter.weights, source.files.config])
+        record = partial(provenance_of, "convert", sources, options, report)
+        write_adapter(Path(out), new, record, sources=sources, force=force)
+    return msgspec.structs.replace(report, out=str(out))
+
+
+def _choice(rank: int | None, energy: float | None) -> Choice:
+    if rank is not None and energy is not None:
+        raise ValueError("give a rank or an energy, not both")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}, expected at least 1")
+    if energy is not None and not 0.0 < energy <= 1.0:
+        raise ValueError(f"energy is {energy}, expected over 0 and at most 1")
+    return Choice(rank, energy)
+
+
+def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
+    """Refuse to convert an adapter that is already in the target's format."""
+    if to == "peft" and source.traits.is_plain:
+        advice = "gradience resize changes its rank" if not choice.everything else "use it as it is"
+        raise AdapterError(f"{source.files.weights} is a plain PEFT LoRA already", advice=advice)
+    if to == source.adapter.format == "mlx":
+        raise AdapterError(f"{source.files.weights} is MLX-LM's already", advice="use it as it is")
+
+
+class _Rest(NamedTuple):
+    """The tensors that belong to no update: those to copy, and the names of those to leave out."""
+
+    carried: list[PlannedTensor]
+    dropped: list[str]
+
+
+def _rest(source: Source, target: Target, *, drop: bool, other_components: Collection[str]) -> _Rest:
+    """Return the tensors that belong to no update, sorted into those to copy and those to leave out.
+
+    Raises:
+        AdapterError: the target has no place for a tensor, and `drop` is false.
+    """
+    kept = _WHOLE_IN_PEFT if target == "peft" and source.adapter.file_format.is_peft else frozenset[Role]()
+    roles = {name: role for name, role in source.adapter.roles.items() if name not in other_components}
+    carried = [copied(source.tensors, name) for name, role in roles.items() if role in kept]
+    dropped = [name for name, role in roles.items() if role not in kept | _UPDATES]
+    if dropped and not drop:
+        what = "MLX-LM's LoRA" if target == "mlx" else "a plain PEFT LoRA"
+        raise AdapterError(
+            f"{what} has no place for {len(dropped)} tensors of {source.files.weights}: {few(dropped)}",
+            advice="leave them out with --drop, or keep the adapter as it is",
+        )
+    return _Rest(carried, dropped)
+
+
+def _experts(source: Source, choice: Choice, to: Target, replaced: dict[str, str]) -> list[Update]:
+    if source.experts and not choice.everything:
+        raise AdapterError(
+            f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
+            advice="leave out --rank and --energy",
+        )
+    return [stack._replace(path=renamed(stack.path, replaced)) for stack in expert_updates(source.experts, to)]
+
+
+def _new_adapter(source: Source, updates: Sequence[Update], rest: _Rest, to: Target) -> NewAdapter:
+    if to == "mlx":
+        return NewAdapter(mlx_tensors(updates), mlx_config(source, updates), MLX_METADATA, MLX_WEIGHTS)
+    tensors = sorted([*peft_tensors(updates), *rest.carried], key=lambda tensor: tensor.name)
+    return NewAdapter(tensors, peft_config(source, updates))
+
+
+def _row(update: Update) -> ConvertedModule:
+    return ConvertedModule(
+        name=" + ".join(update.names),
+        kind=update.kind,
+        target=update.target,
+        rank_before=update.rank_before,
+        rank_after=update.part.rank,
+        method=update.part.method,
+        relative_error=update.part.relative_error,
+    )
+
+
+def _relative_error(updates: Sequence[Update]) -> float | None:
+    norm = math.hypot(*(update.part.norm for update in updates))
+    return math.hypot(*(update.part.rest for update in updates)) / norm if norm > 0.0 else None
+
+
+def _notes(source: Source, updates: Sequence[Update], target: Target) -> list[str]:
+    notes = []
+    converted = {name for update in updates for name in update.names}
+    left = {name: found for name, found in components_of(source).items() if not converted & {m.name for m in found}}
+    if left:
+        named = ", ".join(f"{name} ({len(found)} modules)" for name, found in left.items())
+        notes.append(f"other components of the file were not asked for: {named}")
+    if any(update.embedding for update in updates) and "mlx" in {source.adapter.format, target}:
+        notes.append(
+            "MLX-LM applies an embedding's update to a tied output head too; PEFT does so with ensure_weight_tying only"
+        )
+    return [*notes, *(mlx_notes(updates) if target == "mlx" else peft_notes(updates))]

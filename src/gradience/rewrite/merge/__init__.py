@@ -1,0 +1,341 @@
+"""The verb `merge`: merge several adapters into one, and report the error in each module.
+
+The merged config is the first adapter's, with new ranks, scale 1 everywhere, and targets that match exactly the modules
+of the file. Heads, biases and token rows are whole tensors, which have no sum. They are copied if the adapters agree on
+them, or from the adapter that was chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from gradience.adapters.layout import Role
+from gradience.errors import AdapterError
+from gradience.io import PathLike, Progress
+from gradience.io.safetensors import PlannedTensor, TensorSource, copied
+from gradience.rewrite.merge.methods import Recipe, recipe_of
+from gradience.rewrite.merge.pairs import (
+    MergedModule,
+    MergedPair,
+    common_dtype,
+    merged_modules,
+    merged_pairs,
+    ranks_of,
+    refuse,
+    tensors_of,
+)
+from gradience.rewrite.sides import Matching, Side, described, matched, open_sides
+from gradience.rewrite.writing import (
+    STORED,
+    Dtype,
+    NewAdapter,
+    SourceFiles,
+    Spool,
+    provenance_of,
+    refuse_place,
+    temporary_folder,
+    write_adapter,
+)
+from gradience.rules.weights.ranks import Patterns, patterns_of
+from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeMethod, MergeReport
+
+_RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance
+
+_WHOLE: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
+_FIELDS: Final = ("modules_to_save", "bias", "trainable_token_indices")
+_NONE: Final = {"bias": "none"}
+_SHOWN: Final = 4
+
+_NARROWING: Final = ("layers_to_transform", "layers_pattern", "exclude_modules")
+_INITIAL: Final[dict[str, Any]] = {  # values for fields of an initialisation, which PEFT would otherwise repeat
+    "loftq_config": {},
+    "eva_config": None,
+    "corda_config": None,
+    "lora_ga_config": None,
+}
+
+
+def merge_adapters(
+    paths: Sequence[PathLike],
+    out: PathLike | None = None,
+    *,
+    method: MergeMethod = "linear",
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    heads_from: str | None = None,
+    dtype: Dtype | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merge plain PEFT LoRA adapters of one base model into one, and return a report with the error in each module.
+
+    dW_i = s_i B_i A_i is adapter i's update (zero if it lacks the module), and w_i is its weight.
+
+    Args:
+        paths: two adapters or more. They are not changed.
+        out: the folder to write; None computes the report and writes nothing.
+        method: `linear`: S = sum w_i dW_i, at the numerical rank of S. `cat`: S with the factors side by side, at rank
+            sum r_i. `svd`: the best approximation of S at `rank`. `ties` (arXiv 2306.01708): all but the largest
+            entries of each update are set to zero; each entry is then the mean of w_i dW_i over the adapters that
+            agree with the sign of their sum. `dare_linear`, `dare_ties` (arXiv 2311.03099): entries are dropped at
+            random and the rest divided by the density, then summed, or merged as by TIES. `ties` and `dare_*` form
+            dense matrices, one module in memory at a time, and cut each to its best approximation at `rank`.
+        weights: one per adapter; by default 1/n for sums, and 1 for the means of `ties` and `dare_ties`.
+        rank: the rank for `svd`, `ties` and `dare_*`; by default the largest rank of an adapter in the module.
+        density: the share of entries that is kept; by default 0.2 for `ties`, as in its paper. DARE has no default.
+        seed: the seed of DARE's masks.
+        heads_from: the adapter whose heads, biases and token rows are taken if they differ: A, B, ..., a name or a
+            path.
+        dtype: the dtype of the factors; by default the adapters' own if they share one, else float32.
+        force: replace `out` if it exists, once the new folder is complete.
+        progress: called with (modules done, modules in all, the module's name).
+
+    Raises:
+        AdapterError: an adapter cannot be read, is not a plain LoRA, or does not fit the others; the message says why.
+        OutputError: `out` exists, or cannot be written.
+        ValueError: an option is out of range, or does not go with the method.
+    """
+    recipe = recipe_of(len(paths), method, weights=weights, rank=rank, density=density, seed=seed)
+    sides = open_sides(paths)
+    if out is not None:
+        refuse_place(Path(out), [side.files for side in sides], force=force)
+    refuse(sides)
+    found = matched(sides, overlapping=False)
+    if found.odd:
+        raise AdapterError(
+            f"{found.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
+        )
+    heads = heads_of(sides, None if heads_from is None else side_named(sides, heads_from))
+    pairs = merged_pairs(sides, found.rows)
+    stored = STORED[dtype] if dtype is not None else common_dtype(sides, pairs)
+    files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
+    sources = SourceFiles([] if out is None else files)
+    with temporary_folder() as folder:
+        merged = merged_modules(pairs, recipe, stored, Spool(folder), progress)
+        ranks = ranks_of(pairs, merged, recipe)
+        decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
+        report = _report(sides, found, pairs, merged, decided)
+        if out is None:
+            return report
+        modules = list(dict.fromkeys(pair.path for pair in pairs if not pair.is_parameter))
+        tensors = [*heads.carried, *tensors_of(pairs, merged, ranks, stored)]
+        config = merged_config(sides, decided.patterns, heads, modules)
+        record = partial(provenance_of, "merge", sources, {name: getattr(report, name) for name in _RECORDED}, report)
+        new = NewAdapter(sorted(tensors, key=lambda tensor: tensor.name), config)
+        write_adapter(Path(out), new, record, sources=sources, force=force)
+    return msgspec.structs.replace(report, out=str(out))
+
+
+class _Decided(NamedTuple):
+    """The decisions that both the report and the files follow."""
+
+    recipe: Recipe
+    stored: str
+    ranks: dict[str, int]
+    patterns: Patterns
+    heads: Heads
+
+
+def _report(
+    sides: Sequence[Side],
+    found: Matching,
+    pairs: Sequence[MergedPair],
+    merged: Sequence[Sequence[MergedModule]],
+    decided: _Decided,
+) -> MergeReport:
+    recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
+    modules = [module for some in merged for module in some]
+    losses = [module.losses for module in modules]
+    rows = [_row(m, decided.ranks[pair.path]) for pair, some in zip(pairs, merged, strict=True) for m in some]
+    return MergeReport(
+        schema=MERGE_SCHEMA_ID,
+        adapters=[described(side, None) for side in sides],
+        weights=list(recipe.weights),
+        method=recipe.method,
+        density=recipe.density,
+        seed=recipe.seed if recipe.method.startswith("dare") else None,
+        rank=recipe.rank,
+        heads_from=heads.chosen,
+        dtype=decided.stored,
+        r=patterns.r,
+        lora_alpha=float(patterns.lora_alpha),
+        rank_pattern=patterns.rank_pattern,
+        alpha_pattern=patterns.alpha_pattern,
+        relative_error=_relative(sum(x.left_out for x in losses), sum(x.target for x in losses)),
+        distance_from_sum=_relative(sum(x.from_plain for x in losses), sum(x.plain for x in losses)),
+        params=sum(pair.layout.params_per_rank * decided.ranks[pair.path] for pair in pairs),
+        largest_dense_bytes=max(module.dense_bytes for module in modules),
+        modules=rows,
+        only_in=found.partial,
+        carried=[tensor.name for tensor in heads.carried],
+        dropped=heads.dropped,
+        notes=_notes(sides),
+    )
+
+
+def _row(module: MergedModule, rank: int) -> MergedRow:
+    losses = module.losses
+    return MergedRow(
+        name=module.name,
+        kind=module.kind,
+        ranks=module.ranks,
+        rank=rank,
+        relative_error=_relative(losses.left_out, losses.target),
+        distance_from_sum=_relative(losses.from_plain, losses.plain),
+    )
+
+
+def _relative(lost: float, energy: float) -> float | None:
+    return math.sqrt(max(lost, 0.0) / energy) if energy > 0.0 else None
+
+
+def _notes(sides: Sequence[Side]) -> list[str]:
+    notes = []
+    bases = sorted({str(side.adapter.config.base_model_name_or_path) for side in sides})
+    if len(bases) > 1:
+        notes.append(f"the configs name different base models ({', '.join(bases)}): the first one's is kept")
+    tasks = {side.adapter.config.task_type for side in sides}
+    if len(tasks) > 1:
+        notes.append("the configs name different task types: the first one's is kept")
+    if any(side.adapter.config.use_rslora for side in sides):
+        notes.append("rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off")
+    return notes
+
+
+class Heads(NamedTuple):
+    """The whole tensors to copy, the config's fields about them, the names left out, and the chosen adapter's name."""
+
+    carried: list[PlannedTensor]
+    fields: dict[str, Any]
+    dropped: list[str]
+    chosen: str | None = None
+
+
+def side_named(sides: Sequence[Side], name: str) -> Side:
+    """Return the adapter that `name` identifies by its place (A, B, ... or 1, 2, ...), its name or its path.
+
+    Raises:
+        AdapterError: it identifies none.
+    """
+    for place, side in enumerate(sides):
+        if name in {side.name, str(side.path), str(place + 1), chr(ord("A") + place)}:
+            return side
+    known = ", ".join(f"{chr(ord('A') + place)} ({side.name})" for place, side in enumerate(sides))
+    raise AdapterError(f"--heads-from {name!r} names none of the adapters", advice=f"give one of {known}")
+
+
+def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
+    """Return the whole tensors to copy: the chosen adapter's, or else those of all adapters.
+
+    Raises:
+        AdapterError: none was chosen, and two adapters hold different tensors under one name.
+    """
+    if chosen is not None:
+        names = _whole(chosen)
+        left = sorted({name for side in sides for name in _whole(side)} - set(names))
+        source = _source(chosen)
+        fields = {field: chosen.raw.get(field) or _NONE.get(field) for field in _FIELDS}
+        return Heads([copied(source, name) for name in names], fields, left, chosen.name)
+    held: dict[str, Side] = {}
+    differing = []
+    for side in sides:
+        for name in _whole(side):
+            first = held.setdefault(name, side)
+            if first is not side and not _equal(_source(first), _source(side), name):
+                differing.append(name)
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise AdapterError(
+            f"the adapters hold different values of {', '.join(differing[:_SHOWN])}{more}: whole tensors (a head, a "
+            "bias, token rows) have no sum",
+            advice="take one adapter's with --heads-from A (or B, ...)",
+        )
+    return Heads([copied(_source(side), name) for name, side in held.items()], _agreed(sides), [])
+
+
+def _whole(side: Side) -> list[str]:
+    return [name for name, role in side.adapter.roles.items() if role in _WHOLE]
+
+
+def _source(side: Side) -> TensorSource:
+    if side.adapter.source is None:
+        raise AdapterError(f"the tensors of {side.path} cannot be read again", advice="open it from its files")
+    return side.adapter.source
+
+
+def _equal(one: TensorSource, two: TensorSource, name: str) -> bool:
+    first, second = one.tensors[name], two.tensors[name]
+    return (first.dtype, first.shape) == (second.dtype, second.shape) and np.array_equal(one.raw(name), two.raw(name))
+
+
+def _agreed(sides: Sequence[Side]) -> dict[str, Any]:
+    """Return the config's fields about whole tensors: the only value given, or for modules_to_save the union.
+
+    Raises:
+        AdapterError: the adapters give two values of another field.
+    """
+    fields: dict[str, Any] = {}
+    for field in _FIELDS:
+        given = [value for side in sides if (value := side.raw.get(field)) not in (None, [], _NONE.get(field))]
+        if field == "modules_to_save" and given:
+            fields[field] = sorted({name for value in given for name in value})
+        elif any(value != given[0] for value in given):
+            raise AdapterError(
+                f"the adapters disagree on {field}: {given[0]!r} and another",
+                advice="take one adapter's with --heads-from A (or B, ...)",
+            )
+        else:
+            fields[field] = given[0] if given else _NONE.get(field)
+    return fields
+
+
+def merged_patterns(ranks: Mapping[str, int]) -> Patterns:
+    """Return r, alpha and their patterns for modules of these ranks, all with scale 1, so that alpha = r."""
+    return patterns_of(ranks, dict(ranks))
+
+
+def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modules: Sequence[str]) -> dict[str, Any]:
+    """Return the merged adapter's `adapter_config.json`: the first adapter's, with the fields that the merge decides.
+
+    `modules` are the paths of layers, not of parameters. They become the targets if shorter names would match others.
+    """
+    first = sides[0].raw
+    return {
+        **first,
+        **patterns._asdict(),
+        **{field: value for field, value in _INITIAL.items() if first.get(field)},
+        **heads.fields,
+        **_targets(sides, modules),
+        "target_parameters": next((one for side in sides if (one := side.raw.get("target_parameters"))), None),
+        "peft_type": "LORA",
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _targets(sides: Sequence[Side], modules: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that choose modules, as far as they change.
+
+    If the adapters' target lists differ, their union matches the modules of all. If targets are patterns and differ, or
+    if the fields that narrow them differ, the modules are listed one by one.
+    """
+    raw = [side.raw for side in sides]
+    narrowed = [[one.get(field) or None for field in _NARROWING] for one in raw]
+    targets = [one.get("target_modules") for one in raw]
+    if all(one == narrowed[0] for one in narrowed):
+        if all(one == targets[0] for one in targets):
+            return {}
+        if all(isinstance(one, list) for one in targets):
+            return {"target_modules": sorted({name for one in targets for name in one or ()})}
+    return {**dict.fromkeys(_NARROWING), "target_modules": list(modules)}

@@ -1,0 +1,272 @@
+"""Open a store for reading: a fleet's tables as Arrow, which polars and pandas take without a copy; SQL over any store.
+
+A query is a single SELECT by DuckDB. It reads these files and no others, without network or changed settings.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from gradience.errors import GradienceError, require
+from gradience.io import PathLike
+from gradience.io.atomic import atomic_file
+from gradience.io.reading import real_path
+from gradience.schema import Json
+from gradience.schema.fleet import (
+    FLEET_SCHEMA_ID,
+    QUERY_SCHEMA_ID,
+    AdapterRow,
+    FindingRow,
+    ModuleRow,
+    QueryColumn,
+    QueryReport,
+)
+from gradience.tables import arrow_schema
+from gradience.tables.store import INSTALL, Store, Tables
+from gradience.telemetry.redact import hide_in
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection, Statement
+
+
+FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
+
+_PATTERN: Final = re.compile(r"[*?\[\\]")
+_KINDS: Final = {
+    "int64": "bigint",
+    "double": "double",
+    "string": "varchar",
+    "bool": "boolean",
+    "list<item: float>": "float[]",
+}
+
+
+class Named(NamedTuple):
+    """A named query: the question it answers, and its SQL."""
+
+    asks: str
+    sql: str
+
+
+FLEET_QUERIES: Final[Mapping[str, Named]] = {
+    "verdicts": Named(
+        "How many adapters of each verdict",
+        "select coalesce(verdict, status) as verdict, count(*) as adapters from adapters group by 1 order by 2 desc, 1",
+    ),
+    "bases": Named(
+        "Adapters, ranks and bytes of each base",
+        "select base_model, count(*) as adapters, min(r_min) as r_min, max(r) as r, sum(bytes) as bytes "
+        "from adapters where status = 'ok' group by 1 order by 2 desc, 1",
+    ),
+    "wasteful": Named(
+        "The adapters that a cut to the suggested rank shrinks most",
+        "select path, r, suggested_rank, round(utilization_mean, 3) as utilization, bytes_saved from adapters "
+        "where verdict = 'trained' and bytes_saved > 0 order by bytes_saved desc, path limit 50",
+    ),
+    "unreadable": Named(
+        "Adapters without numbers, and why",
+        "select path, status, error from adapters where status <> 'ok' order by path",
+    ),
+    "untrained": Named(
+        "Adapters that training hardly changed, or that hold noise",
+        "select path, verdict, reason from adapters "
+        "where verdict in ('untrained', 'near_untrained', 'random_like', 'partial', 'broken') order by verdict, path",
+    ),
+    "findings": Named(
+        "Adapters by the id of a finding",
+        "select id, severity, count(distinct path) as adapters, any_value(message order by path) as example "
+        "from findings group by 1, 2 order by 3 desc, 1",
+    ),
+    "module-types": Named(
+        "Median numbers of each module type and rank",
+        "select module_type, r, count(*) as modules, median(stable_rank) as stable_rank, "
+        "median(utilization) as utilization, median(energy_rank_90) as energy_rank_90 "
+        "from modules where state = 'ok' group by 1, 2 order by 1, 2",
+    ),
+    "same": Named(
+        "Groups of adapters with equal content",
+        "select content_hash, count(*) as adapters, list(path order by path) as paths from adapters "
+        "where content_hash <> '' group by 1 having count(*) > 1 order by 2 desc, 1",
+    ),
+}
+
+
+def query_fleet(fleet: str | Path, sql: str) -> QueryReport:
+    """The result of one SELECT over the tables adapters, modules and findings of a fleet.
+
+    Raises:
+        GradienceError: there is no fleet, duckdb is not installed, or the query is refused or wrong.
+    """
+    return select(existing(fleet), sql)
+
+
+def select(store: Store, sql: str) -> QueryReport:
+    """The result of one SELECT over the tables of a store.
+
+    Raises:
+        GradienceError: duckdb is not installed, or the query is refused or wrong.
+    """
+    with opened(store) as base, _worded():
+        base.execute(_only_select(base, sql))
+        columns = [QueryColumn(name=name, type=str(kind)) for name, kind, *_ in base.description]
+        names = [column.name for column in columns]
+        rows = [
+            [hide_in(_plain(value), name) for value, name in zip(row, names, strict=True)] for row in base.fetchall()
+        ]
+    return QueryReport(schema=QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
+
+
+def select_to_parquet(store: Store, sql: str, out: Path) -> None:
+    """Write the result of one SELECT as a Parquet file.
+
+    Raises:
+        GradienceError: as `select`.
+        OutputError: it exists already, or cannot be written.
+    """
+    from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
+
+    with opened(store) as base, _worded(), atomic_file(out) as partial:
+        store.touch(partial)
+        parquet.write_table(_without_secrets(base.sql(_only_select(base, sql).query).to_arrow_table()), partial)
+
+
+def _without_secrets(table: pa.Table) -> pa.Table:
+    """The table with the secrets in its texts hidden; numbers are not looked at."""
+    import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
+
+    for place, field in enumerate(table.schema):
+        if "string" in str(field.type):
+            texts = [hide_in(value, field.name) for value in table.column(place).to_pylist()]
+            table = table.set_column(place, field, pa.array(texts, field.type))
+    return table
+
+
+def _only_select(base: DuckDBPyConnection, sql: str) -> Statement:
+    statements = base.extract_statements(sql)
+    if [statement.type.name for statement in statements] != ["SELECT"]:
+        kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+        raise GradienceError(f"expected one SELECT, got {kinds}", advice="a fleet is read only")
+    return statements[0]
+
+
+@contextmanager
+def opened(store: Store) -> Iterator[DuckDBPyConnection]:
+    """A context with an in-memory database whose tables are views of the store's files; it can read no other file.
+
+    Raises:
+        GradienceError: duckdb is not installed.
+    """
+    try:
+        import duckdb  # noqa: PLC0415  # extra [fleet]
+    except ImportError as error:
+        raise GradienceError("queries need duckdb, which is not installed", advice=INSTALL) from error
+    with _worded(), duckdb.connect() as base:
+        base.execute("set temp_directory = ''")  # DuckDB must not spill to the user's disk
+        base.execute("set autoload_known_extensions = false; set autoinstall_known_extensions = false")
+        base.execute("set python_enable_replacements = false; set allow_community_extensions = false")
+        names = store.tables.rows
+        live = {name: [str(real_path(path)) for path in store.files(name)] for name in names}
+        base.execute(f"set allowed_paths = {_texts(path for paths in live.values() for path in paths)}")
+        for name, paths in live.items():
+            if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes
+                base.register(name, store.table(name))
+            else:
+                base.execute(f"create view {name} as {_view(paths) if paths else _empty(store, name)}")
+        base.execute("set enable_external_access = false")
+        base.execute("set lock_configuration = true")
+        yield base
+
+
+def _view(paths: Iterable[str]) -> str:
+    # a folder's name, such as `r=99`, is no column
+    return f"select * from read_parquet({_texts(paths)}, hive_partitioning = false)"  # noqa: S608  # our own paths, quoted
+
+
+def _empty(store: Store, name: str) -> str:
+    """A SELECT without rows, for a table of a store without parts."""
+    schema = arrow_schema(store.tables.rows[name])
+    return "select " + ", ".join(f'null::{_KINDS[str(field.type)]} as "{field.name}"' for field in schema) + " limit 0"
+
+
+def _texts(values: Iterable[str]) -> str:
+    return "[" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + "]"
+
+
+@contextmanager
+def _worded() -> Iterator[None]:
+    """A context that turns an error of DuckDB into a GradienceError with its first line."""
+    import duckdb  # noqa: PLC0415  # extra [fleet]; imported by now
+
+    try:
+        yield
+    except duckdb.Error as error:
+        message = str(error).split("\n\nLINE", maxsplit=1)[0]
+        raise GradienceError(" ".join(message.split()), advice="see --list-queries for examples") from error
+
+
+def _plain(value: Any) -> Json:
+    """A value as a JSON value."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value if not isinstance(value, float) or value - value == 0.0 else str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+class Fleet:
+    """The tables of a fleet, each read on first access."""
+
+    def __init__(self, store: Store) -> None:
+        self.path = store.folder
+        self._store = store
+
+    @cached_property
+    def adapters(self) -> pa.Table:
+        """A row for each adapter (`schema.fleet.AdapterRow`), by path."""
+        return self._store.table("adapters").sort_by("path")
+
+    @cached_property
+    def modules(self) -> pa.Table:
+        """A row for each module (`schema.fleet.ModuleRow`), by path and position."""
+        return self._ordered("modules")
+
+    @cached_property
+    def findings(self) -> pa.Table:
+        """A row for each finding (`schema.fleet.FindingRow`), by path and position."""
+        return self._ordered("findings")
+
+    def _ordered(self, name: str) -> pa.Table:
+        return self._store.table(name).sort_by([("path", "ascending"), ("position", "ascending")])
+
+
+def open_fleet(path: PathLike) -> Fleet:
+    """Open the fleet that `fleet audit` wrote to a folder.
+
+    Raises:
+        GradienceError: there is none, or it is of another version.
+
+    >>> open_fleet("fleet").modules.column("stable_rank")  # doctest: +SKIP
+    """
+    return Fleet(existing(path))
+
+
+def existing(path: PathLike, tables: Tables = FLEET) -> Store:
+    """The store in a folder.
+
+    Raises:
+        GradienceError: there is none, or it is of another version.
+    """
+    require("duckdb", "pyarrow", extra="fleet", what="a fleet")
+    store = Store(Path(path), tables)
+    if not store.exists:
+        raise GradienceError(f"no fleet in {path}", advice="write one with 'gradience fleet audit ROOT --out FLEET'")
+    return store
