@@ -57,7 +57,6 @@ PAIRS: Final = (
     Pair("GAP118", "rows", "no training loss was logged, or a curve of it was"),
     Pair("unknown", "learns", "it cannot be told whether it learns, or the run learns"),
     Pair("unknown", "NOL106", "it cannot be told whether it learns, or the loss does not fall"),
-    Pair("unknown", "PLT105", "it cannot be told whether it learns, or the loss fell and then no more"),
     Pair("unknown", "UND126", "it cannot be told whether it learns, or the held-out loss still falls"),
     Pair("unknown", "OVF110", "it cannot be told whether it learns, or it learnt too much"),
     Pair("no better", "learns", "held-out data do not improve, or the run learns"),

@@ -41,7 +41,8 @@ STATED: dict[str, dict[str, Any]] = {
         "_HANG": 2,
     },
     "configs.pickled": {"_SHOWN": 80, "_BEFORE_THE_OBJECT": 2},
-    "configs.settings": {"ALIKE": 0.85, "_SHORT": 4},
+    "configs.recipes": {"_MLX_RANK": 8, "_MLX_SCALE": 20.0},
+    "configs.settings": {"ALIKE": 0.85, "_SHORT": 4, "_SWAP": 2, "_CANDIDATES": 5},
     "data.encoder": {"_MAX_TEMPLATE": 1 << 20},
     "data.measure": {
         "_RARE": (0x07C0, 0x0800),
@@ -260,10 +261,10 @@ STATED: dict[str, dict[str, Any]] = {
     "telemetry.writer": {"_MOST_ITEMS": 1000},
     "rules.config.training": {"ROWS_WANTED": 50},
     "rules.log.account": {"_FEW_LEFT": 0.1, "_MOST_ROWS": 200},
-    "rules.log.advice": {"_LOW_RATE": 1e-05, "_NEAR": 0.1, "_SHOWS_A_MINIMUM": 3},
+    "rules.log.advice": {"_LOW_RATE": 1e-05, "_NEAR": 0.1, "_FEW_STEPS": 10},
     "rules.log.gradient": {"_BEFORE": 8},
     "rules.log.rewards": {"_PARTS": 5, "_START": 3, "_THIRD": 3},
-    "rules.log.story": {"_MANY_PASSES": 10.0},
+    "rules.log.story": {"_MANY_PASSES": 10.0, "_NOISY": 3.0},
     "judge.diagnose.identity": {"_EQUAL": 0.001},
     "judge.audit.against_base": {"SHOWN_EPS": (0.3, 0.5, 0.7), "_SAME_NORM": 1e-05, "_HALF": 2},
     "judge.audit": {"_EVENT_BYTES": 56 * 1024},
@@ -308,6 +309,7 @@ STATED: dict[str, dict[str, Any]] = {
     "rewrite.merge.pairs": {"_DOUBLE": 8},
     "rewrite.mitigate": {"_NEAR": (0.3, 0.5, 0.7)},
     "judge.monitor": {
+        "_FEW_EXAMPLES": 200,
         "_CLASSES": {
             "sst2": 2,
             "cola": 2,

@@ -151,7 +151,7 @@ def _held_out_fell(facts: RunFacts) -> bool:
 def too_little(facts: RunFacts) -> bool:
     """Whether only held-out data could show that it learns, and are of few steps or at the loss of a uniform guess."""
     curve = facts.held_out_curve
-    few = (facts.last_step or 0) < FEW_STEPS.value
+    few = max(facts.last_step or 0, curve.steps[-1] if curve is not None else 0) < FEW_STEPS.value
     return len(facts.loss.values) < 2 and (few or (curve is not None and curve.losses[-1] > GUESS.value))
 
 
