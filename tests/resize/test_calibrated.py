@@ -228,9 +228,7 @@ def test_the_shortest_beginning_within_the_tolerance_is_found(enough):
 def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_written(
     llama, texts, tmp_path, kind, monkeypatch
 ):
-    monkeypatch.setattr(
-        "gradience.rewrite.resize.calibrated._ROUNDS", 1
-    )  # too few: the bar waits at its end
+    monkeypatch.setattr("gradience.rewrite.resize.calibrated._ROUNDS", 1)  # too few: the bar waits at its end
     told = []
     report = resize_adapter(
         llama.adapter,
