@@ -24,7 +24,8 @@ def test_a_table_of_wandb_names_needs_no_map(tmp_path, import_events):
     first, second = events.of("train_step")
     assert (first.step, first.ts, first.loss, first.lr, first.extras) == (1, 1700000000.5, 2.0, 1e-4, {"note": "warm"})
     assert (second.loss, events.of("eval")[0].metrics.accuracy, events.of("eval")[0].ts) == ("NaN", 0.5, 1700000002.5)
-    assert not any(note.startswith("columns by") for note in imported.notes)  # these names say what they are
+    told = "columns by their names: step=_step, eval_loss=eval/loss, eval_accuracy=eval/accuracy"
+    assert imported.notes == [told]  # train/loss says what it is
 
 
 def test_a_map_names_columns_that_nobody_knows(tmp_path, import_events):
