@@ -66,9 +66,9 @@ def test_an_error_says_what_to_do(tmp_path, capsys):
     assert "trainer_state.json, or a log" in capsys.readouterr().err
 
 
-@every(("before", "after"), [(0, 0), (85, 0), (60, 120)])
+@every(("before", "after"), [(0, 0), (85, 0), (60, 120), (300, 60)])
 def test_an_errors_advice_shows_no_secret_even_where_it_is_cut(before, after):
-    """Behind 60 characters the middle that is left out of a long text begins within the secret."""
+    """The middle that is left out of a long text begins 80 characters from its start, and ends so far from its end."""
     secret = "hf_" + "aBcD1234" * 4 + "xY"
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
