@@ -198,7 +198,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(classifier, tmp_path):
 
 def test_data_of_one_class_and_labels_that_are_none_are_refused(classifier, tmp_path, capsys):
     one = write_rows(tmp_path / "one.jsonl", [row for row in rows_of(60, 1) if row["label"] == 1])
-    odd = write_rows(tmp_path / "odd.jsonl", [{"text": "w1 w2", "label": 7}])
+    odd = write_rows(tmp_path / "odd.jsonl", [{"text": "w1 w2", "label": 3}])
     for file, says in ((one, "one class only"), (odd, "expected a number from 0 to 2")):
         assert quietly(classifier.adapter, "--base", classifier.base, "--data", file, "--out", tmp_path / "out") == 2
         err = capsys.readouterr().err

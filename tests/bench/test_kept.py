@@ -40,12 +40,12 @@ def test_a_kept_evaluation_whose_weights_are_of_no_sample_is_run_again(tmp_path,
 
 def test_a_command_has_another_digest_once_a_file_that_it_names_was_edited(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    files = {
-        name: tmp_path / name for name in ("eval.py", "helper.py", "tasks.yaml", "pkg/__main__.py", "run.sh", "other")
-    }
+    names = ("eval.py", "helper.py", "tasks.yaml", "pkg/__main__.py", "run.sh", "other", "tool", "out.log")
+    files = {name: tmp_path / name for name in names}
     for path in files.values():
         path.parent.mkdir(exist_ok=True)
         path.write_text("1")
+    files["tool"].chmod(0o755)
     commands = {
         "python3 eval.py {adapter}": {"eval.py", "helper.py"},
         f"python3 {tmp_path}/eval.py --x={{adapter}}": {"eval.py", "helper.py"},
@@ -53,6 +53,7 @@ def test_a_command_has_another_digest_once_a_file_that_it_names_was_edited(tmp_p
         "./run.sh {adapter} --tasks=tasks.yaml": {"run.sh", "tasks.yaml"},
         "sh -c 'python3 eval.py {adapter} | tail -1'": {"eval.py", "helper.py"},
         "echo {adapter} 1": set(),
+        "./tool {adapter} --log=out.log other": {"tool"},  # the others may be what it writes
     }
     for command, named in commands.items():
         for name, path in files.items():

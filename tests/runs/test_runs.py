@@ -127,6 +127,47 @@ def test_the_rate_of_a_run_is_the_highest_logged_else_the_configured_one(logged,
     assert list_runs(store, columns=["lr"]).rows == [[logged or 1e-4]]
 
 
+def test_the_best_evaluation_is_of_the_split_that_is_shown(tmp_path):
+    path = log(tmp_path / "a", FALLING[:10]) / "run.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    at = next(place for place, line in enumerate(lines) if line["event"] == "eval")
+    lines.insert(at, {**lines[at], "split": "train", "metrics": {"loss": 0.01}})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    store = collect_runs(tmp_path / "a", out=tmp_path / "store")
+    assert list_runs(store, columns=["split", "best_eval_loss"]).rows == [["eval", pytest.approx(FALLING[9] + 0.1)]]
+
+
+@pytest.mark.parametrize(("error", "reads"), [(RuntimeError("ours"), 2), (RecorderError("not a log", advice="-"), 1)])
+def test_a_log_is_read_again_where_it_may_be_whole(error, reads, tmp_path, monkeypatch):
+    """Where the log itself is at fault, it would be read in vain until it changes."""
+    log(tmp_path / "a", FALLING[:3])
+    read = []
+
+    def broken(place):
+        read.append(place)
+        raise error
+
+    monkeypatch.setattr(collecting, "open_source", broken)
+    for _ in range(2):
+        collect_runs(tmp_path / "a", out=tmp_path / "store")
+    assert len(read) == reads
+
+
+@pytest.mark.parametrize("name", ["logs", "runs", "wandb"])
+def test_a_folder_named_as_a_loggers_is_passed_only_beside_a_run(name, tmp_path):
+    log(tmp_path / name, FALLING[:3])
+    assert [Path(job.path).parent.name for job in find_runs([tmp_path])] == [name]
+    log(tmp_path, FALLING[:3])
+    assert [Path(job.path).parent for job in find_runs([tmp_path])] == [tmp_path]
+
+
+def test_an_evaluation_without_a_step_is_no_point_of_a_curve(tmp_path):
+    path = log(tmp_path / "a", FALLING[:10]) / "run.jsonl"
+    path.write_text(path.read_text().replace('"event": "eval", "step": 10', '"event": "eval", "step": null'))
+    with pytest.raises(RecorderError, match="no run has 'eval/loss'"):
+        run_curves(path, metric="eval/loss")
+
+
 def test_rows_evals_and_findings_are_tables_of_their_own(store):
     counts = select(store, "select (select count(*) from rows), (select count(*) from evals)").rows
     assert counts == [[30 + 20 + 12 + 20 + 9, 3 * (3 + 2 + 1)]]
