@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sys
@@ -10,7 +11,7 @@ import pytest
 from tables import every
 
 from gradience.errors import GradienceError
-from gradience.prove.bench.evaluators import parsed, run, words
+from gradience.prove.bench.evaluators import _of_examples, parsed, run, words
 
 
 def python(code, *arguments):
@@ -30,6 +31,14 @@ def python(code, *arguments):
 )
 def test_numbers_lists_and_objects_are_understood(output, score, scores):
     assert parsed(output, ["x"]) == (score, scores)
+
+
+def test_a_score_beyond_all_measures_is_infinite_and_says_nothing_on_stderr(recwarn):
+    assert parsed(b"1e100", ["x"]).score == 1e100
+    assert parsed(b"[-1.1e100, 1]", ["x"]).scores == [-math.inf, 1.0]
+    found = _of_examples(parsed(b"[1e308, -1e308]", ["x"]).scores)
+    assert math.isnan(found.mean)
+    assert not recwarn
 
 
 @every("output", [b"accuracy: high", b"{}", b"[]", b'["a"]', b'{"score": null}', b"\xff\xfe", b"9" * 401])

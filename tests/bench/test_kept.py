@@ -30,12 +30,45 @@ def test_names_are_parts_of_a_file_s_name(tmp_path):
     assert report_path(tmp_path / "x.json") == tmp_path / "x.json"
 
 
-@every(("scores", "weights"), [([], []), ([1.0], [1.0, 1.0]), ([1.0], [0.0]), ([1.0], [-1.0])])
+@every(
+    ("scores", "weights"),
+    [
+        *[([], []), ([1.0], [1.0, 1.0]), ([1.0], [0.0]), ([1.0], [-1.0]), ([1.0], [5e-324]), ([1.0], [1.1e15])],
+        *[([1.1e100], [1.0]), ([1.0, -1e308], [1.0, 1.0])],
+    ],
+)
 def test_a_kept_evaluation_whose_weights_are_of_no_sample_is_run_again(tmp_path, scores, weights):
     place = tmp_path / "e.json"
     found = Evaluation(unit="example", scores=scores, weights=weights)
     place.write_bytes(msgspec.json.encode(_Document(1, {}, found)))
     assert _read(place, {}) is None
+
+
+def test_a_command_has_another_digest_once_a_file_that_its_script_uses_was_edited(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = {
+        "eval.py": "import sys\nfrom mine.core import x\n",
+        "mine/core.py": "x = 1\n",
+        "mine/deep/more.py": "",
+        "other/core.py": "",
+        "jobs/run.sh": "#!/bin/sh\nexec python3 ../eval.py --of inner.py; cat 'held.csv'\n",
+        "jobs/inner.py": "",
+        "held.csv": "1",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    package = {"eval.py", "mine/core.py", "mine/deep/more.py"}
+    commands = {
+        "python3 eval.py {adapter}": package,
+        "sh jobs/run.sh {adapter}": package | {"jobs/run.sh", "jobs/inner.py", "held.csv"},
+    }
+    for command, named in commands.items():
+        for name, text in texts.items():
+            before = digest_of_command(command)
+            (tmp_path / name).write_text(text + "#1")
+            assert (digest_of_command(command) != before) is (name in named), (command, name)
+            (tmp_path / name).write_text(text)
 
 
 def test_a_command_has_another_digest_once_a_file_that_it_names_was_edited(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ ROWS = {  # the first cell of a row of limits.md, and the beginning of the test 
     "a table's header": FOREIGN + "a_header_of_many_columns_is_read",
     "output of a command of `bench`": "bench/test_command.py::test_a_command_that_prints_without_end_is_ended",
     "time of a command of `bench`": "bench/test_command.py::test_a_command_that_takes_too_long_ends_with_all",
+    "a score of a command of `bench`, in size": "bench/test_command.py::test_a_score_beyond_all_measures_is_infinite",
     "a kept evaluation": "bench/test_bench.py::test_a_damaged_evaluation_is_run_again",
     "a row of a data set": STRANGERS + "long_lines_of_a_csv_are_faults_and_the_others_are_read",
     "a line of a data set without an end": STRANGERS + "a_line_that_never_ends_is_an_error",

@@ -181,3 +181,9 @@ def test_a_result_is_as_private_as_its_sources(tmp_path: Path) -> None:
         keep_private(made, [*some, tmp_path / "missing"])
         assert stat.S_IMODE((made / "in" / "file").stat().st_mode) == mode
         assert stat.S_IMODE((made / "in").stat().st_mode) == mode | (mode & 0o444) >> 2
+
+
+def test_a_path_of_more_folders_than_can_be_made_at_once_is_an_error(tmp_path):
+    with pytest.raises(OutputError, match="too many folders within one another"), atomic_file(tmp_path / ("x/" * 1900)):
+        pass
+    assert not any(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tiny_models import Saved, bert, causal, gpt2, mixtral, saved, squeezebert, 
 from gradience import resize_adapter
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
+from gradience.errors import AdapterError
 from gradience.models import load_model
 from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
@@ -104,6 +106,14 @@ def dense_statistics(model, examples, parts, labels):
 
 def part_len(part, row):
     return int(part.counts[row].sum())
+
+
+def test_a_base_whose_outputs_are_not_finite_is_an_error_in_words(llama, calibrated, tmp_path):
+    model = load_model(llama.base, llama.adapter)
+    model.model.get_output_embeddings().weight.data[0] = math.nan
+    parts = batches(calibrated.inputs.chosen_by[:2], tokens=40, pad=0)
+    with pytest.raises(AdapterError, match="the outputs of the base with the adapter are not finite"):
+        statistics(model, lora_layers(model, list(calibrated.pairs)), parts, seed=3, folder=tmp_path)
 
 
 def test_statistics_and_gates_are_those_of_a_dense_float64_computation(llama, calibrated, tmp_path):

@@ -6,6 +6,7 @@ folder.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -32,6 +33,18 @@ def natural_key(name: str) -> list[tuple[int, str]]:
         (-1, part) if i % 2 == 0 else (int(part), "") if len(part) <= _MOST_DIGITS else (10**_MOST_DIGITS, part)
         for i, part in enumerate(_DIGITS.split(name))
     ]
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        OSError: it cannot be made, or is within more folders than can be made at once.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except RecursionError:  # pathlib makes one folder within the other, before any is there
+        raise OSError(errno.ENAMETOOLONG, "too many folders within one another", os.fspath(path.name)) from None
 
 
 def cache_folder(kind: str) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from gradience.errors import OutputError
+from gradience.io import make_folder
 from gradience.io.interrupt import held
 
 _T = TypeVar("_T")
@@ -165,7 +166,7 @@ def _refuse_name(out: Path) -> None:
 
 def _make_parent(out: Path) -> None:
     if not os.path.isdir(out.parent):  # noqa: PTH112  # as above
-        _attempt(out, lambda: out.parent.mkdir(parents=True, exist_ok=True))
+        _attempt(out, lambda: make_folder(out.parent))
 
 
 def _sibling(out: Path) -> Path:

@@ -24,6 +24,7 @@ from gradience.models.outputs import log_probs, logits_of, row_sizes
 
 Floats = npt.NDArray[np.float64]
 
+_SOUND = "check the weights of the base: damaged, or of another dtype than the file says"
 _CONVERT = "turn it into plain LoRA first: see 'gradience convert --help'"
 
 
@@ -85,6 +86,9 @@ def statistics(
         seed: seed of the labels that are drawn.
         folder: folder for the sums of each sequence; it must outlive the result.
         progress: called with (sequences done, all sequences, name of the work).
+
+    Raises:
+        AdapterError: the model's outputs are not finite.
     """
     generator = torch.Generator(device=loaded.device).manual_seed(seed)
     total = sum(len(batch.rows) for batch in parts)
@@ -99,6 +103,8 @@ def statistics(
                 one.begin(batch, loaded.device)
             with torch.enable_grad():
                 log_p = log_probs(logits_of(loaded, batch))
+                if bool(log_p.detach().isnan().any()):
+                    raise AdapterError("the outputs of the base with the adapter are not finite", advice=_SOUND)
                 drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
                 (-log_p.gather(1, drawn).sum()).backward()
             store.append({path: one.of_rows for path, one in sums.items()})

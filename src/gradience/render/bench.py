@@ -152,9 +152,10 @@ def _forest(rows: Sequence[Row], margin: float, marks: _Marks) -> Iterator[str]:
     spans = [[as_float(v) for v in (r.result.low, r.result.harm, r.result.worst) if v is not None] for r in rows]
     ends = [value for span in spans for value in span]
     low, high = min([0.0, *ends]), max([margin, *ends])
+    width = high - low or 1.0  # all scores are 0, and so is a tolerance in percent
 
     def at(value: float) -> int:
-        return round((value - low) / (high - low) * (_WIDTH - 1))
+        return round((value - low) / width * (_WIDTH - 1))
 
     for row, span in zip(rows, spans, strict=True):
         drawn = [" "] * _WIDTH

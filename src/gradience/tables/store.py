@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from gradience.errors import GradienceError, OutputError
+from gradience.io import make_folder
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import read_small
 from gradience.tables import Result, Row, arrow_schema
@@ -164,7 +165,7 @@ class Store:
             if self.folder.is_dir() and not self.exists and any(map(self._is_foreign, self.folder.iterdir())):
                 raise OutputError(f"{self.folder} holds something else", advice="give a new folder")
             for name in self.tables.rows:
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder / name)
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}", advice="check the path") from error
 

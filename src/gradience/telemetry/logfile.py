@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from gradience.errors import RecorderError
+from gradience.io import make_folder
 
 Fsync: TypeAlias = Literal["always", "auto", "never"]
 
@@ -237,7 +238,7 @@ def _claimed(path: Path, sibling: str | None) -> tuple[Path, int, str]:
         RecorderError: it cannot be opened, or is held by another process and there is no sibling.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     except OSError as error:
         raise RecorderError(f"cannot make the folder {path.parent}: {error.strerror}", advice=_ADVICE) from error
     if (own := _try(path)) is not None:

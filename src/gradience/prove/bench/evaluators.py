@@ -27,8 +27,8 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
-from gradience.io.reading import decode_json, open_regular, real_path
-from gradience.prove.bench.store import Evaluation
+from gradience.io.reading import decode_json, open_regular, read_small, real_path
+from gradience.prove.bench.store import MOST_SCORE, Evaluation
 from gradience.schema import real
 
 DEFAULT_TIMEOUT: Final = 3600.0  # seconds of one command
@@ -40,6 +40,10 @@ _SCORES: Final = ("scores", "score")
 
 _WITHIN: Final = re.compile(r"[\s=;|&<>()'\"]+")
 _SCRIPTS: Final = frozenset({".py", ".sh", ".pl", ".rb", ".js", ".lua"})
+_SHELLS: Final = frozenset({".sh", ".bash"})
+_IMPORTED: Final = re.compile(rb"^[ \t]*(?:from|import)[ \t]+(\w+)", re.MULTILINE)
+_MOST_SHELL: Final = 1 << 20  # bytes of a script whose words are looked at
+_LONGEST_NAME: Final = 4096  # bytes of a path
 _WRITTEN: Final = frozenset({"", ".log", ".out", ".err", ".tmp", ".lock", ".pid"})
 _LARGEST_SCRIPT: Final = 64 << 20  # bytes of a file that is hashed
 _MOST_FILES: Final = 10_000
@@ -85,10 +89,12 @@ def digest_of_command(command: str) -> str:
     """A hash of a command and of the files that it names, so that a score is not kept after an evaluator was edited.
 
     A file counts if it is a word, or part of one (`sh -c "python eval.py"`, `--task=eval.yaml`); with a Python script,
-    so do those beside it, which it may import; with `-m name`, those of the module. Of a file over 64 MiB, the size and
-    times count. A log does not count, nor what a program reads without being told on its command line.
+    so do those beside it and the packages beside it that these import; with a shell script, the files that it names;
+    with `-m name`, those of the module. Of a file over 64 MiB, the size and times count. A log does not count, nor what
+    a program reads without being told on its command line.
     """
-    parts = [part for word in shlex.split(command) for part in _WITHIN.split(word) if part and "{" not in part]
+    parts = [part for word in shlex.split(command) for part in _parts(word)]
+    parts += [word for part in dict.fromkeys(parts) for word in _words_of_script(Path(part))]
     modules = [name for flag, name in pairwise(parts) if flag == "-m"]
     places = [Path(part) for part in parts] + [Path(name.replace(".", "/")) for name in modules]
     places += [place.with_name(f"{place.name}.py") for place in places if place.name]
@@ -98,13 +104,39 @@ def digest_of_command(command: str) -> str:
     return found.hexdigest()
 
 
+def _parts(text: str) -> list[str]:
+    return [part for part in _WITHIN.split(text) if part and "{" not in part]
+
+
+def _words_of_script(path: Path) -> Iterator[str]:
+    """The parts of a shell script, as they are and as names in its folder."""
+    try:
+        text = read_small(path, most=_MOST_SHELL, what="a script") if path.suffix in _SHELLS else b""
+    except OSError:
+        return
+    for part in _parts(text.decode("utf-8", "surrogateescape")):
+        if len(part) <= _LONGEST_NAME and "\0" not in part:
+            yield from (part, str(path.parent / part))
+
+
+def _beside(script: Path) -> Iterator[Path]:
+    """The Python files beside a script, and those of the packages beside it that they import."""
+    files = list(islice(sorted(script.parent.glob("*.py")), _MOST_FILES))
+    yield from files
+    named: set[bytes] = set()
+    for path in files:
+        with suppress(OSError):
+            named.update(_IMPORTED.findall(read_small(path, most=_MOST_SHELL, what="a script")))
+    for name in sorted(named):
+        yield from islice(sorted((script.parent / os.fsdecode(name)).rglob("*.py")), _MOST_FILES)
+
+
 def _files_at(place: Path) -> Iterator[Path]:
     try:
         if place.is_dir() and not Path.cwd().is_relative_to(real_path(place)):
             yield from islice(sorted(place.rglob("*")), _MOST_FILES)
         elif place.is_file() and not _may_be_written(place):
-            beside = place.suffix == ".py"
-            yield from islice(sorted(place.parent.glob("*.py")), _MOST_FILES) if beside else [place]
+            yield from _beside(place) if place.suffix == ".py" else [place]
     except OSError:  # a name that no disk can hold is no file
         return
 
@@ -230,10 +262,13 @@ def _printed(value: Any) -> Printed | None:
 
 
 def _number(value: Any) -> float | None:
+    if not isinstance(value, bool | int | float):
+        return None
     try:
-        return float(value) if isinstance(value, bool | int | float) else None
+        number = float(value)
     except OverflowError:  # a whole number beyond the largest float
         return None
+    return number if abs(number) <= MOST_SCORE else math.copysign(math.inf, number)
 
 
 def _mean(scores: list[float]) -> float:
@@ -290,7 +325,8 @@ class Command:
         if lists and (len(lists) != len(printed) or len({len(scores) for scores in lists}) > 1):
             raise GradienceError(f"{self.name!r} scored other examples for one seed than for another")
         if lists:
-            return _of_examples(np.mean(np.array(lists), axis=0).tolist())
+            with np.errstate(invalid="ignore"):  # infinities of both signs: no number, which is said of the score
+                return _of_examples(np.mean(np.array(lists), axis=0).tolist())
         scores = [real(one.score) for one in printed]
         return Evaluation(unit="seed", scores=scores, weights=[1.0] * len(scores))
 

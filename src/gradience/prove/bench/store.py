@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from gradience.adapters.open import open_adapter
 from gradience.base.weights import identity
 from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError
+from gradience.io import make_folder
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small
 from gradience.schema import Real, as_float
@@ -29,10 +30,13 @@ from gradience.schema.compare import BenchReport
 from gradience.spectral.grams import Floats
 
 REPORT_NAME: Final = "bench.json"
+MOST_SCORE: Final = 1e100
+"""A score beyond this, in size, is no measurement: it counts as infinite, so that sums and squares stay finite."""
 _VERSION: Final = 1
 _EVALUATIONS: Final = "evaluations"
 _LARGEST: Final = 256 << 20  # bytes of an evaluation: a score takes about 40, and a test set may have a million
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9.-]+")
+_MOST_WEIGHT: Final = 1e15  # tokens of an example
 _HASH: Final = 12  # hexadecimal digits of the hash in a name
 
 
@@ -54,7 +58,8 @@ class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def mean(self) -> float:
         """The weighted mean of the scores."""
-        return float(np.asarray(self.weights) @ self.values / math.fsum(self.weights))
+        with np.errstate(invalid="ignore"):  # infinities of both signs: no number
+            return float(np.asarray(self.weights) @ self.values / math.fsum(self.weights))
 
 
 class _Document(msgspec.Struct):
@@ -148,12 +153,12 @@ def opened_store(folder: Path) -> Iterator[Store]:
     try:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / _EVALUATIONS).is_dir():
             raise OutputError(f"{folder} is not empty, and no folder of gradience bench", advice="give another --out")
-        (folder / _EVALUATIONS).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / _EVALUATIONS)
         with FileLock(folder / ".lock", timeout=0):
             yield Store(folder)
     except Timeout as error:
         raise OutputError(f"another process is running a bench in {folder}", advice="wait, or give another") from error
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror}", advice="give another --out") from error
 
 
@@ -175,7 +180,8 @@ def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     found = document.evaluation
-    sound = len(found.scores) == len(found.weights) > 0 and all(0.0 < w < math.inf for w in found.weights)
+    sound = len(found.scores) == len(found.weights) > 0 and all(1.0 <= w <= _MOST_WEIGHT for w in found.weights)
+    sound = sound and bool(np.all((np.abs(found.values) <= MOST_SCORE) | ~np.isfinite(found.values)))
     return found if sound and document.version == _VERSION and document.of == of else None
 
 
