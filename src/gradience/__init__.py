@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradience import events, fleet, runs
-    from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
+    from gradience.errors import (
+        AdapterError,
+        ConfigError,
+        GradienceError,
+        OptionError,
+        OutputError,
+        RecorderError,
+        SchemaError,
+    )
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers import import_run
     from gradience.judge.audit import audit_adapter
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from gradience.rewrite.merge import merge_adapters
     from gradience.rewrite.merge.check import merge_check
     from gradience.rewrite.mitigate import mitigate_adapter
+    from gradience.rewrite.options import ResizeOptions
     from gradience.rewrite.resize import resize_adapter
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
@@ -36,8 +45,10 @@ _HOMES = {
     "ConfigError": "gradience.errors",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
+    "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
+    "ResizeOptions": "gradience.rewrite.options",
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
@@ -75,8 +86,10 @@ __all__ = [
     "AdapterError",
     "ConfigError",
     "GradienceError",
+    "OptionError",
     "OutputError",
     "RecorderError",
+    "ResizeOptions",
     "SchemaError",
     "TelemetryReader",
     "TelemetryWriter",

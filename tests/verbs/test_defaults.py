@@ -17,6 +17,7 @@ import pytest
 from tables import every
 
 import gradience
+from gradience.rewrite.options import ResizeOptions
 
 DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "audit_adapter": {
@@ -39,7 +40,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "merge_check": {"exact": False, "seed": 0},
     "mitigate_adapter": {"scale": 0.5, "k": 10, "eps": 0.5, "seed": 0, "force": False},
     "monitor_run": {"gap_threshold": 1.5},
-    "resize_adapter": {"like_suggested": False, "pieces": "two-sided", "seed": 0, "force": False},
+    "resize_adapter": {"options": ResizeOptions(), "force": False},
     "validate_log": {"max_issues": 100},
     "verify_merged": {"threads": 1},
     "write_report": {"force": False},
@@ -140,7 +141,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "compare.device": "auto",
     },
     "cli.rewrite": {
-        "ByOutputs.pieces": "two-sided",
+        "_ResizeOptions.pieces": "two-sided",
         "mitigate.scale": 0.5,
         "mitigate.k": 10,
         "mitigate.eps": 0.5,
@@ -296,7 +297,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "judge.monitor": {"monitor_run.gap_threshold": 1.5, "report_of.gap_threshold": 1.5, "facts_of.gap_threshold": 1.5},
     "judge.monitor.compare": {"compare_runs.gap_threshold": 1.5},
-    "rewrite.resize": {"resize_adapter.pieces": "two-sided"},
+    "rewrite.options": {"ResizeOptions.pieces": "two-sided"},
     "rewrite.resize.calibrated": {"Asked.pieces": "two-sided"},
     "collect.runs": {
         "run_curves.metric": "train/loss",
