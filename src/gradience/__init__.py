@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from gradience.importers import import_run
     from gradience.judge.audit import audit_adapter
     from gradience.judge.audit.arrays import audit_arrays, audit_pytree
-    from gradience.judge.check import check_config
+    from gradience.judge.check import CheckOptions, check_config
     from gradience.judge.check.data import check_data
+    from gradience.judge.check.options import DataOptions
     from gradience.judge.diagnose import diagnose
     from gradience.judge.monitor import monitor_run
     from gradience.judge.monitor.compare import compare_runs
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterError": "gradience.errors",
+    "CheckOptions": "gradience.judge.check",
     "ConfigError": "gradience.errors",
+    "DataOptions": "gradience.judge.check.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
     "OptionError": "gradience.errors",
@@ -84,7 +87,9 @@ _ROOMS = frozenset({"events", "fleet", "runs"})  # modules used by their name, a
 # What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
     "AdapterError",
+    "CheckOptions",
     "ConfigError",
+    "DataOptions",
     "GradienceError",
     "OptionError",
     "OutputError",

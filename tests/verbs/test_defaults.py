@@ -17,7 +17,6 @@ import pytest
 from tables import every
 
 import gradience
-from gradience.rewrite.options import ResizeOptions
 
 DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "audit_adapter": {
@@ -30,7 +29,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
         "seed": 0,
     },
     "audit_arrays": {"scale": 1.0, "top_singular_values": 0},
-    "check_data": {"samples": 10_000, "seed": 0, "show_rows": False},
+    "check_config": {"options": gradience.CheckOptions()},
+    "check_data": {"options": gradience.DataOptions(), "check": gradience.CheckOptions()},
     "compare_runs": {"gap_threshold": 1.5, "all_runs": False},
     "convert_adapter": {"to": "peft", "drop": False, "force": False},
     "diagnose": {"gap_threshold": 1.5},
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "merge_check": {"exact": False, "seed": 0},
     "mitigate_adapter": {"scale": 0.5, "k": 10, "eps": 0.5, "seed": 0, "force": False},
     "monitor_run": {"gap_threshold": 1.5},
-    "resize_adapter": {"options": ResizeOptions(), "force": False},
+    "resize_adapter": {"options": gradience.ResizeOptions(), "force": False},
     "validate_log": {"max_issues": 100},
     "verify_merged": {"threads": 1},
     "write_report": {"force": False},
@@ -120,7 +120,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "merge.method": "linear,svd,ties",
         "mitigate.scales": "0,0.5",
     },
-    "cli.check": {"DataOptions.samples": 10000},
+    "cli.check": {"_DataOptions.samples": 10000},
     "cli.fleet": {
         "audit.engine": "local",
         "show.top": 10,
@@ -276,7 +276,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "prove.bench.evaluators": {"Command.higher_is_better": True},
     "prove.bench.judge": {"Task.judged": True},
     "prove.bench.trial": {"bounds.confidence": 0.95, "bounds.draws": 4000, "student_bounds.confidence": 0.95},
-    "judge.check.data": {"check_data.samples": 10000},
+    "judge.check.options": {"DataOptions.samples": 10000},
     "rewrite.convert": {"convert_adapter.to": "peft"},
     "rewrite.convert.updates": {"Update.experts": 1},
     "render.check": {"diagnose_text.fails": True},
