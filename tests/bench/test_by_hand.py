@@ -179,3 +179,4 @@ def test_a_relative_tolerance_is_of_the_size_of_the_score():
         )
         assert found.tasks[0].margin == pytest.approx(0.091)
         assert found.tasks[0].score == pytest.approx(sign * 0.91)
+        assert found.candidates[1].outcome == "within"

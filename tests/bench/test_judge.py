@@ -113,6 +113,35 @@ def test_a_candidate_must_hold_on_every_judged_task_and_only_on_those():
     assert [row.outcome for row in aside.candidates[1].results] == ["within", "over"]
 
 
+def test_examples_are_counted_on_judged_tasks_only():
+    first = {name: right(share) for name, share in (("full", 0.9), ("a", 0.9), ("base", 0.2))}
+    few = {name: right(share, 50) for name, share in (("full", 0.9), ("a", 0.9), ("base", 0.2))}
+    for asked, n in ((True, 50), (False, N)):
+        assert judged(first, tasks=[Task("other", "", "", "full", few, judged=asked)]).verdict.n == n
+
+
+def test_a_candidate_needs_the_examples_of_its_hardest_task_and_the_verdict_those_of_the_nearest_candidate():
+    def scores(full, **others):
+        return {"full": right(full, 60), "base": right(0.1, 60), **{name: right(x, 60) for name, x in others.items()}}
+
+    found = judged(
+        scores(0.9, a=0.9, b=0.95), tolerance="1%", tasks=[Task("other", "", "", "full", scores(0.6, a=0.6, b=0.6))]
+    )
+    needed = {c.name: [row.needed for row in c.results] for c in found.candidates if c.role == "candidate"}
+    assert {c.outcome for c in found.candidates if c.role == "candidate"} == {"open"}
+    assert len({n for row in needed.values() for n in row}) > 2
+    assert found.verdict.needed == min(max(row) for row in needed.values())
+
+
+def test_a_share_is_of_the_reference_also_where_a_candidate_is_larger():
+    sizes = {"full": ("reference", 100), "merged": ("candidate", 150)}
+    some = [Contender(name, role, Path(name), params=params) for name, (role, params) in sizes.items()]
+    tasks = [Task("t", "", "", "full", {name: right(0.9) for name in sizes})]
+    metric = BenchMetric(name="m", higher_is_better=True, unit="example")
+    found = judge(some, tasks, metric, tolerance_of("5%"), seed=0)
+    assert [(c.name, c.share) for c in found.candidates] == [("full", 1.0), ("merged", 1.5)]
+
+
 def test_one_run_decides_nothing_and_runs_with_seeds_are_paired():
     one = judged({"full": evaluation([0.9], "seed"), "a": evaluation([0.9], "seed")}, unit="seed")
     assert (one.verdict.state, one.candidates[1].results[0].worst) == ("not_decided", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import subprocess
 import sys
@@ -62,6 +64,18 @@ def test_bad_usage_is_one_line_on_stderr_and_a_two(arguments, capsys, tmp_path, 
 def test_an_error_says_what_to_do(tmp_path, capsys):
     assert main(["monitor", str(tmp_path)]) == 2
     assert "trainer_state.json, or a log" in capsys.readouterr().err
+
+
+@every(("before", "after"), [(0, 0), (85, 0), (60, 120), (300, 60)])
+def test_an_errors_advice_shows_no_secret_even_where_it_is_cut(before, after):
+    """The middle that is left out of a long text begins 80 characters from its start, and ends so far from its end."""
+    secret = "hf_" + "aBcD1234" * 4 + "xY"
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main_module._fail("it failed", f"{'w ' * (before // 2)}{secret}{' w' * (after // 2)}") == 2
+    assert said.getvalue().startswith("gradience: it failed (")
+    assert secret[:11] not in said.getvalue()
+    assert secret[-11:] not in said.getvalue()
 
 
 def test_json_is_one_document_that_validates_against_its_committed_schema(log, capsys, root):

@@ -13,7 +13,7 @@ from gradience import check_config
 from gradience.configs.document import read_document, read_peft, read_peft_dir
 from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
 from gradience.configs.settings import Layer, overlay
-from gradience.configs.training import read_training, read_training_dir
+from gradience.configs.training import read_training, read_training_dir, read_training_object
 from gradience.configs.values import MAX_TEXT, short_name
 from gradience.errors import ConfigError
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
@@ -70,6 +70,13 @@ def test_old_names_of_training_arguments_are_understood() -> None:
     assert (config.training.max_steps, config.training.dtype) == (None, "float16")
     assert layer.masked_keys == ("hub_token",)
     assert layer.secret_keys == ()
+
+
+@pytest.mark.parametrize(("given", "read"), [(-1, None), (0, None), (1, 1)])
+def test_steps_that_are_not_above_0_are_not_planned(given: int, read: int | None) -> None:
+    """As in the Trainer, where the epochs then decide."""
+    training = read_training_object({"max_steps": given, "num_train_epochs": 3}).config.training
+    assert (training.max_steps, "epochs_overridden" in training.extras) == (read, read is not None)
 
 
 def test_yaml_traps_are_read_as_meant() -> None:

@@ -259,6 +259,11 @@ def test_a_run_is_resumed_at_a_step_after_0(tmp_path):
     assert starts[0] == starts[1] != starts[2]
     events = [decode(line) for line in log.read_bytes().splitlines()]
     assert [event.resumed_from_step for event in events if isinstance(event, RunStart)] == [None, 5, None]
+    again = RunRecorder()
+    again.run_id = starts[0]  # the run that it recorded before another one was added to the log
+    again.start(log, ConfigSnapshot(), {}, training=object(), step=5)
+    again.finish(5, 10, None)
+    assert again.run_id == starts[2]
 
 
 def test_the_last_run_of_a_log_is_that_of_its_last_whole_event(tmp_path):

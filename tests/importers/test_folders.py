@@ -49,13 +49,14 @@ def test_three_runs_in_one_folder_are_three_runs_and_named(tmp_path, import_even
     assert len({run.run_id for run in imported.runs}) == 3
 
 
-def test_a_state_without_training_rows_is_of_the_same_run(tmp_path, import_events, write_state, rows):
+@pytest.mark.parametrize("step", [5, 30])
+def test_a_state_without_training_rows_is_of_the_same_run(step, tmp_path, import_events, write_state, rows):
     """The first checkpoint may come before the first logged row; nothing in it speaks for another run."""
-    write_state(tmp_path / "checkpoint-5", [{"step": 5, "epoch": 0.5, "eval_loss": 2.5}])
+    write_state(tmp_path / f"checkpoint-{step}", [{"step": step, "epoch": 0.5, "eval_loss": 2.5}])
     write_state(tmp_path / "checkpoint-20", rows([10, 20]))
     events, imported = import_events(tmp_path)
     assert (len(imported.runs), events.losses) == (1, [1 / 10, 1 / 20])
-    assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(5, 2.5)]
+    assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(step, 2.5)]
 
 
 def test_a_row_without_a_step_stands_before_all_steps_when_states_are_joined(

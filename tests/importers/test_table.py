@@ -7,6 +7,7 @@ import json
 import pytest
 from tables import every
 
+from gradience.cli.main import main
 from gradience.errors import RecorderError
 from gradience.importers.files import clock_of
 from gradience.importers.table import find_columns, parse_map
@@ -24,7 +25,8 @@ def test_a_table_of_wandb_names_needs_no_map(tmp_path, import_events):
     first, second = events.of("train_step")
     assert (first.step, first.ts, first.loss, first.lr, first.extras) == (1, 1700000000.5, 2.0, 1e-4, {"note": "warm"})
     assert (second.loss, events.of("eval")[0].metrics.accuracy, events.of("eval")[0].ts) == ("NaN", 0.5, 1700000002.5)
-    assert any("loss=train/loss" in note for note in imported.notes)
+    told = "columns by their names: step=_step, eval_loss=eval/loss, eval_accuracy=eval/accuracy"
+    assert imported.notes == [told]  # train/loss says what it is
 
 
 def test_a_map_names_columns_that_nobody_knows(tmp_path, import_events):
@@ -88,6 +90,20 @@ def test_names_that_everyone_knows_are_found(columns, found):
 
 
 @every(
+    ("column", "name", "others"),
+    [
+        ("x", "learning_rate", {"lr-a": "lr-a"}),
+        ("x", "learning_rate", {"lr": "lr"}),
+        ("x", "loss", {"train_loss": "train_loss"}),
+        ("x", "step", {"global_step": "global_step"}),
+    ],
+)
+def test_a_name_that_the_map_gives_is_no_other_column_s(column, name, others):
+    columns = ["step", "loss", column, *others]
+    assert others.items() <= find_columns(columns, {column: name}).items()
+
+
+@every(
     ("text", "message"),
     [
         ("", "no column is the step"),
@@ -118,6 +134,16 @@ def test_bad_rows_of_a_csv_are_counted_by_line(tmp_path, import_events, text, ba
     events, imported = import_events(path)
     assert [skipped.line for skipped in imported.skipped] == bad
     assert events.steps == [1, 4]
+
+
+def test_rows_beyond_those_listed_are_counted(tmp_path, capsys):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n1,2\n" + "x,1\n" * 120)
+    assert main(["import", str(path), "--out", str(tmp_path / "run.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "Not imported (120):" in out
+    assert out.count("the step is not a whole number") == 10
+    assert "  ... and 110 more (--json lists them)" in out
 
 
 def test_quoted_newlines_bom_and_crlf_do_not_shift_anything(tmp_path, import_events):

@@ -68,6 +68,8 @@ def test_a_file_that_claims_no_size_is_read_no_further_than_the_limit():
 def test_nesting_at_the_limit_is_decoded_and_one_level_more_is_refused(opening, closing):
     deepest = opening * MAX_DEPTH + "1" + closing * MAX_DEPTH
     assert decode_json(deepest, object) == json.loads(deepest)
+    several = f"[{','.join([opening * (MAX_DEPTH - 1) + '1' + closing * (MAX_DEPTH - 1)] * 2)}]"
+    assert decode_json(several, object) == json.loads(several)
     with pytest.raises(RecursionError, match="nested more than 64 levels"):
         decode_json(opening + deepest + closing, object)
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-for name in ("duckdb", "pyarrow"):
-    pytest.importorskip(name, reason="needs the extra [fleet]")
+pytest.importorskip("duckdb", reason="needs the extra [fleet]")
+pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
 
 import gradience
 from gradience.cli.main import main
-from gradience.errors import GradienceError, RecorderError
-from gradience.tables.query import select
-from gradience.judge.monitor import monitor_run
 from gradience.collect.runs import RUNS_QUERIES, best_runs, collect as collecting, list_runs, run_curves, show_runs
 from gradience.collect.runs.collect import collect_runs, find_runs
+from gradience.errors import GradienceError, RecorderError
+from gradience.judge.monitor import monitor_run
+from gradience.tables.query import select
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 
@@ -115,6 +115,18 @@ def test_a_row_is_what_monitor_reports(roots, store):
     assert foreign == [[20, monitor_run(roots / "hf").status, "unknown"]]
 
 
+@pytest.mark.parametrize("logged", [2e-5, None])
+def test_the_rate_of_a_run_is_the_highest_logged_else_the_configured_one(logged, tmp_path):
+    path = log(tmp_path / "a", FALLING[:3], lr=1e-4) / "run.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["event"] == "train_step":
+            line["lr"] = logged
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    store = collect_runs(tmp_path / "a", out=tmp_path / "store")
+    assert list_runs(store, columns=["lr"]).rows == [[logged or 1e-4]]
+
+
 def test_rows_evals_and_findings_are_tables_of_their_own(store):
     counts = select(store, "select (select count(*) from rows), (select count(*) from evals)").rows
     assert counts == [[30 + 20 + 12 + 20 + 9, 3 * (3 + 2 + 1)]]
@@ -193,7 +205,7 @@ def test_many_logs_are_read_by_worker_processes_with_the_same_rows(roots, store,
     monkeypatch.setattr(collecting, "_ALONE", 0)
     other = collect_runs(roots, out=tmp_path / "store", workers=2)
     for table in ("runs", "rows", "evals", "findings"):
-        sql = f"select * from {table} order by all"
+        sql = f"select * from {table} order by all"  # noqa: S608  # names of the line above
         assert select(other, sql).rows == select(store, sql).rows
 
 

@@ -201,6 +201,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "rules.log.facts": {
         "LogRule.place": "later",
         "shown.spec": ".4g",
+        "ends.least": 1,
         "last_part.least": 1,
         "RunFacts.status": "unknown",
         "RunFacts.gap_threshold": 1.5,
@@ -295,7 +296,12 @@ WITHIN: dict[str, dict[str, Any]] = {
         "mitigate_adapter.k": 10,
         "mitigate_adapter.eps": 0.5,
     },
-    "judge.monitor": {"monitor_run.gap_threshold": 1.5, "report_of.gap_threshold": 1.5, "facts_of.gap_threshold": 1.5},
+    "judge.monitor": {
+        "_signal.least": 1,
+        "monitor_run.gap_threshold": 1.5,
+        "report_of.gap_threshold": 1.5,
+        "facts_of.gap_threshold": 1.5,
+    },
     "judge.monitor.compare": {"compare_runs.gap_threshold": 1.5},
     "rewrite.options": {"ResizeOptions.pieces": "two-sided"},
     "rewrite.resize.calibrated": {"Asked.pieces": "two-sided"},

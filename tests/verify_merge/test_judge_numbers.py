@@ -79,6 +79,17 @@ def test_thirty_six_entries_that_a_merge_would_change_are_evidence(entries, verd
     assert Judge().verdict(made, module(1.0, 1)).verdict == verdict
 
 
+def test_a_replay_whose_result_is_no_number_is_not_the_nearest():
+    """B is beyond float16's range, so a replay with factors in float16 has inf * 0 where A is 0. M went by bfloat16."""
+    w = np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32)
+    b, a = np.full((8, 1), 1e5, np.float32), np.full((1, 64), 1e-5, np.float32)
+    a[0, :8] = 0.0
+    half = DTYPES["BF16"]
+    m = (w.astype(half) + (np.float32(0.3) * (b @ a)).astype(half)).astype(np.float32)
+    found = Judge().verdict(Case(w, m, "F32", "F32", PlainDelta(b, a, 1.0)), module(1.0, 1))
+    assert (found.verdict, found.factor) == ("scaled", pytest.approx(0.3, rel=0.01))
+
+
 def test_replays_are_words():
     assert in_words(MergeReplay(weight="F32"), "F32") == "W + dW in float32"
     assert in_words(MergeReplay(weight="F32", factor=0.5, times=2), "BF16") == (

@@ -298,9 +298,11 @@ def _fail(message: str, advice: str) -> int:
     from gradience.render import clean  # noqa: PLC0415  # only a failure pays for it
     from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # the same
 
-    tail = f" ({_middle_cut(advice, _MAX_ERROR // 4)})" if advice else ""
-    line = _middle_cut(hide_secrets(_middle_cut(" ".join(message.split()), 4 * _MAX_ERROR)), _MAX_ERROR - len(tail))
-    _tell(f"gradience: {clean(line)}{clean(hide_secrets(tail))}")
+    def shown(text: str, most: int) -> str:  # secrets are hidden before the cut, which could leave a part of one
+        return _middle_cut(hide_secrets(_middle_cut(" ".join(text.split()), 4 * _MAX_ERROR)), most)
+
+    tail = f" ({shown(advice, _MAX_ERROR // 4)})" if advice else ""
+    _tell(f"gradience: {clean(shown(message, _MAX_ERROR - len(tail)))}{clean(tail)}")
     return UNUSABLE
 
 

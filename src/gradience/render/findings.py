@@ -134,7 +134,7 @@ def _verdict(report: ValidateReport) -> str:
 
 def _fault(bad: BadLine) -> str:
     where = f"line {bad.line}" + (f", {clean(bad.path)}" if bad.path else f" (byte {bad.offset})")
-    if bad.path is None or bad.expected is None or bad.torn:
+    if bad.path is None or bad.expected is None:
         return f"{where}: {clean(bad.reason)}"
     hint = f" ({clean(bad.hint)})" if bad.hint else ""
     return f"{where}: expected {clean(bad.expected)}, got {clean(bad.got or 'nothing')}{hint}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
+from gradience.judge.monitor.source import names_of, open_source, runs_in
 from gradience.schema import as_float, number_in
 from gradience.schema.fleet import (
     RUNS_BEST_SCHEMA_ID,
@@ -29,10 +30,9 @@ from gradience.schema.fleet import (
     RunsShowReport,
     UnreadLog,
 )
-from gradience.telemetry.series import RunSeries
 from gradience.tables.query import Named, opened, select
 from gradience.tables.store import Store
-from gradience.judge.monitor.source import names_of, open_source, runs_in
+from gradience.telemetry.series import RunSeries
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -162,7 +162,8 @@ def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | 
     split, _, name = metric.rpartition("/")
     order = "value" if wanted == "least" else "value desc"
     values = """select path, run, step, value from evals where split = $split and metric = $name
-        union all select path, run, step, loss from rows where $split = 'train' and $name = 'loss' and loss is not null"""
+        union all select path, run, step, loss from rows
+            where $split = 'train' and $name = 'loss' and loss is not null"""
     group = f"coalesce(runs.{by}::varchar, 'not recorded')" if by else "''"
     sql = f"""with found as ({values}), per_run as (
             select path, run, first(value order by {order}, step) as value, first(step order by {order}, step) as step,

@@ -13,32 +13,33 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from gradience.configs.training import STATE_NAME
+from gradience.collect.fleet import version_of_rules
+from gradience.collect.fleet.audit import Job, Plan, Tally, carry_out, known_rows, plan_of
+from gradience.collect.fleet.engines import Done, run_local
+from gradience.collect.fleet.find import leads_to_folder, stamp_of
+from gradience.configs.training import STATE_NAME, objective_of
 from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
 from gradience.importers.sources import is_run
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
-from gradience.configs.training import objective_of
+from gradience.judge.monitor import held_out_of, report_of
+from gradience.judge.monitor.source import is_log, open_source
 from gradience.schema import Real, as_float, number_in
 from gradience.schema.document import by_severity, writable
 from gradience.schema.events import ConfigSnapshot, Eval
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
 from gradience.spectral import cores
-from gradience.telemetry.series import RunSeries
-from gradience.collect.fleet import version_of_rules
 from gradience.tables import encoded, finding_columns, number_column
-from gradience.collect.fleet.audit import Job, Plan, Tally, carry_out, known_rows, plan_of
-from gradience.collect.fleet.engines import Done, run_local
-from gradience.collect.fleet.find import leads_to_folder, stamp_of
 from gradience.tables.store import Store, Tables
-from gradience.judge.monitor import held_out_of, report_of
-from gradience.judge.monitor.source import is_log, open_source
+from gradience.telemetry.series import RunSeries
 
 _ALONE: Final = 200  # up to this many logs are read without workers, because a worker takes a second to start
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
-RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True)
+RUNS: Final = Tables(
+    RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True
+)
 MAX_RUNS: Final = 1000  # runs in one log; more are an error, because no known log holds as many
 
 _MOST_INT: Final = 2**63 - 1  # largest integer of a column
@@ -177,7 +178,7 @@ def run_job(job: Job) -> bytes:
         source = open_source(job.place)
         runs = list(source.summary.runs.values())
         if len(runs) > MAX_RUNS:
-            raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")
+            raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")  # noqa: TRY301  # a row of the table too
         reports = [report_of(source, series) for series in runs]
     except MissingPackageError as error:
         return run_failed(job, f"{error}: {error.advice}", again=True)
