@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradience import events, fleet, runs
-    from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
+    from gradience.errors import (
+        AdapterError,
+        ConfigError,
+        GradienceError,
+        OptionError,
+        OutputError,
+        RecorderError,
+        SchemaError,
+    )
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers import import_run
     from gradience.judge.audit import audit_adapter
     from gradience.judge.audit.arrays import audit_arrays, audit_pytree
-    from gradience.judge.check import check_config
+    from gradience.judge.check import CheckOptions, check_config
     from gradience.judge.check.data import check_data
+    from gradience.judge.check.options import DataOptions
     from gradience.judge.diagnose import diagnose
     from gradience.judge.monitor import monitor_run
     from gradience.judge.monitor.compare import compare_runs
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
     from gradience.rewrite.merge import merge_adapters
     from gradience.rewrite.merge.check import merge_check
     from gradience.rewrite.mitigate import mitigate_adapter
+    from gradience.rewrite.options import ResizeOptions
     from gradience.rewrite.resize import resize_adapter
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
@@ -33,11 +43,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterError": "gradience.errors",
+    "CheckOptions": "gradience.judge.check",
     "ConfigError": "gradience.errors",
+    "DataOptions": "gradience.judge.check.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
+    "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
+    "ResizeOptions": "gradience.rewrite.options",
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
@@ -73,10 +87,14 @@ _ROOMS = frozenset({"events", "fleet", "runs"})  # modules used by their name, a
 # What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
     "AdapterError",
+    "CheckOptions",
     "ConfigError",
+    "DataOptions",
     "GradienceError",
+    "OptionError",
     "OutputError",
     "RecorderError",
+    "ResizeOptions",
     "SchemaError",
     "TelemetryReader",
     "TelemetryWriter",

@@ -51,6 +51,10 @@ class ConfigError(GradienceError):
     """A configuration file cannot be read or understood."""
 
 
+class OptionError(GradienceError, ValueError):
+    """An option is out of its range, or options do not go together."""
+
+
 class OutputError(GradienceError):
     """A file or folder cannot be written, or something of that name exists already."""
 

@@ -25,7 +25,9 @@ from gradience.judge.check.data import (
     _per_epoch,
     _sample,
     _tokenizer,
+    check_data,
 )
+from gradience.judge.check.options import DataOptions
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport
@@ -82,8 +84,19 @@ def test_a_sample_is_of_rows_from_one_on_unless_all_are_read():
     some = [_sample(9, 8, seed) for seed in range(20)]
     assert all(one is not None and len(one) == 8 for one in some)
     assert set().union(*(one or () for one in some)) == set(range(1, 10))
-    with pytest.raises(ConfigError, match="got 0"):
-        _sample(9, 0, 0)
+    DataOptions(samples=1).refuse_bad()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"samples": 0}, "--samples: expected a number of rows or all, got 0"),
+        ({"seed": -1}, "--seed: expected a whole number from 0, got -1"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_before_anything_is_read(given, says):
+    with pytest.raises(ConfigError, match=says):
+        check_data("missing.jsonl", **given)
 
 
 # --- what an epoch holds -----------------------------------------------------------------------------------------

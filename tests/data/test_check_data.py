@@ -200,6 +200,18 @@ def test_an_assistant_loss_that_trl_refuses_is_an_error(form: str, loss: Any, tm
         gradience.check_data(write(tmp_path / "a.jsonl", rows(form)), tokenizer=tok, loss=loss)
 
 
+def test_records_hold_options_and_single_options_win_over_them(tmp_path, tok):
+    path = write(tmp_path / "a.jsonl", rows("messages"))
+    options, check = gradience.DataOptions(data=path, tokenizer=tok, loss="all"), gradience.CheckOptions(select=["DAT"])
+    asked = [{}, {"loss": "assistant"}, {"select": ["DAT313"]}]
+    found = [gradience.check_data(options=options, check=check, **given) for given in asked]
+    assert [report.data.loss for report in found] == ["all", "assistant", "all"]
+    assert found[0] == gradience.check_data(path, tokenizer=tok, loss="all", select=["DAT"])
+    assert found[0].not_run != found[2].not_run
+    with pytest.raises(TypeError, match="lss"):
+        gradience.check_data(path, lss="all")
+
+
 def test_a_sample_is_drawn_with_its_seed_and_says_what_it_cannot_show(tmp_path: Path, tok: Path) -> None:
     path = write(tmp_path / "train.jsonl", rows("text", 300))
     one, same, other = (gradience.check_data(path, tokenizer=tok, samples=50, seed=seed) for seed in (1, 1, 2))

@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,10 +18,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tables import every
 
-from gradience import AdapterError, OutputError, resize_adapter
+from gradience import AdapterError, OptionError, OutputError, resize_adapter
 from gradience.adapters.open import open_adapter
+from gradience.rewrite.options import ResizeOptions, Target
 from gradience.rewrite.resize import _notes as resize_notes, cut
-from gradience.rewrite.resize.cut import Job, Target, module_rank, planned_file, refit_of, refitted, target_of
+from gradience.rewrite.resize.cut import Job, module_rank, planned_file, refit_of, refitted
 from gradience.rewrite.resize.plan import (
     Loss,
     Plan,
@@ -34,11 +35,8 @@ from gradience.rewrite.resize.plan import (
     source_of,
 )
 from gradience.rules.weights.ranks import Patterns
-from gradience.schema.writing import Criterion
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.update import reduced
-
-CRITERIA = ", ".join(get_args(Criterion))
 
 
 def dense(folder: Path, name: str, scale: float = 1.0) -> np.ndarray:
@@ -57,33 +55,34 @@ def config_of(folder: Path) -> dict[str, Any]:
 @every(
     ("given", "message"),
     [
-        ({}, f"expected exactly one criterion of {CRITERIA}; got none"),
-        ({"like_suggested": False, "rank": None}, f"expected exactly one criterion of {CRITERIA}; got none"),
-        ({"energy": 0.5, "rank": 1}, f"expected exactly one criterion of {CRITERIA}; got rank, energy"),
-        ({"energy": 0.0, "rank": 1}, f"expected exactly one criterion of {CRITERIA}; got rank, energy"),
-        ({"rank": 0}, "rank is 0, expected a whole number from 1"),
-        ({"rank": 1.5}, "rank is 1.5, expected a whole number from 1"),
-        ({"rank": "4"}, "rank is 4, expected a whole number from 1"),
-        ({"energy": 0.0}, "energy is 0.0, expected above 0, at most 1"),
-        ({"energy": 1.1}, "energy is 1.1, expected above 0, at most 1"),
-        ({"rel_error": -0.1}, "rel_error is -0.1, expected from 0, under 1"),
-        ({"rel_error": 1}, "rel_error is 1, expected from 0, under 1"),
-        ({"max_mb": 0.0}, "max_mb is 0.0, expected above 0"),
-        ({"max_mb": math.inf}, "max_mb is inf, expected above 0"),
-        ({"max_params": 0.5}, "max_params is 0.5, expected a whole number from 1"),
-        ({"max_params": 2.5}, "max_params is 2.5, expected a whole number from 1"),
-        ({"like_suggested": 2}, "like_suggested is 2, expected true"),
-        ({"kl": 0}, "kl is 0, expected above 0, in nats"),
-        ({"sv_ratio": 0.9}, "sv_ratio is 0.9, expected from 1"),
-        ({"sv_fro": 0}, "sv_fro is 0, expected above 0, at most 1"),
-        ({"sv_fro": 1.1}, "sv_fro is 1.1, expected above 0, at most 1"),
-        ({"sv_cumulative": 0}, "sv_cumulative is 0, expected above 0, at most 1"),
-        ({"sv_cumulative": 1.1}, "sv_cumulative is 1.1, expected above 0, at most 1"),
+        ({}, "expected exactly one criterion, got none"),
+        ({"like_suggested": False, "rank": None}, "expected exactly one criterion, got none"),
+        ({"energy": 0.5, "rank": 1}, "expected exactly one criterion, got --rank and --energy"),
+        ({"energy": 0.0, "rank": 1}, "expected exactly one criterion, got --rank and --energy"),
+        ({"rank": 0}, "--rank is 0, expected a whole number from 1"),
+        ({"rank": 1.5}, "--rank is 1.5, expected a whole number from 1"),
+        ({"rank": "4"}, "--rank is 4, expected a whole number from 1"),
+        ({"energy": 0.0}, "--energy is 0.0, expected above 0, at most 1"),
+        ({"energy": 1.1}, "--energy is 1.1, expected above 0, at most 1"),
+        ({"rel_error": -0.1}, "--rel-error is -0.1, expected from 0, under 1"),
+        ({"rel_error": 1}, "--rel-error is 1, expected from 0, under 1"),
+        ({"max_mb": 0.0}, "--max-mb is 0.0, expected above 0"),
+        ({"max_mb": math.inf}, "--max-mb is inf, expected a finite number"),
+        ({"max_params": 0.5}, "--max-params is 0.5, expected a whole number from 1"),
+        ({"max_params": 2.5}, "--max-params is 2.5, expected a whole number from 1"),
+        ({"like_suggested": 2}, "--like-suggested is 2, expected true"),
+        ({"kl": 0}, "--kl is 0, expected above 0, in nats"),
+        ({"sv_ratio": 0.9}, "--sv-ratio is 0.9, expected from 1"),
+        ({"sv_fro": 0}, "--sv-fro is 0, expected above 0, at most 1"),
+        ({"sv_fro": 1.1}, "--sv-fro is 1.1, expected above 0, at most 1"),
+        ({"sv_cumulative": 0}, "--sv-cumulative is 0, expected above 0, at most 1"),
+        ({"sv_cumulative": 1.1}, "--sv-cumulative is 1.1, expected above 0, at most 1"),
+        ({"rank": 1, "seed": -1}, "--seed is -1, expected a whole number from 0"),
     ],
 )
 def test_a_criterion_out_of_its_range_is_refused_with_the_range(given, message):
-    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
-        target_of(given)
+    with pytest.raises(OptionError) as error:
+        ResizeOptions(**given).target()
     assert str(error.value) == message
 
 
@@ -468,21 +467,21 @@ def test_what_else_lies_in_the_folder_is_named_eight_at_the_most(others, tail, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl": 0.1}, "kl is measured on inputs: expected calibrate or calibrate_tokens"),
+        ({"kl": 0.1}, "--kl is measured on inputs, and none are given"),
         (
             {"rank": 1, "calibrate": "t", "calibrate_tokens": "t", "base": "b"},
-            "expected calibrate or calibrate_tokens, got both",
+            "got --calibrate and --calibrate-tokens, expected one of them",
         ),
-        ({"rank": 1, "calibrate": "t"}, "calibration runs the model: expected base"),
-        ({"rank": 1, "calibrate_tokens": "t"}, "calibration runs the model: expected base"),
+        ({"rank": 1, "calibrate": "t"}, "--calibrate runs the model, and no base is given"),
+        ({"rank": 1, "calibrate_tokens": "t"}, "--calibrate-tokens runs the model, and no base is given"),
         (
             {"energy": 0.5, "calibrate": "t", "base": "b"},
-            "energy is a rule on singular values; calibration takes kl, rank, max_params, max_mb",
+            "--energy is a rule on singular values, which --calibrate does without",
         ),
     ],
 )
 def test_what_a_calibration_lacks_is_said_before_anything_is_read(options, message, tmp_path):
-    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
+    with pytest.raises(OptionError) as error:
         resize_adapter(tmp_path / "missing", **options)
     assert str(error.value) == message
 

@@ -24,8 +24,8 @@ from gradience.models import load_model
 from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
+from gradience.rewrite.options import Target
 from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter, kept_for, without_modules
-from gradience.rewrite.resize.cut import Target
 from gradience.rewrite.resize.pieces import (
     Candidate,
     combined,

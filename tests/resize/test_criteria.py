@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 from tables import every
 
-from gradience.rewrite.resize.cut import Priced, Target, module_rank, ranks_within, target_of
+from gradience.rewrite.options import ResizeOptions, Target
+from gradience.rewrite.resize.cut import Priced, module_rank, ranks_within
 
 SPECTRA = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20).map(lambda s: np.sort(np.asarray(s))[::-1])
 SHARES = st.floats(0.01, 0.99)
@@ -103,7 +104,7 @@ def test_a_larger_budget_at_one_price_never_lowers_a_rank(groups, budget):
 )
 def test_anything_but_one_criterion_in_its_range_is_refused(given_):
     with pytest.raises(ValueError, match="expected"):
-        target_of(given_)
+        ResizeOptions(**given_).target()
 
 
 @every(
@@ -178,7 +179,7 @@ def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothin
     ],
 )
 def test_the_ends_of_a_range_belong_to_it(name, value):
-    assert target_of({name: value}) == (name, float(value))
+    assert ResizeOptions(**{name: value}).target() == (name, float(value))
 
 
 @every(
@@ -193,8 +194,8 @@ def test_the_ends_of_a_range_belong_to_it(name, value):
     ],
 )
 def test_what_lies_just_outside_a_range_is_refused(name, value):
-    with pytest.raises(ValueError, match=name):
-        target_of({name: value})
+    with pytest.raises(ValueError, match=name.replace("_", "-")):
+        ResizeOptions(**{name: value}).target()
 
 
 @pytest.mark.parametrize(("least", "rank"), [(2.0, 1), (2.01, 2)])

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +16,9 @@ from tables import every
 
 from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
+from gradience.rewrite.options import Target
 from gradience.rewrite.resize import calibrated
 from gradience.rewrite.resize.calibrated import _maps, kept_for, without_modules
-from gradience.rewrite.resize.cut import Target
 from gradience.rewrite.resize.pieces import (
     Candidate,
     Order,
@@ -34,9 +34,6 @@ from gradience.rewrite.resize.pieces import (
     within,
 )
 from gradience.rewrite.resize.plan import resizable_pairs
-from gradience.schema.writing import Criterion
-
-CRITERIA = ", ".join(get_args(Criterion))
 
 
 def dense(folder: Path, name: str, scale: float = 1.0) -> np.ndarray:

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 from drawn_adapters import adapter, base
-from tables import every
 
 import gradience as g
-from gradience.cli.rewrite import ByOutputs
 from gradience.configs.settings import split_names
-from gradience.errors import AdapterError
 from gradience.rewrite.mitigate import _Run, mitigate_adapter
+from gradience.rewrite.options import ResizeOptions
 from gradience.rules.config import RULES
 
 
@@ -70,24 +68,12 @@ def test_intruders_are_counted_where_they_are_asked_for(places):
     assert all(module.base.intruders is None for module in found.modules)
 
 
-@every(
-    ("given", "criterion", "has_base", "says"),
-    [
-        ({"calibrate": Path("a"), "calibrate_tokens": Path("b")}, "kl", True, "expected one of them"),
-        ({}, "kl", True, "--kl is measured on inputs"),
-        ({"calibrate": Path("a")}, "energy", True, "--energy is a rule on singular values"),
-        ({"calibrate_tokens": Path("a")}, "rank", False, "--calibrate-tokens runs the model"),
-        ({"calibrate": Path("a")}, "rank", True, None),
-        ({}, "energy", False, None),
-    ],
-)
-def test_inputs_of_a_resize_go_with_a_base_and_a_criterion_of_outputs(given, criterion, has_base, says):
-    options = ByOutputs(**given)
-    if says is None:
-        assert options.check([criterion], Path("m") if has_base else None) is None
-        return
-    with pytest.raises(AdapterError, match=says):
-        options.check([criterion], Path("m") if has_base else None)
+def test_a_resize_takes_a_record_and_single_options_which_win_over_it(places):
+    record = ResizeOptions(energy=0.5, dtype="float16")
+    found = g.resize_adapter(places[0], options=record, energy=1.0)
+    assert (found.criterion, found.value, found.dtype) == ("energy", 1.0, "F16")
+    with pytest.raises(TypeError, match="enregy"):
+        g.resize_adapter(places[0], options=record, enregy=1.0)
 
 
 def test_the_base_s_own_name_of_a_weight_is_looked_up_else_the_module_s():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
 from gradience.configs.values import Malformed, keyword, plain, short_name, whole
 from gradience.errors import ConfigError
-from gradience.judge.check import check_config
+from gradience.judge.check import CheckOptions, check_config
+from gradience.judge.check.options import DataOptions
 from gradience.schema import Json, TaskProfile, real
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 
@@ -107,51 +107,11 @@ _NO_OVERRIDES = Overrides()
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """The data set, and how its trainer tokenises it; what is not given is taken from the recipe of --training.
-
-    Parameters
-    ----------
-    data:
-        Training data: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of such files or of
-        save_to_disk; 'recipe' for the data set that --training names.
-    eval_data:
-        Evaluation data: what of it stands in the training data?
-    tokenizer:
-        Folder of the tokenizer.
-    max_length:
-        Tokens per sequence; 0 for no limit. Default: the recipe's, else 1024 as in TRL.
-    loss:
-        On the assistant's turns, on completions, or on all tokens. Default: the trainer's for the format.
-    template:
-        File with a chat template, instead of the tokenizer's.
-    packing:
-        Sequences are packed.
-    samples:
-        Rows to read, drawn with --seed; or all.
-    seed:
-        Seed of the sample.
-    show_rows:
-        Show the text of rows that a finding names.
-    """
-
-    data: Path | None = None
-    eval_data: Path | None = None
-    tokenizer: Path | None = None
-    max_length: int | None = None
-    loss: Literal["assistant", "completion", "all"] | None = None
-    template: Path | None = None
-    packing: bool | None = None
-    samples: NonNegativeInt | Literal["all"] = 10_000
-    seed: NonNegativeInt = 0
-    show_rows: opt.Flag = False
-
-    def given(self) -> dict[str, Any]:
-        """The options that say something about data, which need --data."""
-        return {name: value for name, value in asdict(self).items() if value != getattr(_NO_DATA, name)}
+class _DataOptions(DataOptions):
+    show_rows: opt.Flag = False  # which has no --no-show-rows
 
 
-_NO_DATA = DataOptions()
+_NO_DATA = _DataOptions()
 
 
 def check(
@@ -165,7 +125,7 @@ def check(
     training: Path | None = None,
     base: opt.Base = None,
     overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
-    data_options: Annotated[DataOptions, Parameter(name="*")] = _NO_DATA,
+    data_options: Annotated[_DataOptions, Parameter(name="*")] = _NO_DATA,
     serve: opt.Strings = None,
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
@@ -194,27 +154,28 @@ def check(
         will make of it.
     """
     resolved = options.resolved()
-    given: dict[str, Any] = {
-        "document": config,
-        "peft_dir": peft_dir,
-        "training_dir": training_dir,
-        "peft": peft,
-        "training": training,
-        "overrides": overrides.snapshot(),
-        "base": base,
-        "task": task,
-        "serve": serve or (),
+    given = CheckOptions(
+        document=config,
+        peft_dir=peft_dir,
+        training_dir=training_dir,
+        peft=peft,
+        training=training,
+        overrides=overrides.snapshot(),
+        base=base,
+        task=task,
+        serve=serve or (),
         **resolved.rules,
-    }
+    )
     if data_options.data is None:
-        if data_options.given():
-            name = next(iter(data_options.given())).replace("_", "-")
-            raise ConfigError(f"--{name} without --data", advice="give --data FILE, or --data recipe with --training")
-        report = check_config(**given)
+        without = (each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default)
+        if (name := next(without, None)) is not None:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} without --data", advice="give --data FILE, or --data recipe with --training")
+        report = check_config(options=given)
     else:
         from gradience.judge.check.data import check_data  # noqa: PLC0415  # only those with data pay for it
 
-        report = check_data(**asdict(data_options), **given)
+        report = check_data(options=data_options, check=given)
     from gradience.judge.check import source_locations  # noqa: PLC0415  # the same
     from gradience.render.check import check_text  # noqa: PLC0415  # after the check: --help needs none of it
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
@@ -18,115 +17,16 @@ from gradience.cli.output import keep_freed, on_terminal
 from gradience.device import prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.writing import convert_text, mitigate_text, resize_text
+from gradience.rewrite.options import ResizeOptions
 from gradience.schema.writing import Target
 
-_BY_OUTPUTS = ("kl", "rank", "max_params", "max_mb")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Criterion:
-    """How the new ranks are chosen; exactly one is given.
-
-    Parameters
-    ----------
-    rank:
-        k = RANK in every module that has more.
-    energy:
-        Least k with sum_{i<=k} sigma_i^2 >= ENERGY * sum sigma_i^2.
-    rel_error:
-        Least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= REL_ERROR: the relative error of the module.
-    max_mb:
-        The weights file has at most MAX_MB * 10^6 bytes. Ranks go where they keep most sigma^2 per byte.
-    max_params:
-        The factors A and B have at most MAX_PARAMS parameters. Ranks go where they keep most sigma^2 per parameter.
-    like_suggested:
-        Each module at the rank that 'gradience audit --suggest-per-layer' suggests: its k@90%.
-    sv_ratio:
-        k = the number of sigma_i > sigma_1 / SV_RATIO. This and the next two as in sd-scripts' resize_lora.py.
-    sv_fro:
-        Least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= SV_FRO.
-    sv_cumulative:
-        Least k with sum_{i<=k} sigma_i / sum sigma_i >= SV_CUMULATIVE.
-    kl:
-        With --calibrate: the fewest pieces for which the outputs' measured KL from the whole adapter is at most KL,
-        in nats per prediction.
-    """
-
-    rank: PositiveInt | None = None
-    energy: opt.Share = None
-    rel_error: Annotated[float | None, Parameter(validator=Number(gte=0.0, lt=1.0))] = None
-    max_mb: Annotated[float | None, Parameter(validator=Number(gt=0.0))] = None
-    max_params: PositiveInt | None = None
-    like_suggested: opt.Flag = False
-    sv_ratio: Annotated[float | None, Parameter(validator=Number(gte=1.0))] = None
-    sv_fro: opt.Share = None
-    sv_cumulative: opt.Share = None
-    kl: Annotated[float | None, Parameter(validator=Number(gt=0.0))] = None
-
-    def chosen(self) -> dict[str, float]:
-        """The one criterion given, as a keyword argument of `resize_adapter`.
-
-        Raises:
-            AdapterError: none or several are given, or the number is not finite.
-        """
-        names = [field.name for field in fields(self)]
-        given = {name: value for name in names if (value := getattr(self, name)) is not None and value is not False}
-        if len(given) != 1:
-            got = " and ".join(map(_option, given)) or "none"
-            raise AdapterError(f"expected exactly one criterion, got {got}", advice=f"give one of {_listed(names)}")
-        [(name, value)] = given.items()
-        if not math.isfinite(value):
-            raise AdapterError(f"{_option(name)} is {value}, expected a finite number")
-        return given
+class _ResizeOptions(ResizeOptions):
+    like_suggested: opt.Flag = False  # which has no --no-like-suggested
 
 
-@dataclass(frozen=True, kw_only=True)
-class ByOutputs:
-    """Choice by what the model's outputs lose, on inputs without labels; needs --base and gradience[hf].
-
-    Parameters
-    ----------
-    calibrate:
-        File of inputs: JSONL or Parquet with text, prompt or messages, or plain text with an input on each line. Over
-        all modules at once those pieces are kept that do most to the outputs per parameter: for --kl, or within
-        --max-params, --max-mb or the parameters of --rank. A module may leave the adapter. What it cost is measured
-        on other inputs of the file.
-    calibrate_tokens:
-        The same as JSONL of token ids.
-    pieces:
-        two-sided: by inputs and gradients of each module; svd: those of the weights alone.
-    seed:
-        Of the choice of inputs and of the labels drawn from the model.
-    """
-
-    calibrate: Path | None = None
-    calibrate_tokens: Path | None = None
-    pieces: Literal["two-sided", "svd"] = "two-sided"
-    seed: NonNegativeInt = 0
-
-    def check(self, chosen: Iterable[str], base: Path | None) -> None:
-        """Do nothing if the options go together.
-
-        Raises:
-            AdapterError: one of them is missing, given twice, or of no use for the criterion.
-        """
-        given = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name) is not None]
-        [criterion] = chosen
-        if len(given) > 1:
-            raise AdapterError("got --calibrate and --calibrate-tokens, expected one of them", advice="give one")
-        if not given and criterion == "kl":
-            raise AdapterError("--kl is measured on inputs, and none are given", advice="give --calibrate FILE")
-        if given and criterion not in _BY_OUTPUTS:
-            raise AdapterError(
-                f"{_option(criterion)} is a rule on singular values, which --calibrate does without",
-                advice=f"with --calibrate give one of {_listed(_BY_OUTPUTS)}",
-            )
-        if given and base is None:
-            raise AdapterError(f"{_option(given[0])} runs the model, and no base is given", advice="give --base MODEL")
-
-
-_NO_CRITERION = Criterion()
-_NO_INPUTS = ByOutputs()
+_NO_OPTIONS = _ResizeOptions()
 
 
 def resize(
@@ -135,10 +35,7 @@ def resize(
     *,
     peft_dir: opt.PeftDir = None,
     out: Path | None = None,
-    criterion: Annotated[Criterion, Parameter(name="*")] = _NO_CRITERION,
-    by_outputs: Annotated[ByOutputs, Parameter(name="*")] = _NO_INPUTS,
-    dtype: opt.Dtype = None,
-    base: opt.Base = None,
+    options: Annotated[_ResizeOptions, Parameter(name="*")] = _NO_OPTIONS,
     adapter_config: opt.AdapterConfig = None,
     weights: opt.WeightsFile = None,
     dry_run: opt.DryRun = False,
@@ -162,8 +59,7 @@ def resize(
     """
     adapter = opt.given_once("resize", path, peft_dir)
     place = opt.output_path(out, dry_run=dry_run)
-    chosen = criterion.chosen()
-    by_outputs.check(chosen, base)
+    options.target()  # raises before JAX is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for r x r problems, more threads would wait for each other
     keep_freed()
     prepare_jax("auto")
@@ -172,24 +68,13 @@ def resize(
     report = resize_adapter(
         adapter,
         place,
-        dtype=dtype,
-        base=base,
+        options=options,
         adapter_config=adapter_config,
         weights=weights,
         force=force,
         progress=on_terminal("resize"),
-        **asdict(by_outputs),
-        **chosen,  # type: ignore[arg-type]  # each value has its own option's type
     )
     return opt.print_report(report, lambda it: resize_text(it, verbose=verbose), json=json)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(_option, names))
 
 
 def mitigate(

@@ -23,7 +23,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -57,7 +57,6 @@ _CARD_GAP: Final = b"[More Information Needed]"
 _CARD_GAPS: Final = 20  # open fields that mark a card as unedited: PEFT writes about thirty, an edited card has few
 _MAX_CARD: Final = 64 * 1024  # bytes; PEFT's card has 5 KB
 
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 STORED: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The dtypes in which factors are written, and safetensors' names of them."""
 _AHEAD: Final = 2  # tensors for each thread: one being computed, one waiting to be written

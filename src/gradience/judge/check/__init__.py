@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -124,25 +125,11 @@ Settings = HasToDict | Mapping[str, Any]
 SETTINGS = (HasToDict, Mapping)  # the same for isinstance
 
 
-def check_config(
-    config: ConfigSnapshot | Mapping[str, Any] | None = None,
-    *,
-    document: Place | None = None,
-    peft_dir: Place | None = None,
-    training_dir: Place | None = None,
-    peft: Place | Settings | None = None,
-    training: Place | Settings | None = None,
-    overrides: ConfigSnapshot | None = None,
-    base: Place | None = None,
-    task: str | None = None,
-    serve: Iterable[str] = (),
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    settings: Place | None = None,
-) -> CheckReport:
-    """Check a configuration by the rules. A later source wins over an earlier one.
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The sources of a configuration, of which a later one wins, and what it is judged for and by.
 
-    Args:
+    Attributes:
         config: a Struct, or a mapping of settings of any shape, such as `{"lr": 1e-3, "lora": {"r": 8}}`.
         document: one file of any shape, or the folder a run left.
         peft_dir: a folder with an adapter config.
@@ -157,40 +144,26 @@ def check_config(
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
-            arguments of that name are empty. If None, no file is looked for.
-
-    Raises:
-        ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
-        AdapterError: the base cannot be read.
+            options of that name are empty. If None, no file is looked for.
     """
-    unwanted = excluded_rules([rule.id for rule in RULES], select=select, ignore=ignore, settings=settings)
-    given = ConfigSources(config, document, peft_dir, training_dir, peft, training, overrides)
-    whole = given.read()
-    if whole.config == ConfigSnapshot():
-        message = "nothing to check"
-        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
-    return judged(
-        whole,
-        given.folders,
-        base=base,
-        task=task,
-        serve=serve,
-        settings=settings,
-        unwanted=unwanted,
-        around=when_of(whole),
-    )
 
+    config: ConfigSnapshot | Mapping[str, Any] | None = None
+    document: Place | None = None
+    peft_dir: Place | None = None
+    training_dir: Place | None = None
+    peft: Place | Settings | None = None
+    training: Place | Settings | None = None
+    overrides: ConfigSnapshot | None = None
+    base: Place | None = None
+    task: str | None = None
+    serve: Iterable[str] = ()
+    select: Iterable[str] = ()
+    ignore: Iterable[str] = ()
+    settings: Place | None = None
 
-class ConfigSources(NamedTuple):
-    """The sources of a configuration, as in `check_config`; a later source wins over an earlier one."""
-
-    config: ConfigSnapshot | Mapping[str, Any] | None
-    document: Place | None
-    peft_dir: Place | None
-    training_dir: Place | None
-    peft: Place | Settings | None
-    training: Place | Settings | None
-    overrides: ConfigSnapshot | None
+    def unwanted(self, ids: Sequence[str]) -> dict[str, str]:
+        """The rules that are left out, each with its reason."""
+        return excluded_rules(ids, select=self.select, ignore=self.ignore, settings=self.settings)
 
     @property
     def folders(self) -> list[Path]:
@@ -213,14 +186,38 @@ class ConfigSources(NamedTuple):
         return stack(layer for layer in layers if layer is not None)
 
 
+_DEFAULTS = CheckOptions()
+
+
+def check_config(
+    config: ConfigSnapshot | Mapping[str, Any] | None = None, *, options: CheckOptions = _DEFAULTS, **keywords: Any
+) -> CheckReport:
+    """Check a configuration by the rules. A later source wins over an earlier one.
+
+    Args:
+        config: a Struct, or a mapping of settings of any shape; it wins over that of `options`.
+        options: the sources of the configuration, the base and the rules.
+        keywords: single options by name, such as `peft_dir="adapter"`; they win over `options`.
+
+    Raises:
+        ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
+        AdapterError: the base cannot be read.
+        TypeError: no option has such a name.
+    """
+    given = replace(options, config=options.config if config is None else config, **keywords)
+    unwanted = given.unwanted([rule.id for rule in RULES])
+    whole = given.read()
+    if whole.config == ConfigSnapshot():
+        message = "nothing to check"
+        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
+    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole))
+
+
 def judged(
     whole: Layer,
+    given: CheckOptions,
     folders: Sequence[Path],
     *,
-    base: Place | None,
-    task: str | None,
-    serve: Iterable[str],
-    settings: Place | None,
     unwanted: Mapping[str, str],
     around: CheckContext,
 ) -> CheckReport:
@@ -228,19 +225,16 @@ def judged(
 
     Args:
         whole: the configuration.
-        folders: where it was read, beside which more may be found.
-        base: as in `check_config`, like `task`, `serve` and `settings`.
-        task: as above.
-        serve: as above.
-        settings: as above.
+        given: where it was read, and what it is judged for; its rules are not asked.
+        folders: where more may be found, such as a tokenizer.
         unwanted: the rules to leave out, each with its reason.
         around: when the configuration is judged, and what is known of its run.
     """
-    config, versions = _complete(whole, task), _transformers()
-    where = None if base is None else Path(base)
-    around = around._replace(engines=_engines(serve, settings))
+    config, versions = _complete(whole, given.task), _transformers()
+    where = None if given.base is None else Path(given.base)
+    around = around._replace(engines=_engines(given.serve, given.settings))
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
-    named = (("base", base), ("settings", settings))
+    named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
     n_judged = len(RULES) - len({item.id for item in verdict.not_run})

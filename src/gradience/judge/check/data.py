@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -19,8 +20,9 @@ from gradience.data.overlap import EvalRows
 from gradience.data.rows import Fault, Source
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
-from gradience.judge.check import SETTINGS, ConfigSources, Place, Settings, judged, when_of
-from gradience.rules import excluded_rules, judge
+from gradience.judge.check import SETTINGS, CheckOptions, Place, Settings, judged, when_of
+from gradience.judge.check.options import DataOptions, Samples
+from gradience.rules import judge
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
 from gradience.schema import Json, Real, real
@@ -31,13 +33,12 @@ from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, L
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 
-Samples: TypeAlias = int | Literal["all"]
-
-SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
 _BATCH: Final = 8  # default per_device_train_batch_size of transformers
 _CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
+_DEFAULTS: Final = DataOptions()
+_NO_CONFIG: Final = CheckOptions()
 
 
 class Asked(NamedTuple):
@@ -127,8 +128,6 @@ def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
 
 def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
     """The numbers of the rows to read; None for all rows."""
-    if samples != "all" and samples < 1:
-        raise ConfigError(f"--samples: expected a number of rows or all, got {samples}", advice="correct the option")
     if samples == "all" or samples >= count:
         return None
     return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
@@ -194,107 +193,66 @@ def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
 def check_data(
     data: Place | None = None,
     *,
-    eval_data: Place | None = None,
-    tokenizer: Place | None = None,
-    max_length: int | None = None,
-    loss: Literal["assistant", "completion", "all"] | None = None,
-    template: Place | None = None,
-    packing: bool | None = None,
-    samples: Samples = SAMPLES,
-    seed: int = 0,
-    show_rows: bool = False,
-    config: ConfigSnapshot | None = None,
-    document: Place | None = None,
-    peft_dir: Place | None = None,
-    training_dir: Place | None = None,
-    peft: Place | Settings | None = None,
-    training: Place | Settings | None = None,
-    overrides: ConfigSnapshot | None = None,
-    base: Place | None = None,
-    task: str | None = None,
-    serve: Iterable[str] = (),
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    settings: Place | None = None,
+    options: DataOptions = _DEFAULTS,
+    check: CheckOptions = _NO_CONFIG,
+    **keywords: Any,
 ) -> CheckReport:
     """Check a data set by the rules, tokenised as its trainer would; and a configuration, if one is given.
 
     Missing options are taken from the recipe in `training` or `document` (TRL, Axolotl, LLaMA-Factory, torchtune).
 
     Args:
-        data: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder of such files or of `save_to_disk`; None or
-            `recipe`: the data set that the recipe names.
-        eval_data: the evaluation set, for overlap.
-        tokenizer: its folder, or organisation/name in the hub's local cache; else one beside the adapter or the base.
-        max_length: tokens per sequence; 0 for no limit. Else the recipe's, else TRL's default of 1024 for its trainers.
-        loss: on the assistant's turns, on completions, or on all tokens; else the trainer's default for the format.
-        template: a file with a chat template, instead of the tokenizer's.
-        packing: whether sequences are packed.
-        samples: rows to read, drawn with the seed; `all` for every row.
-        seed: seed of the sample.
-        show_rows: put the text of rows that a finding names into the report.
-        config: a configuration. This and the following arguments are as in `check_config`.
-        document: one file of any shape, or the folder a run left.
-        peft_dir: a folder with an adapter config.
-        training_dir: a folder with training arguments.
-        peft: an adapter config.
-        training: training arguments or a recipe.
-        overrides: a Struct that wins over all of these.
-        base: the base model; its config.json says how many classes it has.
-        task: what is trained: `reward` reads preferences as RewardTrainer does.
-        serve: engines the adapter is meant for.
-        select: ids of rules, or beginnings of ids, to apply; all by default.
-        ignore: ids of rules, or beginnings of ids, to leave out.
-        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`.
+        data: the data set, as in `DataOptions`; None or `recipe`: the one that the recipe names.
+        options: the data set, and how its trainer tokenises it. A tokenizer may also be organisation/name in the hub's
+            local cache; without one, one beside the adapter or the base is taken.
+        check: a configuration and the rules, as for `check_config`; the base's config.json says how many classes it
+            has, and the task `reward` reads preferences as RewardTrainer does.
+        keywords: single options of both records by name, such as `loss="all"`; they win over the records.
 
     Raises:
-        ConfigError: a file cannot be read, is of no known format, or its rows need an option that was not given.
+        ConfigError: a file cannot be read, is of no known format, or its rows need an option that was not given; or an
+            option is out of its range.
         AdapterError: the base cannot be read.
+        TypeError: no option has such a name.
     """
+    of_data = {field.name: keywords.pop(field.name) for field in fields(DataOptions) if field.name in keywords}
+    options, given = replace(options, **of_data), replace(check, **keywords)
+    options.refuse_bad()
+    data = options.data if data is None else data
     ids = [*_CONFIG_IDS, *(rule.id for rule in DATA_RULES)]
-    unwanted = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
-    given = ConfigSources(config, document, peft_dir, training_dir, peft, training, overrides)
+    unwanted = given.unwanted(ids)
     whole = given.read()
-    plan = _plan(training, document)
+    plan = _plan(given.training, given.document)
     train = plan.train if data is None or str(data) == RECIPE else Path(data)
     if train is None:
         raise ConfigError("no data: the recipe names no data set that is found here", advice="give --data FILE")
-    folders = [*given.folders, *([] if base is None else [Path(base)])]
+    folders = [*given.folders, *([] if given.base is None else [Path(given.base)])]
     report = measure_data(
         Asked(
             plan=plan,
             train=train,
-            evaluation=_path(eval_data) or plan.evaluation,
-            loss=loss or plan.loss,
-            loss_from="the option" if loss else "the recipe" if plan.loss else "the trainer's default",
-            max_length=_length(max_length, plan, whole.config),
-            packing=bool(plan.packing) if packing is None else packing,
-            tokenizer=_path(tokenizer) or plan.tokenizer or _beside(folders),
-            template=_path(template) or plan.template,
-            samples=samples,
-            task=task,
+            evaluation=_path(options.eval_data) or plan.evaluation,
+            loss=options.loss or plan.loss,
+            loss_from="the option" if options.loss else "the recipe" if plan.loss else "the trainer's default",
+            max_length=_length(options.max_length, plan, whole.config),
+            packing=bool(plan.packing) if options.packing is None else options.packing,
+            tokenizer=_path(options.tokenizer) or plan.tokenizer or _beside(folders),
+            template=_path(options.template) or plan.template,
+            samples=options.samples,
+            task=given.task,
             limits=Limits(
                 batch_size=whole.config.training.batch_size or _BATCH,
-                num_labels=_classes(whole.config, base),
-                seed=seed,
-                show_rows=show_rows,
+                num_labels=_classes(whole.config, given.base),
+                seed=options.seed,
+                show_rows=options.show_rows,
             ),
         )
     )
     of_config = {rule_id: why for rule_id, why in unwanted.items() if rule_id in _CONFIG_IDS}
     found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
-        known, named = _with_data(whole, report), task or report.trainer
-        found = judged(
-            known,
-            folders,
-            base=base,
-            task=named,
-            serve=serve,
-            settings=settings,
-            unwanted=of_config,
-            around=when_of(whole),
-        )
+        known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
+        found = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole))
     return _joined(found, report, unwanted)
 
 

@@ -24,7 +24,7 @@ from gradience.errors import ConfigError, DamagedError, GradienceError, few
 from gradience.importers.sources import is_run, run_folders
 from gradience.io import PathLike
 from gradience.io.reading import open_regular
-from gradience.judge.check import ConfigSources, judged, when_of
+from gradience.judge.check import CheckOptions, judged, when_of
 from gradience.judge.diagnose.identity import CheckpointFolder, identify
 from gradience.judge.monitor import report_of
 from gradience.judge.monitor.source import open_source
@@ -431,20 +431,13 @@ def _read_config(
     found = Found(named or training or beside or sources.log.path, chosen=sources.config.chosen)
     if named is None and training is not None and (unused := _unused(training)) and (stated or beside):
         found, training = Found(beside or sources.log.path, chosen=unused), None
-    given = ConfigSources(stated, named, None, None, beside, None if named else training, None)
+    used = None if named else training
+    given = CheckOptions(config=stated, document=named, peft=beside, training=used, base=base, task=task)
     reasons = _of((rule.id for rule in RULES), left_out)
     try:
         whole = given.read()
-        check = judged(
-            whole,
-            given.folders,
-            base=base,
-            task=task,
-            serve=(),
-            settings=None,
-            unwanted=reasons,
-            around=when_of(whole) if log is None else _weighed(log),
-        )
+        around = when_of(whole) if log is None else _weighed(log)
+        check = judged(whole, given, given.folders, unwanted=reasons, around=around)
     except GradienceError as fault:
         return None, _state("config", found, fault=fault)
     files = [Path(file.path).name for file in check.sources if file.role != "base"]

@@ -31,10 +31,10 @@ from gradience.rewrite.merge.pairs import (
     refuse,
     tensors_of,
 )
+from gradience.rewrite.options import Dtype
 from gradience.rewrite.sides import Matching, Side, described, matched, open_sides
 from gradience.rewrite.writing import (
     STORED,
-    Dtype,
     NewAdapter,
     SourceFiles,
     Spool,

@@ -6,9 +6,10 @@ The output is a folder that PEFT loads, or one file in kohya's format. It is wri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -19,14 +20,13 @@ from gradience.errors import OutputError
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file, keep_private
 from gradience.io.safetensors import PlannedTensor, write_safetensors
-from gradience.rewrite.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
-from gradience.rewrite.resize.cut import Target, target_of
+from gradience.rewrite.options import Dtype, ResizeOptions, Target
+from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter, plan_by_outputs
 from gradience.rewrite.resize.plan import NewConfig, Plan, new_config, plan_of
 from gradience.rewrite.sides import raw_config
 from gradience.rewrite.writing import (
     PROVENANCE_NAME,
     STORED,
-    Dtype,
     NewAdapter,
     SourceFiles,
     encoded,
@@ -41,95 +41,53 @@ from gradience.schema.writing import Provenance, ResizeReport
 PROVENANCE_KEY: Final = "gradience_provenance"
 _STALE: Final = ("sshs_model_hash", "sshs_legacy_hash")  # hashes of the old weights
 _NAMED: Final = 8
+_DEFAULTS: Final = ResizeOptions()
 
 
 def resize_adapter(
     path: PathLike,
     out: PathLike | None = None,
     *,
-    rank: int | None = None,
-    energy: float | None = None,
-    rel_error: float | None = None,
-    max_mb: float | None = None,
-    max_params: int | None = None,
-    like_suggested: bool = False,
-    sv_ratio: float | None = None,
-    sv_fro: float | None = None,
-    sv_cumulative: float | None = None,
-    kl: float | None = None,
-    calibrate: PathLike | None = None,
-    calibrate_tokens: PathLike | None = None,
-    pieces: PiecesOf = "two-sided",
-    seed: int = 0,
-    dtype: Dtype | None = None,
-    base: PathLike | None = None,
+    options: ResizeOptions = _DEFAULTS,
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **keywords: Any,
 ) -> ResizeReport:
     """Write a copy of a LoRA adapter whose updates have lower ranks, each the best approximation at its rank.
-
-    Exactly one criterion must be given. sigma are a module's singular values, largest first.
 
     Args:
         path: the folder that PEFT saved, or its weights file; or a LoRA file in kohya's format. It is not changed.
         out: the folder (for kohya's format the .safetensors file) to write; None computes the report only.
-        rank: k = `rank` for every module that has more.
-        energy: least k with sum_{i<=k} sigma_i^2 >= energy * sum sigma_i^2.
-        rel_error: least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= rel_error.
-        max_mb: the largest size of the weights file in megabytes (10^6 bytes); ranks are chosen to keep most sigma^2.
-        max_params: the largest number of parameters in the factors; ranks are chosen as for `max_mb`.
-        like_suggested: each module at the rank that the audit suggests for it (`suggest_per_layer`).
-        sv_ratio: k = the number of sigma_i > sigma_1 / sv_ratio.
-        sv_fro: least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= sv_fro.
-        sv_cumulative: least k with sum_{i<=k} sigma_i / sum sigma_i >= sv_cumulative.
-        kl: the fewest pieces whose KL divergence from the whole adapter, measured on the calibration inputs, is at most
-            `kl` nats per prediction.
-        calibrate: inputs without labels. Pieces are chosen over all modules at once by their effect on the outputs: for
-            `kl`, or within `rank` (the parameters of that rank everywhere), `max_params` or `max_mb`.
-        calibrate_tokens: the calibration inputs as token ids.
-        pieces: the pieces that calibration chooses from: `two-sided`, or those of the weights alone (`svd`).
-        seed: the seed of calibration, for the choice of inputs and the drawn labels.
-        dtype: the dtype of the new factors; None keeps the old one.
-        base: the base model, which DoRA and calibration need: a folder, or organisation/name in the hub's cache.
+        options: how the new ranks are chosen: exactly one criterion.
         adapter_config: the config, if it is not beside the weights.
         weights: the weights file, if it has an unusual name.
         force: replace `out` if it exists, once the new folder is complete.
         progress: called with (modules done, modules in all, the module's name) while the folder is written.
+        keywords: single options by name, such as `rank=8`; they win over `options`.
 
     Raises:
         AdapterError: the adapter cannot be read, or is of a kind that cannot be resized; the message says why.
         ConfigError: the inputs cannot be read, or are too few.
         GradienceError: calibration needs torch, transformers or PEFT, and it is not installed.
+        OptionError: not exactly one criterion is given, or options are out of range or do not go together.
         OutputError: `out` exists, or cannot be written.
-        ValueError: not exactly one criterion is given, or its number is out of range.
+        TypeError: no option has such a name.
     """
-    target = target_of(
-        {
-            "rank": rank,
-            "energy": energy,
-            "rel_error": rel_error,
-            "max_mb": max_mb,
-            "max_params": max_params,
-            "like_suggested": like_suggested,
-            "sv_ratio": sv_ratio,
-            "sv_fro": sv_fro,
-            "sv_cumulative": sv_cumulative,
-            "kl": kl,
-        }
-    )
-    asked = _asked(target, base=base, texts=calibrate, token_ids=calibrate_tokens, pieces=pieces, seed=seed)
+    options = replace(options, **keywords)
+    target, dtype, inputs = options.target(), options.dtype, options.inputs
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    shards = find_shards(Path(base)) if base is not None else []
+    shards = [] if options.base is None else find_shards(Path(options.base))
     is_kohya = adapter.format == "kohya"
     if out is not None:
         refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
     stored = None if dtype is None else STORED[dtype]
     sources = SourceFiles([] if out is None else [files.config, *adapter.weights])
-    if asked is None:
-        plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
+    if inputs is None or options.base is None:
+        plan = plan_of(adapter, target, dtype=stored, base=None if options.base is None else BaseWeights(shards))
     else:
+        asked = Asked(options.base, inputs, options.calibrate is None, options.pieces, options.seed)
         plan = plan_by_outputs(calibrate_adapter(files, adapter, asked, progress=progress), target, dtype=stored)
         if progress is not None:
             progress(1, 1, "measured")  # removes a progress bar that is still shown
@@ -137,8 +95,8 @@ def resize_adapter(
     report = _report(path, files, adapter, target, plan, dtype=dtype, config=config)
     if out is None:
         return report
-    options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
-    record = partial(provenance_of, "resize", sources, options, report)
+    chosen = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
+    record = partial(provenance_of, "resize", sources, chosen, report)
     with loaded_ahead(plan.tensors) as loaded:
         tensors = _with_progress(loaded, progress)
         if config is None:
@@ -181,38 +139,6 @@ def _report(
         calibration=plan.calibration,
         notes=[*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)],
     )
-
-
-def _asked(
-    target: Target,
-    *,
-    base: PathLike | None,
-    texts: PathLike | None,
-    token_ids: PathLike | None,
-    pieces: PiecesOf,
-    seed: int,
-) -> Asked | None:
-    """Return the options of calibration, or None without calibration.
-
-    Raises:
-        ValueError: an option is missing or given twice, or the criterion does not use calibration.
-    """
-    inputs = texts if texts is not None else token_ids
-    if inputs is None:
-        if target.criterion == "kl":
-            message = "kl is measured on inputs: expected calibrate or calibrate_tokens"
-            raise ValueError(message)
-        return None
-    if texts is not None and token_ids is not None:
-        message = "expected calibrate or calibrate_tokens, got both"
-        raise ValueError(message)
-    if base is None:
-        message = "calibration runs the model: expected base"
-        raise ValueError(message)
-    if target.criterion not in CRITERIA:
-        message = f"{target.criterion} is a rule on singular values; calibration takes {', '.join(CRITERIA)}"
-        raise ValueError(message)
-    return Asked(base, inputs, token_ids=texts is None, pieces=pieces, seed=seed)
 
 
 def _write_kohya(

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,7 +24,8 @@ from gradience.errors import AdapterError, ConfigError
 from gradience.io import PathLike, Progress
 from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
-from gradience.rewrite.resize.cut import Job, Target
+from gradience.rewrite.options import PiecesOf, Target
+from gradience.rewrite.resize.cut import Job
 from gradience.rewrite.resize.pieces import (
     Adapted,
     Candidate,
@@ -56,8 +57,6 @@ CHOSEN_BY: Final = 128  # inputs: with 96 the KL was .44 of plain SVD's on MiniL
 MEASURED_ON: Final = 64  # held-out inputs, if each has many predictions
 MEASURED_ROWS: Final = 256  # held-out inputs, if each has one prediction
 LEAST: Final = 24  # different inputs: choosing by 8 gained nothing, and 8 must be left to measure on
-CRITERIA: Final = ("kl", "rank", "max_params", "max_mb")
-"""The criteria that can choose by outputs; the other criteria are rules on singular values."""
 
 _OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
@@ -89,9 +88,6 @@ def _tails(name: str) -> Iterable[str]:
     while at >= 0:
         yield name[at + 1 :]
         at = name.find(".", at + 1)
-
-
-PiecesOf: TypeAlias = Literal["two-sided", "svd"]
 
 
 class Asked(NamedTuple):

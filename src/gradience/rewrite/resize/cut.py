@@ -10,10 +10,9 @@ magnitudes are fitted again by least squares.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,56 +22,13 @@ from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, Together, copied, planned
-from gradience.schema.writing import Criterion
+from gradience.rewrite.options import Target
 from gradience.spectral.batch import Maps
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import reduced
 
-_RANGES: Final[dict[Criterion, tuple[Callable[[float], bool], str]]] = {
-    "rank": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
-    "energy": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),
-    "rel_error": (lambda x: 0.0 <= x < 1.0, "from 0, under 1"),
-    "max_mb": (lambda x: x > 0.0, "above 0"),
-    "max_params": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
-    "like_suggested": (lambda x: x == 1, "true"),
-    "kl": (lambda x: x > 0.0, "above 0, in nats"),
-    "sv_ratio": (lambda x: x >= 1.0, "from 1"),
-    "sv_fro": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),
-    "sv_cumulative": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),
-}
-
 _HALF: Final = ("BF16", "F16")
 _TILE: Final = 1 << 20  # elements of W that are held in float64 at a time
-
-
-class Target(NamedTuple):
-    """One criterion and its number."""
-
-    criterion: Criterion
-    value: float
-
-
-def target_of(given: dict[str, Any]) -> Target:
-    """Return the only criterion that is given. None and False mean that a criterion is not given.
-
-    Raises:
-        ValueError: no criterion or several are given, or the number is out of its range.
-    """
-    found = [
-        (name, value)
-        for name in get_args(Criterion)
-        if (value := given.get(name)) is not None and value is not False  # `is`, because a given 0.0 equals False
-    ]
-    if len(found) != 1:
-        named = ", ".join(name for name, _ in found) or "none"
-        message = f"expected exactly one criterion of {', '.join(get_args(Criterion))}; got {named}"
-        raise ValueError(message)
-    name, value = found[0]
-    holds, wanted = _RANGES[name]
-    if not (isinstance(value, int | float) and math.isfinite(value) and holds(value)):
-        message = f"{name} is {value}, expected {wanted}"
-        raise ValueError(message)
-    return Target(name, float(value))
 
 
 def module_rank(target: Target, sigma: Floats) -> int:

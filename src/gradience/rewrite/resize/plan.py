@@ -19,7 +19,8 @@ from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights, factors_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
-from gradience.rewrite.resize.cut import Job, Priced, Target, module_rank, planned_file, ranks_within, refit_of
+from gradience.rewrite.options import Target
+from gradience.rewrite.resize.cut import Job, Priced, module_rank, planned_file, ranks_within, refit_of
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Maps, Spectrum, spectra_and_maps

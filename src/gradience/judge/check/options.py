@@ -1,0 +1,66 @@
+"""The options of ``check --data``: the record that the command line parses and the library takes."""
+
+# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from gradience.errors import ConfigError
+
+Samples: TypeAlias = int | Literal["all"]
+
+SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The data set, and how its trainer tokenises it; what is not given is taken from the recipe of --training.
+
+    Parameters
+    ----------
+    data:
+        Training data: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of such files or of
+        save_to_disk; 'recipe' for the data set that --training names.
+    eval_data:
+        Evaluation data: what of it stands in the training data?
+    tokenizer:
+        Folder of the tokenizer.
+    max_length:
+        Tokens per sequence; 0 for no limit. Default: the recipe's, else 1024 as in TRL.
+    loss:
+        On the assistant's turns, on completions, or on all tokens. Default: the trainer's for the format.
+    template:
+        File with a chat template, instead of the tokenizer's.
+    packing:
+        Sequences are packed.
+    samples:
+        Rows to read, drawn with --seed; or all.
+    seed:
+        Seed of the sample.
+    show_rows:
+        Show the text of rows that a finding names.
+    """
+
+    data: Path | None = None
+    eval_data: Path | None = None
+    tokenizer: Path | None = None
+    max_length: int | None = None
+    loss: Literal["assistant", "completion", "all"] | None = None
+    template: Path | None = None
+    packing: bool | None = None
+    samples: Samples = SAMPLES
+    seed: int = 0
+    show_rows: bool = False
+
+    def refuse_bad(self) -> None:
+        """Refuse a number out of its range.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        if self.samples != "all" and self.samples < 1:
+            raise ConfigError(
+                f"--samples: expected a number of rows or all, got {self.samples}", advice="correct the option"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"--seed: expected a whole number from 0, got {self.seed}", advice="correct the option")
