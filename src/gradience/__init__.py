@@ -141,7 +141,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    from importlib.util import find_spec  # noqa: PLC0415  # only a person at a prompt asks
+    from importlib.util import find_spec  # only a person at a prompt asks
 
     has_callback = all(find_spec(name) for name in ("torch", "transformers"))
     return sorted([*__all__, *(["GradienceCallback"] if has_callback else [])])

@@ -34,7 +34,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if serial_kernels and _SERIAL not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_SERIAL}=false".lstrip()
-    import jax  # noqa: PLC0415  # imported only by the verbs that compute
+    import jax  # imported only by the verbs that compute
 
     if serial_kernels:
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
@@ -44,7 +44,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", jax.config.values["jax_compilation_cache_dir"] or str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    from gradience.spectral.devices import use_device  # noqa: PLC0415
+    from gradience.spectral.devices import use_device
 
     try:
         use_device(device)
@@ -54,7 +54,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
 
 def _cache_dir() -> Path | None:
     """Return the user's cache folder for compiled kernels, or None if it cannot be written to."""
-    from gradience.io import cache_folder  # noqa: PLC0415  # not imported for --help
+    from gradience.io import cache_folder  # not imported for --help
 
     root = cache_folder("jax")
     try:

@@ -65,7 +65,7 @@ def require(*modules: str, extra: str, what: str = "this") -> None:
     Raises:
         GradienceError: one of the modules is missing; the advice installs the extra that has it.
     """
-    from importlib.util import find_spec  # noqa: PLC0415  # 5 ms that an error-free start need not pay
+    from importlib.util import find_spec  # 5 ms that an error-free start need not pay
 
     if missing := [name for name in modules if find_spec(name) is None]:
         verb = "is" if len(missing) == 1 else "are"
@@ -85,7 +85,7 @@ def few(items: Sequence[object], shown: int = 3, between: str = ", ") -> str:
 
 def other_project() -> str | None:
     """A warning if another project's distribution of this name is installed; None if not."""
-    from importlib.metadata import distributions  # noqa: PLC0415  # only those who ask pay for it
+    from importlib.metadata import distributions  # only those who ask pay for it
 
     found = [dist for dist in distributions(name="gradience") if _is_other(dist)]
     if not found:

@@ -112,10 +112,10 @@ def report_text(story: Story, kind: ReportFormat) -> str:
     """The report as text in a format, with secrets masked that other programs left in its sources."""
     story = hide_in(story)
     if kind == "html":
-        from gradience.render.html.page import report_html  # noqa: PLC0415  # matplotlib
+        from gradience.render.html.page import report_html  # matplotlib
 
         return report_html(story)
-    from gradience.render.markdown import report_markdown  # noqa: PLC0415  # schemas of all reports
+    from gradience.render.markdown import report_markdown  # schemas of all reports
 
     return report_markdown(story.diagnosis, story.comparison, story.bench)
 
@@ -128,7 +128,7 @@ def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, for
         OutputError: the file exists already, or cannot be written.
     """
     check_format("html")
-    from gradience.render.html.page import curves_html, fleet_html  # noqa: PLC0415  # matplotlib
+    from gradience.render.html.page import curves_html, fleet_html  # matplotlib
 
     shown = hide_in(report)
     text = fleet_html(shown) if isinstance(shown, FleetShowReport) else curves_html(shown)
@@ -169,7 +169,7 @@ def build_story(
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
         raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
     if against is not None and read.audit is not None:
-        from gradience.judge.audit.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+        from gradience.judge.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
         read = read._replace(audit=with_standing(read.audit, against))
     comparison = _comparison(sources.weights.path, compare) if compare else None
@@ -206,7 +206,7 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
     Raises:
         GradienceError: there is nothing to compare, or an adapter cannot be read.
     """
-    from gradience.rewrite.compare import compare_adapters  # noqa: PLC0415  # imports JAX, which a log does not need
+    from gradience.rewrite.compare import compare_adapters  # imports JAX, which a log does not need
 
     given = [Path(other) for other in others]
     if len(given) == 1 and _holds_checkpoints_only(given[0]):
@@ -233,7 +233,7 @@ def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[
 
 def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
     """The report of a bench, and the report's file with its role."""
-    from gradience.prove.bench.store import read_report, report_path  # noqa: PLC0415  # only a report on a bench
+    from gradience.prove.bench.store import read_report, report_path  # only a report on a bench
 
     return read_report(bench), [("bench", report_path(bench))]
 

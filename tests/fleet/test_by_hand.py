@@ -26,17 +26,8 @@ from gradience.collect.fleet import (
     write_index,
 )
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
-from gradience.collect.fleet.show import (
-    Load,
-    _candidates,
-    _pairs_in,
-    candidate_pairs,
-    serving,
-    share_below,
-    show_fleet,
-    similar,
-    with_standing,
-)
+from gradience.collect.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, show_fleet, similar
+from gradience.judge.audit.standing import share_below, with_standing
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import Result, encoded, number_column

@@ -8,9 +8,9 @@ import pytest
 from fleet_inputs import factors, peft
 
 from gradience.cli.main import main
-from gradience.collect.fleet.show import MEASURES, share_below
 from gradience.errors import GradienceError
 from gradience.judge.audit import audit_adapter
+from gradience.judge.audit.standing import MEASURES, share_below
 from gradience.tables.query import open_fleet
 
 

@@ -9,12 +9,12 @@ import pytest
 from pyarrow import parquet as pq
 
 from gradience.cli.main import main
-from gradience.collect.fleet import INDEX, Folders, Known, read_index, store as storing, write_index
+from gradience.collect.fleet import INDEX, Folders, Known, read_index, write_index
 from gradience.collect.fleet.audit import known_rows
 from gradience.collect.runs.collect import RUNS
 from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.tables import encoded
+from gradience.tables import encoded, store as storing
 from gradience.tables.query import FLEET, select, select_to_parquet
 from gradience.tables.store import Store
 

@@ -119,7 +119,7 @@ def audit(
     if beside.base is None and (beside.intruders or showing.view().heatmap == "udr"):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
     prepare_jax(device, serial_kernels=beside.base is None)
-    from gradience.judge.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.judge.audit import audit_adapter  # imports jax, after its environment is set
 
     report = audit_adapter(
         folder,
@@ -134,7 +134,7 @@ def audit(
         **resolved.rules,
     )
     if append is not None:
-        from gradience.judge.audit import append_audit  # noqa: PLC0415  # numpy, after its environment is set
+        from gradience.judge.audit import append_audit  # numpy, after its environment is set
 
         append_audit(append, report)
     shown = resolved.show(

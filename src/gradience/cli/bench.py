@@ -62,7 +62,7 @@ class BenchOptions:
 
     def of_verb(self) -> Options:
         """The options of the library's functions."""
-        from gradience.prove.bench.contest import Options  # noqa: PLC0415  # numpy, after its environment is set
+        from gradience.prove.bench.contest import Options  # numpy, after its environment is set
 
         given = asdict(self)
         del given["json"]
@@ -111,7 +111,7 @@ def bench(
     adapter = opt.given_once("bench", path, peft_dir)
     names = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
     _prepare()
-    from gradience.prove.bench import bench_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.prove.bench import bench_adapter  # imports jax, after its environment is set
 
     run = partial(bench_adapter, adapter, data=data, candidates=names, calibrate=calibrate, retrain=retrain)
     return _shown(run, out, options)
@@ -147,7 +147,7 @@ def merge(
     chosen = _methods(method)
     numbers = [parsed_weights(text) for text in weights or ()] or [None]
     _prepare()
-    from gradience.prove.bench import bench_merge  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.prove.bench import bench_merge  # imports jax, after its environment is set
 
     run = partial(bench_merge, adapters, data=data or (), methods=chosen, weights=numbers, density=density)
     return _shown(run, out, options)
@@ -185,7 +185,7 @@ def mitigate(
     except ValueError as error:
         raise AdapterError(f"--scales {scales!r} is not a list of numbers", advice="write --scales 0,0.5") from error
     _prepare()
-    from gradience.prove.bench import bench_mitigate  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.prove.bench import bench_mitigate  # imports jax, after its environment is set
 
     run = partial(bench_mitigate, adapter, data=data, kept=kept, scales=shares)
     return _shown(run, out, options)

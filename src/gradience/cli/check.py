@@ -173,11 +173,11 @@ def check(
             raise ConfigError(f"--{option} without --data", advice="give --data FILE, or --data recipe with --training")
         report = check_config(options=given)
     else:
-        from gradience.judge.check.data import check_data  # noqa: PLC0415  # only those with data pay for it
+        from gradience.judge.check.data import check_data  # only those with data pay for it
 
         report = check_data(options=data_options, check=given)
-    from gradience.judge.check import source_locations  # noqa: PLC0415  # the same
-    from gradience.render.check import check_text  # noqa: PLC0415  # after the check: --help needs none of it
+    from gradience.judge.check import source_locations  # the same
+    from gradience.render.check import check_text  # after the check: --help needs none of it
 
     return resolved.show(
         report,

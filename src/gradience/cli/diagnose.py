@@ -52,14 +52,14 @@ def diagnose(
         Held-out over train perplexity from which the gap is a finding. Default: 1.5.
     """
     resolved = options.resolved()
-    from gradience.judge.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
+    from gradience.judge.diagnose.sources import find_sources  # --help pays for nothing of this
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
     if sources.weights.path is not None:
-        from gradience.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.device import prepare_jax  # only where there are weights
 
         prepare_jax("auto")
-    from gradience.judge.diagnose import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.judge.diagnose import diagnose_sources  # imports jax, after its environment is set
 
     report = diagnose_sources(
         sources,
@@ -68,8 +68,8 @@ def diagnose(
         gap_threshold=resolved.gap(gap_threshold),
         **resolved.rules,
     )
-    from gradience.judge.diagnose import source_locations  # noqa: PLC0415  # the same
-    from gradience.render.check import diagnose_text  # noqa: PLC0415  # --help needs none of it
+    from gradience.judge.diagnose import source_locations  # the same
+    from gradience.render.check import diagnose_text  # --help needs none of it
 
     code = resolved.show(
         report,
@@ -131,17 +131,17 @@ def report(
     if out is None and chosen == "html":
         raise OutputError("an HTML page needs an output file", advice="say --out report.html")
     check_format(chosen)
-    from gradience.judge.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
+    from gradience.judge.diagnose.sources import find_sources  # --help pays for nothing of this
 
     sources = find_sources(path, adapter=adapter, config=config)
     others = compare or []
     about: dict[str, Any] = {"base": base, "task": task, "compare": others, "bench": bench, "against": against}
     if sources.weights.path is not None or others:
-        from gradience.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.device import prepare_jax  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
     # May import jax, after its environment is set
-    from gradience.report import build_story, report_text, write_sources  # noqa: PLC0415
+    from gradience.report import build_story, report_text, write_sources
 
     if out is None:
         story = build_story(sources, **about)

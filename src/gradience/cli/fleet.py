@@ -66,8 +66,8 @@ def audit(
         raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
     if out is None:
         raise AdapterError("no output folder", advice="give --out FLEET")
-    from gradience.collect.fleet.audit import audit_fleet  # noqa: PLC0415  # the help needs none of it
-    from gradience.collect.fleet.find import read_list  # noqa: PLC0415  # the same
+    from gradience.collect.fleet.audit import audit_fleet  # the help needs none of it
+    from gradience.collect.fleet.find import read_list  # the same
 
     report = audit_fleet(
         *roots,
@@ -139,11 +139,11 @@ def show(
     force:
         Replace the page if it is there.
     """
-    from gradience.collect.fleet.show import show_fleet  # noqa: PLC0415  # the help needs none of it
+    from gradience.collect.fleet.show import show_fleet  # the help needs none of it
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
     if html is not None:
-        from gradience.report import write_page  # noqa: PLC0415  # matplotlib
+        from gradience.report import write_page  # matplotlib
 
         write_page(report, html, force=force)
     return opt.print_report(report, words.fleet_show_text, json=json)
@@ -193,13 +193,13 @@ def query(
     sql:
         The query, such as "select r, avg(stable_rank) from modules group by r".
     """
-    from gradience.tables.query import FLEET_QUERIES  # noqa: PLC0415  # the help needs none of it
+    from gradience.tables.query import FLEET_QUERIES  # the help needs none of it
 
     if result.list_queries:
         return list_queries(FLEET_QUERIES)
     if fleet is None:
         raise GradienceError("no fleet", advice="give the folder that 'gradience fleet audit' wrote")
-    from gradience.tables.query import existing  # noqa: PLC0415  # the same
+    from gradience.tables.query import existing  # the same
 
     return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)
 
@@ -231,7 +231,7 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
     """
     if form.csv + form.json + (form.parquet is not None) > 1:
         raise GradienceError("--csv, --json and --parquet exclude each other", advice="give one of them")
-    from gradience.tables.query import select, select_to_parquet  # noqa: PLC0415  # the help needs none of it
+    from gradience.tables.query import select, select_to_parquet  # the help needs none of it
 
     if form.parquet is not None:
         select_to_parquet(store, sql, form.parquet)
@@ -251,7 +251,7 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
 def _collected(roots: tuple[Path, ...], out: Path | None) -> Store:
     if not roots:
         raise RecorderError("no folder to look in", advice="give folders with runs below them")
-    from gradience.collect.runs.collect import collect_runs  # noqa: PLC0415  # the help needs none of it
+    from gradience.collect.runs.collect import collect_runs  # the help needs none of it
 
     return collect_runs(*roots, out=out, progress=rate_on_stderr("runs"))
 
@@ -284,8 +284,8 @@ def list_runs(
     csv:
         Print CSV (RFC 4180).
     """
-    from gradience.collect.runs import COLUMNS, list_sql  # noqa: PLC0415  # the same
-    from gradience.schema.fleet import RunRow  # noqa: PLC0415  # the help needs none of it
+    from gradience.collect.runs import COLUMNS, list_sql  # the same
+    from gradience.schema.fleet import RunRow  # the help needs none of it
 
     every = RunRow.__struct_fields__
     names = COLUMNS if columns is None else every if columns == "all" else [n.strip() for n in columns.split(",")]
@@ -304,7 +304,7 @@ def show_runs(*roots: Path, top: PositiveInt = 10, out: Path | None = None, json
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.collect.runs import show_runs as shown  # noqa: PLC0415  # the help needs none of it
+    from gradience.collect.runs import show_runs as shown  # the help needs none of it
 
     return opt.print_report(shown(_collected(roots, out), top=top), words.runs_show_text, json=json)
 
@@ -325,7 +325,7 @@ def query_runs(
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.collect.runs import RUNS_QUERIES  # noqa: PLC0415  # the help needs none of it
+    from gradience.collect.runs import RUNS_QUERIES  # the help needs none of it
 
     if result.list_queries:
         return list_queries(RUNS_QUERIES)
@@ -359,7 +359,7 @@ def best_run(
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.collect.runs import best_runs  # noqa: PLC0415  # the help needs none of it
+    from gradience.collect.runs import best_runs  # the help needs none of it
 
     report = best_runs(_collected(roots, out), metric, by=by, goal=goal)
     return opt.print_report(report, words.runs_best_text, json=json)
@@ -390,11 +390,11 @@ def draw_curves(
     """
     if not runs:
         raise RecorderError("no run to draw", advice="give logs, or folders of runs")
-    from gradience.collect.runs import run_curves  # noqa: PLC0415  # the help needs none of it
+    from gradience.collect.runs import run_curves  # the help needs none of it
 
     report = run_curves(*runs, metric=metric)
     if html is not None:
-        from gradience.report import write_page  # noqa: PLC0415  # matplotlib
+        from gradience.report import write_page  # matplotlib
 
         write_page(report, html, force=force)
     return opt.print_report(report, lambda it: words.runs_curves_text(it, width=max(width, 20)), json=json)

@@ -119,9 +119,9 @@ def build_app(*asked: str) -> App:
     Args:
         asked: the command that will run. Its help is its own docstring; other commands have the line of the table.
     """
-    from cyclopts import App, Group  # noqa: PLC0415  # see the module's first lines
+    from cyclopts import App, Group  # see the module's first lines
 
-    from gradience.cli.output import with_flowing_help  # noqa: PLC0415  # the same
+    from gradience.cli.output import with_flowing_help  # the same
 
     groups = {name: Group(name, sort_key=place) for place, name in enumerate(HEADINGS)}
     group_of = {command: groups[name] for name, commands in HEADINGS.items() for command in commands}
@@ -164,9 +164,9 @@ def _fill(
 
 
 def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415  # 15 ms that only --version pays for
+    from importlib.metadata import version  # 15 ms that only --version pays for
 
-    from gradience.errors import other_project  # noqa: PLC0415  # the same
+    from gradience.errors import other_project  # the same
 
     other = other_project()
     return version("gradience") + (f"\n{other}" if other else "")
@@ -193,7 +193,7 @@ def _code_of(error: Exception) -> int:
     if isinstance(error, GradienceError):
         return _fail(str(error), error.advice)
     if isinstance(error, BrokenPipeError):
-        from gradience.cli.output import leave_stdout  # noqa: PLC0415  # only this failure pays for it
+        from gradience.cli.output import leave_stdout  # only this failure pays for it
 
         leave_stdout()  # the reader closed the pipe (`| head`), which deserves no message
         return 0
@@ -208,9 +208,9 @@ def _code_of(error: Exception) -> int:
 
 
 def _run(tokens: list[str]) -> int:
-    from cyclopts.exceptions import CycloptsError  # noqa: PLC0415  # see the module's first lines
+    from cyclopts.exceptions import CycloptsError  # see the module's first lines
 
-    from gradience.cli.output import KeptConsole, emit  # noqa: PLC0415  # the same
+    from gradience.cli.output import KeptConsole, emit  # the same
 
     app = build_app(*tokens[:2])
     kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
@@ -218,7 +218,7 @@ def _run(tokens: list[str]) -> int:
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        from gradience.cli.output import usage_error  # noqa: PLC0415  # only a mistyped command pays for it
+        from gradience.cli.output import usage_error  # only a mistyped command pays for it
 
         return _fail(usage_error(error), "see 'gradience --help', or --help after a command")
     if kept is not None:
@@ -280,7 +280,7 @@ def _failed(error: Exception) -> int:
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
     _tell(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above")
-    from gradience.errors import other_project  # noqa: PLC0415  # files of two projects may lie over each other
+    from gradience.errors import other_project  # files of two projects may lie over each other
 
     if (other := other_project()) is not None:
         _tell(f"gradience: {other}")
@@ -295,8 +295,8 @@ def _tell(text: str) -> None:
 
 
 def _fail(message: str, advice: str) -> int:
-    from gradience.render import clean  # noqa: PLC0415  # only a failure pays for it
-    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # the same
+    from gradience.render import clean  # only a failure pays for it
+    from gradience.telemetry.secrets import hide_secrets  # the same
 
     def shown(text: str, most: int) -> str:  # secrets are hidden before the cut, which could leave a part of one
         return _middle_cut(hide_secrets(_middle_cut(" ".join(text.split()), 4 * _MAX_ERROR)), most)

@@ -68,7 +68,7 @@ def merge(
     if method in {"linear", "cat", "svd"}:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
-    from gradience.rewrite.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
+    from gradience.rewrite.merge import merge_adapters  # numpy, after the arguments are known to be right
 
     try:
         report = merge_adapters(
@@ -132,7 +132,7 @@ def merge_check(
     """
     resolved, chosen = options.resolved(), parsed_weights(weights)
     prepare_jax(device, serial_kernels=True)
-    from gradience.rewrite.merge.check import merge_check as check  # noqa: PLC0415  # after the flags that JAX reads once
+    from gradience.rewrite.merge.check import merge_check as check  # after the flags that JAX reads once
 
     try:
         report = check(
@@ -189,7 +189,7 @@ def verify_merge(
         List every module, and every other tensor that differs.
     """
     threads = _threads()
-    from gradience.prove.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set
+    from gradience.prove.verify_merge import verify_merged  # imports numpy, after its environment is set
 
     report = verify_merged(
         base,
@@ -253,7 +253,7 @@ def compare(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
     prepare_jax(device, serial_kernels=True)
-    from gradience.rewrite.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
+    from gradience.rewrite.compare import compare_adapters  # after the flags that JAX reads once
 
     report = compare_adapters(*adapters, progress=on_terminal("compare"))
     return opt.print_report(

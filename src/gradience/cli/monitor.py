@@ -74,14 +74,14 @@ def monitor(
 def _holds_runs(path: Path) -> bool:
     if not os.path.isdir(path) or is_log(path / "run.jsonl"):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return False
-    from gradience.judge.monitor.source import holds_runs  # noqa: PLC0415  # a log of one run need not pay for it
+    from gradience.judge.monitor.source import holds_runs  # a log of one run need not pay for it
 
     return holds_runs(path)
 
 
 def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
     report = monitor_run(log, gap_threshold=gap, run=run, **resolved.rules)
-    from gradience.judge.monitor.source import log_place  # noqa: PLC0415  # a log of our own need not pay for it
+    from gradience.judge.monitor.source import log_place  # a log of our own need not pay for it
 
     return resolved.show(
         report,
@@ -98,8 +98,8 @@ def _compare(
 ) -> int:
     if resolved.format not in {"text", "json"}:
         raise RecorderError(f"--format {resolved.format} is for one run", advice="call it once for each log")
-    from gradience.judge.monitor.compare import compare_runs  # noqa: PLC0415  # the same
-    from gradience.render.compare import compare_text  # noqa: PLC0415  # the same
+    from gradience.judge.monitor.compare import compare_runs  # the same
+    from gradience.render.compare import compare_text  # the same
 
     report = compare_runs(
         logs,

@@ -110,7 +110,7 @@ class ResolvedOptions(NamedTuple):
 
     def gap(self, option: float | None) -> float:
         """Ratio of held-out to train perplexity from which a gap is a finding: the option, else the settings."""
-        from gradience.rules.log.facts import DEFAULT_GAP  # noqa: PLC0415  # for commands that read a log
+        from gradience.rules.log.facts import DEFAULT_GAP  # for commands that read a log
 
         return option or self.project.values.gap_threshold or DEFAULT_GAP
 

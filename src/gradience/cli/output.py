@@ -148,7 +148,7 @@ class KeptConsole:
     """A console for help and version that writes to memory, so that only `emit` meets a full disk or a closed pipe."""
 
     def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415  # only help pays for it
+        from rich.console import Console  # only help pays for it
 
         on_screen = sys.stdout is not None and sys.stdout.isatty()
         self._kept = _Kept(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -161,7 +161,7 @@ class KeptConsole:
 
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
-    from cyclopts.exceptions import CoercionError  # noqa: PLC0415  # only a mistyped command pays for it
+    from cyclopts.exceptions import CoercionError  # only a mistyped command pays for it
 
     allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
     if not allowed or not isinstance(error, CoercionError) or error.token is None:
@@ -192,7 +192,7 @@ def emit_json(text: str) -> None:
 
 def print_text(text: str) -> None:
     """Print a report for people, with the secrets in its lines hidden."""
-    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # --help needs none of it
+    from gradience.telemetry.secrets import hide_secrets  # --help needs none of it
 
     shown = "".join(f"{hide_secrets(line)}\n" for line in text.split("\n"))
     if sys.stdout is not None and sys.stdout.isatty():
@@ -254,12 +254,12 @@ def print_for_programs(
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
-        from gradience.render.findings import github_lines  # noqa: PLC0415  # for those who ask
+        from gradience.render.findings import github_lines  # for those who ask
 
         emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return
-    from gradience.render.findings import sarif_log  # noqa: PLC0415  # the same
-    from gradience.rules import cards_of  # noqa: PLC0415  # the same
+    from gradience.render.findings import sarif_log  # the same
+    from gradience.rules import cards_of  # the same
 
     log = sarif_log(
         findings,
@@ -274,7 +274,7 @@ def print_for_programs(
 
 def for_screen(text: str) -> str:
     """Return the text as this process's terminal should show it."""
-    import shutil  # noqa: PLC0415  # a pipe or a file gets the text as it is
+    import shutil  # a pipe or a file gets the text as it is
 
     width = shutil.get_terminal_size().columns
     lines = [wrapped(line, width) for line in text.split("\n")]
@@ -300,7 +300,7 @@ def wrapped(line: str, width: int) -> str:
     indent = " " * (len(line) - len(body))
     if set(body) == {"="}:  # a rule across the page
         return line[:width]
-    import textwrap  # noqa: PLC0415  # as above
+    import textwrap  # as above
 
     return textwrap.fill(
         body,
@@ -318,7 +318,7 @@ def keep_freed() -> None:
     By default glibc returns that memory to the system, which then clears every page again for the next module's
     factors: a tenth of the processor time of a `resize`. Other C libraries keep their behaviour.
     """
-    import ctypes  # noqa: PLC0415  # few verbs need it
+    import ctypes  # few verbs need it
 
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -63,7 +63,7 @@ def resize(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for r x r problems, more threads would wait for each other
     keep_freed()
     prepare_jax("auto")
-    from gradience.rewrite.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.rewrite.resize import resize_adapter  # imports jax, after its environment is set
 
     report = resize_adapter(
         adapter,
@@ -116,7 +116,7 @@ def mitigate(
     if not (math.isfinite(scale) and math.isfinite(eps)):
         raise AdapterError(f"--scale and --eps are {scale} and {eps}, expected finite numbers")
     prepare_jax("auto")
-    from gradience.rewrite.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.rewrite.mitigate import mitigate_adapter  # imports jax, after its environment is set
 
     report = mitigate_adapter(
         adapter,
@@ -182,7 +182,7 @@ def convert(
     place = opt.output_path(out, dry_run=dry_run)
     if rank is not None and energy is not None:
         raise AdapterError("--rank and --energy were both given", advice="give one of them")
-    from gradience.rewrite.convert import convert_adapter  # noqa: PLC0415  # numpy, after the arguments are known to be right
+    from gradience.rewrite.convert import convert_adapter  # numpy, after the arguments are known to be right
 
     report = convert_adapter(
         adapter,

@@ -40,7 +40,7 @@ def rules(rule_id: str | None = None, /, *, json: opt.AsJson = False) -> int:
     rule_id:
         An id such as LR001, or a prefix of ids such as LR; case does not matter.
     """
-    from gradience.rules import list_rules  # noqa: PLC0415  # all rules, for those who ask
+    from gradience.rules import list_rules  # all rules, for those who ask
 
     report = list_rules(rule_id)
     if json:

@@ -94,7 +94,7 @@ def _tools(document: dict[str, object]) -> dict[str, object]:
 
 
 def _read_toml(path: Path) -> dict[str, object]:
-    import tomllib  # noqa: PLC0415  # imported only if there is a file
+    import tomllib  # imported only if there is a file
 
     try:
         text = read_small(path, most=_LARGEST, what="settings").decode()

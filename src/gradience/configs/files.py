@@ -167,8 +167,8 @@ def _plain(value: object, depth: int) -> Json:
 
 def parse_yaml(text: str) -> Json:
     """Return the plain value of one YAML document; raise Malformed, with the line, if the text is not one."""
-    from yaml import SafeLoader  # noqa: PLC0415  # 15 ms that a JSON config need not pay
-    from yaml.error import MarkedYAMLError, YAMLError  # noqa: PLC0415  # the same
+    from yaml import SafeLoader  # 15 ms that a JSON config need not pay
+    from yaml.error import MarkedYAMLError, YAMLError  # the same
 
     check_depth(text)
     try:

@@ -81,7 +81,7 @@ def read_training(path: Path) -> Layer:
     """Read one file of training arguments; ConfigError if it is not one."""
     if path.suffix not in PICKLED:
         return _read_mapping(read_mapping(path), str(path))
-    from gradience.configs.pickled import read_pickled  # noqa: PLC0415  # zipfile, which a JSON config need not pay for
+    from gradience.configs.pickled import read_pickled  # zipfile, which a JSON config need not pay for
 
     layer = _read_mapping(_with_processes(read_pickled(path)), str(path))
     return msgspec.structs.replace(layer, unknown_keys=())  # attributes of a class: none of them is a misspelt setting

@@ -53,7 +53,7 @@ class EvalRows:
 
     def _build(self) -> None:
         try:
-            from datasketch import MinHash, MinHashLSH  # noqa: PLC0415  # an extra, for those who give --eval-data
+            from datasketch import MinHash, MinHashLSH  # an extra, for those who give --eval-data
         except ModuleNotFoundError:
             self._reason = "near overlap needs datasketch: in the clone: pip install -e '.[data]'"
             return

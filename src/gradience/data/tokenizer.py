@@ -140,8 +140,8 @@ class Tokenizer:
 
 def _loaded(folder: str) -> Any:
     try:
-        from transformers import AutoTokenizer  # noqa: PLC0415  # seconds, for those who tokenise
-        from transformers.utils import logging  # noqa: PLC0415  # the same
+        from transformers import AutoTokenizer  # seconds, for those who tokenise
+        from transformers.utils import logging  # the same
     except ModuleNotFoundError:
         raise ConfigError("tokenising needs transformers", advice="in the clone: pip install -e '.[hf]'") from None
     verbosity: Any = logging

@@ -26,7 +26,7 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        from gradience.errors import INSTALL, other_project  # noqa: PLC0415  # only a failure pays for it
+        from gradience.errors import INSTALL, other_project  # only a failure pays for it
 
         message = f"{name} needs {error.name} ({other_project() or INSTALL})"
         raise ModuleNotFoundError(message, name=error.name) from error

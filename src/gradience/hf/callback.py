@@ -272,7 +272,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._voice.stop(step, reason)
 
     def _probe(self, step: int, model: Any) -> None:
-        from gradience.hf.probe import spectral_metrics  # noqa: PLC0415  # only where asked for
+        from gradience.hf.probe import spectral_metrics  # only where asked for
 
         self._record_metrics(step, "spectral", spectral_metrics(model))
 
@@ -295,7 +295,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._record_metrics(step, "data", {**self._batches.values(), **announced})
 
     def _arm(self, args: Any, state: Any, model: Any) -> None:
-        from gradience.hf.guard import Guard, Watch  # noqa: PLC0415  # only where asked for
+        from gradience.hf.guard import Guard, Watch  # only where asked for
 
         guard = self._guard if isinstance(self._guard, Guard) else Guard()
         report = self._report_guard if state.is_world_process_zero else _report_nothing

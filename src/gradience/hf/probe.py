@@ -123,9 +123,9 @@ def _random_states_kept() -> Iterator[None]:
 
 def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
     cpu = _cpu_only()
-    from gradience.base.weights import factors_of  # noqa: PLC0415  # only an audit needs it
-    from gradience.judge.audit.rows import module_row, summary_of  # noqa: PLC0415  # the same
-    from gradience.spectral.batch import spectra  # noqa: PLC0415  # imports JAX
+    from gradience.base.weights import factors_of  # only an audit needs it
+    from gradience.judge.audit.rows import module_row, summary_of  # the same
+    from gradience.spectral.batch import spectra  # imports JAX
 
     with cpu():
         found = spectra(list(map(factors_of, live)))
@@ -136,7 +136,7 @@ def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
 def _cpu_only() -> Callable[[], AbstractContextManager[Any]]:
     """Import JAX so that it takes no accelerator memory, and return a context in which it runs on the CPU."""
     fresh = "jax" not in sys.modules and "JAX_PLATFORMS" not in os.environ
-    import jax  # noqa: PLC0415  # only a probe needs it
+    import jax  # only a probe needs it
 
     if fresh:
         jax.config.update("jax_platforms", "cpu")

@@ -354,9 +354,9 @@ class Lookout:
         return self._judge()
 
     def _judge(self) -> Sequence[Finding]:
-        from gradience.judge.monitor import facts_of  # noqa: PLC0415  # the same
-        from gradience.rules import judge  # noqa: PLC0415  # the same
-        from gradience.rules.log import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
+        from gradience.judge.monitor import facts_of  # the same
+        from gradience.rules import judge  # the same
+        from gradience.rules.log import DETECTORS  # a run that shows nothing needs none of it
 
         facts = facts_of(RunSummary(Path()), self._run, self._config)
         rules = [rule for rule in DETECTORS if rule.id in LIVE and rule.id not in self._said]
@@ -375,7 +375,7 @@ class Voice:
         """Say the findings on a configuration, warnings and graver, as training begins."""
         if not self._loud:
             return
-        from gradience.rules.config import judge_config  # noqa: PLC0415  # a silent run needs none of it
+        from gradience.rules.config import judge_config  # a silent run needs none of it
 
         for finding in judge_config(config).findings:
             self._say(finding, "")

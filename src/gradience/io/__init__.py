@@ -52,6 +52,6 @@ def cache_folder(kind: str) -> Path:
 
     On Linux the place is XDG_CACHE_HOME, or ~/.cache if that is not set.
     """
-    from platformdirs import user_cache_path  # noqa: PLC0415  # imported only when something is cached
+    from platformdirs import user_cache_path  # imported only when something is cached
 
     return user_cache_path("gradience", appauthor=False) / kind

@@ -82,9 +82,9 @@ class Reader:
 
     def __init__(self, path: str) -> None:
         try:
-            import pyarrow as pa  # noqa: PLC0415  # for those who have such files
-            import pyarrow.ipc  # noqa: PLC0415  # the same
-            from pyarrow import parquet  # noqa: PLC0415  # the same
+            import pyarrow as pa  # for those who have such files
+            import pyarrow.ipc  # the same
+            from pyarrow import parquet  # the same
         except ModuleNotFoundError:
             raise ConfigError("Parquet and Arrow need pyarrow", advice="in the clone: pip install -e '.[hf]'") from None
         pa.set_memory_pool(pa.system_memory_pool())  # others reserve more than they use

@@ -352,7 +352,7 @@ def allow(seconds: float | None = None) -> None:
 
 def _limit_memory(more: int) -> None:
     """Limit the memory of this process to what it has now and some more. Mapped files do not count."""
-    import resource  # noqa: PLC0415  # there is none on Windows
+    import resource  # there is none on Windows
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

@@ -162,9 +162,9 @@ def libraries(what: str) -> tuple[Any, Any]:
         GradienceError: one of them is not installed.
     """
     try:
-        import peft  # noqa: F401, PLC0415  # asked for before minutes are spent on the base
-        import torch  # noqa: PLC0415  # only those who run a model pay for it
-        import transformers  # noqa: PLC0415  # the same
+        import peft  # noqa: F401  # asked for before minutes are spent on the base
+        import torch  # only those who run a model pay for it
+        import transformers  # the same
     except ModuleNotFoundError as error:
         raise GradienceError(
             f"{what} needs {error.name}, which is not installed", advice="in the clone: pip install -e '.[hf]'"
@@ -184,8 +184,8 @@ def _device(torch: Any, name: str | None) -> Any:
 @contextmanager
 def quietly() -> Iterator[None]:
     """A context without progress bars and warnings of transformers and PEFT; what matters is raised instead."""
-    import transformers  # noqa: PLC0415  # see the module's first lines
-    from transformers.utils import logging as of_transformers  # noqa: PLC0415  # the same
+    import transformers  # see the module's first lines
+    from transformers.utils import logging as of_transformers  # the same
 
     level, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
@@ -259,7 +259,7 @@ def _base(
     """The base model, and the names of its weights that no file contained or that had another shape."""
     labels = None if adapter is None or task == "causal-lm" else _labels(adapter)
     options = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
-    import torch  # noqa: PLC0415  # see the module's first lines
+    import torch  # see the module's first lines
 
     try:
         kind = getattr(transformers, _CLASSES[task])
@@ -313,7 +313,7 @@ def _refuse_misfit(model: Any, adapter: Adapter) -> None:
 
 
 def _with_adapter(model: Any, folder: Path, adapter: Adapter) -> Any:
-    import peft  # noqa: PLC0415  # see the module's first lines
+    import peft  # see the module's first lines
 
     with _misfits(folder):
         adapted = pretrained.load_adapter(peft.PeftModel, model, folder)
@@ -339,7 +339,7 @@ def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
     Raises:
         AdapterError: there is such a tensor; the message names the first one.
     """
-    import peft  # noqa: PLC0415  # see the module's first lines
+    import peft  # see the module's first lines
 
     placed = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     odd = sorted(placed ^ set(adapter.tensors))

@@ -86,7 +86,7 @@ class PeftMerge:
         kind = (adapter.config.peft_type or "").upper()
         self.kind = _OLD_NAMES.get(kind, kind)
         self._torch, transformers = libraries(f"the update of a {self.kind} adapter")
-        import peft  # noqa: PLC0415  # only those who merge pay for it
+        import peft  # only those who merge pay for it
 
         self._peft: Any = peft
         self.version = str(peft.__version__)
@@ -391,8 +391,8 @@ def _names_in_base(model: TorchModule, held: Iterable[str]) -> dict[str, str]:
     """
     if not _is_of_transformers(model):
         return {}
-    from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415  # see `gradience.models`
-    from transformers.core_model_loading import WeightRenaming, rename_source_key  # noqa: PLC0415  # the same
+    from transformers.conversion_mapping import get_model_conversion_mapping  # see `gradience.models`
+    from transformers.core_model_loading import WeightRenaming, rename_source_key  # the same
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
@@ -409,7 +409,7 @@ def _layer_of(torch: Any, module: str, shape: tuple[int, ...], *, transposed: bo
     Raises:
         AdapterError: no layer is known that has such a weight.
     """
-    from transformers.pytorch_utils import Conv1D  # noqa: PLC0415  # see `gradience.models`
+    from transformers.pytorch_utils import Conv1D  # see `gradience.models`
 
     with torch.device("meta"):
         match shape:

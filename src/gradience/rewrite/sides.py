@@ -279,7 +279,7 @@ class _Owns:
 
     def finish(self) -> list[Own]:
         """Return each adapter's numbers in the order of its modules; modules that are in no pair are read here."""
-        from gradience.spectral.batch import spectra  # noqa: PLC0415  # jax, which a merge does not need
+        from gradience.spectral.batch import spectra  # jax, which a merge does not need
 
         self._close()
         for place, side in enumerate(self._sides):
@@ -292,7 +292,7 @@ class _Owns:
         ]
 
     def _close(self) -> None:
-        from gradience.spectral.batch import spectra  # noqa: PLC0415  # as above
+        from gradience.spectral.batch import spectra  # as above
 
         loads = [factors_of(module) for _, module, _ in self._open]
         found = spectra(loads, [grams for _, _, grams in self._open])

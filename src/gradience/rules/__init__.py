@@ -376,12 +376,12 @@ def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: st
 @cache
 def rule_cards() -> tuple[RuleCard, ...]:
     """A card for every rule, each id once, in the order of the groups."""
-    from gradience.rules.config import RULES  # noqa: PLC0415  # these modules import this one
-    from gradience.rules.data import DATA_RULES  # noqa: PLC0415  # the same
-    from gradience.rules.joins.run import JOINS  # noqa: PLC0415  # the same
-    from gradience.rules.log import DETECTORS  # noqa: PLC0415  # the same
-    from gradience.rules.merge import MERGE_RULES  # noqa: PLC0415  # the same
-    from gradience.rules.weights.rules import WEIGHTS_RULES  # noqa: PLC0415  # the same
+    from gradience.rules.config import RULES  # these modules import this one
+    from gradience.rules.data import DATA_RULES  # the same
+    from gradience.rules.joins.run import JOINS  # the same
+    from gradience.rules.log import DETECTORS  # the same
+    from gradience.rules.merge import MERGE_RULES  # the same
+    from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
     every: tuple[Description, ...] = (*RULES, *DATA_RULES, *DETECTORS, *WEIGHTS_RULES, *JOINS, *MERGE_RULES)
     cards = {rule.id: card(rule) for rule in every}

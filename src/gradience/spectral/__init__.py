@@ -86,7 +86,7 @@ def _controller() -> ThreadpoolController:
 
 @cache
 def _controller_of(*, with_jax: bool) -> ThreadpoolController:
-    from threadpoolctl import ThreadpoolController  # noqa: PLC0415  # a program that only uses `Scratch` needs none
+    from threadpoolctl import ThreadpoolController  # a program that only uses `Scratch` needs none
 
     if with_jax:  # XLA calls LAPACK in SciPy's BLAS, whose threads spin as those of NumPy's do
         import_module("scipy.linalg")

@@ -98,7 +98,7 @@ def grams_of(loads: Loads) -> list[Grams]:
 
 def on_cpu() -> bool:
     """Whether JAX computes on the CPU in this process."""
-    from gradience.spectral.devices import devices  # noqa: PLC0415  # JAX, which this module needs for this only
+    from gradience.spectral.devices import devices  # JAX, which this module needs for this only
 
     return str(devices()[0].platform) == "cpu"
 

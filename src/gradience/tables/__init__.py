@@ -41,7 +41,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
 def arrow_schema(row: Row) -> pa.Schema:
     """The Arrow schema of a table: one column per field of the Struct, nullable if the field may be None."""
-    import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
+    import pyarrow as pa  # extra [fleet]
 
     kind = inspect.type_info(row)
     assert isinstance(kind, inspect.StructType)  # noqa: S101  # the argument's type

@@ -130,7 +130,7 @@ def select_to_parquet(store: Store, sql: str, out: Path) -> None:
         GradienceError: as `select`.
         OutputError: it exists already, or cannot be written.
     """
-    from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
+    from pyarrow import parquet  # extra [fleet]
 
     with opened(store) as base, _worded(), atomic_file(out) as partial:
         store.touch(partial)
@@ -139,7 +139,7 @@ def select_to_parquet(store: Store, sql: str, out: Path) -> None:
 
 def _without_secrets(table: pa.Table) -> pa.Table:
     """The table with the secrets in its texts hidden; numbers are not looked at."""
-    import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
+    import pyarrow as pa  # extra [fleet]
 
     for place, field in enumerate(table.schema):
         if "string" in str(field.type):
@@ -164,7 +164,7 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
         GradienceError: duckdb is not installed.
     """
     try:
-        import duckdb  # noqa: PLC0415  # extra [fleet]
+        import duckdb  # extra [fleet]
     except ImportError as error:
         raise GradienceError("queries need duckdb, which is not installed", advice=INSTALL) from error
     with _worded(), duckdb.connect() as base:
@@ -202,7 +202,7 @@ def _texts(values: Iterable[str]) -> str:
 @contextmanager
 def _worded() -> Iterator[None]:
     """A context that turns an error of DuckDB into a GradienceError with its first line."""
-    import duckdb  # noqa: PLC0415  # extra [fleet]; imported by now
+    import duckdb  # extra [fleet]; imported by now
 
     try:
         yield

@@ -124,8 +124,8 @@ class Store:
         return _pyarrow().concat_tables(read) if read else schema.empty_table()
 
     def _read_part(self, path: Path, columns: Sequence[str] | None, schema: pa.Schema) -> pa.Table:
-        import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
-        from pyarrow import parquet  # noqa: PLC0415  # the same
+        import pyarrow as pa  # extra [fleet]
+        from pyarrow import parquet  # the same
 
         try:
             return parquet.read_table(path, columns=columns, partitioning=None).cast(schema)
@@ -140,7 +140,7 @@ class Store:
         Raises:
             OutputError: another job is writing, or the folder cannot be written to or holds something else.
         """
-        from filelock import FileLock, Timeout  # noqa: PLC0415  # only writers pay for it
+        from filelock import FileLock, Timeout  # only writers pay for it
 
         self._make()
         lock = FileLock(self.folder / _LOCK, timeout=0)
@@ -226,7 +226,7 @@ class Writer:
         """
         if not stale:
             return
-        import pyarrow.compute as pc  # noqa: PLC0415  # extra [fleet]
+        import pyarrow.compute as pc  # extra [fleet]
 
         pa, head = _pyarrow(), self._store.tables.head
         gone = pa.array([path for path, stamp in stale.items() if stamp is None], pa.string())
@@ -265,7 +265,7 @@ class Writer:
         self._exchange(small, merged)
 
     def _rows_in(self, number: int) -> int:
-        from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
+        from pyarrow import parquet  # extra [fleet]
 
         paths = (self._store._part(name, number) for name in self._store.tables.rows)  # noqa: SLF001  # its other half
         return sum(parquet.read_metadata(path).num_rows for path in paths)
@@ -284,7 +284,7 @@ class Writer:
         self._remove(old)
 
     def _write(self, tables: Mapping[str, pa.Table]) -> int:
-        from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
+        from pyarrow import parquet  # extra [fleet]
 
         number = self._free()
         self._manifest.next = number + 1
@@ -320,7 +320,7 @@ def _table(rows: bytes, schema: pa.Schema) -> pa.Table:
     pa = _pyarrow()
     if not rows:
         return pa.Table.from_batches([], schema)
-    from pyarrow import json  # noqa: PLC0415  # extra [fleet]
+    from pyarrow import json  # extra [fleet]
 
     whole = json.ReadOptions(use_threads=False, block_size=len(rows))
     typed = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
@@ -337,7 +337,7 @@ def _restamped(table: pa.Table, stale: Mapping[str, str | None]) -> pa.Table:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
+        import pyarrow as pa  # extra [fleet]
     except ImportError as error:
         raise GradienceError("this needs pyarrow, which is not installed", advice=INSTALL) from error
     return pa

@@ -87,7 +87,7 @@ def _npz(path: Path) -> dict[str, Array]:
 
 def _h5(path: Path) -> dict[str, Array]:
     try:
-        import h5py  # noqa: PLC0415  # an optional dependency
+        import h5py  # an optional dependency
     except ModuleNotFoundError:
         raise AdapterError(f"{path} is an HDF5 file, which needs h5py", advice="pip install h5py") from None
     found: dict[str, Array] = {}
@@ -130,7 +130,7 @@ class TorchFile:
         Raises:
             AdapterError: numpy has no such dtype.
         """
-        import torch  # noqa: PLC0415  # an optional dependency
+        import torch  # an optional dependency
 
         tensor = self._data[name].detach().contiguous()
         stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
@@ -166,7 +166,7 @@ def _load(path: Path) -> dict[str, Any]:
             raise AdapterError(f"{path} is a git-lfs pointer, not the weights", advice="fetch them with 'git lfs pull'")
     _refuse_compressed(path)
     try:
-        import torch  # noqa: PLC0415  # an optional dependency
+        import torch  # an optional dependency
     except ImportError as error:
         raise AdapterError(
             f"{path} is a pickled torch file, and torch is not installed",

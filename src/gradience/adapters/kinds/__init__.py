@@ -123,7 +123,7 @@ def kasa(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
 
 def _by_jax(name: str, x: Array, **options: bool) -> tuple[Array, ...]:
     """Return the arrays of a decomposition of `jax.numpy.linalg`, in float64."""
-    import jax  # noqa: PLC0415  # only these kinds need it here
+    import jax  # only these kinds need it here
 
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
         found: tuple[Array, ...] = tuple(np.asarray(y) for y in getattr(jax.numpy.linalg, name)(x, **options))

@@ -138,7 +138,7 @@ def write_index(store: Store, known: dict[str, Known], folders: Folders) -> None
 @cache
 def version_of_rules(*groups: RuleGroup) -> str:
     """The version of the rules of these groups; rows with another version are made again."""
-    from gradience.rules import cards_of  # noqa: PLC0415  # all rules; a query of a store needs none
+    from gradience.rules import cards_of  # all rules; a query of a store needs none
 
     stated = msgspec.json.encode(cards_of(*groups))
     return f"{_NUMBERS}-{hashlib.sha256(stated).hexdigest()[:12]}"

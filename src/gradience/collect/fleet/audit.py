@@ -318,10 +318,10 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 
 
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
-    from gradience.base.weights import factors_of  # noqa: PLC0415  # numpy in workers only
-    from gradience.judge.audit import audit_opened  # noqa: PLC0415  # the same
-    from gradience.judge.audit.against_base import BaseOptions  # noqa: PLC0415  # the same
-    from gradience.spectral.grams import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
+    from gradience.base.weights import factors_of  # numpy in workers only
+    from gradience.judge.audit import audit_opened  # the same
+    from gradience.judge.audit.against_base import BaseOptions  # the same
+    from gradience.spectral.grams import grams_and_sketch  # numpy and JAX in workers only
 
     names = [module.name for module in adapter.modules]
     grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
@@ -352,7 +352,7 @@ def _hashes(files: list[tuple[str, Path]], last: str | None = None, data: Bytes 
         last: the name of one more file, given as bytes.
         data: the bytes of `last`.
     """
-    from xxhash import xxh3_128  # noqa: PLC0415  # extra [fleet]; SHA-256 would take as long as the audit
+    from xxhash import xxh3_128  # extra [fleet]; SHA-256 would take as long as the audit
 
     content, weights = xxh3_128(), xxh3_128()
     digests = [(name, _digest(path)) for name, path in files]
@@ -367,7 +367,7 @@ def _hashes(files: list[tuple[str, Path]], last: str | None = None, data: Bytes 
 
 
 def _digest(path: Path) -> bytes:
-    from xxhash import xxh3_128  # noqa: PLC0415  # as above
+    from xxhash import xxh3_128  # as above
 
     digest = xxh3_128()
     with open_regular(path) as file:

@@ -172,7 +172,7 @@ class _Pool(Generic[JobT]):
 
 def _serve(pipe: Connection, work: Work[JobT], prepare: Callable[[], None]) -> None:
     """The main loop of a worker: say that it is ready, answer jobs, end when the parent does."""
-    import signal  # noqa: PLC0415  # in workers only
+    import signal  # in workers only
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends its workers
     prepare()
@@ -231,7 +231,7 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        import ray  # noqa: PLC0415  # extra [ray]
+        import ray  # extra [ray]
     except ImportError as error:
         raise GradienceError(
             "this needs ray, which is not installed", advice="in the clone: pip install -e '.[ray]'"

@@ -319,7 +319,7 @@ def fetched(url: str, files: Iterable[str]) -> Iterator[Path]:
 
 def _system(url: str) -> tuple[Any, str]:
     try:
-        from fsspec.core import url_to_fs  # noqa: PLC0415  # extra [fleet]
+        from fsspec.core import url_to_fs  # extra [fleet]
     except ImportError as error:
         raise AdapterError("a URL needs fsspec, which is not installed", advice="pip install fsspec") from error
     try:

@@ -111,7 +111,7 @@ def audit_adapter(
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
-        from gradience.judge.audit.arrays import audit_array_file  # noqa: PLC0415  # it takes `audit_opened` from here
+        from gradience.judge.audit.arrays import audit_array_file  # it takes `audit_opened` from here
 
         top = top_singular_values
         return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
@@ -120,7 +120,7 @@ def audit_adapter(
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     beside = None
     if base is not None:
-        from gradience.judge.audit.against_base import BaseOptions  # noqa: PLC0415  # keeps a plain audit quick
+        from gradience.judge.audit.against_base import BaseOptions  # keeps a plain audit quick
 
         beside = BaseOptions(
             Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress, top_singular_values
@@ -129,7 +129,7 @@ def audit_adapter(
         Path(path), files, adapter, top=top_singular_values, beside=beside, per_layer=suggest_per_layer
     )
     if against is not None:
-        from gradience.judge.audit.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+        from gradience.judge.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
         report = with_standing(report, against)
     findings, not_run = without(report.findings, report.not_run, left_out)
@@ -165,7 +165,7 @@ def audit_opened(
     rows = _rows(adapter, top, every_rank=on_base and beside is not None, grams=grams)
     compared = None
     if beside is not None:
-        from gradience.judge.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
+        from gradience.judge.audit.against_base import compare  # keeps a plain audit quick
 
         adapter, rows, compared = compare(adapter, rows, beside, config=files.config)
         rows = _priced(rows) if on_base else rows
@@ -341,8 +341,8 @@ def append_audit(log: Path, report: AuditReport) -> None:
     Raises:
         RecorderError: the log is missing, holds no run, or is being written by another process.
     """
-    from gradience.telemetry.reader import TelemetryReader  # noqa: PLC0415  # the recorder, only if a log is written
-    from gradience.telemetry.writer import TelemetryWriter  # noqa: PLC0415  # the same
+    from gradience.telemetry.reader import TelemetryReader  # the recorder, only if a log is written
+    from gradience.telemetry.writer import TelemetryWriter  # the same
 
     run = TelemetryReader(log).summarize().last
     if run is None:

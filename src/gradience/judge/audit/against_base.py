@@ -165,7 +165,7 @@ class _Run:
             AdapterError: PEFT cannot merge this kind of adapter.
             GradienceError: PEFT is not installed.
         """
-        from gradience.models import merged as by_peft  # noqa: PLC0415  # torch, only where PEFT has to merge
+        from gradience.models import merged as by_peft  # torch, only where PEFT has to merge
 
         merge = by_peft.PeftMerge(self.adapter, config, self._weights)
         self._how = f"W' - W by PEFT {merge.version}'s own merge; "
@@ -235,7 +235,7 @@ class _Run:
         if found is None:
             with self._lock:
                 if self._renamed is None:
-                    from gradience.models.merged import renamed_tensors  # noqa: PLC0415  # only for a missing name
+                    from gradience.models.merged import renamed_tensors  # only for a missing name
 
                     self._renamed = renamed_tensors(self.adapter, self._weights)
             found = self._weights.find(self._renamed[name]) if name in self._renamed else None

@@ -141,7 +141,7 @@ def _split(path: str) -> tuple[str, str] | None:
 
 
 def _leaves(params: Any) -> Iterator[tuple[str, Any]]:
-    import jax  # noqa: PLC0415  # only a pytree needs it
+    import jax  # only a pytree needs it
 
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
@@ -244,7 +244,7 @@ def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Any) -> Audit
     Raises:
         AdapterError: it cannot be read, or holds no factors.
     """
-    from gradience.adapters.formats import read_archive  # noqa: PLC0415  # few have such files
+    from gradience.adapters.formats import read_archive  # few have such files
 
     report = audit_pytree(read_archive(path), scale=scale, **options)
     note = f"the file does not say what multiplies A @ B; taken as {scale}" if not isinstance(scale, Mapping) else ""

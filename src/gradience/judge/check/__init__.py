@@ -85,7 +85,7 @@ def read_adapter_of(folder: Path) -> Layer:
     """
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
-        from gradience.adapters.gathered import refuse_ungathered_file  # noqa: PLC0415  # numpy, where weights lie
+        from gradience.adapters.gathered import refuse_ungathered_file  # numpy, where weights lie
 
         refuse_ungathered_file(weights)
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
@@ -112,7 +112,7 @@ def read_training_of(folder: Path) -> Layer:
 
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
-    from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file does not need it
+    from gradience.importers import read_folder_config  # a config file does not need it
 
     try:
         return msgspec.structs.replace(read_folder_config(place), log=f"the log in {place.name}")
@@ -395,9 +395,9 @@ def _held(folder: Path) -> Iterator[str]:
 def _with_base(
     around: CheckContext, config: ConfigSnapshot, base: Path, folders: Iterable[Path], transformers: str | None
 ) -> CheckContext:
-    from gradience.base.coverage import cover  # noqa: PLC0415  # imports numpy: only if a base is given
-    from gradience.base.peft_emulation.layout import read_layout  # noqa: PLC0415
-    from gradience.base.peft_emulation.targets import NotFollowedError  # noqa: PLC0415  # as above
+    from gradience.base.coverage import cover  # imports numpy: only if a base is given
+    from gradience.base.peft_emulation.layout import read_layout
+    from gradience.base.peft_emulation.targets import NotFollowedError  # as above
 
     if config.lora.peft_type not in {None, "LORA"}:
         return around._replace(no_coverage=f"peft_type {config.lora.peft_type} is not LoRA: not counted")
@@ -413,8 +413,8 @@ def _with_base(
 
 def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Iterable[Path]) -> CheckContext:
     """Add the tokens that the run's tokenizer has and the base's lacks."""
-    from gradience.base.coverage import added_tokens, read_vocabulary  # noqa: PLC0415  # as above
-    from gradience.base.weights import find_shards  # noqa: PLC0415  # as above
+    from gradience.base.coverage import added_tokens, read_vocabulary  # as above
+    from gradience.base.weights import find_shards  # as above
 
     run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)
     if run is None:

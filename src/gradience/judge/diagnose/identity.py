@@ -86,7 +86,7 @@ def _shared(state: State, run: RunSeries) -> Iterator[tuple[float, float]]:
 
 def unreadable(folder: Path) -> str:
     """The reason why a folder's weights cannot be used: not whole, not weights, or not finite; "" if they can."""
-    from gradience.judge.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if a checkpoint is examined
+    from gradience.judge.audit import audit_adapter  # imports jax: only if a checkpoint is examined
 
     try:
         if not CheckpointFolder(0, folder).has_weights:

@@ -387,7 +387,7 @@ def _read_weights(
 ) -> tuple[AuditReport | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("weights", found)
-    from gradience.judge.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if there are weights
+    from gradience.judge.audit import audit_adapter  # imports jax: only if there are weights
 
     if (pointer := _pointer(found.path)) is not None:
         return None, _state(

@@ -61,7 +61,7 @@ def runs_in(path: str | os.PathLike[str]) -> list[Path]:
     place = Path(path)
     if not place.is_dir() or is_log(place / _LOG):
         return [place]
-    from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders  # noqa: PLC0415  # as in `_read`
+    from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders  # as in `_read`
 
     foreign = run_folders(place)
     if foreign == [place]:
@@ -162,7 +162,7 @@ def is_log(path: Path) -> bool:
 
 def _read(path: Path, run: str | None) -> Source:
     if not is_log(path):
-        from gradience.importers import is_foreign  # noqa: PLC0415  # a gradience log does not need it
+        from gradience.importers import is_foreign  # a gradience log does not need it
 
         if is_foreign(path):
             return _import(path, run)
@@ -183,7 +183,7 @@ def _show(summary: RunSummary, run: str) -> None:
 
 def _import(path: Path, run: str | None) -> Source:
     """Import in memory the runs that another program left."""
-    from gradience.importers import read_source  # noqa: PLC0415  # the same
+    from gradience.importers import read_source  # the same
 
     imported = read_source(path, run=run)
     summary = RunSummary(path, KEPT)

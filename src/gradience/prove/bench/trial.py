@@ -81,7 +81,7 @@ class ModelEvaluator:
         return self._evaluation(rows, compared=reference is not None)
 
     def _evaluation(self, rows: Sequence[Scored], *, compared: bool) -> Evaluation:
-        from gradience.models.outputs import divergence  # noqa: PLC0415  # imports torch, which is loaded by now
+        from gradience.models.outputs import divergence  # imports torch, which is loaded by now
 
         known = sorted((row for row in rows if row.known), key=lambda row: row.place)
         if self._metric == "exact-match":
@@ -111,7 +111,7 @@ class _Held:
         found = read._replace(examples=list(dict.fromkeys(read.examples)))  # a repeated example adds no information
         _refuse_unlabelled(data, found, self._loaded)
         self.notes = _notes(data, found)
-        from gradience.models.outputs import Reference, tokens_within  # noqa: PLC0415  # imports torch, loaded by now
+        from gradience.models.outputs import Reference, tokens_within  # imports torch, loaded by now
 
         self._examples: list[Example] = found.examples
         self._parts: list[Batch] = batches(found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad)
@@ -119,7 +119,7 @@ class _Held:
 
     def scored(self, adapter: Path | None) -> list[Scored]:
         """The scores of an adapter, compared with the reference; None scores the reference itself."""
-        from gradience.models.outputs import scored  # noqa: PLC0415  # as above
+        from gradience.models.outputs import scored  # as above
 
         if adapter is None:
             return list(scored(self._loaded, self._examples, self._parts))
@@ -265,7 +265,7 @@ def _joint(drawn: Floats, confidence: float) -> tuple[Floats, float]:
 
 def student_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
     """Bounds of the means over runs with different seeds, by Student's t and Bonferroni: too few runs to resample."""
-    from scipy.special import stdtrit  # noqa: PLC0415  # takes half a second, and only evaluators with seeds need it
+    from scipy.special import stdtrit  # takes half a second, and only evaluators with seeds need it
 
     n, m = sample.excess.shape
     level = 1.0 - (1.0 - confidence) / m

@@ -66,7 +66,7 @@ def verify_merged(
     files, held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)
     before = BaseWeights(find_shards(Path(base)))
     if held.by_peft and "not_analysed" in held.roles.values():  # trained rows of an embedding are copied, not merged
-        from gradience.models.merged import with_merges  # noqa: PLC0415  # torch, only where PEFT has to merge
+        from gradience.models.merged import with_merges  # torch, only where PEFT has to merge
 
         held = with_merges(held, files.config, before)
     after = _merged_weights(Path(merged))

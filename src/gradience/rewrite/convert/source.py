@@ -93,7 +93,7 @@ def open_source(
     adapter = _with_large_products(adapter, tensors)
     found = BaseWeights(find_shards(Path(base))) if base is not None else None
     if adapter.by_peft and found is not None:
-        from gradience.models.merged import with_merges  # noqa: PLC0415  # torch, only where PEFT has to merge
+        from gradience.models.merged import with_merges  # torch, only where PEFT has to merge
 
         adapter = with_merges(adapter, files.config, found)
     elif adapter.by_peft:

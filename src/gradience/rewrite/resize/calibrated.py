@@ -136,8 +136,8 @@ def calibrate_adapter(
     report = progress or (lambda _done, _total, _name: None)
     report(0, 0, "loading the model")
     loaded = load_model(asked.base, files.folder)
-    from gradience.models.outputs import tokens_within  # noqa: PLC0415  # torch, which only a calibration needs
-    from gradience.models.statistics import lora_layers, statistics  # noqa: PLC0415  # the same
+    from gradience.models.outputs import tokens_within  # torch, which only a calibration needs
+    from gradience.models.statistics import lora_layers, statistics  # the same
 
     adapted = Adapted(loaded, lora_layers(loaded, list(pairs)))
     inputs = _split(asked, loaded)

@@ -191,7 +191,7 @@ def measuring(
         examples: the inputs to measure on.
         report: called with the number of inputs run so far.
     """
-    from gradience.models.outputs import Reference, divergence, tokens_within  # noqa: PLC0415  # torch, late
+    from gradience.models.outputs import Reference, divergence, tokens_within  # torch, late
 
     parts = batches(examples, tokens=tokens_within(found.loaded), pad=found.loaded.pad)
     reference = Reference(found.loaded)
@@ -230,7 +230,7 @@ def scored_with(
     reference: Reference,
 ) -> Iterator[Scored]:
     """Yield the scores of each input for the model with only the pieces kept, against a reference."""
-    from gradience.models.outputs import scored  # noqa: PLC0415  # torch, late
+    from gradience.models.outputs import scored  # torch, late
 
     layers = found.layers
     new = {path: _compressed(layers[path], combined(pieces[path], kept[path])) for path in pieces}
@@ -244,7 +244,7 @@ def _factor(layer: Any) -> Any:
 
 def _compressed(layer: Any, m: Floats) -> torch.Tensor:
     """The product M A for a layer, in A's dtype and on A's device."""
-    import torch  # noqa: PLC0415  # only a calibration needs it
+    import torch  # only a calibration needs it
 
     a = _factor(layer).data
     flat = a.reshape(len(a), -1).cpu().double()
