@@ -38,7 +38,8 @@ OTHERS = {
     "gradience.swift",
     "gradience.__main__",
 }  # their program brings them
-HOLDS = {"ray": {"ray", "fleet"}}  # an extra that brings another
+# What an extra brings beyond its name: another extra, or pyarrow, here called columns
+HOLDS = {"ray": {"ray", "fleet", "columns"}, "fleet": {"columns"}, "hf": {"columns"}}
 
 
 class Call(NamedTuple):
@@ -54,7 +55,7 @@ CALLS = (
     Call("--version"),
     Call("check --peft-dir {run}/peft --training-dir {run}/training --task sst2", may_find=True),
     Call("check --data {tmp}/rows.jsonl", may_find=True),
-    Call("check --data {tmp}/rows.parquet", "fleet", child=True),
+    Call("check --data {tmp}/rows.parquet", "columns", may_find=True, child=True),
     Call("monitor {run}/run.jsonl"),
     Call("import {tmp}/log.csv --out {tmp}/imported.jsonl"),
     Call("audit --peft-dir {run}/peft --top-wasteful 3"),
@@ -70,7 +71,11 @@ CALLS = (
     Call("merge {run}/peft {run}/peft --out {tmp}/merged --method linear"),
     Call("merge-check {run}/peft {run}/peft", may_find=True),
     Call("verify-merge --base {tmp}/base --adapter {run}/peft --merged {tmp}/merged-base", may_find=True),
-    Call("bench {run}/peft --base {tmp}/base --data {tmp}/texts.jsonl --candidates svd:2 --out {tmp}/bench", "hf"),
+    Call(
+        "bench {run}/peft --base {tmp}/base --data {tmp}/texts.jsonl --candidates svd:2 --out {tmp}/bench",
+        "hf",
+        may_find=True,
+    ),
     Call("rules LR001"),
     Call("validate {run}/run.jsonl"),
     Call("schema telemetry"),
@@ -204,9 +209,11 @@ def write_inputs(tmp: Path, extras: set[str]) -> None:
     import numpy as np
 
     (tmp / "rows.jsonl").write_text('{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}\n')
-    (tmp / "texts.jsonl").write_text('{"text": "a b c"}\n')
+    texts = ("a", "b", "a b", "b a", "a a b", "b b a", "a b b", "b a a")
+    rows = [json.dumps({"text": text, "label": len(text.split()) % 2}) for text in texts]
+    (tmp / "texts.jsonl").write_text("\n".join(rows) + "\n")
     (tmp / "log.csv").write_text("step,loss\n1,0.5\n2,0.25\n")
-    if "fleet" in extras:
+    if "columns" in extras:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -215,18 +222,34 @@ def write_inputs(tmp: Path, extras: set[str]) -> None:
         (tmp / "rows.parquet").write_bytes(b"PAR1" + bytes(64) + b"PAR1")
     tensors = _tensors(RUN / "peft" / "adapter_model.safetensors")
     scale = 32 / 8
-    base, merged = {}, {}
+    config = {"model_type": "distilbert", "dim": 128, "n_layers": 2, "n_heads": 2, "hidden_dim": 256}
+    base = _whole_model(tmp / "base", config) if "hf" in extras else {}
+    merged = {**base}
     for name in tensors:
         if name.endswith(".lora_A.weight"):
             stem = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             a, b = tensors[name], tensors[name.replace("lora_A", "lora_B")]
             base[f"{stem}.weight"] = np.random.default_rng(0).normal(size=(b.shape[0], a.shape[1])).astype("float32")
             merged[f"{stem}.weight"] = base[f"{stem}.weight"] + np.float32(scale) * (b @ a)
-    config = {"model_type": "distilbert", "dim": 128, "n_layers": 2, "n_heads": 2, "hidden_dim": 256}
     for folder, held in (("base", base), ("merged-base", merged)):
-        (tmp / folder).mkdir()
+        (tmp / folder).mkdir(exist_ok=True)
         (tmp / folder / "config.json").write_text(json.dumps(config))
         _write(tmp / folder / "model.safetensors", held)
+
+
+def _whole_model(folder: Path, size: dict) -> dict:
+    """Write the tokenizer of a classifier of that size, and return its weights: what runs a model needs all of them."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    size["vocab_size"], size["max_position_embeddings"] = 4, 16
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))  # noqa: S106  # no secret
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")  # noqa: S106
+    tokenizer.save_pretrained(folder)
+    kind = transformers.DistilBertConfig(**{name: value for name, value in size.items() if name != "model_type"})
+    model = transformers.DistilBertForSequenceClassification(kind)
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
 def _tensors(path: Path) -> dict:

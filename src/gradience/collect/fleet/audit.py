@@ -73,7 +73,7 @@ def audit_fleet(
         GradienceError: a package is missing, or the folder holds something else.
         OutputError: another job is writing the fleet, or it cannot be written.
     """
-    require("pyarrow", "xxhash", extra="fleet", what="a fleet")
+    require("pyarrow", "duckdb", "xxhash", extra="fleet", what="a fleet")
     if engine == "ray":
         require("ray", extra="ray", what="--engine ray")
     start = time.monotonic()
