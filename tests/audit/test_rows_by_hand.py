@@ -17,7 +17,7 @@ from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
 from gradience.base.weights import Norms
 from gradience.judge.audit import _unknown_dtypes, against_base
-from gradience.judge.audit.against_base import _ratios, _target, survival_of, update_of
+from gradience.judge.audit.against_base import Update, _ratios, _target, survival_of, update_of
 from gradience.judge.audit.rows import (
     Shown,
     bytes_per_param,
@@ -333,3 +333,12 @@ def test_the_weights_are_named_one_by_one_only_where_they_are_several(tmp_path):
     report = audit_adapter(folder)
     assert (report.weights_path, report.weights_paths) == (str(shards[0]), [str(shard) for shard in shards])
     assert [row.frobenius_norm for row in report.modules] == [4.0, 2.0]
+
+
+@every(
+    ("b", "scale", "size", "fits"),
+    [(3.4e38, 1.0, 1.0, True), (1.8e38, -2.0, 1.0, False), (1.0, 1.0, 3.4e38, True), (1.0, 1.0, 3.5e38, False)],
+)
+def test_an_update_fits_float32_with_its_scaled_factor(b, scale, size, fits):
+    update = Update(np.full((2, 1), -b, np.float32), np.ones((1, 3), np.float32), scale)
+    assert update.fits_float32(size) is fits

@@ -27,6 +27,7 @@ from gradience.collect.fleet import (
 )
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
 from gradience.collect.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, show_fleet, similar
+from gradience.errors import GradienceError
 from gradience.judge.audit.standing import share_below, with_standing
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
@@ -421,3 +422,18 @@ def test_pairs_compared_are_those_there_are_up_to_the_most():
     found = comparing.similar([row, {**row, "path": "b"}], threshold=0.9, most=5)
     assert (found.compared, found.not_compared, found.all_pairs, found.near) == (0, 0, 0, [])
     assert [alike.paths for alike in found.same] == [["a", "b"]]
+
+
+OF_A_MODULE = {"module_type": "attn", "kind": "linear", "rows": 8, "columns": 8, "r": 2, "params": 32, "state": "ok"}
+
+
+@every(("value", "kept"), [(2**63 - 1, 2**63 - 1), (2**63, None), (-(2**63), -(2**63)), (-(2**63) - 1, None)])
+def test_a_whole_number_that_no_column_holds_is_null_where_a_column_has_null(value, kept):
+    row = ModuleRow(path="a", position=0, name="m", config_r=value, **OF_A_MODULE)
+    lines = msgspec.msgpack.decode(encoded([AdapterRow(path="a")], [row], []), type=Result).tables[1]
+    assert msgspec.json.decode(lines)["config_r"] == kept
+
+
+def test_a_whole_number_that_no_column_holds_is_refused_where_there_is_no_null():
+    with pytest.raises(GradienceError, match="bytes is 9223372036854775808, which no column"):
+        encoded([AdapterRow(path="a", bytes=2**63)], [], [])

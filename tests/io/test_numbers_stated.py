@@ -266,7 +266,12 @@ STATED: dict[str, dict[str, Any]] = {
     "rules.log.rewards": {"_PARTS": 5, "_START": 3, "_THIRD": 3},
     "rules.log.story": {"_MANY_PASSES": 10.0, "_NOISY": 3.0},
     "judge.diagnose.identity": {"_EQUAL": 0.001},
-    "judge.audit.against_base": {"SHOWN_EPS": (0.3, 0.5, 0.7), "_SAME_NORM": 1e-05, "_HALF": 2},
+    "judge.audit.against_base": {
+        "_LARGEST": (2 - 2**-23) * 2.0**127,
+        "SHOWN_EPS": (0.3, 0.5, 0.7),
+        "_SAME_NORM": 1e-05,
+        "_HALF": 2,
+    },
     "judge.audit": {"_EVENT_BYTES": 56 * 1024},
     "prove.bench": {"_DENSITY": 0.5, "SCALES": (0.0, 0.5)},
     "prove.bench.contest": {"LONGEST": 1024, "_SEEDS": 3},
@@ -352,7 +357,8 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "rewrite.resize.pieces": {"_STEPS": 100, "FLOOR": 1e-9},
     "rewrite.resize.plan": {"_MEGABYTE": 1_000_000, "_RECORD": 4096},
-    "collect.runs.collect": {"MAX_RUNS": 1000, "_MOST_INT": 2**63 - 1},
+    "collect.runs.collect": {"MAX_RUNS": 1000},
+    "tables": {"_BEYOND": 1 << 63},
     "collect.runs": {"MOST_CURVES": 26},
     "prove.verify_merge.delta": {
         "UNIT": {"F64": 2.0 ** (-53), "F32": 2.0 ** (-24), "F16": 2.0 ** (-11), "BF16": 2.0 ** (-8)},

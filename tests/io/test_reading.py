@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import struct
+import zipfile
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,7 @@ from gradience.io.reading import (
     MAX_PARTS,
     check_depth,
     decode_json,
+    is_zip,
     name_fault,
     open_regular,
     read_small,
@@ -120,3 +123,15 @@ def test_a_signal_waits_for_the_end_of_the_outermost_block(monkeypatch):
             signal.signal(number, handler)
     assert done == ["inner", "outer"]
     assert ended.value.code == 143
+
+
+def test_a_damaged_end_of_an_archive_is_no_archive(tmp_path):
+    path = tmp_path / "adapter_model.bin"
+    parts = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)  # it says that it is one of two files
+    path.write_bytes(bytes(64) + parts + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.is_zipfile(path)
+    assert not is_zip(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"")
+    assert is_zip(path)

@@ -15,6 +15,7 @@ import io
 import os
 import re
 import stat
+import zipfile
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, TypeVar
@@ -91,6 +92,14 @@ def read_small(path: str | os.PathLike[str], *, most: int, what: str) -> bytes:
         message = f"larger than {_size(most)}, the limit for {what}"
         raise OSError(errno.EFBIG, message, os.fspath(path))
     return data
+
+
+def is_zip(path: str | os.PathLike[str]) -> bool:
+    """Whether a file ends as a zip archive of one file does. The end of a damaged one makes `zipfile` raise."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 from msgspec import inspect
 
+from gradience.errors import GradienceError
 from gradience.schema import NonFinite, as_float
 from gradience.schema.document import Finding, writable
 from gradience.schema.fleet import AdapterRow, RunRow
@@ -19,6 +20,8 @@ from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_BEYOND: Final = 1 << 63
 
 _SCALARS: Final[dict[type[inspect.Type], str]] = {
     inspect.StrType: "string",
@@ -76,15 +79,31 @@ def finding_columns(finding: Finding) -> dict[str, Any]:
 
 
 def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Struct]) -> bytes:
-    """Encode rows as bytes, in the form in which every engine passes them between processes."""
+    """Encode rows as bytes, in the form in which every engine passes them between processes.
+
+    Raises:
+        GradienceError: a whole number has more bits than its column, which has no null.
+    """
     failed = any(head.error is not None for head in heads)
     heads, others = hide_in(heads), hide_in(others)  # a config may hold a token, in a model's name or an error
     return msgspec.msgpack.encode(Result(failed, tuple(_lines(rows) for rows in (heads, *others))))
 
 
 def _lines(rows: Sequence[msgspec.Struct]) -> bytes:
-    encoder = msgspec.json.Encoder()
+    rows, encoder = [_narrow(row) for row in rows], msgspec.json.Encoder()
     try:
         return encoder.encode_lines(rows)
     except UnicodeEncodeError:  # a message quotes a name that is not UTF-8
         return encoder.encode_lines(writable(msgspec.to_builtins(rows)))
+
+
+def _narrow(row: msgspec.Struct) -> msgspec.Struct:
+    """The row with null for whole numbers that no column holds, such as a seed or a rank of 2^64 in a config."""
+    fields = zip(row.__struct_fields__, msgspec.structs.astuple(row), strict=True)
+    wide = [name for name, value in fields if isinstance(value, int) and not -_BEYOND <= value < _BEYOND]
+    if not wide:
+        return row
+    optional = {field.name for field in msgspec.structs.fields(row) if field.default is None}
+    if needed := [name for name in wide if name not in optional]:
+        raise GradienceError(f"{needed[0]} is {getattr(row, needed[0])}, which no column of a table holds")
+    return msgspec.structs.replace(row, **dict.fromkeys(wide))

@@ -24,7 +24,7 @@ from gradience.adapters.formats.foreign import DIFFUSERS, KOHYA, MLX, MLX_FULL, 
 from gradience.adapters.formats.peft import PEFT
 from gradience.adapters.layout import MOST_ELEMENTS, Array, Files, Format
 from gradience.errors import AdapterError
-from gradience.io.reading import open_regular
+from gradience.io.reading import is_zip, open_regular
 from gradience.io.safetensors import SafetensorsFile, TensorInfo, TensorSource, refuse_long_name
 
 SUFFIXES: Final = frozenset({".npz", ".h5", ".hdf5"})
@@ -175,7 +175,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # torch warns of unusual kinds of tensor, which `_described` refuses by name
             warnings.simplefilter("ignore")
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:  # a hostile pickle can make the loader raise anything, and none of that is our bug
         first = str(error).strip().split("\n", 1)[0]
         raise AdapterError(
@@ -190,7 +190,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _refuse_compressed(path: Path) -> None:
     """Refuse a compressed archive. Torch stores arrays uncompressed, and a compressed one could grow to any size."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:

@@ -25,7 +25,7 @@ from gradience.judge.monitor import held_out_of, report_of
 from gradience.judge.monitor.source import is_log, open_source
 from gradience.schema import Real, as_float, number_in
 from gradience.schema.document import by_severity, writable
-from gradience.schema.events import ConfigSnapshot, Eval
+from gradience.schema.events import Eval
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
 from gradience.spectral import cores
@@ -41,8 +41,6 @@ RUNS: Final = Tables(
     RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True
 )
 MAX_RUNS: Final = 1000  # runs in one log; more are an error, because no known log holds as many
-
-_MOST_INT: Final = 2**63 - 1  # largest integer of a column
 
 
 def collect_runs(
@@ -179,13 +177,16 @@ def run_job(job: Job) -> bytes:
         runs = list(source.summary.runs.values())
         if len(runs) > MAX_RUNS:
             raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")  # noqa: TRY301  # a row of the table too
-        reports = [report_of(source, series) for series in runs]
+        return _encoded(job, runs, [report_of(source, series) for series in runs])
     except MissingPackageError as error:
         return run_failed(job, f"{error}: {error.advice}", again=True)
     except (GradienceError, OSError, MemoryError) as error:
         return run_failed(job, str(error) or type(error).__name__)
     except Exception as error:  # noqa: BLE001  # last resort: one log must not end the job
         return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", again=True)
+
+
+def _encoded(job: Job, runs: Sequence[RunSeries], reports: Sequence[MonitorReport]) -> bytes:
     pairs = list(zip(runs, reports, strict=True))
     return encoded(
         [_run(job, series, report) for series, report in pairs],
@@ -236,7 +237,7 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         lr=number_column(config.optimizer.lr if train.max_lr is None else train.max_lr),
         scheduler=loop.lr_scheduler,
         batch_size=loop.batch_size,
-        seed=_seed(config),
+        seed=config.training.seed,
         epochs=number_column(loop.epochs),
         steps=train.last_step,
         max_steps=loop.max_steps,
@@ -255,11 +256,6 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         started=series.first_ts,
         duration_s=train.duration_s,
     )
-
-
-def _seed(config: ConfigSnapshot) -> int | None:
-    seed = config.training.seed
-    return seed if seed is not None and abs(seed) <= _MOST_INT else None
 
 
 def _best(events: Sequence[Eval], split: str | None) -> tuple[float, int] | None:

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _HALF: Final = 2  # bytes of a 16-bit float
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
@@ -256,6 +257,9 @@ class _Run:
             settled = True
         size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
         is_update = 0.0 < size < math.inf
+        asked = self._options.intruders and is_update
+        if asked and not update.fits_float32(size):
+            asked, note = False, f"{found.name}: the update is beyond float32, so its intruders are not known"
         comparison = BaseComparison(
             weight=found.name,
             dtype=found.info.dtype,
@@ -266,7 +270,7 @@ class _Run:
             update_frobenius_norm=real(frobenius),
             converged=converged and settled,
             survival=survival_of(sums, found.info.dtype) if is_update else None,
-            intruders=self._intruders(module, as_float32(w), update) if self._options.intruders and is_update else None,
+            intruders=self._intruders(module, as_float32(w), update) if asked else None,
         )
         row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
         return _Compared(row, note=note, cached=cached)
@@ -405,6 +409,11 @@ class Update(NamedTuple):
     scale: float
     dense: Array | None = None
     sigma: Floats | None = None
+
+    def fits_float32(self, size: float) -> bool:
+        """Whether `operators` are finite, for an update of that spectral norm, which bounds its entries."""
+        factor = abs(self.scale) * float(np.max(np.abs(self.b), initial=0.0)) if self.dense is None else 0.0
+        return max(size, factor) <= _LARGEST
 
     def operators(self, w: Array) -> tuple[Operator, Operator]:
         """W and W + dW as operators, for a weight that `as_float32` has converted."""

@@ -7,7 +7,6 @@ the run so far into each checkpoint: what that shares with the log decides. Weig
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +16,7 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
 from gradience.importers.trainer_state import State, read_state
 from gradience.io.header import read_header
+from gradience.io.reading import is_zip
 from gradience.schema import as_float
 from gradience.telemetry.series import RunSeries
 
@@ -96,7 +96,7 @@ def unreadable(folder: Path) -> str:
             return health.reason if health.verdict in {"broken", "not_analysed"} else ""
         for path in sorted(folder.glob("*.safetensors")):
             read_header(path)
-        broken = [path.name for path in sorted(folder.glob("pytorch_model*.bin")) if not zipfile.is_zipfile(path)]
+        broken = [path.name for path in sorted(folder.glob("pytorch_model*.bin")) if not is_zip(path)]
     except GradienceError as fault:
         return str(fault).removeprefix(f"{folder}/")
     return f"{broken[0]} is no file that torch wrote whole" if broken else ""
