@@ -22,8 +22,9 @@ from gradience.schema import Json
 _MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as trl.chat_template_utils.has_generation_markers
 _MAX_TEMPLATE: Final = 1 << 20  # bytes
 _CLASS: Final = "gradience.data.tokenizer:Tokenizer"
-# The config of a model beside a tokenizer imports all of transformers' modelling, as long as a child may compute
-_IMPORTS: Final = ("transformers:AutoTokenizer", "transformers:LlamaConfig")
+_TOKENIZERS: Final = "transformers:AutoTokenizer"
+# With a model's config beside it, a tokenizer imports all of transformers' modelling, as long as a child may compute
+_MODELLING: Final = "transformers:LlamaConfig"
 
 
 class Encoded(NamedTuple):
@@ -62,7 +63,9 @@ class Encoder:
             raise ConfigError(f"{folder}: no tokenizer in this folder", advice=ADVICE)
         own = None if template is None else _read_template(template)
         try:
-            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, imports=_IMPORTS)
+            is_alone = folder.is_dir() and not (folder / "config.json").is_file()
+            imports = [_TOKENIZERS] if is_alone else [_TOKENIZERS, _MODELLING]
+            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, imports=imports)
             facts = msgspec.convert(self._confined.call("facts"), Facts)
         except (Foreign, msgspec.ValidationError) as error:
             raise ConfigError(f"{folder}: no usable tokenizer: {error}", advice=ADVICE) from None
