@@ -25,18 +25,19 @@ from weakref import WeakValueDictionary
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
 from gradience.rules import Threshold
+from gradience.rules.log.wiring import AT_ONCE
 from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding
-from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics
+from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, Wiring
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.logfile import logger, notice
-from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.reader import RunSummary, TelemetryReader
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries, rate_of
 
 _TAIL_BYTES: Final = 1 << 18  # room for four lines of the greatest length
 
-LIVE: Final = ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110")
+LIVE: Final = ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110", *AT_ONCE)
 HIGH = Threshold("high", 1.3, "times the lowest loss, in three rows running", "a judgement: a reason to look, no more")
 SMALL = Threshold("small", 1e-3, "of the first gradient norm", "a judgement: a reason to look, no more")
 
@@ -148,6 +149,11 @@ class RunRecorder:
         context = {**finding.values, **({"stops": True} if stops else {})}
         severity, code, message = finding.severity, finding.id, finding.message
         self.record(lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context))
+
+    def recall(self, lookout: Lookout, step: int) -> None:
+        """Let a lookout know what the log has of this run up to a step."""
+        if self._path is not None and self.run_id is not None:
+            lookout.remember(self._path, self.run_id, step)
 
     def record(self, write: Callable[[TelemetryWriter], None]) -> None:
         """Write one event. After the run's end the log is opened for the event and closed again.
@@ -330,6 +336,17 @@ class Lookout:
         self._run.last_step = max(step, self._run.last_step or 0)
         return self._judge()
 
+    def wiring(self, event: Wiring) -> Sequence[Finding]:
+        """Take a look at what is trained; return what it newly shows."""
+        self._run.wirings.append(event)
+        return self._judge(AT_ONCE)
+
+    def remember(self, path: Path, run_id: str, step: int) -> None:
+        """Take the looks that a log has of this run up to a step, for a resume from there."""
+        kept = (w for w in TelemetryReader(path).of(Wiring) if w.run_id == run_id and (w.step or 0) <= step)
+        self._run.wirings.extend(kept)
+        self._judge(AT_ONCE)  # what they show was said then
+
     def stops(self, findings: Iterable[Finding]) -> list[str]:
         """Return the ids among new findings for which training is to stop."""
         return [finding.id for finding in findings if finding.id in self._stop_on]
@@ -353,13 +370,13 @@ class Lookout:
         self._next[reason] = rows + 1 + rows // _PAUSE
         return self._judge()
 
-    def _judge(self) -> Sequence[Finding]:
+    def _judge(self, asked: Collection[str] = LIVE) -> Sequence[Finding]:
         from gradience.judge.monitor import facts_of  # the same
         from gradience.rules import judge  # the same
         from gradience.rules.log import DETECTORS  # a run that shows nothing needs none of it
 
         facts = facts_of(RunSummary(Path()), self._run, self._config)
-        rules = [rule for rule in DETECTORS if rule.id in LIVE and rule.id not in self._said]
+        rules = [rule for rule in DETECTORS if rule.id in asked and rule.id not in self._said]
         found = [finding for finding in judge(rules, facts).findings if finding.severity in _GRAVE]
         self._said.update(finding.id for finding in found)
         return list({finding.id: finding for finding in reversed(found)}.values())
