@@ -371,6 +371,18 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("KEY001", "warning", 0.85, {"alike": 0.85, "most_unknown": 2}),
     ("DAT321", "warning", 0.7, {"share_apart": 0.1, "length_apart": 0.25, "few_rows": 32}),
     ("DAT330", "critical", 0.97, {}),
+    ("WIR170", "critical", 0.95, {"base_share": 0.5}),
+    ("WIR171", "critical", 0.95, {}),
+    ("WIR172", "critical", 0.95, {"base_share": 0.5}),
+    ("WIR173", "error", 0.9, {"looked": 4}),
+    ("WIR174", "critical", 0.95, {}),
+    ("WIR175", "critical", 0.95, {}),
+    ("WIR176", "error", 0.95, {}),
+    ("WIR177", "warning", 0.9, {}),
+    ("WIR178", "error", 0.9, {"lost_steps": 2}),
+    ("WIR179", "critical", 1.0, {}),
+    ("WIR180", "warning", 0.8, {"looked": 4}),
+    ("WIR181", "error", 0.9, {}),
 ]
 
 

@@ -138,7 +138,7 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring |
         by_layer[part.layer].append(part)
     configs: dict[str, Any] = {}
     for wrapper in wrappers:
-        configs |= vars(wrapper)["peft_config"]
+        configs |= getattr(wrapper, "peft_config")  # noqa: B009  # typed as a module
     return AdapterWiring(
         names=sorted({*configs, *(part.adapter for part in own if part.adapter)}),
         active=active,

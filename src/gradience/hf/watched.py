@@ -171,11 +171,11 @@ class _Gradients:
         """Return what was seen, as a part of the event."""
         looked = [part for mark, part in self._parts.items() if mark in self._looked]
         without = [part for part in looked if id(part.tensor) not in self._reached]
-        layers = defaultdict[str, list[bool]](list)
+        layers = defaultdict[tuple[str, str | None], list[bool]](list)
         for part in looked:
             if part.kind == "adapter" and part.layer is not None:
-                layers[_family(part.layer)].append(id(part.tensor) in self._reached)
-        silent = [layer for layer, reached in layers.items() if not any(reached)]
+                layers[_family(part.layer), part.adapter].append(id(part.tensor) in self._reached)
+        silent = [_told(*key) for key, reached in layers.items() if not any(reached)]
         return GradientWiring(
             steps=self.steps,
             tensors=len(looked),
@@ -191,6 +191,10 @@ class _Gradients:
 def _family(layer: str) -> str:
     """The module; all experts of a layer as one, because a step need not use each."""
     return _EXPERT.sub("experts.*", layer)
+
+
+def _told(layer: str, adapter: str | None) -> str:
+    return layer if adapter in {None, "default"} else f"{layer} ({adapter})"
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

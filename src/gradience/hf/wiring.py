@@ -170,8 +170,8 @@ def schedule_of(schedule: Any) -> ScheduleWiring | None:
 
 
 def data_of(loader: Any, **known: Any) -> DataWiring | None:
-    """Return what decides the rows of a step: of a torch DataLoader, overlaid with what is `known`."""
-    found: dict[str, Any] = {}
+    """Return what decides the rows of a step: of a torch DataLoader, and what else is `known`."""
+    found = {name: value for name, value in known.items() if value is not None}
     if loader is not None:
         data = getattr(loader, "dataset", None)
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
@@ -179,14 +179,13 @@ def data_of(loader: Any, **known: Any) -> DataWiring | None:
             found["rows"] = len(data)  # type: ignore[arg-type]  # a stream raises
         except TypeError:
             found["rows"] = None
-        size = getattr(loader, "batch_size", None)
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", getattr(loader, "batch_size", None))
         mark = getattr(data, "_fingerprint", None)
         found |= {
-            "batch_size": size if isinstance(size, int) else None,
+            **({"batch_size": size} if isinstance(size, int) else {}),
             "sampler": None if sampler is None else type(sampler).__name__,
             "fingerprint": mark if isinstance(mark, str) else None,
         }
-    found |= {name: value for name, value in known.items() if value is not None}
     return DataWiring(**found) if any(value is not None for value in found.values()) else None
 
 

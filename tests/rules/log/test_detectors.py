@@ -95,7 +95,10 @@ def test_every_detector_of_the_design_is_in_the_table_once():
     assert {d.id for d in DETECTORS if d.id[3] == "2"} == of_audits
     of_data = {"DAT301", "DAT303", "DAT305", "DAT307", "DAT313", "DAT316", "DAT320", "DAT321"}
     assert {d.id for d in DETECTORS if d.id[3] == "3"} == of_data
-    assert len({d.id for d in DETECTORS}) == len(DETECTORS) == 41 + len(of_audits) + 1 + len(of_data)  # and GUA150
+    of_wiring = {f"WIR{number}" for number in range(170, 182)}
+    assert of_wiring <= {d.id for d in DETECTORS}
+    others = len(of_audits) + 1 + len(of_data) + len(of_wiring)  # and GUA150
+    assert len({d.id for d in DETECTORS}) == len(DETECTORS) == 41 + others
 
 
 def test_every_threshold_names_its_unit_and_source():

@@ -62,6 +62,18 @@ STATED = {
     "CMP213": ("info", 0.5),
     "DAT321": ("warning", 0.7),
     "TYP214": ("info", 0.4),
+    "WIR170": ("critical", 0.95),
+    "WIR171": ("critical", 0.95),
+    "WIR172": ("critical", 0.95),
+    "WIR173": ("error", 0.9),
+    "WIR174": ("critical", 0.95),
+    "WIR175": ("critical", 0.95),
+    "WIR176": ("error", 0.95),
+    "WIR177": ("warning", 0.9),
+    "WIR178": ("error", 0.9),
+    "WIR179": ("critical", 1.0),
+    "WIR180": ("warning", 0.8),
+    "WIR181": ("error", 0.9),
 }
 
 

@@ -1,8 +1,8 @@
-"""WIR170 to WIR179: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
+"""WIR170 to WIR181: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
 
 The rules read the `wiring` events: what was seen in the model, its optimizers and its schedule as the run began,
-resumed, made its first steps and saved. Each speaks only of what it saw. What people do on purpose looks like this, and
-is no finding: norms, biases and embeddings trained beside a LoRA; a part that is frozen but in the optimizer, to be
+resumed, made its first steps and saved. A log without such events is not judged. What people do on purpose is no
+finding: norms, biases and embeddings trained beside a LoRA; a part that is frozen but in the optimizer, to be
 unfrozen; base parameters that require a gradient but are in no optimizer; tensors in the optimizer beside the model's,
 such as those of a loss; experts that a step does not use.
 """
@@ -25,11 +25,14 @@ LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
 
 _BASE: Final = ("base", "head")
 _OURS: Final = ("adapter", "whole", "head")
-_NO_EVENT: Final = "the log has no wiring event"
 
 
-def _recorded(facts: RunFacts) -> str | None:
-    return None if facts.wirings else _NO_EVENT
+def _recorded(facts: RunFacts) -> bool:
+    return bool(facts.wirings)
+
+
+def _resumed(facts: RunFacts) -> bool:
+    return bool(_of(facts, "resume"))
 
 
 def _of(facts: RunFacts, *phases: str) -> list[Wiring]:
@@ -349,10 +352,8 @@ def _rate_zero(facts: RunFacts) -> Observation | None:
     return None
 
 
-def _need_resume(facts: RunFacts) -> str | None:
-    if not facts.wirings:
-        return _NO_EVENT
-    return None if any(_resumes(facts)) else "no resume from a save whose wiring was recorded"
+def _saved_before(facts: RunFacts) -> str | None:
+    return None if any(_resumes(facts)) else "what was saved at the step of the resume was not recorded"
 
 
 _LOOKED: Final = cite("gradience.hf.wiring", "the tensors themselves were looked at, by identity, as the run began")
@@ -370,11 +371,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="an adapter is in the model, and the optimizer also trains weight matrices of the base that "
         "modules_to_save does not name; a warning if they are under {base_share} of the base",
         observe=_base_trains,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=0.95,
         evidence=(_LOOKED,),
         place="broken",
-        phrase=lambda v: f"the base trains: {v['trained']} of its parameters",
+        phrase=lambda v: f"the base trains: {v.get('trained')} of its parameters",
         rationale="What the base learns is not saved with the adapter, and its optimizer state fills the memory.",
         action="Freeze the base before the optimizer is made: for n, p in model.named_parameters(): p.requires_grad_("
         '"lora_" in n), or load the adapter with PeftModel.from_pretrained(base, path, is_trainable=True).',
@@ -389,11 +390,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="no tensor of the active adapters is trainable; a warning if some adapted modules are frozen; silent "
         "if the optimizer holds what is frozen",
         observe=_adapter_frozen,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=0.95,
         evidence=(_LOOKED,),
         place="broken",
-        phrase=lambda v: "the adapter is frozen" if "frozen" in v else f"{v['modules']} adapted modules are frozen",
+        phrase=lambda v: f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen",
         rationale="A frozen adapter stays what it was.",
         action="Load it with PeftModel.from_pretrained(base, path, is_trainable=True).",
         scope="runs with a wiring event and an adapter",
@@ -406,11 +407,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, "
         "it does not hold trainable tensors of it",
         observe=_optimizer_misses,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=0.95,
         evidence=(_LOOKED,),
         place="broken",
-        phrase=lambda v: f"the optimizer misses {v['missing']} trainable tensors",
+        phrase=lambda v: f"the optimizer misses {v.get('missing')} trainable tensors",
         rationale="What the optimizer does not hold never changes, whatever its gradient.",
         action="Make the optimizer after the model is adapted, loaded and moved: optimizer = AdamW([p for p in "
         "model.parameters() if p.requires_grad]).",
@@ -425,11 +426,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="adapted modules received no gradient in the first steps, {looked} or more; critical if no trainable "
         "tensor received one",
         observe=_no_gradient,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=0.9,
         evidence=(_LOOKED,),
         place="broken",
-        phrase=lambda v: "no gradient arrives" if "tensors" in v else f"{v['silent']} modules receive no gradient",
+        phrase=lambda v: f"{v['silent']} modules receive no gradient" if "silent" in v else "no gradient arrives",
         rationale="Their weights stay as they began: the forward pass does not use them, or cuts the graph.",
         action="Look for detach(), no_grad() or an unused branch before those modules, or leave them out of "
         "target_modules.",
@@ -443,7 +444,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="critical",
         condition="an adapted model is inside an adapted model, or the adapter is merged while it trains",
         observe=_wrapped_twice,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=0.95,
         evidence=(_REWRAP, _LOOKED),
         place="broken",
@@ -461,11 +462,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="at a resume the digest of the weights is not that of the save at that step; a warning if their "
         "dtype changed",
         observe=_resumed_weights,
-        needs=(_need_resume,),
+        needs=(_saved_before,),
+        applies=_resumed,
         confidence=0.95,
         evidence=(_KEPT,),
         place="broken",
-        phrase=lambda v: f"resumed at step {v['step']} from other weights than were saved",
+        phrase=lambda v: f"resumed at step {v.get('step')} from other weights than were saved",
         rationale="What was learnt before the save is lost, or other weights than the adapter's are under it.",
         action="Load the adapter of that checkpoint before training: PeftModel.from_pretrained(base, checkpoint, "
         "is_trainable=True), or trainer.train(resume_from_checkpoint=checkpoint).",
@@ -478,11 +480,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="at a resume the optimizer has no state although it had one at the save; a warning if it has another",
         observe=_resumed_optimizer,
-        needs=(_need_resume,),
+        needs=(_saved_before,),
+        applies=_resumed,
         confidence=0.95,
         evidence=(_KEPT,),
         place="later",
-        phrase=lambda v: f"resumed at step {v['step']} with a new optimizer",
+        phrase=lambda v: f"resumed at step {v.get('step')} with a new optimizer",
         rationale="Adam's moments are estimated anew: the first steps are too long, and the loss often jumps.",
         action="Load its state: optimizer.load_state_dict(torch.load(path)); in a Trainer, leave save_only_model off.",
         scope="resumes in the same log as the save",
@@ -494,11 +497,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="at a resume the rows of a step, their order or the data set are not those of the save",
         observe=_resumed_data,
-        needs=(_need_resume,),
+        needs=(_saved_before,),
+        applies=_resumed,
         confidence=0.9,
         evidence=(_KEPT,),
         place="later",
-        phrase=lambda v: f"resumed at step {v['step']} with other data",
+        phrase=lambda v: f"resumed at step {v.get('step')} with other data",
         rationale="Steps before and after the resume cannot be compared, and rows come twice or never.",
         action="Resume with the batch size, the accumulation, the data and the seed of the run that is resumed.",
         scope="resumes in the same log as the save, whose data the recorder saw",
@@ -510,11 +514,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate",
         observe=_resumed_schedule,
-        needs=(_need_resume,),
+        needs=(_saved_before,),
+        applies=_resumed,
         confidence=0.9,
         evidence=(cite("gradience.hf.wiring", "the schedule's own count of steps was read"),),
         place="later",
-        phrase=lambda v: f"the schedule began anew at step {v['step']}",
+        phrase=lambda v: f"the schedule began anew at step {v.get('step')}",
         rationale="The run warms up and decays once more, which was not planned.",
         action="Load its state: scheduler.load_state_dict(torch.load(path)).",
         scope="resumes in the same log as the save",
@@ -527,11 +532,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="critical",
         condition="the adapter file that was just saved holds no parameter",
         observe=_saved_empty,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=1.0,
         evidence=(cite("the file's header", "tensors and their shapes"),),
         place="broken",
-        phrase=lambda v: f"the adapter saved at step {v['step']} is empty",
+        phrase=lambda v: f"the adapter saved at step {v.get('step')} is empty",
         rationale="Under ZeRO-3 or FSDP each process holds a part, and a save that does not gather writes none of it.",
         action='Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use '
         "accelerator.get_state_dict(model).",
@@ -545,11 +550,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has "
         "the rate 0, now and as its peak, while another group has a rate",
         observe=_rate_zero,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=0.8,
         evidence=(_LOOKED,),
         place="broken",
-        phrase=lambda v: f"learning rate 0 for {v['tensors']} tensors",
+        phrase=lambda v: f"learning rate 0 for {v.get('tensors')} tensors",
         rationale="A group of rate 0 never learns, unless the loop raises its rate later.",
         action='Set the rate of that group: optimizer.param_groups[i]["lr"].',
         scope="runs whose first steps were looked at",
@@ -562,13 +567,13 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="activations are recomputed by reentrant checkpointing and the inputs need no gradient",
         observe=_inputs_frozen,
-        needs=(_recorded,),
+        applies=_recorded,
         confidence=0.9,
         evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: None of the inputs have requires_grad=True"),),
         place="broken",
         phrase=lambda _: "no gradient can flow through the recomputed layers",
         rationale="The layers are run without a graph, and run again only if an input of theirs needs a gradient.",
-        action='Call model.enable_input_require_grads(), or use gradient_checkpointing_kwargs={"use_reentrant": False}.',
+        action="Call model.enable_input_require_grads(), or set use_reentrant to False.",
         scope="runs with a wiring event; models of transformers",
         verify="See whether torch warns that none of the inputs have requires_grad=True.",
     ),
