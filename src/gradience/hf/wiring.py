@@ -74,8 +74,8 @@ def unwrapped_optimizers(optimizer: Any) -> list[Any]:
 
 
 def _innermost(optimizer: Any) -> Any:
-    while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner  # accelerate's wrapper is a torch optimizer too, but has not its hooks
     return optimizer
 
 
