@@ -222,7 +222,7 @@ def test_an_optimizer_of_another_model_is_named(tmp_path):
 
 
 def test_an_adapter_around_an_adapter_is_named(tmp_path):
-    with pytest.warns(UserWarning):  # PEFT's own, twice
+    with pytest.warns(UserWarning, match="PEFT|peft_config"):
         model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     fit(tmp_path, model)
     assert alerts(tmp_path)["WIR174"] == 0
