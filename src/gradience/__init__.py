@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gradience.rewrite.merge import merge_adapters
     from gradience.rewrite.merge.check import merge_check
     from gradience.rewrite.mitigate import mitigate_adapter
-    from gradience.rewrite.options import ResizeOptions
+    from gradience.rewrite.options import ConvertOptions, MergeOptions, MitigateOptions, ResizeOptions
     from gradience.rewrite.resize import resize_adapter
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
@@ -45,9 +45,12 @@ _HOMES = {
     "AdapterError": "gradience.errors",
     "CheckOptions": "gradience.judge.check",
     "ConfigError": "gradience.errors",
+    "ConvertOptions": "gradience.rewrite.options",
     "DataOptions": "gradience.judge.check.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
+    "MergeOptions": "gradience.rewrite.options",
+    "MitigateOptions": "gradience.rewrite.options",
     "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
@@ -89,8 +92,11 @@ __all__ = [
     "AdapterError",
     "CheckOptions",
     "ConfigError",
+    "ConvertOptions",
     "DataOptions",
     "GradienceError",
+    "MergeOptions",
+    "MitigateOptions",
     "OptionError",
     "OutputError",
     "RecorderError",
