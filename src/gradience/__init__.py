@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gradience.judge.diagnose import diagnose
     from gradience.judge.monitor import monitor_run
     from gradience.judge.monitor.compare import compare_runs
+    from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
     from gradience.prove.bench import bench_adapter, bench_merge, bench_mitigate
     from gradience.prove.verify_merge import verify_merged
     from gradience.report import write_report
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterError": "gradience.errors",
+    "AuditOptions": "gradience.judge.options",
     "CheckOptions": "gradience.judge.check",
     "ConfigError": "gradience.errors",
     "ConvertOptions": "gradience.rewrite.options",
     "DataOptions": "gradience.judge.check.options",
+    "DiagnoseOptions": "gradience.judge.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
     "MergeOptions": "gradience.rewrite.options",
@@ -54,6 +57,7 @@ _HOMES = {
     "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
+    "ReportOptions": "gradience.judge.options",
     "ResizeOptions": "gradience.rewrite.options",
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
@@ -90,16 +94,19 @@ _ROOMS = frozenset({"events", "fleet", "runs"})  # modules used by their name, a
 # What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
     "AdapterError",
+    "AuditOptions",
     "CheckOptions",
     "ConfigError",
     "ConvertOptions",
     "DataOptions",
+    "DiagnoseOptions",
     "GradienceError",
     "MergeOptions",
     "MitigateOptions",
     "OptionError",
     "OutputError",
     "RecorderError",
+    "ReportOptions",
     "ResizeOptions",
     "SchemaError",
     "TelemetryReader",

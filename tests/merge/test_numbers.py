@@ -53,7 +53,13 @@ def test_an_option_out_of_its_range_or_place_is_refused_in_words(method, options
 def test_the_ends_of_ranges_are_taken_and_defaults_are_the_papers():
     given = {"weights": [1e6, -1e6], "seed": 3}
     assert recipe_of(2, MergeOptions(method="svd", rank=1, **given)).rank == 1
-    assert recipe_of(2, MergeOptions(method="dare_ties", density=1.0, **given)) == ("dare_ties", (1e6, -1e6), None, 1.0, 3)
+    assert recipe_of(2, MergeOptions(method="dare_ties", density=1.0, **given)) == (
+        "dare_ties",
+        (1e6, -1e6),
+        None,
+        1.0,
+        3,
+    )
     assert recipe_of(2, MergeOptions(method="ties", **given)).density == TIES_DENSITY == 0.2
     assert weights_of(4, None) == (0.25,) * 4
     assert weights_of(3, None, "ties") == weights_of(3, None, "dare_ties") == (1.0,) * 3

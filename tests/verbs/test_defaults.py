@@ -19,21 +19,13 @@ from tables import every
 import gradience
 
 DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
-    "audit_adapter": {
-        "top_singular_values": 0,
-        "suggest_per_layer": False,
-        "intruders": False,
-        "intruder_k": 10,
-        "intruder_eps": 0.5,
-        "norms_cache": True,
-        "seed": 0,
-    },
+    "audit_adapter": {"options": gradience.AuditOptions()},
     "audit_arrays": {"scale": 1.0, "top_singular_values": 0},
     "check_config": {"options": gradience.CheckOptions()},
     "check_data": {"options": gradience.DataOptions(), "check": gradience.CheckOptions()},
     "compare_runs": {"gap_threshold": 1.5, "all_runs": False},
     "convert_adapter": {"options": gradience.ConvertOptions(), "force": False},
-    "diagnose": {"gap_threshold": 1.5},
+    "diagnose": {"options": gradience.DiagnoseOptions()},
     "import_run": {"force": False},
     "json_schema": {"name": "telemetry"},
     "merge_adapters": {"options": gradience.MergeOptions(), "force": False},
@@ -43,7 +35,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "resize_adapter": {"options": gradience.ResizeOptions(), "force": False},
     "validate_log": {"max_issues": 100},
     "verify_merged": {"threads": 1},
-    "write_report": {"force": False},
+    "write_report": {"options": gradience.ReportOptions(), "force": False},
     "TelemetryWriter": {
         "allow_text": False,
         "max_str_len": 256,
@@ -107,9 +99,9 @@ WITHIN: dict[str, dict[str, Any]] = {
     "cli.audit": {
         "ViewOptions.top_wasteful": 5,
         "ViewOptions.heatmap_of": "norm",
-        "BaseOptions.intruder_k": 10,
-        "BaseOptions.intruder_eps": 0.5,
-        "BaseOptions.norms_cache": True,
+        "_AuditOptions.intruder_k": 10,
+        "_AuditOptions.intruder_eps": 0.5,
+        "_AuditOptions.norms_cache": True,
         "audit.device": "auto",
     },
     "cli.bench": {
@@ -252,12 +244,11 @@ WITHIN: dict[str, dict[str, Any]] = {
         "TelemetryWriter.on_error": "warn",
         "TelemetryWriter.run_end.status": "ok",
     },
-    "judge.audit": {
-        "audit_adapter.intruder_k": 10,
-        "audit_adapter.intruder_eps": 0.5,
-        "audit_adapter.norms_cache": True,
+    "judge.options": {
+        "AuditOptions.intruder_k": 10,
+        "AuditOptions.intruder_eps": 0.5,
+        "AuditOptions.norms_cache": True,
     },
-    "judge.audit.against_base": {"BaseOptions.k": 10, "BaseOptions.eps": 0.5, "BaseOptions.cache": True},
     "judge.audit.arrays": {"audit_arrays.scale": 1.0, "audit_array_file.scale": 1.0},
     "prove.bench": {"bench_merge.methods": ("linear", "svd", "ties")},
     "prove.bench.contest": {
@@ -275,7 +266,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "rewrite.convert.updates": {"Update.experts": 1},
     "render.check": {"diagnose_text.fails": True},
     "schema.diagnose": {"BestCheckpoint.by": "loss"},
-    "judge.diagnose": {"diagnose.gap_threshold": 1.5, "diagnose_sources.gap_threshold": 1.5},
     "spectral": {"each_in_threads.waits": True},
     "collect.fleet.audit": {"audit_fleet.engine": "local"},
     "collect.fleet.show": {"show_fleet.top": 10, "show_fleet.cosine": 0.99, "show_fleet.most_pairs": 100},

@@ -114,7 +114,8 @@ class ResolvedOptions(NamedTuple):
         """Ratio of held-out to train perplexity from which a gap is a finding: the option, else the settings."""
         from gradience.rules.log.facts import DEFAULT_GAP  # for commands that read a log
 
-        return option or self.project.values.gap_threshold or DEFAULT_GAP
+        asked = self.project.values.gap_threshold if option is None else option
+        return DEFAULT_GAP if asked is None else asked
 
     def exit_code(self, findings: Iterable[Finding | FindingRef]) -> int:
         """1 if a finding is at least as severe as --fail-on, else 0."""
