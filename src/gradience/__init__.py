@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gradience.judge.monitor.compare import compare_runs
     from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
     from gradience.prove.bench import bench_adapter, bench_merge, bench_mitigate
+    from gradience.prove.options import BenchOptions
     from gradience.prove.verify_merge import verify_merged
     from gradience.report import write_report
     from gradience.rewrite.compare import compare_adapters
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdapterError": "gradience.errors",
     "AuditOptions": "gradience.judge.options",
+    "BenchOptions": "gradience.prove.options",
     "CheckOptions": "gradience.judge.check",
     "ConfigError": "gradience.errors",
     "ConvertOptions": "gradience.rewrite.options",
@@ -95,6 +97,7 @@ _ROOMS = frozenset({"events", "fleet", "runs"})  # modules used by their name, a
 __all__ = [
     "AdapterError",
     "AuditOptions",
+    "BenchOptions",
     "CheckOptions",
     "ConfigError",
     "ConvertOptions",

@@ -100,6 +100,15 @@ def test_the_base_s_own_name_of_a_weight_is_looked_up_else_the_module_s():
         (lambda: g.diagnose("missing", gap_threshold=0.0), "--gap-threshold is 0.0, expected above 0"),
         (lambda: g.mitigate_adapter("missing", "missing", k="9"), "--k is '9', expected a whole number from 1"),
         (lambda: g.convert_adapter("missing", rank=10**400), f"--rank is 1{'0' * 39}, expected a finite number"),
+        (
+            lambda: g.bench_adapter("missing", "out", options=g.BenchOptions(seeds=0)),
+            "--seeds is 0, expected a whole number from 1",
+        ),
+        (lambda: g.bench_merge([], "out", options=g.BenchOptions(timeout=0)), "--timeout is 0, expected above 0"),
+        (
+            lambda: g.bench_mitigate("missing", "out", options=g.BenchOptions(max_length=0)),
+            "--max-length is 0, expected a whole number from 1",
+        ),
         (lambda: g.merge_adapters(["missing"] * 2, seed=-1), "--seed is -1, expected a whole number from 0"),
     ],
 )

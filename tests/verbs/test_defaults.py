@@ -49,7 +49,7 @@ BENCHES: dict[str, dict[str, Any]] = {
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
     "bench_mitigate": {"scales": (0.0, 0.5)},
 }
-OF_A_BENCH = {"tolerance": "1%", "lower_is_better": False, "seed": 0, "seeds": 3, "timeout": 3600.0, "longest": 1024}
+OF_A_BENCH = {"tolerance": "1%", "lower_is_better": False, "seed": 0, "seeds": 3, "timeout": 3600.0, "max_length": 1024}
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -105,10 +105,10 @@ WITHIN: dict[str, dict[str, Any]] = {
         "audit.device": "auto",
     },
     "cli.bench": {
-        "BenchOptions.tolerance": "1%",
-        "BenchOptions.seeds": 3,
-        "BenchOptions.timeout": 3600.0,
-        "BenchOptions.max_length": 1024,
+        "_BenchOptions.tolerance": "1%",
+        "_BenchOptions.seeds": 3,
+        "_BenchOptions.timeout": 3600.0,
+        "_BenchOptions.max_length": 1024,
         "merge.method": "linear,svd,ties",
         "mitigate.scales": "0,0.5",
     },
@@ -253,11 +253,13 @@ WITHIN: dict[str, dict[str, Any]] = {
     "prove.bench": {"bench_merge.methods": ("linear", "svd", "ties")},
     "prove.bench.contest": {
         "_write.alpha": 1.0,
-        "Options.tolerance": "1%",
-        "Options.seeds": 3,
-        "Options.timeout": 3600.0,
-        "Options.longest": 1024,
         "Entry.judged": True,
+    },
+    "prove.options": {
+        "BenchOptions.tolerance": "1%",
+        "BenchOptions.seeds": 3,
+        "BenchOptions.timeout": 3600.0,
+        "BenchOptions.max_length": 1024,
     },
     "prove.bench.evaluators": {"Command.higher_is_better": True},
     "prove.bench.judge": {"Task.judged": True},
