@@ -18,7 +18,7 @@ from gradience.judge.diagnose.sources import Sources
 from gradience.rules import Observation
 from gradience.rules.joins import Symptom, shown
 from gradience.rules.joins.run import MID_RUN, TIED
-from gradience.rules.joins.symptoms import log_symptoms
+from gradience.rules.joins.symptoms import symptoms_of
 from gradience.rules.log.account import values_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
@@ -228,7 +228,8 @@ def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: 
     """The symptoms that checkpoints on disk add to the log's findings; none if no folder was searched."""
     if sources.folder is None:
         return
-    told = [(sign.name, symptom) for symptom in log_symptoms(report) for sign in shown("log", symptom.id, symptom.tags)]
+    found = symptoms_of("log", report.findings)
+    told = [(sign.name, symptom) for symptom in found for sign in shown("log", symptom.id, symptom.tags)]
     values = {name: symptom.seen.values for name, symptom in told}
     if "overfits" in values:
         yield _to_keep(choice, report)

@@ -46,15 +46,20 @@ _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA
 
 def config_symptoms(report: CheckReport) -> list[Symptom]:
     """The findings on the configuration."""
-    return [_symptom("config", finding) for finding in report.findings]
+    return symptoms_of("config", report.findings)
 
 
 def log_symptoms(report: MonitorReport) -> list[Symptom]:
     """The findings on the log, and the fact that nothing held-out was measured in it."""
-    found = [_symptom("log", finding) for finding in report.findings]
+    found = symptoms_of("log", report.findings)
     if report.evals or report.account.evaluations or not report.train.rows:
         return found
     return [*found, _fact("log", "no_evaluation", "the log holds no evaluation")]
+
+
+def symptoms_of(source: Source, findings: Iterable[Finding]) -> list[Symptom]:
+    """Findings on a source as symptoms."""
+    return [_symptom(source, finding) for finding in findings]
 
 
 def damage(source: DiagnosedSource) -> list[Symptom]:
