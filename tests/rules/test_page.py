@@ -21,10 +21,10 @@ def test_the_page_is_what_the_records_say(root: Path) -> None:
 @every("card", rule_cards(), ids=lambda card: card.id)
 def test_a_rule_has_one_line_with_all_of_its_numbers(card: RuleCard, root: Path) -> None:
     written = (root / "docs" / "rules.md").read_text(encoding="utf-8")
-    (line,) = re.findall(rf"^\| {card.id} \| (.*) \|$", written, re.MULTILINE)
-    severity, confidence, *_, numbers = line.split(" | ")
+    (line,) = re.findall(rf"^\| {card.id} \|(.*)\|$", written, re.MULTILINE)
+    severity, confidence, *_, numbers = (cell.strip() for cell in line.split("|"))
     assert (severity, float(confidence)) == (card.severity, card.confidence)
-    named = dict(item.rsplit(" ", 1) for item in numbers.strip("| ").split("; ") if item)
+    named = dict(item.rsplit(" ", 1) for item in numbers.split("; ") if item)
     assert {name: float(value) for name, value in named.items()} == {
         item.name: float(f"{item.value:.9g}") for item in card.thresholds
     }
