@@ -14,17 +14,7 @@ from fleet_inputs import peft
 from safetensors.numpy import load_file
 from tables import every
 
-from gradience.collect.fleet import (
-    INDEX,
-    Folders,
-    Known,
-    Listing,
-    engines,
-    read_index,
-    rows_of,
-    show as comparing,
-    write_index,
-)
+from gradience.collect.fleet import Known, engines, rows_of, show as comparing
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
 from gradience.collect.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, show_fleet, similar
 from gradience.errors import GradienceError
@@ -99,27 +89,6 @@ def test_content_that_is_as_it_was_is_not_read_again_and_other_content_is(tmp_pa
     rows = {known: audit_job(asked.knowing(known)) for known in ("", "another")}
     assert rows[""] == rows["another"] != b""
     assert audit_job(asked.knowing(head_of(rows[""]).content_hash)) == b""
-
-
-SECOND = 1_000_000_000
-
-
-@pytest.mark.parametrize(("age", "kept"), [(3 * SECOND, False), (3 * SECOND + 1, True), (0, False)])
-def test_a_folder_changed_within_three_seconds_is_listed_again(age, kept):
-    folders = Folders(now=lambda: 100 * SECOND)
-    folders.met("f", SimpleNamespace(st_mtime_ns=1, st_ctime_ns=100 * SECOND - age), ["g"], [])  # type: ignore[arg-type]
-    assert list(folders.listings) == ["f"] * kept
-    assert folders.are_as_before is not kept
-
-
-def test_a_folder_is_as_before_if_its_time_is():
-    before = {"f": Listing((5, 7), ["g"], [("", ("x",))])}
-    folders = Folders(dict(before), now=lambda: 0)
-    for times, found in (((6, 7), None), ((4, 7), None), ((5, 8), None), ((5, 7), before["f"])):
-        status: Any = SimpleNamespace(st_mtime_ns=times[0], st_ctime_ns=times[1])
-        assert folders.unchanged("f", status) == found
-    assert folders.unchanged("g", SimpleNamespace(st_mtime_ns=5, st_ctime_ns=7)) is None  # type: ignore[arg-type]
-    assert folders.are_as_before
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -371,17 +340,6 @@ def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
     assert [(one.measure, one.n, one.value) for one in found.percentiles] == [("stable_rank", others, 3.0)]
     assert found.percentiles[0].percentile == pytest.approx(100 * 2.5 / others)
     assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
-
-
-def test_an_index_of_another_version_or_of_other_parts_says_nothing(tmp_path):
-    place = stored(tmp_path / "f", ({}, []))
-    store = Store(place, FLEET)
-    write_index(store, {"a00": Known("s", "1", "h")}, Folders())
-    assert read_index(store)[0] == {"a00": Known("s", "1", "h")}
-    raw = msgspec.msgpack.decode((place / INDEX).read_bytes())
-    for change in ({0: 3}, {0: 1}, {1: [7]}):
-        (place / INDEX).write_bytes(msgspec.msgpack.encode([change.get(n, item) for n, item in enumerate(raw)]))
-        assert read_index(store)[0] is None
 
 
 @every(("deaths", "tried"), [(0, 1), (1, 2), (2, 2), (5, 2)])

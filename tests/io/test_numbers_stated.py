@@ -304,7 +304,6 @@ STATED: dict[str, dict[str, Any]] = {
     "collect.fleet.audit": {"BATCH": 128, "BATCH_SECONDS": 10.0},
     "collect.fleet.engines": {"_TRIES": 2},
     "collect.fleet.find": {"_MOST_LIST": 256 << 20, "_MOST_HEADER": 100_000_000},
-    "collect.fleet": {"_VERSION": 2, "_MOST_BYTES": 1 << 30, "_SETTLED": 3_000_000_000},
     "collect.fleet.show": {
         "_BYTES": 2,
         "_MOST_BUCKETS": 3,
