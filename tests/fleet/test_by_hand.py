@@ -342,37 +342,53 @@ def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
     assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
 
 
-@every(("deaths", "tried"), [(0, 1), (1, 2), (2, 2), (5, 2)])
-def test_a_job_on_which_workers_die_is_tried_twice(monkeypatch, deaths, tried):
-    left, asked = [deaths], []
+class Pool:
+    """An engine whose workers die on the jobs named so often; with a death, all tasks in flight fail if `together`."""
 
-    class Worker:
-        def __init__(self, *_: Any) -> None:
-            self.pipe, self.ready, self.sent = object(), False, engines.deque()
+    def __init__(self, deaths: dict[str, int], *, together: bool) -> None:
+        self.deaths, self.together = dict(deaths), together
+        self.tasks: dict[int, list[str]] = {}
+        self.failed: set[int] = set()
+        self.asked: list[list[str]] = []
 
-        def send(self, some: Any) -> None:
-            asked.append(some.path)
-            self.sent.append(some)
+    def start(self, jobs: list[Any]) -> int:
+        self.asked.append([job.path for job in jobs])
+        self.tasks[len(self.asked)] = self.asked[-1]
+        return len(self.asked)
 
-        def answer(self) -> bytes | None:
-            if not self.ready:
-                return b"ready"
-            if self.sent[0].path == "bad" and left[0]:
-                left[0] -= 1
-                return None
-            return self.sent[0].path.encode()
+    def first(self, tasks: Any) -> int:
+        return next(iter(tasks))
 
-        def end(self) -> None:
-            """Nothing to end."""
+    def answers(self, task: int) -> list[bytes] | None:
+        names = self.tasks.pop(task)
+        for name in names:
+            if self.deaths.get(name, 0) and task not in self.failed:
+                self.deaths[name] -= 1
+                self.failed |= {task, *(self.tasks if self.together else ())}
+        return None if task in self.failed else [name.encode() for name in names]
 
-    monkeypatch.setattr(engines, "_Worker", Worker)
-    monkeypatch.setattr(engines, "wait", lambda pipes: pipes)
-    jobs = [SimpleNamespace(path=path) for path in ("one", "bad", "two", "three")]
-    done = list(engines.run_local(None, jobs, workers=1, prepare=None))  # type: ignore[arg-type]  # by the stand-ins
-    assert asked.count("bad") == tried
-    assert {one.job.path: one.answer for one in done} == {
-        "one": b"one", "bad": None if deaths >= 2 else b"bad", "two": b"two", "three": b"three",
-    }  # fmt: skip
+
+@every(
+    ("deaths", "together", "span", "ahead", "asked", "lost"),
+    [
+        ({}, True, 1, 2, "a b c d e", ""),
+        ({}, False, 2, 2, "ab cd e", ""),
+        ({"b": 1}, True, 1, 2, "a b c b c d e", ""),  # c was in flight with b, and is not to blame
+        ({"b": 1}, False, 1, 2, "a b c b d e", ""),
+        ({"b": 2}, False, 2, 1, "ab a b b cd e", ""),
+        ({"b": 3}, False, 2, 1, "ab a b b cd e", "b"),
+        ({"e": 3}, True, 1, 3, "a b c d e e e", "e"),
+        ({"a": 3, "c": 1}, True, 1, 3, "a b c a a b c c d e", "a"),  # c dies for the first time when it is alone
+        ({"a": 1, "c": 2}, True, 1, 3, "a b c a b c c d e", "c"),
+    ],
+)
+def test_a_job_on_which_workers_die_is_tried_twice_alone(deaths, together, span, ahead, asked, lost):
+    pool = Pool(deaths, together=together)
+    jobs = [SimpleNamespace(path=path) for path in "abcde"]
+    done = list(engines._answered(pool, iter(jobs), span=span, ahead=ahead))
+    assert " ".join("".join(some) for some in pool.asked) == asked
+    assert {one.job.path: one.answer for one in done} == {p: None if p in lost else p.encode() for p in "abcde"}
+    assert len(done) == len(jobs)
 
 
 def test_pairs_compared_are_those_there_are_up_to_the_most():

@@ -302,7 +302,7 @@ STATED: dict[str, dict[str, Any]] = {
     "judge.diagnose.checkpoints": {"_SECOND": 0.6053, "_LEAST_EVALS": 5, "_TRIED": 3},
     "judge.diagnose.sources": {"_EQUAL": 0.001, "_LEAST_SHARED": 3, "_MOST_LOGS": 6, "SHOWN": 5},
     "collect.fleet.audit": {"BATCH": 128, "BATCH_SECONDS": 10.0},
-    "collect.fleet.engines": {"_TRIES": 2},
+    "collect.fleet.engines": {"_TRIES": 2, "_STARTS": 3},
     "collect.fleet.find": {"_MOST_LIST": 256 << 20, "_MOST_HEADER": 100_000_000},
     "collect.fleet.show": {
         "_BYTES": 2,
