@@ -19,13 +19,12 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakValueDictionary
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
 from gradience.rules import Threshold
-from gradience.rules.log.wiring import AT_ONCE
 from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, Wiring
@@ -35,9 +34,11 @@ from gradience.telemetry.reader import RunSummary, TelemetryReader
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries, rate_of
 
+if TYPE_CHECKING:
+    from gradience.rules.log.facts import LogRule
+
 _TAIL_BYTES: Final = 1 << 18  # room for four lines of the greatest length
 
-LIVE: Final = ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110", *AT_ONCE)
 HIGH = Threshold("high", 1.3, "times the lowest loss, in three rows running", "a judgement: a reason to look, no more")
 SMALL = Threshold("small", 1e-3, "of the first gradient norm", "a judgement: a reason to look, no more")
 
@@ -279,6 +280,13 @@ def _shown(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if isinstance(error, (RecorderError, OSError)) else type(error).__name__
 
 
+def live_rules() -> list[LogRule]:
+    """The rules that speak while training runs."""
+    from gradience.rules.log import DETECTORS  # a run that shows nothing needs none of it
+
+    return [rule for rule in DETECTORS if rule.live]
+
+
 def live_ids(asked: Iterable[str]) -> frozenset[str]:
     """Return the rules named for `stop_on`, in upper case.
 
@@ -286,8 +294,11 @@ def live_ids(asked: Iterable[str]) -> frozenset[str]:
         ValueError: one of them does not speak while training runs.
     """
     wanted = frozenset(name.upper() for name in ([asked] if isinstance(asked, str) else asked))
-    if strange := sorted(wanted - set(LIVE)):
-        raise ValueError(f"stop_on: expected ids among {', '.join(LIVE)}, got {', '.join(strange)}")
+    if not wanted:
+        return wanted
+    live = [rule.id for rule in live_rules()]
+    if strange := sorted(wanted.difference(live)):
+        raise ValueError(f"stop_on: expected ids among {', '.join(live)}, got {', '.join(strange)}")
     return wanted
 
 
@@ -339,13 +350,13 @@ class Lookout:
     def wiring(self, event: Wiring) -> Sequence[Finding]:
         """Take a look at what is trained; return what it newly shows."""
         self._run.wirings.append(event)
-        return self._judge(AT_ONCE)
+        return self._judge()
 
     def remember(self, path: Path, run_id: str, step: int) -> None:
         """Take the looks that a log has of this run up to a step, for a resume from there."""
         kept = (w for w in TelemetryReader(path).of(Wiring) if w.run_id == run_id and (w.step or 0) <= step)
         self._run.wirings.extend(kept)
-        self._judge(AT_ONCE)  # what they show was said then
+        self._judge()  # what they show was said then
 
     def stops(self, findings: Iterable[Finding]) -> list[str]:
         """Return the ids among new findings for which training is to stop."""
@@ -370,13 +381,12 @@ class Lookout:
         self._next[reason] = rows + 1 + rows // _PAUSE
         return self._judge()
 
-    def _judge(self, asked: Collection[str] = LIVE) -> Sequence[Finding]:
+    def _judge(self) -> Sequence[Finding]:
         from gradience.judge.monitor import facts_of  # the same
         from gradience.rules import judge  # the same
-        from gradience.rules.log import DETECTORS  # a run that shows nothing needs none of it
 
         facts = facts_of(RunSummary(Path()), self._run, self._config)
-        rules = [rule for rule in DETECTORS if rule.id in asked and rule.id not in self._said]
+        rules = [rule for rule in live_rules() if rule.id not in self._said]
         found = [finding for finding in judge(rules, facts).findings if finding.severity in _GRAVE]
         self._said.update(finding.id for finding in found)
         return list({finding.id: finding for finding in reversed(found)}.values())
