@@ -250,9 +250,18 @@ def settings_of(model: torch.nn.Module) -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "threads": torch.get_num_threads(),
         "training": model.training,
+        "dropout": {name: value for name, value in _public(config).items() if "drop" in name and _is_number(value)},
         "processor": platform.machine(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def _public(config: Any) -> dict[str, Any]:
+    return vars(config) if hasattr(config, "__dict__") else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _world_size() -> int:

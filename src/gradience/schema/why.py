@@ -9,7 +9,7 @@ import msgspec
 from gradience.schema import Json, NonNegativeInt, about
 from gradience.schema.document import Report
 
-WHY_SCHEMA_ID: Final = "gradience.why/v1"
+WHY_SCHEMA_ID: Final = "gradience.why/v2"
 
 Verdict: TypeAlias = Literal["same", "one_cause", "several", "unknown"]
 

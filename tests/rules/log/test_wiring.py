@@ -35,7 +35,10 @@ def one(rule: str, *wirings: Wiring) -> tuple[str, str] | None:
 
 def test_a_log_without_such_events_is_not_judged():
     verdict = detect(RunFacts(series=Series([], [], [])))
-    assert not [each for each in (*verdict.findings, *verdict.not_run) if each.id.startswith("WIR")]
+    assert verdict.findings == []
+    reasons = {each.reason for each in verdict.not_run if each.id.startswith("WIR")}
+    assert reasons == {"the log has no wiring event"}
+    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 12
 
 
 def test_a_sound_run_has_no_finding():

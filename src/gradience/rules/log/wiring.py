@@ -1,7 +1,7 @@
 """WIR170 to WIR181: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
 
 The rules read the `wiring` events: what was seen in the model, its optimizers and its schedule as the run began,
-resumed, made its first steps and saved. A log without such events is not judged. What people do on purpose is no
+resumed, made its first steps and saved. A log without such events cannot be judged. What people do on purpose is no
 finding: norms, biases and embeddings trained beside a LoRA; a part that is frozen but in the optimizer, to be
 unfrozen; base parameters that require a gradient but are in no optimizer; tensors in the optimizer beside the model's,
 such as those of a loss; experts that a step does not use.
@@ -27,12 +27,8 @@ _BASE: Final = ("base", "head")
 _OURS: Final = ("adapter", "whole", "head")
 
 
-def _recorded(facts: RunFacts) -> bool:
-    return bool(facts.wirings)
-
-
-def _resumed(facts: RunFacts) -> bool:
-    return bool(_of(facts, "resume"))
+def _recorded(facts: RunFacts) -> str | None:
+    return None if facts.wirings else "the log has no wiring event"
 
 
 def _of(facts: RunFacts, *phases: str) -> list[Wiring]:
@@ -353,6 +349,8 @@ def _rate_zero(facts: RunFacts) -> Observation | None:
 
 
 def _saved_before(facts: RunFacts) -> str | None:
+    if facts.wirings and not _of(facts, "resume"):
+        return "the run was not resumed"
     return None if any(_resumes(facts)) else "what was saved at the step of the resume was not recorded"
 
 
@@ -371,7 +369,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="an adapter is in the model, and the optimizer also trains weight matrices of the base that "
         "modules_to_save does not name; a warning if they are under {base_share} of the base",
         observe=_base_trains,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
@@ -391,7 +389,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="no tensor of the active adapters is trainable; a warning if some adapted modules are frozen; silent "
         "if the optimizer holds what is frozen",
         observe=_adapter_frozen,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
@@ -409,7 +407,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, "
         "it does not hold trainable tensors of it",
         observe=_optimizer_misses,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
@@ -429,7 +427,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="adapted modules received no gradient in the first steps, {looked} or more; critical if no trainable "
         "tensor received one",
         observe=_no_gradient,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=0.9,
         evidence=(_LOOKED,),
@@ -448,7 +446,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="critical",
         condition="an adapted model is inside an adapted model, or the adapter is merged while it trains",
         observe=_wrapped_twice,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=0.95,
         evidence=(_REWRAP, _LOOKED),
@@ -467,8 +465,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="at a resume the digest of the weights is not that of the save at that step; a warning if their "
         "dtype changed",
         observe=_resumed_weights,
-        needs=(_saved_before,),
-        applies=_resumed,
+        needs=(_recorded, _saved_before),
         live=True,
         confidence=0.95,
         evidence=(_KEPT,),
@@ -486,8 +483,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="at a resume the optimizer has no state although it had one at the save; a warning if it has another",
         observe=_resumed_optimizer,
-        needs=(_saved_before,),
-        applies=_resumed,
+        needs=(_recorded, _saved_before),
         live=True,
         confidence=0.95,
         evidence=(_KEPT,),
@@ -504,8 +500,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="at a resume the rows of a step, their order or the data set are not those of the save",
         observe=_resumed_data,
-        needs=(_saved_before,),
-        applies=_resumed,
+        needs=(_recorded, _saved_before),
         live=True,
         confidence=0.9,
         evidence=(_KEPT,),
@@ -522,8 +517,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate",
         observe=_resumed_schedule,
-        needs=(_saved_before,),
-        applies=_resumed,
+        needs=(_recorded, _saved_before),
         live=True,
         confidence=0.9,
         evidence=(cite("gradience.hf.wiring", "the schedule's own count of steps was read"),),
@@ -541,7 +535,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="critical",
         condition="the adapter file that was just saved holds no parameter",
         observe=_saved_empty,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=1.0,
         evidence=(cite("the file's header", "tensors and their shapes"),),
@@ -560,7 +554,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has "
         "the rate 0, now and as its peak, while another group has a rate",
         observe=_rate_zero,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=0.8,
         evidence=(_LOOKED,),
@@ -578,7 +572,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="activations are recomputed by reentrant checkpointing and the inputs need no gradient",
         observe=_inputs_frozen,
-        applies=_recorded,
+        needs=(_recorded,),
         live=True,
         confidence=0.9,
         evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: None of the inputs have requires_grad=True"),),
