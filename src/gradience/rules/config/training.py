@@ -174,7 +174,7 @@ _RECORDING = (
         evidence=(
             cite(
                 "transformers, rotate_checkpoints and Trainer._determine_best_metric (5.24)",
-                "only the newest checkpoint and best_model_checkpoint are spared; that is None without "
+                "only the newest checkpoint and best_model_checkpoint are spared; there is no such without "
                 "metric_for_best_model, which load_best_model_at_end sets",
             ),
         ),

@@ -320,11 +320,7 @@ class LogRule(Rule[RunFacts]):
         return self.cause(finding.values) if callable(self.cause) else self.cause
 
 
-def log_rule(
-    rule: Description,
-    observe: Observe[RunFacts],
-    **more: Any,
-) -> LogRule:
+def log_rule(rule: Description, observe: Observe[RunFacts], **more: Any) -> LogRule:
     """A rule of another family over the facts of a run: what the log holds is judged like a file."""
     described = {each.name: getattr(rule, each.name) for each in fields(Description)}
     return LogRule(**described, observe=observe, **more)

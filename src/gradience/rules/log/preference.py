@@ -358,10 +358,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_start,
         meant_for=under("preference"),
         confidence=0.5,
-        evidence=(
-            _DPO_LOSS,
-            TRIAL,
-        ),
+        evidence=(_DPO_LOSS, TRIAL),
         rationale="The reference is then not the model that training started from, as it usually should be.",
         scope="preference training against a reference, logged from its first steps on",
         verify="Rewards of both answers before the first step should be 0.",

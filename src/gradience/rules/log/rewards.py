@@ -558,9 +558,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "with 2 standard errors is at most {reward_flat} of its level is info",
         observe=_reward,
         place="objective",
-        phrase=lambda v: (
-            f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
-        ),
+        phrase=_reward_fell_says,
         meant_for=under("rl"),
         confidence=0.7,
         signs=(Sign("reward_fell", frozenset({"best"})),),  # one that only fails to rise has no best step

@@ -223,10 +223,7 @@ NON_FINITE = WeightsRule(
     observe=_not_finite,
     verdicts=_BROKEN,
     confidence=1.0,
-    signs=(
-        "not_finite",
-        Sign("lost_weights", frozenset({"broken"})),
-    ),
+    signs=("not_finite", Sign("lost_weights", frozenset({"broken"}))),
     action="Do not use this adapter; go back to the last good checkpoint.",
     scope="any adapter; a file without an adapter tensor is called broken too",
     verify=_COMPARE,
