@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from hypothesis import given, strategies as st
+from log_runs import ENTRIES
 from tables import every
 
 import gradience
@@ -140,3 +141,9 @@ def test_any_beginning_of_an_id_finds_it(rule: str, length: int) -> None:
     found = [card.id for card in rules_named(rule[:length])]
     assert rule in found
     assert all(other.startswith(rule[:length]) for other in found)
+
+
+def test_every_rule_is_in_the_tests_of_its_family(root: Path) -> None:
+    """Rules on configurations and logs have entries, which their tables demand; of others the ids are looked for."""
+    tested = "".join(path.read_text(encoding="utf-8") for path in (root / "tests" / "rules").rglob("test_*.py"))
+    assert [rule for rule in all_ids() if rule not in tested and rule not in ENTRIES] == []
