@@ -288,7 +288,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ConvertOptions.to": "peft",
         "MergeOptions.method": "linear",
     },
-    "rewrite.resize.calibrated": {"Asked.pieces": "two-sided"},
     "collect.runs": {
         "run_curves.metric": "train/loss",
         "list_runs.columns": (

@@ -16,7 +16,7 @@ from gradience.rules import Observation, Threshold
 from gradience.rules.joins import Symptom
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.diagnose import DiagnosedSource, Source
+from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.events import LoraSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
@@ -91,13 +91,13 @@ def _weights_symptom(report: AuditReport, finding: Finding) -> Symptom:
     return _symptom("weights", finding, tags=tags, **({key: report.health.reason} if key else {}))
 
 
-def _symptom(source: Source, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
+def _symptom(source: SourceKind, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
     """A finding as a symptom, tagged with its severity and the names of its values."""
     seen = Observation(finding.message, {**finding.values, **more})
     return Symptom(source, finding.id, seen, finding, frozenset([*tags, *finding.values, finding.severity]))
 
 
-def _fact(source: Source, name: str, says: str, **values: Json) -> Symptom:
+def _fact(source: SourceKind, name: str, says: str, **values: Json) -> Symptom:
     return Symptom(source, name, Observation(says, values))
 
 
