@@ -212,7 +212,7 @@ def test_the_record_names_method_sources_and_errors_but_no_path(save, tmp_path):
 SLOW = """
 import sys, time
 from gradience.cli.main import script
-from gradience.rewrite.writing import Spool
+from gradience.rewrite.writing import ArraySpool
 keep = Spool.keep
 def slow(spool, array):
     kept = keep(spool, array)
