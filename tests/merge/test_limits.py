@@ -213,14 +213,14 @@ SLOW = """
 import sys, time
 from gradience.cli.main import script
 from gradience.rewrite.writing import ArraySpool
-keep = Spool.keep
+keep = ArraySpool.keep
 def slow(spool, array):
     kept = keep(spool, array)
     print("kept", flush=True)
     for _ in range(6000):  # work that returns to Python, whichever thread the signal reached
         time.sleep(0.1)
     return kept
-Spool.keep = slow
+ArraySpool.keep = slow
 sys.exit(script())
 """
 
