@@ -303,7 +303,7 @@ def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(m
     monkeypatch.setattr(calibrated, "digest_of", lambda some: f"of {len(some)}")
     monkeypatch.setattr(calibrated, "predicted_kl", lambda *_: 0.25)
     found: Any = SimpleNamespace(
-        asked=SimpleNamespace(pieces="svd", seed=7),
+        options=ResizeOptions(pieces="svd", seed=7),
         inputs=calibrated.Split([1, 2, 3], [4, 5], 6),
         candidates={},
         predictions=30,

@@ -296,7 +296,7 @@ def _half(replay: MergeReplay) -> str | None:
 
 
 def _roundings_held(case: Case, replay: MergeReplay) -> list[str]:
-    """Return the dtypes that f V is rounded to, in order."""
+    """Return the dtypes that f V, DoRA's factor times W + dW, goes through: that of the product, then each narrower."""
     chain = [_half(replay) or "F32"]
     for dtype in (replay.weight, case.merged):
         if narrower(dtype, chain[-1]):
