@@ -389,7 +389,7 @@ def _median(values: Iterable[float]) -> float | None:
 
 
 def _ratios(size: float, frobenius: float, norms: Norms) -> dict[str, float | str | None]:
-    """The update beside its weight: udr and sdi by spectral norms (sdi = log10 udr), relative_frobenius by the others."""
+    """The update beside its weight: udr and its log10, sdi, by spectral norms, relative_frobenius by the others."""
     if norms.spectral <= 0.0 or norms.frobenius <= 0.0:
         return {}
     udr = size / norms.spectral
