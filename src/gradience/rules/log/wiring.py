@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules import Observation, Threshold, cite
+from gradience.rules import Observation, Premise, Threshold, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.schema import as_float
 from gradience.schema.events import Wiring
@@ -354,6 +354,8 @@ def _saved_before(facts: RunFacts) -> str | None:
     return None if any(_resumes(facts)) else "what was saved at the step of the resume was not recorded"
 
 
+RECORDED: Final = Premise("the log has a wiring event", _recorded)
+SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
 _LOOKED: Final = cite("gradience.hf.wiring", "the tensors themselves were looked at, by identity, as the run began")
 _KEPT: Final = cite(
     "gradience.hf.digests",
@@ -369,7 +371,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="an adapter is in the model, and the optimizer also trains weight matrices of the base that "
         "modules_to_save does not name; a warning if they are under {base_share} of the base",
         observe=_base_trains,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
@@ -389,7 +391,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="no tensor of the active adapters is trainable; a warning if some adapted modules are frozen; silent "
         "if the optimizer holds what is frozen",
         observe=_adapter_frozen,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
@@ -407,7 +409,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, "
         "it does not hold trainable tensors of it",
         observe=_optimizer_misses,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
@@ -427,7 +429,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="adapted modules received no gradient in the first steps, {looked} or more; critical if no trainable "
         "tensor received one",
         observe=_no_gradient,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=0.9,
         evidence=(_LOOKED,),
@@ -446,7 +448,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="critical",
         condition="an adapted model is inside an adapted model, or the adapter is merged while it trains",
         observe=_wrapped_twice,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=0.95,
         evidence=(_REWRAP, _LOOKED),
@@ -465,7 +467,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="at a resume the digest of the weights is not that of the save at that step; a warning if their "
         "dtype changed",
         observe=_resumed_weights,
-        needs=(_recorded, _saved_before),
+        needs=(RECORDED, SAVED_BEFORE),
         live=True,
         confidence=0.95,
         evidence=(_KEPT,),
@@ -483,7 +485,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="at a resume the optimizer has no state although it had one at the save; a warning if it has another",
         observe=_resumed_optimizer,
-        needs=(_recorded, _saved_before),
+        needs=(RECORDED, SAVED_BEFORE),
         live=True,
         confidence=0.95,
         evidence=(_KEPT,),
@@ -500,7 +502,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="at a resume the rows of a step, their order or the data set are not those of the save",
         observe=_resumed_data,
-        needs=(_recorded, _saved_before),
+        needs=(RECORDED, SAVED_BEFORE),
         live=True,
         confidence=0.9,
         evidence=(_KEPT,),
@@ -517,7 +519,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate",
         observe=_resumed_schedule,
-        needs=(_recorded, _saved_before),
+        needs=(RECORDED, SAVED_BEFORE),
         live=True,
         confidence=0.9,
         evidence=(cite("gradience.hf.wiring", "the schedule's own count of steps was read"),),
@@ -535,7 +537,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="critical",
         condition="the adapter file that was just saved holds no parameter",
         observe=_saved_empty,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=1.0,
         evidence=(cite("the file's header", "tensors and their shapes"),),
@@ -554,7 +556,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has "
         "the rate 0, now and as its peak, while another group has a rate",
         observe=_rate_zero,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=0.8,
         evidence=(_LOOKED,),
@@ -572,7 +574,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="error",
         condition="activations are recomputed by reentrant checkpointing and the inputs need no gradient",
         observe=_inputs_frozen,
-        needs=(_recorded,),
+        needs=(RECORDED,),
         live=True,
         confidence=0.9,
         evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: None of the inputs have requires_grad=True"),),
