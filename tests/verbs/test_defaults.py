@@ -105,7 +105,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "adapters.pairs": {"LoraPair.experts": 1, "peft_pair.experts": 1},
     "adapters.patterns": {"_Cost.paths": 1.0, "_Cost.steps": 1.0},
     "cli.audit": {
-        "ViewOptions.top_wasteful": 5,
+        "ViewOptions.top_wasteful": 3,
         "ViewOptions.heatmap_of": "norm",
         "BaseOptions.intruder_k": 10,
         "BaseOptions.intruder_eps": 0.5,
@@ -160,7 +160,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "importers.files": {"SourceRun.unit": "line"},
     "importers.table": {"flatten.depth": 1},
     "models.inputs": {"read_inputs.longest": 512},
-    "render.audit": {"View.top_wasteful": 5, "View.unicode": True},
+    "render.audit": {"View.top_wasteful": 3, "View.unicode": True},
     "render.bench": {"bench_text.unicode": True},
     "render.compare": {"compare_adapters_text.top": 5, "compare_adapters_text.unicode": True},
     "render.fleet": {"runs_curves_text.width": 72},

@@ -39,7 +39,7 @@ class ViewOptions:
         The quantity that the map shows.
     """
 
-    top_wasteful: NonNegativeInt = 5
+    top_wasteful: NonNegativeInt = 3
     layers: opt.Flag = False
     scales: opt.Flag = False
     rank_rules: opt.Flag = False
