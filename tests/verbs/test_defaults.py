@@ -126,9 +126,11 @@ WITHIN: dict[str, dict[str, Any]] = {
         "show.top": 10,
         "show.cosine": 0.99,
         "show.most_pairs": 100,
+        "list_runs.limit": 20,
         "list_runs.sort": "path",
         "show_runs.top": 10,
         "best_run.metric": "eval/loss",
+        "best_run.limit": 5,
         "draw_curves.metric": "train/loss",
         "draw_curves.width": 72,
     },
@@ -163,7 +165,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "render.audit": {"View.top_wasteful": 3, "View.unicode": True},
     "render.bench": {"bench_text.unicode": True},
     "render.compare": {"compare_adapters_text.top": 5, "compare_adapters_text.unicode": True},
-    "render.fleet": {"runs_curves_text.width": 72},
+    "render.runs": {"runs_curves_text.width": 72},
     "render.html.plot": {"envelope.buckets": 480},
     "render.merge": {"merge_check_text.top": 5},
     "render.monitor": {"frame_lines.width": 72, "frame_lines.height": 10, "frame_lines.dots": True},
@@ -305,6 +307,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "judge.monitor.compare": {"compare_runs.gap_threshold": 1.5},
     "rewrite.options": {"ResizeOptions.pieces": "two-sided"},
     "rewrite.resize.calibrated": {"Asked.pieces": "two-sided"},
+    "collect.runs.best": {"best_runs.top": 5},
     "collect.runs": {
         "run_curves.metric": "train/loss",
         "list_runs.columns": (

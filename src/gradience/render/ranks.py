@@ -77,7 +77,7 @@ def _of_each(report: AuditReport) -> Iterator[str]:
 
 
 def next_command(report: AuditReport) -> Iterator[str]:
-    """The command that measures, on the user's own inputs, how small the adapter may become; none if no rank is suggested."""
+    """The command that measures on the user's inputs how small the adapter may become, if a rank is suggested."""
     if report.suggested:
         given = f"--peft-dir {shlex.quote(clean(report.peft_dir))}"
         base = "MODEL" if report.base is None else shlex.quote(clean(report.base.path))
