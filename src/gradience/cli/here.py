@@ -52,7 +52,9 @@ def _one_run(at: str, found: Sources) -> Iterator[str]:
     yield from labelled(((name, clean(str(path))) for name, path in there.items()), indent=2)
     fitting = {"log": "monitor", "adapter": "audit", "training": "check --training"}
     whole = [f"diagnose {at}", f"report {at} --out report.html"] if {"log", "adapter"} & there.keys() else []
-    yield from _fitting(*whole[: max(1, 3 - len(there))], *(f"{fitting[name]} {_quoted(path)}" for name, path in there.items()))
+    yield from _fitting(
+        *whole[: max(1, 3 - len(there))], *(f"{fitting[name]} {_quoted(path)}" for name, path in there.items())
+    )
 
 
 @as_text

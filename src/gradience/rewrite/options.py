@@ -244,6 +244,8 @@ class MergeOptions:
         Which adapter's heads, biases and token rows win on conflict: A, B, ... by position, or the adapter's name.
     dtype:
         Dtype of the new factors. Default: unchanged.
+    force_mix:
+        Merge adapters of different base models, or without a module in common.
     """
 
     method: MergeMethod = "linear"
@@ -253,3 +255,4 @@ class MergeOptions:
     seed: int = 0
     heads_from: str | None = None
     dtype: Dtype | None = None
+    force_mix: bool = False
