@@ -136,6 +136,7 @@ RULES = (
         observe=_absent,
         needs=(LORA, AN_ADAPTER),
         confidence=0.85,
+        signs=("foreign_targets",),
         evidence=(
             cite("transformers 5.24, models/*/modeling_*.py", "the names of the layers that the family defines"),
             UNMATCHED,

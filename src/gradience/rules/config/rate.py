@@ -167,6 +167,7 @@ RULES = (
         needs=(*_PREDICTS, SUPERVISED),
         predicts=True,
         confidence=0.8,
+        signs=("low_rate",),
         evidence=(
             SWEEP_LOW,
             cite(LWR, "the best LoRA rate is about 10 x that of full fine-tuning"),
@@ -194,6 +195,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.7,
+        signs=("high_rate",),
         evidence=(SWEEP_HIGH,),
         rationale="Some models still train well here, others lose several percent or diverge.",
         action="watch the first 100 steps for divergence, or start at 3e-4",
@@ -211,6 +213,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.85,
+        signs=("high_rate",),
         evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
         rationale="A diverged run costs as much as a good one.",
         action="lower lr to 1e-3 at most; 2e-4 is the usual start",
@@ -228,6 +231,10 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.7,
+        signs=(
+            "high_rate",
+            "high_rate_for_preferences",
+        ),
         evidence=(
             TRL_RL,
             cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5"),
@@ -250,6 +257,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.6,
+        signs=("high_rate",),
         evidence=(BIDERMAN,),
         rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
         action="halve lr, or alpha",
@@ -267,6 +275,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.5,
+        signs=("high_rate",),
         evidence=(
             cite(
                 "Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract)",
