@@ -5,9 +5,8 @@ from __future__ import annotations
 import filecmp
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
-from statistics import median
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,13 +19,13 @@ from gradience.rules.joins import Symptom, shown
 from gradience.rules.joins.run import MID_RUN, TIED
 from gradience.rules.joins.symptoms import symptoms_of
 from gradience.rules.log.account import values_of
+from gradience.rules.log.statistics import noise as noise_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.document import SEVERITIES
 from gradience.schema.reports import MonitorReport, RunAccount
 from gradience.telemetry.series import RunSeries
 
-_SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _LEAST_EVALS: Final = 5  # three second differences
 
 _TRIED: Final = 3  # checkpoints that are audited at most to find one with finite weights
@@ -176,9 +175,7 @@ def loss_noise(losses: Sequence[float]) -> Noise:
     >>> loss_noise([2.0, 1.0]).value
     """
     if len(losses) >= _LEAST_EVALS:
-        slopes = [b - a for a, b in pairwise(losses)]
-        jumps = median(abs(b - a) for a, b in pairwise(slopes))
-        return Noise(_SECOND * jumps, f"second differences of {len(losses)} evaluations of the same examples")
+        return Noise(noise_of(losses, few=0), f"second differences of {len(losses)} evaluations of the same examples")
     return Noise(
         None, f"unknown: {len(losses)} evaluations of the same examples are too few to see how they jump about"
     )

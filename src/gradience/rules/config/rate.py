@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule, given
@@ -49,7 +50,6 @@ _DEFAULTS = {  # by the format of the file, or the family of TRL's configs that 
 }
 _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
 _EMBEDDINGS = ("embed", "lm_head", "wte")  # names of whole matrices for which a low rate is usual
-_PRINCIPAL_INITS = ("pissa", "olora", "corda")
 _PISSA_CONFIDENCE = 0.5  # the cited abstract names PiSSA only; for the other starts it is an analogy
 _OTHER_INIT_CONFIDENCE = 0.3
 
@@ -124,14 +124,14 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
 
 def _variant_rate(facts: Facts) -> Iterator[Observation]:
     init = given(facts.config.lora.init, "init_lora_weights")
-    if not init.lower().startswith(_PRINCIPAL_INITS):
+    start = start_of(init)
+    if not start.principal:
         return
     if facts.adam_lr >= VARIANT_LR.value:
-        pissa = init.lower().startswith("pissa")
         yield Observation(
             f"lr {facts.lr:g} with init {init}: variants that start from the principal components of W want less",
             {"lr": facts.lr, "init": init},
-            confidence=_PISSA_CONFIDENCE if pissa else _OTHER_INIT_CONFIDENCE,
+            confidence=_PISSA_CONFIDENCE if start.name == "pissa" else _OTHER_INIT_CONFIDENCE,
         )
 
 

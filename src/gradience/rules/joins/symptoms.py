@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.adapters import layer_label
+from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import Observation, Threshold
 from gradience.rules.joins import Symptom, showing, shown
@@ -38,8 +39,6 @@ TINY_RMS = Threshold(
 FEW_LAYERS = Threshold("few_layers", 0.5, "adapted layers over the base's, at least", "a judgement")
 MANY_LAYERS = Threshold("many_layers", 4, "layers of the base, at least", "a judgement: of fewer, half is one or none")
 _SHOWN: Final = 3  # targets in a message
-# initialisations whose conversion to plain LoRA doubles r and alpha (PEFT's subtract_mutated_init)
-_CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
 _OF_HEALTH: Final = frozenset(rule.id for rule in WEIGHTS_RULES if isinstance(rule, WeightsRule) and rule.verdicts)
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 
@@ -187,12 +186,8 @@ def _rank(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[
         return
     allowed = {lora.r, *(lora.rank_pattern or {}).values()}
     wrong = [m for m in modules if m.r not in allowed]
-    if wrong and not (_converted(lora) and all(m.r == 2 * lora.r for m in wrong)):
+    if wrong and not (start_of(lora.init).doubled and all(m.r == 2 * lora.r for m in wrong)):
         yield f"r={lora.r}", f"r={wrong[0].r} on disk in {wrong[0].name}"
-
-
-def _converted(lora: LoraSnapshot) -> bool:
-    return (lora.init or "").lower().startswith(_CONVERTED)
 
 
 def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
@@ -201,7 +196,7 @@ def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple
     alpha = as_float(lora.alpha)
     allowed = {alpha, *(as_float(value) for value in (lora.alpha_pattern or {}).values())}
     wrong = [m for m in modules if m.alpha is not None and as_float(m.alpha) not in allowed]
-    if wrong and not (_converted(lora) and all(as_float(m.alpha or 0.0) == 2 * alpha for m in wrong)):
+    if wrong and not (start_of(lora.init).doubled and all(as_float(m.alpha or 0.0) == 2 * alpha for m in wrong)):
         yield f"lora_alpha={alpha:g}", f"alpha={as_float(wrong[0].alpha or 0.0):g} in {wrong[0].name}"
 
 
