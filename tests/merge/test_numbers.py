@@ -92,7 +92,7 @@ def test_adapters_of_different_bases_are_refused_unless_it_is_meant(one, other, 
 
 
 def test_adapters_without_a_module_in_common_are_refused_unless_it_is_meant(tmp_path):
-    q, v, both = (write(tmp_path / "".join(of), {name: (5, 4) for name in of}) for of in ("q", "v", "qv"))
+    q, v, both = (write(tmp_path / "".join(of), dict.fromkeys(of, (5, 4))) for of in ("q", "v", "qv"))
     with pytest.raises(AdapterError, match="no two of them have a module in common"):
         merge_adapters([q, v])
     assert len(merge_adapters([q, v, both]).modules) == len(merge_adapters([q, v], force_mix=True).modules) == 2
