@@ -29,6 +29,7 @@ STATED: dict[str, dict[str, Any]] = {
     "base.peft_emulation.targets": {"_CONVERTING": 5, "_STACK": 3},
     "base.weights": {"_VERSION": 2, "_REPO_PARTS": 2},
     "cli.bench": {"_CODES": {"holds": 0, "none": 1, "not_decided": 3, "no_contrast": 3}},
+    "cli.here": {"_COUNTED": 100},
     "cli.main": {"UNUSABLE": 2, "SOFTWARE": 70, "_MAX_ERROR": 800},
     "cli.monitor": {"_EVERY": 1.0},
     "cli.output": {
@@ -148,7 +149,8 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "render.ranks": {"_MODULES": 8},
     "render": {"NAMES": 4, "WIDTH": 72},
-    "render.writing": {"MODULES": 12, "EXACT": 1e-06},
+    "render.writing": {"MODULES": 12, "EXACT": 1e-06, "_MANY_FLIPS": 0.05},
+    "rewrite.options": {"MOST_FLIPS": 0.02},
     "rules.config.rate": {
         "_HINTED_CONFIDENCE": 0.6,
         "_PISSA_CONFIDENCE": 0.5,
@@ -346,6 +348,7 @@ STATED: dict[str, dict[str, Any]] = {
     "report": {"_ALL_VALUES": 4096},
     "rewrite.resize": {"_NAMED": 8},
     "rewrite.resize.calibrated": {
+        "OF_EFFECT": 0.05,
         "CHOSEN_BY": 128,
         "MEASURED_ON": 64,
         "MEASURED_ROWS": 256,

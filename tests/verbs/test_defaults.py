@@ -282,6 +282,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "judge.monitor.compare": {"compare_runs.gap_threshold": 1.5},
     "rewrite.options": {
+        "Target.flips": 0.02,
         "ResizeOptions.pieces": "two-sided",
         "MitigateOptions.scale": 0.5,
         "MitigateOptions.k": 10,

@@ -11,7 +11,7 @@ from typing import Final
 from gradience.cli.output import DONE, print_text
 from gradience.collect.fleet.find import find_adapters
 from gradience.importers.sources import format_of, is_run
-from gradience.judge.diagnose.sources import Sources, find_sources
+from gradience.judge.diagnose.sources import RunSources, find_sources
 from gradience.judge.monitor.source import runs_in
 from gradience.render import as_text, clean, counted, labelled, listed, short_path
 
@@ -45,7 +45,7 @@ def _in_folder(place: Path) -> Iterator[str]:
         yield from _one_run(at, find_sources(place))
 
 
-def _one_run(at: str, found: Sources) -> Iterator[str]:
+def _one_run(at: str, found: RunSources) -> Iterator[str]:
     parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
     there = {name: path for name, path in parts if path is not None}
     yield f"{at}:" if there else f"{at}: no log, no adapter and no training arguments"
