@@ -263,7 +263,9 @@ def _base(
 
     try:
         kind = getattr(transformers, _CLASSES[task])
-        model, loading = pretrained.load(kind, base, dtype=dtype or torch.float32, output_loading_info=True, **options)
+        model, loading = pretrained.load_model(
+            kind, base, dtype=dtype or torch.float32, output_loading_info=True, **options
+        )
     except Exception as error:  # as above
         raise AdapterError(f"cannot load {base} for {task}: {pretrained.reason(error)}", advice=_FITTING) from error
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}

@@ -84,6 +84,7 @@ def audit_fleet(
         known, rules = known_rows(store) if indexed is None else indexed, rules_version(base)
         found = find_adapters(roots, listed, known=known.keys(), folders=folders)
         plan = plan_of((_job(item, base, rules) for item in found), known, rules)
+        store.keep_private(Path(job.place) for job in plan.jobs if not job.remote)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
         tally, same = carry_out(writer, plan, answers, crashed, progress)
         if indexed is None or tally.done or plan.gone:
