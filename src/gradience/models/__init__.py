@@ -258,7 +258,7 @@ def _base(
 ) -> tuple[Any, set[str]]:
     """The base model, and the names of its weights that no file contained or that had another shape."""
     labels = None if adapter is None or task == "causal-lm" else _labels(adapter)
-    options = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
     import torch  # see the module's first lines
 
     try:
