@@ -19,13 +19,14 @@ import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
-from gradience.collect.fleet import Known, read_index, rows_of, version_of_rules, write_index
+from gradience.collect.fleet import Known, rows_of, version_of_rules
 from gradience.collect.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.collect.fleet.find import Found, fetched, find_adapters
 from gradience.device import prepare_jax
 from gradience.errors import GradienceError, require
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
+from gradience.judge.options import AuditOptions
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport
 from gradience.spectral import cores, use_threads
 from gradience.tables import Result, encoded
@@ -80,17 +81,14 @@ def audit_fleet(
     count = workers or cores()
     store = Store(Path(out), FLEET)
     with store.writing() as writer:
-        indexed, folders = read_index(store)
-        known, rules = known_rows(store) if indexed is None else indexed, rules_version(base)
-        found = find_adapters(roots, listed, known=known.keys(), folders=folders)
+        known, rules = known_rows(store), rules_version(base)
+        found = find_adapters(roots, listed, known=known.keys())
         plan = plan_of((_job(item, base, rules) for item in found), known, rules)
         store.keep_private(Path(job.place) for job in plan.jobs if not job.remote)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
         tally, same = carry_out(writer, plan, answers, crashed, progress)
-        if indexed is None or tally.done or plan.gone:
+        if tally.done or plan.gone:
             known = known_rows(store)
-        if indexed is not known or not folders.are_as_before:
-            write_index(store, known, folders)
     errors, deaths = failures_in(known)
     return FleetAuditReport(
         schema=FLEET_AUDIT_SCHEMA_ID,
@@ -321,13 +319,12 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
     from gradience.base.weights import factors_of  # numpy in workers only
     from gradience.judge.audit import audit_opened  # the same
-    from gradience.judge.audit.against_base import BaseOptions  # the same
     from gradience.spectral.grams import grams_and_sketch  # numpy and JAX in workers only
 
     names = [module.name for module in adapter.modules]
     grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
-    beside = None if job.base is None else BaseOptions(Path(job.base))
-    report = audit_opened(place, files, adapter, beside=beside, grams=grams)
+    options = AuditOptions(base=None if job.base is None else Path(job.base))
+    report = audit_opened(place, files, adapter, options, grams=grams)
     row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch)
     return encoded([row], modules, findings)
 
