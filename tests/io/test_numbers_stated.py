@@ -97,6 +97,7 @@ STATED: dict[str, dict[str, Any]] = {
     "importers.sources": {"_HEAD": 4096, "_ROWS": 50, "_CLOSE": 0.001},
     "importers.table": {"_SHOWN": 12},
     "importers.text": {"_HEAD": 1 << 20, "_MAX_LINE": 64 * 1024, "_SHOWN": 5, "_TRIPLE": 3},
+    "io.atomic": {"_READABLE": 0o044},
     "io.header": {"_LEAST_HEADER": 2, "_SHOWN": 60},
     "io.reading": {"_MIB": 1 << 20, "_KIB": 1 << 10},
     "io.safetensors": {"_OTHER_BITS": {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}, "_ALIGNMENT": 8},

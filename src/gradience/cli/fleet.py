@@ -144,8 +144,9 @@ def show(
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
     if html is not None:
         from gradience.report import write_page  # matplotlib
+        from gradience.tables.store import MANIFEST  # only a page needs it
 
-        write_page(report, html, force=force)
+        write_page(report, html, sources=[fleet / MANIFEST], force=force)
     return opt.print_report(report, words.fleet_show_text, json=json)
 
 
@@ -422,5 +423,5 @@ def draw_curves(
     if html is not None:
         from gradience.report import write_page  # matplotlib
 
-        write_page(report, html, force=force)
+        write_page(report, html, sources=[Path(curve.path) for curve in report.curves], force=force)
     return opt.print_report(report, lambda it: of_runs.runs_curves_text(it, width=max(width, 20)), json=json)
