@@ -122,7 +122,7 @@ def test_a_log_read_by_the_block_is_the_log_read_event_by_event(seed, chunk, tmp
         if isinstance(event, UnknownEvent):
             slow.take_unknown(event)
         else:
-            slow.take(event)
+            slow.add(event)
     monkeypatch.setattr(lines, "_CHUNK", chunk)
     fast = summarize(log, {"kl"})
     assert state(fast) == state(slow)
