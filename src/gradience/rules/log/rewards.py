@@ -491,6 +491,10 @@ def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
         yield StoryPart(says=says, values=values)
 
 
+def _reward_fell_says(v: Values) -> str | None:
+    return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
+
+
 def _cut_off_says(v: Values) -> str:
     equal = v.get("zero_groups")
     also = isinstance(equal, float) and equal >= ZERO_GROUPS_ALSO.value
