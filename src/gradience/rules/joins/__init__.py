@@ -354,10 +354,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
         ),
         confidence=0.7,
-        evidence=(
-            UNMATCHED,
-            NEMOTRON,
-        ),
+        evidence=(UNMATCHED, NEMOTRON),
         rationale="PEFT passes over a name that matches no module, as long as another matches one.",
         action="Name modules that the model has (see model.named_modules()), and train again.",
         scope="target_modules as a list of names; LoRA",
