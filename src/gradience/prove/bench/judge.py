@@ -118,7 +118,8 @@ def _on_task(
     score = reference.mean
     margin = np.full(len(own), tolerance.value)
     if tolerance.relative:
-        margin = tolerance.value * own * (math.copysign(1.0, score))
+        # A share of a negative score is still an allowance
+        margin = tolerance.value * own * math.copysign(1.0, score)
     contenders = [c for c in contenders if c.name in task.evaluations]
     rows = {c.name: _unscored(task, c) for c in contenders}
     rows[task.reference] = _plain(task, task.reference, "reference")
