@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 from tables import every
 
-from gradience.errors import GradienceError
+from gradience.errors import ConfigError, GradienceError
 from gradience.prove.bench.judge import Contender, Task, judge, tolerance_of
 from gradience.prove.bench.store import Evaluation
-from gradience.prove.bench.trial import _Shape, needed, sample_of, student_bounds
+from gradience.prove.bench.trial import _refuse_unlabelled, _Shape, needed, sample_of, student_bounds
 from gradience.schema import real
 from gradience.schema.compare import BenchMetric
 
@@ -180,3 +182,16 @@ def test_a_relative_tolerance_is_of_the_size_of_the_score():
         assert found.tasks[0].margin == pytest.approx(0.091)
         assert found.tasks[0].score == pytest.approx(sign * 0.91)
         assert found.candidates[1].outcome == "within"
+
+
+@pytest.mark.parametrize(("label", "odd"), [(0, False), (2, False), (3, True), (-1, True), (None, True), ("new", True)])
+def test_a_label_is_a_number_under_the_number_of_classes_or_a_name_of_the_model(label, odd):
+    config = SimpleNamespace(num_labels=3, label2id={"bad": 1})
+    loaded: Any = SimpleNamespace(task="sequence-classification", config=config)
+    found: Any = SimpleNamespace(examples=[SimpleNamespace(label=one) for one in ("bad", label)])
+    if not odd:
+        _refuse_unlabelled(Path("d.jsonl"), found, loaded)
+        return
+    with pytest.raises(ConfigError) as error:
+        _refuse_unlabelled(Path("d.jsonl"), found, loaded)
+    assert str(error.value) == f"d.jsonl: a row has the label {label!r}, expected a number from 0 to 2, or one of bad"

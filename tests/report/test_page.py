@@ -6,10 +6,8 @@ import base64
 import dataclasses
 import hashlib
 import re
-import resource
 import shutil
-import subprocess
-import sys
+import time
 from importlib.resources import files
 from itertools import combinations, pairwise
 
@@ -21,6 +19,7 @@ from pages import gather, parse
 from tables import every
 
 from gradience.render.html.page import report_html
+from gradience.report import write_report
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Alert
 
@@ -167,14 +166,12 @@ def test_a_log_without_rows_and_one_of_nothing_but_nan_have_their_page(write_log
     assert "12 of them are not finite: crosses at the top" in page.text
 
 
-def test_a_long_log_fits_two_megabytes_and_takes_seconds(write_long_log, adapter, tmp_path):
+def test_a_long_log_fits_two_megabytes_and_takes_seconds(write_long_log, tmp_path):
     log, out = write_long_log(100_000), tmp_path / "report.html"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "gradience", "report", str(log), "--adapter", str(adapter), "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = time.process_time()
+    write_report(log, out)
+    assert time.process_time() - before < 30.0  # benchmarks/report.py measures
     assert out.stat().st_size < 2_000_000
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30.0  # benchmarks/report.py measures
     text = parse(out.read_text(encoding="utf-8")).text
     assert "100,000 rows in 480 buckets" in text
     assert "1 of them is not finite" in text

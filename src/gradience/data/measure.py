@@ -281,7 +281,7 @@ class Measure:
         return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
     def _is_repeated(self, row: Tokenised) -> bool:
-        key = _digest(b"\0".join(array("L", sequence.ids).tobytes() for sequence in row.sequences))
+        key = _digest(b"\0".join(array("q", sequence.ids).tobytes() for sequence in row.sequences))
         size = len(self._hashes)
         self._hashes.add(key)
         return len(self._hashes) == size

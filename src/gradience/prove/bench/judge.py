@@ -118,7 +118,8 @@ def _on_task(
     score = reference.mean
     margin = np.full(len(own), tolerance.value)
     if tolerance.relative:
-        margin = tolerance.value * own * (math.copysign(1.0, score))
+        # A share of a negative score is still an allowance
+        margin = tolerance.value * own * math.copysign(1.0, score)
     contenders = [c for c in contenders if c.name in task.evaluations]
     rows = {c.name: _unscored(task, c) for c in contenders}
     rows[task.reference] = _plain(task, task.reference, "reference")
@@ -249,7 +250,7 @@ def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], m
     asked = [c for c in candidates if c.role == "candidate"]
     blind = [task.name for task in tasks if task.judged and task.has_contrast is False]
     if blind:
-        says = f"nothing follows: on {', '.join(blind)} the base itself is not shown to be worse by the tolerance"
+        says = f"on {', '.join(blind)} the base without any adapter may be as good, so a loss would not show"
         return BenchVerdict(state="no_contrast", n=n, says=says)
     holding = [c for c in asked if c.outcome == "within"]
     if holding:

@@ -240,6 +240,7 @@ def bounds(sample: Sample, *, seed: int = 0, confidence: float = CONFIDENCE, dra
 
 def _drawn(sample: Sample, seed: int, draws: int) -> tuple[Floats, Floats]:
     """Means (draws, m) of the sample plus its worst example, and plus its best: weights are flat Dirichlet draws."""
+    # An example more, at the end of the range: what was not drawn may be worse than all that was
     weight = np.append(sample.weight, sample.weight.mean())
     whole = [weight[:, None] * np.vstack([sample.excess, end]) for end in (sample.worst, sample.best)]
     random, means = np.random.default_rng(seed), []
@@ -251,6 +252,7 @@ def _drawn(sample: Sample, seed: int, draws: int) -> tuple[Floats, Floats]:
 
 
 def _weights(random: np.random.Generator, draws: int, n: int) -> Iterator[Floats]:
+    # In parts, because all at once would be draws times n numbers in memory
     step = max(1, _CELLS // n)
     for start in range(0, draws, step):
         yield random.standard_exponential((min(step, draws - start), n))
@@ -258,6 +260,7 @@ def _weights(random: np.random.Generator, draws: int, n: int) -> Iterator[Floats
 
 def _joint(drawn: Floats, confidence: float) -> tuple[Floats, float]:
     """The values (m,) at the least rank that no column exceeds in `confidence` of the draws, and the rank's level."""
+    # By ranks, because candidates differ in spread: each is held at the same level, and not at the same distance
     ranks = np.argsort(np.argsort(drawn, axis=0, kind="stable"), axis=0)
     place = int(np.sort(ranks.max(axis=1))[math.ceil(confidence * len(drawn)) - 1])
     return np.sort(drawn, axis=0)[place], (place + 1) / len(drawn)
@@ -290,6 +293,7 @@ def needed(sample: Sample, column: int, level: float) -> int | None:
     z = NormalDist().inv_cdf(level)
     if shape.mean >= 0.0 or shape.bound(_MOST, z) > 0.0:
         return None
+    # Bisected in the logarithm, since the bound falls with the root of n
     low, high = 0.0, _MOST
     while high - low > max(0.5, high / 1000):
         middle = math.sqrt((low + 1) * (high + 1)) - 1

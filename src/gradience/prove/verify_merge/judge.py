@@ -172,6 +172,7 @@ def _nearest(case: Case, some: Iterable[MergeReplay]) -> MergeReplay:
     m = case.pair(at)[1]
     possible = {dtype for dtype in UNIT if not narrower(dtype, case.merged) or np.array_equal(rounded(m, dtype), m)}
     distances = [(distance(case, replay, at), replay) for replay in some if replay.weight in possible]
+    # NaN is neither less nor more than a number, and would win where it comes first
     return min(distances, key=lambda item: math.inf if math.isnan(item[0]) else item[0])[1]
 
 
@@ -252,9 +253,8 @@ def _near_ones(case: Case, module: Module, plain: MergeReplay, usual: Iterable[M
     sums = measure(case, plain)
     if sums.coefficient is None or sums.expected is None:
         return
-    if (
-        sums.expected < _RESOLVED
-    ):  # rounding removes much of dW, so c does not give the factor: only common factors can be tried
+    # Where rounding removes much of dW, c does not give the factor, and only common factors can be tried
+    if sums.expected < _RESOLVED:
         yield _nearest(case, usual)
         return
     factor = sums.coefficient / sums.expected

@@ -299,15 +299,13 @@ class Bar(NamedTuple):
 
 
 def excesses(curve: Curve, bar: Bar) -> list[tuple[int, float]]:
-    """Return the values that stand out: index in `curve.values`, and height as a multiple of the spread."""
+    """Return the values that stand out: index in `curve.values`, and height as a multiple of the spread.
+
+    The first 8 are not judged.
+    """
     k = _raised(curve, bar)
     judged = ((i, _excess(curve.values, i, bar, over=k)) for i in _candidates(curve, bar, k))
     return [(i, times) for i, times in judged if times > k]
-
-
-def stands_out(curve: Curve, place: int, bar: Bar) -> bool:
-    """Whether the value at one index stands out; the first 8 are not judged."""
-    return _BEFORE <= place < len(curve.values) and _excess(curve.values, place, bar) > _raised(curve, bar)
 
 
 def _raised(curve: Curve, bar: Bar) -> float:

@@ -1,0 +1,65 @@
+"""Shares, times left, bounds and exit codes that are shown, worked out by hand."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from gradience.cli import output
+from gradience.render.monitor import _telling, fed_rows
+from gradience.render.plots import histogram_lines
+from gradience.schema.reports import SignalSummary
+
+
+def test_the_share_of_padding_is_of_all_positions_and_of_the_supervised_of_all_tokens():
+    data = {"watched": 2, "batches": 9, "rows": 8, "tokens": 300, "padding": 100, "supervised": 60}
+    rows = dict(fed_rows(data))
+    assert rows["Watched"] == "2 of 9 micro-batches, 8 rows"
+    assert rows["Tokens"].endswith("and 25.0% of the batches is padding")
+    assert rows["Supervised"] == "20.0% of the tokens; 0 rows without a supervised token"
+
+
+def test_signals_of_0_throughout_are_left_out_but_for_rewards_and_repeats_are_told_once():
+    def signal(low: float, high: float) -> SignalSummary:
+        return SignalSummary(rows=4, first=low, last=high, lowest=low, highest=high)
+
+    signals = {
+        "kl": signal(0.0, 0.0),
+        "reward": signal(0.0, 0.0),
+        "entropy": signal(0.0, 1.0),
+        "also entropy": signal(0.0, 1.0),
+        "margin": signal(2.0, 2.0),
+    }
+    assert [name for name, _ in _telling(signals)] == ["reward", "entropy", "margin"]
+
+
+def test_a_limit_at_the_end_of_the_bars_is_drawn_and_one_beyond_is_not():
+    assert [histogram_lines([1, 1], 10, limit=limit, height=1)[0][-1] for limit in (20, 21)] == ["\u2502", "\u2588"]
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "severity", "code"),
+    [("warning", "info", 0), ("warning", "warning", 1), ("warning", "error", 1), (None, "critical", 0)],
+)
+def test_a_finding_at_the_severity_asked_for_fails(fail_on, severity, code):
+    assert output.exit_code([SimpleNamespace(severity=severity)], fail_on) == code  # type: ignore[list-item]
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_time_left_by_the_rate_so_far(monkeypatch):
+    now, screen = [0.0], Screen()
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(output.sys, "stderr", screen)
+    draw = output.on_terminal("base")
+    assert draw is not None
+    now[0] = 10.0
+    draw(20, 100, "q_proj")
+    assert screen.getvalue().strip() == "base: 20/100, 40 s left  q_proj"
+    monkeypatch.setattr(output.sys, "stderr", io.StringIO())
+    assert output.on_terminal("base") is None
