@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_struct
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval, Metrics
+from gradience.schema.events import Eval, Metrics, Wiring
 from gradience.schema.reports import BadLine, EvalPoint
 from gradience.telemetry.series import LogRecord
 
@@ -550,6 +550,58 @@ def guarded(actions: Sequence[str]) -> RunFacts:
 OVERFIT: Final = {"best_step": 43, "lowest_step": 43, "split": "test", "rise": 0.125, "best_loss": 1.23456}
 FED: Final = {"rows": 64, "tokens": 100, "supervised": 50, "rows_unsupervised": 0, "rows_with_end": 0}
 RISING: Final = [1e-4 * row for row in range(1, 41)]
+
+_ADAPTER: Final = {"names": ["default"], "active": ["default"], "layers": 4, "trainable_tensors": 8}
+_HELD: Final = {"names": ["AdamW"], "held": 8, "held_kinds": {"adapter": 100}, "states": 8}
+_GROUPS: Final = [
+    {"kind": "adapter", "tensors": 8, "trainable_tensors": 8, "trainable": 100, "digest": "s1:a"},
+    {"kind": "base", "tensors": 4, "parameters": 1000},
+]
+_SOUND: Final = {
+    "start": {},
+    "gradients": {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "modules": 4}},
+    "save": {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100}, "data": {"batch_size": 4}},
+    "resume": {"data": {"batch_size": 4}},
+}
+_FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "WIR170": ("start", {"groups": [_GROUPS[0], {**_GROUPS[1], "trainable": 900, "matrices": 4}], "optimizer": None}),
+    "WIR171": ("start", {"adapter": {**_ADAPTER, "trainable_tensors": 0, "frozen_tensors": 8}}),
+    "WIR172": ("start", {"optimizer": {**_HELD, "held": 0, "missing": {"adapter": 8}}}),
+    "WIR173": ("gradients", {"gradients": {"steps": 1, "tensors": 8, "detached": 8}}),
+    "WIR174": ("start", {"adapter": {**_ADAPTER, "nested": 1}}),
+    "WIR175": ("resume", {"groups": [{**_GROUPS[0], "digest": "s1:b"}, _GROUPS[1]]}),
+    "WIR176": ("resume", {"optimizer": {**_HELD, "states": 0}}),
+    "WIR177": ("resume", {"data": {"batch_size": 8}}),
+    "WIR178": ("resume", {"schedule": {"name": "LambdaLR", "step": 0, "rates": [1.0]}}),
+    "WIR179": ("save", {"saved": {"file": "a.safetensors"}}),
+    "WIR180": (
+        "gradients",
+        {
+            "optimizer": {**_HELD, "rates": [{"lr": 0.0, "kinds": ["adapter"]}, {"lr": 1.0, "kinds": ["head"]}]},
+            "gradients": {"steps": 8, "tensors": 8, "reached": 8},
+        },
+    ),
+    "WIR181": ("start", {"frozen_inputs": True}),
+}
+
+
+def _wired(rule: str) -> Callable[[str], RunFacts]:
+    """A run whose wiring has the fault of a rule, or is sound, or was not recorded."""
+
+    def make(state: str) -> RunFacts:
+        place, fault = _FAULTS[rule]
+        looks = {**_SOUND, "save": {**_SOUND["save"], "schedule": {"name": "LambdaLR", "step": 5, "rates": [0.5]}}}
+        if rule == "WIR181" and state == "faulty":
+            looks = {"start": {}}
+        events = []
+        for step, (phase, fields) in enumerate(looks.items() if state != "none" else ()):
+            given = {"groups": _GROUPS, "adapter": _ADAPTER, "optimizer": _HELD, **fields}
+            changed = fault if state == "faulty" and phase == place else {}
+            events.append(Wiring(ts=None, run_id="r", step=min(step, 2), phase=phase, **{**given, **changed}))
+        return run(FALL, wirings=events)
+
+    return make
+
 
 ENTRIES: Final[dict[str, Entry]] = {
     "NUM102": Entry(
@@ -1509,6 +1561,58 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
             At(lambda n: announced(900, length=1.0, rows=n), {31: "?", 32: "warning"}),
         ],
+    ),
+    # The runs of these rules, which read other events than rows, are in rules/log/test_wiring.py
+    "WIR170": Entry(
+        at=[At(_wired("WIR170"), {"faulty": "critical", "sound": None, "none": "?"})],
+        told=[({"trained": 99}, "the base trains: 99 of its parameters")],
+    ),
+    "WIR171": Entry(
+        at=[At(_wired("WIR171"), {"faulty": "critical", "sound": None, "none": "?"})],
+        told=[({"frozen": 8}, "the adapter is frozen"), ({"modules": 2}, "2 adapted modules are frozen")],
+    ),
+    "WIR172": Entry(
+        at=[At(_wired("WIR172"), {"faulty": "critical", "sound": None, "none": "?"})],
+        told=[({"missing": 8}, "the optimizer misses 8 trainable tensors")],
+    ),
+    "WIR173": Entry(
+        at=[At(_wired("WIR173"), {"faulty": "critical", "sound": None, "none": "?"})],
+        told=[({"tensors": 8}, "no gradient arrives"), ({"silent": 2}, "2 modules receive no gradient")],
+    ),
+    "WIR174": Entry(
+        at=[At(_wired("WIR174"), {"faulty": "critical", "sound": None, "none": "?"})],
+        told=[
+            ({"nested": 1}, "the model is adapted twice"),
+            ({"merged": ["default"]}, "the adapter is merged while it trains"),
+        ],
+    ),
+    "WIR175": Entry(
+        at=[At(_wired("WIR175"), {"faulty": "critical", "sound": None, "none": "?"})],
+        told=[({"step": 5}, "resumed at step 5 from other weights than were saved")],
+    ),
+    "WIR176": Entry(
+        at=[At(_wired("WIR176"), {"faulty": "error", "sound": None, "none": "?"})],
+        told=[({"step": 5}, "resumed at step 5 with a new optimizer")],
+    ),
+    "WIR177": Entry(
+        at=[At(_wired("WIR177"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"step": 5}, "resumed at step 5 with other data")],
+    ),
+    "WIR178": Entry(
+        at=[At(_wired("WIR178"), {"faulty": "error", "sound": None, "none": "?"})],
+        told=[({"step": 5}, "the schedule began anew at step 5")],
+    ),
+    "WIR179": Entry(
+        at=[At(_wired("WIR179"), {"faulty": "critical", "sound": None, "none": "?"})],
+        told=[({"step": 5}, "the adapter saved at step 5 is empty")],
+    ),
+    "WIR180": Entry(
+        at=[At(_wired("WIR180"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"tensors": 3}, "learning rate 0 for 3 tensors")],
+    ),
+    "WIR181": Entry(
+        at=[At(_wired("WIR181"), {"faulty": "error", "sound": None, "none": "?"})],
+        told=[({}, "no gradient can flow through the recomputed layers")],
     ),
 }
 

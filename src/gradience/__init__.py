@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradience.judge.monitor import monitor_run
     from gradience.judge.monitor.compare import compare_runs
     from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
+    from gradience.judge.why import explain_difference
     from gradience.prove.bench import bench_adapter, bench_merge, bench_mitigate
     from gradience.prove.options import BenchOptions
     from gradience.prove.verify_merge import verify_merged
@@ -76,6 +77,7 @@ _HOMES = {
     "compare_runs": "gradience.judge.monitor.compare",
     "convert_adapter": "gradience.rewrite.convert",
     "diagnose": "gradience.judge.diagnose",
+    "explain_difference": "gradience.judge.why",
     "import_run": "gradience.importers",
     "json_schema": "gradience.schema.export",
     "list_rules": "gradience.rules",
@@ -128,6 +130,7 @@ __all__ = [
     "convert_adapter",
     "diagnose",
     "events",
+    "explain_difference",
     "fleet",
     "import_run",
     "json_schema",

@@ -33,9 +33,11 @@ from gradience.schema.events import (
     RecommendationItem,
     RunEnd,
     RunStart,
+    StepDigests,
     TrainingSnapshot,
     TrainStep,
     UnknownEvent,
+    Wiring,
 )
 from gradience.telemetry.codec import decode, encode
 
@@ -55,9 +57,11 @@ __all__ = [
     "RecommendationItem",
     "RunEnd",
     "RunStart",
+    "StepDigests",
     "TrainStep",
     "TrainingSnapshot",
     "UnknownEvent",
+    "Wiring",
     "decode",
     "encode",
 ]

@@ -49,11 +49,11 @@ def test_a_disk_that_fills_up_costs_events_and_not_the_training(training, callba
     ours = [str(w.message) for w in said if "gradience" in str(w.message)]
     assert len(ours) == 2
     assert "No space left" in ours[0]
-    assert "6 events" in ours[1]
+    assert "8 events" in ours[1]
     events = log(tmp_path)
     assert events.steps == [1, 2]
     (end,) = events.of("run_end")
-    assert (end.status, end.reason) == ("ok", "6 events could not be recorded")
+    assert (end.status, end.reason) == ("ok", "8 events could not be recorded")
 
 
 @needs_full
@@ -64,7 +64,7 @@ def test_a_disk_that_stays_full_is_said_at_the_end(training, callback, tmp_path)
         assert run.train().global_step == 6
     ours = [str(w.message) for w in said if "gradience" in str(w.message)]
     assert len(ours) == 2
-    assert "10 events" in ours[1]
+    assert "11 events" in ours[1]
 
 
 def _no_room(_model):

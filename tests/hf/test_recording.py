@@ -82,7 +82,10 @@ def test_the_config_holds_what_check_judges(plain_run):
 def test_sixty_steps_at_the_default_logging_leave_config_summary_and_end(training, callback, log, tmp_path):
     training.trainer(tmp_path, callback(), max_steps=60, logging_steps=500).train()
     events = log(tmp_path)
-    assert events.names == ["run_start", "metrics", "metrics", "metrics", "run_end"]
+    digests = events.names.count("step_digests")
+    assert digests == 4  # of 16 steps each
+    rest = [name for name in events.names if name != "step_digests"]
+    assert rest == ["run_start", "wiring", "metrics", "wiring", "metrics", "metrics", "run_end"]
     assert [event.kind for event in events.of("metrics")] == ["data", "train_summary", "data"]
     assert events[0].config.training.logging_steps == 500
 
@@ -257,7 +260,7 @@ def test_every_line_stands_in_the_file_before_the_next_step(training, callback, 
         counts.append(len((tmp_path / "run.jsonl").read_bytes().splitlines()))
 
     training.trainer(tmp_path, *[training.At(n, count) for n in (2, 4)], callback()).train()
-    assert counts == [2, 4]
+    assert counts == [3, 5]  # run_start and wiring, then a row for each step before
 
 
 def test_wrong_options_are_refused_before_training(callback):

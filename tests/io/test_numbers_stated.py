@@ -338,6 +338,8 @@ STATED: dict[str, dict[str, Any]] = {
             "ag_news": 4,
         },
     },
+    "judge.why": {"_ROUNDING": 1e-6, "_SAME_ROWS": 0.5},
+    "render.why": {"_SHOWN": 60},
     "judge.monitor.compare": {"_ROWS": 12, "_SHORT": 8},
     "judge.monitor.source": {
         "_MAX_ENTRIES": 2000,

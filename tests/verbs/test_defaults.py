@@ -82,6 +82,11 @@ def test_every_function_with_a_default_is_listed():
 APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
 WITHIN: dict[str, dict[str, Any]] = {
     "rules.log.rewards": {"find.least": 1},
+    "schema.wiring": {
+        "ParameterGroup.sampled": 1,
+        "ParameterGroup.frozen_sampled": 1,
+        "OptimizerWiring.sampled": 1,
+    },
     "io.confined": {"Limits.memory": 2 << 30, "Limits.seconds": 10.0},
     "data.encoder": {"Encoder.masks": True},
     "adapters.config": {

@@ -38,6 +38,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.diagnose:diagnose",
         "Join a run's config, log and weights into one verdict with its causes.",
     ),
+    "why": ("gradience.cli.why:why", "Name the first step at which two runs part, and the cause."),
     "compare": (
         "gradience.cli.merge:compare",
         "Compare trained adapters, or the checkpoints of a run, by their weights.",
@@ -102,7 +103,7 @@ BELOW = {  # commands of a command, in the form of COMMANDS
 }
 
 HEADINGS = {  # heading: the commands under it; commands in no heading are listed under the last
-    "Look": ("monitor", "audit", "compare", "report", "fleet", "runs"),
+    "Look": ("monitor", "why", "audit", "compare", "report", "fleet", "runs"),
     "Judge": ("check", "diagnose", "bench", "merge-check", "verify-merge", "rules"),
     "Act": ("resize", "merge", "mitigate", "convert"),
     "Record": ("import", "validate", "schema"),

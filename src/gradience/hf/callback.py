@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
+from gradience.hf.trainer_wires import TrainerWires, Wanted
 from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema import TaskProfile
 from gradience.schema.document import Finding
@@ -44,6 +45,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             is a report of `check_data`, what that announced is recorded too, for comparison.
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
+        wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
+        digests: record digests of each step's batch and of the random states, for `gradience why`.
         verbose: say findings through logging; they are recorded in any case.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
@@ -63,6 +66,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         data: bool | CheckReport = True,
         guard: Any = None,
         stop_on: Iterable[str] = (),
+        wiring: bool = True,
+        digests: bool = True,
         verbose: bool = True,
         allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
@@ -77,6 +82,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._guard = guard
         self._watch: Any = None
         self._data = data
+        self._wanted = Wanted(wiring, digests)
+        self._wiring: TrainerWires | None = None
         self._batches: BatchWatch | None = None
         self._data_recorded = False
         self._meta = dict(meta or {})
@@ -100,7 +107,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         """Record how training was left, if it did not reach its end."""
         self._recorder.close_interrupted()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # theirs
         """Open the log, or continue it; on every process, start the guard if there is one."""
         if self._recorder.records(state):
             self._recorder.warn("this callback was given to the Trainer twice: each event is recorded once")
@@ -115,6 +122,9 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         elif self._stop_on:  # all processes must stop together, so each judges the same rows
             with self._recorder:
                 self._lookout = Lookout(self._config(args, state, kwargs), self._stop_on)
+        if self._wanted.wiring and not self._recorder.joined and (state.is_world_process_zero or self._stop_on):
+            with self._recorder:
+                self._watch_wiring(args, state, control, kwargs)
         if self._guard and not self._recorder.joined:
             with self._recorder:
                 self._arm(args, state, kwargs["model"])
@@ -165,6 +175,9 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         if self._batches is not None and not self._data_recorded and self._batches.settled:
             with self._recorder:
                 self._record_data(step)
+        if self._wiring is not None and (found := self._wiring.take()):
+            with self._recorder:
+                self._heed(step, found, control)
         if (watch := self._watch) is not None:
             self._watch = None
             with self._recorder:
@@ -176,8 +189,22 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
                 with self._recorder:
                     self._probe(step, kwargs["model"])
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Record what is trained at a save, and what the checkpoint's adapter file holds."""
+        if self._wiring is not None:
+            with self._recorder:
+                self._wiring.saved(args, state.global_step)
+                self._heed(state.global_step, self._wiring.take(), control)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; later evaluations are still recorded."""
+        if self._wiring is not None:
+            self._wiring.close()
+            for finding in self._wiring.take():
+                with self._recorder:
+                    self._voice.finding(finding, state.global_step)
+                    self._recorder.alert(finding, state.global_step, stops=False)
+            self._wiring = None
         self._lookout = None
         if self._batches is not None:
             with self._recorder:
@@ -268,6 +295,16 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._stop(step, f"stop_on: {', '.join(stops)}", control)
         for finding in found:
             self._recorder.alert(finding, step, stops=finding.id in stops)
+
+    def _watch_wiring(self, args: Any, state: Any, control: Any, shown: Mapping[str, Any]) -> None:
+        """Look at what is trained, and follow it; first end what watched an earlier training."""
+        if self._wiring is not None:
+            self._wiring.close()
+        recorder = self._recorder if state.is_world_process_zero else None
+        assert self._lookout is not None  # noqa: S101  # made as training begins
+        self._wiring = TrainerWires(self._lookout, recorder, self._wanted.digests)
+        self._wiring.begin(args, state, shown)
+        self._heed(state.global_step, self._wiring.take(), control)
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
         control.should_training_stop = True

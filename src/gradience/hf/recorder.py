@@ -27,10 +27,10 @@ from gradience.io.reading import open_regular
 from gradience.rules import Threshold
 from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding
-from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics
+from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, Wiring
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.logfile import logger, notice
-from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.reader import RunSummary, TelemetryReader
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries, rate_of
 
@@ -150,6 +150,11 @@ class RunRecorder:
         context = {**finding.values, **({"stops": True} if stops else {})}
         severity, code, message = finding.severity, finding.id, finding.message
         self.record(lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context))
+
+    def recall(self, lookout: Lookout, step: int) -> None:
+        """Let a lookout know what the log has of this run up to a step."""
+        if self._path is not None and self.run_id is not None:
+            lookout.remember(self._path, self.run_id, step)
 
     def record(self, write: Callable[[TelemetryWriter], None]) -> None:
         """Write one event. After the run's end the log is opened for the event and closed again.
@@ -341,6 +346,17 @@ class Lookout:
         self._run.evals.append(Eval(schema=SCHEMA_ID, ts=None, run_id="live", step=step, split=split, metrics=measured))
         self._run.last_step = max(step, self._run.last_step or 0)
         return self._judge()
+
+    def wiring(self, event: Wiring) -> Sequence[Finding]:
+        """Take a look at what is trained; return what it newly shows."""
+        self._run.wirings.append(event)
+        return self._judge()
+
+    def remember(self, path: Path, run_id: str, step: int) -> None:
+        """Take the looks that a log has of this run up to a step, for a resume from there."""
+        kept = (w for w in TelemetryReader(path).of(Wiring) if w.run_id == run_id and (w.step or 0) <= step)
+        self._run.wirings.extend(kept)
+        self._judge()  # what they show was said then
 
     def stops(self, findings: Iterable[Finding]) -> list[str]:
         """Return the ids among new findings for which training is to stop."""

@@ -43,9 +43,11 @@ if TYPE_CHECKING:
         RecommendationItem as RecommendationItem,
         RunEnd as RunEnd,
         RunStart as RunStart,
+        StepDigests as StepDigests,
         TrainingSnapshot as TrainingSnapshot,
         TrainStep as TrainStep,
         UnknownEvent as UnknownEvent,
+        Wiring as Wiring,
     )
     from gradience.schema.reports import (
         CHECK_SCHEMA_ID as CHECK_SCHEMA_ID,

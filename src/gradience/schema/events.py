@@ -28,6 +28,16 @@ from gradience.schema import (
     about,
 )
 from gradience.schema.flat import Checked, Flat, JsonObject
+from gradience.schema.wiring import (
+    AdapterWiring,
+    DataWiring,
+    Digest,
+    GradientWiring,
+    OptimizerWiring,
+    ParameterGroup,
+    SavedWiring,
+    ScheduleWiring,
+)
 
 Extras = Annotated[dict[str, Json], about("Further values of this level that have no field of their own.")]
 
@@ -257,6 +267,63 @@ class RunEnd(EventBase, frozen=True, tag="run_end"):
     reason: Annotated[str, about("Why the run ended so.")] | None = None
 
 
+_PARTS: Final[dict[str, type[Checked]]] = {
+    "groups": ParameterGroup,
+    "adapter": AdapterWiring,
+    "optimizer": OptimizerWiring,
+    "schedule": ScheduleWiring,
+    "data": DataWiring,
+    "saved": SavedWiring,
+    "gradients": GradientWiring,
+}
+
+
+class Wiring(EventBase, frozen=True, tag="wiring"):
+    """What is trained, as seen in the model, the optimizer and the schedule at one moment."""
+
+    phase: Annotated[str, about("`start`, `resume`, `save`, or `gradients`: after the first steps.")]
+    groups: Annotated[list[ParameterGroup], about("The model's parameters by kind.")] = []
+    adapter: AdapterWiring | None = None
+    optimizer: OptimizerWiring | None = None
+    schedule: ScheduleWiring | None = None
+    data: DataWiring | None = None
+    saved: SavedWiring | None = None
+    gradients: GradientWiring | None = None
+    checkpointing: Annotated[bool, about("Whether activations are recomputed.")] = False
+    frozen_inputs: Annotated[
+        bool, about("Whether reentrant checkpointing gets inputs that need no gradient, so none flows.")
+    ] = False
+    tied: Annotated[list[list[str]], about("Names that share one tensor.")] = []
+    dropouts: Annotated[dict[str, int], about("Number of dropout modules by their probability.")] = {}
+    rng: Annotated[Digest, about("Of the states of Python's, NumPy's and torch's generators.")] | None = None
+    seed: Annotated[int, about("torch's initial seed.")] | None = None
+    world_size: NonNegativeInt | None = None
+    versions: Annotated[dict[str, str], about("Packages, CUDA, cuDNN.")] = {}
+    settings: Annotated[dict[str, Json], about("Kernels: attention, determinism, TF32, compilation, autocast.")] = {}
+    unseen: Annotated[list[str], about("Parts that could not be looked at, with the exception's type.")] = []
+
+    @classmethod
+    def from_document(cls, document: JsonObject) -> Self:
+        """Return the event of a JSON object. Unknown keys of its parts are put into the `extras` of the part."""
+        parts = {name: _folded(document[name], part) for name, part in _PARTS.items() if name in document}
+        return super().from_document({**document, **parts})
+
+
+def _folded(held: Any, part: type[Checked]) -> Any:
+    """Return a part, or each of a list of parts, with unknown keys in its `extras`."""
+    if isinstance(held, list):
+        return [_folded(item, part) for item in held]
+    return part.fold(held) if isinstance(held, dict) else held
+
+
+class StepDigests(EventBase, frozen=True, tag="step_digests"):
+    """Digests of what consecutive optimizer steps were fed, for a comparison of two runs; no token can be told."""
+
+    first: Annotated[NonNegativeInt, about("The first of the steps; one entry of each list is one step.")]
+    batches: Annotated[list[str], about("24 bits of each row, micro-batches divided by `|`; `+` is the sum of more.")]
+    rng: Annotated[list[str], about("32 bits of the random states before the step's first batch.")] = []
+
+
 class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
     """A line of this major version whose event name this reader does not know; it is kept and counted."""
 
@@ -280,8 +347,9 @@ class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
         return session if isinstance(session, str) else None
 
 
-Event: TypeAlias = RunStart | TrainStep | Eval | Metrics | Alert | Recommendation | RunEnd
+Event: TypeAlias = RunStart | TrainStep | Eval | Metrics | Alert | Recommendation | RunEnd | Wiring | StepDigests
 
 EVENT_TYPES: dict[str, type[EventBase]] = {
-    str(cls.__struct_config__.tag): cls for cls in (RunStart, TrainStep, Eval, Metrics, Alert, Recommendation, RunEnd)
+    str(cls.__struct_config__.tag): cls
+    for cls in (RunStart, TrainStep, Eval, Metrics, Alert, Recommendation, RunEnd, Wiring, StepDigests)
 }

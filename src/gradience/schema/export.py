@@ -31,6 +31,7 @@ from gradience.schema.fleet import (
 )
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
+from gradience.schema.why import WhyReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -59,6 +60,7 @@ SchemaName: TypeAlias = Literal[
     "runs-show",
     "runs-best",
     "runs-curves",
+    "why",
     "provenance",
 ]
 
@@ -110,6 +112,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "runs-show": RunsShowReport,
     "runs-best": RunsBestReport,
     "runs-curves": RunsCurvesReport,
+    "why": WhyReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",

@@ -25,8 +25,10 @@ from gradience.schema.events import (
     RecommendationItem,
     RunEnd,
     RunStart,
+    StepDigests,
     TrainStep,
     UnknownEvent,
+    Wiring,
 )
 from gradience.schema.values import number_of
 from gradience.telemetry.scan import PlainRow, RowBlock
@@ -93,6 +95,7 @@ class RunSeries:
     evals: list[Eval] = field(default_factory=list)
     latest_metrics: dict[str, Metrics] = field(default_factory=dict)
     guarded: list[Metrics] = field(default_factory=list)  # what a guard did to the run, in the order written
+    wirings: list[Wiring] = field(default_factory=list)  # what was trained, in the order written
     alerts: list[Alert] = field(default_factory=list)
     recommendations: list[RecommendationItem] = field(default_factory=list)
     end: RunEnd | None = None
@@ -119,7 +122,7 @@ class RunSeries:
         """Add one event."""
         self._take_clock(event.ts)
         self._take_seq(event.session, event.seq)
-        if event.step is not None and not isinstance(event, RunStart):
+        if event.step is not None and not isinstance(event, RunStart | Wiring | StepDigests):
             self.last_step = max(event.step, self.last_step or 0)
         match event:
             case TrainStep():
@@ -129,10 +132,9 @@ class RunSeries:
             case RunStart():
                 self._take_start(event)
             case Metrics():
-                self.latest_metrics[event.kind] = event
-                if event.kind == "guard":
-                    self.guarded.append(event)
-                self._take_probe(event)
+                self._take_metrics(event)
+            case Wiring():
+                self.wirings.append(event)
             case Alert():
                 self.alerts.append(event)
             case Recommendation():
@@ -211,6 +213,12 @@ class RunSeries:
         if row.grad_norm is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
             self.lost_norms.add(row.step)
 
+    def _take_metrics(self, event: Metrics) -> None:
+        self.latest_metrics[event.kind] = event
+        if event.kind == "guard":
+            self.guarded.append(event)
+        self._take_probe(event)
+
     def _take_probe(self, event: Metrics) -> None:
         """Add the measurements of a spectral probe, an audit of the adapter in training, to columns of their own."""
         if event.kind == SPECTRAL and event.step is not None:
@@ -241,6 +249,7 @@ class RunSeries:
         self.evals = evals
         self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
         self.guarded = [m for m in self.guarded if m.step is None or m.step <= step]
+        self.wirings = [w for w in self.wirings if w.step is None or w.step <= step]
         self.record.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
         self.lost_norms = {s for s in self.lost_norms if s <= step}
         self.losses = array("d", compress(self.losses, keep))

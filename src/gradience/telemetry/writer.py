@@ -12,10 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 import msgspec
 
@@ -32,8 +33,10 @@ from gradience.schema.events import (
     RecommendationItem,
     RunEnd,
     RunStart,
+    StepDigests,
     TrainStep,
     UnknownEvent,
+    Wiring,
 )
 from gradience.schema.flat import expectation, unchecked
 from gradience.schema.values import number, plain, rates
@@ -48,6 +51,23 @@ _ADVICE: Final = "see the event's fields in gradience.events"
 _MOST_ITEMS: Final = 1000  # recommendations of one event: more do not fit a line of 64 KiB
 _P = ParamSpec("_P")
 C_ = TypeVar("C_", ConfigSnapshot, EvalMetrics, RecommendationItem)
+
+
+class Wires(Protocol):
+    """What `TelemetryWriter.watch` returns: `gradience.hf.wires.Wires`."""
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a rule of `stop_on` has spoken."""
+        ...
+
+    def saved(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Record what was saved just now."""
+        ...
+
+    def close(self) -> None:
+        """Stop watching."""
+        ...
 
 
 def _counted(
@@ -111,6 +131,8 @@ class TelemetryWriter:
         self._clock = clock
         self._seq = 0
         self._ended = False
+        self._wires: list[Wires] = []
+        self.opened: RunStart | None = None
         self._guard = threading.RLock()
         self._pid = os.getpid()
         self._asked, self._siblings, self._fsync = Path(path), siblings, fsync
@@ -232,11 +254,34 @@ class TelemetryWriter:
         self._record(Recommendation, step, recommendations=[_item(item, i) for i, item in enumerate(given)])
 
     @_counted
+    def looked(self, kind: type[Wiring | StepDigests], step: int, fields: Mapping[str, Any]) -> None:
+        """Record a look at what is trained, or digests of what was fed, by the event's fields."""
+        self._record(kind, step, **fields)
+
+    def watch(self, model: Any, optimizer: Any, **options: Any) -> Wires:
+        """Record and judge from here on what is trained. Needs torch; changes no number of the training.
+
+        Call it once model, optimizer and schedule are ready, after `run_start`: a `run_start` with `resumed_from_step`
+        makes it a look at the resume. The log's end ends it.
+
+        Args:
+            model: the model that is called with each batch, as a torch module.
+            optimizer: its optimizer, or a list of all its optimizers.
+            options: `schedule`, the learning rate's; `loader`, the DataLoader; `accumulation`, micro-batches per step;
+                `stop_on`, ids of rules at whose first finding `should_stop` becomes true; `digests`, False to record no
+                digests of the batches; `verbose`, False to log no finding.
+        """
+        wires: Wires = import_module("gradience.hf.wires").Wires(self, model, optimizer, **options)
+        self._wires.append(wires)
+        return wires
+
+    @_counted
     def run_end(self, status: Status = "ok", *, reason: str | None = None) -> None:
         """Close the run. The file stays open for late evaluations until `close`."""
         if self.lost and reason is None:
             reason = f"{self.lost} events could not be recorded"
         said = None if reason is None else _text(reason, "reason")
+        self._close_wires()
         self._record(RunEnd, None, status=_text(status, "status"), reason=said)
         self._ended = True
 
@@ -265,6 +310,7 @@ class TelemetryWriter:
         """
         try:
             if self._file is not None and self._file.is_open:
+                self._close_wires()
                 with self._guard:
                     self._file.close()
         except (RecorderError, RuntimeWarning) as error:
@@ -274,6 +320,11 @@ class TelemetryWriter:
         if self.lost > self._said and not self._raises:
             self._said = self.lost
             self._say(f"{self.path}: {self.lost} events could not be recorded")
+
+    def _close_wires(self) -> None:
+        wires, self._wires = self._wires, []
+        for each in wires:
+            each.close()
 
     def _open(self) -> None:
         beside = f"{self._asked.stem}.{self.session}{self._asked.suffix}" if self._siblings else None
@@ -361,6 +412,7 @@ class TelemetryWriter:
         if self._file is None:
             raise RecorderError(f"{self._asked} could not be opened")
         if isinstance(event, RunStart):
+            self.opened = event
             self._file.opening = line
         self._file.append(line, durable=durable)
 

@@ -173,6 +173,7 @@ def facts_of(
         history=run.evals,
         record=record,
         guarded=run.guarded,
+        wirings=run.wirings,
         chosen=chosen.metrics if chosen else {},
     )
 

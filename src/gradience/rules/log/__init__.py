@@ -21,6 +21,7 @@ from gradience.rules.log import (
     recorded,
     repetition,
     rewards,
+    wiring,
 )
 from gradience.rules.log.facts import LogRule, RunFacts, sorted_by_step
 from gradience.schema.document import NotRun
@@ -37,8 +38,9 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *record.RULES,
     *record.GUARD_RULES,
     *recorded.RULES,
+    *wiring.RULES,
 )
-_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES))
+_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES, *wiring.RULES))
 _MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
 RULE_OF: Final[dict[str, LogRule]] = {rule.id: rule for rule in DETECTORS}
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # the ids a finding on a log can have

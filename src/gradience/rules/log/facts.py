@@ -21,7 +21,7 @@ from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, Finding, RuleGroup
-from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
+from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics, Wiring
 from gradience.schema.reports import BadLine, Cause, EvalPoint
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
 
@@ -134,6 +134,7 @@ class RunFacts:
     signals: Signals = field(default_factory=dict)  # columns among `logged` that hold rewards and the like
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     record: LogRecord = field(default_factory=LogRecord)  # how the log was written
+    wirings: Sequence[Wiring] = ()  # what was trained, in the order written
     guarded: Sequence[Metrics] = ()  # what a guard did to the run
     chosen: Mapping[str, Json] = field(default_factory=dict)  # the best value that the trainer chose by, and its step
 

@@ -1,0 +1,164 @@
+"""The parameters of a model by what they are: of an adapter, trained whole, head, norm, embedding, or base."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from gradience.hf.digests import digest_of, plain_name
+from gradience.schema.wiring import AdapterWiring, Kind, ParameterGroup
+
+TRAINABLE_BYTES: Final = 50 << 20  # of trainable weights, and of the optimizer's state, that are read for a digest
+FROZEN_BYTES: Final = 4 << 20  # of each kind of frozen weights
+FEW: Final = 8  # names told
+_KINDS: Final[Sequence[Kind]] = ("adapter", "whole", "head", "base", "norm", "embedding")
+_HEADS: Final = frozenset(
+    {
+        *("lm_head", "score", "classifier", "classification_head", "qa_outputs", "embed_out", "head", "heads"),
+        *("v_head", "value_head", "output_projection", "summary", "reward_head"),
+    }
+)
+_NAMED: Final = re.compile(r"(?:^|[._])(?:lora|dora|loha|lokr|hada|ia3|vera|oft|boft|adapters?)(?:[._A-Z]|$)")
+
+
+class Part(NamedTuple):
+    """A parameter: its name, tensor and kind; of an adapter's also the adapted module and the adapter's name."""
+
+    name: str
+    tensor: torch.nn.Parameter
+    kind: Kind
+    layer: str | None = None
+    adapter: str | None = None
+
+
+class _Zone(NamedTuple):
+    """Where a module is: in an adapted module's adapter, or in a copy that is trained whole."""
+
+    kind: str | None = None
+    layer: str | None = None
+    adapter: str | None = None
+    heads: bool = False
+
+
+def parts_of(model: torch.nn.Module) -> list[Part]:
+    """Return the model's parameters, each once."""
+    zones: dict[str, _Zone] = {}
+    modules = dict(model.named_modules())
+    seen: set[int] = set()
+    found = []
+    for path, module in modules.items():
+        above, _, own = path.rpartition(".")
+        zone = zones[path] = _zone(zones.get(above, _Zone()), own, above, modules.get(above))
+        for name, tensor in module._parameters.items():  # noqa: SLF001  # as `named_parameters` reads them
+            if tensor is None or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            whole = plain_name(f"{path}.{name}" if path else name)
+            inner = _zone(zone, name, path, module)
+            found.append(Part(whole, tensor, _kind(inner, module, own, whole), inner.layer, inner.adapter))
+    return found
+
+
+def _zone(above: _Zone, own: str, path: str, parent: torch.nn.Module | None) -> _Zone:
+    heads = above.heads or own in _HEADS
+    if own == "modules_to_save":
+        return _Zone("whole", heads=heads)
+    if own in getattr(parent, "adapter_layer_names", ()) or own == "prompt_encoder":
+        return _Zone("adapter", plain_name(path) or own, heads=heads)
+    if above.kind is not None and own != "base_layer":
+        return above if above.adapter is not None else above._replace(adapter=own)
+    return _Zone(heads=heads)
+
+
+def _kind(zone: _Zone, module: torch.nn.Module, own: str, name: str) -> Kind:
+    if zone.kind == "adapter" or (zone.kind is None and _NAMED.search(name)):
+        return "adapter"
+    if zone.kind == "whole":
+        return "head" if zone.heads else "whole"
+    if isinstance(module, torch.nn.Embedding):
+        return "embedding"
+    if "Norm" in type(module).__name__:
+        return "norm"
+    return "head" if zone.heads or own in _HEADS else "base"
+
+
+def groups_of(parts: Sequence[Part]) -> list[ParameterGroup]:
+    """Return the parameters by kind, with their digests."""
+    by_kind = {kind: [part for part in parts if part.kind == kind] for kind in _KINDS}
+    trained = sum(_bytes(part) for part in parts if part.tensor.requires_grad)
+    return [_group(kind, found, trained) for kind, found in by_kind.items() if found]
+
+
+def _group(kind: Kind, parts: Sequence[Part], trained: int) -> ParameterGroup:
+    live = [part for part in parts if part.tensor.requires_grad]
+    frozen = [part for part in parts if not part.tensor.requires_grad]
+    share = TRAINABLE_BYTES * sum(map(_bytes, live)) // (trained or 1)
+    digest = digest_of(_named(live), max(1, share))
+    frozen_digest = digest_of(_named(frozen), FROZEN_BYTES)
+    return ParameterGroup(
+        kind=kind,
+        tensors=len(parts),
+        parameters=sum(part.tensor.numel() for part in parts),
+        trainable_tensors=len(live),
+        trainable=sum(part.tensor.numel() for part in live),
+        matrices=sum(part.tensor.ndim > 1 for part in live),
+        dtypes=sorted({str(part.tensor.dtype).removeprefix("torch.") for part in live or parts}),
+        devices=sorted({part.tensor.device.type for part in parts}),
+        digest=digest.digest if digest else None,
+        frozen_digest=frozen_digest.digest if frozen_digest else None,
+        sampled=digest.sampled if digest else 1,
+        frozen_sampled=frozen_digest.sampled if frozen_digest else 1,
+    )
+
+
+def _bytes(part: Part) -> int:
+    return part.tensor.numel() * part.tensor.element_size()
+
+
+def _named(parts: Sequence[Part]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((part.name, part.tensor) for part in parts)
+
+
+def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring | None:
+    """Return what the model's adapters are; None if it has none."""
+    own = [part for part in parts if part.kind == "adapter"]
+    layers = [module for module in model.modules() if hasattr(module, "adapter_layer_names")]
+    wrappers = [module for module in model.modules() if isinstance(getattr(module, "peft_config", None), dict)]
+    if not own and not wrappers:
+        return None
+    active = sorted({name for layer in layers for name in _names(layer, "active_adapters")})
+    used = [part for part in own if not active or part.adapter is None or part.adapter in active]
+    frozen = [part for part in used if not part.tensor.requires_grad]
+    by_layer = defaultdict[str | None, list[Part]](list)
+    for part in used:
+        by_layer[part.layer].append(part)
+    configs: dict[str, Any] = {}
+    for wrapper in wrappers:
+        configs |= getattr(wrapper, "peft_config")  # noqa: B009  # typed as a module
+    return AdapterWiring(
+        names=sorted({*configs, *(part.adapter for part in own if part.adapter)}),
+        active=active,
+        merged=sorted({name for layer in layers for name in _names(layer, "merged_adapters")}),
+        methods=sorted({_method(config) for config in configs.values()}),
+        layers=len({part.layer for part in own}),
+        nested=max(0, sum("base_model" in wrapper._modules for wrapper in wrappers) - 1),  # noqa: SLF001  # its children
+        trainable_tensors=len(used) - len(frozen),
+        frozen_tensors=len(frozen),
+        frozen_layers=sum(not any(part.tensor.requires_grad for part in held) for held in by_layer.values()),
+        frozen_names=[part.name for part in frozen[:FEW]],
+        inactive_trainable=sum(part.tensor.requires_grad for part in own) - (len(used) - len(frozen)),
+    )
+
+
+def _names(layer: torch.nn.Module, attribute: str) -> list[str]:
+    found: Any = getattr(layer, attribute, ())
+    return [found] if isinstance(found, str) else [str(name) for name in found]
+
+
+def _method(config: Any) -> str:
+    method = getattr(config, "peft_type", None)
+    return str(getattr(method, "value", method))

@@ -1,0 +1,91 @@
+"""What is trained by a Hugging Face Trainer: the watch on it, and the findings that the callback takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradience.hf.recorder import Lookout, RunRecorder
+from gradience.hf.snapshot import batch_size
+from gradience.hf.watched import WiringWatch
+from gradience.hf.wires import live_wiring
+from gradience.hf.wiring import data_of
+from gradience.schema.document import Finding
+from gradience.schema.events import EventBase, StepDigests
+from gradience.schema.wiring import DataWiring
+
+
+class Wanted(NamedTuple):
+    """What the user of a callback wants to have recorded."""
+
+    wiring: bool
+    digests: bool
+
+
+class TrainerWires:
+    """The watch on one training, whose findings wait until the callback may stop it.
+
+    Args:
+        lookout: judges each look.
+        recorder: writes the events; None on a process that only judges.
+        digests: whether batches and random states are digested at each step.
+    """
+
+    def __init__(self, lookout: Lookout, recorder: RunRecorder | None, digests: bool) -> None:  # noqa: FBT001  # the user's
+        self._lookout, self._recorder, self._digests = lookout, recorder, digests
+        self._found: list[Finding] = []
+        self._watch: WiringWatch | None = None
+
+    def begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
+        """Look at what a Trainer's callback is shown, and follow it."""
+        step = state.global_step
+        if step and self._recorder is not None:
+            self._recorder.recall(self._lookout, step)
+        self._watch = WiringWatch(
+            shown["model"],
+            shown.get("optimizer"),
+            self._take,
+            self._fail,
+            schedule=shown.get("lr_scheduler"),
+            data=_data(args, state, shown.get("train_dataloader")),
+            step=step,
+            digests=self._digests,
+        )
+
+    def take(self) -> Sequence[Finding]:
+        """Return the findings since the last call."""
+        found, self._found = self._found, []
+        return found
+
+    def saved(self, args: Any, step: int) -> None:
+        """Look at what is trained as a checkpoint was saved."""
+        if self._watch is not None:
+            self._watch.saved(Path(args.output_dir) / f"checkpoint-{step}", step)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def _take(self, kind: type[EventBase], step: int, fields: dict[str, Any]) -> None:
+        if (recorder := self._recorder) is not None:
+            recorder.record(lambda log: log.looked(kind, step, fields))  # type: ignore[arg-type]  # one of the two
+        if kind is not StepDigests:
+            self._found += self._lookout.wiring(live_wiring(step, fields))
+
+    def _fail(self, error: Exception) -> None:
+        if self._recorder is not None:
+            self._recorder.fail(error)
+
+
+def _data(args: Any, state: Any, loader: Any) -> DataWiring | None:
+    seed = args.data_seed if getattr(args, "data_seed", None) is not None else args.seed
+    return data_of(
+        loader,
+        batch_size=batch_size(args, state),
+        accumulation=args.gradient_accumulation_steps,
+        world_size=args.world_size,
+        seed=seed,
+        skips=not args.ignore_data_skip,
+    )

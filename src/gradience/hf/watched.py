@@ -1,0 +1,201 @@
+"""Follow what is trained through a run: as it starts or resumes, after its first steps, and at each save.
+
+`WiringWatch` serves the Trainer's callback, Lightning's, and `TelemetryWriter.watch` for loops of one's own. It hooks
+the optimizer to count steps and to see which tensors get a gradient; no number of the training is changed, and no
+failure of it reaches the training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import torch
+
+from gradience.hf.fed import BatchDigests, Hook
+from gradience.hf.parameters import FEW, Part, parts_of
+from gradience.hf.wiring import look, saved_in, unwrapped_optimizers
+from gradience.schema.events import EventBase, StepDigests, Wiring
+from gradience.schema.wiring import DataWiring, GradientWiring
+
+LOOKS: Final = 8  # optimizer steps whose gradients are looked at; B of a LoRA is 0 until the first, and so A's gradient
+_EXPERT: Final = re.compile(r"\bexperts?\.\d+")
+
+Sink: TypeAlias = Callable[[type[EventBase], int, dict[str, Any]], None]
+"""Gets each event: its class, its step and its fields."""
+
+
+class WiringWatch:
+    """The wiring of one run, from its start to its end.
+
+    Args:
+        model: the model that is trained.
+        optimizer: its optimizer, or a list of several.
+        sink: gets the events.
+        fail: gets the exception if looking failed; the watch is then over.
+        schedule: the schedule of the learning rate.
+        data: what decides the rows of a step.
+        step: the optimizer steps made before.
+        digests: whether batches and random states are digested at each step.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: Any,
+        sink: Sink,
+        fail: Callable[[Exception], None],
+        *,
+        schedule: Any = None,
+        data: DataWiring | None = None,
+        step: int = 0,
+        digests: bool = True,
+    ) -> None:
+        self._model, self._schedule, self._data = model, schedule, data
+        self._optimizers = unwrapped_optimizers(optimizer)
+        self._sink, self._fail = sink, fail
+        self.step = step
+        self._gradients: _Gradients | None = None
+        self._fed: BatchDigests | None = None
+        self._handles: list[Any] = []
+        self._safely(lambda: self._begin("resume" if step else "start", digests=digests))
+
+    def saved(self, folder: Path | None = None, step: int | None = None) -> None:
+        """Record what is saved now, and what the folder's adapter file holds."""
+        at = self.step if step is None else step
+        self._safely(lambda: self._look("save", at, saved=None if folder is None else saved_in(folder)))
+
+    def flush(self) -> None:
+        """Write the digests of the steps so far."""
+        if self._fed is not None:
+            self._safely(self._fed.flush)
+
+    def close(self) -> None:
+        """Remove the hooks, and write what is not yet written."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        gradients, self._gradients = self._gradients, None
+        if gradients is not None and gradients.steps:
+            self._safely(lambda: self._say_gradients(gradients))
+        fed, self._fed = self._fed, None
+        if fed is not None:
+            self._safely(fed.close)
+
+    def _begin(self, phase: str, *, digests: bool) -> None:
+        self._look(phase, self.step)
+        self._gradients = _Gradients(parts_of(self._model))
+        for place, one in enumerate(self._optimizers):
+            if isinstance(one, torch.optim.Optimizer):
+                method = self._after_first if place == 0 else self._after_other
+                self._handles.append(one.register_step_post_hook(Hook(method)))
+        if digests:
+            self._fed = BatchDigests(self._model, lambda step, fields: self._sink(StepDigests, step, fields))
+
+    def _look(self, phase: str, step: int, **more: Any) -> None:
+        seen = look(self._model, self._optimizers, self._schedule)
+        self._sink(Wiring, step, {"phase": phase, **seen, "data": self._data, **more})
+
+    def _after_first(self, *_: Any) -> None:
+        """Count a step of the first optimizer."""
+        self.step += 1
+        self._safely(self._take_step)
+
+    def _after_other(self, *_: Any) -> None:
+        if self._gradients is not None:
+            self._safely(self._gradients.take)
+
+    def _take_step(self) -> None:
+        if self._fed is not None:
+            self._fed.step_made(self.step)
+        if (gradients := self._gradients) is None:
+            return
+        gradients.take()
+        gradients.steps += 1
+        over = gradients.steps >= LOOKS
+        if over:
+            self._gradients = None
+        if over or (gradients.steps == 1 and not gradients.reached):
+            self._say_gradients(gradients)
+
+    def _say_gradients(self, gradients: _Gradients) -> None:
+        seen = look(self._model, self._optimizers, brief=True)
+        self._sink(Wiring, self.step, {"phase": "gradients", **seen, "gradients": gradients.wiring()})
+
+    def _safely(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001  # foreign modules and a full disk: none may end the training
+            handles, self._handles = self._handles, []
+            self._gradients = None
+            for handle in handles:
+                handle.remove()
+            self._fail(error)
+
+
+class _Gradients:
+    """Which trainable tensors received a gradient so far."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.steps = 0
+        self._parts = {id(part.tensor): part for part in parts}
+        self._looked: set[int] = set()
+        self._present: set[int] = set()
+        self._reached: set[int] = set()
+
+    @property
+    def reached(self) -> int:
+        """Number of tensors whose gradient was once not zero."""
+        return len(self._reached)
+
+    def take(self) -> None:
+        """Look at the gradients that are there now."""
+        live = {mark: part.tensor for mark, part in self._parts.items() if part.tensor.requires_grad}
+        self._looked |= live.keys()
+        there = {mark: t.grad for mark, t in live.items() if mark not in self._reached and t.grad is not None}
+        self._present |= there.keys()
+        plain = {mark: grad for mark, grad in there.items() if not grad.is_sparse}
+        self._reached |= there.keys() - plain.keys()
+        by_device = defaultdict[torch.device, list[int]](list)
+        for mark, grad in plain.items():
+            by_device[grad.device].append(mark)
+        with torch.no_grad():
+            for marks in by_device.values():
+                counts = torch.stack([torch.count_nonzero(_local(plain[mark])) for mark in marks]).tolist()
+                self._reached |= {mark for mark, count in zip(marks, counts, strict=True) if count}
+
+    def wiring(self) -> GradientWiring:
+        """Return what was seen, as a part of the event."""
+        looked = [part for mark, part in self._parts.items() if mark in self._looked]
+        without = [part for part in looked if id(part.tensor) not in self._reached]
+        layers = defaultdict[tuple[str, str | None], list[bool]](list)
+        for part in looked:
+            if part.kind == "adapter" and part.layer is not None:
+                layers[_family(part.layer), part.adapter].append(id(part.tensor) in self._reached)
+        silent = [_told(*key) for key, reached in layers.items() if not any(reached)]
+        return GradientWiring(
+            steps=self.steps,
+            tensors=len(looked),
+            reached=len(looked) - len(without),
+            unreached=dict(Counter(part.kind for part in without)),
+            modules=len(layers),
+            silent=len(silent),
+            silent_names=silent[:FEW],
+            detached=sum(id(part.tensor) not in self._present for part in without),
+        )
+
+
+def _family(layer: str) -> str:
+    """The module; all experts of a layer as one, because a step need not use each."""
+    return _EXPERT.sub("experts.*", layer)
+
+
+def _told(layer: str, adapter: str | None) -> str:
+    return layer if adapter in {None, "default"} else f"{layer} ({adapter})"
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

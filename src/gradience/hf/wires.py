@@ -1,0 +1,120 @@
+"""`TelemetryWriter.watch`: record and judge what is trained in a loop of one's own, in Accelerate, or in Lightning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradience.hf.recorder import Lookout, Voice, live_ids
+from gradience.hf.watched import WiringWatch
+from gradience.hf.wiring import data_of
+from gradience.schema import SCHEMA_ID
+from gradience.schema.document import Finding
+from gradience.schema.events import ConfigSnapshot, EventBase, Wiring
+from gradience.schema.flat import unchecked
+from gradience.telemetry import TelemetryWriter
+from gradience.telemetry.logfile import notice
+
+
+class Wires:
+    """The wiring of a run whose log a `TelemetryWriter` writes.
+
+    Attributes:
+        findings: what was found so far.
+
+    Args:
+        log: the writer.
+        model: the model that is called with each batch.
+        optimizer: its optimizer, or a list of all.
+        schedule: the learning rate's.
+        loader: the DataLoader.
+        accumulation: micro-batches per optimizer step.
+        stop_on: ids of rules at whose first finding `should_stop` becomes true.
+        digests: record digests of the batches and the random states.
+        verbose: log findings, warnings and graver.
+
+    Raises:
+        ValueError: an id of `stop_on` is none of a rule that speaks while training runs.
+    """
+
+    def __init__(
+        self,
+        log: TelemetryWriter,
+        model: torch.nn.Module,
+        optimizer: Any,
+        *,
+        schedule: Any = None,
+        loader: Any = None,
+        accumulation: int | None = None,
+        stop_on: Iterable[str] = (),
+        digests: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._log, self._stops = log, live_ids(stop_on)
+        self._voice = Voice(loud=verbose)
+        opened = log.opened
+        step = (opened.resumed_from_step or 0) if opened else 0
+        self._lookout = Lookout(opened.config if opened else ConfigSnapshot(), self._stops)
+        if step:
+            self._remember(step)
+        self._watch = WiringWatch(
+            model,
+            optimizer,
+            self._take,
+            self._fail,
+            schedule=schedule,
+            data=_data(loader, accumulation),
+            step=step,
+            digests=digests,
+        )
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a rule of `stop_on` has spoken: the loop may end."""
+        return any(found.id in self._stops for found in self.findings)
+
+    def saved(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Record what is trained at a save, which a resume is compared with, and look into the adapter file."""
+        self._watch.saved(None if folder is None else Path(folder))
+
+    def close(self) -> None:
+        """Stop watching, and write what is not yet written."""
+        self._watch.close()
+
+    def _remember(self, step: int) -> None:
+        try:
+            self._lookout.remember(self._log.path, self._log.run_id, step)
+        except Exception as error:  # noqa: BLE001  # a log that cannot be read must not end the training
+            self._fail(error)
+
+    def _take(self, kind: type[EventBase], step: int, fields: dict[str, Any]) -> None:
+        self._log.looked(kind, step, fields)  # type: ignore[arg-type]  # one of these two
+        if kind is not Wiring:
+            return
+        for finding in self._lookout.wiring(live_wiring(step, fields)):
+            self.findings.append(finding)
+            self._voice.finding(finding, step)
+            context = {**finding.values, **({"stops": True} if finding.id in self._stops else {})}
+            self._log.alert(
+                severity=finding.severity, code=finding.id, message=finding.message, step=step, context=context
+            )
+
+    def _fail(self, error: Exception) -> None:
+        notice(f"what is trained could not be looked at, training goes on: {type(error).__name__}: {error}")
+
+
+def live_wiring(step: int, fields: dict[str, Any]) -> Wiring:
+    """Return the event of a run that is being recorded, for its rules."""
+    return unchecked(Wiring, schema=SCHEMA_ID, ts=None, run_id="live", step=step, **fields)
+
+
+def _data(loader: Any, accumulation: int | None) -> Any:
+    try:
+        return data_of(loader, accumulation=accumulation)
+    except Exception:  # noqa: BLE001  # a loader of any kind
+        return None

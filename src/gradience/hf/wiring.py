@@ -1,0 +1,269 @@
+"""Look at what is trained: a model, its optimizers and its schedule as the fields of a `wiring` event.
+
+Only torch is needed. Nothing is changed. A part that cannot be looked at is named in `unseen`.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from gradience.hf.digests import digest_of, random_digest
+from gradience.hf.parameters import FEW, TRAINABLE_BYTES, Part, adapter_of, groups_of, parts_of
+from gradience.schema import NonFinite, real
+from gradience.schema.wiring import DataWiring, OptimizerWiring, RateGroup, SavedWiring, ScheduleWiring
+
+_PACKAGES: Final = (
+    *("torch", "transformers", "peft", "trl", "accelerate", "lightning", "pytorch_lightning", "datasets", "tokenizers"),
+    *("numpy", "safetensors", "bitsandbytes", "flash_attn", "xformers", "triton", "deepspeed", "unsloth"),
+)
+_ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
+_MOST_TIED: Final = 8
+_STRANGER: Final = "stranger"
+_FOREIGN: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+BRIEF: Final = ("adapter", "optimizer", "checkpointing", "frozen_inputs")
+
+
+def look(
+    model: torch.nn.Module, optimizers: Sequence[Any] = (), schedule: Any = None, *, brief: bool = False
+) -> dict[str, Any]:
+    """Return the fields of a `wiring` event that the model, its optimizers and its schedule show.
+
+    If `brief`, without digests, versions and whatever else the first steps do not change.
+    """
+    parts = parts_of(model)
+    looks: dict[str, Callable[[], Any]] = {
+        "groups": lambda: groups_of(parts),
+        "adapter": lambda: adapter_of(model, parts),
+        "optimizer": lambda: optimizer_of(optimizers, parts, digest=not brief) if optimizers else None,
+        "schedule": lambda: schedule_of(schedule),
+        "checkpointing": lambda: any(map(_recomputes, model.modules())),
+        "frozen_inputs": lambda: inputs_are_frozen(model, parts),
+        "tied": lambda: tied_of(model),
+        "dropouts": lambda: dropouts_of(model),
+        "rng": lambda: f"r1:{random_digest():016x}",
+        "seed": lambda: torch.initial_seed() & 0x1FFFFFFFFFFFFF,
+        "world_size": _world_size,
+        "versions": versions,
+        "settings": lambda: settings_of(model),
+    }
+    found, unseen = {}, []
+    for name, of in looks.items():
+        if brief and name not in BRIEF:
+            continue
+        try:
+            found[name] = of()
+        except _FOREIGN as error:  # foreign modules, of whatever version
+            unseen.append(f"{name}: {type(error).__name__}")
+    return {**found, "unseen": unseen}
+
+
+def unwrapped_optimizers(optimizer: Any) -> list[Any]:
+    """Return torch's optimizers inside the wrappers of accelerate and Lightning; several if a sequence is given."""
+    given = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    return [_innermost(one) for one in given if one is not None]
+
+
+def _innermost(optimizer: Any) -> Any:
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner  # accelerate's wrapper is a torch optimizer too, but has not its hooks
+    return optimizer
+
+
+def optimizer_of(optimizers: Sequence[Any], parts: Sequence[Part], *, digest: bool = True) -> OptimizerWiring:
+    """Return what the optimizers hold of the model, what they miss, and what they hold beside it."""
+    kind_of = {id(part.tensor): part for part in parts}
+    held = [tensor for one in optimizers for group in one.param_groups for tensor in group["params"]]
+    held_ids = {id(tensor) for tensor in held}
+    own = [kind_of[id(tensor)] for tensor in held if id(tensor) in kind_of]
+    missing = [part for part in parts if part.tensor.requires_grad and id(part.tensor) not in held_ids]
+    strangers = [tensor for tensor in held if id(tensor) not in kind_of]
+    live = [part for part in own if part.tensor.requires_grad]
+    return OptimizerWiring(
+        names=[type(one).__name__ for one in optimizers],
+        sharded=any(map(_is_sharded, (*optimizers, *(part.tensor for part in parts)))),
+        held=len(live),
+        held_frozen=len(own) - len(live),
+        frozen_adapter=sum(part.kind == "adapter" and not part.tensor.requires_grad for part in own),
+        held_kinds=_sizes(live),
+        missing=dict(Counter(part.kind for part in missing)),
+        missing_names=[part.name for part in missing[:FEW]],
+        strangers=len(strangers),
+        replaced=(Counter(map(_shape, strangers)) & Counter(_shape(part.tensor) for part in missing)).total(),
+        rates=_rates(optimizers, kind_of),
+        **_state_of(optimizers, kind_of, digest=digest),
+    )
+
+
+def _sizes(parts: Sequence[Part]) -> dict[str, int]:
+    sizes = defaultdict[str, int](int)
+    for part in parts:
+        sizes[part.kind] += part.tensor.numel()
+    return dict(sizes)
+
+
+def _shape(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype
+
+
+def _is_sharded(held: Any) -> bool:
+    """Whether an optimizer or a parameter is of DeepSpeed or of an FSDP that flattens, so identities mean nothing."""
+    kind = type(held)
+    return "deepspeed" in kind.__module__.lower() or kind.__name__ == "FlatParameter" or hasattr(held, "ds_id")
+
+
+def _rates(optimizers: Sequence[Any], kind_of: Mapping[int, Part]) -> list[RateGroup]:
+    found = defaultdict[tuple[float, float | None], list[torch.Tensor]](list)
+    for one in optimizers:
+        for group in one.param_groups:
+            peak = group.get("initial_lr")
+            found[float(group["lr"]), None if peak is None else float(peak)] += group["params"]
+    return [
+        RateGroup(
+            lr=lr,
+            peak=peak,
+            tensors=len(tensors),
+            parameters=sum(tensor.numel() for tensor in tensors),
+            kinds=sorted({kind_of[id(t)].kind if id(t) in kind_of else _STRANGER for t in tensors}),
+        )
+        for (lr, peak), tensors in list(found.items())[:64]
+    ]
+
+
+def _state_of(optimizers: Sequence[Any], kind_of: Mapping[int, Part], *, digest: bool) -> dict[str, Any]:
+    """Return the number of states, the most steps in one, and the digest of all."""
+    named, steps, states = [], [], 0
+    for place, one in enumerate(optimizers):
+        for tensor, state in one.state.items():
+            states += bool(state)
+            name = kind_of[id(tensor)].name if id(tensor) in kind_of else f"{_STRANGER}{place}"
+            for key, value in state.items():
+                if key == "step":
+                    steps.append(float(value))
+                elif isinstance(value, torch.Tensor):
+                    named.append((f"{name}/{key}", value))
+    whole = digest_of(named, TRAINABLE_BYTES) if digest else None
+    return {
+        "states": states,
+        "step": max(steps, default=None),
+        "digest": whole.digest if whole else None,
+        "sampled": whole.sampled if whole else 1,
+    }
+
+
+def schedule_of(schedule: Any) -> ScheduleWiring | None:
+    """Return the schedule's class, its steps and its rates; None if there is none."""
+    inner = getattr(schedule, "scheduler", schedule)  # accelerate's wrapper
+    if inner is None or not hasattr(inner, "last_epoch"):
+        return None
+    rates: list[float | NonFinite] = [real(float(rate)) for rate in inner.get_last_lr()]
+    return ScheduleWiring(name=type(inner).__name__, step=int(inner.last_epoch), rates=rates[:64])
+
+
+def data_of(loader: Any, **known: Any) -> DataWiring | None:
+    """Return what decides the rows of a step: of a torch DataLoader, and what else is `known`."""
+    found = {name: value for name, value in known.items() if value is not None}
+    if loader is not None:
+        data = getattr(loader, "dataset", None)
+        sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
+        try:
+            found["rows"] = len(data)  # type: ignore[arg-type]  # a stream raises
+        except TypeError:
+            found["rows"] = None
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", getattr(loader, "batch_size", None))
+        mark = getattr(data, "_fingerprint", None)
+        found |= {
+            **({"batch_size": size} if isinstance(size, int) else {}),
+            "sampler": None if sampler is None else type(sampler).__name__,
+            "fingerprint": mark if isinstance(mark, str) else None,
+        }
+    return DataWiring(**found) if any(value is not None for value in found.values()) else None
+
+
+def saved_in(folder: Path) -> SavedWiring | None:
+    """Return what an adapter file that was just saved holds, by its header; None if there is none."""
+    from gradience.io.safetensors import SafetensorsFile  # only a save reads one
+
+    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    sizes = [math.prod(entry.shape) for entry in SafetensorsFile(path).tensors.values()]
+    return SavedWiring(file=path.name, tensors=len(sizes), parameters=sum(sizes))
+
+
+def inputs_are_frozen(model: torch.nn.Module, parts: Sequence[Part]) -> bool:
+    """Whether reentrant checkpointing gets inputs that need no gradient: then none flows to what it recomputes."""
+    if not any(_recomputes(module) and _is_reentrant(module) for module in model.modules()):
+        return False
+    hooked = any(getattr(module, "_require_grads_hooks", None) for module in model.modules())
+    return not hooked and not any(part.kind == "embedding" and part.tensor.requires_grad for part in parts)
+
+
+def _recomputes(module: torch.nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", False) is True
+
+
+def _is_reentrant(module: torch.nn.Module) -> bool:
+    keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+    return keywords.get("use_reentrant") is True
+
+
+def tied_of(model: torch.nn.Module) -> list[list[str]]:
+    """Return names that share one parameter."""
+    names = defaultdict[int, list[str]](list)
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names[id(tensor)].append(name)
+    return [shared[:FEW] for shared in names.values() if len(shared) > 1][:_MOST_TIED]
+
+
+def dropouts_of(model: torch.nn.Module) -> dict[str, int]:
+    """Return the number of dropout modules by their probability."""
+    kinds = torch.nn.modules.dropout._DropoutNd  # noqa: SLF001  # the class of all of them
+    return dict(Counter(f"{module.p:g}" for module in model.modules() if isinstance(module, kinds)))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of the loaded packages, and of CUDA and cuDNN."""
+    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
+    found = {name: str(version) for name, version in loaded.items() if version}
+    cuda = {"cuda": torch.version.cuda} if torch.version.cuda else {}
+    return {"python": platform.python_version(), **found, **cuda}
+
+
+def settings_of(model: torch.nn.Module) -> dict[str, Any]:
+    """Return what decides how a step is computed, as far as torch and the model's config show it."""
+    config = getattr(model, "config", None)
+    attention = getattr(config, "_attn_implementation", None)
+    return {
+        "attention": attention if isinstance(attention, str) else None,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "threads": torch.get_num_threads(),
+        "training": model.training,
+        "dropout": {name: value for name, value in _public(config).items() if "drop" in name and _is_number(value)},
+        "processor": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _public(config: Any) -> dict[str, Any]:
+    return vars(config) if hasattr(config, "__dict__") else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _world_size() -> int:
+    of_torch = torch.distributed
+    return of_torch.get_world_size() if of_torch.is_available() and of_torch.is_initialized() else 1

@@ -1,0 +1,588 @@
+"""WIR170 to WIR181: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
+
+The rules read the `wiring` events: what was seen in the model, its optimizers and its schedule as the run began,
+resumed, made its first steps and saved. A log without such events cannot be judged. What people do on purpose is no
+finding: norms, biases and embeddings trained beside a LoRA; a part that is frozen but in the optimizer, to be
+unfrozen; base parameters that require a gradient but are in no optimizer; tensors in the optimizer beside the model's,
+such as those of a loss; experts that a step does not use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from gradience.errors import few
+from gradience.rules import Observation, Premise, Threshold, cite
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.schema import as_float
+from gradience.schema.events import Wiring
+from gradience.schema.wiring import AdapterWiring, DataWiring, GradientWiring, OptimizerWiring, ParameterGroup
+
+BASE_SHARE = Threshold("base_share", 0.5, "of the base's parameters", "a judgement: over half was not unfrozen by hand")
+LOOKED = Threshold("looked", 4, "optimizer steps", "A has no gradient before B moved, and a warm-up's first rate is 0")
+LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
+
+_BASE: Final = ("base", "head")
+_OURS: Final = ("adapter", "whole", "head")
+
+
+def _recorded(facts: RunFacts) -> str | None:
+    return None if facts.wirings else "the log has no wiring event"
+
+
+def _of(facts: RunFacts, *phases: str) -> list[Wiring]:
+    return [wiring for wiring in facts.wirings if wiring.phase in phases]
+
+
+def _looks(facts: RunFacts) -> Iterator[tuple[Wiring, AdapterWiring]]:
+    """The looks at a model with an adapter, at the beginning and at a resume."""
+    for wiring in _of(facts, "start", "resume"):
+        if wiring.adapter is not None:
+            yield wiring, wiring.adapter
+
+
+def _when(wiring: Wiring) -> str:
+    return f"After the resume from step {wiring.step}" if wiring.phase == "resume" else "From the start"
+
+
+def _group(wiring: Wiring, kind: str) -> ParameterGroup | None:
+    return next((group for group in wiring.groups if group.kind == kind), None)
+
+
+def _base_trains(facts: RunFacts) -> Observation | None:
+    for wiring, adapter in _looks(facts):
+        base = [group for group in wiring.groups if group.kind in _BASE and group.matrices]
+        optimizer = wiring.optimizer
+        if optimizer is not None and not optimizer.sharded:
+            base = [group for group in base if group.kind in optimizer.held_kinds]
+        base = [group for group in base if group.kind == "base"]
+        trained = sum(group.trainable for group in base)
+        whole = sum(group.parameters for group in wiring.groups if group.kind == "base")
+        own = _group(wiring, "adapter")
+        if not trained:
+            continue
+        most = trained >= BASE_SHARE.value * whole
+        times = f", {trained / own.trainable:.3g} times as many as the adapter's" if own and own.trainable else ""
+        return Observation(
+            f"{_when(wiring)}, {trained} of the base's {whole} parameters are trained beside the adapter{times}.",
+            {"trained": trained, "base": whole, "adapter": own.trainable if own else 0, "step": wiring.step},
+            severity=None if most else "warning",
+            confidence=None if most else 0.6,
+            rationale=None if adapter.trainable_tensors else "The adapter itself is frozen.",
+            evidence=seen(f"trainable base parameters at step {wiring.step}: {trained}"),
+        )
+    return None
+
+
+def _adapter_frozen(facts: RunFacts) -> Observation | None:
+    for wiring, adapter in _looks(facts):
+        awaited = wiring.optimizer is not None and wiring.optimizer.frozen_adapter > 0
+        if awaited or not adapter.frozen_tensors:
+            continue
+        if adapter.trainable_tensors == 0:
+            other = adapter.inactive_trainable
+            beside = f"; {other} tensors of an adapter that is not active are trainable" if other else ""
+            return Observation(
+                f"{_when(wiring)}, none of the adapter's {adapter.frozen_tensors} tensors is trainable{beside}.",
+                {"frozen": adapter.frozen_tensors, "step": wiring.step, "inactive": other},
+                action=f'Call model.set_adapter("{_other(adapter)}") before the optimizer is made.' if other else None,
+                evidence=seen(f"frozen: {few(adapter.frozen_names)}"),
+            )
+        if adapter.frozen_layers:
+            return Observation(
+                f"{_when(wiring)}, {adapter.frozen_layers} of {adapter.layers} adapted modules are frozen, and the "
+                "optimizer does not hold them.",
+                {"modules": adapter.frozen_layers, "of": adapter.layers, "step": wiring.step},
+                severity="warning",
+                confidence=0.6,
+                evidence=seen(f"frozen: {few(adapter.frozen_names)}"),
+            )
+    return None
+
+
+def _other(adapter: AdapterWiring) -> str:
+    return next((name for name in adapter.names if name not in adapter.active), "default")
+
+
+def _optimizer_misses(facts: RunFacts) -> Observation | None:
+    for wiring in _of(facts, "start", "resume"):
+        optimizer = wiring.optimizer
+        if optimizer is None or optimizer.sharded:
+            continue
+        missing = {kind: count for kind, count in optimizer.missing.items() if kind in _OURS}
+        lost = optimizer.replaced > 0 and optimizer.replaced >= BASE_SHARE.value * sum(optimizer.missing.values())
+        if lost or (optimizer.held == 0 and optimizer.missing):
+            return _other_model(wiring, optimizer)
+        if wiring.adapter is not None and missing and not _is_probe(missing, optimizer):
+            kinds = ", ".join(f"{count} of the {kind}" for kind, count in missing.items())
+            return Observation(
+                f"{_when(wiring)}, the optimizer does not hold {sum(missing.values())} trainable tensors: {kinds}.",
+                {"missing": sum(missing.values()), "kinds": missing, "step": wiring.step},
+                evidence=seen(f"not held: {few(optimizer.missing_names)}"),
+            )
+    return None
+
+
+def _is_probe(missing: dict[str, int], optimizer: OptimizerWiring) -> bool:
+    """Whether all that is missing is a head, whose training is often left out on purpose."""
+    return "adapter" not in missing and "whole" not in missing and "adapter" in optimizer.held_kinds
+
+
+def _other_model(wiring: Wiring, optimizer: OptimizerWiring) -> Observation:
+    missing = sum(optimizer.missing.values())
+    return Observation(
+        f"{_when(wiring)}, the optimizer holds {optimizer.strangers} tensors that are not the model's, and misses "
+        f"{missing} that are trainable: it was made for another model object.",
+        {"strangers": optimizer.strangers, "missing": missing, "replaced": optimizer.replaced, "step": wiring.step},
+        evidence=seen(f"not held: {few(optimizer.missing_names)}"),
+    )
+
+
+def _no_gradient(facts: RunFacts) -> Observation | None:
+    for wiring in _of(facts, "gradients"):
+        of = wiring.gradients
+        if of is None or not of.tensors:
+            continue
+        if not of.reached and (of.detached == of.tensors or of.steps >= LOOKED.value):
+            return _none_at_all(wiring, of)
+        if of.silent and of.steps >= LOOKED.value:
+            return Observation(
+                f"In the first {of.steps} steps {of.silent} of {of.modules} adapted modules received no gradient.",
+                {"silent": of.silent, "modules": of.modules, "steps": of.steps},
+                evidence=seen(f"without a gradient: {few(of.silent_names)}"),
+            )
+        alone = "adapter" in of.unreached and of.modules and of.silent == of.modules
+        if alone and of.detached:
+            return _none_at_all(wiring, of)
+    return None
+
+
+def _none_at_all(wiring: Wiring, of: GradientWiring) -> Observation:
+    why = ", because the inputs of the recomputed layers need none" if wiring.frozen_inputs else ""
+    action = "Call model.enable_input_require_grads(), or pass use_reentrant=False." if wiring.frozen_inputs else None
+    return Observation(
+        f"No trainable tensor received a gradient in the first {of.steps} steps{why}.",
+        {"tensors": of.tensors, "steps": of.steps, "frozen_inputs": wiring.frozen_inputs},
+        severity="critical",
+        action=action,
+        evidence=seen(f"{of.tensors} trainable tensors, {of.detached} of them with no gradient at all"),
+    )
+
+
+def _inputs_frozen(facts: RunFacts) -> Observation | None:
+    wiring = next((wiring for wiring in _of(facts, "start", "resume") if wiring.frozen_inputs), None)
+    reached = any(wiring.gradients is not None and wiring.gradients.reached for wiring in facts.wirings)
+    if wiring is None or reached:
+        return None
+    return Observation(
+        "Activations are recomputed by reentrant checkpointing, and the inputs need no gradient: none will flow.",
+        {"step": wiring.step},
+    )
+
+
+def _wrapped_twice(facts: RunFacts) -> Observation | None:
+    for wiring, adapter in _looks(facts):
+        if adapter.nested:
+            return Observation(
+                f"{_when(wiring)}, the model is adapted {adapter.nested + 1} times over: an adapted model was wrapped "
+                "again.",
+                {"nested": adapter.nested, "step": wiring.step},
+            )
+        if adapter.merged and wiring.adapter is not None:
+            return Observation(
+                f"{_when(wiring)}, the adapter {few(adapter.merged)} is merged into the base weights while it trains.",
+                {"merged": list(adapter.merged), "step": wiring.step},
+                action="Call model.unmerge_adapter() before training.",
+            )
+    return None
+
+
+def _resumed_weights(facts: RunFacts) -> Iterator[Observation]:
+    for before, now in _resumes(facts):
+        for group in now.groups:
+            old = _group(before, group.kind)
+            if old is None:
+                continue
+            same_set = old.trainable_tensors == group.trainable_tensors and old.sampled == group.sampled
+            if same_set and old.digest and group.digest and old.digest != group.digest:
+                yield _other_weights(now, old, group)
+                break
+            kept = old.tensors == group.tensors and old.frozen_sampled == group.frozen_sampled and same_set
+            if kept and old.frozen_digest and group.frozen_digest and old.frozen_digest != group.frozen_digest:
+                yield Observation(
+                    f"At the resume from step {now.step} the frozen {group.kind} weights are not those of the save.",
+                    {"step": now.step, "kind": group.kind, "frozen": True},
+                    action="Load the base model that the run began with: its name and its revision.",
+                    evidence=seen(f"digest {old.frozen_digest} saved, {group.frozen_digest} resumed"),
+                )
+                break
+
+
+def _other_weights(now: Wiring, old: ParameterGroup, new: ParameterGroup) -> Observation:
+    dtype = "" if old.dtypes == new.dtypes else f", which were {few(old.dtypes)} and are {few(new.dtypes)}"
+    return Observation(
+        f"At the resume from step {now.step} the trainable {new.kind} weights are not those that were saved{dtype}.",
+        {"step": now.step, "kind": new.kind, "frozen": False},
+        severity="warning" if dtype else None,
+        evidence=seen(f"digest {old.digest} saved, {new.digest} resumed"),
+    )
+
+
+def _resumes(facts: RunFacts) -> Iterator[tuple[Wiring, Wiring]]:
+    """Each resume with the save at its step."""
+    saves: dict[int | None, Wiring] = {}
+    for wiring in facts.wirings:
+        if wiring.phase == "save":
+            saves[wiring.step] = wiring
+        elif wiring.phase == "resume" and wiring.step in saves:
+            yield saves[wiring.step], wiring
+
+
+def _resumed_optimizer(facts: RunFacts) -> Iterator[Observation]:
+    for before, now in _resumes(facts):
+        old, new = before.optimizer, now.optimizer
+        if old is None or new is None or not old.states or old.sharded or new.sharded:
+            continue
+        if not new.states:
+            yield Observation(
+                f"At the resume from step {now.step} the optimizer is new: it has no state of the {old.states} tensors "
+                "for which it had one at the save.",
+                {"step": now.step, "states": old.states},
+                evidence=seen("no state in the optimizer"),
+            )
+        elif old.digest and new.digest and old.digest != new.digest and _alike(old, new):
+            yield Observation(
+                f"At the resume from step {now.step} the optimizer's state is not the one that was saved.",
+                {"step": now.step, "states": new.states},
+                severity="warning",
+                evidence=seen(f"digest {old.digest} saved, {new.digest} resumed"),
+            )
+
+
+def _alike(old: OptimizerWiring, new: OptimizerWiring) -> bool:
+    return old.names == new.names and old.states == new.states and old.sampled == new.sampled
+
+
+def _resumed_data(facts: RunFacts) -> Iterator[Observation]:
+    for before, now in _resumes(facts):
+        old, new = before.data, now.data
+        if old is None or new is None:
+            continue
+        was, became = _effective(old), _effective(new)
+        if was and became and was != became:
+            yield Observation(
+                f"Since the resume from step {now.step} a step has {became} rows; it had {was}.",
+                {"step": now.step, "before": was, "now": became},
+                evidence=seen(f"effective batch {was} before, {became} after"),
+            )
+        if new.skips is False:
+            yield Observation(
+                f"The resume from step {now.step} begins the data anew: rows that were trained on come again first.",
+                {"step": now.step, "skips": False},
+                action="Leave ignore_data_skip at False, so that the resume skips the rows that were seen.",
+            )
+        other = [name for name in ("rows", "fingerprint", "sampler", "seed") if _differs(old, new, name)]
+        if other:
+            yield Observation(
+                f"Since the resume from step {now.step} the data come in another order: {few(other)} changed.",
+                {"step": now.step, "changed": list(other)},
+                evidence=seen(*(f"{name}: {getattr(old, name)} before, {getattr(new, name)} after" for name in other)),
+            )
+
+
+def _effective(data: DataWiring) -> int | None:
+    parts = (data.batch_size, data.accumulation or 1, data.world_size or 1)
+    return None if parts[0] is None else parts[0] * parts[1] * parts[2]
+
+
+def _differs(old: DataWiring, new: DataWiring, name: str) -> bool:
+    before, now = getattr(old, name), getattr(new, name)
+    return before is not None and now is not None and before != now
+
+
+def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
+    for before, now in _resumes(facts):
+        old, new = before.schedule, now.schedule
+        if old is None or new is None or old.step is None or new.step is None:
+            continue
+        lost = old.step - new.step
+        rates = [(as_float(a), as_float(b)) for a, b in zip(old.rates, new.rates, strict=False)]
+        if lost >= LOST_STEPS.value and any(a != b for a, b in rates):
+            was, became = max(rates, key=lambda pair: abs(pair[0] - pair[1]))
+            yield Observation(
+                f"At the resume from step {now.step} the learning rate's schedule is at its step {new.step}; it was at "
+                f"{old.step}. The rate goes from {was:.3g} to {became:.3g}.",
+                {"step": now.step, "schedule_before": old.step, "schedule_now": new.step},
+                evidence=seen(f"schedule at {old.step} before, at {new.step} after"),
+            )
+
+
+def _saved_empty(facts: RunFacts) -> Observation | None:
+    for wiring in _of(facts, "save"):
+        saved = wiring.saved
+        if saved is not None and wiring.adapter is not None and saved.parameters == 0:
+            return Observation(
+                f"The adapter saved at step {wiring.step} is empty: {saved.file} holds {saved.tensors} tensors and no "
+                "parameter.",
+                {"step": wiring.step, "tensors": saved.tensors},
+                evidence=seen(f"{saved.file}: {saved.tensors} tensors, {saved.parameters} parameters"),
+            )
+    return None
+
+
+def _rate_zero(facts: RunFacts) -> Observation | None:
+    for wiring in _of(facts, "gradients"):
+        of = wiring.optimizer
+        if of is None or wiring.gradients is None or wiring.gradients.steps < LOOKED.value:
+            continue
+        zero = [group for group in of.rates if as_float(group.lr) == 0.0 and not as_float(group.peak or 0.0)]
+        ours = [group for group in zero if "adapter" in group.kinds]
+        if ours and any(as_float(group.lr) > 0.0 for group in of.rates):
+            count = sum(group.tensors for group in ours)
+            return Observation(
+                f"{count} tensors are in a group of the optimizer whose learning rate is 0, the adapter's among them.",
+                {"tensors": count, "step": wiring.step},
+                evidence=seen(f"rates {few([f'{as_float(group.lr):g}' for group in of.rates])}"),
+            )
+    return None
+
+
+def _saved_before(facts: RunFacts) -> str | None:
+    if facts.wirings and not _of(facts, "resume"):
+        return "the run was not resumed"
+    return None if any(_resumes(facts)) else "what was saved at the step of the resume was not recorded"
+
+
+RECORDED: Final = Premise("the log has a wiring event", _recorded)
+SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
+_LOOKED: Final = cite("gradience.hf.wiring", "the tensors themselves were looked at, by identity, as the run began")
+_KEPT: Final = cite(
+    "gradience.hf.digests",
+    "digests are sums over all elements, or over every n-th above 50 MB: equal tensors, equal sums",
+)
+_REWRAP: Final = cite("huggingface/peft, get_peft_model (0.21)", "a model that is adapted already is wrapped once more")
+
+RULES: Final[tuple[LogRule, ...]] = (
+    LogRule(
+        id="WIR170",
+        title="the base trains",
+        severity="critical",
+        condition="an adapter is in the model, and the optimizer also trains weight matrices of the base that "
+        "modules_to_save does not name; a warning if they are under {base_share} of the base",
+        observe=_base_trains,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.95,
+        evidence=(_LOOKED,),
+        place="broken",
+        phrase=lambda v: f"the base trains: {v.get('trained')} of its parameters",
+        rationale="What the base learns is not saved with the adapter, and its optimizer state fills the memory.",
+        action="Freeze the base before the optimizer is made: for n, p in model.named_parameters(): p.requires_grad_("
+        '"lora_" in n), or load the adapter with PeftModel.from_pretrained(base, path, is_trainable=True).',
+        scope="runs with a wiring event and an adapter; not norms, biases, embeddings, heads, modules_to_save",
+        verify="Call model.print_trainable_parameters().",
+        thresholds=(BASE_SHARE,),
+    ),
+    LogRule(
+        id="WIR171",
+        title="the adapter is frozen",
+        severity="critical",
+        condition="no tensor of the active adapters is trainable; a warning if some adapted modules are frozen; silent "
+        "if the optimizer holds what is frozen",
+        observe=_adapter_frozen,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.95,
+        evidence=(_LOOKED,),
+        place="broken",
+        phrase=lambda v: f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen",
+        rationale="A frozen adapter stays what it was.",
+        action="Load it with PeftModel.from_pretrained(base, path, is_trainable=True).",
+        scope="runs with a wiring event and an adapter",
+        verify="Call model.print_trainable_parameters().",
+    ),
+    LogRule(
+        id="WIR172",
+        title="the optimizer holds something else",
+        severity="critical",
+        condition="the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, "
+        "it does not hold trainable tensors of it",
+        observe=_optimizer_misses,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.95,
+        evidence=(_LOOKED,),
+        place="broken",
+        phrase=lambda v: f"the optimizer misses {v.get('missing')} trainable tensors",
+        rationale="What the optimizer does not hold never changes, whatever its gradient.",
+        action="Make the optimizer after the model is adapted, loaded and moved: optimizer = AdamW([p for p in "
+        "model.parameters() if p.requires_grad]).",
+        scope="runs with a wiring event and an optimizer that is not sharded",
+        verify="Compare a weight before and after a step.",
+        thresholds=(BASE_SHARE,),
+    ),
+    LogRule(
+        id="WIR173",
+        title="no gradient arrives",
+        severity="error",
+        condition="adapted modules received no gradient in the first steps, {looked} or more; critical if no trainable "
+        "tensor received one",
+        observe=_no_gradient,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.9,
+        evidence=(_LOOKED,),
+        place="broken",
+        phrase=lambda v: f"{v['silent']} modules receive no gradient" if "silent" in v else "no gradient arrives",
+        rationale="Their weights stay as they began: the forward pass does not use them, or cuts the graph.",
+        action="Look for detach(), no_grad() or an unused branch before those modules, or leave them out of "
+        "target_modules.",
+        scope="runs whose first steps were looked at; experts of a layer count as one",
+        verify="Print p.grad of the modules named, after backward().",
+        thresholds=(LOOKED,),
+    ),
+    LogRule(
+        id="WIR174",
+        title="adapted twice, or merged",
+        severity="critical",
+        condition="an adapted model is inside an adapted model, or the adapter is merged while it trains",
+        observe=_wrapped_twice,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.95,
+        evidence=(_REWRAP, _LOOKED),
+        place="broken",
+        phrase=lambda v: "the model is adapted twice" if "nested" in v else "the adapter is merged while it trains",
+        rationale="Two adapters are added, and what is saved is only the outer one.",
+        action="Call get_peft_model() only on a model without an adapter; to go on with one, use "
+        "PeftModel.from_pretrained(base, path, is_trainable=True) alone.",
+        scope="runs with a wiring event and an adapter",
+        verify='See whether a parameter\'s name has "base_model.model" twice.',
+    ),
+    LogRule(
+        id="WIR175",
+        title="resumed from other weights",
+        severity="critical",
+        condition="at a resume the digest of the weights is not that of the save at that step; a warning if their "
+        "dtype changed",
+        observe=_resumed_weights,
+        needs=(RECORDED, SAVED_BEFORE),
+        live=True,
+        confidence=0.95,
+        evidence=(_KEPT,),
+        place="broken",
+        phrase=lambda v: f"resumed at step {v.get('step')} from other weights than were saved",
+        rationale="What was learnt before the save is lost, or other weights than the adapter's are under it.",
+        action="Load the adapter of that checkpoint before training: PeftModel.from_pretrained(base, checkpoint, "
+        "is_trainable=True), or trainer.train(resume_from_checkpoint=checkpoint).",
+        scope="resumes in the same log as the save",
+        verify="Compare the loss of the first steps with the last before the save.",
+    ),
+    LogRule(
+        id="WIR176",
+        title="resumed with a new optimizer",
+        severity="error",
+        condition="at a resume the optimizer has no state although it had one at the save; a warning if it has another",
+        observe=_resumed_optimizer,
+        needs=(RECORDED, SAVED_BEFORE),
+        live=True,
+        confidence=0.95,
+        evidence=(_KEPT,),
+        place="later",
+        phrase=lambda v: f"resumed at step {v.get('step')} with a new optimizer",
+        rationale="Adam's moments are estimated anew: the first steps are too long, and the loss often jumps.",
+        action="Load its state: optimizer.load_state_dict(torch.load(path)); in a Trainer, leave save_only_model off.",
+        scope="resumes in the same log as the save",
+        verify="Look at the gradient norm and the loss after the resume.",
+    ),
+    LogRule(
+        id="WIR177",
+        title="resumed with other data",
+        severity="warning",
+        condition="at a resume the rows of a step, their order or the data set are not those of the save",
+        observe=_resumed_data,
+        needs=(RECORDED, SAVED_BEFORE),
+        live=True,
+        confidence=0.9,
+        evidence=(_KEPT,),
+        place="later",
+        phrase=lambda v: f"resumed at step {v.get('step')} with other data",
+        rationale="Steps before and after the resume cannot be compared, and rows come twice or never.",
+        action="Resume with the batch size, the accumulation, the data and the seed of the run that is resumed.",
+        scope="resumes in the same log as the save, whose data the recorder saw",
+        verify="Compare the settings of both run_start events.",
+    ),
+    LogRule(
+        id="WIR178",
+        title="the schedule began anew",
+        severity="error",
+        condition="at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate",
+        observe=_resumed_schedule,
+        needs=(RECORDED, SAVED_BEFORE),
+        live=True,
+        confidence=0.9,
+        evidence=(cite("gradience.hf.wiring", "the schedule's own count of steps was read"),),
+        place="later",
+        phrase=lambda v: f"the schedule began anew at step {v.get('step')}",
+        rationale="The run warms up and decays once more, which was not planned.",
+        action="Load its state: scheduler.load_state_dict(torch.load(path)).",
+        scope="resumes in the same log as the save",
+        verify="Plot lr over the steps.",
+        thresholds=(LOST_STEPS,),
+    ),
+    LogRule(
+        id="WIR179",
+        title="saved empty",
+        severity="critical",
+        condition="the adapter file that was just saved holds no parameter",
+        observe=_saved_empty,
+        needs=(RECORDED,),
+        live=True,
+        confidence=1.0,
+        evidence=(cite("the file's header", "tensors and their shapes"),),
+        place="broken",
+        phrase=lambda v: f"the adapter saved at step {v.get('step')} is empty",
+        rationale="Under ZeRO-3 or FSDP each process holds a part, and a save that does not gather writes none of it.",
+        action='Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use '
+        "accelerator.get_state_dict(model).",
+        scope="saves that the recorder saw",
+        verify="Open the file: gradience audit lists its tensors.",
+    ),
+    LogRule(
+        id="WIR180",
+        title="learning rate 0 for the adapter",
+        severity="warning",
+        condition="after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has "
+        "the rate 0, now and as its peak, while another group has a rate",
+        observe=_rate_zero,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.8,
+        evidence=(_LOOKED,),
+        place="broken",
+        phrase=lambda v: f"learning rate 0 for {v.get('tensors')} tensors",
+        rationale="A group of rate 0 never learns, unless the loop raises its rate later.",
+        action='Set the rate of that group: optimizer.param_groups[i]["lr"].',
+        scope="runs whose first steps were looked at",
+        verify="Print the rates of optimizer.param_groups.",
+        thresholds=(LOOKED,),
+    ),
+    LogRule(
+        id="WIR181",
+        title="checkpointing without gradients",
+        severity="error",
+        condition="activations are recomputed by reentrant checkpointing and the inputs need no gradient",
+        observe=_inputs_frozen,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.9,
+        evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: None of the inputs have requires_grad=True"),),
+        place="broken",
+        phrase=lambda _: "no gradient can flow through the recomputed layers",
+        rationale="The layers are run without a graph, and run again only if an input of theirs needs a gradient.",
+        action="Call model.enable_input_require_grads(), or set use_reentrant to False.",
+        scope="runs with a wiring event; models of transformers",
+        verify="See whether torch warns that none of the inputs have requires_grad=True.",
+    ),
+)

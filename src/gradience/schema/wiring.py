@@ -1,0 +1,134 @@
+"""What is trained, as the event `wiring` has it: parameters by kind, adapter, optimizer, schedule, data.
+
+A digest is `<version>:<16 hex digits>`. It does not depend on the order of the tensors, and only digests of one version
+and one `sampled` can be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from gradience.schema import Json, NonNegativeInt, Real, about
+from gradience.schema.flat import Checked
+
+Kind: TypeAlias = Literal["adapter", "whole", "head", "base", "norm", "embedding"]
+"""Of a parameter: `whole` is a module that PEFT's `modules_to_save` trains whole, unless it is a head."""
+
+Extras = Annotated[dict[str, Json], about("Further values of this level that have no field of their own.")]
+Digest = Annotated[str, about("Version and 64 bits, such as `s1:0123456789abcdef`.")]
+Few = Annotated[list[str], about("The first names, at most eight.")]
+
+
+class ParameterGroup(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """The parameters of one kind."""
+
+    kind: Annotated[str, about("`adapter`, `whole`, `head`, `base`, `norm` or `embedding`.")]
+    tensors: NonNegativeInt = 0
+    parameters: NonNegativeInt = 0
+    trainable_tensors: NonNegativeInt = 0
+    trainable: Annotated[NonNegativeInt, about("Parameters that require a gradient.")] = 0
+    matrices: Annotated[NonNegativeInt, about("Trainable tensors of two or more dimensions.")] = 0
+    dtypes: Annotated[list[str], about("Of the trainable tensors, else of all.")] = []
+    devices: Annotated[list[str], about("Of all tensors.")] = []
+    digest: Digest | None = None
+    frozen_digest: Digest | None = None
+    sampled: Annotated[NonNegativeInt, about("Every n-th element is in the digest of the trainable tensors.")] = 1
+    frozen_sampled: Annotated[NonNegativeInt, about("Every n-th element is in the digest of the frozen ones.")] = 1
+    extras: Extras = {}
+
+
+class AdapterWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """The adapters in the model."""
+
+    names: list[str] = []
+    active: list[str] = []
+    merged: Annotated[list[str], about("Adapters that are merged into the base weights.")] = []
+    methods: Annotated[list[str], about("PEFT's `peft_type` of each.")] = []
+    layers: Annotated[NonNegativeInt, about("Modules that an adapter is put into.")] = 0
+    nested: Annotated[NonNegativeInt, about("Adapted models inside an adapted model.")] = 0
+    trainable_tensors: Annotated[NonNegativeInt, about("Of the active adapters.")] = 0
+    frozen_tensors: Annotated[NonNegativeInt, about("Of the active adapters.")] = 0
+    frozen_layers: Annotated[NonNegativeInt, about("Modules all of whose active adapters' tensors are frozen.")] = 0
+    frozen_names: Few = []
+    inactive_trainable: Annotated[NonNegativeInt, about("Trainable tensors of adapters that are not active.")] = 0
+    extras: Extras = {}
+
+
+class RateGroup(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """Parameters that share a learning rate."""
+
+    lr: Real
+    peak: Annotated[Real, about("The rate from which the schedule computes, `initial_lr`.")] | None = None
+    tensors: NonNegativeInt = 0
+    parameters: NonNegativeInt = 0
+    kinds: Annotated[list[str], about("Kinds of the parameters; `stranger` for tensors that are not the model's.")] = []
+    extras: Extras = {}
+
+
+class OptimizerWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """What the optimizers hold, together."""
+
+    names: Annotated[list[str], about("Class of each optimizer.")] = []
+    sharded: Annotated[bool, about("Whether it holds flat or sharded copies, so `missing` is not known.")] = False
+    held: Annotated[NonNegativeInt, about("Trainable tensors of the model that it holds.")] = 0
+    held_frozen: Annotated[NonNegativeInt, about("Frozen tensors of the model that it holds.")] = 0
+    missing: Annotated[dict[str, int], about("Trainable tensors that it does not hold, by kind.")] = {}
+    missing_names: Few = []
+    strangers: Annotated[NonNegativeInt, about("Tensors that it holds and the model does not.")] = 0
+    replaced: Annotated[
+        NonNegativeInt, about("Strangers with shape and dtype of a missing tensor, each counted once.")
+    ] = 0
+    held_kinds: Annotated[dict[str, int], about("Trainable parameters that it holds, by kind.")] = {}
+    frozen_adapter: Annotated[NonNegativeInt, about("Frozen tensors of the adapter that it holds.")] = 0
+    rates: list[RateGroup] = []
+    states: Annotated[NonNegativeInt, about("Tensors of parameters for which it has a state.")] = 0
+    step: Annotated[Real, about("Most steps in a state.")] | None = None
+    digest: Digest | None = None
+    sampled: NonNegativeInt = 1
+    extras: Extras = {}
+
+
+class ScheduleWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """The schedule of the learning rate."""
+
+    name: str
+    step: Annotated[int, about("Steps that it has made.")] | None = None
+    rates: list[Real] = []
+    extras: Extras = {}
+
+
+class DataWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """What decides which rows make a step, and in which order."""
+
+    batch_size: Annotated[NonNegativeInt, about("Rows per process and micro-batch.")] | None = None
+    accumulation: Annotated[NonNegativeInt, about("Micro-batches per optimizer step.")] | None = None
+    world_size: NonNegativeInt | None = None
+    rows: Annotated[NonNegativeInt, about("Rows of the data set.")] | None = None
+    fingerprint: Annotated[str, about("Of a `datasets.Dataset`.")] | None = None
+    sampler: Annotated[str, about("Class of the sampler.")] | None = None
+    seed: Annotated[int, about("Of the order.")] | None = None
+    skips: Annotated[bool, about("Whether a resume skips the rows that were seen.")] | None = None
+    extras: Extras = {}
+
+
+class SavedWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """The adapter file that was saved."""
+
+    file: str
+    tensors: NonNegativeInt = 0
+    parameters: NonNegativeInt = 0
+    extras: Extras = {}
+
+
+class GradientWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """Which trainable tensors received a gradient in the first steps."""
+
+    steps: Annotated[NonNegativeInt, about("Optimizer steps looked at.")]
+    tensors: Annotated[NonNegativeInt, about("Trainable tensors that were looked at.")] = 0
+    reached: Annotated[NonNegativeInt, about("Of them, those whose gradient was once not zero.")] = 0
+    unreached: Annotated[dict[str, int], about("Tensors that never received a gradient, or only zeros, by kind.")] = {}
+    modules: Annotated[NonNegativeInt, about("Adapted modules looked at.")] = 0
+    silent: Annotated[NonNegativeInt, about("Adapted modules none of whose tensors received one; no experts.")] = 0
+    silent_names: Few = []
+    detached: Annotated[NonNegativeInt, about("Tensors whose gradient was never there at all.")] = 0
+    extras: Extras = {}

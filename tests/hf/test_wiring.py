@@ -1,0 +1,307 @@
+"""What is trained, as the callback and `TelemetryWriter.watch` record and judge it while a tiny model trains."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+
+import pytest
+
+from gradience import monitor_run
+from gradience.events import Alert, StepDigests, Wiring
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+
+torch = pytest.importorskip("torch", reason="needs the hf extra: pip install -e '.[hf]'")
+peft = pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
+transformers = pytest.importorskip("transformers", reason="needs the hf extra: pip install -e '.[hf]'")
+
+from gradience.hf import GradienceCallback  # noqa: E402  # after the skip where torch is not installed
+from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashes  # noqa: E402  # the same
+from gradience.hf.fed import Hook  # noqa: E402  # the same
+from gradience.hf.parameters import parts_of  # noqa: E402  # the same
+from gradience.hf.wiring import look  # noqa: E402  # the same
+
+pytestmark = pytest.mark.usefixtures("training")
+ROWS = torch.arange(24).reshape(2, 12)
+
+
+def llama(**given):
+    return sys.modules["hf_training"].llama(**given)
+
+
+def events(folder, kind):
+    return list(TelemetryReader(folder / "run.jsonl").of(kind))
+
+
+def alerts(folder):
+    return {event.code: event.step for event in events(folder, Alert)}
+
+
+def trained(model):
+    return [tensor for tensor in model.parameters() if tensor.requires_grad]
+
+
+def unfrozen(model):
+    for tensor in model.parameters():
+        tensor.requires_grad_()
+    return model
+
+
+def fit(out, model, *, resume=None, optimizer=None, callback=None, **given):
+    trainer = transformers.Trainer(
+        model=model,
+        args=sys.modules["hf_training"].arguments(out, **{"max_steps": 10, **given}),
+        train_dataset=sys.modules["hf_training"].sequences(),
+        callbacks=[callback or GradienceCallback(verbose=False)],
+        optimizers=(optimizer, None),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def loop(out, model, optimizer, *, steps=9, begin=0, run_id=None, save=False, **options):
+    """A plain loop of one's own; returns the run's id and the watch."""
+    with TelemetryWriter(out / "run.jsonl", run_id=run_id) as log:
+        log.run_start({}, resumed_from_step=begin or None)
+        wires = log.watch(model, optimizer, verbose=False, **options)
+        for step in range(begin, begin + steps):
+            rows = torch.randint(0, 64, (4, 12), generator=torch.Generator().manual_seed(step))
+            loss = model(input_ids=rows, labels=rows).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            log.train_step(step + 1, loss=loss.item())
+        if save:
+            wires.saved()
+    return log.run_id, wires
+
+
+def test_parameters_are_told_apart_by_what_they_are():
+    model = llama(modules_to_save=["lm_head"], bias="lora_only")
+    parts = {part.name.removeprefix("base_model.model."): part for part in parts_of(model)}
+    assert parts["model.layers.0.self_attn.q_proj.lora_A.default.weight"].kind == "adapter"
+    assert parts["model.layers.0.self_attn.q_proj.lora_A.default.weight"].adapter == "default"
+    assert parts["model.layers.0.self_attn.q_proj.base_layer.weight"].kind == "base"
+    assert parts["lm_head.modules_to_save.default.weight"].kind == "head"
+    assert parts["model.embed_tokens.weight"].kind == "embedding"
+    assert parts["model.norm.weight"].kind == "norm"
+
+
+def test_a_module_trained_whole_is_not_the_base():
+    parts = parts_of(llama(modules_to_save=["down_proj"]))
+    assert {part.kind for part in parts if "modules_to_save" in part.name} == {"whole"}
+
+
+def test_a_look_has_the_counts_of_a_small_model():
+    model = llama()
+    seen = look(model, [torch.optim.AdamW(trained(model), lr=1e-3)])
+    (own,) = [group for group in seen["groups"] if group.kind == "adapter"]
+    assert (own.trainable, own.tensors, own.matrices, own.dtypes) == (1024, 8, 8, ["float32"])
+    assert (seen["adapter"].layers, seen["adapter"].active, seen["adapter"].methods) == (4, ["default"], ["LORA"])
+    assert (seen["optimizer"].held, seen["optimizer"].missing) == (8, {})
+    assert seen["dropouts"] == {"0.1": 4}
+    assert seen["unseen"] == []
+
+
+def test_what_cannot_be_looked_at_is_named():
+    class Odd(torch.nn.Linear):
+        adapter_layer_names = ()
+        active_adapters = 3
+
+    assert look(torch.nn.Sequential(Odd(2, 2), torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2)})))["unseen"] == [
+        "adapter: TypeError"
+    ]
+
+
+def test_digests_are_of_the_values_and_not_of_the_order():
+    a, b = torch.rand(50), torch.rand(3, 4)
+    whole = digest_of([("a", a), ("b", b)], 1 << 20)
+    assert whole == digest_of([("b", b), ("module.a", a)], 1 << 20)
+    assert whole != digest_of([("b", a), ("a", b)], 1 << 20)
+    for place in (0, 49):
+        other = a.clone()
+        other[place] = torch.nextafter(other[place], torch.tensor(2.0))
+        assert digest_of([("a", other), ("b", b)], 1 << 20) != whole
+    assert digest_of([("a", a.flip(0)), ("b", b)], 1 << 20) != whole
+    assert digest_of([], 1) is None
+
+
+def test_a_digest_over_its_budget_is_sampled_and_says_so():
+    assert digest_of([("a", torch.zeros(100))], 400).sampled == 1
+    assert digest_of([("a", torch.zeros(101))], 400).sampled == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8, torch.bool, torch.complex64])
+def test_any_dtype_has_a_digest(dtype):
+    one = torch.ones(5).to(dtype)
+    assert digest_of([("a", one)], 999) != digest_of([("a", torch.zeros_like(one))], 999)
+
+
+def test_a_row_is_the_same_wherever_it_is_padded():
+    row, pad = torch.tensor([5, 6, 7]), torch.tensor([0, 0])
+    left = row_hashes((), {"input_ids": torch.cat([pad, row])[None], "attention_mask": torch.tensor([[0, 0, 1, 1, 1]])})
+    right = row_hashes(
+        (), {"input_ids": torch.cat([row, pad])[None], "attention_mask": torch.tensor([[1, 1, 1, 0, 0]])}
+    )
+    assert left[0] == right[0] == row_hashes((), {"input_ids": row[None]})[0]
+    assert left[0] != row_hashes((), {"input_ids": row.flip(0)[None]})[0]
+
+
+def test_labels_are_part_of_a_row():
+    with_labels = row_hashes((), {"input_ids": ROWS, "labels": ROWS})[:2]
+    assert (with_labels != row_hashes((), {"input_ids": ROWS, "labels": ROWS.clone().fill_(-100)})[:2]).all()
+    assert (with_labels != row_hashes((), {"input_ids": ROWS, "labels": torch.tensor([0, 1])})[:2]).all()
+
+
+def test_more_rows_than_16_are_summed():
+    rows = torch.arange(40).reshape(20, 2)
+    hashes = row_hashes((), {"input_ids": rows})
+    assert len(hashes) == 17
+    text = batch_text(hashes.tolist(), 20)
+    assert text.count(" ") == 16
+    assert f"+4:{hashes[-1]:06x}" in text
+
+
+def test_the_random_states_are_read_and_not_moved():
+    before = torch.get_rng_state()
+    first = random_digest()
+    assert random_digest() == first
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert random_digest() != first
+
+
+def test_a_trainer_records_start_first_steps_save_and_each_batch(tmp_path):
+    fit(tmp_path, llama(), save_strategy="steps", save_steps=5)
+    looks = events(tmp_path, Wiring)
+    assert [(each.phase, each.step) for each in looks] == [("start", 0), ("save", 5), ("gradients", 8), ("save", 10)]
+    assert looks[2].gradients.reached == looks[2].gradients.tensors == 8
+    assert (looks[1].saved.tensors, looks[1].saved.parameters) == (8, 1024)
+    assert looks[0].data.batch_size == 4
+    (digests,) = events(tmp_path, StepDigests)
+    assert (digests.first, digests.step, len(digests.batches), len(digests.rng)) == (1, 10, 10, 10)
+    assert all(len(batch.split()) == 4 for batch in digests.batches)
+    assert alerts(tmp_path) == {}
+
+
+def test_micro_batches_are_divided(tmp_path):
+    fit(tmp_path, llama(), gradient_accumulation_steps=2, max_steps=2)
+    (digests,) = events(tmp_path, StepDigests)
+    assert [batch.count("|") for batch in digests.batches] == [1, 1]
+
+
+@pytest.mark.parametrize("off", [{"wiring": False}, {"digests": False}])
+def test_each_may_be_off(tmp_path, off):
+    fit(tmp_path, llama(), max_steps=2, callback=GradienceCallback(verbose=False, **off))
+    assert events(tmp_path, StepDigests) == []
+    assert bool(events(tmp_path, Wiring)) == ("digests" in off)
+
+
+def test_training_with_the_watch_is_bit_for_bit_that_without(tmp_path):
+    states = []
+    for folder, wiring in ((tmp_path / "on", True), (tmp_path / "off", False)):
+        model = llama()
+        fit(folder, model, callback=GradienceCallback(verbose=False, wiring=wiring))
+        states.append((model.state_dict(), torch.get_rng_state()))
+    (on, rng_on), (off, rng_off) = states
+    assert all(torch.equal(on[name], off[name]) for name in off)
+    assert torch.equal(rng_on, rng_off)
+
+
+def test_an_unfrozen_base_stops_the_training_at_its_first_step(tmp_path):
+    trainer = fit(tmp_path, unfrozen(llama()), callback=GradienceCallback(verbose=False, stop_on=["WIR170"]))
+    assert trainer.state.global_step == 1
+    assert alerts(tmp_path)["WIR170"] == 0
+    assert "WIR170" in {finding.id for finding in monitor_run(tmp_path).findings}
+
+
+def test_an_optimizer_of_another_model_is_named(tmp_path):
+    fit(tmp_path, llama(seed=1), optimizer=torch.optim.AdamW(trained(llama())))
+    assert alerts(tmp_path) == {"WIR172": 0}
+
+
+def test_an_adapter_around_an_adapter_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="PEFT|peft_config"):
+        model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    fit(tmp_path, model)
+    assert alerts(tmp_path)["WIR174"] == 0
+
+
+def test_a_detached_layer_is_named_after_the_first_steps(tmp_path):
+    model = llama()
+    model.base_model.model.model.layers[0].register_forward_hook(lambda _module, _args, out: out.detach())
+    loop(tmp_path, model, torch.optim.AdamW(trained(model)))
+    assert alerts(tmp_path) == {"WIR173": 8}
+
+
+def test_a_resume_with_what_was_saved_is_quiet(tmp_path):
+    fit(tmp_path, llama(), save_strategy="steps", save_steps=5, learning_rate=1e-3)
+    fit(tmp_path, llama(), resume=str(tmp_path / "checkpoint-5"), learning_rate=1e-3)
+    assert [each.phase for each in events(tmp_path, Wiring)][-2:] == ["resume", "gradients"]
+    assert alerts(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("other", "rule"),
+    [
+        ({"per_device_train_batch_size": 2}, "WIR177"),
+        ({"seed": 7}, "WIR177"),
+        ({"ignore_data_skip": True}, "WIR177"),
+    ],
+)
+def test_a_resume_with_other_data_is_named(tmp_path, other, rule):
+    fit(tmp_path, llama(), save_strategy="steps", save_steps=5)
+    fit(tmp_path, llama(), resume=str(tmp_path / "checkpoint-5"), **other)
+    assert alerts(tmp_path) == {rule: 5}
+
+
+def test_a_lost_optimizer_file_is_named(tmp_path):
+    fit(tmp_path, llama(), save_strategy="steps", save_steps=5)
+    (tmp_path / "checkpoint-5" / "optimizer.pt").unlink()
+    fit(tmp_path, llama(), resume=str(tmp_path / "checkpoint-5"))
+    assert alerts(tmp_path)["WIR176"] == 5
+
+
+def test_a_loop_of_ones_own_is_watched_through_its_resume(tmp_path):
+    model = llama()
+    optimizer = torch.optim.AdamW(trained(model))
+    run_id, _ = loop(tmp_path, model, optimizer, save=True)
+    loop(tmp_path, model, optimizer, begin=9, run_id=run_id)
+    assert alerts(tmp_path) == {}
+    _, wires = loop(
+        tmp_path, llama(seed=2), torch.optim.AdamW(trained(llama())), begin=9, run_id=run_id, stop_on=["WIR172"]
+    )
+    assert wires.should_stop
+    assert {"WIR172", "WIR175"} <= {finding.id for finding in wires.findings}
+
+
+def test_a_head_that_trains_alone_first_is_no_finding(tmp_path):
+    model = sys.modules["hf_training"].distilbert()
+    optimizer = torch.optim.AdamW(trained(model))
+    for name, tensor in model.named_parameters():
+        if "lora_" in name:
+            tensor.requires_grad = False
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start({})
+        assert log.watch(model, optimizer).findings == []
+
+
+def test_a_copied_or_pickled_model_has_a_hook_that_does_nothing(tmp_path):
+    model = llama()
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.watch(model, torch.optim.AdamW(trained(model)))
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301  # our own
+            (hook,) = twin._forward_pre_hooks.values()
+            assert isinstance(hook, Hook)
+            twin.train()(input_ids=ROWS)
+    assert events(tmp_path, StepDigests) == []
+
+
+def test_a_failure_to_look_does_not_reach_the_training(tmp_path, monkeypatch):
+    def broken(*_args, **_options):
+        raise OSError("no")
+
+    monkeypatch.setattr("gradience.hf.watched.look", broken)
+    with pytest.warns(RuntimeWarning, match="training goes on: OSError: no"):
+        loop(tmp_path, model := llama(), torch.optim.AdamW(trained(model)), steps=1)

@@ -1,0 +1,250 @@
+"""WIR170 to WIR181: each fires, is silent at its threshold and on what people do on purpose, and abstains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gradience.rules.log import detect
+from gradience.rules.log.facts import RunFacts, Series
+from gradience.schema.document import Finding
+from gradience.schema.events import Wiring
+
+BASE = {"kind": "base", "tensors": 4, "parameters": 1000}
+OWN = {"kind": "adapter", "tensors": 8, "parameters": 100, "trainable_tensors": 8, "trainable": 100, "digest": "s1:a"}
+ADAPTER = {"names": ["default"], "active": ["default"], "layers": 4, "trainable_tensors": 8}
+HELD = {"names": ["AdamW"], "held": 8, "held_kinds": {"adapter": 100}}
+TRAINS = {"trainable_tensors": 4, "matrices": 4}
+
+
+def look(phase: str = "start", step: int = 0, **fields: Any) -> Wiring:
+    given = {"groups": [OWN, BASE], "adapter": ADAPTER, "optimizer": HELD, **fields}
+    return Wiring(ts=None, run_id="r", step=step, phase=phase, **given)
+
+
+def found(rule: str, *wirings: Wiring) -> list[Finding]:
+    facts = RunFacts(series=Series([], [], []), wirings=wirings)
+    return [finding for finding in detect(facts).findings if finding.id == rule]
+
+
+def one(rule: str, *wirings: Wiring) -> tuple[str, str] | None:
+    findings = found(rule, *wirings)
+    return (findings[0].severity, findings[0].message) if findings else None
+
+
+def test_a_log_without_such_events_is_not_judged():
+    verdict = detect(RunFacts(series=Series([], [], [])))
+    assert verdict.findings == []
+    reasons = {each.reason for each in verdict.not_run if each.id.startswith("WIR")}
+    assert reasons == {"the log has no wiring event"}
+    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 12
+
+
+def test_a_sound_run_has_no_finding():
+    saved = look("save", 5, saved={"file": "adapter_model.safetensors", "tensors": 8, "parameters": 100})
+    reached = look("gradients", 8, gradients={"steps": 8, "tensors": 8, "reached": 8, "modules": 4})
+    verdict = detect(RunFacts(series=Series([], [], []), wirings=[look(), reached, saved, look("resume", 5)]))
+    assert not [finding for finding in verdict.findings if finding.id.startswith("WIR")]
+
+
+def trained(parameters: int, **held: int) -> Wiring:
+    kinds = {"adapter": 100, "base": parameters, **held}
+    return look(groups=[OWN, {**BASE, **TRAINS, "trainable": parameters}], optimizer={**HELD, "held_kinds": kinds})
+
+
+@pytest.mark.parametrize(
+    ("wiring", "expected"),
+    [
+        (trained(500), "critical"),
+        (trained(499), "warning"),
+        (look(groups=[OWN, {**BASE, **TRAINS, "trainable": 1000}], optimizer=None), "critical"),
+        (look(groups=[OWN, {**BASE, **TRAINS, "trainable": 1000}]), None),  # in no optimizer
+        (look(groups=[OWN, {**BASE, "trainable": 90, "trainable_tensors": 9}], optimizer=None), None),  # biases
+        (look(groups=[OWN, {**BASE, "kind": "norm", **TRAINS, "trainable": 1000}], optimizer=None), None),
+        (look(groups=[OWN, {**BASE, "kind": "embedding", **TRAINS, "trainable": 1000}], optimizer=None), None),
+        (look(groups=[OWN, {**BASE, "kind": "whole", **TRAINS, "trainable": 1000}], optimizer=None), None),
+        (look(groups=[{**BASE, **TRAINS, "trainable": 1000}], adapter=None), None),  # a full fine-tune
+    ],
+)
+def test_the_base_beside_an_adapter(wiring: Wiring, expected: str | None):
+    said = one("WIR170", wiring)
+    assert (said and said[0]) == expected
+
+
+def test_the_message_on_the_base_has_its_numbers():
+    said = one("WIR170", trained(800))
+    assert said is not None
+    assert said[1] == (
+        "From the start, 800 of the base's 1000 parameters are trained beside the adapter, 8 times as many as the "
+        "adapter's."
+    )
+
+
+FROZEN = {**ADAPTER, "trainable_tensors": 0, "frozen_tensors": 8, "frozen_layers": 4}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "optimizer", "expected"),
+    [
+        (FROZEN, HELD, "critical"),
+        (FROZEN, {**HELD, "frozen_adapter": 8}, None),  # to be unfrozen
+        ({**ADAPTER, "trainable_tensors": 6, "frozen_tensors": 2, "frozen_layers": 1}, HELD, "warning"),
+        ({**ADAPTER, "trainable_tensors": 4, "frozen_tensors": 4}, HELD, None),  # LoRA-FA freezes every A
+    ],
+)
+def test_a_frozen_adapter(adapter: dict[str, Any], optimizer: dict[str, Any], expected: str | None):
+    said = one("WIR171", look(adapter=adapter, optimizer=optimizer))
+    assert (said and said[0]) == expected
+
+
+def test_a_frozen_active_adapter_names_the_other():
+    (said,) = found("WIR171", look(adapter={**FROZEN, "names": ["a", "b"], "active": ["a"], "inactive_trainable": 3}))
+    assert said.action == 'Call model.set_adapter("b") before the optimizer is made.'
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ({"held": 0, "missing": {"adapter": 8}}, "made for another model object"),
+        ({"held": 0, "missing": {"adapter": 8}, "sharded": True}, None),
+        ({"held": 4, "missing": {"adapter": 8}, "strangers": 4, "replaced": 4}, "made for another model object"),
+        ({"held": 4, "missing": {"adapter": 8}, "strangers": 3, "replaced": 3}, "does not hold 8 trainable tensors"),
+        ({"held": 8, "strangers": 2}, None),  # those of a loss
+        ({"held": 8, "missing": {"head": 2}, "held_kinds": {"adapter": 100}}, None),
+        ({"held": 2, "missing": {"adapter": 8}, "held_kinds": {"head": 2}}, "8 of the adapter"),
+        ({"held": 8, "missing": {"base": 4}}, None),
+    ],
+)
+def test_what_the_optimizer_misses(optimizer: dict[str, Any], expected: str | None):
+    said = one("WIR172", look(optimizer={"names": ["AdamW"], **optimizer}))
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+
+
+def test_a_full_fine_tune_may_leave_parameters_out():
+    probe = {"names": ["AdamW"], "held": 1, "missing": {"base": 9, "norm": 3}}
+    assert one("WIR172", look(adapter=None, optimizer=probe)) is None
+
+
+def gradients(steps: int, **seen: Any) -> Wiring:
+    return look("gradients", steps, gradients={"steps": steps, "tensors": 8, "modules": 4, **seen})
+
+
+@pytest.mark.parametrize(
+    ("wiring", "expected"),
+    [
+        (gradients(1, detached=8), "critical"),
+        (gradients(1, detached=7), None),  # zeros may come first
+        (gradients(4, detached=7), "critical"),
+        (gradients(4, reached=6, silent=1), "error"),
+        (gradients(3, reached=6, silent=1), None),
+        (gradients(8, reached=6, unreached={"adapter": 2}), None),  # a factor of a module that learns
+    ],
+)
+def test_gradients_that_do_not_arrive(wiring: Wiring, expected: str | None):
+    said = one("WIR173", wiring)
+    assert (said and said[0]) == expected
+
+
+def test_frozen_inputs_are_named_and_forgotten_once_a_gradient_arrives():
+    assert one("WIR181", look(frozen_inputs=True)) is not None
+    assert one("WIR181", look(frozen_inputs=True), gradients(8, reached=8)) is None
+    (said,) = found(
+        "WIR173", look("gradients", 1, frozen_inputs=True, gradients={"steps": 1, "tensors": 8, "detached": 8})
+    )
+    assert said.action == "Call model.enable_input_require_grads(), or pass use_reentrant=False."
+
+
+def test_adapted_twice_or_merged():
+    assert "adapted 2 times over" in one("WIR174", look(adapter={**ADAPTER, "nested": 1}))[1]
+    assert "is merged" in one("WIR174", look(adapter={**ADAPTER, "merged": ["default"]}))[1]
+
+
+def saved(**fields: Any) -> Wiring:
+    return look("save", 5, **fields)
+
+
+def resumed(**fields: Any) -> Wiring:
+    return look("resume", 5, **fields)
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ([OWN, BASE], None),
+        ([{**OWN, "digest": "s1:b"}, BASE], "critical"),
+        ([{**OWN, "digest": "s1:b", "dtypes": ["bfloat16"]}, BASE], "warning"),
+        ([{**OWN, "digest": "s1:b", "sampled": 2}, BASE], None),  # cannot be compared
+        ([{**OWN, "digest": "s1:b", "trainable_tensors": 9}, BASE], None),
+        ([OWN, {**BASE, "frozen_digest": "s1:d"}], "critical"),
+    ],
+)
+def test_weights_at_a_resume(now: list[dict[str, Any]], expected: str | None):
+    before = saved(groups=[OWN, {**BASE, "frozen_digest": "s1:c"}])
+    said = one("WIR175", before, resumed(groups=now))
+    assert (said and said[0]) == expected
+
+
+def test_a_resume_is_compared_with_the_save_at_its_step_only():
+    other = resumed(groups=[{**OWN, "digest": "s1:b"}, BASE])
+    verdict = detect(RunFacts(series=Series([], [], []), wirings=[look("save", 4), other]))
+    reasons = {item.id: item.reason for item in verdict.not_run}
+    assert reasons["WIR175"] == "what was saved at the step of the resume was not recorded"
+
+
+def test_the_optimizer_at_a_resume():
+    state = {**HELD, "states": 8, "digest": "s1:a"}
+    assert "is new" in one("WIR176", saved(optimizer=state), resumed(optimizer=HELD))[1]
+    assert one("WIR176", saved(optimizer=HELD), resumed(optimizer=HELD)) is None  # SGD has no state
+    other = one("WIR176", saved(optimizer=state), resumed(optimizer={**state, "digest": "s1:b"}))
+    assert other is not None
+    assert other[0] == "warning"
+    assert (
+        one("WIR176", saved(optimizer=state), resumed(optimizer={**state, "names": ["SGD"], "digest": "s1:b"})) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ({"batch_size": 4, "accumulation": 2, "seed": 1}, None),
+        ({"batch_size": 8, "accumulation": 1, "seed": 1}, None),  # 8 rows as before
+        ({"batch_size": 4, "accumulation": 1, "seed": 1}, "a step has 4 rows; it had 8"),
+        ({"batch_size": 4, "accumulation": 2, "seed": 2}, "another order: seed changed"),
+        ({"batch_size": 4, "accumulation": 2, "skips": False}, "begins the data anew"),
+    ],
+)
+def test_the_data_at_a_resume(now: dict[str, Any], expected: str | None):
+    said = one("WIR177", saved(data={"batch_size": 4, "accumulation": 2, "seed": 1}), resumed(data=now))
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+
+
+@pytest.mark.parametrize(
+    ("step", "rate", "expected"), [(3, 0.5, True), (4, 0.5, False), (0, 1.0, False), (0, 0.5, True)]
+)
+def test_the_schedule_at_a_resume(step: int, rate: float, expected: bool):  # noqa: FBT001  # a case
+    now = resumed(schedule={"name": "LambdaLR", "step": step, "rates": [rate]})
+    assert (one("WIR178", saved(schedule={"name": "LambdaLR", "step": 5, "rates": [1.0]}), now) is not None) == expected
+
+
+def test_an_empty_file_of_an_adapter():
+    assert one("WIR179", saved(saved={"file": "a.safetensors"})) is not None
+    assert one("WIR179", saved(saved={"file": "a.safetensors", "parameters": 1})) is None
+    assert one("WIR179", saved(saved={"file": "a.safetensors"}, adapter=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "rates", "expected"),
+    [
+        (4, [{"lr": 0.0, "kinds": ["adapter"], "tensors": 8}, {"lr": 1e-3, "kinds": ["head"]}], True),
+        (3, [{"lr": 0.0, "kinds": ["adapter"], "tensors": 8}, {"lr": 1e-3, "kinds": ["head"]}], False),
+        (4, [{"lr": 0.0, "peak": 1e-3, "kinds": ["adapter"]}, {"lr": 1e-3, "kinds": ["head"]}], False),  # warms up
+        (4, [{"lr": 0.0, "kinds": ["base"]}, {"lr": 1e-3, "kinds": ["adapter"]}], False),
+        (4, [{"lr": 0.0, "kinds": ["adapter"]}], False),  # LRS109 says so
+    ],
+)
+def test_a_group_of_rate_0(steps: int, rates: list[dict[str, Any]], expected: bool):  # noqa: FBT001  # a case
+    wiring = look("gradients", steps, optimizer={**HELD, "rates": rates}, gradients={"steps": steps, "reached": 8})
+    assert (one("WIR180", wiring) is not None) == expected
