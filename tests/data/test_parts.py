@@ -11,7 +11,8 @@ from hypothesis import given, strategies as st
 from tables import every
 
 from gradience.configs.document import read_data_plan
-from gradience.data import Shape, Unusable, canonical, recognise
+from gradience.data import Shape, Unusable
+from gradience.data.formats import canonical, recognise
 from gradience.data.measure import batching, is_mojibake, quantile
 from gradience.data.overlap import NEAR, EvalRows, jaccard, trigrams
 from gradience.data.tokens import common_prefix

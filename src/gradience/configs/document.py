@@ -66,6 +66,7 @@ MODEL_CONFIG = "config.json"
 _HEAD = "Classification"  # ends the name of every transformers class with a classifier head
 
 _Mapping = dict[str, Json]
+_KEEPING: Final = frozenset({"wrapped", "bfd_split", "bfd-requeue"})  # TRL 1.16, pack_dataset: these cut no token off
 _INFO: Final = "dataset_info.json"
 _WANDB: Final = "_wandb"  # a key of every config.yaml that wandb writes
 
@@ -83,6 +84,19 @@ def read_peft_dir(folder: Path) -> Layer:
 def read_peft(path: Path) -> Layer:
     """Read one adapter config; ConfigError if it is not one."""
     return _read_mapping(read_mapping(path), str(path))
+
+
+def read_arguments(path: Path) -> Layer:
+    """Read a file of training arguments, or a recipe, which holds them beside its other settings.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if path.suffix not in PICKLED and not path.is_dir():
+        fields = Fields(read_mapping(path), str(path))
+        if any(fits(fields) for fits, _ in RECIPES):
+            return read_document(path)
+    return read_training(path)
 
 
 def read_peft_object(config: HasToDict | Mapping[str, Any]) -> Layer:
@@ -289,6 +303,14 @@ class DataPlan(NamedTuple):
     packing: bool | None = None
     loss: LossMode | None = None
     notes: tuple[str, ...] = ()
+    stated: bool = False
+    """A recipe or training arguments were read; otherwise TRL is assumed."""
+    keeps_overflow: bool = False
+    """Packing puts what is beyond the limit into the next sequence."""
+    pads: bool = True
+    """Batches of rows of any length are padded: they are not sorted by length, and not joined without padding."""
+    prompt: str | None = None
+    """The program's own name of the prompt template."""
 
 
 def read_data_plan(path: Path) -> DataPlan:
@@ -301,10 +323,10 @@ def read_data_plan(path: Path) -> DataPlan:
         return DataPlan()
     mapping = read_mapping(path)
     places = (path.parent, Path.cwd())
-    for fits, read in _PROGRAMS:
-        if fits(mapping):
-            return read(mapping, places)
-    return _trl(mapping, places)
+    read = next((read for fits, read in _PROGRAMS if fits(mapping)), _trl)
+    sorted_by_length = mapping.get("group_by_length") is True or "length" in str(mapping.get("train_sampling_strategy"))
+    padded = not sorted_by_length and mapping.get("padding_free") is not True
+    return read(mapping, places)._replace(stated=True, pads=padded)
 
 
 def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
@@ -319,6 +341,7 @@ def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         max_length=_number(mapping.get("max_length", mapping.get("max_seq_length"))),
         packing=_flag(mapping.get("packing")),
         loss=loss,
+        keeps_overflow=mapping.get("packing_strategy") in _KEEPING,
     )
 
 

@@ -43,6 +43,8 @@ _TRAINERS = {
     "reward": "RewardTrainer",
     "kto": "KTOTrainer",
     "classification": "Trainer with a classifier head",
+    "grpo": "GRPOTrainer",
+    "prm": "PRMTrainer",
 }
 _LABELS = 6
 

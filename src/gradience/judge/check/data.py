@@ -13,8 +13,9 @@ import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
-from gradience.data import Columns, Shape, recognise
+from gradience.data import Columns, Shape
 from gradience.data.encoder import Encoder
+from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
 from gradience.data.rows import Fault, Source
@@ -28,7 +29,7 @@ from gradience.rules.data import DATA_RULES
 from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, Rows, SourceFile
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
@@ -56,11 +57,12 @@ class Asked(NamedTuple):
     samples: Samples
     task: str | None
     limits: Limits
+    batch_stated: bool = False
 
     @property
     def masking(self) -> Masking:
         """The program whose label masks are built, and the loss mode."""
-        return Masking(self.loss, self.plan.program)
+        return Masking(self.loss, self.plan.program, assumed=not self.plan.stated)
 
 
 def measure_data(asked: Asked) -> DataReport:
@@ -103,11 +105,24 @@ def measure_data(asked: Asked) -> DataReport:
         packing=limits.packing,
         num_labels=limits.num_labels,
         overlap=None if held_out is None else held_out.result(),
+        program_stated=asked.plan.stated,
+        batch_stated=asked.batch_stated,
+        recipe_loss=_loss_mode(shape, asked.masking._replace(loss=asked.plan.loss)) if asked.plan.stated else None,
+        keeps_overflow=asked.packing and asked.plan.keeps_overflow,
+        pads=not asked.packing and asked.plan.pads,
+        unwritten_roles=_unwritten(encoder, measure.roles()),
         notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking)],
         turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
         **_tokenizer(encoder, shape),
         **found.fields,
     )
+
+
+def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, Rows]:
+    """The rows by the roles that the chat template leaves out."""
+    if encoder is None or not encoder.template or not roles:
+        return {}
+    return {role: roles[role] for role in encoder.unwritten(roles)}
 
 
 def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
@@ -119,10 +134,12 @@ def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
         "pad_is_end": encoder.pad_is_end,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
-    if encoder.template and shape.format not in {"text", "classification", "tokenised"}:
+    if encoder.template and shape.format not in {"text", "classification", "tokenised", "segments", "steps"}:
         found["template"] = encoder.template_from
         found["template_marks_answers"] = encoder.marks_answers
         found["template_tokens_split"] = encoder.split_controls()
+        found["encodes_arguments"] = encoder.encodes_arguments
+        found["parts_joined"] = not encoder.takes_parts
     return found
 
 
@@ -182,11 +199,11 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
 
 
 def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
-    if shape.trainer in {"reward", "classification"}:
+    if shape.trainer in {"reward", "classification", "grpo", "prm"}:
         return "none"
     if shape.trainer in {"dpo", "kto"}:
         return "completion"
-    pairs = shape.format in {"prompt-completion", "instruction"}
+    pairs = shape.format in {"prompt-completion", "instruction", "segments"}
     return masking.loss or ("completion" if pairs else "all")
 
 
@@ -240,6 +257,7 @@ def check_data(
             template=_path(options.template) or plan.template,
             samples=options.samples,
             task=given.task,
+            batch_stated=whole.config.training.batch_size is not None,
             limits=Limits(
                 batch_size=whole.config.training.batch_size or _BATCH,
                 num_labels=_classes(whole.config, given.base),
