@@ -135,7 +135,7 @@ def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
         ("config", 27),
         ("base", 3),
         ("serve", 4),
-        ("data", 21),
+        ("data", 45),
         ("weights", 10),
         ("weights_and_base", 3),
         ("joins", 20),

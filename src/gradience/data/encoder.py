@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +78,6 @@ class Encoder:
         self.end_ids = frozenset(facts.end_ids)
         self.control_ids = frozenset(facts.control_ids)
         self.special_ids = frozenset(facts.special_ids)
-        self.takes_parts, self.encodes_arguments = facts.takes_parts, facts.encodes_arguments
         written = {token for token in facts.controls if token in (facts.template or "")} | {facts.eos or ""} - {""}
         self.own = Own(frozenset(facts.controls), frozenset(written) if facts.template else frozenset())
 
@@ -107,6 +107,16 @@ class Encoder:
         """Token ids of each text, without special tokens."""
         found: list[list[int]] = self._asked("the tokenizer", "bare", list(texts)) if texts else []
         return found
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the chat template writes the text of content that is a list of parts."""
+        return self._asked("the chat template", "takes_parts") is True
+
+    @cached_property
+    def encodes_arguments(self) -> bool:
+        """Whether the chat template encodes arguments of a call as JSON even if they are text already."""
+        return self._asked("the chat template", "encodes_arguments") is True
 
     def unwritten(self, roles: Iterable[str]) -> list[str]:
         """The roles whose turns the chat template leaves out."""

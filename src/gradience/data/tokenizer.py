@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,10 +42,6 @@ class Facts(msgspec.Struct):
     special_ids: list[int] = []
     controls: list[str] = []
     """The added tokens, as text."""
-    takes_parts: bool = False
-    """Whether the template writes the text of content that is a list of parts."""
-    encodes_arguments: bool = False
-    """Whether the template encodes the arguments of a call as JSON even if they are text already."""
 
 
 class Tokenizer:
@@ -83,8 +79,6 @@ class Tokenizer:
             "control_ids": sorted(held.get_added_vocab().values()),
             "special_ids": sorted(held.all_special_ids),
             "controls": sorted(held.get_added_vocab()),
-            "takes_parts": self._writes({"role": "user", "content": [{"type": "text", "text": _PROBE}]}),
-            "encodes_arguments": self._writes(_called('{"q":"x"}'), '{\\"q'),
         }
 
     def use_training_template(self) -> str | None:
@@ -111,19 +105,31 @@ class Tokenizer:
 
     def unwritten(self, roles: Sequence[str]) -> list[str]:
         """The roles whose turns the template leaves out."""
-        return [role for role in roles if not self._writes({"role": role, "content": _PROBE})]
+        return [role for role in roles if not self._writes(role)]
 
-    def _writes(self, turn: dict[str, Json], text: str = _PROBE) -> bool:
-        """Whether the template writes the text of a turn: as the first, after a user's, or after a call."""
-        if self._template is None:
-            return False
+    def _writes(self, role: str) -> bool:
+        """Whether the template writes a turn of a role, given as text or in parts."""
+        contents: tuple[Json, ...] = (_PROBE, [{"type": "text", "text": _PROBE}])
+        return any(
+            _PROBE in text for content in contents for text in self._renderings({"role": role, "content": content})
+        )
+
+    def takes_parts(self) -> bool:
+        """Whether the template writes the text of content that is a list of parts."""
+        texts = self._renderings({"role": "user", "content": [{"type": "text", "text": _PROBE}]})
+        return any(_PROBE in text and "'type'" not in text for text in texts)  # not the list as Python writes it
+
+    def encodes_arguments(self) -> bool:
+        """Whether the template encodes the arguments of a call as JSON even if they are text already."""
+        return any('{\\"q' in text for text in self._renderings(_called('{"q":"x"}')))
+
+    def _renderings(self, turn: dict[str, Json]) -> Iterator[str]:
+        """Yield the text of a turn as the first, after a user's, and after a call, where the template takes it."""
         before: list[list[dict[str, Json]]] = [[], [_ASKING], [_ASKING, _called({})]]
-        for turns in before:
+        for turns in before if self._template is not None else ():
             with suppress(Exception):  # a template may raise anything on turns that it does not take
                 every = [*turns, turn]
-                if text in self._tokenizer.apply_chat_template(every, chat_template=self._template, tokenize=False):
-                    return True
-        return False
+                yield self._tokenizer.apply_chat_template(every, chat_template=self._template, tokenize=False)
 
     def chats(self, chats: list[list[Any]]) -> list[Json]:
         """Ids and mask of each conversation, or the reason why the template cannot render it.

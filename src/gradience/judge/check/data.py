@@ -29,7 +29,7 @@ from gradience.rules.data import DATA_RULES
 from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, Rows, SourceFile
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, Rows, RowsSeen, SourceFile
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
@@ -109,11 +109,11 @@ def measure_data(asked: Asked) -> DataReport:
         batch_stated=asked.batch_stated,
         recipe_loss=_loss_mode(shape, asked.masking._replace(loss=asked.plan.loss)) if asked.plan.stated else None,
         keeps_overflow=asked.packing and asked.plan.keeps_overflow,
-        pads=not asked.packing and asked.plan.pads,
+        pads=asked.plan.pads,
         unwritten_roles=_unwritten(encoder, measure.roles()),
-        notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking)],
+        notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking), *_uncounted(found.seen)],
         turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
-        **_tokenizer(encoder, shape),
+        **_tokenizer(encoder, shape, found.seen),
         **found.fields,
     )
 
@@ -125,7 +125,7 @@ def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, 
     return {role: roles[role] for role in encoder.unwritten(roles)}
 
 
-def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
+def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
@@ -138,8 +138,8 @@ def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
         found["template"] = encoder.template_from
         found["template_marks_answers"] = encoder.marks_answers
         found["template_tokens_split"] = encoder.split_controls()
-        found["encodes_arguments"] = encoder.encodes_arguments
-        found["parts_joined"] = not encoder.takes_parts
+        found["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
+        found["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
     return found
 
 
@@ -193,9 +193,18 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
     found = []
     if shape.format == "instruction":
         found.append("an instruction is written as a user's message with its input, the output as the answer")
+    if shape.format == "sharegpt" and masking.trl and masking.loss == "assistant":
+        found.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
+    if shape.format == "segments" and masking.trl:
+        found.append("segments are read as Axolotl's type input_output reads them; TRL does not read them")
     if not masking.trl:
         found.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
     return found
+
+
+def _uncounted(seen: RowsSeen) -> list[str]:
+    some = seen.media.count
+    return [f"{some:,} rows hold images, videos or sounds: their tokens are not counted"] if some else []
 
 
 def _loss_mode(shape: Shape, masking: Masking) -> LossMode:

@@ -60,7 +60,8 @@ def on_rows(data: DataReport, rows: Rows, says: str, *, severity: Severity | Non
 def of_tokens(data: DataReport) -> str | None:
     """The need of rules on supervised tokens: the reason why a data set has none, or None if it has them."""
     if data.trainer in {"reward", "classification", "prm"}:
-        return f"{data.trainer}: the loss is computed on one output per sequence or step, not on tokens"
+        per = "step" if data.trainer == "prm" else "sequence"
+        return f"{data.trainer}: the loss is computed on one output per {per}, not on tokens"
     if data.trainer == "grpo":
         return "grpo: the model writes the answers itself"
     return None if data.rows_read else "no row could be tokenised"

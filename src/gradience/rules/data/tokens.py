@@ -94,10 +94,12 @@ def _outlier(data: DataReport) -> Iterator[Observation]:
 
 def _padding(data: DataReport) -> Iterator[Observation]:
     batch = data.batching
-    if data.packing or not data.pads:
-        raise Unknown("rows are packed, joined without padding, or sorted by length")
+    if data.packing:
+        raise Unknown("packing is on: nothing is padded")
+    if not data.pads:
+        raise Unknown("rows are joined without padding, or sorted by length")
     if not data.batch_stated:
-        raise Unknown("the batch size is not stated (--batch-size, or a recipe)")
+        raise Unknown("no configuration states the batch size (per_device_train_batch_size)")
     if batch.padding_share is None:
         raise Unknown("no batch could be counted")
     if batch.padding_share < PADDING.value:
