@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradience.judge.diagnose.sources import find_sources
+from gradience.judge.options import ReportOptions
 from gradience.render.html import Story
 from gradience.report import build_story
 
@@ -53,4 +54,4 @@ def parse(page: str) -> Found:
 
 def gather(path: Path | None = None, *, adapter: Path | None = None, compare: list[Path] | None = None) -> Story:
     """The data of a report on a run, from the run's folder or log."""
-    return build_story(find_sources(path, adapter=adapter), compare=compare or [])
+    return build_story(find_sources(path, adapter=adapter), ReportOptions(compare=compare or ()))

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from gradience.judge.diagnose import diagnose
     from gradience.judge.monitor import monitor_run
     from gradience.judge.monitor.compare import compare_runs
+    from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
     from gradience.prove.bench import bench_adapter, bench_merge, bench_mitigate
+    from gradience.prove.options import BenchOptions
     from gradience.prove.verify_merge import verify_merged
     from gradience.report import write_report
     from gradience.rewrite.compare import compare_adapters
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from gradience.rewrite.merge import merge_adapters
     from gradience.rewrite.merge.check import merge_check
     from gradience.rewrite.mitigate import mitigate_adapter
-    from gradience.rewrite.options import ResizeOptions
+    from gradience.rewrite.options import ConvertOptions, MergeOptions, MitigateOptions, ResizeOptions
     from gradience.rewrite.resize import resize_adapter
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
@@ -43,14 +45,21 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterError": "gradience.errors",
+    "AuditOptions": "gradience.judge.options",
+    "BenchOptions": "gradience.prove.options",
     "CheckOptions": "gradience.judge.check",
     "ConfigError": "gradience.errors",
+    "ConvertOptions": "gradience.rewrite.options",
     "DataOptions": "gradience.judge.check.options",
+    "DiagnoseOptions": "gradience.judge.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
+    "MergeOptions": "gradience.rewrite.options",
+    "MitigateOptions": "gradience.rewrite.options",
     "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
+    "ReportOptions": "gradience.judge.options",
     "ResizeOptions": "gradience.rewrite.options",
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
@@ -87,13 +96,20 @@ _ROOMS = frozenset({"events", "fleet", "runs"})  # modules used by their name, a
 # What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
     "AdapterError",
+    "AuditOptions",
+    "BenchOptions",
     "CheckOptions",
     "ConfigError",
+    "ConvertOptions",
     "DataOptions",
+    "DiagnoseOptions",
     "GradienceError",
+    "MergeOptions",
+    "MitigateOptions",
     "OptionError",
     "OutputError",
     "RecorderError",
+    "ReportOptions",
     "ResizeOptions",
     "SchemaError",
     "TelemetryReader",

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -27,6 +28,7 @@ from gradience.io.atomic import atomic_file, keep_private
 from gradience.io.reading import real_path
 from gradience.judge.diagnose import judge_sources
 from gradience.judge.diagnose.sources import Read, Sources, find_sources, read_sources
+from gradience.judge.options import ReportOptions
 from gradience.render import ReportFormat, check_format, format_of, short_path
 from gradience.render.html import FileRead, Story
 from gradience.rules.log.facts import DEFAULT_GAP
@@ -35,6 +37,7 @@ from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
 from gradience.telemetry.redact import hide_in
 
+_DEFAULTS: Final = ReportOptions()
 _ALL_VALUES: Final = 4096  # singular values kept per module, which is more than any adapter's rank
 
 
@@ -42,59 +45,39 @@ def write_report(
     path: PathLike | None,
     out: PathLike,
     *,
-    adapter: PathLike | None = None,
-    config: PathLike | None = None,
-    base: PathLike | None = None,
-    task: str | None = None,
-    compare: Sequence[PathLike] = (),
-    bench: PathLike | None = None,
-    against: PathLike | None = None,
+    options: ReportOptions = _DEFAULTS,
     kind: ReportFormat | None = None,
     force: bool = False,
+    **keywords: Any,
 ) -> Story:
     """Write a report, whole or not at all, and return the data in it.
 
     Args:
         path: the folder of a run, which is searched for log, adapter and configuration; or a log.
         out: the file to write.
-        adapter: the adapter, if it is not in the folder: its own folder or its weights file.
-        config: the configuration, if it is not in the folder: anything that `check_config` reads.
-        base: the base model of the adapter, as `audit_adapter` takes it.
-        task: the task of the training (`sst2`, `sft`, `dpo`, ...), for the rules about the configuration.
-        compare: other adapters whose weights are compared with this one's; or a run's folder, whose checkpoints are
-            compared as a series.
-        bench: the folder of a bench, or its bench.json.
-        against: a fleet that `audit_fleet` wrote; the report then says where the adapter stands in it.
+        options: where the run's parts are, if they are elsewhere, and what the report says beside the diagnosis.
         kind: `html` (one page without script or network; needs matplotlib) or `md` (short, for a pull request); None
             decides by the suffix.
         force: replace the file if it exists.
+        keywords: single options by name, such as `compare=["other"]`; they win over `options`.
 
     Raises:
         GradienceError: a source cannot be read, the file cannot be written or exists already, or matplotlib is missing.
+        TypeError: no option has such a name.
     """
-    sources = find_sources(path, adapter=adapter, config=config)
-    return write_sources(
-        sources, Path(out), base=base, task=task, compare=compare, bench=bench, against=against, kind=kind, force=force
-    )
+    options = replace(options, **keywords)
+    sources = find_sources(path, adapter=options.adapter, config=options.config)
+    return write_sources(sources, Path(out), options, kind=kind, force=force)
 
 
 def write_sources(
-    sources: Sources,
-    out: Path,
-    *,
-    base: PathLike | None = None,
-    task: str | None = None,
-    compare: Sequence[PathLike] = (),
-    bench: PathLike | None = None,
-    against: PathLike | None = None,
-    kind: ReportFormat | None = None,
-    force: bool = False,
+    sources: Sources, out: Path, options: ReportOptions, *, kind: ReportFormat | None = None, force: bool = False
 ) -> Story:
     """Write a report on sources that are already found. The arguments are those of `write_report`."""
     chosen = kind or format_of(out)
     check_format(chosen)
     with atomic_file(out, force=force) as draft:
-        story = build_story(sources, base=base, task=task, compare=compare, bench=bench, against=against)
+        story = build_story(sources, options)
         _write(draft, out, report_text(story, chosen))
         found = (sources.log.path, sources.weights.path, sources.config.path, sources.training)
         keep_private(draft, [path for path in found if path is not None])
@@ -136,34 +119,19 @@ def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, for
         _write(draft, Path(out), text)
 
 
-def build_story(
-    sources: Sources,
-    *,
-    base: PathLike | None = None,
-    task: str | None = None,
-    compare: Sequence[PathLike] = (),
-    bench: PathLike | None = None,
-    against: PathLike | None = None,
-) -> Story:
-    """Build the data of a report from sources that are already found.
-
-    Args:
-        sources: the run's log, adapter and configuration, as far as it has them.
-        base: the base model of the adapter.
-        task: the task of the training, for the rules about the configuration.
-        compare: other adapters to compare with, or one folder of checkpoints.
-        bench: the folder of a bench, or its bench.json.
-        against: a fleet; the audit then says where the adapter stands in it.
+def build_story(sources: Sources, options: ReportOptions = _DEFAULTS) -> Story:
+    """Build the data of a report from sources that are already found, and from what `options` says beside them.
 
     Raises:
         GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
     """
+    base, against = options.base, options.against
     if against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
-    measured, benched = (None, []) if bench is None else _measured(Path(bench))
+    measured, benched = (None, []) if options.bench is None else _measured(Path(options.bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work
-    read = read_sources(sources, base, task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
+    read = read_sources(sources, base, options.task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
     if read.check is None and read.log is None and read.audit is None:
         reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
@@ -172,7 +140,7 @@ def build_story(
         from gradience.judge.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
         read = read._replace(audit=with_standing(read.audit, against))
-    comparison = _comparison(sources.weights.path, compare) if compare else None
+    comparison = _comparison(sources.weights.path, options.compare) if options.compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
         diagnosis=_without_folders(judge_sources(read)),

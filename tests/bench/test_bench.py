@@ -22,8 +22,8 @@ from bench_rows import rows_of, write_rows
 from gradience.cli.main import main
 from gradience.errors import GradienceError, OutputError
 from gradience.prove.bench import bench_adapter, bench_merge
-from gradience.prove.bench.contest import Options
 from gradience.prove.bench.store import opened_store
+from gradience.prove.options import BenchOptions
 from gradience.schema.compare import BenchReport
 from gradience.schema.export import json_schema
 
@@ -40,7 +40,7 @@ def quietly(*arguments):
 def classified(classifier, tmp_path_factory):
     """A bench of the classifier."""
     out = tmp_path_factory.mktemp("bench") / "out"
-    options = Options(base=classifier.base, tolerance="10%")
+    options = BenchOptions(base=classifier.base, tolerance="10%")
     return bench_adapter(classifier.adapter, out, data=classifier.data, candidates=["svd:4", "svd:1"], options=options)
 
 
@@ -97,7 +97,11 @@ def test_the_document_follows_its_schema_and_is_kept(classified):
 def test_the_metrics_of_a_causal_model_are_those_of_its_completions_tokens(llama, tmp_path, metric):
     rows = {line["prompt"] + line["completion"]: line for line in map(json.loads, llama.data.read_text().splitlines())}
     report = bench_adapter(
-        llama.adapter, tmp_path / "out", data=llama.data, candidates=[], options=Options(base=llama.base, metric=metric)
+        llama.adapter,
+        tmp_path / "out",
+        data=llama.data,
+        candidates=[],
+        options=BenchOptions(base=llama.base, metric=metric),
     )
     losses, hits = [], []
     for text, (ids, out) in zip(rows, logits(llama.base, llama.adapter, rows, "CausalLM"), strict=True):
@@ -254,7 +258,7 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
     other = tmp_path / "other"
     bench = bench_adapter(
         classifier.adapter, tmp_path / "first", data=classifier.data, candidates=["svd:4"],
-        options=Options(base=classifier.base),
+        options=BenchOptions(base=classifier.base),
     )  # fmt: skip
     Path(next(c.folder for c in bench.candidates if c.name == "svd:4")).rename(other)
     report = bench_merge(
@@ -263,7 +267,7 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
         data=[classifier.data, classifier.data],
         methods=["linear"],
         weights=[[0.5, 0.5], [0.0, 1.0]],
-        options=Options(base=classifier.base, tolerance="10%"),
+        options=BenchOptions(base=classifier.base, tolerance="10%"),
     )
     assert [task.reference for task in report.tasks] == ["adapter alone", "other alone"]
     one, two = (next(c for c in report.candidates if c.name == n) for n in ("linear:0.5,0.5", "linear:0,1"))
@@ -335,7 +339,7 @@ def test_a_size_by_kl_is_calibrated_on_inputs_of_its_own(classifier, tmp_path):
         data=classifier.data,
         candidates=["kl:.05"],
         calibrate=texts,
-        options=Options(base=classifier.base),
+        options=BenchOptions(base=classifier.base),
     )
     found = next(c for c in report.candidates if c.name == "kl:.05")
     assert 0 < found.params < report.candidates[0].params

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from gradience.errors import GradienceError
-from gradience.prove.bench.contest import Contest, Options
+from gradience.prove.bench.contest import Contest
 from gradience.prove.bench.evaluators import Command
+from gradience.prove.options import BenchOptions
 
 
 def chosen(metric: str, **options: Any) -> Any:
-    contest = SimpleNamespace(_metric=metric, _options=Options(**options), _base="hash")
+    contest = SimpleNamespace(_metric=metric, _options=BenchOptions(**options), _base="hash")
     return Contest.evaluator(contest, None)  # type: ignore[arg-type]  # what it reads of a contest
 
 

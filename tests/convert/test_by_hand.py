@@ -11,8 +11,8 @@ import pytest
 from tables import every
 
 from gradience.adapters.layout import Module
-from gradience.errors import AdapterError
-from gradience.rewrite.convert import _choice, _experts
+from gradience.errors import AdapterError, OptionError
+from gradience.rewrite.convert import _experts
 from gradience.rewrite.convert.source import _kohya_paths, _peft_path, renamed
 from gradience.rewrite.convert.updates import (
     Choice,
@@ -26,6 +26,7 @@ from gradience.rewrite.convert.updates import (
     from_factors,
 )
 from gradience.rewrite.convert.write import _gate_up, _stack, expert_updates, mlx_notes, mlx_tensors, peft_notes
+from gradience.rewrite.options import ConvertOptions
 from gradience.rewrite.writing import Spool
 from gradience.spectral.update import decomposed
 
@@ -207,22 +208,23 @@ def test_what_mlx_lm_has_no_layer_for_is_refused_by_name(some, said):
     ("rank", "energy", "said"),
     [
         (1, None, None),
-        (0, None, "rank is 0, expected at least 1"),
+        (0, None, "--rank is 0, expected a whole number from 1"),
         (None, 1.0, None),
         (None, 0.001, None),
-        (None, 0.0, "energy is 0.0, expected over 0 and at most 1"),
-        (None, 1.001, "energy is 1.001, expected over 0 and at most 1"),
-        (None, -0.1, "energy is -0.1, expected over 0 and at most 1"),
-        (4, 0.9, "give a rank or an energy, not both"),
+        (None, 0.0, "--energy is 0.0, expected above 0, at most 1"),
+        (None, 1.001, "--energy is 1.001, expected above 0, at most 1"),
+        (None, -0.1, "--energy is -0.1, expected above 0, at most 1"),
+        (4, 0.9, "--rank and --energy were both given"),
         (None, None, None),
     ],
 )
 def test_what_is_asked_for_is_within_its_range(rank, energy, said):
+    options = ConvertOptions(rank=rank, energy=energy)
     if said is None:
-        assert _choice(rank, energy) == Choice(rank, energy)
+        options.refuse_bad()
         return
-    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
-        _choice(rank, energy)
+    with pytest.raises(OptionError) as error:
+        options.refuse_bad()
     assert str(error.value) == said
 
 

@@ -274,9 +274,7 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "judge.audit": {"_EVENT_BYTES": 56 * 1024},
     "prove.bench": {"_DENSITY": 0.5, "SCALES": (0.0, 0.5)},
-    "prove.bench.contest": {"LONGEST": 1024, "_SEEDS": 3},
     "prove.bench.evaluators": {
-        "DEFAULT_TIMEOUT": 3600.0,
         "MAX_OUTPUT": 64 << 20,
         "_TAIL": 2048,
         "_SHOWN": 200,

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tables import every
 
-from gradience import AdapterError, merge_adapters, merge_check
+from gradience import AdapterError, MergeOptions, OptionError, merge_adapters, merge_check
 from gradience.rewrite.merge.methods import TIES_DENSITY, Recipe, _balanced, _factors, _rounded, recipe_of, weights_of
 from gradience.spectral.sums import pair_grams
 
@@ -34,28 +34,33 @@ def write(folder, modules, *, seed=0, r=2, scale=1.0, **config):
     [
         ("dare_linear", {}, "dare_linear needs a density: its paper keeps as little as 0.1 of the entries"),
         ("linear", {"rank": 4}, "linear is exact and takes no rank: svd gives the best approximation of one"),
-        ("svd", {"rank": 0}, "rank is 0: expected at least 1"),
+        ("svd", {"rank": 0}, "--rank is 0, expected a whole number from 1"),
         ("svd", {"density": 0.5}, "svd drops no entries and takes no density"),
-        ("ties", {"density": 0.0}, "density is 0.0: expected over 0 and at most 1"),
-        ("ties", {"density": 1.01}, "density is 1.01: expected over 0 and at most 1"),
-        ("mean", {}, "method is 'mean': expected one of linear, cat, svd, ties, dare_linear, dare_ties"),
+        ("ties", {"density": 0.0}, "--density is 0.0, expected above 0, at most 1"),
+        ("ties", {"density": 1.01}, "--density is 1.01, expected above 0, at most 1"),
+        ("mean", {}, "--method is 'mean', expected one of linear, cat, svd, ties, dare_linear, dare_ties"),
         ("linear", {"weights": [1.0]}, "1 weights for 2 adapters: expected one for each"),
         ("linear", {"weights": [1.0, float("inf")]}, "weights are [1.0, inf]: expected finite numbers"),
         ("linear", {"weights": [1.0, -1.1e6]}, "weights are [1.0, -1100000.0]: expected at most 1e+06 in size"),
     ],
 )
 def test_an_option_out_of_its_range_or_place_is_refused_in_words(method, options, message):
-    given = {"weights": None, "rank": None, "density": None, "seed": 0, **options}
-    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
-        recipe_of(2, method, **given)
+    with pytest.raises(OptionError) as error:
+        recipe_of(2, MergeOptions(method=method, **options))
     assert str(error.value) == message
 
 
 def test_the_ends_of_ranges_are_taken_and_defaults_are_the_papers():
     given = {"weights": [1e6, -1e6], "seed": 3}
-    assert recipe_of(2, "svd", rank=1, density=None, **given).rank == 1
-    assert recipe_of(2, "dare_ties", rank=None, density=1.0, **given) == ("dare_ties", (1e6, -1e6), None, 1.0, 3)
-    assert recipe_of(2, "ties", rank=None, density=None, **given).density == TIES_DENSITY == 0.2
+    assert recipe_of(2, MergeOptions(method="svd", rank=1, **given)).rank == 1
+    assert recipe_of(2, MergeOptions(method="dare_ties", density=1.0, **given)) == (
+        "dare_ties",
+        (1e6, -1e6),
+        None,
+        1.0,
+        3,
+    )
+    assert recipe_of(2, MergeOptions(method="ties", **given)).density == TIES_DENSITY == 0.2
     assert weights_of(4, None) == (0.25,) * 4
     assert weights_of(3, None, "ties") == weights_of(3, None, "dare_ties") == (1.0,) * 3
     assert weights_of(0, None) == ()

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradience import AdapterError, mitigate_adapter
+from gradience import AdapterError, MitigateOptions, OptionError, mitigate_adapter
 from gradience.adapters.layout import LARGEST_ENTRY
 from gradience.rewrite import mitigate
-from gradience.rewrite.mitigate import Options, _relative_change, mitigated, scaled
+from gradience.rewrite.mitigate import _relative_change, mitigated, scaled
 
 PREFIX = "base_model.model."
 
@@ -161,10 +161,11 @@ def test_an_option_at_the_end_of_its_range_is_taken_and_one_beyond_it_is_not(giv
     if not is_refused:
         assert len(mitigate_adapter(adapter(tmp_path / "a"), base(tmp_path / "base"), **asked).modules) == 1
         return
-    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
+    with pytest.raises(OptionError) as error:
         mitigate_adapter(tmp_path / "missing", tmp_path / "missing", **asked)
-    values = "{scale}, {k} and {eps}".format(**asked)
-    assert str(error.value) == f"expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {values}"
+    [(name, value)] = given.items()
+    wanted = {"scale": "from 0 to 1", "k": "a whole number from 1", "eps": "above 0, at most 1"}[name]
+    assert str(error.value) == f"--{name} is {value}, expected {wanted}"
 
 
 def test_an_overlap_that_is_the_threshold_is_no_intruder(monkeypatch):
@@ -176,7 +177,7 @@ def test_an_overlap_that_is_the_threshold_is_no_intruder(monkeypatch):
     monkeypatch.setattr(mitigate, "overlaps", lambda *_args, **_more: found)
     b, a = np.ones((6, 2), np.float32), np.ones((2, 5), np.float32)
     module: Any = SimpleNamespace(load=lambda: (b, a), scale=1.0, factored=None, dense=None)
-    made = mitigated(module, np.ones((6, 5), np.float32), b, Options(0.0), transposed=False)
+    made = mitigated(module, np.ones((6, 5), np.float32), b, MitigateOptions(scale=0.0), transposed=False)
     np.testing.assert_array_equal(made.vectors, u[:, [1]])
     assert (made.before, made.undecided) == (3, 2)
 

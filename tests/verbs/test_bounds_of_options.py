@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from drawn_adapters import adapter, base
+from tables import every
 
 import gradience as g
 from gradience.configs.settings import split_names
@@ -33,11 +37,11 @@ def test_ends_of_a_mitigation_are_taken(places, options):
     "options", [{"scale": -0.01}, {"scale": 1.01}, {"k": 0}, {"eps": 0.0}, {"eps": 1.01}, {"scale": float("nan")}]
 )
 def test_beyond_them_it_is_refused(places, options):
-    given = {"scale": 0.5, "k": 10, "eps": 0.5, **options}
-    says = "expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}"
-    with pytest.raises(ValueError, match="expected 0 <= scale") as caught:
+    [(name, value)] = options.items()
+    wanted = {"scale": "from 0 to 1", "k": "a whole number from 1", "eps": "above 0, at most 1"}[name]
+    with pytest.raises(g.OptionError) as caught:
         mitigate_adapter(*places, **options)
-    assert str(caught.value) == says.format(**given)
+    assert str(caught.value) == f"--{name} is {value}, expected {'a finite number' if isnan(value) else wanted}"
 
 
 @pytest.mark.parametrize(
@@ -55,11 +59,11 @@ def test_intruders_of_an_audit_have_a_number_and_a_bound(places, options, good):
     if good:
         assert call().base.intruder_total is not None
         return
-    given = {"intruder_k": 10, "intruder_eps": 0.5, **options}
-    with pytest.raises(ValueError, match="intruder_k >= 1") as caught:
+    with pytest.raises(g.OptionError) as caught:
         call()
-    says = "expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}"
-    assert str(caught.value) == says.format(**given)
+    [(name, value)] = options.items()
+    wanted = {"intruder_k": "a whole number from 1", "intruder_eps": "above 0, at most 1"}[name]
+    assert str(caught.value) == f"--{name.replace('_', '-')} is {value}, expected {wanted}"
 
 
 def test_intruders_are_counted_where_they_are_asked_for(places):
@@ -82,6 +86,48 @@ def test_the_base_s_own_name_of_a_weight_is_looked_up_else_the_module_s():
     for own in ("layers.3.q.weight", None):
         assert _Run._weight(SimpleNamespace(_base=weights), SimpleNamespace(base_name=own, name="layers.0.q")) == "held"  # type: ignore[arg-type]
     assert asked == ["layers.3.q.weight", "layers.0.q.weight"]
+
+
+@every(
+    ("call", "says"),
+    [
+        (lambda: g.audit_adapter("missing", intruders=True), "--intruders needs the base model's weights"),
+        (
+            lambda: g.audit_adapter("missing", top_singular_values=-1),
+            "--top-singular-values is -1, expected a whole number from 0",
+        ),
+        (lambda: g.audit_adapter("missing", seed=0.5), "--seed is 0.5, expected a whole number from 0"),
+        (lambda: g.diagnose("missing", gap_threshold=0.0), "--gap-threshold is 0.0, expected above 0"),
+        (lambda: g.mitigate_adapter("missing", "missing", k="9"), "--k is '9', expected a whole number from 1"),
+        (lambda: g.convert_adapter("missing", rank=10**400), f"--rank is 1{'0' * 39}, expected a finite number"),
+        (
+            lambda: g.bench_adapter("missing", "out", options=g.BenchOptions(seeds=0)),
+            "--seeds is 0, expected a whole number from 1",
+        ),
+        (lambda: g.bench_merge([], "out", options=g.BenchOptions(timeout=0)), "--timeout is 0, expected above 0"),
+        (
+            lambda: g.bench_mitigate("missing", "out", options=g.BenchOptions(max_length=0)),
+            "--max-length is 0, expected a whole number from 1",
+        ),
+        (lambda: g.merge_adapters(["missing"] * 2, seed=-1), "--seed is -1, expected a whole number from 0"),
+    ],
+)
+def test_an_option_is_refused_by_its_name_before_anything_is_read(call, says):
+    with pytest.raises(g.OptionError) as caught:
+        call()
+    assert str(caught.value) == says
+
+
+def test_a_keyword_wins_over_the_record_and_numpy_s_numbers_are_numbers():
+    options = g.AuditOptions(intruder_k=0, intruder_eps=2.0)
+    replace(options, intruder_k=np.int64(1), intruder_eps=np.float32(1.0)).refuse_bad()
+    with pytest.raises(g.OptionError, match="--intruder-k is 0"):
+        g.audit_adapter("missing", options=options, intruder_eps=1.0)
+    for call in (g.audit_adapter, g.diagnose, g.convert_adapter):
+        with pytest.raises(TypeError, match="enregy"):
+            call("missing", enregy=1.0)
+    with pytest.raises(TypeError, match="enregy"):
+        g.write_report("missing", "out.md", enregy=1.0)
 
 
 def test_what_was_judged_is_every_rule_but_those_that_were_not(places):

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt, PositiveInt
-from cyclopts.validators import Number
+from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, draws_blocks, on_terminal
 from gradience.device import prepare_jax
 from gradience.errors import AdapterError
+from gradience.judge.options import AuditOptions
 from gradience.render.audit import View, audit_text
 from gradience.render.plots import Quantity
 from gradience.schema.reports import SourceLocation
@@ -40,10 +40,10 @@ class ViewOptions:
     """
 
     top_wasteful: NonNegativeInt = 5
-    layers: opt.Flag = False
-    scales: opt.Flag = False
-    rank_rules: opt.Flag = False
-    heatmap: opt.Flag = False
+    layers: bool = False
+    scales: bool = False
+    rank_rules: bool = False
+    heatmap: bool = False
     heatmap_of: Quantity = "norm"
     verbose: opt.Details = False
 
@@ -55,30 +55,12 @@ class ViewOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseOptions:
-    """What is compared with the base model.
-
-    Parameters
-    ----------
-    intruders:
-        With --base, count intruder dimensions (arXiv 2410.21228). Slower.
-    intruder_k:
-        How many leading singular vectors of W + dW to examine.
-    intruder_eps:
-        A vector that overlaps less than this with each singular vector of W is an intruder.
-    norms_cache:
-        Keep norms of base weights in the user's cache folder until the base's files change.
-    """
-
-    base: opt.Base = None
-    intruders: opt.Flag = False
-    intruder_k: PositiveInt = 10
-    intruder_eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5
-    norms_cache: Annotated[bool, Parameter(name="--cache")] = True
+class _AuditOptions(AuditOptions):
+    norms_cache: Annotated[bool, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
 
 
-_DEFAULT_VIEW = ViewOptions()
-_NO_BASE = BaseOptions()
+_VIEW = ViewOptions()
+_AUDIT = _AuditOptions()
 
 
 def audit(
@@ -86,17 +68,12 @@ def audit(
     /,
     *,
     peft_dir: opt.PeftDir = None,
-    adapter_config: opt.AdapterConfig = None,
-    weights: opt.WeightsFile = None,
-    showing: Annotated[ViewOptions, Parameter(name="*")] = _DEFAULT_VIEW,
-    suggest_per_layer: opt.Flag = False,
-    top_singular_values: NonNegativeInt = 0,
-    beside: Annotated[BaseOptions, Parameter(name="*")] = _NO_BASE,
-    against: Path | None = None,
-    seed: opt.Seed = 0,
+    files: opt.Files = opt.BESIDE,
+    showing: Annotated[ViewOptions, opt.RECORD] = _VIEW,
+    options: Annotated[_AuditOptions, opt.RECORD] = _AUDIT,
     append: Path | None = None,
     device: opt.Device = "auto",
-    options: opt.Options = opt.DEFAULT_OPTIONS,
+    judging: opt.Options = opt.DEFAULT_OPTIONS,
 ) -> int:
     """Analyse a trained adapter for waste, and for what is wrong with it.
 
@@ -106,31 +83,21 @@ def audit(
     ----------
     path:
         The adapter's folder, or its weights file.
-    suggest_per_layer:
-        Suggest a rank for each module, as rank_pattern and alpha_pattern of peft.LoraConfig.
-    top_singular_values:
-        How many singular values per module to put into the JSON.
-    against:
-        A fleet (see gradience fleet audit): where this adapter stands among its healthy ones, in percentiles.
     append:
         A run.jsonl to which the audit is added, as a metrics event under the run's own run_id.
     """
-    resolved, folder = options.resolved(), opt.given_once("audit", path, peft_dir)
-    if beside.base is None and (beside.intruders or showing.view().heatmap == "udr"):
-        raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
-    prepare_jax(device, serial_kernels=beside.base is None)
+    resolved, folder = judging.resolved(), opt.given_once("audit", path, peft_dir)
+    options.refuse_bad()  # before JAX is imported
+    if options.base is None and showing.view().heatmap == "udr":
+        raise AdapterError("--heatmap-of udr needs the base model's weights", advice="give them with --base PATH")
+    prepare_jax(device, serial_kernels=options.base is None)
     from gradience.judge.audit import audit_adapter  # imports jax, after its environment is set
 
     report = audit_adapter(
         folder,
-        adapter_config=adapter_config,
-        weights=weights,
-        top_singular_values=top_singular_values,
-        suggest_per_layer=suggest_per_layer,
-        against=against,
-        seed=seed,
+        options=options,
         progress=on_terminal("base"),
-        **asdict(beside),
+        **asdict(files),
         **resolved.rules,
     )
     if append is not None:

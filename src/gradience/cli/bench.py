@@ -4,73 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, get_args
+from typing import Annotated, Final, get_args
 
 from cyclopts import Parameter
-from cyclopts.types import PositiveInt
-from cyclopts.validators import Number
 
 from gradience.cli import options as opt
 from gradience.cli.merge import parsed_weights
 from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, on_terminal
 from gradience.device import prepare_jax
 from gradience.errors import AdapterError, GradienceError
+from gradience.prove.options import BenchOptions
 from gradience.render.bench import bench_text
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
-
-if TYPE_CHECKING:  # numpy and the evaluators are imported when they run
-    from gradience.prove.bench.contest import Options
 
 _CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_contrast": NOT_DECIDED}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """How adapters are scored and judged.
-
-    Parameters
-    ----------
-    metric:
-        loss, accuracy or exact-match through transformers; lm-eval:TASK; or a command with {adapter}, which may have
-        {seed}, {base} and {data} and prints a number, a list of one score per example, or {"scores": [...]}. Without
-        it accuracy for a classifier, else loss.
-    tolerance:
-        1% of the adapter's score, or 0.01 in the metric's unit.
-    lower_is_better:
-        Of a command's score.
-    seeds:
-        Runs of a command with {seed}, and trainings of each rank.
-    timeout:
-        Seconds that one command may take.
-    max_length:
-        Tokens of an example; longer ones are cut.
-    """
-
-    base: opt.Base = None
-    metric: str | None = None
-    tolerance: str = "1%"
-    lower_is_better: opt.Flag = False
-    seed: opt.Seed = 0
-    seeds: PositiveInt = 3
-    timeout: Annotated[float, Parameter(validator=Number(gt=0.0))] = 3600.0
-    max_length: PositiveInt = 1024
+class _BenchOptions(BenchOptions):
     json: opt.AsJson = False
 
-    def of_verb(self) -> Options:
-        """The options of the library's functions."""
-        from gradience.prove.bench.contest import Options  # numpy, after its environment is set
 
-        given = asdict(self)
-        del given["json"]
-        return Options(longest=given.pop("max_length"), **given)
-
-
-_DEFAULTS = BenchOptions()
-Shared = Annotated[BenchOptions, Parameter(name="*")]
+_DEFAULTS = _BenchOptions()
+Shared = Annotated[_BenchOptions, opt.RECORD]
 Out = Annotated[Path | None, Parameter(help="Folder for candidates, evaluations and bench.json; resumed if it is one.")]
 
 
@@ -205,9 +165,10 @@ def _methods(text: str) -> list[MergeMethod]:
     return names  # type: ignore[return-value]  # each is one of the names
 
 
-def _shown(run: Callable[..., BenchReport], out: Path | None, options: BenchOptions) -> int:
+def _shown(run: Callable[..., BenchReport], out: Path | None, options: _BenchOptions) -> int:
     if out is None:
         raise AdapterError("no output path", advice="give --out FOLDER: evaluations are kept there")
-    report = run(out, options=options.of_verb(), progress=on_terminal("bench"))
+    options.refuse_bad()
+    report = run(out, options=options, progress=on_terminal("bench"))
     opt.print_report(report, lambda it: bench_text(it, unicode=draws_blocks()), json=options.json)
     return _CODES[report.verdict.state]

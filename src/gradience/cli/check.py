@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -103,6 +103,31 @@ def _targets(given: list[str] | None) -> list[str] | str | None:
     return names
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """Where the configuration is, beside the file or folder by itself, and what it is for.
+
+    Parameters
+    ----------
+    peft_dir:
+        A folder with an adapter_config.json.
+    training_dir:
+        A folder with a training_args.json.
+    peft:
+        An adapter_config.json by name.
+    training:
+        Training arguments as JSON or YAML by name.
+    """
+
+    task: opt.Task = None
+    peft_dir: Path | None = None
+    training_dir: Path | None = None
+    peft: Path | None = None
+    training: Path | None = None
+    base: opt.Base = None
+
+
+_CONFIG = ConfigOptions()
 _NO_OVERRIDES = Overrides()
 
 
@@ -118,12 +143,7 @@ def check(
     config: Path | None = None,
     /,
     *,
-    task: opt.Task = None,
-    peft_dir: Path | None = None,
-    training_dir: Path | None = None,
-    peft: Path | None = None,
-    training: Path | None = None,
-    base: opt.Base = None,
+    sources: Annotated[ConfigOptions, opt.RECORD] = _CONFIG,
     overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
     data_options: Annotated[_DataOptions, Parameter(name="*")] = _NO_DATA,
     serve: opt.Strings = None,
@@ -141,30 +161,13 @@ def check(
     config:
         One JSON or YAML file of any shape: canonical, flat, PEFT's, TrainingArguments', or a run.jsonl; or the
         output folder of a run.
-    peft_dir:
-        A folder with an adapter_config.json.
-    training_dir:
-        A folder with a training_args.json.
-    peft:
-        An adapter_config.json by name.
-    training:
-        Training arguments as JSON or YAML by name.
     serve:
         Engines the adapter is meant for, separated by commas: vllm, lorax, slora, llamacpp, mlx. Reports what each
         will make of it.
     """
     resolved = options.resolved()
     given = CheckOptions(
-        document=config,
-        peft_dir=peft_dir,
-        training_dir=training_dir,
-        peft=peft,
-        training=training,
-        overrides=overrides.snapshot(),
-        base=base,
-        task=task,
-        serve=serve or (),
-        **resolved.rules,
+        document=config, overrides=overrides.snapshot(), serve=serve or (), **asdict(sources), **resolved.rules
     )
     if data_options.data is None:
         without = (each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from cyclopts import Parameter
-from cyclopts.types import PositiveFloat
 
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, exit_code, print_text
 from gradience.errors import OutputError
+from gradience.judge.options import DiagnoseOptions, ReportOptions
 from gradience.render import ReportFormat, check_format, clean, counted, format_of
 from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RuleGroup
 
+_DIAGNOSE: Final = DiagnoseOptions()
+_REPORT: Final = ReportOptions()
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
 
@@ -24,13 +27,8 @@ def diagnose(
     path: Path | None = None,
     /,
     *,
-    run: Path | None = None,
-    adapter: Path | None = None,
-    config: Path | None = None,
-    base: opt.Base = None,
-    task: opt.Task = None,
-    gap_threshold: PositiveFloat | None = None,
-    options: opt.Options = opt.DEFAULT_OPTIONS,
+    options: Annotated[DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
+    judging: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:
     """Join a run's config, log and weights into one verdict with its causes.
@@ -42,32 +40,20 @@ def diagnose(
     ----------
     path:
         The folder that a run left: of a Trainer, or with a run.jsonl.
-    run:
-        Path to the log, if it is elsewhere: anything that gradience monitor reads.
-    adapter:
-        Path to the adapter, if it is elsewhere or one of several.
-    config:
-        Path to the configuration, if it is elsewhere: anything that gradience check reads.
-    gap_threshold:
-        Held-out over train perplexity from which the gap is a finding. Default: 1.5.
     """
-    resolved = options.resolved()
+    resolved = judging.resolved()
+    options = replace(options, gap_threshold=resolved.gap(options.gap_threshold))
+    options.refuse_bad()
     from gradience.judge.diagnose.sources import find_sources  # --help pays for nothing of this
 
-    sources = find_sources(path, run=run, adapter=adapter, config=config)
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
     if sources.weights.path is not None:
         from gradience.device import prepare_jax  # only where there are weights
 
         prepare_jax("auto")
     from gradience.judge.diagnose import diagnose_sources  # imports jax, after its environment is set
 
-    report = diagnose_sources(
-        sources,
-        base=base,
-        task=task,
-        gap_threshold=resolved.gap(gap_threshold),
-        **resolved.rules,
-    )
+    report = diagnose_sources(sources, options, **resolved.rules)
     from gradience.judge.diagnose import source_locations  # the same
     from gradience.render.check import diagnose_text  # --help needs none of it
 
@@ -86,13 +72,7 @@ def report(
     path: Path | None = None,
     /,
     *,
-    adapter: Path | None = None,
-    config: Path | None = None,
-    base: opt.Base = None,
-    task: opt.Task = None,
-    compare: list[Path] | None = None,
-    bench: Path | None = None,
-    against: Path | None = None,
+    options: Annotated[ReportOptions, opt.RECORD] = _REPORT,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
     force: opt.Flag = False,
@@ -107,17 +87,6 @@ def report(
     ----------
     path:
         The folder that a run left, in which log, adapter and configuration are looked for; or a log.
-    adapter:
-        Path to the adapter, if it is elsewhere: its folder or its weights file.
-    config:
-        Path to the configuration, if it is elsewhere: anything that gradience check reads.
-    compare:
-        Another adapter, to be compared with this one by their weights (repeat it for several); or a run's folder, whose
-        checkpoint-N are compared as a series.
-    bench:
-        The --out of a gradience bench: what it measured becomes a part of the report.
-    against:
-        A fleet (see gradience fleet audit): where the adapter stands among its healthy ones, in percentiles.
     out:
         The file to write: .html or .md. Without it, Markdown goes to the terminal.
     kind:
@@ -133,21 +102,19 @@ def report(
     check_format(chosen)
     from gradience.judge.diagnose.sources import find_sources  # --help pays for nothing of this
 
-    sources = find_sources(path, adapter=adapter, config=config)
-    others = compare or []
-    about: dict[str, Any] = {"base": base, "task": task, "compare": others, "bench": bench, "against": against}
-    if sources.weights.path is not None or others:
+    sources = find_sources(path, adapter=options.adapter, config=options.config)
+    if sources.weights.path is not None or options.compare:
         from gradience.device import prepare_jax  # only where there are weights
 
-        prepare_jax("auto", serial_kernels=bool(others))
+        prepare_jax("auto", serial_kernels=bool(options.compare))
     # May import jax, after its environment is set
     from gradience.report import build_story, report_text, write_sources
 
     if out is None:
-        story = build_story(sources, **about)
+        story = build_story(sources, options)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
-        story = write_sources(sources, out, kind=chosen, force=force, **about)
+        story = write_sources(sources, out, options, kind=chosen, force=force)
         print_text("\n".join(_done(out, story.diagnosis)))
     return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
 

@@ -6,10 +6,13 @@ They merge several adapters or compare them, or look for an adapter in a merged 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts import Parameter, Token
+from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
 from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, keep_freed, on_terminal
@@ -17,76 +20,12 @@ from gradience.device import prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
 from gradience.render.merge import merge_check_text, merge_text, verify_merge_text
-from gradience.schema.merge import MergeMethod, VerifyMergeReport
+from gradience.rewrite.options import MergeOptions
+from gradience.schema.merge import VerifyMergeReport
 from gradience.schema.reports import SourceLocation
 
 _BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _MOST_THREADS: Final = 4  # more would wait for the disk
-
-
-def merge(
-    *adapters: Path,
-    out: opt.OutFolder = None,
-    method: MergeMethod = "linear",
-    weights: str | None = None,
-    rank: PositiveInt | None = None,
-    density: opt.Share = None,
-    seed: opt.Seed = 0,
-    heads_from: str | None = None,
-    dtype: opt.Dtype = None,
-    dry_run: opt.DryRun = False,
-    force: opt.Force = False,
-    verbose: opt.Verbose = False,
-    json: opt.AsJson = False,
-) -> int:
-    """Merge plain PEFT LoRA adapters of one base model into one adapter, with its error in every module.
-
-    dW_i = s_i B_i A_i is adapter i's update (zero where it has no such module), w_i its weight, S = sum w_i dW_i.
-    Whatever the ranks, scales, rsLoRA or patterns of the adapters; no base model is needed.
-
-    Parameters
-    ----------
-    adapters:
-        Two adapters or more. They are not changed.
-    method:
-        linear: S, at the rank that it has. cat: S, factors side by side, rank sum r_i. svd: the best rank-RANK
-        approximation of S. ties: entries kept are the DENSITY * n largest of n in each dW_i; then, entry by entry,
-        the mean of w_i dW_i over the adapters that agree with the sign of their sum. dare_linear: each entry kept
-        with probability DENSITY and divided by it, then S. dare_ties: the same, then signs and means as for ties.
-        ties and dare are dense (one module in memory: about 24 bytes an entry), and cut to the best rank RANK.
-    weights:
-        One number per adapter, as 0.5,0.5. Without it 1/n each; 1 for ties and dare_ties, which are means already.
-    rank:
-        Of svd, ties and dare: without it the largest rank that an adapter has in the module.
-    density:
-        Share of entries that ties or dare keeps. ties: 0.2 without it, the paper's. dare: to be given.
-    heads_from:
-        Which adapter's heads, biases and token rows win on conflict: A, B, ... by position, or the adapter's name.
-    """
-    place = opt.output_path(out, dry_run=dry_run)
-    chosen = parsed_weights(weights)
-    if method in {"linear", "cat", "svd"}:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
-    keep_freed()
-    from gradience.rewrite.merge import merge_adapters  # numpy, after the arguments are known to be right
-
-    try:
-        report = merge_adapters(
-            adapters,
-            place,
-            method=method,
-            weights=chosen,
-            rank=rank,
-            density=density,
-            seed=seed,
-            heads_from=heads_from,
-            dtype=dtype,
-            force=force,
-            progress=on_terminal("merge"),
-        )
-    except ValueError as error:
-        raise AdapterError(str(error), advice="see 'gradience merge --help'") from error
-    return opt.print_report(report, lambda it: merge_text(it, verbose=verbose), json=json)
 
 
 def parsed_weights(text: str | None) -> list[float] | None:
@@ -101,6 +40,44 @@ def parsed_weights(text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise AdapterError(f"--weights {text!r} is not a list of numbers", advice="write --weights 0.5,0.5") from error
+
+
+def _weights(_: object, tokens: Sequence[Token]) -> list[float] | None:
+    return parsed_weights(tokens[0].value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MergeOptions(MergeOptions):
+    weights: Annotated[Sequence[float] | None, Parameter(converter=_weights, n_tokens=1, metavar="STR")] = None
+
+
+_MERGE = _MergeOptions()
+
+
+def merge(
+    *adapters: Path,
+    out: opt.OutFolder = None,
+    options: Annotated[_MergeOptions, opt.RECORD] = _MERGE,
+    writing: opt.Writing = opt.WRITING,
+) -> int:
+    """Merge plain PEFT LoRA adapters of one base model into one adapter, with its error in every module.
+
+    dW_i = s_i B_i A_i is adapter i's update (zero where it has no such module), w_i its weight, S = sum w_i dW_i.
+    Whatever the ranks, scales, rsLoRA or patterns of the adapters; no base model is needed.
+
+    Parameters
+    ----------
+    adapters:
+        Two adapters or more. They are not changed.
+    """
+    place = writing.place(out)
+    if options.method in {"linear", "cat", "svd"}:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
+    keep_freed()
+    from gradience.rewrite.merge import merge_adapters  # numpy, after the arguments are known to be right
+
+    report = merge_adapters(adapters, place, options=options, force=writing.force, progress=on_terminal("merge"))
+    return writing.shown(report, merge_text)
 
 
 def merge_check(
@@ -134,17 +111,9 @@ def merge_check(
     prepare_jax(device, serial_kernels=True)
     from gradience.rewrite.merge.check import merge_check as check  # after the flags that JAX reads once
 
-    try:
-        report = check(
-            *adapters,
-            weights=chosen,
-            exact=exact,
-            seed=seed,
-            progress=on_terminal("merge-check"),
-            **resolved.rules,
-        )
-    except ValueError as error:
-        raise AdapterError(str(error), advice="see 'gradience merge-check --help'") from error
+    report = check(
+        *adapters, weights=chosen, exact=exact, seed=seed, progress=on_terminal("merge-check"), **resolved.rules
+    )
     return resolved.show(
         report,
         lambda it: merge_check_text(it, top=top, verbose=verbose),
@@ -163,8 +132,7 @@ def verify_merge(
     base: opt.RequiredBase,
     adapter: Path,
     merged: Path,
-    adapter_config: opt.AdapterConfig = None,
-    weights: opt.WeightsFile = None,
+    files: opt.Files = opt.BESIDE,
     fail_on: FailOn = "verdict",
     verbose: opt.Verbose = False,
     json: opt.AsJson = False,
@@ -192,13 +160,7 @@ def verify_merge(
     from gradience.prove.verify_merge import verify_merged  # imports numpy, after its environment is set
 
     report = verify_merged(
-        base,
-        adapter,
-        merged,
-        adapter_config=adapter_config,
-        weights=weights,
-        threads=threads,
-        progress=on_terminal("verify-merge"),
+        base, adapter, merged, threads=threads, progress=on_terminal("verify-merge"), **asdict(files)
     )
     opt.print_report(report, lambda it: verify_merge_text(it, verbose=verbose), json=json)
     return _code(report, fail_on)

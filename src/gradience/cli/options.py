@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
@@ -27,6 +27,15 @@ Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
 Share: TypeAlias = Annotated[float | None, Parameter(validator=Number(gt=0.0, lte=1.0))]
 
+
+def _shown(default: object) -> str | None:
+    """A default as the help shows it; a flag that is off and a list that is empty go without."""
+    return None if default is None or default is False or default == () else str(default)
+
+
+RECORD: Final = Parameter(name="*", negative=(), show_default=_shown)
+"""A record of the library as options of a command: each by its own name, and flags without --no-."""
+
 PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
 AdapterConfig: TypeAlias = Annotated[
     Path | None, Parameter(help="Path to adapter_config.json, if not next to the weights.")
@@ -36,17 +45,10 @@ _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
 RequiredBase: TypeAlias = Annotated[Path, Parameter(help=_BASE_HELP)]
 OutFolder: TypeAlias = Annotated[Path | None, Parameter(help="Folder to write.")]
-Dtype: TypeAlias = Annotated[
-    Literal["float32", "float16", "bfloat16"] | None, Parameter(help="Dtype of the new factors. Default: unchanged.")
-]
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "gpu", "tpu"], Parameter(help="Device for JAX.")]
 Seed: TypeAlias = Annotated[NonNegativeInt, Parameter(help="Random seed.")]
 Task: TypeAlias = Annotated[
     str | None, Parameter(help="What is trained: a dataset (sst2, glue/mnli) or an objective (sft, dpo, grpo, ...).")
-]
-DryRun: TypeAlias = Annotated[Flag, Parameter(help="Write nothing; print what would be written, and its cost.")]
-Force: TypeAlias = Annotated[
-    Flag, Parameter(help="Replace --out if it is an existing adapter, once the new one is complete.")
 ]
 Details: TypeAlias = Annotated[
     Flag, Parameter(alias="-v", help="Show the evidence for each finding, and which rules were skipped.")
@@ -112,7 +114,8 @@ class ResolvedOptions(NamedTuple):
         """Ratio of held-out to train perplexity from which a gap is a finding: the option, else the settings."""
         from gradience.rules.log.facts import DEFAULT_GAP  # for commands that read a log
 
-        return option or self.project.values.gap_threshold or DEFAULT_GAP
+        asked = self.project.values.gap_threshold if option is None else option
+        return DEFAULT_GAP if asked is None else asked
 
     def exit_code(self, findings: Iterable[Finding | FindingRef]) -> int:
         """1 if a finding is at least as severe as --fail-on, else 0."""
@@ -214,15 +217,58 @@ def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
     return place
 
 
-def output_path(out: Path | None, *, dry_run: bool) -> Path | None:
-    """Return the path to write, or None for a dry run.
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """An adapter's files, where their names do not say which they are.
 
-    Raises:
-        AdapterError: --out is missing and this is not a dry run.
+    Parameters
+    ----------
+    adapter_config:
+        Path to adapter_config.json, if not next to the weights.
+    weights:
+        Path to the weights file, if it has an unusual name.
     """
-    if out is None and not dry_run:
-        raise AdapterError("no output path", advice="give --out FOLDER, or try --dry-run first")
-    return None if dry_run else out
+
+    adapter_config: Path | None = None
+    weights: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingOptions:
+    """The options of every command that writes an adapter.
+
+    Parameters
+    ----------
+    dry_run:
+        Write nothing; print what would be written, and its cost.
+    force:
+        Replace --out if it is an existing adapter, once the new one is complete.
+    """
+
+    dry_run: bool = False
+    force: bool = False
+    verbose: Verbose = False
+    json: AsJson = False
+
+    def place(self, out: Path | None) -> Path | None:
+        """Return the path to write, or None for a dry run.
+
+        Raises:
+            AdapterError: --out is missing and this is not a dry run.
+        """
+        if out is None and not self.dry_run:
+            raise AdapterError("no output path", advice="give --out FOLDER, or try --dry-run first")
+        return None if self.dry_run else out
+
+    def shown(self, report: _ReportT, text: Callable[..., str]) -> int:
+        """Print the report, and return exit code 0."""
+        return print_report(report, lambda it: text(it, verbose=self.verbose), json=self.json)
+
+
+BESIDE = FileOptions()
+WRITING = WritingOptions()
+Files: TypeAlias = Annotated[FileOptions, RECORD]
+Writing: TypeAlias = Annotated[WritingOptions, RECORD]
 
 
 def print_report(report: _ReportT, text: Callable[[_ReportT], str], *, json: bool) -> int:

@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from inspect import cleandoc
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -64,10 +65,12 @@ _HANG: Final = 2  # columns by which later lines of a sentence are indented furt
 
 
 def with_flowing_help(target: str) -> Callable[..., object]:
-    """Return the command `module:function` with each paragraph of its docstring on one line."""
+    """Return the command `module:function` with each paragraph of its docstring, and of its records', on one line."""
     module, _, name = target.partition(":")
     command: Callable[..., object] = getattr(import_module(module), name)
-    command.__doc__ = flowing(cleandoc(command.__doc__ or ""))
+    records = {kind for hint in get_type_hints(command).values() for kind in getattr(hint, "__mro__", ())}
+    for documented in (command, *filter(is_dataclass, records)):
+        documented.__doc__ = flowing(cleandoc(documented.__doc__ or ""))
     return command
 
 

@@ -7,9 +7,10 @@ W. Modules are compared with their base weights one at a time. Only `lora_B` cha
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied, planned
 from gradience.judge.audit.against_base import Update, update_of
+from gradience.rewrite.options import MitigateOptions
 from gradience.rewrite.sides import raw_config
 from gradience.rewrite.writing import (
     PEFT_METADATA,
@@ -42,13 +44,7 @@ from gradience.spectral.krylov import as_float32
 _NEAR: Final = (0.3, 0.5, 0.7)  # an overlap's bounds should be on one side of each of these, as in an audit
 
 
-class Options(NamedTuple):
-    """The options that define an intruder (k, eps), and the share of it that is left (scale)."""
-
-    scale: float
-    k: int = 10
-    eps: float = 0.5
-    seed: int = 0
+_DEFAULTS: Final = MitigateOptions()
 
 
 def mitigate_adapter(
@@ -56,14 +52,12 @@ def mitigate_adapter(
     base: PathLike,
     out: PathLike | None = None,
     *,
-    scale: float = 0.5,
-    k: int = 10,
-    eps: float = 0.5,
-    seed: int = 0,
+    options: MitigateOptions = _DEFAULTS,
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **keywords: Any,
 ) -> MitigateReport:
     """Write a copy of a PEFT LoRA adapter with dW' = (I - (1 - scale) U U^T) dW in each module.
 
@@ -75,22 +69,21 @@ def mitigate_adapter(
         path: the folder that PEFT saved, or its weights file. It is not changed.
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
         out: the folder to write; None computes the report and writes nothing.
-        scale: the share of dW that is left along each intruder, from 0 to 1.
-        k: the number of leading vectors to examine.
-        eps: the overlap under which a vector is an intruder.
-        seed: the seed of the iterative method.
+        options: what an intruder is, and what is left of it.
         adapter_config: the config, if it is not beside the weights.
         weights: the weights file, if it has an unusual name.
         force: replace `out` if it exists, once the new folder is complete.
         progress: called with (modules done, modules in all, the module's name).
+        keywords: single options by name, such as `scale=0.0`; they win over `options`.
 
     Raises:
         AdapterError: the adapter or the base cannot be read, or no module can be compared with its base.
+        OptionError: an option is out of its range.
         OutputError: `out` exists, or cannot be written.
-        ValueError: an option is out of its range.
+        TypeError: no option has such a name.
     """
-    if not (0.0 <= scale <= 1.0 and k >= 1 and 0.0 < eps <= 1.0):
-        raise ValueError(f"expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}")
+    options = replace(options, **keywords)
+    options.refuse_bad()
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     refusal = next(obstacles(adapter, Operation.MITIGATE), None)
     if refusal is not None or adapter.source is None:
@@ -99,21 +92,20 @@ def mitigate_adapter(
     shards = find_shards(Path(base))
     if out is not None:
         refuse_place(Path(out), [files], base=shards, force=force)
-    options = Options(scale, k, eps, seed)
     run = _Run(adapter, adapter.source, BaseWeights(shards), options)
     run.measure(progress)
     if out is not None:
         new = NewAdapter(run.tensors(), raw_config(files.config), adapter.source.metadata or PEFT_METADATA)
         sources = SourceFiles([files.config, *adapter.weights])
-        record = partial(provenance_of, "mitigate", sources, options._asdict(), Changes(run.changes))
+        record = partial(provenance_of, "mitigate", sources, asdict(options), Changes(run.changes))
         write_adapter(Path(out), new, record, sources=sources, force=force)
     return MitigateReport(
         source=str(path),
         base=str(base),
         out=None if out is None else str(out),
-        scale=scale,
-        k=k,
-        eps=eps,
+        scale=options.scale,
+        k=options.k,
+        eps=options.eps,
         before=sum(row.before for row in run.rows),
         after=sum(row.after for row in run.rows),
         alpha_after=sum(row.alpha_after for row in run.rows),
@@ -125,7 +117,7 @@ def mitigate_adapter(
 class _Run:
     """The comparison of one adapter with its base, one weight in memory at a time."""
 
-    def __init__(self, adapter: Adapter, source: TensorSource, base: BaseWeights, options: Options) -> None:
+    def __init__(self, adapter: Adapter, source: TensorSource, base: BaseWeights, options: MitigateOptions) -> None:
         self.rows: list[MitigatedModule] = []
         self.changes: list[ModuleChange] = []
         self.left_out: list[NotCompared] = []
@@ -232,7 +224,7 @@ class Mitigated(NamedTuple):
     """The intruders that would be left if the whole update were scaled by 1 - relative_change instead."""
 
 
-def mitigated(module: Module, w: Array, b: Array, options: Options, *, transposed: bool) -> Mitigated:
+def mitigated(module: Module, w: Array, b: Array, options: MitigateOptions, *, transposed: bool) -> Mitigated:
     """Return a module's intruders, with the counts before and after scaling.
 
     The count after scaling is that of lora_B as it will be stored, rounded to its dtype.
@@ -267,7 +259,7 @@ def scaled(b: Array, vectors: Floats, scale: float) -> Floats:
     return np.asarray(exact - (1.0 - scale) * (vectors @ (vectors.T @ exact)))
 
 
-def _overlaps(update: Update, w: Array, options: Options, *, transposed: bool) -> Overlaps:
+def _overlaps(update: Update, w: Array, options: MitigateOptions, *, transposed: bool) -> Overlaps:
     base, tuned = update.operators(w)
     if transposed:
         base, tuned = (x.turned() for x in (base, tuned))

@@ -4,14 +4,15 @@ A record's docstring documents its options for both; it stands apart from its ve
 """
 
 # Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 from gradience.errors import OptionError
-from gradience.schema.writing import Criterion
+from gradience.ranges import COUNT, FACTOR, POSITIVE, SHARE, WHOLE, Range, option_name, refuse_beyond
+from gradience.schema.merge import MergeMethod
+from gradience.schema.writing import Criterion, TargetFormat
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 PiecesOf: TypeAlias = Literal["two-sided", "svd"]
@@ -19,19 +20,17 @@ PiecesOf: TypeAlias = Literal["two-sided", "svd"]
 BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb")
 """The criteria that can choose by outputs; the other criteria are rules on singular values."""
 
-_COUNT: Final = (lambda x: x >= 1 and x == int(x), "a whole number from 1")
-_SHARE: Final = (lambda x: 0.0 < x <= 1.0, "above 0, at most 1")
-_RANGES: Final[dict[Criterion, tuple[Callable[[float], bool], str]]] = {
-    "rank": _COUNT,
-    "energy": _SHARE,
-    "rel_error": (lambda x: 0.0 <= x < 1.0, "from 0, under 1"),
-    "max_mb": (lambda x: x > 0.0, "above 0"),
-    "max_params": _COUNT,
-    "like_suggested": (lambda x: x == 1, "true"),
-    "kl": (lambda x: x > 0.0, "above 0, in nats"),
-    "sv_ratio": (lambda x: x >= 1.0, "from 1"),
-    "sv_fro": _SHARE,
-    "sv_cumulative": _SHARE,
+_RANGES: Final[dict[Criterion, Range]] = {
+    "rank": COUNT,
+    "energy": SHARE,
+    "rel_error": Range(lambda x: 0.0 <= x < 1.0, "from 0, under 1"),
+    "max_mb": POSITIVE,
+    "max_params": COUNT,
+    "like_suggested": Range(lambda x: x == 1, "true"),
+    "kl": Range(lambda x: x > 0.0, "above 0, in nats"),
+    "sv_ratio": Range(lambda x: x >= 1.0, "from 1"),
+    "sv_fro": SHARE,
+    "sv_cumulative": SHARE,
 }
 
 
@@ -122,19 +121,12 @@ class ResizeOptions:
         # `is`, because a given 0.0 equals False
         given = [name for name, value in values.items() if value is not None and value is not False]
         if len(given) != 1:
-            got = " and ".join(map(_option, given)) or "none"
+            got = " and ".join(map(option_name, given)) or "none"
             raise OptionError(f"expected exactly one criterion, got {got}", advice=f"give one of {_listed(values)}")
         [criterion] = given
-        value, (holds, wanted) = values[criterion], _RANGES[criterion]
-        is_number = isinstance(value, int | float)
-        if is_number and not math.isfinite(value):
-            raise OptionError(f"{_option(criterion)} is {value}, expected a finite number")
-        if not (is_number and holds(value)):
-            raise OptionError(f"{_option(criterion)} is {value}, expected {wanted}")
-        if self.seed < 0:
-            raise OptionError(f"--seed is {self.seed}, expected a whole number from 0")
+        refuse_beyond(self, **{criterion: _RANGES[criterion]}, seed=WHOLE)
         self._refuse_inputs(criterion)
-        return Target(criterion, float(value))
+        return Target(criterion, float(values[criterion]))
 
     def _refuse_inputs(self, criterion: Criterion) -> None:
         given = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name) is not None]
@@ -144,16 +136,120 @@ class ResizeOptions:
             raise OptionError("--kl is measured on inputs, and none are given", advice="give --calibrate FILE")
         if given and criterion not in BY_OUTPUTS:
             raise OptionError(
-                f"{_option(criterion)} is a rule on singular values, which --calibrate does without",
+                f"{option_name(criterion)} is a rule on singular values, which --calibrate does without",
                 advice=f"with --calibrate give one of {_listed(BY_OUTPUTS)}",
             )
         if given and self.base is None:
-            raise OptionError(f"{_option(given[0])} runs the model, and no base is given", advice="give --base MODEL")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+            raise OptionError(
+                f"{option_name(given[0])} runs the model, and no base is given", advice="give --base MODEL"
+            )
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(_option, names))
+    return ", ".join(map(option_name, names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MitigateOptions:
+    """What an intruder is, and what is left of it.
+
+    Parameters
+    ----------
+    scale:
+        What is left of dW along each intruder: u^T dW' = SCALE * u^T dW.
+    k:
+        How many leading left singular vectors of W + dW to look at.
+    eps:
+        u is an intruder where max_i |<u, u_i(W)>| < EPS.
+    seed:
+        Random seed.
+    """
+
+    scale: float = 0.5
+    k: int = 10
+    eps: float = 0.5
+    seed: int = 0
+
+    def refuse_bad(self) -> None:
+        """Refuse an option out of its range.
+
+        Raises:
+            OptionError: there is one.
+        """
+        refuse_beyond(self, scale=FACTOR, k=COUNT, eps=SHARE, seed=WHOLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """The format to write, and how exact the updates stay.
+
+    Parameters
+    ----------
+    to:
+        peft: W + s B A, s = lora_alpha / r. mlx: W + scale b^T a^T, one rank and one scale for all modules.
+    rank:
+        At most this rank in each module: the best approximation in Frobenius norm.
+    energy:
+        In each module the least k with sigma_1^2 + ... + sigma_k^2 >= ENERGY * (sum of all sigma^2).
+    base:
+        Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded.
+    component:
+        Which model of a pipeline, where the file adapts several: unet, text_encoder, ...
+    renames:
+        Replace a prefix of the modules' paths, as OLD=NEW; may be given several times.
+    drop:
+        Leave out tensors that the target has no place for, such as a saved head; without it they are refused.
+    """
+
+    to: TargetFormat = "peft"
+    rank: int | None = None
+    energy: float | None = None
+    base: Path | None = None
+    component: str | None = None
+    renames: Sequence[str] = ()
+    drop: bool = False
+
+    def refuse_bad(self) -> None:
+        """Refuse an option out of its range, and a rank beside an energy.
+
+        Raises:
+            OptionError: there is one.
+        """
+        if self.rank is not None and self.energy is not None:
+            raise OptionError("--rank and --energy were both given", advice="give one of them")
+        refuse_beyond(self, rank=COUNT, energy=SHARE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """How adapters are merged. Which options go together depends on the method, and weights on the adapters.
+
+    Parameters
+    ----------
+    method:
+        linear: S, at the rank that it has. cat: S, factors side by side, rank sum r_i. svd: the best rank-RANK
+        approximation of S. ties: entries kept are the DENSITY * n largest of n in each dW_i; then, entry by entry,
+        the mean of w_i dW_i over the adapters that agree with the sign of their sum. dare_linear: each entry kept
+        with probability DENSITY and divided by it, then S. dare_ties: the same, then signs and means as for ties.
+        ties and dare are dense (one module in memory: about 24 bytes an entry), and cut to the best rank RANK.
+    weights:
+        One number per adapter, as 0.5,0.5. Without it 1/n each; 1 for ties and dare_ties, which are means already.
+    rank:
+        Of svd, ties and dare: without it the largest rank that an adapter has in the module.
+    density:
+        Share of entries that ties or dare keeps. ties: 0.2 without it, the paper's. dare: to be given.
+    seed:
+        Random seed.
+    heads_from:
+        Which adapter's heads, biases and token rows win on conflict: A, B, ... by position, or the adapter's name.
+    dtype:
+        Dtype of the new factors. Default: unchanged.
+    """
+
+    method: MergeMethod = "linear"
+    weights: Sequence[float] | None = None
+    rank: int | None = None
+    density: float | None = None
+    seed: int = 0
+    heads_from: str | None = None
+    dtype: Dtype | None = None

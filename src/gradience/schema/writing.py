@@ -191,7 +191,7 @@ class MitigateReport(Report, kw_only=True, frozen=True):
 
 CONVERT_SCHEMA_ID: Final = "gradience.convert/v2"
 
-Target: TypeAlias = Literal["peft", "mlx"]
+TargetFormat: TypeAlias = Literal["peft", "mlx"]
 
 
 class ConvertedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -226,7 +226,7 @@ class ConvertReport(Report, kw_only=True, frozen=True):
     source: Annotated[str, about("Folder or file that was read.")]
     source_format: Annotated[str, about("`peft`, `mlx`, `kohya` or `diffusers`.")]
     source_type: Annotated[str, about("PEFT's peft_type with its variant; else the format.")]
-    target_format: Target
+    target_format: TargetFormat
     out: Annotated[str, about("Folder that was written; empty in a dry run.")] = ""
     options: Annotated[dict[str, str | int | float | bool], about("Options that were asked for, without paths.")] = {}
     modules: list[ConvertedModule] = []

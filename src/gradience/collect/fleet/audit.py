@@ -26,6 +26,7 @@ from gradience.device import prepare_jax
 from gradience.errors import GradienceError, require
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
+from gradience.judge.options import AuditOptions
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport
 from gradience.spectral import cores, use_threads
 from gradience.tables import Result, encoded
@@ -320,13 +321,12 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
     from gradience.base.weights import factors_of  # numpy in workers only
     from gradience.judge.audit import audit_opened  # the same
-    from gradience.judge.audit.against_base import BaseOptions  # the same
     from gradience.spectral.grams import grams_and_sketch  # numpy and JAX in workers only
 
     names = [module.name for module in adapter.modules]
     grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
-    beside = None if job.base is None else BaseOptions(Path(job.base))
-    report = audit_opened(place, files, adapter, beside=beside, grams=grams)
+    options = AuditOptions(base=None if job.base is None else Path(job.base))
+    report = audit_opened(place, files, adapter, options, grams=grams)
     row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch)
     return encoded([row], modules, findings)
 

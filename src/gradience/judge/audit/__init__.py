@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -26,6 +27,7 @@ from gradience.judge.audit.rows import (
     unknown_row,
     with_shares,
 )
+from gradience.judge.options import AuditOptions
 from gradience.rules import excluded_rules, without
 from gradience.rules.weights import health, suggests_ranks
 from gradience.rules.weights.ranks import (
@@ -45,9 +47,7 @@ from gradience.spectral.batch import SINGLE_ERROR, Spectrum, spectra
 from gradience.spectral.devices import has_float64
 from gradience.spectral.grams import Grams
 
-if TYPE_CHECKING:
-    from gradience.judge.audit.against_base import BaseOptions
-
+_DEFAULTS: Final = AuditOptions()
 _EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
 _KEPT: Final = (  # the fields of a module's row in an event (SCIENCE.md, section 1); the others are in the report only
     *("name", "module_type", "layer", "r", "alpha", "scaling", "params", "state"),
@@ -62,19 +62,12 @@ def audit_adapter(
     *,
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
-    top_singular_values: int = 0,
-    suggest_per_layer: bool = False,
-    base: PathLike | None = None,
-    intruders: bool = False,
-    intruder_k: int = 10,
-    intruder_eps: float = 0.5,
-    norms_cache: bool = True,
-    against: PathLike | None = None,
-    seed: int = 0,
+    options: AuditOptions = _DEFAULTS,
     progress: Progress | None = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
+    **keywords: Any,
 ) -> AuditReport:
     """Return the audit of one trained adapter.
 
@@ -82,56 +75,41 @@ def audit_adapter(
         path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
         adapter_config: a config that does not lie beside the weights.
         weights: a weights file of another name.
-        top_singular_values: how many singular values (scaled, largest first) to keep per module.
-        suggest_per_layer: add `per_layer`, a rank_pattern and alpha_pattern for PEFT's LoraConfig.
-        base: the base model: a folder with safetensors, or `organisation/name` in the hub's local cache.
-            Adds `udr`, `sdi`, `relative_frobenius` and `base` to the modules. Nothing is downloaded.
-        intruders: with a base, count intruder dimensions (arXiv 2410.21228); slower.
-        intruder_k: how many leading left singular vectors of W + dW to look at.
-        intruder_eps: a vector is an intruder if its overlap with every left singular vector of W is below this.
-        norms_cache: keep norms of base weights in the user's cache folder until the base's files change.
-        against: a fleet written by `audit_fleet`; adds `standing`, the percentiles among its healthy adapters.
-        seed: of the iterative methods.
+        options: the base and what is compared with it, suggestions, singular values. A base adds `udr`, `sdi`,
+            `relative_frobenius` and `base` to the modules; `against` adds `standing`.
         progress: called with (modules done, modules in all, the module's name) while the base is read.
         select: ids of checks, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
         ignore: ids of checks, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
             the arguments of that name are empty. No file is searched for.
+        keywords: single options by name, such as `base="llama"`; they win over `options`.
 
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
         AdapterError: files are missing, damaged or of another format.
-        ValueError: an option is out of its range.
+        OptionError: an option is out of its range, or intruders are asked for without a base.
+        TypeError: no option has such a name.
 
     >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
     1.47
     """
-    if intruder_k < 1 or not 0.0 < intruder_eps <= 1.0:
-        raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
+    options = replace(options, **keywords)
+    options.refuse_bad()
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
         from gradience.judge.audit.arrays import audit_array_file  # it takes `audit_opened` from here
 
-        top = top_singular_values
+        top = options.top_singular_values
         return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
-    if against is not None:
+    if options.against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    beside = None
-    if base is not None:
-        from gradience.judge.audit.against_base import BaseOptions  # keeps a plain audit quick
-
-        beside = BaseOptions(
-            Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress, top_singular_values
-        )
-    report = audit_opened(
-        Path(path), files, adapter, top=top_singular_values, beside=beside, per_layer=suggest_per_layer
-    )
-    if against is not None:
+    report = audit_opened(Path(path), files, adapter, options, progress=progress)
+    if options.against is not None:
         from gradience.judge.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
-        report = with_standing(report, against)
+        report = with_standing(report, options.against)
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
@@ -140,11 +118,10 @@ def audit_opened(
     path: Path,
     files: AdapterFiles,
     adapter: Adapter,
+    options: AuditOptions = _DEFAULTS,
     *,
-    top: int = 0,
-    beside: BaseOptions | None = None,
-    per_layer: bool = False,
     grams: Sequence[Grams] | None = None,
+    progress: Progress | None = None,
 ) -> AuditReport:
     """The audit of an opened adapter, by all rules.
 
@@ -152,24 +129,26 @@ def audit_opened(
         path: the path that the user gave, for the report.
         files: the adapter's files, from `open_adapter`.
         adapter: the adapter, from `open_adapter`. Each of its modules is loaded once, rarely twice.
-        top: how many singular values to keep per module.
-        beside: the base and what to compute with it, if one was given.
-        per_layer: add `per_layer`.
+        options: those of `audit_adapter`; all but `against`.
         grams: the Gram matrices of the modules, in order, if the caller has them.
+        progress: as of `audit_adapter`.
 
     Raises:
         AdapterError: a tensor or the base cannot be read.
     """
     waiting = adapter.by_peft or bool(adapter.base_dependent)
     on_base = waiting or any(module.dense is not None for module in adapter.modules)
-    rows = _rows(adapter, top, every_rank=on_base and beside is not None, grams=grams)
+    every_rank = on_base and options.base is not None
+    rows = _rows(adapter, options.top_singular_values, every_rank=every_rank, grams=grams)
     compared = None
-    if beside is not None:
+    if options.base is not None:
         from gradience.judge.audit.against_base import compare  # keeps a plain audit quick
 
-        adapter, rows, compared = compare(adapter, rows, beside, config=files.config)
+        base = Path(options.base)
+        adapter, rows, compared = compare(adapter, rows, options, base=base, config=files.config, progress=progress)
         rows = _priced(rows) if on_base else rows
-    return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
+    modules = with_shares(rows)
+    return _judged(_facts(path, files, adapter), adapter, modules, compared, per_layer=options.suggest_per_layer)
 
 
 def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams] | None) -> list[ModuleAudit]:

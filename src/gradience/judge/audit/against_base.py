@@ -37,6 +37,7 @@ from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
 from gradience.judge.audit.rows import Shown, broken_row, dense_row, module_row
+from gradience.judge.options import AuditOptions
 from gradience.rules.weights import at_risk
 from gradience.schema import real
 from gradience.schema.audit import (
@@ -65,20 +66,6 @@ _LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
-class BaseOptions(NamedTuple):
-    """The base model, and what to compute with it."""
-
-    path: Path
-    intruders: bool = False
-    k: int = 10
-    eps: float = 0.5
-    seed: int = 0
-    cache: bool = True
-    progress: Progress | None = None
-    top: int = 0
-    """The number of singular values kept in the row of an update that is computed here."""
-
-
 class Compared(NamedTuple):
     """The adapter with what the base has told of it, its rows with their comparisons, and the summary of the whole."""
 
@@ -87,7 +74,15 @@ class Compared(NamedTuple):
     report: BaseReport
 
 
-def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions, *, config: Path) -> Compared:
+def compare(
+    adapter: Adapter,
+    rows: Sequence[ModuleAudit],
+    options: AuditOptions,
+    *,
+    base: Path,
+    config: Path,
+    progress: Progress | None,
+) -> Compared:
     """Return the rows with comparisons with the base, one weight in memory at a time, or one for each core.
 
     Rows of modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
@@ -96,11 +91,11 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions,
         AdapterError: the base cannot be read, or PEFT cannot merge this kind.
         GradienceError: PEFT has to merge it, and is not installed.
     """
-    files = find_shards(options.path)
-    if options.cache and options.progress is not None:
-        options.progress(0, 0, "which base this is")
-    norms = NormsCache(cache_folder("norms") if options.cache else None, files)
-    run = _Run(adapter, BaseWeights(files), norms, options)
+    files = find_shards(base)
+    if options.norms_cache and progress is not None:
+        progress(0, 0, "which base this is")
+    norms = NormsCache(cache_folder("norms") if options.norms_cache else None, files)
+    run = _Run(adapter, BaseWeights(files), norms, options, progress)
     jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
     done = run.merged(config) if adapter.by_peft else run.modules(jobs)
@@ -132,11 +127,19 @@ class _Norms(NamedTuple):
 class _Run:
     """The comparison of one adapter with one base."""
 
-    def __init__(self, adapter: Adapter, weights: BaseWeights, norms: NormsCache, options: BaseOptions) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        weights: BaseWeights,
+        norms: NormsCache,
+        options: AuditOptions,
+        progress: Progress | None,
+    ) -> None:
         self.norms = norms
         self.adapter = adapter
         self._weights = weights
         self._options = options
+        self._progress = progress or (lambda *_: None)
         self._memory = Memory()
         self._done: list[_Compared] = []
         self._how = ""
@@ -152,11 +155,10 @@ class _Run:
         tasks = [partial(self._module, *job) for job in jobs]
         is_light = not self._options.intruders and all(module.dense is None for module, _ in jobs)
         results = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
-        progress = self._options.progress or (lambda *_: None)
         for place, (module, _) in enumerate(jobs):
-            progress(place, len(jobs), module.name)
+            self._progress(place, len(jobs), module.name)
             self._done.append(next(results))
-        progress(len(jobs), len(jobs), "")
+        self._progress(len(jobs), len(jobs), "")
         return [one.row for one in self._done if one.row is not None]
 
     def merged(self, config: Path) -> list[ModuleAudit]:
@@ -170,9 +172,9 @@ class _Run:
 
         merge = by_peft.PeftMerge(self.adapter, config, self._weights)
         self._how = f"W' - W by PEFT {merge.version}'s own merge; "
-        progress, left = self._options.progress or (lambda *_: None), []
+        left = []
         for place, name in enumerate(merge.modules):
-            progress(place, len(merge.modules), name)
+            self._progress(place, len(merge.modules), name)
             try:
                 self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
             except by_peft.NotMergedError as error:
@@ -180,7 +182,7 @@ class _Run:
             except AdapterError as error:
                 left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
                 self._done.append(_Compared(None, missed=NotCompared(name=name, reason=str(error))))
-        progress(len(merge.modules), len(merge.modules), "")
+        self._progress(len(merge.modules), len(merge.modules), "")
         self._done = list(_once(self._done))
         vectors = sum(one.row is not None and len(one.row.shape) == 1 for one in self._done)
         if vectors:
@@ -277,7 +279,7 @@ class _Run:
 
     def _row(self, module: Module, update: Update) -> tuple[ModuleAudit, bool]:
         """The row of an update computed from the weight, and whether its iterations converged."""
-        shown = Shown(self._options.top, range(1, module.r + 1))
+        shown = Shown(self._options.top_singular_values, range(1, module.r + 1))
         values = update.sigma if update.dense is None else update.dense
         if values is None or not np.isfinite(values).all():
             return broken_row(module), True
@@ -300,17 +302,17 @@ class _Run:
         return _Norms(norms, top.converged, note=note)
 
     def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
-        o = self._options
+        k, eps, seed = self._options.intruder_k, self._options.intruder_eps, self._options.seed
         base, tuned = update.operators(w)
         if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
             base, tuned = (x.turned() for x in (base, tuned))
-        found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)
-        count, undecided = count_below(found, o.eps)
+        found = overlaps(base, tuned, k, sorted({eps, *SHOWN_EPS}), seed=seed)
+        count, undecided = count_below(found, eps)
         return Intruders(
             k=len(found.lower),
-            eps=o.eps,
+            eps=eps,
             count=count,
-            counts={f"{e:g}": count_below(found, e)[0] for e in sorted({o.eps, *SHOWN_EPS})},
+            counts={f"{e:g}": count_below(found, e)[0] for e in sorted({eps, *SHOWN_EPS})},
             undecided=undecided,
             method="exact" if found.exact else "lanczos",
             converged=found.converged,

@@ -18,6 +18,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.safetensors import TensorInfo
 from gradience.judge.audit import audit_opened
+from gradience.judge.options import AuditOptions
 from gradience.rules import excluded_rules, without
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
@@ -90,7 +91,7 @@ def audit_arrays(
     adapter = _adapter(list(zip([pair for _, _, pair in held], modules, strict=True)))
     nowhere = Path()
     files = AdapterFiles(nowhere, nowhere / "adapter_config.json", nowhere)
-    report = audit_opened(nowhere, files, adapter, top=top_singular_values)
+    report = audit_opened(nowhere, files, adapter, AuditOptions(top_singular_values=top_singular_values))
     report = msgspec.structs.replace(report, peft_dir="", config_path=None, weights_path="")
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)

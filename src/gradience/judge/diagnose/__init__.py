@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -17,6 +18,7 @@ from gradience.judge.check import check_config, source_locations as config_locat
 from gradience.judge.diagnose.checkpoints import Choice, choose, disk_symptoms
 from gradience.judge.diagnose.sources import Read, Sources, find_sources, read_sources
 from gradience.judge.monitor.source import log_place
+from gradience.judge.options import DiagnoseOptions
 from gradience.render import counted
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
@@ -63,6 +65,7 @@ IDS: Final[dict[Source, tuple[str, ...]]] = {
     "weights": tuple(rule.id for rule in WEIGHTS_RULES),
 }
 
+_DEFAULTS: Final = DiagnoseOptions()
 _PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
 _OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
 _NEAREST: Final[tuple[PieceSource, ...]] = ("weights", "log", "disk", "config")
@@ -195,55 +198,48 @@ def _counts(causes: Sequence[Cause]) -> list[str]:
 def diagnose(
     path: PathLike | None = None,
     *,
-    run: PathLike | None = None,
-    adapter: PathLike | None = None,
-    config: PathLike | None = None,
-    base: PathLike | None = None,
-    task: str | None = None,
-    gap_threshold: float = DEFAULT_GAP,
+    options: DiagnoseOptions = _DEFAULTS,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
+    **keywords: Any,
 ) -> DiagnoseReport:
     """Diagnose a run from its configuration, log and weights: one verdict, with causes that join their findings.
 
     Args:
         path: the folder that a run left; log, adapter and configuration are looked for in it.
-        run: the log, if it is elsewhere: anything that `gradience monitor` reads.
-        adapter: the adapter, if it is elsewhere: anything that `gradience audit` reads.
-        config: the configuration, if it is elsewhere: anything that `gradience check` reads.
-        base: the base model, for the audit and the check: a folder or `organisation/name` in the hub's local cache.
-        task: what was trained (`sst2`, `sft`, `dpo`, ...), for the check.
-        gap_threshold: held-out over train perplexity from which the gap is a finding.
+        options: where the run's parts are, if they are elsewhere; its base, its task, and the gap to find.
         select: ids of rules, detectors, checks and joins, or beginnings of ids, to apply; all by default.
         ignore: ids, or beginnings of ids, to leave out; what is left out is in no cause.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
             arguments of that name are empty. If None, no file is looked for.
+        keywords: single options by name, such as `adapter="peft"`; they win over `options`.
 
     Raises:
         GradienceError: an id is not known, nothing was given, a path does not exist, or the folder holds several runs.
+        OptionError: an option is out of its range.
+        TypeError: no option has such a name.
     """
-    sources = find_sources(path, run=run, adapter=adapter, config=config)
-    return diagnose_sources(
-        sources, base=base, task=task, gap_threshold=gap_threshold, select=select, ignore=ignore, settings=settings
-    )
+    options = replace(options, **keywords)
+    options.refuse_bad()
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
+    return diagnose_sources(sources, options, select=select, ignore=ignore, settings=settings)
 
 
 def diagnose_sources(
     sources: Sources,
+    options: DiagnoseOptions,
     *,
-    base: PathLike | None = None,
-    task: str | None = None,
-    gap_threshold: float = DEFAULT_GAP,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
     """Diagnose sources that were found. A source that cannot be read is reported, and the others are judged."""
     left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
-    if base is not None:
-        find_shards(Path(base))  # a base that cannot be read is an error at once
-    return judge_sources(read_sources(sources, base, task, gap_threshold, left_out=left_out), left_out)
+    if options.base is not None:
+        find_shards(Path(options.base))  # a base that cannot be read is an error at once
+    gap = DEFAULT_GAP if options.gap_threshold is None else options.gap_threshold
+    return judge_sources(read_sources(sources, options.base, options.task, gap, left_out=left_out), left_out)
 
 
 def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:

@@ -20,7 +20,6 @@ from gradience.prove.bench.contest import (
     Contest,
     Entry,
     Making,
-    Options,
     Sources,
     anchors,
     default_names,
@@ -31,13 +30,14 @@ from gradience.prove.bench.contest import (
 from gradience.prove.bench.evaluators import digest_of_command, run, words
 from gradience.prove.bench.judge import Contender
 from gradience.prove.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
+from gradience.prove.options import BenchOptions
 from gradience.rewrite.merge import merge_adapters
 from gradience.rewrite.mitigate import mitigate_adapter
 from gradience.rewrite.sides import open_sides
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 
-_DEFAULTS: Final = Options()
+_DEFAULTS: Final = BenchOptions()
 
 METHODS: Final[tuple[MergeMethod, ...]] = ("linear", "svd", "ties")
 _DENSITY: Final = 0.5  # DARE has no default density; this is its paper's least for adapters of one base
@@ -53,7 +53,7 @@ def bench_adapter(
     candidates: Sequence[str] | None = None,
     calibrate: PathLike | None = None,
     retrain: str | None = None,
-    options: Options = _DEFAULTS,
+    options: BenchOptions = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Score an adapter, smaller versions of it and two anchors on held-out data.
@@ -100,7 +100,7 @@ def bench_adapter(
 
 
 def retrained(
-    store: Store, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: Options
+    store: Store, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: BenchOptions
 ) -> tuple[Entry, list[str]]:
     """Add to the entry, for each rank, a retrained adapter and the truncated one; return the entry and notes.
 
@@ -188,7 +188,7 @@ def bench_merge(
     methods: Sequence[MergeMethod] = METHODS,
     weights: Sequence[Sequence[float] | None] = (None,),
     density: float | None = None,
-    options: Options = _DEFAULTS,
+    options: BenchOptions = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Score merges of adapters on each adapter's own data, and compare them with that adapter alone.
@@ -209,12 +209,12 @@ def bench_merge(
     Raises:
         GradienceError: the adapters cannot be merged, or an evaluation fails; earlier evaluations are kept.
     """
+    require_packages(options)
     sides = open_sides(paths)
     if data and len(data) != len(sides):
         raise GradienceError(f"{len(data)} data files for {len(sides)} adapters", advice="give one for each, in order")
     rows: list[Path | None] = [*map(Path, data)] or [None] * len(sides)
     own_heads = any("full_module" in side.adapter.roles.values() for side in sides)
-    require_packages(options)
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, sides[0].path, progress)
         for file in rows:
@@ -268,7 +268,7 @@ def bench_mitigate(
     data: PathLike | None = None,
     kept: PathLike | None = None,
     scales: Sequence[float] = SCALES,
-    options: Options = _DEFAULTS,
+    options: BenchOptions = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Score copies of an adapter with reduced intruder dimensions, each next to alpha reduced by the same change.
@@ -288,10 +288,10 @@ def bench_mitigate(
     Raises:
         GradienceError: there is no intruder, or an evaluation fails; earlier evaluations are kept.
     """
+    require_packages(options)
     adapter = Path(path)
     if options.base is None:
         raise GradienceError("intruders are told from the base's directions", advice="give the model with --base")
-    require_packages(options)
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, adapter, progress)
         files = [("held-out", data, True), *([("kept", kept, False)] if kept is not None else [])]

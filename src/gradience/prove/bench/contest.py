@@ -23,10 +23,11 @@ from gradience.errors import AdapterError, GradienceError, require
 from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path
 from gradience.io.safetensors import TensorSource, Together, copied, planned
-from gradience.prove.bench.evaluators import DEFAULT_TIMEOUT, LM_EVAL, Command, Evaluator, LmEval
+from gradience.prove.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
 from gradience.prove.bench.judge import BASE, Contender, Task, judge, tolerance_of
 from gradience.prove.bench.store import Evaluation, Store, adapter_digest, file_hash, refusing
 from gradience.prove.bench.trial import CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
+from gradience.prove.options import BenchOptions
 from gradience.rewrite.resize import resize_adapter
 from gradience.rewrite.resize.plan import resizable_pairs
 from gradience.rewrite.sides import raw_config
@@ -43,8 +44,6 @@ DEFAULT_KL: Final = ("kl:.003", "kl:.01")
 _GRAMMAR: Final = "full, base, shuffled, p90, svd:RANK, energy:SHARE, params:N, kl:NATS or adapter:FOLDER"
 _TYPES: Final[Mapping[str, Callable[[str], float]]] = {"svd": int, "energy": float, "params": int, "kl": float}
 _CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "kl": "kl"}
-LONGEST: Final = 1024
-_SEEDS: Final = 3  # default number of runs of a command that takes a seed
 
 
 def write_without_update(adapter: Path, out: Path) -> None:
@@ -108,26 +107,6 @@ def _scaled(config: dict[str, Any], factor: float) -> dict[str, Any]:
         return config
     pattern = {key: value * factor for key, value in (config.get("alpha_pattern") or {}).items()}
     return {**config, "lora_alpha": config["lora_alpha"] * factor, "alpha_pattern": pattern}
-
-
-class Options(NamedTuple):
-    """How adapters are scored and judged in every bench.
-
-    `base` is a folder or organisation/name in the hub's cache. `metric` is `loss`, `accuracy`, `exact-match`,
-    `lm-eval:TASK` or a command with {adapter}, which may have {seed}, {base} and {data}; None is accuracy for a
-    classifier and else loss. `tolerance` is `1%` of the reference's score or `0.01` in its unit. `seeds` is the number
-    of runs of a command with {seed}, and of trainings. `timeout` is the limit of one command, in seconds; `longest` is
-    the limit of an example, in tokens.
-    """
-
-    base: PathLike | None = None
-    metric: str | None = None
-    tolerance: str = "1%"
-    lower_is_better: bool = False
-    seed: int = 0
-    seeds: int = _SEEDS
-    timeout: float = DEFAULT_TIMEOUT
-    longest: int = LONGEST
 
 
 class Entry(NamedTuple):
@@ -248,12 +227,13 @@ def _words(name: str) -> str:
     }[kind]
 
 
-def require_packages(options: Options) -> None:
-    """Refuse a metric that runs models where what runs them is not installed, before any folder is made.
+def require_packages(options: BenchOptions) -> None:
+    """Refuse bad options, and a metric that runs models where what runs them is not installed, before any work.
 
     Raises:
-        GradienceError: a package is missing.
+        GradienceError: a package is missing, or an option is out of its range.
     """
+    options.refuse_bad()
     if options.metric is None or options.metric in get_args(BuiltIn):
         require("torch", "transformers", "peft", extra="hf", what="running a model")
 
@@ -261,7 +241,7 @@ def require_packages(options: Options) -> None:
 class Contest:
     """Scores entrants by one kind of evaluator; evaluations already in the store are reused."""
 
-    def __init__(self, store: Store, options: Options, adapter: Path, progress: Progress | None) -> None:
+    def __init__(self, store: Store, options: BenchOptions, adapter: Path, progress: Progress | None) -> None:
         self._store = store
         self._options = options
         self._progress = progress or (lambda _done, _total, _name: None)
@@ -291,7 +271,9 @@ class Contest:
                     f"the metric {self._metric} needs --base and --data",
                     advice="give the model and held-out rows, or a command as --metric",
                 )
-            return ModelEvaluator(cast("BuiltIn", self._metric), base=base, data=data, longest=options.longest, of=of)
+            return ModelEvaluator(
+                cast("BuiltIn", self._metric), base=base, data=data, longest=options.max_length, of=of
+            )
         if self._metric.startswith(LM_EVAL):
             if not base:
                 raise GradienceError("lm-eval needs --base", advice="give the model")

@@ -31,7 +31,6 @@ from gradience.io.reading import decode_json, open_regular, read_small, real_pat
 from gradience.prove.bench.store import MOST_SCORE, Evaluation
 from gradience.schema import real
 
-DEFAULT_TIMEOUT: Final = 3600.0  # seconds of one command
 MAX_OUTPUT: Final = 64 << 20  # most bytes that a command may print; scores of a million examples take 20 MB
 _POLL: Final = 0.05  # seconds
 _TAIL: Final = 2048  # last bytes read of a failed command's output

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -35,6 +36,7 @@ from gradience.rewrite.convert.write import (
     peft_notes,
     peft_tensors,
 )
+from gradience.rewrite.options import ConvertOptions
 from gradience.rewrite.writing import (
     NewAdapter,
     SourceFiles,
@@ -44,9 +46,11 @@ from gradience.rewrite.writing import (
     temporary_folder,
     write_adapter,
 )
-from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
+from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, TargetFormat
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
+_RECORDED: Final = ("to", "rank", "energy", "component", "drop")  # options kept in report and provenance, where given
+_DEFAULTS: Final = ConvertOptions()
 _UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "other_kind", "magnitude", "scale"})
 
 
@@ -54,53 +58,45 @@ def convert_adapter(
     path: PathLike,
     out: PathLike | None = None,
     *,
-    to: Target = "peft",
-    rank: int | None = None,
-    energy: float | None = None,
-    base: PathLike | None = None,
-    component: str | None = None,
-    renames: Iterable[str] = (),
-    drop: bool = False,
+    options: ConvertOptions = _DEFAULTS,
     force: bool = False,
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
     progress: Progress | None = None,
+    **keywords: Any,
 ) -> ConvertReport:
     """Write an adapter in another format, and return a report on each module.
 
     Args:
         path: the adapter's folder, or its weights file.
         out: the folder to write; None only computes the report.
-        to: `peft`, a plain LoRA; `mlx`, MLX-LM's LoRA or DoRA.
-        rank: the largest rank of a module. Without it and `energy`, only exact conversions are made.
-        energy: the share of a module's squared Frobenius norm to keep, over 0 and at most 1.
-        base: the base model's folder; needed if an update is a function of its weights, or for its module names.
-        component: which of a pipeline's models to convert, if the file adapts several.
-        renames: prefixes of module paths to replace, as `OLD=NEW`.
-        drop: leave out tensors that the target has no place for.
+        options: the format to write. Without a rank and an energy, only exact conversions are made.
         force: replace `out` if it exists.
         adapter_config: a config that does not lie beside the weights.
         weights: a weights file of another name.
         progress: called with (done, total, name) as modules are worked on.
+        keywords: single options by name, such as `to="mlx"`; they win over `options`.
 
     Raises:
         AdapterError: the adapter cannot be read, or not converted as asked; the message says why.
+        OptionError: rank and energy contradict each other, or are out of range.
         OutputError: `out` exists already, or cannot be written.
-        ValueError: rank and energy contradict each other, or are out of range.
+        TypeError: no option has such a name.
     """
-    choice = _choice(rank, energy)
-    source = open_source(path, adapter_config=adapter_config, weights=weights, base=base)
+    options = replace(options, **keywords)
+    options.refuse_bad()
+    to, choice = options.to, Choice(options.rank, options.energy)
+    source = open_source(path, adapter_config=adapter_config, weights=weights, base=options.base)
     _refuse_vain(source, to, choice)
     refuse_modules(source)
     if out is not None:
         held = [file.path for file in source.base.files] if source.base is not None else []
         refuse_place(Path(out), [source.files], base=held, force=force)
-    replaced = parsed_renames(renames)
-    paths = paths_of(source, component=component, renames=replaced)
+    replaced = parsed_renames(options.renames)
+    paths = paths_of(source, component=options.component, renames=replaced)
     elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
-    rest = _rest(source, to, drop=drop, other_components=elsewhere)
-    given = {"to": to, "rank": rank, "energy": energy, "component": component, "drop": drop}
-    options = {name: value for name, value in given.items() if value}
+    rest = _rest(source, to, drop=options.drop, other_components=elsewhere)
+    given = {name: value for name in _RECORDED if (value := getattr(options, name))}
     with temporary_folder() as folder:
         run = Conversion(source, choice, Spool(folder), to)
         updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
@@ -111,7 +107,7 @@ def convert_adapter(
             source_format=source.adapter.format,
             source_type=source.label,
             target_format=to,
-            options=options,
+            options=given,
             modules=[_row(update) for update in updates],
             relative_error=_relative_error(updates),
             params_before=sum(info.size for info in source.adapter.tensors.values()),
@@ -123,22 +119,12 @@ def convert_adapter(
         if out is None:
             return report
         sources = SourceFiles([*source.adapter.weights, source.files.config])
-        record = partial(provenance_of, "convert", sources, options, report)
+        record = partial(provenance_of, "convert", sources, given, report)
         write_adapter(Path(out), new, record, sources=sources, force=force)
     return msgspec.structs.replace(report, out=str(out))
 
 
-def _choice(rank: int | None, energy: float | None) -> Choice:
-    if rank is not None and energy is not None:
-        raise ValueError("give a rank or an energy, not both")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank is {rank}, expected at least 1")
-    if energy is not None and not 0.0 < energy <= 1.0:
-        raise ValueError(f"energy is {energy}, expected over 0 and at most 1")
-    return Choice(rank, energy)
-
-
-def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
+def _refuse_vain(source: Source, to: TargetFormat, choice: Choice) -> None:
     """Refuse to convert an adapter that is already in the target's format."""
     if to == "peft" and source.traits.is_plain:
         advice = "gradience resize changes its rank" if not choice.everything else "use it as it is"
@@ -154,7 +140,7 @@ class _Rest(NamedTuple):
     dropped: list[str]
 
 
-def _rest(source: Source, target: Target, *, drop: bool, other_components: Collection[str]) -> _Rest:
+def _rest(source: Source, target: TargetFormat, *, drop: bool, other_components: Collection[str]) -> _Rest:
     """Return the tensors that belong to no update, sorted into those to copy and those to leave out.
 
     Raises:
@@ -173,7 +159,7 @@ def _rest(source: Source, target: Target, *, drop: bool, other_components: Colle
     return _Rest(carried, dropped)
 
 
-def _experts(source: Source, choice: Choice, to: Target, replaced: dict[str, str]) -> list[Update]:
+def _experts(source: Source, choice: Choice, to: TargetFormat, replaced: dict[str, str]) -> list[Update]:
     if source.experts and not choice.everything:
         raise AdapterError(
             f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
@@ -182,7 +168,7 @@ def _experts(source: Source, choice: Choice, to: Target, replaced: dict[str, str
     return [stack._replace(path=renamed(stack.path, replaced)) for stack in expert_updates(source.experts, to)]
 
 
-def _new_adapter(source: Source, updates: Sequence[Update], rest: _Rest, to: Target) -> NewAdapter:
+def _new_adapter(source: Source, updates: Sequence[Update], rest: _Rest, to: TargetFormat) -> NewAdapter:
     if to == "mlx":
         return NewAdapter(mlx_tensors(updates), mlx_config(source, updates), MLX_METADATA, MLX_WEIGHTS)
     tensors = sorted([*peft_tensors(updates), *rest.carried], key=lambda tensor: tensor.name)
@@ -206,7 +192,7 @@ def _relative_error(updates: Sequence[Update]) -> float | None:
     return math.hypot(*(update.part.rest for update in updates)) / norm if norm > 0.0 else None
 
 
-def _notes(source: Source, updates: Sequence[Update], target: Target) -> list[str]:
+def _notes(source: Source, updates: Sequence[Update], target: TargetFormat) -> list[str]:
     notes = []
     converted = {name for update in updates for name in update.names}
     left = {name: found for name, found in components_of(source).items() if not converted & {m.name for m in found}}

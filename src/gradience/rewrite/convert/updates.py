@@ -20,7 +20,7 @@ from gradience.errors import AdapterError
 from gradience.io import Progress
 from gradience.rewrite.convert.source import Source
 from gradience.rewrite.writing import Spool
-from gradience.schema.writing import Target
+from gradience.schema.writing import TargetFormat
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
 
@@ -135,7 +135,7 @@ class Conversion(NamedTuple):
     source: Source
     choice: Choice
     spool: Spool
-    target: Target
+    target: TargetFormat
 
 
 def layer_updates(run: Conversion, paths: Mapping[str, str], progress: Progress | None = None) -> Iterator[Update]:
@@ -259,7 +259,7 @@ def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, .
     return ()
 
 
-def _takes_dora(source: Source, module: Module, target: Target) -> bool:
+def _takes_dora(source: Source, module: Module, target: TargetFormat) -> bool:
     """Whether the target can hold the module's magnitudes unchanged, because its norms run over the same axis."""
     if (source.adapter.file_format.is_peft and target == "peft") or _is_embedding(source, module):
         return False
@@ -269,7 +269,7 @@ def _takes_dora(source: Source, module: Module, target: Target) -> bool:
     return True
 
 
-def _magnitude(source: Source, module: Module, target: Target) -> Callable[[], Array] | None:
+def _magnitude(source: Source, module: Module, target: TargetFormat) -> Callable[[], Array] | None:
     read = module.magnitude
     if read is None:
         return None

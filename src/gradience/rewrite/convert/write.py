@@ -24,7 +24,7 @@ from gradience.io.safetensors import PlannedTensor, planned
 from gradience.rewrite.convert.source import Source, dtype_name
 from gradience.rewrite.convert.updates import Factored, Factors, Update, is_router, product_norm, refuse_non_finite
 from gradience.rules.weights.ranks import alpha_for, patterns_of
-from gradience.schema.writing import Target
+from gradience.schema.writing import TargetFormat
 
 MLX_WEIGHTS: Final = "adapters.safetensors"
 MLX_METADATA: Final = {"format": "mlx"}
@@ -259,7 +259,7 @@ def _dropout(parameters: dict[str, Any]) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def expert_updates(modules: Sequence[Module], target: Target) -> list[Update]:
+def expert_updates(modules: Sequence[Module], target: TargetFormat) -> list[Update]:
     """Return the updates of all stacked experts in the target's layout.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,7 +32,7 @@ from gradience.rewrite.merge.pairs import (
     refuse,
     tensors_of,
 )
-from gradience.rewrite.options import Dtype
+from gradience.rewrite.options import MergeOptions
 from gradience.rewrite.sides import Matching, Side, described, matched, open_sides
 from gradience.rewrite.writing import (
     STORED,
@@ -44,10 +45,11 @@ from gradience.rewrite.writing import (
     write_adapter,
 )
 from gradience.rules.weights.ranks import Patterns, patterns_of
-from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeMethod, MergeReport
+from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeReport
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance
 
+_DEFAULTS: Final = MergeOptions()
 _WHOLE: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
 _FIELDS: Final = ("modules_to_save", "bias", "trainable_token_indices")
 _NONE: Final = {"bias": "none"}
@@ -66,15 +68,10 @@ def merge_adapters(
     paths: Sequence[PathLike],
     out: PathLike | None = None,
     *,
-    method: MergeMethod = "linear",
-    weights: Sequence[float] | None = None,
-    rank: int | None = None,
-    density: float | None = None,
-    seed: int = 0,
-    heads_from: str | None = None,
-    dtype: Dtype | None = None,
+    options: MergeOptions = _DEFAULTS,
     force: bool = False,
     progress: Progress | None = None,
+    **keywords: Any,
 ) -> MergeReport:
     """Merge plain PEFT LoRA adapters of one base model into one, and return a report with the error in each module.
 
@@ -83,28 +80,19 @@ def merge_adapters(
     Args:
         paths: two adapters or more. They are not changed.
         out: the folder to write; None computes the report and writes nothing.
-        method: `linear`: S = sum w_i dW_i, at the numerical rank of S. `cat`: S with the factors side by side, at rank
-            sum r_i. `svd`: the best approximation of S at `rank`. `ties` (arXiv 2306.01708): all but the largest
-            entries of each update are set to zero; each entry is then the mean of w_i dW_i over the adapters that
-            agree with the sign of their sum. `dare_linear`, `dare_ties` (arXiv 2311.03099): entries are dropped at
-            random and the rest divided by the density, then summed, or merged as by TIES. `ties` and `dare_*` form
-            dense matrices, one module in memory at a time, and cut each to its best approximation at `rank`.
-        weights: one per adapter; by default 1/n for sums, and 1 for the means of `ties` and `dare_ties`.
-        rank: the rank for `svd`, `ties` and `dare_*`; by default the largest rank of an adapter in the module.
-        density: the share of entries that is kept; by default 0.2 for `ties`, as in its paper. DARE has no default.
-        seed: the seed of DARE's masks.
-        heads_from: the adapter whose heads, biases and token rows are taken if they differ: A, B, ..., a name or a
-            path.
-        dtype: the dtype of the factors; by default the adapters' own if they share one, else float32.
+        options: the method (TIES: arXiv 2306.01708, DARE: arXiv 2311.03099) and what it takes; S = sum w_i dW_i.
         force: replace `out` if it exists, once the new folder is complete.
         progress: called with (modules done, modules in all, the module's name).
+        keywords: single options by name, such as `method="ties"`; they win over `options`.
 
     Raises:
         AdapterError: an adapter cannot be read, is not a plain LoRA, or does not fit the others; the message says why.
+        OptionError: an option is out of range, or does not go with the method.
         OutputError: `out` exists, or cannot be written.
-        ValueError: an option is out of range, or does not go with the method.
+        TypeError: no option has such a name.
     """
-    recipe = recipe_of(len(paths), method, weights=weights, rank=rank, density=density, seed=seed)
+    options = replace(options, **keywords)
+    recipe = recipe_of(len(paths), options)
     sides = open_sides(paths)
     if out is not None:
         refuse_place(Path(out), [side.files for side in sides], force=force)
@@ -114,9 +102,9 @@ def merge_adapters(
         raise AdapterError(
             f"{found.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
         )
-    heads = heads_of(sides, None if heads_from is None else side_named(sides, heads_from))
+    heads = heads_of(sides, None if options.heads_from is None else side_named(sides, options.heads_from))
     pairs = merged_pairs(sides, found.rows)
-    stored = STORED[dtype] if dtype is not None else common_dtype(sides, pairs)
+    stored = STORED[options.dtype] if options.dtype is not None else common_dtype(sides, pairs)
     files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
     sources = SourceFiles([] if out is None else files)
     with temporary_folder() as folder:

@@ -78,7 +78,7 @@ def merge_check(
     Raises:
         AdapterError: an adapter cannot be read.
         ConfigError: an id is not known, or the settings cannot be read.
-        ValueError: there is not one weight for each adapter.
+        OptionError: there is not one weight for each adapter.
     """
     chosen = weights_of(len(paths), weights)
     ids = [rule.id for rule in MERGE_RULES]

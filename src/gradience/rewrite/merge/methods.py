@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module, all_finite
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, OptionError
+from gradience.ranges import COUNT, SHARE, WHOLE, refuse_beyond
+from gradience.rewrite.options import MergeOptions
 from gradience.schema.merge import MergeMethod
 from gradience.spectral.merging import dense_update, dropped, elected_mean, mask_generator, summed, trimmed
 from gradience.spectral.sums import (
@@ -59,48 +61,38 @@ def weights_of(n: int, weights: Sequence[float] | None, method: MergeMethod = "l
     """Return a weight for each of n adapters: those given, or else 1/n for a sum and 1 for a mean.
 
     Raises:
-        ValueError: there are not n weights, or one is not finite or above 10^6 in magnitude.
+        OptionError: there are not n weights, or one is not finite or above 10^6 in magnitude.
     """
     if weights is None:
         return ((1.0 if method in _MEANS else 1.0 / n) if n else 0.0,) * n
     if len(weights) != n:
-        raise ValueError(f"{len(weights)} weights for {n} adapters: expected one for each")
+        raise OptionError(f"{len(weights)} weights for {n} adapters: expected one for each")
     if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError(f"weights are {list(weights)}: expected finite numbers")
+        raise OptionError(f"weights are {list(weights)}: expected finite numbers")
     if any(abs(weight) > _LARGEST for weight in weights):
-        raise ValueError(f"weights are {list(weights)}: expected at most {_LARGEST:g} in size")
+        raise OptionError(f"weights are {list(weights)}: expected at most {_LARGEST:g} in size")
     return tuple(float(weight) for weight in weights)
 
 
-def recipe_of(
-    n: int,
-    method: MergeMethod,
-    *,
-    weights: Sequence[float] | None,
-    rank: int | None,
-    density: float | None,
-    seed: int,
-) -> Recipe:
+def recipe_of(n: int, options: MergeOptions) -> Recipe:
     """Return the validated recipe for a merge of n adapters.
 
     Raises:
-        ValueError: an option is out of range, or does not fit the method.
+        OptionError: an option is out of range, or does not fit the method.
     """
+    method, rank, density = options.method, options.rank, options.density
     if method not in get_args(MergeMethod):
-        raise ValueError(f"method is {method!r}: expected one of {', '.join(get_args(MergeMethod))}")
+        raise OptionError(f"--method is {method!r}, expected one of {', '.join(get_args(MergeMethod))}")
+    refuse_beyond(options, rank=COUNT, density=SHARE, seed=WHOLE)
     if rank is not None and method in {"linear", "cat"}:
-        raise ValueError(f"{method} is exact and takes no rank: svd gives the best approximation of one")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank is {rank}: expected at least 1")
+        raise OptionError(f"{method} is exact and takes no rank: svd gives the best approximation of one")
     if density is not None and method not in DENSE:
-        raise ValueError(f"{method} drops no entries and takes no density")
-    if density is not None and not 0.0 < density <= 1.0:
-        raise ValueError(f"density is {density}: expected over 0 and at most 1")
+        raise OptionError(f"{method} drops no entries and takes no density")
     if density is None and method in DENSE:
         if method != "ties":
-            raise ValueError(f"{method} needs a density: its paper keeps as little as 0.1 of the entries")
+            raise OptionError(f"{method} needs a density: its paper keeps as little as 0.1 of the entries")
         density = TIES_DENSITY
-    return Recipe(method, weights_of(n, weights, method), rank, density, seed)
+    return Recipe(method, weights_of(n, options.weights, method), rank, density, options.seed)
 
 
 def dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:

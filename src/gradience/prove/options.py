@@ -1,0 +1,54 @@
+"""The options of every bench, as a record: the command line parses what the library takes.
+
+It stands apart from the benches, whose modules import JAX.
+"""
+
+# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradience.ranges import COUNT, POSITIVE, WHOLE, refuse_beyond
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How adapters are scored and judged.
+
+    Parameters
+    ----------
+    base:
+        Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded.
+    metric:
+        loss, accuracy or exact-match through transformers; lm-eval:TASK; or a command with {adapter}, which may have
+        {seed}, {base} and {data} and prints a number, a list of one score per example, or {"scores": [...]}. Without
+        it accuracy for a classifier, else loss.
+    tolerance:
+        1% of the adapter's score, or 0.01 in the metric's unit.
+    lower_is_better:
+        Of a command's score.
+    seed:
+        Random seed.
+    seeds:
+        Runs of a command with {seed}, and trainings of each rank.
+    timeout:
+        Seconds that one command may take.
+    max_length:
+        Tokens of an example; longer ones are cut.
+    """
+
+    base: Path | None = None
+    metric: str | None = None
+    tolerance: str = "1%"
+    lower_is_better: bool = False
+    seed: int = 0
+    seeds: int = 3
+    timeout: float = 3600.0
+    max_length: int = 1024
+
+    def refuse_bad(self) -> None:
+        """Refuse an option out of its range.
+
+        Raises:
+            OptionError: there is one.
+        """
+        refuse_beyond(self, seed=WHOLE, seeds=COUNT, timeout=POSITIVE, max_length=COUNT)
