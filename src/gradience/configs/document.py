@@ -355,6 +355,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         evaluation=_first(tests, places),
         tokenizer=_place(mapping.get("tokenizer_config") or mapping.get("base_model"), places),
         template=_place(mapping.get("chat_template_jinja"), places),
+        prompt=_named(mapping.get("chat_template")),
         max_length=_number(mapping.get("sequence_len")),
         packing=_flag(mapping.get("sample_packing")),
         loss="all" if mapping.get("train_on_inputs") is True or completion else "assistant",
@@ -380,6 +381,7 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         train=_registered(names, folder),
         evaluation=_registered(_names(mapping.get("eval_dataset")), folder),
         tokenizer=_place(mapping.get("model_name_or_path"), places),
+        prompt=_named(mapping.get("template")),
         max_length=_number(mapping.get("cutoff_len", 2048)),
         packing=_flag(mapping.get("packing")),
         loss="all" if mapping.get("train_on_prompt") is True or mapping.get("stage") == "pt" else "assistant",
@@ -435,6 +437,10 @@ def _existing(value: str, places: tuple[Path, ...]) -> Iterator[Path]:
                 yield place / value
         except OSError:  # a name that no file system allows
             return
+
+
+def _named(value: Json) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _number(value: Json) -> int | None:

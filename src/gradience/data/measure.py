@@ -47,6 +47,7 @@ _SPOKEN: Final = (
     "label",
     "tools",
 )
+_TOKENS: Final = ("input_ids", "labels")
 _TURN: Final = ("role", "content", "tool_calls", "function_call", "reasoning_content", "text", "label")
 _END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
@@ -369,8 +370,8 @@ class Measure:
         return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
     def _is_repeated(self, row: Tokenised) -> bool:
-        spoken = {name: _plain(row.columns[name]) for name in _SPOKEN if name in row.columns}
-        key = _digest(_encoded(spoken or [sequence.ids for sequence in row.sequences]))
+        ids = [sequence.ids for sequence in row.sequences]
+        key = row_key(row.columns) if "input_ids" not in row.columns and row.columns else _digest(_encoded(ids))
         size = len(self._hashes)
         self._hashes.add(key)
         return len(self._hashes) == size
@@ -405,6 +406,11 @@ def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
         return ["all_supervised"]
     tail = next(i for i, bit in enumerate(reversed(mask)) if bit)
     return ["inverted"] if mask[0] and tail >= _END_PART * length else []
+
+
+def row_key(columns: Columns) -> bytes:
+    """A hash of what a row says: its texts, roles, calls and label; of a row that is tokenised, its ids and labels."""
+    return _digest(_encoded({name: _plain(columns[name]) for name in (*_SPOKEN, *_TOKENS) if name in columns}))
 
 
 def _plain(value: Json) -> Json:

@@ -197,6 +197,15 @@ class Overlap(msgspec.Struct, kw_only=True, frozen=True):
     hashes: Annotated[NonNegativeInt, about("Number of MinHash permutations.")] = 0
 
 
+class Cleaned(msgspec.Struct, kw_only=True, frozen=True):
+    """What `--write-clean` wrote."""
+
+    path: str
+    ledger: Annotated[str, about("File with the number of each row left out, and why.")]
+    kept: NonNegativeInt = 0
+    left_out: Annotated[dict[str, int], about("Rows left out by reason.")] = {}
+
+
 class ShownRow(msgspec.Struct, kw_only=True, frozen=True):
     """The text of a row that a finding names; included on request only."""
 
@@ -266,6 +275,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: Overlap | None = None
     shown: list[ShownRow] = []
+    cleaned: Cleaned | None = None
     notes: list[str] = []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +23,7 @@ from gradience.data.rows import Fault, Source
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
 from gradience.judge.check import SETTINGS, CheckOptions, Place, Settings, judged, when_of
+from gradience.judge.check.clean import keys_of, refuse_clean, write_clean
 from gradience.judge.check.options import DataOptions, Samples
 from gradience.rules import judge
 from gradience.rules.config import RULES
@@ -29,7 +31,16 @@ from gradience.rules.data import DATA_RULES
 from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, Rows, RowsSeen, SourceFile
+from gradience.schema.reports import (
+    CHECK_SCHEMA_ID,
+    CheckReport,
+    Cleaned,
+    DataReport,
+    LossMode,
+    Rows,
+    RowsSeen,
+    SourceFile,
+)
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
@@ -58,6 +69,7 @@ class Asked(NamedTuple):
     task: str | None
     limits: Limits
     batch_stated: bool = False
+    clean: Path | None = None
 
     @property
     def masking(self) -> Masking:
@@ -71,10 +83,13 @@ def measure_data(asked: Asked) -> DataReport:
     Raises:
         ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
+    if asked.clean is not None:
+        refuse_clean(asked.train, asked.clean)
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
     shape = _shape_of(source, asked.task)
-    template = None if shape.format == "tokenised" else asked.template
+    template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
+    asked = asked._replace(template=template)
     encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template)
     tokeniser = Tokeniser(shape, encoder, asked.masking)
     if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
@@ -92,6 +107,8 @@ def measure_data(asked: Asked) -> DataReport:
         raise ConfigError(f"{asked.train}: no row can be used: {found.faults[0].reason}", advice="correct the rows")
     return DataReport(
         path=str(source.path),
+        cleaned=_cleaned(asked, source, tokeniser),
+        prompt=_prompt(asked, encoder),
         eval_path=None if asked.evaluation is None else str(asked.evaluation),
         format=shape.format,
         trainer=shape.trainer,
@@ -118,6 +135,26 @@ def measure_data(asked: Asked) -> DataReport:
     )
 
 
+def _cleaned(asked: Asked, source: Source, tokeniser: Tokeniser) -> Cleaned | None:
+    if asked.clean is None:
+        return None
+    held_out = set() if asked.evaluation is None else keys_of(Source(asked.evaluation), tokeniser)
+    return write_clean(source, tokeniser, asked.clean, held_out=held_out)
+
+
+def _prompt(asked: Asked, encoder: Encoder | None) -> str:
+    """The prompt that was assumed, if the trainer may write another one; else empty."""
+    if encoder is None or not encoder.template or asked.template is not None:
+        return ""
+    if not asked.plan.stated:
+        return "assumed: the tokenizer's chat template, as SFTTrainer applies it; no recipe says which program trains"
+    named = asked.plan.prompt
+    if asked.plan.program == "trl" or named in {None, "tokenizer_default"}:
+        return ""
+    also = "" if asked.plan.program != "llama-factory" else "; it may add a system text, and cuts questions, too"
+    return f"assumed: the tokenizer's chat template; {asked.plan.program} writes its own template {named!r}{also}"
+
+
 def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, Rows]:
     """The rows by the roles that the chat template leaves out."""
     if encoder is None or not encoder.template or not roles:
@@ -141,6 +178,15 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
         found["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
         found["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
     return found
+
+
+def installed_template(plan: DataPlan) -> Path | None:
+    """The file of the program's own chat template, if the program is installed and keeps its templates in files."""
+    spec = find_spec("axolotl") if plan.program == "axolotl" and plan.prompt else None  # only locates it
+    if spec is None or spec.origin is None or plan.prompt is None:
+        return None
+    file = Path(spec.origin).parent / "utils" / "chat_templates" / "templates" / f"{Path(plan.prompt).name}.jinja"
+    return file if file.is_file() else None
 
 
 def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
@@ -266,6 +312,7 @@ def check_data(
             template=_path(options.template) or plan.template,
             samples=options.samples,
             task=given.task,
+            clean=options.write_clean,
             batch_stated=whole.config.training.batch_size is not None,
             limits=Limits(
                 batch_size=whole.config.training.batch_size or _BATCH,
