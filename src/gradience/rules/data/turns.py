@@ -17,23 +17,20 @@ ECHOED = Threshold("echoed", 0.05, "share of rows", "proposal: more than answers
 
 
 def seen_in(
-    name: str, says: str, *, at_least: Threshold | None = None, severity: Severity | None = None, many: float = 2.0
+    name: str, says: str, *, at_least: Threshold | None = None
 ) -> Callable[[DataReport], Iterator[Observation]]:
-    """The observation of the rows in a field of `RowsSeen`, from a share on.
+    """The observation of the rows in a field of `RowsSeen`.
 
     Args:
         name: the field.
         says: what the message says of these rows.
         at_least: the share of rows from which it is a finding; None for a single row.
-        severity: its severity from a share of `many` on.
-        many: that share.
     """
 
     def observe(data: DataReport) -> Iterator[Observation]:
         rows: Rows = getattr(data.seen, name)
-        part = share(rows, data.rows_read)
-        if rows.count and (at_least is None or part >= at_least.value):
-            yield on_rows(data, rows, says, severity=severity if part >= many else None)
+        if rows.count and (at_least is None or share(rows, data.rows_read) >= at_least.value):
+            yield on_rows(data, rows, says)
 
     return observe
 
