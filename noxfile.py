@@ -147,6 +147,13 @@ def schemas(session: nox.Session) -> None:
 
 
 @nox.session
+def rules_page(session: nox.Session) -> None:
+    """Write docs/rules.md again from the records of the rules."""
+    session.install("-e", ".")
+    session.run("python", "tests/rules_page.py")
+
+
+@nox.session
 def dist(session: nox.Session) -> None:
     """Build the wheel and the source distribution into dist/."""
     shutil.rmtree("dist", ignore_errors=True)

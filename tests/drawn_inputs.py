@@ -6,15 +6,13 @@ The verdicts on them are pinned in `golden/numbers_drawn_inputs.json`. After an 
 
 from __future__ import annotations
 
-import json
 import random
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from said import finding, numbers
+from said import verdict, write
 
 from gradience.rules import judge
 from gradience.rules.config import judge_config
@@ -29,12 +27,6 @@ from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import DataReport
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_drawn_inputs.json"
-
-
-def verdict(findings: Iterable[Any], not_run: Iterable[Any]) -> list[str]:
-    """One line per finding, and one line with the rules that were not judged and the numbers of their reasons."""
-    silent = ", ".join(f"{item.id} {numbers(item.reason)}".strip() for item in not_run)
-    return [*map(finding, findings), f"not judged: {silent}"]
 
 
 def _some(rng: random.Random, chance: float, **choices: list[Any]) -> dict[str, Any]:
@@ -283,5 +275,4 @@ def all_drawn() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{GOLDEN}\n")
-    GOLDEN.write_text(json.dumps(all_drawn(), indent=0) + "\n", encoding="utf-8")
+    write(GOLDEN, all_drawn())

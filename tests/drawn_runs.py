@@ -7,17 +7,15 @@ orders and combinations. The verdicts on them are pinned in `golden/numbers_draw
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from log_runs import line, run, swings, times
-from said import _of_run
+from said import _of_run, write
 
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.telemetry.series import LogRecord
@@ -173,5 +171,4 @@ def all_drawn() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{GOLDEN}\n")
-    GOLDEN.write_text(json.dumps(all_drawn(), indent=0) + "\n", encoding="utf-8")
+    write(GOLDEN, all_drawn())

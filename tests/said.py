@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ from gradience.schema.reports import TrainSummary
 
 NUMBER: Final = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
 GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_said.json"
+ABSTAINED: Final = "not judged"
+_SILENT: Final = f" {ABSTAINED}: "
 
 
 def numbers(text: str | None) -> str:
@@ -48,7 +51,7 @@ def finding(found: Any) -> str:
 
 def verdict(findings: Iterable[Any], not_run: Iterable[Any]) -> list[str]:
     """The findings, and the rules that were not judged with the numbers of their reasons."""
-    silent = [f"{item.id} not judged: {numbers(item.reason)}" for item in not_run]
+    silent = [f"{item.id}{_SILENT}{numbers(item.reason)}" for item in not_run]
     return [*map(finding, findings), *silent]
 
 
@@ -74,6 +77,36 @@ def _of_run(run: RunFacts) -> list[str]:
     return [*verdict(*found), *map(part, story_parts(run, found.findings, train))]
 
 
+def golden(said: Mapping[str, list[str]]) -> dict[str, Any]:
+    """What a golden file keeps: of each run what was said, and of each rule how often it abstained with which numbers.
+
+    So a rule that comes anew changes what is kept of the runs of which it speaks, and of no other.
+    """
+    abstained: dict[str, Counter[str]] = {}
+    for lines in said.values():
+        for line in lines:
+            rule, silent, reason = line.partition(_SILENT)
+            if silent:
+                abstained.setdefault(rule, Counter())[reason] += 1
+    spoken = {name: [line for line in lines if _SILENT not in line] for name, lines in said.items()}
+    return {**spoken, ABSTAINED: {rule: dict(sorted(reasons.items())) for rule, reasons in sorted(abstained.items())}}
+
+
+def changed(said: Mapping[str, list[str]], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from a golden file; of rules that are not in it the findings alone."""
+    now = golden(said)
+    of_rules = {
+        rule: now[ABSTAINED].get(rule) for rule, then in expected[ABSTAINED].items() if now[ABSTAINED].get(rule) != then
+    }
+    runs = {name: lines for name, lines in now.items() if name != ABSTAINED and lines != expected.get(name)}
+    return runs | {rule: reasons for rule, reasons in of_rules.items() if reasons != expected[ABSTAINED][rule]}
+
+
+def write(path: Path, said: Mapping[str, list[str]]) -> None:
+    """Write a golden file anew."""
+    sys.stdout.write(f"{path}\n")
+    path.write_text(json.dumps(golden(said), indent=0) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{GOLDEN}\n")
-    GOLDEN.write_text(json.dumps(all_said(), indent=0) + "\n", encoding="utf-8")
+    write(GOLDEN, all_said())

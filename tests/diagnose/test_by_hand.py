@@ -357,7 +357,7 @@ def test_old_weights_of_a_run_that_did_not_end_are_short_of_it_and_else_of_mid_r
     at = sources(Path("/run/checkpoint-50"), 50)
     at.folder = Path("/run")
     said = SimpleNamespace(
-        findings=[SimpleNamespace(id=rule, values={}, severity="warning") for rule in ended],
+        findings=[Finding(id=rule, severity="warning", message="m") for rule in ended],
         train=SimpleNamespace(last_step=100),
     )
     assert [symptom.id for symptom in disk_symptoms(at, listed(50), said, RunSeries("r"))] == [fact]

@@ -14,17 +14,7 @@ from fleet_inputs import peft
 from safetensors.numpy import load_file
 from tables import every
 
-from gradience.collect.fleet import (
-    INDEX,
-    Folders,
-    Known,
-    Listing,
-    engines,
-    read_index,
-    rows_of,
-    show as comparing,
-    write_index,
-)
+from gradience.collect.fleet import Known, engines, rows_of, show as comparing
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
 from gradience.collect.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, show_fleet, similar
 from gradience.errors import GradienceError
@@ -99,27 +89,6 @@ def test_content_that_is_as_it_was_is_not_read_again_and_other_content_is(tmp_pa
     rows = {known: audit_job(asked.knowing(known)) for known in ("", "another")}
     assert rows[""] == rows["another"] != b""
     assert audit_job(asked.knowing(head_of(rows[""]).content_hash)) == b""
-
-
-SECOND = 1_000_000_000
-
-
-@pytest.mark.parametrize(("age", "kept"), [(3 * SECOND, False), (3 * SECOND + 1, True), (0, False)])
-def test_a_folder_changed_within_three_seconds_is_listed_again(age, kept):
-    folders = Folders(now=lambda: 100 * SECOND)
-    folders.met("f", SimpleNamespace(st_mtime_ns=1, st_ctime_ns=100 * SECOND - age), ["g"], [])  # type: ignore[arg-type]
-    assert list(folders.listings) == ["f"] * kept
-    assert folders.are_as_before is not kept
-
-
-def test_a_folder_is_as_before_if_its_time_is():
-    before = {"f": Listing((5, 7), ["g"], [("", ("x",))])}
-    folders = Folders(dict(before), now=lambda: 0)
-    for times, found in (((6, 7), None), ((4, 7), None), ((5, 8), None), ((5, 7), before["f"])):
-        status: Any = SimpleNamespace(st_mtime_ns=times[0], st_ctime_ns=times[1])
-        assert folders.unchanged("f", status) == found
-    assert folders.unchanged("g", SimpleNamespace(st_mtime_ns=5, st_ctime_ns=7)) is None  # type: ignore[arg-type]
-    assert folders.are_as_before
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -373,48 +342,53 @@ def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
     assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
 
 
-def test_an_index_of_another_version_or_of_other_parts_says_nothing(tmp_path):
-    place = stored(tmp_path / "f", ({}, []))
-    store = Store(place, FLEET)
-    write_index(store, {"a00": Known("s", "1", "h")}, Folders())
-    assert read_index(store)[0] == {"a00": Known("s", "1", "h")}
-    raw = msgspec.msgpack.decode((place / INDEX).read_bytes())
-    for change in ({0: 3}, {0: 1}, {1: [7]}):
-        (place / INDEX).write_bytes(msgspec.msgpack.encode([change.get(n, item) for n, item in enumerate(raw)]))
-        assert read_index(store)[0] is None
+class Pool:
+    """An engine whose workers die on the jobs named so often; with a death, all tasks in flight fail if `together`."""
+
+    def __init__(self, deaths: dict[str, int], *, together: bool) -> None:
+        self.deaths, self.together = dict(deaths), together
+        self.tasks: dict[int, list[str]] = {}
+        self.failed: set[int] = set()
+        self.asked: list[list[str]] = []
+
+    def start(self, jobs: list[Any]) -> int:
+        self.asked.append([job.path for job in jobs])
+        self.tasks[len(self.asked)] = self.asked[-1]
+        return len(self.asked)
+
+    def first(self, tasks: Any) -> int:
+        return next(iter(tasks))
+
+    def answers(self, task: int) -> list[bytes] | None:
+        names = self.tasks.pop(task)
+        for name in names:
+            if self.deaths.get(name, 0) and task not in self.failed:
+                self.deaths[name] -= 1
+                self.failed |= {task, *(self.tasks if self.together else ())}
+        return None if task in self.failed else [name.encode() for name in names]
 
 
-@every(("deaths", "tried"), [(0, 1), (1, 2), (2, 2), (5, 2)])
-def test_a_job_on_which_workers_die_is_tried_twice(monkeypatch, deaths, tried):
-    left, asked = [deaths], []
-
-    class Worker:
-        def __init__(self, *_: Any) -> None:
-            self.pipe, self.ready, self.sent = object(), False, engines.deque()
-
-        def send(self, some: Any) -> None:
-            asked.append(some.path)
-            self.sent.append(some)
-
-        def answer(self) -> bytes | None:
-            if not self.ready:
-                return b"ready"
-            if self.sent[0].path == "bad" and left[0]:
-                left[0] -= 1
-                return None
-            return self.sent[0].path.encode()
-
-        def end(self) -> None:
-            """Nothing to end."""
-
-    monkeypatch.setattr(engines, "_Worker", Worker)
-    monkeypatch.setattr(engines, "wait", lambda pipes: pipes)
-    jobs = [SimpleNamespace(path=path) for path in ("one", "bad", "two", "three")]
-    done = list(engines.run_local(None, jobs, workers=1, prepare=None))  # type: ignore[arg-type]  # by the stand-ins
-    assert asked.count("bad") == tried
-    assert {one.job.path: one.answer for one in done} == {
-        "one": b"one", "bad": None if deaths >= 2 else b"bad", "two": b"two", "three": b"three",
-    }  # fmt: skip
+@every(
+    ("deaths", "together", "span", "ahead", "asked", "lost"),
+    [
+        ({}, True, 1, 2, "a b c d e", ""),
+        ({}, False, 2, 2, "ab cd e", ""),
+        ({"b": 1}, True, 1, 2, "a b c b c d e", ""),  # c was in flight with b, and is not to blame
+        ({"b": 1}, False, 1, 2, "a b c b d e", ""),
+        ({"b": 2}, False, 2, 1, "ab a b b cd e", ""),
+        ({"b": 3}, False, 2, 1, "ab a b b cd e", "b"),
+        ({"e": 3}, True, 1, 3, "a b c d e e e", "e"),
+        ({"a": 3, "c": 1}, True, 1, 3, "a b c a a b c c d e", "a"),  # c dies for the first time when it is alone
+        ({"a": 1, "c": 2}, True, 1, 3, "a b c a b c c d e", "c"),
+    ],
+)
+def test_a_job_on_which_workers_die_is_tried_twice_alone(deaths, together, span, ahead, asked, lost):
+    pool = Pool(deaths, together=together)
+    jobs = [SimpleNamespace(path=path) for path in "abcde"]
+    done = list(engines._answered(pool, iter(jobs), span=span, ahead=ahead))
+    assert " ".join("".join(some) for some in pool.asked) == asked
+    assert {one.job.path: one.answer for one in done} == {p: None if p in lost else p.encode() for p in "abcde"}
+    assert len(done) == len(jobs)
 
 
 def test_pairs_compared_are_those_there_are_up_to_the_most():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
 from tables import every
 
-from gradience.collect.fleet import Folders
 from gradience.collect.fleet.find import find_adapters, read_list, targets
 from gradience.errors import AdapterError
 
@@ -126,16 +124,6 @@ def test_content_that_changed_under_the_same_size_and_time_has_another_stamp(tmp
     assert after.stamp != before.stamp
 
 
-def test_an_adapter_added_to_a_folder_that_kept_its_time_is_found(tmp_path):
-    peft(tmp_path / "many" / "a")
-    old(tmp_path)
-    _, folders = walked(tmp_path)
-    peft(tmp_path / "many" / "b")
-    old(tmp_path)
-    found, _ = walked(tmp_path, folders.listings)
-    assert sorted(path.rpartition("/")[2] for path, *_ in found) == ["a", "b"]
-
-
 @pytest.mark.parametrize("protocol", ["file", "memory"])
 def test_adapters_behind_a_url_are_found_by_the_same_names(protocol, tmp_path):
     import fsspec
@@ -155,48 +143,3 @@ def test_adapters_behind_a_url_are_found_by_the_same_names(protocol, tmp_path):
 def test_a_url_of_an_unknown_kind_is_an_error_in_words(tmp_path):
     with pytest.raises(AdapterError, match="nosuch"):
         found("nosuch://bucket/x")
-
-
-def old(folder):
-    """The folders with a time of modification of long ago."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            os.utime(path, ns=(1_000_000_000, 1_000_000_000))
-
-
-def walked(root, before=None, later=10 * 10**9):
-    """The adapters found, and the listings, as if so many nanoseconds had passed."""
-    folders = Folders(before, now=lambda: time.time_ns() + later)
-    return [(found.path, found.files, found.stamp) for found in find_adapters([root], folders=folders)], folders
-
-
-def test_a_folder_that_did_not_change_is_not_listed_again(tmp_path, monkeypatch):
-    for name in ("a", "b/c", "b/d"):
-        peft(tmp_path / name, factors(1))
-    old(tmp_path)
-    first, folders = walked(tmp_path)
-    assert len(folders.listings) == 5
-    monkeypatch.setattr("gradience.collect.fleet.find._listed", None)
-    again, later = walked(tmp_path, folders.listings)
-    assert again == first
-    assert later.are_as_before
-    monkeypatch.undo()
-    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"")  # in place: the folder's time stays
-    peft(tmp_path / "b" / "e", factors(2))
-    found, later = walked(tmp_path, folders.listings, later=0)
-    assert sorted(path.rpartition("/")[2] for path, *_ in found) == ["a", "c", "d", "e"]
-    assert found[-1] != first[-1]
-    assert found[1:-1] == first[:-1]
-    assert not later.are_as_before
-    assert str(tmp_path / "b") not in later.listings  # it has just changed
-
-
-def test_a_folder_with_links_or_with_a_file_that_is_opened_to_tell_is_listed_each_time(tmp_path):
-    peft(tmp_path / "a", factors(1))
-    peft(tmp_path / "linked" / "real", factors(1))
-    (tmp_path / "linked" / "link").symlink_to(tmp_path / "a")
-    (tmp_path / "open").mkdir()
-    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "open" / "model.safetensors")
-    old(tmp_path)
-    _, folders = walked(tmp_path)
-    assert sorted(os.path.relpath(path, tmp_path) for path in folders.listings) == [".", "a", "linked/real"]

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from gradience.cli.main import main
-from gradience.collect.fleet import INDEX, Folders, Known, read_index, write_index
+from gradience.collect.fleet import Known
 from gradience.collect.fleet.audit import known_rows
 from gradience.collect.runs.collect import RUNS
 from gradience.errors import GradienceError
@@ -107,18 +107,10 @@ def test_a_kill_at_any_step_of_a_merge_leaves_each_row_once(tmp_path, monkeypatc
 STEPS = 1 + 2 + 2 + 9 * 3  # the part, the manifest before and after it, each with its partial file, the old parts
 
 
-def test_the_index_says_what_the_tables_say_and_holds_for_these_parts_only(tmp_path):
-    store = filled(tmp_path / "s", 3)
-    known = known_rows(store)
+def test_known_sources_are_those_that_have_rows(tmp_path):
+    known = known_rows(filled(tmp_path / "s", 3))
+    assert sorted(known) == ["a00", "a01", "a02"]
     assert known["a01"] == Known("stamp of a01", "1", "hash of a01", failed=False)
-    write_index(store, known, Folders())
-    assert read_index(Store(tmp_path / "s", FLEET))[0] == known
-    with store.writing() as writer:
-        writer.add([result("later")])
-    assert read_index(Store(tmp_path / "s", FLEET))[0] is None
-    for damage in (b"", b"x", (tmp_path / "s" / INDEX).read_bytes()[:-3]):
-        (tmp_path / "s" / INDEX).write_bytes(damage)
-        assert read_index(store)[0] is None
 
 
 def test_files_that_it_did_not_write_stay(tmp_path):
@@ -191,14 +183,13 @@ def test_a_store_of_logs_is_for_its_owner_only(tmp_path, private, mode):
     store = Store(tmp_path / "s", FLEET._replace(private=private))
     with store.writing() as writer:
         writer.add([result("a")])
-        write_index(store, {}, Folders())
     select_to_parquet(store, "select 1 as x", tmp_path / "out.parquet")
     files = [
         path
         for path in [*(tmp_path / "s").rglob("*"), tmp_path / "out.parquet"]
-        if path.suffix in {".json", ".parquet", ".msgpack"}
+        if path.suffix in {".json", ".parquet"}
     ]
-    assert len(files) == 6
+    assert len(files) == 5
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
     assert RUNS.private
     assert not FLEET.private

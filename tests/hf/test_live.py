@@ -65,7 +65,7 @@ def test_a_finding_that_is_not_in_stop_on_stops_nothing(training, callback, tmp_
 
 
 def test_stop_on_takes_only_ids_that_speak_while_training_runs(callback):
-    with pytest.raises(ValueError, match=r"stop_on: expected ids among NUM101.* got LR001"):
+    with pytest.raises(ValueError, match=r"stop_on: expected ids among NUM102.* got LR001"):
         callback(stop_on=("NUM101", "LR001"))
     assert callback(stop_on="num101")._stop_on == {"NUM101"}
 

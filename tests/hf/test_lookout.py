@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gradience.hf.recorder import LIVE, Lookout
+from gradience.hf.recorder import Lookout, live_rules
 from gradience.schema import ConfigSnapshot
 
 
@@ -95,7 +95,7 @@ def test_only_what_is_asked_for_stops():
     lookout = Lookout(ConfigSnapshot(), {"NUM101"})
     found = lookout.row(1, {"loss": math.inf})
     assert lookout.stops(found) == ["NUM101"]
-    assert Lookout(ConfigSnapshot(), set(LIVE) - {"NUM101"}).stops(found) == []
+    assert Lookout(ConfigSnapshot(), {rule.id for rule in live_rules()} - {"NUM101"}).stops(found) == []
 
 
 def test_three_high_rows_running_or_one_odd_row_are_a_reason_to_look(monkeypatch):

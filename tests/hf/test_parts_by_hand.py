@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[
 
 from gradience.configs.settings import Draft
 from gradience.hf import GradienceCallback, recorder as looking  # needs torch
-from gradience.hf.recorder import LIVE, Lookout, RunRecorder, last_run_id, live_ids
+from gradience.hf.recorder import Lookout, RunRecorder, last_run_id, live_ids, live_rules
 from gradience.hf.snapshot import (
     _active,
     _dataset_name,
@@ -81,8 +81,8 @@ def test_only_rules_that_speak_in_training_may_stop_it():
     assert live_ids("num101") == {"NUM101"}
     assert live_ids(["div104", "GRD108"]) == {"DIV104", "GRD108"}
     assert live_ids(()) == frozenset()
-    assert LIVE == ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110")
-    says = "stop_on: expected ids among NUM101, NUM102, DIV104, GRD108, OVF110, got LR001, NOL106"
+    assert [rule.id for rule in live_rules()] == ["NUM102", "NUM101", "DIV104", "GRD108", "OVF110"]
+    says = "stop_on: expected ids among NUM102, NUM101, DIV104, GRD108, OVF110, got LR001, NOL106"
     with pytest.raises(ValueError, match=f"^{says}$"):
         live_ids(["NOL106", "NUM101", "lr001"])
 

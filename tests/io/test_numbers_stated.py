@@ -316,12 +316,11 @@ STATED: dict[str, dict[str, Any]] = {
     "rewrite.compare": {"SETTLED": 0.99},
     "rewrite.convert.source": {"_SHOWN": 3},
     "rewrite.convert.write": {"_ALL_LAYERS": -1},
-    "judge.diagnose.checkpoints": {"_SECOND": 0.6053, "_LEAST_EVALS": 5, "_TRIED": 3},
+    "judge.diagnose.checkpoints": {"_LEAST_EVALS": 5, "_TRIED": 3},
     "judge.diagnose.sources": {"_EQUAL": 0.001, "_LEAST_SHARED": 3, "_MOST_LOGS": 6, "SHOWN": 5},
     "collect.fleet.audit": {"BATCH": 128, "BATCH_SECONDS": 10.0},
-    "collect.fleet.engines": {"_TRIES": 2},
+    "collect.fleet.engines": {"_TRIES": 2, "_STARTS": 3},
     "collect.fleet.find": {"_MOST_LIST": 256 << 20, "_MOST_HEADER": 100_000_000},
-    "collect.fleet": {"_VERSION": 2, "_MOST_BYTES": 1 << 30, "_SETTLED": 3_000_000_000},
     "collect.fleet.show": {
         "_BYTES": 2,
         "_MOST_BUCKETS": 3,
@@ -390,7 +389,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_ROUNDINGS": 3,
         "_FULL_TRIES": 3,
     },
-    "prove.verify_merge.measure": {"_F16_STEP": 2.0 ** (-25)},
+    "prove.verify_merge.measure": {"_F16_HALF_STEP": 2.0 ** (-25)},
     "prove.verify_merge.replays": {
         "_PROBE": 1 << 16,
         "_LEAST": {"F16": 2.0 ** (-25)},

@@ -175,7 +175,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "rules.config.facts": {"ConfigRule.groups": ("config",), "LoraRule.groups": ("config",)},
     "rules.config.serving": {
-        "Source.seen": "2026-11",
         "RankSizes.least": 1,
         "RankSizes.step": 1,
         "_ServeRule.groups": ("serve",),

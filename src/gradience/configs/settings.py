@@ -10,7 +10,6 @@ parsed only if a file holds keys that were not read. Keys that are in no list ar
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
@@ -41,7 +40,7 @@ from gradience.configs.values import (
     upper,
     whole,
 )
-from gradience.io.reading import read_small
+from gradience.io.reading import own_table, read_small
 from gradience.schema import Json, as_float, real as on_the_wire
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.flat import unchecked
@@ -344,8 +343,7 @@ Dialect: TypeAlias = Literal["lora", "training", "trl", "axolotl", "llama_factor
 
 @cache
 def _lists() -> dict[str, frozenset[str]]:
-    lists: dict[str, str] = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
-    return {name: frozenset(words.split()) for name, words in lists.items()}
+    return {name: frozenset(words.split()) for name, words in own_table(__file__, "known.toml", dict[str, str]).items()}
 
 
 def known_keys(dialect: Dialect) -> frozenset[str]:

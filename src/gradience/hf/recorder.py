@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakValueDictionary
 
 from gradience.errors import RecorderError, SchemaError
@@ -34,9 +34,11 @@ from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries, rate_of
 
+if TYPE_CHECKING:
+    from gradience.rules.log.facts import LogRule
+
 _TAIL_BYTES: Final = 1 << 18  # room for four lines of the greatest length
 
-LIVE: Final = ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110")
 HIGH = Threshold("high", 1.3, "times the lowest loss, in three rows running", "a judgement: a reason to look, no more")
 SMALL = Threshold("small", 1e-3, "of the first gradient norm", "a judgement: a reason to look, no more")
 
@@ -273,6 +275,13 @@ def _shown(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if isinstance(error, (RecorderError, OSError)) else type(error).__name__
 
 
+def live_rules() -> list[LogRule]:
+    """The rules that speak while training runs."""
+    from gradience.rules.log import DETECTORS  # a run that shows nothing needs none of it
+
+    return [rule for rule in DETECTORS if rule.live]
+
+
 def live_ids(asked: Iterable[str]) -> frozenset[str]:
     """Return the rules named for `stop_on`, in upper case.
 
@@ -280,8 +289,11 @@ def live_ids(asked: Iterable[str]) -> frozenset[str]:
         ValueError: one of them does not speak while training runs.
     """
     wanted = frozenset(name.upper() for name in ([asked] if isinstance(asked, str) else asked))
-    if strange := sorted(wanted - set(LIVE)):
-        raise ValueError(f"stop_on: expected ids among {', '.join(LIVE)}, got {', '.join(strange)}")
+    if not wanted:
+        return wanted
+    live = [rule.id for rule in live_rules()]
+    if strange := sorted(wanted.difference(live)):
+        raise ValueError(f"stop_on: expected ids among {', '.join(live)}, got {', '.join(strange)}")
     return wanted
 
 
@@ -356,10 +368,9 @@ class Lookout:
     def _judge(self) -> Sequence[Finding]:
         from gradience.judge.monitor import facts_of  # the same
         from gradience.rules import judge  # the same
-        from gradience.rules.log import DETECTORS  # a run that shows nothing needs none of it
 
         facts = facts_of(RunSummary(Path()), self._run, self._config)
-        rules = [rule for rule in DETECTORS if rule.id in LIVE and rule.id not in self._said]
+        rules = [rule for rule in live_rules() if rule.id not in self._said]
         found = [finding for finding in judge(rules, facts).findings if finding.severity in _GRAVE]
         self._said.update(finding.id for finding in found)
         return list({finding.id: finding for finding in reversed(found)}.values())

@@ -129,6 +129,17 @@ def decode_json(data: bytes | str, kind: type[T]) -> T:
     return msgspec.json.decode(data, type=kind)
 
 
+def own_table(beside: str, name: str, kind: type[T]) -> T:
+    """A TOML file of this package as a value of the type `kind`.
+
+    Args:
+        beside: the `__file__` of the module in whose folder it is.
+        name: its name.
+        kind: the type of the whole document.
+    """
+    return msgspec.toml.decode(Path(beside).with_name(name).read_bytes(), type=kind)
+
+
 def check_depth(data: bytes | str) -> None:
     """Refuse a text, JSON or not, that is nested deeper than `MAX_DEPTH` levels.
 

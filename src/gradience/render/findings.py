@@ -28,7 +28,7 @@ from gradience.schema.reports import (
     ValidateReport,
 )
 
-_HEADINGS: Final[dict[RuleGroup, str]] = {
+HEADINGS: Final[dict[RuleGroup, str]] = {
     "config": "A configuration (gradience check)",
     "base": "A configuration beside its base model (gradience check --base)",
     "serve": "A configuration where it will run (gradience check --serve)",
@@ -53,7 +53,7 @@ _LEVELS: Final[dict[Severity, str]] = {"info": "note", "warning": "warning", "er
 def rules_text(cards: Sequence[RuleCard]) -> Iterator[str]:
     """The rules as a table, with a part for each group; a rule of two groups is listed in both."""
     yield from banner("GRADIENCE RULES")
-    for group, heading in _HEADINGS.items():
+    for group, heading in HEADINGS.items():
         members = [card for card in cards if group in card.groups]
         if members:
             yield f"{heading}:"
@@ -70,7 +70,7 @@ def _sure(card: RuleCard) -> str:
 def rule_text(card: RuleCard) -> Iterator[str]:
     """One rule with its condition, numbers and evidence."""
     yield from banner(f"{card.id}: {card.title}")
-    where = "; ".join(_HEADINGS[group] for group in card.groups)
+    where = "; ".join(HEADINGS[group] for group in card.groups)
     sure = "" if card.confidence is None else f"{card.confidence:.2f} (a judgement)"
     labelled = {
         "Severity": card.severity,

@@ -101,6 +101,27 @@ class Observation:
     evidence: tuple[Evidence, ...] = ()
 
 
+class Sign(NamedTuple):
+    """A fact of a run that a rule's finding shows. Joins ask for facts by name, so that they know no rule by its id.
+
+    Attributes:
+        name: the fact, such as "high_rate"; several rules may show the same one.
+        among: the finding shows it if one of its marks is among these (its severity, the name of one of its values, the
+            verdict on the weights); always if empty.
+        unless: marks with which it does not show it.
+        values: further values for the sentence of a join.
+    """
+
+    name: str
+    among: frozenset[str] = frozenset()
+    unless: frozenset[str] = frozenset()
+    values: Callable[[Finding], Mapping[str, Json]] = lambda _: {}
+
+    def is_shown_by(self, marks: Collection[str]) -> bool:
+        """Whether a finding with these marks shows the fact."""
+        return (not self.among or not self.among.isdisjoint(marks)) and self.unless.isdisjoint(marks)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """The description of a rule, as its card shows it.
@@ -117,6 +138,7 @@ class Description:
         verify: what would confirm or refute the finding.
         thresholds: every number that the rule compares with.
         evidence: the rule's sources, with their numbers.
+        signs: what a finding is a sign of, for the rules that join findings; a text is a sign without conditions.
     """
 
     id: str
@@ -131,6 +153,7 @@ class Description:
     verify: str
     thresholds: tuple[Threshold, ...] = ()
     evidence: tuple[Evidence, ...] = ()
+    signs: tuple[Sign | str, ...] = ()
 
     @property
     def speaks_when(self) -> str:

@@ -8,47 +8,10 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.rules.config import RULES, judge_config, settings_of
+from gradience.rules.config import judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot
-
-STATED = {
-    "VAL001": ("error", 1.0),
-    "SEC001": ("warning", 0.95),
-    "KEY001": ("warning", 0.85),
-    "LR001": ("warning", 0.8),
-    "LR002": ("warning", 0.7),
-    "LR003": ("warning", 0.85),
-    "LR004": ("warning", 0.7),
-    "LR005": ("warning", 0.6),
-    "LR007": ("info", 0.5),
-    "TGT001": ("info", 0.75),
-    "TGT003": ("info", 0.9),
-    "TGT004": ("warning", 0.8),
-    "ALP001": ("info", 0.45),
-    "ALP002": ("info", 0.5),
-    "NUM001": ("warning", 0.8),
-    "BIA001": ("info", 0.9),
-    "TGT002": ("warning", 0.9),
-    "TGT005": ("warning", 0.7),
-    "TGT006": ("warning", 0.85),
-    "RNK001": ("info", 0.35),
-    "REC001": ("warning", 0.95),
-    "REC002": ("info", 0.9),
-    "REC004": ("info", 0.9),
-    "REC005": ("warning", 0.8),
-    "BAT001": ("info", 0.4),
-    "STP001": ("info", 0.6),
-    "EPO001": ("info", 0.5),
-    "SCH001": ("warning", 0.95),
-    "SCH002": ("warning", 0.8),
-    "SCH003": ("info", 0.9),
-    "SRV001": ("warning", 0.8),
-    "SRV002": ("warning", 0.75),
-    "SRV003": ("warning", 0.75),
-    "SRV004": ("info", 0.8),
-}
 
 
 def config(*, adapter: bool = True, **sections: Any) -> ConfigSnapshot:
@@ -88,10 +51,6 @@ def covered(**fields: Any) -> CheckContext:
 def found(rule: str, snapshot: ConfigSnapshot, around: CheckContext | None = None) -> Finding:
     verdict = judge_config(snapshot, transformers="5.24.0", around=around)
     return next(item for item in verdict.findings if item.id == rule)
-
-
-def test_every_rule_states_its_severity_and_confidence() -> None:
-    assert {rule.id: (rule.severity, rule.confidence) for rule in RULES} == STATED
 
 
 ATTENTION = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}

@@ -14,54 +14,6 @@ from gradience.rules.data.content import counted
 from gradience.schema.document import Finding
 from gradience.schema.reports import DataReport, Rows
 
-STATED = {
-    "DAT300": ("warning", 0.9),
-    "DAT301": ("error", 0.95),
-    "DAT302": ("error", 0.95),
-    "DAT303": ("info", 0.5),
-    "DAT304": ("warning", 0.85),
-    "DAT305": ("info", 0.9),
-    "DAT306": ("warning", 0.9),
-    "DAT307": ("error", 0.8),
-    "DAT308": ("error", 0.8),
-    "DAT309": ("warning", 0.85),
-    "DAT310": ("warning", 0.85),
-    "DAT311": ("warning", 0.8),
-    "DAT312": ("warning", 0.7),
-    "DAT313": ("info", 0.8),
-    "DAT314": ("warning", 0.9),
-    "DAT315": ("warning", 0.7),
-    "DAT316": ("error", 0.95),
-    "DAT317": ("error", 0.9),
-    "DAT318": ("info", 0.75),
-    "DAT319": ("info", 0.6),
-    "DAT320": ("info", 0.8),
-    "DAT322": ("info", 0.9),
-    "DAT323": ("info", 0.8),
-    "DAT324": ("error", 0.9),
-    "DAT325": ("warning", 0.85),
-    "DAT326": ("warning", 0.75),
-    "DAT327": ("warning", 0.85),
-    "DAT328": ("warning", 0.9),
-    "DAT329": ("info", 0.85),
-    "DAT331": ("warning", 0.6),
-    "DAT332": ("warning", 0.75),
-    "DAT333": ("error", 0.85),
-    "DAT334": ("warning", 0.7),
-    "DAT335": ("info", 0.65),
-    "DAT336": ("warning", 0.8),
-    "DAT337": ("warning", 0.85),
-    "DAT338": ("warning", 0.95),
-    "DAT339": ("warning", 0.8),
-    "DAT340": ("warning", 0.85),
-    "DAT341": ("info", 0.75),
-    "DAT342": ("warning", 0.65),
-    "DAT343": ("warning", 0.8),
-    "DAT344": ("warning", 0.9),
-    "DAT345": ("info", 0.6),
-    "DAT346": ("warning", 0.7),
-}
-
 
 def data(**changed: Any) -> DataReport:
     """A data set of 1000 rows without a fault, but for what is changed."""
@@ -102,10 +54,6 @@ def why(report: DataReport) -> dict[str, str]:
 
 LABELLED = {"format": "classification", "trainer": "classification", "loss": "none", "num_labels": 3}
 TOKENISED = {"format": "tokenised", "has_labels": True, "pad_is_end": True}
-
-
-def test_rules_state_their_severity_and_confidence() -> None:
-    assert {rule.id: (rule.severity, rule.confidence) for rule in DATA_RULES} == STATED
 
 
 def test_a_data_set_without_a_fault_has_no_finding() -> None:

@@ -8,24 +8,24 @@ from dataclasses import replace
 import pytest
 from tables import every
 
-from gradience.rules import Observation, cite
+from gradience.rules import Observation, Sign, cite, joins
 from gradience.rules.joins import Correlation, Message, Needs, Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.schema.document import Finding
 
 STATED = """\
 DAT330
-  needs log DAT301[critical]
-  needs log NUM102[no_labels]
-  needs weights NUM201 TRN202
+  needs log all_masked
+  needs log loss_of_nothing
+  needs weights not_finite zero_update
   says  log+weights masked
   says  log+weights
 NUM301
-  needs log NUM102 NUM101 NUM201[not_finite]
-  needs weights NUM201[broken]
-  needs weights no NUM201
-  takes log GRD107
-  takes config LR002 LR003 LR004 LR005 LR007 NUM001
+  needs log not_finite
+  needs weights lost_weights
+  needs weights no not_finite
+  takes log large_gradients
+  takes config high_rate half_precision
   takes disk before_nan
   says  log+weights first_step lost
   says  log+weights lost
@@ -33,14 +33,14 @@ NUM301
   says  log first_step
   says  log
 DIV305
-  needs log DIV104
-  needs log GRD107[warning]
+  needs log diverged
+  needs log exploding_gradients
   needs weights exploded
-  needs config LR002 LR003 LR004 LR005 LR007
+  needs config high_rate
   needs disk lowest
-  takes log DIV103 NOL106 SIZ215
-  takes config SCH001 ALP001
-  takes weights SIZ215
+  takes log spike no_learning oversized
+  takes config warmup_ignored large_scaling
+  takes weights oversized
   says  log+weights lowest_step exploded
   says  log+weights exploded
   says  log+config lowest_step
@@ -48,15 +48,14 @@ DIV305
   says  log+disk lowest_step
   says  log lowest_step
 TRN302
-  needs config VAL001[epochs lora_alpha lr]
-  needs config TGT002[error]
-  needs log NOL106
-  needs log GRD108[warning]
-  needs log LRS109[rows]
-  needs weights TRN202[near_untrained untrained]
-  takes log TRN202 PLT105 CHN112
-  takes config LR001 ALP002 STP001 SCH002 TGT002 TGT003
-  takes weights SCL208
+  needs config stops
+  needs log no_learning
+  needs log no_gradient
+  needs log rate_zero
+  needs weights no_update
+  takes log zero_update plateau at_chance
+  takes config low_rate few_steps long_warmup missed_targets default_targets
+  takes weights small_scaling
   takes config idle_targets
   says  config+weights stops
   says  log+weights rate_zero zero
@@ -64,32 +63,32 @@ TRN302
   says  config+log stops
   says  log not_learnt
 SAV303
-  needs log no NOL106 GRD108
-  needs weights TRN202[untrained]
-  takes log TRN202
-  takes weights LED205
+  needs log no no_learning vanished_gradient
+  needs weights untrained
+  takes log zero_update
+  takes weights mostly_other
   says  log+weights zero
 OVF304 alone
-  needs log OVF110
+  needs log overfits
   needs disk best_checkpoint no_checkpoint restored
-  takes log GAP111 MEM127
-  takes config EPO001 REC004
+  takes log gap memorizes
+  takes config many_passes saved_once
   says  log+disk best_step saved_as (info)
   says  log+disk best_step restored (info)
   says  log+disk best_step checkpoint
   says  log+disk best_step
 RWD315
-  needs log RWD122[best]
-  needs config LR004
+  needs log reward_fell
+  needs config high_rate_for_preferences
   needs disk best_reward
-  takes log KLD124 ZVR123 CLP125
+  takes log far_from_reference equal_rewards cut_completions
   says  log+config
   says  log+disk
   says  log
 UPD316 alone
   needs weights exploded tiny
-  takes weights SIZ215
-  takes log SIZ215
+  takes weights oversized
+  takes log oversized
   says  weights exploded
   says  weights tiny
 LYR317 alone
@@ -102,64 +101,63 @@ CFG306
   needs config other_config
   needs log other_log
   needs weights other_adapter
-  takes weights SCL206
+  takes weights unlike_ranks
   says  config+weights differs
   says  log+weights differs
 FIL319 alone
   needs weights damaged
-  takes log END114
+  takes log cut_off
   says  weights damaged
 HED308
-  needs config TGT004
+  needs config head_left_out
   needs weights no_head
-  takes log CHN112
+  takes log at_chance
   says  config+weights
 RND309
-  needs weights RND203
-  needs log NOL106 GRD108
-  needs log no NOL106
-  takes log RND203
+  needs weights random_like
+  needs log no_learning vanished_gradient
+  needs log no no_learning
+  takes log random_like
   says  log+weights
 TGT307
   needs config idle_targets
   needs weights adapted
-  takes config TGT006 TGT002
+  takes config foreign_targets missed_targets
   says  config+weights idle adapted (warning)
 END312
-  needs log END114
-  needs weights NUM209
-  needs config REC004
+  needs log cut_off
+  needs weights incomplete_file
+  needs config saved_once
   needs disk short_of_the_end
-  takes log TRN115
+  takes log torn_lines
   says  log+weights
   says  log+disk weights_step
   says  log+config
   says  log
 REC310
-  needs config REC001
-  needs log GAP118
-  takes config REC002
+  needs config no_rows
+  needs log few_rows
+  takes config nothing_held_out
   says  config+log rows logging_steps steps
   says  config+log rows
 REC311
-  needs config REC002
+  needs config nothing_held_out
   needs log no_evaluation
   says  config+log
 UTL313
-  needs log UTL204
-  needs weights UTL204
-  takes log CMP213
+  needs log low_utilization
+  needs weights low_utilization
+  takes log compressible
   says  log+weights utilization_mean
 SCL314
-  needs config ALP002 LR001
-  needs weights SCL208
+  needs config low_rate
+  needs weights small_scaling
   says  config+weights r
-"""  # gravest first, which decides; a tag in brackets, any of which will do; of a message its sources and its values
+"""  # gravest first, which decides; of a message its sources and its values
 
 
 def asked(needs: Needs) -> str:
-    tags = f"[{' '.join(sorted(needs.tags))}]" if needs.tags else ""
-    return f"{needs.source} {' '.join(needs.ids) or 'no ' + ' '.join(needs.silent)}{tags}"
+    return f"{needs.source} {' '.join(needs.signs) or 'no ' + ' '.join(needs.silent)}"
 
 
 def shown(message: Message) -> str:
@@ -258,8 +256,10 @@ def test_a_message_is_of_the_sources_that_are_needed(symptoms, fields, expected)
     ("silent", "pieces"),
     [([], []), (["P"], []), (["P", "Q"], [("log", "P Q", "all quiet"), ("config", "C", "C!")])],
 )
-def test_rules_that_were_silent_are_a_piece_where_all_of_them_were(silent, pieces):
-    made = join(Message(("log", "config"), "m"), needs=(Needs("log", silent=("P", "Q"), says="all quiet"),
+def test_rules_that_were_silent_are_a_piece_where_all_of_them_were(silent, pieces, monkeypatch):
+    showing = {"of_p": {"P": Sign("of_p")}, "of_q": {"Q": Sign("of_q")}}
+    monkeypatch.setattr(joins, "showing", lambda source, sign: showing[sign] if source == "log" else {})
+    made = join(Message(("log", "config"), "m"), needs=(Needs("log", silent=("of_p", "of_q"), says="all quiet"),
                                                         Needs("config", ("C",))))  # fmt: skip
     others = {("config", "P"), ("config", "Q")}  # of another source
     causes = correlate([made], [seen("config", "C")], frozenset({("log", rule) for rule in silent} | others)).causes

@@ -12,7 +12,7 @@ from tables import every
 from gradience.cli.schema import rules
 from gradience.judge.diagnose import IDS, unjudged, verdict_of
 from gradience.rules import Observation
-from gradience.rules.joins import Message, Needs, Symptom, _named, correlate
+from gradience.rules.joins import RULES_OF, Message, Needs, Symptom, _named, correlate, showing
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
 from gradience.schema.document import SEVERITIES, Finding
@@ -135,10 +135,11 @@ def test_the_verdict_is_never_healthy_beside_a_warning_and_never_milder_for_join
 
 
 @every("join", JOINS, ids=lambda join: join.id)
-def test_every_need_names_rules_that_exist_and_every_message_sources_that_are_needed(join):
+def test_every_need_names_facts_that_rules_show_and_every_message_sources_that_are_needed(join):
     for needs in needs_of(join):
-        assert set(needs.ids) | set(needs.silent) <= set(IDS.get(needs.source, ())) | FACTS[needs.source]
-        assert bool(needs.ids) != bool(needs.silent)
+        facts = FACTS[needs.source]
+        assert all(showing(needs.source, sign) or sign in facts for sign in (*needs.signs, *needs.silent))
+        assert bool(needs.signs) != bool(needs.silent)
         assert bool(needs.says) == bool(needs.silent)
     for message in join.messages:
         assert set(message.sources) <= {needs.source for needs in join.needs}
@@ -158,9 +159,14 @@ def test_a_join_is_documented_like_a_rule_and_listed_by_the_rules_command(join, 
     assert all(threshold.source in card for threshold in join.thresholds)
 
 
-def test_the_table_in_the_docs_is_the_table_of_joins(root):
-    rows = [line for line in (root / "docs" / "diagnose.md").read_text(encoding="utf-8").splitlines() if "| " in line]
-    assert {f"| {join.id} | {join.severity} | {join.title} |" for join in JOINS} <= set(rows)
+def test_every_fact_that_a_rule_shows_is_one_that_a_join_asks_for():
+    asked = {
+        (needs.source, sign) for join in JOINS for needs in needs_of(join) for sign in (*needs.signs, *needs.silent)
+    }
+    for source, rules_ in RULES_OF.items():
+        shown = {sign if isinstance(sign, str) else sign.name for rule in rules_.values() for sign in rule.signs}
+        elsewhere = {sign for of, sign in asked if of != source}  # of rules that judge two sources
+        assert shown <= {sign for of, sign in asked if of == source} | elsewhere
 
 
 def test_the_ids_of_joins_are_nobody_else_s():
@@ -226,7 +232,7 @@ def test_findings_that_only_look_alike_stay_apart(found):
 
 def test_a_row_whose_value_is_not_known_gives_way_to_the_next():
     rows = (Message(("log",), "at step {first_step}"), Message(("log",), "some time"))
-    base = replace(JOINS[0], needs=(Needs("log", ("NUM101",)),), hints=(), messages=rows, least=1)
+    base = replace(JOINS[0], needs=(Needs("log", ("not_finite",)),), hints=(), messages=rows, least=1)
     for value, text in ((7, "at step 7"), (None, "some time")):
         (cause,) = correlate([base], [symptom("log", "NUM101", first_step=value)], frozenset()).causes
         assert cause.message == text
@@ -253,11 +259,12 @@ def test_the_action_of_a_cause_is_the_first_that_one_of_its_pieces_has(first, th
 @every(
     ("needs", "named"),
     [
-        (Needs("log", ("NOL106", "GRD108")), ["NOL106", "GRD108"]),
-        (Needs("log", ("NUM101",), frozenset({"not_finite"})), ["NUM101 (not finite)"]),
-        (Needs("log", ("NUM101",), frozenset({"rows", "not_finite"})), ["NUM101 (not finite or rows)"]),
-        (Needs("log", silent=("NOL106",), says="x"), ["no NOL106"]),
-        (Needs("log", silent=("NOL106", "DIV104"), says="x"), ["neither NOL106 nor DIV104"]),
+        (Needs("log", ("no_learning", "vanished_gradient")), ["NOL106", "GRD108"]),
+        (Needs("log", ("no_gradient",)), ["GRD108 (warning)"]),
+        (Needs("weights", ("no_update",)), ["TRN202 (near untrained or untrained)"]),
+        (Needs("disk", ("lowest",)), ["a checkpoint from around the lowest loss"]),
+        (Needs("log", silent=("no_learning",), says="x"), ["no NOL106"]),
+        (Needs("log", silent=("no_learning", "diverged"), says="x"), ["neither NOL106 nor DIV104"]),
     ],
 )
 def test_what_a_join_needs_is_named(needs, named):

@@ -7,7 +7,7 @@ changes, read again: PEFT's `tuners/tuners_utils.py` (targets), `utils/other.py`
 `utils/constants.py` (default targets) and `utils/transformers_weight_conversion.py` (fused experts); transformers'
 `conversion_mapping.py` (renamed and fused modules) and the `base_model_prefix` of its classes.
 
-This file reads the keys of a base's config.json that decide its module tree. It also has tables of facts about model
+This file reads the keys of a base's config.json that decide its module tree. model_types.toml has the facts about model
 types that are only in the code of the two libraries.
 """
 
@@ -19,101 +19,44 @@ from typing import Final
 import msgspec
 
 from gradience.errors import AdapterError
-from gradience.io.reading import decode_json, read_small
+from gradience.io.reading import decode_json, own_table, read_small
 
 _LARGEST: Final = 16 << 20  # bytes
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+class _Targets(msgspec.Struct, frozen=True):
+    types: str
+    modules: list[str] | str
 
 
-CONV1D_TYPES: Final = _words("gpt2 gpt-sw3 openai-gpt imagegpt decision_transformer clvp")
+class _ModelTypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tables of model_types.toml. A text is a list of words."""
+
+    conv1d: str
+    mamba: str
+    gate_up: str
+    w1_w3: str
+    renamed: str
+    as_mixtral: str
+    as_qwen2: str
+    prefixes: dict[str, str]
+    targets: list[_Targets]
 
 
+_TABLES: Final = own_table(__file__, "model_types.toml", _ModelTypes)
+_FUSING: Final = frozenset(f"{_TABLES.gate_up} {_TABLES.w1_w3}".split())
+_RENAMED: Final = frozenset(_TABLES.renamed.split())
+_AS_MIXTRAL: Final = frozenset(_TABLES.as_mixtral.split())
+_AS_QWEN2: Final = frozenset(_TABLES.as_qwen2.split())
+_PREFIXES: Final = {name: prefix for prefix, names in _TABLES.prefixes.items() for name in names.split()}
+
+CONV1D_TYPES: Final = frozenset(_TABLES.conv1d.split())
 """Model types whose blocks use transformers' Conv1D, which stores a weight as (in, out)."""
 
-MAMBA_TYPES: Final = _words("falcon_h1 mamba mamba2 falcon_mamba nemotron_h")
-
-
+MAMBA_TYPES: Final = frozenset(_TABLES.mamba.split())
 """Model types in which PEFT refuses out_proj and conv1d."""
 
-_GATE_UP: Final = _words(
-    """
-    qwen2_moe exaone_moe afmoe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe glm4_moe glm4_moe_lite
-    glm_moe_dsa longcat_flash solar_open mellum qwen3_moe qwen3_next hunyuan_v1_moe flex_olmo olmoe sarvam_mla
-    cohere2_moe jamba
-    """
-)
-
-
-_W1_W3: Final = _words("mixtral minimax_m2 minimax lfm2_moe")
-
-
-_RENAMED: Final = _words(
-    """
-    vit beit deit ijepa vit_mae vit_msn vivit dinov2 dinov2_with_registers audio-spectrogram-transformer swin swinv2
-    yolos pixio videomae dinov3_vit dinov3_convnext altclip clip siglip siglip2 lw_detr rt_detr rt_detr_v2 d_fine
-    deformable_detr maskformer phimoe deepseek_v4 deepseek_ocr2 kimi_linear kimi_k25 minimax_m3_vl bailing_hybrid
-    sarvam_moe kolibri1 laguna hy_v3 hy_v4 axk1 axk2 glm5_next mimo_v2_flash granitemoe granitemoehybrid
-    granitemoeshared nemotron_h olmo_hybrid qwen3_5_text qwen3_5_moe_text qwen2_5_omni_thinker qwen3_omni_moe
-    qwen3_omni_moe_thinker glm4v_moe ernie4_5_vl_moe nomic_bert jina_embeddings_v3 gte exaone molmo2 paddleocr_vl
-    mistral_large4 step3p7 hrm_text
-    """
-)
-
-
-_AS_MIXTRAL: Final = _words("mixtral minimax minimax_m2")
-
-
-_AS_QWEN2: Final = _words(
-    """
-    afmoe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe glm4_moe glm4_moe_lite glm_moe_dsa glm4v_moe
-    longcat_flash solar_open mellum qwen3_moe beam qwen3_omni_moe qwen3_omni_moe_thinker qwen3_omni_moe_text
-    qwen3_next hunyuan_v1_moe flex_olmo olmoe sarvam_mla exaone_moe cohere2_moe
-    """
-)
-
-
-_PREFIXES: Final[dict[str, str]] = {
-    **dict.fromkeys(
-        _words(
-            "bloom codegen ctrl dbrx falcon gpt-sw3 gpt2 gpt_bigcode gpt_neo gptj mpt openai-gpt xlm xlnet "
-            "imagegpt decision_transformer"
-        ),
-        "transformer",
-    ),
-    **dict.fromkeys(_words("bert bert-generation big_bird megatron-bert"), "bert"),
-    **dict.fromkeys(_words("camembert roberta xlm-roberta xlm-roberta-xl xmod"), "roberta"),
-    **dict.fromkeys(_words("mamba mamba2 falcon_mamba xlstm"), "backbone"),
-    **{name: name for name in _words("electra distilbert albert deberta mpnet rwkv gpt_neox biogpt ernie rembert")},
-    "deberta-v2": "deberta",
-}
-
-
-DEFAULT_TARGETS: Final[dict[str, tuple[str, ...] | str]] = {
-    **dict.fromkeys(_words("t5 mt5"), ("q", "v")),
-    **dict.fromkeys(
-        _words("bart opt gptj gpt_neo llama llama4 mistral mixtral stablelm gemma gemma2 gemma3_text qwen2 qwen3"),
-        ("q_proj", "v_proj"),
-    ),
-    **dict.fromkeys(_words("gpt2 gpt_bigcode"), ("c_attn",)),
-    **dict.fromkeys(_words("bloom gpt_neox chatglm RefinedWebModel RefinedWeb falcon"), ("query_key_value",)),
-    **dict.fromkeys(_words("bert roberta xlm-roberta electra layoutlm"), ("query", "value")),
-    "blip-2": ("q", "v", "q_proj", "v_proj"),
-    "deberta-v2": ("query_proj", "value_proj"),
-    "deberta": ("in_proj",),
-    "mpt": ("Wqkv",),
-    "btlm": ("c_proj", "c_attn"),
-    "codegen": ("qkv_proj",),
-    "phi": ("q_proj", "v_proj", "fc1", "fc2"),
-    "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
-    "nemotron_h": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "rwkv": ("key", "value", "receptance", "output"),
-    "rwkv7": ("r_proj", "k_proj", "v_proj", "o_proj", "key", "value"),
-}
-
-
+DEFAULT_TARGETS: Final = {name: group.modules for group in _TABLES.targets for name in group.types.split()}
 """The modules that PEFT's LoRA adapts if target_modules is null, by model type."""
 
 
@@ -144,7 +87,7 @@ class Architecture(msgspec.Struct, frozen=True):
     @property
     def fuses_experts(self) -> bool:
         """Whether transformers 5 fuses the experts of a layer, which files hold singly, into two 3-D parameters."""
-        return self.model_type in _GATE_UP | _W1_W3
+        return self.model_type in _FUSING
 
     @property
     def expert_names(self) -> dict[str, str]:

@@ -1,42 +1,24 @@
 """Find many adapters, audit each once into open files, and show and query them.
 
 This module turns audit reports into rows of tables. The Arrow schema of a table is generated from the Struct of its
-rows. It also keeps a small index file by which a second call sees that nothing has changed, without opening a table:
-the stamps of the rows and the listings of folders. If the index is missing or belongs to other parts, the tables are
-read and the folders listed. The index decides only how fast a call is, never what it finds.
+rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.io.atomic import atomic_file
-from gradience.io.reading import read_small
 from gradience.schema import as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.document import RuleGroup, by_severity
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
 from gradience.tables import finding_columns, number_column
-
-if TYPE_CHECKING:
-    from gradience.tables.store import Store
-
-
-INDEX: Final = "index.msgpack"
-_VERSION: Final = 2
-_MOST_BYTES: Final = 1 << 30
-_SETTLED: Final = 3_000_000_000  # nanoseconds; a folder that changed more recently may change again unseen
-
-Target: TypeAlias = tuple[str, tuple[str, ...]]
-"""An adapter's name in its folder, "" for the folder itself, and its files."""
 
 _NUMBERS: Final = "3"
 """Version to be raised when the computation of a row's number, or of a rule, changes."""
@@ -52,87 +34,6 @@ class Known(NamedTuple):
     rules: str = ""
     content_hash: str = ""
     failed: bool = False
-
-
-class Listing(NamedTuple):
-    """A folder's subfolders and adapters, valid while the folder's times are `changed`."""
-
-    changed: tuple[int, int]
-    """The times of modification, which anybody can set, and of status change, in nanoseconds."""
-    folders: Sequence[str]
-    targets: Sequence[Target]
-
-
-class Folders:
-    """The folder listings of the last call, and those for the next call."""
-
-    def __init__(self, listings: dict[str, Listing] | None = None, *, now: Callable[[], int] = time.time_ns) -> None:
-        self._before = listings or {}
-        self._settled = now() - _SETTLED
-        self.listings: dict[str, Listing] = {}
-
-    @property
-    def are_as_before(self) -> bool:
-        """Whether this call met the same folders as the last one, all unchanged."""
-        return self.listings == self._before
-
-    def unchanged(self, folder: str, status: os.stat_result) -> Listing | None:
-        """The listing of a folder with the same modification time as before, kept for the next call; else None."""
-        found = self._before.get(folder)
-        if found is None or found.changed != _times(status):
-            return None
-        self.listings[folder] = found
-        return found
-
-    def met(self, folder: str, status: os.stat_result, folders: Sequence[str], targets: Sequence[Target]) -> None:
-        """Keep the listing of a folder, unless it changed so recently that its time may not show another change.
-
-        Args:
-            folder: its path.
-            status: its status from before it was listed.
-            folders: paths of its subfolders. No entry of it may be a link, because a link's target changes elsewhere.
-            targets: its adapters, which must follow from file names alone.
-        """
-        if max(_times(status)) < self._settled:
-            self.listings[folder] = Listing(_times(status), folders, targets)
-
-
-def _times(status: os.stat_result) -> tuple[int, int]:
-    return status.st_mtime_ns, status.st_ctime_ns
-
-
-class _Index(msgspec.Struct, array_like=True):
-    version: int
-    parts: Sequence[int]
-    known: dict[str, Known]
-    listings: dict[str, Listing]
-
-
-def read_index(store: Store) -> tuple[dict[str, Known] | None, Folders]:
-    """The index of a store's rows, None if missing or of other parts, and the listings of folders."""
-    try:
-        raw = read_small(store.folder / INDEX, most=_MOST_BYTES, what="an index")
-        found = msgspec.msgpack.decode(raw, type=_Index)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None, Folders()
-    if found.version != _VERSION:
-        return None, Folders()
-    return (found.known if list(found.parts) == store.parts else None), Folders(found.listings)
-
-
-def write_index(store: Store, known: dict[str, Known], folders: Folders) -> None:
-    """Write the index of a store as it is now.
-
-    Raises:
-        OutputError: the index cannot be written.
-    """
-    try:
-        data = msgspec.msgpack.encode(_Index(_VERSION, store.parts, known, folders.listings))
-    except UnicodeEncodeError:  # a folder's name is not UTF-8: the next call lists all folders
-        data = msgspec.msgpack.encode(_Index(_VERSION, store.parts, known, {}))
-    with atomic_file(store.folder / INDEX, force=True) as partial:
-        store.touch(partial)
-        partial.write_bytes(data)
 
 
 @cache

@@ -19,7 +19,7 @@ import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
-from gradience.collect.fleet import Known, read_index, rows_of, version_of_rules, write_index
+from gradience.collect.fleet import Known, rows_of, version_of_rules
 from gradience.collect.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.collect.fleet.find import Found, fetched, find_adapters
 from gradience.device import prepare_jax
@@ -81,16 +81,13 @@ def audit_fleet(
     count = workers or cores()
     store = Store(Path(out), FLEET)
     with store.writing() as writer:
-        indexed, folders = read_index(store)
-        known, rules = known_rows(store) if indexed is None else indexed, rules_version(base)
-        found = find_adapters(roots, listed, known=known.keys(), folders=folders)
+        known, rules = known_rows(store), rules_version(base)
+        found = find_adapters(roots, listed, known=known.keys())
         plan = plan_of((_job(item, base, rules) for item in found), known, rules)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
         tally, same = carry_out(writer, plan, answers, crashed, progress)
-        if indexed is None or tally.done or plan.gone:
+        if tally.done or plan.gone:
             known = known_rows(store)
-        if indexed is not known or not folders.are_as_before:
-            write_index(store, known, folders)
     errors, deaths = failures_in(known)
     return FleetAuditReport(
         schema=FLEET_AUDIT_SCHEMA_ID,

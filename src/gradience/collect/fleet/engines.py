@@ -1,28 +1,33 @@
-"""Carry out jobs in other processes: worker processes of this machine, or tasks of a Ray cluster.
+"""Carry out jobs in other processes: a pool of this machine, or tasks of a Ray cluster.
 
-Both engines call the same function with the same job and keep a bounded number of jobs in flight. If a worker dies, its
-job is tried once more and then reported. A Ray task takes a small job and returns a few kilobytes of rows, so the
-object store stays small. The machine that runs a task reads the adapters' files, and must see them under the same path.
+Both engines call the same function with the same job and keep a bounded number of tasks in flight. If a worker dies,
+the jobs that were with it are tried again, each alone; one on which workers die twice then is reported. A Ray task
+takes a small job and returns a few kilobytes of rows, so the object store stays small. The machine that runs a task
+reads the adapters' files, and must see them under the same path.
 """
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import signal
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
+from itertools import islice
+from threading import Thread
 from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from gradience.errors import GradienceError
 
 _RAY_AHEAD: Final = 4  # tasks in flight for each task that runs
-_SPAN: Final = 4  # jobs per task, because each task costs the scheduler a millisecond
+_SPAN: Final = 4  # jobs per task of Ray, because each task costs the scheduler a millisecond
 
-_AHEAD: Final = 3  # jobs queued at a worker beside the current one, so that it never waits for the parent
-_TRIES: Final = 2
+_AHEAD: Final = 3  # jobs that wait beside the one that a worker does, so that it never waits for the parent
+_TRIES: Final = 2  # of a job alone
+_STARTS: Final = 3  # starts of a pool without one answer, before no further one is tried
 PINNED: Final = {  # a worker's environment: one thread each, so that N workers do not compete for cores
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -59,6 +64,46 @@ class Done(NamedTuple, Generic[JobT]):
     answer: bytes | None
 
 
+class _Pool(Protocol[JobT]):
+    """The part of an engine that starts tasks, and tells which one has ended and with what answers."""
+
+    def start(self, jobs: list[JobT]) -> Any:
+        """Start a task of these jobs, and return a handle of it."""
+        ...
+
+    def first(self, tasks: Collection[Any]) -> Any:
+        """Wait until a task has ended, and return its handle."""
+        ...
+
+    def answers(self, task: Any) -> list[bytes] | None:
+        """Wait for a task, and return the answers of its jobs, or None if its worker died."""
+        ...
+
+
+def _answered(pool: _Pool[JobT], jobs: Iterator[JobT], *, span: int, ahead: int) -> Iterator[Done[JobT]]:
+    """Yield each job with its answer, keeping so many tasks of so many jobs in flight."""
+    flying: dict[Any, list[JobT]] = {}
+    suspects: list[JobT] = []
+    while True:
+        while not suspects and len(flying) < ahead and (some := list(islice(jobs, span))):
+            flying[pool.start(some)] = some
+        if flying:
+            task = pool.first(flying)
+            some = flying.pop(task)
+            answers = pool.answers(task)
+            if answers is None:
+                suspects += some
+            else:
+                yield from map(Done, some, answers)
+        elif suspects:
+            # alone, because a death takes along all that is in flight: whose worker dies now is to blame
+            job = suspects.pop(0)
+            tries = (pool.answers(pool.start([job])) for _ in range(_TRIES))
+            yield Done(job, next((answers[0] for answers in tries if answers), None))
+        else:
+            return
+
+
 def run_local(
     work: Work[JobT], jobs: Iterable[JobT], *, workers: int, prepare: Callable[[], None]
 ) -> Iterator[Done[JobT]]:
@@ -73,113 +118,75 @@ def run_local(
         workers: how many processes.
         prepare: called once in each process, before the first job.
     """
-    pool = _Pool(work, workers, prepare)
+    pool = _LocalPool(work, workers, prepare)
     try:
-        yield from pool.run(iter(jobs))
+        yield from _answered(pool, iter(jobs), span=1, ahead=(1 + _AHEAD) * workers)
     finally:
         pool.close()
 
 
-class _Worker(Generic[JobT]):
-    """A worker process with a pipe, and the jobs sent to it, oldest first."""
+class _LocalPool(Generic[JobT]):
+    def __init__(self, work: Work[JobT], workers: int, prepare: Callable[[], None]) -> None:
+        self._work, self._workers, self._prepare = work, workers, prepare
+        self._pool = self._started()
 
-    def __init__(self, work: Work[JobT], prepare: Callable[[], None]) -> None:
+    def _started(self) -> ProcessPoolExecutor:
         context = mp.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, prepare), daemon=True)
-        with pinned():
-            self.process.start()
-        theirs.close()
-        self.ready = False
-        self.sent: deque[JobT] = deque()
+        return ProcessPoolExecutor(self._workers, context, initializer=_begin, initargs=(self._prepare,))
 
-    def send(self, job: JobT) -> None:
-        self.sent.append(job)
-        with suppress(BrokenPipeError, ConnectionResetError):  # `answer` notices its death
-            self.pipe.send(job)
+    def _submit(self, jobs: list[JobT]) -> Future[list[bytes]]:
+        with pinned():  # a submission may start a worker
+            return self._pool.submit(_each, self._work, jobs)
 
-    def answer(self) -> bytes | None:
-        """The worker's next message; None if the worker has died."""
+    def start(self, jobs: list[JobT]) -> Future[list[bytes]]:
         try:
-            return self.pipe.recv_bytes()
-        except (EOFError, ConnectionResetError):
+            return self._submit(jobs)
+        except BrokenProcessPool:
+            self._renew()
+            return self._submit(jobs)
+
+    def _renew(self) -> None:
+        """Start another pool in place of the one that is broken."""
+        for _ in range(_STARTS):
+            self.close()
+            self._pool = self._started()
+            with suppress(BrokenProcessPool):
+                self._submit([]).result()
+                return
+        raise GradienceError("workers die before their first job", advice="try --workers 1; is memory short?")
+
+    def first(self, tasks: Collection[Future[list[bytes]]]) -> Future[list[bytes]]:
+        return next(iter(wait(tasks, return_when=FIRST_COMPLETED).done))
+
+    def answers(self, task: Future[list[bytes]]) -> list[bytes] | None:
+        try:
+            return task.result()
+        except Exception:  # noqa: BLE001  # as with a death, the job is to blame, and not the many others
             return None
 
-    def end(self) -> None:
-        self.pipe.close()
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-
-
-class _Pool(Generic[JobT]):
-    def __init__(self, work: Work[JobT], workers: int, prepare: Callable[[], None]) -> None:
-        self._work, self._prepare = work, prepare
-        self._workers = [_Worker(work, prepare) for _ in range(workers)]
-        self._again: deque[JobT] = deque()
-        self._deaths: Counter[str] = Counter()
-        self._unborn = 0
-
-    def run(self, jobs: Iterator[JobT]) -> Iterator[Done[JobT]]:
-        exhausted = False
-        while True:
-            for worker in self._workers:
-                while worker.ready and len(worker.sent) <= _AHEAD:
-                    job = self._again.popleft() if self._again else next(jobs, None)
-                    if job is None:
-                        exhausted = True
-                        break
-                    worker.send(job)
-            if exhausted and not self._again and not any(worker.sent for worker in self._workers):
-                return
-            yield from self._heard()
-
-    def _heard(self) -> Iterator[Done[JobT]]:
-        by_pipe = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(by_pipe)):
-            worker = by_pipe[pipe]  # type: ignore[index]  # wait returns what it was given
-            answer = worker.answer()
-            if answer is None:
-                yield from self._died(worker)
-            elif not worker.ready:
-                worker.ready, self._unborn = True, 0
-            else:
-                yield Done(worker.sent.popleft(), answer)
-
-    def _died(self, worker: _Worker[JobT]) -> Iterator[Done[JobT]]:
-        """Replace a dead worker. Its current job is tried once more; the jobs queued behind it are not to blame."""
-        sent = list(worker.sent)
-        if not worker.ready:
-            self._unborn += 1
-            if self._unborn > 3 * len(self._workers):
-                raise GradienceError("workers die before their first job", advice="try --workers 1; is memory short?")
-        worker.end()
-        self._workers[self._workers.index(worker)] = _Worker(self._work, self._prepare)
-        if not sent:
-            return
-        first, *rest = sent
-        self._deaths[first.path] += 1
-        self._again.extendleft(reversed(rest))
-        if self._deaths[first.path] >= _TRIES:
-            yield Done(first, None)
-        else:
-            self._again.append(first)
-
     def close(self) -> None:
-        for worker in self._workers:
-            worker.end()
+        processes = list((self._pool._processes or {}).values())  # noqa: SLF001  # from 3.14 on there is kill_workers
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
 
 
-def _serve(pipe: Connection, work: Work[JobT], prepare: Callable[[], None]) -> None:
-    """The main loop of a worker: say that it is ready, answer jobs, end when the parent does."""
-    import signal  # in workers only
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends its workers
+def _begin(prepare: Callable[[], None]) -> None:
+    """Prepare a worker of this machine. The parent handles SIGINT; if it is killed, its workers end too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     prepare()
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        pipe.send_bytes(b"ready")
-        while True:
-            pipe.send_bytes(work(pipe.recv()))
+
+
+def _end_with_parent() -> None:
+    parent = mp.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _each(work: Work[JobT], jobs: list[JobT]) -> list[bytes]:
+    return [work(job) for job in jobs]
 
 
 @contextmanager
@@ -220,10 +227,29 @@ def run_ray(
     """
     ray, ours = _connected(workers, address)
     try:
-        yield from _tasks(ray, work, iter(jobs), workers, prepare)
+        yield from _answered(_RayPool(ray, work, prepare), iter(jobs), span=_SPAN, ahead=_RAY_AHEAD * workers)
     finally:
         if ours:
             ray.shutdown()
+
+
+class _RayPool(Generic[JobT]):
+    def __init__(self, ray: Any, work: Work[JobT], prepare: Callable[[], None]) -> None:
+        self._ray, self._work, self._prepare = ray, work, prepare
+        self._carry_out = ray.remote(num_cpus=1, max_retries=0)(_carry_out)
+
+    def start(self, jobs: list[JobT]) -> Any:
+        return self._carry_out.remote(self._work, self._prepare, jobs)
+
+    def first(self, tasks: Collection[Any]) -> Any:
+        return self._ray.wait(list(tasks), num_returns=1)[0][0]
+
+    def answers(self, task: Any) -> list[bytes] | None:
+        try:
+            found: list[bytes] = self._ray.get(task)
+        except self._ray.exceptions.RayError:
+            return None
+        return found
 
 
 def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
@@ -254,41 +280,8 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
     return ray, True
 
 
-def _tasks(
-    ray: Any, work: Work[JobT], jobs: Iterator[JobT], workers: int, prepare: Callable[[], None]
-) -> Iterator[Done[JobT]]:
-    """Keep a bounded number of tasks in flight; if a task's worker dies, its jobs are tried again one by one."""
-    carry_out = ray.remote(num_cpus=1, max_retries=0)(_carry_out)
-    flying: dict[Any, tuple[list[JobT], int]] = {}
-
-    def start(some: list[JobT], tries: int) -> None:
-        flying[carry_out.remote(work, prepare, some)] = (some, tries)
-
-    exhausted = False
-    while True:
-        while not exhausted and len(flying) < _RAY_AHEAD * workers:
-            some = [job for _, job in zip(range(_SPAN), jobs, strict=False)]
-            exhausted = len(some) < _SPAN
-            if some:
-                start(some, 0)
-        if not flying:
-            return
-        (ready,), _ = ray.wait(list(flying), num_returns=1)
-        some, tries = flying.pop(ready)
-        try:
-            answers = ray.get(ready)
-        except ray.exceptions.RayError:
-            if tries and len(some) == 1:
-                yield Done(some[0], None)
-            else:
-                for job in some:
-                    start([job], 1)
-        else:
-            yield from (Done(job, answer) for job, answer in zip(some, answers, strict=True))
-
-
 def _carry_out(work: Work[JobT], prepare: Callable[[], None], jobs: list[JobT]) -> list[bytes]:
     if not _PREPARED:
         prepare()
         _PREPARED.append(True)
-    return [work(job) for job in jobs]
+    return _each(work, jobs)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from gradience.adapters.formats import FORMATS
 from gradience.adapters.layout import Files
 from gradience.adapters.open import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
-from gradience.collect.fleet import Folders, Target
 from gradience.errors import AdapterError
 from gradience.io.reading import read_small
 from gradience.io.safetensors import SafetensorsFile
@@ -47,6 +47,8 @@ class Found(NamedTuple):
 
 
 Peek: TypeAlias = Callable[[str], bool]
+Target: TypeAlias = tuple[str, tuple[str, ...]]
+"""An adapter's name in its folder, "" for the folder itself, and its files."""
 
 
 def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
@@ -93,7 +95,6 @@ def find_adapters(
     listed: Iterable[str] = (),
     *,
     known: Collection[str] = (),
-    folders: Folders | None = None,
 ) -> Iterator[Found]:
     """Yield every adapter below the roots and at the listed places once.
 
@@ -104,13 +105,12 @@ def find_adapters(
         roots: folders, weights files or fsspec URLs.
         listed: further places; one that is missing is a broken adapter instead of an error.
         known: paths known to be adapters, whose headers need not be read.
-        folders: listings of an earlier walk; unchanged folders are not listed again.
 
     Raises:
         AdapterError: a root is missing or cannot be listed.
     """
     seen: set[str] = set()
-    walk = _Walk(known, folders or Folders())
+    walk = _Walk(known)
     places = [*((os.fspath(root), True) for root in roots), *((place, False) for place in listed)]
     for place, required in places:
         try:
@@ -142,9 +142,8 @@ def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
 class _Walk:
     """A walk through local folders that visits each folder once, whatever links lead to it."""
 
-    def __init__(self, known: Collection[str], folders: Folders) -> None:
+    def __init__(self, known: Collection[str]) -> None:
         self._known = known
-        self._folders = folders
         self._seen: set[tuple[int, int]] = set()
         self._linked: list[str] = []
 
@@ -167,19 +166,22 @@ class _Walk:
         while stack:
             folder = stack.pop()
             try:
-                status = os.stat(folder)  # noqa: PTH116  # ten thousand times
-                listing = self._folders.unchanged(folder, status)
-                listed = [] if listing else _listed(folder)
+                status, listed = os.stat(folder), _listed(folder)  # noqa: PTH116  # ten thousand times
             except OSError as error:
                 if folder == root:
                     raise AdapterError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
                 continue
-            if not (listing or listed) or not self._new(status):
+            if not listed or not self._new(status):
                 continue
-            below, found = (listing.folders, listing.targets) if listing else self._sorted(folder, status, listed)
-            stack += below
-            for name, files in found:
-                yield _found(folder, name, files)
+            names = []
+            for entry in listed:
+                if not leads_to_folder(entry):
+                    names.append(entry.name)
+                elif not entry.name.startswith("."):
+                    (self._linked if entry.is_symlink() else stack).append(entry.path)
+            if any(map(_MAY_BE.search, names)):
+                for name, files in targets(set(names), partial(self._peek, folder)):
+                    yield _found(folder, name, files)
 
     def _new(self, status: os.stat_result) -> bool:
         key = (status.st_dev, status.st_ino)
@@ -188,29 +190,8 @@ class _Walk:
         self._seen.add(key)
         return True
 
-    def _sorted(
-        self, folder: str, status: os.stat_result, listed: list[os.DirEntry[str]]
-    ) -> tuple[Sequence[str], Sequence[Target]]:
-        """A folder's subfolders to walk, and its adapters; links to folders are kept for later."""
-        names: list[str] = []
-        below: list[str] = []
-        for entry in listed:
-            if not leads_to_folder(entry):
-                names.append(entry.name)
-            elif not entry.name.startswith("."):
-                (self._linked if entry.is_symlink() else below).append(entry.path)
-        opened: list[str] = []
-
-        def peek(name: str) -> bool:
-            opened.append(name)
-            return self._peek(f"{folder}/{name}")
-
-        found = list(targets(set(names), peek)) if any(map(_MAY_BE.search, names)) else []
-        if not opened and not any(entry.is_symlink() for entry in listed):
-            self._folders.met(folder, status, below, found)
-        return below, found
-
-    def _peek(self, path: str) -> bool:
+    def _peek(self, folder: str, name: str) -> bool:
+        path = f"{folder}/{name}"
         return path in self._known or is_adapter(Path(path))
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import filecmp
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
-from statistics import median
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,16 +15,17 @@ from gradience.adapters.open import WEIGHT_NAMES
 from gradience.judge.diagnose.identity import CheckpointFolder, identify, unreadable
 from gradience.judge.diagnose.sources import Sources
 from gradience.rules import Observation
-from gradience.rules.joins import Symptom
+from gradience.rules.joins import Symptom, shown
 from gradience.rules.joins.run import MID_RUN, TIED
+from gradience.rules.joins.symptoms import symptoms_of
 from gradience.rules.log.account import values_of
+from gradience.rules.log.statistics import noise as noise_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.document import SEVERITIES
 from gradience.schema.reports import MonitorReport, RunAccount
 from gradience.telemetry.series import RunSeries
 
-_SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _LEAST_EVALS: Final = 5  # three second differences
 
 _TRIED: Final = 3  # checkpoints that are audited at most to find one with finite weights
@@ -175,9 +175,7 @@ def loss_noise(losses: Sequence[float]) -> Noise:
     >>> loss_noise([2.0, 1.0]).value
     """
     if len(losses) >= _LEAST_EVALS:
-        slopes = [b - a for a, b in pairwise(losses)]
-        jumps = median(abs(b - a) for a, b in pairwise(slopes))
-        return Noise(_SECOND * jumps, f"second differences of {len(losses)} evaluations of the same examples")
+        return Noise(noise_of(losses, few=0), f"second differences of {len(losses)} evaluations of the same examples")
     return Noise(
         None, f"unknown: {len(losses)} evaluations of the same examples are too few to see how they jump about"
     )
@@ -227,21 +225,28 @@ def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: 
     """The symptoms that checkpoints on disk add to the log's findings; none if no folder was searched."""
     if sources.folder is None:
         return
-    values = {finding.id: finding.values for finding in report.findings}
-    if "OVF110" in values:
+    found = symptoms_of("log", report.findings)
+    told = [(sign.name, symptom) for symptom in found for sign in shown("log", symptom.id, symptom.tags)]
+    values = {name: symptom.seen.values for name, symptom in told}
+    if "overfits" in values:
         yield _to_keep(choice, report)
-    grave = {finding.id for finding in report.findings if SEVERITIES.index(finding.severity) >= _ERROR}
-    bad = [values[rule] for rule in ("NUM101", "NUM102") if rule in grave]
+    bad = [symptom.seen.values for name, symptom in told if name == "not_finite" and _dates_an_error(symptom)]
     if bad and (step := _lasting(run, bad)) is not None:
         yield _before_nan(choice, step)
-    if "DIV104" in values:
-        yield from _nearest(choice, values["DIV104"].get("lowest_step"), *_AFTER_LOWEST)
-    if "best_step" in values.get("RWD122", {}):  # a reward that only fails to rise has no best step
-        yield from _nearest(choice, values["RWD122"].get("best_step"), *_AFTER_BEST)
-    if "END114" in values:
+    if "diverged" in values:
+        yield from _nearest(choice, values["diverged"].get("lowest_step"), *_AFTER_LOWEST)
+    if "reward_fell" in values:
+        yield from _nearest(choice, values["reward_fell"].get("best_step"), *_AFTER_BEST)
+    if "cut_off" in values:
         yield from _short(sources, report.train.last_step)
     else:
         yield from _mid_run(sources, choice, report.train.last_step)
+
+
+def _dates_an_error(symptom: Symptom) -> bool:
+    """Whether a finding is an error, and says since which step."""
+    grave = symptom.finding is not None and SEVERITIES.index(symptom.finding.severity) >= _ERROR
+    return grave and "first_step" in symptom.seen.values
 
 
 def _to_keep(choice: Choice, report: MonitorReport) -> Symptom:

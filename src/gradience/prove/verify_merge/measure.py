@@ -26,7 +26,7 @@ from gradience.spectral import scratch
 _Found: TypeAlias = tuple[list[int], list[float]]
 
 _CAST: Final = 1 << 20  # entries that are cast at a time
-_F16_STEP: Final = 2.0**-25  # half of float16's least step
+_F16_HALF_STEP: Final = 2.0**-25  # half of the distance of float16's least numbers
 
 
 class Sums(NamedTuple):
@@ -176,7 +176,7 @@ def excess(case: Case, replay: MergeReplay, factor: float) -> float:
     through = {replay.weight, case.merged}
     unit = sum(UNIT[dtype] for dtype in through)
     weight = sum(UNIT[dtype] for dtype in through if narrower(dtype, case.base))
-    step = _F16_STEP * len(through) if "F16" in through else 0.0
+    step = _F16_HALF_STEP * len(through) if "F16" in through else 0.0
     fine = 2.0 * case.delta.slack * UNIT["F32"]
     worst = 0.0
     for at in case.spans():
@@ -226,7 +226,7 @@ def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str 
     if is_base:
         return Copied("absent")
     bound = 2.0 * UNIT[merged]
-    if all(np.all(np.abs(y - x) <= bound * np.abs(x) + _F16_STEP) for x, y in _blocks(held, m, own, merged)):
+    if all(np.all(np.abs(y - x) <= bound * np.abs(x) + _F16_HALF_STEP) for x, y in _blocks(held, m, own, merged)):
         return Copied("within_rounding")
     return Copied("other", reason=f"norm(M - saved) / norm(saved): {relative_change(held, m, own, merged):.3g}")
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Role
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied
 from gradience.rewrite.merge.methods import Recipe, recipe_of
@@ -241,10 +241,9 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
             if first is not side and not _equal(_source(first), _source(side), name):
                 differing.append(name)
     if differing:
-        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise AdapterError(
-            f"the adapters hold different values of {', '.join(differing[:_SHOWN])}{more}: whole tensors (a head, a "
-            "bias, token rows) have no sum",
+            f"the adapters hold different values of {few(differing, _SHOWN)}: whole tensors (a head, a bias, token "
+            "rows) have no sum",
             advice="take one adapter's with --heads-from A (or B, ...)",
         )
     return Heads([copied(_source(side), name) for name, side in held.items()], _agreed(sides), [])

@@ -16,7 +16,7 @@ import msgspec
 from gradience.adapters.layout import Adapter, Array
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import BaseWeights, find_shards
-from gradience.errors import OutputError
+from gradience.errors import OutputError, few
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file, keep_private
 from gradience.io.safetensors import PlannedTensor, write_safetensors
@@ -186,10 +186,7 @@ def _left_behind(files: AdapterFiles) -> list[str]:
         return []
     read = {files.config.name, PROVENANCE_NAME, *(file.name for file in weight_files(files))}
     names = sorted(p.name for p in files.folder.iterdir() if p.name not in read)
-    if not names:
-        return []
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"not copied from the adapter's folder: {', '.join(names[:_NAMED])}{more}"]
+    return [f"not copied from the adapter's folder: {few(names, _NAMED)}"] if names else []
 
 
 def _notes(plan: Plan, dtype: Dtype | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gradience.adapters import module_type
 from gradience.errors import few
-from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
+from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.config.facts import (
     AN_ADAPTER,
     CAUSAL_SFT,
@@ -22,6 +22,7 @@ from gradience.rules.config.facts import (
     Facts,
     LoraRule,
     given,
+    stops,
 )
 from gradience.schema.document import Coverage
 
@@ -242,6 +243,7 @@ RULES = (
         observe=_default_targets,
         predicts=True,
         confidence=0.9,
+        signs=("default_targets",),
         evidence=(
             cite(
                 "peft/utils/constants.py (0.21)",
@@ -262,6 +264,7 @@ RULES = (
         condition="classification with task_type and modules_to_save unset",
         observe=_unsaved_head,
         confidence=0.8,
+        signs=("head_left_out",),
         evidence=(CLASSIFIER_DOCS,),
         rationale="The reloaded model gets a fresh random head and predicts at chance.",
         action="set task_type='SEQ_CLS' (or TOKEN_CLS), or name the head in modules_to_save",
@@ -278,6 +281,7 @@ RULES = (
         needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
         predicts=True,
         confidence=0.45,
+        signs=("large_scaling",),
         evidence=(METAMATH_RSLORA, RSLORA),
         rationale="With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.",
         action="check alpha, and watch the first steps",
@@ -295,6 +299,7 @@ RULES = (
         needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
         predicts=True,
         confidence=0.5,
+        signs=("low_rate",),
         evidence=(RSLORA, METAMATH_RSLORA),
         rationale="alpha / r shrinks as r grows: high rank with small alpha learns slowly.",
         action="raise alpha to r / 2 or more, or lr, or set use_rslora",
@@ -312,6 +317,7 @@ RULES = (
         needs=(LORA, AN_ADAPTER, OPEN_OR_WEIGHED),
         predicts=True,
         confidence=0.8,
+        signs=("half_precision",),
         evidence=(
             cite("PEFT docs, troubleshooting", "fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'"),
         ),
@@ -344,6 +350,10 @@ RULES = (
         "{few_layers} of the layers, or one of them matches nothing (info)",
         observe=_reach,
         confidence=0.9,
+        signs=(
+            Sign("stops", frozenset({"error"}), values=stops),
+            "missed_targets",
+        ),
         evidence=(
             cite(
                 "PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",

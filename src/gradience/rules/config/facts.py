@@ -7,15 +7,15 @@ determine it, the property raises `Unknown` with the reason for the report.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.settings import states_adapter
 from gradience.configs.training import Objective, objective_of
 from gradience.rules import Need, Premise, Rule, Unknown
-from gradience.schema import NonFinite, Real, as_float, real
-from gradience.schema.document import Coverage, RuleGroup
+from gradience.schema import Json, NonFinite, Real, as_float, real
+from gradience.schema.document import Coverage, Finding, RuleGroup
 from gradience.schema.events import ConfigSnapshot
 
 T = TypeVar("T")
@@ -295,6 +295,11 @@ class LoraRule(ConfigRule):
     """A rule about LoRA; it is not judged for other kinds of adapter, or where no adapter is configured."""
 
     needs: tuple[Need[Facts], ...] = (LORA, AN_ADAPTER)
+
+
+def stops(found: Finding) -> Mapping[str, Json]:
+    """The value of a finding that alone can stop a run from learning, for the rules that join it."""
+    return {"stops": found.message}
 
 
 def given(value: T | None, name: str) -> T:

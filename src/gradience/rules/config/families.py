@@ -1,7 +1,6 @@
 """TGT006: targets that the named model's family does not have.
 
-The names of the families' modules stand here as data, so that no model has to be at hand. Only models whose name tells
-the family, and whose modules kept their names over the releases of transformers, are in the table.
+The names of the families' modules are data, in families.toml, so that no model has to be at hand.
 """
 
 from __future__ import annotations
@@ -10,7 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gradience.errors import few
+from gradience.io.reading import own_table
 from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, Facts, LoraRule
 from gradience.schema import Severity
@@ -28,53 +30,19 @@ class Family(NamedTuple):
     former: frozenset[str] = frozenset()
 
 
-def _family(name: str, models: str, modules: str, former: str = "") -> Family:
-    return Family(name, re.compile(models, re.IGNORECASE), frozenset(modules.split()), frozenset(former.split()))
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    models: str
+    modules: str
+    former: str = ""
+
+    def made(self) -> Family:
+        models = re.compile(self.models, re.IGNORECASE)
+        return Family(self.name, models, frozenset(self.modules.split()), frozenset(self.former.split()))
 
 
-_LLAMA: Final = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj embed_tokens lm_head score rotary_emb"
-_NEOX: Final = "query_key_value dense dense_h_to_4h dense_4h_to_h lm_head score"
-_T5: Final = "q k v o wi wi_0 wi_1 wo dense out_proj shared embed_tokens relative_attention_bias lm_head classifier"
-_BART: Final = "q_proj k_proj v_proj out_proj fc1 fc2 dense shared embed_tokens embed_positions lm_head"
-
-FAMILIES: Final = (
-    _family(
-        "Phi-2",
-        r"phi-(1|1_5|1\.5|2)\b(?!.*(gptq|awq))",
-        "q_proj k_proj v_proj dense fc1 fc2 embed_tokens lm_head",
-        former="Wqkv out_proj linear wte",
-    ),
-    _family(
-        "Phi-3",
-        r"^(?!unsloth/).*phi-3(\.5)?-(mini|medium)(?!.*(vision|small|moe))",
-        "qkv_proj o_proj gate_up_proj down_proj embed_tokens lm_head rotary_emb",
-    ),
-    _family("GPT-2", r"(^|/|distil|dialo)gpt-?2\b|dialogpt", "c_attn c_proj c_fc q_attn wte wpe lm_head score"),
-    _family("GPT-NeoX", r"(^|/)(pythia|gpt-neox|dolly-v2|redpajama-incite)", f"{_NEOX} embed_in embed_out"),
-    _family("GPT-J", r"(^|/)gpt-j", "q_proj k_proj v_proj out_proj fc_in fc_out wte lm_head score"),
-    _family("BLOOM", r"(^|/)bloomz?(-|$)", f"{_NEOX} word_embeddings"),
-    _family("Falcon", r"(^|/)falcon-(7b|40b|rw)", f"{_NEOX} word_embeddings"),
-    _family("OPT", r"(^|/)opt-\d", "q_proj k_proj v_proj out_proj fc1 fc2 embed_tokens embed_positions lm_head score"),
-    _family("T5", r"(^|/)((flan-|m|by|code)?t5-|flan-ul2)", _T5),
-    _family("BART", r"(^|/)(distil|m)?bart-", _BART),
-    _family(
-        "DistilBERT",
-        r"(^|/)distilbert-",
-        "q_lin k_lin v_lin out_lin lin1 lin2 classifier pre_classifier vocab_transform vocab_projector qa_outputs "
-        "word_embeddings position_embeddings",
-    ),
-    _family(
-        "BERT",
-        r"(^|/)(bert-(base|large|tiny|mini|small|medium)|roberta-(base|large)|xlm-roberta-(base|large))",
-        "query key value dense out_proj classifier decoder qa_outputs word_embeddings position_embeddings "
-        "token_type_embeddings",
-    ),
-    _family(
-        "Llama",
-        r"(^|/)((meta-)?llama-(2|3|3\.1)-\d+b|llama-3\.2-[13]b|tinyllama|vicuna-|codellama-|mistral-7b|zephyr-7b"
-        r"|qwen(1\.5|2|2\.5)-[\d.]+b(?!.*(vl|audio|omni|moe))|qwen3-[\d.]+b(?!-a\d)|gemma-(2|2-2|7|2-9|2-27)b)",
-        _LLAMA,
-    ),
+FAMILIES: Final = tuple(
+    entry.made() for entry in own_table(__file__, "families.toml", dict[str, list[_Entry]])["families"]
 )
 
 
@@ -136,6 +104,7 @@ RULES = (
         observe=_absent,
         needs=(LORA, AN_ADAPTER),
         confidence=0.85,
+        signs=("foreign_targets",),
         evidence=(
             cite("transformers 5.24, models/*/modeling_*.py", "the names of the layers that the family defines"),
             UNMATCHED,

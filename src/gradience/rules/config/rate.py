@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule, given
@@ -49,7 +50,6 @@ _DEFAULTS = {  # by the format of the file, or the family of TRL's configs that 
 }
 _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
 _EMBEDDINGS = ("embed", "lm_head", "wte")  # names of whole matrices for which a low rate is usual
-_PRINCIPAL_INITS = ("pissa", "olora", "corda")
 _PISSA_CONFIDENCE = 0.5  # the cited abstract names PiSSA only; for the other starts it is an analogy
 _OTHER_INIT_CONFIDENCE = 0.3
 
@@ -124,14 +124,14 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
 
 def _variant_rate(facts: Facts) -> Iterator[Observation]:
     init = given(facts.config.lora.init, "init_lora_weights")
-    if not init.lower().startswith(_PRINCIPAL_INITS):
+    start = start_of(init)
+    if not start.principal:
         return
     if facts.adam_lr >= VARIANT_LR.value:
-        pissa = init.lower().startswith("pissa")
         yield Observation(
             f"lr {facts.lr:g} with init {init}: variants that start from the principal components of W want less",
             {"lr": facts.lr, "init": init},
-            confidence=_PISSA_CONFIDENCE if pissa else _OTHER_INIT_CONFIDENCE,
+            confidence=_PISSA_CONFIDENCE if start.name == "pissa" else _OTHER_INIT_CONFIDENCE,
         )
 
 
@@ -167,6 +167,7 @@ RULES = (
         needs=(*_PREDICTS, SUPERVISED),
         predicts=True,
         confidence=0.8,
+        signs=("low_rate",),
         evidence=(
             SWEEP_LOW,
             cite(LWR, "the best LoRA rate is about 10 x that of full fine-tuning"),
@@ -194,6 +195,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.7,
+        signs=("high_rate",),
         evidence=(SWEEP_HIGH,),
         rationale="Some models still train well here, others lose several percent or diverge.",
         action="watch the first 100 steps for divergence, or start at 3e-4",
@@ -211,6 +213,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.85,
+        signs=("high_rate",),
         evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
         rationale="A diverged run costs as much as a good one.",
         action="lower lr to 1e-3 at most; 2e-4 is the usual start",
@@ -228,6 +231,10 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.7,
+        signs=(
+            "high_rate",
+            "high_rate_for_preferences",
+        ),
         evidence=(
             TRL_RL,
             cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5"),
@@ -250,6 +257,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.6,
+        signs=("high_rate",),
         evidence=(BIDERMAN,),
         rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
         action="halve lr, or alpha",
@@ -267,6 +275,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.5,
+        signs=("high_rate",),
         evidence=(
             cite(
                 "Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract)",

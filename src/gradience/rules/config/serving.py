@@ -1,7 +1,8 @@
-"""How serving engines treat the features of an adapter: facts as data, each with the commit and file it was read in.
+"""How serving engines treat the features of an adapter.
 
-Engines change weekly, so a row says what one commit did and not what the newest release does. Behaviour that could not
-be seen in source is not listed.
+The facts are data, in serving.toml, each with the commit and the file in which it was read.
+
+Engines change weekly, so a row says what one commit did and not what the newest release does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+import msgspec
+
+from gradience.io.reading import own_table
 from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
 from gradience.schema import Json
@@ -18,7 +22,7 @@ from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import ConfigSnapshot
 
 SERVE_TABLE = cite(
-    "rules/config/serving.py, a table read from the engines' sources",
+    "rules/config/serving.toml, a table read from the engines' sources",
     "each row names its repository, commit and file; each finding cites its own row",
 )
 
@@ -46,13 +50,13 @@ ENGINES: Final[dict[Engine, str]] = {
 }
 
 
-class Source(NamedTuple):
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The place where a row was read: a file of a repository at one commit, and the month of reading."""
 
     repository: str
     commit: str
     path: str
-    seen: str = "2026-11"
+    seen: str
 
     def __str__(self) -> str:
         """The source as text."""
@@ -74,7 +78,7 @@ class ServeFact(NamedTuple):
     source: Source
 
 
-class RankSizes(NamedTuple):
+class RankSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The ranks that an engine allocates: a list of sizes, or multiples of a step from a least size on."""
 
     engine: Engine
@@ -92,106 +96,26 @@ class RankSizes(NamedTuple):
         return self.least if rank <= self.least else -(-rank // self.step) * self.step
 
 
-_Row: TypeAlias = tuple[Feature, Effect, str]
+class _Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was read of one engine in one file."""
+
+    engine: Engine
+    source: Source
+    features: dict[Feature, tuple[Effect, str]]
 
 
-def _rows(engine: Engine, source: Source, *rows: _Row) -> tuple[ServeFact, ...]:
-    """The facts of one engine that were read in one file."""
-    return tuple(ServeFact(engine, *row, source) for row in rows)
+class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    facts: list[_Read]
+    ranks: list[RankSizes]
 
 
-_VLLM: Final = "vllm-project/vllm"
-_LORAX: Final = "predibase/lorax"
-_SLORA: Final = "S-LoRA/S-LoRA"
-_LLAMA: Final = "ggml-org/llama.cpp"
-_MLX: Final = "ml-explore/mlx-lm"
-_ONE_ALPHA: Final = "one lora_alpha for every module"
-_FACTORS_ONLY: Final = "tensors other than lora_A and lora_B are not read"
-_ENDS: Final = "a tensor that is neither lora_A nor lora_B ends the conversion"
-
-FACTS: Final[tuple[ServeFact, ...]] = (
-    *_rows(
-        "vllm",
-        Source(_VLLM, "e745baff", "vllm/lora/peft_helper.py"),
-        ("modules_to_save", "refused", "it must be null"),
-        ("bias", "refused", "only where the engine was started with bias_enabled"),
-        ("rank_pattern", "misread", "one r for the scale of all: alpha / r, where PEFT has alpha / the module's rank"),
-        ("alpha_pattern", "misread", _ONE_ALPHA),
-    ),
-    *_rows(
-        "vllm",
-        Source(_VLLM, "0306474e", "vllm/lora/lora_model.py"),
-        ("dora", "refused", "loading it is not implemented"),
-    ),
-    *_rows(
-        "vllm",
-        Source(_VLLM, "001e63a8", "vllm/lora/utils.py"),
-        ("token_rows", "refused", "a tensor that is not a factor is an unsupported LoRA weight"),
-    ),
-    *_rows(
-        "lorax",
-        Source(_LORAX, "03679f33", "server/lorax_server/adapters/lora.py"),
-        ("dora", "misread", f"{_FACTORS_ONLY}: W + s B A is served, without the magnitudes"),
-        ("rank_pattern", "misread", "one r for the scale, and all layers' factors are stacked as of one rank"),
-        ("alpha_pattern", "misread", _ONE_ALPHA),
-        ("modules_to_save", "dropped", _FACTORS_ONLY),
-        ("bias", "dropped", _FACTORS_ONLY),
-        ("token_rows", "dropped", _FACTORS_ONLY),
-        ("some_layers", "dropped", "a type of module that one layer lacks is left out in every layer"),
-    ),
-    *_rows(
-        "slora",
-        Source(_SLORA, "2a2786b9", "slora/models/peft/lora_adapter.py"),
-        ("rslora", "misread", "the scale is lora_alpha / r: sqrt(r) times too small"),
-        ("rank_pattern", "misread", "one r for the scale of every module"),
-        ("alpha_pattern", "misread", _ONE_ALPHA),
-    ),
-    *_rows(
-        "slora",
-        Source(_SLORA, "2a2786b9", "slora/models/peft/layer_weights/lora_layer_weight.py"),
-        ("dora", "misread", f"{_FACTORS_ONLY}: W + s B A is served, without the magnitudes"),
-        ("modules_to_save", "dropped", _FACTORS_ONLY),
-        ("bias", "dropped", _FACTORS_ONLY),
-        ("token_rows", "dropped", _FACTORS_ONLY),
-        ("beyond_attention", "dropped", "q_proj, k_proj, v_proj and o_proj alone are read"),
-    ),
-    *_rows(
-        "llamacpp",
-        Source(_LLAMA, "0b03adaa", "convert_lora_to_gguf.py"),
-        ("dora", "refused", _ENDS),
-        ("modules_to_save", "refused", _ENDS),
-        ("bias", "refused", _ENDS),
-        ("token_rows", "refused", _ENDS),
-        ("alpha_pattern", "misread", "one lora_alpha is written for every tensor"),
-    ),
-    *_rows(
-        "llamacpp",
-        Source(_LLAMA, "215841fc", "src/llama-adapter.h"),
-        ("rslora", "misread", "the scale is alpha / rank whatever use_rslora says: sqrt(r) times too small"),
-    ),
-    *_rows(
-        "mlx",
-        Source(_MLX, "03672867", "mlx_lm/tuner/utils.py"),
-        ("peft_format", "refused", "adapters.safetensors is loaded, by num_layers and lora_parameters of its config"),
-    ),
+_TABLES: Final = own_table(__file__, "serving.toml", _Tables)
+FACTS: Final = tuple(
+    ServeFact(read.engine, feature, effect, says, read.source)
+    for read in _TABLES.facts
+    for feature, (effect, says) in read.features.items()
 )
-
-RANKS: Final[tuple[RankSizes, ...]] = (
-    RankSizes(
-        "vllm",
-        "max_lora_rank is one of 1, 8, 16, 32, 64, 128, 256, 320 and 512, and every slot has that size",
-        Source(_VLLM, "01230b40", "vllm/config/lora.py"),
-        sizes=(1, 8, 16, 32, 64, 128, 256, 320, 512),
-        default=16,
-    ),
-    RankSizes(
-        "lorax",
-        "with the SGMV kernels a rank is padded to 8, and above that to the next multiple of 16 (one GPU)",
-        Source(_LORAX, "0e057f08", "server/lorax_server/utils/sgmv.py"),
-        least=8,
-        step=16,
-    ),
-)
+RANKS: Final = tuple(_TABLES.ranks)
 
 
 class AdapterFeature(NamedTuple):

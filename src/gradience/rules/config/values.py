@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gradience.configs.settings import ALIKE, nearest_known
-from gradience.rules import Observation, Threshold, Unknown, cite
-from gradience.rules.config.facts import TO_COME, ConfigRule, Facts, about_lora
+from gradience.rules import Observation, Sign, Threshold, Unknown, cite
+from gradience.rules.config.facts import TO_COME, ConfigRule, Facts, about_lora, stops
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.events import ConfigSnapshot
 
@@ -152,6 +152,7 @@ RULES = (
         observe=_value_out_of_range,
         settings=_fields_of,
         confidence=1.0,
+        signs=(Sign("stops", frozenset({"lr", "lora_alpha", "epochs"}), values=stops),),
         evidence=(cite("definition", "outside the range in which the quantity has a meaning"),),
         rationale="A run with this value fails at start, or trains nothing.",
         action="correct the value",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import ALL_MASKED, Observation, Threshold, Unknown, cite
+from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
@@ -139,6 +139,7 @@ RULES = (
         observe=_unsupervised,
         needs=(of_tokens,),
         confidence=0.95,
+        signs=(Sign("all_masked", frozenset({"critical"})),),
         scope="losses on tokens; with the masks that the trainer builds from the template and the columns",
         rationale="The loss of such a row is 0 or undefined; if all are so, the run trains nothing and logs a "
         "plausible or zero loss.",

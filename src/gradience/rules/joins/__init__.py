@@ -28,9 +28,13 @@ from gradience.rules import (
     UTILIZATION,
     Description,
     Observation,
+    Sign,
     cite,
     finding,
 )
+from gradience.rules.config import RULES as CONFIG_RULES
+from gradience.rules.log import RULE_OF
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, Severity
 from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
@@ -61,10 +65,18 @@ Silent: TypeAlias = frozenset[tuple[PieceSource, str]]
 """Pairs of a source and the id of a rule that was judged on it and found nothing."""
 
 
+RULES_OF: Final[Mapping[PieceSource, Mapping[str, Description]]] = {
+    "config": {rule.id: rule for rule in CONFIG_RULES},
+    "log": RULE_OF,
+    "weights": {rule.id: rule for rule in WEIGHTS_RULES},
+}
+"""The rules whose findings are joined, by source and id."""
+
+
 class Symptom(NamedTuple):
     """A finding on one source, or a fact about the source that matters only together with other symptoms.
 
-    `tags` distinguish findings of the same id: by severity, names of values, or the verdict on the weights.
+    `tags` are the marks of a finding: its severity, the names of its values, the verdict on the weights.
     """
 
     source: PieceSource
@@ -75,13 +87,17 @@ class Symptom(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """A condition on one source: it shows any of `ids`, or every rule in `silent` was judged and found nothing."""
+    """A condition on one source: it shows any of `signs`, or the rules that would show `silent` found nothing."""
 
     source: PieceSource
-    ids: tuple[str, ...] = ()
-    tags: frozenset[str] = frozenset()  # the symptom needs any of them; if empty, its tags do not matter
-    silent: tuple[str, ...] = ()
-    says: str = ""  # the text for the silence of the ids in `silent`
+    signs: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()  # every rule that shows one of them was judged
+    says: str = ""  # the text for that silence
+
+    @property
+    def silent_ids(self) -> list[str]:
+        """The ids of the rules that have to be silent."""
+        return [rule for sign in self.silent for rule in showing(self.source, sign)]
 
 
 class Message(NamedTuple):
@@ -190,16 +206,36 @@ def correlate(correlations: Iterable[Correlation], symptoms: Iterable[Symptom], 
 def _fitting(needed: Iterable[Needs], symptoms: Sequence[Symptom], silent: Silent) -> list[Symptom]:
     found: list[Symptom] = []
     for needs in needed:
-        if needs.silent and silent.issuperset((needs.source, rule) for rule in needs.silent):
-            found.append(Symptom(needs.source, " ".join(needs.silent), Observation(needs.says)))
+        if needs.silent and silent.issuperset((needs.source, rule) for rule in needs.silent_ids):
+            found.append(Symptom(needs.source, " ".join(needs.silent_ids), Observation(needs.says)))
         found += [symptom for symptom in _without(symptoms, found) if _fits(needs, symptom)]
     return found
 
 
 def _fits(needs: Needs, symptom: Symptom) -> bool:
-    if symptom.source != needs.source or symptom.id not in needs.ids:
-        return False
-    return not needs.tags or not needs.tags.isdisjoint(symptom.tags)
+    names = (sign.name for sign in shown(symptom.source, symptom.id, symptom.tags))
+    return symptom.source == needs.source and not set(needs.signs).isdisjoint(names)
+
+
+def shown(source: PieceSource, symptom: str, marks: frozenset[str]) -> list[Sign]:
+    """The signs that a symptom with these marks shows."""
+    return [sign for sign in _signs(source, symptom) if sign.is_shown_by(marks)]
+
+
+def _signs(source: PieceSource, symptom: str) -> list[Sign]:
+    """The signs of a rule; a symptom that is no finding is a sign of itself."""
+    rule = RULES_OF.get(source, {}).get(symptom)
+    return [Sign(symptom)] if rule is None else [_sign(each) for each in rule.signs]
+
+
+def _sign(given: Sign | str) -> Sign:
+    return Sign(given) if isinstance(given, str) else given
+
+
+def showing(source: PieceSource, name: str) -> dict[str, Sign]:
+    """The rules of a source that show a fact, by id, and how."""
+    rules = RULES_OF.get(source, {})
+    return {rule: sign for rule in rules for sign in _signs(source, rule) if sign.name == name}
 
 
 def _without(symptoms: Iterable[Symptom], taken: Sequence[Symptom]) -> list[Symptom]:
@@ -221,11 +257,13 @@ def _piece(symptom: Symptom) -> Piece:
 
 
 def _named(needs: Needs) -> Iterator[str]:
-    if needs.silent:
-        yield f"neither {' nor '.join(needs.silent)}" if len(needs.silent) > 1 else f"no {needs.silent[0]}"
-    tags = f" ({' or '.join(sorted(needs.tags)).replace('_', ' ')})" if needs.tags else ""
-    for name in needs.ids:
-        yield FACTS.get(name, f"{name}{tags}")
+    if quiet := needs.silent_ids:
+        yield f"neither {' nor '.join(quiet)}" if len(quiet) > 1 else f"no {quiet[0]}"
+    for name in needs.signs:
+        if name in FACTS:
+            yield FACTS[name]
+        for rule, sign in showing(needs.source, name).items():
+            yield f"{rule} ({' or '.join(sorted(sign.among)).replace('_', ' ')})" if sign.among else rule
 
 
 JOINS: Final[tuple[Correlation, ...]] = (
@@ -234,7 +272,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="configuration and adapter of different runs",
         needs=(Needs("config", ("other_config",)), Needs("log", ("other_log",)), Needs("weights", ("other_adapter",))),
-        hints=(Needs("weights", ("SCL206",)),),
+        hints=(Needs("weights", ("unlike_ranks",)),),
         messages=(
             Message(("config", "weights"), "The configuration is not that of this adapter: {differs}."),
             Message(("log", "weights"), "The log is not of this adapter: {differs}."),
@@ -251,7 +289,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="error",
         title="a damaged adapter file",
         needs=(Needs("weights", ("damaged",)),),
-        hints=(Needs("log", ("END114",)),),
+        hints=(Needs("log", ("cut_off",)),),
         messages=(Message(("weights",), "The adapter's file is damaged: {damaged}."),),
         confidence=0.97,
         evidence=(
@@ -267,8 +305,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="HED308",
         severity="warning",
         title="a classifier head that is not in the file",
-        needs=(Needs("config", ("TGT004",)), Needs("weights", ("no_head",))),
-        hints=(Needs("log", ("CHN112",)),),
+        needs=(Needs("config", ("head_left_out",)), Needs("weights", ("no_head",))),
+        hints=(Needs("log", ("at_chance",)),),
         messages=(
             Message(
                 ("config", "weights"),
@@ -287,11 +325,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="weights that look like an initialisation",
         needs=(
-            Needs("weights", ("RND203",)),
-            Needs("log", ("NOL106", "GRD108")),
-            Needs("log", silent=("NOL106",), says="the loss falls"),
+            Needs("weights", ("random_like",)),
+            Needs("log", ("no_learning", "vanished_gradient")),
+            Needs("log", silent=("no_learning",), says="the loss falls"),
         ),
-        hints=(Needs("log", ("RND203",)),),
+        hints=(Needs("log", ("random_like",)),),
         messages=(
             Message(("log", "weights"), "The weights look like random factors; compare that with what this log shows."),
         ),
@@ -307,7 +345,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="targets without a module",
         needs=(Needs("config", ("idle_targets",)), Needs("weights", ("adapted",))),
-        hints=(Needs("config", ("TGT006", "TGT002")),),
+        hints=(Needs("config", ("foreign_targets", "missed_targets")),),
         messages=(
             Message(
                 ("config", "weights"),
@@ -330,12 +368,12 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="a run that was cut off",
         needs=(
-            Needs("log", ("END114",)),
-            Needs("weights", ("NUM209",)),
-            Needs("config", ("REC004",)),
+            Needs("log", ("cut_off",)),
+            Needs("weights", ("incomplete_file",)),
+            Needs("config", ("saved_once",)),
             Needs("disk", ("short_of_the_end",)),
         ),
-        hints=(Needs("log", ("TRN115",)),),
+        hints=(Needs("log", ("torn_lines",)),),
         messages=(
             Message(("log", "weights"), "The run was cut off, and the adapter's file is incomplete."),
             Message(("log", "disk"), "The log stops without run_end; these weights are from step {weights_step}."),
@@ -355,8 +393,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="REC310",
         severity="warning",
         title="nothing was logged, as configured",
-        needs=(Needs("config", ("REC001",)), Needs("log", ("GAP118",))),
-        hints=(Needs("config", ("REC002",)),),
+        needs=(Needs("config", ("no_rows",)), Needs("log", ("few_rows",))),
+        hints=(Needs("config", ("nothing_held_out",)),),
         messages=(
             Message(
                 ("config", "log"),
@@ -377,7 +415,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="REC311",
         severity="info",
         title="no held-out signal, as configured",
-        needs=(Needs("config", ("REC002",)), Needs("log", ("no_evaluation",))),
+        needs=(Needs("config", ("nothing_held_out",)), Needs("log", ("no_evaluation",))),
         messages=(
             Message(
                 ("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."
@@ -395,8 +433,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="UTL313",
         severity="info",
         title="low utilization, recorded and in the file",
-        needs=(Needs("log", ("UTL204",)), Needs("weights", ("UTL204",))),
-        hints=(Needs("log", ("CMP213",)),),
+        needs=(Needs("log", ("low_utilization",)), Needs("weights", ("low_utilization",))),
+        hints=(Needs("log", ("compressible",)),),
         messages=(
             Message(
                 ("log", "weights"),
@@ -415,7 +453,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="SCL314",
         severity="info",
         title="a small scaling, in config and file",
-        needs=(Needs("config", ("ALP002", "LR001")), Needs("weights", ("SCL208",))),
+        needs=(Needs("config", ("low_rate",)), Needs("weights", ("small_scaling",))),
         messages=(
             Message(("config", "weights"), "The update is scaled down: lora_alpha is 8 at r={r}, at a low rate."),
         ),

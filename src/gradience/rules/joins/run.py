@@ -30,20 +30,15 @@ MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logg
 SIZES = cite("heuristic; adapters at hand", "an update's entries are 1e-4 to 3e-3 in size in trained adapters")
 ZERO_B = cite("LoRA, arXiv 2106.09685; PEFT's default", "B starts at zero: before a step s B A is zero")
 
-_NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
-_VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "epochs"})
-_HIGH_RATE: Final = ("LR002", "LR003", "LR004", "LR005", "LR007")
-_LOW_RATE: Final = ("LR001", "ALP002")
-
 JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(
         id="DAT330",
         severity="critical",
         title="no token supervised, and what follows from it",
         needs=(
-            Needs("log", ("DAT301",), frozenset({"critical"})),
-            Needs("log", ("NUM102",), frozenset({"no_labels"})),
-            Needs("weights", ("NUM201", "TRN202")),
+            Needs("log", ("all_masked",)),
+            Needs("log", ("loss_of_nothing",)),
+            Needs("weights", ("not_finite", "zero_update")),
         ),
         messages=(
             Message(("log", "weights"), "No token was supervised ({masked}), and the weights show it."),
@@ -62,13 +57,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="error",
         title="NaN, from the log to the weights",
         needs=(
-            Needs("log", ("NUM102", "NUM101", "NUM201"), frozenset({"not_finite"})),
-            Needs("weights", ("NUM201",), frozenset({"broken"})),
-            Needs("weights", silent=("NUM201",), says="the weights in this file are all finite"),
+            Needs("log", ("not_finite",)),
+            Needs("weights", ("lost_weights",)),
+            Needs("weights", silent=("not_finite",), says="the weights in this file are all finite"),
         ),
         hints=(
-            Needs("log", ("GRD107",)),
-            Needs("config", (*_HIGH_RATE, "NUM001")),
+            Needs("log", ("large_gradients",)),
+            Needs("config", ("high_rate", "half_precision")),
             Needs("disk", ("before_nan",)),
         ),
         messages=(
@@ -97,16 +92,16 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="error",
         title="divergence, and what else shows it",
         needs=(
-            Needs("log", ("DIV104",)),
-            Needs("log", ("GRD107",), frozenset({"warning"})),  # not info, which is one burst or clipping
+            Needs("log", ("diverged",)),
+            Needs("log", ("exploding_gradients",)),
             Needs("weights", ("exploded",)),
-            Needs("config", _HIGH_RATE),
+            Needs("config", ("high_rate",)),
             Needs("disk", ("lowest",)),
         ),
         hints=(
-            Needs("log", ("DIV103", "NOL106", "SIZ215")),
-            Needs("config", ("SCH001", "ALP001")),
-            Needs("weights", ("SIZ215",)),
+            Needs("log", ("spike", "no_learning", "oversized")),
+            Needs("config", ("warmup_ignored", "large_scaling")),
+            Needs("weights", ("oversized",)),
         ),
         messages=(
             Message(
@@ -133,17 +128,16 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="error",
         title="an adapter that was not trained",
         needs=(
-            Needs("config", ("VAL001",), _VALUES_THAT_STOP),
-            Needs("config", ("TGT002",), frozenset({"error"})),  # an error: the targets match nothing, or are refused
-            Needs("log", ("NOL106",)),
-            Needs("log", ("GRD108",), frozenset({"warning"})),  # not info, where nothing is left to learn
-            Needs("log", ("LRS109",), frozenset({"rows"})),
-            Needs("weights", ("TRN202",), _NO_UPDATE),
+            Needs("config", ("stops",)),
+            Needs("log", ("no_learning",)),
+            Needs("log", ("no_gradient",)),
+            Needs("log", ("rate_zero",)),
+            Needs("weights", ("no_update",)),
         ),
         hints=(
-            Needs("log", ("TRN202", "PLT105", "CHN112")),
-            Needs("config", (*_LOW_RATE, "STP001", "SCH002", "TGT002", "TGT003")),
-            Needs("weights", ("SCL208",)),
+            Needs("log", ("zero_update", "plateau", "at_chance")),
+            Needs("config", ("low_rate", "few_steps", "long_warmup", "missed_targets", "default_targets")),
+            Needs("weights", ("small_scaling",)),
             Needs("config", ("idle_targets",)),
         ),
         messages=(
@@ -166,10 +160,10 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="error",
         title="the run learnt, but the file holds no update",
         needs=(
-            Needs("log", silent=("NOL106", "GRD108"), says="the loss falls and gradients flow"),
-            Needs("weights", ("TRN202",), frozenset({"untrained"})),
+            Needs("log", silent=("no_learning", "vanished_gradient"), says="the loss falls and gradients flow"),
+            Needs("weights", ("untrained",)),
         ),
-        hints=(Needs("log", ("TRN202",)), Needs("weights", ("LED205",))),
+        hints=(Needs("log", ("zero_update",)), Needs("weights", ("mostly_other",))),
         messages=(Message(("log", "weights"), "The loss fell, yet {zero}: what was trained is not in this file."),),
         confidence=0.85,
         evidence=(ZERO_B,),
@@ -182,8 +176,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="OVF304",
         severity="warning",
         title="overfitting, and the checkpoint to keep",
-        needs=(Needs("log", ("OVF110",)), Needs("disk", ("best_checkpoint", "no_checkpoint", "restored"))),
-        hints=(Needs("log", ("GAP111", "MEM127")), Needs("config", ("EPO001", "REC004"))),
+        needs=(Needs("log", ("overfits",)), Needs("disk", ("best_checkpoint", "no_checkpoint", "restored"))),
+        hints=(Needs("log", ("gap", "memorizes")), Needs("config", ("many_passes", "saved_once"))),
         messages=(
             Message(
                 ("log", "disk"),
@@ -234,11 +228,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="a reward that falls, and what else shows it",
         needs=(
-            Needs("log", ("RWD122",), frozenset({"best"})),
-            Needs("config", ("LR004",)),
+            Needs("log", ("reward_fell",)),
+            Needs("config", ("high_rate_for_preferences",)),
             Needs("disk", ("best_reward",)),
         ),
-        hints=(Needs("log", ("KLD124", "ZVR123", "CLP125")),),
+        hints=(Needs("log", ("far_from_reference", "equal_rewards", "cut_completions")),),
         messages=(
             Message(("log", "config"), "The reward fell; the configured learning rate is high for this objective."),
             Message(("log", "disk"), "The reward fell; a checkpoint from around its best is on disk."),
@@ -256,7 +250,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="an update that is huge or almost zero",
         needs=(Needs("weights", ("exploded", "tiny")),),
-        hints=(Needs("weights", ("SIZ215",)), Needs("log", ("SIZ215",))),
+        hints=(Needs("weights", ("oversized",)), Needs("log", ("oversized",))),
         messages=(
             Message(("weights",), "The update is huge: {exploded}."),
             Message(("weights",), "The update is almost zero: {tiny}."),

@@ -11,13 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.adapters import layer_label
+from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import Observation, Threshold
-from gradience.rules.joins import Symptom
+from gradience.rules.joins import Symptom, showing, shown
+from gradience.rules.weights import WeightsRule
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.diagnose import DiagnosedSource, Source
-from gradience.schema.document import SEVERITIES, Finding
+from gradience.schema.document import Finding
 from gradience.schema.events import LoraSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
 
@@ -36,40 +39,26 @@ TINY_RMS = Threshold(
 FEW_LAYERS = Threshold("few_layers", 0.5, "adapted layers over the base's, at least", "a judgement")
 MANY_LAYERS = Threshold("many_layers", 4, "layers of the base, at least", "a judgement: of fewer, half is one or none")
 _SHOWN: Final = 3  # targets in a message
-# initialisations whose conversion to plain LoRA doubles r and alpha (PEFT's subtract_mutated_init)
-_CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
+_OF_HEALTH: Final = frozenset(rule.id for rule in WEIGHTS_RULES if isinstance(rule, WeightsRule) and rule.verdicts)
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
-_STOPS: Final = ("VAL001", "TGT002")
-_NOT_FINITE: Final = ("NUM101", "NUM102", "NUM201")  # NUM102 is milder where a small loss was rounded to 0
-_ERROR: Final = SEVERITIES.index("error")
-_OF_HEALTH: Final = ("NUM201", "TRN202", "RND203", "SIZ215")
 
 
 def config_symptoms(report: CheckReport) -> list[Symptom]:
-    """The findings on the configuration. One that can alone stop a run from learning has the value `stops`."""
-    return [_symptom("config", f, **({"stops": f.message} if f.id in _STOPS else {})) for f in report.findings]
+    """The findings on the configuration."""
+    return symptoms_of("config", report.findings)
 
 
 def log_symptoms(report: MonitorReport) -> list[Symptom]:
     """The findings on the log, and the fact that nothing held-out was measured in it."""
-    found = [_log_symptom(finding) for finding in report.findings]
+    found = symptoms_of("log", report.findings)
     if report.evals or report.account.evaluations or not report.train.rows:
         return found
     return [*found, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
-def _log_symptom(finding: Finding) -> Symptom:
-    values = finding.values
-    if finding.id == "LRS109" and "rows" in values:
-        zero = f"the learning rate was 0 in {values['rows']} rows"
-        return _symptom("log", finding, rate_zero=zero, not_learnt=zero)
-    if finding.id == "NOL106":
-        return _symptom("log", finding, not_learnt="the loss does not fall")
-    if finding.id == "NUM102" and values.get("no_labels"):
-        return _symptom("log", finding, masked=f"the loss is exactly 0 in all {values['rows']} rows")
-    if finding.id in _NOT_FINITE and (finding.id != "NUM102" or SEVERITIES.index(finding.severity) >= _ERROR):
-        return _symptom("log", finding, tags=("not_finite",))
-    return _symptom("log", finding)
+def symptoms_of(source: Source, findings: Iterable[Finding]) -> list[Symptom]:
+    """Findings on a source as symptoms."""
+    return [_symptom(source, finding) for finding in findings]
 
 
 def damage(source: DiagnosedSource) -> list[Symptom]:
@@ -93,8 +82,11 @@ def _weights_symptom(report: AuditReport, finding: Finding) -> Symptom:
 
 def _symptom(source: Source, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
     """A finding as a symptom, tagged with its severity and the names of its values."""
-    seen = Observation(finding.message, {**finding.values, **more})
-    return Symptom(source, finding.id, seen, finding, frozenset([*tags, *finding.values, finding.severity]))
+    marks = frozenset([*tags, *finding.values, finding.severity])
+    values = {**finding.values, **more}
+    for sign in shown(source, finding.id, marks):
+        values |= sign.values(finding)
+    return Symptom(source, finding.id, Observation(finding.message, values), finding, marks)
 
 
 def _fact(source: Source, name: str, says: str, **values: Json) -> Symptom:
@@ -194,12 +186,8 @@ def _rank(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[
         return
     allowed = {lora.r, *(lora.rank_pattern or {}).values()}
     wrong = [m for m in modules if m.r not in allowed]
-    if wrong and not (_converted(lora) and all(m.r == 2 * lora.r for m in wrong)):
+    if wrong and not (start_of(lora.init).doubled and all(m.r == 2 * lora.r for m in wrong)):
         yield f"r={lora.r}", f"r={wrong[0].r} on disk in {wrong[0].name}"
-
-
-def _converted(lora: LoraSnapshot) -> bool:
-    return (lora.init or "").lower().startswith(_CONVERTED)
 
 
 def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
@@ -208,7 +196,7 @@ def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple
     alpha = as_float(lora.alpha)
     allowed = {alpha, *(as_float(value) for value in (lora.alpha_pattern or {}).values())}
     wrong = [m for m in modules if m.alpha is not None and as_float(m.alpha) not in allowed]
-    if wrong and not (_converted(lora) and all(as_float(m.alpha or 0.0) == 2 * alpha for m in wrong)):
+    if wrong and not (start_of(lora.init).doubled and all(as_float(m.alpha or 0.0) == 2 * alpha for m in wrong)):
         yield f"lora_alpha={alpha:g}", f"alpha={as_float(wrong[0].alpha or 0.0):g} in {wrong[0].name}"
 
 
@@ -255,10 +243,7 @@ def _recorded_pair(name: str, logged: int, found: int) -> list[Symptom]:
     ]
 
 
-_JUDGES_LEARNING: Final = "NOL106"
-
-
 def shows_learning(report: MonitorReport) -> bool:
     """Whether the log shows if its run learnt: by training losses that were judged, or by several evaluations."""
-    judged = _JUDGES_LEARNING not in {item.id for item in report.not_run}
+    judged = showing("log", "no_learning").keys().isdisjoint(item.id for item in report.not_run)
     return judged or report.account.evaluations > 1

@@ -372,6 +372,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_spike,
         needs=(not_under("rl"), positive_loss),
         confidence=0.8,
+        signs=("spike",),
         evidence=(
             cite(
                 "spike trial, 200 clean and 200 spiked curves",
@@ -414,6 +415,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_divergence,
         needs=(not_under("rl"), positive_loss),
         confidence=0.9,
+        live=True,
+        signs=("diverged",),
         evidence=(DIVERGENCE, TRIAL),
         rationale="A run that ends above where it began has unlearnt what the base model knew.",
         place="broken",

@@ -283,7 +283,7 @@ def once(observe: Callable[[RunFacts], _Found]) -> Callable[[RunFacts], _Found]:
 Place: TypeAlias = Literal["broken", "meaning", "shape", "objective", "later", "log", "end"]
 """The part of the story to which a finding belongs, in this order."""
 
-Topic: TypeAlias = Literal["learning", "held_out", "no_held_out", "accuracy", "ending"]
+Topic: TypeAlias = Literal["learning", "improving", "held_out", "no_held_out", "accuracy", "reward", "ending"]
 """What the story says by itself, unless a finding has said it."""
 
 Values: TypeAlias = Mapping[str, Json]
@@ -300,6 +300,7 @@ class LogRule(Rule[RunFacts]):
         as_info: whether the story tells a finding that is only info, too.
         covers: what the story then leaves out.
         cause: what is behind a finding, so far as advice differs.
+        live: whether the rule is judged while training runs, too.
     """
 
     groups: tuple[RuleGroup, ...] = ("log",)
@@ -308,6 +309,7 @@ class LogRule(Rule[RunFacts]):
     as_info: bool = False
     covers: frozenset[Topic] | Callable[[Values], frozenset[Topic]] = frozenset()
     cause: Cause | Callable[[Values], Cause | None] | None = None
+    live: bool = False
 
     def covered_by(self, finding: Finding) -> frozenset[Topic]:
         """What the story leaves out beside a finding of this rule."""

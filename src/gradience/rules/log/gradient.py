@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.log.account import DECAYED, RISEN, account, decisive_metric, rises_again
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, not_under, seen, shown
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of
-from gradience.schema import as_float
+from gradience.schema import Json, as_float
+from gradience.schema.document import Finding
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
 GRADIENT_K = Threshold(
@@ -289,6 +290,11 @@ def _rate_says(v: Values) -> str | None:
     return f"the learning rate rises again at step {v['step']}" if "times" in v else None
 
 
+def _rate_zero(found: Finding) -> Mapping[str, Json]:
+    zero = f"the learning rate was 0 in {found.values['rows']} rows"
+    return {"rate_zero": zero, "not_learnt": zero}
+
+
 RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="GRD107",
@@ -299,6 +305,10 @@ RULES: Final[tuple[LogRule, ...]] = (
         "median change (at least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before",
         observe=_explosion,
         confidence=0.8,
+        signs=(
+            "large_gradients",
+            Sign("exploding_gradients", frozenset({"warning"})),
+        ),
         evidence=(
             cite(
                 "63 trainings of a small encoder, 19 of them healthy",
@@ -324,6 +334,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_vanishing,
         needs=(not_under("rl"),),
         confidence=0.85,
+        live=True,
+        signs=(
+            "vanished_gradient",
+            Sign("no_gradient", frozenset({"warning"})),
+        ),
         evidence=(TRIAL,),
         rationale="No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.",
         phrase=lambda v: f"no gradient from step {v['step']}",
@@ -342,6 +357,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "{risen} times its lowest value after it fell under {decayed} of the highest, without a resume",
         observe=_rate,
         confidence=0.85,
+        signs=(Sign("rate_zero", frozenset({"rows"}), values=_rate_zero),),
         evidence=(
             cite(
                 "transformers/optimization.py (5.24)",

@@ -12,7 +12,7 @@ import re
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, values_of
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
@@ -432,6 +432,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_no_learning,
         needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.75,
+        signs=(Sign("no_learning", values=lambda _: {"not_learnt": "the loss does not fall"}),),
         evidence=(NEMOTRON, KARPATHY, TRIAL),
         rationale="The adapter may be frozen, detached, on few layers, or the learning rate far too low.",
         place="shape",
@@ -476,6 +477,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_plateau,
         needs=(not_under("rl"), positive_loss, some_margin),
         confidence=0.5,
+        signs=("plateau",),
         evidence=(
             cite("torch ReduceLROnPlateau", "no relative improvement over 1e-4 in 10 checks"),
             cite("Sen 1968", "an interval of the median slope from the order of the slopes of pairs"),

@@ -8,15 +8,16 @@ cause. Skipped steps are therefore looked for first, and their rows do not count
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from operator import sub
 from typing import Final
 
-from gradience.rules import MASKED, NAN_TRL, Observation, Threshold, Unknown, cite
+from gradience.rules import MASKED, NAN_TRL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
-from gradience.schema import Severity, as_float
+from gradience.schema import Json, Severity, as_float
+from gradience.schema.document import Finding
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
 
@@ -231,6 +232,10 @@ def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
     )
 
 
+def _unlabelled(found: Finding) -> Mapping[str, Json]:
+    return {"masked": f"the loss is exactly 0 in all {found.values['rows']} rows"}
+
+
 def _masked(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observation:
     first = facts.step(zero[0])
     also = [f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1]]
@@ -272,6 +277,8 @@ NON_FINITE = LogRule(
     "bf16; rows of NUM131 are not counted",
     observe=_non_finite,
     confidence=0.95,
+    live=True,
+    signs=("not_finite",),
     evidence=(
         cite("Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite", "a loss that is not finite: stop"),
     ),
@@ -294,6 +301,11 @@ MASKED_NAN = LogRule(
     "0 follow, with a finite norm. Zeros in all rows: every label is masked",
     observe=_masked_nan,
     confidence=0.9,
+    live=True,
+    signs=(
+        Sign("loss_of_nothing", frozenset({"no_labels"}), values=_unlabelled),
+        Sign("not_finite", frozenset({"error"}), unless=frozenset({"no_labels"})),
+    ),
     evidence=(MASKED, NAN_TRL),
     rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
     place="broken",

@@ -156,6 +156,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="the log has no run_end, or one with the status error (an error), aborted or interrupted",
         observe=_no_end,
         confidence=0.9,
+        signs=("cut_off",),
         place="end",
         cause="cut_off",
         scope="any log",
@@ -169,6 +170,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "is info",
         observe=_bad_lines,
         confidence=1.0,
+        signs=("torn_lines",),
         evidence=(
             cite("the recorder", "one event is one write: only a kill, a full disk or a second writer tears a line"),
             _SEQUENCE,
@@ -221,6 +223,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "settings would give {planned_rows} in all; info if there are evaluations",
         observe=_sparse,
         confidence=0.95,
+        signs=("few_rows",),
         evidence=(LOGGING_DEFAULT,),
         phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
         covers=frozenset({"learning"}),

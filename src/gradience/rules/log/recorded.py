@@ -19,7 +19,7 @@ from gradience.rules import ENERGY, Observation, Threshold, Unknown, cite
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, log_rule, seen
-from gradience.rules.weights import observe_verdict, suggests_ranks
+from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,
     NON_FINITE,
@@ -55,15 +55,15 @@ def no_weights(audit: Mapping[str, Json]) -> bool:
     return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
 
 
-def _health(rule: str, facts: RunFacts) -> Observation | None:
+def _health(verdicts: Verdicts, facts: RunFacts) -> Observation | None:
     verdict = (facts.audit or {}).get("verdict")
     if not isinstance(verdict, str):
         return None
-    return observe_verdict(rule, verdict, "the audit in the log says so", source="the log")
+    return observe_verdict(verdicts, verdict, "the audit in the log says so", source="the log")
 
 
 def _large(facts: RunFacts) -> Observation | None:
-    return _health("SIZ215", facts) or observe_size(_real(facts.audit or {}, "update_size"))
+    return _health(TOO_LARGE.verdicts, facts) or observe_size(_real(facts.audit or {}, "update_size"))
 
 
 def _compressible(facts: RunFacts) -> Observation | None:
@@ -176,7 +176,7 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
 
 
 _ON_THE_ADAPTER: tuple[LogRule, ...] = (
-    *(log_rule(rule, partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
+    *(log_rule(rule, partial(_health, rule.verdicts)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
     log_rule(TOO_LARGE, _large),
     log_rule(LOW_RANK, _utilization),
     LogRule(
@@ -186,6 +186,7 @@ _ON_THE_ADAPTER: tuple[LogRule, ...] = (
         condition="the audit in the log: in nine modules of ten, a rank lower than theirs holds 90 % of the energy",
         observe=_compressible,
         confidence=0.5,
+        signs=("compressible",),
         evidence=(
             cite("Eckart-Young", "truncated SVD is the closest rank-k matrix; its squared error is the energy cut off"),
         ),

@@ -231,6 +231,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_epoch_steps,
         needs=(not_under("rl"), positive_loss),
         confidence=0.6,
+        signs=("memorizes",),
         evidence=(
             cite(
                 "fast.ai, Can LLMs learn from a single example? (2023)",

@@ -7,13 +7,13 @@ story whether the reward rises. Under RL a loss near 0 is normal and says nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set as AbstractSet
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, once, seen, shown, under
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Topic, Values, last_part, once, seen, shown, under
 from gradience.rules.log.signals import (
     ANSWER_KL,
     CLIPPED,
@@ -470,7 +470,7 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
     return (column.start, column.end) if early else None
 
 
-def told(facts: RunFacts, found: AbstractSet[str]) -> Iterator[StoryPart]:
+def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
     """Whether the reward rises, for the story; only its levels if a finding told there says how it went."""
     column = find(facts, REWARD)
     if column is None:
@@ -478,7 +478,7 @@ def told(facts: RunFacts, found: AbstractSet[str]) -> Iterator[StoryPart]:
     how, first, last, error, rows = change_of(column.values)
     levels = f"{first:.4g} -> {last:.4g} ({'median' if rows > 1 else 'value'}s of {rows} rows)"
     values = {"first": first, "last": last, "rows": rows}
-    if "RWD122" in found or how == "flat":
+    if "reward" in covered or how == "flat":
         yield StoryPart(says=f"reward {levels}", values=values)
     elif how != "unknown":
         yield StoryPart(says=f"the reward {how}: {levels}", values=values)
@@ -563,6 +563,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         ),
         applies=under("rl"),
         confidence=0.7,
+        signs=(Sign("reward_fell", frozenset({"best"})),),  # one that only fails to rise has no best step
+        covers=frozenset({"reward"}),
         evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
         rationale="The reward is what is optimised: under RL a loss near 0 is normal and says nothing.",
         scope="RL that logs its reward; info where it only fails to rise",
@@ -584,6 +586,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         as_info=True,
         applies=under("rl"),
         confidence=0.85,
+        signs=("equal_rewards",),
         evidence=(_DAPO, TRIAL),
         rationale="The advantage is the reward less its group's mean: equal rewards give no gradient.",
         scope="GRPO and similar methods; info under nine groups of ten",
@@ -618,6 +621,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
         applies=under("rl"),
         confidence=0.5,
+        signs=("far_from_reference",),
         evidence=(_TRL_KL, _GAO, TRIAL),
         rationale="Far from its reference a policy may be exploiting flaws of the reward. For one high row, "
         "one token that the reference finds impossible is enough.",
@@ -673,6 +677,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         phrase=_cut_off_says,
         applies=under("rl"),
         confidence=0.7,
+        signs=("cut_completions",),
         evidence=(
             cite(
                 "DAPO, arXiv 2503.14476 (through reviews)",

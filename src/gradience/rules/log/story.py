@@ -46,11 +46,11 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
     parts = chain(
         _at(told, "broken"),
         _at(told, "meaning"),
-        () if "learning" in covered else _learning(facts, overfits=any(each.rule.id == "OVF110" for each in told)),
+        () if "learning" in covered else _learning(facts, covered),
         _at(told, "shape"),
         _loss(facts, train),
         _at(told, "objective"),
-        rewards.told(facts, {each.finding.id for each in told}) if facts.objective.kind == "rl" else (),
+        rewards.told(facts, covered) if facts.objective.kind == "rl" else (),
         _at(told, "later"),
         _held_out(facts, covered),
         _passes(facts, covered),
@@ -79,7 +79,7 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
     return {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
 
 
-def _learning(facts: RunFacts, *, overfits: bool) -> Iterator[StoryPart]:
+def _learning(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
     if facts.objective.kind == "rl" or (facts.rate.values and facts.peak_rate <= 0.0):
         return
@@ -92,7 +92,7 @@ def _learning(facts: RunFacts, *, overfits: bool) -> Iterator[StoryPart]:
     if trend is not None:
         values = {"fall": trend.fall, "least_seen": result.least, "p": trend.p, "rows": trend.rows}
     if result.shown:
-        without = None if overfits else not_held_out(facts)
+        without = None if "improving" in covered else not_held_out(facts)
         falls = "the training loss falls, but " if facts.series.steps else ""
         yield StoryPart(says="learns" if without is None else f"{falls}{without} does not improve", values=values)
     elif not facts.series.steps:

@@ -10,9 +10,9 @@ with `--base`. Without one they are listed as not judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeAlias
 
 from gradience.errors import few
 from gradience.rules import Observation, Rule, Threshold, cite
@@ -66,11 +66,28 @@ class AdapterFacts(NamedTuple):
     """Modules that the config wants saved whole, so that a head among them is intended."""
 
 
+class Standing(NamedTuple):
+    """What differs from the rule's usual severity, confidence or action in the finding that reports one verdict."""
+
+    severity: Severity | None = None
+    confidence: float | None = None
+    action: str | None = None
+
+
+Verdicts: TypeAlias = Mapping[str, Standing]
+"""The verdicts of `health` that a rule reports, each with what differs there from the rule's usual finding."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightsRule(Rule[AdapterFacts]):
-    """A rule that `gradience audit` applies to an adapter's weights."""
+    """A rule that `gradience audit` applies to an adapter's weights.
+
+    Attributes:
+        verdicts: the verdicts on the adapter as a whole that it reports, in the file or in a log's audit.
+    """
 
     groups: tuple[RuleGroup, ...] = ("weights",)
+    verdicts: Verdicts = field(default_factory=dict)
 
 
 def modules_analysed(facts: AdapterFacts) -> str | None:
@@ -188,35 +205,13 @@ def _of_second_factor(module: ModuleAudit) -> float | None:
 THE_FILE: Final = "the weights file"  # as the source of an observation
 
 
-class _Case(NamedTuple):
-    """How a verdict becomes a finding: the rule, and a severity, confidence or action other than the rule's usual."""
-
-    rule: str
-    severity: Severity | None = None
-    confidence: float | None = None
-    action: str | None = None
-
-
-_OF_VERDICT: Final = {
-    "broken": _Case("NUM201"),
-    "untrained": _Case("TRN202"),
-    "near_untrained": _Case("TRN202", "warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
-    "partial": _Case("TRN202", "warning", 0.9, "Check target_modules and which parameters require gradients."),
-    "oversized": _Case("SIZ215"),
-    "random_like": _Case("RND203"),
-}
-
-
-def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = THE_FILE) -> Observation | None:
-    """The observation that a rule makes of a verdict of `health`; None if the verdict is good or another rule's."""
-    case = _OF_VERDICT.get(verdict)
-    if case is None or case.rule != rule:
+def observe_verdict(verdicts: Verdicts, verdict: str, reason: str, *, source: str = THE_FILE) -> Observation | None:
+    """The observation that a rule of these verdicts makes of one; None if it is good or another rule's."""
+    if verdict not in verdicts:
         return None
     return Observation(
         f"{verdict.replace('_', '-').capitalize()}: {reason}.",
-        severity=case.severity,
-        confidence=case.confidence,
-        action=case.action,
+        **verdicts[verdict]._asdict(),
         evidence=(cite(source, reason),),
     )
 

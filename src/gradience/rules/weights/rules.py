@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, judge
+from gradience.rules import UTILIZATION, Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge
 from gradience.rules.weights import (
     BASE_RULES,
     LARGE_SIZE,
@@ -23,6 +23,8 @@ from gradience.rules.weights import (
     RANDOM_SHARE,
     THE_FILE,
     AdapterFacts,
+    Standing,
+    Verdicts,
     WeightsRule,
     modules_analysed,
     observe_verdict,
@@ -79,7 +81,7 @@ def _size(facts: AdapterFacts) -> Observation | None:
     base = facts.report.base
     if base is None or base.relative_frobenius is None:
         return observe_size(facts.report.summary.update_size)
-    seen = _of_health("SIZ215", facts)
+    seen = _of_health(_OVERSIZED, facts)
     if seen is None or not base.intruder_total:
         return seen
     says = f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules"
@@ -95,12 +97,22 @@ def _low_utilization(facts: AdapterFacts) -> Observation | None:
     return observe_utilization(summary.utilization_mean, rank=rank, suggested=summary.suggested_r_global_90)
 
 
-def _of_health(rule: str, facts: AdapterFacts) -> Observation | None:
-    return observe_verdict(rule, facts.report.health.verdict, facts.report.health.reason)
+_BROKEN: Final[Verdicts] = {"broken": Standing()}
+_ZERO: Final[Verdicts] = {
+    "untrained": Standing(),
+    "near_untrained": Standing("warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
+    "partial": Standing("warning", 0.9, "Check target_modules and which parameters require gradients."),
+}
+_RANDOM: Final[Verdicts] = {"random_like": Standing()}
+_OVERSIZED: Final[Verdicts] = {"oversized": Standing()}
+
+
+def _of_health(verdicts: Verdicts, facts: AdapterFacts) -> Observation | None:
+    return observe_verdict(verdicts, facts.report.health.verdict, facts.report.health.reason)
 
 
 def _not_finite(facts: AdapterFacts) -> Observation | None:
-    seen = _of_health("NUM201", facts)
+    seen = _of_health(_BROKEN, facts)
     if seen is None and (lacking := modules_analysed(facts)) is not None:
         raise Unknown(lacking)  # a file without any adapter tensor was already found broken above
     return seen
@@ -205,7 +217,12 @@ NON_FINITE = WeightsRule(
     groups=("weights", "log"),
     condition="a module's factors hold NaN or infinity, or the file holds no adapter tensor",
     observe=_not_finite,
+    verdicts=_BROKEN,
     confidence=1.0,
+    signs=(
+        "not_finite",
+        Sign("lost_weights", frozenset({"broken"})),
+    ),
     action="Do not use this adapter; go back to the last good checkpoint.",
     scope="any adapter; a file without an adapter tensor is called broken too",
     verify=_COMPARE,
@@ -218,8 +235,14 @@ ZERO_UPDATE = WeightsRule(
     groups=("weights", "log"),
     condition="the update of all modules is exactly zero; of some of them (a warning); or, with a base, its norm is "
     "under {near_untrained} times that of the weights (a warning)",
-    observe=partial(_of_health, "TRN202"),
+    observe=partial(_of_health, _ZERO),
+    verdicts=_ZERO,
     confidence=0.95,
+    signs=(
+        "zero_update",
+        Sign("no_update", frozenset({"untrained", "near_untrained"})),
+        Sign("untrained", frozenset({"untrained"})),
+    ),
     evidence=(cite("LoRA, arXiv 2106.09685", "B starts at zero, so an update of zero means that no step was taken"),),
     action="Check that the adapter's parameters were trained and saved.",
     scope="LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base",
@@ -236,8 +259,10 @@ RANDOM_LIKE = WeightsRule(
     condition="the median ratio of the stable rank of the update, or of lora_B alone, to that of a random matrix of "
     "the same shape is at least {random_share}, over {random_modules} or more modules of rank {random_rank} or "
     "more",
-    observe=partial(_of_health, "RND203"),
+    observe=partial(_of_health, _RANDOM),
+    verdicts=_RANDOM,
     confidence=0.6,
+    signs=("random_like",),
     action="Check that this is the trained adapter, not an initialisation.",
     scope="LoRA of rank 4 and more, in four modules or more; lora_B alone only where it started at zero",
     verify=_COMPARE,
@@ -254,7 +279,9 @@ TOO_LARGE = WeightsRule(
     condition="with a base, the norm of all updates is over {oversized} times that of the weights; without a base, "
     "over {large_size} times that of freshly initialised weights of these shapes (a warning)",
     observe=_size,
+    verdicts=_OVERSIZED,
     confidence=0.9,
+    signs=("oversized",),
     evidence=(
         cite(
             "measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M",
@@ -278,6 +305,7 @@ LOW_RANK = WeightsRule(
     "{small_rank} or less, or the suggested rank (p90) is not less than r",
     observe=_low_utilization,
     confidence=0.4,
+    signs=("low_utilization",),
     evidence=(UTILIZATION, cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30")),
     action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
     scope="trained LoRA adapters",
@@ -302,6 +330,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         "nor modules that the config names in modules_to_save",
         observe=_mostly_other,
         confidence=1.0,
+        signs=("mostly_other",),
         action="If that is not intended, look at bias, modules_to_save and save_embedding_layers.",
         scope="any adapter's file; a new head can be larger than a small adapter, as intended",
         verify="The table of what is in the file, at the end of the audit.",
@@ -316,6 +345,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         condition="a module's factors have another rank than the config gives it",
         observe=_rank_mismatch,
         confidence=0.9,
+        signs=("unlike_ranks",),
         action="Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.",
         scope="adapters with a config",
         verify="Load it with PEFT: a shape mismatch says the same.",
@@ -342,6 +372,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         condition="lora_alpha is {alpha_default} and r is above it",
         observe=_default_alpha,
         confidence=0.5,
+        signs=("small_scaling",),
         evidence=(
             cite(
                 "huggingface/lerobot#3551",
@@ -362,6 +393,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         condition="a module has lora_A without lora_B, or the reverse",
         observe=_lone_factor,
         confidence=0.95,
+        signs=("incomplete_file",),
         action="Save or download the adapter again.",
         scope="LoRA factors in any format",
         verify="Load it with PEFT, which names the keys that are missing.",
