@@ -68,6 +68,26 @@ _HEAD = "Classification"  # ends the name of every transformers class with a cla
 _Mapping = dict[str, Json]
 _KEEPING: Final = frozenset({"wrapped", "bfd_split", "bfd-requeue"})  # TRL 1.16, pack_dataset: these cut no token off
 _INFO: Final = "dataset_info.json"
+_LLAMA_FACTORY_COLUMNS: Final = {  # of LLaMA-Factory 0.9, DatasetAttr, with the columns that are read here
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "messages": "conversations",
+    "history": "history",
+    "system": "system",
+    "tools": "tools",
+    "images": "images",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "kto_tag": "kto_tag",
+}
+_LLAMA_FACTORY_ROLES: Final = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
 _WANDB: Final = "_wandb"  # a key of every config.yaml that wandb writes
 
 
@@ -291,6 +311,35 @@ def _known(key: str) -> bool:
     return key in _COMPUTED or key in _ENVELOPE or knows_lora(key) or knows_training(key)
 
 
+class Naming(NamedTuple):
+    """A recipe's own names, each with the standard one."""
+
+    columns: Mapping[str, str] = {}
+    keys: Mapping[str, str] = {}
+    """Of a turn: the keys of its role and its content."""
+    roles: Mapping[str, str] = {}
+
+    def standard(self, row: _Mapping) -> _Mapping:
+        """The row under standard names."""
+        if not (self.columns or self.keys or self.roles):
+            return row
+        return {self.columns.get(name, name): self._turns(value) for name, value in row.items()}
+
+    def _turns(self, value: Json) -> Json:
+        if isinstance(value, dict) and self.keys:
+            return self._turn(value)
+        return (
+            [self._turn(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+        )
+
+    def _turn(self, turn: _Mapping) -> _Mapping:
+        found = {self.keys.get(key, key): value for key, value in turn.items()}
+        for key in ("role", "from"):
+            if isinstance(found.get(key), str):
+                found[key] = self.roles.get(found[key], found[key])
+        return found
+
+
 class DataPlan(NamedTuple):
     """The data settings of a recipe. A setting that the recipe does not state is None."""
 
@@ -309,6 +358,7 @@ class DataPlan(NamedTuple):
     """Packing puts what is beyond the limit into the next sequence."""
     pads: bool = True
     """Batches of rows of any length are padded: they are not sorted by length, and not joined without padding."""
+    naming: Naming = Naming()
     prompt: str | None = None
     """The program's own name of the prompt template."""
 
@@ -355,6 +405,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         evaluation=_first(tests, places),
         tokenizer=_place(mapping.get("tokenizer_config") or mapping.get("base_model"), places),
         template=_place(mapping.get("chat_template_jinja"), places),
+        naming=_axolotl_naming(trains[0]) if trains else Naming(),
         prompt=_named(mapping.get("chat_template")),
         max_length=_number(mapping.get("sequence_len")),
         packing=_flag(mapping.get("sample_packing")),
@@ -379,6 +430,7 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     return DataPlan(
         program="llama-factory",
         train=_registered(names, folder),
+        naming=_llama_factory_naming(_entry(names, folder)),
         evaluation=_registered(_names(mapping.get("eval_dataset")), folder),
         tokenizer=_place(mapping.get("model_name_or_path"), places),
         prompt=_named(mapping.get("template")),
@@ -391,11 +443,40 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
 
 def _registered(names: list[str], folder: Path | None) -> Path | None:
     """The file that LLaMA-Factory's dataset_info.json lists for the first of the names, or None."""
+    return None if folder is None else _place(_entry(names, folder).get("file_name"), (folder,))
+
+
+def _entry(names: list[str], folder: Path | None) -> _Mapping:
+    """What dataset_info.json says of the first of the names; empty if it says nothing."""
     if folder is None or not names or not (folder / _INFO).is_file():
-        return None
+        return {}
     entry = read_mapping(folder / _INFO).get(names[0])
-    file = entry.get("file_name") if isinstance(entry, dict) else None
-    return _place(file, (folder,))
+    return entry if isinstance(entry, dict) else {}
+
+
+def _llama_factory_naming(entry: _Mapping) -> Naming:
+    return Naming(
+        columns=_standard(_section(entry, "columns"), _LLAMA_FACTORY_COLUMNS),
+        keys=_standard(_section(entry, "tags"), {"role_tag": "role", "content_tag": "content"}),
+        roles=_standard(_section(entry, "tags"), _LLAMA_FACTORY_ROLES),
+    )
+
+
+def _axolotl_naming(entry: _Mapping) -> Naming:
+    """The names of an Axolotl data set: of its messages, or of the fields of an instruction."""
+    fields = {"field_messages": "messages"}
+    instruction = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
+    roles = ((role, name) for role, names in _section(entry, "roles").items() for name in _list(names))
+    return Naming(
+        columns={**_standard(entry, fields), **_standard(_section(entry, "type"), instruction)},
+        keys=_standard(_section(entry, "message_property_mappings"), {"role": "role", "content": "content"}),
+        roles={name: role for role, name in roles if isinstance(name, str)},
+    )
+
+
+def _standard(given: _Mapping, names: Mapping[str, str]) -> dict[str, str]:
+    """Their names, each with ours, of those settings that are stated."""
+    return {str(given[setting]): ours for setting, ours in names.items() if isinstance(given.get(setting), str)}
 
 
 def _torchtune(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from gradience.data import Columns, Shape, Turn, Unusable, content_of, part_text
 from gradience.data.encoder import Chat, Encoded, Encoder
 from gradience.data.formats import canonical
-from gradience.data.rows import Fault, Found
+from gradience.data.rows import Fault, Found, Row
 from gradience.errors import ConfigError
 from gradience.schema import Json
 from gradience.schema.reports import LossMode
@@ -63,13 +63,22 @@ class Tokeniser:
         shape: the format, and its trainer.
         encoder: the tokenizer; None for rows that are already tokenised.
         masking: which tokens are supervised.
+        standard: gives a row the standard names of its columns, roles and keys.
 
     Raises:
         ConfigError: the masking is impossible for this shape, or the tokenizer lacks what the rows need.
     """
 
-    def __init__(self, shape: Shape, encoder: Encoder | None, masking: Masking) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        encoder: Encoder | None,
+        masking: Masking,
+        *,
+        standard: Callable[[Row], Row] = lambda row: row,
+    ) -> None:
         self.shape, self.encoder, self.masking = shape, encoder, masking
+        self._standard = standard
         if encoder is None and shape.format != "tokenised":
             raise ConfigError(f"rows of format {shape.format} need a tokenizer", advice="give --tokenizer FOLDER")
         if masking.trl and masking.loss == "assistant" and shape.format in _NOT_CONVERSATIONAL:
@@ -105,7 +114,7 @@ class Tokeniser:
 
     def _canonical(self, row: Columns) -> Columns:
         chat = self.encoder is not None and self.encoder.template is not None
-        return canonical(row, self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
+        return canonical(self._standard(row), self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
 
     @property
     def _enc(self) -> Encoder:

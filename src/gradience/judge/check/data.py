@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -19,7 +19,7 @@ from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
-from gradience.data.rows import Fault, Source
+from gradience.data.rows import Fault, Row, Source
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
 from gradience.judge.check import SETTINGS, CheckOptions, Place, Settings, judged, when_of
@@ -87,16 +87,17 @@ def measure_data(asked: Asked) -> DataReport:
         refuse_clean(asked.train, asked.clean)
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
-    shape = _shape_of(source, asked.task)
+    standard = asked.plan.naming.standard
+    shape = _shape_of(source, asked.task, standard)
     template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
     asked = asked._replace(template=template)
     encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template)
-    tokeniser = Tokeniser(shape, encoder, asked.masking)
+    tokeniser = Tokeniser(shape, encoder, asked.masking, standard=standard)
     if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
     limit, notes = _limit(asked, shape)
     limits = asked.limits._replace(max_length=limit, packing=asked.packing)
-    held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked.task)
+    held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
     measure = Measure(shape, encoder, limits)
     for row in tokeniser.run(source.rows(wanted)):
         measure.add(row)
@@ -196,13 +197,13 @@ def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
     return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
 
 
-def _shape_of(source: Source, task: str | None) -> Shape:
+def _shape_of(source: Source, task: str | None, standard: Callable[[Row], Row]) -> Shape:
     """The format of the first usable row."""
     faults: list[str] = []
     for found in islice(source.rows(), _PEEK):
         if not isinstance(found, Fault):
             try:
-                return recognise(found[1], task)
+                return recognise(standard(found[1]), task)
             except ConfigError as error:
                 raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
         faults.append(f"row {found.number}: {found.reason}")
@@ -217,9 +218,9 @@ def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
     return None, []
 
 
-def _eval_rows(place: Path, tokeniser: Tokeniser, task: str | None) -> EvalRows:
+def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
     source, found = Source(place), EvalRows()
-    shape = _shape_of(source, task)
+    shape = _shape_of(source, asked.task, asked.plan.naming.standard)
     if shape.format != tokeniser.shape.format:
         raise ConfigError(
             f"{place}: rows of format {shape.format}, those of the training set of {tokeniser.shape.format}",
