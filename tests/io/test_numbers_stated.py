@@ -47,6 +47,7 @@ STATED: dict[str, dict[str, Any]] = {
         "COMPARED": 5000,
         "_FIRST": 5,
         "_COMMON": 0.1,
+        "_SAME_ANSWER": 0.5,
         "_SURE": 0.95,
         "_LONG": 60,
         "_WORDS": 4,

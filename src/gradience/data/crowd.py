@@ -19,6 +19,7 @@ from gradience.schema.reports import Documents, Languages, NearRows, Repeated, R
 COMPARED: Final = 5000  # rows: MinHash takes some 0.2 ms a row, as long as a tokenizer takes for 1 kB
 _FIRST: Final = 5
 _COMMON: Final = 0.1  # share of rows from which a trigram is a phrase of the task, such as its instruction
+_SAME_ANSWER: Final = 0.5  # Jaccard similarity of words: answers to other questions on one text share fewer
 _SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]?")
 _SPELT: Final = re.compile(r"[^\W\d_]{2,}")
 _WORDS: Final = 4  # words from which a sentence is no formula such as "the answer is"
@@ -56,6 +57,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self._grams: dict[int, frozenset[int]] = {}
+        self._said: dict[int, frozenset[int]] = {}
         self._answers = 0
         self._sentences: Counter[int] = Counter()
         self._numbers: dict[int, list[int]] = {}
@@ -72,6 +74,7 @@ class Crowd:
         self._rows += 1
         if not repeats:
             self._grams[number] = trigrams(words_of(columns))
+            self._said[number] = _words_of(answers_of(columns))
         answer = next(iter(answers_of(columns)), None)
         if answer is not None:
             self._take_answer(number, answer)
@@ -139,14 +142,22 @@ class Crowd:
         often = Counter(gram for grams in self._grams.values() for gram in grams)
         shared = {gram for gram, times in often.items() if times > max(_COMMON * len(self._grams), 2)}
         kept = {number: grams - shared for number, grams in self._grams.items()}
-        hits = [number for number, grams in kept.items() if _is_near(number, grams, kept, index)]
+        hits = [number for number, grams in kept.items() if self._is_near(number, grams, kept, index)]
         return NearRows(compared=len(self._grams), rows=Rows(count=len(hits), first=hits[:_FIRST]))
 
+    def _is_near(self, number: int, grams: frozenset[int], every: dict[int, frozenset[int]], index: NearIndex) -> bool:
+        """Whether a row resembles an earlier one in its answer, too: questions on one long text are no copies."""
+        if not can_be_near(grams):
+            return False
+        alike = (other for other in index.candidates_before(number, grams) if jaccard(grams, every[other]) >= NEAR)
+        said = self._said[number]
+        return any(not said or jaccard(said, self._said[other]) >= _SAME_ANSWER for other in alike)
 
-def _is_near(number: int, grams: frozenset[int], every: dict[int, frozenset[int]], index: NearIndex) -> bool:
-    if not can_be_near(grams):
-        return False
-    return any(jaccard(grams, every[other]) >= NEAR for other in index.candidates_before(number, grams))
+
+def _words_of(answers: list[str]) -> frozenset[int]:
+    return frozenset(
+        zlib.crc32(word.encode("utf-8", "replace")) for answer in answers for word in answer.lower().split()
+    )
 
 
 def _phrases(answer: str) -> set[int]:
