@@ -148,9 +148,10 @@ def schemas(session: nox.Session) -> None:
 
 @nox.session
 def rules_page(session: nox.Session) -> None:
-    """Write docs/rules.md again from the records of the rules."""
+    """Write again what is generated from the records of the rules: docs/rules.md, and the counts in the README."""
     session.install("-e", ".")
     session.run("python", "tests/rules_page.py")
+    session.run("python", "tests/readme_blocks.py")
 
 
 @nox.session

@@ -1,22 +1,23 @@
-"""Constructed runs, as facts from their logs, in pairs with one run on either side of a rule's threshold.
+"""The rules on logs, one entry each, and the constructed runs that the entries are made of.
 
-`EDGES` lists for each pair the rule, the number that decides, and the two runs. The verdicts are in the golden file.
+An entry's edges are pairs of runs with one on either side of a threshold; the verdicts on them are in a golden file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace as replace_struct
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
-from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval
+from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.events import Eval, Metrics
 from gradience.schema.reports import BadLine, EvalPoint
 from gradience.telemetry.series import LogRecord
 
@@ -24,18 +25,49 @@ NAN: Final = math.nan
 
 
 class Edge(NamedTuple):
-    """Two runs that differ in one number, one on either side of the value where the rule's answer changes."""
+    """Two runs that differ in one number, on either side of the value where the answer changes, or one at it."""
 
-    rule: str
     number: str
     below: float
     above: float
     make: Callable[[Any], RunFacts]
+    at: float | None = None
 
-    @property
-    def names(self) -> tuple[str, str]:
-        """The names of both runs in the golden file."""
-        return tuple(f"{self.rule} {self.number} {x:g}" for x in (self.below, self.above))  # type: ignore[return-value]
+    def runs(self, rule: str) -> dict[str, RunFacts]:
+        """Both runs, by their names in the golden file."""
+        return {f"{rule} {self.number} {x:g}": self.make(x) for x in (self.below, self.above)}
+
+
+class At(NamedTuple):
+    """Runs by a number, and the answer to each: a severity, "?" (not judged), or None (silent).
+
+    A number such as 0.02 has no exact value in binary, so that few runs are exactly at it. Where that is so, the
+    threshold is set to a sum of powers of two, of which a run can have exactly as much. `given` holds what is set: by
+    module and name a threshold's value, or a function's answer.
+    """
+
+    make: Callable[[Any], RunFacts]
+    answers: dict[Any, str | None]
+    given: Mapping[str, Any] = MappingProxyType({})
+    number: str = ""  # the threshold that is between the answers
+
+
+class Entry(NamedTuple):
+    """One rule on logs.
+
+    Attributes:
+        edges: runs on either side of a threshold.
+        at: runs with their answers.
+        told: values of a finding, and its clause of the story.
+        says: runs with the rule's sentence, or its reason to abstain.
+        told_as_info: whether the story tells a finding that is only info, too.
+    """
+
+    edges: Sequence[Edge] = ()
+    at: Sequence[At] = ()
+    told: Sequence[tuple[dict[str, Any], str]] = ()
+    says: Sequence[tuple[RunFacts, str]] = ()
+    told_as_info: bool = False
 
 
 def field_logs() -> list[Path]:
@@ -120,15 +152,14 @@ def times(values: Sequence[float], others: Sequence[float]) -> list[float]:
 
 
 FLAT: Final = [2.0 + 0.0002 * (i % 3) for i in range(60)]
+
+
 FALL: Final = [2.0 - 0.01 * i for i in range(60)]
 
 
 def line(n: int, first: float, last: float) -> list[float]:
     """Values on a straight line from the first to the last."""
     return [first + (last - first) * i / (n - 1) for i in range(n)]
-
-
-# --- NUM102, NUM131: numbers -------------------------------------------------------------------------------------
 
 
 def _masked(share: float) -> RunFacts:
@@ -159,23 +190,6 @@ def _half_still(share: float) -> RunFacts:
 _PAIRS: Final = [*(row for row in range(40) if row % 4 < 2), 2]  # half of 40 rows, and one more
 
 
-NUMBERS: Final = [
-    Edge("NUM102", "rounds_to_zero", 0.0495, 0.0505, lambda x: run([x] * 20 + [0.0] * 2, norms=[NAN] * 22)),
-    Edge("NUM102", "masked_fall", 0.148, 0.152, _masked),
-    Edge(
-        "NUM131",
-        "skips_shown",
-        7,
-        10,
-        lambda x: _skipped(range(5, 5 + 4 * x, 4), range(5, 21 if x < 10 else 29, 4), 60),
-    ),
-    Edge("NUM131", "stood_still", 0.645, 0.655, _half_still),
-    Edge("NUM131", "skips_many", 20, 21, lambda x: _skipped(_PAIRS[:x], _PAIRS[:x])),
-]
-
-# --- DIV103, DIV104, SCL129: levels ------------------------------------------------------------------------------
-
-
 def _noisy(d: float) -> RunFacts:
     return run([3.3 if i == 40 else 1.0 + d * (i % 2) for i in range(60)])
 
@@ -183,57 +197,6 @@ def _noisy(d: float) -> RunFacts:
 def _late(noise: float, n: int = 40, start: float = 1.0, end: float = 1.1) -> RunFacts:
     third = n // 3
     return run(times([*line(third, start, 0.6), *[0.6] * third, *[end] * (n - 2 * third)], swings(n, noise)))
-
-
-LEVELS: Final = [
-    Edge("DIV103", "spike_k", 1.295, 1.305, lambda x: run(with_row(FLAT, 40, by=x))),
-    Edge(
-        "DIV103",
-        "spike_start",
-        0.099,
-        0.101,
-        lambda x: run([2.0] * 3 + with_row([0.2] * 57, 40, by=1 + 5 * x)),
-    ),
-    Edge("DIV103", "spike_rows", 2, 3, lambda x: run(with_row(FLAT, *range(40, 40 + x), by=2.0))),
-    Edge("DIV103", "noisy", 0.33, 0.337, _noisy),
-    Edge("DIV103", "many_rows", 19, 20, lambda x: run(with_row(FLAT[:x], 12, by=1.35))),
-    Edge("DIV103", "some_rows", 7, 8, lambda x: run(with_row(FLAT[:x], 6, by=3.0))),
-    Edge("DIV103", "short_spike", 0.45, 0.47, lambda x: run(with_row(swings(14, 0.025), 9, by=math.exp(x)))),
-    Edge("DIV103", "short_ratio", 1.49, 1.51, lambda x: run(with_row(FLAT[:12], 8, by=x))),
-    Edge("DIV104", "diverged_ratio", 1.49, 1.51, lambda x: run([1.0] * 16 + [x] * 4)),
-    Edge("DIV104", "lost_level", 0.049, 0.051, lambda x: run([*line(20, 0.06, 0.001), *[0.001] * 20, *[x] * 20])),
-    Edge("DIV104", "at_once", 1.99, 2.01, lambda x: run([1.0, *[x] * 9])),
-    Edge(
-        "DIV104",
-        "diverged_errors",
-        0.0714,
-        0.0743,
-        lambda x: run(times([1.0] * 16 + [math.exp(0.6)] * 4, swings(20, x))),
-    ),
-    Edge("DIV104", "absurd_rate", 0.0099, 0.0101, lambda x: run([1.0, *[1.4] * 9], rates=x)),
-    Edge("DIV104", "absurd_level", 1.195, 1.205, lambda x: run([1.0, 1.4, 1.4, x, *[1.4] * 6], rates=0.05)),
-    Edge("DIV104", "absurd_rise", 1.295, 1.305, lambda x: run([1.0, *[x] * 9], rates=0.05)),
-    Edge("DIV104", "diverged_noise", 0.0465, 0.0477, _late),
-    Edge("DIV104", "exploded", 1.98, 2.02, lambda x: run([1.0] * 4 + [x] * 4 + [0.98] * 12)),
-    Edge("DIV104", "no_lower", 0.965, 0.975, lambda x: run([1.0] * 4 + [3.0] * 4 + [x] * 12)),
-    Edge("DIV104", "lost_share", 0.49, 0.51, lambda x: run([*line(15, 3.0, 1.0), *[1.0] * 5, *[1.0 + 2.0 * x] * 10])),
-    Edge(
-        "DIV104", "window_share", 100, 102, lambda x: run([*line(30, 1.0, 0.5), *[0.5] * (x - 40), *line(10, 0.6, 1.5)])
-    ),
-    Edge("DIV104", "diverged_rows", 2, 3, lambda x: run([1.6, 11.0, 11.0][:x])),
-    Edge(
-        "SCL129",
-        "scale_ratio",
-        2.98,
-        3.02,
-        lambda x: run([x * h for h in (2.0, 1.6, 1.4, 1.3) for _ in range(4)], held_out=[2.0, 1.6, 1.4, 1.3]),
-    ),
-    Edge("SCL129", "scale_nats", 1.48, 1.5, lambda x: run([x] * 12, held_out=[0.49] * 3)),
-    Edge("SCL129", "ln_vocabulary", 12.47, 12.48, lambda x: run([x, 10.0, 4.0, 3.0])),
-    Edge("SCL129", "second_row", 5.0, 5.1, lambda x: run([12.6, x, 4.0, 3.0])),
-]
-
-# --- NOL106, PLT105: learning ------------------------------------------------------------------------------------
 
 
 def _still_held(fall: float) -> RunFacts:
@@ -259,7 +222,6 @@ def _plateau(fall: float, noise: float = 0.0, n: int = 60) -> RunFacts:
     return run(times([*line(head, 2.0, 1.0), *line(tail, 1.0, 1.0 - fall)], swings(n, noise)))
 
 
-# rows in an order that chance makes with the p named, by `mann_kendall`, `trend_of` or `moves`
 _ORDERS: Final = {
     0.00955: [10, 11, 9, 4, 6, 5, 7, 8, 1, 0, 2, 3],
     0.01085: [9, 10, 11, 7, 5, 6, 8, 1, 0, 3, 2, 4],
@@ -279,46 +241,6 @@ def _ordered(p: float, start: float = 1.8, step: float = 0.02) -> list[float]:
 def _scattered(n: int, size: float) -> list[float]:
     """Values about 2 in an order of their own."""
     return [2.0 + size * math.sin(i * i) for i in range(n)]
-
-
-LEARNING: Final = [
-    Edge("NOL106", "alpha", 0.00955, 0.01085, lambda p: run(_ordered(p))),
-    Edge("NOL106", "alpha_moved", 0.0473, 0.0503, lambda p: run(_ordered(p), norms=line(12, 1.0, 9.0))),
-    Edge("NOL106", "moved", 0.00097, 0.00955, lambda p: run(_ordered(p), held_out=[2.0, 2.0, 2.0])),
-    Edge("NOL106", "moved_norms", 0.00097, 0.00106, lambda p: run(FLAT[: len(_ORDERS[p])], norms=_ordered(p))),
-    Edge("NOL106", "held_still", 1.9939, 1.9941, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x])),
-    Edge("NOL106", "held_rises", 2.039, 2.041, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, 2.0, x])),
-    Edge("NOL106", "clear_fall", 0.19, 0.21, lambda x: run([2.0, 1.9, 2.0 - 2.0 * x], held_out=[1.0] * 3)),
-    Edge("NOL106", "sure_fall", 0.0497, 0.051, _still_held),
-    Edge("NOL106", "tiny_rate", 0.99e-7, 1.01e-7, lambda x: run([2.0, 1.99, 2.01, 2.0], rates=x)),
-    Edge("NOL106", "tiny_fall", 0.098, 0.102, lambda x: run([2.0, 2.05, 2.0, 2.05, 2.0 * (1.0 - x)], rates=5e-8)),
-    Edge("NOL106", "still", 0.0095, 0.0105, _two_levels),
-    Edge("NOL106", "still_slope", 0.0193, 0.0201, _slope),
-    Edge("NOL106", "still_bound", 0.028, 0.0295, lambda x: run(swings(40, x))),
-    Edge("NOL106", "still_rows", 7, 8, lambda x: run([2.0, 2.001, 1.999, 2.0, 2.001, 2.0, 1.999, 2.001][:x])),
-    Edge("NOL106", "margin_grows", 0.225, 0.234, _margins),
-    Edge("NOL106", "at_ln_k", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
-    Edge("NOL106", "least_fall", 0.0222, 0.023, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)))),
-    Edge(
-        "NOL106", "eval_noise", 0.0001, 0.05, lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x)))
-    ),
-    Edge("PLT105", "flat", 0.04, 0.042, lambda x: _plateau(0.0, x, 30)),
-    Edge("PLT105", "still_falls", 0.0068, 0.0072, _plateau),
-    Edge("PLT105", "flat_bound", 0.01, 0.1, lambda x: run(line(20, 4.0, 2.0) + _scattered(40, x))),
-    Edge("PLT105", "rises", 0.049, 0.051, lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 20, *[2.0 + 2.0 * x] * 20])),
-    Edge("PLT105", "flat_rows", 7, 8, lambda x: run([2.0, *FLAT[:7]][:x])),
-    Edge("PLT105", "flat_points", 16, 17, lambda x: run(line(x - 6, 4.0, 2.1) + [2.0] * 6)),
-    Edge("PLT105", "fitted", 0.0195, 0.0205, lambda x: run(line(20, 1.0, x) + [x] * 40)),
-    Edge(
-        "PLT105",
-        "idle_rate",
-        0.099,
-        0.101,
-        lambda x: run(line(20, 4.0, 2.0) + [2.0] * 20, rates=[2e-4] * 20 + [2e-4 * x] * 20),
-    ),
-]
-
-# --- GRD107, GRD108, LRS109: gradients and the learning rate -----------------------------------------------------
 
 
 def _jump(*at: int, by: float, answer: float = 1.0) -> RunFacts:
@@ -352,46 +274,6 @@ def _from_step(first: int, planned: int) -> RunFacts:
     return replace(facts, series=replace(facts.series, steps=steps))
 
 
-GRADIENTS: Final = [
-    Edge("GRD107", "gradient_k", 7.3, 7.5, lambda x: _jump(40, 41, 42, by=x)),
-    Edge("GRD107", "gradient_ratio", 9.95, 10.05, lambda x: _jump(*range(40, 60), by=x)),
-    Edge("GRD107", "lasting", 2, 3, lambda x: _jump(*range(40, 40 + x), by=100.0)),
-    Edge("GRD107", "loss_after", 1.99, 2.01, lambda x: run([*FLAT[:40], *[x] * 20], norms=[1.0] * 40 + [20.0] * 20)),
-    Edge("GRD107", "jump_rows", 7, 8, lambda x: run(FALL[:x])),
-    Edge("GRD108", "vanished_ratio", 0.98e-3, 1.02e-3, lambda x: _jump(*range(30, 36), by=x)),
-    Edge("GRD108", "vanished_rows", 4, 5, lambda x: _jump(*range(30, 30 + x), by=1e-6)),
-    Edge(
-        "GRD108",
-        "memorized",
-        0.0098,
-        0.0102,
-        lambda x: run([2.0] * 20 + [2.0 * x] * 40, norms=[1.0] * 20 + [1e-6] * 40),
-    ),
-    Edge(
-        "GRD108",
-        "memorized_in_most_rows",
-        30,
-        50,
-        lambda x: run([2.0] * x + [0.002] * (60 - x), norms=[1.0] * 20 + [1e-6] * 40),
-    ),
-    Edge("GRD108", "solved", 0.96, 0.97, lambda x: _solved(x, 0.01)),
-    Edge("GRD108", "fitted_loss", 0.0199, 0.0201, lambda x: _solved(0.99, x)),
-    Edge("LRS109", "zero_rate_rows", 2, 3, lambda x: run(FALL, rates=[0.0] * x + [2e-4] * (60 - x))),
-    Edge("LRS109", "zero_tail_share", 10, 11, lambda x: run(line(100, 2.0, 1.0), rates=[2e-4] * (100 - x) + [0.0] * x)),
-    Edge("LRS109", "peak_share", 0.99e-4, 1.01e-4, lambda x: run(FALL, rates=x, lr=2e-4)),
-    Edge("LRS109", "decayed", 0.49, 0.51, lambda x: _rates(1.0, x, 1.03)),
-    Edge("LRS109", "risen", 0.59, 0.61, lambda x: _rates(1.0, 0.3, x)),
-    Edge("LRS109", "a_tenth_of_the_highest", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
-    Edge("LRS109", "high_rate", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
-    Edge("LRS109", "peak_missed", 6, 7, lambda x: _from_step(x, 60)),
-    Edge("LRS133", "almost", 53, 54, _stopped),
-    Edge("LRS133", "rising", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
-    Edge("LRS109", "times", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
-]
-
-# --- OVF110, GAP111, SML113, UND126, CHN112: held-out data -------------------------------------------------------
-
-
 def _evaluated(*losses: float, noise: float = 0.0) -> RunFacts:
     return run(FALL, held_out=times(losses, swings(len(losses), noise)), training={"save_steps": 25})
 
@@ -407,44 +289,6 @@ def _gap(ratio: float, *, epochs: float | None = 3.0, train: float = 2.0, **metr
     return with_history(event, losses=losses, epoch=epochs)
 
 
-HELD_OUT: Final = [
-    Edge("OVF110", "overfit_rise", 0.0195, 0.0205, lambda x: _evaluated(1.5, 1.2, 1.2 * (1 + x), 1.2 * (1 + x))),
-    Edge("OVF110", "overfit_much", 0.098, 0.102, lambda x: _evaluated(1.5, 1.2, 1.25, 1.2 * (1 + x))),
-    Edge("OVF110", "overfit_evals", 2, 3, lambda x: _evaluated(*[1.5, 1.2, 1.3, 1.35][: x + 1])),
-    Edge("OVF110", "least_evals", 2, 3, lambda x: _evaluated(*[1.2, 1.3, 1.35][:x])),
-    Edge(
-        "OVF110", "eval_noise", 0.0095, 0.0099, lambda x: _evaluated(1.5, 1.4, 1.3, 1.2, 1.25, 1.3, 1.32, 1.34, noise=x)
-    ),
-    Edge("GAP111", "loss_gap", 1.49, 1.51, _gap),
-    Edge("GAP111", "one_epoch", 1.0, 1.1, lambda x: _gap(2.0, epochs=x)),
-    Edge("GAP111", "gap_times", 1.99, 2.01, lambda x: _gap(math.exp(0.2 * (x - 1.0)), train=0.2)),
-    Edge("GAP111", "gap_nats", 0.099, 0.101, lambda x: _gap(math.exp(x), train=0.01)),
-    Edge("GAP111", "a_task_metric_decides", 0, 1, lambda x: _gap(2.0, **({"f1": 0.5} if x else {}))),
-    Edge("EVL134", "not_finite", 0, 1, lambda x: with_history(evaluation(60, "NaN" if x else None, runtime=1.0))),
-    Edge("EVL134", "values", 0, 1, lambda x: with_history(evaluation(60, runtime=1.0, **({"f1": 0.5} if x else {})))),
-    Edge("SML113", "small_eval", 1060, 1075, lambda x: _classified(0.5, 0.3, n=x)),
-    Edge("UND126", "unfinished_fall", 0.8905, 0.8915, lambda x: _evaluated(1.0, 0.9, x)),
-    Edge("UND126", "eval_noise", 0.0265, 0.0274, lambda x: _evaluated(1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, noise=x)),
-    Edge("UND126", "least_evals", 2, 3, lambda x: _evaluated(*[1.0, 0.9, 0.8][:x])),
-    Edge("CHN112", "chance_z", 0.5405, 0.5415, lambda x: _classified(x, 0.5)),
-    Edge("CHN112", "chance_margin", 0.529, 0.531, lambda x: _classified(x, 0.5, n=None)),
-    Edge("CHN112", "per_cent", 1.0, 1.5, lambda x: _classified(x, 0.5)),
-    Edge(
-        "CHN112",
-        "chance_loss",
-        0.678,
-        0.681,
-        lambda x: replace(run(FALL, held_out=[0.7, x], num_labels=2), config=ConfigSnapshot(num_labels=2)),
-    ),
-    Edge("CHN112", "chance_band", 0.2915, 0.293, lambda x: _classified(x, 1.386, classes=None)),
-    Edge("CHN112", "chance_band_below", 0.207, 0.2085, lambda x: _classified(x, 1.386, classes=None)),
-    Edge("CHN112", "chance_near", 1.413, 1.415, lambda x: _classified(0.25, x, classes=None)),
-    Edge("CHN112", "chance_near_below", 1.357, 1.36, lambda x: _classified(0.25, x, classes=None)),
-]
-
-# --- REP128, MEM127, LEK132: repetition --------------------------------------------------------------------------
-
-
 def _epochs(
     drops: Sequence[float],
     rows: int = 40,
@@ -458,52 +302,6 @@ def _epochs(
         losses += [level] * rows
         level *= 1.0 - drop
     return run(times(losses, swings(len(losses), noise)), epoch=epochs or len(drops) + 1.0, held_out=held_out)
-
-
-REPETITION: Final = [
-    Edge("REP128", "many_epochs", 19.9, 20.0, lambda x: run(line(20, 2.0, 1.2), epoch=x)),
-    Edge("REP128", "surely", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=30.0)),
-    Edge("REP128", "some_epochs", 9.9, 10.0, lambda x: run([2.0, *[0.9] * 11], epoch=x)),
-    Edge("REP128", "some_level", 0.99, 1.01, lambda x: run([2.0, *[x] * 11], epoch=12.0)),
-    Edge("REP128", "some_level_nats", 0.495, 0.505, lambda x: run([0.6, *[x] * 11], epoch=12.0)),
-    Edge("REP128", "few_epochs", 3.5, 3.6, lambda x: run([2.0, *[0.19] * 11], epoch=x)),
-    Edge("REP128", "few_level", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=6.0)),
-    Edge("REP128", "few_level_nats", 0.098, 0.102, lambda x: run([0.6, *[x] * 11], epoch=6.0)),
-    Edge("MEM127", "epoch_drop", 0.049, 0.051, lambda x: _epochs([x, x])),
-    Edge("MEM127", "epoch_errors", 0.0247, 0.0257, lambda x: _epochs([0.07, 0.07], noise=x)),
-    Edge("MEM127", "epoch_share", 30, 32, lambda x: _epochs([0.3], rows=x // 2)),
-    Edge("MEM127", "epoch_rows", 7, 8, lambda x: _epochs([0.3], rows=x)),
-    Edge("MEM127", "epoch_rest", 1.19, 1.21, lambda x: run([2.0] * 100 + [1.4] * 21, epoch=x)),
-    Edge("MEM127", "epochs_many", 3, 4, lambda x: _epochs([*[0.1] * (x - 1), 0.0])),
-    Edge("MEM127", "both_fall", 0.149, 0.151, lambda x: _epochs([0.3], held_out=[1.0, 1.0 - x])),
-    Edge("MEM127", "seen_as_new", 1.53, 1.55, lambda x: _epochs([0.3], held_out=[1.4, 1.4, x])),
-    Edge(
-        "MEM127",
-        "fell_before",
-        0.2,
-        0.3,
-        lambda x: run([*line(40, 2.0, 2.0 * (1 - x)), *[1.8 * (1 - x)] * 40], epoch=2.0),
-    ),
-    Edge(
-        "LEK132",
-        "leak_epochs",
-        4.9,
-        5.0,
-        lambda x: run([2.0, 1.0, 0.5, 0.3, 0.2, 0.2], held_out=[2.0, 0.6, 0.2], epoch=x),
-    ),
-    Edge("LEK132", "leak_level", 0.298, 0.302, lambda x: run([2.0, *[x] * 9], held_out=[2.0, 0.6, 0.25], epoch=6.0)),
-    Edge(
-        "LEK132",
-        "leak_level_held_out",
-        0.298,
-        0.302,
-        lambda x: run([2.0, *[0.28] * 9], held_out=[1.9, 0.6, x], epoch=6.0),
-    ),
-    Edge("LEK132", "leak_near", 0.249, 0.251, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, x], epoch=6.0)),
-    Edge("LEK132", "least_evals", 2, 3, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, 0.2][-x:], epoch=6.0)),
-]
-
-# --- PRF119, PRF120, PRF121, PRF130: preferences -----------------------------------------------------------------
 
 
 def _pairs(accuracy: float, spread: float, margin: float, width: float, n: int = 40) -> RunFacts:
@@ -533,56 +331,6 @@ def _start(margin: float, step: int = 1) -> RunFacts:
     )
 
 
-PREFERENCE: Final = [
-    Edge("PRF119", "separated", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5)),
-    Edge("PRF119", "swapped", 0.449, 0.451, lambda x: _pairs(x, 0.01, -0.1, 0.5)),
-    Edge("PRF119", "surely", 0.337, 0.351, lambda x: _pairs(0.51, 0.01, x, 0.5)),
-    Edge("PRF119", "separation_error", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.2, 0.5)),
-    Edge("PRF119", "separation_error_said", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.0, 0.5)),
-    Edge("PRF119", "margin_error", 0.342, 0.356, lambda x: _pairs(0.5, x, 0.0, 0.5)),
-    Edge("PRF119", "margin_still", 0.112, 0.117, lambda x: _pairs(0.5, 0.2, x, 0.5)),
-    Edge("PRF119", "two_errors", 0.567, 0.589, lambda x: _pairs(x, 0.17, 0.0, 0.5)),
-    Edge("PRF119", "separation_rows", 9, 10, lambda x: _pairs(0.5, 0.01, 0.0, 0.5, n=x)),
-    Edge("PRF120", "chosen_fall", 0.99, 1.01, lambda x: _chosen([0.0] * 20 + [-x] * 20)),
-    Edge(
-        "PRF120",
-        "chosen_errors",
-        0.189,
-        0.197,
-        lambda x: _chosen([(0.0 if i < 20 else -1.5) + (x if i % 2 else -x) for i in range(40)]),
-    ),
-    Edge("PRF120", "chosen_rows", 4, 5, lambda x: _chosen([-1.0 * i for i in range(x)])),
-    Edge("PRF120", "many_rows", 19, 20, lambda x: _chosen([0.0] * 5 + [-1.0, -3.0] * 4 + [-1.5] * (x - 13))),
-    Edge("PRF120", "chosen_nats", -109.9, -110.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
-    Edge("PRF120", "a_tenth", -329.9, -330.1, lambda x: _logps([-300.0] * 20 + [x] * 20)),
-    Edge("PRF120", "chosen_most", -149.9, -150.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
-    Edge("PRF140", "tie", 9e-5, 1.1e-4, lambda x: _ties([0.0] * 19 + [x])),
-    Edge("PRF140", "few_rows", 2, 3, lambda x: _ties([0.0] * x)),
-    Edge("PRF121", "start_margin", 0.49, 0.51, _start),
-    Edge("PRF121", "start_margin_below", -0.51, -0.49, _start),
-    Edge("PRF121", "start_step", 1, 2, lambda x: _start(1.0, x)),
-    Edge(
-        "PRF130",
-        "saturated_loss",
-        0.0195,
-        0.0205,
-        lambda x: run([0.69] * 6 + [x] * 6, kind="preference", columns={"rewards/margins": [0.0] * 6 + [9.0] * 6}),
-    ),
-    Edge(
-        "PRF130",
-        "saturated_margin",
-        3.95,
-        4.05,
-        lambda x: run([0.69] * 6 + [0.01] * 6, kind="preference", columns={"rewards/margins": [0.0] * 6 + [x] * 6}),
-    ),
-    Edge(
-        "PRF130", "few_rows", 2, 3, lambda x: run([0.01] * x, kind="preference", columns={"rewards/margins": [9.0] * x})
-    ),
-]
-
-# --- RWD122, ZVR123, KLD124, CLP125: rewards ---------------------------------------------------------------------
-
-
 def _rl(**columns: Sequence[float]) -> RunFacts:
     return run(
         [1e-4] * len(next(iter(columns.values()))),
@@ -599,61 +347,6 @@ def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFa
 def _risen(factor: float) -> Sequence[float]:
     """A reward that alternates by one and steps up by so many times 7; its standard error is 1.752."""
     return [(1.0 if i % 2 else -1.0) + factor * 7.0 * (i >= 15) for i in range(30)]
-
-
-REWARDS: Final = [
-    Edge("RWD122", "alpha", 0.00964, 0.01049, lambda p: _rl(reward=_ordered(p, 1.0, 0.1))),
-    Edge("RWD122", "alpha_rises", 0.00964, 0.01049, lambda p: _rl(reward=[-x for x in _ordered(p, 1.0, 0.1)])),
-    Edge("RWD122", "reward_fall", 0.892, 0.908, lambda x: _reward(0.95, 1.0, x)),
-    Edge("RWD122", "reward_lost", 0.796, 0.804, lambda x: _reward(0.6, 1.0, x)),
-    Edge("RWD122", "reward_errors", 0.0484, 0.0505, lambda x: _reward(0.9, 1.0, 0.7, x)),
-    Edge("RWD122", "reward_flat", 0.0323, 0.0336, lambda x: _reward(1.0, 1.0, 1.0, x)),
-    Edge("RWD122", "reward_shown", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
-    Edge("RWN139", "null_rows", 10, 11, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
-    Edge("RWN139", "none_at_all", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
-    Edge("ENT135", "collapsed", 0.19, 0.21, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
-    Edge("ENT135", "narrowed", 0.49, 0.51, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
-    Edge("ENT135", "spread_out", 2.9, 3.1, lambda x: _rl(entropy=[1.0] * 10 + [x] * 10)),
-    Edge("ENT135", "random", 1.9, 2.1, lambda x: _rl(entropy=[0.5] * 10 + [x] * 10)),
-    Edge("KLD124", "kl_answer", 99.0, 101.0, lambda x: _rl(objective__kl=[1.0] * 20 + [x] * 10)),
-    Edge("KLZ138", "kl_none", 0.9e-6, 1.1e-6, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * 19 + [x])),
-    Edge("KLZ138", "kl_rows", 4, 5, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * x)),
-    Edge("CLF137", "clipped_much", 0.29, 0.31, lambda x: _rl(clip_ratio__region_mean=[x] * 10 + [0.0] * 20)),
-    Edge("LEN136", "longer", 19.9, 20.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
-    Edge(
-        "LEN136",
-        "longer_cut",
-        14.9,
-        15.1,
-        lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10, completions__clipped_ratio=[0.5] * 20),
-    ),
-    Edge("LEN136", "shorter", 4.9, 5.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
-    Edge(
-        "RAT141",
-        "rate_of_weights",
-        0.049,
-        0.05,
-        lambda x: run([1e-4] * 9, kind="rl", rates=x, columns={"reward": FALL[:9]}),
-    ),
-    Edge("RWD122", "two_errors", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
-    Edge("RWD122", "many_rows", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
-    Edge("RWD122", "few_rows", 2, 3, lambda x: _rl(reward=[1.0] * x)),
-    Edge("ZVR123", "zero_groups", 0.49, 0.51, lambda x: _rl(frac_reward_zero_std=[0.1] * 20 + [x] * 10)),
-    Edge("ZVR123", "zero_groups_most", 0.89, 0.91, lambda x: _rl(frac_reward_zero_std=[0.1] * 20 + [x] * 10)),
-    Edge("ZVR123", "few_rows", 2, 3, lambda x: _rl(frac_reward_zero_std=[0.95] * x)),
-    Edge("KLD124", "kl_late", 0.99, 1.01, lambda x: _rl(kl=[0.1] * 20 + [x] * 10)),
-    Edge("KLD124", "kl_row", 9.9, 10.1, lambda x: _rl(kl=[0.1] * 10 + [x] + [0.1] * 10)),
-    Edge("CLP125", "cut_off", 0.49, 0.51, lambda x: _rl(completions__clipped_ratio=[0.1] * 20 + [x] * 10)),
-    Edge(
-        "CLP125",
-        "zero_groups_also",
-        0.295,
-        0.305,
-        lambda x: _rl(completions__clipped_ratio=[0.8] * 9, frac_reward_zero_std=[x] * 9),
-    ),
-]
-
-# --- RES116, DUP117, GAP118, CMP213, TYP214, UTL204: the log itself, and the audit in it -------------------------
 
 
 def _replayed(apart: float, rows: int = 5) -> RunFacts:
@@ -695,69 +388,1137 @@ def _ended(status: str, *, planned: int | None = None, steps: int = 60) -> RunFa
     return replace(run(FALL[:steps], training=training), status=status, last_step=steps or None)
 
 
-RECORD: Final = [
-    Edge("TRN115", "torn", 1, 2, lambda x: _of_lines(*[x == 1] * x)),
-    Edge("TRN115", "torn_or_not", 0, 1, lambda x: _of_lines(bool(x))),
-    Edge("END114", "ended", 0, 1, lambda x: _ended("no_run_end" if x else "error")),
-    Edge("END114", "planned", 0, 100, lambda x: _ended("no_run_end", planned=x)),
-    Edge("END114", "before_the_first_step", 0, 1, lambda x: _ended("no_run_end", steps=x)),
-    Edge("DUP117", "interleaved", 0, 3, lambda x: run(FALL, record=LogRecord(interleaved=x))),
-    Edge("RES116", "replayed_again", 0, 1, lambda x: run(FALL, record=LogRecord(resumed_from=[10, 20][: x + 1]))),
-    Edge("RES116", "replay_difference", 0.195, 0.205, _replayed),
-    Edge("RES116", "replay_rows", 2, 3, lambda x: _replayed(0.5, x)),
-    Edge("GAP118", "few_rows", 2, 3, lambda x: run(FALL[:x], every=20)),
-    Edge("GAP118", "some_steps", 19, 20, lambda x: run(FALL[:1], every=x)),
-    Edge("GAP118", "evaluated", 0, 1, lambda x: run(FALL[:2], every=20, held_out=[2.0] * x)),
-    Edge("DUP117", "twice", 0, 1, lambda x: run(FALL, record=LogRecord(duplicates=x, out_of_order=2 * x))),
-    Edge("TRN115", "missing", 0, 1, lambda x: run(FALL, record=LogRecord(missing=x))),
-    Edge("TYP214", "idle_energy", 0.0098, 0.0102, lambda x: _types(x, 500)),
-    Edge("TYP214", "idle_params", 98, 102, lambda x: _types(0.001, x)),
-    Edge("CMP213", "rank", 15, 16, lambda x: _audited(suggested_r_global_90=x)),
-    Edge("CMP213", "bound", 2, 8, lambda x: _audited(suggested_r_global_90=x)),
-    Edge("UTL204", "low_utilization", 0.245, 0.255, lambda x: _audited(utilization_mean=x)),
-]
-EDGES: Final = [*NUMBERS, *LEVELS, *LEARNING, *GRADIENTS, *HELD_OUT, *REPETITION, *PREFERENCE, *REWARDS, *RECORD]
+LN2 = math.log(2.0)
+
+
+def evaluated(*losses: float, **more: Any) -> RunFacts:
+    return run(FALL, held_out=losses, **more)
+
+
+def classes(loss: float, accuracy: float | None = None, *, n: int | None = None, of: int | None = None) -> RunFacts:
+    facts = run(FALL, held_out=[1.4, loss], accuracy=accuracy, n=n, num_labels=of)
+    return replace(facts, config=ConfigSnapshot(num_labels=of)) if of else facts
+
+
+def straight(rise: float, rows: int = 33) -> list[float]:
+    """From 2 on, each row by as much higher."""
+    return [2.0 + rise * row for row in range(rows)]
+
+
+def falls_then_drifts(fall: float) -> RunFacts:
+    """21 rows from 2 to 1, and 9 about 1, each lower than the one before by an eighth of the fall."""
+    return run([*line(21, 2.0, 1.0), *[1.0 + fall * (4 - row) / 8 for row in range(9)]])
+
+
+STEP = 2.0**-10  # of a row of `straight`: over 32 rows 2^-5, of a start of 2 the 64th part
+
+
+CHANCE = {"held_out.CHANCE_MARGIN": 0.0625, "held_out.CHANCE_NEAR": 0.0625}
+
+
+def of(level: float) -> Callable[..., float]:
+    """A function with one answer."""
+    return lambda *_, **__: level
+
+
+def noisy_with_a_zero(spike: float) -> RunFacts:
+    """Half of the rows twice the others, one exactly 0, and one far above: no logarithm is taken."""
+    return run([0.0 if i == 2 else spike if i == 40 else 1.0 + i % 2 for i in range(60)])
+
+
+def quite_noisy(apart: float) -> RunFacts:
+    """By turns at 8 less 1 and 8 plus 1: changes of a quarter of the median. A spike of 30 is 11 such changes high, but
+    in the logarithm, which is taken of noisier losses, only 5.
+    """
+    rows = [8.0 + (apart if i % 2 else -apart) for i in range(60)]
+    return run([*rows[:40], 30.0, *rows[41:], 8.0 - apart, 8.0 - apart])
+
+
+UP = [*[1.0] * 4, *[4.0] * 4, *[0.98] * 12]  # and down again
+
+
+BACK = [*[1.0] * 8, *[0.5] * 4, *[1.0] * 8]
+
+
+def separated(accuracy: float, error: float, margin: float, margin_error: float) -> RunFacts:
+    """Columns whose second half begins with what `mean_error` is to answer."""
+    columns = {"rewards/accuracies": (accuracy, error), "rewards/margins": (margin, margin_error)}
+    return run(
+        [0.69] * 20,
+        kind="preference",
+        columns={name: [*[0.0] * 10, *answers, *[0.0] * 8] for name, answers in columns.items()},
+    )
+
+
+def chosen(*, rows: int, fall: float = 2.0) -> RunFacts:
+    return run(
+        [0.69] * rows,
+        kind="preference",
+        columns={"rewards/chosen": [1.0] * (rows // 2) + [1.0 - fall] * (rows - rows // 2)},
+    )
+
+
+def rewarded(first: float, best: float, last: float) -> RunFacts:
+    return run(kind="rl", columns={"reward": [*[first] * 4, *[best] * 8, *[last] * 8]})
+
+
+def rewarded_seldom(last: float) -> RunFacts:
+    return run(kind="rl", columns={"reward": [2.0, 2.0, 1.5, 1.5, last, last]})
+
+
+BY_COLUMN = {"preference.mean_error": lambda values: (values[0], values[1])}
+
+
+def repeated(epochs: float, start: float, end: float) -> RunFacts:
+    return run([start] * 20 + [end] * 20, epoch=epochs)
+
+
+def stepping(held_out: float) -> RunFacts:
+    """Two epochs of 32 rows, the second lower by a sixteenth; the evaluations fall as said between them."""
+    return run([1.0] * 32 + [0.9375] * 32, epoch=2.5, held_out=[1.0, 1.0 - held_out])
+
+
+def rates(*levels: float) -> RunFacts:
+    """The learning rate of each third."""
+    return run(FALL, rates=[level for level in levels for _ in range(20)])
+
+
+def norms(of_rows: Sequence[float], losses: Sequence[float] = FALL, **more: Any) -> RunFacts:
+    return run(losses, norms=of_rows, **more)
+
+
+def risen(end: float) -> RunFacts:
+    """Norms that jump in three rows, and a loss of 2 before them and another at the end."""
+    return norms(with_row([1.0] * 60, 40, 41, 42, by=7.5), [*[2.0] * 40, *[end] * 20])
+
+
+def masked(loss: float, *, before: Sequence[float] = (2.0,) * 20, norm: float = NAN) -> RunFacts:
+    """A row whose gradient is not finite, and its loss."""
+    rows = len(before)
+    return norms([*[1.0] * rows, norm, *[1.0] * 5], [*before, loss, *[2.0] * 5], lost=[rows + 1])
+
+
+def zeros(*last: float, before: Sequence[float] = (2.0,) * 20, kind: str | None = None) -> RunFacts:
+    """Losses of exactly 0 in the last rows, with these gradient norms."""
+    return norms([*[1.0] * len(before), *last], [*before, *[0.0] * len(last)], kind=kind)
+
+
+def replayed(loss: float) -> RunFacts:
+    """Three steps that had a loss of 1 before the resume, and have another now."""
+    now = run([loss] * 20)
+    return replace(now, record=LogRecord(resumed_from=[10], replaced=[(step, 1.0) for step in (11, 12, 13)]))
+
+
+def faded(losses: Sequence[float], first: int = 20, last: int = 60) -> RunFacts:
+    """Norms of next to nothing in some rows."""
+    return norms([1e-6 if first <= row < last else 1.0 for row in range(60)], losses)
+
+
+def tiny_rows(rows: tuple[int, int]) -> RunFacts:
+    """A long log, judged by pairs of rows: the first pair of an odd row is not low."""
+    return norms([1e-6 if rows[0] <= i < rows[1] else 1.0 for i in range(4096)], line(4096, 2.0, 1.0), rates=[])
+
+
+def at_the_end(norm: float) -> RunFacts:
+    """Skipped steps up to the last row, whose norm is as said."""
+    facts = _skipped(range(8, 11), range(8, 11), 12)
+    facts.series.grad_norms[11] = norm  # type: ignore[index]  # a list
+    return facts
+
+
+def fed(**counts: Any) -> RunFacts:
+    """What the recorder saw of the batches."""
+    return run(FALL, data={"rows": 100, "tokens": 100, "supervised": 100, "rows_unsupervised": 0, **counts})
+
+
+def announced(tokens: int, *, share: float | None = None, length: float | None = None, rows: int = 100) -> RunFacts:
+    known = {"supervised_share": share, "tokens_per_sequence": length}
+    return fed(tokens=tokens, rows=rows, announced=known)
+
+
+def guarded(actions: Sequence[str]) -> RunFacts:
+    """A run whose guard acted so, step by step."""
+    events = [
+        Metrics(
+            schema=SCHEMA_ID, ts=None, run_id="r", step=step, kind="guard", metrics={"action": action, "to_step": 0}
+        )
+        for step, action in enumerate(actions, 1)
+    ]
+    return run(FALL, guarded=events)
+
+
+OVERFIT: Final = {"best_step": 43, "lowest_step": 43, "split": "test", "rise": 0.125, "best_loss": 1.23456}
+FED: Final = {"rows": 64, "tokens": 100, "supervised": 50, "rows_unsupervised": 0, "rows_with_end": 0}
+RISING: Final = [1e-4 * row for row in range(1, 41)]
+
+ENTRIES: Final[dict[str, Entry]] = {
+    "NUM102": Entry(
+        edges=[
+            Edge("rounds_to_zero", 0.0495, 0.0505, lambda x: run([x] * 20 + [0.0] * 2, norms=[NAN] * 22)),
+            Edge("masked_fall", 0.148, 0.152, _masked),
+        ],
+        at=[
+            At(lambda x: zeros(1e-8, before=[x] * 20), {0.05: None, 0.049: "info"}),
+            At(lambda x: zeros(NAN, x), {1e-8: None, NAN: "error"}),
+            At(masked, {1.7: None, 1.699: "error"}),
+            At(lambda x: masked(x, norm=math.inf), {1.7: None, 1.699: "error"}),
+            At(lambda x: zeros(NAN, NAN, before=[2.0] * 12 + [x] * 8), {0.05: "error", 0.049: "info"}),
+            At(lambda x: zeros(x, 1e-8), {0.0: "error", 1e-8: None}),
+            At(lambda kind: zeros(0.0, 0.0, kind=kind), {"preference": None, None: "error"}),
+            At(lambda n: zeros(*[NAN] * n), {1: None, 2: "error"}),
+        ],
+        told=[
+            (
+                {"no_labels": True, "first_step": 1},
+                "loss is 0 throughout: every label is masked, or it was NaN from the start",
+            ),
+            ({"first_step": 5}, "loss is probably NaN-masked from step 5"),
+        ],
+    ),
+    "NUM101": Entry(
+        at=[
+            At(lambda n: _skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: "info", 3: None}),
+        ],
+        told=[
+            ({"first": "loss at step 3", "rows": 2}, "not finite: loss at step 3, 2 training rows"),
+            ({"first": "eval loss at step 3", "rows": 0}, "not finite: eval loss at step 3"),
+        ],
+    ),
+    "NUM131": Entry(
+        edges=[
+            Edge(
+                "skips_shown", 7, 10, lambda x: _skipped(range(5, 5 + 4 * x, 4), range(5, 21 if x < 10 else 29, 4), 60)
+            ),
+            Edge("stood_still", 0.645, 0.655, _half_still),
+            Edge("skips_many", 20, 21, lambda x: _skipped(_PAIRS[:x], _PAIRS[:x])),
+        ],
+        at=[
+            At(lambda n: _skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: None, 3: "info"}),
+            At(at_the_end, {1.0: "info", math.inf: None, 0.0: None}),
+        ],
+        told=[
+            ({"rows": 1}, "1 step skipped by fp16 scaling"),
+            ({"rows": 2}, "2 steps skipped by fp16 scaling"),
+        ],
+    ),
+    "DIV103": Entry(
+        edges=[
+            Edge("spike_k", 1.295, 1.305, lambda x: run(with_row(FLAT, 40, by=x))),
+            Edge("spike_start", 0.099, 0.101, lambda x: run([2.0] * 3 + with_row([0.2] * 57, 40, by=1 + 5 * x))),
+            Edge("spike_rows", 2, 3, lambda x: run(with_row(FLAT, *range(40, 40 + x), by=2.0))),
+            Edge("noisy", 0.33, 0.337, _noisy),
+            Edge("many_rows", 19, 20, lambda x: run(with_row(FLAT[:x], 12, by=1.35))),
+            Edge("some_rows", 7, 8, lambda x: run(with_row(FLAT[:x], 6, by=3.0))),
+            Edge("short_spike", 0.45, 0.47, lambda x: run(with_row(swings(14, 0.025), 9, by=math.exp(x)))),
+            Edge("short_ratio", 1.49, 1.51, lambda x: run(with_row(FLAT[:12], 8, by=x))),
+        ],
+        at=[
+            At(noisy_with_a_zero, {20.0: "info", 2.0: None}),
+            At(quite_noisy, {1.0: "info", 1.1: None}),
+            At(lambda x: run(with_row([1.0] * 12, 8, by=x)), {1.5: None, 1.51: "info"}),
+        ],
+        told=[
+            ({"step": 9}, "loss spike at step 9"),
+        ],
+    ),
+    "DIV104": Entry(
+        edges=[
+            Edge("diverged_ratio", 1.49, 1.51, lambda x: run([1.0] * 16 + [x] * 4), at=1.5),
+            Edge("lost_level", 0.049, 0.051, lambda x: run([*line(20, 0.06, 0.001), *[0.001] * 20, *[x] * 20])),
+            Edge("at_once", 1.99, 2.01, lambda x: run([1.0, *[x] * 9]), at=2.0),
+            Edge(
+                "diverged_errors", 0.0714, 0.0743, lambda x: run(times([1.0] * 16 + [math.exp(0.6)] * 4, swings(20, x)))
+            ),
+            Edge("absurd_rate", 0.0099, 0.0101, lambda x: run([1.0, *[1.4] * 9], rates=x), at=0.01),
+            Edge("absurd_level", 1.195, 1.205, lambda x: run([1.0, 1.4, 1.4, x, *[1.4] * 6], rates=0.05)),
+            Edge("absurd_rise", 1.295, 1.305, lambda x: run([1.0, *[x] * 9], rates=0.05), at=1.3),
+            Edge("diverged_noise", 0.0465, 0.0477, _late),
+            Edge("exploded", 1.98, 2.02, lambda x: run([1.0] * 4 + [x] * 4 + [0.98] * 12), at=2.0),
+            Edge("no_lower", 0.965, 0.975, lambda x: run([1.0] * 4 + [3.0] * 4 + [x] * 12)),
+            Edge("lost_share", 0.49, 0.51, lambda x: run([*line(15, 3.0, 1.0), *[1.0] * 5, *[1.0 + 2.0 * x] * 10])),
+            Edge(
+                "window_share", 100, 102, lambda x: run([*line(30, 1.0, 0.5), *[0.5] * (x - 40), *line(10, 0.6, 1.5)])
+            ),
+            Edge("diverged_rows", 2, 3, lambda x: run([1.6, 11.0, 11.0][:x])),
+        ],
+        at=[
+            At(
+                lambda x: run([1.0] * 16 + [x] * 4),
+                {2.0: None, 2.01: "error"},
+                given={"divergence.median_error": of(LN2 / 4)},
+            ),
+            At(
+                lambda x: run([1.0, *[x] * 9]),
+                {4.0: None, 4.01: "error"},
+                given={"divergence.noise": of(math.log(4) / 4)},
+            ),
+            At(
+                lambda x: run([*UP[:4], *[x] * 4, *UP[8:]]),
+                {4.0: None, 4.01: "warning"},
+                given={"divergence.noise": of(math.log(4) / 6)},
+            ),
+            At(
+                lambda n: run([1.0, *[3.0] * (n - 2), 1.0]),
+                {5: "warning", 4: None},
+                given={"divergence.noise": of(0.0)},
+            ),
+            At(
+                lambda x: run([*BACK[:8], *[x] * 4, *BACK[12:]]),
+                {0.5: None, 0.49: "warning"},
+                given={"divergence.median_error": of(LN2 / 6)},
+            ),
+            At(lambda x: run([*line(15, 3.0, 1.0), *[1.0] * 5, *[x] * 10]), {2.0: None, 2.01: "warning"}),
+            At(lambda x: run([*[1.0] * 4, *[3.0] * 4, *[x] * 12]), {0.97: None, 0.98: "warning"}),
+            At(
+                lambda x: run([1.0, 1.4, 1.4, x, *[1.4] * 6], rates=0.05),
+                {1.25: None, 1.26: "error"},
+                given={"divergence.ABSURD_LEVEL": 1.25},
+            ),
+            At(
+                lambda n: run([1.0, 1.0, *[0.5] * (n - 5), 1.1, 1.1, 1.1]),
+                {7: None, 8: "error"},
+                given={"divergence.noise": of(0.0)},
+            ),
+            At(
+                lambda x: run([1.0, x, *[4.0] * 10]),
+                {1.5: "warning", 1.51: "error"},
+                given={"divergence.noise": of(0.0), "divergence.median_error": of(9.0)},
+            ),
+        ],
+        told=[
+            (
+                {"lowest": 1.23456, "lowest_step": 7, "peak_rate": 0.01},
+                "diverged: lowest loss 1.235 around step 7, at a learning rate of 0.01",
+            ),
+            ({"lowest": 1.25, "lowest_step": 7, "peak_rate": 0.00999}, "diverged: lowest loss 1.25 around step 7"),
+            ({"lowest": 1.25, "lowest_step": 7, "peak_rate": None}, "diverged: lowest loss 1.25 around step 7"),
+        ],
+    ),
+    "SCL129": Entry(
+        edges=[
+            Edge(
+                "scale_ratio",
+                2.98,
+                3.02,
+                lambda x: run([x * h for h in (2.0, 1.6, 1.4, 1.3) for _ in range(4)], held_out=[2.0, 1.6, 1.4, 1.3]),
+            ),
+            Edge("scale_nats", 1.48, 1.5, lambda x: run([x] * 12, held_out=[0.49] * 3)),
+            Edge("ln_vocabulary", 12.47, 12.48, lambda x: run([x, 10.0, 4.0, 3.0])),
+            Edge("second_row", 5.0, 5.1, lambda x: run([12.6, x, 4.0, 3.0]), at=12.6 * 0.4),
+        ],
+        at=[
+            At(lambda x: run([x] * 12, held_out=[0.5] * 3), {1.5: "warning", 1.49: None}),
+            At(lambda x: run([x] * 12, held_out=[2.0] * 3), {6.0: "warning", 5.99: None}),
+            At(lambda n: run([1.0, 1.0, 6.0] * n, held_out=[2.0] * 4), {4: "warning", 8: None}),
+            At(lambda n: run([12.6, 5.1, 5.0][:n]), {1: None, 2: "warning", 3: "warning"}),
+            At(lambda x: run([x, 10.0, 4.0, 3.0]), {math.log(262_144): None, 12.4767: "warning"}),
+            At(lambda x: run([*[6.0] * 16, *[x] * 4], held_out=[2.0] * 3), {12.0: None, 6.0: "warning"}),
+        ],
+        told=[
+            ({"factor": 8.04}, "training loss is 8.0 times the held-out loss: another scale"),
+            ({"first": 12.6}, "loss starts at 12.6, above that of a uniform guess over any vocabulary"),
+        ],
+    ),
+    "NOL106": Entry(
+        edges=[
+            Edge("alpha", 0.00955, 0.01085, lambda p: run(_ordered(p))),
+            Edge("alpha_moved", 0.0473, 0.0503, lambda p: run(_ordered(p), norms=line(12, 1.0, 9.0))),
+            Edge("moved", 0.00097, 0.00955, lambda p: run(_ordered(p), held_out=[2.0, 2.0, 2.0])),
+            Edge("moved_norms", 0.00097, 0.00106, lambda p: run(FLAT[: len(_ORDERS[p])], norms=_ordered(p))),
+            Edge("held_still", 1.9939, 1.9941, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x])),
+            Edge("held_rises", 2.039, 2.041, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, 2.0, x])),
+            Edge("clear_fall", 0.19, 0.21, lambda x: run([2.0, 1.9, 2.0 - 2.0 * x], held_out=[1.0] * 3)),
+            Edge("sure_fall", 0.0497, 0.051, _still_held),
+            Edge("tiny_rate", 0.99e-7, 1.01e-7, lambda x: run([2.0, 1.99, 2.01, 2.0], rates=x), at=1e-7),
+            Edge("tiny_fall", 0.098, 0.102, lambda x: run([2.0, 2.05, 2.0, 2.05, 2.0 * (1.0 - x)], rates=5e-8)),
+            Edge("still", 0.0095, 0.0105, _two_levels),
+            Edge("still_slope", 0.0193, 0.0201, _slope),
+            Edge("still_bound", 0.028, 0.0295, lambda x: run(swings(40, x))),
+            Edge("still_rows", 7, 8, lambda x: run([2.0, 2.001, 1.999, 2.0, 2.001, 2.0, 1.999, 2.001][:x])),
+            Edge("margin_grows", 0.225, 0.234, _margins),
+            Edge("at_ln_k", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
+            Edge("least_fall", 0.0222, 0.023, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)))),
+            Edge("eval_noise", 0.0001, 0.05, lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x)))),
+        ],
+        at=[
+            At(
+                lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x]),
+                {1.875: "?", 1.8755: "warning"},
+                given={"learning.HELD_STILL": 0.0625},
+            ),
+            At(
+                lambda x: run([2.0] * 8 + [2.0 - x] * 32),
+                {0.03125: "?", 0.03124: "warning"},
+                given={"learning.STILL": 2.0**-6, "learning.STILL_SLOPE": 0.9, "learning.STILL_BOUND": 0.9},
+            ),
+            At(
+                lambda x: run(straight(-x)),
+                {STEP: "?", 0.999 * STEP: "warning"},
+                given={"learning.STILL": 0.9, "learning.STILL_SLOPE": 2.0**-6, "learning.STILL_BOUND": 0.9},
+            ),
+            At(
+                lambda x: run(straight(-x)),
+                {STEP: "?", 0.999 * STEP: "warning"},
+                given={"learning.STILL": 0.9, "learning.STILL_SLOPE": 0.9, "learning.STILL_BOUND": 2.0**-6},
+            ),
+            At(
+                lambda x: run([2.0, 2.0, 2.0, *line(45, 2.0, 2.0 - 0.9 * x), *[2.0 - x] * 12]),
+                {0.0625: None, 0.0624: "?"},
+                given={"learning.LEAST_FALL": 0.03125, "learning.STILL_ROWS": 99},
+            ),
+            At(
+                lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x - 0.001] * 40}),
+                {0.0: "warning", 0.1: None},
+            ),
+            At(
+                lambda x: run([2.0] * 3 + line(13, 1.6, 2.4) + [x] * 4, rates=9e-8),
+                {1.75: "?", 1.7501: "warning"},
+                given={"learning.TINY_FALL": 0.125, "learning.STILL_ROWS": 99},
+            ),
+            At(lambda x: norms([1.0] * 39 + [x], FLAT[:40]), {0.0: "warning", 1.0: "warning"}),
+            At(lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)), rates=5e-8), {0.08: None, 0.01: "warning"}),
+            At(lambda n: run(FLAT[:n]), {40: "?"}, given={"facts.moves": of(1e-3)}),
+            At(lambda n: run(FLAT[:n]), {40: "warning"}, given={"facts.moves": of(1.001e-3)}),
+        ],
+        told=[
+            ({}, "the loss does not fall"),
+        ],
+    ),
+    "PLT105": Entry(
+        edges=[
+            Edge("flat", 0.04, 0.042, lambda x: _plateau(0.0, x, 30)),
+            Edge("still_falls", 0.0068, 0.0072, _plateau),
+            Edge("flat_bound", 0.01, 0.1, lambda x: run(line(20, 4.0, 2.0) + _scattered(40, x))),
+            Edge("rises", 0.049, 0.051, lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 20, *[2.0 + 2.0 * x] * 20])),
+            Edge("flat_rows", 7, 8, lambda x: run([2.0, *FLAT[:7]][:x])),
+            Edge("flat_points", 16, 17, lambda x: run(line(x - 6, 4.0, 2.1) + [2.0] * 6)),
+            Edge("fitted", 0.0195, 0.0205, lambda x: run(line(20, 1.0, x) + [x] * 40)),
+            Edge(
+                "idle_rate",
+                0.099,
+                0.101,
+                lambda x: run(line(20, 4.0, 2.0) + [2.0] * 20, rates=[2e-4] * 20 + [2e-4 * x] * 20),
+            ),
+        ],
+        at=[
+            At(lambda x: run(line(20, 1.0, x) + [x] * 40), {0.02: None, 0.0201: "info"}),
+            At(lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 39, x]), {2.0: "info", NAN: None, math.inf: None}),
+            At(
+                falls_then_drifts,
+                {2.0**-8: "info", 1.01 * 2.0**-8: None},
+                given={"learning.FLAT": 2.0**-8, "learning.STILL_FALLS": 0.9},
+            ),
+            At(falls_then_drifts, {2.0**-9: "info", 1.01 * 2.0**-9: "?"}, given={"learning.STILL_FALLS": 2.0**-9}),
+        ],
+        told=[
+            ({"from_step": 40, "how": "no longer falls"}, "the loss no longer falls from step 40"),
+        ],
+        says=[
+            (run(FLAT[:40], rates=RISING), "the learning rate had not reached its peak yet"),
+            (run(FALL[:7]), "7 rows are too few for a confidence bound on the slope; it takes 8"),
+        ],
+        told_as_info=True,
+    ),
+    "GRD107": Entry(
+        edges=[
+            Edge("gradient_k", 7.3, 7.5, lambda x: _jump(40, 41, 42, by=x)),
+            Edge("gradient_ratio", 9.95, 10.05, lambda x: _jump(*range(40, 60), by=x), at=10.0),
+            Edge("lasting", 2, 3, lambda x: _jump(*range(40, 40 + x), by=100.0)),
+            Edge("loss_after", 1.99, 2.01, lambda x: run([*FLAT[:40], *[x] * 20], norms=[1.0] * 40 + [20.0] * 20)),
+            Edge("jump_rows", 7, 8, lambda x: run(FALL[:x])),
+        ],
+        at=[
+            At(lambda x: norms([x] * 20 + [1.0] * 40), {0.0: None, 0.05: "info"}),
+            At(lambda n: norms(with_row([1.0] * 60, 20, *range(40, 40 + n), by=7.5)), {2: None, 3: "info"}),
+            At(risen, {2.0: "info", 2.001: "warning"}),
+            At(
+                lambda n: norms(
+                    [100.0 if 2000 <= i < 2000 + n else 1.0 for i in range(4096)], line(4096, 2.0, 1.0), rates=[]
+                ),
+                {2: None, 4: "info"},
+            ),
+            At(lambda x: norms([1.0, 1.0, x, *with_row([1.0] * 57, *range(37, 40), by=7.5)]), {1.0: "info", 0.0: None}),
+        ],
+        told=[
+            ({"step": 9}, "gradient norm jumps at step 9"),
+        ],
+    ),
+    "GRD108": Entry(
+        edges=[
+            Edge("vanished_ratio", 0.98e-3, 1.02e-3, lambda x: _jump(*range(30, 36), by=x), at=1e-3),
+            Edge("vanished_rows", 4, 5, lambda x: _jump(*range(30, 30 + x), by=1e-6)),
+            Edge(
+                "memorized", 0.0098, 0.0102, lambda x: run([2.0] * 20 + [2.0 * x] * 40, norms=[1.0] * 20 + [1e-6] * 40)
+            ),
+            Edge(
+                "memorized_in_most_rows",
+                30,
+                50,
+                lambda x: run([2.0] * x + [0.002] * (60 - x), norms=[1.0] * 20 + [1e-6] * 40),
+            ),
+            Edge("solved", 0.96, 0.97, lambda x: _solved(x, 0.01)),
+            Edge("fitted_loss", 0.0199, 0.0201, lambda x: _solved(0.99, x)),
+        ],
+        at=[
+            At(lambda x: norms([1.0] * 20 + [x] * 40), {1e-3: None, 0.99e-3: "warning"}),
+            At(lambda x: norms([*[0.0] * 4, x, x, *[1.0] * 24, *[1e-6] * 30]), {1.0: "warning", 1e-4: None}),
+            At(
+                lambda n: norms([float(not 2001 <= i < 2001 + n) for i in range(4096)], line(4096, 2.0, 1.0), rates=[]),
+                {4: None, 5: "warning"},
+            ),
+            At(tiny_rows, {(2001, 2006): None, (2000, 2006): "warning"}),
+            At(lambda x: faded([2.0] * 20 + [x] * 20 + [2.0] * 20, last=40), {0.001: "info", 0.1: "warning"}),
+            At(lambda x: faded([1.0] * 3 + [x] * 17 + [0.02] * 40), {9.0: "info", 1.0: "warning"}),
+            At(
+                lambda x: run([2.0] * 20 + [x] * 40, norms=[1.0] * 20 + [1e-6] * 40),
+                {0.02: "warning", 0.019: "info", 0.0: "warning"},
+            ),
+        ],
+        told=[
+            ({"step": 9}, "no gradient from step 9"),
+        ],
+    ),
+    "LRS109": Entry(
+        edges=[
+            Edge("zero_rate_rows", 2, 3, lambda x: run(FALL, rates=[0.0] * x + [2e-4] * (60 - x))),
+            Edge("zero_tail_share", 10, 11, lambda x: run(line(100, 2.0, 1.0), rates=[2e-4] * (100 - x) + [0.0] * x)),
+            Edge("peak_share", 0.99e-4, 1.01e-4, lambda x: run(FALL, rates=x, lr=2e-4), at=1e-4),
+            Edge("decayed", 0.49, 0.51, lambda x: _rates(1.0, x, 1.03), at=0.5),
+            Edge("risen", 0.59, 0.61, lambda x: _rates(1.0, 0.3, x)),
+            Edge("a_tenth_of_the_highest", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
+            Edge("high_rate", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
+            Edge("peak_missed", 6, 7, lambda x: _from_step(x, 60)),
+            Edge("times", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
+        ],
+        at=[
+            At(lambda x: run(FALL, lr=x), {0.0: None, -1.0: None, 4e-4: None, 4.1e-4: "warning", NAN: None}),
+            At(lambda x: rates(10.0, 0.5, x), {1.5: None, 1.51: "warning"}),
+            At(lambda x: rates(1.0, 0.25, x), {0.5: None, 0.51: "warning"}),
+            At(lambda x: rates(1.0, x, 1.0), {0.5: None, 0.4375: "warning"}),
+            At(lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
+        ],
+        told=[
+            ({"throughout": True, "rows": 9, "step": 1}, "does not learn: the learning rate is 0"),
+            ({"throughout": False, "rows": 9, "step": 4}, "learning rate 0 in 9 rows from step 4"),
+            ({"high": True, "peak": 0.016}, "learning rate up to 0.016"),
+            ({"times": 2, "step": 5}, "the learning rate rises again at step 5"),
+            ({}, "It is so"),
+        ],
+    ),
+    "LRS133": Entry(
+        edges=[
+            Edge("almost", 53, 54, _stopped),
+            Edge("rising", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
+        ],
+        told=[
+            ({"peak": 1.2345e-5}, "ended inside its warm-up: the learning rate reached 1.23e-05"),
+        ],
+    ),
+    "OVF110": Entry(
+        edges=[
+            Edge("overfit_rise", 0.0195, 0.0205, lambda x: _evaluated(1.5, 1.2, 1.2 * (1 + x), 1.2 * (1 + x)), at=0.02),
+            Edge("overfit_much", 0.098, 0.102, lambda x: _evaluated(1.5, 1.2, 1.25, 1.2 * (1 + x))),
+            Edge("overfit_evals", 2, 3, lambda x: _evaluated(*[1.5, 1.2, 1.3, 1.35][: x + 1])),
+            Edge("least_evals", 2, 3, lambda x: _evaluated(*[1.2, 1.3, 1.35][:x])),
+            Edge(
+                "eval_noise", 0.0095, 0.0099, lambda x: _evaluated(1.5, 1.4, 1.3, 1.2, 1.25, 1.3, 1.32, 1.34, noise=x)
+            ),
+        ],
+        at=[
+            At(
+                lambda x: evaluated(1.5, 1.0, x, x),
+                {1.125: "info", 1.1251: "warning"},
+                given={"held_out.OVERFIT_MUCH": 0.125},
+            ),
+            At(
+                lambda x: evaluated(1.5, 1.0, x, x),
+                {1.125: None, 1.1251: "warning"},
+                given={"held_out.OVERFIT_RISE": 0.125},
+            ),
+            At(
+                lambda x: evaluated(1.5, 1.25, 1.0, x, x),
+                {1.046875: None, 1.05: "info"},
+                given={"facts.noise": lambda *_, **__: 2.0**-6},
+            ),
+        ],
+        told=[
+            (OVERFIT, "overfits from step 43 (test loss +12.5% since)"),
+            (
+                {**OVERFIT, "metric": "wer", "metric_kept": True},
+                "overfits from step 43 (test loss +12.5% since), but wer holds",
+            ),
+            ({**OVERFIT, "metric": "f1", "metric_kept": False}, "overfits from step 43 (test loss +12.5% since)"),
+            (
+                {"split": "test", "metric": "accuracy", "best_step": 7, "best": 0.75, "last": 0.5},
+                "test accuracy was best at step 7 (75.0%; 50.0% at the end)",
+            ),
+        ],
+        says=[
+            (
+                with_history(*(evaluation(step, x) for step, x in ((1, 1.0), (2, 2.0), (3, 3.0))), losses=[NAN] * 3),
+                "no training loss was recorded: overfitting cannot be told from divergence",
+            ),
+            (
+                with_history(*(evaluation(step, x) for step, x in ((100, 1.0), (200, 2.0), (300, 3.0)))),
+                "too few training rows around the best evaluation",
+            ),
+        ],
+        told_as_info=True,
+    ),
+    "GAP111": Entry(
+        edges=[
+            Edge("loss_gap", 1.49, 1.51, _gap, at=1.5),
+            Edge("one_epoch", 1.0, 1.1, lambda x: _gap(2.0, epochs=x)),
+            Edge("gap_times", 1.99, 2.01, lambda x: _gap(math.exp(0.2 * (x - 1.0)), train=0.2)),
+            Edge("gap_nats", 0.099, 0.101, lambda x: _gap(math.exp(x), train=0.01)),
+            Edge("a_task_metric_decides", 0, 1, lambda x: _gap(2.0, **({"f1": 0.5} if x else {}))),
+        ],
+        told=[
+            ({"split": "test", "held_out": 1.23456, "train": 0.5}, "test loss 1.235 against 0.5 in training"),
+        ],
+    ),
+    "EVL134": Entry(
+        edges=[
+            Edge("not_finite", 0, 1, lambda x: with_history(evaluation(60, "NaN" if x else None, runtime=1.0))),
+            Edge("values", 0, 1, lambda x: with_history(evaluation(60, runtime=1.0, **({"f1": 0.5} if x else {})))),
+        ],
+        told=[
+            ({}, "its evaluations hold no loss and no metric"),
+        ],
+    ),
+    "SML113": Entry(
+        edges=[
+            Edge("small_eval", 1060, 1075, lambda x: _classified(0.5, 0.3, n=x)),
+        ],
+        at=[
+            At(lambda n: classes(0.5, 0.5, n=n), {100: None, 99: "info"}, given={"held_out.SMALL_EVAL": 1.96 * 0.05}),
+        ],
+    ),
+    "UND126": Entry(
+        edges=[
+            Edge("unfinished_fall", 0.8905, 0.8915, lambda x: _evaluated(1.0, 0.9, x)),
+            Edge("eval_noise", 0.0265, 0.0274, lambda x: _evaluated(1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, noise=x)),
+            Edge("least_evals", 2, 3, lambda x: _evaluated(*[1.0, 0.9, 0.8][:x])),
+        ],
+        at=[
+            At(
+                lambda x: evaluated(2.0, 2.0, 2.0, 2.0, x),
+                {1.953125: None, 1.94: "info"},
+                given={"facts.noise": lambda *_, **__: 2.0**-6},
+            ),
+            At(lambda x: evaluated(2.0, 1.0, 1.5, x), {1.2: None, 0.99: "info"}),
+            At(lambda x: evaluated(2.0, 1.0, x), {0.875: None, 0.8749: "info"}, given={"facts.UNFINISHED_FALL": 0.125}),
+        ],
+        told=[
+            ({"split": "test"}, "test loss still falls at the end"),
+        ],
+        told_as_info=True,
+    ),
+    "CHN112": Entry(
+        edges=[
+            Edge("chance_z", 0.5405, 0.5415, lambda x: _classified(x, 0.5)),
+            Edge("chance_margin", 0.529, 0.531, lambda x: _classified(x, 0.5, n=None), at=0.53),
+            Edge("per_cent", 1.0, 1.5, lambda x: _classified(x, 0.5)),
+            Edge(
+                "chance_loss",
+                0.678,
+                0.681,
+                lambda x: replace(run(FALL, held_out=[0.7, x], num_labels=2), config=ConfigSnapshot(num_labels=2)),
+            ),
+            Edge("chance_band", 0.2915, 0.293, lambda x: _classified(x, 1.386, classes=None)),
+            Edge("chance_band_below", 0.207, 0.2085, lambda x: _classified(x, 1.386, classes=None)),
+            Edge("chance_near", 1.413, 1.415, lambda x: _classified(0.25, x, classes=None)),
+            Edge("chance_near_below", 1.357, 1.36, lambda x: _classified(0.25, x, classes=None)),
+        ],
+        at=[
+            At(lambda x: classes(x, of=2), {0.98 * LN2: "warning", 0.979 * LN2: None, math.inf: None}),
+            At(
+                lambda x: classes(math.log(2.0), x),
+                {0.5625: "warning", 0.4375: "warning", 0.563: "?", 0.437: "?"},
+                given=CHANCE,
+            ),
+            At(
+                lambda x: classes(LN2 * x, 0.5),
+                {2.0: "warning", 0.0: "warning", 2.001: "?", -0.001: "?"},
+                given=CHANCE | {"held_out.CHANCE_NEAR": 1.0},
+            ),
+            At(lambda k: classes(math.log(k), 1.0 / k), {2.0: "warning", 20.0: "warning", 22.0: "?"}),
+        ],
+        told=[
+            ({"accuracy": 0.5}, "held-out accuracy at chance"),
+            ({"loss": 0.69}, "held-out loss at chance"),
+        ],
+    ),
+    "REP128": Entry(
+        edges=[
+            Edge("many_epochs", 19.9, 20.0, lambda x: run(line(20, 2.0, 1.2), epoch=x)),
+            Edge("surely", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=30.0), at=0.2),
+            Edge("some_epochs", 9.9, 10.0, lambda x: run([2.0, *[0.9] * 11], epoch=x)),
+            Edge("some_level", 0.99, 1.01, lambda x: run([2.0, *[x] * 11], epoch=12.0)),
+            Edge("some_level_nats", 0.495, 0.505, lambda x: run([0.6, *[x] * 11], epoch=12.0)),
+            Edge("few_epochs", 3.5, 3.6, lambda x: run([2.0, *[0.19] * 11], epoch=x)),
+            Edge("few_level", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=6.0)),
+            Edge("few_level_nats", 0.098, 0.102, lambda x: run([0.6, *[x] * 11], epoch=6.0)),
+        ],
+        at=[
+            At(lambda x: repeated(10.0, 2.0, x), {1.0: "warning", 1.01: None}),
+            At(lambda x: repeated(3.6, 1.0, x), {0.1: "warning", 0.101: None}),
+            At(lambda x: repeated(x, 1.0, 0.05), {3.5: None, 3.51: "warning"}),
+            At(lambda x: repeated(x, 3.0, 1.5), {9.9: None, 10.0: "warning"}),
+            At(lambda x: repeated(x, 3.0, 1.9), {19.9: None, 20.0: "warning"}),
+            At(lambda x: repeated(20.0, 10.0, x), {6.5: "warning", 6.6: None}),
+        ],
+        told=[
+            ({"epochs": 19.6}, "the same data 20 times, no held-out signal"),
+        ],
+    ),
+    "MEM127": Entry(
+        edges=[
+            Edge("epoch_drop", 0.049, 0.051, lambda x: _epochs([x, x]), at=0.05),
+            Edge("epoch_errors", 0.0247, 0.0257, lambda x: _epochs([0.07, 0.07], noise=x)),
+            Edge("epoch_share", 30, 32, lambda x: _epochs([0.3], rows=x // 2)),
+            Edge("epoch_rows", 7, 8, lambda x: _epochs([0.3], rows=x)),
+            Edge("epoch_rest", 1.19, 1.21, lambda x: run([2.0] * 100 + [1.4] * 21, epoch=x)),
+            Edge("epochs_many", 3, 4, lambda x: _epochs([*[0.1] * (x - 1), 0.0])),
+            Edge("both_fall", 0.149, 0.151, lambda x: _epochs([0.3], held_out=[1.0, 1.0 - x])),
+            Edge("seen_as_new", 1.53, 1.55, lambda x: _epochs([0.3], held_out=[1.4, 1.4, x])),
+            Edge(
+                "fell_before",
+                0.2,
+                0.3,
+                lambda x: run([*line(40, 2.0, 2.0 * (1 - x)), *[1.8 * (1 - x)] * 40], epoch=2.0),
+            ),
+        ],
+        told=[
+            ({}, "steps down with each epoch"),
+        ],
+        told_as_info=True,
+    ),
+    "LEK132": Entry(
+        edges=[
+            Edge(
+                "leak_epochs",
+                4.9,
+                5.0,
+                lambda x: run([2.0, 1.0, 0.5, 0.3, 0.2, 0.2], held_out=[2.0, 0.6, 0.2], epoch=x),
+            ),
+            Edge("leak_level", 0.298, 0.302, lambda x: run([2.0, *[x] * 9], held_out=[2.0, 0.6, 0.25], epoch=6.0)),
+            Edge(
+                "leak_level_held_out",
+                0.298,
+                0.302,
+                lambda x: run([2.0, *[0.28] * 9], held_out=[1.9, 0.6, x], epoch=6.0),
+            ),
+            Edge("leak_near", 0.249, 0.251, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, x], epoch=6.0)),
+            Edge("least_evals", 2, 3, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, 0.2][-x:], epoch=6.0)),
+        ],
+        told=[
+            ({}, "held-out loss is as low as training loss"),
+        ],
+        told_as_info=True,
+    ),
+    "COV142": Entry(
+        at=[
+            At(lambda x: run(FALL, epoch=x), {0.1: None, 0.0999: "info", 0.0: "?", None: "?"}, number="little_seen"),
+            At(lambda kind: run(FALL, epoch=0.01, kind=kind), {"preference": "info", "rl": "?"}),
+            At(lambda n: replace(run(FALL, epoch=0.01), last_step=n), {None: "?", 60: "info"}),
+        ],
+        told=[({"passes": 0.00122}, "0.12% of the data seen")],
+        says=[
+            (
+                run(FALL, epoch=0.0125),
+                "The run ended after 60 steps, 1.25% of one pass over the data, which takes about 4.8e+03.",
+            ),
+            (
+                replace(run(FALL, epoch=0.05), status="unknown"),
+                "the run has not made its planned steps: it may see more of the data",
+            ),
+            (run(FALL, epoch=0.0), "the log counts whole epochs"),
+            (run(FALL), "the log does not say how much of the data was seen"),
+        ],
+        told_as_info=True,
+    ),
+    "PRF119": Entry(
+        edges=[
+            Edge("separated", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5), at=0.55),
+            Edge("swapped", 0.449, 0.451, lambda x: _pairs(x, 0.01, -0.1, 0.5)),
+            Edge("surely", 0.337, 0.351, lambda x: _pairs(0.51, 0.01, x, 0.5)),
+            Edge("separation_error", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.2, 0.5)),
+            Edge("separation_error_said", 0.128, 0.134, lambda x: _pairs(0.5, x, 0.0, 0.5)),
+            Edge("margin_error", 0.342, 0.356, lambda x: _pairs(0.5, x, 0.0, 0.5)),
+            Edge("margin_still", 0.112, 0.117, lambda x: _pairs(0.5, 0.2, x, 0.5)),
+            Edge("two_errors", 0.567, 0.589, lambda x: _pairs(x, 0.17, 0.0, 0.5)),
+            Edge("separation_rows", 9, 10, lambda x: _pairs(0.5, 0.01, 0.0, 0.5, n=x)),
+        ],
+        at=[
+            At(lambda x: separated(x, 0.03125, 0.0, 1.0), {0.5625: "warning", 0.5626: None}, given=BY_COLUMN),
+            At(lambda x: separated(x, 0.01, 0.4, 0.125), {0.5: None, 0.499: "warning"}, given=BY_COLUMN),
+            At(lambda x: separated(0.5, 0.01, x, 0.125), {0.375: "warning", 0.3751: None}, given=BY_COLUMN),
+            At(lambda x: separated(0.5, x, 0.0, 0.125), {0.08: "warning", 0.0801: "?"}, given=BY_COLUMN),
+            At(lambda x: separated(0.5, 0.05, x, 0.125), {0.125: "warning", 0.126: "?"}, given=BY_COLUMN),
+            At(lambda x: separated(0.5, x, 0.2, 0.125), {0.03: "warning", 0.0301: "?"}, given=BY_COLUMN),
+        ],
+        told=[
+            ({"how": "not told apart"}, "chosen and rejected are not told apart"),
+        ],
+    ),
+    "PRF140": Entry(
+        edges=[
+            Edge("tie", 9e-5, 1.1e-4, lambda x: _ties([0.0] * 19 + [x])),
+            Edge("few_rows", 2, 3, lambda x: _ties([0.0] * x)),
+        ],
+        told=[
+            ({"why": "no reward"}, "margin 0 throughout: both rewards are 0"),
+        ],
+    ),
+    "PRF120": Entry(
+        edges=[
+            Edge("chosen_fall", 0.99, 1.01, lambda x: _chosen([0.0] * 20 + [-x] * 20), at=1.0),
+            Edge(
+                "chosen_errors",
+                0.189,
+                0.197,
+                lambda x: _chosen([(0.0 if i < 20 else -1.5) + (x if i % 2 else -x) for i in range(40)]),
+            ),
+            Edge("chosen_rows", 4, 5, lambda x: _chosen([-1.0 * i for i in range(x)])),
+            Edge("many_rows", 19, 20, lambda x: _chosen([0.0] * 5 + [-1.0, -3.0] * 4 + [-1.5] * (x - 13))),
+            Edge("chosen_nats", -109.9, -110.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
+            Edge("a_tenth", -329.9, -330.1, lambda x: _logps([-300.0] * 20 + [x] * 20)),
+            Edge("chosen_most", -149.9, -150.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
+        ],
+        at=[
+            At(
+                lambda x: chosen(rows=10, fall=x), {2.0: "info", 0.9: None}, given={"preference.mann_kendall": of(0.01)}
+            ),
+            At(lambda n: chosen(rows=n), {19: None, 20: "info"}, given={"preference.mann_kendall": of(0.0101)}),
+        ],
+        told=[
+            ({"both": True, "first": -98.76, "last": -200.0}, "both answers lose probability: chosen -98.76 -> -200"),
+            ({"both": False, "first": -9.0, "last": -20.0}, "chosen answers lose probability: chosen -9 -> -20"),
+        ],
+    ),
+    "PRF121": Entry(
+        edges=[
+            Edge("start_margin", 0.49, 0.51, _start, at=0.5),
+            Edge("start_margin_below", -0.51, -0.49, _start, at=-0.5),
+            Edge("start_step", 1, 2, lambda x: _start(1.0, x)),
+        ],
+    ),
+    "PRF130": Entry(
+        edges=[
+            Edge(
+                "saturated_loss",
+                0.0195,
+                0.0205,
+                lambda x: run(
+                    [0.69] * 6 + [x] * 6, kind="preference", columns={"rewards/margins": [0.0] * 6 + [9.0] * 6}
+                ),
+            ),
+            Edge(
+                "saturated_margin",
+                3.95,
+                4.05,
+                lambda x: run(
+                    [0.69] * 6 + [0.01] * 6, kind="preference", columns={"rewards/margins": [0.0] * 6 + [x] * 6}
+                ),
+                at=4.0,
+            ),
+            Edge(
+                "few_rows", 2, 3, lambda x: run([0.01] * x, kind="preference", columns={"rewards/margins": [9.0] * x})
+            ),
+        ],
+        told=[
+            ({"margin": 141.23}, "preferences saturated: margin 141, nothing is left to learn"),
+        ],
+    ),
+    "RWN139": Entry(
+        edges=[
+            Edge("null_rows", 10, 11, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+            Edge("none_at_all", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+        ],
+        told=[
+            ({"missing": 3, "rows": 9}, "no reward in 3 of 9 rows"),
+        ],
+    ),
+    "RWD122": Entry(
+        edges=[
+            Edge("alpha", 0.00964, 0.01049, lambda p: _rl(reward=_ordered(p, 1.0, 0.1))),
+            Edge("alpha_rises", 0.00964, 0.01049, lambda p: _rl(reward=[-x for x in _ordered(p, 1.0, 0.1)])),
+            Edge("reward_fall", 0.892, 0.908, lambda x: _reward(0.95, 1.0, x), at=0.9),
+            Edge("reward_lost", 0.796, 0.804, lambda x: _reward(0.6, 1.0, x)),
+            Edge("reward_errors", 0.0484, 0.0505, lambda x: _reward(0.9, 1.0, 0.7, x)),
+            Edge("reward_flat", 0.0323, 0.0336, lambda x: _reward(1.0, 1.0, 1.0, x)),
+            Edge("reward_shown", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
+            Edge("two_errors", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
+            Edge("many_rows", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
+            Edge("few_rows", 2, 3, lambda x: _rl(reward=[1.0] * x)),
+        ],
+        at=[
+            At(lambda x: rewarded(0.5, 2.0, x), {1.0: "?", 0.99: "warning"}, given={"rewards.median_error": of(0.25)}),
+            At(
+                lambda x: rewarded(0.0, 2.0, x), {1.0: None, 0.99: "warning"}, given={"rewards.median_error": of(0.125)}
+            ),
+            At(
+                lambda x: rewarded(1.0, 1.5, x),
+                {1.0: "info", 1.2: "?", 1.75: "?", 1.76: None},
+                given={"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
+            ),
+            At(
+                lambda x: rewarded(x, x, x),
+                {1.0: "info", -1.0: "info", 0.999: "?"},
+                given={"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
+            ),
+            At(
+                lambda x: rewarded(-10.2, -10.0, x),
+                {-11.0: None, -11.01: "warning"},
+                given={"rewards.median_error": of(0.0)},
+            ),
+            At(
+                rewarded_seldom,
+                {1.0: None, 0.99: "warning"},
+                given={"rewards.mann_kendall": of(0.01), "rewards.REWARD_FALL": 0.5},
+            ),
+            At(rewarded_seldom, {0.99: "?"}, given={"rewards.mann_kendall": of(0.0101)}),
+            At(
+                lambda x: run(kind="rl", columns={"reward": [-10.0, -10.0, -10.1, x, x]}),
+                {-11.0: None, -11.01: "warning"},
+                given={"rewards.mann_kendall": of(0.01)},
+            ),
+        ],
+        told=[
+            ({"best": 1.23456, "best_step": 30}, "the reward fell from 1.235 around step 30"),
+            ({"first": 1.0, "last": 1.0}, "It is so"),
+        ],
+    ),
+    "ZVR123": Entry(
+        edges=[
+            Edge("zero_groups", 0.49, 0.51, lambda x: _rl(frac_reward_zero_std=[0.1] * 20 + [x] * 10), at=0.5),
+            Edge("zero_groups_most", 0.89, 0.91, lambda x: _rl(frac_reward_zero_std=[0.1] * 20 + [x] * 10), at=0.9),
+            Edge("few_rows", 2, 3, lambda x: _rl(frac_reward_zero_std=[0.95] * x)),
+        ],
+        told=[
+            ({"share": 0.954}, "95% of the groups have equal rewards late on"),
+        ],
+        told_as_info=True,
+    ),
+    "ENT135": Entry(
+        edges=[
+            Edge("collapsed", 0.19, 0.21, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
+            Edge("narrowed", 0.49, 0.51, lambda x: _rl(entropy=[2.0] * 10 + [x] * 10)),
+            Edge("spread_out", 2.9, 3.1, lambda x: _rl(entropy=[1.0] * 10 + [x] * 10)),
+            Edge("random", 1.9, 2.1, lambda x: _rl(entropy=[0.5] * 10 + [x] * 10)),
+        ],
+        told=[
+            (
+                {"how": "collapsed", "first": 1.2345, "last": 0.0123},
+                "entropy collapsed from 1.23 to 0.012 nats a token",
+            ),
+        ],
+    ),
+    "KLD124": Entry(
+        edges=[
+            Edge("kl_answer", 99.0, 101.0, lambda x: _rl(objective__kl=[1.0] * 20 + [x] * 10)),
+            Edge("kl_late", 0.99, 1.01, lambda x: _rl(kl=[0.1] * 20 + [x] * 10), at=1.0),
+            Edge("kl_row", 9.9, 10.1, lambda x: _rl(kl=[0.1] * 10 + [x] + [0.1] * 10), at=10.0),
+        ],
+        told=[
+            ({"late": 1.2345}, "KL 1.23 nats a token from the reference"),
+            ({"late": 123.4, "unit": "a completion"}, "KL 123 nats a completion from the reference"),
+        ],
+    ),
+    "KLZ138": Entry(
+        edges=[
+            Edge("kl_none", 0.9e-6, 1.1e-6, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * 19 + [x])),
+            Edge("kl_rows", 4, 5, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, kl=[0.0] * x)),
+        ],
+        told=[
+            ({}, "KL from the reference is 0 throughout"),
+        ],
+    ),
+    "CLF137": Entry(
+        edges=[
+            Edge("clipped_much", 0.29, 0.31, lambda x: _rl(clip_ratio__region_mean=[x] * 10 + [0.0] * 20)),
+        ],
+        told=[
+            ({"share": 0.456, "first_step": 7}, "46% of the tokens clipped from step 7"),
+        ],
+    ),
+    "CLP125": Entry(
+        edges=[
+            Edge("cut_off", 0.49, 0.51, lambda x: _rl(completions__clipped_ratio=[0.1] * 20 + [x] * 10), at=0.5),
+            Edge(
+                "zero_groups_also",
+                0.295,
+                0.305,
+                lambda x: _rl(completions__clipped_ratio=[0.8] * 9, frac_reward_zero_std=[x] * 9),
+                at=0.3,
+            ),
+        ],
+        told=[
+            ({"share": 0.6, "zero_groups": 0.29}, "60% of the completions are cut off"),
+            ({"share": 0.6}, "60% of the completions are cut off"),
+            ({"share": 0.6, "zero_groups": 0.3}, "60% of the completions are cut off, 30% of the groups teach nothing"),
+        ],
+    ),
+    "LEN136": Entry(
+        edges=[
+            Edge("longer", 19.9, 20.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
+            Edge(
+                "longer_cut",
+                14.9,
+                15.1,
+                lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10, completions__clipped_ratio=[0.5] * 20),
+            ),
+            Edge("shorter", 4.9, 5.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
+        ],
+        told=[
+            ({"how": "grew", "first": 9.876, "last": 123.4}, "completions grew from 9.876 to 123.4 tokens"),
+        ],
+    ),
+    "RAT141": Entry(
+        edges=[
+            Edge(
+                "rate_of_weights",
+                0.049,
+                0.05,
+                lambda x: run([1e-4] * 9, kind="rl", rates=x, columns={"reward": FALL[:9]}),
+            ),
+        ],
+        told=[
+            ({"peak_rate": 0.0123}, "a learning rate of 0.0123"),
+        ],
+    ),
+    "END114": Entry(
+        edges=[
+            Edge("ended", 0, 1, lambda x: _ended("no_run_end" if x else "error")),
+            Edge("planned", 0, 100, lambda x: _ended("no_run_end", planned=x)),
+            Edge("before_the_first_step", 0, 1, lambda x: _ended("no_run_end", steps=x)),
+        ],
+        at=[At(lambda status: replace(run(FALL), status=status), {"ok": None, "unknown": None, "aborted": "warning"})],
+    ),
+    "TRN115": Entry(
+        edges=[
+            Edge("torn", 1, 2, lambda x: _of_lines(*[x == 1] * x)),
+            Edge("torn_or_not", 0, 1, lambda x: _of_lines(bool(x))),
+            Edge("missing", 0, 1, lambda x: run(FALL, record=LogRecord(missing=x))),
+        ],
+        told=[
+            ({"lines": 3}, "3 lines of the log are lost"),
+            ({"missing": 4}, "4 lines of the log are lost"),
+        ],
+    ),
+    "RES116": Entry(
+        edges=[
+            Edge("replayed_again", 0, 1, lambda x: run(FALL, record=LogRecord(resumed_from=[10, 20][: x + 1]))),
+            Edge("replay_difference", 0.195, 0.205, _replayed),
+            Edge("replay_rows", 2, 3, lambda x: _replayed(0.5, x)),
+        ],
+        at=[
+            At(lambda steps: run(FALL, record=LogRecord(resumed_from=steps)), {(): None, (10,): "info"}),
+            At(
+                replayed,
+                {1.25: "info", 0.75: "info", 1.26: "warning", 0.74: "warning"},
+                given={"record.REPLAY_DIFFERENCE": 0.25},
+            ),
+        ],
+        told=[
+            ({}, "the steps run again after the resume had other losses"),
+        ],
+    ),
+    "DUP117": Entry(
+        edges=[
+            Edge("interleaved", 0, 3, lambda x: run(FALL, record=LogRecord(interleaved=x))),
+            Edge("twice", 0, 1, lambda x: run(FALL, record=LogRecord(duplicates=x, out_of_order=2 * x))),
+        ],
+        told=[
+            ({}, "rows repeat or go back"),
+        ],
+    ),
+    "GAP118": Entry(
+        edges=[
+            Edge("few_rows", 2, 3, lambda x: run(FALL[:x], every=20)),
+            Edge("some_steps", 19, 20, lambda x: run(FALL[:1], every=x)),
+            Edge("evaluated", 0, 1, lambda x: run(FALL[:2], every=20, held_out=[2.0] * x)),
+        ],
+        at=[
+            At(lambda n: run(FALL[:n], every=20), {0: None, 1: "warning", 2: "warning", 3: None}),
+        ],
+        told=[
+            ({"rows": 0}, "no training loss was logged"),
+            ({"rows": 2}, "almost no training loss was logged"),
+        ],
+    ),
+    "GUA150": Entry(
+        at=[At(guarded, {(): None, ("rollback",): "warning", ("drop", "stop"): "error"})],
+    ),
+    "UTL204": Entry(
+        edges=[
+            Edge("low_utilization", 0.245, 0.255, lambda x: _audited(utilization_mean=x), at=0.25),
+        ],
+    ),
+    "CMP213": Entry(
+        edges=[
+            Edge("rank", 15, 16, lambda x: _audited(suggested_r_global_90=x)),
+            Edge("bound", 2, 8, lambda x: _audited(suggested_r_global_90=x)),
+        ],
+    ),
+    "TYP214": Entry(
+        edges=[
+            Edge("idle_energy", 0.0098, 0.0102, lambda x: _types(x, 500), at=0.01),
+            Edge("idle_params", 98, 102, lambda x: _types(0.001, x), at=100),
+        ],
+    ),
+    "DAT301": Entry(
+        told=[
+            ({"rows": 4, "of": 4}, "no token is supervised"),
+            ({"rows": 3, "of": 4}, "It is so"),
+        ],
+        says=[
+            (run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
+        ],
+    ),
+    "DAT303": Entry(
+        says=[
+            (run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
+        ],
+    ),
+    "DAT305": Entry(
+        at=[
+            At(lambda n: fed(rows_at_limit=n), {4: None, 5: "warning"}),
+            At(lambda n: fed(rows_at_limit=n, rows=0), {5: None}),
+            At(lambda n: fed(rows_at_limit=n, rows=None), {5: None, None: "?"}),
+        ],
+    ),
+    "DAT307": Entry(
+        says=[
+            (run(FALL, data={**FED, "rows_with_end": None}), "the model's configuration names no end token"),
+        ],
+    ),
+    "DAT316": Entry(
+        says=[
+            (run(FALL, data=FED), "the batches hold no class labels"),
+        ],
+    ),
+    "DAT321": Entry(
+        at=[
+            At(lambda n: announced(n, length=100.0), {12_500: None, 12_600: "warning", 7_500: None, 7_400: "warning"}),
+            At(
+                lambda x: announced(200, share=x),
+                {0.375: None, 0.374: "warning"},
+                given={"recorded.SHARE_APART": 0.125},
+            ),
+            At(lambda n: announced(900, length=1.0, rows=n), {31: "?", 32: "warning"}),
+        ],
+    ),
+}
+
 RUNS: Final[dict[str, RunFacts]] = {
-    name: edge.make(x) for edge in EDGES for name, x in zip(edge.names, (edge.below, edge.above), strict=True)
+    name: facts for rule, entry in ENTRIES.items() for edge in entry.edges for name, facts in edge.runs(rule).items()
 }
 # Runs exactly at a threshold, which test whether the bound is inclusive. Their numbers need no logarithm.
 AT: Final[dict[str, RunFacts]] = {
-    f"{edge.rule} at {edge.number}": edge.make(x)
-    for edge in EDGES
-    for x in [
-        {
-            ("PRF120", "chosen_fall"): 1.0,
-            ("PRF121", "start_margin"): 0.5,
-            ("PRF121", "start_margin_below"): -0.5,
-            ("PRF130", "saturated_margin"): 4.0,
-            ("PRF119", "separated"): 0.55,
-            ("ZVR123", "zero_groups"): 0.5,
-            ("ZVR123", "zero_groups_most"): 0.9,
-            ("KLD124", "kl_late"): 1.0,
-            ("KLD124", "kl_row"): 10.0,
-            ("CLP125", "cut_off"): 0.5,
-            ("CLP125", "zero_groups_also"): 0.3,
-            ("RWD122", "reward_fall"): 0.9,
-            ("DIV104", "diverged_ratio"): 1.5,
-            ("DIV104", "at_once"): 2.0,
-            ("DIV104", "absurd_rate"): 0.01,
-            ("DIV104", "absurd_rise"): 1.3,
-            ("DIV104", "exploded"): 2.0,
-            ("SCL129", "second_row"): 12.6 * 0.4,
-            ("NOL106", "tiny_rate"): 1e-7,
-            ("GRD107", "gradient_ratio"): 10.0,
-            ("GRD108", "vanished_ratio"): 1e-3,
-            ("LRS109", "peak_share"): 1e-4,
-            ("LRS109", "decayed"): 0.5,
-            ("OVF110", "overfit_rise"): 0.02,
-            ("GAP111", "loss_gap"): 1.5,
-            ("CHN112", "chance_margin"): 0.53,
-            ("REP128", "surely"): 0.2,
-            ("MEM127", "epoch_drop"): 0.05,
-            ("TYP214", "idle_energy"): 0.01,
-            ("TYP214", "idle_params"): 100,
-            ("UTL204", "low_utilization"): 0.25,
-        }.get((edge.rule, edge.number))
-    ]
-    if x is not None
+    f"{rule} at {edge.number}": edge.make(edge.at)
+    for rule, entry in ENTRIES.items()
+    for edge in entry.edges
+    if edge.at is not None
 }

@@ -43,6 +43,12 @@ def weights_of(model: Any) -> dict[str, Any]:
     return {name: tensor.detach().double().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
+def merged_update(model: Any, folder: Path) -> dict[str, Any]:
+    """Return merged minus base of an adapter that PEFT loads without a word of warning."""
+    before, after = weights_of(model), merged_weights(loaded(model, folder))
+    return {name: after[name] - before[name] for name in before if name in after}
+
+
 def save_base(model: Any, folder: Path) -> None:
     """Save the model's weights as one safetensors file in a folder, like a base model."""
     folder.mkdir(exist_ok=True)

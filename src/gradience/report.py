@@ -27,7 +27,7 @@ from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file, keep_private
 from gradience.io.reading import real_path
 from gradience.judge.diagnose import judge_sources
-from gradience.judge.diagnose.sources import Read, Sources, find_sources, read_sources
+from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
 from gradience.judge.options import ReportOptions
 from gradience.render import ReportFormat, check_format, format_of, short_path
 from gradience.render.html import FileRead, Story
@@ -71,7 +71,7 @@ def write_report(
 
 
 def write_sources(
-    sources: Sources, out: Path, options: ReportOptions, *, kind: ReportFormat | None = None, force: bool = False
+    sources: RunSources, out: Path, options: ReportOptions, *, kind: ReportFormat | None = None, force: bool = False
 ) -> Story:
     """Write a report on sources that are already found. The arguments are those of `write_report`."""
     chosen = kind or format_of(out)
@@ -119,7 +119,7 @@ def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, for
         _write(draft, Path(out), text)
 
 
-def build_story(sources: Sources, options: ReportOptions = _DEFAULTS) -> Story:
+def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Story:
     """Build the data of a report from sources that are already found, and from what `options` says beside them.
 
     Raises:
@@ -215,7 +215,7 @@ def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
     return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in found.values()]
 
 
-def _roles(sources: Sources, read: Read) -> Iterator[tuple[str, Path]]:
+def _roles(sources: RunSources, read: Read) -> Iterator[tuple[str, Path]]:
     """The files that the sources were read from, each with its role."""
     log = sources.log.path
     if read.log and log:

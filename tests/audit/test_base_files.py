@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.base.weights import (
+    BaseTensor,
     BaseWeights,
-    Found,
     Norms,
     NormsCache,
     check_shape,
@@ -245,7 +245,7 @@ def test_a_weight_that_no_number_follows_from_is_refused_with_its_dtype_or_shape
         *(("F32", shape, f"of shape {shape}: no matrix") for shape in ([], [3], [0, 3], [3, 0])),
         ("F32", [2, 3, 1, 1], None),
     ):
-        assert weights.refusal(Found("w", TensorInfo(dtype, tuple(shape), 0, 0), weights.files[0])) == reason
+        assert weights.refusal(BaseTensor("w", TensorInfo(dtype, tuple(shape), 0, 0), weights.files[0])) == reason
     with pytest.raises(AdapterError) as error:
         weights.read(weights.find("w"), 0)
     assert str(error.value) == "w: of shape [3, 2]: no expert 0"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from peft_models import layers, loaded, merged_weights, save_base, weights_of
+from peft_models import layers, merged_update, save_base
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -45,12 +45,6 @@ class Case(NamedTuple):
     @property
     def config(self) -> dict[str, Any]:
         return json.loads((self.folder / "adapter_config.json").read_text())
-
-
-def merged_update(model: Any, folder: Path) -> dict[str, Any]:
-    """Return merged minus base of an adapter that PEFT loads without a word of warning."""
-    before, after = weights_of(model), merged_weights(loaded(model, folder))
-    return {name: after[name] - before[name] for name in before if name in after}
 
 
 def _furthest(case: Case, folder: Path) -> float:

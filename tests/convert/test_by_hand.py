@@ -15,9 +15,9 @@ from gradience.errors import AdapterError, OptionError
 from gradience.rewrite.convert import _experts
 from gradience.rewrite.convert.source import _kohya_paths, _peft_path, renamed
 from gradience.rewrite.convert.updates import (
-    Choice,
     Factored,
-    Update,
+    LayerUpdate,
+    RankChoice,
     _is_pair,
     _rank_bound,
     _scale,
@@ -27,7 +27,7 @@ from gradience.rewrite.convert.updates import (
 )
 from gradience.rewrite.convert.write import _gate_up, _stack, expert_updates, mlx_notes, mlx_tensors, peft_notes
 from gradience.rewrite.options import ConvertOptions
-from gradience.rewrite.writing import Spool
+from gradience.rewrite.writing import ArraySpool
 from gradience.spectral.update import decomposed
 
 
@@ -80,19 +80,19 @@ def pair(r: int = 3, scale: float = 2.0) -> Module:
 @pytest.mark.parametrize(
     ("choice", "copy", "rank", "method"),
     [
-        (Choice(), True, 3, "copied"),
-        (Choice(rank=3), True, 3, "copied"),
-        (Choice(rank=9), True, 3, "copied"),
-        (Choice(rank=2), True, 2, "truncated"),
-        (Choice(energy=1.0), True, 3, "copied"),
-        (Choice(), False, 3, "factors"),
-        (Choice(rank=3), False, 3, "factors"),
-        (Choice(rank=1), False, 1, "truncated"),
+        (RankChoice(), True, 3, "copied"),
+        (RankChoice(rank=3), True, 3, "copied"),
+        (RankChoice(rank=9), True, 3, "copied"),
+        (RankChoice(rank=2), True, 2, "truncated"),
+        (RankChoice(energy=1.0), True, 3, "copied"),
+        (RankChoice(), False, 3, "factors"),
+        (RankChoice(rank=3), False, 3, "factors"),
+        (RankChoice(rank=1), False, 1, "truncated"),
     ],
 )
 def test_factors_are_the_files_own_unless_something_is_left_out(tmp_path, choice, copy, rank, method):
     own = pair()
-    found = from_factors(own, choice, Spool(tmp_path), scale=2.0 if copy else 0.5, copy=copy)
+    found = from_factors(own, choice, ArraySpool(tmp_path), scale=2.0 if copy else 0.5, copy=copy)
     b, a = found.load()
     assert (found.rank, found.method, b.shape, a.shape) == (rank, method, (6, rank), (rank, 5))
     whole = 2.0 * (own.load()[0].astype(float) @ own.load()[1])
@@ -102,18 +102,18 @@ def test_factors_are_the_files_own_unless_something_is_left_out(tmp_path, choice
 
 def test_factors_of_as_many_columns_as_the_lesser_side_are_kept_as_they_are(tmp_path):
     own = pair(5, 2.0)
-    found = from_factors(own, Choice(), Spool(tmp_path), scale=0.5, copy=False)
+    found = from_factors(own, RankChoice(), ArraySpool(tmp_path), scale=0.5, copy=False)
     (b, a), (own_b, own_a) = found.load(), own.load()
     np.testing.assert_array_equal(b, own_b)
     np.testing.assert_array_equal(a, 4.0 * own_a)
-    more = from_factors(pair(6, 2.0), Choice(), Spool(tmp_path), scale=0.5, copy=False)
+    more = from_factors(pair(6, 2.0), RankChoice(), ArraySpool(tmp_path), scale=0.5, copy=False)
     assert (more.rank, more.load()[0].shape) == (5, (6, 5))
 
 
 @pytest.mark.parametrize(("first", "second", "kept"), [(3, 2, 2), (2, 3, 2), (1, None, 1), (0, 0, 1)])
 def test_the_smaller_of_two_choices_decides_and_one_at_least_is_kept(tmp_path, first, second, kept):
     low = decomposed(*pair().load(), 2.0)
-    found = _truncated(low, Choice(first), Choice(second), Spool(tmp_path), 2.0)
+    found = _truncated(low, RankChoice(first), RankChoice(second), ArraySpool(tmp_path), 2.0)
     assert found.rank == kept
     assert found.rest == pytest.approx(float(np.linalg.norm(low.sigma[kept:])))
 
@@ -126,7 +126,7 @@ def test_a_prefix_is_a_whole_path_or_ends_on_a_dot(path, new, renamed_to):
     assert renamed(path, {"model": new}) == renamed_to
 
 
-def written(rank: int, scale: float, name: str = "m.q", *, dora: bool = False, **more: Any) -> Update:
+def written(rank: int, scale: float, name: str = "m.q", *, dora: bool = False, **more: Any) -> LayerUpdate:
     """A layer on its way into MLX-LM's files, of W 6 x 5."""
     rng = np.random.default_rng(rank)
     b, a = rng.standard_normal((6, rank)).astype(np.float32), rng.standard_normal((rank, 5)).astype(np.float32)
@@ -134,7 +134,7 @@ def written(rank: int, scale: float, name: str = "m.q", *, dora: bool = False, *
         rank, scale, (6, 5), (np.dtype(np.float32), np.dtype(np.float32)), lambda: (b, a), "copied", 1.0, 0.0
     )
     magnitude = (lambda: np.ones(6, np.float32)) if dora else None
-    return Update((name,), "linear", name, rank, part, magnitude=magnitude, **more)
+    return LayerUpdate((name,), "linear", name, rank, part, magnitude=magnitude, **more)
 
 
 PADDED, FOLDED = (
@@ -171,7 +171,7 @@ def test_factors_of_16_bits_that_take_a_ratio_are_stored_in_float32():
     half = np.dtype(np.float16)
     b, a = np.full((6, 2), 3.0, half), np.full((2, 5), 0.5, half)
     part = Factored(2, 3.0, (6, 5), (half, half), lambda: (b, a), "copied", 1.0, 0.0)
-    own = Update(("m.z",), "linear", "m.z", 2, part)
+    own = LayerUpdate(("m.z",), "linear", "m.z", 2, part)
     found = {tensor.name: tensor for tensor in mlx_tensors([written(2, 2.0), written(2, 2.0, "m.v"), own])}
     assert (found["m.z.lora_a"].dtype, found["m.z.lora_b"].dtype) == ("F16", "F32")
     np.testing.assert_allclose(found["m.z.lora_b"].load(), 4.5)
@@ -320,11 +320,11 @@ def test_gate_and_up_become_one_pair_of_both_halves(halves, shared):
     rng = np.random.default_rng(3)
     a = rng.standard_normal((2, 3, 5)).astype(np.float32)
 
-    def stack(name: str, rank: int, own_a: np.ndarray) -> Update:
+    def stack(name: str, rank: int, own_a: np.ndarray) -> LayerUpdate:
         b = rng.standard_normal((2, 6, rank)).astype(np.float32)
         kinds = (np.dtype(np.float32), np.dtype(np.float32))
         part = Factored(rank, 2.0, (6, 5), kinds, lambda: (b, own_a), "copied", 3.0 if name == "gate" else 4.0, 0.0)
-        return Update((f"m.{name}_proj",), "expert", "m", rank, part, parameter=f"{name}_proj", experts=2)
+        return LayerUpdate((f"m.{name}_proj",), "expert", "m", rank, part, parameter=f"{name}_proj", experts=2)
 
     other = a if shared else rng.standard_normal((2, 4, 5)).astype(np.float32)
     gate, up = stack("gate", 3, a), stack("up", other.shape[1], other)
@@ -396,11 +396,11 @@ def test_experts_of_mlx_lm_are_parameters_in_the_order_of_transformers(path, tar
         expert_updates(odd, "peft")
 
 
-@pytest.mark.parametrize("choice", [Choice(rank=1), Choice(energy=0.5)])
+@pytest.mark.parametrize("choice", [RankChoice(rank=1), RankChoice(energy=0.5)])
 def test_experts_are_not_cut(choice):
     source: Any = SimpleNamespace(experts=[expert("m.mlp.experts.down_proj", e, (5, 4)) for e in (2, 3)])
     with pytest.raises(AdapterError) as error:
         _experts(source, choice, "mlx", {})
     assert str(error.value) == "m.mlp.experts.down_proj[2]: stacked experts are converted whole, not cut to a rank"
     assert error.value.advice == "leave out --rank and --energy"
-    assert [one.target for one in _experts(source, Choice(), "mlx", {"m": "x"})] == ["x.mlp.switch_mlp.down_proj"]
+    assert [one.target for one in _experts(source, RankChoice(), "mlx", {"m": "x"})] == ["x.mlp.switch_mlp.down_proj"]

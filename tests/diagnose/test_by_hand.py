@@ -14,7 +14,7 @@ from tables import every
 
 from gradience.judge.diagnose import IDS, _causes, checkpoints as choosing, unjudged
 from gradience.judge.diagnose.checkpoints import (
-    Choice,
+    CheckpointChoice,
     _before_nan,
     _lasting,
     _mid_run,
@@ -91,9 +91,9 @@ def own(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return said
 
 
-def listed(*steps: int, of_run: bool | None = True) -> Choice:
+def listed(*steps: int, of_run: bool | None = True) -> CheckpointChoice:
     found = [Checkpoint(name=folder.path.name, step=folder.step, of_run=of_run) for folder in folders(*steps)]
-    return Choice(found, paths={folder.path.name: folder.path for folder in folders(*steps)})
+    return CheckpointChoice(found, paths={folder.path.name: folder.path for folder in folders(*steps)})
 
 
 LOSSES = {10: 2.0, 20: 1.5, 30: 1.25, 40: 1.3, 50: 1.75}
@@ -239,28 +239,28 @@ RESTORED = {"selection": Selection(step=30, restored=True), "ending": Ending(sta
     ("choice", "account", "fact", "says", "action"),
     [
         (
-            Choice([], best(within_noise=True)),
+            CheckpointChoice([], best(within_noise=True)),
             {},
             "best_checkpoint",
             "checkpoint-40 (eval loss 1.3, the best of the run); noise +/- 0.25 (why)",
             "Keep checkpoint-40.",
         ),
         (
-            Choice([], best(within_noise=True, saved_as="w")),
+            CheckpointChoice([], best(within_noise=True, saved_as="w")),
             {},
             "best_checkpoint",
             "checkpoint-40 (eval loss 1.3, the best of the run); noise +/- 0.25 (why)",
             None,
         ),
         (
-            Choice([], best(within_noise=False, best_value=1.0)),
+            CheckpointChoice([], best(within_noise=False, best_value=1.0)),
             {},
             "no_checkpoint",
             "the best one on disk is checkpoint-40 (eval loss 1.3); the best of the run, 1 at step 30, was not kept",
             "Next time set load_best_model_at_end=True, or stop near step 30.",
         ),
         (
-            Choice([]),
+            CheckpointChoice([]),
             {"decisive": "f1"},
             "no_checkpoint",
             "no checkpoint-N folder holds weights",
@@ -288,21 +288,21 @@ RESTORED = {"selection": Selection(step=30, restored=True), "ending": Ending(sta
             "Next time set load_best_model_at_end=True, or stop near step 30.",
         ),
         (
-            Choice([Checkpoint(name="checkpoint-30", step=30, of_run=True, fault="it is cut short")]),
+            CheckpointChoice([Checkpoint(name="checkpoint-30", step=30, of_run=True, fault="it is cut short")]),
             {},
             "no_checkpoint",
             "checkpoint-30 cannot be used: it is cut short",
             "Next time set load_best_model_at_end=True, or stop near step 30.",
         ),
         (
-            Choice([]),
+            CheckpointChoice([]),
             RESTORED,
             "restored",
             "the trainer loaded its best checkpoint, of step 30, at the end (load_best_model_at_end)",
             None,
         ),
         (
-            Choice([]),
+            CheckpointChoice([]),
             {**RESTORED, "ending": Ending(status="no_run_end")},
             "no_checkpoint",
             "no checkpoint-N folder holds weights",
@@ -362,7 +362,7 @@ def test_old_weights_of_a_run_that_did_not_end_are_short_of_it_and_else_of_mid_r
     )
     assert [symptom.id for symptom in disk_symptoms(at, listed(50), said, RunSeries("r"))] == [fact]
     at.folder = None
-    assert list(disk_symptoms(at, Choice([]), said, RunSeries("r"))) == []
+    assert list(disk_symptoms(at, CheckpointChoice([]), said, RunSeries("r"))) == []
 
 
 def series(norms: dict[int, float], lost: frozenset[int] = frozenset()) -> RunSeries:

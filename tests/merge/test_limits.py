@@ -212,15 +212,15 @@ def test_the_record_names_method_sources_and_errors_but_no_path(save, tmp_path):
 SLOW = """
 import sys, time
 from gradience.cli.main import script
-from gradience.rewrite.writing import Spool
-keep = Spool.keep
+from gradience.rewrite.writing import ArraySpool
+keep = ArraySpool.keep
 def slow(spool, array):
     kept = keep(spool, array)
     print("kept", flush=True)
     for _ in range(6000):  # work that returns to Python, whichever thread the signal reached
         time.sleep(0.1)
     return kept
-Spool.keep = slow
+ArraySpool.keep = slow
 sys.exit(script())
 """
 

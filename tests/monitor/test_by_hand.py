@@ -23,7 +23,7 @@ from gradience.judge.monitor import (
     latest_evals,
     report_of,
 )
-from gradience.judge.monitor.source import Source, thinned
+from gradience.judge.monitor.source import LogSource, thinned
 from gradience.rules.log.facts import PROBES, Signal
 from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
 from gradience.schema.events import Eval
@@ -117,7 +117,7 @@ def test_a_gap_is_the_ratio_of_perplexities_of_a_pair_of_losses(rows, name):
 
 def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_are_by_step():
     name = PROBES[0]
-    source = Source(Path("run.jsonl"), RunSummary(Path("run.jsonl")), [])
+    source = LogSource(Path("run.jsonl"), RunSummary(Path("run.jsonl")), [])
     for level, found in ((4.0, None), (1.0, (-0.5, True))):
         run = run_of(evaluation("eval", 12, loss=0.5, ppl=math.exp(0.5)), losses=[level] * 12)
         run.columns[name] = Column(array("q", [20, 10, 20]), array("d", [1.0, 2.0, 3.0]))

@@ -19,7 +19,7 @@ from logs import falling, record
 from gradience.cli.main import main
 from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
-from gradience.judge.monitor.source import Tail, Watch, thinned
+from gradience.judge.monitor.source import LiveRun, Tail, thinned
 from gradience.render.monitor import Glance, frame_lines
 from gradience.telemetry.codec import MAX_LINE_BYTES
 
@@ -154,18 +154,18 @@ def test_a_curve_of_any_length_keeps_the_mean_of_its_rows_in_at_most_512_points(
 
 def test_values_that_are_not_finite_are_left_out_of_a_curve_and_counted(tmp_path):
     assert thinned([1, 2, 3, 4], [1.0, math.nan, math.inf, 3.0]) == [(1, 1.0), (4, 3.0)]
-    watch = Watch()
+    watch = LiveRun()
     for line in record(tmp_path / "nan.jsonl", [1.0, math.nan, math.inf, -math.inf]).read_bytes().splitlines():
-        watch.take(line)
+        watch.add(line)
     assert watch.not_finite == 3
 
 
 def test_a_resume_takes_back_what_lay_beyond_it(lines):
-    watch = Watch()
+    watch = LiveRun()
     for line in lines[:-1]:
-        watch.take(line)
+        watch.add(line)
     start = json.loads(lines[0]) | {"resumed_from_step": 25}
-    watch.take(json.dumps(start).encode())
+    watch.add(json.dumps(start).encode())
     assert watch.run.last_step == 25
     assert max(step for step, _ in watch.points) == 25
     assert [step for _, step, _ in watch.evals] == [20]
@@ -173,9 +173,9 @@ def test_a_resume_takes_back_what_lay_beyond_it(lines):
 
 def test_under_rl_the_reward_is_drawn_and_not_the_loss(tmp_path):
     rows = {step: {"reward": 0.5 + step / 100} for step in range(1, 41)}
-    watch = Watch()
+    watch = LiveRun()
     for line in record(tmp_path / "rl.jsonl", [0.0001] * 40, rows=rows).read_bytes().splitlines():
-        watch.take(line)
+        watch.add(line)
     assert watch.rewards[-1] == (40, 0.9)
     glance = Glance("m", 40, 40, 0.0001, 1e-5, watch.points, [], watch.rewards[-1][1], watch.rewards)
     frame = frame_lines(glance, dots=False)
@@ -185,9 +185,9 @@ def test_under_rl_the_reward_is_drawn_and_not_the_loss(tmp_path):
 
 
 def test_damaged_lines_are_counted_and_watching_goes_on(lines):
-    watch = Watch()
+    watch = LiveRun()
     for line in (lines[0], b"{torn", b'{"event": 1}', lines[1]):
-        watch.take(line)
+        watch.add(line)
     assert (watch.bad_lines, watch.run.last_step) == (2, 1)
 
 

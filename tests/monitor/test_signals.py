@@ -159,7 +159,7 @@ def test_columns_by_the_block_are_those_of_the_events_one_by_one(logged, times, 
         log.close()
         one_by_one = RunSeries("r", KEPT)
         for event in TelemetryReader(path):
-            one_by_one.take(event)
+            one_by_one.add(event)
         assert columns_of(path) == {
             name: (list(column.steps), list(column.values)) for name, column in one_by_one.columns.items()
         }

@@ -157,7 +157,7 @@ def test_decoding_rows_by_the_block_gives_what_reading_event_by_event_gives(log:
             if item.run_id in runs:
                 runs[item.run_id].take_unknown(item)
         else:
-            runs.setdefault(item.run_id, RunSeries(item.run_id)).take(plain(item))
+            runs.setdefault(item.run_id, RunSeries(item.run_id)).add(plain(item))
             if isinstance(item, RunStart):
                 runs[item.run_id] = runs.pop(item.run_id)
     with pytest.MonkeyPatch.context() as patch:

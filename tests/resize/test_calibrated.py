@@ -24,8 +24,8 @@ from gradience.models import load_model
 from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
-from gradience.rewrite.options import Target
-from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter, kept_for, without_modules
+from gradience.rewrite.options import ResizeOptions, Target
+from gradience.rewrite.resize.calibrated import calibrate_adapter, kept_for, without_modules
 from gradience.rewrite.resize.pieces import (
     Candidate,
     combined,
@@ -55,7 +55,7 @@ def texts(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def calibrated(llama, texts):
     files, adapter = open_adapter(llama.adapter)
-    return calibrate_adapter(files, adapter, Asked(llama.base, texts))
+    return calibrate_adapter(files, adapter, ResizeOptions(base=llama.base, calibrate=texts))
 
 
 def drawn_labels(model, parts, seed):
@@ -263,7 +263,7 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
     assert (record.inputs, record.measured_inputs, record.pieces) == (54, 26, kind)
     whole, cut = load_model(llama.base, llama.adapter), load_model(llama.base, tmp_path / "out")
     files, adapter = open_adapter(llama.adapter)
-    examples = calibrate_adapter(files, adapter, Asked(llama.base, texts)).inputs.measured_on
+    examples = calibrate_adapter(files, adapter, ResizeOptions(base=llama.base, calibrate=texts)).inputs.measured_on
     kl = flips = n = 0
     with torch.no_grad():
         for part in batches(examples, tokens=1, pad=0):
@@ -296,7 +296,7 @@ def merged(model, folder):
 def wanted_merge(model, case: Saved, texts, target, **options):
     """The base's weights plus s B M A by the pieces of the same calibration, in float64."""
     files, adapter = open_adapter(case.adapter)
-    found = calibrate_adapter(files, adapter, Asked(case.base, texts, **options))
+    found = calibrate_adapter(files, adapter, ResizeOptions(base=case.base, calibrate=texts, **options))
     kept = kept_for(found, Target(*target))
     weights = peft_models.weights_of(model)
     for path, pair in found.pairs.items():

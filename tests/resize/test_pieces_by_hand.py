@@ -16,7 +16,7 @@ from tables import every
 
 from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
-from gradience.rewrite.options import Target
+from gradience.rewrite.options import ResizeOptions, Target
 from gradience.rewrite.resize import calibrated
 from gradience.rewrite.resize.calibrated import _maps, kept_for, without_modules
 from gradience.rewrite.resize.pieces import (
@@ -157,7 +157,7 @@ def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, cho
         return SimpleNamespace(examples=list(range(usable)), cut=3)
 
     monkeypatch.setattr(calibrated, "read_inputs", read)
-    found = calibrated._split(calibrated.Asked("base", "t", token_ids=True, seed=5), SimpleNamespace(task=task))
+    found = calibrated._split("t", ResizeOptions(calibrate_tokens="t", seed=5), SimpleNamespace(task=task))
     assert asked == [("t", most, 5, True)]
     assert (found.chosen_by, found.measured_on, found.cut) == (list(range(chosen)), list(range(chosen, usable)), 3)
 
@@ -165,7 +165,7 @@ def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, cho
 def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(monkeypatch):
     monkeypatch.setattr(calibrated, "read_inputs", lambda *_, **__: SimpleNamespace(examples=[0] * 23, cut=0))
     with pytest.raises(ConfigError) as error:
-        calibrated._split(calibrated.Asked("base", "t"), SimpleNamespace(task="causal"))
+        calibrated._split("t", ResizeOptions(calibrate="t"), SimpleNamespace(task="causal"))
     assert str(error.value) == "t has 23 different inputs that can be used, expected at least 24"
     assert error.value.advice == "192 are used where there are so many; they need no labels"
 
@@ -181,7 +181,7 @@ def opened(folder: Path) -> calibrated.Calibrated:
     }
     return calibrated.Calibrated(
         adapter=found,
-        asked=calibrated.Asked("b", "t"),
+        options=ResizeOptions(base="b", calibrate="t"),
         model=None,
         pairs=pairs,
         pieces=pieces,
@@ -303,7 +303,7 @@ def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(m
     monkeypatch.setattr(calibrated, "digest_of", lambda some: f"of {len(some)}")
     monkeypatch.setattr(calibrated, "predicted_kl", lambda *_: 0.25)
     found: Any = SimpleNamespace(
-        asked=SimpleNamespace(pieces="svd", seed=7),
+        options=ResizeOptions(pieces="svd", seed=7),
         inputs=calibrated.Split([1, 2, 3], [4, 5], 6),
         candidates={},
         predictions=30,

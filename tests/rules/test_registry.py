@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from hypothesis import given, strategies as st
+from log_runs import ENTRIES
 from tables import every
 
 import gradience
@@ -140,3 +141,28 @@ def test_any_beginning_of_an_id_finds_it(rule: str, length: int) -> None:
     found = [card.id for card in rules_named(rule[:length])]
     assert rule in found
     assert all(other.startswith(rule[:length]) for other in found)
+
+
+def test_every_rule_is_in_the_tests_of_its_family(root: Path) -> None:
+    """Rules on configurations and logs have entries, which their tables demand; of others the ids are looked for."""
+    tested = "".join(path.read_text(encoding="utf-8") for path in (root / "tests" / "rules").rglob("test_*.py"))
+    assert [rule for rule in all_ids() if rule not in tested and rule not in ENTRIES] == []
+
+
+def test_nothing_but_its_record_names_a_rule() -> None:
+    """Joins, stories, the diagnosis and the recorder know rules by what their records say; a text for people may."""
+    records_in = {
+        keyword.value.value: path
+        for path, node in nodes()
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in records()
+        for keyword in node.keywords
+        if keyword.arg == "id" and isinstance(keyword.value, ast.Constant)
+    }
+    named = {
+        (node.value, path.name)
+        for path, node in nodes()
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in records_in
+        if records_in[node.value] != path
+    }
+    assert {file for _, file in named} == {"recorded.py"}  # where rules on data judge what the recorder saw
+    assert {rule[:3] for rule, _ in named} == {"DAT"}

@@ -9,7 +9,7 @@ from tables import every
 
 from gradience.configs.training import Objective
 from gradience.errors import few
-from gradience.rules import Observation, Rule, Threshold, Unknown, card, finding, judge
+from gradience.rules import Observation, Premise, Rule, Threshold, Unknown, card, finding, judge
 from gradience.rules.log.facts import not_under, under
 from gradience.schema.document import Evidence
 
@@ -82,17 +82,13 @@ def test_what_was_observed_before_the_unknown_is_kept_and_both_are_reported():
     assert [(item.id, item.reason) for item in not_run] == [("ABC001", "not 7")]
 
 
-def test_a_rule_that_does_not_apply_is_not_even_mentioned():
-    assert judge([replace(RULE, applies=lambda n: n != 3, needs=(lambda _: "lacking",))], 3) == ([], [])
-
-
-def test_the_same_rule_over_other_facts_keeps_its_record_and_not_its_needs():
-    rule = replace(RULE, needs=(lambda n: "no number" if n is None else None,), applies=lambda _: False)
-    other = rule.over(lambda text: Observation(f"{text} is long"))
-    assert card(other) == card(RULE)
-    assert [item.message for item in judge([other], "abc").findings] == ["abc is long"]
-    needy = rule.over(Observation, needs=(lambda text: "too short" if len(text) < 4 else None,))
-    assert [item.reason for item in judge([needy], "abc").not_run] == ["too short"]
+def test_a_rule_that_is_not_meant_for_the_facts_is_not_even_mentioned():
+    odd, lacking = Premise("odd", lambda n: None if n % 2 else "even"), Premise("never", lambda _: "lacking")
+    rule = replace(RULE, meant_for=odd, needs=(lacking,))
+    assert judge([rule], 4) == ([], [])
+    assert [item.reason for item in judge([rule], 3).not_run] == ["lacking"]
+    assert rule.premises == ["odd", "never"]
+    assert replace(RULE, needs=(lacking,)).premises == ["never"]
 
 
 def test_a_card_is_the_record_with_the_numbers_in_its_condition():
@@ -108,11 +104,12 @@ class Run:
 
 
 def test_a_rule_for_some_objectives_applies_under_them_alone():
-    assert under("preference", "rl")(Run())
-    assert not under("sft")(Run())
+    assert under("preference", "rl")(Run()) is None
+    assert under("sft")(Run()) == under("sft").says == "the objective is sft"
 
 
 def test_a_rule_that_an_objective_makes_meaningless_says_so():
+    assert not_under("rl", "sft").says == "the objective is not rl or sft"
     assert not_under("rl")(Run()) == "does not fit the objective rl (task grpo)"
     assert not_under("sft", "preference")(Run()) is None
 

@@ -5,31 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-import pytest
 from tables import every
+from wire import HIDDEN, ROW
 
-from gradience.errors import RecorderError
 from gradience.schema.events import TrainStep
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import decode
 from gradience.telemetry.redact import Redaction, below, hide_in, names_beside, names_in, redact_document, redact_text
 from gradience.telemetry.secrets import hide_secrets, holds_secret, kind_of
-
-HIDDEN = "<redacted: secret key>"
-SCHEMA = "gradience.vnext.telemetry/v1"
-HEAD: dict[str, Any] = {"schema": SCHEMA, "ts": 1.0, "run_id": "r"}
-ROW: dict[str, Any] = {**HEAD, "event": "train_step", "step": 1, "loss": 0.5}
-ADVICE = "record numbers, strings, booleans, and lists or mappings of them"
-
-
-def refusal(make: Any) -> str:
-    with pytest.raises(RecorderError) as error:
-        make()
-    assert error.value.advice == ADVICE
-    return str(error.value)
-
 
 # --- what is hidden ----------------------------------------------------------------------------------------------
 

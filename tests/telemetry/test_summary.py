@@ -53,7 +53,7 @@ def test_plain_rows_by_the_block_and_one_by_one_give_the_same_series(log: Path) 
     fast = only(write(log, *rows))
     slow = RunSeries("r")
     for event in TelemetryReader(log):
-        slow.take(event)
+        slow.add(event)
     assert fast == slow
     assert (fast.last_step, fast.last_epoch, fast.first_ts, fast.last_ts) == (1999, 199.9, 1.0, 1999.0)
 
@@ -308,7 +308,7 @@ def test_the_last_epoch_and_the_last_time_may_be_whole_numbers_or_none() -> None
     """As events have them that no log was read for."""
     run = RunSeries("r")
     for n, (epoch, ts) in enumerate([(0.5, 3), (2, 7.5), (None, None), ("NaN", "Infinity")]):
-        run.take(TrainStep(schema=SCHEMA_ID, ts=ts, run_id="r", step=n, loss=1.0, epoch=epoch))
+        run.add(TrainStep(schema=SCHEMA_ID, ts=ts, run_id="r", step=n, loss=1.0, epoch=epoch))
     assert (run.last_epoch, run.first_ts, run.last_ts, run.last_step) == (2, 3, 7.5, 3)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tables import every
+from wire import HEAD, ROW, SCHEMA, refusal
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import Recommendation, RecommendationItem, TrainStep, UnknownEvent
@@ -30,20 +31,6 @@ from gradience.telemetry.codec import (
 )
 from gradience.telemetry.lines import find_faults, find_unnamed, read_blocks
 from gradience.telemetry.rows import split_row
-
-HIDDEN = "<redacted: secret key>"
-SCHEMA = "gradience.vnext.telemetry/v1"
-HEAD: dict[str, Any] = {"schema": SCHEMA, "ts": 1.0, "run_id": "r"}
-ROW: dict[str, Any] = {**HEAD, "event": "train_step", "step": 1, "loss": 0.5}
-ADVICE = "record numbers, strings, booleans, and lists or mappings of them"
-
-
-def refusal(make: Any) -> str:
-    with pytest.raises(RecorderError) as error:
-        make()
-    assert error.value.advice == ADVICE
-    return str(error.value)
-
 
 # --- values ------------------------------------------------------------------------------------------------------
 

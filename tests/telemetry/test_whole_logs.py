@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wire import HEAD, ROW, SCHEMA
 
 from gradience.errors import RecorderError
 from gradience.schema.events import UnknownEvent
@@ -16,20 +17,6 @@ from gradience.schema.reports import BadLine
 from gradience.telemetry import TelemetryReader, TelemetryWriter, lines
 from gradience.telemetry.lines import Block
 from gradience.telemetry.reader import RunSummary, summarize, validate_log
-
-HIDDEN = "<redacted: secret key>"
-SCHEMA = "gradience.vnext.telemetry/v1"
-HEAD: dict[str, Any] = {"schema": SCHEMA, "ts": 1.0, "run_id": "r"}
-ROW: dict[str, Any] = {**HEAD, "event": "train_step", "step": 1, "loss": 0.5}
-ADVICE = "record numbers, strings, booleans, and lists or mappings of them"
-
-
-def refusal(make: Any) -> str:
-    with pytest.raises(RecorderError) as error:
-        make()
-    assert error.value.advice == ADVICE
-    return str(error.value)
-
 
 # --- whole logs --------------------------------------------------------------------------------------------------
 
@@ -135,7 +122,7 @@ def test_a_log_read_by_the_block_is_the_log_read_event_by_event(seed, chunk, tmp
         if isinstance(event, UnknownEvent):
             slow.take_unknown(event)
         else:
-            slow.take(event)
+            slow.add(event)
     monkeypatch.setattr(lines, "_CHUNK", chunk)
     fast = summarize(log, {"kl"})
     assert state(fast) == state(slow)

@@ -265,7 +265,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "prove.bench.judge": {"Task.judged": True},
     "prove.bench.trial": {"bounds.confidence": 0.95, "bounds.draws": 4000, "student_bounds.confidence": 0.95},
     "judge.check.options": {"DataOptions.samples": 10000},
-    "rewrite.convert.updates": {"Update.experts": 1},
+    "rewrite.convert.updates": {"LayerUpdate.experts": 1},
     "render.check": {"diagnose_text.fails": True},
     "schema.diagnose": {"BestCheckpoint.by": "loss"},
     "spectral": {"each_in_threads.waits": True},
@@ -288,7 +288,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ConvertOptions.to": "peft",
         "MergeOptions.method": "linear",
     },
-    "rewrite.resize.calibrated": {"Asked.pieces": "two-sided"},
     "collect.runs": {
         "run_curves.metric": "train/loss",
         "list_runs.columns": (

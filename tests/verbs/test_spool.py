@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from gradience.errors import OutputError
-from gradience.rewrite.writing import Spool
+from gradience.rewrite.writing import ArraySpool
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 4), (0, 5), (), (2, 3, 4)])
 def test_an_array_comes_back_bit_for_bit(tmp_path, dtype, shape):
-    spool = Spool(tmp_path)
+    spool = ArraySpool(tmp_path)
     rng = np.random.default_rng(0)
     kept = [rng.standard_normal(shape).astype(dtype) for _ in range(2)]
     for load, array in zip([spool.keep(array) for array in kept], kept, strict=True):
@@ -25,10 +25,10 @@ def test_an_array_comes_back_bit_for_bit(tmp_path, dtype, shape):
 
 def test_a_turned_array_comes_back_in_its_order(tmp_path):
     array = np.arange(12.0).reshape(3, 4).T
-    np.testing.assert_array_equal(Spool(tmp_path).keep(array)(), array)
+    np.testing.assert_array_equal(ArraySpool(tmp_path).keep(array)(), array)
 
 
 def test_no_room_is_an_error_that_names_the_place(tmp_path):
     with pytest.raises(OutputError, match="cannot keep what is computed in") as error:
-        Spool(tmp_path / "gone").keep(np.ones(3))
+        ArraySpool(tmp_path / "gone").keep(np.ones(3))
     assert "TMPDIR" in error.value.advice

@@ -37,7 +37,7 @@ from gradience.prove.verify_merge.replays import (
     _squares,
     is_merge,
 )
-from gradience.prove.verify_merge.rows import Rows, find_place, names_of
+from gradience.prove.verify_merge.rows import VerifiedRows, find_place, names_of
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import MergeReplay
 
@@ -366,7 +366,7 @@ def test_what_is_left_of_an_adapter_is_listed_but_for_what_waits_for_the_base_or
         SimpleNamespace(name=name, reason=f"why {name}", cause=cause) for name, cause in zip("abc", causes, strict=True)
     ]
     adapter = SimpleNamespace(base_dependent=[SimpleNamespace(name="c")], skipped=skipped)
-    found = Rows.skipped(SimpleNamespace(_adapter=adapter))
+    found = VerifiedRows.skipped(SimpleNamespace(_adapter=adapter))
     assert [(row.name, row.verdict, row.reason) for row in found] == [("a", "not_compared", "why a")]
 
 

@@ -11,7 +11,7 @@ from gradience.adapters.layout import Module
 from gradience.prove.verify_merge import measure
 from gradience.prove.verify_merge.delta import PlainDelta, rounded
 from gradience.prove.verify_merge.judge import Judge
-from gradience.prove.verify_merge.replays import Case, Rows, missed_by
+from gradience.prove.verify_merge.replays import Case, TensorRows, missed_by
 from gradience.schema.merge import MergeReplay
 
 BF16 = ml_dtypes.bfloat16
@@ -59,7 +59,7 @@ def test_the_quick_search_misses_what_rounding_every_entry_misses(seed, base, th
         if merged == "F32":
             bits[off[:5]] += 1  # no number of bfloat16
         quick, full = (
-            missed_by(Rows(w, m, d), MergeReplay(weight=weight), base=base, merged=merged, quick=q)
+            missed_by(TensorRows(w, m, d), MergeReplay(weight=weight), base=base, merged=merged, quick=q)
             for q in (True, False)
         )
     np.testing.assert_array_equal(quick.where, full.where)
@@ -69,7 +69,7 @@ def test_the_quick_search_misses_what_rounding_every_entry_misses(seed, base, th
 
 def test_where_most_entries_are_missed_all_are_given():
     w, d = pair(0, "BF16")
-    missed = missed_by(Rows(w[4:], w[4:] + 1, d[4:]), MergeReplay(weight="BF16"), base="BF16", merged="BF16")
+    missed = missed_by(TensorRows(w[4:], w[4:] + 1, d[4:]), MergeReplay(weight="BF16"), base="BF16", merged="BF16")
     assert missed.where == slice(None)
     np.testing.assert_array_equal(missed.p, cast(w[4:] + d[4:]).reshape(-1))
 
@@ -95,7 +95,7 @@ def test_what_was_merged_twice_is_rounded_twice():
     m = w.copy()
     m[1, 2] += 2.0**-6
     found = [
-        missed_by(Rows(w, m, d), MergeReplay(weight="BF16", times=times), base="BF16", merged="BF16").where
+        missed_by(TensorRows(w, m, d), MergeReplay(weight="BF16", times=times), base="BF16", merged="BF16").where
         for times in (1, 2)
     ]
     assert [where.tolist() for where in found] == [[10], []]

@@ -188,7 +188,7 @@ class Skipped:
     cause: LeftoverReason = LeftoverReason.SHAPE
 
 
-Found: TypeAlias = Module | NeedsBase | Skipped
+ReadModule: TypeAlias = Module | NeedsBase | Skipped
 
 
 class UnsuitableError(Exception):
@@ -368,7 +368,7 @@ def _listed(items: Iterable[object]) -> str:
     return " and ".join(map(str, items))
 
 
-Builder: TypeAlias = Callable[[Context, Group], Found]
+Builder: TypeAlias = Callable[[Context, Group], ReadModule]
 
 
 def reported(

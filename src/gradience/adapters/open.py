@@ -209,13 +209,13 @@ def notes_on(files: AdapterFiles) -> list[str]:
     if files.others:
         names = ", ".join(path.name for path in files.others)
         notes.append(f"the folder also holds adapters in sub-folders, which were not read: {names}")
-    links = [(path, _elsewhere(path)) for path in (files.config, *(files.shards or (files.weights,)))]
+    links = [(path, _target_outside(path)) for path in (files.config, *(files.shards or (files.weights,)))]
     return notes + [
         f"{path.name} is a link to another place, which was read: {target}" for path, target in links if target
     ]
 
 
-def _elsewhere(path: Path) -> Path | None:
+def _target_outside(path: Path) -> Path | None:
     """The target of a link that leads out of its folder, else None; links to a hub cache's blobs do not count."""
     if not path.is_symlink():
         return None

@@ -233,7 +233,7 @@ def _etag(file: Path) -> str:
     return f"etag:{target.name}" if is_blob else ""
 
 
-class Found(NamedTuple):
+class BaseTensor(NamedTuple):
     """One tensor of the base: its name in the base, its header entry, and its file."""
 
     name: str
@@ -256,7 +256,7 @@ class BaseWeights:
             for tail in dotted_tails(name)[1:]:
                 self._by_tail.setdefault(tail, []).append(name)
 
-    def find(self, name: str) -> Found | None:
+    def find(self, name: str) -> BaseTensor | None:
         """The tensor of that name, or None.
 
         A model class may add or drop a prefix (`transformer.h.0` of GPT2LMHeadModel is `h.0` in the hub's file). So if
@@ -271,9 +271,9 @@ class BaseWeights:
             if len(hits) != 1:
                 return None
             name = hits[0]
-        return Found(name, self._held[name].tensors[name], self._held[name])
+        return BaseTensor(name, self._held[name].tensors[name], self._held[name])
 
-    def read(self, found: Found, expert: int | None = None, memory: Memory | None = None) -> Array:
+    def read(self, found: BaseTensor, expert: int | None = None, memory: Memory | None = None) -> Array:
         """The weight as a matrix in its stored dtype. A convolution is flattened after its first axis.
 
         If `expert` is given, only that expert's slice is read. If `memory` is given, the array lies in it and is valid
@@ -287,7 +287,7 @@ class BaseWeights:
         part = found.file.read(found.name, memory) if expert is None else self._slice(found, expert, memory)
         return part.reshape(part.shape[0], -1)
 
-    def _slice(self, found: Found, expert: int, memory: Memory | None) -> Array:
+    def _slice(self, found: BaseTensor, expert: int, memory: Memory | None) -> Array:
         """One expert's slice along the first axis. Only its bytes are read."""
         count, *rest = found.info.shape
         if expert >= count or len(rest) < 2:
@@ -299,7 +299,7 @@ class BaseWeights:
         """The names of all tensors."""
         return self._held.keys()
 
-    def read_whole(self, found: Found) -> Array:
+    def read_whole(self, found: BaseTensor) -> Array:
         """The tensor with all of its axes, in its stored dtype; a vector too.
 
         Raises:
@@ -309,7 +309,7 @@ class BaseWeights:
             raise AdapterError(f"{found.name}: {reason or f'of shape {list(found.info.shape)}'}")
         return found.file.read(found.name)
 
-    def refusal(self, found: Found) -> str | None:
+    def refusal(self, found: BaseTensor) -> str | None:
         """The reason why no number can be derived from the tensor, or None."""
         if (reason := _quantised(found)) is not None:
             return reason
@@ -318,7 +318,7 @@ class BaseWeights:
         return None
 
 
-def _quantised(found: Found) -> str | None:
+def _quantised(found: BaseTensor) -> str | None:
     if found.info.dtype in _READABLE:
         return None
     return f"stored as {found.info.dtype}: a quantised base weight is not comparable"

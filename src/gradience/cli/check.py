@@ -109,6 +109,8 @@ class ConfigOptions:
 
     Parameters
     ----------
+    task:
+        What is trained: a dataset (sst2, glue/mnli) or an objective (sft, dpo, grpo, ...).
     peft_dir:
         A folder with an adapter_config.json.
     training_dir:
@@ -119,7 +121,7 @@ class ConfigOptions:
         Training arguments as JSON or YAML by name.
     """
 
-    task: opt.Task = None
+    task: str | None = None
     peft_dir: Path | None = None
     training_dir: Path | None = None
     peft: Path | None = None

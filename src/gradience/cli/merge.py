@@ -84,7 +84,7 @@ def merge_check(
     *adapters: Path,
     weights: str | None = None,
     exact: opt.Flag = False,
-    seed: opt.Seed = 0,
+    seed: NonNegativeInt = 0,
     top: NonNegativeInt = 5,
     device: opt.Device = "auto",
     options: opt.Options = opt.DEFAULT_OPTIONS,
@@ -104,6 +104,8 @@ def merge_check(
         One number per adapter, as 0.5,0.5. Without it 1/n each.
     exact:
         Read every entry for the signs; without it random rows of about half a million entries of each module.
+    seed:
+        Random seed.
     top:
         How many modules to list, those that cancel most first.
     """

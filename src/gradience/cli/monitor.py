@@ -21,7 +21,7 @@ from gradience.cli.output import DONE, emit
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.source import Tail, Watch, is_log
+from gradience.judge.monitor.source import LiveRun, Tail, is_log
 from gradience.render import clean
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
 from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
@@ -163,13 +163,13 @@ def _on_screen() -> bool:
 
 
 def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
-    watch, restarts = Watch(), 0
+    watch, restarts = LiveRun(), 0
     while True:
         new = False
         for line in tail.poll():
             if tail.restarts != restarts:
-                watch, restarts = Watch(), tail.restarts
-            event = watch.take(line)
+                watch, restarts = LiveRun(), tail.restarts
+            event = watch.add(line)
             new = True
             if event is not None and not isinstance(event, TrainStep):
                 screen.event(event)
@@ -182,7 +182,7 @@ def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
         sleep(_EVERY)
 
 
-def _glance(watch: Watch) -> Glance:
+def _glance(watch: LiveRun) -> Glance:
     run, rewards = watch.run, watch.rewards
     config = run.config or ConfigSnapshot()
     return Glance(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt
 from cyclopts.validators import Number
 
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
@@ -37,19 +36,11 @@ RECORD: Final = Parameter(name="*", negative=(), show_default=_shown)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
 
 PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
-AdapterConfig: TypeAlias = Annotated[
-    Path | None, Parameter(help="Path to adapter_config.json, if not next to the weights.")
-]
-WeightsFile: TypeAlias = Annotated[Path | None, Parameter(help="Path to the weights file, if it has an unusual name.")]
 _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
 RequiredBase: TypeAlias = Annotated[Path, Parameter(help=_BASE_HELP)]
 OutFolder: TypeAlias = Annotated[Path | None, Parameter(help="Folder to write.")]
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "gpu", "tpu"], Parameter(help="Device for JAX.")]
-Seed: TypeAlias = Annotated[NonNegativeInt, Parameter(help="Random seed.")]
-Task: TypeAlias = Annotated[
-    str | None, Parameter(help="What is trained: a dataset (sst2, glue/mnli) or an objective (sft, dpo, grpo, ...).")
-]
 Details: TypeAlias = Annotated[
     Flag, Parameter(alias="-v", help="Show the evidence for each finding, and which rules were skipped.")
 ]

@@ -25,7 +25,7 @@ from gradience.adapters.config import LARGEST_CONFIG
 from gradience.adapters.layout import PREFIX, Adapter, Array, Module, Role
 from gradience.base.peft_emulation import read_architecture
 from gradience.base.peft_emulation.layout import OUTPUTS
-from gradience.base.weights import BaseWeights, Found
+from gradience.base.weights import BaseTensor, BaseWeights
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import natural_key, pretrained
 from gradience.io.reading import decode_json, read_small
@@ -67,7 +67,7 @@ class Change(NamedTuple):
 
     leaf: str
     """The parameter's name in its module: `weight` or `bias`."""
-    found: Found
+    found: BaseTensor
     before: Array
     """The tensor as stored."""
     change: Array
@@ -171,12 +171,12 @@ class PeftMerge:
                 layers[module] = _layer_of(self._torch, module, found.info.shape, transposed=transposed, bias=bias)
         return _containers(self._torch, layers)
 
-    def _found(self, module: str, leaf: str) -> Found | None:
+    def _found(self, module: str, leaf: str) -> BaseTensor | None:
         """The base's tensor of a parameter of a module."""
         path = f"{module}.{leaf}"
         return self._weights.find(self._names.get(path, path))
 
-    def _layer(self, module: str) -> tuple[TorchModule, dict[str, tuple[Found, Array]]]:
+    def _layer(self, module: str) -> tuple[TorchModule, dict[str, tuple[BaseTensor, Array]]]:
         """The module with the base's numbers in float32, and its tensors as stored."""
         try:
             empty = self._model.get_submodule(module)

@@ -90,7 +90,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
     wanted = _wanted(len(sides), series=is_series)
     shown = list(pairwise(range(len(sides)))) if is_series else [(0, place) for place in range(1, len(sides))]
     seen = _Seen(wanted, shown, sum(_both(row, pair) for row in found.rows.values() for pair in wanted), progress)
-    own = beside(sides, found, wanted, seen.take, whole=is_series)
+    own = beside(sides, found, wanted, seen.add, whole=is_series)
     measured = [_Measured(side, one) for side, one in zip(sides, own, strict=True)]
     geometry, rows = seen.geometry, seen.rows
     return CompareAdaptersReport(
@@ -130,7 +130,7 @@ class _Seen:
         self._done = 0
         self._progress = progress
 
-    def take(self, pair: _Pair, one: Module, two: Module, geometry: PairGeometry) -> None:
+    def add(self, pair: _Pair, one: Module, two: Module, geometry: PairGeometry) -> None:
         """Keep the geometry of one module of a pair, and its row if the pair is shown."""
         self.geometry[pair][one.name] = geometry._replace(left=_NO_VECTORS, right=_NO_VECTORS)
         if pair in self.rows:

@@ -1,6 +1,6 @@
 """Writing an adapter, for all verbs that do: the check of the place, the folder as PEFT saves one, and its record.
 
-A verb must compute all factors before it knows the ranks, and so the header, of the file that it writes. A `Spool`
+A verb must compute all factors before it knows the ranks, and so the header, of the file that it writes. A `ArraySpool`
 keeps the arrays on disk until then, so that at most one module is in memory.
 
 A folder appears whole or not at all, and never replaces files that are read. Beside the weights and the config,
@@ -308,7 +308,7 @@ def _made_folder() -> Path:
         raise OutputError(message, advice="check the space left, or set TMPDIR to another place") from error
 
 
-class Spool:
+class ArraySpool:
     """Arrays of any dtype, kept as files in a folder. The caller made the folder and removes it."""
 
     def __init__(self, folder: Path) -> None:

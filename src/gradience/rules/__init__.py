@@ -17,11 +17,11 @@ file, beside its rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
 from gradience.configs import Preferences, read_preferences
 from gradience.errors import ConfigError
@@ -65,6 +65,11 @@ class Premise(Generic[F]):
         return self.lacking(facts)
 
 
+def premise(says: str) -> Callable[[Need[F]], Premise[F]]:
+    """Make a premise of a function that returns the reason why facts cannot be judged, or None."""
+    return partial(Premise, says)
+
+
 class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
     """The facts lack something that a rule needs. The message is the reason, for the report."""
 
@@ -99,6 +104,10 @@ class Observation:
     action: str | None = None
     rationale: str | None = None
     evidence: tuple[Evidence, ...] = ()
+
+
+Observe: TypeAlias = Callable[[F], Iterable[Observation] | Observation | None]
+"""A function that returns the observations in facts: one, several, or None. It raises `Unknown` if it cannot decide."""
 
 
 class Sign(NamedTuple):
@@ -173,30 +182,19 @@ class Rule(Description, Generic[F]):
     Attributes:
         observe: returns the observations in the facts: one, several, or None. Raises `Unknown` if it cannot decide.
         needs: what the facts must have, asked in order before `observe`; the first reason makes the rule "not judged".
-        applies: False if the rule has no meaning for the facts; then it is neither judged nor listed as not judged.
+        meant_for: facts without it give the rule no meaning: it is neither judged nor listed as not judged.
         settings: the configuration fields that a finding is about, the nearest first; or a function of its values.
     """
 
-    observe: Callable[[F], Iterable[Observation] | Observation | None]
-    needs: tuple[Need[F], ...] = ()
-    applies: Callable[[F], bool] = lambda _: True
+    observe: Observe[F]
+    needs: tuple[Premise[F], ...] = ()
+    meant_for: Premise[F] | None = None
     settings: tuple[str, ...] | Callable[[Mapping[str, Json]], Iterable[str]] = ()
 
     @property
     def premises(self) -> list[str]:
-        """What has to hold before the rule is asked, in words: its needs that say so."""
-        return [need.says for need in self.needs if isinstance(need, Premise)]
-
-    def over(
-        self,
-        observe: Callable[[G], Iterable[Observation] | Observation | None],
-        *,
-        needs: tuple[Need[G], ...] = (),
-        applies: Callable[[G], bool] = lambda _: True,
-    ) -> Rule[G]:
-        """Return a copy of this rule for another type of facts. An audit in a log is judged like one of a file."""
-        other: Rule[Any] = replace(self, observe=observe, needs=needs, applies=applies)  # type: ignore[arg-type]
-        return other
+        """What has to hold before the rule is asked, in words."""
+        return [need.says for need in ((self.meant_for, *self.needs) if self.meant_for else self.needs)]
 
 
 class Verdict(NamedTuple):
@@ -211,7 +209,7 @@ def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
     found: list[Finding] = []
     not_run: list[NotRun] = []
     for rule in rules:
-        if not rule.applies(facts):
+        if rule.meant_for and rule.meant_for(facts) is not None:
             continue
         lacking = next((reason for need in rule.needs if (reason := need(facts)) is not None), None)
         if lacking is not None:

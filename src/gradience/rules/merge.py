@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import Observation, Rule, Threshold, Unknown, cite, premise
 from gradience.schema.document import RuleGroup
 from gradience.schema.merge import CheckedPair, MergeCheckReport
 
@@ -115,6 +115,7 @@ def _both(pair: CheckedPair) -> str:
     return f"{pair.first} and {pair.second}"
 
 
+@premise("the adapters have modules in common")
 def _modules_in_common(report: MergeCheckReport) -> str | None:
     return None if report.modules else "no module in two of the adapters"
 

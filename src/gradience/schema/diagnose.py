@@ -13,7 +13,7 @@ from gradience.schema.reports import CheckReport, MonitorReport
 
 DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 
-Source: TypeAlias = Literal["config", "log", "weights"]
+SourceKind: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
 Verdict: TypeAlias = Literal["no_fault_found", "needs_attention", "broken", "could_not_judge"]
 
@@ -23,13 +23,13 @@ VERDICT_LABELS: Final[dict[Verdict, str]] = {
     "broken": "broken",
     "could_not_judge": "could not judge",
 }
-SOURCES: Final[tuple[Source, ...]] = ("config", "log", "weights")
+SOURCES: Final[tuple[SourceKind, ...]] = ("config", "log", "weights")
 
 
 class DiagnosedSource(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One of the three sources: whether it was there, and what was read from it."""
 
-    source: Source
+    source: SourceKind
     state: Annotated[
         Literal["read", "absent", "unreadable"],
         about("`unreadable`: it exists but could not be read, so nothing was judged by it."),

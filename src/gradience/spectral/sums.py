@@ -115,7 +115,10 @@ def is_narrow(parts: Sequence[Part]) -> bool:
 
 
 def sum_grams(parts: Sequence[Part]) -> Pair:
-    """Return B^T B and A A^T of the sum's stacked factors; parts are (b_i, a_i, c_i)."""
+    """Return B^T B and A A^T of a sum c_1 b_1 a_1 + ... with B = [c_1 b_1, ...] and A = [a_1; ...], in blocks of i, j.
+
+    The parts are (b_i, a_i, c_i), of ranks that may differ.
+    """
     ranks = [len(a) for _, a, _ in parts]
     loads = {i: lambda b=b, a=a: (b, a) for i, (b, a, _) in enumerate(parts)}
     pairs = list(combinations(range(len(parts)), 2)) or [(0, 0)]

@@ -168,7 +168,7 @@ class Census:
         self._shapes: Counter[tuple[Level, frozenset[str]]] = Counter()
         self._whole = True  # whether every shape is counted
 
-    def take(self, document: JsonObject) -> None:
+    def add(self, document: JsonObject) -> None:
         """Count the objects of one line."""
         event = document.get("event")
         if not isinstance(event, str):

@@ -149,11 +149,11 @@ class RunSummary:
         """The run that started last in the file, or None for a log without events."""
         return next(reversed(self.runs.values()), None)
 
-    def take(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
         """Add one event to its run. A `run_start` makes its run the last one."""
         self.counts[str(event.__struct_config__.tag)] += 1
         run = self.of(event.run_id)
-        run.take(event)
+        run.add(event)
         if isinstance(event, RunStart):
             self.runs[run.run_id] = self.runs.pop(run.run_id)
 
@@ -169,7 +169,7 @@ class RunSummary:
             self.counts["train_step"] += len(block.rows)
             return
         for event in block.events():
-            self.take(event)
+            self.add(event)
 
     def of(self, run_id: str) -> RunSeries:
         """Return the run of this id, created if it is new."""
@@ -206,7 +206,7 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
             summary.take_rows(found)
         else:
             for event in found:
-                summary.take(event)
+                summary.add(event)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     summary.softened, summary.version = scan.softened, scan.version
@@ -230,7 +230,7 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
     """
     require_log(Path(path))
     census = Census()
-    scan = LogScan(path, strict=True, seen=census.take)
+    scan = LogScan(path, strict=True, seen=census.add)
     events: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     issues: list[BadLine] = []

@@ -115,7 +115,7 @@ class RunSeries:
         found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
         return {step: loss for step, loss in sorted(found.items()) if isfinite(loss)}
 
-    def take(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
         """Add one event."""
         self._take_clock(event.ts)
         self._take_seq(event.session, event.seq)

@@ -1,4 +1,4 @@
-"""Branches of the rules on a configuration that no threshold decides: what outweighs what, and what is left open."""
+"""Branches of the rules on a configuration that no entry of their table decides, and the facts that they read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from tables import every
 
 from gradience.configs.training import objective_by_names
-from gradience.rules import Unknown
-from gradience.rules.config import judge_config, settings_of
+from gradience.rules import Unknown, Verdict
+from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.adapter import part_of, reaches_mlp
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.config.serving import RANKS
@@ -24,310 +24,243 @@ def config(*, adapter: bool = True, **sections: Any) -> ConfigSnapshot:
     return msgspec.convert({**sections, "lora": lora}, ConfigSnapshot)
 
 
-def around(**fields: Any) -> CheckContext:
-    common = {"base": "m", "model_type": "llama", "layout": "transformers 5"}
-    counts = {"modules": 8, "layers": 4, "layers_total": 4}
-    return CheckContext(coverage=msgspec.convert({**common, **counts, **fields}, Coverage))
+def judged(snapshot: ConfigSnapshot, *, transformers: str | None = None) -> Verdict:
+    """Return the verdict on a snapshot."""
+    return judge_config(snapshot, transformers=transformers)
 
 
-def answer(rule: str, snapshot: ConfigSnapshot, beside: CheckContext | None = None) -> str:
-    """The messages of a rule, or why it was not judged."""
-    verdict = judge_config(snapshot, transformers="5.24.0", around=beside)
-    found = [item.message for item in verdict.findings if item.id == rule]
-    return " | ".join(found + [f"? {item.reason}" for item in verdict.not_run if item.id == rule])
+def lora(**fields: Any) -> ConfigSnapshot:
+    return config(lora=fields)
 
 
-CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
-    # a log's own count of the batch goes before what would follow from one process
-    ("BAT001", config(training={"extras": {"samples_per_step": 257}}), None, "257 sequences per optimizer step"),
-    ("BAT001", config(training={"extras": {"samples_per_step": 256}}), None, ""),
-    (
-        "BAT001",
-        config(
-            training={"batch_size": 300, "world_size": 1, "gradient_accumulation": 2, "extras": {"samples_per_step": 8}}
-        ),
-        None,
-        "600 sequences per optimizer step",
-    ),
-    (
-        "BAT001",
-        config(training={"batch_size": 16, "extras": {"batch_from": "log"}}),
-        None,
-        "? the gradient accumulation is not given: the log has the batch of one device only",
-    ),
-    # the estimate of capacity is for supervised training, whatever else is known
-    (
-        "RNK001",
-        config(training={"max_length": 1, "extras": {"train_examples": 10**6}}, extras={"task": "dpo"}),
-        around(lora_params=1),
-        "? objective preference: the estimate is for supervised training",
-    ),
-    *(
-        (
-            "RNK001",
-            config(extras={"task": task}),
-            around(lora_params=1),
-            f"? objective {kind}: the estimate is for supervised training",
+def training(**fields: Any) -> ConfigSnapshot:
+    return config(training=fields)
+
+
+def rate(lr: float, task: str | None = "sft", **lora_fields: Any) -> ConfigSnapshot:
+    extras = {"task": task} if task else {}
+    return config(optimizer={"lr": lr}, lora=lora_fields, extras=extras)
+
+
+def covered(**fields: Any) -> CheckContext:
+    said = {
+        "base": "m",
+        "model_type": "llama",
+        "layout": "transformers 5",
+        "modules": 8,
+        "layers": 4,
+        "layers_total": 4,
+    }
+    return CheckContext(coverage=msgspec.convert({**said, **fields}, Coverage))
+
+
+def test_a_misspelt_key_is_named_with_the_setting_that_was_meant() -> None:
+    keys = ("learning_rat", "model.lora_rnak", "note")
+    found = [f for f in judge_config(training(), around=CheckContext(unknown_keys=keys)).findings if f.id == "KEY001"]
+    assert [f.message for f in found] == [
+        "no setting is called learning_rat; did you mean learning_rate?",
+        "no setting is called model.lora_rnak; did you mean lora_rank?",
+    ]
+    assert settings_of(found[0]) == ["learning_rat"]
+
+
+def test_no_reached_module_is_an_error_and_few_layers_a_warning() -> None:
+    severities = [
+        next(item.severity for item in judge_config(lora(), around=around).findings if item.id == "TGT002")
+        for around in (
+            covered(modules=0, layers=0),
+            covered(layers=1, layers_total=5),
+            covered(unmatched_targets=["q"]),
         )
-        for task, kind in [("sst2", "classification"), ("reward", "reward"), ("", "unknown")]
-    ),
-    (
-        "RNK001",
-        config(training={"max_length": 0, "max_steps": 1}, extras={"task": "sft"}),
-        around(lora_params=1),
-        "? max_length is below 1 (see VAL001)",
-    ),
-    # a reward model is trained by pairs, but it is no policy that drifts: the bands of supervised training hold
-    ("LR004", config(optimizer={"lr": 2e-3}, extras={"task": "reward"}), None, ""),
-    (
-        "LR002",
-        config(optimizer={"lr": 2e-3}, extras={"task": "reward"}),
-        None,
-        "lr 0.002 is above the published band for LoRA",
-    ),
-    # targets
-    (
-        "TGT001",
-        config(lora={"task_type": "SEQ_CLS", "target_modules": ["q_proj"]}, extras={"task": "sft"}),
-        None,
-        "? task_type SEQ_CLS: the evidence is for a causal LM",
-    ),
-    ("TGT002", config(lora={"extras": {"layers_to_transform": [0]}}), around(layers=1, layers_total=32), ""),
-    (
-        "TGT002",
-        config(),
-        around(modules=8, refused=[{"name": "mlp", "reason": "it holds no weight"}]),
-        "PEFT will refuse mlp: it holds no weight",
-    ),
-    (
-        "TGT002",
-        config(),
-        around(
-            modules=0,
-            layers=0,
-            unmatched_targets=["q"],
-            refused=[{"name": "mlp", "reason": "a block"}, {"name": "norm", "reason": "no weight"}],
-        ),
-        "PEFT will refuse mlp, norm: a block",
-    ),
-    ("TGT002", config(), around(layers=0, layers_total=0), ""),
-    ("TGT002", config(), around(modules=0, unmatched_targets=["q"]), "the targets match no module of m"),
-    (
-        "TGT005",
-        config(),
-        around(added_tokens=["<a>", "<b>", "<c>", "<d>"]),
-        "4 tokens were added to the tokenizer (<a>, <b>, <c> and 1 more), and no embedding row is trained",
-    ),
-    # the head
-    (
-        "TGT004",
-        config(lora={"peft_type": "LORA"}),
-        None,
-        "? task_type is unset; whether there is a new head is not known (no task, task_type or trainer says it)",
-    ),
-    (
-        "TGT004",
-        config(lora={"peft_type": "LORA"}, extras={"task": "rm"}),
-        None,
-        "? task_type is unset; whether there is a new head is not known (task rm)",
-    ),
-    # an adapter of a kind that is no LoRA, whatever its name
-    ("TGT001", config(lora={"peft_type": "ADALORA"}), None, "? peft_type ADALORA is not LoRA: the rule does not apply"),
-    (
-        "NUM001",
-        config(training={"dtype": "fp16"}, lora={"extras": {"autocast_adapter_dtype": False}}),
-        None,
-        "fp16 training with autocast_adapter_dtype off keeps the adapter in fp16",
-    ),
-    # the rate
-    (
-        "LR001",
-        config(optimizer={"lr": 1e-5}, extras={"task": "reward"}),
-        None,
-        "? objective reward (task reward): it needs supervised training",
-    ),
-    (
-        "LR001",
-        config(optimizer={"lr": 1e-5}, extras={"task": "sft", "format": "mlx-lm"}),
-        None,
-        "lr 1e-05 looks like a full fine-tuning rate, the default of MLX-LM; LoRA usually wants about 10 x that",
-    ),
-    (
-        "LR001",
-        config(optimizer={"lr": 2e-5}, training={"extras": {"trainer": "sft"}}),
-        None,
-        (
-            "lr 2e-05 looks like a full fine-tuning rate, the default of TRL's SFTConfig; LoRA usually wants "
-            "about 10 x that"
-        ),
-    ),
-    (
-        "LR004",
-        config(optimizer={"lr": 1e-3}),
-        None,
-        (
-            "? the objective is not known (no task, task_type or trainer says it): say --task sft, dpo, grpo or "
-            "a task's "
-            "name"
-        ),
-    ),
-    (
-        "LR004",
-        config(optimizer={"lr": 1e-3}, extras={"task": "grpo"}),
-        None,
-        "lr 0.001 is high for reinforcement learning: DPO uses about 5e-6, GRPO 1e-5 to 4e-5",
-    ),
-    (
-        "LR007",
-        config(optimizer={"lr": 2e-4}, lora={"init": "PiSSA"}),
-        None,
-        "lr 0.0002 with init PiSSA: variants that start from the principal components of W want less",
-    ),
-    (
-        "LR007",
-        config(optimizer={"lr": 2e-4}, lora={"init": "corda"}),
-        None,
-        "lr 0.0002 with init corda: variants that start from the principal components of W want less",
-    ),
-    # recording
-    (
-        "REC004",
-        config(training={"save_strategy": "best", "save_steps": 500, "max_steps": 100}),
-        None,
-        "? save_strategy is 'best': checkpoints do not come per step",
-    ),
-    (
-        "REC001",
-        config(training={"extras": {"logging_strategy": "no"}}),
-        None,
-        "logging is off: no training loss is recorded",
-    ),
-    ("REC002", config(training={"eval_strategy": "no"}), None, "evaluation is off: overfitting cannot be seen"),
-    (
-        "REC004",
-        config(training={"save_strategy": "no", "max_steps": 900}),
-        None,
-        "saving is off: a crash leaves nothing on disk",
-    ),
-    (
-        "SCH003",
-        config(training={"warmup_ratio": 0.1}, extras={"format": "axolotl"}),
-        None,
-        "? a recipe of axolotl, which hands the setting on as its own version of transformers wants it",
-    ),
-    ("REC004", config(training={"save_strategy": "steps", "save_steps": 0.5, "max_steps": 1}), None, ""),
-    (
-        "REC005",
-        config(),
-        CheckContext(output=("checkpoint-10", "run.jsonl")),
-        "the output folder already holds a run: checkpoint-10, run.jsonl",
-    ),
-    (
-        "EPO001",
-        config(training={"epochs": 4.0, "eval_strategy": "steps"}, extras={"task": "sft"}),
-        None,
-        "4 passes over the data",
-    ),
-    # epochs are those asked for, but under max_steps those that so many steps make: 10 steps of 8 rows of 16
-    (
-        "EPO001",
-        config(
-            training={
-                "epochs": 4.0,
-                "batch_size": 8,
-                "world_size": 1,
-                "extras": {"train_tokens": 90, "train_examples": 9},
-            },
-            extras={"task": "sft"},
-        ),
-        None,
-        "4 passes over the data",
-    ),
-    (
-        "EPO001",
-        config(
-            training={
-                "max_steps": 10,
-                "epochs": 1.0,
-                "batch_size": 8,
-                "world_size": 1,
-                "extras": {"train_tokens": 90, "train_examples": 16},
-            },
-            extras={"task": "sft"},
-        ),
-        None,
-        "5 passes over the data",
-    ),
-    ("SCH001", config(training={"lr_scheduler": "constant"}), None, "? warmup is not given"),
-    ("SCH002", config(training={"lr_scheduler": "constant", "warmup_steps": 0.9}), None, ""),
-    (
-        "BIA001",
-        config(lora={"bias": "lora_only"}),
-        None,
-        "bias is 'lora_only': biases of the base model are trained and saved too",
-    ),
-    (
-        "SEC001",
-        config(training={"extras": {"secret_keys": ["a", "b"]}}),
-        None,
-        (
-            "a is set in the configuration (its value was not read) | b is set in the configuration (its value "
-            "was not read)"
-        ),
-    ),
-    (  # one key is there, of another the file does not say: a finding, and what was not judged
-        "SEC001",
-        config(training={"extras": {"secret_keys": ["a"], "masked_keys": ["hub_token"]}}),
-        None,
-        (
-            "a is set in the configuration (its value was not read) | ? hub_token: masked in the file, as transformers "
-            "does whether set or not"
-        ),
-    ),
-    # engines
-    (
-        "SRV001",
-        config(lora={"extras": {"lora_bias": True}}),
-        CheckContext(engines=("vllm",)),
-        "vLLM refuses a trained bias: only where the engine was started with bias_enabled",
-    ),
-    (
-        "SRV002",
-        config(lora={"use_rslora": True}),
-        CheckContext(engines=("slora",)),
-        "S-LoRA misreads use_rslora: the scale is lora_alpha / r: sqrt(r) times too small",
-    ),
-    (
-        "SRV003",
-        config(lora={"target_modules": ["mlp.q_proj", "x.up_proj"]}),
-        CheckContext(engines=("slora",)),
-        "S-LoRA leaves out targets beside q, k, v and o: q_proj, k_proj, v_proj and o_proj alone are read",
-    ),
-    (
-        "SRV003",
-        config(lora={"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
-        CheckContext(engines=("slora",)),
-        "",
-    ),
-    ("SRV004", config(lora={"r": 513}), CheckContext(engines=("vllm",)), "vLLM has no room for rank 513"),
-    (
-        "SRV004",
-        config(lora={"r": 4}),
-        CheckContext(engines=("lorax",)),
-        "LoRAX makes room for rank 8: at rank 4, 50% of its adapter memory is padding",
-    ),
-    (
-        "SRV004",
-        config(lora={"r": 32}),
-        CheckContext(engines=("vllm",)),
-        "vLLM takes up to rank 16 by default: start it with max_lora_rank 32",
-    ),
-]
+    ]
+    assert severities == ["error", "warning", "info"]
 
 
-@every(("rule", "snapshot", "beside", "says"), CASES)
-def test_what_a_rule_answers(rule: str, snapshot: ConfigSnapshot, beside: CheckContext | None, says: str) -> None:
-    assert answer(rule, snapshot, beside) == says
+@every(("transformers", "fires"), [("4.57.0", False), ("5.1.2", False), ("5.2.0", True), ("6.0.dev0", True)])
+def test_warmup_ratio_matters_only_where_it_was_removed(transformers: str, *, fires: bool) -> None:
+    """The version decides, and an unknown one is said."""
+    verdict = judged(training(warmup_ratio=0.1), transformers=transformers)
+    assert ("SCH003" in {item.id for item in verdict.findings}) is fires
+    assert "SCH003" in {item.id for item in judged(training(warmup_ratio=0.1)).not_run}
+
+
+@every("rule", RULES, ids=lambda rule: rule.id)
+def test_rule_is_complete_data(rule: Any) -> None:
+    """The table can be printed and argued with."""
+    assert rule.title
+    assert rule.evidence
+    assert 0 < rule.confidence <= 1
+    for text in (rule.rationale, rule.action, rule.scope, rule.verify):
+        assert text
+    for threshold in rule.thresholds:
+        assert threshold.unit
+        assert threshold.source
+
+
+def test_rule_ids_are_unique() -> None:
+    """An id names one rule."""
+    assert len({rule.id for rule in RULES}) == len(RULES)
+
+
+def test_another_peft_method_gets_no_lora_rule() -> None:
+    """IA3 has no rank to judge; values and recording still count."""
+    once = {"eval_strategy": "no", "epochs": 2.0}
+    verdict = judged(config(lora={"peft_type": "IA3"}, optimizer={"lr": 1e-6}, training=once))
+    assert {item.id for item in verdict.findings} == {"REC002"}
+    assert "IA3" in next(item.reason for item in verdict.not_run if item.id == "LR001")
+
+
+BEGUN = CheckContext(moment="begun", begun="adapter_model.safetensors")
+
+
+LOGGED = CheckContext(moment="logged", begun="trainer_state.json")
+
+
+WEIGHED = CheckContext(moment="weighed", begun="the log")
+
+
+WRONG = config(  # a configuration that every rule on a run to come has something to say of
+    optimizer={"lr": 1e-6},
+    training={
+        "max_steps": 500,
+        "logging_steps": 500.0,
+        "save_strategy": "no",
+        "warmup_ratio": 0.1,
+        "warmup_steps": 0.0,
+        "lr_scheduler": "linear",
+    },
+    extras={"task": "sft"},
+)
+
+
+@every(
+    ("around", "judged_there"),
+    [
+        (CheckContext(output=("run.jsonl",)), {"LR001", "REC001", "REC004", "REC005", "SCH003"}),
+        (BEGUN._replace(output=("run.jsonl",)), {"LR001"}),
+        (LOGGED._replace(output=("run.jsonl",)), set()),
+        (WEIGHED._replace(output=("run.jsonl",)), {"LR001", "REC001", "REC004"}),
+    ],
+)
+def test_what_a_rule_predicts_is_said_of_runs_to_come_or_beside_the_log(
+    around: CheckContext, judged_there: set[str]
+) -> None:
+    """A finished run is not judged by what is installed here, nor by what its log would have shown."""
+    verdict = judge_config(WRONG, transformers="5.24.0", around=around)
+    asked = {"LR001", "REC001", "REC004", "REC005", "SCH003"}
+    assert {item.id for item in verdict.findings} & asked == judged_there
+    reasons = {item.id: item.reason for item in verdict.not_run if item.id in asked}
+    assert reasons.keys() == asked - judged_there
+    assert all("begun" in reason and around.begun in reason for reason in reasons.values())
+
+
+def test_the_verdict_on_a_run_that_has_begun_does_not_depend_on_what_is_installed() -> None:
+    for around in (BEGUN, LOGGED, WEIGHED):
+        verdicts = [judge_config(WRONG, transformers=here, around=around) for here in (None, "4.57.0", "5.24.0")]
+        assert verdicts[0] == verdicts[1] == verdicts[2]
+
+
+def test_passes_over_the_data_are_those_of_the_log() -> None:
+    """A limit on steps may cut short what was configured, and hide how often the data came."""
+    cut = config(training={"epochs": 20.0, "max_steps": 10, "extras": {"epochs_overridden": True}})
+    for seen, found in ((2.0, False), (24.3, True)):
+        verdict = judge_config(cut, around=WEIGHED._replace(epochs_seen=seen))
+        assert ("EPO001" in {item.id for item in verdict.findings}) is found
+        assert "EPO001" not in {item.id for item in verdict.not_run}
+
+
+@every(
+    ("share", "around", "severity"),
+    [
+        (0.9, CheckContext(), "warning"),
+        (0.9, WEIGHED, "info"),  # the log shows what came of it after the warm-up
+        (1.0, WEIGHED, "warning"),
+        (1.0, BEGUN, "warning"),
+    ],
+)
+def test_a_warm_up_that_ended_within_a_run_is_left_to_its_log(
+    share: float, around: CheckContext, severity: str
+) -> None:
+    verdict = judge_config(training(warmup_steps=100.0 * share, max_steps=100), around=around)
+    assert [item.severity for item in verdict.findings if item.id == "SCH002"] == [severity]
+
+
+@every("limit", [-1, 0])
+def test_a_limit_of_steps_that_is_none_is_no_value_out_of_range(limit: int) -> None:
+    """-1 is the Trainer's default: epochs decide."""
+    verdict = judged(training(max_steps=limit, epochs=2.0))
+    assert "VAL001" not in {item.id for item in verdict.findings}
+    assert Facts(training(max_steps=limit)).max_steps is None
+    assert Facts(training(max_steps=1)).max_steps == 1
+
+
+def test_the_premises_of_a_rule_are_on_its_card() -> None:
+    (rule,) = [rule for rule in RULES if rule.id == "LR001"]
+    assert rule.premises == [
+        "the adapter is LoRA",
+        "an adapter is configured",
+        "no log shows yet what came of it, or the log is read beside it",
+        "the objective is known to be supervised",
+    ]
+    assert [rule.id for rule in RULES if not rule.premises] == [
+        "VAL001",
+        "SEC001",
+        "REC002",
+        "STP001",
+        "EPO001",
+        "SCH001",
+        "SCH002",
+    ]
+
+
+def test_low_rate_names_the_default_it_equals() -> None:
+    """People rarely chose it; MLX-LM's is named in MLX-LM's files only."""
+    mlx = msgspec.structs.replace(rate(1e-5), extras={"task": "sft", "format": "mlx-lm"})
+    trl = config(optimizer={"lr": 2e-5}, training={"extras": {"trainer": "sft"}})
+    for name, snapshot in (("transformers", rate(5e-5)), ("TRL", trl), ("MLX", mlx)):
+        assert name in next(item.message for item in judged(snapshot).findings if item.id == "LR001")
+    for lr in (1e-5, 2e-5):  # 2e-5 is the default of a trainer that this is not
+        assert "default" not in next(item.message for item in judged(rate(lr)).findings if item.id == "LR001")
+
+
+def mlx_run(lr: float, *, scale: float) -> ConfigSnapshot:
+    snapshot = rate(lr)
+    lora = msgspec.structs.replace(snapshot.lora, r=8, alpha=8 * scale)
+    return msgspec.structs.replace(snapshot, lora=lora, extras={"task": "sft", "format": "mlx-lm"})
+
+
+def test_mlxs_rate_is_judged_with_its_scale() -> None:
+    """Its scale is 10 or 20, where PEFT's is 1 or 2: rates of PEFT's recipes would be far too high."""
+    (found,) = [item for item in judged(mlx_run(1e-5, scale=20.0)).findings if item.id == "LR001"]
+    assert (found.action, "1.6e-03" in found.message) == ("try 2e-05 to 6e-05", True)
+    assert "LR001" not in {item.id for item in judged(mlx_run(2e-5, scale=20.0)).findings}
+
+
+def test_many_epochs_are_graver_without_evaluation() -> None:
+    """With evaluation the best checkpoint can be kept."""
+    blind = judged(training(epochs=10.1, eval_strategy="no")).findings
+    seeing = judged(training(epochs=10.1, eval_strategy="epoch")).findings
+    assert next(item.severity for item in blind if item.id == "EPO001") == "warning"
+    assert next(item.severity for item in seeing if item.id == "EPO001") == "info"
+
+
+def test_attention_only_is_graver_with_much_data() -> None:
+    """More data than the adapter can hold is where the MLP pays."""
+    fields = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    large = config(lora=fields, training={"extras": {"train_examples": 50_001}})
+    exact = config(lora=fields, training={"extras": {"train_examples": 50_000}})
+    severities = [next(f.severity for f in judged(c).findings if f.id == "TGT001") for c in (large, exact)]
+    assert severities == ["warning", "info"]
+
+
+def test_findings_come_gravest_first_and_ignored_rules_are_named() -> None:
+    """What matters is on top, and leaving out is no pass."""
+    once = {"eval_strategy": "no", "epochs": 2.0}
+    snapshot = config(optimizer={"lr": 1e-5}, lora={"r": 0}, training=once, extras={"task": "sft"})
+    verdict = judge_config(snapshot, left_out={"LR001": "ignored on request"})
+    assert [item.id for item in verdict.findings] == ["VAL001", "REC002"]
+    assert len(verdict.not_run) > 1  # what could not be judged comes first, what was not asked for last
+    assert (verdict.not_run[-1].id, verdict.not_run[-1].reason) == ("LR001", "ignored on request")
 
 
 @every(
@@ -413,3 +346,50 @@ def test_the_names_of_logged_values_show_an_objective(names: set[str], shown: tu
 
 def test_a_finding_of_no_rule_on_a_configuration_is_about_no_setting() -> None:
     assert settings_of(Finding(id="NUM101", severity="error", message="x")) == []
+
+
+def test_a_finding_and_not_judged_stand_together_only_where_a_part_was_judged() -> None:
+    """VAL001 finds a value out of range, and says which others were not given."""
+    verdict = judge_config(config(optimizer={"lr": 0.0}))
+    assert [item.message for item in verdict.findings if item.id == "VAL001"] == ["lr is 0; it must be above 0"]
+    reasons = {item.id: item.reason for item in verdict.not_run}
+    assert reasons["VAL001"] == "not given, so not checked: r, lora_alpha"
+    both = {item.id for item in verdict.findings} & reasons.keys()
+    assert both == {"VAL001"}
+
+
+RANGES = [  # (section, field, values in the range, values outside)
+    ("optimizer", "lr", [1e-9], [0.0, -1e-9]),
+    ("optimizer", "weight_decay", [0.0], [-1e-9]),
+    ("optimizer", "eps", [0.0], [-1e-9]),
+    ("optimizer", "betas", [[0.0, 0.999]], [[0.9, 1.0], [-0.1, 0.9]]),
+    ("lora", "r", [1], [0]),
+    ("lora", "alpha", [1e-9], [0.0]),
+    ("lora", "dropout", [0.0, 0.999], [1.0, -0.001]),
+    ("lora", "rank_pattern", [{"q": 1}], [{"q": 0}]),
+    ("lora", "alpha_pattern", [{"q": 1e-9}], [{"q": 0.0}]),
+    ("training", "batch_size", [1], [0]),
+    ("training", "gradient_accumulation", [1], [0]),
+    ("training", "world_size", [1], [0]),
+    ("training", "max_steps", [1, 0, -1], []),
+    ("training", "epochs", [0.01], [0.0]),
+    ("training", "warmup_steps", [0.0], [-1.0]),
+    ("training", "warmup_ratio", [0.0, 1.0], [-0.001, 1.001]),
+    ("training", "max_grad_norm", [0.0], [-0.1]),
+]
+
+
+@every(("section", "field", "good", "bad"), RANGES)
+def test_a_value_at_the_end_of_its_range_is_fine_and_one_beside_it_is_an_error(
+    section: str, field: str, good: list[Any], bad: list[Any]
+) -> None:
+    for values, count in ((good, 0), (bad, 1)):
+        for value in values:
+            verdict = judge_config(config(**{section: {field: value}}))
+            assert len([item for item in verdict.findings if item.id == "VAL001"]) == count, value
+
+
+def test_values_of_lora_are_not_judged_in_another_kind_of_adapter() -> None:
+    values = {"r": 0, "alpha": 0.0, "dropout": 2.0, "rank_pattern": {"q": 0}, "alpha_pattern": {"q": 0.0}}
+    snapshot = config(lora={"peft_type": "IA3", **values})
+    assert "VAL001" not in {item.id for item in judge_config(snapshot).findings}

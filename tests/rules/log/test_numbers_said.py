@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from log_runs import EDGES, RUNS
+from log_runs import ENTRIES, RUNS, Entry
 from said import ABSTAINED, GOLDEN, all_said, changed
 
 from gradience.rules.log import DETECTORS
@@ -25,7 +25,7 @@ def said() -> dict[str, list[str]]:
 
 def test_the_golden_file_is_of_these_logs_and_runs(said: dict[str, list[str]]) -> None:
     assert [*said, ABSTAINED] == list(EXPECTED)
-    assert len(RUNS) == 2 * len(EDGES)
+    assert len(RUNS) == 2 * sum(len(entry.edges) for entry in ENTRIES.values())
 
 
 def test_severities_confidences_values_and_the_numbers_of_every_sentence_are_these(said: dict[str, list[str]]) -> None:
@@ -35,13 +35,27 @@ def test_severities_confidences_values_and_the_numbers_of_every_sentence_are_the
 
 def test_the_answer_of_a_rule_changes_between_the_two_sides_of_its_threshold(said: dict[str, list[str]]) -> None:
     alike = []
-    for edge in EDGES:
-        below, above = ([line for line in said[name] if line.startswith(edge.rule)] for name in edge.names)
-        alike += [f"{edge.rule} {edge.number}"] if below == above else []
+    for rule, entry in ENTRIES.items():
+        for edge in entry.edges:
+            below, above = ([line for line in said[name] if line.startswith(rule)] for name in edge.runs(rule))
+            alike += [f"{rule} {edge.number}"] if below == above else []
     assert alike == []
 
 
 def test_every_threshold_of_a_rule_on_logs_has_two_sides_here_or_is_held_elsewhere() -> None:
-    numbers = {edge.number for edge in EDGES}
+    numbers = {each.number for entry in ENTRIES.values() for each in (*entry.edges, *entry.at)}
     stated = {threshold.name for rule in DETECTORS if rule.id[3] == "1" for threshold in rule.thresholds}
     assert stated - numbers - ELSEWHERE == set()
+
+
+def test_every_rule_has_an_entry_where_it_fires_and_where_it_looked_and_is_silent(said: dict[str, list[str]]) -> None:
+    lacking = []
+    for rule in (each.id for each in DETECTORS if each.groups == ("log",)):  # others have entries where they come from
+        entry = ENTRIES.get(rule, Entry())
+        answers = [answer for case in entry.at for answer in case.answers.values()]
+        for edge in entry.edges:
+            for name in edge.runs(rule):
+                line = next((line for line in said[name] if line.startswith(rule)), None)
+                answers.append("?" if line and ABSTAINED in line else line)
+        lacking += [] if None in answers and {*answers} - {None, "?"} else [rule]
+    assert lacking == []

@@ -11,7 +11,7 @@ from typing import Final
 
 from gradience.adapters import is_embedding
 from gradience.adapters.config import AdapterConfig
-from gradience.adapters.layout import PREFIX, Adapter, Format, Found, Group, Module, NeedsBase, Role, Skipped
+from gradience.adapters.layout import PREFIX, Adapter, Format, Group, Module, NeedsBase, ReadModule, Role, Skipped
 from gradience.io import natural_key
 from gradience.io.safetensors import TensorSource
 from gradience.schema.audit import LeftoverReason
@@ -111,7 +111,7 @@ class Assembly:
         self._skipped: dict[Skipped, None] = {}  # each once, in order
         self._placed: set[str] = set()
 
-    def add(self, group: Group, found: Found | Iterable[Found]) -> None:
+    def add(self, group: Group, found: ReadModule | Iterable[ReadModule]) -> None:
         """Add what was built from a group. If nothing but `Skipped` was, the group's tensors are `not_analysed`."""
         keys = group.keys.values()
         self._placed.update(keys)

@@ -32,10 +32,10 @@ from gradience.adapters.layout import (
     Context,
     Files,
     Format,
-    Found,
     Group,
     LoadFactors,
     Module,
+    ReadModule,
     Role,
     Skipped,
     UnsuitableError,
@@ -115,7 +115,7 @@ def _read(
     files: Files,
     config: AdapterConfig,
     endings: dict[str, str],
-    build: Callable[[Context, Group], Found | Iterable[Found]],
+    build: Callable[[Context, Group], ReadModule | Iterable[ReadModule]],
 ) -> Adapter:
     ctx = Context(files.source, config, ScalingRules(config))
     groups, roles = grouped(files.source, endings)

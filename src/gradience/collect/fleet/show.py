@@ -11,7 +11,6 @@ read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -194,31 +193,20 @@ def padding(load: Load, size: int) -> int:
 
 def best_split(loads: Mapping[int, Load], parts: int) -> RankBuckets:
     """The maximal ranks of `parts` servers that waste least, with each adapter on the smallest server that holds it."""
-    ranks = sorted(loads)
+    *lower, largest = sorted({room_for(rank) or 0 for rank in loads})
+    splits = (_split(loads, (*sizes, largest)) for sizes in combinations(lower, min(parts - 1, len(lower))))
+    return min(splits, key=lambda split: split.padding_bytes)
 
-    @cache
-    def best(start: int, left: int) -> tuple[int, tuple[int, ...]]:
-        """The least padding of the ranks from `start` on, and the ends of their groups."""
-        if left == 1 or start == len(ranks) - 1:
-            return _cost(loads, ranks[start:]), (len(ranks),)
-        options: list[tuple[int, tuple[int, ...]]] = [(_cost(loads, ranks[start:]), (len(ranks),))]
-        for end in range(start + 1, len(ranks)):
-            rest, ends = best(end, left - 1)
-            options.append((_cost(loads, ranks[start:end]) + rest, (end, *ends)))
-        return min(options)
 
-    total, ends = best(0, parts)
-    groups = [ranks[start:end] for start, end in zip((0, *ends), ends, strict=False)]
+def _split(loads: Mapping[int, Load], sizes: Sequence[int]) -> RankBuckets:
+    groups: dict[int, list[Load]] = {size: [] for size in sizes}
+    for rank, load in loads.items():
+        groups[min(size for size in sizes if size >= rank)].append(load)
     return RankBuckets(
-        max_lora_ranks=[room_for(group[-1]) or 0 for group in groups],
-        adapters=[sum(loads[rank].adapters for rank in group) for group in groups],
-        padding_bytes=total,
+        max_lora_ranks=list(sizes),
+        adapters=[sum(load.adapters for load in group) for group in groups.values()],
+        padding_bytes=sum(padding(load, size) for size, group in groups.items() for load in group),
     )
-
-
-def _cost(loads: Mapping[int, Load], ranks: Sequence[int]) -> int:
-    size = room_for(ranks[-1]) or 0
-    return sum(padding(loads[rank], size) for rank in ranks)
 
 
 def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -> Similar:

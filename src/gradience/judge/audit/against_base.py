@@ -24,8 +24,8 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
 from gradience.base.weights import (
+    BaseTensor,
     BaseWeights,
-    Found,
     Norms,
     NormsCache,
     check_shape,
@@ -66,7 +66,7 @@ _LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
-class Compared(NamedTuple):
+class ComparedAdapter(NamedTuple):
     """The adapter with what the base has told of it, its rows with their comparisons, and the summary of the whole."""
 
     adapter: Adapter
@@ -82,7 +82,7 @@ def compare(
     base: Path,
     config: Path,
     progress: Progress | None,
-) -> Compared:
+) -> ComparedAdapter:
     """Return the rows with comparisons with the base, one weight in memory at a time, or one for each core.
 
     Rows of modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
@@ -100,7 +100,7 @@ def compare(
     jobs += [(module, None) for module in adapter.base_dependent]
     done = run.merged(config) if adapter.by_peft else run.modules(jobs)
     run.norms.save()
-    return Compared(run.adapter, done, run.report(done))
+    return ComparedAdapter(run.adapter, done, run.report(done))
 
 
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]
@@ -232,7 +232,7 @@ class _Run:
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 
-    def _find(self, name: str) -> Found | None:
+    def _find(self, name: str) -> BaseTensor | None:
         """The base's tensor of a parameter, also where transformers has renamed it since the base was saved."""
         found = self._weights.find(name)
         if found is None:
@@ -244,7 +244,7 @@ class _Run:
             found = self._weights.find(self._renamed[name]) if name in self._renamed else None
         return found
 
-    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> _Compared:
+    def _beside(self, module: Module, row: ModuleAudit | None, found: BaseTensor, w: Array) -> _Compared:
         update = update_of(module, w)
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
@@ -289,7 +289,7 @@ class _Run:
         found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
         return dense_row(module, found, shown), found.converged
 
-    def _norms_of(self, found: Found, expert: int | None, w: Array, frobenius: float) -> _Norms:
+    def _norms_of(self, found: BaseTensor, expert: int | None, w: Array, frobenius: float) -> _Norms:
         key = found.name if expert is None else f"{found.name}[{expert}]"
         known = self.norms.get(key)
         if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
@@ -389,6 +389,7 @@ def _median(values: Iterable[float]) -> float | None:
 
 
 def _ratios(size: float, frobenius: float, norms: Norms) -> dict[str, float | str | None]:
+    """The update beside its weight: udr and its log10, sdi, by spectral norms, relative_frobenius by the others."""
     if norms.spectral <= 0.0 or norms.frobenius <= 0.0:
         return {}
     udr = size / norms.spectral

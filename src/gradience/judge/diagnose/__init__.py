@@ -15,8 +15,8 @@ from gradience.adapters.open import CONFIG_NAME
 from gradience.base.weights import find_shards
 from gradience.io import PathLike
 from gradience.judge.check import check_config, source_locations as config_locations
-from gradience.judge.diagnose.checkpoints import Choice, choose, disk_symptoms
-from gradience.judge.diagnose.sources import Read, Sources, find_sources, read_sources
+from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
+from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
 from gradience.judge.monitor.source import log_place
 from gradience.judge.options import DiagnoseOptions
 from gradience.render import counted
@@ -51,15 +51,15 @@ from gradience.schema.diagnose import (
     DiagnoseReport,
     Piece,
     PieceSource,
-    Source,
     SourceCoverage,
+    SourceKind,
     Unjudged,
     Verdict,
 )
 from gradience.schema.document import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 
-IDS: Final[dict[Source, tuple[str, ...]]] = {
+IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
     "weights": tuple(rule.id for rule in WEIGHTS_RULES),
@@ -98,7 +98,7 @@ def unjudged(
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Unjudged]:
     """Every rule, detector, check and join that did not run or was left out, with its reason."""
-    skipped: dict[Source, list[NotRun] | None] = {
+    skipped: dict[SourceKind, list[NotRun] | None] = {
         "config": check.not_run if check else None,
         "log": monitor.not_run if monitor else None,
         "weights": audit.not_run if audit else None,
@@ -227,7 +227,7 @@ def diagnose(
 
 
 def diagnose_sources(
-    sources: Sources,
+    sources: RunSources,
     options: DiagnoseOptions,
     *,
     select: Iterable[str] = (),
@@ -245,7 +245,7 @@ def diagnose_sources(
 def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Judge what was read; a join left out is listed with its reason."""
     monitor = read.log.report if read.log else None
-    choice = Choice([])
+    choice = CheckpointChoice([])
     if read.log:
         choice = choose(read.sources.checkpoints, read.log.run, read.log.report, read.sources.weights.path)
     states = [read.states[source] for source in SOURCES]
@@ -322,7 +322,7 @@ def _place(cause: Cause) -> tuple[int, bool, int]:
     return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, of_source
 
 
-def _symptoms(read: Read, choice: Choice) -> Iterator[Symptom]:
+def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
     if read.check:
         yield from config_symptoms(read.check)
     if read.log:

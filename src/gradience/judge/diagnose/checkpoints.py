@@ -13,7 +13,7 @@ import msgspec
 
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.judge.diagnose.identity import CheckpointFolder, identify, unreadable
-from gradience.judge.diagnose.sources import Sources
+from gradience.judge.diagnose.sources import RunSources
 from gradience.rules import Observation
 from gradience.rules.joins import Symptom, shown
 from gradience.rules.joins.run import MID_RUN, TIED
@@ -44,7 +44,7 @@ class Noise(NamedTuple):
     source: str
 
 
-class Choice(NamedTuple):
+class CheckpointChoice(NamedTuple):
     """The checkpoints on disk, and the best of this run among those whose weights are whole; None if there is none."""
 
     checkpoints: list[Checkpoint]
@@ -74,7 +74,9 @@ class _Judge(NamedTuple):
         return min(self.values, key=self.badness)
 
 
-def choose(folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorReport, weights: Path | None) -> Choice:
+def choose(
+    folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorReport, weights: Path | None
+) -> CheckpointChoice:
     """Return the checkpoints on disk, and the best one of this run whose weights are whole.
 
     Args:
@@ -89,12 +91,12 @@ def choose(folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorR
     listed = [_listed(folder, run, curve) for folder in folders]
     judge = _judge(run, report)
     if split is None or judge is None or not curve:
-        return Choice(listed, paths=paths)
+        return CheckpointChoice(listed, paths=paths)
     noise = loss_noise(list(judge.values.values()))
     own = [item for item in listed if item.of_run and item.step in judge.values and item.step in curve]
     listed, chosen = _first_whole(listed, sorted(own, key=lambda item: judge.badness(item.step)), paths)
     if chosen is None:
-        return Choice(listed, paths=paths)
+        return CheckpointChoice(listed, paths=paths)
     lowest = min(curve, key=curve.__getitem__)
     n, accuracy = _n_and_accuracy(report, split)
     best = BestCheckpoint(
@@ -115,7 +117,7 @@ def choose(folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorR
         within_noise=_within(judge.badness(chosen.step), judge.badness(judge.best_step), noise.value),
         saved_as=str(weights) if weights and _same_weights(paths[chosen.name], weights) else "",
     )
-    return Choice([_tied(item, chosen, judge, noise.value) for item in listed], best, paths)
+    return CheckpointChoice([_tied(item, chosen, judge, noise.value) for item in listed], best, paths)
 
 
 def _listed(folder: CheckpointFolder, run: RunSeries, curve: Mapping[int, float]) -> Checkpoint:
@@ -221,7 +223,9 @@ def _equal(one: Path, other: Path) -> bool:
         return False
 
 
-def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Symptom]:
+def disk_symptoms(
+    sources: RunSources, choice: CheckpointChoice, report: MonitorReport, run: RunSeries
+) -> Iterator[Symptom]:
     """The symptoms that checkpoints on disk add to the log's findings; none if no folder was searched."""
     if sources.folder is None:
         return
@@ -249,7 +253,7 @@ def _dates_an_error(symptom: Symptom) -> bool:
     return grave and "first_step" in symptom.seen.values
 
 
-def _to_keep(choice: Choice, report: MonitorReport) -> Symptom:
+def _to_keep(choice: CheckpointChoice, report: MonitorReport) -> Symptom:
     """What can be kept of a run that overfits: what was restored, else the best checkpoint, else nothing."""
     account, best = report.account, choice.best
     restored = account.selection.restored and account.ending.finished and account.selection.step is not None
@@ -280,7 +284,7 @@ def _standing(best: BestCheckpoint) -> str:
     return f"{own}, {words} the best, {as_float(best.best_value):.4g} at step {best.best_step}, which was not saved"
 
 
-def _why_none(choice: Choice) -> str:
+def _why_none(choice: CheckpointChoice) -> str:
     """The reason why no checkpoint of this run can be advised."""
     best, faults = choice.best, [item for item in choice.checkpoints if item.fault]
     if best is not None:
@@ -327,7 +331,7 @@ def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
     return min((step for step in first if step is not None), default=None)
 
 
-def _before_nan(choice: Choice, step: int) -> Symptom:
+def _before_nan(choice: CheckpointChoice, step: int) -> Symptom:
     """The last checkpoint before a step with finite weights. The weights are read, because a log lags behind them."""
     broken: list[str] = []
     for item in [item for item in reversed(choice.of_run()) if item.step < step][:_TRIED]:
@@ -343,7 +347,7 @@ def _before_nan(choice: Choice, step: int) -> Symptom:
     return Symptom("disk", "before_nan", Observation(says, action=_FROM_THE_START))
 
 
-def _nearest(choice: Choice, step: int | None, fact: str, what: str, then: str) -> Iterator[Symptom]:
+def _nearest(choice: CheckpointChoice, step: int | None, fact: str, what: str, then: str) -> Iterator[Symptom]:
     """The whole checkpoint of this run nearest to a step; one before the step is preferred."""
     if step is None:
         return
@@ -354,7 +358,7 @@ def _nearest(choice: Choice, step: int | None, fact: str, what: str, then: str) 
         yield Symptom("disk", fact, Observation(says, action=f"Go back to {near}; {then}"))
 
 
-def _mid_run(sources: Sources, choice: Choice, last: int | None) -> Iterator[Symptom]:
+def _mid_run(sources: RunSources, choice: CheckpointChoice, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights are of a step far from the log's last one, and no evaluation chose that step."""
     own = [item for item in reversed(choice.of_run()) if _is_or_equals(choice.paths[item.name], sources.weights.path)]
     if not own or last is None or own[0].step >= MID_RUN.value * last:
@@ -370,7 +374,7 @@ def _is_or_equals(checkpoint: Path, weights: Path | None) -> bool:
     return weights is not None and (checkpoint == weights or _same_weights(checkpoint, weights))
 
 
-def _short(sources: Sources, last: int | None) -> Iterator[Symptom]:
+def _short(sources: RunSources, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights' folder is a checkpoint of an earlier step than the log's last one."""
     step = next((c.step for c in sources.checkpoints if c.path == sources.weights.path), None)
     if step is not None and last is not None and step < last:

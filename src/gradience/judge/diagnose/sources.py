@@ -34,7 +34,7 @@ from gradience.rules.config.facts import CheckContext
 from gradience.rules.log import DETECTED
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
-from gradience.schema.diagnose import DiagnosedSource, Source
+from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries
@@ -46,7 +46,11 @@ _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
 _POINTER: Final = b"version https://git-lfs"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
-_ABSENT: Final[dict[Source, str]] = {"config": "configuration was", "log": "log was", "weights": "adapter weights were"}
+_ABSENT: Final[dict[SourceKind, str]] = {
+    "config": "configuration was",
+    "log": "log was",
+    "weights": "adapter weights were",
+}
 
 _MOST_LOGS: Final = 6  # logs in subfolders that are read to see whether they are of one run
 _LEAST_SHARED: Final = 3  # losses that two logs share, or all that the shorter one has
@@ -101,7 +105,7 @@ def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
     return [item for item in found if item.has_weights or (item.path / _STATE).is_file()]
 
 
-class Found(NamedTuple):
+class FoundSource(NamedTuple):
     """One source: its path and how it was chosen, or the reason why there is none."""
 
     path: Path | None = None
@@ -110,13 +114,13 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sources:
+class RunSources:
     """The sources of one diagnosis. `config` is a named file only; log and adapter state configurations too."""
 
     path: Path
-    log: Found
-    weights: Found
-    config: Found
+    log: FoundSource
+    weights: FoundSource
+    config: FoundSource
     training: Path | None = None
     """Training arguments as JSON, YAML or the Trainer's pickle, if the folder holds them."""
     folder: Path | None = None
@@ -131,7 +135,7 @@ def find_sources(
     run: PathLike | None = None,
     adapter: PathLike | None = None,
     config: PathLike | None = None,
-) -> Sources:
+) -> RunSources:
     """Find log, weights and configuration. A named source wins over one found in the folder.
 
     Args:
@@ -143,16 +147,16 @@ def find_sources(
     Raises:
         GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
     """
-    given: dict[Source, PathLike | None] = {"log": run, "weights": adapter, "config": config}
-    named = {source: Found(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
+    given: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
+    named = {source: FoundSource(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
     if path is None:
         if not named:
             raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
         return _of_names(next(found.path for found in named.values() if found.path), named)
     place = _existing(Path(path))
     if not place.is_dir():
-        kind: Source = "weights" if place.suffix in {".safetensors", ".bin", ".pt"} else "log"
-        return _of_names(place, {kind: Found(place, chosen=_NAMED), **named})
+        kind: SourceKind = "weights" if place.suffix in {".safetensors", ".bin", ".pt"} else "log"
+        return _of_names(place, {kind: FoundSource(place, chosen=_NAMED), **named})
     return _of_folder(place, named)
 
 
@@ -166,12 +170,12 @@ def _existing(place: Path) -> Path:
     return place
 
 
-def _of_names(place: Path, named: dict[Source, Found]) -> Sources:
-    found = {**{source: Found(reason=f"no {what} named") for source, what in _ABSENT.items()}, **named}
-    return Sources(place, log=found["log"], weights=found["weights"], config=found["config"])
+def _of_names(place: Path, named: dict[SourceKind, FoundSource]) -> RunSources:
+    found = {**{source: FoundSource(reason=f"no {what} named") for source, what in _ABSENT.items()}, **named}
+    return RunSources(place, log=found["log"], weights=found["weights"], config=found["config"])
 
 
-def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
+def _of_folder(folder: Path, named: dict[SourceKind, FoundSource]) -> RunSources:
     listing = list_folder(folder)
     checkpoints = checkpoints_in(listing.folders)
     inner = [] if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder, listing)
@@ -181,11 +185,11 @@ def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
     adapters = [checkpoint for checkpoint in checkpoints if holds_adapter(checkpoint.path)]
     weights = named.get("weights") or _weights(folder, listing, adapters)
     beside = [folder, folder / "training", *([weights.path] if weights.path and weights.path.is_dir() else [])]
-    return Sources(
+    return RunSources(
         folder,
         log=log,
         weights=weights,
-        config=named.get("config") or Found(reason="no adapter_config.json, training arguments or run_start"),
+        config=named.get("config") or FoundSource(reason="no adapter_config.json, training arguments or run_start"),
         training=next((at / name for at in beside for name in TRAINING_NAMES if (at / name).is_file()), None),
         folder=folder,
         checkpoints=checkpoints,
@@ -193,7 +197,7 @@ def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
     )
 
 
-def _apart(folder: Path, log: Found, weights: Found) -> list[str]:
+def _apart(folder: Path, log: FoundSource, weights: FoundSource) -> list[str]:
     """A note if log and adapter are in two subfolders, because it is a guess then that they are of one run."""
     both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
     apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
@@ -211,7 +215,7 @@ def _holds_weights(folder: Path) -> bool:
     return holds_adapter(folder) or any(holds_adapter(child) for child in list_folder(folder).folders)
 
 
-def _of_inner(folder: Path, inner: list[Path]) -> Sources:
+def _of_inner(folder: Path, inner: list[Path]) -> RunSources:
     """The sources of the only run in subfolders; if there are several, an error asks the user to choose one."""
     inner, same = _distinct(inner)
     if len(inner) > 1:
@@ -259,48 +263,48 @@ def _one_run(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
     return enough and all(math.isclose(one[step], other[step], rel_tol=_EQUAL) for step in shared)
 
 
-def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
+def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> FoundSource:
     """The folder's own adapter, else that of a subfolder, else that of the last checkpoint."""
     others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
     last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
     if holds_adapter(folder):
         many = [*(child.name for child in others), *(c.path.name for c in checkpoints[-1:])]
-        return Found(folder, chosen=f"the folder's own; also there: {', '.join(many[:SHOWN])}" if many else "")
+        return FoundSource(folder, chosen=f"the folder's own; also there: {', '.join(many[:SHOWN])}" if many else "")
     if len(others) == 1:
-        return Found(others[0], chosen=f"in {others[0].name}" + (f"; {last}" if last else ""))
+        return FoundSource(others[0], chosen=f"in {others[0].name}" + (f"; {last}" if last else ""))
     if checkpoints:
         also = f"; also there: {_names(others)}" if others else ""
-        return Found(checkpoints[-1].path, chosen=f"no adapter in the folder itself: {last}{also}")
+        return FoundSource(checkpoints[-1].path, chosen=f"no adapter in the folder itself: {last}{also}")
     if others:
-        return Found(reason=f"{len(others)} adapters in subfolders ({_names(others)}): --adapter chooses")
+        return FoundSource(reason=f"{len(others)} adapters in subfolders ({_names(others)}): --adapter chooses")
     return _single_file(folder, listing.files)
 
 
-def _single_file(folder: Path, files: list[str]) -> Found:
+def _single_file(folder: Path, files: list[str]) -> FoundSource:
     """The only weights file, if it has another name as kohya's have, or the reason why none counts."""
     tensors = [name for name in files if name.endswith(".safetensors")]
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:
-        return Found(folder / alone[0], chosen="the only weights file")
+        return FoundSource(folder / alone[0], chosen="the only weights file")
     if tensors and not alone:
-        return Found(reason=f"{', '.join(tensors[:SHOWN])}: a whole model, no adapter")
+        return FoundSource(reason=f"{', '.join(tensors[:SHOWN])}: a whole model, no adapter")
     if tensors:
-        return Found(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
+        return FoundSource(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
     lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
-    return Found(reason=f"no adapter in the folder{lost}")
+    return FoundSource(reason=f"no adapter in the folder{lost}")
 
 
-def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
+def _log(folder: Path, listing: Listing, inner: list[Path]) -> FoundSource:
     if _LOG in listing.files:
-        return Found(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
+        return FoundSource(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
     if is_run(folder):
-        return Found(folder)
+        return FoundSource(folder)
     inner, same = _distinct(inner)
     if len(inner) == 1:
-        return Found(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
+        return FoundSource(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
     if inner:
-        return Found(reason=f"{len(inner)} logs in subfolders ({_names(inner)}): --run chooses")
-    return Found(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
+        return FoundSource(reason=f"{len(inner)} logs in subfolders ({_names(inner)}): --run chooses")
+    return FoundSource(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
 
 
 def _names(folders: list[Path]) -> str:
@@ -317,15 +321,15 @@ class Log(NamedTuple):
 class Read(NamedTuple):
     """The reports that could be made, the state of each source, and the sources, of one run where the log tells."""
 
-    sources: Sources
-    states: dict[Source, DiagnosedSource]
+    sources: RunSources
+    states: dict[SourceKind, DiagnosedSource]
     check: CheckReport | None
     log: Log | None
     audit: AuditReport | None
 
 
 def read_sources(
-    sources: Sources,
+    sources: RunSources,
     base: PathLike | None,
     task: str | None,
     gap_threshold: float,
@@ -334,7 +338,7 @@ def read_sources(
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Read:
     """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
-    states: dict[Source, DiagnosedSource] = {}
+    states: dict[SourceKind, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
     sources = sources if log is None else _of_one_run(sources, log.run)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
@@ -342,19 +346,21 @@ def read_sources(
     return Read(sources, states, check, log, audit)
 
 
-def _of_one_run(sources: Sources, run: RunSeries) -> Sources:
+def _of_one_run(sources: RunSources, run: RunSeries) -> RunSources:
     """The sources with the newest checkpoint of the log's run, if the newest one is another run's."""
     chosen = next((c for c in sources.checkpoints if c.path == sources.weights.path), None)
     if chosen is None or identify(chosen, run).of_run is not False:
         return sources
     last = next((c for c in reversed(sources.checkpoints) if holds_adapter(c.path) and identify(c, run).of_run), None)
     if last is None:
-        return replace(sources, weights=Found(reason=f"{chosen.path.name} is of another run than the log"))
+        return replace(sources, weights=FoundSource(reason=f"{chosen.path.name} is of another run than the log"))
     why = f"{last.path.name} is the last of the log's run; {chosen.path.name} is of another"
-    return replace(sources, weights=Found(last.path, chosen=why))
+    return replace(sources, weights=FoundSource(last.path, chosen=why))
 
 
-def _state(source: Source, found: Found, *, holds: str = "", fault: GradienceError | None = None) -> DiagnosedSource:
+def _state(
+    source: SourceKind, found: FoundSource, *, holds: str = "", fault: GradienceError | None = None
+) -> DiagnosedSource:
     path = None if found.path is None else str(found.path)
     if fault is not None:
         return DiagnosedSource(source=source, state="unreadable", path=path, chosen=found.chosen, reason=str(fault))
@@ -363,7 +369,9 @@ def _state(source: Source, found: Found, *, holds: str = "", fault: GradienceErr
     return DiagnosedSource(source=source, state="read", path=path, chosen=found.chosen, holds=holds)
 
 
-def _read_log(found: Found, gap_threshold: float, left_out: Mapping[str, str]) -> tuple[Log | None, DiagnosedSource]:
+def _read_log(
+    found: FoundSource, gap_threshold: float, left_out: Mapping[str, str]
+) -> tuple[Log | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("log", found)
     try:
@@ -383,7 +391,7 @@ def _plural(n: int, what: str) -> str:
 
 
 def _read_weights(
-    found: Found, base: PathLike | None, top: int, left_out: Mapping[str, str]
+    found: FoundSource, base: PathLike | None, top: int, left_out: Mapping[str, str]
 ) -> tuple[AuditReport | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("weights", found)
@@ -391,7 +399,7 @@ def _read_weights(
 
     if (pointer := _pointer(found.path)) is not None:
         return None, _state(
-            "weights", Found(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
+            "weights", FoundSource(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
         )
     try:
         audit = audit_adapter(found.path, base=base, top_singular_values=top)
@@ -416,7 +424,7 @@ def _pointer(place: Path) -> str | None:
 
 
 def _read_config(
-    sources: Sources,
+    sources: RunSources,
     log: Log | None,
     base: PathLike | None,
     task: str | None,
@@ -428,9 +436,9 @@ def _read_config(
     beside = _config_beside(sources.weights.path, sources.folder) if named is None else None
     if stated is None and named is None and training is None and beside is None:
         return None, _state("config", sources.config)
-    found = Found(named or training or beside or sources.log.path, chosen=sources.config.chosen)
+    found = FoundSource(named or training or beside or sources.log.path, chosen=sources.config.chosen)
     if named is None and training is not None and (unused := _unused(training)) and (stated or beside):
-        found, training = Found(beside or sources.log.path, chosen=unused), None
+        found, training = FoundSource(beside or sources.log.path, chosen=unused), None
     used = None if named else training
     given = CheckOptions(config=stated, document=named, peft=beside, training=used, base=base, task=task)
     reasons = _of((rule.id for rule in RULES), left_out)

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from gradience.judge.monitor.source import Source, open_source
+from gradience.judge.monitor.source import LogSource, open_source
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
 from gradience.rules.log.account import account
@@ -93,7 +93,7 @@ def monitor_run(
 
 
 def report_of(
-    source: Source,
+    source: LogSource,
     run: RunSeries,
     *,
     gap_threshold: float = DEFAULT_GAP,

@@ -1,7 +1,7 @@
 """Find and read runs: a gradience log, another program's logs imported in memory, or a log still being written.
 
 A path may be a file, the folder of a run, or a folder of runs. `open_source` reads one source; `runs_in` finds the runs
-of a folder. `Tail` yields the whole lines of a file that grows, is cut, is replaced or does not exist yet. `Watch`
+of a folder. `Tail` yields the whole lines of a file that grows, is cut, is replaced or does not exist yet. `LiveRun`
 turns them into the series that a summary of the finished log has.
 """
 
@@ -118,7 +118,7 @@ def _without_ending(names: Sequence[str]) -> list[str]:
     return shorter if all(shorter) else list(names)
 
 
-class Source(NamedTuple):
+class LogSource(NamedTuple):
     """A log that was read: its path, its summary, and notes on the import."""
 
     path: Path
@@ -126,7 +126,7 @@ class Source(NamedTuple):
     notes: list[str]
 
 
-def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
+def open_source(path: str | os.PathLike[str], run: str | None = None) -> LogSource:
     """Read the runs of a log, of the folder that holds one, or of anything that can be imported.
 
     Args:
@@ -160,7 +160,7 @@ def is_log(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, run: str | None) -> Source:
+def _read(path: Path, run: str | None) -> LogSource:
     if not is_log(path):
         from gradience.importers import is_foreign  # a gradience log does not need it
 
@@ -169,7 +169,7 @@ def _read(path: Path, run: str | None) -> Source:
     summary = TelemetryReader(path).summarize(KEPT)
     if run is not None:
         _show(summary, run)
-    return Source(path, summary, [])
+    return LogSource(path, summary, [])
 
 
 def _show(summary: RunSummary, run: str) -> None:
@@ -181,7 +181,7 @@ def _show(summary: RunSummary, run: str) -> None:
     summary.runs[run] = chosen
 
 
-def _import(path: Path, run: str | None) -> Source:
+def _import(path: Path, run: str | None) -> LogSource:
     """Import in memory the runs that another program left."""
     from gradience.importers import read_source  # the same
 
@@ -189,14 +189,14 @@ def _import(path: Path, run: str | None) -> Source:
     summary = RunSummary(path, KEPT)
     for each in imported.runs:
         for event in each.events:
-            summary.take(event)
+            summary.add(event)
     files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
     notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
     if imported.skipped:
         first = imported.skipped[0]
         rows = "1 row was" if len(imported.skipped) == 1 else f"{len(imported.skipped)} rows were"
         notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
-    return Source(path, summary, notes)
+    return LogSource(path, summary, notes)
 
 
 class Tail:
@@ -301,7 +301,7 @@ class Tail:
                 self._held, self._overlong = b"", True
 
 
-class Watch:
+class LiveRun:
     """Collects the lines of a log that is being written, and shows the run that started last."""
 
     def __init__(self) -> None:
@@ -345,7 +345,7 @@ class Watch:
             if event.step is not None and event.metrics.loss is not None
         ]
 
-    def take(self, line: bytes) -> Event | UnknownEvent | None:
+    def add(self, line: bytes) -> Event | UnknownEvent | None:
         """Add one line and return its event; None for a bad line.
 
         Raises:
@@ -361,7 +361,7 @@ class Watch:
         if event is None:
             self.bad_lines += 1
         elif not isinstance(event, UnknownEvent):
-            self._log.take(event)
+            self._log.add(event)
         return event
 
 

@@ -17,10 +17,10 @@ from gradience.io.reading import real_path
 from gradience.judge.audit import audit_adapter
 from gradience.prove.bench.contest import (
     FULL,
+    BenchSubject,
     Contest,
     Entry,
     Making,
-    Sources,
     anchors,
     default_names,
     made,
@@ -29,7 +29,7 @@ from gradience.prove.bench.contest import (
 )
 from gradience.prove.bench.evaluators import digest_of_command, run, words
 from gradience.prove.bench.judge import Contender
-from gradience.prove.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
+from gradience.prove.bench.store import BenchStore, adapter_digest, file_hash, opened_store, refusing
 from gradience.prove.options import BenchOptions
 from gradience.rewrite.merge import merge_adapters
 from gradience.rewrite.mitigate import mitigate_adapter
@@ -96,11 +96,11 @@ def bench_adapter(
             ranks = [name.removeprefix("retrain:") for name in names if name.startswith("retrain:")]
             entry, more = retrained(store, contest, entry, command=retrain, ranks=ranks, options=options)
             notes += more
-        return contest.report([entry], Sources("resize", [path], notes))
+        return contest.report([entry], BenchSubject("resize", [path], notes))
 
 
 def retrained(
-    store: Store, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: BenchOptions
+    store: BenchStore, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: BenchOptions
 ) -> tuple[Entry, list[str]]:
     """Add to the entry, for each rank, a retrained adapter and the truncated one; return the entry and notes.
 
@@ -158,7 +158,7 @@ def _ranks(adapter: Path, asked: Sequence[str]) -> list[int]:
     return found
 
 
-def _trained(store: Store, command: str, rank: int, seed: int, timeout: float) -> Path:
+def _trained(store: BenchStore, command: str, rank: int, seed: int, timeout: float) -> Path:
     """The folder of a trained adapter. If it is missing, the training is run.
 
     A failed training leaves its files in a folder whose name ends in `.unfinished`.
@@ -231,7 +231,7 @@ def bench_merge(
             ]
             own = Contender(f"{side.name} alone", "reference", side.path, "the adapter as given")
             entries.append(Entry(side.name, file, [own, *merges, *anchors(store, side.path, seed=options.seed)]))
-        return contest.report(entries, Sources("merge", paths))
+        return contest.report(entries, BenchSubject("merge", paths))
 
 
 def _name(method: str, weights: Sequence[float] | None) -> str:
@@ -251,7 +251,7 @@ def _words(recipe: dict[str, Any]) -> str:
     return f"merged by {recipe['method']}{density}"
 
 
-def _merged(store: Store, name: str, paths: Sequence[PathLike], recipe: dict[str, Any], heads: str | None) -> Path:
+def _merged(store: BenchStore, name: str, paths: Sequence[PathLike], recipe: dict[str, Any], heads: str | None) -> Path:
     how = {"of": [adapter_digest(Path(path)) for path in paths], "heads": heads, **recipe}
 
     def make(out: Path) -> None:
@@ -307,10 +307,10 @@ def bench_mitigate(
         own = Contender(FULL, "reference", adapter, "the adapter as given")
         entrants = [own, *candidates, *anchors(store, adapter, seed=options.seed)]
         entries = [Entry(name, None if file is None else Path(file), entrants, on) for name, file, on in files]
-        return contest.report(entries, Sources("mitigate", [path]))
+        return contest.report(entries, BenchSubject("mitigate", [path]))
 
 
-def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Contender]:
+def _pair(store: BenchStore, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Contender]:
     """The adapter with its intruders scaled, and with alpha scaled by the same change; [] if nothing changes."""
     source, name = adapter_digest(adapter), f"scale:{scale:g}"
 

@@ -25,7 +25,7 @@ from gradience.io.reading import real_path
 from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.prove.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
 from gradience.prove.bench.judge import BASE, Contender, Task, judge, tolerance_of
-from gradience.prove.bench.store import Evaluation, Store, adapter_digest, file_hash, refusing
+from gradience.prove.bench.store import BenchStore, Evaluation, adapter_digest, file_hash, refusing
 from gradience.prove.bench.trial import CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
 from gradience.prove.options import BenchOptions
 from gradience.rewrite.resize import resize_adapter
@@ -118,7 +118,7 @@ class Entry(NamedTuple):
     judged: bool = True
 
 
-class Sources(NamedTuple):
+class BenchSubject(NamedTuple):
     """The subject of the report: kind of bench, adapters and notes."""
 
     kind: Literal["resize", "merge", "mitigate"]
@@ -126,7 +126,7 @@ class Sources(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def anchors(store: Store, adapter: Path, *, seed: int) -> list[Contender]:
+def anchors(store: BenchStore, adapter: Path, *, seed: int) -> list[Contender]:
     """The adapter without its update, and with its update shuffled."""
     source = adapter_digest(adapter)
     zero = store.made(BASE, {"of": source}, lambda out: write_without_update(adapter, out))
@@ -153,7 +153,7 @@ def default_names(adapter: Path, *, calibrated: bool) -> list[str]:
     return ["p90", *(f"svd:{k}" for k in ranks), *(DEFAULT_KL if calibrated else ())]
 
 
-def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Contender], list[str]]:
+def made(store: BenchStore, names: Sequence[str], making: Making) -> tuple[list[Contender], list[str]]:
     """Make the candidates with these names, without the three that every bench has, and return them.
 
     The second result are notes on candidates that are left out because they equal another.
@@ -197,7 +197,7 @@ def _recipe(name: str, making: Making) -> dict[str, Any] | Path:
     return {"kl": number, "base": making.base, "calibrate": making.calibrate, "seed": making.seed}
 
 
-def _resized(store: Store, name: str, options: dict[str, Any], source: str, making: Making) -> Path:
+def _resized(store: BenchStore, name: str, options: dict[str, Any], source: str, making: Making) -> Path:
     how: dict[str, Any] = {"of": source, **{key: str(value) for key, value in options.items()}}
     if making.calibrate is not None and "calibrate" in options:
         how["calibrate"] = file_hash(making.calibrate)
@@ -241,7 +241,7 @@ def require_packages(options: BenchOptions) -> None:
 class Contest:
     """Scores entrants by one kind of evaluator; evaluations already in the store are reused."""
 
-    def __init__(self, store: Store, options: BenchOptions, adapter: Path, progress: Progress | None) -> None:
+    def __init__(self, store: BenchStore, options: BenchOptions, adapter: Path, progress: Progress | None) -> None:
         self._store = store
         self._options = options
         self._progress = progress or (lambda _done, _total, _name: None)
@@ -302,7 +302,7 @@ class Contest:
             )
         return found
 
-    def report(self, entries: Sequence[Entry], sources: Sources) -> BenchReport:
+    def report(self, entries: Sequence[Entry], sources: BenchSubject) -> BenchReport:
         """Score all entrants of all tasks, judge them, and store and return the report.
 
         Raises:

@@ -109,7 +109,7 @@ def refusing(name: str, advice: str) -> Iterator[None]:
         raise AdapterError(f"{name}: {error}", advice=advice) from error
 
 
-class Store:
+class BenchStore:
     """One trial's folder. `evaluated` and `reused` count the evaluations of this run."""
 
     def __init__(self, folder: Path) -> None:
@@ -144,7 +144,7 @@ class Store:
 
 
 @contextmanager
-def opened_store(folder: Path) -> Iterator[Store]:
+def opened_store(folder: Path) -> Iterator[BenchStore]:
     """A context that yields the store in a folder. Only one process at a time can use it.
 
     Raises:
@@ -155,7 +155,7 @@ def opened_store(folder: Path) -> Iterator[Store]:
             raise OutputError(f"{folder} is not empty, and no folder of gradience bench", advice="give another --out")
         make_folder(folder / _EVALUATIONS)
         with FileLock(folder / ".lock", timeout=0):
-            yield Store(folder)
+            yield BenchStore(folder)
     except Timeout as error:
         raise OutputError(f"another process is running a bench in {folder}", advice="wait, or give another") from error
     except OSError as error:

@@ -16,14 +16,14 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
-from gradience.base.weights import BaseWeights, Found, find_shards
+from gradience.base.weights import BaseTensor, BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import DTYPES
 from gradience.prove.verify_merge.delta import FLOATS
 from gradience.prove.verify_merge.judge import FAILING
 from gradience.prove.verify_merge.measure import is_cast, relative_change
-from gradience.prove.verify_merge.rows import Rows, copies_of
+from gradience.prove.verify_merge.rows import VerifiedRows, copies_of
 from gradience.schema import real
 from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, OtherTensor, VerifiedModule, VerifyMergeReport, VerifyVerdict
 from gradience.spectral import scratch
@@ -72,7 +72,7 @@ def verify_merged(
     after = _merged_weights(Path(merged))
     shown = progress or (lambda _done, _total, _name: None)
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        rows = Rows(held, before, after, workers=pool.map if threads > 1 else map)
+        rows = VerifiedRows(held, before, after, workers=pool.map if threads > 1 else map)
         found = _judged(held, rows, shown, extra=sum(len(file.tensors) for file in after.files))
         rest = Rest(before, after, touched=rows.touched, used=rows.used)
         done, total = len(found), len(found) + len(rest.names)
@@ -98,7 +98,7 @@ def verify_merged(
     )
 
 
-def _judged(adapter: Adapter, rows: Rows, shown: Progress, *, extra: int) -> list[VerifiedModule]:
+def _judged(adapter: Adapter, rows: VerifiedRows, shown: Progress, *, extra: int) -> list[VerifiedModule]:
     """Return a row for each module, and for each tensor that the adapter holds whole.
 
     `extra` is the number of tensors of the merged model, for the progress.
@@ -183,7 +183,7 @@ class Rest:
             return name.removesuffix(found.name), ""
         return ("", found.name.removesuffix(name)) if found.name.endswith(name) else None
 
-    def _in_base(self, name: str) -> Found | None:
+    def _in_base(self, name: str) -> BaseTensor | None:
         """Return the base's tensor of that name, or of the name with its prefix changed as for another tensor."""
         renamed = (f"{own}{name.removeprefix(dropped)}" for dropped, own in self._prefixes)
         known = next((one for one in (name, *renamed) if one in self._held), None)
@@ -210,7 +210,7 @@ class Rest:
             yield OtherTensor(name=name, what="missing")
 
 
-def _difference(w: Found, m: Found) -> float | None:
+def _difference(w: BaseTensor, m: BaseTensor) -> float | None:
     """Return norm(M - W) / norm(W), or None if M is a copy or a cast of W.
 
     Raises:
@@ -232,7 +232,7 @@ def _difference(w: Found, m: Found) -> float | None:
     return None if is_cast(x, y, own, merged) else relative_change(x, y, own, merged)
 
 
-def _same_bytes(w: Found, m: Found) -> bool:
+def _same_bytes(w: BaseTensor, m: BaseTensor) -> bool:
     """Return whether two tensors of one size have equal bytes. Comparing 8 bytes at once is 15 times as fast."""
     size = w.info.nbytes
     with w.file.reader(w.name) as before, m.file.reader(m.name) as after:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module
-from gradience.base.weights import Found, matrix_of, plain_factors
+from gradience.base.weights import BaseTensor, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorReader
 from gradience.schema.merge import MergeReplay
@@ -112,7 +112,7 @@ class Stored:
 Matrix: TypeAlias = Array | Stored
 
 
-def stored(tensors: Iterable[Found], expert: int | None, files: ExitStack) -> Stored:
+def stored(tensors: Iterable[BaseTensor], expert: int | None, files: ExitStack) -> Stored:
     """Return the tensors' rows stacked, each tensor as a matrix with all axes after the first flattened.
 
     Args:

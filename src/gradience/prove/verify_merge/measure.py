@@ -19,7 +19,7 @@ from gradience.adapters import is_embedding
 from gradience.adapters.layout import Array
 from gradience.errors import AdapterError
 from gradience.prove.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
-from gradience.prove.verify_merge.replays import Case, Missed, Rows, missed_by
+from gradience.prove.verify_merge.replays import Case, Missed, TensorRows, missed_by
 from gradience.schema.merge import MergeReplay, ModuleVerdict
 from gradience.spectral import scratch
 
@@ -101,7 +101,7 @@ def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool
     """Return (counts, sums) over some rows, in the order of `Sums`; None if `stop` and the replay cannot give M."""
     w, m = case.span(at)
     used, d = case.delta.both(at, replay)
-    missed = missed_by(Rows(w, m, used), replay, base=case.base, merged=case.merged, quick=quick)
+    missed = missed_by(TensorRows(w, m, used), replay, base=case.base, merged=case.merged, quick=quick)
     e = np.subtract(m, w, out=scratch.array("sum", w.shape, w.dtype))
     ee = _dot(e, e)
     if quick and math.isnan(ee):
@@ -141,7 +141,7 @@ def _unreachable(case: Case, replay: MergeReplay, at: slice | Array, pair: tuple
 def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
     """Return the number of entries of M, in some rows, that the replay cannot give in any order of sums."""
     w, m = case.pair(at)
-    missed = missed_by(Rows(w, m, case.delta.rows(at, replay)), replay, base=case.base, merged=case.merged)
+    missed = missed_by(TensorRows(w, m, case.delta.rows(at, replay)), replay, base=case.base, merged=case.merged)
     return _unreachable(case, replay, at, (w, m), missed)
 
 

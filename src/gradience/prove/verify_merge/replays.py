@@ -176,7 +176,7 @@ class Missed(NamedTuple):
     p: Array
 
 
-class Rows(NamedTuple):
+class TensorRows(NamedTuple):
     """Rows of W and M in the dtype used for computing, and of dW as the replay adds it."""
 
     w: Array
@@ -184,7 +184,7 @@ class Rows(NamedTuple):
     delta: Array
 
 
-def missed_by(rows: Rows, replay: MergeReplay, *, base: str, merged: str, quick: bool = True) -> Missed:
+def missed_by(rows: TensorRows, replay: MergeReplay, *, base: str, merged: str, quick: bool = True) -> Missed:
     """Return where the replay does not give M, with sums in the order in which this machine adds them.
 
     `quick` may treat a NaN in M as equal to p, so the caller has to look for NaN.
@@ -213,7 +213,7 @@ def _roundings(replay: MergeReplay, merged: str) -> list[str]:
     return [*first, merged] if narrower(merged, replay.weight) else first
 
 
-def _missed_in_bf16(rows: Rows, replay: MergeReplay, base: str, merged: str) -> Missed | None:
+def _missed_in_bf16(rows: TensorRows, replay: MergeReplay, base: str, merged: str) -> Missed | None:
     """Return where the replay does not give M, for a sum rounded once, to bfloat16; None if there are many places.
 
     A float32 number rounds to M if their bits, as integers, are less than half a step of bfloat16 apart. Ties, zeros
@@ -296,7 +296,7 @@ def _half(replay: MergeReplay) -> str | None:
 
 
 def _roundings_held(case: Case, replay: MergeReplay) -> list[str]:
-    """Return the dtypes that f V is rounded to, in order."""
+    """Return the dtypes that f V, DoRA's factor times W + dW, goes through: that of the product, then each narrower."""
     chain = [_half(replay) or "F32"]
     for dtype in (replay.weight, case.merged):
         if narrower(dtype, chain[-1]):

@@ -17,7 +17,7 @@ import numpy as np
 from gradience.adapters import is_embedding
 from gradience.adapters.layout import PREFIX, Adapter, Module
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.weights import BaseWeights, Found
+from gradience.base.weights import BaseTensor, BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
 from gradience.prove.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
@@ -41,10 +41,10 @@ _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
 _ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
 
 
-class Place(NamedTuple):
+class WeightPlace(NamedTuple):
     """The location of a weight: one tensor, or several tensors stacked along their rows."""
 
-    tensors: tuple[Found, ...]
+    tensors: tuple[BaseTensor, ...]
     expert: int | None = None
     shared: bool = False
     """Whether an output layer was asked for, and the embedding whose matrix it shares was found."""
@@ -69,18 +69,18 @@ def names_of(module: Module, adapter: Adapter) -> tuple[str, str]:
     return own, f"{module.name.partition(':')[0]}.{own.rpartition('.')[2]}"
 
 
-def find_place(weights: BaseWeights, name: str, expert: int | None = None) -> Place | None:
+def find_place(weights: BaseWeights, name: str, expert: int | None = None) -> WeightPlace | None:
     """Return the location of the weight of that name, or None if the model has none."""
     if (found := weights.find(name)) is not None:
-        return Place((found,), expert)
+        return WeightPlace((found,), expert)
     if expert is not None:
         return next(_in_parts(weights, name, expert), None)
     if name.endswith(_OUTPUTS) and (shared := _embedding(weights)) is not None:
-        return Place((shared,), shared=True)
+        return WeightPlace((shared,), shared=True)
     return None
 
 
-def _in_parts(weights: BaseWeights, name: str, expert: int) -> Iterator[Place]:
+def _in_parts(weights: BaseWeights, name: str, expert: int) -> Iterator[WeightPlace]:
     path, _, parameter = name.rpartition(".")
     paths = [path, *(path.replace(new, old) for new, old in _OLD_PATHS if new in path)]
     for stem in paths:
@@ -88,10 +88,10 @@ def _in_parts(weights: BaseWeights, name: str, expert: int) -> Iterator[Place]:
             found = [weights.find(f"{stem}.{expert}.{part}.weight") for part in parts]
             present = tuple(one for one in found if one is not None)
             if len(present) == len(parts):
-                yield Place(present)
+                yield WeightPlace(present)
 
 
-def _embedding(weights: BaseWeights) -> Found | None:
+def _embedding(weights: BaseWeights) -> BaseTensor | None:
     """Return the input embedding: among tensors named like an embedding, the one with most rows."""
     names = [name for file in weights.files for name in file.tensors if name.endswith(".weight")]
     found = [weights.find(name) for name in names if is_embedding(name.removesuffix(".weight"))]
@@ -109,7 +109,7 @@ def reason_missing(weights: BaseWeights, name: str) -> str:
     return f"has no {name}"
 
 
-def refusal(weights: BaseWeights, place: Place) -> str | None:
+def refusal(weights: BaseWeights, place: WeightPlace) -> str | None:
     """Return the reason for which the tensors cannot be compared, or None."""
     return next((why for found in place.tensors if (why := weights.refusal(found)) is not None), None)
 
@@ -156,7 +156,7 @@ def _token_rows(adapter: Adapter, path: str) -> tuple[int, ...] | None:
     return None if asked is None else tuple(asked)
 
 
-class Rows:
+class VerifiedRows:
     """The rows of one adapter, from its base and a merged model.
 
     `used` are the base's tensors that the adapter accounts for, `touched` those of the merged model.
@@ -231,7 +231,7 @@ class Rows:
         place = self._place(self._base, name, module.expert, "the base")
         return Held(place.name, place.dtype, stored(place.tensors, place.expert, files))
 
-    def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> Place:
+    def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> WeightPlace:
         place = find_place(weights, name, expert)
         if place is None:
             raise AdapterError(f"{whose} {reason_missing(weights, name)}")

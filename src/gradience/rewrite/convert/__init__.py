@@ -16,7 +16,7 @@ from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.rewrite.convert.source import (
-    Source,
+    SourceAdapter,
     components_of,
     open_source,
     parsed_renames,
@@ -24,7 +24,7 @@ from gradience.rewrite.convert.source import (
     refuse_modules,
     renamed,
 )
-from gradience.rewrite.convert.updates import Choice, Conversion, Update, layer_updates
+from gradience.rewrite.convert.updates import Conversion, LayerUpdate, RankChoice, layer_updates
 from gradience.rewrite.convert.write import (
     MLX_METADATA,
     MLX_WEIGHTS,
@@ -38,9 +38,9 @@ from gradience.rewrite.convert.write import (
 )
 from gradience.rewrite.options import ConvertOptions
 from gradience.rewrite.writing import (
+    ArraySpool,
     NewAdapter,
     SourceFiles,
-    Spool,
     provenance_of,
     refuse_place,
     temporary_folder,
@@ -85,7 +85,7 @@ def convert_adapter(
     """
     options = replace(options, **keywords)
     options.refuse_bad()
-    to, choice = options.to, Choice(options.rank, options.energy)
+    to, choice = options.to, RankChoice(options.rank, options.energy)
     source = open_source(path, adapter_config=adapter_config, weights=weights, base=options.base)
     _refuse_vain(source, to, choice)
     refuse_modules(source)
@@ -98,7 +98,7 @@ def convert_adapter(
     rest = _rest(source, to, drop=options.drop, other_components=elsewhere)
     given = {name: value for name in _RECORDED if (value := getattr(options, name))}
     with temporary_folder() as folder:
-        run = Conversion(source, choice, Spool(folder), to)
+        run = Conversion(source, choice, ArraySpool(folder), to)
         updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
         new = _new_adapter(source, updates, rest, to)
         report = ConvertReport(
@@ -124,7 +124,7 @@ def convert_adapter(
     return msgspec.structs.replace(report, out=str(out))
 
 
-def _refuse_vain(source: Source, to: TargetFormat, choice: Choice) -> None:
+def _refuse_vain(source: SourceAdapter, to: TargetFormat, choice: RankChoice) -> None:
     """Refuse to convert an adapter that is already in the target's format."""
     if to == "peft" and source.traits.is_plain:
         advice = "gradience resize changes its rank" if not choice.everything else "use it as it is"
@@ -140,7 +140,7 @@ class _Rest(NamedTuple):
     dropped: list[str]
 
 
-def _rest(source: Source, target: TargetFormat, *, drop: bool, other_components: Collection[str]) -> _Rest:
+def _rest(source: SourceAdapter, target: TargetFormat, *, drop: bool, other_components: Collection[str]) -> _Rest:
     """Return the tensors that belong to no update, sorted into those to copy and those to leave out.
 
     Raises:
@@ -159,7 +159,9 @@ def _rest(source: Source, target: TargetFormat, *, drop: bool, other_components:
     return _Rest(carried, dropped)
 
 
-def _experts(source: Source, choice: Choice, to: TargetFormat, replaced: dict[str, str]) -> list[Update]:
+def _experts(
+    source: SourceAdapter, choice: RankChoice, to: TargetFormat, replaced: dict[str, str]
+) -> list[LayerUpdate]:
     if source.experts and not choice.everything:
         raise AdapterError(
             f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
@@ -168,14 +170,14 @@ def _experts(source: Source, choice: Choice, to: TargetFormat, replaced: dict[st
     return [stack._replace(path=renamed(stack.path, replaced)) for stack in expert_updates(source.experts, to)]
 
 
-def _new_adapter(source: Source, updates: Sequence[Update], rest: _Rest, to: TargetFormat) -> NewAdapter:
+def _new_adapter(source: SourceAdapter, updates: Sequence[LayerUpdate], rest: _Rest, to: TargetFormat) -> NewAdapter:
     if to == "mlx":
         return NewAdapter(mlx_tensors(updates), mlx_config(source, updates), MLX_METADATA, MLX_WEIGHTS)
     tensors = sorted([*peft_tensors(updates), *rest.carried], key=lambda tensor: tensor.name)
     return NewAdapter(tensors, peft_config(source, updates))
 
 
-def _row(update: Update) -> ConvertedModule:
+def _row(update: LayerUpdate) -> ConvertedModule:
     return ConvertedModule(
         name=" + ".join(update.names),
         kind=update.kind,
@@ -187,12 +189,12 @@ def _row(update: Update) -> ConvertedModule:
     )
 
 
-def _relative_error(updates: Sequence[Update]) -> float | None:
+def _relative_error(updates: Sequence[LayerUpdate]) -> float | None:
     norm = math.hypot(*(update.part.norm for update in updates))
     return math.hypot(*(update.part.rest for update in updates)) / norm if norm > 0.0 else None
 
 
-def _notes(source: Source, updates: Sequence[Update], target: TargetFormat) -> list[str]:
+def _notes(source: SourceAdapter, updates: Sequence[LayerUpdate], target: TargetFormat) -> list[str]:
     notes = []
     converted = {name for update in updates for name in update.names}
     left = {name: found for name, found in components_of(source).items() if not converted & {m.name for m in found}}

@@ -44,7 +44,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return _NAMES[dtype]
 
 
-class Source(NamedTuple):
+class SourceAdapter(NamedTuple):
     """An opened adapter, its config as written, its base if one was given, and the modules to convert."""
 
     files: AdapterFiles
@@ -75,7 +75,7 @@ class Source(NamedTuple):
 
 def open_source(
     path: PathLike, *, adapter_config: PathLike | None, weights: PathLike | None, base: PathLike | None
-) -> Source:
+) -> SourceAdapter:
     """Open the adapter, and collect the modules to convert.
 
     Raises:
@@ -106,10 +106,10 @@ def open_source(
         why = "; ".join(f"{s.name}: {s.reason}" for s in adapter.skipped[:_SHOWN]) or "it holds no update"
         raise AdapterError(f"no module of {files.weights} can be converted ({why})")
     raw = raw_config(files.config) if files.config.is_file() else {}
-    return Source(files, adapter, traits_of(adapter), tensors, raw, found, modules)
+    return SourceAdapter(files, adapter, traits_of(adapter), tensors, raw, found, modules)
 
 
-def refuse_modules(source: Source) -> None:
+def refuse_modules(source: SourceAdapter) -> None:
     """Refuse modules whose pair has no place in another format.
 
     Raises:
@@ -147,13 +147,13 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
     )
 
 
-def _on_parameter(source: Source, module: Module) -> bool:
+def _on_parameter(source: SourceAdapter, module: Module) -> bool:
     """Whether the module is a bare parameter that is neither a layer's weight nor stacked experts."""
     named = module.base_name is None or not module.base_name.endswith(".weight")
     return bool(source.adapter.config.target_parameters) and module.expert is None and named
 
 
-def components_of(source: Source) -> dict[str, list[Module]]:
+def components_of(source: SourceAdapter) -> dict[str, list[Module]]:
     """Return the modules by component of the pipeline; for other adapters, one component with an empty name."""
     found: dict[str, list[Module]] = {}
     for module in source.layers:
@@ -161,7 +161,7 @@ def components_of(source: Source) -> dict[str, list[Module]]:
     return found
 
 
-def _component(source: Source, module: Module) -> str:
+def _component(source: SourceAdapter, module: Module) -> str:
     if source.adapter.file_format.component_prefix:
         return module.name.partition(".")[0]
     if not source.adapter.file_format.module_paths:
@@ -170,7 +170,7 @@ def _component(source: Source, module: Module) -> str:
     return ""
 
 
-def paths_of(source: Source, *, component: str | None, renames: Mapping[str, str]) -> dict[str, str]:
+def paths_of(source: SourceAdapter, *, component: str | None, renames: Mapping[str, str]) -> dict[str, str]:
     """Return the path in the target for each module of the component to convert.
 
     Raises:
@@ -196,7 +196,7 @@ def paths_of(source: Source, *, component: str | None, renames: Mapping[str, str
     return found_paths
 
 
-def _paths(source: Source, modules: Iterable[Module]) -> dict[str, str]:
+def _paths(source: SourceAdapter, modules: Iterable[Module]) -> dict[str, str]:
     if source.adapter.file_format.component_prefix:
         return {module.name: module.name.partition(".")[2] for module in modules}
     return {module.name: _peft_path(module) for module in modules}

@@ -1,7 +1,7 @@
 """The updates to write: each with its LoRA pair, and its name and layout in the target.
 
-A layer gives one `Update`, and so does a parameter of stacked experts, for all experts. The pair is exact if its rank
-allows, else the best approximation of the rank asked for.
+A layer gives one `LayerUpdate`, and so does a parameter of stacked experts, for all experts. The pair is exact if its
+rank allows, else the best approximation of the rank asked for.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from gradience.adapters import module_type
 from gradience.adapters.formats.foreign import is_embedding_layer
 from gradience.adapters.layout import LARGEST_ENTRY, Array, LoadFactors, Module, within_range
-from gradience.base.weights import BaseWeights, Found
+from gradience.base.weights import BaseTensor, BaseWeights
 from gradience.errors import AdapterError
 from gradience.io import Progress
-from gradience.rewrite.convert.source import Source
-from gradience.rewrite.writing import Spool
+from gradience.rewrite.convert.source import SourceAdapter
+from gradience.rewrite.writing import ArraySpool
 from gradience.schema.writing import TargetFormat
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
@@ -33,7 +33,7 @@ _BLOCK: Final = 4096  # columns of a factor that are cast to float64 at a time
 _FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
 
 
-class Choice(NamedTuple):
+class RankChoice(NamedTuple):
     """How much of an update to keep: at most a rank, or a share of its energy (squared Frobenius norm), or all."""
 
     rank: int | None = None
@@ -74,7 +74,7 @@ class Factored(NamedTuple):
         return self.rest / self.norm if self.norm > 0.0 else None
 
 
-class Update(NamedTuple):
+class LayerUpdate(NamedTuple):
     """The pair of one layer, or of one parameter of all experts, to be written in the target's files.
 
     `part.load` returns (b, a) in the orientation of the base's weight; for experts b (E, out, r) and a (E, r, in).
@@ -132,13 +132,13 @@ def is_router(path: str) -> bool:
 class Conversion(NamedTuple):
     """A conversion: the source, how much of each update to keep, the spool for new factors, and the target."""
 
-    source: Source
-    choice: Choice
-    spool: Spool
+    source: SourceAdapter
+    choice: RankChoice
+    spool: ArraySpool
     target: TargetFormat
 
 
-def layer_updates(run: Conversion, paths: Mapping[str, str], progress: Progress | None = None) -> Iterator[Update]:
+def layer_updates(run: Conversion, paths: Mapping[str, str], progress: Progress | None = None) -> Iterator[LayerUpdate]:
     """Yield the updates of the layers in `paths` (module's name to path in the target), one in memory at a time.
 
     Raises:
@@ -153,7 +153,7 @@ def layer_updates(run: Conversion, paths: Mapping[str, str], progress: Progress 
         progress(len(modules), len(modules), "")
 
 
-def _layer(run: Conversion, module: Module, path: str) -> Update:
+def _layer(run: Conversion, module: Module, path: str) -> LayerUpdate:
     source, is_peft = run.source, run.source.adapter.file_format.is_peft
     embedding = _is_embedding(source, module)
     found = _in_base(source.base, path, module)
@@ -165,7 +165,7 @@ def _layer(run: Conversion, module: Module, path: str) -> Update:
         part = _dense(run, module, found)
     fan_in_fan_out = is_peft and source.adapter.config.fan_in_fan_out and not kernel
     swapped = found is not None and not kernel and found.info.shape != module.shape == found.info.shape[::-1]
-    return Update(
+    return LayerUpdate(
         (module.name,),
         module.kind,
         path,
@@ -179,7 +179,7 @@ def _layer(run: Conversion, module: Module, path: str) -> Update:
     )
 
 
-def _is_pair(source: Source, module: Module) -> bool:
+def _is_pair(source: SourceAdapter, module: Module) -> bool:
     """Whether the file's own tensors are the two factors, in either orientation."""
     if source.adapter.file_format.is_peft and source.traits.peft_type != "LORA":
         return False
@@ -187,7 +187,7 @@ def _is_pair(source: Source, module: Module) -> bool:
     return not computed and not source.traits.bdlora
 
 
-def _scale(source: Source, module: Module) -> float:
+def _scale(source: SourceAdapter, module: Module) -> float:
     """Return the scale to write: 1 for PEFT types other than LoRA, else the module's own.
 
     A pair that is copied keeps its scale, and so does its lora_bias.
@@ -195,19 +195,19 @@ def _scale(source: Source, module: Module) -> float:
     return 1.0 if source.adapter.file_format.is_peft and source.traits.peft_type != "LORA" else module.scale
 
 
-def _is_embedding(source: Source, module: Module) -> bool:
+def _is_embedding(source: SourceAdapter, module: Module) -> bool:
     if source.adapter.file_format.embeds_by_name:
         return is_embedding_layer(module.name)
     return module.kind == "embedding" or any("embedding_A" in field for field in module.keys)
 
 
-def _in_base(base: BaseWeights | None, path: str, module: Module) -> Found | None:
+def _in_base(base: BaseWeights | None, path: str, module: Module) -> BaseTensor | None:
     if base is None:
         return None
     return base.find(module.base_name or f"{path}.weight") or base.find(f"{path}.weight")
 
 
-def _dense(run: Conversion, module: Module, found: Found | None) -> Factored:
+def _dense(run: Conversion, module: Module, found: BaseTensor | None) -> Factored:
     """Return the pair that approximates an update which is a function of the base weight, or equals it."""
     update, base = module.dense, run.source.base
     if base is None or update is None:
@@ -227,7 +227,7 @@ def _dense(run: Conversion, module: Module, found: Found | None) -> Factored:
     return from_dense(module, matrix, run.choice, run.spool, scale=scale, bound=bound)
 
 
-def _rank_bound(source: Source, module: Module) -> int | None:
+def _rank_bound(source: SourceAdapter, module: Module) -> int | None:
     """Return an upper bound on the update's rank, or None if it may have full rank."""
     if module.magnitude is not None:
         return None
@@ -238,7 +238,7 @@ def _rank_bound(source: Source, module: Module) -> int | None:
     return module.r if module.kind == "vera" else None
 
 
-def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, ...]:
+def _kernel(source: SourceAdapter, module: Module, found: BaseTensor | None) -> tuple[int, ...]:
     """Return the kernel's sizes if the layer is a convolution, else an empty tuple.
 
     Raises:
@@ -259,7 +259,7 @@ def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, .
     return ()
 
 
-def _takes_dora(source: Source, module: Module, target: TargetFormat) -> bool:
+def _takes_dora(source: SourceAdapter, module: Module, target: TargetFormat) -> bool:
     """Whether the target can hold the module's magnitudes unchanged, because its norms run over the same axis."""
     if (source.adapter.file_format.is_peft and target == "peft") or _is_embedding(source, module):
         return False
@@ -269,7 +269,7 @@ def _takes_dora(source: Source, module: Module, target: TargetFormat) -> bool:
     return True
 
 
-def _magnitude(source: Source, module: Module, target: TargetFormat) -> Callable[[], Array] | None:
+def _magnitude(source: SourceAdapter, module: Module, target: TargetFormat) -> Callable[[], Array] | None:
     read = module.magnitude
     if read is None:
         return None
@@ -278,7 +278,7 @@ def _magnitude(source: Source, module: Module, target: TargetFormat) -> Callable
     return lambda: read().reshape(-1)
 
 
-def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, copy: bool) -> Factored:
+def from_factors(module: Module, choice: RankChoice, spool: ArraySpool, *, scale: float, copy: bool) -> Factored:
     """Return the module's own pair, cut to a lower rank if the choice asks for it.
 
     Args:
@@ -297,11 +297,11 @@ def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, 
     if not copy:
         b, a = _without_zeros(b, a)
     if a.shape[0] > min(len(b), a.shape[1]) and not copy:
-        return _truncated(decomposed(b, a, module.scale), Choice(min(len(b), a.shape[1])), choice, spool, scale)
+        return _truncated(decomposed(b, a, module.scale), RankChoice(min(len(b), a.shape[1])), choice, spool, scale)
     if not choice.everything:
         low = decomposed(b, a, module.scale)
         if (kept := choice.of(low.sigma)) < a.shape[0]:
-            return _truncated(low, Choice(kept), Choice(), spool, scale)
+            return _truncated(low, RankChoice(kept), RankChoice(), spool, scale)
     if copy:
         return Factored(a.shape[0], module.scale, shape, (b.dtype, a.dtype), module.load, "copied", norm, 0.0)
     ratio = module.scale / scale if scale else 1.0
@@ -309,13 +309,13 @@ def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, 
     return Factored(a.shape[0], scale, shape, _FLOATS, load, "factors", norm, 0.0)
 
 
-def _kept(spool: Spool, b: Array, a: Array) -> LoadFactors:
+def _kept(spool: ArraySpool, b: Array, a: Array) -> LoadFactors:
     """Put computed factors into the spool in float32, as they will be stored, and return their loader."""
     left, right = spool.keep(b.astype(np.float32)), spool.keep(a.astype(np.float32))
     return lambda: (left(), right())
 
 
-def _truncated(low: LowRank, first: Choice, second: Choice, spool: Spool, scale: float) -> Factored:
+def _truncated(low: LowRank, first: RankChoice, second: RankChoice, spool: ArraySpool, scale: float) -> Factored:
     kept = max(1, min(first.of(low.sigma), second.of(low.sigma)))
     load = _kept(spool, *low.factors(kept, scale))
     norm = float(np.linalg.norm(low.sigma))
@@ -361,7 +361,13 @@ def refuse_non_finite(module: Module, *arrays: Array) -> None:
 
 
 def from_dense(
-    module: Module, matrix: Callable[[], Floats], choice: Choice, spool: Spool, *, scale: float, bound: int | None
+    module: Module,
+    matrix: Callable[[], Floats],
+    choice: RankChoice,
+    spool: ArraySpool,
+    *,
+    scale: float,
+    bound: int | None,
 ) -> Factored:
     """Return the leading part of a dense update; `bound` is an upper bound on its rank, if one is known.
 
@@ -382,7 +388,7 @@ def from_dense(
     return Factored(kept, scale, (dense.shape[0], dense.shape[1]), _FLOATS, load, "dense", part.norm, part.rest)
 
 
-def _part(dense: Floats, choice: Choice, bound: int) -> Part:
+def _part(dense: Floats, choice: RankChoice, bound: int) -> Part:
     if choice.energy is not None:
         part = part_with_energy(dense, choice.energy)
         return part if len(part.low.sigma) <= bound else leading_part(dense, bound)

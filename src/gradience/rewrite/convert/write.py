@@ -21,8 +21,8 @@ from gradience.adapters.layout import PREFIX, Array, Module, pattern_name
 from gradience.adapters.pairs import padded, peft_pair
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, planned
-from gradience.rewrite.convert.source import Source, dtype_name
-from gradience.rewrite.convert.updates import Factored, Factors, Update, is_router, product_norm, refuse_non_finite
+from gradience.rewrite.convert.source import SourceAdapter, dtype_name
+from gradience.rewrite.convert.updates import Factored, Factors, LayerUpdate, is_router, product_norm, refuse_non_finite
 from gradience.rules.weights.ranks import alpha_for, patterns_of
 from gradience.schema.writing import TargetFormat
 
@@ -59,7 +59,7 @@ _PARAMETERS: Final = frozenset({"gate_up_proj", "gate_proj", "up_proj", "down_pr
 _OLD_NAMES: Final = {".block_sparse_moe": ".mlp"}  # Mixtral's, in MLX-LM and in transformers 5
 
 
-def mlx_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
+def mlx_tensors(updates: Sequence[LayerUpdate]) -> list[PlannedTensor]:
     """Return the updates' tensors in MLX-LM's format.
 
     Raises:
@@ -70,7 +70,7 @@ def mlx_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
     return [tensor for update in updates for tensor in _tensors(update, rank, scale)]
 
 
-def _refuse(updates: Sequence[Update]) -> None:
+def _refuse(updates: Sequence[LayerUpdate]) -> None:
     convolution = next((one for one in updates if one.kernel), None)
     if convolution is not None:
         raise AdapterError(f"{convolution.names[0]}: MLX-LM has no LoRA layer for a convolution")
@@ -82,7 +82,7 @@ def _refuse(updates: Sequence[Update]) -> None:
     raise AdapterError(f"{without[0].names[0]}: no DoRA, and MLX-LM makes all modules of an adapter DoRA or none")
 
 
-def _tensors(update: Update, rank: int, scale: float) -> list[PlannedTensor]:
+def _tensors(update: LayerUpdate, rank: int, scale: float) -> list[PlannedTensor]:
     """Return an update's `lora_a` (in, r) and `lora_b` (r, out), for experts (E, r, in) and (E, out, r); DoRA's `m`."""
     out, inner = update.shape
     (of_b, of_a), own = update.dtypes, update.part.scale
@@ -112,13 +112,13 @@ def _tensors(update: Update, rank: int, scale: float) -> list[PlannedTensor]:
     return found
 
 
-def _shared(updates: Sequence[Update]) -> tuple[int, float]:
+def _shared(updates: Sequence[LayerUpdate]) -> tuple[int, float]:
     """Return the adapter's rank and scale: the largest rank and the most common scale of its updates."""
     scales = Counter(one.part.scale for one in updates)
     return max(one.part.rank for one in updates), scales.most_common(1)[0][0]
 
 
-def mlx_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
+def mlx_config(source: SourceAdapter, updates: Sequence[LayerUpdate]) -> dict[str, Any]:
     """Return MLX-LM's `adapter_config.json`: the fields that `load_adapters` reads, and the base's name."""
     dropout = source.raw.get("lora_dropout", 0.0)
     rank, scale = _shared(updates)
@@ -135,7 +135,7 @@ def mlx_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
     }
 
 
-def mlx_notes(updates: Sequence[Update]) -> list[str]:
+def mlx_notes(updates: Sequence[LayerUpdate]) -> list[str]:
     """Return notes on factors that MLX-LM's format changes without changing the update."""
     rank, scale = _shared(updates)
     lower = sum(one.part.rank < rank for one in updates)
@@ -148,7 +148,7 @@ def mlx_notes(updates: Sequence[Update]) -> list[str]:
     return notes
 
 
-def peft_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
+def peft_tensors(updates: Sequence[LayerUpdate]) -> list[PlannedTensor]:
     """Return the updates' tensors in PEFT's format, A before B."""
     rank, nested = _parameters_rank(updates), Counter(one.path for one in updates if one.parameter is not None)
     tensors = []
@@ -160,7 +160,7 @@ def peft_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
     return tensors
 
 
-def _to_peft_tensors(update: Update, path: str, rank: int) -> list[PlannedTensor]:
+def _to_peft_tensors(update: LayerUpdate, path: str, rank: int) -> list[PlannedTensor]:
     kernel = update.kernel
     layout = peft_pair(path, rank, update.shape, kernel=kernel, experts=update.experts, embedding=update.embedding)
     shape_a, shape_b = layout.shapes(rank)
@@ -177,20 +177,20 @@ def _to_peft_tensors(update: Update, path: str, rank: int) -> list[PlannedTensor
     return found
 
 
-def peft_notes(updates: Sequence[Update]) -> list[str]:
+def peft_notes(updates: Sequence[LayerUpdate]) -> list[str]:
     """Return notes on factors that PEFT's format changes without changing the update."""
     rank = _parameters_rank(updates)
     lower = sum(one.part.rank < rank for one in updates if one.parameter is not None)
     return [f"{lower} pairs on experts are padded with zeros to rank {rank}, the one of all of them"] if lower else []
 
 
-def _is_parameter(update: Update, updates: Sequence[Update]) -> bool:
+def _is_parameter(update: LayerUpdate, updates: Sequence[LayerUpdate]) -> bool:
     """Whether PEFT finds the update through target_parameters: stacked experts, and a router beside them."""
     has_experts = any(one.parameter is not None for one in updates)
     return update.parameter is not None or (has_experts and is_router(update.path))
 
 
-def _parameters_rank(updates: Sequence[Update]) -> int:
+def _parameters_rank(updates: Sequence[LayerUpdate]) -> int:
     """Return the common rank of all pairs on parameters, 0 if there are none.
 
     They share the default rank, because PEFT 0.21.2 applies a pattern to them but warns on loading that it matches
@@ -199,7 +199,7 @@ def _parameters_rank(updates: Sequence[Update]) -> int:
     return max((one.part.rank for one in updates if _is_parameter(one, updates)), default=0)
 
 
-def peft_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
+def peft_config(source: SourceAdapter, updates: Sequence[LayerUpdate]) -> dict[str, Any]:
     """Return PEFT's `adapter_config.json` for the updates."""
     parameters = [one for one in updates if _is_parameter(one, updates)]
     layers = [one for one in updates if not _is_parameter(one, updates)]
@@ -218,13 +218,13 @@ def peft_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
     }
 
 
-def _fan_in_fan_out(layers: Sequence[Update]) -> bool:
+def _fan_in_fan_out(layers: Sequence[LayerUpdate]) -> bool:
     """Whether the base stores the layers' weights (in, out)."""
     linear = [one for one in layers if not one.embedding and not one.kernel]
     return bool(linear) and all(one.stored_transposed for one in linear)
 
 
-def _on_parameters(parameters: Sequence[Update]) -> dict[str, Any]:
+def _on_parameters(parameters: Sequence[LayerUpdate]) -> dict[str, Any]:
     """Return the config's fields for LoRA on parameters, for which PEFT allows no dropout."""
     if not parameters:
         return {}
@@ -233,7 +233,7 @@ def _on_parameters(parameters: Sequence[Update]) -> dict[str, Any]:
     return {"target_parameters": [*experts, *routers], "lora_dropout": 0.0}
 
 
-def _carried(source: Source, layers: Sequence[Update]) -> dict[str, Any]:
+def _carried(source: SourceAdapter, layers: Sequence[LayerUpdate]) -> dict[str, Any]:
     config = source.adapter.config
     if not source.adapter.file_format.is_peft:
         return {
@@ -259,7 +259,7 @@ def _dropout(parameters: dict[str, Any]) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def expert_updates(modules: Sequence[Module], target: TargetFormat) -> list[Update]:
+def expert_updates(modules: Sequence[Module], target: TargetFormat) -> list[LayerUpdate]:
     """Return the updates of all stacked experts in the target's layout.
 
     Raises:
@@ -274,7 +274,7 @@ def expert_updates(modules: Sequence[Module], target: TargetFormat) -> list[Upda
     return list(_fused(found))
 
 
-def _stack(name: str, experts: Sequence[Module]) -> Update:
+def _stack(name: str, experts: Sequence[Module]) -> LayerUpdate:
     """Return the update of one stacked parameter in the source's layout; its factors are the file's own numbers."""
     path, _, parameter = name.rpartition(".")
     if not path.endswith((_SWITCH, _EXPERTS)) or parameter not in _PARAMETERS:
@@ -292,10 +292,10 @@ def _stack(name: str, experts: Sequence[Module]) -> Update:
     first = experts[0]
     dtype = first.load()[0].dtype
     part = Factored(first.r, first.scale, first.shape, (dtype, dtype), load, "copied", math.sqrt(squares), 0.0)
-    return Update((name,), "expert", path, first.r, part, parameter=parameter, experts=len(experts))
+    return LayerUpdate((name,), "expert", path, first.r, part, parameter=parameter, experts=len(experts))
 
 
-def _unfused(stack: Update) -> Iterator[Update]:
+def _unfused(stack: LayerUpdate) -> Iterator[LayerUpdate]:
     """Yield MLX-LM's layers for a parameter; a fused parameter gives two, with the same A and half of B's rows each."""
     path = stack.path.removesuffix(_EXPERTS) + _SWITCH
     if stack.parameter != "gate_up_proj":
@@ -309,7 +309,7 @@ def _unfused(stack: Update) -> Iterator[Update]:
         yield stack._replace(path=path, parameter=parameter, part=part)
 
 
-def _rows_of(stack: Update, rows: slice) -> Callable[[], Factors]:
+def _rows_of(stack: LayerUpdate, rows: slice) -> Callable[[], Factors]:
     def load() -> Factors:
         b, a = stack.part.load()
         return b[:, rows], a
@@ -317,14 +317,14 @@ def _rows_of(stack: Update, rows: slice) -> Callable[[], Factors]:
     return load
 
 
-def _norm_of(stack: Update, rows: slice) -> float:
+def _norm_of(stack: LayerUpdate, rows: slice) -> float:
     squares = sum(product_norm(b[rows], a) ** 2 for b, a in zip(*stack.part.load(), strict=True))
     return abs(stack.part.scale) * math.sqrt(squares)
 
 
-def _fused(stacks: Sequence[Update]) -> Iterator[Update]:
+def _fused(stacks: Sequence[LayerUpdate]) -> Iterator[LayerUpdate]:
     """Yield the updates of PEFT's parameters, in the order in which transformers registers the parameters."""
-    by_path: dict[str, dict[str, Update]] = {}
+    by_path: dict[str, dict[str, LayerUpdate]] = {}
     for stack in stacks:
         if not stack.path.endswith(_SWITCH):
             raise AdapterError(f"{stack.names[0]}: only MLX-LM's switch_mlp has a known counterpart in transformers")
@@ -340,7 +340,7 @@ def _fused(stacks: Sequence[Update]) -> Iterator[Update]:
             yield held["down_proj"]._replace(path=target + _EXPERTS)
 
 
-def _gate_up(gate: Update | None, up: Update | None) -> Update:
+def _gate_up(gate: LayerUpdate | None, up: LayerUpdate | None) -> LayerUpdate:
     """Return one update for gate_proj and up_proj: B is block-diagonal and A stacks both.
 
     If both have the same A, it is kept once, and B stacks both.

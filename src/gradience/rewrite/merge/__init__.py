@@ -23,7 +23,7 @@ from gradience.io import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied
 from gradience.rewrite.merge.methods import Recipe, recipe_of
 from gradience.rewrite.merge.pairs import (
-    MergedModule,
+    MergedFactors,
     MergedPair,
     common_dtype,
     merged_modules,
@@ -36,16 +36,16 @@ from gradience.rewrite.options import MergeOptions
 from gradience.rewrite.sides import Matching, Side, described, matched, open_sides
 from gradience.rewrite.writing import (
     STORED,
+    ArraySpool,
     NewAdapter,
     SourceFiles,
-    Spool,
     provenance_of,
     refuse_place,
     temporary_folder,
     write_adapter,
 )
 from gradience.rules.weights.ranks import Patterns, patterns_of
-from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeReport
+from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeReport
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance
 
@@ -108,7 +108,7 @@ def merge_adapters(
     files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
     sources = SourceFiles([] if out is None else files)
     with temporary_folder() as folder:
-        merged = merged_modules(pairs, recipe, stored, Spool(folder), progress)
+        merged = merged_modules(pairs, recipe, stored, ArraySpool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
         decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
         report = _report(sides, found, pairs, merged, decided)
@@ -137,7 +137,7 @@ def _report(
     sides: Sequence[Side],
     found: Matching,
     pairs: Sequence[MergedPair],
-    merged: Sequence[Sequence[MergedModule]],
+    merged: Sequence[Sequence[MergedFactors]],
     decided: _Decided,
 ) -> MergeReport:
     recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
@@ -170,9 +170,9 @@ def _report(
     )
 
 
-def _row(module: MergedModule, rank: int) -> MergedRow:
+def _row(module: MergedFactors, rank: int) -> MergedModule:
     losses = module.losses
-    return MergedRow(
+    return MergedModule(
         name=module.name,
         kind=module.kind,
         ranks=module.ranks,

@@ -223,7 +223,7 @@ def _heads(sides: Sequence[Side]) -> list[str]:
     return []
 
 
-class Overlaps(NamedTuple):
+class PairOverlaps(NamedTuple):
     """The subspace overlaps of one pair of adapters, module by module, on the output and the input side."""
 
     output: list[SideOverlap]
@@ -237,14 +237,14 @@ class Products(NamedTuple):
     """
 
     by_module: dict[str, Floats]
-    overlaps: dict[Places, Overlaps]
+    overlaps: dict[Places, PairOverlaps]
 
 
 def products_of(sides: Sequence[Side], found: Matching) -> Products:
     """Return the inner products and overlaps of every pair of adapters; each module is read once for all pairs."""
     n = len(sides)
     by_module = {name: np.zeros((n, n)) for name in found.rows}
-    overlaps = {pair: Overlaps([], []) for pair in combinations(range(n), 2)}
+    overlaps = {pair: PairOverlaps([], []) for pair in combinations(range(n), 2)}
 
     def take(pair: Places, one: Module, _two: Module, geometry: PairGeometry) -> None:
         table, (i, j) = by_module[one.name], pair

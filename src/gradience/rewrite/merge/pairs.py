@@ -17,7 +17,7 @@ from gradience.io import Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.rewrite.merge.methods import DENSE, Losses, Recipe, Row, merged_module
 from gradience.rewrite.sides import Side
-from gradience.rewrite.writing import STORED, Spool
+from gradience.rewrite.writing import STORED, ArraySpool
 from gradience.spectral import each_in_threads
 
 _CONVERT: Final = "'gradience convert' makes a plain LoRA of most types"
@@ -125,7 +125,7 @@ def _merged_pair(path: str, layout: LoraPair, rows: list[Row]) -> MergedPair:
     return MergedPair(path, layout._replace(experts=len(rows)), tuple(rows))
 
 
-class MergedModule(NamedTuple):
+class MergedFactors(NamedTuple):
     """A merged module: loaders of its factors, which are on disk, the adapters' ranks and its own, and the losses."""
 
     name: str
@@ -139,8 +139,8 @@ class MergedModule(NamedTuple):
 
 
 def merged_modules(
-    pairs: Sequence[MergedPair], recipe: Recipe, stored: str, spool: Spool, progress: Progress | None
-) -> list[list[MergedModule]]:
+    pairs: Sequence[MergedPair], recipe: Recipe, stored: str, spool: ArraySpool, progress: Progress | None
+) -> list[list[MergedFactors]]:
     """Merge the modules of each pair and return them; `stored` is the dtype of their factors.
 
     One module is in memory at a time, or one for each core if no dense matrix is formed.
@@ -155,11 +155,11 @@ def merged_modules(
     return [[next(rest) for _ in pair.rows] for pair in pairs]
 
 
-def _merged(row: Row, recipe: Recipe, stored: str, spool: Spool) -> MergedModule:
+def _merged(row: Row, recipe: Recipe, stored: str, spool: ArraySpool) -> MergedFactors:
     module = _first(row)
     factors, losses = merged_module(row, recipe, DTYPES[stored])
     load_b, load_a = spool.keep(factors.b), spool.keep(factors.a)
-    return MergedModule(
+    return MergedFactors(
         module.name,
         module.kind,
         ranks=[m.r if m is not None else 0 for m in row],
@@ -171,7 +171,7 @@ def _merged(row: Row, recipe: Recipe, stored: str, spool: Spool) -> MergedModule
     )
 
 
-def ranks_of(pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedModule]], recipe: Recipe) -> dict[str, int]:
+def ranks_of(pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedFactors]], recipe: Recipe) -> dict[str, int]:
     """Return the rank of each path: the largest of its modules' ranks.
 
     With `linear`, a module's rank is the largest of all modules, but at most the sum of its adapters' ranks.
@@ -198,7 +198,7 @@ def common_dtype(sides: Sequence[Side], pairs: Sequence[MergedPair]) -> str:
 
 
 def tensors_of(
-    pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedModule]], ranks: Mapping[str, int], stored: str
+    pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedFactors]], ranks: Mapping[str, int], stored: str
 ) -> list[PlannedTensor]:
     """Return the tensors of the pairs; `stored` is their dtype (safetensors' name)."""
     tensors = []
@@ -210,7 +210,7 @@ def tensors_of(
     return tensors
 
 
-def _joined(layout: LoraPair, modules: Sequence[MergedModule], rank: int, side: Literal["A", "B"]) -> Array:
+def _joined(layout: LoraPair, modules: Sequence[MergedFactors], rank: int, side: Literal["A", "B"]) -> Array:
     """Return one of the file's tensors from the modules' factors, zero-padded to the rank."""
     is_b = side == "B"
     if is_b != layout.transposed:

@@ -21,7 +21,7 @@ from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file, keep_private
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.rewrite.options import Dtype, ResizeOptions, Target
-from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter, plan_by_outputs
+from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
 from gradience.rewrite.resize.plan import NewConfig, Plan, new_config, plan_of
 from gradience.rewrite.sides import raw_config
 from gradience.rewrite.writing import (
@@ -76,7 +76,7 @@ def resize_adapter(
         TypeError: no option has such a name.
     """
     options = replace(options, **keywords)
-    target, dtype, inputs = options.target(), options.dtype, options.inputs
+    target, dtype = options.target(), options.dtype
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     shards = [] if options.base is None else find_shards(Path(options.base))
     is_kohya = adapter.format == "kohya"
@@ -84,11 +84,10 @@ def resize_adapter(
         refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
     stored = None if dtype is None else STORED[dtype]
     sources = SourceFiles([] if out is None else [files.config, *adapter.weights])
-    if inputs is None or options.base is None:
+    if options.inputs is None:
         plan = plan_of(adapter, target, dtype=stored, base=None if options.base is None else BaseWeights(shards))
     else:
-        asked = Asked(options.base, inputs, options.calibrate is None, options.pieces, options.seed)
-        plan = plan_by_outputs(calibrate_adapter(files, adapter, asked, progress=progress), target, dtype=stored)
+        plan = plan_by_outputs(calibrate_adapter(files, adapter, options, progress=progress), target, dtype=stored)
         if progress is not None:
             progress(1, 1, "measured")  # removes a progress bar that is still shown
     config = None if is_kohya else new_config(raw_config(files.config), plan)

@@ -20,11 +20,11 @@ from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles
 from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
-from gradience.errors import AdapterError, ConfigError
+from gradience.errors import AdapterError, ConfigError, OptionError
 from gradience.io import PathLike, Progress
 from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
-from gradience.rewrite.options import PiecesOf, Target
+from gradience.rewrite.options import ResizeOptions, Target
 from gradience.rewrite.resize.cut import Job
 from gradience.rewrite.resize.pieces import (
     Adapted,
@@ -90,22 +90,12 @@ def _tails(name: str) -> Iterable[str]:
         at = name.find(".", at + 1)
 
 
-class Asked(NamedTuple):
-    """The options of a calibration: the base, a file of texts or token ids, the kind of pieces, the seed."""
-
-    base: PathLike
-    inputs: PathLike
-    token_ids: bool = False
-    pieces: PiecesOf = "two-sided"
-    seed: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Calibrated:
     """An adapter with the statistics of its pieces and a loaded model, from which plans of any size can be made."""
 
     adapter: Adapter
-    asked: Asked
+    options: ResizeOptions
     model: Adapted
     pairs: Mapping[str, StoredPair]
     pieces: Mapping[str, Pieces]
@@ -117,14 +107,14 @@ class Calibrated:
 
 
 def calibrate_adapter(
-    files: AdapterFiles, adapter: Adapter, asked: Asked, *, progress: Progress | None = None
+    files: AdapterFiles, adapter: Adapter, options: ResizeOptions, *, progress: Progress | None = None
 ) -> Calibrated:
     """Load the model, and compute the statistics of the adapter's pieces.
 
     Args:
         files: the adapter's files, in a folder that PEFT can load.
         adapter: the adapter in these files.
-        asked: the options.
+        options: the base, the inputs, the kind of pieces, the seed.
         progress: called with (units done, units in all, the name of the step).
 
     Raises:
@@ -132,35 +122,37 @@ def calibrate_adapter(
         ConfigError: the inputs cannot be read, or are too few.
         GradienceError: torch, transformers or PEFT is not installed.
     """
+    if options.base is None or options.inputs is None:
+        raise OptionError("calibration runs the model on inputs", advice="give --base MODEL and --calibrate FILE")
     pairs = _pairs(files, adapter)
     report = progress or (lambda _done, _total, _name: None)
     report(0, 0, "loading the model")
-    loaded = load_model(asked.base, files.folder)
+    loaded = load_model(options.base, files.folder)
     from gradience.models.outputs import tokens_within  # torch, which only a calibration needs
     from gradience.models.statistics import lora_layers, statistics  # the same
 
     adapted = Adapted(loaded, lora_layers(loaded, list(pairs)))
-    inputs = _split(asked, loaded)
+    inputs = _split(options.inputs, options, loaded)
     units = _BACKWARD * len(inputs.chosen_by) + _ROUNDS * len(inputs.measured_on)
     with temporary_folder() as folder:
         found = statistics(
             loaded,
             adapted.layers,
             batches(inputs.chosen_by, tokens=tokens_within(loaded), pad=loaded.pad),
-            seed=asked.seed,
+            seed=options.seed,
             folder=folder,
             progress=lambda done, _total, name: report(_BACKWARD * done, units, name),
         )
         pieces, candidates = {}, {}
         for path, pair in pairs.items():
-            moments = found.moments[path] if asked.pieces == "two-sided" else _grams(adapter, pair)
+            moments = found.moments[path] if options.pieces == "two-sided" else _grams(adapter, pair)
             pieces[path] = pieces_of(*moments)
             gates = gates_of(pieces[path], found.gradients(path))
             candidates[path] = Candidate(gates, pair.layout.params_per_rank, _least(adapter, pair))
     done = _BACKWARD * len(inputs.chosen_by)
     return Calibrated(
         adapter=adapter,
-        asked=asked,
+        options=options,
         model=adapted,
         pairs=pairs,
         pieces=pieces,
@@ -203,18 +195,19 @@ class Split(NamedTuple):
     cut: int
 
 
-def _split(asked: Asked, loaded: LoadedModel) -> Split:
+def _split(place: PathLike, options: ResizeOptions, loaded: LoadedModel) -> Split:
     """Read the inputs and split them; if there are fewer than wanted, a third of them is held out to measure on.
 
     Raises:
         ConfigError: the file cannot be read, or holds too few different inputs.
     """
     measured = MEASURED_ROWS if loaded.task == "sequence-classification" else MEASURED_ON
-    found = read_inputs(asked.inputs, loaded, most=CHOSEN_BY + measured, seed=asked.seed, token_ids=asked.token_ids)
+    token_ids = options.calibrate is None
+    found = read_inputs(place, loaded, most=CHOSEN_BY + measured, seed=options.seed, token_ids=token_ids)
     usable = len(found.examples)
     if usable < LEAST:
         raise ConfigError(
-            f"{asked.inputs} has {usable} different inputs that can be used, expected at least {LEAST}",
+            f"{place} has {usable} different inputs that can be used, expected at least {LEAST}",
             advice=f"{CHOSEN_BY + measured} are used where there are so many; they need no labels",
         )
     count = min(CHOSEN_BY, math.ceil(usable * 2 / 3))
@@ -328,8 +321,8 @@ def _fields(found: Calibrated, kept: Kept) -> dict[str, Any]:
 def _record(found: Calibrated, kept: Kept) -> Calibration:
     measured = found.measure(kept)
     return Calibration(
-        pieces=found.asked.pieces,
-        seed=found.asked.seed,
+        pieces=found.options.pieces,
+        seed=found.options.seed,
         inputs=len(found.inputs.chosen_by),
         predictions=found.predictions,
         digest=digest_of(found.inputs.chosen_by),

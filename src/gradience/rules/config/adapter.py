@@ -350,10 +350,7 @@ RULES = (
         "{few_layers} of the layers, or one of them matches nothing (info)",
         observe=_reach,
         confidence=0.9,
-        signs=(
-            Sign("stops", frozenset({"error"}), values=stops),
-            "missed_targets",
-        ),
+        signs=(Sign("stops", frozenset({"error"}), values=stops), "missed_targets"),
         evidence=(
             cite(
                 "PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",

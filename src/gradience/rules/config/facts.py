@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.settings import states_adapter
 from gradience.configs.training import Objective, objective_of
-from gradience.rules import Need, Premise, Rule, Unknown
+from gradience.rules import Premise, Rule, Unknown
 from gradience.schema import Json, NonFinite, Real, as_float, real
 from gradience.schema.document import Coverage, Finding, RuleGroup
 from gradience.schema.events import ConfigSnapshot
@@ -294,7 +294,7 @@ class ConfigRule(Rule[Facts]):
 class LoraRule(ConfigRule):
     """A rule about LoRA; it is not judged for other kinds of adapter, or where no adapter is configured."""
 
-    needs: tuple[Need[Facts], ...] = (LORA, AN_ADAPTER)
+    needs: tuple[Premise[Facts], ...] = (LORA, AN_ADAPTER)
 
 
 def stops(found: Finding) -> Mapping[str, Json]:

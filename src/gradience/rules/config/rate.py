@@ -231,10 +231,7 @@ RULES = (
         needs=_PREDICTS,
         predicts=True,
         confidence=0.7,
-        signs=(
-            "high_rate",
-            "high_rate_for_preferences",
-        ),
+        signs=("high_rate", "high_rate_for_preferences"),
         evidence=(
             TRL_RL,
             cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5"),

@@ -83,6 +83,31 @@ def _output_in_use(facts: Facts) -> Iterator[Observation]:
         yield Observation(f"the output folder already holds a run: {held}", {"holds": list(facts.around.output)})
 
 
+def _checkpoints(facts: Facts) -> int:
+    """Checkpoints that the run writes; one more at the end is not counted."""
+    if given(facts.config.training.save_strategy, "save_strategy") == "epoch":
+        return math.ceil(facts.epochs)
+    every = facts.saved_every
+    return 0 if math.isinf(every) else int(facts.steps // every)
+
+
+def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
+    training = facts.config.training
+    program = facts.config.extras.get("format")
+    if program is not None:
+        raise Unknown(f"a recipe of {program}, which may have the best checkpoint kept by itself")
+    kept = given(training.save_total_limit, "save_total_limit")
+    evaluated = given(training.eval_strategy, "eval_strategy") != "no"
+    if kept < 1 or not evaluated or training.load_best_model_at_end or training.metric_for_best_model:
+        return
+    saved = _checkpoints(facts)
+    if saved > kept:
+        yield Observation(
+            f"save_total_limit {kept} keeps the newest of {saved} checkpoints, whatever the evaluations say",
+            {"save_total_limit": kept, "checkpoints": saved},
+        )
+
+
 _RECORDING = (
     ConfigRule(
         id="REC001",
@@ -135,6 +160,29 @@ _RECORDING = (
         verify="a checkpoint folder appears during the run",
         thresholds=(LONG_RUN,),
         settings=("save_steps", "save_strategy"),
+    ),
+    ConfigRule(
+        id="REC006",
+        severity="info",
+        title="the best checkpoint may be deleted",
+        condition="save_total_limit is less than the checkpoints that the run writes, evaluation is on, and neither "
+        "load_best_model_at_end nor metric_for_best_model is set",
+        observe=_best_is_deleted,
+        needs=(TO_COME,),
+        predicts=True,
+        confidence=0.9,
+        evidence=(
+            cite(
+                "transformers, rotate_checkpoints and Trainer._determine_best_metric (5.24)",
+                "only the newest checkpoint and best_model_checkpoint are spared; there is no such without "
+                "metric_for_best_model, which load_best_model_at_end sets",
+            ),
+        ),
+        rationale="If the run overfits, the checkpoint that the evaluations point at is gone.",
+        action="set load_best_model_at_end=True, or metric_for_best_model='loss', which spares the best checkpoint too",
+        scope="the Trainer of transformers and those built on it",
+        verify="checkpoint folders that are left after a short run with more evaluations than save_total_limit",
+        settings=("save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
     ),
     ConfigRule(
         id="REC005",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import Observation, Rule, Threshold, Unknown, cite, premise
 from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
 from gradience.schema.reports import DataReport, Rows
@@ -57,6 +57,7 @@ def on_rows(data: DataReport, rows: Rows, says: str, *, severity: Severity | Non
     return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity)
 
 
+@premise("the loss is computed on tokens")
 def of_tokens(data: DataReport) -> str | None:
     """The need of rules on supervised tokens: the reason why a data set has none, or None if it has them."""
     if data.trainer in {"reward", "classification", "prm"}:
@@ -67,6 +68,7 @@ def of_tokens(data: DataReport) -> str | None:
     return None if data.rows_read else "no row could be tokenised"
 
 
+@premise("the rows have labels")
 def _labelled(data: DataReport) -> str | None:
     return None if data.labels else "the rows have no label"
 
@@ -102,6 +104,7 @@ def _one_class(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@premise("labels are classes")
 def _classified(data: DataReport) -> str | None:
     return None if data.trainer == "classification" else "the rows are not classified"
 

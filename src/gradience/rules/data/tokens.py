@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.errors import few
-from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules import Observation, Threshold, Unknown, cite, premise
 from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share
 from gradience.schema.reports import DataReport
 
@@ -21,6 +21,7 @@ TRL_CUT = cite(
 )
 
 
+@premise("there is a length limit")
 def _limit(data: DataReport) -> str | None:
     return "no length limit is given" if data.max_length is None else None
 

@@ -36,7 +36,7 @@ from gradience.rules.config import RULES as CONFIG_RULES
 from gradience.rules.log import RULE_OF
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, Severity
-from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
+from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
 
 FACTS: Final = {  # symptoms that are not findings of a rule, and the text for them in a condition
@@ -139,7 +139,7 @@ class Correlation(Description):
         ways = dict.fromkeys(" and ".join(message.sources) for message in self.messages)
         return f"{shown}. It takes {', or '.join(ways)}"
 
-    def missing(self, read: frozenset[Source]) -> str | None:
+    def missing(self, read: frozenset[SourceKind]) -> str | None:
         """The sources that are missing, for the report, or None if the correlation can be judged."""
         sources = (set(message.sources) - {"disk"} or {"log"} for message in self.messages)  # the log finds the files
         lacking = [sorted(each - read) for each in sources]
@@ -354,10 +354,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
         ),
         confidence=0.7,
-        evidence=(
-            UNMATCHED,
-            NEMOTRON,
-        ),
+        evidence=(UNMATCHED, NEMOTRON),
         rationale="PEFT passes over a name that matches no module, as long as another matches one.",
         action="Name modules that the model has (see model.named_modules()), and train again.",
         scope="target_modules as a list of names; LoRA",

@@ -19,7 +19,7 @@ from gradience.rules.weights import WeightsRule
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.diagnose import DiagnosedSource, Source
+from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.document import Finding
 from gradience.schema.events import LoraSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
@@ -56,7 +56,7 @@ def log_symptoms(report: MonitorReport) -> list[Symptom]:
     return [*found, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
-def symptoms_of(source: Source, findings: Iterable[Finding]) -> list[Symptom]:
+def symptoms_of(source: SourceKind, findings: Iterable[Finding]) -> list[Symptom]:
     """Findings on a source as symptoms."""
     return [_symptom(source, finding) for finding in findings]
 
@@ -80,7 +80,7 @@ def _weights_symptom(report: AuditReport, finding: Finding) -> Symptom:
     return _symptom("weights", finding, tags=tags, **({key: report.health.reason} if key else {}))
 
 
-def _symptom(source: Source, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
+def _symptom(source: SourceKind, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
     """A finding as a symptom, tagged with its severity and the names of its values."""
     marks = frozenset([*tags, *finding.values, finding.severity])
     values = {**finding.values, **more}
@@ -89,7 +89,7 @@ def _symptom(source: Source, finding: Finding, *, tags: Iterable[str] = (), **mo
     return Symptom(source, finding.id, Observation(finding.message, values), finding, marks)
 
 
-def _fact(source: Source, name: str, says: str, **values: Json) -> Symptom:
+def _fact(source: SourceKind, name: str, says: str, **values: Json) -> Symptom:
     return Symptom(source, name, Observation(says, values))
 
 

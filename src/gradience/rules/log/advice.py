@@ -164,10 +164,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
         _Row(lambda _: "Set a learning rate: every step of this run had 0"),
     ),
     "diverged": (
-        _Row(
-            lambda _: "Stop it, and start again with a lower learning rate",
-            _runs,
-        ),
+        _Row(lambda _: "Stop it, and start again with a lower learning rate", _runs),
         _Row(
             lambda c: f"Train again with a lower learning rate than {_rate(c):.3g}",
             lambda c: _rate(c) > 0.0,
@@ -193,7 +190,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             lambda _: (
                 "Train on 32 examples until they are learnt; if that fails, the labels, the prompt or the head are "
                 "wrong"
-            ),
+            )
         ),
     ),
     "no_learning": (
@@ -205,21 +202,18 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             lambda _: (
                 "Train on 32 examples until they are learnt; if that fails, see what target_modules matched and "
                 "which parameters require gradients"
-            ),
+            )
         ),
     ),
     "in_warmup": (
         _Row(
             lambda c: (
                 f"Set the warm-up to a tenth of the steps ({max(1, (c.of.ending.step or 0) // 10)}), or train longer"
-            ),
+            )
         ),
     ),
     "overfits": (
-        _Row(
-            lambda c: f"Stop it: {_by(c.of)} was best at step {c.of.best_step}",
-            _runs,
-        ),
+        _Row(lambda c: f"Stop it: {_by(c.of)} was best at step {c.of.best_step}", _runs),
         _Row(
             lambda c: f"Use checkpoint-{_kept(c)}, if it was kept: {_by(c.of)} was best at step {c.of.best_step}",
             lambda c: _kept(c) is not None and not _restored(c),
@@ -250,7 +244,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
     ),
     "evaluation_not_finite": (
         _Row(
-            lambda _: "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
+            lambda _: "Evaluate again in float32, and look for a batch without a label: the training losses are finite"
         ),
     ),
     "evaluations_empty": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, wraps
 from itertools import islice
@@ -16,7 +16,7 @@ from operator import itemgetter, le
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
-from gradience.rules import Description, Need, Observation, Rule, Threshold, Unknown, cite
+from gradience.rules import Description, Observe, Premise, Rule, Threshold, Unknown, cite, premise
 from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
@@ -320,18 +320,10 @@ class LogRule(Rule[RunFacts]):
         return self.cause(finding.values) if callable(self.cause) else self.cause
 
 
-def log_rule(
-    rule: Description,
-    observe: Callable[[RunFacts], Iterable[Observation] | Observation | None],
-    *,
-    needs: tuple[Need[RunFacts], ...] = (),
-    applies: Callable[[RunFacts], bool] = lambda _: True,
-    phrase: Phrase | None = None,
-    **more: Any,
-) -> LogRule:
+def log_rule(rule: Description, observe: Observe[RunFacts], **more: Any) -> LogRule:
     """A rule of another family over the facts of a run: what the log holds is judged like a file."""
     described = {each.name: getattr(rule, each.name) for each in fields(Description)}
-    return LogRule(**described, observe=observe, needs=needs, applies=applies, phrase=phrase, **more)
+    return LogRule(**described, observe=observe, **more)
 
 
 def shown(values: Values, key: str, spec: str = ".4g") -> str:
@@ -371,8 +363,9 @@ def seen(*says: str) -> tuple[Evidence, ...]:
     return tuple(cite("the log", each) for each in says)
 
 
+@premise("the training loss is positive, so that ratios of it mean something")
 def positive_loss(facts: RunFacts) -> str | None:
-    """Need of a rule: a positive training loss, so that ratios of losses mean something."""
+    """The reason why ratios of the training loss mean nothing."""
     if not facts.loss.values:
         return "no finite training loss was recorded"
     if median(facts.loss.points) <= 0.0:
@@ -394,14 +387,16 @@ def column(facts: RunFacts, name: str, least: float) -> Signal:
     return signal
 
 
-def under(*kinds: Kind) -> Callable[[RunFacts], bool]:
-    """Return a rule's `applies`: true under these objectives. Under others the rule is not listed at all."""
-    return lambda facts: facts.objective.kind in kinds
+def under(*kinds: Kind) -> Premise[RunFacts]:
+    """The premise that the objective is one of these: what a rule is meant for."""
+    says = f"the objective is {' or '.join(kinds)}"
+    return Premise(says, lambda facts: None if facts.objective.kind in kinds else says)
 
 
-def not_under(*kinds: Kind) -> Callable[[RunFacts], str | None]:
-    """Return a rule's need: under these objectives the rule is listed as not judged, with the reason."""
+def not_under(*kinds: Kind) -> Premise[RunFacts]:
+    """The premise that the objective is none of these."""
 
+    @premise(f"the objective is not {' or '.join(kinds)}")
     def reason(facts: RunFacts) -> str | None:
         kind, because, _ = facts.objective
         return f"does not fit the objective {kind} ({because})" if kind in kinds else None

@@ -305,10 +305,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "median change (at least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before",
         observe=_explosion,
         confidence=0.8,
-        signs=(
-            "large_gradients",
-            Sign("exploding_gradients", frozenset({"warning"})),
-        ),
+        signs=("large_gradients", Sign("exploding_gradients", frozenset({"warning"}))),
         evidence=(
             cite(
                 "63 trainings of a small encoder, 19 of them healthy",
@@ -335,10 +332,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         needs=(not_under("rl"),),
         confidence=0.85,
         live=True,
-        signs=(
-            "vanished_gradient",
-            Sign("no_gradient", frozenset({"warning"})),
-        ),
+        signs=("vanished_gradient", Sign("no_gradient", frozenset({"warning"}))),
         evidence=(TRIAL,),
         rationale="No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.",
         phrase=lambda v: f"no gradient from step {v['step']}",

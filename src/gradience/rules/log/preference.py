@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite, premise
 from gradience.rules.log.facts import (
     JUDGEMENT,
     REAL_RUNS,
@@ -103,8 +103,9 @@ def tied(facts: RunFacts) -> bool:
     return margins is not None and len(margins.values) >= FEW_ROWS.value and max(map(abs, margins.values)) <= TIE.value
 
 
+@premise("under preference, a margin other than 0")
 def some_margin(facts: RunFacts) -> str | None:
-    """Need of a rule on the loss: a margin other than 0, without which a preference loss stands still."""
+    """The reason why a preference loss stands still."""
     return "all margins are 0 (see PRF140)" if tied(facts) else None
 
 
@@ -294,7 +295,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         place="objective",
         phrase=lambda v: f"chosen and rejected are {v['how']}",
         covers=frozenset({"learning"}),
-        applies=under("preference"),
+        meant_for=under("preference"),
         confidence=0.8,
         evidence=(NEMOTRON, TRIAL),
         rationale="The loss may fall through its likelihood term alone, while the preferences are not learnt.",
@@ -313,7 +314,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         phrase=lambda v: (
             f"margin 0 throughout: {'both rewards are 0' if v['why'] == 'no reward' else 'both are equal'}"
         ),
-        applies=under("preference"),
+        meant_for=under("preference"),
         confidence=0.9,
         evidence=(_DPO_LOSS,),
         rationale="Pairs without a margin have the same loss whatever the policy learns. A reward accuracy of 0 is "
@@ -335,7 +336,7 @@ RULES: Final[tuple[LogRule, ...]] = (
             f"{'both answers lose' if v['both'] else 'chosen answers lose'} probability: chosen "
             f"{shown(v, 'first')} -> {shown(v, 'last')}"
         ),
-        applies=under("preference"),
+        meant_for=under("preference"),
         confidence=0.5,
         evidence=(
             cite(
@@ -355,12 +356,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="info",
         condition="the margin of step {start_step} is at least {start_margin} from 0; not for ORPO and CPO",
         observe=_start,
-        applies=under("preference"),
+        meant_for=under("preference"),
         confidence=0.5,
-        evidence=(
-            _DPO_LOSS,
-            TRIAL,
-        ),
+        evidence=(_DPO_LOSS, TRIAL),
         rationale="The reference is then not the model that training started from, as it usually should be.",
         scope="preference training against a reference, logged from its first steps on",
         verify="Rewards of both answers before the first step should be 0.",
@@ -376,7 +374,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         place="meaning",
         covers=frozenset({"learning"}),
         phrase=lambda v: f"preferences saturated: margin {shown(v, 'margin', '.3g')}, nothing is left to learn",
-        applies=under("preference"),
+        meant_for=under("preference"),
         confidence=0.85,
         evidence=(
             cite(

@@ -118,11 +118,7 @@ def _duplicates(facts: RunFacts) -> Observation | None:
         "interleaved": "times another process wrote in between",
     }
     shown = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
-    return Observation(
-        f"Rows that should occur once: {shown}.",
-        dict(counts),
-        evidence=seen(shown),
-    )
+    return Observation(f"Rows that should occur once: {shown}.", dict(counts), evidence=seen(shown))
 
 
 def _sparse(facts: RunFacts) -> Observation | None:

@@ -10,12 +10,12 @@ no more. If no token was supervised, that is the only finding, and the rules on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from gradience.rules import ENERGY, Observation, Threshold, Unknown, cite
+from gradience.rules import ENERGY, Observation, Observe, Premise, Threshold, Unknown, cite, premise
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, log_rule, seen
@@ -223,11 +223,13 @@ FEW_ROWS = Threshold("few_rows", 32, "rows seen", "proposal: of fewer, means dif
 _NOT_RECORDED: Final = "what the model was fed was not recorded (no `data` event in the log)"
 
 
-def _is_recorded(facts: RunFacts) -> bool:
-    """Whether the log has a `data` event; without one only DAT301 reports its absence."""
-    return facts.data is not None
+# Without a `data` event only the rule on rows without a supervised token reports its absence
+_IS_RECORDED: Final[Premise[RunFacts]] = Premise(
+    "the log has a data event", lambda facts: _NOT_RECORDED if facts.data is None else None
+)
 
 
+@premise("the recorder saw batches")
 def _recorded(facts: RunFacts) -> str | None:
     if facts.data is None:
         return _NOT_RECORDED
@@ -235,6 +237,7 @@ def _recorded(facts: RunFacts) -> str | None:
     return f"the recorder saw no batch: {unseen}" if isinstance(unseen, str) else None
 
 
+@premise("the recorder saw batches with labels of tokens")
 def _supervision(facts: RunFacts) -> str | None:
     lacking = _recorded(facts)
     if lacking is None and _count(facts, "supervised") is None:
@@ -295,9 +298,7 @@ def as_data(facts: RunFacts) -> DataReport:
     )
 
 
-def _as_of_data(
-    observe: Callable[[DataReport], Iterable[Observation] | Observation | None],
-) -> Callable[[RunFacts], Iterable[Observation] | Observation | None]:
+def _as_of_data(observe: Observe[DataReport]) -> Observe[RunFacts]:
     return lambda facts: observe(as_data(facts))
 
 
@@ -372,6 +373,13 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
 
 _OF_DATA: Final = {rule.id: rule for rule in (*supervision.RULES, *tokens.RULES, *content.RULES)}
 
+
+def _fed(rule: str, observe: Observe[RunFacts] | None = None, *, needs: Premise[RunFacts] = _recorded) -> LogRule:
+    """A rule on a data set over the batches that the recorder saw; as it judges a data set, if not told otherwise."""
+    of_data = _OF_DATA[rule]
+    return log_rule(of_data, observe or _as_of_data(of_data.observe), needs=(needs,), meant_for=_IS_RECORDED)
+
+
 RULES: Final[tuple[LogRule, ...]] = (
     *_ON_THE_ADAPTER,
     log_rule(
@@ -383,12 +391,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         covers=frozenset({"learning"}),
         cause=lambda v: "nothing_supervised" if v["rows"] == v["of"] else None,
     ),
-    log_rule(_OF_DATA["DAT303"], _as_of_data(_OF_DATA["DAT303"].observe), needs=(_supervision,), applies=_is_recorded),
-    log_rule(_OF_DATA["DAT305"], _at_limit, needs=(_recorded,), applies=_is_recorded),
-    log_rule(_OF_DATA["DAT307"], _end, needs=(_supervision,), applies=_is_recorded),
-    log_rule(_OF_DATA["DAT313"], _repeated, needs=(_recorded,), applies=_is_recorded),
-    log_rule(_OF_DATA["DAT316"], _labels, needs=(_recorded,), applies=_is_recorded),
-    log_rule(_OF_DATA["DAT320"], _as_of_data(_OF_DATA["DAT320"].observe), needs=(_recorded,), applies=_is_recorded),
+    _fed("DAT303", needs=_supervision),
+    _fed("DAT305", _at_limit),
+    _fed("DAT307", _end, needs=_supervision),
+    _fed("DAT313", _repeated),
+    _fed("DAT316", _labels),
+    _fed("DAT320"),
     LogRule(
         id="DAT321",
         severity="warning",
@@ -397,7 +405,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "was announced, or the tokens per row by over {length_apart} of it",
         observe=_announced,
         needs=(_recorded,),
-        applies=_is_recorded,
+        meant_for=_IS_RECORDED,
         confidence=0.7,
         scope="runs whose recorder was given the report of check_data",
         rationale="The trainer tokenises, masks or cuts differently from the check, so what the check found right may "

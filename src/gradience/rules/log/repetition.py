@@ -1,4 +1,4 @@
-"""REP128, MEM127 and LEK132: data seen many times, and held-out data that may be part of the training data."""
+"""REP128, MEM127, LEK132 and COV142: data seen many times or hardly, and held-out data that was trained on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     JUDGEMENT,
@@ -45,6 +46,9 @@ SEEN_AS_NEW = Threshold("seen_as_new", 1.1, "held-out over training loss at the 
 LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
 LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
 LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
+
+
+LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", JUDGEMENT)
 
 
 def _repeated(facts: RunFacts) -> Observation | None:
@@ -192,6 +196,25 @@ def _leak(facts: RunFacts) -> Observation | None:
     )
 
 
+def _little_seen(facts: RunFacts) -> Observation | None:
+    of = account(facts)
+    step, passes = of.ending.step, of.passes
+    if passes is None or step is None:
+        raise Unknown("the log does not say how much of the data was seen")
+    if not of.ending.finished:
+        raise Unknown("the run has not made its planned steps: it may see more of the data")
+    if passes <= 0.0:
+        raise Unknown("the log counts whole epochs")
+    if passes >= LITTLE_SEEN.value:
+        return None
+    whole = step / passes
+    return Observation(
+        f"The run ended after {step} steps, {passes:.2%} of one pass over the data, which takes about {whole:.3g}.",
+        {"step": step, "passes": passes, "steps_of_a_pass": round(whole)},
+        evidence=seen(f"epoch {passes:.3g} at step {step}"),
+    )
+
+
 RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
         id="REP128",
@@ -279,5 +302,27 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="cross-entropy, five epochs and more; an easy task looks the same",
         verify="Count exact and near duplicates between both sets; evaluate on data made later.",
         thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
+    ),
+    LogRule(
+        id="COV142",
+        title="little of the data seen",
+        severity="info",
+        condition="the run made its planned steps, and the logged epoch is under {little_seen}",
+        observe=_little_seen,
+        needs=(not_under("rl"),),
+        confidence=0.9,
+        evidence=(
+            cite(
+                "transformers TrainingArguments (5.24)", "max_steps overrides num_train_epochs, and is a trial's limit"
+            ),
+            cite("published runs", "60 steps at epoch 0.0012, 2 at 0.0058, 500 at 0.095: each ended as planned"),
+        ),
+        rationale="A limit on steps that was set for a trial ends the run long before it has seen the data.",
+        phrase=lambda v: f"{v['passes']:.2%} of the data seen",
+        as_info=True,
+        action="Leave max_steps unset, or raise it, if the run was meant to see the data.",
+        scope="runs that log a fraction of an epoch; of a large data set a part may be meant",
+        verify="Steps of one pass: examples over the sequences of an optimizer step.",
+        thresholds=(LITTLE_SEEN,),
     ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Final, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric
@@ -23,7 +23,6 @@ from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 
 _GRAVE: Final = SEVERITIES.index("warning")
-_PLACES: Final[tuple[Place, ...]] = get_args(Place)
 _NOISY: Final = 3.0  # standard deviations of a row; a row above is no noise, but a spike
 _MANY_PASSES: Final = 10.0  # passes over the data that the story names
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from gradience.errors import few
-from gradience.rules import Observation, Rule, Threshold, cite
+from gradience.rules import Observation, Rule, Threshold, cite, premise
 from gradience.rules.weights.ranks import percentile
 from gradience.schema import Severity
 from gradience.schema.audit import AuditReport, Health, MergeSurvival, ModuleAudit, NotAnalysed
@@ -90,6 +90,7 @@ class WeightsRule(Rule[AdapterFacts]):
     verdicts: Verdicts = field(default_factory=dict)
 
 
+@premise("modules were analysed")
 def modules_analysed(facts: AdapterFacts) -> str | None:
     """Need of a rule on modules: the reason why no module was analysed, or None."""
     return None if facts.report.modules else f"no module was analysed: {facts.report.health.reason}"
@@ -287,10 +288,12 @@ def _intruders(facts: AdapterFacts) -> Observation | None:
     )
 
 
+@premise("a base model was given")
 def _base(facts: AdapterFacts) -> str | None:
     return None if facts.report.base is not None else "no base model was given (--base)"
 
 
+@premise("intruder dimensions were counted")
 def _intruders_counted(facts: AdapterFacts) -> str | None:
     if facts.report.base is not None and facts.report.base.intruder_total is not None:
         return None

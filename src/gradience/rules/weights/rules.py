@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules import UTILIZATION, Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge
+from gradience.rules import UTILIZATION, Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge, premise
 from gradience.rules.weights import (
     BASE_RULES,
     LARGE_SIZE,
@@ -182,16 +182,19 @@ def _mostly_other(facts: AdapterFacts) -> Observation | None:
     )
 
 
+@premise("tensors were read")
 def _tensors(facts: AdapterFacts) -> str | None:
     return None if facts.report.ledger else "no tensor was read"
 
 
+@premise("a finite update other than zero")
 def _measured(facts: AdapterFacts) -> str | None:
     if facts.report.summary.utilization_mean is None:
         return "no finite, non-zero update to measure"
     return None
 
 
+@premise("enough measured modules of the rank that the condition names")
 def _many_modules(facts: AdapterFacts) -> str | None:
     able = sum(m.r >= RANDOM_RANK.value and m.stable_rank is not None for m in facts.report.modules)
     if able >= RANDOM_MODULES.value:
@@ -199,6 +202,7 @@ def _many_modules(facts: AdapterFacts) -> str | None:
     return f"needs {RANDOM_MODULES.value:g} measured modules of rank {RANDOM_RANK.value:g} or more; there are {able}"
 
 
+@premise("PEFT's LoraConfig describes the adapter")
 def _peft_lora(facts: AdapterFacts) -> str | None:
     report = facts.report
     if (lacking := modules_analysed(facts)) is not None:
@@ -219,10 +223,7 @@ NON_FINITE = WeightsRule(
     observe=_not_finite,
     verdicts=_BROKEN,
     confidence=1.0,
-    signs=(
-        "not_finite",
-        Sign("lost_weights", frozenset({"broken"})),
-    ),
+    signs=("not_finite", Sign("lost_weights", frozenset({"broken"}))),
     action="Do not use this adapter; go back to the last good checkpoint.",
     scope="any adapter; a file without an adapter tensor is called broken too",
     verify=_COMPARE,
