@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from gradience.errors import few
-from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules import Observation, Threshold, Unknown, cite, premise
 from gradience.rules.data.content import DataRule, counted, on_rows, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport, Rows
@@ -35,6 +35,7 @@ def seen_in(
     return observe
 
 
+@premise("the rows are conversations")
 def _spoken(data: DataReport) -> str | None:
     """The need of rules on turns: the rows are conversations with answers."""
     return "the rows have no turns" if data.format in {"text", "tokenised", "classification", "steps"} else None
