@@ -17,7 +17,8 @@ from gradience.data.measure import REPLACEMENT, is_mojibake, row_key
 from gradience.data.rows import Fault, Source, raw_lines
 from gradience.data.tokens import Tokeniser
 from gradience.errors import ConfigError
-from gradience.io.atomic import atomic_file, refuse_file
+from gradience.io.atomic import atomic_file, keep_private, refuse_file
+from gradience.io.reading import real_path
 from gradience.schema.reports import Cleaned
 
 _LEDGER: Final = ".left-out.jsonl"
@@ -30,7 +31,7 @@ def refuse_clean(data: Path, out: Path) -> None:
         ConfigError: it is no name of a JSONL file, or names the data set.
         OutputError: there is such a file.
     """
-    if out.suffix.lower() != ".jsonl" or out.resolve() == data.resolve():
+    if out.suffix.lower() != ".jsonl" or real_path(out) == real_path(data):
         raise ConfigError(f"--write-clean {out}: expected the name of a new .jsonl file", advice="give another name")
     refuse_file(out, force=False)
     refuse_file(ledger_of(out), force=False)
@@ -55,6 +56,7 @@ def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: se
     """
     reasons = dict(_reasons(tokeniser.examples(source.rows()), held_out))
     with atomic_file(out) as rows, atomic_file(ledger_of(out)) as ledger:
+        keep_private(rows, [source.path])
         with rows.open("wb") as file:
             file.writelines(line for number, line in raw_lines(source) if number not in reasons)
         with ledger.open("wb") as file:
