@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from gradience.render import audit, bench, check, compare, findings, fleet, markdown, merge, monitor, writing
+from gradience.render import audit, bench, check, compare, findings, fleet, markdown, merge, monitor, runs, writing
 from gradience.schema import (
     audit as of_audit,
     compare as of_compare,
@@ -171,9 +171,9 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "fleet audit": (of_fleet.FleetAuditReport, fleet.fleet_audit_text),
     "fleet show": (of_fleet.FleetShowReport, fleet.fleet_show_text),
     "query": (of_fleet.QueryReport, fleet.query_text),
-    "runs show": (of_runs.RunsShowReport, fleet.runs_show_text),
-    "runs best": (of_runs.RunsBestReport, fleet.runs_best_text),
-    "runs curves": (of_runs.RunsCurvesReport, fleet.runs_curves_text),
+    "runs show": (of_runs.RunsShowReport, runs.runs_show_text),
+    "runs best": (of_runs.RunsBestReport, runs.runs_best_text),
+    "runs curves": (of_runs.RunsCurvesReport, runs.runs_curves_text),
     "validate": (of_reports.ValidateReport, findings.validate_text),
     "import": (of_reports.ImportReport, findings.import_text),
     "rule": (of_findings.RuleCard, findings.rule_text),

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -55,7 +56,8 @@ class Input(NamedTuple):
     @property
     def json(self) -> bool:
         """Whether stdout is one JSON document."""
-        return ("--json" in self.argv or "sarif" in self.argv) and not {"--help", "-h", "--version"} & set(self.argv)
+        asked = "--json" in self.argv or ("--format", "sarif") in pairwise(self.argv)
+        return asked and not {"--help", "-h", "--version"} & set(self.argv)
 
     @property
     def keeps_config(self) -> bool:

@@ -103,13 +103,23 @@ def report_text(story: Story, kind: ReportFormat) -> str:
     return report_markdown(story.diagnosis, story.comparison, story.bench)
 
 
-def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, force: bool) -> None:
+def write_page(
+    report: FleetShowReport | RunsCurvesReport, out: PathLike, *, sources: Iterable[Path], force: bool
+) -> None:
     """Write the HTML page of a fleet, or of the curves of several runs, whole or not at all.
+
+    Args:
+        report: what it shows.
+        out: the file to write; its suffix is `.html`.
+        sources: files of which one that is private makes the page private, too.
+        force: replace the file if it exists.
 
     Raises:
         GradienceError: matplotlib is not installed.
-        OutputError: the file exists already, or cannot be written.
+        OutputError: the file exists already, or cannot be written, or its suffix is another.
     """
+    if format_of(Path(out)) != "html":
+        raise OutputError(f"{out}: a page of HTML", advice="name it .html")
     check_format("html")
     from gradience.render.html.page import curves_html, fleet_html  # matplotlib
 
@@ -117,6 +127,7 @@ def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, for
     text = fleet_html(shown) if isinstance(shown, FleetShowReport) else curves_html(shown)
     with atomic_file(Path(out), force=force) as draft:
         _write(draft, Path(out), text)
+        keep_private(draft, sources)
 
 
 def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Story:

@@ -6,6 +6,7 @@ swift sft ... --callbacks gradience --external_plugins "$(python -m gradience.sw
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from gradience.hf.callback import GradienceCallback
@@ -21,6 +22,8 @@ class SwiftCallback(GradienceCallback):
 if __name__ == "__main__":
     sys.stdout.write(f"{__file__}\n")
 else:
+    # ms-swift has put this folder first on the path, where `data`, `models` and `swift` would be ours
+    sys.path[:] = [place for place in sys.path if Path(place) != Path(__file__).parent]
     from swift.callbacks.mapping import callbacks_map
 
     callbacks_map["gradience"] = SwiftCallback

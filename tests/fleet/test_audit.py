@@ -128,6 +128,17 @@ def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("called")
+def test_a_fleet_is_for_its_owner_only_if_one_of_its_adapters_is(tmp_path):
+    files = [file for name in "ab" for file in peft(tmp_path / name, factors(3)).iterdir()]
+    for mode in (0o644, 0o600):
+        for file in files[: 1 if mode == 0o600 else None]:
+            file.chmod(mode)
+        audit_fleet(tmp_path / "a", tmp_path / "b", out=tmp_path / "fleet", workers=1)
+        kept = [path for path in (tmp_path / "fleet").rglob("*.*") if path.suffix in {".json", ".parquet", ".msgpack"}]
+        assert {path.stat().st_mode & 0o777 for path in kept} == {mode}
+
+
+@pytest.mark.usefixtures("called")
 def test_a_listed_place_that_is_missing_is_a_row_until_it_is_there(tmp_path):
     place, out = tmp_path / "later", tmp_path / "fleet"
     report = audit_fleet(out=out, listed=[str(place)], workers=1)

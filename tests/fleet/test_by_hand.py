@@ -19,6 +19,7 @@ from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, i
 from gradience.collect.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, show_fleet, similar
 from gradience.errors import GradienceError
 from gradience.judge.audit.standing import share_below, with_standing
+from gradience.render.fleet import fleet_show_text
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import Result, encoded, number_column
@@ -308,6 +309,18 @@ def stored(folder: Any, *rows: tuple[dict[str, Any], list[dict[str, Any]]]) -> A
     return folder
 
 
+def test_equal_reasons_of_unread_adapters_are_counted_as_one(tmp_path):
+    errors = ("a00/w: 12 bytes", "a01/w: 7 bytes", "other")
+    rows = [({"status": "error", "verdict": None, "error": error}, []) for error in errors]
+    found = show_fleet(stored(tmp_path / "f", *rows, ({}, [])))
+    assert [(reason.value, reason.adapters) for reason in found.unread] == [("w: N bytes", 2), ("other", 1)]
+    lines = fleet_show_text(found).splitlines()
+    start = lines.index("Needs a look (3):")
+    assert lines[start + 1 : start + 4] == [
+        "  3 adapters cannot be read:", "        2 x w: N bytes", "        1 x other",
+    ]  # fmt: skip
+
+
 def test_a_list_names_as_many_as_asked_for_and_counts_all(tmp_path):
     broken = [({"status": "error", "verdict": None, "error": "e"}, [])] * 4
     wasteful = [
@@ -316,7 +329,7 @@ def test_a_list_names_as_many_as_asked_for_and_counts_all(tmp_path):
     found = show_fleet(stored(tmp_path / "f", *broken, *wasteful), top=2)
     assert ([item.path for item in found.faulty], found.faulty_total) == (["a00", "a01"], 4)
     assert [(item.path, item.bytes_saved) for item in found.wasteful] == [("a05", 7), ("a07", 6)]
-    assert found.notes == ["4 adapters have no numbers: see faulty"]
+    assert [(reason.value, reason.adapters) for reason in found.unread] == [("e", 4)]
     assert (found.adapters, found.modules, found.bytes) == (8, 0, 0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import stat
 from itertools import combinations
 from pathlib import Path
 
@@ -189,6 +191,20 @@ def test_the_page_has_every_list_and_no_script(fleet, tmp_path, capsys):
     assert "<script" not in text
     assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert page.stat().st_mode == (fleet / "fleet.json").stat().st_mode
+    for name in ("rows.jsonl", "page.md"):
+        (tmp_path / name).write_text("mine")
+        assert main(["fleet", "show", str(fleet), "--html", str(tmp_path / name), "--force"]) == 2
+        assert capsys.readouterr().err.endswith(("or give --format)\n", "a page of HTML (name it .html)\n"))
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_page_is_as_private_as_the_fleet(fleet, tmp_path):
+    pytest.importorskip("matplotlib")
+    copy = shutil.copytree(fleet, tmp_path / "fleet")
+    (copy / "fleet.json").chmod(0o600)
+    assert main(["fleet", "show", str(copy), "--html", str(tmp_path / "page.html")]) == 0
+    assert stat.S_IMODE((tmp_path / "page.html").stat().st_mode) == 0o600
 
 
 def test_a_bucket_of_very_many_is_compared_with_neighbours_only():

@@ -193,3 +193,34 @@ def test_a_store_of_logs_is_for_its_owner_only(tmp_path, private, mode):
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
     assert RUNS.private
     assert not FLEET.private
+
+
+def test_a_store_becomes_private_with_its_first_private_source_and_stays_so(tmp_path):
+    source = tmp_path / "adapter"
+    source.mkdir()
+    (source / "weights").write_text("")
+    store = filled(tmp_path / "s", 1)
+    store.keep_private([source])
+    assert modes(tmp_path / "s") == {0o644}
+    (source / "weights").chmod(0o640)
+    store.keep_private([source])
+    assert stat.S_IMODE(store.files("adapters")[0].stat().st_mode) == 0o600
+    (source / "weights").chmod(0o644)
+    for again in (store, Store(tmp_path / "s", FLEET)):
+        again.keep_private([source])
+        with again.writing() as writer:
+            writer.add([result("b")])
+        assert modes(tmp_path / "s") == {0o600}
+
+
+def modes(folder):
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*.*") if path.suffix in {".json", ".parquet"}}
+
+
+def test_a_damaged_part_is_an_error_before_parts_are_merged(tmp_path):
+    store = filled(tmp_path / "s", 2)
+    part = store.files("modules")[1]
+    part.write_text("mine")
+    with store.writing() as writer, pytest.raises(GradienceError, match=f"cannot read {part}: Parquet file size is 4"):
+        writer.compact()
+    assert part.read_text() == "mine"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
+import resource
 import warnings
 from pathlib import Path
 
@@ -63,6 +65,45 @@ def test_a_disk_that_stays_full_is_said_at_the_end(training, callback, tmp_path)
     ours = [str(w.message) for w in said if "gradience" in str(w.message)]
     assert len(ours) == 2
     assert "10 events" in ours[1]
+
+
+def _no_room(_model):
+    """From here on no file of this process grows beyond what the log has."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def room_again():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@needs_full
+@pytest.mark.usefixtures("room_again")
+@pytest.mark.parametrize("fault", ["device", "file in place of the folder", "full when it fails", "no room"])
+def test_stop_on_stops_and_the_guard_restores_whatever_becomes_of_the_log(training, callback, tmp_path, fault):
+    from gradience.hf import Guard
+
+    def poison(model):
+        if fault == "full when it fails":
+            _fill_disk(tmp_path / "run.jsonl")(model)
+        next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+
+    acts = {"device": [], "no room": [training.At(1, _no_room)]}.get(fault, [])
+    if fault == "device":
+        (tmp_path / "run.jsonl").symlink_to("/dev/full")
+    if fault == "file in place of the folder":
+        (tmp_path / "file").write_text("not a folder")
+    place = tmp_path / "file" / "run.jsonl" if fault.startswith("file") else None
+    recorder = callback(place, stop_on=("NUM101",), guard=Guard(every=1, max_bad=1, cooldown=0, max_rollbacks=1))
+    given = {"logging_nan_inf_filter": False, "max_steps": 40, "learning_rate": 1e-3}
+    model = training.llama()
+    run = training.trainer(tmp_path, *acts, training.At(3, poison), recorder, model=model, **given)
+    with pytest.warns(RuntimeWarning) as said:
+        assert run.train().global_step == 4
+    assert any(LOST in str(w.message) for w in said)
+    assert all(bool(training.torch.isfinite(p).all()) for p in model.parameters())
 
 
 def test_a_disk_that_fails_when_the_log_is_closed_is_said_and_does_not_reach_the_training(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -66,12 +67,17 @@ def test_axolotl_finds_the_plugin_its_settings_and_its_callback(training, stand_
     monkeypatch.delitem(sys.modules, "gradience.axolotl")
 
 
-def test_ms_swift_loads_the_file_and_makes_the_callback_by_its_name(training, warmed, stand_in, log, tmp_path):
+def test_ms_swift_loads_the_file_and_makes_the_callback_by_its_name(
+    training, warmed, stand_in, log, tmp_path, monkeypatch
+):
     mapping = stand_in("swift.callbacks.mapping", callbacks_map={})
     done = warmed.run("-m", "gradience.swift")
     assert (done.returncode, done.stderr) == (0, "")
-    spec = importlib.util.spec_from_file_location("external_plugin", done.stdout.strip())  # as external_plugins are
+    plugin = Path(done.stdout.strip())
+    monkeypatch.setattr(sys, "path", [str(plugin.parent), *sys.path])  # as `import_external_file` of ms-swift does
+    spec = importlib.util.spec_from_file_location("external_plugin", plugin)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert str(plugin.parent) not in sys.path  # `import data` would be ours
     run = training.trainer(tmp_path, max_steps=2)
     run.add_callback(mapping.callbacks_map["gradience"](run.args, run))
     run.train()

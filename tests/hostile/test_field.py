@@ -1,4 +1,4 @@
-"""The third and fourth corpus: how many secrets are hidden, and how few innocent strings."""
+"""The third, fourth and fifth corpus: how many secrets are hidden, and how few innocent strings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hostile import fresh
+from hostile import fresh, later
 from hostile.field import INNOCENTS, SECRETS, unseen
 
 from gradience.telemetry.redact import hide_in
@@ -37,10 +37,11 @@ def test_97_in_100_secrets_are_hidden_and_at_most_2_in_100_innocents(half):
     assert len(hidden) <= 0.02 * len(innocents)
 
 
-def test_of_the_corpus_that_nothing_was_tuned_on_97_in_100_are_hidden_and_2_in_100_innocents():
-    assert len(fresh.SECRETS) >= 100
-    assert len(fresh.INNOCENTS) >= 200
-    shown = [text for text, secret in fresh.SECRETS if secret in hide_secrets(text)]
-    hidden = [line for line in fresh.INNOCENTS if is_hidden(line)]
-    assert len(shown) <= 0.03 * len(fresh.SECRETS), shown
-    assert len(hidden) <= 0.02 * len(fresh.INNOCENTS), hidden
+@pytest.mark.parametrize("corpus", [fresh, later], ids=["fresh", "later"])
+def test_of_a_corpus_written_at_once_97_in_100_are_hidden_and_2_in_100_innocents(corpus):
+    assert len(corpus.SECRETS) >= 100
+    assert len(corpus.INNOCENTS) >= 200
+    shown = [text for text, secret in corpus.SECRETS if secret in hide_secrets(text)]
+    hidden = [line for line in corpus.INNOCENTS if is_hidden(line)]
+    assert len(shown) <= 0.03 * len(corpus.SECRETS), shown
+    assert len(hidden) <= 0.02 * len(corpus.INNOCENTS), hidden

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import struct
 
 import pytest
 
@@ -121,3 +122,20 @@ def test_without_the_package_the_error_says_how_to_get_it(tmp_path, import_event
     with pytest.raises(RecorderError, match="needs tensorboard") as caught:
         import_events(path)
     assert caught.value.advice == "pip install tensorboard"
+
+
+def test_what_tensorboard_logs_of_a_damaged_file_is_not_shown(tmp_path, capsys):
+
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.summary.writer.record_writer import masked_crc32c
+
+    from gradience.importers.binary import read_tensorboard
+
+    record = b"\t" + struct.pack("<d", 1.7e9) + b"\x1a\x08no event"
+    length = struct.pack("<Q", len(record))
+    path = tmp_path / "events.out.tfevents.1.h"
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, record)]
+    path.write_bytes(length + sums[0] + record + sums[1])
+    with pytest.raises(RecorderError, match="holds no scalar"):
+        read_tensorboard([path])
+    assert capsys.readouterr().err == ""

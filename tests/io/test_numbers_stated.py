@@ -29,6 +29,7 @@ STATED: dict[str, dict[str, Any]] = {
     "base.peft_emulation.targets": {"_CONVERTING": 5, "_STACK": 3},
     "base.weights": {"_VERSION": 2, "_REPO_PARTS": 2},
     "cli.bench": {"_CODES": {"holds": 0, "none": 1, "not_decided": 3, "no_contrast": 3}},
+    "cli.here": {"_COUNTED": 100},
     "cli.main": {"UNUSABLE": 2, "SOFTWARE": 70, "_MAX_ERROR": 800},
     "cli.monitor": {"_EVERY": 1.0},
     "cli.output": {
@@ -116,11 +117,12 @@ STATED: dict[str, dict[str, Any]] = {
     "importers.sources": {"_HEAD": 4096, "_ROWS": 50, "_CLOSE": 0.001},
     "importers.table": {"_SHOWN": 12},
     "importers.text": {"_HEAD": 1 << 20, "_MAX_LINE": 64 * 1024, "_SHOWN": 5, "_TRIPLE": 3},
+    "io.atomic": {"_READABLE": 0o044},
     "io.header": {"_LEAST_HEADER": 2, "_SHOWN": 60},
     "io.reading": {"_MIB": 1 << 20, "_KIB": 1 << 10},
     "io.safetensors": {"_OTHER_BITS": {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}, "_ALIGNMENT": 8},
     "models.inputs": {"LONGEST": 512, "_LARGEST_ROW": 16 << 20},
-    "render.audit": {"_NOT_ANALYSED": 5, "_NAMED_LAYERS": 6, "_HALF": 0.5},
+    "render.audit": {"_NOT_ANALYSED": 3, "_NAMED_LAYERS": 6, "_HALF": 0.5},
     "render.bench": {"_WIDTH": 61, "_NAME": 24},
     "render.check": {"_LABELS": 6, "_NAMES": 10, "_UNMATCHED": 5, "_TEXT": 60, "_SOURCE": 8, "_TWO_DIGITS": 10},
     "render.compare": {
@@ -136,7 +138,8 @@ STATED: dict[str, dict[str, Any]] = {
         "_MODULES": 5,
     },
     "render.findings": {"_SHOWN": 10},
-    "render.fleet": {"_LISTED": 8, "_PAIRS": 8, "_BASES": 3},
+    "render.fleet": {"_LISTED": 8, "_PAIRS": 8, "_BASES": 3, "_REASONS": 5},
+    "render.runs": {"_COLUMNS": 100, "_NAME": 26, "_NOT_READ": 5, "_SINGLE": 8},
     "render.html.figures": {"STYLES": 8, "_FEW_LINES": 3, "_MOST_POINTS": 120, "_LONGEST": 24},
     "render.html.page": {"_NOTES": 50, "_TEXT": 600},
     "render.html.pieces": {"_MARKS": 40, "_ROWS": 100, "_CELLS": 2000, "_LAYERS": 400},
@@ -167,7 +170,8 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "render.ranks": {"_MODULES": 8},
     "render": {"NAMES": 4, "WIDTH": 72},
-    "render.writing": {"MODULES": 12, "EXACT": 1e-06},
+    "render.writing": {"MODULES": 12, "EXACT": 1e-06, "_MANY_FLIPS": 0.05},
+    "rewrite.options": {"MOST_FLIPS": 0.02},
     "rules.config.rate": {
         "_HINTED_CONFIDENCE": 0.6,
         "_PISSA_CONFIDENCE": 0.5,
@@ -365,6 +369,7 @@ STATED: dict[str, dict[str, Any]] = {
     "report": {"_ALL_VALUES": 4096},
     "rewrite.resize": {"_NAMED": 8},
     "rewrite.resize.calibrated": {
+        "OF_EFFECT": 0.05,
         "CHOSEN_BY": 128,
         "MEASURED_ON": 64,
         "MEASURED_ROWS": 256,
@@ -377,6 +382,7 @@ STATED: dict[str, dict[str, Any]] = {
     "collect.runs.collect": {"MAX_RUNS": 1000},
     "tables": {"_BEYOND": 1 << 63},
     "collect.runs": {"MOST_CURVES": 26},
+    "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
     "prove.verify_merge.delta": {
         "UNIT": {"F64": 2.0 ** (-53), "F32": 2.0 ** (-24), "F16": 2.0 ** (-11), "BF16": 2.0 ** (-8)},
         "_ROUNDINGS": 8,

@@ -70,6 +70,10 @@ def test_an_adapter_whose_config_makes_peft_import_a_module_is_refused(
     [
         (ValueError("The repository x contains custom code"), "it needs Python code of its own (auto_map), which"),
         (ValueError("pass trust_remote_code=True"), "it needs Python code of its own (auto_map), which"),
+        (
+            RuntimeError("Weights only load failed. Do (1): weights_only=False"),
+            "its pickle holds more than tensors, and is",
+        ),
         (OSError(22, "a pipe", "/a/b/c.json"), "c.json: a pipe"),
         (KeyError("missing"), "missing"),
         (ValueError("\n first \n second"), "first"),

@@ -170,7 +170,7 @@ def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
     }
     one = adapter(tmp_path / "a", {"q": along(4.0, 2.0, 1.0, 1.0)}, **first)
     two = adapter(tmp_path / "b", {"v": along(2.0)}, use_dora=False, lora_alpha=1)
-    merge_adapters([one, two], tmp_path / "out", weights=[1.0, 1.0])
+    merge_adapters([one, two], tmp_path / "out", weights=[1.0, 1.0], force_mix=True)
     found = config_of(tmp_path / "out")
     assert found == {
         "task_type": "CAUSAL_LM",
@@ -194,7 +194,7 @@ def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
         "bias": "none",
         "trainable_token_indices": None,
     }
-    merge_adapters([two, one], tmp_path / "turned", weights=[1.0, 1.0])
+    merge_adapters([two, one], tmp_path / "turned", weights=[1.0, 1.0], force_mix=True)
     assert not any(key.endswith(("q_config", "a_config")) for key in config_of(tmp_path / "turned"))
 
 
@@ -556,7 +556,7 @@ def test_adapters_of_different_numbers_of_experts_are_refused_with_the_parameter
         merge_adapters([one, three])
     assert str(error.value) == "the adapters have different numbers of experts in experts.down_proj"
     assert error.value.advice == "are they of one base model?"
-    merge_adapters([adapter(tmp_path / "plain", {"q": along(1.0)}), one], tmp_path / "out")
+    merge_adapters([adapter(tmp_path / "plain", {"q": along(1.0)}), one], tmp_path / "out", force_mix=True)
     found = config_of(tmp_path / "out")
     assert (found["target_parameters"], found["target_modules"]) == (["experts.down_proj"], ["q"])
 

@@ -66,12 +66,44 @@ def test_the_ends_of_ranges_are_taken_and_defaults_are_the_papers():
     assert weights_of(0, None) == ()
 
 
+@every(
+    ("one", "other", "together"),
+    [
+        ("meta-llama/Meta-Llama-3-8B", "unsloth/llama-3-8b-bnb-4bit", True),
+        ("meta-llama/Llama-2-7b-hf", "mistralai/Mistral-7B-v0.1", False),
+        ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", False),
+        ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct-AWQ", True),
+        ("/models/Llama-3-8B/", "meta-llama/Llama-3-8B", True),
+        ("/cache/models--org--m/snapshots/0a1b", "org/m", True),
+        ("org/m", "", True),  # a config that names none says nothing
+        ("org/m-8bit", "org/m-4bit", True),
+        ("org/m8bit", "org/m4bit", False),
+    ],
+)
+def test_adapters_of_different_bases_are_refused_unless_it_is_meant(one, other, together, tmp_path):
+    pair = [
+        write(tmp_path / at, {"q": (5, 4)}, base_model_name_or_path=name) for at, name in (("a", one), ("b", other))
+    ]
+    if not together:
+        with pytest.raises(AdapterError, match=r"they are of different base models \(") as refused:
+            merge_adapters(pair)
+        assert refused.value.advice == "--force-mix merges them nevertheless"
+    assert merge_adapters(pair, force_mix=not together).modules[0].name == "q"
+
+
+def test_adapters_without_a_module_in_common_are_refused_unless_it_is_meant(tmp_path):
+    q, v, both = (write(tmp_path / "".join(of), dict.fromkeys(of, (5, 4))) for of in ("q", "v", "qv"))
+    with pytest.raises(AdapterError, match="no two of them have a module in common"):
+        merge_adapters([q, v])
+    assert len(merge_adapters([q, v, both]).modules) == len(merge_adapters([q, v], force_mix=True).modules) == 2
+
+
 def test_notes_speak_of_bases_tasks_and_scales_only_where_they_differ(tmp_path):
     shapes = {"q": (5, 4)}
     plain = [write(tmp_path / n, shapes, base_model_name_or_path="m", task_type="CAUSAL_LM") for n in "ab"]
     assert merge_adapters(plain).notes == []
     other = write(tmp_path / "c", shapes, base_model_name_or_path="n", task_type="SEQ_CLS", use_rslora=True)
-    assert merge_adapters([plain[0], other]).notes == [
+    assert merge_adapters([plain[0], other], force_mix=True).notes == [
         "the configs name different base models (m, n): the first one's is kept",
         "the configs name different task types: the first one's is kept",
         "rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off",

@@ -86,6 +86,15 @@ def test_no_base_and_a_task_that_is_not_run_are_refused(llama, tmp_path):
         load_model(llama.base, other)
 
 
+def test_a_base_with_an_adapter_beside_it_is_refused_since_transformers_would_load_both(llama, tmp_path):
+    base = shutil.copytree(llama.base, tmp_path / "base")
+    shutil.copytree(llama.adapter, base, dirs_exist_ok=True)
+    with pytest.raises(AdapterError, match="it holds an adapter too, which would be loaded on top"):
+        load_model(base)
+    (base / "adapter_config.json").unlink()
+    assert not any(".lora_" in name for name, _ in load_model(base).model.named_parameters())
+
+
 def test_another_adapter_is_active_in_its_block_only_and_none_is_the_base(llama, tmp_path):
     loaded = load_model(llama.base, llama.adapter)
     batch = one_batch(loaded, tmp_path)

@@ -96,18 +96,33 @@ def test_the_seeds_lines_stand_verbatim_and_in_order():
 def test_verdict_and_findings_come_before_any_number():
     full = report()
     told = judge_adapter(full).findings
-    text = audit_text(report(findings=told))
+    text = audit_text(report(findings=told), View(verbose=True))
     assert text.index("Verdict: TRAINED") < text.index("Findings:") < text.index("Summary:")
 
 
-def test_the_default_report_fits_a_screen():
-    lines = audit_text(report()).splitlines()
-    assert len(lines) <= 45
-    assert max(map(len, lines)) <= 120
+def test_the_default_report_fits_a_screen_with_verdict_and_next_step_first():
+    full = report()
+    notes = [finding for finding in judge_adapter(full).findings if finding.severity == "info"]
+    lines = audit_text(report(findings=notes)).splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, [line for line in lines if not line.startswith("Next: ")])) <= 100
+    assert lines[7:9] == [
+        "Verdict: TRAINED (all 12 modules carry a finite, non-zero update)",
+        "Next: gradience resize --peft-dir runs/toy/peft --base MODEL --calibrate TEXTS --kl .003 --out SMALLER",
+    ]
+    assert lines[-1] == "--verbose adds: UTL204, every rank and layer"
+    assert "Suggested rank (now 8; verify with eval): 2 for most modules (-0.00 MB), 4 for the tail (-0.00 MB)" in lines
+
+
+def test_a_note_is_a_line_of_the_default_report_and_a_warning_is_told():
+    (note,) = judge_adapter(report()).findings
+    warning = msgspec.structs.replace(note, severity="warning")
+    assert "Findings:" not in audit_text(report(findings=[note]))
+    assert f"  [WARNING] {note.id}: {note.message}" in audit_text(report(findings=[warning])).splitlines()
 
 
 def test_each_candidate_rank_has_its_error_and_the_suggested_are_marked():
-    text = audit_text(report())
+    text = audit_text(report(), View(verbose=True))
     assert re.search(r"^ +1 +75\.0% +50\.0% +50\.0% +129\.0K params, 0\.00 MB$", text, re.MULTILINE)
     assert re.search(r"^ +2 .*<- most modules \(median\)$", text, re.MULTILINE)
     assert re.search(r"^ +4 .*<- worst-case tail \(p90\)$", text, re.MULTILINE)
@@ -233,7 +248,7 @@ def test_what_was_not_analysed_is_listed_and_cut_short():
     many = [NotAnalysed(name=f"t{i}", reason="unknown") for i in range(9)]
     short, long = (audit_text(report(not_analysed=many), View(verbose=v)) for v in (False, True))
     assert "Not analysed (9):" in short
-    assert "and 4 more" in short
+    assert "and 6 more" in short
     assert "t8: unknown" in long
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -116,15 +117,15 @@ def test_the_shortest_beginning_is_sought_to_one_in_a_hundred(pieces, step):
     order = Order([("a", k) for k in range(pieces)], 1)
     asked = []
 
-    def measured(count: int) -> float:
+    def holds(count: int) -> bool:
         asked.append(count)
-        return 0.5 if count >= 61 else 0.51
+        return count >= 61
 
-    found = shortest(order, 0.5, measured)
+    found = shortest(order, holds)
     assert 61 <= found < 61 + step
     assert len(asked) <= math.ceil(math.log2(pieces / step)) + 1
     assert all(1 <= count < pieces for count in asked)
-    assert shortest(Order([("a", 0)], 1), 0.5, measured) == 1
+    assert shortest(Order([("a", 0)], 1), holds) == 1
 
 
 def test_targets_of_the_modules_that_stay():
@@ -206,8 +207,6 @@ def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
     assert kept("max_params", 33) == {"q": 2, "v": 1}
     assert kept("rank", 1) == {"q": 1, "v": 1}
     assert kept("rank", 9) == {"q": 2, "v": 2}
-    assert kept("kl", 0.11) == {"q": 2, "v": 1}
-    assert kept("kl", 0.21) == {"q": 1, "v": 1}
     whole = (folder / "adapter_model.safetensors").stat().st_size
     assert kept("max_mb", whole / 1e6) == {"q": 2, "v": 2}
     assert kept("max_mb", (whole - 1) / 1e6) == {"q": 2, "v": 1}
@@ -218,6 +217,32 @@ def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
     assert error.value.advice == "give a larger one"
     with pytest.raises(AdapterError, match=r"the budget leaves -?[0-9]+ bytes, and the least"):
         kept("max_mb", 0.0001)
+
+
+@every(
+    ("value", "flips", "effect", "many"),
+    [
+        (0.11, 1.0, 9.0, 3),  # the KL of three pieces is .1
+        (0.1, 1.0, 9.0, 3),  # at the bound
+        (0.09, 1.0, 9.0, 4),
+        (0.21, 1.0, 9.0, 2),
+        (0.21, 0.03, 9.0, 3),  # three pieces change .02, two .04
+        (0.21, 0.02, 9.0, 3),
+        (0.21, 0.019, 9.0, 4),
+        (0.21, 1.0, 4.0, 2),  # 5 % of the adapter's own effect are .2
+        (0.21, 1.0, 3.9, 3),
+        (0.21, 1.0, 1.9, 4),
+    ],
+)
+def test_a_kl_is_bounded_beside_by_flips_and_by_the_adapters_own_effect(tmp_path, value, flips, effect, many):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(3.0, 1.0, d_out=3, d_in=8)})
+
+    def measure(kept: Any) -> SimpleNamespace:
+        gone = 4 - sum(map(len, kept.values()))
+        return SimpleNamespace(kl=effect if gone == 4 else 0.1 * gone, flips=0.02 * gone)
+
+    found = dataclasses.replace(opened(folder), measure=measure)
+    assert sum(map(len, kept_for(found, Target("kl", value, flips)).values())) == many
 
 
 def test_a_module_with_a_bias_beside_its_factors_keeps_a_piece(tmp_path):
@@ -307,13 +332,14 @@ def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(m
         inputs=calibrated.Split([1, 2, 3], [4, 5], 6),
         candidates={},
         predictions=30,
-        measure=lambda _: SimpleNamespace(kl=0.5, flips=0.125, predictions=20),
+        pairs={"q": None},
+        measure=lambda kept: SimpleNamespace(kl=0.5 if kept["q"] else 2.0, flips=0.125, predictions=20),
     )
     made = calibrated._record(found, {"q": [0]})
     assert (made.pieces, made.seed, made.cut_inputs) == ("svd", 7, 6)
     assert (made.inputs, made.predictions, made.digest, made.kl_predicted) == (3, 30, "of 3", 0.25)
     assert (made.measured_inputs, made.measured_predictions, made.measured_digest) == (2, 20, "of 2")
-    assert (made.kl, made.flips) == (0.5, 0.125)
+    assert (made.kl, made.flips, made.effect_kl, made.effect_flips) == (0.5, 0.125, 2.0, 0.125)
     assert calibrated._fields(found, {"q": [0], "v": [1]}) == {}  # no module is left out, and no target changes
 
 

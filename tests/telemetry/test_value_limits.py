@@ -120,6 +120,7 @@ def test_rates_are_one_or_a_list():
         ("1" * 64, float("1" * 64)),
         ("1" * 65, None),
         (" 1e3 ", 1000.0),
+        ("\x1e.5\x1f", 0.5),
         ("1.", 1.0),
         (".5", 0.5),
         ("-inf", "-Infinity"),

@@ -39,7 +39,7 @@ class ViewOptions:
         The quantity that the map shows.
     """
 
-    top_wasteful: NonNegativeInt = 5
+    top_wasteful: NonNegativeInt = 3
     layers: bool = False
     scales: bool = False
     rank_rules: bool = False

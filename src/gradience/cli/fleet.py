@@ -18,7 +18,7 @@ from cyclopts.validators import Number
 from gradience.cli import options as opt
 from gradience.cli.output import DONE, emit, print_text
 from gradience.errors import AdapterError, GradienceError, RecorderError
-from gradience.render import fleet as words
+from gradience.render import fleet as words, runs as of_runs
 from gradience.schema.document import escape_controls, writable
 
 if TYPE_CHECKING:
@@ -144,8 +144,9 @@ def show(
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
     if html is not None:
         from gradience.report import write_page  # matplotlib
+        from gradience.tables.store import MANIFEST  # only a page needs it
 
-        write_page(report, html, force=force)
+        write_page(report, html, sources=[fleet / MANIFEST], force=force)
     return opt.print_report(report, words.fleet_show_text, json=json)
 
 
@@ -248,19 +249,22 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
     return DONE
 
 
-def _collected(roots: tuple[Path, ...], out: Path | None) -> Store:
+def _collected(roots: tuple[Path, ...], out: Path | None, *, refresh: bool = False) -> Store:
     if not roots:
         raise RecorderError("no folder to look in", advice="give folders with runs below them")
     from gradience.collect.runs.collect import collect_runs  # the help needs none of it
 
-    return collect_runs(*roots, out=out, progress=rate_on_stderr("runs"))
+    return collect_runs(*roots, out=out, refresh=refresh, progress=rate_on_stderr("runs"))
 
 
 def list_runs(
     *roots: Path,
+    limit: PositiveInt = 20,
+    wide: opt.Flag = False,
     columns: str | None = None,
     where: str | None = None,
     sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path",
+    refresh: opt.Flag = False,
     out: Path | None = None,
     csv: opt.Flag = False,
     json: opt.AsJson = False,
@@ -273,23 +277,43 @@ def list_runs(
     ----------
     roots:
         Folders, or logs.
+    limit:
+        How many runs to list on a screen; --wide, --columns, --csv and --json give all.
+    wide:
+        A table of the usual columns, as wide as they are.
     columns:
         Names of columns, separated by commas; all for all of them.
     where:
         A condition in SQL, such as "r = 8 and status = 'ok'".
     sort:
         A column; with a minus before it, largest first.
+    refresh:
+        Read every log again, changed or not.
     out:
         Folder for the tables. Default: in the user's cache.
     csv:
         Print CSV (RFC 4180).
     """
-    from gradience.collect.runs import COLUMNS, list_sql  # the same
-    from gradience.schema.fleet import RunRow  # the help needs none of it
+    from gradience.collect.runs import BOARD, COLUMNS, list_sql  # the help needs none of it
+    from gradience.schema.fleet import RunRow  # the same
 
+    store = _collected(roots, out, refresh=refresh)
+    if not (wide or columns or csv or json):
+        return _screen(store, list_sql(BOARD, where, sort), limit)
     every = RunRow.__struct_fields__
     names = COLUMNS if columns is None else every if columns == "all" else [n.strip() for n in columns.split(",")]
-    return answer(_collected(roots, out), list_sql(names, where, sort), ResultOptions(csv=csv, json=json))
+    return answer(store, list_sql(names, where, sort), ResultOptions(csv=csv, json=json))
+
+
+def _screen(store: Store, sql: str, limit: int) -> int:
+    """Print a line for each run, and return exit code 0."""
+    from gradience.collect.runs.best import names_of_runs  # the help needs none of it
+    from gradience.tables.query import select  # the same
+
+    report = select(store, sql)
+    names = names_of_runs([(str(row[0]), str(row[1])) for row in report.rows])
+    print_text(of_runs.runs_list_text(report, names, most=limit))
+    return DONE
 
 
 def show_runs(*roots: Path, top: PositiveInt = 10, out: Path | None = None, json: opt.AsJson = False) -> int:
@@ -306,7 +330,7 @@ def show_runs(*roots: Path, top: PositiveInt = 10, out: Path | None = None, json
     """
     from gradience.collect.runs import show_runs as shown  # the help needs none of it
 
-    return opt.print_report(shown(_collected(roots, out), top=top), words.runs_show_text, json=json)
+    return opt.print_report(shown(_collected(roots, out), top=top), of_runs.runs_show_text, json=json)
 
 
 def query_runs(
@@ -341,10 +365,11 @@ def best_run(
     metric: str = "eval/loss",
     by: str | None = None,
     goal: Literal["least", "most"] | None = None,
+    limit: PositiveInt = 5,
     out: Path | None = None,
     json: opt.AsJson = False,
 ) -> int:
-    """Find the best run by a metric, of all or of each group.
+    """Rank the runs by a metric, those apart that it cannot compare, and say which differences are noise.
 
     Parameters
     ----------
@@ -353,16 +378,18 @@ def best_run(
     metric:
         Split and name, such as eval/accuracy; train/loss is that of training rows.
     by:
-        A column of runs list to group by, such as model.
+        A column of runs list to group by as well, such as model.
     goal:
         Whether less or more is better. Default: less for losses, perplexities and errors.
+    limit:
+        How many runs of a group to rank.
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.collect.runs import best_runs  # the help needs none of it
+    from gradience.collect.runs.best import best_runs  # the help needs none of it
 
-    report = best_runs(_collected(roots, out), metric, by=by, goal=goal)
-    return opt.print_report(report, words.runs_best_text, json=json)
+    report = best_runs(_collected(roots, out), metric, by=by, goal=goal, top=limit)
+    return opt.print_report(report, of_runs.runs_best_text, json=json)
 
 
 def draw_curves(
@@ -396,5 +423,5 @@ def draw_curves(
     if html is not None:
         from gradience.report import write_page  # matplotlib
 
-        write_page(report, html, force=force)
-    return opt.print_report(report, lambda it: words.runs_curves_text(it, width=max(width, 20)), json=json)
+        write_page(report, html, sources=[Path(curve.path) for curve in report.curves], force=force)
+    return opt.print_report(report, lambda it: of_runs.runs_curves_text(it, width=max(width, 20)), json=json)

@@ -109,6 +109,7 @@ HEADINGS = {  # heading: the commands under it; commands in no heading are liste
     "More": (),
 }
 
+_SHORT = {"-V": ["--version"], "version": ["--version"]}  # what other programs call it
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}  # an error of a write names no file
 _MAX_ERROR = 800  # characters of an error's line: at most a screen, however long a file's name is
 
@@ -212,6 +213,11 @@ def _run(tokens: list[str]) -> int:
 
     from gradience.cli.output import KeptConsole, emit  # the same
 
+    tokens = _SHORT.get(tokens[0], tokens) if len(tokens) == 1 else tokens
+    if len(tokens) == 1 and _is_place(tokens[0]):
+        from gradience.cli.here import here  # as late as a command's module
+
+        return here(Path(tokens[0]))
     app = build_app(*tokens[:2])
     kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
     console = None if kept is None else kept.console
@@ -220,10 +226,21 @@ def _run(tokens: list[str]) -> int:
     except CycloptsError as error:
         from gradience.cli.output import usage_error  # only a mistyped command pays for it
 
-        return _fail(usage_error(error), "see 'gradience --help', or --help after a command")
+        verb = " ".join(tokens[: 2 if tokens[0] in GROUPS else 1]) if tokens[0] in (*COMMANDS, *GROUPS) else ""
+        return _fail(usage_error(error), f"see 'gradience {verb} --help'" if verb else "see 'gradience --help'")
     if kept is not None:
         emit(kept.text())
     return result if isinstance(result, int) else 0
+
+
+def _is_place(token: str) -> bool:
+    """Whether the only word is no command, but the path of a file or folder."""
+    if token.startswith("-") or token in COMMANDS or token in GROUPS:
+        return False
+    try:
+        return Path(token).exists()
+    except (OSError, ValueError):  # a name that no disk can hold
+        return False
 
 
 def _asks_for_help(tokens: Sequence[str]) -> bool:

@@ -162,10 +162,27 @@ class KeptConsole:
         return self._kept.getvalue()
 
 
+_ELSEWHERE: Final = {  # what PEFT and trainers call an option
+    "--rank": "--r",
+    "--lora-rank": "--r",
+    "--lora-r": "--r",
+    "--lora-alpha": "--alpha",
+    "--learning-rate": "--lr",
+    "--target-modules": "--targets",
+    "--output-dir": "--out",
+    "--output": "--out",
+}
+
+
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
-    from cyclopts.exceptions import CoercionError  # only a mistyped command pays for it
+    from cyclopts.exceptions import CoercionError, UnknownOptionError  # only a mistyped command pays for it
 
+    if isinstance(error, UnknownOptionError):
+        given = (error.token.keyword or error.token.value).partition("=")[0]
+        meant = _ELSEWHERE.get(given)
+        if any(meant in argument.names for argument in error.argument_collection):
+            return f"Unknown option: {given}. Did you mean {meant}?"
     allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
     if not allowed or not isinstance(error, CoercionError) or error.token is None:
         return str(error)

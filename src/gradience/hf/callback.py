@@ -229,7 +229,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._record_metrics(step, "train_summary", {key: described(item) for key, item in parts.summary.items()})
 
     def _take_step(self, step: int, known: Values, extras: Values, control: Any) -> None:
-        self._recorder.train_step(step, known, extras)
+        with self._recorder:  # a row that cannot be written is judged all the same
+            self._recorder.train_step(step, known, extras)
         if self._lookout is not None and (found := self._lookout.row(step, known)):
             self._heed(step, found, control)
 
@@ -246,7 +247,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             if not self._recorder.began:
                 self._early.append((step, split, metrics))  # evaluated before the run began: written once it does
                 continue
-            self._write_eval(step, split, metrics)
+            with self._recorder:  # as above
+                self._write_eval(step, split, metrics)
             if self._lookout is not None:
                 self._heed(step, self._lookout.evaluation(step, split, metrics), control)
 
@@ -257,14 +259,15 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._recorder.record(lambda log: log.metrics(step, kind=kind, metrics=metrics))
 
     def _heed(self, step: int, found: Sequence[Finding], control: Any) -> None:
-        """Record and announce new findings, and stop the training if `stop_on` asks for it."""
+        """Announce new findings, stop the training if `stop_on` asks for it, and then record them, if that works."""
         assert self._lookout is not None  # noqa: S101  # it found this
         stops = self._lookout.stops(found)
         for finding in found:
             self._voice.finding(finding, step)
-            self._recorder.alert(finding, step, stops=finding.id in stops)
         if stops:
             self._stop(step, f"stop_on: {', '.join(stops)}", control)
+        for finding in found:
+            self._recorder.alert(finding, step, stops=finding.id in stops)
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
         control.should_training_stop = True

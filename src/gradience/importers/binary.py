@@ -7,8 +7,10 @@ wandb/proto/wandb_internal.proto, which keeps them so that old logs stay readabl
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import chain, groupby, pairwise
 from math import isnan, prod
@@ -95,11 +97,23 @@ def _read(raw: SourceRun, path: Path) -> list[Scalar]:
     accumulator, decode_error = _package()
     reader = accumulator(str(path), size_guidance=_ALL, purge_orphaned_data=False)
     try:
-        reader.Reload()
+        with _without_words():
+            reader.Reload()
     except (decode_error, ValueError, OSError) as error:
         raise RecorderError(f"{path}: not an event file: {error}", advice="is the file whole?") from error
     _take_arguments(raw, reader)
     return sorted(_scalars(reader), key=lambda scalar: scalar.ts)
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """A context in which tensorboard logs nothing: its errors are raised, and said on one line."""
+    logger = logging.getLogger("tensorboard")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _package() -> tuple[Any, type[Exception]]:

@@ -26,6 +26,7 @@ from gradience.io.interrupt import held
 _T = TypeVar("_T")
 _FREE: Final = "check path and free space"
 _LONGEST: Final = 200  # bytes of a name that are kept in that of its hidden sibling; most file systems take 255
+_READABLE: Final = 0o044  # by group and others
 _MOST_SOURCES: Final = 1000  # files of a folder whose modes are looked at
 
 
@@ -111,13 +112,22 @@ def keep_private(place: Path, sources: Iterable[Path]) -> None:
         place: what was written, before it has its name.
         sources: files, or folders of files; those that are missing count for nothing.
     """
-    modes = [mode for source in sources for mode in _modes(source)]
-    shared = reduce(and_, modes, 0o077) & 0o077
-    if shared & 0o044 == 0o044:  # readable by group and others
+    shared = _shared(sources)
+    if shared & _READABLE == _READABLE:
         return
     for path in (place, *(place.rglob("*") if place.is_dir() else ())):
         mode = stat.S_IMODE(path.stat().st_mode)
         path.chmod(mode & (0o700 | shared | (shared & 0o044) >> 2 if path.is_dir() else 0o700 | shared))
+
+
+def are_private(sources: Iterable[Path]) -> bool:
+    """Whether somebody of the group, or others, may not read every source, given as for `keep_private`."""
+    return _shared(sources) & _READABLE != _READABLE
+
+
+def _shared(sources: Iterable[Path]) -> int:
+    """What group and others may do with every one of the sources."""
+    return reduce(and_, (mode for source in sources for mode in _modes(source)), 0o077) & 0o077
 
 
 def _modes(source: Path) -> Iterator[int]:

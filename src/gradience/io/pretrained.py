@@ -20,6 +20,7 @@ _MOST_CONFIG: Final = 5 << 20  # bytes, as for every reader of an adapter's conf
 _IMPORTING: Final = ("megatron_config",)  # with it PEFT imports the module that `megatron_core` names
 _MOST_FILES: Final = 100_000
 _OWN_CODE: Final = "custom code"
+_NOT_PLAIN: Final = "Weights only load failed"
 _SHOWN: Final = 160  # characters of an error's first line
 
 
@@ -38,6 +39,23 @@ def load(kind: Any, place: str | os.PathLike[str], *args: Any, **options: Any) -
     """
     refuse_special(place)
     return kind.from_pretrained(os.fspath(place), *args, **options, local_files_only=True, trust_remote_code=False)
+
+
+def load_model(kind: Any, place: str | os.PathLike[str], **options: Any) -> Any:
+    """What `load` returns for a model, and never one with an adapter on it.
+
+    Beside a model's files, transformers would find an `adapter_config.json`, and silently load that adapter too.
+
+    Raises:
+        ValueError: there is one.
+        Exception: as for `load`.
+    """
+    from transformers.utils import find_adapter_config_file  # as heavy as `kind`
+
+    refuse_special(place)
+    if find_adapter_config_file(os.fspath(place), local_files_only=True) is not None:
+        raise ValueError("it holds an adapter too, which would be loaded on top: give a folder with the model alone")
+    return load(kind, place, **options)
 
 
 def load_adapter(kind: Any, model: Any, folder: str | os.PathLike[str]) -> Any:
@@ -88,10 +106,12 @@ def refuse_special(place: str | os.PathLike[str]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What a library's error says, on one line; that a folder wants to run code of its own is said in our words."""
+    """What a library's error says, on one line; that something wants to run code is said in our words."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if _OWN_CODE in text or "trust_remote_code" in text:
         return "it needs Python code of its own (auto_map), which gradience never runs"
+    if _NOT_PLAIN in text:  # torch goes on with how to run it
+        return "its pickle holds more than tensors, and is never run"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}"
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -258,12 +258,14 @@ def _base(
 ) -> tuple[Any, set[str]]:
     """The base model, and the names of its weights that no file contained or that had another shape."""
     labels = None if adapter is None or task == "causal-lm" else _labels(adapter)
-    options = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
     import torch  # see the module's first lines
 
     try:
         kind = getattr(transformers, _CLASSES[task])
-        model, loading = pretrained.load(kind, base, dtype=dtype or torch.float32, output_loading_info=True, **options)
+        model, loading = pretrained.load_model(
+            kind, base, dtype=dtype or torch.float32, output_loading_info=True, **options
+        )
     except Exception as error:  # as above
         raise AdapterError(f"cannot load {base} for {task}: {pretrained.reason(error)}", advice=_FITTING) from error
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"]}

@@ -16,6 +16,7 @@ from gradience.render import (
     banner,
     clean,
     count,
+    counted,
     finding_lines,
     megabytes,
     number,
@@ -26,12 +27,12 @@ from gradience.render import (
     words,
 )
 from gradience.render.plots import Quantity, heatmap
-from gradience.render.ranks import rank_pattern, rank_rules, suggested, update_size
+from gradience.render.ranks import next_command, rank_pattern, rank_rules, suggested, update_size
 from gradience.rules.weights import suggests_ranks
 from gradience.schema import NonFinite
 from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit
 
-_NOT_ANALYSED: Final = 5  # tensors listed without --verbose
+_NOT_ANALYSED: Final = 3  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6
 _HALF: Final = 0.5
 
@@ -41,7 +42,7 @@ _SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
 class View(NamedTuple):
     """The optional parts of the report, besides verdict, findings, summary and suggested ranks."""
 
-    top_wasteful: int = 5
+    top_wasteful: int = 3
     layers: bool = False
     scales: bool = False
     rank_rules: bool = False
@@ -61,20 +62,27 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
     yield ""
     yield f"Verdict: {words(report.health.verdict).upper()} ({clean(report.health.reason)})"
     yield from _not_known(report.modules)
+    yield from next_command(report)
+    yield from _found(report, verbose=view.verbose)
     yield ""
-    if report.findings:
-        yield "Findings:"
-        yield from finding_lines(report.findings, verbose=view.verbose)
-        yield ""
     if report.modules:
-        yield from _summary(report)
+        yield from _summary(report, verbose=view.verbose)
         yield from _against_base(report)
         yield from standing_lines(report)
-        yield from suggested(report)
+        yield from suggested(report, verbose=view.verbose)
         if suggests_ranks(report.health.verdict):
             yield from _wasteful(report, view.top_wasteful)
     yield from _on_request(report, view)
     yield from _remarks(report, verbose=view.verbose)
+
+
+def _found(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+    """The findings; those of severity info, which ask for nothing, only if `verbose`."""
+    shown = [finding for finding in report.findings if verbose or finding.severity != "info"]
+    if shown:
+        yield ""
+        yield "Findings:"
+        yield from finding_lines(shown, verbose=verbose)
 
 
 def standing_lines(report: AuditReport) -> Iterator[str]:
@@ -99,18 +107,27 @@ def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:
     )
 
 
-def _summary(report: AuditReport) -> Iterator[str]:
+def _summary(report: AuditReport, *, verbose: bool) -> Iterator[str]:
     s = report.summary
     yield "Summary:"
     yield f"  LoRA params: {count(s.total_lora_params)}"
     yield f"  Layers:      {s.n_layers}"
-    yield f"  Modules:     {_modules(report)}"
+    if verbose:
+        yield f"  Modules:     {_modules(report)}"
     if (size := update_size(s.update_norm, s.update_size)) is not None:
         beside = report.base.relative_frobenius if report.base is not None else None
         yield f"  Update size: {size}" + ("" if beside is None else f"; {beside:.3g} of the base weights")
     yield f"  Stable rank (mean):    {number(s.stable_rank_mean)}"
     yield f"  Utilization (mean):    {percent(s.utilization_mean)}"
     yield f"  Energy rank k@90% (p50/p90): {number(s.energy_rank_90_p50, '.3g')}/{number(s.energy_rank_90_p90, '.3g')}"
+    if verbose:
+        yield from _spread(report)
+    yield ""
+
+
+def _spread(report: AuditReport) -> Iterator[str]:
+    """Further ranks, and where the energy of the update is."""
+    s = report.summary
     yield f"  Effective rank (mean): {number(s.effective_rank_mean)}"
     if s.null_stable_rank_mean is not None:
         yield f"  Random factors of these shapes would have stable rank {number(s.null_stable_rank_mean)}"
@@ -118,10 +135,9 @@ def _summary(report: AuditReport) -> Iterator[str]:
     if shares:
         yield f"  Energy by type (modules): {', '.join(shares)}"
     if s.energy_concentration:
-        like = f"{1.0 / s.energy_concentration:.0f} equal modules of {s.n_layers} (HHI {s.energy_concentration:.3f})"
+        like = f"{1.0 / s.energy_concentration:.0f} modules with equal shares (there are {s.n_layers})"
         half = _half(report)
-        yield f"  Energy is spread as over {like}" + (f"; half of it is in {half}" if half else "")
-    yield ""
+        yield f"  Energy is as concentrated as in {like}" + (f"; half of it is in {half}" if half else "")
 
 
 def _modules(report: AuditReport) -> str:
@@ -300,15 +316,27 @@ def _module_against_base(m: ModuleAudit) -> str:
 
 
 def _remarks(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+    if report.not_analysed:
+        yield f"Not analysed ({len(report.not_analysed)}):"
+        lines = [f"  {clean(item.name)}: {clean(item.reason)}" for item in report.not_analysed]
+        yield from shortened(lines, None if verbose else _NOT_ANALYSED, indent=2)
+    yield from (f"Note: {clean(note)}." for note in report.notes)
+    if not verbose:
+        yield _left_out(report)
+        return
     roles = [
         f"{words(entry.role)} {percent(entry.share)} ({megabytes(entry.bytes)}, {entry.tensors} tensors)"
         for entry in report.ledger
     ]
     yield f"In the file: {', '.join(roles) or 'nothing'}"
-    if report.not_analysed:
-        yield f"Not analysed ({len(report.not_analysed)}):"
-        lines = [f"  {clean(item.name)}: {clean(item.reason)}" for item in report.not_analysed]
-        yield from shortened(lines, None if verbose else _NOT_ANALYSED, indent=2)
-    yield from skipped_lines(report.not_run, verbose=verbose)
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield from skipped_lines(report.not_run, verbose=True)
     yield "Findings and suggestions are hypotheses about these weights: verify on held-out data."
+
+
+def _left_out(report: AuditReport) -> str:
+    """What --verbose adds: the findings of severity info, the tables, and the checks that did not run."""
+    notes = dict.fromkeys(finding.id for finding in report.findings if finding.severity == "info")
+    parts = [*notes, "every rank and layer"]
+    if report.not_run:
+        parts.append(f"why {counted(len(report.not_run), 'check')} did not run")
+    return f"--verbose adds: {', '.join(parts)}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.render import Columns, as_text, banner, clean, count, labelled, number, percent, short_path, table, words
+from gradience.render import Columns, as_text, banner, clean, count, labelled, number, percent, short_path, table
 from gradience.schema import as_float
 from gradience.schema.compare import BenchCandidate, BenchReport, BenchResult, BenchTask
 
@@ -17,6 +17,12 @@ OUTCOMES: Final = {
     "not_finite": "not finite",
     "reference": "-",
     "anchor": "-",
+}
+_VERDICTS: Final = {
+    "holds": "HOLDS",
+    "none": "NONE",
+    "not_decided": "NOT DECIDED",
+    "no_contrast": "CANNOT TELL",
 }
 _WIDTH: Final = 61  # characters of the axis
 _NAME: Final = 24
@@ -51,7 +57,7 @@ def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
         yield ""
         yield from _task(report, task, unicode=unicode)
     yield ""
-    yield f"Verdict: {words(report.verdict.state).upper()}: {clean(report.verdict.says)}."
+    yield f"Verdict: {_VERDICTS[report.verdict.state]}: {clean(report.verdict.says)}."
     yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "Within the tolerance means no more than that: a difference that looks like a gain may be noise."
 

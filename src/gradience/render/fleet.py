@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -11,87 +12,28 @@ from gradience.render import (
     banner,
     clean,
     counted,
-    duration,
     labelled,
     listed,
     megabytes,
+    shortened,
     table,
     words,
 )
-from gradience.render.plots import LETTERS, curves_lines
 from gradience.schema import Json
-from gradience.schema.fleet import (
-    BestRun,
-    Counted,
-    FleetAuditReport,
-    FleetShowReport,
-    QueryReport,
-    RunsBestReport,
-    RunsCurvesReport,
-    RunsShowReport,
-    Serving,
-    Similar,
-    Wasteful,
-)
+from gradience.schema.fleet import Counted, FleetAuditReport, FleetShowReport, QueryReport, Serving, Similar, Wasteful
 
 _LISTED: Final = 8
 
-_BEST: Final[Columns[BestRun]] = (
-    ("group", "<24", lambda one: clean(one.group)),
-    ("runs", ">5", lambda one: str(one.runs)),
-    ("best", ">10", lambda one: f"{one.value:.4g}"),
-    ("step", ">8", lambda one: "-" if one.step is None else str(one.step)),
-    ("last", ">10", lambda one: f"{one.last:.4g}"),
-    ("run", "", lambda one: clean(one.path)),
-)
-
 _NUMBERS = ("BIGINT", "DOUBLE", "FLOAT", "INTEGER", "HUGEINT", "DECIMAL", "UBIGINT")
 
+_REASONS: Final = 5
 _PAIRS: Final = 8
 _BASES: Final = 3
-
-
-@as_text
-def runs_show_text(report: RunsShowReport) -> Iterator[str]:
-    """The overview of many runs for a terminal."""
-    yield from banner("GRADIENCE RUNS")
-    logged = f", {duration(report.hours * 3600)}" if report.hours else ""
-    yield f"{counted(report.runs, 'run')}, {counted(report.training_rows, 'training row')}{logged}"
-    groups = {
-        "Models": report.models,
-        "Data": report.data,
-        "Objectives": report.objectives,
-        "Status": report.statuses,
-        "Gravest": report.verdicts,
-        "Findings": report.findings,
-    }
-    yield from labelled((name, counts_text(items)) for name, items in groups.items() if items)
-    if report.unread:
-        yield ""
-        yield "Not read:"
-        yield from (f"  {clean(log.path)}: {clean(log.error)}" for log in report.unread)
 
 
 def counts_text(items: Sequence[Counted]) -> str:
     """Values with their counts, the most frequent first."""
     return listed([f"{item.value} {item.adapters:,}" for item in items], _LISTED)
-
-
-def runs_best_text(report: RunsBestReport) -> str:
-    """The best run of each group for a terminal."""
-    title = f"{report.goal.capitalize()} {clean(report.metric)}{f' by {report.by}' if report.by else ''}"
-    columns = _BEST if report.by else _BEST[1:]
-    return "\n".join([title, *table(columns, report.best)])
-
-
-def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
-    """The curves of several runs for a terminal, each run drawn with a letter."""
-    points = [list(zip(curve.steps, curve.values, strict=True)) for curve in report.curves]
-    legend = (
-        f"  {letter} {clean(curve.name)}: {curve.values[0]:.4g} -> {curve.values[-1]:.4g} at step {curve.steps[-1]}"
-        for letter, curve in zip(LETTERS, report.curves, strict=False)
-    )
-    return "\n".join([clean(report.metric), *curves_lines(points, width=width), *legend])
 
 
 @as_text
@@ -100,10 +42,16 @@ def fleet_audit_text(report: FleetAuditReport) -> Iterator[str]:
     yield from banner("GRADIENCE FLEET AUDIT")
     yield f"Fleet: {clean(report.out)}"
     rate = f" ({report.audited / report.seconds:.1f} a second)" if report.audited and report.seconds else ""
-    yield f"{counted(report.found, 'adapter')}: {report.audited} audited in {report.seconds:.1f} s{rate}, "
-    yield f"  {report.unchanged} unchanged, {report.removed} no longer there"
-    if report.errors or report.crashed:
-        yield f"Not read: {report.errors} with an error, {report.crashed} on which workers died"
+    without = report.errors + report.crashed
+    read = max(report.found - without, 0)
+    yield f"{counted(report.found, 'adapter')}: {read} with numbers, {without} that cannot be read"
+    yield f"  {report.audited} looked at in {report.seconds:.1f} s{rate}, {report.unchanged} unchanged"
+    if report.removed:
+        yield f"  {report.removed} no longer there"
+    if report.crashed:
+        yield f"Workers died on {report.crashed} of those that cannot be read"
+    if without:
+        yield f"Why: gradience fleet show {shlex.quote(clean(report.out))}"
     yield from (f"Note: {clean(note)}." for note in report.notes)
 
 
@@ -159,10 +107,16 @@ def size_text(value: int) -> str:
 
 
 def _faulty(report: FleetShowReport) -> Iterator[str]:
-    if report.faulty:
-        yield ""
-        yield f"Needs a look ({report.faulty_total}):"
-        yield from (f"  {words(f.verdict)}: {clean(f.path)}: {clean(f.reason)}" for f in report.faulty)
+    """The adapters to look at, most pressing first; of those that cannot be read, the reasons with their numbers."""
+    if not report.faulty_total:
+        return
+    yield ""
+    yield f"Needs a look ({report.faulty_total}):"
+    if report.unread:
+        yield f"  {counted(sum(reason.adapters for reason in report.unread), 'adapter')} cannot be read:"
+        reasons = [f"    {one.adapters:>5} x {clean(one.value)}" for one in report.unread]
+        yield from shortened(reasons, _REASONS, indent=4, how="gradience fleet query FLEET --named unreadable")
+    yield from (f"  {words(f.verdict)}: {clean(f.path)}: {clean(f.reason)}" for f in report.faulty)
     if report.faulty_total > len(report.faulty):
         yield f"  ... and {report.faulty_total - len(report.faulty)} more (--verbose lists all)"
 
@@ -175,7 +129,7 @@ def _wasteful(report: FleetShowReport) -> Iterator[str]:
 
 
 def _serving(one: Serving) -> Iterator[str]:
-    if one.max_lora_rank is None:
+    if one.max_lora_rank is None or one.adapters < 2:  # one adapter has the server to itself
         return
     ranks = ", ".join(f"{n:,} of rank {rank}" for rank, n in one.ranks.items())
     yield ""

@@ -25,7 +25,7 @@ from gradience.render import (
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
 from gradience.rules.weights import suggests_ranks
-from gradience.schema import NonFinite, as_float, number_in
+from gradience.schema import Json, NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import Advice, EvalPoint, LossKind, MonitorReport, Schedule, SignalSummary
 
@@ -54,18 +54,19 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
     yield from _probes(report)
     yield from _evals(report)
     yield from _fed(report)
-    yield from _recorded_audit(report)
+    yield from _recorded_audit(report, verbose=verbose)
     yield from _alerts(report)
     yield from _recommendations(report, verbose=verbose)
     if report.not_run:
         yield from skipped_lines(report.not_run, verbose=verbose)
-        yield ""
     if verbose:
+        yield ""
         yield f"Events: {', '.join(f'{name} {n}' for name, n in report.events.items())}"
         yield f"Run: {clean(report.run_id or '-')}, sessions recorded: {report.sessions}"
         yield ""
     yield from (f"Note: {clean(note)}." for note in report.notes)
-    yield "Findings are hypotheses: verify on held-out data."
+    if report.findings or verbose:
+        yield "Findings are hypotheses: verify on held-out data."
 
 
 def step_of_plan(report: MonitorReport) -> str:
@@ -212,7 +213,8 @@ def fed_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _recorded_audit(report: MonitorReport) -> Iterator[str]:
+def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
+    """The audit in the log: two numbers, and the verdict if it is not `trained`; `verbose` adds the rest."""
     audit = report.lora_audit
     if audit is None:
         return
@@ -220,27 +222,33 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
         yield "LoRA audit: no LoRA weights were found"
         yield ""
         return
+    verdict = clean(str(audit.get("verdict", "trained")))
     yield "Diagnostics:"
     yield f"  Stable rank (mean): {number(number_in(audit, 'stable_rank_mean'))}"
     yield f"  Utilization (mean): {percent(number_in(audit, 'utilization_mean'))}"
+    if verdict != "trained" and not verbose:
+        yield f"  LoRA audit: {words(verdict.upper())}"
     yield ""
+    if verbose:
+        yield from _audit_in_full(report, audit, verdict)
+
+
+def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: str) -> Iterator[str]:
     at = "" if report.lora_audit_step is None else f" (step {report.lora_audit_step})"
     yield f"LoRA audit{at}:"
     if "verdict" in audit:
-        yield f"  Verdict: {words(clean(str(audit['verdict'])).upper())}"
+        yield f"  Verdict: {words(verdict.upper())}"
     p50, p90, median, tail = (number(number_in(audit, key), "g") for key in _RANKS)
     yield f"  Energy rank k@90% (p50/p90): {p50}/{p90}"
     if (size := update_size(number_in(audit, "update_norm"), number_in(audit, "update_size"))) is not None:
         yield f"  Update size: {size}"
-    if not suggests_ranks(str(audit.get("verdict", "trained"))):
-        yield ""
-        return
-    yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
-    modules = audit.get("modules")
-    for module in modules[:_MODULES] if isinstance(modules, list) else []:
-        if isinstance(module, dict):  # another program may have written the log
-            name = clean(str(module.get("name", "-")))
-            yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
+    if suggests_ranks(verdict):
+        yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
+        modules = audit.get("modules")
+        for module in modules[:_MODULES] if isinstance(modules, list) else []:
+            if isinstance(module, dict):  # another program may have written the log
+                name = clean(str(module.get("name", "-")))
+                yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
 
 

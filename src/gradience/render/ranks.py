@@ -15,12 +15,8 @@ from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, S
 
 _MODULES: Final = 8  # modules of a rank pattern listed without --verbose
 _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
-_TRIAL: Final = (  # docs/resize.md: benchmarks/resize_quality.py, and the later measurement on pretrained models
-    "  measured, with ranks rounded up to powers of two: 12 adapters of a small Llama trained on digits lost 1.4",
-    "  points of accuracy at p90 (0.0 to 2.8) and 3.9 at the median (1.2 to 6.6). It did not transfer: on MiniLM-L6 it",
-    "  saved nothing, on SmolLM2-135M it cost 2.5 points. Weights alone do not say how small an adapter may become.",
-)
 SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
+_BRIEFLY: Final = {"median": "most modules", "p90": "the tail"}
 
 
 def update_size(norm: float | None, size: float | None) -> str | None:
@@ -31,15 +27,25 @@ def update_size(norm: float | None, size: float | None) -> str | None:
     return f"norm {norm:.3g}, {size:.3g} of freshly initialised weights of these shapes{far}"
 
 
-def suggested(report: AuditReport) -> Iterator[str]:
-    """Cost and saving of lower ranks, with the suggested ones marked; one line if the present rank is suggested."""
+def suggested(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+    """The suggested ranks with their cost and saving; `verbose` gives every candidate, and what other rules say."""
     if not report.suggested:
         return
     highest = max(m.r for m in report.modules)
     if all(item.rank >= highest for item in report.suggested.values()):
         yield f"Suggested rank: {highest}, the present one; the spectra show nothing to leave out"
-        yield from _next(report)
+    elif verbose:
+        yield "Suggested rank (compress after training; verify with eval):"
+        yield from _candidates(report)
+    else:
+        saved = {item.rank: f" (-{megabytes(item.bytes_saved)})" for item in report.candidates}
+        ranks = (f"{item.rank} for {_BRIEFLY[of]}{saved.get(item.rank, '')}" for of, item in report.suggested.items())
+        yield f"Suggested rank (now {highest}; verify with eval): {', '.join(ranks)}"
         return
+    yield ""
+
+
+def _candidates(report: AuditReport) -> Iterator[str]:
     columns: Columns[SuggestedRank] = (
         ("r", ">4", lambda c: str(c.rank)),
         ("energy kept", ">11", lambda c: percent(c.energy_kept)),
@@ -47,7 +53,6 @@ def suggested(report: AuditReport) -> Iterator[str]:
         ("worst module", ">12", lambda c: percent(c.relative_error_worst)),
         ("saves", "", lambda c: f"{count(c.params_saved)} params, {megabytes(c.bytes_saved)}{_mark(report, c.rank)}"),
     )
-    yield "Suggested rank (compress after training; verify with eval):"
     yield from table(columns, report.candidates)
     present = present_rank(report)
     if present is not None:
@@ -57,8 +62,6 @@ def suggested(report: AuditReport) -> Iterator[str]:
         ranks = ", ".join(f"{_RULES[r.rule]} {r.median_rank}/{r.p90_rank}" for r in others)
         yield f"  k@90% decides; other rules say (median/p90): {ranks}"
     yield from _of_each(report)
-    yield from _TRIAL
-    yield from _next(report)
 
 
 def _of_each(report: AuditReport) -> Iterator[str]:
@@ -73,14 +76,12 @@ def _of_each(report: AuditReport) -> Iterator[str]:
         yield f"  for engines that want a power of two: {listed}"
 
 
-def _next(report: AuditReport) -> Iterator[str]:
-    """The commands that measure, on the user's own inputs, what a rank costs."""
-    given = f"--peft-dir {shlex.quote(clean(report.peft_dir))}"
-    base = "MODEL" if report.base is None else shlex.quote(clean(report.base.path))
-    yield "  next, how small it may become by its outputs on your texts, and what that does to your metric:"
-    yield f"    gradience resize {given} --base {base} --calibrate TEXTS --kl .003 --out SMALLER"
-    yield f"    gradience bench {given} --base {base} --data HELDOUT --out BENCH"
-    yield ""
+def next_command(report: AuditReport) -> Iterator[str]:
+    """The command that measures on the user's inputs how small the adapter may become, if a rank is suggested."""
+    if report.suggested:
+        given = f"--peft-dir {shlex.quote(clean(report.peft_dir))}"
+        base = "MODEL" if report.base is None else shlex.quote(clean(report.base.path))
+        yield f"Next: gradience resize {given} --base {base} --calibrate TEXTS --kl .003 --out SMALLER"
 
 
 def _mark(report: AuditReport, rank: int) -> str:

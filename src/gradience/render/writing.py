@@ -21,6 +21,7 @@ from gradience.schema.writing import (
     ResizeReport,
 )
 
+_MANY_FLIPS: Final = 0.05  # of the predictions, from which a choice by outputs is warned of
 MODULES: Final = 12  # rows of a table without --verbose
 EXACT: Final = 1e-6  # relative error below which an update counts as equal: float32 factors hold no more digits
 LESSER: Final = "modules, of no larger error"
@@ -112,10 +113,17 @@ def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[str]
 def _calibration(found: Calibration) -> Iterator[str]:
     """The lines on what was measured, and on how many inputs."""
     measured = _inputs(found.measured_inputs, found.measured_predictions)
-    yield f"KL:         {found.kl:.2g} nats per prediction on {measured}"
-    yield f"Flips:      {percent(found.flips)} of these predictions"
+    yield f"KL:         {found.kl:.2g} nats per prediction on {measured}{_of(found.kl, found.effect_kl)}"
+    of = "" if found.effect_flips is None else f"; the adapter itself changes {percent(found.effect_flips)}"
+    yield f"Flips:      {percent(found.flips)} of these predictions{of}"
+    if found.flips > _MANY_FLIPS:
+        yield f"Warning: over {_MANY_FLIPS:.0%} of the predictions changed, which a small KL can hide; --kl bounds both"
     yield f"Pieces:     {found.pieces}, chosen by {_inputs(found.inputs, found.predictions)}; seed {found.seed}"
     yield f"Predicted:  KL {found.kl_predicted:.2g}, on the inputs that they were chosen by"
+
+
+def _of(kl: float, effect: float | None) -> str:
+    return f"; {percent(kl / effect)} of what the adapter itself does ({effect:.2g})" if effect else ""
 
 
 def _inputs(inputs: int, predictions: int) -> str:

@@ -8,6 +8,7 @@ Gram matrices computed for the pairs.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -55,6 +56,9 @@ class Side(NamedTuple):
     files: AdapterFiles
     adapter: Adapter
     raw: dict[str, Any]
+
+
+_QUANTISED: Final = re.compile(r"[-_.](?:bnb|unsloth|[48]bit|int[48]|nf4|gptq|awq|fp8|gguf|mlx)(?:[-_.].*)?$")
 
 
 class Matching(NamedTuple):
@@ -326,3 +330,28 @@ def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
 
 def _stacked(module: Module) -> Stacked:
     return Stacked(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
+
+
+def base_key(name: str | None) -> str:
+    """What two names of one base model share: its own name, without owner and folder, `meta-`, and quantisation.
+
+    A folder of a hub's cache counts as the model that it holds. Empty if the name does not tell.
+
+    >>> base_key("meta-llama/Meta-Llama-3-8B"), base_key("unsloth/llama-3-8b-bnb-4bit"), base_key("/models/Llama-3-8B/")
+    ('llama-3-8b', 'llama-3-8b', 'llama-3-8b')
+    """
+    parts = [part for part in re.split(r"[/\\\\]", (name or "").strip()) if part]
+    cached = [part.split("--")[-1] for part in parts if part.startswith("models--")]
+    last = cached[0] if cached else parts[-1] if parts else ""
+    return _QUANTISED.sub("", last.lower().removeprefix("meta-"))
+
+
+def why_not_together(sides: Sequence[Side], found: Matching) -> str | None:
+    """Why adapters are not of one base model, from its names in their configs and from their modules; else None."""
+    names = {base_key(side.adapter.config.base_model_name_or_path): side for side in sides}
+    names.pop("", None)
+    if len(names) > 1:
+        listed = ", ".join(str(side.adapter.config.base_model_name_or_path) for side in names.values())
+        return f"they are of different base models ({listed})"
+    shared = any(sum(module is not None for module in row) > 1 for row in found.rows.values())
+    return None if shared else "no two of them have a module in common"

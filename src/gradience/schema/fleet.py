@@ -223,6 +223,9 @@ class FleetShowReport(Report, kw_only=True, frozen=True):
     findings: Annotated[list[Counted], about("Number of adapters by the id of a finding.")] = []
     faulty: Annotated[list[Faulty], about("Unreadable, broken, untrained and random-like adapters.")] = []
     faulty_total: NonNegativeInt = 0
+    unread: Annotated[
+        list[Counted], about("Why adapters have no numbers, with N for each number, and how many have that reason.")
+    ] = []
     wasteful: list[Wasteful] = []
     serving: list[Serving] = []
     similar: Similar
@@ -351,7 +354,7 @@ class RunsShowReport(Report, kw_only=True, frozen=True):
 
 
 class BestRun(msgspec.Struct, kw_only=True, frozen=True):
-    """The best run of a group by one metric."""
+    """The best run of a group of comparable runs by one metric."""
 
     group: Annotated[str, about("Value of the column that runs are grouped by; empty for all runs.")]
     runs: Annotated[NonNegativeInt, about("Runs of the group that have the metric.")]
@@ -362,6 +365,47 @@ class BestRun(msgspec.Struct, kw_only=True, frozen=True):
     last: Annotated[float, about("Newest value in the same run.")]
 
 
+class Noise(msgspec.Struct, kw_only=True, frozen=True):
+    """How far the values of two equally good runs may be apart: two standard deviations of their difference."""
+
+    difference: float
+    source: Annotated[
+        Literal["seeds", "examples"],
+        about("`seeds`: runs that differ in the seed alone; `examples`: a share of answers, taken as independent."),
+    ]
+    n: Annotated[NonNegativeInt, about("Runs, or examples, that it is from.")]
+
+
+class RankedRun(msgspec.Struct, kw_only=True, frozen=True):
+    """A run among those that a metric can compare."""
+
+    name: Annotated[str, about("Short name, unique in its group.")]
+    path: str
+    run: str
+    value: Annotated[float, about("Best value of the metric.")]
+    step: Annotated[NonNegativeInt, about("Step of the best value.")] | None
+    last: Annotated[float, about("Newest value in the same run.")]
+    lr: float | None = None
+    r: NonNegativeInt | None = None
+    worse_than_noise: (
+        Annotated[bool, about("Whether it is behind the best by more than the noise; null if no noise is known.")]
+        | None
+    ) = None
+
+
+class ComparableRuns(msgspec.Struct, kw_only=True, frozen=True):
+    """Runs for which a metric means the same as far as their logs show, best first."""
+
+    group: Annotated[str, about("Value of the column that runs are grouped by; empty without one.")]
+    data: Annotated[str, about("Name of the data; null if the logs do not name it.")] | None
+    objective: str | None
+    model: Annotated[str, about("The model; null if it differs or is not recorded.")] | None
+    examples: Annotated[NonNegativeInt, about("Evaluated examples: runtime times samples per second.")] | None
+    runs: NonNegativeInt
+    noise: Noise | None
+    ranked: list[RankedRun]
+
+
 class RunsBestReport(Report, kw_only=True, frozen=True):
     """The best runs by one metric, as `gradience runs best --json` prints them."""
 
@@ -370,6 +414,7 @@ class RunsBestReport(Report, kw_only=True, frozen=True):
     goal: Annotated[Literal["least", "most"], about("Whether the lowest or the highest value is best.")]
     by: str | None
     best: list[BestRun]
+    groups: Annotated[list[ComparableRuns], about("Largest group first; runs of two groups are not comparable.")] = []
     known_metrics: list[str] = []
 
 
@@ -389,3 +434,4 @@ class RunsCurvesReport(Report, kw_only=True, frozen=True):
     schema: Literal["gradience.runs-curves/v2"]
     metric: str
     curves: list[Curve]
+    not_drawn: Annotated[list[str], about("Names of the runs that have no finite value of the metric.")] = []

@@ -119,7 +119,7 @@ def number_of(value: Json) -> Real | None:
     if isinstance(value, str) and (len(value) > _MAX_TEXT or not _NUMBER.fullmatch(value)):
         return None
     try:
-        return real(float(value))
+        return real(float(value.strip() if isinstance(value, str) else value))  # float strips less than a pattern's \s
     except OverflowError:
         return None
 

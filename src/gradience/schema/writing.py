@@ -65,6 +65,14 @@ class Calibration(msgspec.Struct, kw_only=True, frozen=True):
     ]
     kl: Annotated[NonNegative, about("KL measured on other inputs, before the factors are rounded.")]
     flips: Annotated[Fraction, about("Share of predictions whose most probable class changed.")]
+    effect_kl: (
+        Annotated[
+            NonNegative,
+            about("KL of the base without the adapter's factors from the whole adapter, on the same inputs."),
+        ]
+        | None
+    ) = None
+    effect_flips: Annotated[Fraction, about("Share of predictions that the adapter's factors change.")] | None = None
     measured_inputs: Annotated[NonNegativeInt, about("Inputs on which KL was measured.")]
     measured_predictions: Annotated[NonNegativeInt, about("Predictions on the measured inputs.")]
     measured_digest: Annotated[str, about("`sha256:...` of the token ids of the measured inputs.")]

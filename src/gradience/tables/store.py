@@ -19,7 +19,7 @@ import msgspec
 
 from gradience.errors import GradienceError, OutputError
 from gradience.io import make_folder
-from gradience.io.atomic import atomic_file
+from gradience.io.atomic import are_private, atomic_file
 from gradience.io.reading import read_small
 from gradience.tables import Result, Row, arrow_schema
 
@@ -42,7 +42,7 @@ class Tables(NamedTuple):
     schema: str
     rows: Mapping[str, Row]
     private: bool = False
-    """Whether its files are for their owner only, as the logs are that its rows come from."""
+    """Whether its files are always for their owner only, as the logs are that its rows come from."""
 
     @property
     def head(self) -> str:
@@ -69,6 +69,7 @@ class Store:
         self.folder = folder
         self.tables = tables
         self._manifest = self._read()
+        self._private = tables.private or are_private([folder / MANIFEST])
 
     @property
     def parts(self) -> list[int]:
@@ -84,10 +85,26 @@ class Store:
         """The live Parquet files of a table."""
         return [self._part(table, number) for number in self._manifest.parts]
 
+    def keep_private(self, sources: Iterable[Path]) -> None:
+        """Make the store's files for their owner only, from now on, if one of the sources is.
+
+        Raises:
+            OutputError: a file's mode cannot be changed.
+        """
+        if self._private or not are_private(sources):
+            return
+        self._private = True
+        written = [path for name in self.tables.rows for path in self.files(name)]
+        for path in (self.folder / MANIFEST, *written):
+            try:
+                path.chmod(_PRIVATE)
+            except OSError as error:
+                raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the path") from error
+
     def touch(self, path: Path) -> None:
         """Make a file before it is written, so that no other user can read it if the store is private."""
         path.touch()
-        if self.tables.private:
+        if self._private:
             path.chmod(_PRIVATE)
 
     def _part(self, table: str, number: int) -> Path:
@@ -124,14 +141,19 @@ class Store:
         return _pyarrow().concat_tables(read) if read else schema.empty_table()
 
     def _read_part(self, path: Path, columns: Sequence[str] | None, schema: pa.Schema) -> pa.Table:
-        import pyarrow as pa  # extra [fleet]
-        from pyarrow import parquet  # the same
+        from pyarrow import parquet  # extra [fleet]
 
-        try:
+        with _readable(path):
             return parquet.read_table(path, columns=columns, partitioning=None).cast(schema)
-        except (OSError, pa.ArrowException, ValueError) as error:
-            message = f"cannot read {path}: {' '.join(str(error).split())[:200]}"
-            raise GradienceError(message, advice="remove the folder and audit again") from error
+
+    def _rows_in(self, number: int) -> int:
+        from pyarrow import parquet  # as above
+
+        count = 0
+        for path in (self._part(name, number) for name in self.tables.rows):
+            with _readable(path):
+                count += parquet.read_metadata(path).num_rows
+        return count
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
@@ -172,6 +194,18 @@ class Store:
     def _is_foreign(self, path: Path) -> bool:
         """Whether a job that failed before its first manifest did not leave this: a lock, or a table without parts."""
         return path.name != _LOCK and not (path.name in self.tables.rows and path.is_dir() and not any(path.iterdir()))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A context that turns pyarrow's errors of a damaged part into a GradienceError."""
+    import pyarrow as pa  # extra [fleet]
+
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError) as error:
+        message = f"cannot read {path}: {' '.join(str(error).split())[:200]}"
+        raise GradienceError(message, advice="remove the folder and audit again") from error
 
 
 class Writer:
@@ -252,7 +286,7 @@ class Writer:
         Raises:
             OutputError: they cannot be written.
         """
-        sizes = {number: self._rows_in(number) for number in self._manifest.parts}
+        sizes = {number: self._store._rows_in(number) for number in self._manifest.parts}  # noqa: SLF001  # its other half
         small = [number for number, size in sizes.items() if size < _FULL]
         if len(small) <= _MANY:
             return
@@ -263,12 +297,6 @@ class Writer:
             heaps[-1].append(number)
         merged = [self._write({name: self._joined(name, heap) for name in self._schemas}) for heap in heaps]
         self._exchange(small, merged)
-
-    def _rows_in(self, number: int) -> int:
-        from pyarrow import parquet  # extra [fleet]
-
-        paths = (self._store._part(name, number) for name in self._store.tables.rows)  # noqa: SLF001  # its other half
-        return sum(parquet.read_metadata(path).num_rows for path in paths)
 
     def _joined(self, name: str, numbers: Iterable[int]) -> pa.Table:
         schema = self._schemas[name]

@@ -52,7 +52,8 @@ _TOKENS_OF: Final = frozenset({
 _OF_THE_TOKENIZER: Final = frozenset({
     "pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end",
     "stop", "next", "first", "last", "special", "prefix", "suffix", "middle", "fim", "per", "n", "num", "dummy",
-    "added", "extra", "prev", "pred", "input", "output", "target", "source", "text", "vision", "placeholder",
+    "added", "extra", "prev", "pred", "input", "output", "target", "source", "text", "vision", "placeholder", "tool",
+    "answer", "response", "think", "observation",
 })  # fmt: skip
 _AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid", "psk"})  # secrets only if the value is opaque
 _NOT_A_PASSWORD: Final = frozenset({
@@ -85,8 +86,8 @@ def holds_secret(key: str, value: str) -> bool:
         return False
     if kind == "token":
         return not _TOKENIZER_VALUE.fullmatch(value)
-    if kind == "word":  # `pass: second`, `pass: 2`
-        return is_mixed(value) and not _NUMBER.fullmatch(value)
+    if kind == "word":  # `pass: second`, `pass: two-stage`, `pass: 2`
+        return is_mixed(value.replace("-", "")) and not _NUMBER.fullmatch(value)
     if kind == "secret":
         return True
     is_opaque = bool(_OPAQUE.fullmatch(value) or _RANDOM.fullmatch(value))
@@ -118,8 +119,10 @@ def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a
     return "secret" if before in {"connection", "conn"} and last in {"string", "str"} else ""
 
 
-_HARMLESS: Final = frozenset({
-    "", "true", "false", "none", "null", "yes", "no", "auto", "on", "off", "default", "...",
+_HARMLESS: Final = frozenset({  # settings, and ways to log in
+    "", "true", "false", "none", "null", "yes", "no", "auto", "on", "off", "default", "...", "disabled", "enabled",
+    "required", "optional", "inherited", "accepted", "missing", "unset", "empty", "anonymous", "public", "basic",
+    "kerberos", "oauth2", "sso", "ldap",
 })  # fmt: skip
 _PLACEHOLDER: Final = re.compile(  # of a template, or the name of a variable that holds the secret
     r"\$[A-Z_][A-Z0-9_]*|\$\{[^{}]*\}?|\$?\{\{.*|<[A-Za-z][A-Za-z _-]*>?|%[A-Z_]+%|\{[a-z_.]*\}"
@@ -160,7 +163,8 @@ _HINT: Final = re.compile(
 _NAMED: Final = re.compile(
     r"(?:(?<![A-Za-z0-9_.-])|(?<=%3F)|(?<=%26))(?P<dashes>-*+)(?P<name>[A-Za-z_][A-Za-z0-9_.-]*+)"
     r"(?P<quote>\\{0,8}[\"']|&quot;|&#3[49];)?\]?"
-    r"(?P<sign>[ \t]{0,8}(?:=>|->|:=|[=:])[ \t]{0,8}|%3D|[ \t]{1,4}(?:is|was)[ \t]{1,4}(?=[\"'])|,?[ \t]{1,8}|,)"
+    r"(?P<sign>[ \t]{0,4}:[ \t]{0,4}[&?*]?[A-Za-z_][\w.]{0,40}[ \t]{0,4}=[ \t]{0,4}(?=[\"'])"  # with a type: `: str =`
+    r"|[ \t]{0,8}(?:=>|->|:=|[=:])[ \t]{0,8}|%3D|[ \t]{1,4}(?:is|was)[ \t]{1,4}(?=[\"'])|,?[ \t]{1,8}|,)"
 )
 _OPEN: Final = re.compile(
     r"(?:\s|\\n){0,16}(?P<block>[|>][+-]?(?:\s|\\n)|-\s)?(?:\s|\\n){0,16}"  # `\n` may be two characters: a quoted text
@@ -253,6 +257,8 @@ def _without_group(hit: re.Match[str]) -> str:
         return hit[0]
     if hit.lastgroup == "said" and (is_name(value) or not _SAID.fullmatch(value)):
         return hit[0]
+    if hit.lastgroup == "quoted" and (value.isalpha() or is_name(value) or _NUMBER.fullmatch(value)):
+        return hit[0]
     return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
 
@@ -329,7 +335,8 @@ def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  
     is_header = name.lower() in _WHOLE_LINE or (name[:2].lower() == "x-" and kind_of(name) != "")
     if sign == ":" and is_header and not opened["quote"]:
         end = _end_of_header(text, hit.start(), begin)
-        return (begin, end) if not _REDACTED.match(text, begin) else (0, 0)
+        is_harmless = _REDACTED.match(text, begin) or text[begin:end].strip().lower() in _HARMLESS
+        return (0, 0) if is_harmless else (begin, end)
     end = _end_of_value(text, hit, opened)
     value = text[begin:end]
     bare = value.rstrip(",;.)}]")

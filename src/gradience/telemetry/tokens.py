@@ -117,7 +117,7 @@ COMMANDS: Final = re.compile(
     rf"|\bldap[a-z]+{_REST}-w\s?(?P<ldap>[^\s]+)"
     rf"|\b(?:smb[a-z]+|rpcclient|net){_REST}-U\s?[^\s%]{{1,64}}%(?P<smb>[^\s]+)"
     rf"|\bmosquitto_[a-z]+{_REST}-P\s?(?P<mqtt>[^\s]+)"
-    rf"|\b(?:mongo[a-z]*|cqlsh|twine|rdesktop|ncftp[a-z]*|cypher-shell|impala-shell){_REST}-p[ =]?(?P<p>[^\s]+)"
+    rf"|\b(?:mongo[a-z]*|cqlsh|twine|snowsql|rdesktop|ncftp[a-z]*|cypher-shell|impala-shell){_REST}-p[ =]?(?P<p>[^\s]+)"
     rf"|\bopenssl{_REST}-[kK]\s(?P<openssl>[^\s]+)"
     r"|\bpass:(?P<pass>[^\s'\"]{6,})"
     rf"|\bx?freerdp{_REST}/p:(?P<rdp>[^\s]+)"
@@ -131,13 +131,15 @@ COMMANDS: Final = re.compile(
     r"|\bConvertTo-SecureString\s+(?:-String\s+)?['\"]?(?P<powershell>[^\s'\"]+)"
     r"|\blogin\s+[^\s]{1,64}\s+password\s+(?P<netrc>[^\s]+)|\blogin\s+anonymous\s+password\s+(?P<ftp>[^\s]+)"
     r"|\"username\"\s{0,4}:\s{0,4}\"[^\"]{0,64}\"\s{0,4},\s{0,4}\"key\"\s{0,4}:\s{0,4}\"(?P<kaggle>[^\"]{8,})\""
+    r"|(?i:\b(?:pass(?:word|phrase|wd|code)|secret)(?:[ \t]{1,4}(?:provided|supplied|given|used|is|was|of|to|as))?"
+    r"[ \t]{1,4}(?P<mark>[\"'`]))(?P<quoted>[^\s\"'`]{6,})(?P=mark)"
     r"|(?i:\b(?:pass(?:word|phrase|wd|code)|secret|token|credential"
     r"|(?:api|access|secret|private|licen[sc]e)[ _-]?key)s?(?![\w.-])"
     rf"(?:[ \t]+(?:provided|supplied|given|used|found|is|was|of|value))?[ \t]*[:=]?[ \t]*['\"(\[]?)(?P<said>{_VALUE})"
 )
 # The programs and words above. A text in which this single search finds nothing has none of them.
 TOOLS: Final = re.compile(
-    r"redis-cli|zip|7z|rar|ldap|smb|rpcclient|\bnet\s|mosquitto|mongo|cqlsh|twine|rdesktop|ncftp|kinit|shell|openssl"
+    r"redis-cli|zip|7z|rar|ldap|smb|rpcclient|\bnet\s|mosquitto|mongo|cqlsh|twine|snowsql|rdesktop|ncftp|kinit|shell|openssl"
     r"|pass|freerdp|lftp|sqlplus|rabbitmqctl|echo|SecureString|username|etcdctl|mariadb|vault|login|curl|wget|https?\s"
     r"|mysql|(?i:passw|passc|passp|secret|token|credential|key)"
 )

@@ -71,7 +71,7 @@ def test_an_update_is_huge_over_a_fifth_and_hardly_there_under_six_in_a_hundred_
 def test_the_module_with_the_largest_entries_is_named_and_only_a_trained_adapter_is_hardly_there():
     huge = facts(report(module("a", rms=0.3), module("b", rms=0.5), module("c", rms=1e-5)))
     assert set(huge) == {"exploded"}
-    assert huge["exploded"].seen.message == "entries of the update have root mean square 0.5 in b"
+    assert huge["exploded"].seen.message == "a typical entry of the update of b is 0.5, over 0.2"
     assert huge["exploded"].seen.values["rms"] == pytest.approx(0.5)
     assert facts(report(module(rms=1e-5), verdict="partial")) == {}
     tiny = facts(report(module("a", rms=2e-5), module("b", rms=4e-5)))["tiny"]

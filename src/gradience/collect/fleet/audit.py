@@ -84,6 +84,7 @@ def audit_fleet(
         known, rules = known_rows(store), rules_version(base)
         found = find_adapters(roots, listed, known=known.keys())
         plan = plan_of((_job(item, base, rules) for item in found), known, rules)
+        store.keep_private(Path(job.place) for job in plan.jobs if not job.remote)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
         tally, same = carry_out(writer, plan, answers, crashed, progress)
         if tally.done or plan.gone:

@@ -71,7 +71,7 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
     """
     store = existing(fleet)
     with opened(store) as base:
-        count, size, crashed = _one(base, "select count(*), sum(bytes), count(*) filter (status <> 'ok') from adapters")
+        count, size = _one(base, "select count(*), sum(bytes) from adapters")
         faulty = _faulty(base)
         keys = ("path", "base_model", "shape_key", "content_hash", "sketch")
         rows = _all(base, f"select {', '.join(keys)} from adapters where {_OK} order by path")  # noqa: S608  # our own
@@ -97,7 +97,7 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
             serving=_serving(base),
             similar=similar([dict(zip(keys, row, strict=True)) for row in rows], threshold=cosine, most=most_pairs),
             other_shapes=_other_shapes(base)[:top],
-            notes=[f"{crashed} adapters have no numbers: see faulty"] if crashed else [],
+            unread=_unread(base),
         )
 
 
@@ -120,6 +120,12 @@ def _faulty(base: DuckDBPyConnection) -> list[Faulty]:
     sql = f"""select path, coalesce(verdict, status) as v, coalesce(error, reason) from adapters
         where v in ({listed}) order by case v {order} end, path"""  # noqa: S608  # our own
     return [Faulty(path=path, verdict=verdict, reason=reason or "") for path, verdict, reason in _all(base, sql)]
+
+
+def _unread(base: DuckDBPyConnection) -> list[Counted]:
+    """Why adapters have no numbers: each reason without path and numbers, so that equal ones count as one."""
+    reason = "regexp_replace(replace(coalesce(error, status), path || '/', ''), '[0-9]+', 'N', 'g')"
+    return _counted(base, reason, where="status <> 'ok'")
 
 
 def _wasteful(base: DuckDBPyConnection, top: int) -> list[Wasteful]:

@@ -1,31 +1,27 @@
 """Find the logs of many runs, read each once into a store of files in open formats, and list, compare and query them.
 
-`collect` finds and reads the logs. This file has the queries: a list with columns, order and condition; a summary; the
-best runs by a metric; SQL; and curves.
+`collect` finds and reads the logs, `best` ranks runs by a metric. This file has the other queries: a list with columns,
+order and condition; a summary; SQL; and curves.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
 from gradience.judge.monitor.source import names_of, open_source, runs_in
 from gradience.schema import as_float, number_in
 from gradience.schema.fleet import (
-    RUNS_BEST_SCHEMA_ID,
     RUNS_CURVES_SCHEMA_ID,
     RUNS_SHOW_SCHEMA_ID,
-    BestRun,
     Counted,
     Curve,
     QueryReport,
     RunRow,
-    RunsBestReport,
     RunsCurvesReport,
     RunsShowReport,
     UnreadLog,
@@ -37,14 +33,15 @@ from gradience.telemetry.series import RunSeries
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-Goal = Literal["least", "most"]
-
 COLUMNS: Final = (
     *("path", "run", "model", "data", "status", "verdict", "r", "lr", "steps", "first_loss", "last_loss"),
     *("best_eval_loss", "eval_accuracy", "findings"),
 )
-_KNOWN: Final = frozenset(RunRow.__struct_fields__)
-_LESS_IS_MORE: Final = re.compile(r"(?:^|[/_])(?:loss|ppl|perplexity|wer|cer|ter|mae|mse|rmse|error|nll|runtime)$")
+BOARD: Final = (
+    *("path", "run", "status", "story", "lr", "steps", "first_loss", "last_loss", "best_eval_loss", "eval_accuracy"),
+    "error",
+)
+KNOWN: Final = frozenset(RunRow.__struct_fields__)
 
 RUNS_QUERIES: Final[Mapping[str, Named]] = {
     "models": Named(
@@ -98,12 +95,21 @@ def list_sql(columns: Sequence[str], where: str | None, sort: str) -> str:
         GradienceError: a column is unknown.
     """
     descending, column = sort.startswith("-"), sort.removeprefix("-")
-    unknown = [name for name in (*columns, column) if name not in _KNOWN]
-    if unknown or not columns:
-        names = ", ".join(unknown)[:60] or "none"
-        raise GradienceError(f"no column is called {names}", advice=f"there are {', '.join(RunRow.__struct_fields__)}")
+    refuse_unknown_columns([*(columns or [""]), column])
     order = f"{column} {'desc' if descending else 'asc'} nulls last, path, run"
     return f"select {', '.join(columns)} from runs where ({where or 'true'}\n) order by {order}"  # noqa: S608  # checked
+
+
+def refuse_unknown_columns(columns: Iterable[str]) -> None:
+    """Refuse names that are no columns of `runs`.
+
+    Raises:
+        GradienceError: a name is none.
+    """
+    unknown = [name or "''" for name in columns if name not in KNOWN]
+    if unknown:
+        names = ", ".join(RunRow.__struct_fields__)
+        raise GradienceError(f"no column is called {', '.join(unknown)[:60]}", advice=f"there are {names}")
 
 
 def show_runs(store: Store, *, top: int = 10) -> RunsShowReport:
@@ -142,52 +148,6 @@ def _counted(base: DuckDBPyConnection, value: str, table: str) -> list[Counted]:
     return [Counted(value=str(name), adapters=n) for name, n in base.execute(sql).fetchall()]
 
 
-def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | None = None) -> RunsBestReport:
-    """The best run of each group. A run counts by its best logged value of a metric.
-
-    Args:
-        store: the store that `collect_runs` returned.
-        metric: split and name, such as `eval/accuracy`; `train/loss` is the loss of training rows.
-        by: a column of `runs` to group by; None for the best of all.
-        goal: whether less or more is better; by default less for losses, perplexities and errors.
-
-    Raises:
-        GradienceError: no run has the metric, or there is no such column.
-    """
-    if by is not None and by not in _KNOWN:
-        raise GradienceError(
-            f"no column is called {by[:60]}", advice=f"there are {', '.join(RunRow.__struct_fields__)}"
-        )
-    wanted: Goal = goal or ("least" if _LESS_IS_MORE.search(metric) else "most")
-    split, _, name = metric.rpartition("/")
-    order = "value" if wanted == "least" else "value desc"
-    values = """select path, run, step, value from evals where split = $split and metric = $name
-        union all select path, run, step, loss from rows
-            where $split = 'train' and $name = 'loss' and loss is not null"""
-    group = f"coalesce(runs.{by}::varchar, 'not recorded')" if by else "''"
-    sql = f"""with found as ({values}), per_run as (
-            select path, run, first(value order by {order}, step) as value, first(step order by {order}, step) as step,
-                last(value order by step nulls first) as last from found group by path, run),
-        grouped as (select {group} as g, per_run.* from per_run join runs using (path, run))
-        select g, count(*) over (partition by g), path, run, value, step, last from grouped
-        qualify row_number() over (partition by g order by {order}, path, run) = 1 order by g"""  # noqa: S608  # checked
-    with opened(store) as base:
-        rows = base.execute(sql, {"split": split, "name": name}).fetchall()
-        known = "select distinct split || '/' || metric from evals union select 'train/loss' order by 1 limit 100"
-        metrics = [text for (text,) in base.execute(known).fetchall()]
-    if not rows:
-        raise GradienceError(f"no run has {metric[:60]!r}", advice=f"there are {', '.join(metrics)[:400]}")
-    names = ("group", "runs", "path", "run", "value", "step", "last")
-    return RunsBestReport(
-        schema=RUNS_BEST_SCHEMA_ID,
-        metric=metric,
-        goal=wanted,
-        by=by,
-        best=[BestRun(**dict(zip(names, row, strict=True))) for row in rows],
-        known_metrics=metrics,
-    )
-
-
 def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport:
     """One metric of each run, by rising step. If a step was logged twice, the last value counts.
 
@@ -206,7 +166,8 @@ def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport
     drawn = [curve for curve in curves if curve.steps]
     if not drawn:
         raise RecorderError(f"no run has {metric[:60]!r}", advice="see 'gradience runs query ROOT --named metrics'")
-    return RunsCurvesReport(schema=RUNS_CURVES_SCHEMA_ID, metric=metric, curves=drawn)
+    without = [curve.name for curve in curves if not curve.steps]
+    return RunsCurvesReport(schema=RUNS_CURVES_SCHEMA_ID, metric=metric, curves=drawn, not_drawn=without)
 
 
 def _curve(name: str, place: Path, metric: str) -> Curve:

@@ -47,6 +47,7 @@ def collect_runs(
     *roots: PathLike,
     out: PathLike | None = None,
     workers: int | None = None,
+    refresh: bool = False,
     progress: Callable[[Tally], None] | None = None,
 ) -> Store:
     """Bring the store of all runs below the roots up to date, and return it.
@@ -55,6 +56,7 @@ def collect_runs(
         roots: folders, or logs.
         out: the store's folder; by default a folder in the user's cache that belongs to these roots.
         workers: the number of processes that read, if there are many logs; by default one per core.
+        refresh: read every log again, changed or not.
         progress: called after each log.
 
     Raises:
@@ -64,18 +66,19 @@ def collect_runs(
     """
     require("pyarrow", "duckdb", extra="fleet", what="a table of runs")
     store = Store(_folder(roots) if out is None else Path(out), RUNS)
-    plan = _plan(store, roots)
+    plan = _plan(store, roots, refresh=refresh)
     if plan.jobs or plan.gone or not store.exists:
         with store.writing() as writer:
-            plan = _plan(store, roots)  # again under the lock: another process may have written since
+            plan = _plan(store, roots, refresh=refresh)  # again under the lock: another process may have written since
             answers = _answers(plan.jobs, workers or cores())
             carry_out(writer, plan, answers, _crashed, progress)
     return store
 
 
-def _plan(store: Store, roots: Sequence[PathLike]) -> Plan:
+def _plan(store: Store, roots: Sequence[PathLike], *, refresh: bool) -> Plan:
     known = known_rows(store)
-    return plan_of(find_runs(roots, known.keys()), known, version_of_rules("config", "log"))
+    current = "" if refresh else version_of_rules("config", "log")  # rows of any other version are made again
+    return plan_of(find_runs(roots, known.keys()), known, current)
 
 
 def _folder(roots: Sequence[PathLike]) -> Path:
@@ -287,7 +290,8 @@ def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
             "ppl": event.metrics.ppl,
             "accuracy": event.metrics.accuracy,
         }
-        extras = {name: number_in(event.metrics.extras, name) for name in event.metrics.extras}
+        given = event.metrics.extras  # made anew whenever it is asked for
+        extras = {name: number_in(given, name) for name in given}
         for metric, value in (named | extras).items():
             number = number_column(value)
             if number is not None:

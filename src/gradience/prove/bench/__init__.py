@@ -256,7 +256,7 @@ def _merged(store: BenchStore, name: str, paths: Sequence[PathLike], recipe: dic
 
     def make(out: Path) -> None:
         with refusing(name, "see 'gradience merge --help'"):
-            merge_adapters(paths, out, heads_from=heads, **recipe)
+            merge_adapters(paths, out, heads_from=heads, force_mix=True, **recipe)
 
     return store.made(name if heads is None else f"{name}-{heads}", how, make)
 

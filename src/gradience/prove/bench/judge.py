@@ -249,7 +249,7 @@ def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], m
     asked = [c for c in candidates if c.role == "candidate"]
     blind = [task.name for task in tasks if task.judged and task.has_contrast is False]
     if blind:
-        says = f"nothing follows: on {', '.join(blind)} the base itself is not shown to be worse by the tolerance"
+        says = f"on {', '.join(blind)} the base without any adapter may be as good, so a loss would not show"
         return BenchVerdict(state="no_contrast", n=n, says=says)
     holding = [c for c in asked if c.outcome == "within"]
     if holding:

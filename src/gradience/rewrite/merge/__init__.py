@@ -33,7 +33,7 @@ from gradience.rewrite.merge.pairs import (
     tensors_of,
 )
 from gradience.rewrite.options import MergeOptions
-from gradience.rewrite.sides import Matching, Side, described, matched, open_sides
+from gradience.rewrite.sides import Matching, Side, described, matched, open_sides, why_not_together
 from gradience.rewrite.writing import (
     STORED,
     ArraySpool,
@@ -102,6 +102,8 @@ def merge_adapters(
         raise AdapterError(
             f"{found.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
         )
+    if not options.force_mix and (why := why_not_together(sides, found)) is not None:
+        raise AdapterError(f"cannot merge these adapters: {why}", advice="--force-mix merges them nevertheless")
     heads = heads_of(sides, None if options.heads_from is None else side_named(sides, options.heads_from))
     pairs = merged_pairs(sides, found.rows)
     stored = STORED[options.dtype] if options.dtype is not None else common_dtype(sides, pairs)

@@ -166,17 +166,17 @@ def within(order: Order, budget: int, costs: Mapping[str, int]) -> Kept | None:
     return {name: sorted(some) for name, some in kept.items()}
 
 
-def shortest(order: Order, tolerance: float, measured: Callable[[int], float]) -> int:
-    """The smallest number of first pieces whose measured KL is within the tolerance, to 1 / `_STEPS` of all pieces.
+def shortest(order: Order, holds: Callable[[int], bool]) -> int:
+    """The smallest number of first pieces with which the result holds, to 1 / `_STEPS` of all pieces.
 
-    It is found by bisection, which assumes that KL falls with every piece. All pieces together are the whole adapter,
-    with a KL of zero.
+    It is found by bisection, which assumes that what holds with some pieces holds with more. All pieces together are
+    the whole adapter, which holds.
     """
     low, high = order.least - 1, len(order.pieces)  # low is too few, or nothing; high is enough
     step = max(1, len(order.pieces) // _STEPS)
     while high - low > step:
         middle = (low + high) // 2
-        low, high = (low, middle) if measured(middle) <= tolerance else (middle, high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
     return high
 
 

@@ -97,7 +97,7 @@ def _facts(report: AuditReport) -> Iterator[Symptom]:
     exploded = [(size, module) for module in report.modules if (size := _rms(module)) > EXPLODED_RMS.value]
     if exploded:
         size, module = max(exploded, key=lambda item: item[0])
-        says = f"entries of the update have root mean square {size:.2g} in {module.name}"
+        says = f"a typical entry of the update of {module.name} is {size:.2g}, over {EXPLODED_RMS.value:g}"
         yield _fact("weights", "exploded", says, exploded=says, rms=size)
     elif report.health.verdict == "trained":
         yield from _tiny(report.modules)
@@ -109,7 +109,7 @@ def _facts(report: AuditReport) -> Iterator[Symptom]:
 def _tiny(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
     size = max(map(_rms, modules), default=0.0)
     if 0.0 < size < TINY_RMS.value:
-        says = f"entries of the largest update have root mean square {size:.1g}"
+        says = f"a typical entry of the largest update is {size:.1g}, under {TINY_RMS.value:g}"
         yield _fact("weights", "tiny", says, tiny=says, rms=size)
 
 

@@ -161,8 +161,9 @@ def values_of(metrics: EvalMetrics) -> Mapping[str, float]:
     """The finite numbers of an evaluation that say how good the model is, by name; the loss among them."""
     named = {_LOSS: metrics.loss, "accuracy": metrics.accuracy}
     found = {name: as_float(value) for name, value in named.items() if value is not None}
-    for name in metrics.extras:
-        value = number_in(metrics.extras, name)
+    extras = metrics.extras  # made anew whenever it is asked for
+    for name in extras:
+        value = number_in(extras, name)
         if value is not None and not _OPERATIONAL.fullmatch(name.lower()):
             found.setdefault(name, value)
     return {name: value for name, value in found.items() if math.isfinite(value)}

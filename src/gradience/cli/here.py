@@ -1,0 +1,83 @@
+"""``gradience PATH``: what is there, and the commands that fit it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from gradience.cli.output import DONE, print_text
+from gradience.collect.fleet.find import find_adapters
+from gradience.importers.sources import format_of, is_run
+from gradience.judge.diagnose.sources import RunSources, find_sources
+from gradience.judge.monitor.source import runs_in
+from gradience.render import as_text, clean, counted, labelled, listed, short_path
+
+_SETTINGS: Final = (".toml", ".yaml", ".yml")
+_WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")
+_COUNTED: Final = 100  # most adapters that are counted
+
+
+def here(place: Path) -> int:
+    """Print what a folder or a file is, and which commands fit it; return exit code 0.
+
+    Raises:
+        GradienceError: the folder cannot be read.
+    """
+    print_text(_in_folder(place) if place.is_dir() else _of_file(place))
+    return DONE
+
+
+@as_text
+def _in_folder(place: Path) -> Iterator[str]:
+    at = _quoted(place)
+    logs = runs_in(place)
+    adapters = [found.path for found in islice(find_adapters([place]), _COUNTED)]
+    if len(logs) > 1:
+        yield f"{at}: {counted(len(logs), 'run')}, such as {listed([short_path(log) for log in logs], 3)}"
+        yield from _fitting(f"runs list {at}", f"runs best {at}", f"monitor {at}")
+    elif len(adapters) > 1 and logs == [place] and not is_run(place):
+        yield f"{at}: {counted(len(adapters), 'adapter')}, such as {listed([short_path(path) for path in adapters], 3)}"
+        yield from _fitting(f"fleet audit {at} --out FLEET", "fleet show FLEET", f"audit {_quoted(adapters[0])}")
+    else:
+        yield from _one_run(at, find_sources(place))
+
+
+def _one_run(at: str, found: RunSources) -> Iterator[str]:
+    parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
+    there = {name: path for name, path in parts if path is not None}
+    yield f"{at}:" if there else f"{at}: no log, no adapter and no training arguments"
+    yield from labelled(((name, clean(str(path))) for name, path in there.items()), indent=2)
+    fitting = {"log": "monitor", "adapter": "audit", "training": "check --training"}
+    whole = [f"diagnose {at}", f"report {at} --out report.html"] if {"log", "adapter"} & there.keys() else []
+    yield from _fitting(
+        *whole[: max(1, 3 - len(there))], *(f"{fitting[name]} {_quoted(path)}" for name, path in there.items())
+    )
+
+
+@as_text
+def _of_file(place: Path) -> Iterator[str]:
+    at = _quoted(place)
+    if place.suffix in _WEIGHTS:
+        yield f"{at}: weights"
+        yield from _fitting(f"audit {at}")
+    elif place.suffix in _SETTINGS:
+        yield f"{at}: settings"
+        yield from _fitting(f"check --training {at}")
+    elif format_of(place) is not None:
+        yield f"{at}: a log"
+        yield from _fitting(f"monitor {at}", f"diagnose {at}", f"report {at} --out report.html")
+    else:
+        yield f"{at}: neither weights nor a log; rows of data, perhaps"
+        yield from _fitting(f"check --data {at} --tokenizer FOLDER")
+
+
+def _quoted(path: Path | str) -> str:
+    return shlex.quote(clean(str(path)))
+
+
+def _fitting(*commands: str) -> Iterator[str]:
+    yield "Next:"
+    yield from (f"  gradience {command}" for command in commands or ("--help",))

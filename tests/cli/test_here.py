@@ -1,0 +1,91 @@
+"""`gradience PATH` says what is there and which commands fit; each of them runs. A mistyped command is helped."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tables import every
+
+from gradience.cli.main import main
+
+TOY = Path(__file__).parents[1] / "golden" / "readme"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The toy run whole and in parts, two of it, two adapters, an empty folder, and files."""
+    root = tmp_path_factory.mktemp("places")
+    shutil.copytree(TOY, root / "toy")
+    for name in ("one", "two"):
+        shutil.copytree(TOY / "peft", root / "adapters" / name)
+        shutil.copytree(TOY, root / "runs" / name)
+    shutil.copytree(TOY / "training", root / "training" / "training")
+    (root / "empty").mkdir()
+    (root / "rows.jsonl").write_text('{"text": "a"}\n')
+    (root / "settings.yaml").write_text("learning_rate: 1e-4\n")
+    return root
+
+
+def said(place: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
+    """What is said of a place, and the verbs of the commands; each that needs no answer of the user's is run."""
+    assert main([str(place)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Next:")
+    commands = [shlex.split(line) for line in lines[start + 1 :]]
+    for _, *words in commands:
+        if words[0] in {"audit", "check", "diagnose", "monitor"} and "FOLDER" not in words:
+            assert main(words) in {0, 1}, words
+    capsys.readouterr()
+    return lines[:start], [" ".join(words[1:3] if words[1] in {"fleet", "runs"} else words[1:2]) for words in commands]
+
+
+@every(
+    ("place", "begins", "verbs"),
+    [
+        ("toy", "", ["diagnose", "monitor", "audit", "check"]),
+        ("toy/peft", "", ["diagnose", "report", "audit"]),
+        ("toy/run.jsonl", ": a log", ["monitor", "diagnose", "report"]),
+        ("toy/peft/adapter_model.safetensors", ": weights", ["audit"]),
+        ("adapters", ": 2 adapters, such as adapters/", ["fleet audit", "fleet show", "audit"]),
+        ("runs", ": 2 runs, such as ", ["runs list", "runs best", "monitor"]),
+        ("training", "", ["check"]),
+        ("empty", ": no log, no adapter and no training arguments", ["--help"]),
+        ("rows.jsonl", ": neither weights nor a log; rows of data, perhaps", ["check"]),
+        ("settings.yaml", ": settings", ["check"]),
+    ],
+)
+def test_a_place_alone_gets_the_commands_that_fit_it(places, capsys, place, begins, verbs):
+    told, found = said(places / place, capsys)
+    assert told[0].removeprefix(str(places / place)).startswith(begins or ":")
+    assert found == verbs
+
+
+def test_a_command_wins_over_a_file_of_its_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    main(["runs"])
+    assert "Usage: gradience runs" in capsys.readouterr().out
+
+
+@every(
+    ("words", "error"),
+    [
+        (["check", "--rank", "8"], "Unknown option: --rank. Did you mean --r? (see 'gradience check --help')"),
+        (["check", "--learning-rate=8"], "Did you mean --lr? (see 'gradience check --help')"),
+        (["runs", "best", "--output", "x"], "Did you mean --out? (see 'gradience runs best --help')"),
+        (["audit", "--lora-alpha", "8"], "Unknown option: --lora-alpha."),  # audit has no --alpha to mean
+        (["chek"], 'Did you mean "check"?'),
+    ],
+)
+def test_a_mistyped_word_names_the_option_that_is_meant_and_the_verbs_help(words, error, capsys):
+    assert main(words) == 2
+    assert error in capsys.readouterr().err
+
+
+@every("word", ["version", "-V", "--version"])
+def test_the_version_has_its_usual_names(word, capsys):
+    assert main([word]) == 0
+    assert capsys.readouterr().out.strip()[0].isdigit()

@@ -1,0 +1,149 @@
+"""The ranking of runs: only comparable runs share a list, and a difference counts only beyond the noise."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from tables import every
+
+pytest.importorskip("duckdb", reason="needs the extra [fleet]")
+pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
+
+from gradience.cli.main import main
+from gradience.collect.runs.best import best_runs, names_of_runs
+from gradience.collect.runs.collect import collect_runs
+from gradience.render.runs import brief
+
+SCHEMA = "gradience.vnext.telemetry/v1"
+
+
+def log(folder, loss, *, model="m", data=None, seed=None, accuracy=None, examples=None, lr=1e-4):
+    """A run with one evaluation, and its settings."""
+    folder.mkdir(parents=True)
+    head = {"schema": SCHEMA, "ts": 1.0, "run_id": folder.name}
+    config = {"model_name": model, "dataset_name": data, "optimizer": {"lr": lr}, "training": {"seed": seed}}
+    timed = {} if examples is None else {"runtime": 2.0, "samples_per_second": examples / 2.0}
+    metrics = {"loss": loss, "accuracy": accuracy, **timed}
+    lines = [
+        {**head, "event": "run_start", "step": None, "config": config},
+        {**head, "event": "train_step", "step": 1, "loss": loss, "lr": lr},
+        {**head, "event": "eval", "step": 1, "split": "eval", "metrics": {k: v for k, v in metrics.items() if v}},
+        {**head, "event": "run_end", "step": 1, "status": "ok"},
+    ]
+    (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def groups(root, metric="eval/loss", **options):
+    """The runs of each group, best first, largest group first."""
+    report = best_runs(collect_runs(root, out=root / "store"), metric, **options)
+    return [[run.run for run in group.ranked] for group in report.groups]
+
+
+def test_equal_settings_are_one_list_best_first(tmp_path):
+    for name, loss in (("a", 1.0), ("b", 0.5), ("c", 0.7)):
+        log(tmp_path / name, loss, data="d")
+    assert groups(tmp_path) == [["b", "c", "a"]]
+    assert groups(tmp_path, top=2) == [["b", "c"]]
+    assert groups(tmp_path, goal="most") == [["a", "c", "b"]]
+
+
+@every(
+    ("metric", "other", "apart"),
+    [
+        ("eval/loss", {"data": "e"}, True),
+        ("eval/loss", {"model": "n"}, True),  # a loss per token depends on the tokenizer
+        ("eval/accuracy", {"model": "n"}, False),
+        ("eval/loss", {"examples": 200}, True),
+        ("eval/loss", {"examples": 101}, False),  # what rounding of the rate can do
+        ("eval/loss", {"examples": 103}, True),
+        ("eval/loss", {"lr": 1e-3}, False),
+    ],
+)
+def test_runs_whose_metric_means_another_thing_are_apart(tmp_path_factory, metric, other, apart):
+    root = tmp_path_factory.mktemp("apart")
+    log(root / "a", 1.0, data="d", accuracy=0.5, examples=100)
+    log(root / "b", 0.5, **{"data": "d", "accuracy": 0.6, "examples": 100, **other})
+    assert sorted(map(len, groups(root, metric))) == ([1, 1] if apart else [2])
+
+
+def test_the_noise_is_that_of_runs_that_differ_in_their_seed_alone(tmp_path):
+    for name, loss, seed, lr in (("a", 1.0, 1, 1e-4), ("b", 1.2, 2, 1e-4), ("c", 1.5, 3, 2e-4), ("d", 1.65, 1, 3e-4)):
+        log(tmp_path / name, loss, data="d", seed=seed, lr=lr)
+    (group,) = best_runs(collect_runs(tmp_path, out=tmp_path / "store"), "eval/loss").groups
+    assert (group.noise.source, group.noise.n) == ("seeds", 2)
+    assert group.noise.difference == pytest.approx(2.0 * math.sqrt(2.0) * math.sqrt(0.02))  # 0.4
+    assert [(run.run, run.worse_than_noise) for run in group.ranked] == [
+        ("a", False), ("b", False), ("c", True), ("d", True),
+    ]  # fmt: skip
+
+
+def test_the_noise_of_an_accuracy_is_binomial_and_without_either_it_is_unknown(tmp_path):
+    log(tmp_path / "a", 1.0, data="d", accuracy=0.9, examples=98)
+    log(tmp_path / "b", 1.0, data="d", accuracy=0.8, examples=98)
+    store = collect_runs(tmp_path, out=tmp_path / "store")
+    (group,) = best_runs(store, "eval/accuracy").groups
+    p = (0.9 * 98 + 1) / 100
+    assert group.noise.difference == pytest.approx(2.0 * math.sqrt(2.0 * p * (1.0 - p) / 98))
+    assert [run.worse_than_noise for run in group.ranked] == [False, True]
+    assert best_runs(store, "eval/loss").groups[0].noise is None
+
+
+@every(
+    ("value", "text"),
+    [
+        *((0.000498333, "4.98e-4"), (2e-5, "2e-5"), (0.0, "0"), (-0.5, "-0.5"), (None, "-")),
+        *((0.01, "0.01"), (0.00999, "9.99e-3"), (9999.0, "1e+04"), (12345.0, "1.23e4"), (284.873, "285")),
+    ],
+)
+def test_numbers_are_as_people_write_them(value, text):
+    assert brief(value) == text
+
+
+def test_two_runs_of_one_log_have_names_of_their_own():
+    assert names_of_runs([]) == []
+    assert names_of_runs([("x/a/run.jsonl", "import-0123456789"), ("x/a/run.jsonl", "b"), ("y/run.jsonl", "c")]) == [
+        "x/a #01234567", "x/a #b", "y",
+    ]  # fmt: skip
+
+
+def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsys):
+    for name, loss, data in (("first", 1.0, "d"), ("second", 0.5, "d"), ("third", 0.1, "other")):
+        log(tmp_path / "deep" / name, loss, data=data)
+    (tmp_path / "deep" / "broken").mkdir()
+    (tmp_path / "deep" / "broken" / "run.jsonl").write_text(f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n')
+    out = ["--out", str(tmp_path / "store")]
+    assert main(["runs", "list", str(tmp_path / "deep"), *out, "--limit", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:3])) <= 100
+    assert [line.split()[0] for line in lines[:3]] == ["run", "first", "second"]
+    assert lines[3] == "... and 1 more (--limit 3; --wide and --columns show other columns)"
+    assert lines[4] == "1 log not read:"
+    assert lines[5].startswith("  broken: ")
+    assert main(["runs", "best", str(tmp_path / "deep"), *out]) == 0
+    text = capsys.readouterr().out
+    assert text.index("d, m: 2 runs") < text.index("Comparable with none of these:") < text.index("0.1  other, m:")
+    assert "no noise known" in text
+    assert text.splitlines()[-1] == (
+        "Runs of other data, objectives, numbers of examples or (for losses) models are not compared."
+    )
+
+
+def test_a_run_without_the_metric_is_named_beside_the_curves(tmp_path, capsys):
+    log(tmp_path / "a", 1.0, accuracy=0.5)
+    log(tmp_path / "b", 1.0)
+    assert main(["runs", "curves", str(tmp_path), "--metric", "eval/accuracy"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "  not drawn, without this metric: b"
+
+
+def test_refresh_reads_an_unchanged_log_again(tmp_path, monkeypatch):
+    from gradience.collect.runs import collect  # its name is patched
+
+    log(tmp_path / "a", 1.0)
+    read = []
+    monkeypatch.setattr(collect, "run_job", lambda job, do=collect.run_job: read.append(job.path) or do(job))
+    for refresh, times in ((False, 1), (False, 1), (True, 2)):
+        store = collect_runs(tmp_path, out=tmp_path / "store", refresh=refresh)
+        assert len(read) == times
+        assert store.table("runs").num_rows == 1
