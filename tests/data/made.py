@@ -103,6 +103,11 @@ def row(form: str, rng: random.Random) -> dict[str, Any]:
         "preference-implicit": {"chosen": pair, "rejected": [ask(asked), say(other)]},
         "kto": {"prompt": asked, "completion": " " + said, "label": rng.random() < 0.5},
         "kto-chat": {"prompt": pair[:1], "completion": pair[1:], "label": rng.random() < 0.5},
+        "prompt-only": {"prompt": pair[:1], "solution": said},
+        "steps": {"prompt": asked, "completions": [said, other], "labels": [True, False]},
+        "segments": {
+            "segments": [{"label": False, "text": asked + "\n"}, {"label": True, "text": said + "<|im_end|>"}]
+        },
         "classification": {"text": f"{asked}. {said}", "label": rng.randrange(3)},
     }
     return made[form]

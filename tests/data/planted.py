@@ -13,6 +13,7 @@ from typing import Any
 from made import LLAMA3, QWEN, QWEN_PLAIN, rows, saved, tokenizer, words, write
 
 from gradience.judge.check.data import check_data
+from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport
 
 Rows = list[dict[str, Any]]
@@ -20,9 +21,9 @@ Rows = list[dict[str, Any]]
 PAIRS = ("prompt-completion", "prompt-completion-chat", "instruction")
 PREFERENCES = ("preference", "preference-chat", "preference-implicit")
 KTO = ("kto", "kto-chat")
-SPOKEN = ("messages", "sharegpt", *PAIRS, "text", *PREFERENCES, *KTO, "classification")
-FORMS = (*SPOKEN, "tokenised")
-ANSWERED = tuple(form for form in SPOKEN if form not in {"text", "classification"})
+SPOKEN = ("messages", "sharegpt", *PAIRS, "text", *PREFERENCES, *KTO, "classification", "segments")
+FORMS = (*SPOKEN, "tokenised", "prompt-only", "steps")
+ANSWERED = tuple(form for form in SPOKEN if form not in {"text", "classification", "segments"})
 TEMPLATED = ("messages", "sharegpt", "prompt-completion-chat", "instruction", "preference-chat", "kto-chat")
 COUNT = 60
 
@@ -61,6 +62,9 @@ def every_answer(row: dict[str, Any], change: Callable[[str], str]) -> dict[str,
         for turn in row.get(name, ()) if isinstance(row.get(name), list) else ():
             if turn.get(role) == "assistant":
                 turn[said] = change(turn[said])
+    for segment in row.get("segments", ()):
+        if segment["label"]:
+            segment["text"] = change(segment["text"].removesuffix("<|im_end|>")) + "<|im_end|>"
     return row
 
 
@@ -125,6 +129,107 @@ def _unbalanced(some: Rows, _: str) -> Rows:
     return [{**one, "label": kind(i % 30 == 0)} for i, one in enumerate(some)]
 
 
+def _turns(
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def of(one: dict[str, Any]) -> dict[str, Any]:
+        return {**one, "messages": change(copy.deepcopy(one["messages"]))}
+
+    return of
+
+
+def _named(one: dict[str, Any]) -> dict[str, Any]:
+    names = {"user": "human", "assistant": "gpt"}
+    return {"conversations": [{**turn, "from": names[turn["from"]]} for turn in one["conversations"]]}
+
+
+def _said_by(role: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    return lambda turns: [*turns[:-1], {**turns[-1], "role": role}]
+
+
+def _in_parts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+
+
+def _asked_with(change: Callable[[str], str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return _turns(lambda turns: [{**t, "content": change(t["content"])} if t["role"] == "user" else t for t in turns])
+
+
+def _echoed(one: dict[str, Any]) -> dict[str, Any]:
+    turns = one["messages"]
+    return {"messages": [*turns[:-1], {**turns[-1], "content": f"{turns[-2]['content']} {turns[-1]['content']}"}]}
+
+
+def _called(arguments: Any, *after: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    return _turns(lambda turns: [*turns[:-1], turn, *after, turns[-1]])
+
+
+def _labels_turned(one: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **one,
+        "labels": [-100 if label != -100 else ids for ids, label in zip(one["input_ids"], one["labels"], strict=True)],
+    }
+
+
+def _equal_sides(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "rejected": one["chosen"]}
+
+
+def _long_chosen(one: dict[str, Any]) -> dict[str, Any]:
+    longer = " and then some more of it was written here"
+    if isinstance(one["chosen"], str):
+        return {**one, "chosen": one["chosen"] + longer * 3}
+    return {
+        **one,
+        "chosen": [*one["chosen"][:-1], {**one["chosen"][-1], "content": one["chosen"][-1]["content"] + longer * 3}],
+    }
+
+
+def _against(some: Rows, form: str) -> Rows:
+    if form in PREFERENCES:
+        return [*some, {**some[0], "chosen": some[0]["rejected"], "rejected": some[0]["chosen"]}]
+    other = {"label": not some[0]["label"]} if form in KTO else {"label": (some[0]["label"] + 1) % 3}
+    return [*some, {**some[0], **other}]
+
+
+def _nearly(some: Rows, _: str) -> Rows:
+    rng = random.Random(4)  # noqa: S311  # rows, no secret
+    long = [every_answer(one, lambda text: f"{text} {words(rng, 40, 50)}") for one in some]
+    return [*long, *near(long[:9])]
+
+
+def _titled(some: Rows, _: str) -> Rows:
+    one = [f"Title: {row['text']}" for row in some]
+    return [{"text": one[i] if i % 5 else f"{one[i]}\n{one[i - 1]}"} for i in range(len(one))]
+
+
+def _torn(text: str) -> str:
+    return f"{text} and this goes on for a few more words until the end of the"
+
+
+def _foreign(some: Rows, _: str) -> Rows:
+    german = (
+        "Der Hund l\u00e4uft schnell \u00fcber die gr\u00fcne Wiese und sucht seit heute fr\u00fch seinen roten Ball."
+    )
+    english = "The dog runs quickly over the green field and has been looking for its red ball since this morning."
+    return [
+        {**every_answer(one, lambda _, i=i: german if i % 5 == 0 else english), "lang": "en"}
+        for i, one in enumerate(some)
+    ]
+
+
+_CONCATENATED = QWEN.replace("{{ message.content }}", "{{ '' + message.content }}")
+_ENCODING = QWEN_PLAIN.replace(
+    "{% else %}",
+    "{% for call in message.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}{% else %}",
+    1,
+)
+_KNOWN_ROLES = (
+    "{% for message in messages %}{% if message.role in ['user', 'assistant', 'system'] %}"
+    + QWEN.removeprefix("{% for message in messages %}").replace("{% endfor %}", "{% endif %}{% endfor %}", 1)
+)
 _PADDED = {"pad_token": "<|im_end|>"}
 _BOS_TEMPLATE = LLAMA3.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
 _UNMARKED_END = QWEN.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
@@ -191,7 +296,84 @@ DEFECTS: dict[str, Defect] = {
     "U+FFFD": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\ufffd"))),
     "mojibake": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\u00c3\u00a9"))),
     "one row of 1500 words": Defect("DAT319", SPOKEN, _some(_long, COUNT), {"max_length": 0}),
-    "padding": Defect("DAT320", (*ANSWERED, "text"), _some(_long, 8), {"max_length": 0}),
+    "padding": Defect("DAT320", (*ANSWERED, "text"), _some(_long, 8), {"max_length": 0, "batch_size": 8}),
+    "roles of another program": Defect("DAT322", ("sharegpt",), _all(_named)),
+    "messages in parts": Defect(
+        "DAT323", ("messages",), _all(_turns(_in_parts)), tokenizer={"template": _CONCATENATED}
+    ),
+    "text of parts under value": Defect(
+        "DAT323",
+        ("messages",),
+        _all(_turns(lambda turns: [{**t, "content": [{"type": "text", "value": t["content"]}]} for t in turns])),
+    ),
+    "a role that the template leaves out": Defect(
+        "DAT324", ("messages",), _some(_turns(_said_by("ai"))), tokenizer={"template": _KNOWN_ROLES}
+    ),
+    "no assistant turn under the default loss": Defect("DAT325", ("messages",), _some(_user_only)),
+    "an answer under the user's role": Defect("DAT325", ("messages",), _some(_turns(_said_by("user")))),
+    "a user's turn twice": Defect("DAT326", ("messages",), _some(_turns(lambda t: [*t[:-1], t[-2], t[-1]]))),
+    "a system turn at the end": Defect(
+        "DAT326", ("messages",), _some(_turns(lambda t: [*t, {"role": "system", "content": "be kind"}]))
+    ),
+    "an empty question": Defect("DAT327", ("messages",), _some(_asked_with(lambda _: " "))),
+    "a template in the messages": Defect(
+        "DAT328", ("messages",), _all(_asked_with(lambda text: f"<|im_start|>user\n{text}<|im_end|>"))
+    ),
+    "turn tokens of another model": Defect("DAT329", ("messages",), _all(_asked_with(lambda t: f"[INST] {t} [/INST]"))),
+    "turn tokens of another model in text": Defect(
+        "DAT329", ("text", "prompt-completion"), _some(lambda r: every_answer(r, lambda text: text + "<|eot_id|>"))
+    ),
+    "headers of another prompt": Defect("DAT329", ("messages",), _all(_asked_with(lambda t: f"### Instruction:\n{t}"))),
+    "the next turn in the answer": Defect(
+        "DAT331", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + "\nUser: and then?"))
+    ),
+    "the question in the answer": Defect("DAT332", ("messages",), _some(_echoed)),
+    "labels turned around": Defect("DAT333", ("tokenised",), _all(_labels_turned)),
+    "labels turned around in some rows": Defect("DAT333", ("tokenised",), _some(_labels_turned)),
+    "refusals": Defect(
+        "DAT334",
+        ("messages", *PAIRS),
+        _some(lambda r: every_answer(r, lambda text: "I'm sorry, but I cannot say " + text), 3),
+    ),
+    "one sentence in many answers": Defect(
+        "DAT334",
+        ("messages", *PAIRS),
+        _some(lambda r: every_answer(r, lambda text: text + ". Let me know if this helps you."), 2),
+    ),
+    "answers that stop at a word": Defect("DAT335", ("messages", *PAIRS), _all(lambda r: every_answer(r, _torn))),
+    "a call without its result": Defect("DAT336", ("messages",), _some(_called({"q": "bread"}))),
+    "a result without a call": Defect(
+        "DAT336",
+        ("messages",),
+        _some(_turns(lambda t: [*t[:-1], {"role": "tool", "content": "7"}, t[-1]])),
+    ),
+    "arguments that are no object": Defect(
+        "DAT337", ("messages",), _some(_called("{'q': ", {"role": "tool", "content": "7"}))
+    ),
+    "arguments encoded twice": Defect(
+        "DAT337",
+        ("messages",),
+        _some(_called('{"q": "bread"}', {"role": "tool", "content": "7"})),
+        tokenizer={"template": _ENCODING},
+    ),
+    "chosen is rejected": Defect("DAT338", PREFERENCES[:2], _some(_equal_sides)),
+    "chosen is longer": Defect("DAT339", PREFERENCES, _all(_long_chosen)),
+    "rows that contradict": Defect("DAT340", (*PREFERENCES, *KTO, "classification"), _against),
+    "rows that nearly repeat": Defect("DAT341", ANSWERED, _nearly),
+    "several documents": Defect("DAT342", ("text",), _titled),
+    "a question of the evaluation set": Defect("DAT343", ("messages", *PAIRS), options={"eval": "other"}),
+    "the prompt in the loss": Defect(
+        "DAT344",
+        ("prompt-completion",),
+        options={"loss": "all", "recipe": "completion_only_loss: true\nlearning_rate: 1.0e-4\n"},
+    ),
+    "entities of HTML": Defect(
+        "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + "&nbsp;<br/>"))
+    ),
+    "escaped breaks": Defect(
+        "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + ".\\n\\nThen"))
+    ),
+    "another language": Defect("DAT346", ("messages", *PAIRS), _foreign),
 }
 
 
@@ -210,6 +392,7 @@ def checked(folder: Path, form: str, defect: Defect | None) -> CheckReport:
     """The report on rows with a defect, or without one."""
     asked = dict(defect.options) if defect is not None else {}
     held_out, classes = asked.pop("eval", None), asked.pop("num_labels", 3)
+    batch_size, recipe = asked.pop("batch_size", None), asked.pop("recipe", None)
     some = long_rows(form) if held_out == "near" else clean(form)
     planted = some if defect is None else defect.plant(some, form)
     path = folder / "train.jsonl"
@@ -218,14 +401,15 @@ def checked(folder: Path, form: str, defect: Defect | None) -> CheckReport:
     else:
         write(path, planted)
     if held_out is not None:
-        asked["eval_data"] = write(folder / "eval.jsonl", near(some[:5]) if held_out == "near" else some[:5])
+        kinds = {"near": near, "other": lambda rows: [every_answer(row, lambda _: "a bridge of bread") for row in rows]}
+        asked["eval_data"] = write(folder / "eval.jsonl", kinds.get(held_out, list)(some[:5]))
+    if recipe is not None:
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        asked["training"] = folder / "recipe.yaml"
+    settings = ConfigSnapshot(
+        num_labels=classes if form == "classification" else None, training=TrainingSnapshot(batch_size=batch_size)
+    )
     made = dict(defect.tokenizer) if defect is not None else {}
     style = made.pop("style", "qwen")
     asked = {"max_length": 1024, **asked, "tokenizer": saved(folder / "tokenizer", style, **made)}
-    return check_data(path, **asked, overrides=_classes(classes) if form == "classification" else None, select=["DAT"])
-
-
-def _classes(count: int) -> Any:
-    from gradience.schema.events import ConfigSnapshot
-
-    return ConfigSnapshot(num_labels=count)
+    return check_data(path, **asked, overrides=settings, select=["DAT"])

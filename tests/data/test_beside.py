@@ -30,7 +30,7 @@ from gradience.judge.check.data import (
 from gradience.judge.check.options import DataOptions
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, RowsSeen
 
 
 def test_a_folder_has_a_tokenizer_if_it_has_one_of_its_files(tmp_path):
@@ -64,10 +64,10 @@ def encoder(template: str) -> Any:
     ],
 )
 def test_a_template_is_told_of_where_rows_are_conversations(template, form, told):
-    found = _tokenizer(encoder(template), Shape(form, "sft"))
+    found = _tokenizer(encoder(template), Shape(form, "sft"), RowsSeen())
     assert (found["tokenizer"], found["pad_is_end"], found["end_tokens"]) == ("tok", True, ["<3>", "<5>"])
     assert ("template" in found) is told
-    assert _tokenizer(None, Shape("tokenised", "sft")) == {}
+    assert _tokenizer(None, Shape("tokenised", "sft"), RowsSeen()) == {}
 
 
 def test_the_length_is_the_option_s_else_the_recipe_s_else_the_configuration_s():

@@ -12,6 +12,7 @@ from gradience.data import Shape
 from gradience.data.measure import Limits, Measure, _histogram, batching, is_mojibake, packed_count, quantile
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import Fault
+from gradience.data.signs import Own
 from gradience.data.tokens import Sequence, Tokenised
 
 BOS, END, TURN = 1, 2, 3  # the tokens that end: generation; and a turn, as a control token
@@ -19,7 +20,7 @@ BOS, END, TURN = 1, 2, 3  # the tokens that end: generation; and a turn, as a co
 
 def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits: Any) -> Any:
     """The counts of rows of (ids, mask), or of whole `Tokenised` rows."""
-    encoder = SimpleNamespace(end_ids=frozenset({END}), control_ids=frozenset({END, TURN}), bos_id=BOS)
+    encoder = SimpleNamespace(end_ids=frozenset({END}), control_ids=frozenset({END, TURN}), bos_id=BOS, own=Own())
     measure = Measure(Shape(form, trainer), encoder, Limits(**limits))
     for number, row in enumerate(rows, 1):
         is_made = isinstance(row, Tokenised | Fault)
@@ -111,7 +112,7 @@ def test_labels_are_counted_by_their_first_sixty_four_letters():
 
 
 def test_the_first_five_rows_of_a_kind_are_named_and_shown_if_asked_for():
-    rows = [Tokenised(n, {"text": "\ufffd" * 300}, (Sequence([n]),)) for n in range(1, 9)]
+    rows = [Tokenised(n, {"text": "\ufffd" * 300 + str(n)}, (Sequence([n]),)) for n in range(1, 9)]
     found = measured(*rows, show_rows=True)
     assert found.seen.replacement.first == [1, 2, 3, 4, 5]
     assert [(shown.row, shown.text) for shown in found.fields["shown"]] == [(n, "\ufffd" * 240) for n in range(1, 6)]
@@ -207,7 +208,7 @@ def test_a_row_of_eight_trigrams_is_judged(length, near):
     rows = EvalRows()
     rows.read([(1, words(*range(length)))])
     rows.compare(words(*range(length)))
-    assert len(rows._hit_near) == near
+    assert len(rows._near) == near
     found = rows.result()
     assert (found.eval_rows, found.exact.count, found.near.count, found.near_judged) == (1, 1, 0, True)
 
@@ -218,4 +219,4 @@ def test_rows_are_near_from_four_fifths_of_their_trigrams_on(length, near):
     rows = EvalRows()
     rows.read([(3, words(*range(22)))])
     rows.compare(words(*range(length)))
-    assert len(rows._hit_near) == near
+    assert len(rows._near) == near

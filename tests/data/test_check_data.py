@@ -194,7 +194,7 @@ def test_options_on_data_need_data(capsys: Any) -> None:
     assert "--eval-data without --data" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("form", "loss"), [("text", "assistant"), ("sharegpt", "assistant")])
+@pytest.mark.parametrize(("form", "loss"), [("text", "assistant"), ("segments", "assistant")])
 def test_an_assistant_loss_that_trl_refuses_is_an_error(form: str, loss: Any, tmp_path: Path, tok: Path) -> None:
     with pytest.raises(ConfigError, match="SFTTrainer takes it for conversations only"):
         gradience.check_data(write(tmp_path / "a.jsonl", rows(form)), tokenizer=tok, loss=loss)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gradience.data import recognise
 from gradience.data.encoder import Encoder
+from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure, Measured, packed_count
 from gradience.data.tokens import Masking, Tokenised, Tokeniser
 

@@ -11,7 +11,8 @@ from hypothesis import given, strategies as st
 from tables import every
 
 from gradience.configs.document import read_data_plan
-from gradience.data import Shape, Unusable, canonical, recognise
+from gradience.data import Shape, Unusable
+from gradience.data.formats import canonical, recognise
 from gradience.data.measure import batching, is_mojibake, quantile
 from gradience.data.overlap import NEAR, EvalRows, jaccard, trigrams
 from gradience.data.tokens import common_prefix
@@ -94,7 +95,7 @@ MESSAGES = Shape("messages", "sft")
         [1],
         [{"role": "user"}],
         [{"content": "x"}],
-        [{"role": "user", "content": [{"type": "image"}]}],
+        [{"role": "user", "content": [{"text": "no type"}]}],
     ],
 )
 def test_messages_of_another_shape_are_a_reason_and_no_crash(messages: object) -> None:
@@ -118,7 +119,7 @@ def test_near_rows_are_those_at_the_similarity_and_above() -> None:
     held_out.compare({"text": " ".join(base)})
     near = {i for i, one in enumerate(variants, 1) if jaccard(trigrams(base), trigrams(one)) >= NEAR}
     found = held_out.result()
-    assert (held_out._hit_near, found.exact.first) == (near, [1])
+    assert (held_out._near, found.exact.first) == (near, [1])
     assert found.near.count == len(near) - 1 > 0
 
 
@@ -128,7 +129,9 @@ def test_short_rows_are_compared_exactly_only() -> None:
     held_out.compare({"text": "yes please do it"})
     assert held_out.result().near.count == held_out.result().exact.count == 0
     held_out.compare({"text": "yes please DO so."})
-    assert held_out.result().exact.count == 2
+    assert (held_out.result().exact.count, held_out.result().by_words.count) == (0, 2)
+    held_out.compare({"text": "Yes, please do so!"})
+    assert (held_out.result().exact.first, held_out.result().by_words.first) == ([2], [1])
 
 
 def test_a_recipe_of_data_on_the_hub_names_no_file(tmp_path: Path) -> None:

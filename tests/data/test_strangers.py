@@ -248,7 +248,8 @@ def test_more_values_than_the_limit_are_not_decoded(tmp_path: Path, monkeypatch:
     ],
 )
 def test_numbers_of_no_size_that_a_data_set_has_are_faults_of_their_rows(row: dict[str, Any], says: str) -> None:
-    from gradience.data import Unusable, canonical, recognise
+    from gradience.data import Unusable
+    from gradience.data.formats import canonical, recognise
 
     with pytest.raises(Unusable, match=says.replace("^", r"\^")):
         canonical(row, recognise(row), chat=False, trl=True)

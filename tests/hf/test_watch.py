@@ -139,6 +139,29 @@ def test_labels_of_classes_have_their_range(training):
     assert [found[name] for name in ("label_min", "label_max", "num_labels", "supervised")] == [0, 2, 3, None]
 
 
+@pytest.mark.parametrize(
+    ("labels", "seen"),
+    [
+        (torch.tensor([[900, 7, -100], [3, 4, 5]]), (None, None)),  # a decoder's, of another length than the inputs
+        (torch.tensor([[900], [3]]), (None, None)),
+        (torch.tensor([1, 0]), (0, 1)),
+        (torch.tensor([0.5, 1.5]), (None, None)),
+    ],
+)
+def test_labels_are_classes_if_each_row_has_one(labels, seen):
+    from gradience.hf import watch_batches
+
+    class Any2Any(torch.nn.Module):
+        def forward(self, input_ids=None, labels=None):
+            return input_ids
+
+    model = Any2Any()
+    watch = watch_batches(model)
+    model(input_ids=torch.tensor([[5, 6, 7, 8]] * 2), labels=labels)
+    found = watch.values()
+    assert (found["label_min"], found["label_max"]) == seen
+
+
 def test_a_compiled_model_is_watched_from_outside_and_says_so_from_inside():
     from gradience.hf import watch_batches
 

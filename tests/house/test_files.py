@@ -33,6 +33,8 @@ ALLOWED = {
     ("configs/pickled.py", "_pickle_of", "zipfile.ZipFile"): "of bytes in memory",
     ("data/tokenizer.py", "_training_template", "stock.read_text"): "a template in TRL's own package",
     ("data/tokenizer.py", "_training_template", "path.read_text"): "the same",
+    ("judge/check/clean.py", "write_clean", "rows.open"): "written: a new name beside the output",
+    ("judge/check/clean.py", "write_clean", "ledger.open"): "the same",
     ("importers/__init__.py", "_write", "partial.open"): "written: a new name beside the output",
     ("importers/databases.py", "_copied", "copyfile"): "of what `require_file` found to be a regular file",
     ("importers/databases.py", "_connected", "sqlite3.connect"): "opens by a path, read only; the same",

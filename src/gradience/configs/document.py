@@ -66,7 +66,28 @@ MODEL_CONFIG = "config.json"
 _HEAD = "Classification"  # ends the name of every transformers class with a classifier head
 
 _Mapping = dict[str, Json]
+_KEEPING: Final = frozenset({"wrapped", "bfd_split", "bfd-requeue"})  # TRL 1.16, pack_dataset: these cut no token off
 _INFO: Final = "dataset_info.json"
+_LLAMA_FACTORY_COLUMNS: Final = {  # of LLaMA-Factory 0.9, DatasetAttr, with the columns that are read here
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "messages": "conversations",
+    "history": "history",
+    "system": "system",
+    "tools": "tools",
+    "images": "images",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "kto_tag": "kto_tag",
+}
+_LLAMA_FACTORY_ROLES: Final = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
 _WANDB: Final = "_wandb"  # a key of every config.yaml that wandb writes
 
 
@@ -83,6 +104,19 @@ def read_peft_dir(folder: Path) -> Layer:
 def read_peft(path: Path) -> Layer:
     """Read one adapter config; ConfigError if it is not one."""
     return _read_mapping(read_mapping(path), str(path))
+
+
+def read_arguments(path: Path) -> Layer:
+    """Read a file of training arguments, or a recipe, which holds them beside its other settings.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if path.suffix not in PICKLED and not path.is_dir():
+        fields = Fields(read_mapping(path), str(path))
+        if any(fits(fields) for fits, _ in RECIPES):
+            return read_document(path)
+    return read_training(path)
 
 
 def read_peft_object(config: HasToDict | Mapping[str, Any]) -> Layer:
@@ -277,6 +311,35 @@ def _known(key: str) -> bool:
     return key in _COMPUTED or key in _ENVELOPE or knows_lora(key) or knows_training(key)
 
 
+class Naming(NamedTuple):
+    """A recipe's own names, each with the standard one."""
+
+    columns: Mapping[str, str] = {}
+    keys: Mapping[str, str] = {}
+    """Of a turn: the keys of its role and its content."""
+    roles: Mapping[str, str] = {}
+
+    def standard(self, row: _Mapping) -> _Mapping:
+        """The row under standard names."""
+        if not (self.columns or self.keys or self.roles):
+            return row
+        return {self.columns.get(name, name): self._turns(value) for name, value in row.items()}
+
+    def _turns(self, value: Json) -> Json:
+        if isinstance(value, dict) and self.keys:
+            return self._turn(value)
+        return (
+            [self._turn(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+        )
+
+    def _turn(self, turn: _Mapping) -> _Mapping:
+        found = {self.keys.get(key, key): value for key, value in turn.items()}
+        for key in ("role", "from"):
+            if isinstance(found.get(key), str):
+                found[key] = self.roles.get(found[key], found[key])
+        return found
+
+
 class DataPlan(NamedTuple):
     """The data settings of a recipe. A setting that the recipe does not state is None."""
 
@@ -289,6 +352,15 @@ class DataPlan(NamedTuple):
     packing: bool | None = None
     loss: LossMode | None = None
     notes: tuple[str, ...] = ()
+    stated: bool = False
+    """A recipe or training arguments were read; otherwise TRL is assumed."""
+    keeps_overflow: bool = False
+    """Packing puts what is beyond the limit into the next sequence."""
+    pads: bool = True
+    """Batches of rows of any length are padded: they are not sorted by length, and not joined without padding."""
+    naming: Naming = Naming()
+    prompt: str | None = None
+    """The program's own name of the prompt template."""
 
 
 def read_data_plan(path: Path) -> DataPlan:
@@ -301,10 +373,10 @@ def read_data_plan(path: Path) -> DataPlan:
         return DataPlan()
     mapping = read_mapping(path)
     places = (path.parent, Path.cwd())
-    for fits, read in _PROGRAMS:
-        if fits(mapping):
-            return read(mapping, places)
-    return _trl(mapping, places)
+    read = next((read for fits, read in _PROGRAMS if fits(mapping)), _trl)
+    sorted_by_length = mapping.get("group_by_length") is True or "length" in str(mapping.get("train_sampling_strategy"))
+    padded = not sorted_by_length and mapping.get("padding_free") is not True
+    return read(mapping, places)._replace(stated=True, pads=padded)
 
 
 def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
@@ -319,6 +391,7 @@ def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         max_length=_number(mapping.get("max_length", mapping.get("max_seq_length"))),
         packing=_flag(mapping.get("packing")),
         loss=loss,
+        keeps_overflow=mapping.get("packing_strategy") in _KEEPING,
     )
 
 
@@ -332,6 +405,8 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         evaluation=_first(tests, places),
         tokenizer=_place(mapping.get("tokenizer_config") or mapping.get("base_model"), places),
         template=_place(mapping.get("chat_template_jinja"), places),
+        naming=_axolotl_naming(trains[0]) if trains else Naming(),
+        prompt=_named(mapping.get("chat_template")),
         max_length=_number(mapping.get("sequence_len")),
         packing=_flag(mapping.get("sample_packing")),
         loss="all" if mapping.get("train_on_inputs") is True or completion else "assistant",
@@ -355,8 +430,10 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     return DataPlan(
         program="llama-factory",
         train=_registered(names, folder),
+        naming=_llama_factory_naming(_entry(names, folder)),
         evaluation=_registered(_names(mapping.get("eval_dataset")), folder),
         tokenizer=_place(mapping.get("model_name_or_path"), places),
+        prompt=_named(mapping.get("template")),
         max_length=_number(mapping.get("cutoff_len", 2048)),
         packing=_flag(mapping.get("packing")),
         loss="all" if mapping.get("train_on_prompt") is True or mapping.get("stage") == "pt" else "assistant",
@@ -366,11 +443,40 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
 
 def _registered(names: list[str], folder: Path | None) -> Path | None:
     """The file that LLaMA-Factory's dataset_info.json lists for the first of the names, or None."""
+    return None if folder is None else _place(_entry(names, folder).get("file_name"), (folder,))
+
+
+def _entry(names: list[str], folder: Path | None) -> _Mapping:
+    """What dataset_info.json says of the first of the names; empty if it says nothing."""
     if folder is None or not names or not (folder / _INFO).is_file():
-        return None
+        return {}
     entry = read_mapping(folder / _INFO).get(names[0])
-    file = entry.get("file_name") if isinstance(entry, dict) else None
-    return _place(file, (folder,))
+    return entry if isinstance(entry, dict) else {}
+
+
+def _llama_factory_naming(entry: _Mapping) -> Naming:
+    return Naming(
+        columns=_standard(_section(entry, "columns"), _LLAMA_FACTORY_COLUMNS),
+        keys=_standard(_section(entry, "tags"), {"role_tag": "role", "content_tag": "content"}),
+        roles=_standard(_section(entry, "tags"), _LLAMA_FACTORY_ROLES),
+    )
+
+
+def _axolotl_naming(entry: _Mapping) -> Naming:
+    """The names of an Axolotl data set: of its messages, or of the fields of an instruction."""
+    fields = {"field_messages": "messages"}
+    instruction = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
+    roles = ((role, name) for role, names in _section(entry, "roles").items() for name in _list(names))
+    return Naming(
+        columns={**_standard(entry, fields), **_standard(_section(entry, "type"), instruction)},
+        keys=_standard(_section(entry, "message_property_mappings"), {"role": "role", "content": "content"}),
+        roles={name: role for role, name in roles if isinstance(name, str)},
+    )
+
+
+def _standard(given: _Mapping, names: Mapping[str, str]) -> dict[str, str]:
+    """Their names, each with ours, of those settings that are stated."""
+    return {str(given[setting]): ours for setting, ours in names.items() if isinstance(given.get(setting), str)}
 
 
 def _torchtune(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
@@ -412,6 +518,10 @@ def _existing(value: str, places: tuple[Path, ...]) -> Iterator[Path]:
                 yield place / value
         except OSError:  # a name that no file system allows
             return
+
+
+def _named(value: Json) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _number(value: Json) -> int | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from gradience.data.signs import Own
 from gradience.data.tokenizer import ADVICE, Facts
 from gradience.errors import ConfigError
 from gradience.io.confined import Confined, Foreign
@@ -76,6 +78,8 @@ class Encoder:
         self.end_ids = frozenset(facts.end_ids)
         self.control_ids = frozenset(facts.control_ids)
         self.special_ids = frozenset(facts.special_ids)
+        written = {token for token in facts.controls if token in (facts.template or "")} | {facts.eos or ""} - {""}
+        self.own = Own(frozenset(facts.controls), frozenset(written) if facts.template else frozenset())
 
     @property
     def marks_answers(self) -> bool:
@@ -97,6 +101,26 @@ class Encoder:
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
         found: list[list[int]] = self._asked("the tokenizer", "texts", list(texts)) if texts else []
+        return found
+
+    def bare(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        found: list[list[int]] = self._asked("the tokenizer", "bare", list(texts)) if texts else []
+        return found
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the chat template writes the text of content that is a list of parts."""
+        return self._asked("the chat template", "takes_parts") is True
+
+    @cached_property
+    def encodes_arguments(self) -> bool:
+        """Whether the chat template encodes arguments of a call as JSON even if they are text already."""
+        return self._asked("the chat template", "encodes_arguments") is True
+
+    def unwritten(self, roles: Iterable[str]) -> list[str]:
+        """The roles whose turns the chat template leaves out."""
+        found: list[str] = self._asked("the chat template", "unwritten", sorted(roles))
         return found
 
     def chats(self, chats: Sequence[Chat]) -> list[Encoded | str]:

@@ -11,12 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.data import Shape, answers_of, whole_text
+import msgspec
+
+from gradience.data import Columns, Shape, answers_of, every_turn, text_of, whole_text
+from gradience.data.crowd import Crowd
 from gradience.data.encoder import Encoder
 from gradience.data.rows import Fault
+from gradience.data.signs import Own, foreign_in, signs_of
 from gradience.data.tokens import Sequence as TokenSequence, Tokenised
 from gradience.schema import Json
-from gradience.schema.reports import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
+from gradience.schema.reports import Answers, Batching, Lengths, Pairs, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
 
 # The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
 _BROKEN: Final = re.compile(
@@ -25,11 +29,27 @@ _BROKEN: Final = re.compile(
 _RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
 REPLACEMENT: Final = "\ufffd"
 
+_ROLE: Final = "role: "  # begins the name under which rows with a role are counted
 _FIRST: Final = 5  # row numbers that are kept for each kind
 _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
 _LABELS: Final = 50  # labels that the report lists
+_SPOKEN: Final = (
+    "messages",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "text",
+    "steps",
+    "segments",
+    "label",
+    "tools",
+)
+_TOKENS: Final = ("input_ids", "labels")
+_TURN: Final = ("role", "content", "tool_calls", "function_call", "reasoning_content", "text", "label")
+_END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
@@ -140,6 +160,11 @@ class Measure:
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
+        self._own = Own() if encoder is None else encoder.own
+        self._crowd, self._pairs = Crowd(), Counter[str]()
+        self._judged: dict[bytes, bytes] = {}
+        self._roles: set[str] = set()
+        self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
 
     def add(self, row: Tokenised | Fault) -> None:
@@ -154,6 +179,9 @@ class Measure:
         text = whole_text(row.columns)
         for name in self._seen_in(row, text):
             self._note(name, row.number, text)
+        for role in {str(turn.get("role")) for turn in every_turn(row.columns)}:
+            self._roles.add(role)
+            self._note(_ROLE + role, row.number, "")
         self._count_label(row.columns.get("label"), row, text)
 
     def result(self) -> Measured:
@@ -178,7 +206,17 @@ class Measure:
             ),
             "seen": seen,
             "faults": self._faults,
-            "answers": Answers(rows=self._answers.total(), most_common=max(self._answers.values(), default=0)),
+            "answers": Answers(
+                rows=self._answers.total(),
+                most_common=max(self._answers.values(), default=0),
+                distinct=len(self._answers),
+            ),
+            "pairs": self._pair_counts() if self._shape.format == "preference" else None,
+            "repeated": self._crowd.repeated(),
+            "documents": self._crowd.documents(),
+            "near": self._crowd.near(),
+            "languages": self._crowd.languages(),
+            "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
@@ -203,14 +241,68 @@ class Measure:
             found.append("replacement")
         if is_mojibake(text):
             found.append("mojibake")
-        if self._is_repeated(row):
+        repeats = self._is_repeated(row)
+        if repeats:
             found.append("duplicate")
         answers = answers_of(row.columns)
         if any(not answer.strip() for answer in answers):
             found.append("empty_answer")
         if answers:
             self._answers[_digest("\0".join(answers[:1]).encode("utf-8", "replace"))] += 1
+        found += self._seen_in_text(row.columns)
+        self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in found)
         return found
+
+    def _seen_in_text(self, columns: Columns) -> list[str]:
+        """The signs of a row's text, and of its two answers; text in the loss only, so none of rows of tokens."""
+        found = signs_of(columns, self._own) if "input_ids" not in columns else []
+        if "foreign_tokens" in found:
+            self._foreign |= foreign_in([whole_text(columns)], self._own)
+        if "rejected" in columns and "chosen" in columns:
+            found += self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
+        if self._contradicts(columns):
+            found.append("conflict")
+        if "translated" in columns:
+            found.append("translated")
+        return found
+
+    def _compare_sides(self, chosen: str, rejected: str) -> list[str]:
+        if chosen.strip() == rejected.strip():
+            return ["equal_pair"]
+        counts = self._pairs
+        counts["compared"] += 1
+        counts["chosen_longer"] += len(chosen) > len(rejected)
+        counts["rejected_longer"] += len(rejected) > len(chosen)
+        counts["chosen"] += len(chosen)
+        counts["rejected"] += len(rejected)
+        return []
+
+    def _pair_counts(self) -> Pairs:
+        counts = self._pairs
+        n = counts["compared"]
+        return Pairs(
+            compared=n,
+            chosen_longer=counts["chosen_longer"],
+            rejected_longer=counts["rejected_longer"],
+            chosen_mean=counts["chosen"] / n if n else 0.0,
+            rejected_mean=counts["rejected"] / n if n else 0.0,
+        )
+
+    def _contradicts(self, columns: Columns) -> bool:
+        """Whether an earlier row has the same text with another label, or prefers the other answer."""
+        if "label" in columns:
+            said, judged = [whole_text(columns)], str(columns["label"])
+        elif "rejected" in columns and "chosen" in columns:
+            sides = [text_of(columns[name]) for name in ("chosen", "rejected")]
+            said, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
+        else:
+            return False
+        key, value = _digest(_encoded(said)), _digest(_encoded(judged))
+        return self._judged.setdefault(key, value) != value
+
+    def roles(self) -> dict[str, Rows]:
+        """Rows by the roles of their turns."""
+        return {role: self._rows(_ROLE + role) for role in sorted(self._roles)}
 
     def _seen_in_tokens(self, row: Tokenised) -> list[str]:
         found: list[str] = []
@@ -230,10 +322,7 @@ class Measure:
         if len(ids) > 1 and ids[0] == ids[1] == self._bos:
             found.append("double_bos")
         if self._has_tokens_loss:
-            if not supervised:
-                found.append("unsupervised")
-            elif supervised == length:
-                found.append("all_supervised")
+            found += _of_mask(mask, supervised, length)
             if left < supervised:
                 found.append("answer_cut")
             if supervised and (dropped or not left):
@@ -281,7 +370,8 @@ class Measure:
         return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
     def _is_repeated(self, row: Tokenised) -> bool:
-        key = _digest(b"\0".join(array("q", sequence.ids).tobytes() for sequence in row.sequences))
+        ids = [sequence.ids for sequence in row.sequences]
+        key = row_key(row.columns) if "input_ids" not in row.columns and row.columns else _digest(_encoded(ids))
         size = len(self._hashes)
         self._hashes.add(key)
         return len(self._hashes) == size
@@ -306,6 +396,32 @@ class Measure:
         if self._shape.trainer == "reward":
             return (length for length in self._lengths if length <= limit)
         return (min(length, limit) for length in self._lengths)
+
+
+def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
+    """The names of what a mask shows: nothing in the loss, all of it, or the beginning in place of the end."""
+    if not supervised:
+        return ["unsupervised"]
+    if mask is None or supervised == length:
+        return ["all_supervised"]
+    tail = next(i for i, bit in enumerate(reversed(mask)) if bit)
+    return ["inverted"] if mask[0] and tail >= _END_PART * length else []
+
+
+def row_key(columns: Columns) -> bytes:
+    """A hash of what a row says: its texts, roles, calls and label; of a row that is tokenised, its ids and labels."""
+    return _digest(_encoded({name: _plain(columns[name]) for name in (*_SPOKEN, *_TOKENS) if name in columns}))
+
+
+def _plain(value: Json) -> Json:
+    """The value of a column without the keys of turns that no template reads."""
+    if not isinstance(value, list):
+        return value
+    return [{key: one[key] for key in _TURN if one.get(key)} if isinstance(one, dict) else one for one in value]
+
+
+def _encoded(value: Json) -> bytes:
+    return msgspec.json.encode(value, order="sorted", enc_hook=str)
 
 
 def _digest(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Rows of an evaluation set that also occur in the training set: equal after normalisation, or similar by MinHash.
+"""Rows of an evaluation set that also occur in the training set: equal, equal word for word, or similar by MinHash.
 
 Candidates for near overlap come from `datasketch`'s MinHash and its LSH index. The similarity of each candidate is then
 computed from the trigrams themselves, so no pair below the threshold is reported. docs/data.md gives the share that LSH
@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Final
 
-from gradience.data import Columns, whole_text
+from gradience.data import Columns, answers_of, question_of, whole_text
 from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
@@ -22,68 +22,126 @@ _CANDIDATE: Final = 0.6  # similarity that LSH searches for; below NEAR, so that
 _FIRST: Final = 5
 _WORD: Final = re.compile(r"\w+")
 _TRIGRAM: Final = 3
+_ASKED: Final = 4  # words from which a question is no greeting
 _FEWEST: Final = 8  # a row with fewer trigrams is not judged for nearness, because one word would decide
+
+
+NO_DATASKETCH: Final = "near rows need datasketch: in the clone: pip install -e '.[data]'"
+
+
+class NearIndex:
+    """Sets of trigrams by number, and for another set those that are probably similar.
+
+    Raises:
+        ModuleNotFoundError: datasketch, an extra, is not installed.
+    """
+
+    def __init__(self) -> None:
+        from datasketch import MinHash, MinHashLSH  # an extra
+
+        self._made: Any = MinHash
+        self._index: Any = MinHashLSH(threshold=_CANDIDATE, num_perm=HASHES)
+
+    def _hashed(self, grams: frozenset[int]) -> Any:
+        made = self._made(num_perm=HASHES, hashfunc=int)
+        made.update_batch(list(grams))
+        return made
+
+    def insert(self, number: int, grams: frozenset[int]) -> None:
+        """Add a set."""
+        self._index.insert(number, self._hashed(grams))
+
+    def candidates(self, grams: frozenset[int]) -> list[int]:
+        """The numbers of the sets that are probably similar."""
+        found: list[int] = self._index.query(self._hashed(grams))
+        return found
+
+    def candidates_before(self, number: int, grams: frozenset[int]) -> list[int]:
+        """The numbers of similar sets that were added before; the set is added, too."""
+        hashed = self._hashed(grams)
+        found: list[int] = self._index.query(hashed)
+        self._index.insert(number, hashed)
+        return found
+
+
+def near_index() -> NearIndex | None:
+    """An empty index; None without datasketch."""
+    try:
+        return NearIndex()
+    except ModuleNotFoundError:
+        return None
+
+
+def can_be_near(grams: frozenset[int]) -> bool:
+    """Whether a row has enough trigrams: with fewer, one word would decide."""
+    return len(grams) >= _FEWEST
 
 
 class EvalRows:
     """The rows of an evaluation set, with which rows of a training set are compared."""
 
     def __init__(self) -> None:
-        self._exact: dict[bytes, list[int]] = {}
+        self._by_words: dict[bytes, list[int]] = {}
+        self._texts: dict[int, bytes] = {}
+        self._questions: dict[bytes, list[tuple[int, bytes]]] = {}
         self._grams: dict[int, frozenset[int]] = {}
         self._every: set[int] = set()
         self._rows = 0
-        self._hit_exact: set[int] = set()
-        self._hit_near: set[int] = set()
-        self._reason = ""
-        self._minhash: Any = None
-        self._index: Any = None
+        self._exact: set[int] = set()
+        self._same_words: set[int] = set()
+        self._near: set[int] = set()
+        self._other_answer: set[int] = set()
+        self._index = near_index()
 
     def read(self, rows: Iterable[tuple[int, Columns]]) -> None:
         """Take the numbered rows of the evaluation set."""
         for number, columns in rows:
             self._rows += 1
             words = words_of(columns)
-            self._exact.setdefault(_key(words), []).append(number)
+            self._by_words.setdefault(_key(words), []).append(number)
+            self._texts[number] = _text_key(columns)
+            asked = _asked(columns)
+            if asked is not None:
+                self._questions.setdefault(asked[0], []).append((number, asked[1]))
             grams = trigrams(words)
-            if len(grams) >= _FEWEST:
+            if self._index is not None and can_be_near(grams):
                 self._grams[number] = grams
                 self._every |= grams
-        self._build()
-
-    def _build(self) -> None:
-        try:
-            from datasketch import MinHash, MinHashLSH  # an extra, for those who give --eval-data
-        except ModuleNotFoundError:
-            self._reason = "near overlap needs datasketch: in the clone: pip install -e '.[data]'"
-            return
-        self._minhash = lambda grams: _hashed(MinHash(num_perm=HASHES, hashfunc=int), grams)
-        self._index = MinHashLSH(threshold=_CANDIDATE, num_perm=HASHES)
-        for number, grams in self._grams.items():
-            self._index.insert(number, self._minhash(grams))
+                self._index.insert(number, grams)
 
     def compare(self, columns: Columns) -> None:
         """Compare a row of the training set with the rows of the evaluation set."""
         words = words_of(columns)
-        self._hit_exact.update(self._exact.get(_key(words), ()))
-        if self._index is None:
-            return
-        grams = trigrams(words)
+        same = self._by_words.get(_key(words), ())
+        if same:
+            text = _text_key(columns)
+            self._same_words.update(same)
+            self._exact.update(number for number in same if self._texts[number] == text)
+        asked = _asked(columns) if self._questions else None
+        if asked is not None:
+            others = self._questions.get(asked[0], ())
+            self._other_answer.update(number for number, answer in others if answer != asked[1])
+        self._compare_grams(trigrams(words))
+
+    def _compare_grams(self, grams: frozenset[int]) -> None:
         # Jaccard similarity is at most the share of these trigrams that any row of the evaluation set has.
-        if len(grams) < _FEWEST or len(grams & self._every) < NEAR * len(grams):
+        if self._index is None or not can_be_near(grams) or len(grams & self._every) < NEAR * len(grams):
             return
-        for number in self._index.query(self._minhash(grams)):
-            if number not in self._hit_near and jaccard(grams, self._grams[number]) >= NEAR:
-                self._hit_near.add(number)
+        for number in self._index.candidates(grams):
+            if number not in self._near and jaccard(grams, self._grams[number]) >= NEAR:
+                self._near.add(number)
 
     def result(self) -> Overlap:
         """The overlap that was found so far."""
+        repeated = self._same_words | self._near
         return Overlap(
             eval_rows=self._rows,
-            exact=_rows(self._hit_exact),
-            near=_rows(self._hit_near - self._hit_exact),
-            near_judged=not self._reason,
-            near_reason=self._reason,
+            exact=_rows(self._exact),
+            by_words=_rows(self._same_words - self._exact),
+            near=_rows(self._near - self._same_words),
+            other_answer=_rows(self._other_answer - repeated),
+            near_judged=self._index is not None,
+            near_reason="" if self._index is not None else NO_DATASKETCH,
             threshold=NEAR,
             hashes=HASHES,
         )
@@ -104,6 +162,19 @@ def _key(words: list[str]) -> bytes:
     return hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=12).digest()
 
 
+def _text_key(columns: Columns) -> bytes:
+    text = repr(columns["input_ids"]) if "input_ids" in columns else whole_text(columns)
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).digest()
+
+
+def _asked(columns: Columns) -> tuple[bytes, bytes] | None:
+    """The hashes of a question's and its answers' words; None without a question of some words."""
+    asked = _WORD.findall(question_of(columns).lower())
+    if len(asked) < _ASKED:
+        return None
+    return _key(asked), _key(_WORD.findall(" ".join(answers_of(columns)).lower()))
+
+
 def trigrams(words: list[str]) -> frozenset[int]:
     """The hashes of every three consecutive words."""
     return frozenset(
@@ -116,8 +187,3 @@ def jaccard(some: frozenset[int], others: frozenset[int]) -> float:
     """The Jaccard similarity of two sets: common elements over all elements; 0 if both are empty."""
     union = len(some | others)
     return len(some & others) / union if union else 0.0
-
-
-def _hashed(made: Any, grams: frozenset[int]) -> Any:
-    made.update_batch(list(grams))
-    return made

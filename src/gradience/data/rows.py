@@ -65,6 +65,11 @@ class Source:
         if not self.count:
             raise ConfigError(f"{path}: no row in it", advice=_ADVICE)
 
+    @property
+    def is_json_lines(self) -> bool:
+        """Whether the data set is one file of JSON lines."""
+        return self._files == [self.path] and _kind_of(self.path) is _KINDS[".jsonl"]
+
     def rows(self, wanted: Collection[int] | None = None) -> Iterator[Found]:
         """Every row, or only the rows with the numbers wanted, in the order of the files.
 
@@ -83,6 +88,19 @@ class Source:
             if left > 0:
                 raise ConfigError(f"{file}: it changed while it was read", advice="read it again once it is whole")
             before += count
+
+
+def raw_lines(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Yield each row with its number as a JSON line: of a JSONL file its own bytes, else the row encoded anew."""
+    if source.is_json_lines:
+        with open_regular(source.path) as file:
+            for number, line in _lines(file):
+                if line is not None and line.strip():
+                    yield number, line if line.endswith(b"\n") else line + b"\n"
+        return
+    for found in source.rows():
+        if not isinstance(found, Fault):
+            yield found[0], msgspec.json.encode(found[1]) + b"\n"
 
 
 def _require_regular(path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,14 @@ from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 
 ADVICE: Final = "give --tokenizer the folder with its tokenizer.json and tokenizer_config.json"
+_PROBE: Final = "gradienceprobe"  # a word that no template has of its own
+_ASKING: Final[dict[str, Json]] = {"role": "user", "content": "?"}
 _CONTROL: Final = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_(?:turn|text)>")
+
+
+def _called(arguments: Json) -> dict[str, Json]:
+    call = {"id": "call00001", "type": "function", "function": {"name": "ask", "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 class Facts(msgspec.Struct):
@@ -32,6 +40,8 @@ class Facts(msgspec.Struct):
     end_ids: list[int] = []
     control_ids: list[int] = []
     special_ids: list[int] = []
+    controls: list[str] = []
+    """The added tokens, as text."""
 
 
 class Tokenizer:
@@ -68,6 +78,7 @@ class Tokenizer:
             "end_ids": _end_ids(Path(self._folder), held.eos_token_id),
             "control_ids": sorted(held.get_added_vocab().values()),
             "special_ids": sorted(held.all_special_ids),
+            "controls": sorted(held.get_added_vocab()),
         }
 
     def use_training_template(self) -> str | None:
@@ -85,6 +96,40 @@ class Tokenizer:
         out = self._tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)
         found: list[list[int]] = out["input_ids"]
         return found
+
+    def bare(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        out = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        found: list[list[int]] = out["input_ids"]
+        return found
+
+    def unwritten(self, roles: Sequence[str]) -> list[str]:
+        """The roles whose turns the template leaves out."""
+        return [role for role in roles if not self._writes(role)]
+
+    def _writes(self, role: str) -> bool:
+        """Whether the template writes a turn of a role, given as text or in parts."""
+        contents: tuple[Json, ...] = (_PROBE, [{"type": "text", "text": _PROBE}])
+        return any(
+            _PROBE in text for content in contents for text in self._renderings({"role": role, "content": content})
+        )
+
+    def takes_parts(self) -> bool:
+        """Whether the template writes the text of content that is a list of parts."""
+        texts = self._renderings({"role": "user", "content": [{"type": "text", "text": _PROBE}]})
+        return any(_PROBE in text and "'type'" not in text for text in texts)  # not the list as Python writes it
+
+    def encodes_arguments(self) -> bool:
+        """Whether the template encodes the arguments of a call as JSON even if they are text already."""
+        return any('{\\"q' in text for text in self._renderings(_called('{"q":"x"}')))
+
+    def _renderings(self, turn: dict[str, Json]) -> Iterator[str]:
+        """Yield the text of a turn as the first, after a user's, and after a call, where the template takes it."""
+        before: list[list[dict[str, Json]]] = [[], [_ASKING], [_ASKING, _called({})]]
+        for turns in before if self._template is not None else ():
+            with suppress(Exception):  # a template may raise anything on turns that it does not take
+                every = [*turns, turn]
+                yield self._tokenizer.apply_chat_template(every, chat_template=self._template, tokenize=False)
 
     def chats(self, chats: list[list[Any]]) -> list[Json]:
         """Ids and mask of each conversation, or the reason why the template cannot render it.

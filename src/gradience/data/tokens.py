@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from gradience.data import Columns, Shape, Unusable, canonical
+from gradience.data import Columns, Shape, Turn, Unusable, content_of, part_text
 from gradience.data.encoder import Chat, Encoded, Encoder
-from gradience.data.rows import Fault, Found
+from gradience.data.formats import canonical
+from gradience.data.rows import Fault, Found, Row
 from gradience.errors import ConfigError
 from gradience.schema import Json
 from gradience.schema.reports import LossMode
 
 _BATCH: Final = 256  # rows tokenised in one call
-_NOT_CONVERSATIONAL: Final = frozenset({"sharegpt", "text", "tokenised"})
+_NOT_CONVERSATIONAL: Final = frozenset({"text", "tokenised", "segments", "steps", "prompt-only"})
+_STEP: Final = "\n"  # what PRMTrainer writes after each step by default
 _IGNORED: Final = -100  # label of a token that the loss ignores
 
 
@@ -45,6 +47,8 @@ class Masking(NamedTuple):
     loss: LossMode | None = None
     """None is the trainer's default."""
     by: str = "trl"
+    assumed: bool = False
+    """The program was not stated: TRL is taken, but roles are translated as the others do."""
 
     @property
     def trl(self) -> bool:
@@ -59,13 +63,22 @@ class Tokeniser:
         shape: the format, and its trainer.
         encoder: the tokenizer; None for rows that are already tokenised.
         masking: which tokens are supervised.
+        standard: gives a row the standard names of its columns, roles and keys.
 
     Raises:
         ConfigError: the masking is impossible for this shape, or the tokenizer lacks what the rows need.
     """
 
-    def __init__(self, shape: Shape, encoder: Encoder | None, masking: Masking) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        encoder: Encoder | None,
+        masking: Masking,
+        *,
+        standard: Callable[[Row], Row] = lambda row: row,
+    ) -> None:
         self.shape, self.encoder, self.masking = shape, encoder, masking
+        self._standard = standard
         if encoder is None and shape.format != "tokenised":
             raise ConfigError(f"rows of format {shape.format} need a tokenizer", advice="give --tokenizer FOLDER")
         if masking.trl and masking.loss == "assistant" and shape.format in _NOT_CONVERSATIONAL:
@@ -101,7 +114,7 @@ class Tokeniser:
 
     def _canonical(self, row: Columns) -> Columns:
         chat = self.encoder is not None and self.encoder.template is not None
-        return canonical(row, self.shape, chat=chat, trl=self.masking.trl)
+        return canonical(self._standard(row), self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
 
     @property
     def _enc(self) -> Encoder:
@@ -135,15 +148,46 @@ class Tokeniser:
                 f"the tokenizer {self._enc.name} has no chat template, and the rows are conversations",
                 advice="give --template FILE, or the tokenizer of an instruct model",
             )
-        asked = [Chat(items[i], prompt, answers, _passed(rows[i])) for i in chats]
+        asked = [Chat(self._written(items[i]), prompt, answers, _passed(rows[i])) for i in chats]
         for i, encoded in zip(chats, self._enc.chats(asked), strict=True):
             out[i] = encoded
         return out
 
+    def _written(self, turns: list[Turn]) -> list[Turn]:
+        """The turns with their parts as the template takes them: each with its text in `text`, else as one text."""
+        if not any(isinstance(turn.get("content"), list) for turn in turns):
+            return turns
+        joined = not self._enc.takes_parts
+        return [{**turn, "content": _content(turn, joined=joined)} for turn in turns]
+
     def _sft(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
         if self.shape.format in {"messages", "sharegpt", "text"}:
             return self._language(rows)
+        if self.shape.format == "segments":
+            return self._segments(rows)
         return self._pairs(rows)
+
+    def _segments(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        """Yield segments one behind the other without special tokens, as Axolotl's `input_output` does."""
+        texts = [one["text"] for _, item in rows for one in item["segments"]]
+        coded = iter(self._enc.bare(texts))
+        for number, item in rows:
+            pieces = [(next(coded), one["label"]) for one in item["segments"]]
+            mask = [int(label) for ids, label in pieces for _ in ids]
+            yield Tokenised(number, item, (Sequence([one for ids, _ in pieces for one in ids], mask),))
+
+    def _prompts(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        """Yield prompts alone, as GRPOTrainer gives them to the model that answers."""
+        columns = [item for _, item in rows]
+        prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
+        for (number, item), prompt in zip(rows, prompts, strict=True):
+            yield Fault(number, prompt) if isinstance(prompt, str) else Tokenised(number, item, (Sequence(prompt.ids),))
+
+    def _steps(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        """Yield a prompt and its steps, each followed by a line break, as `trl.PRMTrainer` joins them."""
+        texts = [item["prompt"] + "".join(step + _STEP for step in item["steps"]) for _, item in rows]
+        for (number, item), ids in zip(rows, self._enc.texts(texts), strict=True):
+            yield Tokenised(number, item, (Sequence(ids),))
 
     def _language(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
         columns = [item for _, item in rows]
@@ -251,7 +295,20 @@ _PREPARE: Final[dict[str, Callable[[Tokeniser, list[tuple[int, Columns]]], Itera
     "dpo": Tokeniser._dpo,  # noqa: SLF001
     "reward": Tokeniser._reward,  # noqa: SLF001
     "classification": Tokeniser._classified,  # noqa: SLF001
+    "grpo": Tokeniser._prompts,  # noqa: SLF001
+    "prm": Tokeniser._steps,  # noqa: SLF001
 }
+
+
+def _content(turn: Turn, *, joined: bool) -> Json:
+    content = turn.get("content")
+    if not isinstance(content, list):
+        return content
+    return content_of(turn) if joined else [_part(part) for part in content]
+
+
+def _part(part: Turn) -> Turn:
+    return {**part, "text": part_text(part)} if part_text(part) and "text" not in part else part
 
 
 def _passed(columns: Columns) -> dict[str, Json]:

@@ -202,7 +202,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._wiring.close()
             for finding in self._wiring.take():
                 with self._recorder:
-                    self._say(state.global_step, finding, stops=False)
+                    self._voice.finding(finding, state.global_step)
+                    self._recorder.alert(finding, state.global_step, stops=False)
             self._wiring = None
         self._lookout = None
         if self._batches is not None:
@@ -294,10 +295,6 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._stop(step, f"stop_on: {', '.join(stops)}", control)
         for finding in found:
             self._recorder.alert(finding, step, stops=finding.id in stops)
-
-    def _say(self, step: int, finding: Finding, *, stops: bool) -> None:
-        self._voice.finding(finding, step)
-        self._recorder.alert(finding, step, stops=stops)
 
     def _watch_wiring(self, args: Any, state: Any, control: Any, shown: Mapping[str, Any]) -> None:
         """Look at what is trained, and follow it; first end what watched an earlier training."""

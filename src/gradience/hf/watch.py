@@ -131,7 +131,7 @@ class BatchWatch:
             table.append(_by_row(kept, rows, n))
             table.append(_by_row(kept & torch.isin(ids, self._end_tensor(ids)), rows, n))
         self._take([column.tolist() for column in table], ids.numel())
-        if isinstance(labels, torch.Tensor) and not of_tokens and not labels.is_floating_point() and labels.numel():
+        if isinstance(labels, torch.Tensor) and not of_tokens and self._are_classes(labels):
             self._take_labels(int(labels.min()), int(labels.max()))
         self._without_labels |= not of_tokens
         self.watched += 1
@@ -154,6 +154,10 @@ class BatchWatch:
             self._repeated += value in self._hashes
             if len(self._hashes) < _MOST_HASHES:
                 self._hashes.add(value)
+
+    def _are_classes(self, labels: torch.Tensor) -> bool:
+        """Whether labels are one class a row. A decoder's labels of another length than the inputs are none."""
+        return not labels.is_floating_point() and labels.numel() > 0 and (labels.ndim == 1 or self._classes is not None)
 
     def _take_labels(self, low: int, high: int) -> None:
         before = self._labels or (low, high)

@@ -210,10 +210,13 @@ def grounds(finding: Finding) -> list[tuple[str, str]]:
 
 
 def skipped_lines(not_run: Sequence[NotRun], *, verbose: bool) -> Iterator[str]:
-    """A line with the number of checks that did not run; `verbose` adds a line with the reason of each."""
+    """A line with the number of checks that did not run; `verbose` adds a line with each reason and its checks."""
     if not_run:
         yield skipped_line(not_run, verbose=verbose)
-    yield from (f"  {item.id}: {clean(item.reason)}" for item in not_run if verbose)
+    reasons: dict[str, list[str]] = {}
+    for item in not_run if verbose else ():
+        reasons.setdefault(item.reason, []).append(item.id)
+    yield from (f"  {', '.join(ids)}: {clean(reason)}" for reason, ids in reasons.items())
 
 
 def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:

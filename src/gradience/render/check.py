@@ -43,6 +43,8 @@ _TRAINERS = {
     "reward": "RewardTrainer",
     "kto": "KTOTrainer",
     "classification": "Trainer with a classifier head",
+    "grpo": "GRPOTrainer",
+    "prm": "PRMTrainer",
 }
 _LABELS = 6
 
@@ -65,6 +67,8 @@ def data_lines(data: DataReport, derived: Mapping[str, Real]) -> Iterator[str]:
 
 def data_rows(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
     """The data set as understood: labels and values."""
+    if data.prompt:
+        yield "Prompt", clean(data.prompt)
     read = f"{data.rows_read:,} of {data.rows:,}, drawn with seed {data.seed}" if data.sampled else f"{data.rows:,}"
     yield "Rows", f"{read} ({data.format}, for {_trainer(data)})"
     yield "Tokenizer", f"{clean(data.tokenizer) if data.tokenizer else 'none: the rows are tokens'}{_template(data)}"
@@ -84,6 +88,9 @@ def data_rows(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[s
     if data.overlap is not None:
         yield "Overlap", _overlap(data)
     yield from _per_epoch(derived)
+    if data.cleaned is not None:
+        left = ", ".join(f"{n:,} {reason}" for reason, n in data.cleaned.left_out.items()) or "none"
+        yield "Written", f"{data.cleaned.kept:,} rows to {clean(data.cleaned.path)}; left out: {clean(left)}"
     yield from (("Note", clean(note)) for note in data.notes)
 
 

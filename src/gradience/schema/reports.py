@@ -21,8 +21,11 @@ DataFormat: TypeAlias = Literal[
     "kto",
     "classification",
     "tokenised",
+    "prompt-only",
+    "steps",
+    "segments",
 ]
-Trainer: TypeAlias = Literal["sft", "dpo", "reward", "kto", "classification"]
+Trainer: TypeAlias = Literal["sft", "dpo", "reward", "kto", "classification", "grpo", "prm"]
 LossMode: TypeAlias = Literal["assistant", "completion", "all", "none"]
 
 
@@ -93,6 +96,37 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     replacement: Annotated[Rows, about("The text holds U+FFFD.")] = Rows()
     mojibake: Annotated[Rows, about("The text is UTF-8 that was decoded as Latin-1 or cp1252.")] = Rows()
     label_out_of_range: Rows = Rows()
+    translated: Annotated[
+        Rows, about("Roles, calls or parts are written as other programs do; TRL would not translate them.")
+    ] = Rows()
+    no_assistant: Annotated[Rows, about("No turn is the assistant's.")] = Rows()
+    unanswered: Annotated[Rows, about("The last turn is the user's.")] = Rows()
+    roles_out_of_order: Annotated[
+        Rows, about("Two turns of one side follow each other, or a system turn is not the first.")
+    ] = Rows()
+    empty_prompt: Annotated[Rows, about("What is asked is empty.")] = Rows()
+    template_twice: Annotated[Rows, about("A message holds control tokens that the chat template writes.")] = Rows()
+    foreign_tokens: Annotated[
+        Rows, about("The text holds control tokens that the tokenizer does not have, or another prompt format.")
+    ] = Rows()
+    next_turn_in_answer: Annotated[Rows, about("An answer goes on with a user's turn, as text.")] = Rows()
+    echo: Annotated[Rows, about("An answer begins with the whole question.")] = Rows()
+    refusal: Annotated[Rows, about("The answer begins as a refusal or an apology.")] = Rows()
+    ended: Annotated[Rows, about("The answer is prose and ends with a mark, such as a full stop.")] = Rows()
+    dangling: Annotated[Rows, about("The answer is prose and ends with a word.")] = Rows()
+    torn: Annotated[Rows, about("The answer ends with a comma, or a word that goes on, such as `of`.")] = Rows()
+    markup: Annotated[Rows, about("An answer holds tags or entities of HTML.")] = Rows()
+    escaped_breaks: Annotated[Rows, about("An answer holds the characters of an escape in place of breaks.")] = Rows()
+    call_unanswered: Annotated[Rows, about("A call of a tool is not followed by its result.")] = Rows()
+    result_uncalled: Annotated[Rows, about("A result of a tool does not follow a call.")] = Rows()
+    arguments_text: Annotated[Rows, about("Arguments of a call are JSON as text.")] = Rows()
+    arguments_broken: Annotated[Rows, about("Arguments of a call are text that is no JSON object.")] = Rows()
+    media: Annotated[Rows, about("The row holds images, videos or sounds, whose tokens are not counted.")] = Rows()
+    parts: Annotated[Rows, about("A message is a list of parts.")] = Rows()
+    value_parts: Annotated[Rows, about("A part of a message has its text under `value`.")] = Rows()
+    inverted: Annotated[Rows, about("The beginning of the row is supervised, and its end is not.")] = Rows()
+    equal_pair: Annotated[Rows, about("The chosen and the rejected answer are equal.")] = Rows()
+    conflict: Annotated[Rows, about("An earlier row has the same text with another label or preference.")] = Rows()
 
 
 class Answers(msgspec.Struct, kw_only=True, frozen=True):
@@ -100,13 +134,58 @@ class Answers(msgspec.Struct, kw_only=True, frozen=True):
 
     rows: Annotated[NonNegativeInt, about("Answers that were compared.")] = 0
     most_common: Annotated[NonNegativeInt, about("Rows that share the most common answer.")] = 0
+    distinct: Annotated[NonNegativeInt, about("Number of different answers.")] = 0
+
+
+class Pairs(msgspec.Struct, kw_only=True, frozen=True):
+    """Lengths of the chosen and the rejected answers in characters."""
+
+    compared: Annotated[NonNegativeInt, about("Pairs whose answers differ.")] = 0
+    chosen_longer: NonNegativeInt = 0
+    rejected_longer: NonNegativeInt = 0
+    chosen_mean: Annotated[float, about("Mean length of the chosen answers, in characters.")] = 0.0
+    rejected_mean: Annotated[float, about("Mean length of the rejected answers, in characters.")] = 0.0
+
+
+class Repeated(msgspec.Struct, kw_only=True, frozen=True):
+    """The sentence, or the beginning, that most answers share."""
+
+    answers: Annotated[NonNegativeInt, about("Answers that were compared.")] = 0
+    rows: Rows = Rows()
+
+
+class Documents(msgspec.Struct, kw_only=True, frozen=True):
+    """Rows of text in which a label that begins most rows, such as `Title:`, begins a line again."""
+
+    label: str = ""
+    rows: Annotated[NonNegativeInt, about("Rows that were compared.")] = 0
+    begun: Annotated[NonNegativeInt, about("Rows that begin with the label.")] = 0
+    joined: Rows = Rows()
+
+
+class Languages(msgspec.Struct, kw_only=True, frozen=True):
+    """Rows whose answer is in another language than their column `language` or `lang` states."""
+
+    stated: Annotated[NonNegativeInt, about("Rows compared: they state a language, and have a long answer.")] = 0
+    rows: Rows = Rows()
+    reason: Annotated[str, about("Why they were not compared; else empty.")] = ""
+
+
+class NearRows(msgspec.Struct, kw_only=True, frozen=True):
+    """Rows that nearly repeat an earlier one, by word trigrams that few other rows share."""
+
+    compared: Annotated[NonNegativeInt, about("Rows that were compared: the first ones that were read.")] = 0
+    rows: Rows = Rows()
+    reason: Annotated[str, about("Why rows were not compared; else empty.")] = ""
 
 
 class Overlap(msgspec.Struct, kw_only=True, frozen=True):
     """Rows of the evaluation set that also occur in the training set."""
 
     eval_rows: NonNegativeInt = 0
-    exact: Annotated[Rows, about("Rows of the evaluation set that equal a training row after normalisation.")] = Rows()
+    exact: Annotated[Rows, about("Rows of the evaluation set that equal a training row.")] = Rows()
+    by_words: Annotated[Rows, about("Rows that equal a training row word for word, but not in case or marks.")] = Rows()
+    other_answer: Annotated[Rows, about("Rows whose question is in the training set with another answer.")] = Rows()
     near: Annotated[Rows, about("Rows of the evaluation set that resemble a training row but do not equal it.")] = (
         Rows()
     )
@@ -116,6 +195,15 @@ class Overlap(msgspec.Struct, kw_only=True, frozen=True):
         0.0
     )
     hashes: Annotated[NonNegativeInt, about("Number of MinHash permutations.")] = 0
+
+
+class Cleaned(msgspec.Struct, kw_only=True, frozen=True):
+    """What `--write-clean` wrote."""
+
+    path: str
+    ledger: Annotated[str, about("File with the number of each row left out, and why.")]
+    kept: NonNegativeInt = 0
+    left_out: Annotated[dict[str, int], about("Rows left out by reason.")] = {}
 
 
 class ShownRow(msgspec.Struct, kw_only=True, frozen=True):
@@ -159,11 +247,35 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     seen: RowsSeen = RowsSeen()
     faults: Annotated[list[RowFault], about("The first rows that cannot be used, and why.")] = []
     answers: Answers = Answers()
+    pairs: Pairs | None = None
+    repeated: Repeated = Repeated()
+    documents: Documents = Documents()
+    near: NearRows | None = None
+    languages: Languages = Languages()
+    parts_joined: Annotated[
+        bool, about("Whether the template takes text only, so that the parts of a message were joined.")
+    ] = False
+    prompt: Annotated[str, about("The prompt that was assumed, where the trainer's own is not known; else empty.")] = ""
+    unwritten_roles: Annotated[
+        dict[str, Rows], about("Rows by the role of a turn that the chat template leaves out.")
+    ] = {}
+    foreign: Annotated[list[str], about("Control tokens in the text that the tokenizer does not have.")] = []
+    program_stated: Annotated[bool, about("Whether a recipe or training arguments say which program trains.")] = False
+    batch_stated: Annotated[bool, about("Whether a recipe or training arguments state the batch size.")] = False
+    recipe_loss: Annotated[LossMode, about("Loss mode of the recipe, if one was read.")] | None = None
+    keeps_overflow: Annotated[bool, about("Whether packing keeps what is beyond the limit, in the next sequence.")] = (
+        False
+    )
+    pads: Annotated[bool, about("Whether batches of rows are padded.")] = True
+    encodes_arguments: Annotated[
+        bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
+    ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: Overlap | None = None
     shown: list[ShownRow] = []
+    cleaned: Cleaned | None = None
     notes: list[str] = []
 
 

@@ -15,6 +15,7 @@ import msgspec
 from gradience.configs import read_preferences
 from gradience.configs.document import (
     CONFIG_NAME,
+    read_arguments,
     read_document,
     read_peft,
     read_peft_dir,
@@ -28,7 +29,6 @@ from gradience.configs.training import (
     STATE_NAME,
     TRAINING_NAMES,
     objective_of,
-    read_training,
     read_training_dir,
     read_training_object,
 )
@@ -180,7 +180,7 @@ class CheckOptions:
             read_peft_object(self.peft) if isinstance(self.peft, SETTINGS) else _read(self.peft, read_peft),
             read_training_object(self.training)
             if isinstance(self.training, SETTINGS)
-            else _read(self.training, read_training),
+            else _read(self.training, read_arguments),
             _layer(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)

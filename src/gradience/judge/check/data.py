@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,14 +14,16 @@ import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
-from gradience.data import Columns, Shape, recognise
+from gradience.data import Columns, Shape
 from gradience.data.encoder import Encoder
+from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
-from gradience.data.rows import Fault, Source
+from gradience.data.rows import Fault, Row, Source
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
 from gradience.judge.check import SETTINGS, CheckOptions, Place, Settings, judged, when_of
+from gradience.judge.check.clean import keys_of, refuse_clean, write_clean
 from gradience.judge.check.options import DataOptions, Samples
 from gradience.rules import judge
 from gradience.rules.config import RULES
@@ -28,7 +31,16 @@ from gradience.rules.data import DATA_RULES
 from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
+from gradience.schema.reports import (
+    CHECK_SCHEMA_ID,
+    CheckReport,
+    Cleaned,
+    DataReport,
+    LossMode,
+    Rows,
+    RowsSeen,
+    SourceFile,
+)
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
@@ -56,11 +68,13 @@ class Asked(NamedTuple):
     samples: Samples
     task: str | None
     limits: Limits
+    batch_stated: bool = False
+    clean: Path | None = None
 
     @property
     def masking(self) -> Masking:
         """The program whose label masks are built, and the loss mode."""
-        return Masking(self.loss, self.plan.program)
+        return Masking(self.loss, self.plan.program, assumed=not self.plan.stated)
 
 
 def measure_data(asked: Asked) -> DataReport:
@@ -69,17 +83,21 @@ def measure_data(asked: Asked) -> DataReport:
     Raises:
         ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
+    if asked.clean is not None:
+        refuse_clean(asked.train, asked.clean)
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
-    shape = _shape_of(source, asked.task)
-    template = None if shape.format == "tokenised" else asked.template
+    standard = asked.plan.naming.standard
+    shape = _shape_of(source, asked.task, standard)
+    template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
+    asked = asked._replace(template=template)
     encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template)
-    tokeniser = Tokeniser(shape, encoder, asked.masking)
+    tokeniser = Tokeniser(shape, encoder, asked.masking, standard=standard)
     if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
     limit, notes = _limit(asked, shape)
     limits = asked.limits._replace(max_length=limit, packing=asked.packing)
-    held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked.task)
+    held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
     measure = Measure(shape, encoder, limits)
     for row in tokeniser.run(source.rows(wanted)):
         measure.add(row)
@@ -90,6 +108,8 @@ def measure_data(asked: Asked) -> DataReport:
         raise ConfigError(f"{asked.train}: no row can be used: {found.faults[0].reason}", advice="correct the rows")
     return DataReport(
         path=str(source.path),
+        cleaned=_cleaned(asked, source, tokeniser),
+        prompt=_prompt(asked, encoder),
         eval_path=None if asked.evaluation is None else str(asked.evaluation),
         format=shape.format,
         trainer=shape.trainer,
@@ -103,14 +123,47 @@ def measure_data(asked: Asked) -> DataReport:
         packing=limits.packing,
         num_labels=limits.num_labels,
         overlap=None if held_out is None else held_out.result(),
-        notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking)],
+        program_stated=asked.plan.stated,
+        batch_stated=asked.batch_stated,
+        recipe_loss=_loss_mode(shape, asked.masking._replace(loss=asked.plan.loss)) if asked.plan.stated else None,
+        keeps_overflow=asked.packing and asked.plan.keeps_overflow,
+        pads=asked.plan.pads,
+        unwritten_roles=_unwritten(encoder, measure.roles()),
+        notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking), *_uncounted(found.seen)],
         turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
-        **_tokenizer(encoder, shape),
+        **_tokenizer(encoder, shape, found.seen),
         **found.fields,
     )
 
 
-def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
+def _cleaned(asked: Asked, source: Source, tokeniser: Tokeniser) -> Cleaned | None:
+    if asked.clean is None:
+        return None
+    held_out = set() if asked.evaluation is None else keys_of(Source(asked.evaluation), tokeniser)
+    return write_clean(source, tokeniser, asked.clean, held_out=held_out)
+
+
+def _prompt(asked: Asked, encoder: Encoder | None) -> str:
+    """The prompt that was assumed, if the trainer may write another one; else empty."""
+    if encoder is None or not encoder.template or asked.template is not None:
+        return ""
+    if not asked.plan.stated:
+        return "assumed: the tokenizer's chat template, as SFTTrainer applies it; no recipe says which program trains"
+    named = asked.plan.prompt
+    if asked.plan.program == "trl" or named in {None, "tokenizer_default"}:
+        return ""
+    also = "" if asked.plan.program != "llama-factory" else "; it may add a system text, and cuts questions, too"
+    return f"assumed: the tokenizer's chat template; {asked.plan.program} writes its own template {named!r}{also}"
+
+
+def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, Rows]:
+    """The rows by the roles that the chat template leaves out."""
+    if encoder is None or not encoder.template or not roles:
+        return {}
+    return {role: roles[role] for role in encoder.unwritten(roles)}
+
+
+def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
@@ -119,11 +172,22 @@ def _tokenizer(encoder: Encoder | None, shape: Shape) -> dict[str, Any]:
         "pad_is_end": encoder.pad_is_end,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
-    if encoder.template and shape.format not in {"text", "classification", "tokenised"}:
+    if encoder.template and shape.format not in {"text", "classification", "tokenised", "segments", "steps"}:
         found["template"] = encoder.template_from
         found["template_marks_answers"] = encoder.marks_answers
         found["template_tokens_split"] = encoder.split_controls()
+        found["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
+        found["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
     return found
+
+
+def installed_template(plan: DataPlan) -> Path | None:
+    """The file of the program's own chat template, if the program is installed and keeps its templates in files."""
+    spec = find_spec("axolotl") if plan.program == "axolotl" and plan.prompt else None  # only locates it
+    if spec is None or spec.origin is None or plan.prompt is None:
+        return None
+    file = Path(spec.origin).parent / "utils" / "chat_templates" / "templates" / f"{Path(plan.prompt).name}.jinja"
+    return file if file.is_file() else None
 
 
 def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
@@ -133,13 +197,13 @@ def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
     return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
 
 
-def _shape_of(source: Source, task: str | None) -> Shape:
+def _shape_of(source: Source, task: str | None, standard: Callable[[Row], Row]) -> Shape:
     """The format of the first usable row."""
     faults: list[str] = []
     for found in islice(source.rows(), _PEEK):
         if not isinstance(found, Fault):
             try:
-                return recognise(found[1], task)
+                return recognise(standard(found[1]), task)
             except ConfigError as error:
                 raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
         faults.append(f"row {found.number}: {found.reason}")
@@ -154,9 +218,9 @@ def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
     return None, []
 
 
-def _eval_rows(place: Path, tokeniser: Tokeniser, task: str | None) -> EvalRows:
+def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
     source, found = Source(place), EvalRows()
-    shape = _shape_of(source, task)
+    shape = _shape_of(source, asked.task, asked.plan.naming.standard)
     if shape.format != tokeniser.shape.format:
         raise ConfigError(
             f"{place}: rows of format {shape.format}, those of the training set of {tokeniser.shape.format}",
@@ -176,17 +240,26 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
     found = []
     if shape.format == "instruction":
         found.append("an instruction is written as a user's message with its input, the output as the answer")
+    if shape.format == "sharegpt" and masking.trl and masking.loss == "assistant":
+        found.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
+    if shape.format == "segments" and masking.trl:
+        found.append("segments are read as Axolotl's type input_output reads them; TRL does not read them")
     if not masking.trl:
         found.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
     return found
 
 
+def _uncounted(seen: RowsSeen) -> list[str]:
+    some = seen.media.count
+    return [f"{some:,} rows hold images, videos or sounds: their tokens are not counted"] if some else []
+
+
 def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
-    if shape.trainer in {"reward", "classification"}:
+    if shape.trainer in {"reward", "classification", "grpo", "prm"}:
         return "none"
     if shape.trainer in {"dpo", "kto"}:
         return "completion"
-    pairs = shape.format in {"prompt-completion", "instruction"}
+    pairs = shape.format in {"prompt-completion", "instruction", "segments"}
     return masking.loss or ("completion" if pairs else "all")
 
 
@@ -240,6 +313,8 @@ def check_data(
             template=_path(options.template) or plan.template,
             samples=options.samples,
             task=given.task,
+            clean=options.write_clean,
+            batch_stated=whole.config.training.batch_size is not None,
             limits=Limits(
                 batch_size=whole.config.training.batch_size or _BATCH,
                 num_labels=_classes(whole.config, given.base),

@@ -39,6 +39,9 @@ class DataOptions:
         Seed of the sample.
     show_rows:
         Show the text of rows that a finding names.
+    write_clean:
+        New .jsonl file for the rows without exact repetitions, rows of the evaluation set, empty answers and broken
+        text; a ledger beside it names each row left out. All rows are read for it, and none is changed.
     """
 
     data: Path | None = None
@@ -51,6 +54,7 @@ class DataOptions:
     samples: Samples = SAMPLES
     seed: int = 0
     show_rows: bool = False
+    write_clean: Path | None = None
 
     def refuse_bad(self) -> None:
         """Refuse a number out of its range.

@@ -60,8 +60,11 @@ def on_rows(data: DataReport, rows: Rows, says: str, *, severity: Severity | Non
 @premise("the loss is computed on tokens")
 def of_tokens(data: DataReport) -> str | None:
     """The need of rules on supervised tokens: the reason why a data set has none, or None if it has them."""
-    if data.trainer in {"reward", "classification"}:
-        return f"{data.trainer}: the loss is computed on one output per sequence, not on tokens"
+    if data.trainer in {"reward", "classification", "prm"}:
+        per = "step" if data.trainer == "prm" else "sequence"
+        return f"{data.trainer}: the loss is computed on one output per {per}, not on tokens"
+    if data.trainer == "grpo":
+        return "grpo: the model writes the answers itself"
     return None if data.rows_read else "no row could be tokenised"
 
 
@@ -161,6 +164,11 @@ UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal:
 SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
 
 
+FEW_ANSWERS = Threshold(
+    "few_answers", 0.05, "different answers per answer", "proposal: fewer are the classes of a task, such as yes and no"
+)
+
+
 SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
 
 
@@ -197,7 +205,8 @@ def _constant(data: DataReport) -> Iterator[Observation]:
     if answers.rows < SAME_ANSWER_ROWS.value:
         raise Unknown(f"{answers.rows} answers to compare, under {SAME_ANSWER_ROWS.value:g}")
     part = answers.most_common / answers.rows
-    if part >= SAME_ANSWER.value:
+    is_choice = 1 < answers.distinct <= FEW_ANSWERS.value * answers.rows  # as yes and no are
+    if part >= (MAJORITY.value if is_choice else SAME_ANSWER.value):
         yield Observation(
             f"{part:.0%} of {answers.rows:,} answers are the same text",
             {"most_common": answers.most_common, "answers": answers.rows, "share": part},
@@ -205,7 +214,7 @@ def _constant(data: DataReport) -> Iterator[Observation]:
 
 
 def duplicates(data: DataReport) -> Iterator[Observation]:
-    """Observe rows whose tokens are equal to those of an earlier row."""
+    """Observe rows that are equal to an earlier row."""
     rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
     if part >= DUPLICATES_SOME.value:
         severity: Severity | None = "warning" if part >= DUPLICATES_MANY.value else None
@@ -218,17 +227,18 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
     found = data.overlap
     if found is None:
         raise Unknown("no evaluation set is given (--eval-data)")
-    both = found.exact.count + found.near.count
+    kinds = ((found.exact, "exactly"), (found.by_words, "word for word"), (found.near, "nearly"))
+    both = sum(rows.count for rows, _ in kinds)
     if both:
-        parts = [f"{counted(found.exact, found.eval_rows)} exactly"] if found.exact.count else []
-        parts += [f"{counted(found.near, found.eval_rows)} nearly"] if found.near.count else []
+        parts = [f"{counted(rows, found.eval_rows)} {how}" for rows, how in kinds if rows.count]
         yield Observation(
             f"evaluation rows are also in the training set: {', '.join(parts)}",
             {
                 "exact": found.exact.count,
+                "by_words": found.by_words.count,
                 "near": found.near.count,
                 "eval_rows": found.eval_rows,
-                "first": found.exact.first,
+                "first": next((rows.first for rows, _ in kinds if rows.count), []),
             },
             severity="error" if both >= OVERLAP_MANY.value * found.eval_rows else None,
         )
@@ -281,14 +291,15 @@ RULES = (
         id="DAT312",
         severity="warning",
         title="one answer for many prompts",
-        condition="{same_answer} of at least {same_answer_rows} answers are the same text",
+        condition="{same_answer} of at least {same_answer_rows} answers are the same text; {majority} if the "
+        "answers are few different ones, at most {few_answers} of their number, as in a choice of yes and no",
         observe=_constant,
         confidence=0.7,
         scope="formats with answers; of a pair, the chosen one",
         rationale="The loss falls while the model learns one text.",
         action="look whether a column was filled with a constant",
         verify="the most frequent answers",
-        thresholds=(SAME_ANSWER, SAME_ANSWER_ROWS),
+        thresholds=(SAME_ANSWER, SAME_ANSWER_ROWS, FEW_ANSWERS, MAJORITY),
         evidence=(cite("definition", "rows of the most frequent answer over all answers"),),
     ),
     DataRule(
@@ -299,7 +310,7 @@ RULES = (
         condition="{duplicates_some} of the rows repeat an earlier one; from {duplicates_many}: warning",
         observe=duplicates,
         confidence=0.8,
-        scope="rows whose tokens are equal",
+        scope="rows whose texts, roles and labels are equal; of rows that are tokenised, whose tokens are",
         rationale="A repeated row is trained on twice an epoch, and may be in the evaluation set, too.",
         action="remove duplicates",
         verify="their numbers",
@@ -315,7 +326,7 @@ RULES = (
         id="DAT314",
         severity="warning",
         title="the evaluation set is inside the training set",
-        condition="an evaluation row is also in the training set, exactly or nearly; from {overlap_many}: error",
+        condition="an evaluation row is also in the training set, equal or nearly so; from {overlap_many}: error",
         observe=_overlap,
         confidence=0.9,
         scope="with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more",

@@ -28,6 +28,8 @@ def _limit(data: DataReport) -> str | None:
 
 def _cut(data: DataReport) -> Iterator[Observation]:
     rows, tokens, lengths = data.seen.cut, data.tokens, data.lengths
+    if data.keeps_overflow:
+        raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
     if not rows.count:
         return
     lost = tokens.total - tokens.kept
@@ -45,6 +47,8 @@ def _cut(data: DataReport) -> Iterator[Observation]:
 
 
 def _answers_cut(data: DataReport) -> Iterator[Observation]:
+    if data.keeps_overflow:
+        raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
     rows, gone = data.seen.answer_cut, data.seen.answer_lost
     worst = rows if rows.count >= gone.count else gone
     if not worst.count:
@@ -93,6 +97,10 @@ def _padding(data: DataReport) -> Iterator[Observation]:
     batch = data.batching
     if data.packing:
         raise Unknown("packing is on: nothing is padded")
+    if not data.pads:
+        raise Unknown("rows are joined without padding, or sorted by length")
+    if not data.batch_stated:
+        raise Unknown("no configuration states the batch size (per_device_train_batch_size)")
     if batch.padding_share is None:
         raise Unknown("no batch could be counted")
     if batch.padding_share < PADDING.value:

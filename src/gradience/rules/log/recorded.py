@@ -281,6 +281,7 @@ def as_data(facts: RunFacts) -> DataReport:
         loss="all",
         has_labels=True,
         packing=(facts.data or {}).get("packed") is True,
+        batch_stated=True,
         end_tokens=["the model's end token"],
         num_labels=classes,
         tokens=TokenCounts(total=total, kept=total, supervised=_count(facts, "supervised") or 0),

@@ -1,0 +1,202 @@
+"""What the text of one row shows without tokens: turns out of order, prompts written twice, echoes, calls, cut ends.
+
+Each sign is a name of a field of `RowsSeen`. Patterns are heuristics; the rules say how many rows make a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from gradience.data import ANSWERERS, Columns, Turn, answers_of, content_of, every_turn, part_text
+
+CONTROL: Final = re.compile(
+    r"<[|\uff5c][A-Za-z0-9_\u2581]{1,40}[|\uff5c]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+)
+_PROMPT: Final = re.compile(r"^### (?:Instruction|Response|Human|Assistant):", re.MULTILINE)
+_NEXT_TURN: Final = re.compile(r"\n(?:### )?(?:User|Human|USER|HUMAN): ?\S")
+_MARKUP: Final = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d{2,4});|</?(?:p|br|div|span)\b[^<>]{0,80}>")
+_ESCAPE: Final = re.compile(r"\\n(?=\\n|[A-Z ]|$)")
+_REFUSAL: Final = re.compile(
+    r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
+    r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
+    r"Unfortunately, I)\b"
+)
+_DANGLING: Final = frozenset(
+    ("a an the of and or to in on at by for with from as that which this is are was were be but if into its").split()  # noqa: SIM905  # a list of words
+)
+_TOOLS: Final = frozenset({"tool", "ipython", "observation", "function", "tool_response", "function_response"})
+_QUOTED_CALL: Final = re.compile(r"<tool|<function|\{\s*\"(?:name|function|arguments)\"|Action:|```")
+_LONG: Final = 12  # words from which an answer is prose that ends with a full stop
+_LONG_LINE: Final = 6  # words of the last line of such an answer
+_ECHO: Final = 4  # words of a question from which its repetition is no chance
+_LABEL: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
+_SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
+_PROSE: Final = re.compile(r"[^\W_]['\u2019\w-]*,?$")
+
+
+class Own(NamedTuple):
+    """The control tokens of the tokenizer, as text, and those among them that the chat template writes."""
+
+    known: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
+
+
+def signs_of(columns: Columns, own: Own) -> list[str]:
+    """The names of the fields of `RowsSeen` that the text of a row shows."""
+    turns, answers = every_turn(columns), answers_of(columns)
+    found = [*_of_turns(columns, turns), *_of_calls(turns), *_of_answers(answers)]
+    spoken = [content_of(turn) for turn in turns]
+    texts = [columns[name] for name in ("text", "prompt", "completion") if isinstance(columns.get(name), str)]
+    if any(_holds(text, own.written) for text in spoken):
+        found.append("template_twice")
+    if foreign_in([*spoken, *texts], own) or any(_PROMPT.search(text) for text in spoken):
+        found.append("foreign_tokens")
+    if any(_NEXT_TURN.search(answer) for answer in answers):
+        found.append("next_turn_in_answer")
+    if _echoes(columns, turns):
+        found.append("echo")
+    if "images" in columns or any(_is_media(part) for turn in turns for part in _parts(turn)):
+        found.append("media")
+    if any(_parts(turn) for turn in turns):
+        found.append("parts")
+    if any("value" in part and "text" not in part and part_text(part) for turn in turns for part in _parts(turn)):
+        found.append("value_parts")
+    return found
+
+
+def foreign_in(texts: list[str], own: Own) -> set[str]:
+    """Control tokens in these texts that the tokenizer does not have."""
+    return {token for text in texts for token in _controls(text) if token not in own.known}
+
+
+def _controls(text: str) -> Iterator[str]:
+    if "<" not in text and "[" not in text:
+        return
+    for hit in CONTROL.finditer(text):
+        # <s> is also strikethrough in HTML: as a token it stands at an end of the text
+        inside = (hit[0] == "<s>" and text[: hit.start()].strip()) or (hit[0] == "</s>" and text[hit.end() :].strip())
+        if not inside:
+            yield hit[0]
+
+
+def _holds(text: str, tokens: frozenset[str]) -> bool:
+    return ("<" in text or "[" in text) and any(token in text for token in tokens)
+
+
+def _of_turns(columns: Columns, turns: list[Turn]) -> Iterator[str]:
+    roles = [str(turn.get("role")) for turn in turns]
+    said = roles[1:] if roles[:1] in (["system"], ["developer"]) else roles
+    if "messages" in columns and not any(role in ANSWERERS for role in said):
+        yield "no_assistant"
+    elif "messages" in columns and said[-1] == "user":
+        yield "unanswered"
+    if "completion" in columns or "messages" in columns or "chosen" in columns:
+        repeated = any(one == other and one in {"user", *ANSWERERS} for one, other in pairwise(said))
+        late = "system" in said or "developer" in said
+        backwards = len(said) > 1 and said[0] in ANSWERERS and said[-1] == "user"
+        if repeated or late or backwards:
+            yield "roles_out_of_order"
+    asked = [turn for turn in turns if turn.get("role") == "user"]
+    blank = any(not content_of(turn).strip() and not any(map(_is_media, _parts(turn))) for turn in asked)
+    if blank or (isinstance(columns.get("prompt"), str) and not columns["prompt"].strip()):
+        yield "empty_prompt"
+
+
+def _parts(turn: Turn) -> list[Turn]:
+    content = turn.get("content")
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _is_media(part: Turn) -> bool:
+    return str(part.get("type", "text")).startswith(("image", "video", "audio", "input_audio"))
+
+
+def _of_calls(turns: list[Turn]) -> Iterator[str]:
+    """Yield what is wrong with the calls of tools: results without call, calls without result, arguments as text."""
+    if not any(turn.get("tool_calls") or turn.get("role") in _TOOLS for turn in turns):
+        return
+    before: Turn = {}
+    found = set()
+    for turn, after in zip(turns, [*turns[1:], None], strict=True):
+        if turn.get("tool_calls") and after is not None and after.get("role") not in _TOOLS:
+            found.add("call_unanswered")
+        if turn.get("role") in _TOOLS and not _may_be_answered(before):
+            found.add("result_uncalled")
+        for arguments in _arguments(turn):
+            found.add("arguments_text" if _is_object(arguments) else "arguments_broken")
+        before = turn
+    yield from sorted(found)
+
+
+def _may_be_answered(turn: Turn) -> bool:
+    is_call = turn.get("tool_calls") or turn.get("function_call") or turn.get("role") in {*_TOOLS, "function_call"}
+    return bool(is_call or turn.get("role") == "tool_call" or _QUOTED_CALL.search(content_of(turn)))
+
+
+def _arguments(turn: Turn) -> Iterator[str]:
+    """Arguments of a turn's calls that are text in place of an object."""
+    calls = turn.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function", call) if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, str):
+            yield arguments
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text or "{}"), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _of_answers(answers: list[str]) -> Iterator[str]:
+    if any(_MARKUP.search(answer) for answer in answers):
+        yield "markup"
+    if any("\\n" in answer and "\n" not in answer and _ESCAPE.search(answer) for answer in answers):
+        yield "escaped_breaks"
+    if any(_REFUSAL.match(answer) for answer in answers[:1]):
+        yield "refusal"
+    kinds = {ending(answer) for answer in answers[:1]}
+    yield from (kind for kind in ("ended", "dangling", "torn") if kind in kinds)
+
+
+def ending(answer: str) -> str:
+    """How the prose of an answer ends: `ended`, `dangling` without a full stop, `torn` after "of the" or a comma.
+
+    Empty for what is no prose: few words, a list, a heading, code.
+
+    >>> ending("word " * 12 + "."), ending("word " * 12 + "end"), ending("word " * 12 + "of the"), ending("no")
+    ('ended', 'dangling', 'torn', '')
+    """
+    text = answer.rstrip()
+    line = text.rpartition("\n")[2]
+    if text.count(" ") < _LONG - 1 or line[:1] in "#-*|>`\t {}[]1234567890" or line.count(" ") < _LONG_LINE - 1:
+        return ""
+    if not _PROSE.search(line):
+        return "ended"
+    last = line.rpartition(" ")[2]
+    return "torn" if last.endswith(",") or last in _DANGLING else "dangling"
+
+
+def _echoes(columns: Columns, turns: list[Turn]) -> bool:
+    """Whether an answer begins with the whole of what was asked last."""
+    asked = columns.get("prompt")
+    if not isinstance(asked, str):
+        asked = next((content_of(turn) for turn in reversed(turns) if turn.get("role") == "user"), "")
+    asked = " ".join(asked.split())
+    if asked.count(" ") < _ECHO - 1:
+        return False
+    answer = next(iter(answers_of(columns)[-1:] if "messages" in columns else answers_of(columns)), "")
+    return " ".join(answer[: 2 * len(asked) + 64].split()).casefold().startswith(asked.casefold())
+
+
+def opening(text: str) -> str:
+    """The label that begins the first line of a text, such as `Title:` or `### Instruction:`; else empty."""
+    hit = _LABEL.match(text)
+    label = hit[0].strip() if hit else ""
+    return "" if label.rstrip(":").lower() in _SPEAKERS else label

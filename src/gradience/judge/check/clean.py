@@ -1,0 +1,99 @@
+"""``check --write-clean``: the rows of a data set without those whose fault is certain, and a ledger of these.
+
+No row is changed: lines of a JSONL file are copied byte for byte, rows of other files are written as JSON lines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gradience.data import Columns, answers_of, whole_text
+from gradience.data.measure import REPLACEMENT, is_mojibake, row_key
+from gradience.data.rows import Fault, Source, raw_lines
+from gradience.data.tokens import Tokeniser
+from gradience.errors import ConfigError
+from gradience.io.atomic import atomic_file, keep_private, refuse_file
+from gradience.io.reading import real_path
+from gradience.schema.reports import Cleaned
+
+_LEDGER: Final = ".left-out.jsonl"
+
+
+def refuse_clean(data: Path, out: Path) -> None:
+    """Refuse an output that is no JSONL file, or whose name or ledger's name is taken.
+
+    Raises:
+        ConfigError: it is no name of a JSONL file, or names the data set.
+        OutputError: there is such a file.
+    """
+    if out.suffix.lower() != ".jsonl" or real_path(out) == real_path(data):
+        raise ConfigError(f"--write-clean {out}: expected the name of a new .jsonl file", advice="give another name")
+    refuse_file(out, force=False)
+    refuse_file(ledger_of(out), force=False)
+
+
+def ledger_of(out: Path) -> Path:
+    """The file beside the output with a line for each row left out."""
+    return out.with_name(out.name + _LEDGER)
+
+
+def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: set[bytes]) -> Cleaned:
+    """Write the rows whose faults are not certain, and the ledger.
+
+    Args:
+        source: the data set, of which every row is read.
+        tokeniser: which reads rows into columns.
+        out: the JSONL file to write.
+        held_out: keys of the rows of the evaluation set.
+
+    Raises:
+        OutputError: a file is there already, or cannot be written.
+    """
+    reasons = dict(_reasons(tokeniser.examples(source.rows()), held_out))
+    with atomic_file(out) as rows, atomic_file(ledger_of(out)) as ledger:
+        keep_private(rows, [source.path])
+        with rows.open("wb") as file:
+            file.writelines(line for number, line in raw_lines(source) if number not in reasons)
+        with ledger.open("wb") as file:
+            file.writelines(msgspec.json.encode({"row": n, "reason": why}) + b"\n" for n, why in reasons.items())
+    kinds = Counter(why.partition(":")[0] for why in reasons.values())
+    return Cleaned(
+        path=str(out), ledger=str(ledger_of(out)), kept=source.count - len(reasons), left_out=dict(kinds.most_common())
+    )
+
+
+def _reasons(examples: Iterator[tuple[int, Columns] | Fault], held_out: set[bytes]) -> Iterator[tuple[int, str]]:
+    """Yield the numbers of rows to leave out, and why."""
+    first: dict[bytes, int] = {}
+    for found in examples:
+        if isinstance(found, Fault):
+            yield found.number, f"cannot be used: {found.reason}"
+            continue
+        number, columns = found
+        key = row_key(columns)
+        reason = _fault_of(columns)
+        if reason is None and key in held_out:
+            reason = "is in the evaluation set"
+        if reason is None and first.setdefault(key, number) != number:
+            reason = f"repeats a row: {first[key]}"
+        if reason is not None:
+            yield number, reason
+
+
+def _fault_of(columns: Columns) -> str | None:
+    text = whole_text(columns)
+    if any(not answer.strip() for answer in answers_of(columns)):
+        return "empty answer"
+    if REPLACEMENT in text:
+        return "broken encoding: U+FFFD"
+    return "broken encoding: UTF-8 decoded as Latin-1" if is_mojibake(text) else None
+
+
+def keys_of(source: Source, tokeniser: Tokeniser) -> set[bytes]:
+    """The keys of the rows of an evaluation set."""
+    return {row_key(found[1]) for found in tokeniser.examples(source.rows()) if not isinstance(found, Fault)}

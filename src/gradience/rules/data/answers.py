@@ -1,0 +1,296 @@
+"""Rules on answers and on rows beside each other: repetition, refusals, cut ends, pairs, near rows, languages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules.data.content import DUPLICATES_MANY, DUPLICATES_SOME, DataRule, counted, on_rows, share, values
+from gradience.rules.data.turns import seen_in
+from gradience.schema import Severity
+from gradience.schema.reports import DataReport, Rows
+
+THIRD = Threshold("third", 1 / 3, "share of answers", "proposal: a phrase of a third of the answers is learnt first")
+REFUSING = Threshold("refusing", 0.25, "share of answers", "proposal: sets that teach refusals hold fewer")
+FEW_ANSWERED = Threshold("few_answered", 50, "answers", "proposal: fewer are no sample")
+TORN = Threshold("torn", 0.02, "share of answers", "proposal: whole answers hardly ever end in `of the`, or a comma")
+TORN_ROWS = Threshold("torn_rows", 5, "answers", "proposal: fewer are slips")
+PROSE = Threshold("prose", 0.3, "share of answers that end with a mark", "proposal: others end without one by habit")
+CUT_OFF = Threshold("cut_off", 0.05, "share of answers", "proposal: 1 of 20, beside answers that end with a mark")
+BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
+FEW_PAIRS = Threshold("few_pairs", 50, "pairs", "proposal: of fewer, the share differs by chance")
+JOINED = Threshold("joined", 0.02, "share of rows", "proposal: fewer quote such a label")
+BEGUN = Threshold("begun", 0.5, "share of rows", "proposal: a label of most rows is how a document begins")
+MARKED_UP = Threshold("marked_up", 0.05, "share of rows", "proposal: fewer are answers about HTML")
+ESCAPED = Threshold("escaped", 0.05, "share of rows", "proposal: fewer are answers about strings")
+MIXED = Threshold("mixed", 0.02, "share of rows", "proposal: fewer are quotations")
+EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more than slips")
+
+
+def _equal(data: DataReport) -> Iterator[Observation]:
+    rows = data.seen.equal_pair
+    if rows.count:
+        severity: Severity | None = "error" if share(rows, data.rows_read) >= EQUAL_MANY.value else None
+        yield on_rows(data, rows, "have a chosen answer that equals the rejected one", severity=severity)
+
+
+def _length_bias(data: DataReport) -> Iterator[Observation]:
+    pairs = data.pairs
+    if pairs is None:
+        raise Unknown("the rows are no pairs")
+    if pairs.compared < FEW_PAIRS.value:
+        raise Unknown(f"{pairs.compared} pairs, under {FEW_PAIRS.value:g}")
+    longer, shorter = pairs.chosen_longer / pairs.compared, pairs.rejected_longer / pairs.compared
+    part, word = (longer, "longer") if longer >= shorter else (shorter, "shorter")
+    if part >= BIASED.value:
+        yield Observation(
+            f"the chosen answer is the {word} one in {part:.0%} of {pairs.compared:,} pairs (on average "
+            f"{pairs.chosen_mean:,.0f} characters, rejected {pairs.rejected_mean:,.0f}): a rule that only compares "
+            f"lengths would be right in {part:.0%}",
+            {"share": part, "pairs": pairs.compared, "chosen": pairs.chosen_mean, "rejected": pairs.rejected_mean},
+        )
+
+
+def _phrases(data: DataReport) -> Iterator[Observation]:
+    refusing, answers = data.seen.refusal, data.answers.rows
+    if answers < FEW_ANSWERED.value:
+        raise Unknown(f"{answers} answers, under {FEW_ANSWERED.value:g}")
+    if refusing.count >= REFUSING.value * answers:
+        yield Observation(
+            f"{counted(refusing, answers, 'answers')} begin as a refusal or an apology", values(refusing, answers)
+        )
+        return
+    found = data.repeated
+    is_one = data.answers.most_common >= found.rows.count / 2  # one whole answer is for DAT312
+    if not is_one and found.answers >= FEW_ANSWERED.value and found.rows.count >= THIRD.value * found.answers:
+        yield Observation(
+            f"{counted(found.rows, found.answers, 'answers')} share a sentence or their beginning",
+            values(found.rows, found.answers),
+        )
+
+
+def _cut_in_source(data: DataReport) -> Iterator[Observation]:
+    ended, dangling, torn = data.seen.ended, data.seen.dangling, data.seen.torn
+    prose = ended.count + dangling.count + torn.count
+    if prose < FEW_ANSWERED.value:
+        raise Unknown(f"{prose} answers of prose, under {FEW_ANSWERED.value:g}")
+    is_torn = torn.count >= max(TORN.value * prose, TORN_ROWS.value)
+    stops = ended.count >= PROSE.value * prose and dangling.count >= CUT_OFF.value * prose
+    if is_torn or stops:
+        both = Rows(count=torn.count + dangling.count, first=torn.first or dangling.first)
+        how = f", {torn.count:,} of them after a comma or a word such as `of`" if torn.count else ""
+        yield Observation(
+            f"{counted(both, prose, 'answers of prose')} stop in the middle of a sentence{how}",
+            values(both, prose, torn=torn.count),
+            severity="warning" if is_torn else None,
+        )
+
+
+def _conflict(data: DataReport) -> Iterator[Observation]:
+    rows = data.seen.conflict
+    if rows.count:
+        found = (
+            "prefer what an earlier row rejects" if data.pairs else "have the text of an earlier row and another label"
+        )
+        yield on_rows(data, rows, found)
+
+
+def _near(data: DataReport) -> Iterator[Observation]:
+    found = data.near
+    if found is None:
+        raise Unknown("rows are not compared")
+    if found.reason:
+        raise Unknown(found.reason)
+    if found.compared and found.rows.count >= DUPLICATES_SOME.value * found.compared:
+        yield Observation(
+            f"{counted(found.rows, found.compared)} nearly repeat an earlier row",
+            values(found.rows, found.compared),
+            severity="warning" if found.rows.count >= DUPLICATES_MANY.value * found.compared else None,
+        )
+    elif found.compared < data.rows:
+        raise Unknown(f"{found.compared:,} of {data.rows:,} rows were compared")
+
+
+def _documents(data: DataReport) -> Iterator[Observation]:
+    found = data.documents
+    if not found.rows:
+        raise Unknown("the rows are no text")
+    single = found.begun - found.joined.count
+    begins = found.begun >= BEGUN.value * found.rows and single >= BEGUN.value * found.joined.count
+    if begins and found.joined.count >= JOINED.value * found.rows:
+        yield Observation(
+            f"{counted(found.joined, found.rows)} hold {found.label!r}, which begins most rows, on later lines again: "
+            "several documents in one row",
+            values(found.joined, found.rows),
+        )
+
+
+def _other_answer(data: DataReport) -> Iterator[Observation]:
+    found = data.overlap
+    if found is None:
+        raise Unknown("no evaluation set is given (--eval-data)")
+    rows = found.other_answer
+    if rows.count:
+        yield Observation(
+            f"{counted(rows, found.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
+            values(rows, found.eval_rows),
+        )
+
+
+def _languages(data: DataReport) -> Iterator[Observation]:
+    found = data.languages
+    if found.reason or not found.stated:
+        raise Unknown(found.reason or "no row states its language (a column language or lang)")
+    if share(found.rows, found.stated) >= MIXED.value:
+        yield Observation(
+            f"{counted(found.rows, found.stated)} have an answer in another language than they state",
+            values(found.rows, found.stated),
+        )
+
+
+RULES = (
+    DataRule(
+        id="DAT334",
+        severity="warning",
+        title="one phrase in many answers",
+        condition="{refusing} of at least {few_answered} answers begin as a refusal, or {third} share a sentence "
+        "or their beginning",
+        observe=_phrases,
+        confidence=0.7,
+        scope="formats with answers; sentences of four words and more, beginnings of six",
+        rationale="The phrase is what the model learns first, and writes everywhere.",
+        action="remove the phrase, or these rows",
+        verify="their text (--show-rows)",
+        thresholds=(REFUSING, THIRD, FEW_ANSWERED),
+        evidence=(cite("definition", "answers with the most frequent sentence over all answers compared"),),
+    ),
+    DataRule(
+        id="DAT335",
+        severity="info",
+        title="answers are cut in the source",
+        condition="{cut_off} of the answers of prose end without a mark while {prose} end with one; a warning if "
+        "{torn}, and at least {torn_rows}, end with a comma or a word such as `of`",
+        observe=_cut_in_source,
+        confidence=0.65,
+        scope="answers of twelve words and more whose last line is no list, heading or code; English words",
+        rationale="The end token is learnt in the middle of sentences.",
+        action="look where the source was cut: a limit of tokens or characters when the answers were made",
+        verify="their text (--show-rows)",
+        thresholds=(CUT_OFF, PROSE, TORN, TORN_ROWS, FEW_ANSWERED),
+        evidence=(cite("definition", "answers of prose by how they end"),),
+    ),
+    DataRule(
+        id="DAT338",
+        severity="warning",
+        title="chosen equals rejected",
+        condition="both answers of a pair are the same; from {equal_many} of the pairs: error",
+        observe=_equal,
+        confidence=0.95,
+        scope="preferences; white space at the ends aside",
+        rationale="Such a pair has no gradient towards either answer; its loss stays at log 2.",
+        action="remove these rows, or look how the pairs were joined",
+        verify="their two answers",
+        thresholds=(EQUAL_MANY,),
+        evidence=(cite("Rafailov et al. 2023, arXiv 2305.18290, eq. 7", "the margin of two equal answers is 0"),),
+    ),
+    DataRule(
+        id="DAT339",
+        severity="warning",
+        title="length tells the chosen answer",
+        condition="in {biased} of at least {few_pairs} pairs the chosen answer is the longer one, or the shorter one",
+        observe=_length_bias,
+        confidence=0.8,
+        scope="preferences, in characters",
+        rationale="The model may learn length in place of what makes an answer better.",
+        action="match the lengths of both sides, or use a loss that normalises length",
+        verify="the reward's accuracy on pairs whose chosen answer is the other one",
+        thresholds=(BIASED, FEW_PAIRS),
+        evidence=(cite("Singhal et al. 2023, arXiv 2310.03716", "length explains most of the gain of reward models"),),
+    ),
+    DataRule(
+        id="DAT340",
+        severity="warning",
+        title="contradicting rows",
+        condition="a row has the text of an earlier row and another label, or prefers what that one rejects",
+        observe=_conflict,
+        confidence=0.85,
+        scope="preferences, KTO and classification",
+        rationale="The two rows pull against each other; one label is wrong.",
+        action="keep one of the two",
+        verify="their text (--show-rows)",
+        evidence=(cite("definition", "equal text, another label"),),
+    ),
+    DataRule(
+        id="DAT341",
+        severity="info",
+        title="rows nearly repeat",
+        condition="{duplicates_some} of the rows nearly repeat an earlier one; from {duplicates_many}: warning",
+        observe=_near,
+        confidence=0.75,
+        scope="the first 5000 rows that are read; Jaccard similarity of 0.8 of word trigrams that few rows share",
+        rationale="A row that is trained on several times an epoch is memorised.",
+        action="keep one of each group",
+        verify="their text (--show-rows)",
+        thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
+        evidence=(cite("Lee et al. 2022, arXiv 2107.06499", "near duplicates are memorised as exact ones are"),),
+    ),
+    DataRule(
+        id="DAT342",
+        severity="warning",
+        title="several documents in a row",
+        condition="the label that begins {begun} of the rows begins a later line again in {joined} of them",
+        observe=_documents,
+        confidence=0.65,
+        scope="rows of text that begin with a label, such as Title: or ### Instruction:",
+        rationale="Documents that no end token parts are learnt as one.",
+        action="split these rows, or put the end token between the documents",
+        verify="their text (--show-rows)",
+        thresholds=(BEGUN, JOINED),
+        evidence=(cite("definition", "lines that begin as most rows begin"),),
+    ),
+    DataRule(
+        id="DAT343",
+        severity="warning",
+        title="questions of the evaluation set are in the training set",
+        condition="the question of an evaluation row is in the training set with another answer",
+        observe=_other_answer,
+        confidence=0.8,
+        scope="with --eval-data; questions of four words and more, compared word for word",
+        rationale="The held-out loss then measures how well questions are remembered.",
+        action="split by question, not by row",
+        verify="the evaluation loss on the other rows",
+        evidence=(cite("definition", "equal words of the question, other words of the answers"),),
+    ),
+    DataRule(
+        id="DAT345",
+        severity="info",
+        title="markup left in answers",
+        condition="{marked_up} of the rows hold HTML tags or entities in an answer, or {escaped} the two characters "
+        "of an escape in place of line breaks",
+        observe=lambda data: [
+            *seen_in("markup", "hold tags or entities of HTML in an answer", at_least=MARKED_UP)(data),
+            *seen_in("escaped_breaks", "hold `\\n` as two characters in an answer", at_least=ESCAPED)(data),
+        ],
+        confidence=0.6,
+        scope="formats with answers",
+        rationale="The model learns to write the markup.",
+        action="unescape the source, if the answers are not meant to hold markup",
+        verify="their text (--show-rows)",
+        thresholds=(MARKED_UP, ESCAPED),
+        evidence=(cite("definition", "entities such as &nbsp;, tags such as <br>"),),
+    ),
+    DataRule(
+        id="DAT346",
+        severity="warning",
+        title="another language than stated",
+        condition="{mixed} of the rows have an answer in another language than their column language or lang states",
+        observe=_languages,
+        confidence=0.7,
+        scope="rows with a column language or lang; answers of 60 characters and more",
+        rationale="The model learns to change language.",
+        action="remove these rows, or correct the column",
+        verify="their text (--show-rows)",
+        thresholds=(MIXED,),
+        evidence=(cite("definition", "the language that py3langid finds, where it is sure"),),
+    ),
+)

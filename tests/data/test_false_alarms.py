@@ -1,0 +1,165 @@
+"""What was once reported of sound data: each set is silent now, and its twin with the defect is still found."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import QWEN, ask, rows, saved, say, words, write
+
+from gradience.judge.check import check_config
+from gradience.judge.check.data import check_data
+from gradience.schema.reports import CheckReport
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("tok"))
+
+
+def loud(report: CheckReport) -> list[str]:
+    """The ids of findings that are more than a hint."""
+    return [finding.id for finding in report.findings if finding.severity != "info"]
+
+
+def texts(count: int, seed: int = 3) -> list[str]:
+    rng = random.Random(seed)  # noqa: S311  # rows, no secret
+    return [words(rng) for _ in range(count)]
+
+
+def glaive(repeat: int) -> list[dict[str, Any]]:
+    """Calls of a tool under the roles of Glaive; only the calls differ."""
+    some = [
+        {
+            "conversations": [
+                {"from": "human", "value": "is it late?"},
+                {"from": "function_call", "value": json.dumps({"name": "clock", "arguments": {"n": i}})},
+                {"from": "observation", "value": str(i)},
+                {"from": "gpt", "value": "yes it is"},
+            ]
+        }
+        for i in range(40)
+    ]
+    return some + some[:repeat]
+
+
+def test_rows_whose_calls_differ_are_no_duplicates(tmp_path: Path, tok: Path) -> None:
+    for repeat in (0, 5):
+        report = check_data(write(tmp_path / "train.jsonl", glaive(repeat)), tokenizer=tok, ignore=["DAT312"])
+        assert report.data is not None
+        assert report.data.seen.duplicate.count == repeat
+        assert loud(report) == (["DAT313"] if repeat else [])
+
+
+def test_a_choice_of_yes_and_no_is_not_one_answer(tmp_path: Path, tok: Path) -> None:
+    asked = texts(60)
+    for yes, expected in ((40, []), (60, ["DAT312"])):
+        some = [{"messages": [ask(text), say("yes" if i < yes else "no")]} for i, text in enumerate(asked)]
+        assert loud(check_data(write(tmp_path / "train.jsonl", some), tokenizer=tok)) == expected
+
+
+def test_parts_with_their_text_under_value_have_answers_and_differ(tmp_path: Path, tok: Path) -> None:
+    def parts(turn: dict[str, str], key: str) -> dict[str, Any]:
+        return {**turn, "content": [{"type": "text", key: turn["content"]}]}
+
+    some = [[ask(one), say(other)] for one, other in zip(texts(30), texts(30, 4), strict=True)]
+    for key in ("text", "value"):
+        given = [{"messages": [parts(turn, key) for turn in turns]} for turns in some]
+        report = check_data(write(tmp_path / f"{key}.jsonl", given), tokenizer=tok)
+        assert loud(report) == []
+        plain = check_data(write(tmp_path / "p.jsonl", [{"messages": turns} for turns in some]), tokenizer=tok)
+        assert report.data is not None
+        assert plain.data is not None
+        assert report.data.tokens == plain.data.tokens
+
+
+def test_packing_that_keeps_overflow_cuts_nothing(tmp_path: Path, tok: Path) -> None:
+    data = write(tmp_path / "train.jsonl", rows("text"))
+    for strategy, expected in (("wrapped", []), ("bfd_split", []), ("bfd", ["DAT305", "DAT306"])):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"packing: true\npacking_strategy: {strategy}\nmax_length: 12\nlearning_rate: 1.0e-4\n")
+        found = loud(check_data(data, training=recipe, tokenizer=tok, select=["DAT"]))
+        assert found == expected, strategy
+
+
+def test_rows_equal_by_words_are_not_called_exact(tmp_path: Path, tok: Path) -> None:
+    some = rows("text", 30)
+    shouted = [{"text": one["text"].upper()} for one in some[:4]]
+    for held_out, says in ((shouted, "word for word"), (some[:4], "exactly")):
+        report = check_data(
+            write(tmp_path / "train.jsonl", some), eval_data=write(tmp_path / "eval.jsonl", held_out), tokenizer=tok
+        )
+        (message,) = [finding.message for finding in report.findings if finding.id == "DAT314"]
+        assert message == f"evaluation rows are also in the training set: all 4 rows {says}"
+
+
+AXOLOTL = """
+base_model: org/model
+datasets:
+  - path: train.jsonl
+    type: chat_template
+sequence_len: 512
+micro_batch_size: 2
+adapter: lora
+lora_r: 8
+lora_alpha: 16
+lora_target_modules: [q_proj]
+"""
+
+
+def test_keys_of_a_recipe_are_known_however_it_is_given(tmp_path: Path) -> None:
+    recipe = tmp_path / "axolotl.yaml"
+    recipe.write_text(AXOLOTL)
+    for extra, expected in (("", False), ("sequence_lenn: 3\n", True)):
+        recipe.write_text(AXOLOTL + extra)
+        for how in ("training", "document"):
+            report = check_config(**{how: recipe})
+            assert ("KEY001" in {finding.id for finding in report.findings}) is expected, how
+            assert report.config.lora.r == 8
+
+
+def test_sharegpt_takes_the_assistant_s_loss(tmp_path: Path, tok: Path) -> None:
+    report = check_data(write(tmp_path / "train.jsonl", rows("sharegpt")), tokenizer=tok, loss="assistant")
+    assert report.data is not None
+    assert (report.data.seen.unsupervised.count, loud(report)) == (0, [])
+    assert any("rename conversations" in note for note in report.data.notes)
+
+
+def test_images_are_not_refused_and_said_not_to_be_counted(tmp_path: Path) -> None:
+    taking = QWEN.replace("{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}")
+    some = [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": one}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "a " + one}]},
+            ]
+        }
+        for one in texts(30)
+    ]
+    report = check_data(
+        write(tmp_path / "train.jsonl", some), tokenizer=saved(tmp_path / "tok", template=taking), ignore=["DAT332"]
+    )
+    assert report.data is not None
+    assert (report.data.seen.media.count, loud(report)) == (30, [])
+    assert any("images" in note for note in report.data.notes)
+
+
+def test_questions_on_one_long_text_do_not_repeat_each_other(tmp_path: Path, tok: Path) -> None:
+    rng = random.Random(5)  # noqa: S311  # rows, no secret
+    passages = [" ".join(f"{word}{rng.randrange(99)}" for word in words(rng, 90, 90).split()) for _ in range(30)]
+    for other, expected in ((True, []), (False, ["DAT341"])):
+        some = [
+            {
+                "messages": [
+                    ask(f"{passage} {words(rng, 5, 5)}"),
+                    say(f"{answer} {words(rng, 5, 5) if other else 'too'}"),
+                ]
+            }
+            for passage in passages
+            for answer in ([words(rng, 3, 3), words(rng, 3, 3)] if other else ["it runs past old bridges"] * 2)
+        ]
+        report = check_data(write(tmp_path / "train.jsonl", some), tokenizer=tok, select=["DAT341"])
+        assert loud(report) == expected
