@@ -93,6 +93,11 @@ def test_a_module_trained_whole_is_not_the_base():
     assert {part.kind for part in parts if "modules_to_save" in part.name} == {"whole"}
 
 
+def test_the_embedding_under_trained_tokens_is_not_of_the_adapter():
+    parts = [part for part in parts_of(llama(trainable_token_indices=[1, 2])) if "embed_tokens" in part.name]
+    assert {(part.kind, part.tensor.requires_grad) for part in parts} == {("adapter", True), ("embedding", False)}
+
+
 def test_a_look_has_the_counts_of_a_small_model():
     model = llama()
     seen = look(model, [torch.optim.AdamW(trained(model), lr=1e-3)])

@@ -75,7 +75,7 @@ def _zone(above: _Zone, own: str, path: str, parent: torch.nn.Module | None) -> 
 
 
 def _kind(zone: _Zone, module: torch.nn.Module, own: str, name: str) -> Kind:
-    if zone.kind == "adapter" or (zone.kind is None and _NAMED.search(name)):
+    if zone.kind == "adapter" or (zone.kind is None and ".base_layer." not in name and _NAMED.search(name)):
         return "adapter"
     if zone.kind == "whole":
         return "head" if zone.heads else "whole"

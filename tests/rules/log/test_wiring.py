@@ -9,7 +9,7 @@ import pytest
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.schema.document import Finding
-from gradience.schema.events import Wiring
+from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot, Wiring
 
 BASE = {"kind": "base", "tensors": 4, "parameters": 1000}
 OWN = {"kind": "adapter", "tensors": 8, "parameters": 100, "trainable_tensors": 8, "trainable": 100, "digest": "s1:a"}
@@ -248,3 +248,22 @@ def test_an_empty_file_of_an_adapter():
 def test_a_group_of_rate_0(steps: int, rates: list[dict[str, Any]], expected: bool):  # noqa: FBT001  # a case
     wiring = look("gradients", steps, optimizer={**HELD, "rates": rates}, gradients={"steps": steps, "reached": 8})
     assert (one("WIR180", wiring) is not None) == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "rates", "expected"),
+    [
+        ([1e-4, 1e-3], [1e-4] * 40, None),  # the row has the first group's
+        ([1e-4, 1e-3], [4e-5] * 40, "is configured"),
+        ([0.0, 1e-3], [0.0] * 40, None),  # WIR180 says it
+        (None, [1e-4] * 40, "is configured"),
+    ],
+)
+def test_rates_by_group_are_no_missed_peak(groups: list[float] | None, rates: list[float], expected: str | None):
+    extras = {} if groups is None else {"lr_groups": groups}
+    config = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=1e-3, extras=extras))
+    steps = list(range(1, 41))
+    facts = RunFacts(series=Series(steps, [1.0 / step for step in steps], [1.0] * 40, rates), config=config)
+    said = [finding.message for finding in detect(facts).findings if finding.id == "LRS109"]
+    assert bool(said) == (expected is not None)
+    assert expected is None or expected in said[0]

@@ -180,7 +180,7 @@ class _Stretch(NamedTuple):
 def _stuck(facts: RunFacts) -> Observation | None:
     curve = facts.rate
     rates = curve.values
-    if curve.lowest > 0.0 or 0.0 not in rates:
+    if curve.lowest > 0.0 or 0.0 not in rates or 0.0 in _groups(facts):
         return None
     skipped = set(skipped_rows(facts))  # the optimizer step was skipped, so the learning rate stood still
     stretches, at = [], 0
@@ -229,6 +229,7 @@ def _short_of_peak(facts: RunFacts) -> Observation | None:
     peak, planned = schedule.logged_peak, schedule.peak
     if planned is None or peak is None or schedule.peak_from != "configured" or account(facts).starts_at is not None:
         return None
+    planned = min([as_float(planned), *_groups(facts)])  # the rate logged is that of one group
     if schedule.in_warmup or not peak < PEAK_SHARE.value * as_float(planned):
         return None
     if facts.step(facts.rate.rows[0]) > PEAK_MISSED.value * (facts.max_steps or facts.step(-1)):
@@ -239,6 +240,12 @@ def _short_of_peak(facts: RunFacts) -> Observation | None:
         confidence=0.8,
         evidence=seen(f"highest lr {peak:.3g}, configured {as_float(planned):g}"),
     )
+
+
+def _groups(facts: RunFacts) -> Sequence[float]:
+    """The rates of the optimizer's groups, where they differ; a Trainer logs that of the first group only."""
+    rates = facts.config.optimizer.extras.get("lr_groups")
+    return [float(rate) for rate in rates if isinstance(rate, int | float)] if isinstance(rates, list) else []
 
 
 def _rises(facts: RunFacts) -> Observation | None:
