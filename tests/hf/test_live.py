@@ -40,6 +40,22 @@ def test_findings_on_the_config_are_said_when_training_begins(training, callback
     assert said() == when
 
 
+def test_the_last_words_are_the_log_its_story_and_the_next_command(training, callback, tmp_path, capsys):
+    place = tmp_path / "a run"
+    training.trainer(place, callback(), max_steps=4).train()
+    end = capsys.readouterr().err
+    assert f"gradience: {place / 'run.jsonl'}: cannot tell whether it learns" in end
+    assert f"gradience: next: gradience diagnose '{place}'\n" in end
+    training.trainer(tmp_path / "quiet", callback(verbose=False), max_steps=4).train()
+    assert "next: gradience" not in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_judged_at_the_end_ends_no_training(training, callback, tmp_path, capsys):
+    gone = training.At(4, lambda _model: (tmp_path / "run.jsonl").unlink())
+    assert training.trainer(tmp_path, gone, callback(), max_steps=4).train().global_step == 4
+    assert "next: gradience" not in capsys.readouterr().err
+
+
 def test_verbose_false_silences_and_records_all_the_same(training, callback, said, log, tmp_path):
     training.trainer(tmp_path, training.At(3, poison), callback(verbose=False), logging_nan_inf_filter=False).train()
     assert said() == []

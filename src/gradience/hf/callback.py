@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, get_args
 
@@ -213,6 +214,9 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._batches = None
         with self._recorder:
             self._recorder.finish(state.global_step, state.max_steps, self._stopped)
+        if self._recorder.log is not None and state.is_world_process_zero:
+            with suppress(Exception):  # what is only said must not end a training
+                self._voice.ended(self._recorder.log)
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ HIGH = Threshold("high", 1.3, "times the lowest loss, in three rows running", "a
 SMALL = Threshold("small", 1e-3, "of the first gradient norm", "a judgement: a reason to look, no more")
 
 _ROWS: Final = 3
+_MOST_READ: Final = 64 << 20  # bytes of a log that is judged as training ends, some seconds
 _PAUSE: Final = 20  # a twentieth of the rows so far passes between two looks for the same reason
 _GRAVE: Final = frozenset({"warning", "error", "critical"})
 
@@ -95,6 +97,11 @@ class RunRecorder:
     def began(self) -> bool:
         """Whether a run was ever begun here, even if it has ended."""
         return self._path is not None
+
+    @property
+    def log(self) -> Path | None:
+        """The log that is written; a sibling of the one asked for if that was taken."""
+        return self._path
 
     def start(
         self,
@@ -415,6 +422,17 @@ class Voice:
         """Say that training ends early, and by what."""
         if self._loud:
             logger.warning("gradience: training stops after step %d, by %s", step, reason)
+
+    def ended(self, log: Path) -> None:
+        """Say how the run went, where its log is and what to run next, above a progress bar that is still drawn."""
+        if not self._loud or log.stat().st_size > _MOST_READ:
+            return
+        from tqdm.auto import tqdm  # of transformers
+
+        from gradience.judge.monitor import monitor_run  # the whole log is judged once, after the training
+
+        story, at = hide_secrets(monitor_run(log).story), shlex.quote(str(log.parent))
+        tqdm.write(f"gradience: {log}: {story}\ngradience: next: gradience diagnose {at}", file=sys.stderr)
 
     def _say(self, finding: Finding, at: str) -> None:
         if self._loud and SEVERITIES.index(finding.severity) >= SEVERITIES.index("warning"):
