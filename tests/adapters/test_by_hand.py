@@ -331,19 +331,20 @@ def test_a_config_at_its_limits_is_read(tmp_path):
 
 
 def test_the_start_that_a_name_means():
-    for name, changes, recomputable in (
-        ("pissa", True, True),
-        ("PiSSA_niter_4", True, False),
-        ("olora", True, True),
-        ("corda", True, False),
-        ("lora_ga", True, False),
-        ("loftq", True, False),
-        ("eva", False, False),
-        ("eva_x", False, False),
+    for name, *traits in (
+        ("pissa", True, True, True, True),
+        ("PiSSA_niter_4", True, False, True, True),
+        ("olora", True, True, True, True),
+        ("corda", True, False, True, True),
+        ("lora_ga", True, False, False, False),
+        ("loftq", True, False, False, True),
+        ("eva", False, False, False, True),
+        ("orthogonal", False, False, False, True),
+        ("eva_x", False, False, False, False),
     ):
         start = start_of(name)
         assert start.name == ("default" if name == "eva_x" else name.lower().removesuffix("_niter_4"))
-        assert start[1:] == (changes, recomputable), name
+        assert [start.changes_base, start.recomputable, start.principal, start.doubled] == traits, name
 
 
 # --- patterns that only a backtracking matcher reads ---------------------------------------------------------------

@@ -91,11 +91,12 @@ def test_a_template_is_told_of_where_there_is_one_and_rows_are_conversations(tem
         marks_answers=False,
         split_controls=list,
     )
-    found = _tokenizer(encoder, SimpleNamespace(format=format))
+    seen = SimpleNamespace(arguments_text=SimpleNamespace(count=0), parts=SimpleNamespace(count=0))
+    found = _tokenizer(encoder, SimpleNamespace(format=format), seen)
     assert found["end_tokens"] == ["<2>", "<3>"]
     assert found.get("template") == ("base" if told else None)
     assert ("template_marks_answers" in found, "template_tokens_split" in found) == (told, told)
-    assert _tokenizer(None, SimpleNamespace(format=format)) == {}
+    assert _tokenizer(None, SimpleNamespace(format=format), seen) == {}
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

@@ -85,7 +85,7 @@ def test_sixty_steps_at_the_default_logging_leave_config_summary_and_end(trainin
     digests = events.names.count("step_digests")
     assert digests == 4  # of 16 steps each
     rest = [name for name in events.names if name != "step_digests"]
-    assert rest == ["run_start", "wiring", "metrics", "wiring", "metrics", "metrics", "run_end"]
+    assert rest == ["run_start", "wiring", "wiring", "metrics", "metrics", "metrics", "run_end"]
     assert [event.kind for event in events.of("metrics")] == ["data", "train_summary", "data"]
     assert events[0].config.training.logging_steps == 500
 

@@ -287,7 +287,7 @@ def test_a_terminal_gets_a_curve_that_is_redrawn_in_place(tmp_path, lines):
     os.close(theirs)
     seen = read_until(ours, b"training loss")
     append(path, b"".join(lines[30:]))()
-    seen += read_until(ours, b"verify on held-out data")
+    seen += read_until(ours, b"Recommendations (")
     assert watcher.wait(timeout=DEADLINE_S) == 0
     assert b"\x1b[" in seen
     assert b"training loss, o held-out loss" in seen

@@ -61,7 +61,7 @@ def config_of(folder: Path) -> dict[str, Any]:
         ({"energy": 0.0, "rank": 1}, "expected exactly one criterion, got --rank and --energy"),
         ({"rank": 0}, "--rank is 0, expected a whole number from 1"),
         ({"rank": 1.5}, "--rank is 1.5, expected a whole number from 1"),
-        ({"rank": "4"}, "--rank is 4, expected a whole number from 1"),
+        ({"rank": "4"}, "--rank is '4', expected a whole number from 1"),
         ({"energy": 0.0}, "--energy is 0.0, expected above 0, at most 1"),
         ({"energy": 1.1}, "--energy is 1.1, expected above 0, at most 1"),
         ({"rel_error": -0.1}, "--rel-error is -0.1, expected from 0, under 1"),
@@ -77,6 +77,9 @@ def config_of(folder: Path) -> dict[str, Any]:
         ({"sv_fro": 1.1}, "--sv-fro is 1.1, expected above 0, at most 1"),
         ({"sv_cumulative": 0}, "--sv-cumulative is 0, expected above 0, at most 1"),
         ({"sv_cumulative": 1.1}, "--sv-cumulative is 1.1, expected above 0, at most 1"),
+        ({"kl": 0.1, "flips": 0.0}, "--flips is 0.0, expected above 0, at most 1"),
+        ({"kl": 0.1, "flips": 1.1}, "--flips is 1.1, expected above 0, at most 1"),
+        ({"rank": 1, "flips": 0.1}, "--flips is a bound beside a KL, and none is given"),
         ({"rank": 1, "seed": -1}, "--seed is -1, expected a whole number from 0"),
     ],
 )

@@ -179,7 +179,7 @@ def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothin
     ],
 )
 def test_the_ends_of_a_range_belong_to_it(name, value):
-    assert ResizeOptions(**{name: value}).target() == (name, float(value))
+    assert ResizeOptions(**{name: value}).target()[:2] == (name, float(value))
 
 
 @every(

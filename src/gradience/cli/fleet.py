@@ -257,26 +257,12 @@ def _collected(roots: tuple[Path, ...], out: Path | None, *, refresh: bool = Fal
     return collect_runs(*roots, out=out, refresh=refresh, progress=rate_on_stderr("runs"))
 
 
-def list_runs(
-    *roots: Path,
-    limit: PositiveInt = 20,
-    wide: opt.Flag = False,
-    columns: str | None = None,
-    where: str | None = None,
-    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path",
-    refresh: opt.Flag = False,
-    out: Path | None = None,
-    csv: opt.Flag = False,
-    json: opt.AsJson = False,
-) -> int:
-    """List every run below some folders: run.jsonl and whatever gradience import reads, one row a run.
-
-    Logs are read once: a second call reads what has changed.
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Which runs are listed, and how.
 
     Parameters
     ----------
-    roots:
-        Folders, or logs.
     limit:
         How many runs to list on a screen; --wide, --columns, --csv and --json give all.
     wide:
@@ -287,22 +273,51 @@ def list_runs(
         A condition in SQL, such as "r = 8 and status = 'ok'".
     sort:
         A column; with a minus before it, largest first.
+    csv:
+        Print CSV (RFC 4180).
+    """
+
+    limit: PositiveInt = 20
+    wide: opt.Flag = False
+    columns: str | None = None
+    where: str | None = None
+    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path"
+    csv: opt.Flag = False
+    json: opt.AsJson = False
+
+
+_LISTED = ListOptions()
+
+
+def list_runs(
+    *roots: Path,
+    listed: Annotated[ListOptions, Parameter(name="*")] = _LISTED,
+    refresh: opt.Flag = False,
+    out: Path | None = None,
+) -> int:
+    """List every run below some folders: run.jsonl and whatever gradience import reads, one row a run.
+
+    Logs are read once: a second call reads what has changed.
+
+    Parameters
+    ----------
+    roots:
+        Folders, or logs.
     refresh:
         Read every log again, changed or not.
     out:
         Folder for the tables. Default: in the user's cache.
-    csv:
-        Print CSV (RFC 4180).
     """
     from gradience.collect.runs import BOARD, COLUMNS, list_sql  # the help needs none of it
     from gradience.schema.fleet import RunRow  # the same
 
     store = _collected(roots, out, refresh=refresh)
-    if not (wide or columns or csv or json):
-        return _screen(store, list_sql(BOARD, where, sort), limit)
-    every = RunRow.__struct_fields__
-    names = COLUMNS if columns is None else every if columns == "all" else [n.strip() for n in columns.split(",")]
-    return answer(store, list_sql(names, where, sort), ResultOptions(csv=csv, json=json))
+    if not (listed.wide or listed.columns or listed.csv or listed.json):
+        return _screen(store, list_sql(BOARD, listed.where, listed.sort), listed.limit)
+    chosen = [name.strip() for name in (listed.columns or "").split(",")]
+    names = RunRow.__struct_fields__ if listed.columns == "all" else chosen if listed.columns else COLUMNS
+    sql = list_sql(names, listed.where, listed.sort)
+    return answer(store, sql, ResultOptions(csv=listed.csv, json=listed.json))
 
 
 def _screen(store: Store, sql: str, limit: int) -> int:

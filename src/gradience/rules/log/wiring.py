@@ -15,6 +15,7 @@ from typing import Final
 from gradience.errors import few
 from gradience.rules import Observation, Premise, Threshold, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.rules.log.recorded import everything_masked
 from gradience.schema import as_float
 from gradience.schema.events import Wiring
 from gradience.schema.wiring import AdapterWiring, DataWiring, GradientWiring, OptimizerWiring, ParameterGroup
@@ -355,6 +356,10 @@ def _saved_before(facts: RunFacts) -> str | None:
 
 
 RECORDED: Final = Premise("the log has a wiring event", _recorded)
+SUPERVISED: Final[Premise[RunFacts]] = Premise(
+    "a token of the batches seen is supervised",
+    lambda facts: "no token is supervised, so there is no gradient" if everything_masked(facts) else None,
+)
 SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
 _LOOKED: Final = cite("gradience.hf.wiring", "the tensors themselves were looked at, by identity, as the run began")
 _KEPT: Final = cite(
@@ -429,7 +434,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         condition="adapted modules received no gradient in the first steps, {looked} or more; critical if no trainable "
         "tensor received one",
         observe=_no_gradient,
-        needs=(RECORDED,),
+        needs=(RECORDED, SUPERVISED),
         live=True,
         confidence=0.9,
         evidence=(_LOOKED,),
@@ -577,7 +582,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         needs=(RECORDED,),
         live=True,
         confidence=0.9,
-        evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: None of the inputs have requires_grad=True"),),
+        evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: a warning if no input has requires_grad=True"),),
         place="broken",
         phrase=lambda _: "no gradient can flow through the recomputed layers",
         rationale="The layers are run without a graph, and run again only if an input of theirs needs a gradient.",
