@@ -424,15 +424,13 @@ class Voice:
             logger.warning("gradience: training stops after step %d, by %s", step, reason)
 
     def ended(self, log: Path) -> None:
-        """Say how the run went, where its log is and what to run next, above a progress bar that is still drawn."""
+        """Say how the run went, where its log is and what to run next, on stderr below a bar that is still drawn."""
         if not self._loud or log.stat().st_size > _MOST_READ:
             return
-        from tqdm.auto import tqdm  # of transformers
-
         from gradience.judge.monitor import monitor_run  # the whole log is judged once, after the training
 
         story, at = hide_secrets(monitor_run(log).story), shlex.quote(str(log.parent))
-        tqdm.write(f"gradience: {log}: {story}\ngradience: next: gradience diagnose {at}", file=sys.stderr)
+        sys.stderr.write(f"\ngradience: {log}: {story}\ngradience: next: gradience diagnose {at}\n")
 
     def _say(self, finding: Finding, at: str) -> None:
         if self._loud and SEVERITIES.index(finding.severity) >= SEVERITIES.index("warning"):
