@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
@@ -307,6 +309,22 @@ def stored(folder: Any, *rows: tuple[dict[str, Any], list[dict[str, Any]]]) -> A
     with store.writing() as writer:
         writer.add(made)
     return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_in_place_of_a_part_is_refused_and_not_waited_for(tmp_path):
+    fleet = stored(tmp_path / "f", ({}, []))
+    part = next((fleet / "modules").iterdir())
+    part.unlink()
+    os.mkfifo(part)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(30)
+    try:
+        with pytest.raises(GradienceError, match="is not a regular file"):
+            show_fleet(fleet)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_equal_reasons_of_unread_adapters_are_counted_as_one(tmp_path):

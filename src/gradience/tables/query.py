@@ -173,6 +173,9 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
         base.execute("set python_enable_replacements = false; set allow_community_extensions = false")
         names = store.tables.rows
         live = {name: [str(real_path(path)) for path in store.files(name)] for name in names}
+        for path in (path for paths in live.values() for path in paths):
+            if Path(path).exists() and not Path(path).is_file():  # DuckDB would wait for a pipe for ever
+                raise GradienceError(f"{path} is not a regular file", advice="remove it, and audit or list again")
         base.execute(f"set allowed_paths = {_texts(path for paths in live.values() for path in paths)}")
         for name, paths in live.items():
             if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes
