@@ -29,7 +29,7 @@ STATED: dict[str, dict[str, Any]] = {
     "base.peft_emulation.targets": {"_CONVERTING": 5, "_STACK": 3},
     "base.weights": {"_VERSION": 2, "_REPO_PARTS": 2},
     "cli.bench": {"_CODES": {"holds": 0, "none": 1, "not_decided": 3, "no_contrast": 3}},
-    "cli.here": {"_COUNTED": 100},
+    "cli.here": {"_LOOKED": 500},
     "cli.main": {"UNUSABLE": 2, "SOFTWARE": 70, "_MAX_ERROR": 800},
     "cli.monitor": {"_EVERY": 1.0},
     "cli.output": {

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from gradience.adapters.open import holds_adapter
 from gradience.cli.output import DONE, print_text
-from gradience.collect.fleet.find import find_adapters
+from gradience.errors import GradienceError
 from gradience.importers.sources import format_of, is_run
-from gradience.judge.diagnose.sources import RunSources, find_sources
+from gradience.judge.diagnose.sources import RunSources, find_sources, list_folder
 from gradience.judge.monitor.source import runs_in
 from gradience.render import as_text, clean, counted, labelled, listed, short_path
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")
-_COUNTED: Final = 100  # most adapters that are counted
+_LOOKED: Final = 500  # most folders that are looked into
 
 
 def here(place: Path) -> int:
@@ -34,7 +36,7 @@ def here(place: Path) -> int:
 def _in_folder(place: Path) -> Iterator[str]:
     at = _quoted(place)
     logs = runs_in(place)
-    adapters = [found.path for found in islice(find_adapters([place]), _COUNTED)]
+    adapters = [str(folder) for folder in islice(_near(place), _LOOKED) if holds_adapter(folder)]
     if len(logs) > 1:
         yield f"{at}: {counted(len(logs), 'run')}, such as {listed([short_path(log) for log in logs], 3)}"
         yield from _fitting(f"runs list {at}", f"runs best {at}", f"monitor {at}")
@@ -43,6 +45,16 @@ def _in_folder(place: Path) -> Iterator[str]:
         yield from _fitting(f"fleet audit {at} --out FLEET", "fleet show FLEET", f"audit {_quoted(adapters[0])}")
     else:
         yield from _one_run(at, find_sources(place))
+
+
+def _near(place: Path) -> Iterator[Path]:
+    """Yield the folder and two levels of folders below it: a whole disk is not searched for a hint."""
+    yield place
+    children = list_folder(place).folders
+    yield from children
+    for child in children:
+        with suppress(GradienceError):  # one that may not be read
+            yield from list_folder(child).folders
 
 
 def _one_run(at: str, found: RunSources) -> Iterator[str]:

@@ -35,8 +35,8 @@ _RANGES: Final[dict[Criterion, Range]] = {
 
 
 MOST_FLIPS: Final = 0.02
-"""Share of predictions that a choice by KL may change, unless told otherwise. Of two classifiers of low confidence a KL
-of .003 changed 22 % and 11 % of the answers, and cost six points of accuracy."""
+"""Share of predictions that a choice by KL may change, unless told otherwise: a judgement. Where confidence is low a
+small KL hides many changed answers."""
 
 
 class Target(NamedTuple):

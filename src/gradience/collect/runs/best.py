@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -172,9 +172,9 @@ def names_of_runs(runs: Sequence[tuple[str, str]]) -> list[str]:
         return []
     paths = list(dict.fromkeys(path for path, _ in runs))
     short = dict(zip(paths, names_of([Path(path) for path in paths]), strict=True))
-    several = {path for path in paths if sum(path == other for other, _ in runs) > 1}
+    count = Counter(path for path, _ in runs)
     return [
-        f"{short[path]} #{run.removeprefix('import-')[:8]}" if path in several else short[path] for path, run in runs
+        f"{short[path]} #{run.removeprefix('import-')[:8]}" if count[path] > 1 else short[path] for path, run in runs
     ]
 
 
