@@ -115,7 +115,7 @@ def test_the_summary_is_that_of_the_project_file(root):
 
 
 def test_no_installation_line_installs_the_other_project(root):
-    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    pages = [root / "README.md", *(root / "docs").rglob("*.md")]
     lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
     assert [line for line in lines if "pip install 'gradience" in line or "pip install gradience[" in line] == []
     said = [line for line in lines if "pip install gradience" in line]

@@ -1,7 +1,7 @@
 """Rows of an evaluation set that also occur in the training set: equal, equal word for word, or similar by MinHash.
 
 Candidates for near overlap come from `datasketch`'s MinHash and its LSH index. The similarity of each candidate is then
-computed from the trigrams themselves, so no pair below the threshold is reported. docs/data.md gives the share that LSH
+computed from the trigrams themselves, so no pair below the threshold is reported. docs/evidence/data.md gives the share that LSH
 misses.
 """
 

@@ -302,7 +302,7 @@ INSTRUCT_GPT = cite(
 )
 
 
-TRIAL = cite("benchmarks/detectors.py", "recall and false findings on synthetic curves: docs/detectors.md")
+TRIAL = cite("benchmarks/detectors.py", "recall and false findings on synthetic curves: docs/evidence/detectors.md")
 MASKED = cite("transformers 5.24, observed", "a NaN step is logged as loss 0.0, grad_norm nan")
 ALL_MASKED = cite("huggingface/trl#6668", "SFTTrainer logs loss 0.0 when every label is masked, and trains on")
 NAN_TRL = cite("huggingface/trl#6702", "a corrupted run reports a clean loss curve")

@@ -334,7 +334,7 @@ RULES = (
         action="remove these rows from one of the sets",
         verify="the evaluation loss on the other rows",
         thresholds=(OVERLAP_MANY,),
-        evidence=(cite("benchmarks/data.py", "what MinHash finds and misses: docs/data.md"),),
+        evidence=(cite("benchmarks/data.py", "what MinHash finds and misses: docs/evidence/data.md"),),
     ),
     DataRule(
         id="DAT318",
