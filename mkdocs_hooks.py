@@ -1,4 +1,4 @@
-"""The site holds docs/ alone: links from there to other files of the repository become their names."""
+"""The site holds docs/ alone: links from there to other files become their names, and api.md gets the docstrings."""
 
 from __future__ import annotations
 
@@ -17,4 +17,15 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
             raise FileNotFoundError(f"docs/{page.file.src_uri} links to {link['path']}, which does not exist")
         return f"`{link['path']}`"
 
-    return re.sub(rf"\[[^\]]*\]\({up}(?P<path>[^)#]+)(?:#[^)]*)?\)", named, markdown)
+    text = re.sub(rf"\[[^\]]*\]\({up}(?P<path>[^)#]+)(?:#[^)]*)?\)", named, markdown)
+    return re.sub(r"(?:^\|.*\|\n)+", _explained, text, flags=re.MULTILINE) if page.file.src_uri == "api.md" else text
+
+
+def _explained(table: re.Match[str]) -> str:
+    """A table of names, and behind it what mkdocstrings makes of each; fields of options have comments of their own."""
+    style = {True: "\n    options:\n      docstring_style: numpy", False: ""}
+    names = re.findall(r"^\| `(\w+)` \|", table[0], re.MULTILINE)
+    own = (name.endswith("Options") and name != "CheckOptions" for name in names)
+    return table[0] + "".join(
+        f"\n::: gradience.{name}{style[is_own]}\n" for name, is_own in zip(names, own, strict=True)
+    )

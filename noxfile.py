@@ -148,9 +148,10 @@ def schemas(session: nox.Session) -> None:
 
 @nox.session
 def rules_page(session: nox.Session) -> None:
-    """Write again what is generated from the records of the rules: docs/rules.md, and the counts in the README."""
+    """Write again what is generated: docs/rules.md, docs/api.md, and the blocks of output in the README and docs/."""
     session.install("-e", ".")
     session.run("python", "tests/rules_page.py")
+    session.run("python", "tests/api_page.py")
     session.run("python", "tests/readme_blocks.py")
 
 

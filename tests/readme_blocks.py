@@ -1,7 +1,8 @@
-"""Compare the README's blocks of output with the output of their commands on the run in golden/readme.
+"""Compare the blocks of output in the README and in pages of docs/ with what their commands print on a run in golden.
 
-That run was written once by the README's first command, so the blocks can be compared word by word on any processor.
-After an intended change, `python tests/readme_blocks.py` writes the blocks again. To change their numbers, copy a new
+The run in golden/readme was written once by the README's first command, so the blocks can be compared word by word on any processor.
+A page's YAML that begins with `# NAME`
+is a file of that name. After an intended change, `python tests/readme_blocks.py` writes the blocks again. To change their numbers, copy a new
 toy run over the folder.
 """
 
@@ -21,6 +22,8 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 RUN: Final = ROOT / "tests" / "golden" / "readme"
 BLOCK: Final = re.compile(r"<!-- run: (\w+) -->\n```bash\n([^`]*)```\n\n```text\n(.*?)```", re.DOTALL)
+PAGES: Final = ("README.md", "docs/ci.md")
+FILE: Final = re.compile(r"```yaml\n(# (\S+\.yaml)\n.*?)```", re.DOTALL)
 CUT: Final = "...\n"  # a block that ends with this shows only the beginning of the output
 
 
@@ -56,13 +59,15 @@ def as_shown(block: str, output: str) -> str:
 def blocks(text: str) -> dict[str, tuple[str, str]]:
     """Each block that shows a command's output, with the command's output now, by the name of the block's mark."""
     with clone_with_run():
+        for content, name in FILE.findall(text):
+            Path(name).write_text(content, encoding="utf-8")
         return {name: (block, as_shown(block, printed(command))) for name, command, block in BLOCK.findall(text)}
 
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    readme = ROOT / "README.md"
-    words = readme.read_text(encoding="utf-8")
-    for old, new in blocks(words).values():
-        words = words.replace(old, new)
-    readme.write_text(words, encoding="utf-8")
+    for page in PAGES:
+        words = (ROOT / page).read_text(encoding="utf-8")
+        for old, new in blocks(words).values():
+            words = words.replace(old, new)
+        (ROOT / page).write_text(words, encoding="utf-8")

@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record a small Trainer run.")
     parser.add_argument("--out", required=True, help="folder for run.jsonl, checkpoints and the adapter")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
+    parser.add_argument("--save-steps", type=int, default=0, help="steps between checkpoints; 0: none")
     options = parser.parse_args()
 
     set_seed(0)
@@ -49,7 +50,8 @@ def main() -> None:
             logging_steps=1,  # by default the Trainer logs every 500 steps: a short run would leave no row
             eval_strategy="steps",
             eval_steps=max(1, options.steps // 4),
-            save_strategy="no",
+            save_strategy="steps" if options.save_steps else "no",
+            save_steps=options.save_steps or 500,
             report_to=[],
             use_cpu=True,
         ),

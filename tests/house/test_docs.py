@@ -8,10 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import api_page
 import pytest
 
 import gradience
 
+VERBS = (
+    *("audit", "bench", "calibrate", "check", "compare", "convert", "data", "detectors", "diagnose", "import", "loops"),
+    *("merge", "mitigate", "monitor", "report", "resize", "trainer", "verify-merge", "why", "wiring"),
+)
+TASKS = ("checkpoint", "ci", "fleet", "qlora", "runs", "serving")
 NEEDED = ("mkdocs", "mkdocstrings", "mkdocstrings_handlers.python")
 
 
@@ -47,7 +53,7 @@ def test_every_public_name_is_in_the_reference_with_its_docstring(site):
 
 
 def test_a_link_to_a_file_outside_docs_is_its_name(site):
-    page = (site / "trainer.html").read_text(encoding="utf-8")
+    page = (site / "loops.html").read_text(encoding="utf-8")
     assert "<code>examples/vnext/jax_loop.py</code>" in page
     assert "../examples" not in page
 
@@ -56,6 +62,23 @@ def test_the_index_names_every_page(root):
     index = (root / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {path.name for path in (root / "docs").glob("*.md")} - {"README.md"}
     assert pages == set(re.findall(r"\((\S+?\.md)\)", index))
+
+
+def test_the_list_of_public_names_is_the_package(root):
+    written = (root / "docs" / "api.md").read_text(encoding="utf-8")
+    assert written == api_page.page(), "after a change that was meant: python tests/api_page.py"
+
+
+def test_a_page_for_a_verb_or_a_task_is_short(root):
+    """What was measured, and every detail, is in docs/evidence; references (rules, numbers, limits) are no such page."""
+    words = {page: len((root / "docs" / f"{page}.md").read_text(encoding="utf-8").split()) for page in (*VERBS, *TASKS)}
+    assert {page: n for page, n in words.items() if n > (500 if page in TASKS else 700)} == {}
+
+
+def test_each_page_of_evidence_is_linked_from_its_page(root):
+    for path in (root / "docs" / "evidence").glob("*.md"):
+        pages = [page.read_text(encoding="utf-8") for page in (root / "docs").glob("*.md")]
+        assert any(f"(evidence/{path.name}" in re.sub(r"\s+", "", page) for page in pages), path.name
 
 
 @pytest.mark.parametrize(("text", "said"), [("[x](absent.md)", "absent.md"), ("[x](../absent.py)", "absent.py")])

@@ -19,6 +19,12 @@ def test_every_line_of_the_block_is_printed(blocks, step):
     assert shown.splitlines() == printed.splitlines(), "after a change that was meant: python tests/readme_blocks.py"
 
 
+@pytest.mark.parametrize("page", readme_blocks.PAGES[1:])
+def test_a_page_shows_what_its_commands_print(root, page):
+    found = readme_blocks.blocks((root / page).read_text(encoding="utf-8"))
+    assert {name: shown for name, (shown, _) in found.items()} == {name: printed for name, (_, printed) in found.items()}
+
+
 def test_each_block_of_output_has_its_command(root, blocks):
     text = (root / "README.md").read_text(encoding="utf-8")
     assert text.count("```text\n") == len(blocks)

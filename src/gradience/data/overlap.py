@@ -1,8 +1,8 @@
 """Rows of an evaluation set that also occur in the training set: equal, equal word for word, or similar by MinHash.
 
 Candidates for near overlap come from `datasketch`'s MinHash and its LSH index. The similarity of each candidate is then
-computed from the trigrams themselves, so no pair below the threshold is reported. docs/evidence/data.md gives the share that LSH
-misses.
+computed from the trigrams themselves, so no pair below the threshold is reported. docs/evidence/data.md gives the
+share that LSH misses.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Gram matrices cost one fast pass over the factors, and give singular values with
 sqrt(eps) * |B| * |A|. They are trusted only if sigma_1 is not much smaller than |B| * |A|; other updates go by QR.
 
 On a CPU, BLAS forms the Gram matrices (`grams`), because it reads the stored factors faster than XLA does
-(docs/evidence/audit.md). Everything after the product is one jitted program, and on an accelerator everything from the factors
-on. Modules are padded to a few shapes, so that few programs are compiled, and divided among all local devices.
+(docs/evidence/audit.md). Everything after the product is one jitted program, and on an accelerator everything from the
+factors on. Modules are padded to a few shapes, so that few programs are compiled, and divided among all local devices.
 """
 
 from __future__ import annotations

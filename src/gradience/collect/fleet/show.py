@@ -52,7 +52,7 @@ _MOST_BUCKETS: Final = 3
 
 BANDS: Final = 12
 BITS: Final = 10  # signs per band; 12 x 10 of the sketch's 128
-MARGIN: Final = 0.1  # how far below the threshold the sketches' cosine may be; at 0.99 it errs by < 0.01, docs/evidence/fleet.md
+MARGIN: Final = 0.1  # how far below the threshold a sketches' cosine may be; it errs by < 0.01: docs/evidence/fleet.md
 _MOST_IN_BUCKET: Final = 500  # if a bucket has more adapters, each is compared with its neighbours only
 _NEIGHBOURS: Final = 16
 
