@@ -1,9 +1,8 @@
-"""Compare the blocks of output in the README and in pages of docs/ with what their commands print on a run in golden.
+"""Compare the blocks of output in the README and in pages of docs/ with what their commands print now.
 
-The run in golden/readme was written once by the README's first command, so the blocks can be compared word by word on any processor.
-A page's YAML that begins with `# NAME`
-is a file of that name. After an intended change, `python tests/readme_blocks.py` writes the blocks again. To change their numbers, copy a new
-toy run over the folder.
+The run in golden/readme was written once by the README's first command, so the blocks can be compared word by word on
+any processor. A page's YAML that begins with `# NAME` is a file of that name. After an intended change, `python
+tests/readme_blocks.py` writes the blocks again. To change their numbers, copy a new toy run over the folder.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_the_list_of_public_names_is_the_package(root):
 
 
 def test_a_page_for_a_verb_or_a_task_is_short(root):
-    """What was measured, and every detail, is in docs/evidence; references (rules, numbers, limits) are no such page."""
+    """Details and measurements are in docs/evidence; a reference (rules, numbers, limits) is no such page."""
     words = {page: len((root / "docs" / f"{page}.md").read_text(encoding="utf-8").split()) for page in (*VERBS, *TASKS)}
     assert {page: n for page, n in words.items() if n > (500 if page in TASKS else 700)} == {}
 
