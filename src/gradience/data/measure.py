@@ -8,19 +8,31 @@ import re
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from gradience.data import Columns, Shape, answers_of, every_turn, text_of, whole_text
 from gradience.data.crowd import Crowd
+from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.rows import Fault
 from gradience.data.signs import Own, foreign_in, signs_of
 from gradience.data.tokens import Sequence as TokenSequence, Tokenised
 from gradience.schema import Json
-from gradience.schema.reports import Answers, Batching, Lengths, Pairs, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
+from gradience.schema.reports import (
+    Answers,
+    Batching,
+    Lengths,
+    Overlong,
+    Pairs,
+    RowFault,
+    Rows,
+    RowsSeen,
+    ShownRow,
+    TokenCounts,
+)
 
 # The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
 _BROKEN: Final = re.compile(
@@ -127,6 +139,7 @@ class Limits(NamedTuple):
     num_labels: int | None = None
     seed: int = 0
     show_rows: bool = False
+    overlong: Overlong = "cut"
 
 
 class Measured(NamedTuple):
@@ -153,7 +166,7 @@ class Measure:
         self._count: Counter[str] = Counter()
         self._first: dict[str, list[int]] = {}
         self._faults: list[RowFault] = []
-        self._lengths, self._owners = array("L"), array("L")
+        self._lengths, self._owners, self._fed = array("L"), array("L"), array("L")
         self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
         self._hashes: set[bytes] = set()
         self._answers: Counter[bytes] = Counter()
@@ -186,7 +199,6 @@ class Measure:
 
     def result(self) -> Measured:
         """The counts of all rows that were added."""
-        cut = array("L", self._cut_lengths())
         pairs = 2 if self._shape.format == "preference" else 1
         tokens = TokenCounts(**self._tokens)
         seen = RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__})
@@ -198,7 +210,7 @@ class Measure:
             "tokens": tokens,
             "lengths": _lengths(self._lengths, self._owners, self._limits.max_length),
             "batching": batching(
-                cut,
+                self._fed,
                 per_batch=self._limits.batch_size * pairs,
                 batch_size=self._limits.batch_size,
                 max_length=self._limits.max_length if self._shape.trainer == "sft" else None,
@@ -313,12 +325,16 @@ class Measure:
         return found
 
     def _seen_in_sequence(self, sequence: TokenSequence, row: Tokenised) -> list[str]:
-        ids, mask, limit = sequence.ids, sequence.mask, self._limits.max_length
+        ids, mask = sequence.ids, sequence.mask
         length, supervised = len(ids), len(ids) if mask is None else sum(mask)
-        kept = length if limit is None else min(length, limit)
-        left = supervised if kept == length else kept if mask is None else sum(mask[:kept])
+        kept, left = self._kept(sequence, supervised)
         dropped = kept < length and self._is_dropped(row, left)
+        overlong = self._limits.overlong
+        if not dropped or (self._shape.trainer != "reward" and overlong != "left_out"):
+            self._fed.append(kept)
         found = ["cut"] if kept < length else []
+        if overlong == "shared" and left and length - supervised > kept - left:
+            found.append("question_cut")
         if len(ids) > 1 and ids[0] == ids[1] == self._bos:
             found.append("double_bos")
         if self._has_tokens_loss:
@@ -339,11 +355,23 @@ class Measure:
             counts["supervised_lost"] += supervised if dropped else supervised - left
         return found
 
+    def _kept(self, sequence: TokenSequence, supervised: int) -> tuple[int, int]:
+        """The tokens that the limit leaves of a sequence, and the supervised ones among them."""
+        limit, ids, mask = self._limits.max_length, sequence.ids, sequence.mask
+        if sequence.kept is not None:
+            return len(sequence.kept.ids), sum(sequence.kept.mask)
+        if limit is None or len(ids) <= limit:
+            return len(ids), supervised
+        places = cut_at(limit, mask, len(ids), self._limits.overlong)
+        return len(places), len(places) if mask is None else sum(mask[i] for i in places)
+
     def _is_dropped(self, row: Tokenised, left: int) -> bool:
-        """Whether TRL drops a row that is too long."""
-        limit, trainer = self._limits.max_length, self._shape.trainer
-        if limit is None or trainer == "classification":
+        """Whether the trainer drops a row that is too long."""
+        limit, trainer, overlong = self._limits.max_length, self._shape.trainer, self._limits.overlong
+        if limit is None or trainer == "classification" or overlong in {"cut_left", "shared"}:
             return False
+        if overlong == "left_out":
+            return True
         if trainer == "reward":
             return True
         return row.prompt >= limit if trainer in {"dpo", "kto"} else not left and not self._limits.packing
@@ -388,14 +416,6 @@ class Measure:
             and (label < 0 or (classes is not None and label >= classes))
         ):
             self._note("label_out_of_range", row.number, text)
-
-    def _cut_lengths(self) -> Iterable[int]:
-        limit = self._limits.max_length
-        if limit is None:
-            return self._lengths
-        if self._shape.trainer == "reward":
-            return (length for length in self._lengths if length <= limit)
-        return (min(length, limit) for length in self._lengths)
 
 
 def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:

@@ -19,9 +19,18 @@ from gradience.schema import Json
 from gradience.schema.reports import LossMode
 
 _BATCH: Final = 256  # rows tokenised in one call
+_TRAINED: Final = frozenset({"sft", "dpo"})  # what trainers are asked for where they are installed
+_PLAIN: Final = frozenset({"text", "tokenised", "segments"})
 _NOT_CONVERSATIONAL: Final = frozenset({"text", "tokenised", "segments", "steps", "prompt-only"})
 _STEP: Final = "\n"  # what PRMTrainer writes after each step by default
 _IGNORED: Final = -100  # label of a token that the loss ignores
+
+
+class Kept(NamedTuple):
+    """What a trainer keeps of a sequence: token ids and their mask."""
+
+    ids: list[int]
+    mask: list[int]
 
 
 class Sequence(NamedTuple):
@@ -29,6 +38,8 @@ class Sequence(NamedTuple):
 
     ids: list[int]
     mask: list[int] | None = None
+    kept: Kept | None = None
+    """What the trainer itself keeps, if it was asked."""
 
 
 class Tokenised(NamedTuple):
@@ -89,6 +100,8 @@ class Tokeniser:
         self._prepare = _PREPARE.get(shape.trainer, Tokeniser._sft)
         if shape.format == "tokenised":
             self._prepare = Tokeniser._ready
+        elif encoder is not None and encoder.by_trainer and shape.trainer in _TRAINED and shape.format not in _PLAIN:
+            self._prepare = Tokeniser._by_trainer
 
     def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | Fault]:
         """Yield each row in its trainer's columns, or as a fault."""
@@ -113,7 +126,7 @@ class Tokeniser:
                 yield from self._prepare(self, usable)
 
     def _canonical(self, row: Columns) -> Columns:
-        chat = self.encoder is not None and self.encoder.template is not None
+        chat = self.encoder is not None and (self.encoder.template is not None or bool(self.encoder.by_trainer))
         return canonical(self._standard(row), self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
 
     @property
@@ -159,6 +172,16 @@ class Tokeniser:
             return turns
         joined = not self._enc.takes_parts
         return [{**turn, "content": _content(turn, joined=joined)} for turn in turns]
+
+    def _by_trainer(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        """Yield rows as the installed trainer makes them."""
+        for (number, item), found in zip(rows, self._enc.prepared([item for _, item in rows]), strict=True):
+            if isinstance(found, str):
+                yield Fault(number, found)
+                continue
+            made = tuple(Sequence(ids, mask, Kept(*kept)) for ids, mask, *kept in found)
+            begun = next((i for i, bit in enumerate(made[0].mask or ()) if bit), 0)
+            yield Tokenised(number, item, made, begun)
 
     def _sft(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
         if self.shape.format in {"messages", "sharegpt", "text"}:

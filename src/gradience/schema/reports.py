@@ -27,6 +27,7 @@ DataFormat: TypeAlias = Literal[
 ]
 Trainer: TypeAlias = Literal["sft", "dpo", "reward", "kto", "classification", "grpo", "prm"]
 LossMode: TypeAlias = Literal["assistant", "completion", "all", "none"]
+Overlong: TypeAlias = Literal["cut", "cut_left", "shared", "left_out"]
 
 
 class Rows(msgspec.Struct, kw_only=True, frozen=True):
@@ -88,6 +89,7 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     cut: Annotated[Rows, about("The row is longer than the limit.")] = Rows()
     answer_cut: Annotated[Rows, about("The cut removes supervised tokens.")] = Rows()
     answer_lost: Annotated[Rows, about("The cut removes every supervised token, or the whole row.")] = Rows()
+    question_cut: Annotated[Rows, about("The cut removes tokens of a question whose answer is kept.")] = Rows()
     end_supervised: Annotated[Rows, about("An end token is supervised; only whole rows are counted.")] = Rows()
     end_masked: Annotated[Rows, about("The end token after an answer is masked; only whole rows are counted.")] = Rows()
     double_bos: Annotated[Rows, about("The row begins with two BOS tokens.")] = Rows()
@@ -255,7 +257,9 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     parts_joined: Annotated[
         bool, about("Whether the template takes text only, so that the parts of a message were joined.")
     ] = False
-    prompt: Annotated[str, about("The prompt that was assumed, where the trainer's own is not known; else empty.")] = ""
+    prompt: Annotated[
+        str, about("The prompt that was assumed, or the trainer's own; empty if it is the tokenizer's in any case.")
+    ] = ""
     unwritten_roles: Annotated[
         dict[str, Rows], about("Rows by the role of a turn that the chat template leaves out.")
     ] = {}
@@ -267,6 +271,13 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         False
     )
     pads: Annotated[bool, about("Whether batches of rows are padded.")] = True
+    overlong: Annotated[
+        Overlong,
+        about(
+            "What becomes of a row over the limit: cut at its end or its beginning, cut in each question and answer by "
+            "their shares, or left out."
+        ),
+    ] = "cut"
     encodes_arguments: Annotated[
         bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
     ] = False

@@ -15,7 +15,7 @@ import msgspec
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape
-from gradience.data.encoder import Encoder
+from gradience.data.encoder import Encoder, Trainer
 from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
@@ -46,6 +46,7 @@ _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KT
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
+_NO_LIMIT: Final = 1 << 30  # tokens
 _BATCH: Final = 8  # default per_device_train_batch_size of transformers
 _CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
@@ -91,12 +92,13 @@ def measure_data(asked: Asked) -> DataReport:
     shape = _shape_of(source, asked.task, standard)
     template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
     asked = asked._replace(template=template)
-    encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template)
+    limit, notes = _limit(asked, shape)
+    trainer = None if template is not None or shape.format == "tokenised" else _trainer(asked, limit)
+    encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template, trainer=trainer)
     tokeniser = Tokeniser(shape, encoder, asked.masking, standard=standard)
     if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
-    limit, notes = _limit(asked, shape)
-    limits = asked.limits._replace(max_length=limit, packing=asked.packing)
+    limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
     measure = Measure(shape, encoder, limits)
     for row in tokeniser.run(source.rows(wanted)):
@@ -128,10 +130,16 @@ def measure_data(asked: Asked) -> DataReport:
         recipe_loss=_loss_mode(shape, asked.masking._replace(loss=asked.plan.loss)) if asked.plan.stated else None,
         keeps_overflow=asked.packing and asked.plan.keeps_overflow,
         pads=asked.plan.pads,
-        unwritten_roles=_unwritten(encoder, measure.roles()),
-        notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking), *_uncounted(found.seen)],
+        overlong=asked.plan.overlong,
+        unwritten_roles={} if _by_trainer(encoder) else _unwritten(encoder, measure.roles()),
+        notes=[
+            *asked.plan.notes,
+            *notes,
+            *([] if _by_trainer(encoder) else _notes(shape, asked.masking)),
+            *_uncounted(found.seen),
+        ],
         turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
-        **_tokenizer(encoder, shape, found.seen),
+        **_tokenizer(asked, encoder, shape, found.seen),
         **found.fields,
     )
 
@@ -143,17 +151,37 @@ def _cleaned(asked: Asked, source: Source, tokeniser: Tokeniser) -> Cleaned | No
     return write_clean(source, tokeniser, asked.clean, held_out=held_out)
 
 
+def _trainer(asked: Asked, limit: int | None) -> Trainer:
+    """The program of the recipe, with the settings that the options change."""
+    changed: dict[str, Json] = {"cutoff_len": limit or _NO_LIMIT, "max_length": limit}
+    if asked.loss_from == "the option":
+        of_all = asked.loss == "all"
+        changed |= {"train_on_prompt": of_all, "loss_scale": "all" if of_all else None}
+    return Trainer(asked.plan.program, {**asked.plan.settings, **changed})
+
+
+def _by_trainer(encoder: Encoder | None) -> bool:
+    return encoder is not None and bool(encoder.by_trainer)
+
+
 def _prompt(asked: Asked, encoder: Encoder | None) -> str:
-    """The prompt that was assumed, if the trainer may write another one; else empty."""
-    if encoder is None or not encoder.template or asked.template is not None:
+    """The prompt that was assumed, if the trainer may write another one, or the trainer's own; else empty."""
+    if encoder is None or asked.template is not None:
         return ""
+    program, named = asked.plan.program, asked.plan.prompt
+    if encoder.by_trainer:
+        return f"the template {encoder.by_trainer} of {program}, as it is installed here"
+    if not encoder.template:
+        return ""
+    assumed = "assumed: the tokenizer's chat template"
     if not asked.plan.stated:
-        return "assumed: the tokenizer's chat template, as SFTTrainer applies it; no recipe says which program trains"
-    named = asked.plan.prompt
-    if asked.plan.program == "trl" or named in {None, "tokenizer_default"}:
+        return f"{assumed}, as SFTTrainer applies it; no recipe says which program trains"
+    if program == "trl" or str(named).startswith("tokenizer_default") or (program == "axolotl" and named is None):
         return ""
-    also = "" if asked.plan.program != "llama-factory" else "; it may add a system text, and cuts questions, too"
-    return f"assumed: the tokenizer's chat template; {asked.plan.program} writes its own template {named!r}{also}"
+    own = f"its own template {named!r}" if named else "the template that it has for the model"
+    why = f"; it is installed and cannot be used: {encoder.refusal}" if encoder.refusal else ""
+    also = "; it may add a system text" if program in {"llama-factory", "ms-swift"} else ""
+    return f"{assumed}; {program} writes {own}{also}{why}"
 
 
 def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, Rows]:
@@ -163,7 +191,7 @@ def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, 
     return {role: roles[role] for role in encoder.unwritten(roles)}
 
 
-def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
+def _tokenizer(asked: Asked, encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
@@ -172,7 +200,9 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
         "pad_is_end": encoder.pad_is_end,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
-    if encoder.template and shape.format not in {"text", "classification", "tokenised", "segments", "steps"}:
+    if encoder.by_trainer:
+        found["template"] = f"{asked.plan.program} ({encoder.by_trainer})"
+    elif encoder.template and shape.format not in {"text", "classification", "tokenised", "segments", "steps"}:
         found["template"] = encoder.template_from
         found["template_marks_answers"] = encoder.marks_answers
         found["template_tokens_split"] = encoder.split_controls()

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from gradience.configs.document import KEEPS_OVERFLOW
 from gradience.rules import ENERGY, Observation, Observe, Premise, Threshold, Unknown, cite, premise
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
@@ -322,12 +323,20 @@ def _at_limit(facts: RunFacts) -> Iterator[Observation]:
     at, rows = _count(facts, "rows_at_limit"), _count(facts, "rows") or 0
     if at is None:
         raise Unknown("the length limit was not known to the recorder")
+    if _keeps_overflow(facts):
+        raise Unknown("packing fills rows up to the limit, and puts what is beyond it into the next row")
     if rows and at >= AT_LIMIT.value * rows:
         yield Observation(
             f"{counted(Rows(count=at), rows)} in the batches are as long as the limit: they were cut, or just fit",
             {"rows": at, "of": rows, "max_length": _count(facts, "max_length")},
             severity="warning",
         )
+
+
+def _keeps_overflow(facts: RunFacts) -> bool:
+    """Whether TRL packs the rows in a way that cuts no token off."""
+    trl: Json = facts.config.training.extras.get("trl")
+    return isinstance(trl, dict) and trl.get("packing") is True and trl.get("packing_strategy") in KEEPS_OVERFLOW
 
 
 def _labels(facts: RunFacts) -> Iterator[Observation]:
