@@ -44,7 +44,7 @@ def shares(asked: int, answered: int, room: int) -> tuple[int, int]:
     elif 2 * asked < room:
         most = room - asked
     else:
-        most = room * answered // max(asked + answered, 1)
+        most = int(room * (answered / max(asked + answered, 1)))  # rounded as there
     answer = min(most, answered)
     return min(room - answer, asked), answer
 
