@@ -93,6 +93,7 @@ class Encoder:
             raise ConfigError(f"{folder}: no usable tokenizer: {error}", advice=ADVICE) from None
         self.template = facts.template
         self.template_from = "" if facts.template is None else "the file given" if template else "the tokenizer"
+        self.is_retemplated = False
         self.by_trainer, self.refusal = facts.by, facts.refusal
         self.eos, self.bos_id, self.pad_id = facts.eos, facts.bos_id, facts.pad_id
         self.pad_is_end = facts.pad_id is not None and facts.pad_id == facts.eos_id
@@ -111,6 +112,7 @@ class Encoder:
         """Replace the template by the one that TRL trains with; return False if the installed TRL has none."""
         found = self._asked("the tokenizer", "use_training_template")
         if found is not None:
+            self.is_retemplated = True  # TRL renders with it, and leaves the tokenizer's as it is
             self.template, self.template_from = found, "TRL, in place of the tokenizer's"
         return found is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -229,6 +230,9 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     seed: Annotated[NonNegativeInt, about("Seed of the sample.")] = 0
     tokenizer: str | None = None
     template: Annotated[str, about("Source of the chat template; empty if none is used.")] = ""
+    template_digest: Annotated[str, about("Beginning of the SHA-256 of the tokenizer's chat template; else empty.")] = (
+        ""
+    )
     template_marks_answers: Annotated[bool, about("Whether the template has a `{% generation %}` block.")] | None = None
     template_tokens_split: Annotated[
         list[str], about("Control tokens of the template that the tokenizer splits or does not know.")
@@ -298,6 +302,9 @@ def announced_by(report: DataReport) -> dict[str, Json]:
         "tokens_per_sequence": tokens.kept / report.sequences if report.sequences else None,
         "rows_read": report.rows_read,
         "max_length": report.max_length,
+        "data": PurePath(report.path).name,
+        "template": report.template,
+        "template_digest": report.template_digest,
         "bin_width": report.lengths.bin_width,
         "bins": report.lengths.bins,
     }

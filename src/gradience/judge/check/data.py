@@ -14,7 +14,7 @@ import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
-from gradience.data import Columns, Shape
+from gradience.data import Columns, Shape, template_digest
 from gradience.data.encoder import Encoder, Trainer
 from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure
@@ -204,6 +204,7 @@ def _tokenizer(asked: Asked, encoder: Encoder | None, shape: Shape, seen: RowsSe
         found["template"] = f"{asked.plan.program} ({encoder.by_trainer})"
     elif encoder.template and shape.format not in {"text", "classification", "tokenised", "segments", "steps"}:
         found["template"] = encoder.template_from
+        found["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
         found["template_marks_answers"] = encoder.marks_answers
         found["template_tokens_split"] = encoder.split_controls()
         found["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
