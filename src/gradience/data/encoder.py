@@ -121,6 +121,11 @@ class Encoder:
         found: list[str] = self._asked("the tokenizer", "names", list(ids))
         return found
 
+    def decoded(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each run of tokens, control tokens included."""
+        found: list[str] = self._asked("the tokenizer", "decoded", [list(run) for run in runs]) if runs else []
+        return found
+
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
         found: list[list[int]] = self._asked("the tokenizer", "texts", list(texts)) if texts else []

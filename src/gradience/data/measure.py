@@ -17,6 +17,7 @@ from gradience.data import Columns, Shape, answers_of, every_turn, text_of, whol
 from gradience.data.crowd import Crowd
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
+from gradience.data.examples import Examples
 from gradience.data.rows import Fault
 from gradience.data.signs import Own, foreign_in, signs_of
 from gradience.data.tokens import Sequence as TokenSequence, Tokenised
@@ -46,6 +47,7 @@ _FIRST: Final = 5  # row numbers that are kept for each kind
 _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
+_SHARES: Final = 20  # bars of the histogram of supervised shares
 _LABELS: Final = 50  # labels that the report lists
 _SPOKEN: Final = (
     "messages",
@@ -139,6 +141,7 @@ class Limits(NamedTuple):
     num_labels: int | None = None
     seed: int = 0
     show_rows: bool = False
+    examples: int = 0
     overlong: Overlong = "cut"
 
 
@@ -179,6 +182,8 @@ class Measure:
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
+        self._encoder, self._shares = encoder, [0] * _SHARES
+        self._examples = Examples(limits.examples, limits.max_length, limits.overlong)
 
     def add(self, row: Tokenised | Fault) -> None:
         """Count a row."""
@@ -190,8 +195,10 @@ class Measure:
         self._read += 1
         self._has_labels |= "labels" in row.columns
         text = whole_text(row.columns)
-        for name in self._seen_in(row, text):
+        signs = self._seen_in(row, text)
+        for name in signs:
             self._note(name, row.number, text)
+        self._examples.add(row, signs)
         for role in {str(turn.get("role")) for turn in every_turn(row.columns)}:
             self._roles.add(role)
             self._note(_ROLE + role, row.number, "")
@@ -231,6 +238,8 @@ class Measure:
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
+            "shares": self._shares if self._has_tokens_loss else [],
+            "examples": self._examples.result(self._encoder),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
         return Measured(self._read, fields, self._faults, tokens, seen, self._turn_end())
@@ -347,13 +356,19 @@ class Measure:
                 found += ["whole", *self._ends_of(ids, mask)]
         elif dropped:
             found.append("answer_lost")
+        self._count_tokens(length, supervised, *((0, 0) if dropped else (kept, left)))
+        return found
+
+    def _count_tokens(self, length: int, supervised: int, kept: int, left: int) -> None:
+        """Count a sequence: its tokens and the supervised ones, before the limit and after it."""
         counts = self._tokens
         counts["total"] += length
-        counts["kept"] += 0 if dropped else kept
+        counts["kept"] += kept
         if self._has_tokens_loss:
-            counts["supervised"] += 0 if dropped else left
-            counts["supervised_lost"] += supervised if dropped else supervised - left
-        return found
+            counts["supervised"] += left
+            counts["supervised_lost"] += supervised - left
+            if kept:
+                self._shares[min(_SHARES * left // kept, _SHARES - 1)] += 1
 
     def _kept(self, sequence: TokenSequence, supervised: int) -> tuple[int, int]:
         """The tokens that the limit leaves of a sequence, and the supervised ones among them."""

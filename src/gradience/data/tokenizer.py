@@ -118,6 +118,10 @@ class Tokenizer:
         """The tokens of these ids, as text."""
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(list(ids))]
 
+    def decoded(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each run of tokens, control tokens included."""
+        return [self._tokenizer.decode(list(run), clean_up_tokenization_spaces=False) for run in runs]
+
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
         out = self._tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)

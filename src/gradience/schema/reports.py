@@ -216,6 +216,32 @@ class ShownRow(msgspec.Struct, kw_only=True, frozen=True):
     text: str
 
 
+PieceKind: TypeAlias = Literal["loss", "context", "cut", "left_out"]
+
+
+class Piece(msgspec.Struct, kw_only=True, frozen=True):
+    """A run of tokens as text: in the loss, read only, cut off; or the number of tokens that are not shown."""
+
+    kind: PieceKind
+    text: str
+
+
+class ShownSequence(msgspec.Struct, kw_only=True, frozen=True):
+    """A sequence as the model sees it."""
+
+    name: Annotated[str, about("`chosen` or `rejected` of a pair; else empty.")] = ""
+    tokens: Annotated[NonNegativeInt, about("Before the cut.")] = 0
+    pieces: list[Piece] = []
+
+
+class Example(msgspec.Struct, kw_only=True, frozen=True):
+    """A row that is worth a look."""
+
+    row: NonNegativeInt
+    faults: Annotated[list[str], about("What was noted of it: names of `RowsSeen`.")] = []
+    sequences: list[ShownSequence] = []
+
+
 class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     """A data set as the trainer would feed it to the model."""
 
@@ -290,6 +316,10 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: Overlap | None = None
     shown: list[ShownRow] = []
+    shares: Annotated[
+        list[NonNegativeInt], about("Sequences by the share of their kept tokens that is in the loss, 5 % a bar.")
+    ] = []
+    examples: Annotated[list[Example], about("Rows as the model sees them, if asked for; most faults first.")] = []
     cleaned: Cleaned | None = None
     notes: list[str] = []
 

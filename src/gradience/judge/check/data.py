@@ -351,6 +351,7 @@ def check_data(
                 num_labels=_classes(whole.config, given.base),
                 seed=options.seed,
                 show_rows=options.show_rows,
+                examples=options.examples,
             ),
         )
     )
