@@ -85,8 +85,8 @@ def _figures(data: DataReport) -> Element:
 def _examples(data: DataReport) -> Element | None:
     if not data.examples:
         return None
-    swatches = ([tag("span", kind, class_=f"token {kind}"), f" {text}"] for kind, text in _KINDS.items())
-    legend = tag("ul", [tag("li", one) for one in swatches], class_="legend")
+    kinds = [tag("li", tag("span", kind, class_=f"token {kind}"), f" {text}") for kind, text in _KINDS.items()]
+    legend = tag("ul", kinds, class_="legend")
     lead = note(f"Decoded from the tokens; {_BREAK} is a line break. Most faults first, then rows without one.")
     return section(
         "rows", f"Rows as the model sees them ({len(data.examples)})", lead, legend, map(_example, data.examples)
