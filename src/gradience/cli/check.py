@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +23,9 @@ from gradience.schema.reports import CheckReport
 T = TypeVar("T")
 
 _EXAMPLES = 10  # rows of the page
+_QUICK = 2.0  # seconds without a line of progress
+_EVERY = 0.5  # seconds between two lines
+_WIDTH = 60  # columns of such a line
 _EXPRESSION = set("()[]|*")
 
 
@@ -83,6 +88,26 @@ class Overrides:
         )
 
 
+def _progress() -> Callable[[int, int], None] | None:
+    """A function that keeps a line on stderr with the rows read and the time left; None if that is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    began = drawn = time.monotonic()
+
+    def draw(done: int, total: int) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - began < _QUICK or (now - drawn < _EVERY and done < total):
+            return
+        drawn = now
+        left = (total - done) * (now - began) / max(done, 1)
+        line = f"{done:,} of {total:,} rows, about {left:.0f} s left" if done < total else ""
+        sys.stderr.write(f"\r{line:<{_WIDTH}}\r")
+        sys.stderr.flush()
+
+    return draw
+
+
 def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
     """Check a data set and write its page; a name that is taken is refused before any work."""
     from gradience.io.atomic import refuse_file
@@ -91,7 +116,8 @@ def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
 
     html = options.html or Path()
     refuse_file(html, force=options.force)
-    report = check_data(options=replace(options, examples=options.examples or _EXAMPLES), check=given)
+    asked = replace(options, examples=options.examples or _EXAMPLES)
+    report = check_data(options=asked, check=given, progress=_progress())
     sources = [Path(source.path) for source in report.sources]
     write_page(report, html, sources=sources, force=options.force)
     return report
@@ -211,7 +237,7 @@ def check(
         if data_options.html is not None:
             report = _with_page(data_options, given)
         else:
-            report = check_data(options=data_options, check=given)
+            report = check_data(options=data_options, check=given, progress=_progress())
     from gradience.judge.check import source_locations  # the same
     from gradience.render.check import check_text  # after the check: --help needs none of it
 

@@ -7,6 +7,7 @@ their template writes. Other programs mask by turn, so their masks are rebuilt f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -117,13 +118,23 @@ class Tokeniser:
                 yield Fault(found[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
-        """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch."""
+        """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch.
+
+        The next batch is tokenised while the caller takes this one's rows.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            batches = self._batches(rows)
+            coming = pool.submit(next, batches, None)
+            while (some := coming.result()) is not None:
+                coming = pool.submit(next, batches, None)
+                yield from some
+
+    def _batches(self, rows: Iterable[Found]) -> Iterator[list[Tokenised | Fault]]:
         every = self.examples(rows)
         while some := list(islice(every, _BATCH)):
-            yield from (found for found in some if isinstance(found, Fault))
             usable = [found for found in some if not isinstance(found, Fault)]
-            if usable:
-                yield from self._prepare(self, usable)
+            faults = [found for found in some if isinstance(found, Fault)]
+            yield [*faults, *(self._prepare(self, usable) if usable else ())]
 
     def _canonical(self, row: Columns) -> Columns:
         chat = self.encoder is not None and (self.encoder.template is not None or bool(self.encoder.by_trainer))

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -46,12 +46,17 @@ _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KT
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
+_OFTEN: Final = 256  # rows between two reports of progress
 _NO_LIMIT: Final = 1 << 30  # tokens
 _BATCH: Final = 8  # default per_device_train_batch_size of transformers
 _CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
 _DEFAULTS: Final = DataOptions()
 _NO_CONFIG: Final = CheckOptions()
+
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Gets the rows read so far, and all that are to be read."""
 
 
 class Asked(NamedTuple):
@@ -71,6 +76,7 @@ class Asked(NamedTuple):
     limits: Limits
     batch_stated: bool = False
     clean: Path | None = None
+    progress: Progress | None = None
 
     @property
     def masking(self) -> Masking:
@@ -101,8 +107,11 @@ def measure_data(asked: Asked) -> DataReport:
     limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
     measure = Measure(shape, encoder, limits)
-    for row in tokeniser.run(source.rows(wanted)):
+    total = source.count if wanted is None else len(wanted)
+    for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
         measure.add(row)
+        if asked.progress is not None and (done % _OFTEN == 0 or done == total):
+            asked.progress(done, total)
         if held_out is not None and not isinstance(row, Fault):
             held_out.compare(row.columns)
     found = measure.result()
@@ -299,6 +308,7 @@ def check_data(
     *,
     options: DataOptions = _DEFAULTS,
     check: CheckOptions = _NO_CONFIG,
+    progress: Progress | None = None,
     **keywords: Any,
 ) -> CheckReport:
     """Check a data set by the rules, tokenised as its trainer would; and a configuration, if one is given.
@@ -311,6 +321,7 @@ def check_data(
             local cache; without one, one beside the adapter or the base is taken.
         check: a configuration and the rules, as for `check_config`; the base's config.json says how many classes it
             has, and the task `reward` reads preferences as RewardTrainer does.
+        progress: is called now and then with the rows read and the rows to read.
         keywords: single options of both records by name, such as `loss="all"`; they win over the records.
 
     Raises:
@@ -345,6 +356,7 @@ def check_data(
             samples=options.samples,
             task=given.task,
             clean=options.write_clean,
+            progress=progress,
             batch_stated=whole.config.training.batch_size is not None,
             limits=Limits(
                 batch_size=whole.config.training.batch_size or _BATCH,
