@@ -116,7 +116,7 @@ def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
 
     html = options.html or Path()
     refuse_file(html, force=options.force)
-    asked = replace(options, examples=options.examples or _EXAMPLES)
+    asked = replace(options, worst=options.worst or _EXAMPLES)
     report = check_data(options=asked, check=given, progress=_progress())
     sources = [Path(source.path) for source in report.sources]
     write_page(report, html, sources=sources, force=options.force)

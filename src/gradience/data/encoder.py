@@ -95,6 +95,8 @@ class Encoder:
         self.template_from = "" if facts.template is None else "the file given" if template else "the tokenizer"
         self.is_retemplated = False
         self.by_trainer, self.refusal = facts.by, facts.refusal
+        if trainer is not None and facts.by:
+            self.template_from = f"{trainer.name} ({facts.by})"
         self.eos, self.bos_id, self.pad_id = facts.eos, facts.bos_id, facts.pad_id
         self.pad_is_end = facts.pad_id is not None and facts.pad_id == facts.eos_id
         self.end_ids = frozenset(facts.end_ids)

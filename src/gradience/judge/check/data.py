@@ -148,7 +148,7 @@ def measure_data(asked: Asked) -> DataReport:
             *_uncounted(found.seen),
         ],
         turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
-        **_tokenizer(asked, encoder, shape, found.seen),
+        **_tokenizer(encoder, shape, found.seen),
         **found.fields,
     )
 
@@ -200,7 +200,7 @@ def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, 
     return {role: roles[role] for role in encoder.unwritten(roles)}
 
 
-def _tokenizer(asked: Asked, encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
+def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
@@ -209,9 +209,11 @@ def _tokenizer(asked: Asked, encoder: Encoder | None, shape: Shape, seen: RowsSe
         "pad_is_end": encoder.pad_is_end,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
+    if shape.format in {"text", "classification", "tokenised", "segments", "steps"}:
+        return found
     if encoder.by_trainer:
-        found["template"] = f"{asked.plan.program} ({encoder.by_trainer})"
-    elif encoder.template and shape.format not in {"text", "classification", "tokenised", "segments", "steps"}:
+        found["template"] = encoder.template_from
+    elif encoder.template:
         found["template"] = encoder.template_from
         found["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
         found["template_marks_answers"] = encoder.marks_answers
@@ -363,7 +365,7 @@ def check_data(
                 num_labels=_classes(whole.config, given.base),
                 seed=options.seed,
                 show_rows=options.show_rows,
-                examples=options.examples,
+                examples=options.worst,
             ),
         )
     )

@@ -58,7 +58,7 @@ class DataOptions:
     samples: Samples = SAMPLES
     seed: int = 0
     show_rows: bool = False
-    examples: int = 0
+    worst: int = 0
     write_clean: Path | None = None
 
     def refuse_bad(self) -> None:
@@ -71,9 +71,9 @@ class DataOptions:
             raise ConfigError(
                 f"--samples: expected a number of rows or all, got {self.samples}", advice="correct the option"
             )
-        if not 0 <= self.examples <= MOST_EXAMPLES:
+        if not 0 <= self.worst <= MOST_EXAMPLES:
             raise ConfigError(
-                f"--examples: expected a number of rows from 0 to {MOST_EXAMPLES}, got {self.examples}",
+                f"--worst: expected a number of rows from 0 to {MOST_EXAMPLES}, got {self.worst}",
                 advice="correct the option",
             )
         if self.seed < 0:
