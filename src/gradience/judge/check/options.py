@@ -40,8 +40,7 @@ class DataOptions:
         Seed of the sample.
     show_rows:
         Show the text of rows that a finding names.
-
-    Examples:
+    worst:
         Rows to show as the model sees them, with what is in the loss: those with the most faults first.
     write_clean:
         New .jsonl file for the rows without exact repetitions, rows of the evaluation set, empty answers and broken
