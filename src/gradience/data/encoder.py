@@ -99,6 +99,7 @@ class Encoder:
             self.template_from = f"{trainer.name} ({facts.by})"
         self.eos, self.bos_id, self.pad_id = facts.eos, facts.bos_id, facts.pad_id
         self.pad_is_end = facts.pad_id is not None and facts.pad_id == facts.eos_id
+        self.size = facts.size
         self.end_ids = frozenset(facts.end_ids)
         self.control_ids = frozenset(facts.control_ids)
         self.special_ids = frozenset(facts.special_ids)

@@ -8,7 +8,7 @@ import re
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -64,6 +64,9 @@ _SPOKEN: Final = (
 _TOKENS: Final = ("input_ids", "labels")
 _TURN: Final = ("role", "content", "tool_calls", "function_call", "reasoning_content", "text", "label")
 _END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
+_PADDED: Final = 2  # padding tokens at the end of a row, of which one may stand for an end
+_IGNORED: Final = -100  # label of a token that the loss ignores
+_ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
@@ -164,6 +167,8 @@ class Measure:
         self._shape, self._limits = shape, limits
         self._ends = encoder.end_ids if encoder is not None else frozenset()
         self._controls = encoder.control_ids if encoder is not None else frozenset()
+        self._size = encoder.size if encoder is not None else None
+        self._pad = encoder.pad_id if encoder is not None and not encoder.pad_is_end else None
         self._bos = encoder.bos_id if encoder is not None else None
         self._has_tokens_loss = shape.trainer in {"sft", "dpo", "kto"}
         self._count: Counter[str] = Counter()
@@ -238,6 +243,7 @@ class Measure:
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
+            "labels_alike": _alike(self._labels),
             "shares": self._shares if self._has_tokens_loss else [],
             "examples": self._examples.result(self._encoder),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
@@ -326,11 +332,22 @@ class Measure:
         return {role: self._rows(_ROLE + role) for role in sorted(self._roles)}
 
     def _seen_in_tokens(self, row: Tokenised) -> list[str]:
-        found: list[str] = []
+        found = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
         for sequence in row.sequences:
             self._lengths.append(len(sequence.ids))
             self._owners.append(row.number)
             found += [name for name in self._seen_in_sequence(sequence, row) if name not in found]
+        return found
+
+    def _seen_in_given(self, columns: Columns) -> list[str]:
+        """The names of what a row shows that is tokenised already."""
+        ids: list[int] = columns["input_ids"]
+        labels: list[int] = columns.get("labels", ids)
+        found = _of_labels(ids, labels)
+        if self._size and not all(0 <= one < self._size for one in ids):
+            found.append("unknown_ids")
+        if self._pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [self._pad] * _PADDED:
+            found.append("padding_supervised")
         return found
 
     def _seen_in_sequence(self, sequence: TokenSequence, row: Tokenised) -> list[str]:
@@ -433,6 +450,15 @@ class Measure:
             self._note("label_out_of_range", row.number, text)
 
 
+def _of_labels(ids: list[int], labels: list[int]) -> list[str]:
+    """The names of what labels show that are not the ids of their tokens."""
+    kept = [i for i, label in enumerate(labels) if label != _IGNORED]
+    if not kept or 2 * sum(labels[i] != ids[i] for i in kept) < len(kept):
+        return []
+    after = sum(i + 1 < len(ids) and labels[i] == ids[i + 1] for i in kept)
+    return ["labels_differ", *(["labels_shifted"] if 2 * after > len(kept) else [])]
+
+
 def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
     """The names of what a mask shows: nothing in the loss, all of it, or the beginning in place of the end."""
     if not supervised:
@@ -461,6 +487,13 @@ def _encoded(value: Json) -> bytes:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=12).digest()
+
+
+def _alike(labels: Iterable[str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    return [sorted(group) for group in groups.values() if len(group) > 1][:_ALIKE]
 
 
 def _lengths(lengths: array[int], owners: array[int], limit: int | None) -> Lengths:

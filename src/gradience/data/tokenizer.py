@@ -42,6 +42,8 @@ class Facts(msgspec.Struct):
     end_ids: list[int] = []
     control_ids: list[int] = []
     special_ids: list[int] = []
+    size: int = 0
+    """The number of tokens, added ones included."""
     controls: list[str] = []
     """The added tokens, as text."""
     by: str = ""
@@ -92,6 +94,7 @@ class Tokenizer:
             "end_ids": _end_ids(Path(self._folder), held.eos_token_id),
             "control_ids": sorted(held.get_added_vocab().values()),
             "special_ids": sorted(held.all_special_ids),
+            "size": len(held),
             "controls": sorted(held.get_added_vocab()),
             "by": self._program.template if self._program is not None else "",
             "refusal": self._refusal,

@@ -107,6 +107,17 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     roles_out_of_order: Annotated[
         Rows, about("Two turns of one side follow each other, or a system turn is not the first.")
     ] = Rows()
+    labels_differ: Annotated[Rows, about("At least half of the supervised labels are not the ids of their tokens.")] = (
+        Rows()
+    )
+    labels_shifted: Annotated[Rows, about("They are those of the next tokens.")] = Rows()
+    unknown_ids: Annotated[Rows, about("A token id is not one of the tokenizer's.")] = Rows()
+    padding_supervised: Annotated[Rows, about("The row ends in padding that is in the loss.")] = Rows()
+    missing_value: Annotated[Rows, about("An answer is a missing value as a program writes it, such as nan.")] = Rows()
+    loops: Annotated[Rows, about("An answer is for the most part one sentence again and again.")] = Rows()
+    placeholder: Annotated[Rows, about("An answer holds a placeholder that was to be filled in.")] = Rows()
+    escaped_letters: Annotated[Rows, about("An answer holds letters as escapes of JSON.")] = Rows()
+    speaker_label: Annotated[Rows, about("An answer that is a turn begins with a speaker's name, as text.")] = Rows()
     empty_prompt: Annotated[Rows, about("What is asked is empty.")] = Rows()
     template_twice: Annotated[Rows, about("A message holds control tokens that the chat template writes.")] = Rows()
     foreign_tokens: Annotated[
@@ -312,6 +323,9 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
+    labels_alike: Annotated[
+        list[list[str]], about("Labels that differ in capitals or blanks only, the first of them.")
+    ] = []
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: Overlap | None = None
