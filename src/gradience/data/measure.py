@@ -64,6 +64,7 @@ _SPOKEN: Final = (
 _TOKENS: Final = ("input_ids", "labels")
 _TURN: Final = ("role", "content", "tool_calls", "function_call", "reasoning_content", "text", "label")
 _END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
+_DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
 _PADDED: Final = 2  # padding tokens at the end of a row, of which one may stand for an end
 _IGNORED: Final = -100  # label of a token that the loss ignores
 _ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
@@ -178,6 +179,7 @@ class Measure:
         self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
         self._hashes: set[bytes] = set()
         self._answers: Counter[bytes] = Counter()
+        self._answered = 0
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
@@ -231,7 +233,7 @@ class Measure:
             "seen": seen,
             "faults": self._faults,
             "answers": Answers(
-                rows=self._answers.total(),
+                rows=self._answered,
                 most_common=max(self._answers.values(), default=0),
                 distinct=len(self._answers),
             ),
@@ -275,7 +277,10 @@ class Measure:
         if any(not answer.strip() for answer in answers):
             found.append("empty_answer")
         if answers:
-            self._answers[_digest("\0".join(answers[:1]).encode("utf-8", "replace"))] += 1
+            self._answered += 1
+            key = _digest("\0".join(answers[:1]).encode("utf-8", "replace"))
+            if key in self._answers or len(self._answers) < _DISTINCT:  # one that many rows share is among the first
+                self._answers[key] += 1
         found += self._seen_in_text(row.columns)
         self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in found)
         return found
