@@ -46,6 +46,7 @@ _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KT
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
+_OF_THE_TOKENIZER: Final = frozenset({"axolotl", "llama-factory"})
 _OFTEN: Final = 256  # rows between two reports of progress
 _NO_LIMIT: Final = 1 << 30  # tokens
 _BATCH: Final = 8  # default per_device_train_batch_size of transformers
@@ -185,7 +186,8 @@ def _prompt(asked: Asked, encoder: Encoder | None) -> str:
     assumed = "assumed: the tokenizer's chat template"
     if not asked.plan.stated:
         return f"{assumed}, as SFTTrainer applies it; no recipe says which program trains"
-    if program == "trl" or str(named).startswith("tokenizer_default") or (program == "axolotl" and named is None):
+    is_own = named is None and program in _OF_THE_TOKENIZER  # they take the tokenizer's if none is named
+    if program == "trl" or is_own or str(named).startswith("tokenizer_default"):
         return ""
     own = f"its own template {named!r}" if named else "the template that it has for the model"
     why = f"; it is installed and cannot be used: {encoder.refusal}" if encoder.refusal else ""
