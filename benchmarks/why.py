@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,29 @@ import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, set_seed
-from wired import BATCH, ROWS, SAVED, STEPS, Row, fit, live, llama, loader, loop, module, quiet, rows, trainer, trl
+from wired import (
+    BATCH,
+    ROWS,
+    SAVED,
+    STEPS,
+    Row,
+    fit,
+    live,
+    llama,
+    loader,
+    loop,
+    module,
+    quiet,
+    rows,
+    trainer,
+    trl,
+    unheard,
+)
 
 from gradience import explain_difference
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "seed": {"seed": 50},
+    "seed": {"shift": 50},
     "order": {"order": 7},
     "batch_size": {"batch": 2 * BATCH},
     "accumulation": {"micro": 2},
@@ -57,7 +75,7 @@ def _data(given: dict[str, Any]) -> list[Row]:
 
 def run_trainer(out: Path, seed: int, **given: Any) -> None:
     """Train with the Trainer; `order` reorders the data set."""
-    seed += given.get("seed", 0)
+    seed += given.get("shift", 0)
     data, first = _data(given), given.get("order", 0)
     trainer(
         out, _model(seed, given), data=data[first:] + data[:first], seed=seed, warmup_steps=given.get("warmup", 0),
@@ -70,7 +88,7 @@ def run_sft(out: Path, seed: int, **given: Any) -> None:
     """Train with TRL; `order` is its data_seed."""
     import wired
 
-    seed += given.get("seed", 0)
+    seed += given.get("shift", 0)
     usual = wired.texts
     if "changed" in given:
         lines = usual("text").to_list()
@@ -88,7 +106,7 @@ def run_sft(out: Path, seed: int, **given: Any) -> None:
 
 def run_loop(out: Path, seed: int, **given: Any) -> None:
     """Train in a loop whose run_start says nothing of the settings; `order` seeds the loader."""
-    seed += given.get("seed", 0)
+    seed += given.get("shift", 0)
     model = _model(seed, given)
     optimizer = torch.optim.AdamW(live(model), lr=given.get("rate", 1e-3))
     set_seed(seed)
@@ -105,7 +123,7 @@ def run_lightning(out: Path, seed: int, **given: Any) -> None:
     """Fit with Lightning; `order` seeds the loader."""
     import lightning
 
-    seed += given.get("seed", 0)
+    seed += given.get("shift", 0)
     model = _model(seed, given)
 
     def configure(self: Any) -> Any:
@@ -218,25 +236,23 @@ def main() -> None:
         for seed in options.seeds if options.stack or stack == "trainer" else options.seeds[:1]:
             with tempfile.TemporaryDirectory() as folder:
                 _measure(stack, seed, Path(folder), options.only, score)
-        print(f"{stack}: {score.told} of {score.of}")
+        print(f"{stack}: {score.told} of {score.of}", flush=True)
 
 
 def _measure(stack: str, seed: int, folder: Path, only: list[str], score: Score) -> None:
     if stack == "resume":
         for cause, change in RESUMES.items():
-            resumed(folder / cause, seed, change)
+            with unheard():
+                resumed(folder / cause, seed, change)
             score.take(f"{stack} {seed} {cause}", folder / cause, folder / cause, cause)
         return
-    if stack == "across":
-        run_in_order(folder / "first", seed, by_loop=False)
-        for cause, change in ACROSS.items():
-            run_in_order(folder / cause, seed, by_loop=True, **change)
-            score.take(f"{stack} {seed} {cause}", folder / "first", folder / cause, cause)
-        return
-    train = STACKS[stack]
-    train(folder / "first", seed)
-    for cause in only:
-        train(folder / cause, seed, **CHANGES[cause])
+    train: Callable[..., None] = STACKS.get(stack) or partial(run_in_order, by_loop=True)
+    first: Callable[..., None] = STACKS.get(stack) or partial(run_in_order, by_loop=False)
+    with unheard():
+        first(folder / "first", seed)
+    for cause, change in ACROSS.items() if stack == "across" else [(cause, CHANGES[cause]) for cause in only]:
+        with unheard():
+            train(folder / cause, seed, **change)
         if cause == "version":
             of_another_version(folder / cause)
         score.take(f"{stack} {seed} {cause}", folder / "first", folder / cause, cause)

@@ -304,7 +304,7 @@ def recomputed_with_inputs_that_need_no_gradient(out: Path) -> None:
     trainer(out, model, **arguments)
 
 
-@case("accelerate", "WIR181")
+@case("accelerate", "WIR181", "WIR173")
 def accelerate_recomputing_without_gradients_beside_a_trained_norm(out: Path) -> None:
     model = unfrozen(llama(), "model.norm")
     model.base_model.model.gradient_checkpointing_enable({"use_reentrant": True})

@@ -193,15 +193,17 @@ def test_a_resume_is_compared_with_its_save(fit, tmp_path, log):
     keep = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, **checkpoints)
     given = {"accelerator": "cpu", "default_root_dir": tmp_path, **QUIET, "enable_checkpointing": True}
     recorder = GradienceCallback(verbose=False)
-    lightning.Trainer(max_epochs=1, callbacks=[recorder, keep], **given).fit(module(lora=True), data(64))
+    lightning.Trainer(max_epochs=1, callbacks=[recorder, keep], **given).fit(module(lora=True), data(64), data(16))
 
     def forget(self, checkpoint):
         checkpoint["optimizer_states"] = [{**state, "state": {}} for state in checkpoint["optimizer_states"]]
 
     made = module(lora=True)
     made.on_load_checkpoint = forget.__get__(made)
-    trainer = lightning.Trainer(max_epochs=2, callbacks=[GradienceCallback(verbose=False)], **given)
-    trainer.fit(made, data(64), ckpt_path=tmp_path / "step=8.ckpt", weights_only=False)
+    trainer = lightning.Trainer(max_epochs=2, callbacks=[GradienceCallback(verbose=False), keep], **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the folder is not empty
+        trainer.fit(made, data(64), data(16), ckpt_path=tmp_path / "step=8.ckpt", weights_only=False)
     events = log(tmp_path)
     assert ("save", 8) in [(e.phase, e.step) for e in events.of("wiring")]
     assert [(e.code, e.step) for e in events.of("alert")] == [("WIR176", 8)]

@@ -392,27 +392,23 @@ def test_an_adapter_merged_before_a_step_that_fails_is_named(tmp_path):
     assert alerts(tmp_path) == {"WIR174": 1}
 
 
-def test_a_loop_that_begins_its_data_anew_is_named_by_its_rows(tmp_path):
+@pytest.mark.parametrize(("skip", "expected"), [(8, {}), (0, {"WIR177": 16})])
+def test_a_loop_that_begins_its_data_anew_is_named_by_its_rows(tmp_path, skip, expected):
     model = llama()
     optimizer = torch.optim.AdamW(trained(model))
-
-    def go(begin, **given):
-        loader = torch.utils.data.DataLoader(sys.modules["hf_training"].sequences(64), 4)
-        with TelemetryWriter(tmp_path / "run.jsonl", run_id=given.get("run_id")) as log:
+    loader = torch.utils.data.DataLoader(sys.modules["hf_training"].sequences(64), 4)
+    run_id = None
+    for begin, first in ((0, 0), (8, skip)):
+        with TelemetryWriter(tmp_path / "run.jsonl", run_id=run_id) as log:
             log.run_start({}, resumed_from_step=begin or None)
             wires = log.watch(model, optimizer, verbose=False, loader=loader)
-            for batch in list(loader)[given.get("skip", 0) :][:8]:
+            for batch in list(loader)[first:][:8]:
                 model.train()(**batch).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
             wires.saved()
-        return log.run_id
-
-    run_id = go(0)
-    go(8, run_id=run_id, skip=8)
-    assert alerts(tmp_path) == {}
-    go(8, run_id=run_id)
-    assert alerts(tmp_path) == {"WIR177": 16}
+        run_id = log.run_id
+    assert alerts(tmp_path) == expected
 
 
 def test_a_detached_layer_is_named_after_the_first_steps(tmp_path):

@@ -162,6 +162,8 @@ def test_gradients_that_do_not_arrive(wiring: Wiring, expected: str | None):
 def test_frozen_inputs_are_named_and_forgotten_once_a_gradient_arrives():
     assert one("WIR181", look(frozen_inputs=True)) is not None
     assert one("WIR181", look(frozen_inputs=True), gradients(8, reached=8)) is None
+    assert one("WIR181", look(frozen_inputs=True), gradients(8, reached=1, silent=4)) is not None  # that of a norm
+    assert one("WIR181", look(frozen_inputs=True), gradients(8, reached=1, modules=0)) is None
     (said,) = found(
         "WIR173", look("gradients", 1, frozen_inputs=True, gradients={"steps": 1, "tensors": 8, "detached": 8})
     )

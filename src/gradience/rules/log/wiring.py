@@ -218,8 +218,8 @@ def _none_at_all(wiring: Wiring, of: GradientWiring) -> Observation:
 
 def _inputs_frozen(facts: RunFacts) -> Observation | None:
     wiring = next((wiring for wiring in _of(facts, "start", "resume") if wiring.frozen_inputs), None)
-    reached = any(wiring.gradients is not None and wiring.gradients.reached for wiring in facts.wirings)
-    if wiring is None or reached:
+    looks = [each.gradients for each in facts.wirings if each.gradients is not None]
+    if wiring is None or any(of.silent < of.modules if of.modules else of.reached > 0 for of in looks):
         return None
     return Observation(
         "Activations are recomputed by reentrant checkpointing, and the inputs need no gradient: none will flow.",
