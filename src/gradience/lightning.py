@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from gradience.announce import Place
 from gradience.configs.settings import Draft, overlay
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
@@ -47,11 +49,13 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
         digests: record digests of each step's batches and of the random states, for `gradience why`.
         verbose: log findings through logging (logger `gradience`); they are recorded in any case.
+        announce: where findings and the run's story are told too: the places of `gradience.announce`.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
 
     Raises:
         ValueError: an argument is out of its range.
+        GradienceError: a place to announce to is not known, or its package is missing.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         wiring: bool = True,
         digests: bool = True,
         verbose: bool = True,
+        announce: Iterable[Place] = (),
         allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
@@ -73,7 +78,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._given = config or ConfigSnapshot()
         self._every = every
         self._stop_on = live_ids(stop_on)
-        self._voice = Voice(loud=verbose)
+        self._voice = Voice(loud=verbose, announce=announce)
         self._recorder = RunRecorder(allow_text=allow_text)
         self._meta = dict(meta or {})
         self._wanted = Wanted(wiring, digests)
@@ -100,7 +105,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
                 meta = {**_run_meta(pl_module), **self._meta}
                 self._recorder.start(path, config, meta, training=trainer, step=trainer.global_step)
                 if not self._recorder.joined:
-                    self._voice.config(config)
+                    self._voice.begin(path.parent)
+                    self._voice.config(config, trainer.global_step)
         if self._wanted.wiring and not self._recorder.joined and (trainer.is_global_zero or self._stop_on):
             with self._recorder:
                 self._watch(trainer, pl_module)
@@ -177,6 +183,9 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._lookout = None
         with self._recorder:
             self._recorder.finish(trainer.global_step, trainer.max_steps, self._stopped)
+        if self._recorder.log is not None and trainer.is_global_zero and not self._recorder.joined:
+            with suppress(Exception):  # what is only said must not end a training
+                self._voice.ended(self._recorder.log)
 
     def _watch(self, trainer: Any, module: Any) -> None:
         """Look at what is trained, and follow it; first end what watched an earlier fit."""
