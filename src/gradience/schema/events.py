@@ -32,9 +32,11 @@ from gradience.schema.wiring import (
     AdapterWiring,
     DataWiring,
     Digest,
+    EvaluationWiring,
     GradientWiring,
     OptimizerWiring,
     ParameterGroup,
+    PassWiring,
     SavedWiring,
     ScheduleWiring,
 )
@@ -280,13 +282,21 @@ _PARTS: Final[dict[str, type[Checked]]] = {
     "data": DataWiring,
     "saved": SavedWiring,
     "gradients": GradientWiring,
+    "passes": PassWiring,
+    "evaluation": EvaluationWiring,
 }
 
 
 class Wiring(EventBase, frozen=True, tag="wiring"):
     """What is trained, as seen in the model, the optimizer and the schedule at one moment."""
 
-    phase: Annotated[str, about("`start`, `resume`, `save`, or `gradients`: after the first steps.")]
+    phase: Annotated[
+        str,
+        about(
+            "`start`, `resume`, `save`, or `gradients`: after the first steps. `pass` and `evaluation`: the model is "
+            "called in another way than before, or not."
+        ),
+    ]
     groups: Annotated[list[ParameterGroup], about("The model's parameters by kind.")] = []
     adapter: AdapterWiring | None = None
     optimizer: OptimizerWiring | None = None
@@ -294,6 +304,8 @@ class Wiring(EventBase, frozen=True, tag="wiring"):
     data: DataWiring | None = None
     saved: SavedWiring | None = None
     gradients: GradientWiring | None = None
+    passes: PassWiring | None = None
+    evaluation: EvaluationWiring | None = None
     checkpointing: Annotated[bool, about("Whether activations are recomputed.")] = False
     frozen_inputs: Annotated[
         bool, about("Whether reentrant checkpointing gets inputs that need no gradient, so none flows.")
