@@ -289,6 +289,7 @@ STATED: dict[str, dict[str, Any]] = {
     "telemetry.lines": {"_SHORT_PART": 4, "_SHOWN": 80},
     "telemetry.logfile": {"FSYNC_INTERVAL_S": 5.0, "_PRIVATE_MODE": 0o600, "_BEYOND": (1 << 31) - 1},
     "telemetry.redact": {"_SCANNED_KEY": 1024},
+    "telemetry.series": {"FIRST_FED": 64, "_NEWEST_FED": 4096},
     "telemetry.secrets": {"_TOKEN": 16, "_PAIRED": 8, "_PAIR": 2, "_LONG": 24},
     "telemetry.tokens": {"_OFTEN": 0.42},
     "schema.flat": {"_SHOWN": 80},

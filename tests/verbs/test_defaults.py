@@ -86,6 +86,8 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ParameterGroup.sampled": 1,
         "ParameterGroup.frozen_sampled": 1,
         "OptimizerWiring.sampled": 1,
+        "PassWiring.training": True,
+        "EvaluationWiring.called": True,
     },
     "io.confined": {"Limits.memory": 2 << 30, "Limits.seconds": 10.0},
     "data.encoder": {"Encoder.masks": True},

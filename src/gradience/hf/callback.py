@@ -17,7 +17,7 @@ from gradience.configs.values import short_name
 from gradience.data import template_digest
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
-from gradience.hf.trainer_wires import TrainerWires, Wanted
+from gradience.hf.trainer_wires import CallbackWires, Wanted
 from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema import TaskProfile
 from gradience.schema.document import Finding
@@ -91,7 +91,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._watch: Any = None
         self._data = data
         self._wanted = Wanted(wiring, digests)
-        self._wiring: TrainerWires | None = None
+        self._wiring: CallbackWires | None = None
         self._batches: BatchWatch | None = None
         self._data_recorded = False
         self._fed: Values = {}
@@ -172,6 +172,9 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         if self._recorder.joined or not (state.is_world_process_zero or self._lookout):
             return
         with self._recorder:
+            if self._wiring is not None:
+                self._wiring.evaluated(state.global_step)
+                self._heed(state.global_step, self._wiring.take(), control)
             evals = split_row(dict(metrics or {})).evals
             self._take_evals(state.global_step, evals, kwargs.get("eval_dataloader"), control)
 
@@ -218,7 +221,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         """Record what is trained at a save, and what the checkpoint's adapter file holds."""
         if self._wiring is not None:
             with self._recorder:
-                self._wiring.saved(args, state.global_step)
+                self._wiring.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
                 self._heed(state.global_step, self._wiring.take(), control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
@@ -331,8 +334,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._wiring.close()
         recorder = self._recorder if state.is_world_process_zero else None
         assert self._lookout is not None  # noqa: S101  # made as training begins
-        self._wiring = TrainerWires(self._lookout, recorder, self._wanted.digests)
-        self._wiring.begin(args, state, shown)
+        self._wiring = CallbackWires(self._lookout, recorder, self._wanted.digests)
+        self._wiring.begin_trainer(args, state, shown)
         self._heed(state.global_step, self._wiring.take(), control)
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
