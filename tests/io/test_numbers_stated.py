@@ -70,6 +70,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_SHARES": 20,
         "_DISTINCT": 100_000,
         "_PADDED": 2,
+        "_CLASSES": 256,
         "_ALIKE": 5,
         "_IGNORED": -100,
     },
