@@ -96,7 +96,7 @@ def run(
     apart = max(1, rows // max(1, len(held_out))) * every
     history = [evaluation(apart * (i + 1), loss, accuracy=accuracy, n=n) for i, loss in enumerate(held_out)]
     steps = [every * (i + 1) for i in range(rows)]
-    training = TrainingSnapshot(extras={"trainer": kind} if kind else {}, **more.pop("training", {}))
+    training = TrainingSnapshot(**{"extras": {"trainer": kind} if kind else {}, **more.pop("training", {})})
     return RunFacts(
         series=Series(
             steps,
@@ -529,6 +529,12 @@ def at_the_end(norm: float) -> RunFacts:
 def fed(**counts: Any) -> RunFacts:
     """What the recorder saw of the batches."""
     return run(FALL, data={"rows": 100, "tokens": 100, "supervised": 100, "rows_unsupervised": 0, **counts})
+
+
+def packed(strategy: str | None) -> RunFacts:
+    """Rows at the limit of a run that packs in TRL's way of this name; None without packing."""
+    trl = {"packing": strategy is not None, "packing_strategy": strategy or "wrapped"}
+    return run(FALL, data={**fed().data, "rows_at_limit": 100}, training={"extras": {"trl": trl}})
 
 
 def announced(tokens: int, *, share: float | None = None, length: float | None = None, rows: int = 100) -> RunFacts:
@@ -1544,6 +1550,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda n: fed(rows_at_limit=n), {4: None, 5: "warning"}),
             At(lambda n: fed(rows_at_limit=n, rows=0), {5: None}),
             At(lambda n: fed(rows_at_limit=n, rows=None), {5: None, None: "?"}),
+            At(packed, {"wrapped": "?", "bfd_split": "?", "bfd": "warning", None: "warning"}),
         ],
     ),
     "DAT307": Entry(

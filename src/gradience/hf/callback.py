@@ -13,6 +13,8 @@ import msgspec
 from transformers import TrainerCallback
 
 from gradience.announce import Place
+from gradience.configs.values import short_name
+from gradience.data import template_digest
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.trainer_wires import CallbackWires, Wanted
@@ -92,6 +94,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._wiring: CallbackWires | None = None
         self._batches: BatchWatch | None = None
         self._data_recorded = False
+        self._fed: Values = {}
+        self._program: Values = {}
         self._meta = dict(meta or {})
         self._recorder = RunRecorder(allow_text=allow_text)
         self._finalizer: weakref.finalize[[], GradienceCallback] | None = None
@@ -104,6 +108,21 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._voice = Voice(loud=verbose, announce=announce)
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
+
+    def take_program(
+        self, *, dataset: str | None = None, template: str | None = None, max_length: int | None = None
+    ) -> None:
+        """Take what a program says of its data, where the Trainer does not know it; recorded with the batches' counts.
+
+        Args:
+            dataset: its name, or its file's.
+            template: the program's name of the prompt template.
+            max_length: the length at which rows are cut, in tokens.
+        """
+        names = {"dataset": dataset, "template": template}
+        self._program = {key: short_name(name) for key, name in names.items() if name}
+        if isinstance(max_length, int):
+            self._program["max_length"] = max_length
 
     def __enter__(self) -> Self:
         """Begin a block in which training runs."""
@@ -124,7 +143,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
                 self._begin(args, state, kwargs)
             if not self._recorder.joined:
                 with self._recorder:
-                    self._watch_batches(args, kwargs["model"])
+                    self._watch_batches(args, kwargs)
         elif self._stop_on:  # all processes must stop together, so each judges the same rows
             with self._recorder:
                 self._lookout = Lookout(self._config(args, state, kwargs), self._stop_on)
@@ -329,14 +348,16 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
 
         self._record_metrics(step, "spectral", spectral_metrics(model))
 
-    def _watch_batches(self, args: Any, model: Any) -> None:
+    def _watch_batches(self, args: Any, shown: Mapping[str, Any]) -> None:
         """Begin to count what the model is fed; first remove the hook of an earlier training."""
         if self._batches is not None:
             self._batches.close()
         self._batches, self._data_recorded = None, False
         if self._data:
-            length = getattr(args, "max_length", None)
-            self._batches = watch_batches(model, max_length=length if isinstance(length, int) else None)
+            length = self._program.get("max_length", getattr(args, "max_length", None))
+            self._batches = watch_batches(shown["model"], max_length=length if isinstance(length, int) else None)
+            digest = template_digest(getattr(shown.get("processing_class"), "chat_template", None))
+            self._fed = {**self._program, **({"template_digest": digest} if digest else {})}
 
     def _record_data(self, step: int) -> None:
         """Record the counts of the batches, and what a check of the data announced."""
@@ -345,7 +366,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._data_recorded = True
         report = self._data.data if isinstance(self._data, CheckReport) else None
         announced = {} if report is None else {"announced": announced_by(report)}
-        self._record_metrics(step, "data", {**self._batches.values(), **announced})
+        self._record_metrics(step, "data", {**self._fed, **self._batches.values(), **announced})
 
     def _arm(self, args: Any, state: Any, model: Any) -> None:
         from gradience.hf.guard import Guard, Watch  # only where asked for

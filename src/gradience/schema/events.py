@@ -125,6 +125,11 @@ class TrainingSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     max_length: Annotated[int, about("Tokens per sequence.")] | None = None
     extras: Extras = {}
 
+    @property
+    def planned_steps(self) -> int | None:
+        """The limit on optimizer steps; None if there is none, which transformers writes as -1 or 0."""
+        return self.max_steps if self.max_steps is not None and self.max_steps > 0 else None
+
 
 class ConfigSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     """The configuration of one run; only values on an allow-list are collected."""

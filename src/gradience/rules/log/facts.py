@@ -154,7 +154,7 @@ class RunFacts:
     @property
     def max_steps(self) -> int | None:
         """The planned number of steps."""
-        return self.config.training.max_steps
+        return self.config.training.planned_steps
 
     @cached_property
     def loss(self) -> Curve:
