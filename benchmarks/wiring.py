@@ -1,6 +1,6 @@
 """What the looks at a training cost: a LoRA of a small Llama, with no callback, a plain one, and one that looks.
 
-    python benchmarks/wiring.py
+    python benchmarks/wiring.py  # some three minutes on a core that nothing else uses
 
 The Trainer runs in turns without a callback, with `GradienceCallback(wiring=False, digests=False)` and with the looks
 and the digests of batches and random states that are on by default. Each step has a batch of 8 rows of 256 tokens. A
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from wired import unheard
 
 from gradience.hf import GradienceCallback
 
@@ -60,7 +61,8 @@ def run(steps: int, callback: TrainerCallback | None) -> tuple[float, int]:
         ids = torch.randint(0, 512, (ROWS * 4, TOKENS), generator=torch.Generator().manual_seed(1))
         data = [{"input_ids": row, "labels": row} for row in ids]
         callbacks = [clock, *([] if callback is None else [callback])]
-        Trainer(model(), args, train_dataset=data, callbacks=callbacks).train()
+        with unheard():
+            Trainer(model(), args, train_dataset=data, callbacks=callbacks).train()
         log = Path(out) / "run.jsonl"
         size = log.stat().st_size if log.exists() else 0
     return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1), size

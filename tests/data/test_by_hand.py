@@ -15,12 +15,21 @@ from gradience.data.rows import Fault
 from gradience.data.signs import Own
 from gradience.data.tokens import Sequence, Tokenised
 
-BOS, END, TURN = 1, 2, 3  # the tokens that end: generation; and a turn, as a control token
+BOS, END, TURN, PAD = 1, 2, 3, 4  # the tokens that end: generation; and a turn, as a control token
+SIZE = 1000
 
 
 def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits: Any) -> Any:
     """The counts of rows of (ids, mask), or of whole `Tokenised` rows."""
-    encoder = SimpleNamespace(end_ids=frozenset({END}), control_ids=frozenset({END, TURN}), bos_id=BOS, own=Own())
+    encoder = SimpleNamespace(
+        end_ids=frozenset({END}),
+        control_ids=frozenset({END, TURN}),
+        bos_id=BOS,
+        pad_id=PAD,
+        pad_is_end=False,
+        size=SIZE,
+        own=Own(),
+    )
     measure = Measure(Shape(form, trainer), encoder, Limits(**limits))
     for number, row in enumerate(rows, 1):
         is_made = isinstance(row, Tokenised | Fault)
@@ -220,3 +229,48 @@ def test_rows_are_near_from_four_fifths_of_their_trigrams_on(length, near):
     rows.read([(3, words(*range(22)))])
     rows.compare(words(*range(length)))
     assert len(rows._near) == near
+
+
+def given(ids: list[int], labels: list[int] | None = None) -> Tokenised:
+    """A row that is tokenised already."""
+    columns = {"input_ids": ids, **({} if labels is None else {"labels": labels})}
+    return Tokenised(1, columns, (Sequence(ids, None if labels is None else [int(one != -100) for one in labels]),))
+
+
+def of_given(*rows: Tokenised) -> dict[str, int]:
+    found = seen(*rows)
+    return {name: found[name] for name in ("unknown_ids", "padding_supervised", "labels_differ") if name in found}
+
+
+def test_rows_that_are_tokenised_already_are_held_against_the_tokenizer() -> None:
+    assert of_given(given([0, SIZE - 1])) == {}
+    assert of_given(given([0, SIZE])) == {"unknown_ids": 1}
+    assert of_given(given([-1, 5])) == {"unknown_ids": 1}
+    assert of_given(given([5, PAD, PAD], [5, PAD, PAD])) == {"padding_supervised": 1}
+    assert of_given(given([5, PAD, PAD], [5, PAD, -100])) == {}
+    assert of_given(given([5, 6, PAD], [5, 6, PAD])) == {}  # one may stand for an end
+    assert of_given(given([500, 600, 700], [600, 700, -100])) == {"labels_differ": 1}
+
+
+def test_the_share_of_a_sequence_in_the_loss_is_a_histogram() -> None:
+    rows = [([5] * 20, [0] * 20), ([5] * 20, [1] * 20), ([5] * 20, [0] * 19 + [1]), ([5] * 20, [0, 1] * 10)]
+    shares = measured(*rows).fields["shares"]
+    assert {place: n for place, n in enumerate(shares) if n} == {0: 1, 1: 1, 10: 1, 19: 1}
+    assert sum(measured(([5] * 20, [0] * 10 + [1] * 10), max_length=10).fields["shares"]) == 0  # TRL drops the row
+
+
+def test_what_becomes_of_a_row_over_the_limit_is_counted_as_the_trainer_does_it() -> None:
+    row = ([5] * 40, [0] * 30 + [1] * 10)
+    kept = {how: measured(row, max_length=20, overlong=how) for how in ("cut", "cut_left", "shared", "left_out")}
+    assert {how: (one.tokens.kept, one.tokens.supervised) for how, one in kept.items()} == {
+        "cut": (0, 0),
+        "cut_left": (20, 10),
+        "shared": (20, 5),
+        "left_out": (0, 0),
+    }
+    assert {how: one.seen.question_cut.count for how, one in kept.items()} == {
+        "cut": 0,
+        "cut_left": 0,
+        "shared": 1,
+        "left_out": 0,
+    }

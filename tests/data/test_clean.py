@@ -95,3 +95,31 @@ def test_a_template_of_another_program_is_named(tmp_path: Path, tok: Path) -> No
         assert report.data is not None
         assert expected in report.data.prompt
         assert bool(report.data.prompt) is bool(name)
+
+
+def test_the_page_shows_the_rows_and_takes_no_file_s_place(
+    tmp_path: Path, tok: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = [{"messages": [ask("why is bread warm?"), say("it is new" if i % 4 else "")]} for i in range(12)]
+    data, page = write(tmp_path / "train.jsonl", some), tmp_path / "data.html"
+    asked = ["check", "--data", str(data), "--tokenizer", str(tok), "--select", "DAT", "--html", str(page)]
+    page.write_text("mine")
+    assert main(asked) == 2
+    assert page.read_text() == "mine"
+    assert "exists already" in capsys.readouterr().err
+    assert main([*asked, "--force"]) == 0
+    html = page.read_text()
+    assert ('id="rows"' in html, "Row 1 " in html, "empty answer" in html, "why is bread warm?" in html) == (True,) * 4
+    assert main(["check", "--html", str(page), str(data)]) == 2
+    assert "--html without --data" in capsys.readouterr().err
+
+
+def test_the_rows_that_are_worth_a_look_are_bounded_and_progress_is_told(tmp_path: Path, tok: Path) -> None:
+    data = write(tmp_path / "train.jsonl", rows("messages", 300))
+    with pytest.raises(ConfigError, match="--worst: expected a number of rows from 0 to 100, got 101"):
+        check_data(data, tokenizer=tok, worst=101)
+    told: list[tuple[int, int]] = []
+    report = check_data(data, tokenizer=tok, worst=2, progress=lambda done, total: told.append((done, total))).data
+    assert told == [(256, 300), (300, 300)]
+    assert report is not None
+    assert [one.sequences[0].pieces[-1].kind for one in report.examples] == ["loss", "loss"]

@@ -44,12 +44,14 @@ def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
 @every(
     ("ids", "labels", "expected"),
     [
-        ([1, 2, 3, 4], [-100, 2, 3, 4], []),
-        ([1, 2, 3, 4], [2, 3, 4, -100], ["labels_differ", "labels_shifted"]),
-        ([1, 2, 3, 4], [9, 9, 3, 4], ["labels_differ"]),  # just half
-        ([1, 2, 3, 4], [9, 2, 3, 4], []),
-        ([1, 2, 3, 4], [-100] * 4, []),
-        ([5, 5, 5, 5], [5, 5, 5, -100], []),
+        ([1, 2, 3, 900], [-100, 2, 3, 900], []),
+        ([1, 2, 3, 900], [2, 3, 900, -100], ["labels_differ", "labels_shifted"]),
+        ([1, 2, 3, 900], [9, 9, 3, 900], ["labels_differ"]),  # just half
+        ([1, 2, 3, 900], [9, 2, 3, 900], []),
+        ([1, 2, 3, 900], [-100] * 4, []),
+        ([500, 500, 500, 500], [500, 500, 500, -100], []),
+        ([500, 600, 700, 800], [0, 1, 2, 255], []),  # classes of tokens
+        ([500, 600, 700, 800], [0, 1, 2, 256], ["labels_differ"]),
     ],
 )
 def test_labels_are_held_against_their_tokens(ids: list[int], labels: list[int], expected: list[str]) -> None:

@@ -56,10 +56,18 @@ def test_axolotl_finds_the_plugin_its_settings_and_its_callback(training, stand_
     assert settings(gradience={"stop_on": ["NUM101"]}).gradience == {"stop_on": ["NUM101"]}
     assert plugin.add_callbacks_pre_trainer(None, None) == []
     run = training.trainer(tmp_path, max_steps=2)
-    for callback in plugin.add_callbacks_post_trainer(settings(gradience={"notes": "by plugin"}), run):
+    cfg = SimpleNamespace(
+        gradience={"notes": "by plugin"},
+        datasets=[{"path": "/home/me/talk.jsonl"}],
+        chat_template="chatml",
+        sequence_len=64,
+    )
+    for callback in plugin.add_callbacks_post_trainer(cfg, run):
         run.add_callback(callback)
     run.train()
     assert (log(tmp_path).steps, log(tmp_path)[0].config.notes) == ([1, 2], "by plugin")
+    (fed,) = (event.metrics for event in log(tmp_path) if getattr(event, "kind", None) == "data")
+    assert [fed[name] for name in ("dataset", "template", "max_length")] == ["talk.jsonl", "chatml", 64]
     (plain,) = plugin.add_callbacks_post_trainer(settings(), run)
     assert plain._stop_on == frozenset()
     with pytest.raises(TypeError, match="stop_one"):
@@ -82,4 +90,10 @@ def test_ms_swift_loads_the_file_and_makes_the_callback_by_its_name(
     run.add_callback(mapping.callbacks_map["gradience"](run.args, run))
     run.train()
     assert log(tmp_path).steps == [1, 2]
-    assert isinstance(mapping.callbacks_map["gradience"](SimpleNamespace(), None), training.GradienceCallback)
+    plain = mapping.callbacks_map["gradience"](SimpleNamespace(), None)
+    assert (isinstance(plain, training.GradienceCallback), plain._program) == (True, {})
+    template = SimpleNamespace(max_length=64, template_meta=SimpleNamespace(template_type="qwen2_5"))
+    told = mapping.callbacks_map["gradience"](
+        SimpleNamespace(dataset=["/home/me/talk.jsonl#500"]), SimpleNamespace(template=template)
+    )
+    assert told._program == {"dataset": "talk.jsonl#500", "template": "qwen2_5", "max_length": 64}

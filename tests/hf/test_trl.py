@@ -83,3 +83,27 @@ def test_dpo_is_recorded_with_its_rewards(training, callback, log, tokenizer, tm
     assert all("rewards/margins" in e.metrics.extras for e in events.of("eval"))
     assert events[0].config.training.extras["trainer"] == "preference"
     assert events.of("run_end")[0].status == "ok"
+
+
+def test_dpo_is_bit_for_bit_that_without_the_callback_and_its_reference_passes_are_no_fault(
+    training, callback, log, tokenizer, tmp_path
+):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    def weights(out, *callbacks):
+        run = DPOTrainer(
+            model=training.llama(),
+            args=DPOConfig(max_length=16, **{**_given(out), "eval_strategy": "no"}),
+            train_dataset=Dataset.from_list(PAIRS),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+        run.train()
+        return [*run.model.parameters(), training.torch.get_rng_state()]
+
+    with_it, without = weights(tmp_path / "on", callback()), weights(tmp_path / "off")
+    assert all(training.torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
+    events = log(tmp_path / "on")
+    assert [e.phase for e in events.of("wiring")] == ["start", "gradients"]
+    assert not [e.code for e in events.of("alert") if e.code.startswith("WIR")]

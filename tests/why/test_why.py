@@ -113,6 +113,13 @@ def test_random_states_count_where_they_change_the_loss(tmp_path: Path):
     assert (report.step, report.parts[0].quantity) == (1, "rng")
 
 
+def test_a_seed_is_no_cause_of_a_row_that_changed_later(tmp_path: Path):
+    seeded = config(training__seed=1)
+    assert why(tmp_path, config=seeded, batches=[ROWS[0], "aa0003 bb0004", *ROWS[2:]]).cause.cause == "data_row"
+    (tmp_path / "b.jsonl").unlink()
+    assert why(tmp_path, config=seeded, batches=["aa0001 bb0002", *ROWS[1:]]).cause.cause == "seed"
+
+
 def test_versions_that_changed_nothing_are_named_all_the_same(tmp_path: Path):
     report = why(tmp_path, versions={"torch": "2.12"})
     assert report.verdict == "same"

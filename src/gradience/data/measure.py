@@ -65,6 +65,7 @@ _TOKENS: Final = ("input_ids", "labels")
 _TURN: Final = ("role", "content", "tool_calls", "function_call", "reasoning_content", "text", "label")
 _END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
+_CLASSES: Final = 256  # labels of tokens that are all below it are classes: parts of speech, names
 _PADDED: Final = 2  # padding tokens at the end of a row, of which one may stand for an end
 _IGNORED: Final = -100  # label of a token that the loss ignores
 _ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
@@ -459,6 +460,8 @@ def _of_labels(ids: list[int], labels: list[int]) -> list[str]:
     """The names of what labels show that are not the ids of their tokens."""
     kept = [i for i, label in enumerate(labels) if label != _IGNORED]
     if not kept or 2 * sum(labels[i] != ids[i] for i in kept) < len(kept):
+        return []
+    if max(labels[i] for i in kept) < _CLASSES:
         return []
     after = sum(i + 1 < len(ids) and labels[i] == ids[i + 1] for i in kept)
     return ["labels_differ", *(["labels_shifted"] if 2 * after > len(kept) else [])]

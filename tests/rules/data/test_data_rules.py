@@ -272,10 +272,11 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT305", {"seen": {"cut": 50}}, "warning", {"seen": {"cut": 50}, "keeps_overflow": True}),
         (
             "DAT347",
-            {**TOKENISED, "seen": {"labels_differ": 10}},
+            {**TOKENISED, "seen": {"labels_differ": 10, "labels_shifted": 6}},
             "error",
             {**TOKENISED, "seen": {"labels_differ": 9}},
         ),
+        ("DAT347", {**TOKENISED, "seen": {"labels_differ": 10, "labels_shifted": 5}}, "warning", {}),
         ("DAT348", {**TOKENISED, "seen": {"unknown_ids": 1}}, "error", {"seen": {"unknown_ids": 1}}),
         (
             "DAT349",
@@ -283,7 +284,7 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             "warning",
             {**TOKENISED, "seen": {"padding_supervised": 9}},
         ),
-        ("DAT350", {"seen": {"missing_value": 2}}, "warning", {"seen": {"missing_value": 1}}),
+        ("DAT350", {"seen": {"missing_value": 10}}, "warning", {"seen": {"missing_value": 9}}),
         ("DAT351", {"seen": {"loops": 10}}, "warning", {"seen": {"loops": 9}}),
         ("DAT352", {"labels_alike": [["No", "no"]]}, "warning", {"labels_alike": []}),
         ("DAT353", {"seen": {"placeholder": 10}}, "info", {"seen": {"placeholder": 9}}),

@@ -51,7 +51,7 @@ class _Comparison:
         partings = self._partings()
         causes = self._candidates(partings)
         step = partings[0].step if partings else None
-        acting = _acting(causes, partings)
+        acting = _acting([each for each in causes if not self._came_too_late(each, partings)], partings)
         several: Verdict = "several" if acting else "unknown"
         verdict: Verdict = "same" if not partings else "one_cause" if len(acting) == 1 else several
         told = self._not_told(partings, acting)
@@ -84,6 +84,13 @@ class _Comparison:
         """Whether other random states changed nothing in their step: two loops may draw, but not for the model."""
         losses = [column(trace, "loss").get(part.step) for trace in (self._a, self._b)]
         return part.quantity == "rng" and None not in losses and _equal(*losses)
+
+    def _came_too_late(self, cause: Difference, partings: Sequence[Parting]) -> bool:
+        """Whether a seed is no cause of other rows, because the first batches of both runs are the same."""
+        part = next(iter(partings), None)
+        if cause.cause != "seed" or part is None or part.quantity != "batch":
+            return False
+        return part.step > min(column(self._a, "batch").keys() & column(self._b, "batch").keys())
 
     def _weights(self) -> Parting | None:
         pair = self._looks()

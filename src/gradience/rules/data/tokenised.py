@@ -23,11 +23,12 @@ def _labels(data: DataReport) -> Iterator[Observation]:
     if share(rows, data.rows_read) < OTHERS.value:
         return
     by_one = shifted.count * 2 > rows.count
-    says = "have labels that are the next token's: causal models shift labels themselves" if by_one else ""
+    says = "the next token's: causal models shift labels themselves" if by_one else "not the tokens beside them"
     yield on_rows(
         data,
         rows,
-        says or "have labels that are not the tokens beside them",
+        f"have labels that are {says}",
+        severity=None if by_one else "warning",  # which labels of an encoder-decoder are, too
         shifted=shifted.count,
         action="give each token its own id as its label; the model's loss shifts them" if by_one else None,
     )
@@ -52,11 +53,13 @@ RULES = (
         id="DAT347",
         severity="error",
         title="labels are not the tokens",
-        condition="in {others} of the rows at least half of the supervised labels are not the ids of their tokens",
+        condition="in {others} of the rows at least half of the supervised labels are not the ids of their tokens; "
+        "warning if they are not those of the next tokens",
         observe=_labels,
         needs=(_given,),
         confidence=0.85,
-        scope="input_ids with labels of the same length, for causal models",
+        scope="input_ids with labels of the same length, for causal models; labels that are all below 256 are taken "
+        "for classes of tokens",
         rationale="The loss of a causal model compares each label with the token at its place, one step later.",
         action="rebuild the labels: the ids, with -100 where the loss should not look",
         verify="decode ids and labels of a row beside each other",
