@@ -699,7 +699,7 @@ ENTRIES: Final[dict[str, Entry]] = {
                 "window_share", 100, 102, lambda x: run([*line(30, 1.0, 0.5), *[0.5] * (x - 40), *line(10, 0.6, 1.5)])
             ),
             Edge("diverged_rows", 2, 3, lambda x: run([1.6, 11.0, 11.0][:x])),
-            Edge("relapsed", 1.149, 1.151, lambda x: run([*line(10, 1.05, 1.0), *[0.9] * 20, *[0.9 * x] * 10])),
+            Edge("relapsed", 1.149, 1.151, lambda x: run([*[1.0] * 10, *[0.9] * 20, *[0.9 * x] * 10])),
             Edge("learnt_before", 0.949, 0.951, lambda x: run([*[1.0] * 10, *[x] * 20, *[1.2] * 10])),
         ],
         at=[
@@ -1212,7 +1212,9 @@ ENTRIES: Final[dict[str, Entry]] = {
                 run(
                     FALL,
                     data={**FED, "rows_known": 128, "eval_rows": 100, "eval_rows_trained": 6},
-                    wirings=[Wiring(schema=SCHEMA_ID, ts=None, run_id="r", step=0, data=DataWiring(rows=2048))],
+                    wirings=[
+                        Wiring(schema=SCHEMA_ID, ts=None, run_id="r", step=0, phase="start", data=DataWiring(rows=2048))
+                    ],
                 ),
                 (
                     "6 of 100 evaluation rows are among the 128 of 2048 training rows that the recorder saw: about 96% "
@@ -1231,7 +1233,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[({"accuracy": 0.9951, "step": 20}, "accuracy 99.5% at step 20 already")],
         says=[
             (
-                with_history(run(FALL), [evaluation(0, 0.1, accuracy=1.0), evaluation(50, 0.1, accuracy=1.0)]),
+                with_history(evaluation(0, 0.1, accuracy=1.0), evaluation(50, 0.1, accuracy=1.0)),
                 "the first evaluation is of the model before training",
             ),
         ],

@@ -230,7 +230,8 @@ def _risen(facts: RunFacts, of: _Levels, width: int) -> Observation | None:
         return None
     lowest, last = min(_windows(of.points, width)), median(of.points[-width:])
     error = median_error(of.sigma, width, width)
-    relapsed = last > of.start and last > RELAPSED.value * lowest and lowest < LEARNT_BEFORE.value * of.start
+    learnt = lowest < LEARNT_BEFORE.value * of.start and width >= of.fifth
+    relapsed = learnt and last > max(of.start, RELAPSED.value * lowest)
     if last <= DIVERGED_RATIO.value * lowest and not relapsed:
         return None
     if math.log(last / lowest) <= DIVERGED_NOISE.value * error:
@@ -440,7 +441,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "over {diverged_ratio} times the first; or it is over {absurd_rise} times the first row at a learning rate of "
         "{absurd_rate} or more; or the last rows are over {diverged_ratio} times the lowest window by more than "
         "{diverged_noise} standard errors, and above the start; or over {relapsed} times it, if it was under "
-        "{learnt_before} of the start (windows of {window_share} and of a fifth of the rows); not where ORD186 speaks. "
+        "{learnt_before} of the start (the last and the lowest fifth); not where ORD186 speaks. "
         "A warning: the loss exceeds {exploded} times its start "
         "in the middle and ends above {no_lower} times its start; or over {lost_share} of its fall is lost again, to "
         "{lost_level} or more",
