@@ -12,6 +12,7 @@ from typing import Any, Final, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
+from gradience.announce import Place
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.trainer_wires import TrainerWires, Wanted
@@ -49,11 +50,14 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
         digests: record digests of each step's batch and of the random states, for `gradience why`.
         verbose: say findings through logging; they are recorded in any case.
+        announce: where findings and the run's story are told too, such as `("wandb", "webhook")`: the places of
+            `gradience.announce`. Nowhere by default; a failure there never reaches the training.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
 
     Raises:
         ValueError: an argument is out of its range.
+        GradienceError: a place to announce to is not known, or its package is missing.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         wiring: bool = True,
         digests: bool = True,
         verbose: bool = True,
+        announce: Iterable[Place] = (),
         allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
@@ -96,7 +101,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._last_row: Any = None
         self._probed: int | None = None
         self._stop_on = live_ids(stop_on)
-        self._voice = Voice(loud=verbose)
+        self._voice = Voice(loud=verbose, announce=announce)
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
 
@@ -232,7 +237,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._lookout = Lookout(config, self._stop_on)
         self._recorder.start(path, config, meta, training=state, step=state.global_step, restart=restart)
         if not self._recorder.joined and not restart:
-            self._voice.config(config)
+            self._voice.begin(path.parent)
+            self._voice.config(config, state.global_step)
         early, self._early = self._early, []
         for evaluation in early:
             self._write_eval(*evaluation)
