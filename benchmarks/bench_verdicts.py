@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradience.prove.bench.trial import CAP, POWER, Needed, Sample, bounds, capped_bounds, needed, sample_of
+from gradience.prove.bench.betting import log_capital
+from gradience.prove.bench.trial import CAP, POWER, Needed, Sample, bounds, needed, sample_of
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]
@@ -103,8 +105,10 @@ def sampled(harm: Floats, case: Case, seed: int) -> Sample:
 
 def _holds(harm: Floats, case: Case, seed: int) -> bool:
     sample = sampled(harm, case, seed)
-    found = bounds(sample, seed=seed, draws=DRAWS) if sample.cap is None else capped_bounds(sample)
-    return bool((found.upper <= 0.0).any())
+    if sample.cap is None:
+        return bool((bounds(sample, seed=seed, draws=DRAWS).upper <= 0.0).any())
+    bar = math.log(harm.shape[1] / 0.05)  # that of `capped_bounds`, asked at the tolerance alone
+    return any(log_capital(e, sample.weight, sample.largest, 0.0) >= bar for e in sample.excess.T)
 
 
 def share(case: Case, n: int, candidates: int, trials: int) -> float:

@@ -1202,8 +1202,16 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "LEK184": Entry(
         at=[
-            At(lambda n: fed(rows_known=50, eval_rows=20, eval_rows_trained=n), {2: None, 3: "warning"}),
-            At(lambda n: fed(rows_known=50, eval_rows=n, eval_rows_trained=4), {40: "warning", 41: None}),
+            At(
+                lambda n: fed(rows_known=50, eval_rows=20, eval_rows_trained=n),
+                {2: None, 3: "warning"},
+                number="same_rows",
+            ),
+            At(
+                lambda n: fed(rows_known=50, eval_rows=n, eval_rows_trained=4),
+                {40: "warning", 41: None},
+                number="same_share",
+            ),
             At(lambda n: fed(rows_known=n, eval_rows=20, eval_rows_trained=9), {50: "warning", 0: "?", None: "?"}),
         ],
         told=[({"share": 0.95}, "about 95% of the evaluation was trained on")],
@@ -1226,8 +1234,12 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "LEK185": Entry(
         at=[
-            At(lambda x: run(FALL, held_out=[0.1] * 4, accuracy=x), {0.99: "warning", 0.989: None, 99.0: "warning"}),
-            At(lambda n: run(FALL, held_out=[0.1] * n, accuracy=1.0), {4: "warning", 3: None}),
+            At(
+                lambda x: run(FALL, held_out=[0.1] * 4, accuracy=x),
+                {0.99: "warning", 0.989: None, 99.0: "warning"},
+                number="perfect",
+            ),
+            At(lambda n: run(FALL, held_out=[0.1] * n, accuracy=1.0), {4: "warning", 3: None}, number="perfect_by"),
             At(lambda x: run(FALL, held_out=[0.1] * 4, accuracy=x), {None: "?"}),
         ],
         told=[({"accuracy": 0.9951, "step": 20}, "accuracy 99.5% at step 20 already")],
@@ -1498,7 +1510,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "END183": Entry(
         at=[
-            At(lambda n: run(FALL, training={"max_steps": n}), {66: None, 67: "warning", None: "?"}),
+            At(lambda n: run(FALL, training={"max_steps": n}), {66: None, 67: "warning", None: "?"}, number="ended"),
             At(
                 lambda x: run(FALL, training={"max_steps": 200}, held_out=[1.5, x, 1.2]),
                 {1.1: "info", 1.3: "warning"},
@@ -1617,9 +1629,9 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "ORD186": Entry(
         at=[
-            At(lambda n: _classed(8, n), {6: None, 7: "error", 8: "error"}),  # of eight, 0.8 is 6.4
-            At(lambda n: _classed(n, n), {3: None, 4: "error"}),
-            At(lambda n: _classed(8, 8, low=1, high=1, rows=n), {63: None, 64: "error"}),
+            At(lambda n: _classed(8, n), {6: None, 7: "error", 8: "error"}, number="alike"),  # of eight, 0.8 is 6.4
+            At(lambda n: _classed(n, n), {3: None, 4: "error"}, number="alike_batches"),
+            At(lambda n: _classed(8, 8, low=1, high=1, rows=n), {63: None, 64: "error"}, number="one_class_rows"),
             At(lambda n: _classed(8, 8, low=1, high=1, num_labels=n), {1: None, 2: "error", None: None}),
             At(lambda n: _classed(8, n, low=1, high=1), {7: None, 8: "error"}),
         ],

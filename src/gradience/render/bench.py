@@ -117,7 +117,7 @@ def _task(report: BenchReport, task: BenchTask, *, unicode: bool) -> Iterator[st
         marks = _UNICODE if unicode else _ASCII
         yield f"  How much worse, the largest candidate first; | is 0, {marks.tolerance} the tolerance:"
         yield from _forest(drawn, task.margin, marks)
-    yield from (line for line in (contrast_line(task), unseen_line(task)) if line is not None)
+    yield from filter(None, (contrast_line(task), unseen_line(task)))
 
 
 def harm_cell(result: BenchResult) -> str:

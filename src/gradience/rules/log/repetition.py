@@ -32,8 +32,8 @@ SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epoch
 SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMENT)
 SAME_ROWS = Threshold("same_rows", 3, "equal rows", "a judgement: one may be a common short text")
 SAME_SHARE = Threshold("same_share", 0.1, "of the evaluation, estimated", JUDGEMENT)
-AT_ONCE = Threshold("at_once", 0.99, "accuracy", JUDGEMENT)
-AT_ONCE_BY = Threshold("at_once_by", 0.25, "of the planned steps", JUDGEMENT)
+PERFECT = Threshold("perfect", 0.99, "accuracy", JUDGEMENT)
+PERFECT_BY = Threshold("perfect_by", 0.25, "of the planned steps", JUDGEMENT)
 FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
 FEW_LEVEL = Threshold("few_level", 0.1, "of the first loss, or nats", "published runs: 6 epochs to 0.006")
 
@@ -232,7 +232,7 @@ def _at_once(facts: RunFacts) -> Observation | None:
     if not steps or steps[0] == 0:
         raise Unknown("the first evaluation is of the model before training")
     per_cent = 100.0 if metric.first > 1.0 else 1.0
-    if metric.first < AT_ONCE.value * per_cent or steps[0] > AT_ONCE_BY.value * planned:
+    if metric.first < PERFECT.value * per_cent or steps[0] > PERFECT_BY.value * planned:
         return None
     return Observation(
         f"{metric.split.capitalize()} accuracy is {metric.first / per_cent:.1%} at step {steps[0]} of {planned}: the "
@@ -371,7 +371,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="LEK185",
         title="nearly perfect at once",
         severity="warning",
-        condition="the first evaluation, within {at_once_by} of the planned steps, has an accuracy of {at_once} or "
+        condition="the first evaluation, within {perfect_by} of the planned steps, has an accuracy of {perfect} or "
         "more, and none was made before training",
         observe=_at_once,
         needs=(not_under("rl", "preference"),),
@@ -382,7 +382,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         action="Look at some inputs for the answer: a column too many, or a template with the label.",
         scope="classification; an easy task looks the same",
         verify="Train on the same labels with inputs shuffled within each class: does the accuracy stay?",
-        thresholds=(AT_ONCE, AT_ONCE_BY),
+        thresholds=(PERFECT, PERFECT_BY),
     ),
     LogRule(
         id="COV142",
