@@ -19,6 +19,7 @@ from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, Metrics, Wiring
 from gradience.schema.reports import BadLine, EvalPoint
+from gradience.schema.wiring import DataWiring
 from gradience.telemetry.series import LogRecord
 
 NAN: Final = math.nan
@@ -68,6 +69,12 @@ class Entry(NamedTuple):
     told: Sequence[tuple[dict[str, Any], str]] = ()
     says: Sequence[tuple[RunFacts, str]] = ()
     told_as_info: bool = False
+
+
+def _classed(batches: int, alike: int, *, low: int = 0, high: int = 3, rows: int = 64, num_labels: Any = 4) -> RunFacts:
+    """A run whose recorder saw that many batches with class labels, some of them of one class."""
+    of_labels = {"label_batches": batches, "label_batches_alike": alike, "label_min": low, "label_max": high}
+    return fed(**of_labels, rows=rows, num_labels=num_labels)
 
 
 def field_logs() -> list[Path]:
@@ -703,6 +710,8 @@ ENTRIES: Final[dict[str, Entry]] = {
                 "window_share", 100, 102, lambda x: run([*line(30, 1.0, 0.5), *[0.5] * (x - 40), *line(10, 0.6, 1.5)])
             ),
             Edge("diverged_rows", 2, 3, lambda x: run([1.6, 11.0, 11.0][:x])),
+            Edge("relapsed", 1.149, 1.151, lambda x: run([*[1.0] * 10, *[0.9] * 20, *[0.9 * x] * 10])),
+            Edge("learnt_before", 0.949, 0.951, lambda x: run([*[1.0] * 10, *[x] * 20, *[1.2] * 10])),
         ],
         at=[
             At(
@@ -802,6 +811,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("at_ln_k", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
             Edge("least_fall", 0.0222, 0.023, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)))),
             Edge("eval_noise", 0.0001, 0.05, lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x)))),
+            Edge("fell", 1.59, 1.61, lambda x: run([*[2.0] * 8, *[x] * 8, *[2.0] * 24])),
         ],
         at=[
             At(
@@ -1201,6 +1211,56 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         told_as_info=True,
     ),
+    "LEK184": Entry(
+        at=[
+            At(
+                lambda n: fed(rows_known=50, eval_rows=20, eval_rows_trained=n),
+                {2: None, 3: "warning"},
+                number="same_rows",
+            ),
+            At(
+                lambda n: fed(rows_known=50, eval_rows=n, eval_rows_trained=4),
+                {40: "warning", 41: None},
+                number="same_share",
+            ),
+            At(lambda n: fed(rows_known=n, eval_rows=20, eval_rows_trained=9), {50: "warning", 0: "?", None: "?"}),
+        ],
+        told=[({"share": 0.95}, "about 95% of the evaluation was trained on")],
+        says=[
+            (
+                run(
+                    FALL,
+                    data={**FED, "rows_known": 128, "eval_rows": 100, "eval_rows_trained": 6},
+                    wirings=[
+                        Wiring(schema=SCHEMA_ID, ts=None, run_id="r", step=0, phase="start", data=DataWiring(rows=2048))
+                    ],
+                ),
+                (
+                    "6 of 100 evaluation rows are among the 128 of 2048 training rows that the recorder saw: about 96% "
+                    "of the evaluation was trained on."
+                ),
+            ),
+            (run(FALL, data=FED), "the recorder saw no rows of an evaluation beside those of training"),
+        ],
+    ),
+    "LEK185": Entry(
+        at=[
+            At(
+                lambda x: run(FALL, held_out=[0.1] * 4, accuracy=x),
+                {0.99: "warning", 0.989: None, 99.0: "warning"},
+                number="perfect",
+            ),
+            At(lambda n: run(FALL, held_out=[0.1] * n, accuracy=1.0), {4: "warning", 3: None}, number="perfect_by"),
+            At(lambda x: run(FALL, held_out=[0.1] * 4, accuracy=x), {None: "?"}),
+        ],
+        told=[({"accuracy": 0.9951, "step": 20}, "accuracy 99.5% at step 20 already")],
+        says=[
+            (
+                with_history(evaluation(0, 0.1, accuracy=1.0), evaluation(50, 0.1, accuracy=1.0)),
+                "the first evaluation is of the model before training",
+            ),
+        ],
+    ),
     "PRF119": Entry(
         edges=[
             Edge("separated", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5), at=0.55),
@@ -1459,6 +1519,22 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         at=[At(lambda status: replace(run(FALL), status=status), {"ok": None, "unknown": None, "aborted": "warning"})],
     ),
+    "END183": Entry(
+        at=[
+            At(lambda n: run(FALL, training={"max_steps": n}), {66: None, 67: "warning", None: "?"}, number="ended"),
+            At(
+                lambda x: run(FALL, training={"max_steps": 200}, held_out=[1.5, x, 1.2]),
+                {1.1: "info", 1.3: "warning"},
+            ),
+            At(
+                lambda status: replace(run(FALL, training={"max_steps": 200}), status=status),
+                {"ok": "warning", "unknown": "?", "aborted": "?"},
+            ),
+        ],
+        told=[({"step": 40, "planned": 120}, "ended at step 40 of 120 planned")],
+        says=[(run(FALL, training={"max_steps": 200}), "The run ended at step 60 of 200 planned.")],
+        told_as_info=True,
+    ),
     "TRN115": Entry(
         edges=[
             Edge("torn", 1, 2, lambda x: _of_lines(*[x == 1] * x)),
@@ -1562,6 +1638,17 @@ ENTRIES: Final[dict[str, Entry]] = {
         says=[
             (run(FALL, data=FED), "the batches hold no class labels"),
         ],
+    ),
+    "ORD186": Entry(
+        at=[
+            At(lambda n: _classed(8, n), {6: None, 7: "error", 8: "error"}, number="alike"),  # of eight, 0.8 is 6.4
+            At(lambda n: _classed(n, n), {3: None, 4: "error"}, number="alike_batches"),
+            At(lambda n: _classed(8, 8, low=1, high=1, rows=n), {63: None, 64: "error"}, number="one_class_rows"),
+            At(lambda n: _classed(8, 8, low=1, high=1, num_labels=n), {1: None, 2: "error", None: None}),
+            At(lambda n: _classed(8, n, low=1, high=1), {7: None, 8: "error"}),
+        ],
+        told=[({}, "the rows come sorted by class")],
+        says=[(run(FALL, data=FED), "the recorder saw no batch with class labels")],
     ),
     "DAT321": Entry(
         at=[

@@ -330,3 +330,44 @@ def test_kinds_without_a_merge_say_so_in_one_line_with_and_without_a_base(kind, 
         assert (left.name, left.cause) == ("*", "type_not_analysed")
         assert left.reason == report.health.reason
         assert ("trains a prompt and changes no weight" in left.reason) == (kind in PROMPTS)
+
+
+def qwen3_moe() -> Any:
+    """A Qwen3-MoE, whose files hold gate_proj and up_proj of each expert."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=24, moe_intermediate_size=12, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2, head_dim=8,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tiny_models.mixtral, qwen3_moe])
+def test_experts_that_transformers_takes_apart_on_saving_are_compared(make, tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path / "base")
+    assert not any(
+        key.endswith(("gate_up_proj", "down_proj")) for key in load_file(tmp_path / "base/model.safetensors")
+    )
+    before = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters() if ".experts." in name}
+    parts = ["experts.gate_up_proj", "experts.down_proj"]
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=parts))
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            p.data = torch.randn_like(p)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    after = dict(wrapped.merge_and_unload().named_parameters())
+    report = audit_adapter(tmp_path / "adapter", base=tmp_path / "base")
+    assert report.base.not_compared == []
+    experts = [m for m in report.modules if m.expert is not None]
+    assert len(experts) == sum(len(stack) for stack in before.values())
+    for m in experts:
+        name = m.name.partition("[")[0]
+        w = before[name][m.expert]
+        change = after[name].detach().double().numpy()[m.expert] - w
+        assert m.relative_frobenius == pytest.approx(np.linalg.norm(change) / np.linalg.norm(w), rel=1e-5)
+        assert m.udr == pytest.approx(np.linalg.norm(change, 2) / np.linalg.norm(w, 2), rel=1e-4)
+        assert m.base.weight.count(" and ") == ("gate_up" in name)

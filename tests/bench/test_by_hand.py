@@ -14,9 +14,9 @@ from scipy import stats
 from tables import every
 
 from gradience.errors import ConfigError, GradienceError
-from gradience.prove.bench.judge import Contender, Task, judge, tolerance_of
+from gradience.prove.bench.judge import Contender, Rule, Task, judge, tolerance_of
 from gradience.prove.bench.store import Evaluation
-from gradience.prove.bench.trial import _refuse_unlabelled, _Shape, needed, sample_of, student_bounds
+from gradience.prove.bench.trial import _needed, _refuse_unlabelled, _Shape, sample_of, student_bounds
 from gradience.schema import real
 from gradience.schema.compare import BenchMetric
 
@@ -80,7 +80,7 @@ def test_the_number_needed_is_the_least_with_which_the_bound_is_under_the_tolera
     harm = np.random.default_rng(2).normal(0.0, 0.1, (200, 1))
     harm -= harm.mean()
     found = sample_of(harm, np.ones(200), np.full(200, 0.02), largest=None)
-    n, z = needed(found, 0, 0.95), NormalDist().inv_cdf(0.95)
+    n, z = math.ceil(_needed(found, 0, 0.95)), NormalDist().inv_cdf(0.95)
     e = found.excess[:, 0]
     shape = _Shape(float(e.mean()), [float(np.mean((e - e.mean()) ** k)) for k in (2, 3, 4)], float(found.worst[0]))
     assert n is not None
@@ -129,7 +129,7 @@ def verdict(found: dict[str, Evaluation], *, tolerance: str = "0.1", unit: str =
     params = {name: 100 - 10 * place for place, name in enumerate(found)}
     some = [Contender(name, roles.get(name, "candidate"), Path(name), params=params[name]) for name in found]
     metric = BenchMetric(name="m", higher_is_better=better, unit=unit)
-    return judge(some, [Task("t", "", "", "full", found)], metric, tolerance_of(tolerance), seed=0)
+    return judge(some, [Task("t", "", "", "full", found)], metric, Rule(tolerance_of(tolerance), None, 0))
 
 
 def seeds(*values: float) -> Evaluation:

@@ -9,7 +9,7 @@ import pytest
 from tables import every
 
 from gradience.errors import GradienceError
-from gradience.prove.bench.judge import Contender, Task, judge, tolerance_of
+from gradience.prove.bench.judge import Contender, Rule, Task, judge, tolerance_of
 from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
 from gradience.schema.compare import BenchMetric
@@ -33,7 +33,7 @@ def judged(scores, *, tolerance="5%", better=True, unit="example", **more):
     contenders = [Contender(name, roles.get(name, "candidate"), Path(name), params=params[name]) for name in scores]
     tasks = [Task("held-out", "", "", "full", scores), *more.get("tasks", [])]
     metric = BenchMetric(name="m", higher_is_better=better, unit=unit)
-    return judge(contenders, tasks, metric, tolerance_of(tolerance), seed=0)
+    return judge(contenders, tasks, metric, Rule(tolerance_of(tolerance), None, 0))
 
 
 def outcomes(found):
@@ -72,7 +72,10 @@ def test_a_lower_loss_is_no_harm_and_a_higher_one_is():
 def test_where_no_data_decide_the_number_needed_is_said():
     found = judged({"full": right(0.9, 60), "a": right(0.9, 60), "base": right(0.2, 60)}, tolerance="1%")
     assert found.verdict.state == "not_decided"
-    assert found.verdict.needed == pytest.approx(331, rel=0.03)  # 3 / 0.009
+    row = found.candidates[1].results[0]
+    assert row.needed_from == pytest.approx(331, rel=0.05)  # 3 / 0.009
+    assert row.needed_from < row.needed == found.verdict.needed < 400  # the pilot has an error of its own
+    assert (found.tasks[0].missed, found.tasks[0].seen_from) == pytest.approx((0.99**60, 0.0487), rel=1e-2)
     assert "n = 60" in found.verdict.says
 
 
@@ -138,7 +141,7 @@ def test_a_share_is_of_the_reference_also_where_a_candidate_is_larger():
     some = [Contender(name, role, Path(name), params=params) for name, (role, params) in sizes.items()]
     tasks = [Task("t", "", "", "full", {name: right(0.9) for name in sizes})]
     metric = BenchMetric(name="m", higher_is_better=True, unit="example")
-    found = judge(some, tasks, metric, tolerance_of("5%"), seed=0)
+    found = judge(some, tasks, metric, Rule(tolerance_of("5%"), None, 0))
     assert [(c.name, c.share) for c in found.candidates] == [("full", 1.0), ("merged", 1.5)]
 
 
@@ -173,4 +176,4 @@ def test_of_equally_small_ones_the_least_worst_loss_is_named():
     scores = {"full": right(0.9), "a": right(0.88), "b": right(0.895)}
     metric = BenchMetric(name="m", higher_is_better=True, unit="example")
     task = Task("held-out", "", "", "full", scores)
-    assert judge(contenders, [task], metric, tolerance_of("9%"), seed=0).verdict.candidate == "b"
+    assert judge(contenders, [task], metric, Rule(tolerance_of("9%"), None, 0)).verdict.candidate == "b"

@@ -51,6 +51,11 @@ def test_a_padded_batch_is_counted_as_it_is(watching):
         "label_min": None,
         "label_max": None,
         "num_labels": None,
+        "label_batches": 0,
+        "label_batches_alike": 0,
+        "rows_known": 3,
+        "eval_rows": 0,
+        "eval_rows_trained": 0,
         "packed": False,
         "unseen": None,
     }
@@ -120,6 +125,19 @@ def test_evaluations_generation_and_reference_passes_are_not_counted(watching):
     assert "compiled" in watch.values()["unseen"]
 
 
+def test_of_an_evaluation_the_rows_that_were_trained_on_are_counted(watching):
+    model, watch = watching()
+    model(**batch())
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6, 7, END], [9, 9, 9, 9]]), labels=torch.tensor([[7] * 4] * 2))
+        model(input_ids=torch.tensor([[4, 4]]))  # a generation: no labels
+    found = watch.values()
+    assert [found[name] for name in ("rows_known", "eval_rows", "eval_rows_trained", "rows")] == [3, 2, 1, 4]
+    watch.new_epoch()
+    assert watch.values()["eval_rows_trained"] == 1  # a new epoch forgets only which rows were repeated
+
+
 def test_after_the_block_the_hook_is_gone(watching):
     model, watch = watching()
     with watch:
@@ -133,9 +151,11 @@ def test_labels_of_classes_have_their_range(training):
 
     model = training.distilbert()
     watch = watch_batches(model)
-    for labels in ([0, 2, 1], [1, 1, 2]):
+    for labels in ([0, 2, 1], [1, 1, 2], [1, 1, 1]):
         model(input_ids=torch.tensor([[5, 6, 7]] * 3), labels=torch.tensor(labels))
+    model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([1]))  # of one row nothing is alike
     found = watch.values()
+    assert [found[name] for name in ("label_batches", "label_batches_alike")] == [3, 1]
     assert [found[name] for name in ("label_min", "label_max", "num_labels", "supervised")] == [0, 2, 3, None]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -273,7 +274,14 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "prove.bench.evaluators": {"Command.higher_is_better": True},
     "prove.bench.judge": {"Task.judged": True},
-    "prove.bench.trial": {"bounds.confidence": 0.95, "bounds.draws": 4000, "student_bounds.confidence": 0.95},
+    "prove.bench.trial": {
+        "Sample.largest": math.inf,
+        "Sample.least": -math.inf,
+        "bounds.confidence": 0.95,
+        "bounds.draws": 4000,
+        "capped_bounds.confidence": 0.95,
+        "student_bounds.confidence": 0.95,
+    },
     "judge.check.options": {"DataOptions.samples": 10000},
     "rewrite.convert.updates": {"LayerUpdate.experts": 1},
     "render.check": {"diagnose_text.fails": True},

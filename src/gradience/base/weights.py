@@ -45,6 +45,14 @@ _LARGEST_REF: Final = 256  # bytes: a commit has 40
 
 _ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
+_SINGLY: Final = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+    "up_proj": (("up_proj",),),
+}
+"""The matrices of one expert in files, from top to bottom, by the stack that transformers 5 makes of them on loading
+(conversion_mapping.py)."""
+
 _READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes, by safetensors' name, that hold a weight's values and not quantised codes."""
 
@@ -272,6 +280,19 @@ class BaseWeights:
                 return None
             name = hits[0]
         return BaseTensor(name, self._held[name].tensors[name], self._held[name])
+
+    def find_expert(self, stack: str, expert: int) -> list[BaseTensor]:
+        """The matrices of one expert of a stack, from top to bottom, if the files hold experts singly; else none.
+
+        transformers 5 stacks experts on loading and takes them apart on saving, so the stack is in no file.
+        """
+        parent, _, leaf = stack.rpartition(".")
+        for names in _SINGLY.get(leaf, ()):
+            for place in (parent, parent.replace(".mlp.experts", ".block_sparse_moe.experts")):
+                found = [self.find(f"{place}.{expert}.{name}.weight") for name in names]
+                if None not in found:
+                    return [one for one in found if one is not None]
+        return []
 
     def read(self, found: BaseTensor, expert: int | None = None, memory: Memory | None = None) -> Array:
         """The weight as a matrix in its stored dtype. A convolution is flattened after its first axis.

@@ -7,7 +7,8 @@ It keeps counts and hashes of rows; no token leaves the process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Self
+from contextlib import suppress
+from typing import Any, Final, Self, TypeGuard
 
 import torch
 
@@ -16,6 +17,7 @@ EVERY: Final = 100  # one in so many later micro-batches is watched
 _IGNORED: Final = -100  # the label that a loss leaves out
 _MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd constants of splitmix64, less their highest bit
 _MOST_HASHES: Final = 1_000_000  # hashes of rows that are kept, about 100 MB
+_MOST_EVALUATED: Final = 20_000  # rows of evaluations whose hashes are kept, about 2 MB
 _COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
 
 Values = dict[str, Any]
@@ -39,6 +41,9 @@ class BatchWatch:
         self._repeated = 0
         self._hashes: set[int] = set()
         self._labels: tuple[int, int] | None = None
+        self._of_classes = [0, 0]  # batches of several rows with class labels; of them, those of one class
+        self._trained: set[int] = set()  # hashes of all rows seen in training, of every epoch
+        self._evaluated: set[int] = set()
         self._longest = 0
         self._failed: str | None = None
         self._classes = _classes(model)
@@ -80,6 +85,11 @@ class BatchWatch:
             "label_min": low,
             "label_max": high,
             "num_labels": self._classes,
+            "label_batches": self._of_classes[0],
+            "label_batches_alike": self._of_classes[1],
+            "rows_known": len(self._trained),
+            "eval_rows": len(self._evaluated),
+            "eval_rows_trained": len(self._evaluated & self._trained),
             "packed": self._packed,
             "unseen": self._unseen(),
         }
@@ -100,21 +110,37 @@ class BatchWatch:
         return None if self.watched else "no input_ids among the inputs"
 
     def _see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Count a batch. Evaluation, generation and reference passes have no gradient and are not counted."""
-        if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
+        """Count a batch. Evaluation, generation and reference passes have no gradient and are not counted.
+
+        Of an evaluation, whose batches have labels, only the hashes of rows are kept.
+        """
+        if torch.compiler.is_compiling():
+            return
+        if not module.training or not torch.is_grad_enabled():
+            self._see_evaluation(module, args, kwargs)
             return
         number = self.batches
         self.batches = number + 1
         if (number >= FIRST and number % EVERY) or self._failed is not None:
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        if not _are_ids(ids):
             return
         try:
             with torch.no_grad():
                 self._count(ids, kwargs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:  # inputs of an unforeseen shape
             self._failed = f"the batch could not be counted: {type(error).__name__}"
+
+    def _see_evaluation(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        wanted = not module.training and "labels" in kwargs and len(self._evaluated) < _MOST_EVALUATED
+        if not wanted or not _are_ids(ids) or self._failed is not None:
+            return
+        with torch.no_grad(), suppress(RuntimeError, ValueError, TypeError, IndexError):  # a batch is left out
+            mask = _mask_of(ids, kwargs.get("attention_mask"))
+            rows, places = _rows_of(ids, mask, kwargs.get("position_ids"))
+            self._evaluated.update(_by_row(_mixed(ids, places) * mask, rows, int(rows.max()) + 1).tolist())
 
     def _count(self, ids: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
         mask = _mask_of(ids, kwargs.get("attention_mask"))
@@ -132,7 +158,11 @@ class BatchWatch:
             table.append(_by_row(kept & torch.isin(ids, self._end_tensor(ids)), rows, n))
         self._take([column.tolist() for column in table], ids.numel())
         if isinstance(labels, torch.Tensor) and not of_tokens and self._are_classes(labels):
-            self._take_labels(int(labels.min()), int(labels.max()))
+            low, high = int(labels.min()), int(labels.max())
+            self._take_labels(low, high)
+            if labels.numel() > 1:
+                self._of_classes[0] += 1
+                self._of_classes[1] += low == high
         self._without_labels |= not of_tokens
         self.watched += 1
 
@@ -154,6 +184,8 @@ class BatchWatch:
             self._repeated += value in self._hashes
             if len(self._hashes) < _MOST_HASHES:
                 self._hashes.add(value)
+            if len(self._trained) < _MOST_HASHES:
+                self._trained.add(value)
 
     def _are_classes(self, labels: torch.Tensor) -> bool:
         """Whether labels are one class a row. A decoder's labels of another length than the inputs are none."""
@@ -175,6 +207,13 @@ def watch_batches(model: torch.nn.Module, *, max_length: int | None = None) -> B
         max_length: the length at which rows are cut.
     """
     return BatchWatch(model, max_length=max_length)
+
+
+def _are_ids(ids: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value holds the tokens of some rows."""
+    return (
+        isinstance(ids, torch.Tensor) and ids.ndim == 2 and not ids.is_floating_point() and ids.numel() > 0
+    )  # rows and tokens
 
 
 def _mask_of(ids: torch.Tensor, given: object) -> torch.Tensor:

@@ -24,6 +24,8 @@ class BenchOptions:
         it accuracy for a classifier, else loss.
     tolerance:
         1% of the adapter's score, or 0.01 in the metric's unit.
+    cap:
+        The most that one example counts, as harm or as gain, in the metric's unit. Without it 2 nats for a loss.
     lower_is_better:
         Of a command's score.
     seed:
@@ -39,6 +41,7 @@ class BenchOptions:
     base: Path | None = None
     metric: str | None = None
     tolerance: str = "1%"
+    cap: float | None = None
     lower_is_better: bool = False
     seed: int = 0
     seeds: int = 3
@@ -51,4 +54,4 @@ class BenchOptions:
         Raises:
             OptionError: there is one.
         """
-        refuse_beyond(self, seed=WHOLE, seeds=COUNT, timeout=POSITIVE, max_length=COUNT)
+        refuse_beyond(self, seed=WHOLE, seeds=COUNT, timeout=POSITIVE, max_length=COUNT, cap=POSITIVE)

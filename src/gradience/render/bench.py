@@ -50,6 +50,7 @@ def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
             *([("Base", clean(report.base))] if report.base else []),
             ("Metric", f"{clean(report.metric.name)} ({direction(report)}), paired by {report.metric.unit}"),
             ("Tolerance", f"{tolerance_words(report)}; bounds hold with {report.confidence:.0%} for all at once"),
+            *([("Cap", cap_words(report))] if report.cap is not None else []),
             ("Evaluated", f"{report.evaluated} now, {report.reused} taken from {clean(report.out)}"),
         ]
     )
@@ -70,6 +71,22 @@ def direction(report: BenchReport) -> str:
 def tolerance_words(report: BenchReport) -> str:
     """The tolerance in words."""
     return f"{report.tolerance} of the reference's score" if report.tolerance.endswith("%") else report.tolerance
+
+
+def cap_words(report: BenchReport) -> str:
+    """What the cap means, in words."""
+    unit = " nats" if report.metric.name == "loss" else ""
+    return f"an example counts at most {report.cap:g}{unit}; the bounds hold at every look at more rows"
+
+
+def unseen_line(task: BenchTask) -> str | None:
+    """What the sample can and cannot show of rare failures; None for seeds."""
+    if task.missed is None or task.seen_from is None:
+        return None
+    return (
+        f"These {task.n:,} examples show a failure of {task.seen_from:.1%} of such examples or more (95 %); one in 1 % "
+        f"would be missed with probability {task.missed:.2f}."
+    )
 
 
 def task_line(report: BenchReport, task: BenchTask) -> str:
@@ -100,9 +117,7 @@ def _task(report: BenchReport, task: BenchTask, *, unicode: bool) -> Iterator[st
         marks = _UNICODE if unicode else _ASCII
         yield f"  How much worse, the largest candidate first; | is 0, {marks.tolerance} the tolerance:"
         yield from _forest(drawn, task.margin, marks)
-    line = contrast_line(task)
-    if line is not None:
-        yield line
+    yield from filter(None, (contrast_line(task), unseen_line(task)))
 
 
 def harm_cell(result: BenchResult) -> str:
@@ -123,8 +138,11 @@ def signed(value: float | str | None) -> str:
 
 def outcome_cell(result: BenchResult) -> str:
     """The outcome; for an open one, with the number of examples that it needs."""
-    more = f", needs about {result.needed:,}" if result.needed is not None else ""
-    return OUTCOMES[result.outcome] + more
+    least, most = result.needed_from, result.needed
+    if least is None:
+        return OUTCOMES[result.outcome]
+    far = f"{least:,} or more" if most is None else f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{OUTCOMES[result.outcome]}, needs {far}"
 
 
 _COLUMNS: Final[Columns[Row]] = (

@@ -280,6 +280,12 @@ class BenchTask(msgspec.Struct, kw_only=True, frozen=True):
     reference: Annotated[str, about("Name of the candidate that the others are compared with.")]
     n: Annotated[NonNegativeInt, about("Number of examples, or of runs with different seeds.")]
     score: Annotated[Real, about("Score of the reference.")]
+    missed: Annotated[
+        Fraction | None, about("Chance that a failure in 1 % of such examples is not among these; null for seeds.")
+    ] = None
+    seen_from: Annotated[
+        Fraction | None, about("Share of examples with a failure from which one is among these with 95 %.")
+    ] = None
     margin: Annotated[Size, about("The tolerance, in the metric's unit.")]
     judged: Annotated[bool, about("Whether the verdict depends on this task; if not, it is only reported.")] = True
     has_contrast: Annotated[
@@ -313,10 +319,11 @@ class BenchResult(msgspec.Struct, kw_only=True, frozen=True):
     needed: Annotated[
         NonNegativeInt | None,
         about(
-            "Examples with which it would be `within` in 80 % of trials, if its true harm is the measured one. Null "
-            "if it is decided, or if no number is enough."
+            "Examples with which it would be `within` in 80 % of fresh trials, if its true harm is the measured one, "
+            "with the error of this sample. Null if it is decided, or if no number is known to be enough."
         ),
     ] = None
+    needed_from: Annotated[NonNegativeInt | None, about("Fewer examples than this would hardly do.")] = None
     kl: Annotated[Real | None, about("KL(reference, candidate) in nats per prediction; null if not measured.")] = None
     flips: Annotated[
         Fraction | None,
@@ -367,6 +374,9 @@ class BenchReport(Report, kw_only=True, frozen=True):
     metric: BenchMetric
     tolerance: Annotated[str, about("As given: `1%` of the reference's score, or `0.01` in its unit.")]
     confidence: Annotated[Fraction, about("Confidence of the bounds, for all candidates at once.")]
+    cap: Annotated[Size | None, about("The most that one example counts, in the metric's unit; null without one.")] = (
+        None
+    )
     seed: NonNegativeInt
     tasks: list[BenchTask] = []
     candidates: Annotated[list[BenchCandidate], about("The reference first, then by size.")] = []

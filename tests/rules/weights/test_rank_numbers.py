@@ -243,7 +243,7 @@ def test_a_share_of_nothing_is_not_known():
         given = SimpleNamespace(
             stable_rank=stable, null_stable_rank=null, b_stable_rank=stable, b_null_stable_rank=null
         )
-        given.r = 8
+        given.r, given.kind = 8, "linear"
         assert (_of_product(given), _of_second_factor(given)) == (of_product, of_b)
     given = SimpleNamespace(b_stable_rank=6.0, b_null_stable_rank=4.0, r=8)
     assert _of_second_factor(given) == 0.0  # far flatter than random numbers: orthonormal
@@ -255,4 +255,10 @@ def test_where_no_update_is_known_the_first_module_says_why():
     unknown = [module(name, state="not_known", note=note) for name, note in (("a", "quantised"), ("b", "sparse"))]
     assert (health(unknown).verdict, health(unknown).reason) == ("not_analysed", "quantised")
     assert health([module(state="not_known")]).reason == "no update is known"
-    assert health([*unknown, module("c")]).reason == "the only module carries a finite, non-zero update"
+    few = health([*unknown, module("c")])
+    assert (few.verdict, few.reason) == ("not_analysed", "only 1 of 3 modules could be analysed: quantised")
+    enough = health([*unknown, module("c"), module("d")])
+    assert (enough.verdict, enough.reason) == (
+        "trained",
+        "all 2 modules carry a finite, non-zero update (2 more are not known)",
+    )

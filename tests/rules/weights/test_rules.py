@@ -80,8 +80,10 @@ def reasons(full, **own):
         (["ok"], "trained", "the only module carries a finite, non-zero update"),
         (["ok", "zero", "ok", "ok"], "partial", "1 of 4 modules have a zero update (first: 1)"),
         (["zero"] * 4, "untrained", "the update of all 4 modules is exactly zero"),
-        (["not_known", "ok", "ok"], "trained", "all 2 modules carry a finite, non-zero update"),
-        (["not_known", "zero", "ok"], "partial", "1 of 2 modules have a zero update (first: 1)"),
+        (["not_known", "ok", "ok"], "trained", "all 2 modules carry a finite, non-zero update (1 more are not known)"),
+        (["not_known", "zero", "ok"], "partial", "1 of 2 modules have a zero update (first: 1) (1 more are not known)"),
+        (["not_known", "not_known", "ok"], "not_analysed", "only 1 of 3 modules could be analysed: no update is known"),
+        (["not_known", "not_known", "non_finite"], "broken", "1 of 1 modules hold NaN or infinite weights (first: 2)"),
         (["not_known", "not_known"], "not_analysed", "no update is known"),
         (["ok", "non_finite", "zero", "ok"], "broken", "1 of 4 modules hold NaN or infinite weights (first: 1)"),
     ],
@@ -89,6 +91,39 @@ def reasons(full, **own):
 def test_the_worst_state_decides(states, verdict, reason):
     seen = health([module(str(i), state=state) for i, state in enumerate(states)])
     assert (seen.verdict, seen.reason) == (verdict, reason)
+
+
+@every(
+    ("cause", "verdict"),
+    [
+        (LeftoverReason.NEEDS_BASE, "not_analysed"),
+        (LeftoverReason.SHAPE, "not_analysed"),
+        (LeftoverReason.TRAINING_ONLY, "trained"),  # no part of the update
+        (LeftoverReason.WHOLE_WEIGHTS, "trained"),
+        (LeftoverReason.UNKNOWN, "trained"),  # a bias, a head: its name does not make it a module
+    ],
+)
+def test_a_verdict_needs_half_of_the_adapter_s_modules(cause, verdict):
+    left = [NotAnalysed(name=f"x{i}", reason="why", cause=cause) for i in range(5)]
+    assert health([module(str(i)) for i in range(4)], not_analysed=left).verdict == verdict
+    assert health([module(str(i)) for i in range(5)], not_analysed=left).verdict == "trained"
+
+
+@every(
+    ("norms", "verdict"),
+    [
+        ([1.0] * 9 + [0.99e-4], "partial"),
+        ([1.0] * 9 + [1.01e-4], "trained"),
+        ([1.0] * 2 + [0.5e-4] * 8, "partial"),  # the larger ones decide, not the most
+        ([1.0] * 9 + [9e3], "trained"),  # one that is too large makes no other one small
+    ],
+)
+def test_a_module_that_hardly_moved_beside_the_others_is_untrained(norms, verdict):
+    seen = health([module(str(i), frobenius_norm=norm) for i, norm in enumerate(norms)])
+    assert seen.verdict == verdict
+    if verdict == "partial":
+        small = sum(norm < 1e-3 for norm in norms)
+        assert f"{small} of 10 modules is under 0.0001 of the larger ones'" in seen.reason
 
 
 def test_nothing_to_read_is_broken_but_something_unread_is_not_analysed():
@@ -109,6 +144,17 @@ def test_nothing_to_read_is_broken_but_something_unread_is_not_analysed():
 )
 def test_random_like_needs_four_modules_of_rank_four_at_nine_tenths_of_the_null(n, r, stable_rank, verdict):
     assert health([module(str(i), r=r, stable_rank=stable_rank) for i in range(n)]).verdict == verdict
+
+
+@every(
+    ("flat", "kind", "verdict"),
+    [(4, "linear", "random_like"), (3, "linear", "trained"), (12, "vera", "trained"), (12, "linear", "random_like")],
+)
+def test_random_numbers_in_some_layers_are_told_among_trained_ones(flat, kind, verdict):
+    rows = [module(f"layers.{i}", kind=kind, stable_rank=5.5 if i < flat else 1.5) for i in range(12)]
+    seen = health(rows)
+    assert seen.verdict == verdict
+    assert (f"in {flat} of 12 modules (first: layers.0)" in seen.reason) is (verdict == "random_like")
 
 
 @pytest.mark.parametrize(("relative", "verdict"), [(9.9e-5, "near_untrained"), (1e-4, "trained"), (None, "trained")])

@@ -29,7 +29,7 @@ from gradience.judge.audit.rows import (
 )
 from gradience.judge.options import AuditOptions
 from gradience.rules import excluded_rules, without
-from gradience.rules.weights import health, suggests_ranks
+from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import (
     candidates,
     disagreements,
@@ -241,7 +241,7 @@ def _judged(
         modules,
         peft_type=facts.peft_type,
         not_analysed=left,
-        relative_frobenius=against.relative_frobenius if against is not None else None,
+        relative_frobenius=_size_beside(against, modules),
     )
     report = msgspec.structs.replace(facts, health=verdict, summary=summary_of(modules), modules=modules)
     if suggests_ranks(verdict.verdict) and not adapter.by_peft:
@@ -257,6 +257,13 @@ def _judged(
     whole = adapter.config.modules_to_save or []
     judged = judge_adapter(report, alpha=own[0], r=own[1], modules_to_save=whole)
     return msgspec.structs.replace(report, findings=judged.findings, not_run=judged.not_run)
+
+
+def _size_beside(against: BaseReport | None, modules: Sequence[ModuleAudit]) -> float | None:
+    """The norm of the update over the base's, if enough of the modules were compared to speak of the adapter."""
+    if against is None or against.compared < JUDGED_SHARE.value * len(modules):
+        return None
+    return against.relative_frobenius
 
 
 def _with_ranks(report: AuditReport, price: float, pattern: RankPattern | None) -> AuditReport:

@@ -225,12 +225,17 @@ class _Run:
             return _Compared(row, missed=NotCompared(name=module.name, reason=str(error)))
 
     def _compared(self, module: Module, row: ModuleAudit | None) -> _Compared:
-        found = self._find(module.base_name or f"{module.name}.weight")
-        if found is None:
-            raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
-        w = self._weights.read(found, module.expert, self._memory)
+        name = module.base_name or f"{module.name}.weight"
+        found, singly = self._find(name), None
+        if found is not None:
+            w = self._weights.read(found, module.expert, self._memory)
+        elif module.expert is not None and (parts := self._weights.find_expert(name, module.expert)):
+            w = np.concatenate([self._weights.read(part) for part in parts])
+            found, singly = parts[0], " and ".join(part.name for part in parts)
+        else:
+            raise AdapterError(f"the base has no {name}")
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
-            return self._beside(module, row, found, w)
+            return self._beside(module, row, found, w, singly=singly)
 
     def _find(self, name: str) -> BaseTensor | None:
         """The base's tensor of a parameter, also where transformers has renamed it since the base was saved."""
@@ -244,12 +249,16 @@ class _Run:
             found = self._weights.find(self._renamed[name]) if name in self._renamed else None
         return found
 
-    def _beside(self, module: Module, row: ModuleAudit | None, found: BaseTensor, w: Array) -> _Compared:
+    def _beside(
+        self, module: Module, row: ModuleAudit | None, found: BaseTensor, w: Array, *, singly: str | None = None
+    ) -> _Compared:
+        """The module compared with its weight `w`, of the tensor `found`, or of several, named in `singly`."""
         update = update_of(module, w)
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
             raise AdapterError(f"{found.name} holds NaN or infinite weights")
-        norms, converged, cached, note = self._norms_of(found, module.expert, w, math.sqrt(sums.weight))
+        key = singly or (found.name if module.expert is None else f"{found.name}[{module.expert}]")
+        norms, converged, cached, note = self._norms_of(key, w, math.sqrt(sums.weight))
         if module.dense is not None:
             sized = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
             row, settled = self._row(sized, update)
@@ -263,7 +272,7 @@ class _Run:
         if asked and not update.fits_float32(size):
             asked, note = False, f"{found.name}: the update is beyond float32, so its intruders are not known"
         comparison = BaseComparison(
-            weight=found.name,
+            weight=singly or found.name,
             dtype=found.info.dtype,
             update="factors" if module.dense is None else "dense",
             spectral_norm=norms.spectral,
@@ -289,8 +298,7 @@ class _Run:
         found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
         return dense_row(module, found, shown), found.converged
 
-    def _norms_of(self, found: BaseTensor, expert: int | None, w: Array, frobenius: float) -> _Norms:
-        key = found.name if expert is None else f"{found.name}[{expert}]"
+    def _norms_of(self, key: str, w: Array, frobenius: float) -> _Norms:
         known = self.norms.get(key)
         if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
             return _Norms(known, converged=True, cached=True)

@@ -24,9 +24,9 @@ from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path
 from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.prove.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
-from gradience.prove.bench.judge import BASE, Contender, Task, judge, tolerance_of
+from gradience.prove.bench.judge import BASE, Contender, Rule, Task, judge, tolerance_of
 from gradience.prove.bench.store import BenchStore, Evaluation, adapter_digest, file_hash, refusing
-from gradience.prove.bench.trial import CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
+from gradience.prove.bench.trial import CAP, CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
 from gradience.prove.options import BenchOptions
 from gradience.rewrite.resize import resize_adapter
 from gradience.rewrite.resize.plan import resizable_pairs
@@ -44,6 +44,11 @@ DEFAULT_KL: Final = ("kl:.003", "kl:.01")
 _GRAMMAR: Final = "full, base, shuffled, p90, svd:RANK, energy:SHARE, params:N, kl:NATS or adapter:FOLDER"
 _TYPES: Final[Mapping[str, Callable[[str], float]]] = {"svd": int, "energy": float, "params": int, "kl": float}
 _CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "kl": "kl"}
+
+
+def cap_of(options: BenchOptions, metric: str) -> float | None:
+    """The most that one example counts; None for a metric of the user's own without `cap`."""
+    return CAP if options.cap is None and metric == "loss" else options.cap
 
 
 def write_without_update(adapter: Path, out: Path) -> None:
@@ -323,7 +328,8 @@ class Contest:
         (measured, better), unit = metrics[0], _unit(tasks)
         metric = BenchMetric(name=measured, higher_is_better=better, unit=unit)
         options = self._options
-        found = judge(_contenders(entries), tasks, metric, tolerance_of(options.tolerance), seed=options.seed)
+        rule = Rule(tolerance_of(options.tolerance), cap_of(options, measured), options.seed)
+        found = judge(_contenders(entries), tasks, metric, rule)
         remarks = [note for task in tasks for one in task.evaluations.values() for note in one.notes]
         report = BenchReport(
             kind=sources.kind,
@@ -333,6 +339,7 @@ class Contest:
             metric=metric,
             tolerance=options.tolerance.strip(),
             confidence=CONFIDENCE,
+            cap=rule.cap,
             seed=options.seed,
             tasks=found.tasks,
             candidates=found.candidates,

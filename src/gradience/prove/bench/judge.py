@@ -16,13 +16,23 @@ import numpy as np
 
 from gradience.errors import GradienceError
 from gradience.prove.bench.store import Evaluation
-from gradience.prove.bench.trial import Bounds, Sample, bounds, needed, sample_of, student_bounds
+from gradience.prove.bench.trial import (
+    CONFIDENCE,
+    Bounds,
+    Sample,
+    bounds,
+    capped_bounds,
+    needed,
+    sample_of,
+    student_bounds,
+)
 from gradience.schema import real
 from gradience.schema.compare import BenchCandidate, BenchMetric, BenchResult, BenchTask, BenchVerdict, Outcome, Role
 from gradience.spectral.grams import Floats
 
 BASE: Final = "base"
 _WORST_FIRST: Final[tuple[Outcome, ...]] = ("not_finite", "over", "open", "within", "reference", "anchor")
+RARE: Final = 0.01  # share of examples with a failure, of which the chance to miss it is told
 _LEAST_SEEDS: Final = 2
 _BINARY: Final = (0.0, 1.0)
 _UNDECIDED: Final = {
@@ -87,15 +97,24 @@ class Judged(NamedTuple):
     verdict: BenchVerdict
 
 
-def judge(
-    contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchMetric, tolerance: Tolerance, *, seed: int
-) -> Judged:
+class Rule(NamedTuple):
+    """What counts as a loss: more than the tolerance, with each example capped, in the metric's unit, if it has no end.
+
+    `seed` is of random draws.
+    """
+
+    tolerance: Tolerance
+    cap: float | None
+    seed: int
+
+
+def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchMetric, rule: Rule) -> Judged:
     """The results of all contenders on all tasks, and the verdict.
 
     Raises:
         GradienceError: a reference has no finite score, or its evaluation cannot be paired with another.
     """
-    found = [_on_task(task, contenders, metric, tolerance, seed) for task in tasks]
+    found = [_on_task(task, contenders, metric, rule) for task in tasks]
     whole = max((c.params for c in contenders if c.role == "reference"), default=0)
     judged = {task.name for task in tasks if task.judged}
     candidates = [
@@ -108,7 +127,7 @@ def judge(
 
 
 def _on_task(
-    task: Task, contenders: Sequence[Contender], metric: BenchMetric, tolerance: Tolerance, seed: int
+    task: Task, contenders: Sequence[Contender], metric: BenchMetric, rule: Rule
 ) -> tuple[BenchTask, dict[str, BenchResult]]:
     reference = task.evaluations[task.reference]
     weight = np.asarray(reference.weights)
@@ -116,6 +135,7 @@ def _on_task(
     if not np.isfinite(own).all():
         raise GradienceError(f"{task.reference} has no finite score on {task.name}: nothing can be compared with it")
     score = reference.mean
+    tolerance = rule.tolerance
     margin = np.full(len(own), tolerance.value)
     if tolerance.relative:
         # A share of a negative score is still an allowance
@@ -129,7 +149,7 @@ def _on_task(
             for c in contenders
             if (c.role == "candidate") is group and c.name != task.reference and _is_finite(task.evaluations[c.name])
         ]
-        rows |= _compared(task, compared, metric, margin, seed)
+        rows |= _compared(task, compared, metric, margin, rule)
     described = BenchTask(
         name=task.name,
         data=task.data,
@@ -139,6 +159,8 @@ def _on_task(
         score=score,
         margin=abs(float(weight @ margin / weight.sum())),
         judged=task.judged,
+        missed=(1.0 - RARE) ** len(own) if metric.unit == "example" else None,
+        seen_from=1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(own)) if metric.unit == "example" else None,
     )
     base = rows.get(BASE)
     if base is not None and base.low is not None:
@@ -147,16 +169,17 @@ def _on_task(
 
 
 def _compared(
-    task: Task, compared: Sequence[Contender], metric: BenchMetric, margin: Floats, seed: int
+    task: Task, compared: Sequence[Contender], metric: BenchMetric, margin: Floats, rule: Rule
 ) -> dict[str, BenchResult]:
     """The results of the given contenders, with bounds that hold for all of them at once."""
     if not compared:
         return {}
     reference = task.evaluations[task.reference]
     harms = [_harm(reference, task.evaluations[c.name], metric, task, c.name) for c in compared]
-    largest = 1.0 if metric.unit == "example" and _is_binary(task) else None
-    sample = sample_of(np.stack(harms, axis=1), np.asarray(reference.weights), margin, largest=largest)
-    limits = _limits(sample, metric, seed)
+    largest = 1.0 if metric.unit == "example" and (_is_binary(task) or metric.name == "accuracy") else None
+    cap = rule.cap if metric.unit == "example" else None
+    sample = sample_of(np.stack(harms, axis=1), np.asarray(reference.weights), margin, largest=largest, cap=cap)
+    limits = _limits(sample, metric, rule.seed)
     return {
         c.name: _result(task.evaluations[c.name], task.name, c.role, sample=sample, limits=limits, column=column)
         for column, c in enumerate(compared)
@@ -168,7 +191,7 @@ def _limits(sample: Sample, metric: BenchMetric, seed: int) -> Bounds | None:
     if metric.unit == "seed":
         differ = len(sample.excess) >= _LEAST_SEEDS and bool(np.ptp(sample.excess, axis=0).all())
         return student_bounds(sample) if differ else None
-    return bounds(sample, seed=seed)
+    return bounds(sample, seed=seed) if sample.cap is None else capped_bounds(sample)
 
 
 def _result(
@@ -191,7 +214,8 @@ def _result(
         low=low,
         worst=high,
         outcome=outcome,
-        needed=more,
+        needed_from=None if more is None else more.least,
+        needed=None if more is None else more.most,
         kl=evaluation.kl,
         flips=evaluation.flips,
     )
@@ -261,7 +285,7 @@ def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], m
     if not left:
         return BenchVerdict(state="none", n=n, says="no candidate holds: all lose more than the tolerance")
     wants = [most for c in left if (most := _needed(c)) is not None]
-    more = f"needs about {min(wants)}" if wants else _UNDECIDED[metric.unit]
+    more = f"{min(wants)} examples would do in 80 % of trials" if wants else _UNDECIDED[metric.unit]
     return BenchVerdict(
         state="not_decided", n=n, needed=min(wants, default=None), says=f"not decided with n = {n}: {more}"
     )

@@ -8,6 +8,7 @@ The statistics are of paired differences: each example is scored with the adapte
 bounded by the Bayesian bootstrap of the sample plus one example of the largest possible harm (Gaffke's bound; Phan,
 Thomas and Learned-Miller, ICML 2021, arXiv 2106.03163). For answers that are only right or wrong, this is the
 Clopper-Pearson limit: 100 answers without a flip show at most 3 % harm, where an ordinary bootstrap would say 0.
+A loss has no largest harm. There the harm of an example is capped, and the mean is bounded by bets (`betting`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gradience.adapters.open import open_adapter
 from gradience.errors import ConfigError, GradienceError
 from gradience.models import FIRST, LoadedModel, active, drop_adapter, load_adapter, load_model
 from gradience.models.inputs import Batch, Example, Inputs, batches, read_inputs
+from gradience.prove.bench.betting import needed_examples, upper_bound
 from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
 from gradience.spectral.grams import Floats
@@ -44,6 +46,10 @@ POWER: Final = 0.8
 REACH: Final = 2.0
 """If the harm has no known bound, the added example is this many times as far from the mean as the worst one seen. This
 is a heuristic: at 1, lognormal harms (sigma 1.5, n = 200) passed falsely in 8 % of simulated trials, at 2 in 2 %."""
+CAP: Final = 2.0
+"""The most nats that one example counts, as harm or as gain: its loss is then 7 times less probable per token."""
+PILOTS: Final = 200  # samples drawn again from the one at hand
+RANGE: Final = (0.1, 0.9)  # quantiles over them
 _CELLS: Final = 4_000_000  # random weights that are held at a time
 _MOST: Final = 1e9  # examples; a trial that needs more is not worth naming
 
@@ -185,7 +191,8 @@ class Sample(NamedTuple):
     """The excess harm over the tolerance, `excess` (n, m) by example and candidate. Positive is worse.
 
     `weight` (n,) is the weight of each example, such as its number of tokens. `worst` and `best` (m,) are the excess of
-    the added example for the upper and the lower bound. `margin` is the tolerance.
+    the added example for the upper and the lower bound. `margin` is the tolerance. `cap` is the most that an example
+    counts, and `largest` and `least` the excess that it then has at most and at least.
     """
 
     excess: Floats
@@ -193,11 +200,19 @@ class Sample(NamedTuple):
     worst: Floats
     best: Floats
     margin: float
+    cap: float | None = None
+    largest: float = math.inf
+    least: float = -math.inf
 
     @property
     def mean(self) -> Floats:
         """The weighted mean excess of each candidate (m,)."""
         return np.asarray(self.weight @ self.excess / self.weight.sum())
+
+    def drawn(self, random: np.random.Generator) -> Sample:
+        """A sample of as many examples, drawn from this one with replacement."""
+        some = random.integers(len(self.weight), size=len(self.weight))
+        return self._replace(excess=self.excess[some], weight=self.weight[some])
 
 
 class Bounds(NamedTuple):
@@ -211,7 +226,9 @@ class Bounds(NamedTuple):
     level: float
 
 
-def sample_of(harm: Floats, weight: Floats, margin: Floats, *, largest: float | None) -> Sample:
+def sample_of(
+    harm: Floats, weight: Floats, margin: Floats, *, largest: float | None, cap: float | None = None
+) -> Sample:
     """Build the sample from harms (n, m), by example and candidate.
 
     Args:
@@ -219,7 +236,10 @@ def sample_of(harm: Floats, weight: Floats, margin: Floats, *, largest: float | 
         weight: the weight of each example (n,).
         margin: the tolerance on each example (n,); its weighted mean is the sample's tolerance.
         largest: the largest possible harm and gain of an example; None extrapolates from the sample (`REACH`).
+        cap: the most that an example counts, as harm and as gain, where `largest` is None.
     """
+    if largest is None and cap is not None:
+        harm = np.clip(harm, -cap, cap)
     excess = harm - margin[:, None]
     total = weight.sum()
     mean, middle = weight @ excess / total, float(weight @ margin / total)
@@ -227,7 +247,21 @@ def sample_of(harm: Floats, weight: Floats, margin: Floats, *, largest: float | 
         edge = np.full(harm.shape[1], largest)
         return Sample(excess, weight, edge - middle, -edge - middle, middle)
     worst, best = (mean + REACH * (end - mean) for end in (excess.max(axis=0), excess.min(axis=0)))
-    return Sample(excess, weight, worst, best, middle)
+    if cap is None:
+        return Sample(excess, weight, worst, best, middle)
+    return Sample(excess, weight, worst, best, middle, cap, cap - float(margin.min()), -cap - float(margin.max()))
+
+
+def capped_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
+    """Simultaneous bounds of the means of capped harms: by bets, corrected for the number of candidates by Bonferroni.
+
+    They hold at every look at a sample that grows.
+    """
+    level = 1.0 - (1.0 - confidence) / sample.excess.shape[1]
+    columns = list(sample.excess.T)
+    upper = [upper_bound(e, sample.weight, sample.largest, level) for e in columns]
+    lower = [-upper_bound(-e, sample.weight, -sample.least, level) for e in columns]
+    return Bounds(np.array(lower), np.array(upper), level)
 
 
 def bounds(sample: Sample, *, seed: int = 0, confidence: float = CONFIDENCE, draws: int = DRAWS) -> Bounds:
@@ -276,29 +310,55 @@ def student_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
     return Bounds(sample.mean - half, sample.mean + half, level)
 
 
-def needed(sample: Sample, column: int, level: float) -> int | None:
-    """The number of examples with which a candidate would pass with 80 % (`POWER`), if its harm is as observed.
+class Needed(NamedTuple):
+    """Numbers of examples: with `most`, a candidate passes in 80 % (`POWER`) of fresh trials, if it is as it looks.
 
-    An observed gain beyond zero harm is not counted on. The result is None if no number of examples would do.
+    Fewer than `least` hardly do. None is a number that the pilot cannot name.
+    """
+
+    least: int
+    most: int | None
+
+
+def needed(sample: Sample, column: int, level: float, *, seed: int = 0) -> Needed | None:
+    """The number of examples that would do, as a range; None if no number would, as far as the sample shows.
+
+    The sample is drawn again (`PILOTS` times), so that the range has the error of the sample itself. An observed gain
+    beyond zero harm is not counted on.
 
     Args:
         sample: the trial so far.
         column: the candidate's column.
         level: the one-sided level of the candidate's bound.
+        seed: of the draws.
     """
+    random = np.random.default_rng(seed)
+    found = sorted(_needed(sample.drawn(random), column, level) for _ in range(PILOTS))
+    least, most = (found[round(share * (PILOTS - 1))] for share in RANGE)
+    if math.isinf(least) or math.isinf(_needed(sample, column, level)):
+        return None
+    return Needed(math.ceil(least), None if math.isinf(most) else math.ceil(most))
+
+
+def _needed(sample: Sample, column: int, level: float) -> float:
+    """The number of examples with which 80 % of trials pass, if outcomes are as in the sample; infinite if none do."""
     e, share = sample.excess[:, column], sample.weight / sample.weight.mean()
     mean = float(np.mean(share * e))
+    gained = max(-sample.margin - mean, 0.0)  # a mean harm under 0 is taken for 0
+    if sample.cap is not None:
+        z = NormalDist().inv_cdf(POWER)
+        return needed_examples(np.minimum(e + gained, sample.largest), sample.weight, sample.largest, level, z)
     off = share * (e - mean)  # each example's contribution to the weighted mean, centred
-    shape = _Shape(max(mean, -sample.margin), [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column]))
+    shape = _Shape(mean + gained, [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column]))
     z = NormalDist().inv_cdf(level)
     if shape.mean >= 0.0 or shape.bound(_MOST, z) > 0.0:
-        return None
+        return math.inf
     # Bisected in the logarithm, since the bound falls with the root of n
     low, high = 0.0, _MOST
     while high - low > max(0.5, high / 1000):
         middle = math.sqrt((low + 1) * (high + 1)) - 1
         low, high = (middle, high) if shape.bound(middle, z) > 0.0 else (low, middle)
-    return math.ceil(high)
+    return high
 
 
 class _Shape(NamedTuple):

@@ -24,6 +24,7 @@ from gradience.render.bench import (
     rows_of,
     task_line,
     tolerance_words,
+    unseen_line,
 )
 from gradience.render.html import Story, tag
 from gradience.render.html.figures import NARROW, STYLES, WIDE, draw_bars
@@ -296,9 +297,7 @@ def bench_section(report: BenchReport | None) -> Element | None:
 def _task(report: BenchReport, task: BenchTask) -> Iterator[Element]:
     rows = rows_of(report, task)
     yield tag("p", f"{sentence(task_line(report, task))}.")
-    line = contrast_line(task)
-    if line is not None:
-        yield note(line)
+    yield from (note(line) for line in (contrast_line(task), unseen_line(task)) if line is not None)
     drawn = [row for row in rows if row.candidate.role == "candidate" and row.result.worst is not None]
     if len({row.candidate.params for row in drawn}) > 1:  # a single size gives no axis
         yield tag("div", _figure(task, drawn), class_="figures")

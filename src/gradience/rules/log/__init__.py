@@ -16,6 +16,7 @@ from gradience.rules.log import (
     held_out,
     learning,
     numbers,
+    order,
     preference,
     record,
     recorded,
@@ -28,6 +29,7 @@ from gradience.schema.document import NotRun
 
 DETECTORS: Final[tuple[LogRule, ...]] = (
     *numbers.RULES,
+    *order.RULES,
     *divergence.RULES,
     *learning.RULES,
     *gradient.RULES,

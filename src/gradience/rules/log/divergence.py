@@ -25,6 +25,7 @@ from gradience.rules.log.facts import (
     seen,
     shown,
 )
+from gradience.rules.log.order import by_class
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.schema import Severity
 
@@ -54,6 +55,11 @@ EXPLODED = Threshold("exploded", 2.0, "highest level of 3 rows over the start", 
 NO_LOWER = Threshold("no_lower", 0.97, "end over the start", REAL_RUNS)
 LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", JUDGEMENT)
 LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "a judgement: of a loss below it nearly all is learnt")
+RELAPSED = Threshold(
+    "relapsed", 1.15, "end over the lowest window, if it ends above its start", "known causes, trained"
+)
+FELL = Threshold("fell", 0.8, "lowest fifth over the start", "a judgement, as clear_fall of NOL106")
+LEARNT_BEFORE = Threshold("learnt_before", 0.95, "lowest window over the start, in that case", JUDGEMENT)
 WINDOW_SHARE = Threshold("window_share", 0.05, "fraction of the rows, at least 3 rows", "proposal of the design")
 ABSURD_RATE = Threshold("absurd_rate", 1e-2, "learning rate", "10 x 1e-3, the highest of the sweep's good rates")
 ABSURD_LEVEL = Threshold("absurd_level", 1.2, "every later row over the first, at such a rate", REAL_RUNS)
@@ -159,6 +165,8 @@ def divergence(facts: RunFacts) -> Observation | None:
     places, points = [i for i, _ in kept], [point for _, point in kept]
     if len(points) < DIVERGED_ROWS.value or facts.loss.lowest < 0.0 or facts.objective.kind == "rl":
         return None
+    if by_class(facts) is not None:
+        return None  # the loss jumps with the class of the rows
     fifth = max(1, len(points) // _FIFTH)
     sigma = noise([math.log(point) for point in points[1:]])
     first_three = median(points[: min(3, len(points) - 1)])
@@ -208,14 +216,25 @@ def _exploded(facts: RunFacts, of: _Levels) -> Observation | None:
 
 
 def _late(facts: RunFacts, of: _Levels) -> Observation | None:
-    """A rise from the lowest level to above the start, or, as a warning, over half of the way back to it."""
-    n = len(of.points)
-    width = max(_WINDOW, math.ceil(WINDOW_SHARE.value * n))
-    if n < 2 * width + 2:
+    """A rise from the lowest level to above the start, or, as a warning, over half of the way back to it.
+
+    It is looked for in short windows, and in windows of a fifth, whose level is known better where rows are noisy.
+    """
+    short = max(_WINDOW, math.ceil(WINDOW_SHARE.value * len(of.points)))
+    found = (_risen(facts, of, width) for width in dict.fromkeys((short, max(short, of.fifth))))
+    return next((each for each in found if each is not None), None)
+
+
+def _risen(facts: RunFacts, of: _Levels, width: int) -> Observation | None:
+    if len(of.points) < 2 * width + 2:
         return None
     lowest, last = min(_windows(of.points, width)), median(of.points[-width:])
     error = median_error(of.sigma, width, width)
-    if last <= DIVERGED_RATIO.value * lowest or math.log(last / lowest) <= DIVERGED_NOISE.value * error:
+    learnt = lowest < LEARNT_BEFORE.value * of.start and width >= of.fifth
+    relapsed = learnt and last > max(of.start, RELAPSED.value * lowest)
+    if last <= DIVERGED_RATIO.value * lowest and not relapsed:
+        return None
+    if math.log(last / lowest) <= DIVERGED_NOISE.value * error:
         return None
     says = (
         f"The loss diverged: {last:.4g} at the end, {min(lowest, of.start):.4g} around step {_lowest_step(facts, of)}"
@@ -226,6 +245,18 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
     if len(facts.loss.values) < MANY_ROWS.value or lost <= LOST_SHARE.value or last < LOST_LEVEL.value:
         return None
     return _diverged(facts, of, f"{says}; {lost:.0%} of what it had learnt is lost", severity="warning")
+
+
+@once
+def fell_before(facts: RunFacts) -> bool:
+    """Whether the loss was once clearly under its start, whatever came later: such a run did learn something."""
+    points = [point for point in facts.outline.points if point > 0.0]
+    width = max(_WINDOW, len(points) // _FIFTH)
+    if len(points) < 2 * width:
+        return False
+    start, lowest = median(points[:_WINDOW]), min(_windows(points, width))
+    error = median_error(noise([math.log(point) for point in points]), _WINDOW, width)
+    return lowest < FELL.value * start and math.log(start / lowest) > DIVERGED_ERRORS.value * error
 
 
 def _windows(points: Sequence[float], width: int) -> Iterator[float]:
@@ -409,7 +440,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         "than {diverged_errors} standard errors; or it is over {at_once} times the first row, and every later row is "
         "over {diverged_ratio} times the first; or it is over {absurd_rise} times the first row at a learning rate of "
         "{absurd_rate} or more; or the last rows are over {diverged_ratio} times the lowest window by more than "
-        "{diverged_noise} standard errors, and above the start. A warning: the loss exceeds {exploded} times its start "
+        "{diverged_noise} standard errors, and above the start; or over {relapsed} times it, if it was under "
+        "{learnt_before} of the start (the last and the lowest fifth); not where ORD186 speaks. "
+        "A warning: the loss exceeds {exploded} times its start "
         "in the middle and ends above {no_lower} times its start; or over {lost_share} of its fall is lost again, to "
         "{lost_level} or more",
         observe=_divergence,
@@ -438,6 +471,8 @@ RULES: Final[tuple[LogRule, ...]] = (
             LOST_SHARE,
             LOST_LEVEL,
             WINDOW_SHARE,
+            RELAPSED,
+            LEARNT_BEFORE,
             DIVERGED_ROWS,
         ),
     ),

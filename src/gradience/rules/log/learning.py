@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, values_of
-from gradience.rules.log.divergence import divergence
+from gradience.rules.log.divergence import FELL, divergence, fell_before
 from gradience.rules.log.facts import (
     EVAL_NOISE,
     JUDGEMENT,
@@ -230,6 +230,8 @@ def no_learning(facts: RunFacts) -> Observation | None:
     surely = trend is not None and trend.p <= MOVED.value and trend.fall > SURE_FALL.value
     if trend is None or facts.peak_rate <= 0.0 or _margin_grows(facts) or divergence(facts) is not None:
         return None
+    if fell_before(facts):
+        return None  # what it learnt was lost again
     if result.shown and (surely or not facts.evaluated or _held_out_fell(facts)):
         return None
     curve = facts.held_out_curve
@@ -425,7 +427,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         "rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, from {still_rows} rows on, the second "
         "half is under {still} below the first fifth, the Theil-Sen slope falls by under {still_slope} over all rows, "
         "the fall from start to end and the 95 % upper bounds of both are under {still_bound}, and the gradient norm "
-        "has no trend. Without a training loss, held-out losses over {guess} nats or in under {few_steps} steps show "
+        "has no trend; and not if a fifth of the rows was once under {fell} of the start. Without a training loss, "
+        "held-out losses over {guess} nats or in under {few_steps} steps show "
         "no learning. The story says that held-out data do not improve if an error rate stays at {all_wrong} or more, "
         "or, "
         "where the first held-out loss is over {learnt} of the first training loss, if they end worse",
@@ -444,6 +447,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         thresholds=(
             HELD_STILL,
             HELD_RISES,
+            FELL,
             CLEAR_FALL,
             SURE_FALL,
             TINY_RATE,

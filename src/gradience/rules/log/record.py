@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, cite
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, Unknown, cite
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen, shown
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float
 
@@ -16,6 +16,7 @@ SOME_STEPS = Threshold("some_steps", 20, "steps", "a judgement: the log of a sho
 REPLAY_DIFFERENCE = Threshold(
     "replay_difference", 0.2, "median relative difference", "proposal of the project's design"
 )
+ENDED = Threshold("ended", 0.9, "of the planned steps", JUDGEMENT)
 REPLAY_ROWS = Threshold("replay_rows", 3, "steps logged before and after", JUDGEMENT)
 
 _SEQUENCE: Final = cite("the recorder", "seq counts the lines of one session; one writer holds the log's lock")
@@ -47,6 +48,26 @@ def _bad_end(facts: RunFacts) -> Observation:
         severity="error" if facts.status == "error" else "warning",
         confidence=1.0,
         evidence=seen(f"run_end with status {facts.status}"),
+    )
+
+
+def _short(facts: RunFacts) -> Observation | None:
+    """A run that ended in order, far from its planned steps, with no sign that it was stopped for a reason."""
+    if facts.status != "ok":
+        raise Unknown("the log holds no regular end (see END114)")
+    last, planned = facts.last_step, facts.max_steps
+    if not planned or last is None:
+        raise Unknown("the log does not say how many steps were planned")
+    if last >= ENDED.value * planned:
+        return None
+    curve = facts.held_out_curve
+    meant = curve is not None and len(curve.losses) > 1 and curve.best < len(curve.losses) - 1
+    return Observation(
+        f"The run ended at step {last} of {planned} planned"
+        + (", after a held-out loss that had stopped falling: stopped early, as it seems." if meant else "."),
+        {"step": last, "planned": planned},
+        severity="info" if meant else None,
+        evidence=seen(f"run_end with status ok at step {last}, max_steps {planned}"),
     )
 
 
@@ -157,6 +178,24 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="cut_off",
         scope="any log",
         verify="See whether the process runs and the log still grows.",
+    ),
+    LogRule(
+        id="END183",
+        title="ended before its planned steps",
+        severity="warning",
+        condition="run_end has the status ok, at under {ended} of the planned steps; info if the held-out loss was no "
+        "longer at its best",
+        observe=_short,
+        confidence=0.8,
+        signs=("ended_short",),
+        place="end",
+        phrase=lambda v: f"ended at step {shown(v, 'step', 'd')} of {shown(v, 'planned', 'd')} planned",
+        as_info=True,
+        action="See what ended it: a callback, a time limit, or data that ran out.",
+        scope="logs of a recorder that knows the planned steps; early stopping by a task metric looks the same",
+        rationale="A schedule that is cut off leaves the learning rate high, and the run short of what was planned.",
+        verify="The output of the training, and its callbacks.",
+        thresholds=(ENDED,),
     ),
     LogRule(
         id="TRN115",

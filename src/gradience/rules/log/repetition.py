@@ -24,11 +24,16 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
+from gradience.schema import number_in
 
 MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
 MANY_LEVEL = Threshold("many_level", 0.65, "of the first loss, or nats", "published runs: 50 epochs to 0.74 of 1.2")
 SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")
 SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMENT)
+SAME_ROWS = Threshold("same_rows", 3, "equal rows", "a judgement: one may be a common short text")
+SAME_SHARE = Threshold("same_share", 0.1, "of the evaluation, estimated", JUDGEMENT)
+PERFECT = Threshold("perfect", 0.99, "accuracy", JUDGEMENT)
+PERFECT_BY = Threshold("perfect_by", 0.25, "of the planned steps", JUDGEMENT)
 FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
 FEW_LEVEL = Threshold("few_level", 0.1, "of the first loss, or nats", "published runs: 6 epochs to 0.006")
 
@@ -196,6 +201,47 @@ def _leak(facts: RunFacts) -> Observation | None:
     )
 
 
+def _same_rows(facts: RunFacts) -> Observation | None:
+    """Rows of the evaluation that the recorder saw in training batches, and the share that this stands for."""
+    data = facts.data or {}
+    known, evaluated, both = (number_in(data, name) for name in ("rows_known", "eval_rows", "eval_rows_trained"))
+    if not known or not evaluated or both is None:
+        raise Unknown("the recorder saw no rows of an evaluation beside those of training")
+    total = next((w.data.rows for w in facts.wirings if w.data is not None and w.data.rows), None)
+    seen_share = min(1.0, known / total) if total else 1.0
+    share = min(1.0, both / (evaluated * seen_share))
+    if both < SAME_ROWS.value or share < SAME_SHARE.value:
+        return None
+    of = f"{known:g} of {total} training rows" if total else f"{known:g} training rows"
+    return Observation(
+        f"{both:g} of {evaluated:g} evaluation rows are among the {of} that the recorder saw: about {share:.0%} of "
+        "the evaluation was trained on.",
+        {"rows": both, "evaluated": evaluated, "share": share},
+        evidence=seen(f"{both:g} equal rows of tokens"),
+    )
+
+
+def _at_once(facts: RunFacts) -> Observation | None:
+    """A held-out accuracy that is nearly perfect in the first quarter of the run, and was not before it."""
+    of = account(facts)
+    metric = next((each for each in of.metrics if each.name == "accuracy"), None)
+    planned = facts.max_steps or facts.last_step
+    if metric is None or not planned:
+        raise Unknown("no accuracy of an evaluation was logged")
+    steps = sorted(event.step for event in facts.evaluations if event.split == metric.split and event.step is not None)
+    if not steps or steps[0] == 0:
+        raise Unknown("the first evaluation is of the model before training")
+    per_cent = 100.0 if metric.first > 1.0 else 1.0
+    if metric.first < PERFECT.value * per_cent or steps[0] > PERFECT_BY.value * planned:
+        return None
+    return Observation(
+        f"{metric.split.capitalize()} accuracy is {metric.first / per_cent:.1%} at step {steps[0]} of {planned}: the "
+        "task is that easy, or the answer is in the input, of training and of held-out rows alike.",
+        {"accuracy": metric.first / per_cent, "step": steps[0]},
+        evidence=seen(f"accuracy {metric.first:.4g} in the first evaluation"),
+    )
+
+
 def _little_seen(facts: RunFacts) -> Observation | None:
     of = account(facts)
     step, passes = of.ending.step, of.passes
@@ -302,6 +348,41 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="cross-entropy, five epochs and more; an easy task looks the same",
         verify="Count exact and near duplicates between both sets; evaluate on data made later.",
         thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
+    ),
+    LogRule(
+        id="LEK184",
+        title="evaluation on training rows",
+        severity="warning",
+        condition="{same_rows} or more rows of the evaluation are equal, token by token, to rows of the watched "
+        "training batches, which stands for {same_share} or more of the evaluation",
+        observe=_same_rows,
+        confidence=0.9,
+        signs=("evaluated_on_training_rows",),
+        place="meaning",
+        phrase=lambda v: f"about {shown(v, 'share', '.0%')} of the evaluation was trained on",
+        evidence=(cite("the recorder", "hashes of the tokens of each row; no token is kept"),),
+        rationale="A score on rows that were trained on says nothing of new ones.",
+        action="Evaluate on rows that are not in the training set; gradience check --data finds the others.",
+        scope="runs whose recorder saw both; packed batches are not compared",
+        verify="gradience check --data TRAIN --eval-data HELD_OUT lists the equal rows.",
+        thresholds=(SAME_ROWS, SAME_SHARE),
+    ),
+    LogRule(
+        id="LEK185",
+        title="nearly perfect at once",
+        severity="warning",
+        condition="the first evaluation, within {perfect_by} of the planned steps, has an accuracy of {perfect} or "
+        "more, and none was made before training",
+        observe=_at_once,
+        needs=(not_under("rl", "preference"),),
+        confidence=0.5,
+        signs=("perfect_at_once",),
+        phrase=lambda v: f"accuracy {shown(v, 'accuracy', '.1%')} at step {shown(v, 'step', 'd')} already",
+        rationale="Real tasks are seldom solved at once; a label that is in the input is.",
+        action="Look at some inputs for the answer: a column too many, or a template with the label.",
+        scope="classification; an easy task looks the same",
+        verify="Train on the same labels with inputs shuffled within each class: does the accuracy stay?",
+        thresholds=(PERFECT, PERFECT_BY),
     ),
     LogRule(
         id="COV142",

@@ -167,6 +167,7 @@ def _energy_rank(facts: RunFacts) -> float | None:
 
 def _end(facts: RunFacts, told: list[StoryPart]) -> Iterator[StoryPart]:
     if facts.status == "ok":
+        yield from told
         return
     planned = f" of {facts.max_steps}" if facts.max_steps else ""
     at = f" at step {facts.last_step}{planned}" if facts.last_step is not None else ""

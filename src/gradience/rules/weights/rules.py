@@ -15,6 +15,7 @@ from gradience.errors import few
 from gradience.rules import UTILIZATION, Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge, premise
 from gradience.rules.weights import (
     BASE_RULES,
+    HARDLY_TRAINED,
     LARGE_SIZE,
     NEAR_UNTRAINED,
     OVERSIZED,
@@ -234,8 +235,9 @@ ZERO_UPDATE = WeightsRule(
     severity="error",
     title="an update of zero",
     groups=("weights", "log"),
-    condition="the update of all modules is exactly zero; of some of them (a warning); or, with a base, its norm is "
-    "under {near_untrained} times that of the weights (a warning)",
+    condition="the update of all modules is exactly zero; of some of them it is zero, or its norm under "
+    "{hardly_trained} times the 90th percentile of the modules' (a warning); or, with a base, the norm of all is under "
+    "{near_untrained} times that of the weights (a warning)",
     observe=partial(_of_health, _ZERO),
     verdicts=_ZERO,
     confidence=0.95,
@@ -249,7 +251,7 @@ ZERO_UPDATE = WeightsRule(
     scope="LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base",
     verify=_COMPARE,
     rationale="Such an adapter leaves the base model as it was.",
-    thresholds=(NEAR_UNTRAINED,),
+    thresholds=(NEAR_UNTRAINED, HARDLY_TRAINED),
     needs=(modules_analysed,),
 )
 RANDOM_LIKE = WeightsRule(
@@ -257,15 +259,16 @@ RANDOM_LIKE = WeightsRule(
     severity="warning",
     title="spectra like random factors'",
     groups=("weights", "log"),
-    condition="the median ratio of the stable rank of the update, or of lora_B alone, to that of a random matrix of "
-    "the same shape is at least {random_share}, over {random_modules} or more modules of rank {random_rank} or "
-    "more",
+    condition="the ratio of the stable rank of the update, or of lora_B alone, to that of a random matrix of the same "
+    "shape is at least {random_share} in {random_modules} or more modules of rank {random_rank} or more, or in their "
+    "median if there are as many",
     observe=partial(_of_health, _RANDOM),
     verdicts=_RANDOM,
     confidence=0.6,
     signs=("random_like",),
     action="Check that this is the trained adapter, not an initialisation.",
-    scope="LoRA of rank 4 and more, in four modules or more; lora_B alone only where it started at zero",
+    scope="LoRA of rank 4 and more, in four modules or more; lora_B alone only where it started at zero; not VeRA, "
+    "whose projections are random by design. Shuffled labels leave no such trace: weights cannot show them",
     verify=_COMPARE,
     rationale="lora_B starts at zero and takes its directions from few gradients: one step already makes it far from "
     "flat.",
