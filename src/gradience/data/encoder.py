@@ -98,6 +98,11 @@ class Encoder:
         found: list[str] = self._asked("the tokenizer", "names", list(ids))
         return found
 
+    def decoded(self, ids: Sequence[int]) -> str:
+        """The text of these ids, special tokens included."""
+        found: str = self._asked("the tokenizer", "decoded", list(ids))
+        return found
+
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
         found: list[list[int]] = self._asked("the tokenizer", "texts", list(texts)) if texts else []

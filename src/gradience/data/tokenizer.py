@@ -91,6 +91,10 @@ class Tokenizer:
         """The tokens of these ids, as text."""
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(list(ids))]
 
+    def decoded(self, ids: Sequence[int]) -> str:
+        """The text of these ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
         out = self._tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)
