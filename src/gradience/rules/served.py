@@ -15,13 +15,18 @@ from gradience.schema.receipt import ServedVerdict, VerifyServedReport
 
 _MEASURED: Final = "benchmarks/receipt.py, on the models that the thresholds were chosen on"
 FINE = Threshold("fine", 2.0, "times the noise that was measured in the target's dtype", _MEASURED)
-COARSE = Threshold("coarse", 1.5, "times the noise of 4-bit weights that was measured", _MEASURED)
+COARSE = Threshold("coarse", 2.0, "times the noise of 4-bit weights that was measured", _MEASURED)
 LEAST = Threshold("least", 0.5, "times the same, where the weights are stored in 16 bits or more", _MEASURED)
 CLEAR = Threshold("clear", 0.15, "distance from the explanation over distance from the adapter", _MEASURED)
 EXPLAINED = Threshold("explained", 0.5, "the same, where what is left is within the noise of 4 bits", _MEASURED)
-NOISE_LIKE = Threshold("noise_like", 0.2, "share of the difference along what parts of the adapter do", _MEASURED)
+NOISE_LIKE = Threshold(
+    "noise_like",
+    0.1,
+    "share of the difference along what parts of the adapter do, more than of 4-bit noise",
+    _MEASURED,
+)
 SIGNIFICANT = Threshold("significant", 4.0, "jackknife standard errors over the sequences", _MEASURED)
-UNLIKE = Threshold("unlike", 0.6, "cosine of what was read and the adapter, both less the base", _MEASURED)
+UNLIKE = Threshold("unlike", 0.7, "cosine of what was read and the adapter, both less the base", _MEASURED)
 
 _BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/receipt.md")
 

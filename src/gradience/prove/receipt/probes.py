@@ -17,7 +17,7 @@ from gradience.errors import AdapterError
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel, load_model
 from gradience.prove.receipt.reading import read_loaded
-from gradience.prove.receipt.states import adapted, digest_of, groups_of, scaled, without
+from gradience.prove.receipt.states import adapted, digest_of, groups_of, rounded, scaled, without
 from gradience.prove.receipt.targets import examples_of
 from gradience.prove.receipt.verdict import vector_of
 from gradience.schema.receipt import Receipt
@@ -53,6 +53,10 @@ class Probes:
             found[name] = self.without(paths)
         self._shown(len(self.groups), len(self.groups), "")
         return found
+
+    def in_4_bits(self) -> npt.NDArray[Any]:
+        """What is read with weights rounded to 4 bits."""
+        return self._read(rounded(self._loaded, "int4"))
 
     def without(self, paths: frozenset[str]) -> npt.NDArray[Any]:
         """What is read without these modules of the adapter."""

@@ -28,6 +28,8 @@ _LEAST: Final = 32  # log-probabilities; with fewer a verdict rests on a sentenc
 _COVERED: Final = 0.2  # share of the adapter's effect, by squares, that a target's log-probabilities must cover
 _EXACT: Final = 1e-4  # residual of a receipt's own rounding to four digits
 _LOST: Final = 0.5  # residual of bfloat16 from which the adapter does too little on these rows
+_NO_CHANCE: Final = 0.99  # share of all directions from which chance explains everything
+_TINY: Final = 1e-300  # in place of a divisor that is 0
 _PASSES: Final = 8  # forward passes that narrow a factor down
 _NEAR: Final = 0.02  # by which a factor may miss that of a known mistake
 _SMALLEST: Final = 0.1  # factor; under it an update counts as absent
@@ -49,6 +51,9 @@ class Explainer(Protocol):
 
     def parts(self) -> dict[str, Vector]:
         """Without each group of modules."""
+
+    def in_4_bits(self) -> Vector:
+        """With weights rounded to 4 bits."""
 
     def without(self, paths: frozenset[str]) -> Vector:
         """Without these modules."""
@@ -104,7 +109,7 @@ class Evidence:
         )
         y = vector_of(reading)
         self.kept = np.isfinite(y)
-        self.covered = _square(a[self.kept] - b[self.kept]) / max(_square(a - b), 1e-300)
+        self.covered = _square(a[self.kept] - b[self.kept]) / max(_square(a - b), _TINY)
         self.a, self.b, self.y = a[self.kept], b[self.kept], y[self.kept]
         self.rows = np.repeat(np.arange(len(receipt.rows)), [len(row.base) for row in receipt.rows])[self.kept]
         self.size = float(np.linalg.norm(self.a - self.b)) or 1.0
@@ -119,8 +124,8 @@ class Evidence:
         effect, own = self.a - self.b, self.y - self.b
         count = int(self.rows.max()) + 1
         above, below = (np.bincount(self.rows, x * effect, count) for x in (own, effect))
-        without_one = (above.sum() - above) / np.maximum(below.sum() - below, 1e-300)
-        return float(above.sum() / max(below.sum(), 1e-300)), float(np.sqrt((count - 1) * without_one.var()))
+        without_one = (above.sum() - above) / np.maximum(below.sum() - below, _TINY)
+        return float(above.sum() / max(below.sum(), _TINY)), float(np.sqrt((count - 1) * without_one.var()))
 
 
 def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes: Explainer | None = None) -> Conclusion:
@@ -140,11 +145,14 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
         )
         return Conclusion("cannot_tell", story, compared=len(e.y))
     kinds = _OF_PRECISION.get(precision, _OTHERWISE)
-    fine = max(_EXACT, FINE.value * max(e.noise.get(kind, 0.0) for kind in kinds))
+    measured = max(e.noise.get(kind, 0.0) for kind in kinds)
+    fine = max(_EXACT, FINE.value * measured)
     four_bits = e.noise.get("int4", 0.0)
     coarse = fine if exact else max(fine, COARSE.value * four_bits)
     is_float = precision in _OF_PRECISION
-    rounding = _Rounding(fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse)
+    rounding = _Rounding(
+        measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse
+    )
     share, error = e.share()
     told = Conclusion("same", "", e.distance(e.a), share, e.distance(e.b), fine, compared=len(e.y))
     if precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST:
@@ -161,8 +169,10 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
 class _Rounding(NamedTuple):
     """How far rounding moves the adapter from itself, as residuals."""
 
+    measured: float
+    """In the target's dtype, as measured."""
     fine: float
-    """In the target's dtype."""
+    """In the target's dtype, at most."""
     least: float
     """From here on a model may have been merged into 4 bits, and then stored in its dtype."""
     coarse: float
@@ -194,8 +204,8 @@ class _Judgement:
             if self._drift <= SIGNIFICANT.value:
                 return self._within(known=False)
             return self._untold(
-                f"{self._r:.3f} of its effect away is within what 4 bits do, but not at random: a checkpoint, a part "
-                "that is missing or another scale. --base and --adapter tell which"
+                f"What answers is near the adapter, {self._away}, as 4 bits may leave it, but not at random: a "
+                "checkpoint, a missing part or another scale. --base and --adapter tell which"
             )
         return self._relative()
 
@@ -203,8 +213,9 @@ class _Judgement:
         """The verdict with base and adapter at hand."""
         e = self._e
         parts = {name: vector[e.kept] for name, vector in probes.parts().items()}
-        structure = self._structure(list(parts.values()))
-        if self._r <= self._rounding.fine and structure <= NOISE_LIKE.value:
+        structure = self._structure(e.y, parts)
+        like_noise = self._structure(probes.in_4_bits()[e.kept], parts) + NOISE_LIKE.value
+        if self._r <= self._rounding.fine and (self._r <= self._rounding.measured or structure <= like_noise):
             return self._same()
         found = [_Explanation("the base", "the_base", self._told.from_base or 0.0)]
         found += [
@@ -219,22 +230,24 @@ class _Judgement:
             return self._explained(found[0], found)
         shown = tuple((one.name, one.left) for one in found[:_SHOWN])
         self._told = self._told._replace(tried=shown)
-        if self._rounding.may_be_4_bits(self._r) and structure <= NOISE_LIKE.value:
+        if self._rounding.may_be_4_bits(self._r) and structure <= like_noise:
             return self._within(known=True)
-        if self._rounding.may_be_4_bits(self._r) and structure <= EXPLAINED.value:
+        if self._r <= self._rounding.fine or (self._rounding.may_be_4_bits(self._r) and structure <= EXPLAINED.value):
             return self._untold(
-                f"{self._r:.3f} of its effect away is within what 4 bits do, but {structure:.0%} of it is along what "
-                "parts of the adapter do: neither 4 bits nor another checkpoint is ruled out"
+                f"What answers is near the adapter, {self._away}, as rounding may leave it; but {structure:.0%} of that "
+                "is along what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
         return self._relative()
 
-    def _structure(self, parts: Sequence[Vector]) -> float:
+    def _structure(self, y: Vector, parts: Mapping[str, Vector]) -> float:
         """The share of |y - a|^2 in the span of what parts of the adapter do, beyond what chance puts there."""
         e = self._e
-        spanned = np.linalg.qr(np.stack([e.a - e.b, *(vector - e.a for vector in parts)], axis=1))[0]
-        d = e.y - e.a
-        chance = min(spanned.shape[1] / len(d), 0.99)
-        return max(0.0, (_square(spanned.T @ d) / max(_square(d), 1e-300) - chance) / (1.0 - chance))
+        directions = [e.a - e.b, *(vector - e.a for vector in parts.values())]
+        spanned = np.linalg.qr(np.stack(directions, axis=1))[0]
+        d = y - e.a
+        chance = min(spanned.shape[1] / len(d), _NO_CHANCE)
+        found = _square(spanned.T @ d) / max(_square(d), _TINY)
+        return max(0.0, (found - chance) / (1.0 - chance))
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
         """The factors that are tried, and the best one between them by golden section."""
@@ -310,15 +323,20 @@ class _Judgement:
         )
 
     def _same(self) -> Conclusion:
-        noise = f"within the noise of {self._rounding.fine:.4f}"
-        return self._told._replace(story=f"The adapter answers: {self._r:.4f} of its effect away, {noise}")
+        return self._told._replace(
+            story=f"The adapter answers: {self._away}, within the noise of {self._rounding.fine:.4f}"
+        )
 
     def _within(self, *, known: bool) -> Conclusion:
         caveat = "" if known else "; a checkpoint near it is not ruled out without --base and --adapter"
         return self._told._replace(
             verdict="same_within_quantisation",
-            story=f"The adapter answers, {self._r:.3f} of its effect away, as 4 bits and the like do{caveat}",
+            story=f"The adapter answers: {self._away}, as 4 bits and the like leave it{caveat}",
         )
+
+    @property
+    def _away(self) -> str:
+        return f"{self._r:.3g} of its effect away from it"
 
     def _untold(self, story: str) -> Conclusion:
         return self._told._replace(verdict="cannot_tell", story=story)
@@ -327,16 +345,15 @@ class _Judgement:
         """Another checkpoint or another adapter, by the direction that it goes from the base."""
         share, from_base = self._told.share or 0.0, self._told.from_base or 0.0
         cosine = share / from_base if from_base else 0.0
+        where = f"{self._r:.3f} of the adapter's effect away from it, at a cosine of {cosine:.2f} with it"
         if cosine >= UNLIKE.value:
             return self._told._replace(
                 verdict="another_checkpoint",
-                story=f"Another checkpoint or a near relative answers: {self._r:.3f} of the adapter's effect away, at "
-                f"a cosine of {cosine:.2f} with it",
+                story=f"Another checkpoint or a near relative answers: {where}",
             )
         return self._told._replace(
             verdict="another_adapter",
-            story=f"Another adapter, or another base, answers: {self._r:.3f} of the adapter's effect away, at a cosine "
-            f"of {cosine:.2f} with it",
+            story=f"Another adapter, or another base, answers: {where}",
         )
 
 
