@@ -268,8 +268,8 @@ def _add_strangers(add: Callable[..., None]) -> None:
     }
     add("saved data", 2, saved, "check --data d --json")
     printed = {"s.txt": _dump({"scores": [0.5, 1, 0, 0.25] * 4})} | _adapter("a")
-    scored = "bench a --metric env~A={adapter}~cat~s.txt --candidates svd:2 --tolerance 0.5 --out ../out/b --json"
-    add("evaluator", 3, printed, scored)
+    scored = "bench a --metric env~A={adapter}~cat~s.txt --candidates svd:2 --tolerance 0.5 --timeout 5"
+    add("evaluator", 3, printed, f"{scored} --out ../out/b --json")
     step = "step:{n} - actor/loss:{x:.3f} - critic/score/mean:{x:.3f} - response_length/mean:90.5\n"
     verl = "".join(step.format(n=n, x=1 / n) for n in range(1, 9)).encode()
     add("verl", 4, {"verl.log": verl}, f"import verl.log {out} --json", "monitor verl.log --json")

@@ -208,6 +208,17 @@ def test_a_base_beyond_the_range_is_left_out_with_the_limit(value, taken, tmp_pa
     assert [(item.name, item.reason) for item in report.not_looked_at] == [] if taken else [("v", said)]
 
 
+@pytest.mark.parametrize(("size", "taken"), [(1e37, True), (1e38, False)])
+def test_an_update_beyond_float32_is_left_out(size, taken, tmp_path):
+    """The bound is |scale| norm(B) norm(A): sqrt(12) sqrt(10) times the entries of B here."""
+    pair = {"A": np.ones((2, 5), np.float32), "B": np.full((6, 2), size, np.float32)}
+    extra = {f"{PREFIX}v.lora_{side}.weight": value for side, value in pair.items()}
+    report = mitigate_adapter(adapter(tmp_path / "a", extra=extra), base(tmp_path / "base", v__weight=np.eye(6, 5)))
+    assert [row.name for row in report.modules] == ["q", "v"][: 1 + taken]
+    said = [(item.name, item.reason) for item in report.not_looked_at]
+    assert said == [] if taken else [("v", "its update is beyond float32")]
+
+
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [

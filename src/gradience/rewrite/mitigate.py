@@ -235,9 +235,14 @@ def mitigated(module: Module, w: Array, b: Array, options: MitigateOptions, *, t
         b: lora_B (out, r) as stored.
         options: the definition of an intruder, and the scale.
         transposed: whether w is stored as (in, out).
+
+    Raises:
+        AdapterError: the update may hold entries that float32 cannot.
     """
     base = as_float32(w)
     update = update_of(module, base)
+    if not update.fits_float32(_bound(update)):
+        raise AdapterError("its update is beyond float32")
     before = _overlaps(update, base, options, transposed=transposed)
     vectors = np.asarray(before.left, np.float64)[:, before.upper < options.eps]
     count, undecided = count_below(before, options.eps)
@@ -264,6 +269,12 @@ def _overlaps(update: Update, w: Array, options: MitigateOptions, *, transposed:
     if transposed:
         base, tuned = (x.turned() for x in (base, tuned))
     return overlaps(base, tuned, options.k, sorted({options.eps, *_NEAR}), seed=options.seed)
+
+
+def _bound(update: Update) -> float:
+    """A bound on the spectral norm of an update of plain factors: the product of their Frobenius norms, in float64."""
+    b, a = (float(np.linalg.norm(x.astype(np.float64))) for x in (update.b, update.a))
+    return abs(update.scale) * b * a
 
 
 def _relative_change(b: Array, a: Floats, vectors: Floats, scale: float) -> float:
