@@ -98,7 +98,8 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         id="RCP504",
         severity="error",
         title="another checkpoint, or a near relative",
-        condition="beyond noise, unexplained, and at a cosine of {unlike} or more",
+        condition="beyond noise (its share of the effect {significant} standard errors from 1, where that is all there is "
+        "to go by), unexplained, and at a cosine of {unlike} or more",
         observe=_if("another_checkpoint"),
         confidence=0.8,
         evidence=(_BENCH,),

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
 
 from gradience.rules.served import CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, SIGNIFICANT, UNLIKE
 from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
@@ -33,7 +34,6 @@ _TINY: Final = 1e-300  # in place of a divisor that is 0
 _PASSES: Final = 8  # forward passes that narrow a factor down
 _NEAR: Final = 0.02  # by which a factor may miss that of a known mistake
 _SMALLEST: Final = 0.1  # factor; under it an update counts as absent
-_GOLDEN: Final = (5**0.5 - 1) / 2
 _SHOWN: Final = 8  # explanations that a report has
 
 _OF_PRECISION: Final[dict[str, tuple[NoiseOf, ...]]] = {
@@ -234,8 +234,8 @@ class _Judgement:
             return self._within(known=True)
         if self._r <= self._rounding.fine or (self._rounding.may_be_4_bits(self._r) and structure <= EXPLAINED.value):
             return self._untold(
-                f"What answers is near the adapter, {self._away}, as rounding may leave it; but {structure:.0%} of that "
-                "is along what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
+                f"What answers is near the adapter, {self._away}, as rounding may leave it; but {structure:.0%} of "
+                "that is along what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
         return self._relative()
 
@@ -250,41 +250,27 @@ class _Judgement:
         return max(0.0, (found - chance) / (1.0 - chance))
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
-        """The factors that are tried, and the best one between them by golden section."""
-        e, tried = self._e, {}
-        words = probes.factors()
-        for factor in words:
-            tried[factor] = e.distance(probes.scaled(factor)[e.kept])
-        if not tried:
+        """The factor that comes nearest: of those that are tried, then between the neighbours of the best one."""
+        tried: dict[float, float] = {}
+
+        def distance(factor: float) -> float:
+            tried[float(factor)] = self._e.distance(probes.scaled(float(factor))[self._e.kept])
+            return tried[float(factor)]
+
+        words = {factor: text for factor, text in probes.factors().items() if factor >= _SMALLEST}
+        if not words:
             return []
+        for factor in words:
+            distance(factor)
+        around = sorted({_SMALLEST, 1.0, *words, 2.0 * max(words)})
         best = min(tried, key=tried.__getitem__)
-        around = sorted({_SMALLEST, 1.0, *tried})
-        if tried[best] > self._rounding.fine and tried[best] < self._r and best != around[-1]:
-            at = max(around.index(best), 1)
-            tried |= self._narrowed(probes, around[at - 1], around[at + 1])
+        at = around.index(best if tried[best] < self._r else 1.0)
+        if tried[best] > self._rounding.fine and at > 0:
+            bounds = (around[at - 1], around[at + 1])
+            minimize_scalar(distance, bounds=bounds, method="bounded", options={"maxiter": _PASSES})
             best = min(tried, key=tried.__getitem__)
         why = next((f": {text}" for factor, text in words.items() if text and abs(factor / best - 1.0) < _NEAR), "")
         return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", tried[best], factor=best)]
-
-    def _narrowed(self, probes: Explainer, low: float, high: float) -> dict[float, float]:
-        tried: dict[float, float] = {}
-
-        def at(factor: float) -> float:
-            tried[factor] = self._e.distance(probes.scaled(factor)[self._e.kept])
-            return tried[factor]
-
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        of_left, of_right = at(left), at(right)
-        for _ in range(_PASSES - 2):
-            if of_left < of_right:
-                high, right, of_right = right, left, of_left
-                left = high - _GOLDEN * (high - low)
-                of_left = at(left)
-            else:
-                low, left, of_left = left, right, of_right
-                right = low + _GOLDEN * (high - low)
-                of_right = at(right)
-        return tried
 
     def _pairs(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
         """The two groups whose effects, added up, come nearest; they are then run together."""
@@ -299,11 +285,8 @@ class _Judgement:
 
     def _explains(self, one: _Explanation) -> bool:
         """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a."""
-        if one.left <= self._rounding.fine and one.left <= EXPLAINED.value * self._r:
-            return True
-        return one.left <= CLEAR.value * self._r or (
-            one.left <= self._rounding.beside and one.left <= EXPLAINED.value * self._r
-        )
+        is_within = one.left <= self._rounding.beside and one.left <= EXPLAINED.value * self._r
+        return one.left <= CLEAR.value * self._r or is_within
 
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
         near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
