@@ -98,8 +98,8 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         id="RCP504",
         severity="error",
         title="another checkpoint, or a near relative",
-        condition="beyond noise (its share of the effect {significant} standard errors from 1, where that is all there is "
-        "to go by), unexplained, and at a cosine of {unlike} or more",
+        condition="beyond noise, unexplained, and at a cosine of {unlike} or more; within 4 bits and "
+        "without base and adapter it is left open, from {significant} standard errors of the share on",
         observe=_if("another_checkpoint"),
         confidence=0.8,
         evidence=(_BENCH,),

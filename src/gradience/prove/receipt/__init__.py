@@ -115,7 +115,8 @@ def receipt_of(
     shown(1, 6, "the base")
     with_base = read_loaded(loaded, windows, state=as_base(loaded))
     order = sorted(range(len(windows)), key=lambda i: -_effect(with_adapter[i], with_base[i]))[:rows]
-    kept, ref, base = ([values[i] for i in order] for values in (windows, with_adapter, with_base))
+    kept = [windows[i] for i in order]
+    ref, base = ([values[i] for i in order] for values in (with_adapter, with_base))
     if not _effect(np.concatenate(ref), np.concatenate(base)):
         raise AdapterError("the adapter changes no log-probability", advice="'gradience audit' says what it holds")
     some = slice(None, None, max(1, len(kept) // _NOISE_ROWS))  # of each size of effect

@@ -247,7 +247,7 @@ class _Judgement:
         d = y - e.a
         chance = min(spanned.shape[1] / len(d), _NO_CHANCE)
         found = _square(spanned.T @ d) / max(_square(d), _TINY)
-        return max(0.0, (found - chance) / (1.0 - chance))
+        return max(0.0, float(found - chance) / (1.0 - chance))
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
         """The factor that comes nearest: of those that are tried, then between the neighbours of the best one."""
