@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from gradience.announce import Place
 from gradience.configs.settings import Draft, overlay
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
@@ -43,11 +45,13 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         every: optimizer steps between rows. A row waits for the device; between rows nothing does.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`; the fit is asked to stop at their first finding.
         verbose: log findings through logging (logger `gradience`); they are recorded in any case.
+        announce: where findings and the run's story are told too: the places of `gradience.announce`.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
 
     Raises:
         ValueError: an argument is out of its range.
+        GradienceError: a place to announce to is not known, or its package is missing.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         every: int = 1,
         stop_on: Iterable[str] = (),
         verbose: bool = True,
+        announce: Iterable[Place] = (),
         allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
@@ -67,7 +72,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._given = config or ConfigSnapshot()
         self._every = every
         self._stop_on = live_ids(stop_on)
-        self._voice = Voice(loud=verbose)
+        self._voice = Voice(loud=verbose, announce=announce)
         self._recorder = RunRecorder(allow_text=allow_text)
         self._meta = dict(meta or {})
         self._lookout: Lookout | None = None
@@ -92,7 +97,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
                 meta = {**_run_meta(pl_module), **self._meta}
                 self._recorder.start(path, config, meta, training=trainer, step=trainer.global_step)
                 if not self._recorder.joined:
-                    self._voice.config(config)
+                    self._voice.begin(path.parent)
+                    self._voice.config(config, trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradient's norm before it is clipped, and the learning rate of this step."""
@@ -137,6 +143,9 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._lookout = None
         with self._recorder:
             self._recorder.finish(trainer.global_step, trainer.max_steps, self._stopped)
+        if self._recorder.log is not None and trainer.is_global_zero and not self._recorder.joined:
+            with suppress(Exception):  # what is only said must not end a training
+                self._voice.ended(self._recorder.log)
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}

@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from gradience.errors import RecorderError
+from gradience.importers.databases import read_trackio, tables_of
 
 METRICS = "id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT, timestamp TEXT, run_name TEXT, step INTEGER, metrics TEXT"
 CONFIGS = "id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT, run_name TEXT, config TEXT, created_at TEXT"
@@ -105,3 +106,14 @@ def test_the_optimizer_s_steps_count_where_trackio_has_a_counter_of_its_own(tmp_
     events, _ = import_events(write(tmp_path / "demo.db", {"one": rows}))
     assert [(e.step, e.loss, e.lr) for e in events.of("train_step")] == [(10, 2.0, 1e-4), (20, 1.5, 5e-5)]
     assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(10, 1.9)]
+
+
+def test_a_schema_that_sqlite_quotes_byte_for_byte_is_an_error_with_the_file(tmp_path):
+    path = tmp_path / "t.db"
+    with closing(sqlite3.connect(path)) as base:
+        base.execute("CREATE TABLE metrics (name text)")
+        base.commit()
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"CREATE \xbdABLE"))
+    with pytest.raises(RecorderError, match=r"t\.db: "):
+        read_trackio(path)
+    assert tables_of(path) == set()

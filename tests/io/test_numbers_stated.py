@@ -385,7 +385,7 @@ STATED: dict[str, dict[str, Any]] = {
     "tables": {"_BEYOND": 1 << 63},
     "collect.runs": {"MOST_CURVES": 26},
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
-    "prove.receipt": {"_CANDIDATES": 1.5, "_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
+    "prove.receipt": {"CANDIDATES": 1.5, "_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
     "prove.receipt.states": {"_GROUP": 32, "_QUARTERS": 4, "_LEVELS": {"int8": 127.0, "int4": 7.0}},
     "prove.receipt.verdict": {
         "FLOOR": -12.0,

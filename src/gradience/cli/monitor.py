@@ -98,6 +98,8 @@ def _compare(
 ) -> int:
     if resolved.format not in {"text", "json"}:
         raise RecorderError(f"--format {resolved.format} is for one run", advice="call it once for each log")
+    if resolved.announce:
+        raise RecorderError("--announce is for one run", advice="call it once for each log")
     from gradience.judge.monitor.compare import compare_runs  # the same
     from gradience.render.compare import compare_text  # the same
 

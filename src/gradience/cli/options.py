@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from gradience.announce import Announcer, Place, checked, of_report
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
@@ -95,6 +96,7 @@ class ResolvedOptions(NamedTuple):
     ignore: Sequence[str]
     fail_on: Severity | None
     project: Settings
+    announce: tuple[Place, ...] = ()
 
     @property
     def rules(self) -> RuleChoice:
@@ -133,6 +135,23 @@ class ResolvedOptions(NamedTuple):
             not_run: the rules that were skipped, for SARIF.
         """
         report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
+        with Announcer(self.announce, Path.cwd()) as announcer:
+            self._print(report, text, findings, groups=groups, locations=locations, not_run=not_run)
+            if self.announce:
+                verb = type(report).__name__.removesuffix("Report").lower()
+                announcer.tell(of_report(f"gradience {verb}", text(report), findings))
+        return self.exit_code(findings)
+
+    def _print(
+        self,
+        report: _ReportT,
+        text: Callable[[_ReportT], str],
+        findings: Sequence[Finding],
+        *,
+        groups: Sequence[RuleGroup],
+        locations: Callable[[], Sequence[SourceLocation | None]],
+        not_run: Sequence[NotRun],
+    ) -> None:
         if self.format == "json":
             print_document(report)
         elif self.format == "text":
@@ -141,7 +160,6 @@ class ResolvedOptions(NamedTuple):
             print_for_programs(
                 self.format, findings, locations=locations(), groups=groups, not_run=hide_in(list(not_run))
             )
-        return self.exit_code(findings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +182,8 @@ class RuleOptions:
         text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations).
     json:
         Same as --format json.
+    announce:
+        Tell this place too: wandb, mlflow, trackio, tensorboard, webhook or github; may be repeated.
     """
 
     select: Strings = None
@@ -173,6 +193,7 @@ class RuleOptions:
     isolated: Flag = False
     format: Format | None = None
     json: Flag = False
+    announce: Annotated[list[Place] | None, Parameter(negative=())] = None
 
     def resolved(self) -> ResolvedOptions:
         """The options, completed by the project's settings.
@@ -189,6 +210,7 @@ class RuleOptions:
             ignore=self.ignore or (),
             fail_on=severity(self.fail_on, project),
             project=project,
+            announce=checked(self.announce or ()),
         )
 
 

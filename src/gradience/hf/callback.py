@@ -12,6 +12,8 @@ from typing import Any, Final, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
+from gradience.announce import Place
+from gradience.errors import GradienceError
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.trainer_wires import TrainerWires, Wanted
@@ -47,13 +49,18 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
         wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
+        receipt: at the end write `receipt.json` beside the log, for `gradience verify-served`, on rows of the evaluation
+            set. It costs some forward passes of 24 rows.
         digests: record digests of each step's batch and of the random states, for `gradience why`.
         verbose: say findings through logging; they are recorded in any case.
+        announce: where findings and the run's story are told too, such as `("wandb", "webhook")`: the places of
+            `gradience.announce`. Nowhere by default; a failure there never reaches the training.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
 
     Raises:
         ValueError: an argument is out of its range.
+        GradienceError: a place to announce to is not known, or its package is missing.
     """
 
     def __init__(
@@ -69,7 +76,9 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         stop_on: Iterable[str] = (),
         wiring: bool = True,
         digests: bool = True,
+        receipt: bool = False,
         verbose: bool = True,
+        announce: Iterable[Place] = (),
         allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
@@ -87,6 +96,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._wiring: TrainerWires | None = None
         self._batches: BatchWatch | None = None
         self._data_recorded = False
+        self._wants_receipt = receipt
         self._meta = dict(meta or {})
         self._recorder = RunRecorder(allow_text=allow_text)
         self._finalizer: weakref.finalize[[], GradienceCallback] | None = None
@@ -96,7 +106,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._last_row: Any = None
         self._probed: int | None = None
         self._stop_on = live_ids(stop_on)
-        self._voice = Voice(loud=verbose)
+        self._voice = Voice(loud=verbose, announce=announce)
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
 
@@ -214,9 +224,22 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._batches = None
         with self._recorder:
             self._recorder.finish(state.global_step, state.max_steps, self._stopped)
+        if self._wants_receipt and self._recorder.log is not None and state.is_world_process_zero:
+            with self._recorder:
+                self._write_receipt(args, kwargs)
         if self._recorder.log is not None and state.is_world_process_zero:
             with suppress(Exception):  # what is only said must not end a training
                 self._voice.ended(self._recorder.log)
+
+    def _write_receipt(self, args: Any, shown: Mapping[str, Any]) -> None:
+        from gradience.hf.receipt import write_at_end  # only where asked for
+
+        out = (self._path or Path(args.output_dir) / "run.jsonl").with_name("receipt.json")
+        rows = shown.get("eval_dataloader") or shown.get("train_dataloader")
+        try:
+            write_at_end(shown["model"], shown.get("processing_class"), rows, out)
+        except GradienceError as error:
+            self._recorder.warn(f"no receipt is written: {error}")
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)
@@ -232,7 +255,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._lookout = Lookout(config, self._stop_on)
         self._recorder.start(path, config, meta, training=state, step=state.global_step, restart=restart)
         if not self._recorder.joined and not restart:
-            self._voice.config(config)
+            self._voice.begin(path.parent)
+            self._voice.config(config, state.global_step)
         early, self._early = self._early, []
         for evaluation in early:
             self._write_eval(*evaluation)

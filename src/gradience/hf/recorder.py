@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakValueDictionary
 
+from gradience.announce import Announcer, Place, checked, of_finding, of_report
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
 from gradience.rules import Threshold
@@ -400,23 +401,36 @@ class Lookout:
 
 
 class Voice:
-    """Says findings, one line each; nothing where it is not `loud`."""
+    """Says findings, one line each, nothing where it is not `loud`; and announces them where the user asked for it.
 
-    def __init__(self, *, loud: bool) -> None:
+    Raises:
+        GradienceError: a place is not known, or its package is missing.
+    """
+
+    def __init__(self, *, loud: bool, announce: Iterable[Place] = ()) -> None:
         self._loud = loud
+        self._places = checked(announce, within=True)
+        self._announcer: Announcer | None = None
 
-    def config(self, config: ConfigSnapshot) -> None:
+    def begin(self, folder: Path) -> None:
+        """Open the places to announce to; a failure is said, and the training goes on without them."""
+        try:
+            self._announcer = Announcer(self._places, folder, within=True) if self._places else None
+        except Exception as error:  # noqa: BLE001  # foreign packages may raise anything
+            notice(f"findings are announced nowhere, training goes on: {type(error).__name__}: {error}")
+
+    def config(self, config: ConfigSnapshot, step: int = 0) -> None:
         """Say the findings on a configuration, warnings and graver, as training begins."""
-        if not self._loud:
+        if not self._loud and self._announcer is None:
             return
         from gradience.rules.config import judge_config  # a silent run needs none of it
 
         for finding in judge_config(config).findings:
-            self._say(finding, "")
+            self._say(finding, "", step)
 
     def finding(self, finding: Finding, step: int) -> None:
         """Say a finding on the rows up to a step."""
-        self._say(finding, f" at step {step}")
+        self._say(finding, f" at step {step}", step)
 
     def stop(self, step: int, reason: str) -> None:
         """Say that training ends early, and by what."""
@@ -425,14 +439,24 @@ class Voice:
 
     def ended(self, log: Path) -> None:
         """Say how the run went, where its log is and what to run next, on stderr below a bar that is still drawn."""
-        if not self._loud or log.stat().st_size > _MOST_READ:
+        if not (self._loud or self._announcer) or log.stat().st_size > _MOST_READ:
             return
         from gradience.judge.monitor import monitor_run  # the whole log is judged once, after the training
 
-        story, at = hide_secrets(monitor_run(log).story), shlex.quote(str(log.parent))
-        sys.stderr.write(f"\ngradience: {log}: {story}\ngradience: next: gradience diagnose {at}\n")
+        report = monitor_run(log)
+        if self._loud:
+            story, at = hide_secrets(report.story), shlex.quote(str(log.parent))
+            sys.stderr.write(f"\ngradience: {log}: {story}\ngradience: next: gradience diagnose {at}\n")
+        if self._announcer is not None:
+            lines = [report.story, *(f"{found.severity} {found.id}: {found.message}" for found in report.findings)]
+            with self._announcer as announcer:
+                announcer.tell(of_report(f"gradience: {log.parent.name}", "\n".join(lines), report.findings))
 
-    def _say(self, finding: Finding, at: str) -> None:
-        if self._loud and SEVERITIES.index(finding.severity) >= SEVERITIES.index("warning"):
+    def _say(self, finding: Finding, at: str, step: int) -> None:
+        if SEVERITIES.index(finding.severity) < SEVERITIES.index("warning"):
+            return
+        if self._loud:
             text = hide_secrets(" -> ".join(part for part in (finding.message, finding.action) if part))
             logger.log(_LEVELS[finding.severity], "gradience: %s%s: %s", finding.id, at, text)
+        if self._announcer is not None:
+            self._announcer.tell(of_finding(finding, step))

@@ -70,7 +70,7 @@ def opened(path: Path, *, advice: str) -> Iterator[sqlite3.Connection]:
     """
     try:
         yield from _copied(path)
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeError) as error:  # SQLite quotes a broken schema in its error, byte for byte
         if "interrupted" in str(error):
             raise RecorderError(f"{path}: reading takes more than {MAX_STEPS:.0e} steps", advice=_EXPORT) from error
         raise RecorderError(f"{path}: {error}", advice=advice) from error

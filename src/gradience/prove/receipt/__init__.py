@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 LARGEST: Final = 20_000
 """Bytes of a receipt as it is written. Sequences are left out beyond it."""
 
-_CANDIDATES: Final = 1.5  # sequences that are read for each that is kept, so that the choice costs half a pass more
+CANDIDATES: Final = 1.5
+"""Sequences that are read for each that is kept, so that the choice costs half as many passes more."""
+
 _NOISE_ROWS: Final = 4  # a quarter of 16: with the candidates, twice the passes that the rows themselves need
 _DIGITS: Final = 4  # of a log-probability in nats: a hundredth of the noise of bfloat16
 _LARGEST_READ: Final = 1 << 20  # bytes
@@ -78,7 +80,7 @@ def make_receipt(
     chosen = options or ReceiptOptions()
     chosen.refuse_bad()
     loaded = load_model(base, adapter)
-    most = round(_CANDIDATES * chosen.rows)
+    most = round(CANDIDATES * chosen.rows)
     found = read_inputs(prompts, loaded, most=most, seed=chosen.seed, token_ids=chosen.token_ids)
     if not found.examples:
         raise ConfigError(f"{prompts} has no row with a token to predict", advice="give rows of two tokens or more")

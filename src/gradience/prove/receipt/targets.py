@@ -54,7 +54,7 @@ def tokens_of(encoder: Encoder) -> Tokens:
     if encoder.template is not None:
         (found,) = encoder.chats([Chat([{"role": "user", "content": PROBE}], prompt=True)])
         chat = [] if isinstance(found, str) else found.ids
-    return Tokens(text=PROBE, ids=encoder.texts([PROBE])[0], chat=chat, template=_hash(encoder.template))
+    return Tokens(text=PROBE, ids=encoder.texts([PROBE])[0], chat=chat, template=template_digest(encoder.template))
 
 
 def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str | None, timeout: float) -> Target:
@@ -147,7 +147,7 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
 def _tokens_of_gguf(model: Any) -> Tokens:
     template = model.metadata.get("tokenizer.chat_template")
     ids = model.tokenize(PROBE.encode(), add_bos=True, special=False)
-    return Tokens(text=PROBE, ids=list(ids), template=_hash(template))
+    return Tokens(text=PROBE, ids=list(ids), template=template_digest(template))
 
 
 def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str | None, timeout: float) -> Target:
@@ -208,5 +208,6 @@ def tokens_differ(own: Tokens | None, found: Tokens | None) -> str:
     return ""
 
 
-def _hash(text: str | None) -> str:
+def template_digest(text: str | None) -> str:
+    """`sha256:...` of a chat template; empty without one."""
     return "" if not text else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -245,9 +245,9 @@ class _Judgement:
         directions = [e.a - e.b, *(vector - e.a for vector in parts.values())]
         spanned = np.linalg.qr(np.stack(directions, axis=1))[0]
         d = y - e.a
-        chance = min(spanned.shape[1] / len(d), _NO_CHANCE)
-        found = _square(spanned.T @ d) / max(_square(d), _TINY)
-        return max(0.0, float(found - chance) / (1.0 - chance))
+        chance: float = min(spanned.shape[1] / len(d), _NO_CHANCE)
+        found: float = _square(spanned.T @ d) / max(_square(d), _TINY)
+        return max(0.0, (found - chance) / (1.0 - chance))
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
         """The factor that comes nearest: of those that are tried, then between the neighbours of the best one."""
