@@ -1,6 +1,7 @@
-"""Write a Llama of transformers as a GGUF file, in f32, f16, q8_0 or q4_0: what llama.cpp's own converter writes.
+"""Write a Llama of transformers as a GGUF file, in f32, f16, q8_0 or q4_0.
 
-Needs the package `gguf`. Only for the models of benchmarks/receipt_models.py: byte-level BPE, rotary positions, no bias.
+Needs the package `gguf`. For models of benchmarks/receipt_models.py: byte-level BPE, no bias.
+
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _add_tokenizer(writer: Any, folder: Path, size: int) -> None:
     writer.add_token_merges(merges)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    writer.add_add_bos_token(False)
+    writer.add_bool(gguf.Keys.Tokenizer.ADD_BOS, val=False)
     template = folder / "chat_template.jinja"
     if template.is_file():
         writer.add_chat_template(template.read_text())

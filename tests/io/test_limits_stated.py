@@ -103,8 +103,6 @@ LIMITS = [
     ("prove.receipt", "_LARGEST_READ", 1 << 20),
     ("prove.receipt.endpoint", "_LARGEST", 64 << 20),
     ("prove.receipt.endpoint", "TOP", 1000),
-    ("prove.receipt.reading", "LONGEST", 64),
-    ("prove.receipt.reading", "PREDICTIONS", 40),
     ("prove.verify_merge", "_MOST", 5),
     ("rewrite.writing", "_MAX_CARD", 64 * 1024),
 ]

@@ -386,12 +386,11 @@ STATED: dict[str, dict[str, Any]] = {
     "collect.runs": {"MOST_CURVES": 26},
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
     "prove.receipt": {"CANDIDATES": 1.5, "_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
-    "prove.receipt.states": {"_GROUP": 32, "_QUARTERS": 4, "_LEVELS": {"int8": 127.0, "int4": 7.0}},
     "prove.receipt.verdict": {
         "FLOOR": -12.0,
         "_LEAST": 32,
         "_COVERED": 0.2,
-        "_EXACT": 1e-4,
+        "_ROUNDED": 0.5e-4,
         "_LOST": 0.5,
         "_NO_CHANCE": 0.99,
         "_TINY": 1e-300,
@@ -480,7 +479,18 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "rewrite.writing": "_AHEAD _LARGE",
 }
 MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of a threshold, a place in a list, or NaN
-APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
+APART = (
+    "hf",
+    "lightning",
+    "swift",
+    "axolotl",
+    "__main__",
+    "models.statistics",
+    "models.outputs",
+    "models.reading",
+    "models.states",
+    "models.probes",
+)  # need torch, or run
 
 
 @every("module", STATED)

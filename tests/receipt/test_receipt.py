@@ -89,7 +89,7 @@ def test_the_adapters_digest_is_of_its_tensors_not_of_its_file(llama, held, chan
     same = changed("same", inference_mode=False)
     other = changed("other", tensors=lambda name, x: 2 * x if "lora_B" in name else x)
     from gradience.models import load_model
-    from gradience.prove.receipt.states import digest_of
+    from gradience.models.states import digest_of
 
     assert digest_of(load_model(llama.base, same)) == held.adapter
     assert digest_of(load_model(llama.base, other)) != held.adapter

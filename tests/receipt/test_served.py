@@ -23,7 +23,7 @@ def test_the_adapter_and_its_merge_are_the_same(llama, receipt, tmp_path):
 
     found = asked(receipt, llama.adapter, llama)
     assert (found.verdict, found.kind, found.precision) == ("same", "adapter", "float32")
-    assert found.residual < 1e-4
+    assert found.residual < 1e-3
     assert found.compared == found.of
     model = AutoModelForCausalLM.from_pretrained(llama.base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, llama.adapter).merge_and_unload()

@@ -80,7 +80,18 @@ def test_every_function_with_a_default_is_listed():
 
 # --- within ------------------------------------------------------------------------------------------------------
 
-APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
+APART = (
+    "hf",
+    "lightning",
+    "swift",
+    "axolotl",
+    "__main__",
+    "models.statistics",
+    "models.outputs",
+    "models.reading",
+    "models.states",
+    "models.probes",
+)  # need torch, or run
 WITHIN: dict[str, dict[str, Any]] = {
     "rules.log.rewards": {"find.least": 1},
     "schema.wiring": {
@@ -324,6 +335,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "rewrite.sides": {"matched.overlapping": True},
     "prove.receipt": {"verify_served.timeout": 120.0},
     "prove.receipt.endpoint": {"Endpoint.timeout": 120.0},
+    "rules.served": {"_ServedRule.groups": ("served",)},
     "schema.receipt": {"Receipt.dtype": "float32", "Receipt.device": "cpu"},
     "prove.verify_merge": {"verify_merged.threads": 1},
     "prove.verify_merge.measure": {"_span.quick": True},

@@ -49,8 +49,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
         wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
-        receipt: at the end write `receipt.json` beside the log, for `gradience verify-served`, on rows of the evaluation
-            set. It costs some forward passes of 24 rows.
+        receipt: at the end write `receipt.json` beside the log, for `gradience verify-served`, by a few passes over 24
+            rows of the evaluation set.
         digests: record digests of each step's batch and of the random states, for `gradience why`.
         verbose: say findings through logging; they are recorded in any case.
         announce: where findings and the run's story are told too, such as `("wandb", "webhook")`: the places of

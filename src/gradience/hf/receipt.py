@@ -43,7 +43,8 @@ def write_at_end(model: Any, tokenizer: Any, batches: Iterable[Mapping[str, Any]
     task = _TASKS.get(str(getattr(model.active_peft_config.task_type, "value", model.active_peft_config.task_type)))
     if task is None:
         raise GradienceError(f"the model is for {model.active_peft_config.task_type}")
-    examples = list(islice(_examples(batches or (), task), round(CANDIDATES * _ROWS)))
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed
+        examples = list(islice(_examples(batches or (), task), round(CANDIDATES * _ROWS)))
     if not examples:
         raise GradienceError("no batch has a row of token ids")
     loaded = LoadedModel(model, task, next(model.parameters()).device, None)
@@ -76,11 +77,13 @@ def _evaluating(model: Any) -> Iterator[None]:
 def _examples(batches: Iterable[Mapping[str, Any]], task: Task) -> Iterator[Example]:
     for batch in batches:
         ids, mask, labels = (batch.get(name) for name in ("input_ids", "attention_mask", "labels"))
-        for row in range(0 if ids is None else len(ids)):
+        if ids is None:
+            return
+        for row in range(len(ids)):
             kept = mask[row].bool() if mask is not None else torch.ones_like(ids[row]).bool()
             tokens = tuple(ids[row][kept].tolist())
             first = 0
-            if task == "causal-lm" and labels is not None and labels.shape == ids.shape:
+            if task == "causal-lm" and labels is not None:
                 counted = (labels[row][kept] != _IGNORED).nonzero()
                 first = max(int(counted[0]) - 1, 0) if len(counted) else len(tokens)
             stop = len(tokens) - 1 if task == "causal-lm" else len(tokens)

@@ -18,9 +18,9 @@ from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file, refuse_file
-from gradience.io.reading import decode_json, read_small
+from gradience.io.reading import decode_json, read_small, real_path
 from gradience.prove.options import ReceiptOptions
-from gradience.prove.receipt.targets import Target, read_target, tokens_differ, tokens_of
+from gradience.prove.receipt.targets import Target, examples_of, read_target, tokens_differ, tokens_of
 from gradience.prove.receipt.verdict import Conclusion, Evidence, conclude, vector_of
 from gradience.rules import judge
 from gradience.rules.served import SERVED_RULES
@@ -39,7 +39,8 @@ from gradience.schema.receipt import (
 if TYPE_CHECKING:
     from gradience.models import LoadedModel
     from gradience.models.inputs import Example
-    from gradience.prove.receipt.reading import Reading
+    from gradience.models.probes import Probes
+    from gradience.models.reading import Reading
 
 LARGEST: Final = 20_000
 """Bytes of a receipt as it is written. Sequences are left out beyond it."""
@@ -87,7 +88,7 @@ def make_receipt(
     made = receipt_of(loaded, found.examples, rows=chosen.rows, progress=progress)
     return msgspec.structs.replace(
         made,
-        adapter_name=Path(adapter).resolve().name,
+        adapter_name=real_path(adapter).name,
         base=f"sha256:{identity(find_shards(Path(base)))}",
         base_name=Path(base).name,
         rows=[msgspec.structs.replace(row, text=_text(loaded, row)) for row in made.rows]
@@ -105,8 +106,8 @@ def receipt_of(
         AdapterError: the adapter changes nothing on any sequence, or an output is not finite.
         GradienceError: receipts are not written of the model's task.
     """
-    from gradience.prove.receipt.reading import as_base, read_loaded, window  # torch, late
-    from gradience.prove.receipt.states import digest_of, rounded  # the same
+    from gradience.models.reading import as_base, read_loaded, window  # torch, late
+    from gradience.models.states import digest_of, rounded  # the same
 
     if loaded.task not in {"causal-lm", "sequence-classification"}:
         raise GradienceError(f"no receipt is written of a model for {loaded.task}")
@@ -234,11 +235,7 @@ def verify_served(
         raise AdapterError("--adapter is loaded on its base, and none is given", advice="give --base MODEL")
     place = None if base is None else Path(base)
     found = read_target(held, str(target), base=place, model=model, timeout=timeout)
-    probes = None
-    if place is not None and adapter is not None:
-        from gradience.prove.receipt.probes import Probes  # torch, late
-
-        probes = Probes(held, place, Path(adapter), progress)
+    probes = None if place is None or adapter is None else _probes(held, place, Path(adapter), progress)
     concluded = _concluded(held, found, probes)
     report = VerifyServedReport(
         schema=VERIFY_SERVED_SCHEMA_ID,
@@ -263,7 +260,21 @@ def verify_served(
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
 
-def _concluded(held: Receipt, found: Target, probes: Any) -> Conclusion:
+def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None) -> Probes:
+    from gradience.models import load_model  # torch, late
+    from gradience.models.probes import Probes  # the same
+    from gradience.models.states import digest_of  # the same
+
+    loaded = load_model(base, adapter)
+    if digest_of(loaded) != held.adapter:
+        raise AdapterError(
+            f"{adapter} is not the adapter of the receipt: its tensors have another digest",
+            advice="give the adapter that the receipt was written of",
+        )
+    return Probes(loaded, examples_of(held.rows), progress)
+
+
+def _concluded(held: Receipt, found: Target, probes: Probes | None) -> Conclusion:
     if found.miscounted:
         return Conclusion("tokens_or_template_differ", f"Tokens differ: {found.miscounted}")
     if differs := tokens_differ(held.tokens, found.tokens):

@@ -85,7 +85,7 @@ def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str 
 
 def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> Target:
     from gradience.models import load_model  # torch, late
-    from gradience.prove.receipt.reading import read_loaded  # the same
+    from gradience.models.reading import read_loaded  # the same
 
     is_adapter = (place / "adapter_config.json").is_file()
     if is_adapter and base is None:

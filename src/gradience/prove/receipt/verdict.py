@@ -23,11 +23,13 @@ from gradience.rules.served import CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_
 from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
 
 Vector = npt.NDArray[np.float64]
+Reading = Sequence[Vector]
+"""For each sequence its log-probabilities in nats."""
 
 FLOOR: Final = -12.0  # nats: of a token this improbable (6e-6) only that it is, since rounding moves it most
 _LEAST: Final = 32  # log-probabilities; with fewer a verdict rests on a sentence
 _COVERED: Final = 0.2  # share of the adapter's effect, by squares, that a target's log-probabilities must cover
-_EXACT: Final = 1e-4  # residual of a receipt's own rounding to four digits
+_ROUNDED: Final = 0.5e-4  # nats by which a log-probability of a receipt is rounded at most
 _LOST: Final = 0.5  # residual of bfloat16 from which the adapter does too little on these rows
 _NO_CHANCE: Final = 0.99  # share of all directions from which chance explains everything
 _TINY: Final = 1e-300  # in place of a divisor that is 0
@@ -45,20 +47,20 @@ _OTHERWISE: Final[tuple[NoiseOf, ...]] = ("batch", "bfloat16", "int8")
 
 
 class Explainer(Protocol):
-    """Base and adapter at hand, read in states that a mistake leaves them in: vectors over all tokens of a receipt."""
+    """Base and adapter at hand, read in states that a mistake leaves them in."""
 
     groups: dict[str, frozenset[str]]
 
-    def parts(self) -> dict[str, Vector]:
+    def parts(self) -> Mapping[str, Reading]:
         """Without each group of modules."""
 
-    def in_4_bits(self) -> Vector:
+    def in_4_bits(self) -> Reading:
         """With weights rounded to 4 bits."""
 
-    def without(self, paths: frozenset[str]) -> Vector:
+    def without(self, paths: frozenset[str]) -> Reading:
         """Without these modules."""
 
-    def scaled(self, factor: float) -> Vector:
+    def scaled(self, factor: float) -> Reading:
         """With the update counted so many times."""
 
     def factors(self) -> Mapping[float, str]:
@@ -89,7 +91,7 @@ class _Explanation(NamedTuple):
     factor: float | None = None
 
 
-def vector_of(reading: Sequence[Vector]) -> Vector:
+def vector_of(reading: Reading) -> Vector:
     """The log-probabilities of all sequences, one after the other, none under the floor. NaN stays."""
     return np.maximum(np.concatenate(reading), FLOOR)
 
@@ -102,7 +104,7 @@ class Evidence:
         reading: of each row the target's log-probabilities, NaN where there is none.
     """
 
-    def __init__(self, receipt: Receipt, reading: Sequence[Vector]) -> None:
+    def __init__(self, receipt: Receipt, reading: Reading) -> None:
         b, a = (
             vector_of([np.array(values) for values in rows])
             for rows in ([row.base for row in receipt.rows], [row.adapter for row in receipt.rows])
@@ -113,7 +115,12 @@ class Evidence:
         self.a, self.b, self.y = a[self.kept], b[self.kept], y[self.kept]
         self.rows = np.repeat(np.arange(len(receipt.rows)), [len(row.base) for row in receipt.rows])[self.kept]
         self.size = float(np.linalg.norm(self.a - self.b)) or 1.0
+        self.rounded = _ROUNDED * len(self.y) ** 0.5 / self.size
         self.noise = {one.of: one.residual for one in receipt.noise}
+
+    def seen(self, reading: Reading) -> Vector:
+        """What another reading has of the log-probabilities that the target gave."""
+        return vector_of(reading)[self.kept]
 
     def distance(self, other: Vector) -> float:
         """|y - other| in units of the adapter's effect."""
@@ -146,7 +153,7 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
         return Conclusion("cannot_tell", story, compared=len(e.y))
     kinds = _OF_PRECISION.get(precision, _OTHERWISE)
     measured = max(e.noise.get(kind, 0.0) for kind in kinds)
-    fine = max(_EXACT, FINE.value * measured)
+    fine = max(e.rounded, FINE.value * measured)
     four_bits = e.noise.get("int4", 0.0)
     coarse = fine if exact else max(fine, COARSE.value * four_bits)
     is_float = precision in _OF_PRECISION
@@ -160,7 +167,7 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
             verdict="cannot_tell",
             story="The adapter changes these rows by no more than bfloat16 does: write the receipt on rows of its task",
         )
-    if told.residual is not None and told.residual <= max(_EXACT, FINE.value * e.noise.get("batch", 0.0)):
+    if told.residual is not None and told.residual <= max(e.rounded, FINE.value * e.noise.get("batch", 0.0)):
         return told._replace(story=f"Every log-probability is the adapter's, to {told.residual:.1g} of its effect")
     judged = _Judgement(e, told, rounding, error)
     return judged.with_probes(probes) if probes is not None else judged.alone()
@@ -212,9 +219,9 @@ class _Judgement:
     def with_probes(self, probes: Explainer) -> Conclusion:
         """The verdict with base and adapter at hand."""
         e = self._e
-        parts = {name: vector[e.kept] for name, vector in probes.parts().items()}
+        parts = {name: e.seen(reading) for name, reading in probes.parts().items()}
         structure = self._structure(e.y, parts)
-        like_noise = self._structure(probes.in_4_bits()[e.kept], parts) + NOISE_LIKE.value
+        like_noise = self._structure(e.seen(probes.in_4_bits()), parts) + NOISE_LIKE.value
         if self._r <= self._rounding.fine and (self._r <= self._rounding.measured or structure <= like_noise):
             return self._same()
         found = [_Explanation("the base", "the_base", self._told.from_base or 0.0)]
@@ -254,7 +261,7 @@ class _Judgement:
         tried: dict[float, float] = {}
 
         def distance(factor: float) -> float:
-            tried[float(factor)] = self._e.distance(probes.scaled(float(factor))[self._e.kept])
+            tried[float(factor)] = self._e.distance(self._e.seen(probes.scaled(float(factor))))
             return tried[float(factor)]
 
         words = {factor: text for factor, text in probes.factors().items() if factor >= _SMALLEST}
@@ -280,7 +287,7 @@ class _Judgement:
             return []
         one, other = min(apart, key=lambda pair: e.distance(parts[pair[0]] + parts[pair[1]] - e.a))
         paths = probes.groups[one] | probes.groups[other]
-        left = e.distance(probes.without(paths)[e.kept])
+        left = e.distance(e.seen(probes.without(paths)))
         return [_Explanation(f"without {one} and {other}", "part_missing", left, paths)]
 
     def _explains(self, one: _Explanation) -> bool:

@@ -1,51 +1,42 @@
 """What would be read if something had gone wrong: without one part of the adapter after the other, at other scales.
 
-Every probe is a forward pass over the receipt's sequences.
+Every probe is a forward pass over the sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Final
 
-import numpy.typing as npt
 from peft.tuners.lora.layer import LoraLayer
 
-from gradience.errors import AdapterError
 from gradience.io import Progress
-from gradience.models import FIRST, LoadedModel, load_model
-from gradience.prove.receipt.reading import read_loaded
-from gradience.prove.receipt.states import adapted, digest_of, groups_of, rounded, scaled, without
-from gradience.prove.receipt.targets import examples_of
-from gradience.prove.receipt.verdict import vector_of
-from gradience.schema.receipt import Receipt
+from gradience.models import FIRST, LoadedModel
+from gradience.models.inputs import Example
+from gradience.models.reading import Reading, read_loaded
+from gradience.models.states import adapted, groups_of, rounded, scaled, without
 
 _SCALES: Final = (0.125, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 
 class Probes:
-    """The base and adapter of a receipt in memory, read in states that a mistake would leave them in.
+    """A base and adapter in memory, read in states that a mistake would leave them in.
 
-    Raises:
-        AdapterError: they cannot be loaded, or the adapter is not the receipt's.
+    Args:
+        loaded: the model.
+        examples: the sequences.
+        progress: called with (probes done, probes in all, name of the probe).
     """
 
-    def __init__(self, receipt: Receipt, base: Path, adapter: Path, progress: Progress | None = None) -> None:
-        loaded = load_model(base, adapter)
-        if digest_of(loaded) != receipt.adapter:
-            raise AdapterError(
-                f"{adapter} is not the adapter of the receipt: its tensors have another digest",
-                advice="give the adapter that the receipt was written of",
-            )
-        self._loaded, self._examples = loaded, examples_of(receipt.rows)
+    def __init__(self, loaded: LoadedModel, examples: Sequence[Example], progress: Progress | None = None) -> None:
+        self._loaded, self._examples = loaded, examples
         self._layers = adapted(loaded)
         self._shown = progress or (lambda _done, _total, _name: None)
         saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
         self.groups: dict[str, frozenset[str]] = groups_of(list(self._layers), saved)
 
-    def parts(self) -> dict[str, npt.NDArray[Any]]:
+    def parts(self) -> dict[str, Reading]:
         """What is read without each group of the adapter's modules, by the group's name."""
         found = {}
         for number, (name, paths) in enumerate(self.groups.items()):
@@ -54,20 +45,20 @@ class Probes:
         self._shown(len(self.groups), len(self.groups), "")
         return found
 
-    def in_4_bits(self) -> npt.NDArray[Any]:
+    def in_4_bits(self) -> Reading:
         """What is read with weights rounded to 4 bits."""
         return self._read(rounded(self._loaded, "int4"))
 
-    def without(self, paths: frozenset[str]) -> npt.NDArray[Any]:
+    def without(self, paths: frozenset[str]) -> Reading:
         """What is read without these modules of the adapter."""
         return self._read(without(self._layers, paths))
 
-    def scaled(self, factor: float) -> npt.NDArray[Any]:
+    def scaled(self, factor: float) -> Reading:
         """What is read with the adapter's update counted so many times."""
         return self._read(scaled(self._layers, factor))
 
-    def _read(self, state: AbstractContextManager[Any]) -> npt.NDArray[Any]:
-        return vector_of(read_loaded(self._loaded, self._examples, state=state))
+    def _read(self, state: AbstractContextManager[Any]) -> Reading:
+        return read_loaded(self._loaded, self._examples, state=state)
 
     def factors(self) -> Mapping[float, str]:
         """The factors that mistakes of programs give, in words, and some between; none without LoRA layers."""

@@ -17,7 +17,7 @@ from gradience.errors import AdapterError
 from gradience.models import LoadedModel
 from gradience.models.inputs import Example, batches
 from gradience.models.outputs import log_probs, logits_of, row_sizes, tokens_within
-from gradience.prove.receipt.states import adapted, without
+from gradience.models.states import adapted, without
 
 Reading = list[npt.NDArray[np.float64]]
 """For each sequence its log-probabilities in nats."""
