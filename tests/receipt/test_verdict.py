@@ -81,7 +81,9 @@ coarse = COARSE.value * MEASURED["int4"]
         (OVER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16"}, "same_within_quantisation"),
         (OVER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16", "exact": True}, "another_checkpoint"),
         (OVER * fine * NOISE, {"int8": 0.0101}, "same"),  # an unknown dtype may be int8
-        (OVER * fine * NOISE, {"int8": 0.0101, "precision": "float16"}, "another_checkpoint"),
+        (OVER * fine * NOISE, {"int8": 0.0101, "precision": "bfloat16"}, "another_checkpoint"),
+        (UNDER * fine / 8.0 * NOISE, {"precision": "float16"}, "same"),
+        (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "another_checkpoint"),
         (-0.3 * ONE, {}, "part_missing"),
         (-0.3 * ONE - 0.3 * OTHER, {}, "part_missing"),
         (EFFECT + 0.05 * AWAY, {}, "wrong_scale"),

@@ -38,12 +38,13 @@ _NEAR: Final = 0.02  # by which a factor may miss that of a known mistake
 _SMALLEST: Final = 0.1  # factor; under it an update counts as absent
 _SHOWN: Final = 8  # explanations that a report has
 
-_OF_PRECISION: Final[dict[str, tuple[NoiseOf, ...]]] = {
-    "float32": ("batch",),
-    "float16": ("batch", "bfloat16"),
-    "bfloat16": ("batch", "bfloat16"),
+_OF_PRECISION: Final[dict[str, dict[NoiseOf, float]]] = {
+    "float32": {"batch": 1.0},
+    "float16": {"batch": 1.0, "bfloat16": 0.125},  # it has three bits more
+    "bfloat16": {"batch": 1.0, "bfloat16": 1.0},
 }
-_OTHERWISE: Final[tuple[NoiseOf, ...]] = ("batch", "bfloat16", "int8")
+_OTHERWISE: Final[dict[NoiseOf, float]] = {"batch": 1.0, "bfloat16": 1.0, "int8": 1.0}
+"""The noise to expect in a dtype, as multiples of what was measured."""
 
 
 class Explainer(Protocol):
@@ -152,7 +153,7 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
         )
         return Conclusion("cannot_tell", story, compared=len(e.y))
     kinds = _OF_PRECISION.get(precision, _OTHERWISE)
-    measured = max(e.noise.get(kind, 0.0) for kind in kinds)
+    measured = max(times * e.noise.get(kind, 0.0) for kind, times in kinds.items())
     fine = max(e.rounded, FINE.value * measured)
     four_bits = e.noise.get("int4", 0.0)
     coarse = fine if exact else max(fine, COARSE.value * four_bits)
