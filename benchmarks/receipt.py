@@ -13,7 +13,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,10 +148,12 @@ def greedy(loaded: LoadedModel, receipt: Receipt) -> list[list[int]]:
 class KeptProbes(Probes):
     """Probes whose parts are read once for all targets of an adapter."""
 
-    @cache
-    def parts(self) -> dict[str, Any]:  # lives as long as the adapter's turn
+    _kept: dict[str, Any] | None = None
+
+    def parts(self) -> dict[str, Any]:
         """Return what is read without each group of modules."""
-        return super().parts()
+        self._kept = super().parts() if self._kept is None else self._kept
+        return self._kept
 
 
 class Row(NamedTuple):

@@ -67,7 +67,8 @@ class Probes:
 
 def factors_of(loaded: LoadedModel) -> dict[float, str]:
     """The factors to try on a model, in rising order, with the mistake that gives each; empty for the others."""
-    lora = [layer for layer in adapted(loaded).values() if isinstance(layer, LoraLayer)]
+    layers = (layer for layer in adapted(loaded).values() if isinstance(layer, LoraLayer))
+    lora = [layer for layer in layers if FIRST in layer.scaling]
     if not lora:
         return {}
     found = dict.fromkeys(_SCALES, "")

@@ -93,7 +93,7 @@ def without(layers: Mapping[str, Any], paths: Collection[str]) -> Iterator[None]
 @contextmanager
 def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
     """A context in which every LoRA update counts `factor` times."""
-    found = [layer for layer in layers.values() if isinstance(layer, LoraLayer)]
+    found = [layer for layer in layers.values() if isinstance(layer, LoraLayer) and FIRST in layer.scaling]
     before = [layer.scaling[FIRST] for layer in found]
     try:
         for layer, scale in zip(found, before, strict=True):
