@@ -96,7 +96,7 @@ def run(
     apart = max(1, rows // max(1, len(held_out))) * every
     history = [evaluation(apart * (i + 1), loss, accuracy=accuracy, n=n) for i, loss in enumerate(held_out)]
     steps = [every * (i + 1) for i in range(rows)]
-    training = TrainingSnapshot(extras={"trainer": kind} if kind else {}, **more.pop("training", {}))
+    training = TrainingSnapshot(**{"extras": {"trainer": kind} if kind else {}, **more.pop("training", {})})
     return RunFacts(
         series=Series(
             steps,
@@ -531,6 +531,12 @@ def fed(**counts: Any) -> RunFacts:
     return run(FALL, data={"rows": 100, "tokens": 100, "supervised": 100, "rows_unsupervised": 0, **counts})
 
 
+def packed(strategy: str | None) -> RunFacts:
+    """Rows at the limit of a run that packs in TRL's way of this name; None without packing."""
+    trl = {"packing": strategy is not None, "packing_strategy": strategy or "wrapped"}
+    return run(FALL, data={**fed().data, "rows_at_limit": 100}, training={"extras": {"trl": trl}})
+
+
 def announced(tokens: int, *, share: float | None = None, length: float | None = None, rows: int = 100) -> RunFacts:
     known = {"supervised_share": share, "tokens_per_sequence": length}
     return fed(tokens=tokens, rows=rows, announced=known)
@@ -558,7 +564,9 @@ _GROUPS: Final = [
     {"kind": "base", "tensors": 4, "parameters": 1000},
 ]
 _SOUND: Final = {
-    "start": {},
+    "start": {"dropouts": {"0.1": 4}},
+    "pass": {},
+    "evaluation": {"evaluation": {"called": True, "adapted": True}},
     "gradients": {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "modules": 4}},
     "save": {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100}, "data": {"batch_size": 4}},
     "resume": {"data": {"batch_size": 4}},
@@ -582,6 +590,9 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         },
     ),
     "WIR181": ("start", {"frozen_inputs": True}),
+    "WIR182": ("evaluation", {"evaluation": {"called": False}}),
+    "WIR183": ("pass", {"passes": {"training": False}}),
+    "WIR184": ("start", {"schedule": {"name": "LambdaLR", "step": 0, "rates": [1.0], "foreign": True}}),
 }
 
 
@@ -1539,6 +1550,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda n: fed(rows_at_limit=n), {4: None, 5: "warning"}),
             At(lambda n: fed(rows_at_limit=n, rows=0), {5: None}),
             At(lambda n: fed(rows_at_limit=n, rows=None), {5: None, None: "?"}),
+            At(packed, {"wrapped": "?", "bfd_split": "?", "bfd": "warning", None: "warning"}),
         ],
     ),
     "DAT307": Entry(
@@ -1569,11 +1581,18 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "WIR171": Entry(
         at=[At(_wired("WIR171"), {"faulty": "critical", "sound": None, "none": "?"})],
-        told=[({"frozen": 8}, "the adapter is frozen"), ({"modules": 2}, "2 adapted modules are frozen")],
+        told=[
+            ({"frozen": 8}, "the adapter is frozen"),
+            ({"modules": 2}, "2 adapted modules are frozen"),
+            ({"off": True}, "the adapter is switched off"),
+        ],
     ),
     "WIR172": Entry(
         at=[At(_wired("WIR172"), {"faulty": "critical", "sound": None, "none": "?"})],
-        told=[({"missing": 8}, "the optimizer misses 8 trainable tensors")],
+        told=[
+            ({"missing": 8}, "the optimizer misses 8 trainable tensors"),
+            ({"doubled": 3}, "3 tensors are in two optimizers"),
+        ],
     ),
     "WIR173": Entry(
         at=[At(_wired("WIR173"), {"faulty": "critical", "sound": None, "none": "?"})],
@@ -1604,7 +1623,10 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "WIR179": Entry(
         at=[At(_wired("WIR179"), {"faulty": "critical", "sound": None, "none": "?"})],
-        told=[({"step": 5}, "the adapter saved at step 5 is empty")],
+        told=[
+            ({"step": 5}, "the adapter saved at step 5 is empty"),
+            ({"step": 5, "saved": 9}, "the adapter saved at step 5 lacks a part"),
+        ],
     ),
     "WIR180": Entry(
         at=[At(_wired("WIR180"), {"faulty": "warning", "sound": None, "none": "?"})],
@@ -1613,6 +1635,18 @@ ENTRIES: Final[dict[str, Entry]] = {
     "WIR181": Entry(
         at=[At(_wired("WIR181"), {"faulty": "error", "sound": None, "none": "?"})],
         told=[({}, "no gradient can flow through the recomputed layers")],
+    ),
+    "WIR182": Entry(
+        at=[At(_wired("WIR182"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"step": 5}, "the evaluation at step 5 is not of the model that trains")],
+    ),
+    "WIR183": Entry(
+        at=[At(_wired("WIR183"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"step": 5}, "evaluation mode from step 5")],
+    ),
+    "WIR184": Entry(
+        at=[At(_wired("WIR184"), {"faulty": "error", "sound": None, "none": "?"})],
+        told=[({}, "the schedule sets the rates of another optimizer")],
     ),
 }
 

@@ -48,6 +48,7 @@ def main() -> None:
     with recorder or nullcontext():  # recorder: also says how the loop ended
         if recorder:  # recorder
             recorder.run_start(config)  # recorder
+            recorder.watch(model, optimizer, loader=loader)  # recorder: is what trains what was meant to train?
         step = 0
         for epoch in range(options.epochs):
             for inputs, targets in loader:

@@ -42,6 +42,7 @@ def main() -> None:
     )
     with TelemetryWriter(options.out / "run.jsonl") as recorder:  # recorder: also says how the loop ended
         recorder.run_start(config)  # recorder
+        recorder.watch(model, optimizer)  # recorder: is what trains what was meant to train?
         for step in range(1, options.steps + 1):
             rows = torch.randint(0, 512, (BATCH,))
             loss = nn.functional.mse_loss(model(x[rows]), y[rows])

@@ -14,6 +14,8 @@ The folder --out then holds:
     run.jsonl                     every training step, evaluations of both splits, an audit of the adapter
     peft/                         the adapter, as PEFT saves it
     training/training_args.json   the settings, in the names of TrainingArguments
+    base/                         the base as it was before training, if it was made here
+    heldout.jsonl                 the held-out sentences with their labels, if they are the embedded ones
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ if TYPE_CHECKING:  # they take seconds to import, so each function imports its o
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-OUTPUTS = ("run.jsonl", "peft", "training")
+OUTPUTS = ("run.jsonl", "peft", "training", "base", "heldout.jsonl")
 EVAL_BATCH = 64
 ATTENTION = (  # projections, by the names that architectures give them
     *("q_lin", "k_lin", "v_lin", "out_lin"),  # DistilBERT
@@ -112,7 +114,7 @@ class Options:
     telemetry_allow_text: Flag = False
     """Record three example sentences in the log; without it no text is recorded."""
     save_base: Path | None = None
-    """New folder for the base model as it is before training: what --base takes in audit, mitigate and verify-merge."""
+    """New folder for the base model as it is before training; by default OUT/base, if the base is made here."""
     overwrite: Flag = False
     """Replace the run that --out holds."""
 
@@ -516,13 +518,16 @@ def run(options: Options) -> None:
     data = embedded_data(options) if options.dataset is None else named_data(options.dataset, options)
     print(f"Data  {data.name}: {len(data.train)} sentences to train on, {len(data.test)} held out", flush=True)
     base = toy_base(options, data) if options.model is None else named_base(options.model, data)
-    if options.save_base is not None:
-        base.model.save_pretrained(options.save_base)
-        base.tokenizer.save_pretrained(options.save_base)
+    make_room(options.out)
+    if (folder := base_folder(options)) is not None:
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+    if options.dataset is None:
+        held_out = take(data.test, options.eval_samples).rename_column("sentence", "text")
+        held_out.to_json(options.out / "heldout.jsonl", index=False)
     model = attach_lora(base, options).to(device)
     print(f"Base  {base.name}: {base.origin}")
     print(f"LoRA  r={options.r} alpha={options.alpha}: {options.steps} steps on {device} in {options.dtype}")
-    make_room(options.out)
     with TelemetryWriter(options.out / "run.jsonl", allow_text=options.telemetry_allow_text) as log:
         log.run_start(snapshot(options, data, model), meta=provenance(options, data, base, device))
         train(model, base, data, options, log)
@@ -538,6 +543,12 @@ def run(options: Options) -> None:
     print(next_steps(options))
 
 
+def base_folder(options: Options) -> Path | None:
+    """Return the folder to save the base into: the one asked for, else OUT/base if the base is made here."""
+    made = options.out / "base" if options.model is None else None
+    return made if options.save_base is None else options.save_base
+
+
 def pick_device(asked: str) -> str:
     """Return cpu or cuda."""
     import torch
@@ -550,10 +561,11 @@ def pick_device(asked: str) -> str:
 def make_room(folder: Path) -> None:
     """Remove an earlier run, and nothing else."""
     try:
-        (folder / "run.jsonl").unlink(missing_ok=True)
-        for name in ("peft", "training"):
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
+        for path in (folder / name for name in OUTPUTS):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         (folder / "training").mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"cannot write {folder}: {error.strerror}", advice="choose another --out") from error
@@ -574,7 +586,16 @@ def next_steps(options: Options) -> str:
 Next:
   gradience check {task} --peft-dir {peft} --training-dir {training}
   gradience monitor {log} --verbose
-  gradience audit --peft-dir {peft} --top-wasteful 10"""
+  gradience audit --peft-dir {peft} --top-wasteful 10{smaller(options)}"""
+
+
+def smaller(options: Options) -> str:
+    """Return the command that makes the adapter smaller, where the base and sentences to measure on were saved."""
+    if (base := base_folder(options)) is None or options.dataset is not None:
+        return ""
+    paths = {"peft-dir": options.out / "peft", "base": base, "calibrate": options.out / "heldout.jsonl"}
+    given = " ".join(f"--{name} {shlex.quote(str(path))}" for name, path in paths.items())
+    return f"\n  gradience resize {given} --kl .003 --out {shlex.quote(str(options.out / 'smaller'))}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,4 +36,11 @@ class GradiencePlugin(BasePlugin):  # type: ignore[misc]  # Axolotl is not insta
             TypeError: an option is not one of `GradienceCallback`.
             ValueError: an option is out of its range.
         """
-        return [GradienceCallback(**dict(cfg.gradience or {}))]
+        recorder = GradienceCallback(**dict(cfg.gradience or {}))
+        first = (getattr(cfg, "datasets", None) or [{}])[0]
+        recorder.take_program(
+            dataset=first.get("path"),
+            template=first.get("chat_template") or getattr(cfg, "chat_template", None),
+            max_length=getattr(cfg, "sequence_len", None),
+        )
+        return [recorder]

@@ -1,8 +1,8 @@
 """The flight recorder in Lightning: `lightning.Trainer(..., callbacks=[GradienceCallback()])`.
 
 It records what the callback of the Hugging Face Trainer records: a row for each optimizer step, evaluations with all
-values logged in them, the configuration, alerts as they happen, `stop_on`, and how training ended. It never ends a
-training unless `stop_on` asks for it. Needs `lightning` 2.x, or `pytorch_lightning`.
+values logged in them, the configuration, what is trained, alerts as they happen, `stop_on`, and how training ended. It
+never ends a training unless `stop_on` asks for it. Needs `lightning` 2.x, or `pytorch_lightning`.
 """
 
 # ruff: noqa: ARG002  # the hooks and their arguments are Lightning's
@@ -26,6 +26,8 @@ from gradience.announce import Place
 from gradience.configs.settings import Draft, overlay
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
+from gradience.hf.trainer_wires import CallbackWires, Wanted
+from gradience.hf.wiring import data_of
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.values import described
@@ -44,6 +46,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         config: settings that the Trainer and the module do not show; they override those that these show.
         every: optimizer steps between rows. A row waits for the device; between rows nothing does.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`; the fit is asked to stop at their first finding.
+        wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
+        digests: record digests of each step's batches and of the random states, for `gradience why`.
         verbose: log findings through logging (logger `gradience`); they are recorded in any case.
         announce: where findings and the run's story are told too: the places of `gradience.announce`.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
@@ -61,6 +65,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         config: ConfigSnapshot | None = None,
         every: int = 1,
         stop_on: Iterable[str] = (),
+        wiring: bool = True,
+        digests: bool = True,
         verbose: bool = True,
         announce: Iterable[Place] = (),
         allow_text: bool = False,
@@ -75,6 +81,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._voice = Voice(loud=verbose, announce=announce)
         self._recorder = RunRecorder(allow_text=allow_text)
         self._meta = dict(meta or {})
+        self._wanted = Wanted(wiring, digests)
+        self._wiring: CallbackWires | None = None
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
         self._step = 0
@@ -99,6 +107,15 @@ class GradienceCallback(Callback):  # type: ignore[misc]
                 if not self._recorder.joined:
                     self._voice.begin(path.parent)
                     self._voice.config(config, trainer.global_step)
+        if self._wanted.wiring and not self._recorder.joined and (trainer.is_global_zero or self._stop_on):
+            with self._recorder:
+                self._watch(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Digest the batch."""
+        if self._wiring is not None:
+            with self._recorder:
+                self._wiring.see(batch)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradient's norm before it is clipped, and the learning rate of this step."""
@@ -113,6 +130,9 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record a row if an optimizer step was made since the last row; its loss is the mean over its batches."""
+        if self._wiring is not None and (found := self._wiring.take()):
+            with self._recorder:
+                self._heed(trainer, found)
         with self._recorder:
             self._trained |= set(trainer.callback_metrics) - self._evaluated
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -128,24 +148,64 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         if trainer.sanity_checking:
             return
         with self._recorder:
+            if self._wiring is not None:
+                self._wiring.evaluated()
+                self._heed(trainer, self._wiring.take())
             held = {name: value for name, value in trainer.callback_metrics.items() if name not in self._trained}
             self._evaluated |= set(held)
             for split, metrics in _by_split(held).items():
                 self._evaluation(trainer, split, metrics)
 
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Record what is trained at a save."""
+        if self._wiring is not None:
+            with self._recorder:
+                self._wiring.saved(None, trainer.global_step)
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the run with the exception that ended it."""
+        wiring, self._wiring = self._wiring, None
+        if wiring is not None:
+            with self._recorder:
+                wiring.failed()
+                wiring.close()
+                self._heed(trainer, wiring.take())
         with self._recorder:
             self._recorder.close_interrupted(exception)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run."""
+        wiring, self._wiring = self._wiring, None
+        if wiring is not None:
+            with self._recorder:
+                wiring.close()
+                self._heed(trainer, wiring.take())
         self._lookout = None
         with self._recorder:
             self._recorder.finish(trainer.global_step, trainer.max_steps, self._stopped)
         if self._recorder.log is not None and trainer.is_global_zero and not self._recorder.joined:
             with suppress(Exception):  # what is only said must not end a training
                 self._voice.ended(self._recorder.log)
+
+    def _watch(self, trainer: Any, module: Any) -> None:
+        """Look at what is trained, and follow it; first end what watched an earlier fit."""
+        if self._wiring is not None:
+            self._wiring.close()
+        assert self._lookout is not None  # noqa: S101  # made as training begins
+        self._wiring = CallbackWires(
+            self._lookout, self._recorder if trainer.is_global_zero else None, self._wanted.digests
+        )
+        schedules, loader = trainer.lr_scheduler_configs, trainer.train_dataloader
+        known = {"accumulation": trainer.accumulate_grad_batches, "world_size": trainer.world_size}
+        self._wiring.begin(
+            _only_child(module),
+            trainer.optimizers,
+            step=trainer.global_step,
+            schedule=schedules[0].scheduler if schedules else None,
+            data=lambda: data_of(loader, **known),
+            called=False,
+        )
+        self._heed(trainer, self._wiring.take())
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}
@@ -208,6 +268,12 @@ def _snapshot(trainer: Any, module: Any, every: int) -> ConfigSnapshot:
         if value is not None:
             draft.set("training", name, value)
     return draft.snapshot()
+
+
+def _only_child(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the model in a module that has no other parameters: its parameters then have the names of other loops."""
+    own = {id(tensor) for tensor in module.parameters()}
+    return next((child for child in module.children() if {id(t) for t in child.parameters()} == own), module)
 
 
 def _run_meta(module: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The data of a report are gathered first: a run's diagnosis, its logged rows, a comparison, a bench, and the files read.
 The file is an HTML page or Markdown, depending on its suffix. It is written whole or not at all, and an existing file
 is refused before any work. Only the HTML page needs matplotlib, which the extra `report` installs. This module also
-writes pages for a fleet and for the curves of several runs.
+writes pages for a fleet, for the curves of several runs, and for a check of a data set.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
+from gradience.schema.reports import CheckReport
 from gradience.telemetry.redact import hide_in
 
 _DEFAULTS: Final = ReportOptions()
@@ -104,9 +105,9 @@ def report_text(story: Story, kind: ReportFormat) -> str:
 
 
 def write_page(
-    report: FleetShowReport | RunsCurvesReport, out: PathLike, *, sources: Iterable[Path], force: bool
+    report: FleetShowReport | RunsCurvesReport | CheckReport, out: PathLike, *, sources: Iterable[Path], force: bool
 ) -> None:
-    """Write the HTML page of a fleet, or of the curves of several runs, whole or not at all.
+    """Write the HTML page of a fleet, of the curves of several runs, or of a check of data, whole or not at all.
 
     Args:
         report: what it shows.
@@ -121,10 +122,17 @@ def write_page(
     if format_of(Path(out)) != "html":
         raise OutputError(f"{out}: a page of HTML", advice="name it .html")
     check_format("html")
-    from gradience.render.html.page import curves_html, fleet_html  # matplotlib
+    from gradience.render.html.data import data_html  # matplotlib
+    from gradience.render.html.page import curves_html, fleet_html  # the same
 
     shown = hide_in(report)
-    text = fleet_html(shown) if isinstance(shown, FleetShowReport) else curves_html(shown)
+    match shown:
+        case FleetShowReport():
+            text = fleet_html(shown)
+        case CheckReport():
+            text = data_html(shown)
+        case _:
+            text = curves_html(shown)
     with atomic_file(Path(out), force=force) as draft:
         _write(draft, Path(out), text)
         keep_private(draft, sources)

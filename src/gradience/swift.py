@@ -15,8 +15,14 @@ from gradience.hf.callback import GradienceCallback
 class SwiftCallback(GradienceCallback):
     """The callback as ms-swift creates it; the log is `<output_dir>/run.jsonl`. Subclass it to set other options."""
 
-    def __init__(self, args: Any, trainer: Any, **options: Any) -> None:  # noqa: ARG002  # ms-swift's signature
+    def __init__(self, args: Any, trainer: Any, **options: Any) -> None:
         super().__init__(**options)
+        template = getattr(trainer, "template", None)
+        self.take_program(
+            dataset=next(iter(getattr(args, "dataset", None) or ()), None),
+            template=getattr(getattr(template, "template_meta", None), "template_type", None),
+            max_length=getattr(template, "max_length", None),
+        )
 
 
 if __name__ == "__main__":

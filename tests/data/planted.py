@@ -106,6 +106,23 @@ def _masked_end(one: dict[str, Any]) -> dict[str, Any]:
     return {**one, "labels": [*one["labels"][:-1], -100]}
 
 
+def _shifted(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "labels": [*one["labels"][1:], -100]}
+
+
+def _alien(one: dict[str, Any]) -> dict[str, Any]:
+    return {name: [*ids, 10**6] for name, ids in one.items()}
+
+
+def _padded(one: dict[str, Any]) -> dict[str, Any]:
+    pad = tokenizer().pad_token_id
+    return {name: [*ids, pad, pad, pad] for name, ids in one.items()}
+
+
+def _written_twice(some: Rows, _: str) -> Rows:
+    return [{**one, "label": ("sport", "Sport ", "news")[i % 3]} for i, one in enumerate(some)]
+
+
 def _long(one: dict[str, Any]) -> dict[str, Any]:
     return every_answer(one, lambda text: f"{text} {' '.join(['river'] * 1500)}")
 
@@ -374,6 +391,21 @@ DEFECTS: dict[str, Defect] = {
         "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + ".\\n\\nThen"))
     ),
     "another language": Defect("DAT346", ("messages", *PAIRS), _foreign),
+    "labels of the next token": Defect("DAT347", ("tokenised",), _all(_shifted)),
+    "ids of another tokenizer": Defect("DAT348", ("tokenised",), _some(_alien)),
+    "padding in the loss": Defect("DAT349", ("tokenised",), _some(_padded)),
+    "missing values": Defect("DAT350", ANSWERED, _some(lambda r: every_answer(r, lambda _: "nan"))),
+    "loops": Defect(
+        "DAT351", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda _: "It is new bread again. " * 6))
+    ),
+    "labels that are alike": Defect("DAT352", ("classification",), _written_twice, {"num_labels": None}),
+    "placeholders": Defect("DAT353", ANSWERED, _some(lambda r: every_answer(r, lambda text: f"[YOUR NAME], {text}"))),
+    "names of the speaker": Defect(
+        "DAT354", TEMPLATED, _some(lambda r: every_answer(r, lambda text: f"Assistant: {text}"))
+    ),
+    "escaped letters": Defect(
+        "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: f"caf\\u00e9 {text}"))
+    ),
 }
 
 

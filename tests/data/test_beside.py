@@ -48,6 +48,7 @@ def test_a_folder_has_a_tokenizer_if_it_has_one_of_its_files(tmp_path):
 def encoder(template: str) -> Any:
     names = SimpleNamespace(name="tok", pad_is_end=True, end_ids={5, 3}, template=template, template_from="its own")
     names.names = lambda ids: [f"<{one}>" for one in ids]
+    names.by_trainer, names.is_retemplated = "", False
     names.marks_answers, names.split_controls = True, lambda: ["<x>"]
     return names
 
@@ -67,6 +68,13 @@ def test_a_template_is_told_of_where_rows_are_conversations(template, form, told
     found = _tokenizer(encoder(template), Shape(form, "sft"), RowsSeen())
     assert (found["tokenizer"], found["pad_is_end"], found["end_tokens"]) == ("tok", True, ["<3>", "<5>"])
     assert ("template" in found) is told
+    assert bool(found.get("template_digest")) is told
+    asked = encoder(template)
+    asked.by_trainer = "qwen"
+    by_trainer = _tokenizer(asked, Shape(form, "sft"), RowsSeen())
+    assert by_trainer.keys() - {"tokenizer", "pad_is_end", "end_tokens"} == (
+        {"template"} if form in {"messages", "instruction"} else set()
+    )
     assert _tokenizer(None, Shape("tokenised", "sft"), RowsSeen()) == {}
 
 

@@ -246,7 +246,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "axolotl": {
         "base_model": "tok", "datasets": [{"path": "train.jsonl", "type": "chat_template"}], "sequence_len": 60,
-        "micro_batch_size": 2, "num_epochs": 1,
+        "micro_batch_size": 2, "num_epochs": 1, "excess_length_strategy": "truncate",
     },
     "llama-factory": {
         "model_name_or_path": "tok", "dataset": "mine", "dataset_dir": "data", "cutoff_len": 60, "stage": "sft",

@@ -163,6 +163,52 @@ def test_rows_every_so_many_steps_hold_the_mean_of_the_losses_between(fit):
     assert all(row.grad_norm is not None for row in events.of("train_step"))
 
 
+def test_what_is_trained_is_recorded_and_judged(fit):
+    _, events = fit(module(lora=True))
+    assert [(e.phase, e.step) for e in events.of("wiring")] == [("start", 0), ("gradients", 8), ("evaluation", 8)]
+    start = events.of("wiring")[0]
+    assert (start.adapter.layers, start.optimizer.held, start.schedule.name) == (2, 4, "ExponentialLR")
+    assert {group.kind for group in start.groups} == {"adapter", "base"}
+    digests = events.of("step_digests")
+    assert [(e.first, e.step, len(e.batches)) for e in digests] == [(1, 16, 16)]
+    assert all(len(batch.split()) == 8 for batch in digests[0].batches)
+    assert events.of("alert") == []
+
+
+def test_an_unfrozen_base_stops_the_fit(fit):
+    from gradience.lightning import GradienceCallback
+
+    made = module(lora=True)
+    for tensor in made.parameters():
+        tensor.requires_grad_()
+    _, events = fit(made, callback=GradienceCallback(stop_on=("WIR170",), verbose=False))
+    assert [(e.code, e.step) for e in events.of("alert")] == [("WIR170", 0)]
+    assert events.of("run_end")[0].reason == "stopped at step 0 by stop_on: WIR170"
+
+
+def test_a_resume_is_compared_with_its_save(fit, tmp_path, log):
+    from gradience.lightning import GradienceCallback
+
+    checkpoints = {"filename": "{step}", "every_n_train_steps": 8, "save_top_k": -1}
+    keep = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, **checkpoints)
+    given = {"accelerator": "cpu", "default_root_dir": tmp_path, **QUIET, "enable_checkpointing": True}
+    recorder = GradienceCallback(verbose=False)
+    lightning.Trainer(max_epochs=1, callbacks=[recorder, keep], **given).fit(module(lora=True), data(64), data(16))
+
+    def forget(self, checkpoint):
+        checkpoint["optimizer_states"] = [{**state, "state": {}} for state in checkpoint["optimizer_states"]]
+
+    made = module(lora=True)
+    made.on_load_checkpoint = forget.__get__(made)
+    trainer = lightning.Trainer(max_epochs=2, callbacks=[GradienceCallback(verbose=False), keep], **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the folder is not empty
+        trainer.fit(made, data(64), data(16), ckpt_path=tmp_path / "step=8.ckpt", weights_only=False)
+    events = log(tmp_path)
+    assert ("save", 8) in [(e.phase, e.step) for e in events.of("wiring")]
+    assert [(e.code, e.step) for e in events.of("alert")] == [("WIR176", 8)]
+
+
 def test_two_callbacks_record_once(fit, tmp_path):
     from gradience.lightning import GradienceCallback
 

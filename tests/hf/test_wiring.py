@@ -20,7 +20,9 @@ from gradience.hf import GradienceCallback  # noqa: E402  # after the skip where
 from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashes  # noqa: E402  # the same
 from gradience.hf.fed import Hook  # noqa: E402  # the same
 from gradience.hf.parameters import parts_of  # noqa: E402  # the same
+from gradience.hf.passes import Passes  # noqa: E402  # the same
 from gradience.hf.wiring import look  # noqa: E402  # the same
+from gradience.schema.wiring import EvaluationWiring, PassWiring  # noqa: E402  # the same
 
 pytestmark = pytest.mark.usefixtures("training")
 ROWS = torch.arange(24).reshape(2, 12)
@@ -83,7 +85,7 @@ def test_parameters_are_told_apart_by_what_they_are():
     assert parts["model.layers.0.self_attn.q_proj.lora_A.default.weight"].kind == "adapter"
     assert parts["model.layers.0.self_attn.q_proj.lora_A.default.weight"].adapter == "default"
     assert parts["model.layers.0.self_attn.q_proj.base_layer.weight"].kind == "base"
-    assert parts["lm_head.modules_to_save.default.weight"].kind == "head"
+    assert parts["lm_head.modules_to_save.default.weight"].kind == "whole"
     assert parts["model.embed_tokens.weight"].kind == "embedding"
     assert parts["model.norm.weight"].kind == "norm"
 
@@ -91,6 +93,14 @@ def test_parameters_are_told_apart_by_what_they_are():
 def test_a_module_trained_whole_is_not_the_base():
     parts = parts_of(llama(modules_to_save=["down_proj"]))
     assert {part.kind for part in parts if "modules_to_save" in part.name} == {"whole"}
+
+
+def test_a_trained_module_around_an_adapted_model_is_a_head_and_a_frozen_one_of_the_base():
+    around = torch.nn.ModuleDict({"model": llama(), "own": torch.nn.Linear(2, 2), "eye": torch.nn.Linear(2, 2)})
+    around["eye"].requires_grad_(requires_grad=False)
+    kinds = {part.name: part.kind for part in parts_of(around)}
+    assert (kinds["own.weight"], kinds["eye.weight"]) == ("head", "base")
+    assert kinds["model.base_model.model.model.layers.0.mlp.up_proj.weight"] == "base"
 
 
 def test_the_embedding_under_trained_tokens_is_not_of_the_adapter():
@@ -107,6 +117,82 @@ def test_a_look_has_the_counts_of_a_small_model():
     assert (seen["optimizer"].held, seen["optimizer"].missing) == (8, {})
     assert seen["dropouts"] == {"0.1": 4}
     assert seen["unseen"] == []
+
+
+def test_a_schedule_and_tensors_of_two_optimizers_are_seen():
+    model = llama()
+    one, two = (torch.optim.AdamW(trained(model), lr=1e-3) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.LambdaLR(one, lambda _: 1.0)
+    assert look(model, [one], schedule)["schedule"].foreign is False
+    assert look(model, [two, one], schedule)["schedule"].foreign is False
+    assert look(model, [two], schedule)["schedule"].foreign is True
+    assert look(model, [], schedule)["schedule"].foreign is False
+    assert [look(model, held)["optimizer"].doubled for held in ([one], [one, two])] == [0, 8]
+
+
+def test_how_a_model_is_called_for_a_step():
+    model, rows = llama(), {"input_ids": ROWS}
+    passes = Passes(model)
+    model.train()(**rows)
+    assert passes.step_made() is None  # as it should be
+    model.eval()(**rows)
+    assert passes.step_made() == PassWiring(training=False)
+    model(**rows)
+    assert passes.step_made() is None  # as before
+    with model.train().disable_adapter():
+        model(**rows)
+    assert passes.step_made() == PassWiring(off=True)
+    model.merge_adapter()
+    model(**rows)
+    assert passes.step_made() == PassWiring(merged=True)
+    model.unmerge_adapter()
+    model(**rows)
+    with torch.no_grad():  # a reference, or an evaluation
+        model.eval()(**rows)
+    assert passes.step_made() == PassWiring()
+    passes.remove()
+    model.train(mode=False)(**rows)
+    assert passes.step_made() is None
+
+
+def test_an_adapter_that_is_trained_later_is_no_other():
+    model = llama()
+    model.add_adapter("b", peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    passes = Passes(model)
+    model.set_adapter("b")
+    model.train()(input_ids=ROWS)
+    assert passes.step_made() is None
+    model.base_model.set_adapter("b", inference_mode=True)
+    model(input_ids=ROWS)
+    assert passes.step_made() == PassWiring(off=True)
+
+
+def test_what_an_evaluation_calls():
+    model, rows = llama(), {"input_ids": ROWS}
+    passes = Passes(model)
+    assert passes.evaluated() is None  # no training call was seen, as in a compiled model
+    model.train()(**rows)
+    passes.step_made()
+    assert passes.evaluated() == EvaluationWiring(called=False, adapted=False)
+    assert passes.evaluated() is None  # said
+    with torch.no_grad(), model.disable_adapter():
+        model.eval()(**rows)
+    assert passes.evaluated() == EvaluationWiring(called=True, adapted=False)
+    with torch.no_grad():
+        model(**rows)
+    assert passes.evaluated() == EvaluationWiring(called=True, adapted=True)
+
+
+def test_a_model_without_an_adapter_is_seen_through_any_of_its_modules():
+    model = llama().unload()
+    for tensor in model.parameters():
+        tensor.requires_grad_()
+    passes = Passes(torch.nn.ModuleDict({"wrapped": model}))
+    model.train()(input_ids=ROWS)
+    assert passes.step_made() is None
+    assert passes.evaluated() == EvaluationWiring(called=False)
+    model.eval().model(input_ids=ROWS)
+    assert passes.evaluated() == EvaluationWiring(called=True)
 
 
 def test_what_cannot_be_looked_at_is_named():
@@ -214,6 +300,29 @@ def test_training_with_the_watch_is_bit_for_bit_that_without(tmp_path):
     assert torch.equal(rng_on, rng_off)
 
 
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_a_watched_loop_is_bit_for_bit_that_without(tmp_path, accelerate):
+    def train(log):
+        model = llama()
+        optimizer = torch.optim.AdamW(trained(model), lr=1e-2)
+        if accelerate:
+            model, optimizer = pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(model, optimizer)
+        if log is not None:
+            log.run_start({})
+            log.watch(model, optimizer)
+        for step in range(9):
+            rows = torch.randint(0, 64, (4, 12), generator=torch.Generator().manual_seed(step))
+            model.train()(input_ids=rows, labels=rows).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [*model.parameters(), torch.get_rng_state()]
+
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        watched = train(log)
+    assert all(torch.equal(a, b) for a, b in zip(watched, train(None), strict=True))
+    assert len(events(tmp_path, Wiring)) == 2
+
+
 def test_an_unfrozen_base_stops_the_training_at_its_first_step(tmp_path):
     trainer = fit(tmp_path, unfrozen(llama()), callback=GradienceCallback(verbose=False, stop_on=["WIR170"]))
     assert trainer.state.global_step == 1
@@ -231,6 +340,75 @@ def test_an_adapter_around_an_adapter_is_named(tmp_path):
         model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     fit(tmp_path, model)
     assert alerts(tmp_path)["WIR174"] == 0
+
+
+def test_a_trainer_that_evaluates_another_model_is_named(tmp_path):
+    other = llama(seed=1)
+
+    class Evaluates(transformers.Trainer):
+        def prediction_step(self, model, *given, **more):
+            return super().prediction_step(other if more.pop("other", True) else model, *given, **more)
+
+    for folder, kind in ((tmp_path / "a", Evaluates), (tmp_path / "b", transformers.Trainer)):
+        sys.modules["hf_training"].trainer(
+            folder,
+            GradienceCallback(verbose=False),
+            evals=sys.modules["hf_training"].sequences(4),
+            cls=kind,
+            eval_strategy="steps",
+            eval_steps=3,
+            max_steps=4,
+        ).train()
+    assert alerts(tmp_path / "a") == {"WIR182": 3}
+    assert alerts(tmp_path / "b") == {}
+
+
+def test_a_loop_in_evaluation_mode_and_what_it_evaluates_are_named(tmp_path):
+    model = llama().eval()
+    optimizer = torch.optim.AdamW(trained(model))
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start({})
+        log.watch(model, optimizer, verbose=False)
+        for _ in (1, 2):
+            model(input_ids=ROWS, labels=ROWS).loss.backward()
+            optimizer.step()
+        log.eval(1, split="eval", metrics={"loss": 1.0})  # of a step that is over
+        log.eval(2, split="eval", metrics={"loss": 1.0})
+    assert alerts(tmp_path) == {"WIR183": 1, "WIR182": 2}
+
+
+def test_an_adapter_merged_before_a_step_that_fails_is_named(tmp_path):
+    model = llama()
+
+    def fails():
+        with TelemetryWriter(tmp_path / "run.jsonl") as log:
+            log.run_start({})
+            log.watch(model, torch.optim.AdamW(trained(model)), verbose=False)
+            model.merge_adapter()
+            model.train()(input_ids=ROWS, labels=ROWS).loss.backward()
+
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        fails()
+    assert alerts(tmp_path) == {"WIR174": 1}
+
+
+@pytest.mark.parametrize(("skip", "expected"), [(8, {}), (0, {"WIR177": 16})])
+def test_a_loop_that_begins_its_data_anew_is_named_by_its_rows(tmp_path, skip, expected):
+    model = llama()
+    optimizer = torch.optim.AdamW(trained(model))
+    loader = torch.utils.data.DataLoader(sys.modules["hf_training"].sequences(64), 4)
+    run_id = None
+    for begin, first in ((0, 0), (8, skip)):
+        with TelemetryWriter(tmp_path / "run.jsonl", run_id=run_id) as log:
+            log.run_start({}, resumed_from_step=begin or None)
+            wires = log.watch(model, optimizer, verbose=False, loader=loader)
+            for batch in list(loader)[first:][:8]:
+                model.train()(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            wires.saved()
+        run_id = log.run_id
+    assert alerts(tmp_path) == expected
 
 
 def test_a_detached_layer_is_named_after_the_first_steps(tmp_path):

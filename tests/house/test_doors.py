@@ -20,7 +20,7 @@ DOORS = {  # what a call's last name may be, and the one file that may call it
     "load_from_disk": "",
     "get_class_from_dynamic_module": "",
     "from_string": "",  # of jinja2
-    "get_template": "",
+    "get_template": "data/programs.py",  # of jinja2; that of ms-swift looks up a name
     "eval": "",
     "exec": "",
     "Unpickler": "",

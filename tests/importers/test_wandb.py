@@ -76,3 +76,18 @@ def test_a_run_is_finished_by_an_exit_code_of_zero_which_is_not_written(fields, 
     raw = SourceRun(Path("x"))
     assert list(_rows(raw, log, {})) == []
     assert raw.finished is finished
+
+
+def test_a_run_that_logged_nothing_is_not_told_to_sync(tmp_path, import_events):
+    path, record = tmp_path / "run-abc.wandb", field(5, b"")
+    path.write_bytes(b":W&B\xe1\xbe\x00" + (b"\0\0\0\0" + len(record).to_bytes(2, "little") + b"\1" + record) * 3)
+    with pytest.raises(RecorderError, match="logged no row: its 3 records hold settings") as caught:
+        import_events(path)
+    assert caught.value.advice == "give a run whose training called wandb.log"
+
+
+@pytest.mark.parametrize("name", ["run-abc.wandb", "events.out.tfevents.1.host.1.0"])
+def test_a_folder_whose_log_is_a_pointer_says_so(name, tmp_path, import_events):
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(RecorderError, match=rf"{name} is a git-lfs pointer"):
+        import_events(tmp_path)

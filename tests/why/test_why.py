@@ -41,6 +41,7 @@ def record(  # each is one thing that a log has
     rates: list[float] = [1e-3] * 4,  # the same
     versions: dict[str, str] | None = None,
     wiring: bool = True,
+    rng: str = "0",
     **look: Any,
 ) -> Path:
     with TelemetryWriter(path) as log:
@@ -52,7 +53,7 @@ def record(  # each is one thing that a log has
             held = [ParameterGroup(**group) for group in ([OWN, BASE] if groups is None else groups)]
             log.looked(Wiring, 0, {"phase": "start", "groups": held, **look})
             if batches is not None:
-                log.looked(StepDigests, 4, {"first": 1, "batches": batches, "rng": ["0"] * len(batches)})
+                log.looked(StepDigests, 4, {"first": 1, "batches": batches, "rng": [rng] * len(batches)})
         for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1):
             log.train_step(step, loss=loss, lr=rate, grad_norm=1.0)
     return path
@@ -103,6 +104,13 @@ def test_runs_that_do_not_part_say_so(tmp_path: Path):
     report = why(tmp_path)
     assert (report.verdict, report.step, report.cause, report.parts) == ("same", None, None, [])
     assert report.story == "the runs do not part in what both recorded"
+
+
+def test_random_states_count_where_they_change_the_loss(tmp_path: Path):
+    assert why(tmp_path, rng="1").verdict == "same"
+    (tmp_path / "b.jsonl").unlink()
+    report = why(tmp_path, rng="1", losses=EARLY)
+    assert (report.step, report.parts[0].quantity) == (1, "rng")
 
 
 def test_versions_that_changed_nothing_are_named_all_the_same(tmp_path: Path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -16,9 +18,14 @@ from gradience.judge.check import CheckOptions, check_config
 from gradience.judge.check.options import DataOptions
 from gradience.schema import Json, TaskProfile, real
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
+from gradience.schema.reports import CheckReport
 
 T = TypeVar("T")
 
+_EXAMPLES = 10  # rows of the page
+_QUICK = 2.0  # seconds without a line of progress
+_EVERY = 0.5  # seconds between two lines
+_WIDTH = 60  # columns of such a line
 _EXPRESSION = set("()[]|*")
 
 
@@ -81,6 +88,41 @@ class Overrides:
         )
 
 
+def _progress() -> Callable[[int, int], None] | None:
+    """A function that keeps a line on stderr with the rows read and the time left; None if that is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    began = drawn = time.monotonic()
+
+    def draw(done: int, total: int) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - began < _QUICK or (now - drawn < _EVERY and done < total):
+            return
+        drawn = now
+        left = (total - done) * (now - began) / max(done, 1)
+        line = f"{done:,} of {total:,} rows, about {left:.0f} s left" if done < total else ""
+        sys.stderr.write(f"\r{line:<{_WIDTH}}\r")
+        sys.stderr.flush()
+
+    return draw
+
+
+def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
+    """Check a data set and write its page; a name that is taken is refused before any work."""
+    from gradience.io.atomic import refuse_file
+    from gradience.judge.check.data import check_data
+    from gradience.report import write_page  # matplotlib
+
+    html = options.html or Path()
+    refuse_file(html, force=options.force)
+    asked = replace(options, worst=options.worst or _EXAMPLES)
+    report = check_data(options=asked, check=given, progress=_progress())
+    sources = [Path(source.path) for source in report.sources]
+    write_page(report, html, sources=sources, force=options.force)
+    return report
+
+
 def _read(option: str, read: Callable[[Json], T], value: Json) -> T | None:
     """Return an option's value, parsed as a file's value is; None if it is empty or was not given."""
     if value is None or value == "":
@@ -135,7 +177,19 @@ _NO_OVERRIDES = Overrides()
 
 @dataclass(frozen=True, kw_only=True)
 class _DataOptions(DataOptions):
+    """The options of --data, and its page.
+
+    Parameters
+    ----------
+    html:
+        Page to write as well: histograms, and ten rows as the model sees them.
+    force:
+        Replace the page if it is there.
+    """
+
     show_rows: opt.Flag = False  # which has no --no-show-rows
+    html: Path | None = None
+    force: opt.Flag = False
 
 
 _NO_DATA = _DataOptions()
@@ -180,7 +234,10 @@ def check(
     else:
         from gradience.judge.check.data import check_data  # only those with data pay for it
 
-        report = check_data(options=data_options, check=given)
+        if data_options.html is not None:
+            report = _with_page(data_options, given)
+        else:
+            report = check_data(options=data_options, check=given, progress=_progress())
     from gradience.judge.check import source_locations  # the same
     from gradience.render.check import check_text  # after the check: --help needs none of it
 

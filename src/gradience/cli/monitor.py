@@ -190,7 +190,7 @@ def _glance(watch: LiveRun) -> Glance:
     return Glance(
         model=config.model_name,
         step=run.last_step,
-        max_steps=config.training.max_steps,
+        max_steps=config.training.planned_steps,
         loss=run.losses[-1] if run.losses else None,
         rate=watch.rate,
         points=watch.points,

@@ -12,7 +12,7 @@ scripts/sft.py), Axolotl (docs/dataset-formats), LLaMA-Factory (hparams/data_arg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -40,7 +40,7 @@ from gradience.configs.values import Fields, Malformed, short_name, text
 from gradience.errors import ConfigError
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import LossMode, SourceFile
+from gradience.schema.reports import LossMode, Overlong, SourceFile
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -66,7 +66,7 @@ MODEL_CONFIG = "config.json"
 _HEAD = "Classification"  # ends the name of every transformers class with a classifier head
 
 _Mapping = dict[str, Json]
-_KEEPING: Final = frozenset({"wrapped", "bfd_split", "bfd-requeue"})  # TRL 1.16, pack_dataset: these cut no token off
+KEEPS_OVERFLOW: Final = frozenset({"wrapped", "bfd_split", "bfd-requeue"})  # TRL 1.16, pack_dataset: no token is lost
 _INFO: Final = "dataset_info.json"
 _LLAMA_FACTORY_COLUMNS: Final = {  # of LLaMA-Factory 0.9, DatasetAttr, with the columns that are read here
     "prompt": "instruction",
@@ -343,7 +343,7 @@ class Naming(NamedTuple):
 class DataPlan(NamedTuple):
     """The data settings of a recipe. A setting that the recipe does not state is None."""
 
-    program: Literal["trl", "axolotl", "llama-factory", "torchtune"] = "trl"
+    program: Literal["trl", "axolotl", "llama-factory", "ms-swift", "torchtune"] = "trl"
     train: Path | None = None
     evaluation: Path | None = None
     tokenizer: Path | None = None
@@ -361,6 +361,10 @@ class DataPlan(NamedTuple):
     naming: Naming = Naming()
     prompt: str | None = None
     """The program's own name of the prompt template."""
+    overlong: Overlong = "cut"
+    """What becomes of a row over the limit."""
+    settings: Mapping[str, Json] = {}
+    """The whole recipe, for the program's own preparation of rows."""
 
 
 def read_data_plan(path: Path) -> DataPlan:
@@ -391,7 +395,7 @@ def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         max_length=_number(mapping.get("max_length", mapping.get("max_seq_length"))),
         packing=_flag(mapping.get("packing")),
         loss=loss,
-        keeps_overflow=mapping.get("packing_strategy") in _KEEPING,
+        keeps_overflow=mapping.get("packing_strategy") in KEEPS_OVERFLOW,
     )
 
 
@@ -406,8 +410,9 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         tokenizer=_place(mapping.get("tokenizer_config") or mapping.get("base_model"), places),
         template=_place(mapping.get("chat_template_jinja"), places),
         naming=_axolotl_naming(trains[0]) if trains else Naming(),
-        prompt=_named(mapping.get("chat_template")),
+        prompt=_named((trains[0].get("chat_template") if trains else None) or mapping.get("chat_template")),
         max_length=_number(mapping.get("sequence_len")),
+        overlong="cut" if mapping.get("excess_length_strategy") == "truncate" else "left_out",
         packing=_flag(mapping.get("sample_packing")),
         loss="all" if mapping.get("train_on_inputs") is True or completion else "assistant",
         notes=_several(len(trains)),
@@ -435,10 +440,48 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         tokenizer=_place(mapping.get("model_name_or_path"), places),
         prompt=_named(mapping.get("template")),
         max_length=_number(mapping.get("cutoff_len", 2048)),
+        overlong="shared",
+        settings=mapping,
         packing=_flag(mapping.get("packing")),
         loss="all" if mapping.get("train_on_prompt") is True or mapping.get("stage") == "pt" else "assistant",
         notes=_several(len(names)),
     )
+
+
+def is_ms_swift(mapping: Container[object]) -> bool:
+    """Whether the keys are ms-swift's."""
+    own = ("tuner_type", "train_type", "truncation_strategy", "split_dataset_ratio")
+    return any(key in mapping for key in own) and any(key in mapping for key in ("model", "dataset"))
+
+
+def _ms_swift(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
+    trains, tests = (_names_or_one(mapping.get(key)) for key in ("dataset", "val_dataset"))
+    strategy = mapping.get("truncation_strategy") or "delete"
+    columns = _section(mapping, "columns")
+    return DataPlan(
+        program="ms-swift",
+        train=_place(_without_sample(trains), places),
+        evaluation=_place(_without_sample(tests), places),
+        tokenizer=_place(mapping.get("model"), places),
+        naming=Naming(columns={name: ours for name, ours in columns.items() if isinstance(ours, str)}),
+        prompt=_named(mapping.get("template")),
+        max_length=_number(mapping.get("max_length")),
+        packing=_flag(mapping.get("packing")),
+        loss="all" if mapping.get("loss_scale") == "all" else "assistant",
+        overlong="left_out" if strategy == "delete" else "cut_left" if strategy == "left" else "cut",
+        keeps_overflow=strategy == "split",
+        notes=_several(len(trains)),
+        settings=mapping,
+    )
+
+
+def _names_or_one(value: Json) -> list[str]:
+    return [value] if isinstance(value, str) else _names(value)
+
+
+def _without_sample(names: list[str]) -> str | None:
+    """The first of the names without the number of rows that ms-swift draws from it, as in `data.jsonl#500`."""
+    return names[0].partition("#")[0] if names else None
 
 
 def _registered(names: list[str], folder: Path | None) -> Path | None:
@@ -550,4 +593,5 @@ _PROGRAMS: Final[tuple[tuple[Callable[[_Mapping], bool], Callable[[_Mapping, tup
     (lambda mapping: is_torchtune(Fields(mapping, "")), _torchtune),
     (is_axolotl, _axolotl),
     (is_llama_factory, _llama_factory),
+    (is_ms_swift, _ms_swift),
 )

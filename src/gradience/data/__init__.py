@@ -5,6 +5,7 @@ This module has what the others share: a row in its trainer's columns, and the t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
@@ -30,6 +31,12 @@ class Shape(NamedTuple):
     trainer: Trainer
     text_column: str = "text"
     label_column: str = "label"
+
+
+def template_digest(template: object) -> str:
+    """The beginning of the SHA-256 of a chat template, or of the default one of several; empty if there is none."""
+    text = template.get("default") if isinstance(template, dict) else template
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] if isinstance(text, str) and text else ""
 
 
 def text_of(value: Json) -> str:

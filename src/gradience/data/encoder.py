@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from gradience.data import Columns
+from gradience.data.programs import IMPORTS, MODULES
 from gradience.data.signs import Own
 from gradience.data.tokenizer import ADVICE, Facts
 from gradience.errors import ConfigError
@@ -36,6 +39,18 @@ class Encoded(NamedTuple):
     answers: list[int] | None = None
 
 
+class Trainer(NamedTuple):
+    """The program that trains, and the settings of its recipe."""
+
+    name: str
+    settings: Mapping[str, Json] = {}
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its own template can be asked for; it is only located."""
+        return self.name in MODULES and find_spec(MODULES[self.name]) is not None
+
+
 class Chat(NamedTuple):
     """A conversation to be rendered, with the values that its row passes to the template."""
 
@@ -54,12 +69,15 @@ class Encoder:
         folder: folder of the tokenizer, or organisation/name in the local hub cache.
         template: a file with a chat template, to be used instead of the tokenizer's own.
         masks: whether answers are to be masked, which needs a tokenizer.json.
+        trainer: the program whose own template is used, if it is installed.
 
     Raises:
         ConfigError: transformers is not installed, or the tokenizer or template cannot be read.
     """
 
-    def __init__(self, folder: Path, template: Path | None = None, *, masks: bool = True) -> None:
+    def __init__(
+        self, folder: Path, template: Path | None = None, *, masks: bool = True, trainer: Trainer | None = None
+    ) -> None:
         self.name = folder.name
         if folder.is_dir() and not any(folder.glob("token*")):
             raise ConfigError(f"{folder}: no tokenizer in this folder", advice=ADVICE)
@@ -67,14 +85,21 @@ class Encoder:
         try:
             is_alone = folder.is_dir() and not (folder / "config.json").is_file()
             imports = [_TOKENIZERS] if is_alone else [_TOKENIZERS, _MODELLING]
-            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, imports=imports)
+            asked = trainer if trainer is not None and trainer.is_installed else None
+            imports += [IMPORTS[asked.name]] if asked is not None else []
+            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, asked, imports=imports)
             facts = msgspec.convert(self._confined.call("facts"), Facts)
         except (Foreign, msgspec.ValidationError) as error:
             raise ConfigError(f"{folder}: no usable tokenizer: {error}", advice=ADVICE) from None
         self.template = facts.template
         self.template_from = "" if facts.template is None else "the file given" if template else "the tokenizer"
+        self.is_retemplated = False
+        self.by_trainer, self.refusal = facts.by, facts.refusal
+        if trainer is not None and facts.by:
+            self.template_from = f"{trainer.name} ({facts.by})"
         self.eos, self.bos_id, self.pad_id = facts.eos, facts.bos_id, facts.pad_id
         self.pad_is_end = facts.pad_id is not None and facts.pad_id == facts.eos_id
+        self.size = facts.size
         self.end_ids = frozenset(facts.end_ids)
         self.control_ids = frozenset(facts.control_ids)
         self.special_ids = frozenset(facts.special_ids)
@@ -90,6 +115,7 @@ class Encoder:
         """Replace the template by the one that TRL trains with; return False if the installed TRL has none."""
         found = self._asked("the tokenizer", "use_training_template")
         if found is not None:
+            self.is_retemplated = True  # TRL renders with it, and leaves the tokenizer's as it is
             self.template, self.template_from = found, "TRL, in place of the tokenizer's"
         return found is not None
 
@@ -98,9 +124,9 @@ class Encoder:
         found: list[str] = self._asked("the tokenizer", "names", list(ids))
         return found
 
-    def decoded(self, ids: Sequence[int]) -> str:
-        """The text of these ids, special tokens included."""
-        found: str = self._asked("the tokenizer", "decoded", list(ids))
+    def decoded(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each run of tokens, control tokens included."""
+        found: list[str] = self._asked("the tokenizer", "decoded", [list(run) for run in runs]) if runs else []
         return found
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -135,6 +161,14 @@ class Encoder:
         """
         found = self._asked("the chat template", "chats", [list(chat) for chat in chats]) if chats else []
         return [one if isinstance(one, str) else Encoded(*one) for one in found]
+
+    def prepared(self, rows: Sequence[Columns]) -> list[list[list[list[int]]] | str]:
+        """The sequences of each row as the trainer makes them, or why it does not take the row.
+
+        Of each sequence: the ids, the mask of the loss, and the ids and the mask that the length limit leaves.
+        """
+        found: list[list[list[list[int]]] | str] = self._asked("the trainer's template", "prepared", list(rows))
+        return found
 
     def split_controls(self) -> list[str]:
         """Control tokens written in the template that the tokenizer splits into pieces or does not know."""

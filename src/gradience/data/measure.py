@@ -15,12 +15,25 @@ import msgspec
 
 from gradience.data import Columns, Shape, answers_of, every_turn, text_of, whole_text
 from gradience.data.crowd import Crowd
+from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
+from gradience.data.examples import Examples
 from gradience.data.rows import Fault
 from gradience.data.signs import Own, foreign_in, signs_of
 from gradience.data.tokens import Sequence as TokenSequence, Tokenised
 from gradience.schema import Json
-from gradience.schema.reports import Answers, Batching, Lengths, Pairs, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
+from gradience.schema.reports import (
+    Answers,
+    Batching,
+    Lengths,
+    Overlong,
+    Pairs,
+    RowFault,
+    Rows,
+    RowsSeen,
+    ShownRow,
+    TokenCounts,
+)
 
 # The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
 _BROKEN: Final = re.compile(
@@ -34,6 +47,7 @@ _FIRST: Final = 5  # row numbers that are kept for each kind
 _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
+_SHARES: Final = 20  # bars of the histogram of supervised shares
 _LABELS: Final = 50  # labels that the report lists
 _SPOKEN: Final = (
     "messages",
@@ -50,6 +64,10 @@ _SPOKEN: Final = (
 _TOKENS: Final = ("input_ids", "labels")
 _TURN: Final = ("role", "content", "tool_calls", "function_call", "reasoning_content", "text", "label")
 _END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
+_DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
+_PADDED: Final = 2  # padding tokens at the end of a row, of which one may stand for an end
+_IGNORED: Final = -100  # label of a token that the loss ignores
+_ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
@@ -127,6 +145,8 @@ class Limits(NamedTuple):
     num_labels: int | None = None
     seed: int = 0
     show_rows: bool = False
+    examples: int = 0
+    overlong: Overlong = "cut"
 
 
 class Measured(NamedTuple):
@@ -148,15 +168,18 @@ class Measure:
         self._shape, self._limits = shape, limits
         self._ends = encoder.end_ids if encoder is not None else frozenset()
         self._controls = encoder.control_ids if encoder is not None else frozenset()
+        self._size = encoder.size if encoder is not None else None
+        self._pad = encoder.pad_id if encoder is not None and not encoder.pad_is_end else None
         self._bos = encoder.bos_id if encoder is not None else None
         self._has_tokens_loss = shape.trainer in {"sft", "dpo", "kto"}
         self._count: Counter[str] = Counter()
         self._first: dict[str, list[int]] = {}
         self._faults: list[RowFault] = []
-        self._lengths, self._owners = array("L"), array("L")
+        self._lengths, self._owners, self._fed = array("L"), array("L"), array("L")
         self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
         self._hashes: set[bytes] = set()
         self._answers: Counter[bytes] = Counter()
+        self._answered = 0
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
@@ -166,6 +189,8 @@ class Measure:
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
+        self._encoder, self._shares = encoder, [0] * _SHARES
+        self._examples = Examples(limits.examples, limits.max_length, limits.overlong)
 
     def add(self, row: Tokenised | Fault) -> None:
         """Count a row."""
@@ -177,8 +202,10 @@ class Measure:
         self._read += 1
         self._has_labels |= "labels" in row.columns
         text = whole_text(row.columns)
-        for name in self._seen_in(row, text):
+        signs = self._seen_in(row, text)
+        for name in signs:
             self._note(name, row.number, text)
+        self._examples.add(row, signs)
         for role in {str(turn.get("role")) for turn in every_turn(row.columns)}:
             self._roles.add(role)
             self._note(_ROLE + role, row.number, "")
@@ -186,7 +213,6 @@ class Measure:
 
     def result(self) -> Measured:
         """The counts of all rows that were added."""
-        cut = array("L", self._cut_lengths())
         pairs = 2 if self._shape.format == "preference" else 1
         tokens = TokenCounts(**self._tokens)
         seen = RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__})
@@ -198,7 +224,7 @@ class Measure:
             "tokens": tokens,
             "lengths": _lengths(self._lengths, self._owners, self._limits.max_length),
             "batching": batching(
-                cut,
+                self._fed,
                 per_batch=self._limits.batch_size * pairs,
                 batch_size=self._limits.batch_size,
                 max_length=self._limits.max_length if self._shape.trainer == "sft" else None,
@@ -207,7 +233,7 @@ class Measure:
             "seen": seen,
             "faults": self._faults,
             "answers": Answers(
-                rows=self._answers.total(),
+                rows=self._answered,
                 most_common=max(self._answers.values(), default=0),
                 distinct=len(self._answers),
             ),
@@ -219,6 +245,9 @@ class Measure:
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
+            "labels_alike": _alike(self._labels),
+            "shares": self._shares if self._has_tokens_loss else [],
+            "examples": self._examples.result(self._encoder),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
         return Measured(self._read, fields, self._faults, tokens, seen, self._turn_end())
@@ -248,7 +277,10 @@ class Measure:
         if any(not answer.strip() for answer in answers):
             found.append("empty_answer")
         if answers:
-            self._answers[_digest("\0".join(answers[:1]).encode("utf-8", "replace"))] += 1
+            self._answered += 1
+            key = _digest("\0".join(answers[:1]).encode("utf-8", "replace"))
+            if key in self._answers or len(self._answers) < _DISTINCT:  # one that many rows share is among the first
+                self._answers[key] += 1
         found += self._seen_in_text(row.columns)
         self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in found)
         return found
@@ -305,20 +337,35 @@ class Measure:
         return {role: self._rows(_ROLE + role) for role in sorted(self._roles)}
 
     def _seen_in_tokens(self, row: Tokenised) -> list[str]:
-        found: list[str] = []
+        found = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
         for sequence in row.sequences:
             self._lengths.append(len(sequence.ids))
             self._owners.append(row.number)
             found += [name for name in self._seen_in_sequence(sequence, row) if name not in found]
         return found
 
+    def _seen_in_given(self, columns: Columns) -> list[str]:
+        """The names of what a row shows that is tokenised already."""
+        ids: list[int] = columns["input_ids"]
+        labels: list[int] = columns.get("labels", ids)
+        found = _of_labels(ids, labels)
+        if self._size and not all(0 <= one < self._size for one in ids):
+            found.append("unknown_ids")
+        if self._pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [self._pad] * _PADDED:
+            found.append("padding_supervised")
+        return found
+
     def _seen_in_sequence(self, sequence: TokenSequence, row: Tokenised) -> list[str]:
-        ids, mask, limit = sequence.ids, sequence.mask, self._limits.max_length
+        ids, mask = sequence.ids, sequence.mask
         length, supervised = len(ids), len(ids) if mask is None else sum(mask)
-        kept = length if limit is None else min(length, limit)
-        left = supervised if kept == length else kept if mask is None else sum(mask[:kept])
+        kept, left = self._kept(sequence, supervised)
         dropped = kept < length and self._is_dropped(row, left)
+        overlong = self._limits.overlong
+        if not dropped or (self._shape.trainer != "reward" and overlong != "left_out"):
+            self._fed.append(kept)
         found = ["cut"] if kept < length else []
+        if overlong == "shared" and left and length - supervised > kept - left:
+            found.append("question_cut")
         if len(ids) > 1 and ids[0] == ids[1] == self._bos:
             found.append("double_bos")
         if self._has_tokens_loss:
@@ -331,19 +378,37 @@ class Measure:
                 found += ["whole", *self._ends_of(ids, mask)]
         elif dropped:
             found.append("answer_lost")
-        counts = self._tokens
-        counts["total"] += length
-        counts["kept"] += 0 if dropped else kept
-        if self._has_tokens_loss:
-            counts["supervised"] += 0 if dropped else left
-            counts["supervised_lost"] += supervised if dropped else supervised - left
+        self._count_tokens(length, supervised, *((0, 0) if dropped else (kept, left)))
         return found
 
+    def _count_tokens(self, length: int, supervised: int, kept: int, left: int) -> None:
+        """Count a sequence: its tokens and the supervised ones, before the limit and after it."""
+        counts = self._tokens
+        counts["total"] += length
+        counts["kept"] += kept
+        if self._has_tokens_loss:
+            counts["supervised"] += left
+            counts["supervised_lost"] += supervised - left
+            if kept:
+                self._shares[min(_SHARES * left // kept, _SHARES - 1)] += 1
+
+    def _kept(self, sequence: TokenSequence, supervised: int) -> tuple[int, int]:
+        """The tokens that the limit leaves of a sequence, and the supervised ones among them."""
+        limit, ids, mask = self._limits.max_length, sequence.ids, sequence.mask
+        if sequence.kept is not None:
+            return len(sequence.kept.ids), sum(sequence.kept.mask)
+        if limit is None or len(ids) <= limit:
+            return len(ids), supervised
+        places = cut_at(limit, mask, len(ids), self._limits.overlong)
+        return len(places), len(places) if mask is None else sum(mask[i] for i in places)
+
     def _is_dropped(self, row: Tokenised, left: int) -> bool:
-        """Whether TRL drops a row that is too long."""
-        limit, trainer = self._limits.max_length, self._shape.trainer
-        if limit is None or trainer == "classification":
+        """Whether the trainer drops a row that is too long."""
+        limit, trainer, overlong = self._limits.max_length, self._shape.trainer, self._limits.overlong
+        if limit is None or trainer == "classification" or overlong in {"cut_left", "shared"}:
             return False
+        if overlong == "left_out":
+            return True
         if trainer == "reward":
             return True
         return row.prompt >= limit if trainer in {"dpo", "kto"} else not left and not self._limits.packing
@@ -389,13 +454,14 @@ class Measure:
         ):
             self._note("label_out_of_range", row.number, text)
 
-    def _cut_lengths(self) -> Iterable[int]:
-        limit = self._limits.max_length
-        if limit is None:
-            return self._lengths
-        if self._shape.trainer == "reward":
-            return (length for length in self._lengths if length <= limit)
-        return (min(length, limit) for length in self._lengths)
+
+def _of_labels(ids: list[int], labels: list[int]) -> list[str]:
+    """The names of what labels show that are not the ids of their tokens."""
+    kept = [i for i, label in enumerate(labels) if label != _IGNORED]
+    if not kept or 2 * sum(labels[i] != ids[i] for i in kept) < len(kept):
+        return []
+    after = sum(i + 1 < len(ids) and labels[i] == ids[i + 1] for i in kept)
+    return ["labels_differ", *(["labels_shifted"] if 2 * after > len(kept) else [])]
 
 
 def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
@@ -426,6 +492,13 @@ def _encoded(value: Json) -> bytes:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=12).digest()
+
+
+def _alike(labels: Iterable[str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    return [sorted(group) for group in groups.values() if len(group) > 1][:_ALIKE]
 
 
 def _lengths(lengths: array[int], owners: array[int], limit: int | None) -> Lengths:

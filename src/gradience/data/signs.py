@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -20,6 +21,7 @@ _PROMPT: Final = re.compile(r"^### (?:Instruction|Response|Human|Assistant):", r
 _NEXT_TURN: Final = re.compile(r"\n(?:### )?(?:User|Human|USER|HUMAN): ?\S")
 _MARKUP: Final = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d{2,4});|</?(?:p|br|div|span)\b[^<>]{0,80}>")
 _ESCAPE: Final = re.compile(r"\\n(?=\\n|[A-Z ]|$)")
+_LETTER: Final = re.compile(r"\\u(?:00|01|20)[0-9a-f]{2}")
 _REFUSAL: Final = re.compile(
     r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
     r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
@@ -32,6 +34,12 @@ _TOOLS: Final = frozenset({"tool", "ipython", "observation", "function", "tool_r
 _QUOTED_CALL: Final = re.compile(r"<tool|<function|\{\s*\"(?:name|function|arguments)\"|Action:|```")
 _LONG: Final = 12  # words from which an answer is prose that ends with a full stop
 _LONG_LINE: Final = 6  # words of the last line of such an answer
+_SPEAKER: Final = re.compile(r"\s*(?:###? ?)?(?:Assistant|ASSISTANT|AI|Bot|Chatbot|GPT|ChatGPT): ?\S")
+_MISSING: Final = frozenset({"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]"})  # None and null may be answers
+_PLACEHOLDER: Final = re.compile(r"\[(?:INSERT|YOUR|Insert|Your)[ A-Za-z_]{0,40}\]|\{\{ ?[a-z]+_[a-z_]+ ?\}\}")
+_SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]?")
+_LOOP: Final = 5  # times that a sentence is said in an answer that loops
+_LONG_ENOUGH: Final = 80  # characters of such an answer
 _ECHO: Final = 4  # words of a question from which its repetition is no chance
 _LABEL: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
 _SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
@@ -57,6 +65,8 @@ def signs_of(columns: Columns, own: Own) -> list[str]:
         found.append("foreign_tokens")
     if any(_NEXT_TURN.search(answer) for answer in answers):
         found.append("next_turn_in_answer")
+    if any(_SPEAKER.match(content_of(turn)) for turn in turns if turn.get("role") in ANSWERERS):
+        found.append("speaker_label")
     if _echoes(columns, turns):
         found.append("echo")
     if "images" in columns or any(_is_media(part) for turn in turns for part in _parts(turn)):
@@ -159,10 +169,28 @@ def _of_answers(answers: list[str]) -> Iterator[str]:
         yield "markup"
     if any("\\n" in answer and "\n" not in answer and _ESCAPE.search(answer) for answer in answers):
         yield "escaped_breaks"
+    if any(answer.strip() in _MISSING for answer in answers):
+        yield "missing_value"
+    if any(_loops(answer) for answer in answers):
+        yield "loops"
+    if any(_PLACEHOLDER.search(answer) for answer in answers):
+        yield "placeholder"
+    if any(_LETTER.search(answer) for answer in answers):
+        yield "escaped_letters"
     if any(_REFUSAL.match(answer) for answer in answers[:1]):
         yield "refusal"
     kinds = {ending(answer) for answer in answers[:1]}
     yield from (kind for kind in ("ended", "dangling", "torn") if kind in kinds)
+
+
+def _loops(answer: str) -> bool:
+    """Whether most of an answer is one sentence again and again."""
+    if len(answer) < _LONG_ENOUGH:
+        return False
+    pieces = [" ".join(hit[0].split()) for hit in _SENTENCE.finditer(answer)]
+    often = Counter(piece for piece in pieces if piece.count(" ") >= _ECHO - 1).most_common(1)
+    said, times = often[0] if often else ("", 0)
+    return times >= _LOOP and 2 * times * len(said) > len(answer)
 
 
 def ending(answer: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from gradience.data import Columns
+from gradience.data.programs import Program, program
 from gradience.errors import ConfigError
 from gradience.io import pretrained
 from gradience.io.confined import allow
@@ -40,8 +42,14 @@ class Facts(msgspec.Struct):
     end_ids: list[int] = []
     control_ids: list[int] = []
     special_ids: list[int] = []
+    size: int = 0
+    """The number of tokens, added ones included."""
     controls: list[str] = []
     """The added tokens, as text."""
+    by: str = ""
+    """The name that the trainer's own template has there; empty if the trainer was not asked for it."""
+    refusal: str = ""
+    """Why the trainer's own template cannot be used."""
 
 
 class Tokenizer:
@@ -51,17 +59,25 @@ class Tokenizer:
         folder: folder of the tokenizer, or organisation/name in the local hub cache.
         template: a chat template to be used instead of the tokenizer's own.
         masks: whether answers are to be masked, which needs a tokenizer.json.
+        trainer: the program whose own template is to be used, and the settings of its recipe.
 
     Raises:
         ConfigError: transformers is not installed, or the folder holds no such tokenizer.
     """
 
-    def __init__(self, folder: str, template: str | None, masks: bool) -> None:  # noqa: FBT001  # sent by position
+    def __init__(
+        self,
+        folder: str,
+        template: str | None,
+        masks: bool,  # noqa: FBT001  # sent by position
+        trainer: tuple[str, dict[str, Json]] | None = None,
+    ) -> None:
         self._tokenizer = _loaded(folder)
         if masks and not getattr(self._tokenizer, "is_fast", False):
             raise ConfigError(f"{folder}: a tokenizer without tokenizer.json", advice=ADVICE)
         if template is not None:
             self._tokenizer.chat_template = template
+        self._program, self._refusal = _made(self._tokenizer, trainer)
         own = self._tokenizer.chat_template
         self._template: str | None = own.get("default") if isinstance(own, dict) else own
         self._folder = folder
@@ -78,8 +94,22 @@ class Tokenizer:
             "end_ids": _end_ids(Path(self._folder), held.eos_token_id),
             "control_ids": sorted(held.get_added_vocab().values()),
             "special_ids": sorted(held.all_special_ids),
+            "size": len(held),
             "controls": sorted(held.get_added_vocab()),
+            "by": self._program.template if self._program is not None else "",
+            "refusal": self._refusal,
         }
+
+    def prepared(self, rows: list[Columns]) -> list[Json]:
+        """The sequences of each row as the trainer makes them (`programs.Program`), or why it does not take the row."""
+        return [self._prepared(row) for row in rows]
+
+    def _prepared(self, row: Columns) -> Json:
+        allow()
+        try:
+            return self._program(row) if self._program is not None else "no program"
+        except Exception as error:  # noqa: BLE001  # a program of others may raise anything
+            return " ".join(str(error).split())[:200] or type(error).__name__
 
     def use_training_template(self) -> str | None:
         """The template that TRL trains with, which is used from now on; None if the installed TRL has none."""
@@ -91,9 +121,9 @@ class Tokenizer:
         """The tokens of these ids, as text."""
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(list(ids))]
 
-    def decoded(self, ids: Sequence[int]) -> str:
-        """The text of these ids, special tokens included."""
-        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+    def decoded(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each run of tokens, control tokens included."""
+        return [self._tokenizer.decode(list(run), clean_up_tokenization_spaces=False) for run in runs]
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
@@ -185,6 +215,16 @@ class Tokenizer:
         )
         masks = out["assistant_masks"] if answers else [None] * len(conversations)
         return [[ids, mask] for ids, mask in zip(out["input_ids"], masks, strict=True)]
+
+
+def _made(tokenizer: Any, trainer: Sequence[Any] | None) -> tuple[Program | None, str]:
+    """The program of a trainer, or why it cannot be used."""
+    if trainer is None:
+        return None, ""
+    try:
+        return program(trainer[0], tokenizer, trainer[1]), ""
+    except Exception as error:  # noqa: BLE001  # its import and its settings may fail in any way
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _loaded(folder: str) -> Any:

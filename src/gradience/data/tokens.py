@@ -7,6 +7,7 @@ their template writes. Other programs mask by turn, so their masks are rebuilt f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -19,9 +20,18 @@ from gradience.schema import Json
 from gradience.schema.reports import LossMode
 
 _BATCH: Final = 256  # rows tokenised in one call
+_TRAINED: Final = frozenset({"sft", "dpo"})  # what trainers are asked for where they are installed
+_PLAIN: Final = frozenset({"text", "tokenised", "segments"})
 _NOT_CONVERSATIONAL: Final = frozenset({"text", "tokenised", "segments", "steps", "prompt-only"})
 _STEP: Final = "\n"  # what PRMTrainer writes after each step by default
 _IGNORED: Final = -100  # label of a token that the loss ignores
+
+
+class Kept(NamedTuple):
+    """What a trainer keeps of a sequence: token ids and their mask."""
+
+    ids: list[int]
+    mask: list[int]
 
 
 class Sequence(NamedTuple):
@@ -29,6 +39,8 @@ class Sequence(NamedTuple):
 
     ids: list[int]
     mask: list[int] | None = None
+    kept: Kept | None = None
+    """What the trainer itself keeps, if it was asked."""
 
 
 class Tokenised(NamedTuple):
@@ -89,6 +101,8 @@ class Tokeniser:
         self._prepare = _PREPARE.get(shape.trainer, Tokeniser._sft)
         if shape.format == "tokenised":
             self._prepare = Tokeniser._ready
+        elif encoder is not None and encoder.by_trainer and shape.trainer in _TRAINED and shape.format not in _PLAIN:
+            self._prepare = Tokeniser._by_trainer
 
     def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | Fault]:
         """Yield each row in its trainer's columns, or as a fault."""
@@ -104,16 +118,26 @@ class Tokeniser:
                 yield Fault(found[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
-        """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch."""
+        """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch.
+
+        The next batch is tokenised while the caller takes this one's rows.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            batches = self._batches(rows)
+            coming = pool.submit(next, batches, None)
+            while (some := coming.result()) is not None:
+                coming = pool.submit(next, batches, None)
+                yield from some
+
+    def _batches(self, rows: Iterable[Found]) -> Iterator[list[Tokenised | Fault]]:
         every = self.examples(rows)
         while some := list(islice(every, _BATCH)):
-            yield from (found for found in some if isinstance(found, Fault))
             usable = [found for found in some if not isinstance(found, Fault)]
-            if usable:
-                yield from self._prepare(self, usable)
+            faults = [found for found in some if isinstance(found, Fault)]
+            yield [*faults, *(self._prepare(self, usable) if usable else ())]
 
     def _canonical(self, row: Columns) -> Columns:
-        chat = self.encoder is not None and self.encoder.template is not None
+        chat = self.encoder is not None and (self.encoder.template is not None or bool(self.encoder.by_trainer))
         return canonical(self._standard(row), self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
 
     @property
@@ -159,6 +183,16 @@ class Tokeniser:
             return turns
         joined = not self._enc.takes_parts
         return [{**turn, "content": _content(turn, joined=joined)} for turn in turns]
+
+    def _by_trainer(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        """Yield rows as the installed trainer makes them."""
+        for (number, item), found in zip(rows, self._enc.prepared([item for _, item in rows]), strict=True):
+            if isinstance(found, str):
+                yield Fault(number, found)
+                continue
+            made = tuple(Sequence(ids, mask, Kept(*kept)) for ids, mask, *kept in found)
+            begun = next((i for i, bit in enumerate(made[0].mask or ()) if bit), 0)
+            yield Tokenised(number, item, made, begun)
 
     def _sft(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
         if self.shape.format in {"messages", "sharegpt", "text"}:

@@ -13,10 +13,12 @@ import msgspec
 from transformers import TrainerCallback
 
 from gradience.announce import Place
+from gradience.configs.values import short_name
+from gradience.data import template_digest
 from gradience.errors import GradienceError
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
-from gradience.hf.trainer_wires import TrainerWires, Wanted
+from gradience.hf.trainer_wires import CallbackWires, Wanted
 from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema import TaskProfile
 from gradience.schema.document import Finding
@@ -93,10 +95,12 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._watch: Any = None
         self._data = data
         self._wanted = Wanted(wiring, digests)
-        self._wiring: TrainerWires | None = None
+        self._wiring: CallbackWires | None = None
         self._batches: BatchWatch | None = None
         self._data_recorded = False
         self._wants_receipt = receipt
+        self._fed: Values = {}
+        self._program: Values = {}
         self._meta = dict(meta or {})
         self._recorder = RunRecorder(allow_text=allow_text)
         self._finalizer: weakref.finalize[[], GradienceCallback] | None = None
@@ -109,6 +113,21 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._voice = Voice(loud=verbose, announce=announce)
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
+
+    def take_program(
+        self, *, dataset: str | None = None, template: str | None = None, max_length: int | None = None
+    ) -> None:
+        """Take what a program says of its data, where the Trainer does not know it; recorded with the batches' counts.
+
+        Args:
+            dataset: its name, or its file's.
+            template: the program's name of the prompt template.
+            max_length: the length at which rows are cut, in tokens.
+        """
+        names = {"dataset": dataset, "template": template}
+        self._program = {key: short_name(name) for key, name in names.items() if name}
+        if isinstance(max_length, int):
+            self._program["max_length"] = max_length
 
     def __enter__(self) -> Self:
         """Begin a block in which training runs."""
@@ -129,7 +148,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
                 self._begin(args, state, kwargs)
             if not self._recorder.joined:
                 with self._recorder:
-                    self._watch_batches(args, kwargs["model"])
+                    self._watch_batches(args, kwargs)
         elif self._stop_on:  # all processes must stop together, so each judges the same rows
             with self._recorder:
                 self._lookout = Lookout(self._config(args, state, kwargs), self._stop_on)
@@ -158,6 +177,9 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         if self._recorder.joined or not (state.is_world_process_zero or self._lookout):
             return
         with self._recorder:
+            if self._wiring is not None:
+                self._wiring.evaluated(state.global_step)
+                self._heed(state.global_step, self._wiring.take(), control)
             evals = split_row(dict(metrics or {})).evals
             self._take_evals(state.global_step, evals, kwargs.get("eval_dataloader"), control)
 
@@ -204,7 +226,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         """Record what is trained at a save, and what the checkpoint's adapter file holds."""
         if self._wiring is not None:
             with self._recorder:
-                self._wiring.saved(args, state.global_step)
+                self._wiring.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
                 self._heed(state.global_step, self._wiring.take(), control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
@@ -330,8 +352,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._wiring.close()
         recorder = self._recorder if state.is_world_process_zero else None
         assert self._lookout is not None  # noqa: S101  # made as training begins
-        self._wiring = TrainerWires(self._lookout, recorder, self._wanted.digests)
-        self._wiring.begin(args, state, shown)
+        self._wiring = CallbackWires(self._lookout, recorder, self._wanted.digests)
+        self._wiring.begin_trainer(args, state, shown)
         self._heed(state.global_step, self._wiring.take(), control)
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
@@ -344,14 +366,16 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
 
         self._record_metrics(step, "spectral", spectral_metrics(model))
 
-    def _watch_batches(self, args: Any, model: Any) -> None:
+    def _watch_batches(self, args: Any, shown: Mapping[str, Any]) -> None:
         """Begin to count what the model is fed; first remove the hook of an earlier training."""
         if self._batches is not None:
             self._batches.close()
         self._batches, self._data_recorded = None, False
         if self._data:
-            length = getattr(args, "max_length", None)
-            self._batches = watch_batches(model, max_length=length if isinstance(length, int) else None)
+            length = self._program.get("max_length", getattr(args, "max_length", None))
+            self._batches = watch_batches(shown["model"], max_length=length if isinstance(length, int) else None)
+            digest = template_digest(getattr(shown.get("processing_class"), "chat_template", None))
+            self._fed = {**self._program, **({"template_digest": digest} if digest else {})}
 
     def _record_data(self, step: int) -> None:
         """Record the counts of the batches, and what a check of the data announced."""
@@ -360,7 +384,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._data_recorded = True
         report = self._data.data if isinstance(self._data, CheckReport) else None
         announced = {} if report is None else {"announced": announced_by(report)}
-        self._record_metrics(step, "data", {**self._batches.values(), **announced})
+        self._record_metrics(step, "data", {**self._fed, **self._batches.values(), **announced})
 
     def _arm(self, args: Any, state: Any, model: Any) -> None:
         from gradience.hf.guard import Guard, Watch  # only where asked for

@@ -48,18 +48,19 @@ class BatchDigests:
     """A hook on one model, and the digests of its batches by optimizer step.
 
     Args:
-        model: the module that is called with the batch.
+        model: the module that is called with the batch; None if `see` is told of each batch.
         write: gets the last step and the fields of a `step_digests` event.
     """
 
-    def __init__(self, model: torch.nn.Module, write: Write) -> None:
+    def __init__(self, model: torch.nn.Module | None, write: Write) -> None:
         self._write = write
         self._batches: list[list[_Micro]] = []
         self._open: list[_Micro] = []
         self._rng: list[str] = []
         self._state: str | None = None
         self._last = 0
-        self._handle = model.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
+        hook = Hook(self._called)
+        self._handle = None if model is None else model.register_forward_pre_hook(hook, with_kwargs=True)
 
     def step_made(self, step: int) -> None:
         """Take what was fed since the last step as that of this one."""
@@ -81,12 +82,22 @@ class BatchDigests:
 
     def close(self) -> None:
         """Write the rest, and remove the hook."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         self.flush()
 
-    def _see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def see(self, batch: Any) -> None:
+        """Digest a batch: a tensor, a sequence of them, or a mapping."""
+        args = tuple(batch) if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
+        self._take(args, batch if isinstance(batch, Mapping) else {})
+
+    def _called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Digest a batch. Evaluation, generation and reference passes have no gradient and are left out."""
-        if not module.training or not torch.is_grad_enabled() or len(self._open) == _MOST_BATCHES:
+        if module.training and torch.is_grad_enabled():
+            self._take(args, kwargs)
+
+    def _take(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if len(self._open) == _MOST_BATCHES:
             return
         try:
             if self._state is None:

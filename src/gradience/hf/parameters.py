@@ -36,49 +36,60 @@ class Part(NamedTuple):
 
 
 class _Zone(NamedTuple):
-    """Where a module is: in an adapted module's adapter, or in a copy that is trained whole."""
+    """Where a module is: in an adapted module's adapter, in a copy that is trained whole, or beside PEFT's model."""
 
     kind: str | None = None
     layer: str | None = None
     adapter: str | None = None
     heads: bool = False
+    beside: bool = False
 
 
 def parts_of(model: torch.nn.Module) -> list[Part]:
     """Return the model's parameters, each once."""
-    zones: dict[str, _Zone] = {}
     modules = dict(model.named_modules())
+    wrapped = {path for path, module in modules.items() if _is_wrapper(module)}
+    zones: dict[str, _Zone] = {}
     seen: set[int] = set()
     found = []
     for path, module in modules.items():
         above, _, own = path.rpartition(".")
-        zone = zones[path] = _zone(zones.get(above, _Zone()), own, above, modules.get(above))
+        outer = zones[above] if path else _Zone(beside=bool(wrapped))
+        outer = outer._replace(beside=outer.beside and path not in wrapped)
+        zone = zones[path] = _zone(outer, own, above, modules.get(above))
         for name, tensor in module._parameters.items():  # noqa: SLF001  # as `named_parameters` reads them
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
             whole = plain_name(f"{path}.{name}" if path else name)
             inner = _zone(zone, name, path, module)
-            found.append(Part(whole, tensor, _kind(inner, module, own, whole), inner.layer, inner.adapter))
+            kind = _kind(inner, module, own, whole)
+            if kind == "base" and inner.beside and tensor.requires_grad:
+                kind = "head"  # a loop's own module around an adapted model
+            found.append(Part(whole, tensor, kind, inner.layer, inner.adapter))
     return found
 
 
 def _zone(above: _Zone, own: str, path: str, parent: torch.nn.Module | None) -> _Zone:
     heads = above.heads or own in _HEADS
     if own == "modules_to_save":
-        return _Zone("whole", heads=heads)
+        return _Zone("whole")
     if own in getattr(parent, "adapter_layer_names", ()) or own == "prompt_encoder":
-        return _Zone("adapter", plain_name(path) or own, heads=heads)
+        return _Zone("adapter", plain_name(path) or own, beside=above.beside)
     if above.kind is not None and own != "base_layer":
         return above if above.adapter is not None else above._replace(adapter=own)
-    return _Zone(heads=heads)
+    return _Zone(heads=heads, beside=above.beside)
+
+
+def _is_wrapper(module: torch.nn.Module) -> bool:
+    return isinstance(getattr(module, "peft_config", None), dict)
 
 
 def _kind(zone: _Zone, module: torch.nn.Module, own: str, name: str) -> Kind:
     if zone.kind == "adapter" or (zone.kind is None and ".base_layer." not in name and _NAMED.search(name)):
         return "adapter"
     if zone.kind == "whole":
-        return "head" if zone.heads else "whole"
+        return "whole"
     if isinstance(module, torch.nn.Embedding):
         return "embedding"
     if "Norm" in type(module).__name__:
@@ -127,7 +138,7 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring |
     """Return what the model's adapters are; None if it has none."""
     own = [part for part in parts if part.kind == "adapter"]
     layers = [module for module in model.modules() if hasattr(module, "adapter_layer_names")]
-    wrappers = [module for module in model.modules() if isinstance(getattr(module, "peft_config", None), dict)]
+    wrappers = [module for module in model.modules() if _is_wrapper(module)]
     if not own and not wrappers:
         return None
     active = sorted({name for layer in layers for name in _names(layer, "active_adapters")})
@@ -143,6 +154,7 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring |
         names=sorted({*configs, *(part.adapter for part in own if part.adapter)}),
         active=active,
         merged=sorted({name for layer in layers for name in _names(layer, "merged_adapters")}),
+        disabled=any(getattr(layer, "disable_adapters", False) is True for layer in layers),
         methods=sorted({_method(config) for config in configs.values()}),
         layers=len({part.layer for part in own}),
         nested=max(0, sum("base_model" in wrapper._modules for wrapper in wrappers) - 1),  # noqa: SLF001  # its children

@@ -12,11 +12,12 @@ import msgspec
 import torch
 from peft import PeftModel
 
+from gradience.data import template_digest
 from gradience.errors import GradienceError
 from gradience.models import LoadedModel, Task
 from gradience.models.inputs import Example
 from gradience.prove.receipt import CANDIDATES, receipt_of, write_receipt
-from gradience.prove.receipt.targets import PROBE, template_digest
+from gradience.prove.receipt.targets import PROBE
 from gradience.schema.receipt import Tokens
 
 _TASKS: Final[dict[str, Task]] = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification"}
@@ -95,10 +96,7 @@ def _tokens(tokenizer: Any) -> Tokens | None:
     """How a tokenizer in memory treats the text of our own."""
     if not callable(getattr(tokenizer, "apply_chat_template", None)):
         return None
-    own = tokenizer.chat_template
-    template = own.get("default") if isinstance(own, dict) else own
+    template = template_digest(tokenizer.chat_template)
     turn = [{"role": "user", "content": PROBE}]
     chat = tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"] if template else []
-    return Tokens(
-        text=PROBE, ids=list(tokenizer(PROBE)["input_ids"]), chat=list(chat), template=template_digest(template)
-    )
+    return Tokens(text=PROBE, ids=list(tokenizer(PROBE)["input_ids"]), chat=list(chat), template=template)

@@ -29,12 +29,12 @@ from gradience.io.reading import open_regular
 from gradience.rules import Threshold
 from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding
-from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, Wiring
+from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, StepDigests, Wiring
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.logfile import logger, notice
 from gradience.telemetry.reader import RunSummary, TelemetryReader
 from gradience.telemetry.secrets import hide_secrets
-from gradience.telemetry.series import RunSeries, rate_of
+from gradience.telemetry.series import FIRST_FED, RunSeries, rate_of
 
 if TYPE_CHECKING:
     from gradience.rules.log.facts import LogRule
@@ -355,15 +355,18 @@ class Lookout:
         self._run.last_step = max(step, self._run.last_step or 0)
         return self._judge()
 
-    def wiring(self, event: Wiring) -> Sequence[Finding]:
-        """Take a look at what is trained; return what it newly shows."""
-        self._run.wirings.append(event)
-        return self._judge()
+    def looked(self, event: Wiring | StepDigests) -> Sequence[Finding]:
+        """Take a look at what is trained, or at what was fed; return what it newly shows."""
+        self._run.look(event)
+        resumed = bool(self._run.fed_before) and len(self._run.fed) <= FIRST_FED
+        return self._judge() if isinstance(event, Wiring) or resumed else ()
 
     def remember(self, path: Path, run_id: str, step: int) -> None:
         """Take the looks that a log has of this run up to a step, for a resume from there."""
-        kept = (w for w in TelemetryReader(path).of(Wiring) if w.run_id == run_id and (w.step or 0) <= step)
-        self._run.wirings.extend(kept)
+        for event in TelemetryReader(path):
+            if event.run_id == run_id and isinstance(event, Wiring | StepDigests):
+                self._run.look(event)
+        self._run.resume_from(step)
         self._judge()  # what they show was said then
 
     def stops(self, findings: Iterable[Finding]) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 
 from gradience.hf.fed import BatchDigests, Hook
 from gradience.hf.parameters import FEW, Part, parts_of
+from gradience.hf.passes import Passes
 from gradience.hf.wiring import look, saved_in, unwrapped_optimizers
 from gradience.schema.events import EventBase, StepDigests, Wiring
 from gradience.schema.wiring import DataWiring, GradientWiring
@@ -37,9 +38,10 @@ class WiringWatch:
         sink: gets the events.
         fail: gets the exception if looking failed; the watch is then over.
         schedule: the schedule of the learning rate.
-        data: what decides the rows of a step.
+        data: returns what decides the rows of a step.
         step: the optimizer steps made before.
         digests: whether batches and random states are digested at each step.
+        called: whether the model itself is called with each batch; else `see` is told of each.
     """
 
     def __init__(
@@ -50,34 +52,46 @@ class WiringWatch:
         fail: Callable[[Exception], None],
         *,
         schedule: Any = None,
-        data: DataWiring | None = None,
+        data: Callable[[], DataWiring | None] = lambda: None,
         step: int = 0,
         digests: bool = True,
+        called: bool = True,
     ) -> None:
         self._model, self._schedule, self._data = model, schedule, data
         self._optimizers = unwrapped_optimizers(optimizer)
         self._sink, self._fail = sink, fail
         self.step = step
         self._gradients: _Gradients | None = None
+        self._passes: Passes | None = None
+        self._resumed = step > 0
         self._fed: BatchDigests | None = None
         self._handles: list[Any] = []
-        self._safely(lambda: self._begin("resume" if step else "start", digests=digests))
+        self._safely(lambda: self._begin("resume" if step else "start", digests=digests, called=called))
+
+    def see(self, batch: Any) -> None:
+        """Take the next batch, where the model is not called with it."""
+        if self._fed is not None:
+            self._fed.see(batch)
 
     def saved(self, folder: Path | None = None, step: int | None = None) -> None:
         """Record what is saved now, and what the folder's adapter file holds."""
         at = self.step if step is None else step
         self._safely(lambda: self._look("save", at, saved=None if folder is None else saved_in(folder)))
 
-    def flush(self) -> None:
-        """Write the digests of the steps so far."""
-        if self._fed is not None:
-            self._safely(self._fed.flush)
+    def evaluated(self, step: int | None = None) -> None:
+        """Record what an evaluation that has just ended called, if no step was made since the one it is of."""
+        if self._passes is None or (step is not None and step != self.step):
+            return
+        if (seen := self._passes.evaluated()) is not None:
+            self._safely(lambda: self._sink(Wiring, self.step, {"phase": "evaluation", "evaluation": seen}))
+
+    def failed(self) -> None:
+        """Record how the model was called last, as training fails: that may be why."""
+        self._safely(lambda: self._say_pass(self.step + 1))
 
     def close(self) -> None:
         """Remove the hooks, and write what is not yet written."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._unhook()
         gradients, self._gradients = self._gradients, None
         if gradients is not None and gradients.steps:
             self._safely(lambda: self._say_gradients(gradients))
@@ -85,19 +99,27 @@ class WiringWatch:
         if fed is not None:
             self._safely(fed.close)
 
-    def _begin(self, phase: str, *, digests: bool) -> None:
+    def _begin(self, phase: str, *, digests: bool, called: bool) -> None:
         self._look(phase, self.step)
         self._gradients = _Gradients(parts_of(self._model))
+        self._passes = Passes(self._model)
+        self._handles.append(self._passes)
         for place, one in enumerate(self._optimizers):
             if isinstance(one, torch.optim.Optimizer):
                 method = self._after_first if place == 0 else self._after_other
                 self._handles.append(one.register_step_post_hook(Hook(method)))
         if digests:
-            self._fed = BatchDigests(self._model, lambda step, fields: self._sink(StepDigests, step, fields))
+            write = lambda step, fields: self._sink(StepDigests, step, fields)  # noqa: E731  # one line of its own
+            self._fed = BatchDigests(self._model if called else None, write)
 
     def _look(self, phase: str, step: int, **more: Any) -> None:
         seen = look(self._model, self._optimizers, self._schedule)
-        self._sink(Wiring, step, {"phase": phase, **seen, "data": self._data, **more})
+        try:
+            data = self._data()
+        except Exception as error:  # noqa: BLE001  # a loader of any kind
+            data = None
+            seen["unseen"].append(f"data: {type(error).__name__}")
+        self._sink(Wiring, step, {"phase": phase, **seen, "data": data, **more})
 
     def _after_first(self, *_: Any) -> None:
         """Count a step of the first optimizer."""
@@ -111,6 +133,7 @@ class WiringWatch:
     def _take_step(self) -> None:
         if self._fed is not None:
             self._fed.step_made(self.step)
+        self._say_pass(self.step)
         if (gradients := self._gradients) is None:
             return
         gradients.take()
@@ -121,7 +144,13 @@ class WiringWatch:
         if over or (gradients.steps == 1 and not gradients.reached):
             self._say_gradients(gradients)
 
+    def _say_pass(self, step: int) -> None:
+        if self._passes is not None and (seen := self._passes.step_made()) is not None:
+            self._sink(Wiring, step, {"phase": "pass", "passes": seen})
+
     def _say_gradients(self, gradients: _Gradients) -> None:
+        if self._resumed and self._fed is not None:
+            self._fed.flush()  # judged against what was fed before
         seen = look(self._model, self._optimizers, brief=True)
         self._sink(Wiring, self.step, {"phase": "gradients", **seen, "gradients": gradients.wiring()})
 
@@ -129,11 +158,15 @@ class WiringWatch:
         try:
             act()
         except Exception as error:  # noqa: BLE001  # foreign modules and a full disk: none may end the training
-            handles, self._handles = self._handles, []
+            self._unhook()
             self._gradients = None
-            for handle in handles:
-                handle.remove()
             self._fail(error)
+
+    def _unhook(self) -> None:
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
+        self._passes = None
 
 
 class _Gradients:

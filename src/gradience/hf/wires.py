@@ -14,7 +14,7 @@ from gradience.hf.watched import WiringWatch
 from gradience.hf.wiring import data_of
 from gradience.schema import SCHEMA_ID
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot, EventBase, Wiring
+from gradience.schema.events import ConfigSnapshot, EventBase
 from gradience.schema.flat import unchecked
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.logfile import notice
@@ -68,7 +68,7 @@ class Wires:
             self._take,
             self._fail,
             schedule=schedule,
-            data=_data(loader, accumulation),
+            data=lambda: data_of(loader, accumulation=accumulation),
             step=step,
             digests=digests,
         )
@@ -82,6 +82,14 @@ class Wires:
         """Record what is trained at a save, which a resume is compared with, and look into the adapter file."""
         self._watch.saved(None if folder is None else Path(folder))
 
+    def evaluated(self, step: int | None) -> None:
+        """Record what an evaluation called that has just ended; `TelemetryWriter.eval` calls this."""
+        self._watch.evaluated(step)
+
+    def failed(self) -> None:
+        """Record how the model was called last, as training fails."""
+        self._watch.failed()
+
     def close(self) -> None:
         """Stop watching, and write what is not yet written."""
         self._watch.close()
@@ -94,9 +102,7 @@ class Wires:
 
     def _take(self, kind: type[EventBase], step: int, fields: dict[str, Any]) -> None:
         self._log.looked(kind, step, fields)  # type: ignore[arg-type]  # one of these two
-        if kind is not Wiring:
-            return
-        for finding in self._lookout.wiring(live_wiring(step, fields)):
+        for finding in self._lookout.looked(live_look(kind, step, fields)):
             self.findings.append(finding)
             self._voice.finding(finding, step)
             context = {**finding.values, **({"stops": True} if finding.id in self._stops else {})}
@@ -108,13 +114,6 @@ class Wires:
         notice(f"what is trained could not be looked at, training goes on: {type(error).__name__}: {error}")
 
 
-def live_wiring(step: int, fields: dict[str, Any]) -> Wiring:
+def live_look(kind: type[EventBase], step: int, fields: dict[str, Any]) -> Any:
     """Return the event of a run that is being recorded, for its rules."""
-    return unchecked(Wiring, schema=SCHEMA_ID, ts=None, run_id="live", step=step, **fields)
-
-
-def _data(loader: Any, accumulation: int | None) -> Any:
-    try:
-        return data_of(loader, accumulation=accumulation)
-    except Exception:  # noqa: BLE001  # a loader of any kind
-        return None
+    return unchecked(kind, schema=SCHEMA_ID, ts=None, run_id="live", step=step, **fields)

@@ -26,6 +26,7 @@ _PACKAGES: Final = (
 )
 _ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 _MOST_TIED: Final = 8
+_SAFE: Final = 0x1FFFFFFFFFFFFF  # the largest integer that every reader of JSON holds
 _STRANGER: Final = "stranger"
 _FOREIGN: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -45,13 +46,13 @@ def look(
         "groups": lambda: groups_of(parts),
         "adapter": lambda: adapter_of(model, parts),
         "optimizer": lambda: optimizer_of(optimizers, parts, digest=not brief) if optimizers else None,
-        "schedule": lambda: schedule_of(schedule),
+        "schedule": lambda: schedule_of(schedule, optimizers),
         "checkpointing": lambda: any(map(_recomputes, model.modules())),
         "frozen_inputs": lambda: inputs_are_frozen(model, parts),
         "tied": lambda: tied_of(model),
         "dropouts": lambda: dropouts_of(model),
         "rng": lambda: f"r1:{random_digest():016x}",
-        "seed": lambda: torch.initial_seed() & 0x1FFFFFFFFFFFFF,
+        "seed": lambda: torch.initial_seed() & _SAFE,
         "world_size": _world_size,
         "versions": versions,
         "settings": lambda: settings_of(model),
@@ -98,6 +99,7 @@ def optimizer_of(optimizers: Sequence[Any], parts: Sequence[Part], *, digest: bo
         missing=dict(Counter(part.kind for part in missing)),
         missing_names=[part.name for part in missing[:FEW]],
         strangers=len(strangers),
+        doubled=len(held) - len(held_ids),
         replaced=(Counter(map(_shape, strangers)) & Counter(_shape(part.tensor) for part in missing)).total(),
         rates=_rates(optimizers, kind_of),
         **_state_of(optimizers, kind_of, digest=digest),
@@ -160,13 +162,24 @@ def _state_of(optimizers: Sequence[Any], kind_of: Mapping[int, Part], *, digest:
     }
 
 
-def schedule_of(schedule: Any) -> ScheduleWiring | None:
-    """Return the schedule's class, its steps and its rates; None if there is none."""
+def schedule_of(schedule: Any, optimizers: Sequence[Any] = ()) -> ScheduleWiring | None:
+    """Return the schedule's class, its steps, its rates, and whether its optimizer is none of those; None without."""
     inner = getattr(schedule, "scheduler", schedule)  # accelerate's wrapper
     if inner is None or not hasattr(inner, "last_epoch"):
         return None
     rates: list[float | NonFinite] = [real(float(rate)) for rate in inner.get_last_lr()]
-    return ScheduleWiring(name=type(inner).__name__, step=int(inner.last_epoch), rates=rates[:64])
+    return ScheduleWiring(
+        name=type(inner).__name__, step=int(inner.last_epoch), rates=rates[:64], foreign=_is_foreign(inner, optimizers)
+    )
+
+
+def _is_foreign(schedule: Any, optimizers: Sequence[Any]) -> bool:
+    """Whether a schedule turns another optimizer. Wrappers of unknown kinds and stand-ins are not judged."""
+    own = _innermost(getattr(schedule, "optimizer", None))
+    known = [one for one in (own, *optimizers) if isinstance(one, torch.optim.Optimizer)]
+    if len(known) <= len(optimizers) or any("Dummy" in type(one).__name__ for one in known) or not optimizers:
+        return False
+    return all(own is not one for one in optimizers)
 
 
 def data_of(loader: Any, **known: Any) -> DataWiring | None:
@@ -184,9 +197,19 @@ def data_of(loader: Any, **known: Any) -> DataWiring | None:
         found |= {
             **({"batch_size": size} if isinstance(size, int) else {}),
             "sampler": None if sampler is None else type(sampler).__name__,
+            "sampler_seed": _seed_of(sampler),
             "fingerprint": mark if isinstance(mark, str) else None,
         }
     return DataWiring(**found) if any(value is not None for value in found.values()) else None
+
+
+def _seed_of(sampler: Any) -> int | None:
+    """Return the seed of the order in which rows are drawn: accelerate's, else that of the generator."""
+    known = getattr(sampler, "initial_seed", None)
+    generator = getattr(sampler, "generator", None)
+    if isinstance(known, int):
+        return known
+    return generator.initial_seed() & _SAFE if isinstance(generator, torch.Generator) else None
 
 
 def saved_in(folder: Path) -> SavedWiring | None:

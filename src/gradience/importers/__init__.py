@@ -32,6 +32,7 @@ from gradience.importers.sources import (
     inner_runs,
     read_file,
     read_run_folder,
+    require_fetched,
     run_folders,
 )
 from gradience.importers.table import parse_map
@@ -158,6 +159,7 @@ def _read_folder(
     folders = run_folders(folder)
     if not folders:
         refuse_unread(folder)
+        require_fetched(folder)
         raise RecorderError(f"{folder}: no run.jsonl, trainer_state.json, log or event file in it", advice=_ADVICE)
     raws: list[SourceRun] = []
     for each in folders:

@@ -230,10 +230,20 @@ def read_wandb(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
     rows = _rows(raw, data, settings)
     first = next(rows, None)
     if first is None:
-        raise RecorderError(f"{path}: no row can be read from this log of W&B", advice=_EXPORT)
+        raise _no_rows(path, data)
     rows_to_raw(raw, chain([first], rows), columns)
     raw.layer = stack([raw.layer, mapping_layer(settings, raw)])  # reading the rows has filled the settings
     return raw
+
+
+def _no_rows(path: Path, data: bytes) -> RecorderError:
+    """The error on a log without a row: of a run that logged nothing, or of one that cannot be read."""
+    if records := sum(1 for _ in _records(data)):
+        return RecorderError(
+            f"{path}: this run of W&B logged no row: its {records} records hold settings, a summary or system metrics",
+            advice="give a run whose training called wandb.log",
+        )
+    return RecorderError(f"{path}: no row can be read from this log of W&B", advice=_EXPORT)
 
 
 def _rows(raw: SourceRun, data: bytes, settings: dict[str, Json]) -> Iterator[Numbered]:

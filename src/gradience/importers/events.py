@@ -359,7 +359,7 @@ def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
 def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, str]:
     if raw.finished or tally.summary >= tally.trained:
         return "ok", "the source has the summary of a finished run"
-    planned = raw.planned or raw.layer.config.training.max_steps
+    planned = raw.planned or raw.layer.config.training.planned_steps
     if planned is None or planned <= 0:
         return "unknown", "the source does not say how training ended"
     if reached is not None and reached >= planned - planned // _ROUNDING:

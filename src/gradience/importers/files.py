@@ -35,7 +35,7 @@ _MAX_TEXT: Final = 64  # most characters of a clock reading
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
 MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; a row takes some 300 bytes beyond its values
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
-_LFS: Final = b"version https://git-lfs"
+LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
 
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
@@ -153,13 +153,13 @@ def require_file(path: Path) -> None:
             raise RecorderError(f"{path} {kind}", advice="give a log, or the folder of a run")
         size = path.stat().st_size
         with open_regular(path) as file:
-            head = file.read(len(_LFS))
+            head = file.read(len(LFS))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RecorderError(f"cannot read {path}: {reason}", advice="check the path") from error
     if not size:
         raise RecorderError(f"{path} is empty", advice="give a log, or the folder of a run")
-    if head == _LFS:
+    if head == LFS:
         raise RecorderError(f"{path} is a git-lfs pointer, not the file itself", advice="fetch it with `git lfs pull`")
     refuse_large(path, size)
 

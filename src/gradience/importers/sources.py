@@ -21,7 +21,16 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.binary import is_event_file, is_wandb, read_tensorboard, read_wandb
 from gradience.importers.databases import META, TABLES as MLFLOW_TABLES, is_meta, read_mlflow, read_trackio, tables_of
-from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, add_settings, json_lines, readable
+from gradience.importers.files import (
+    LFS,
+    MAX_BYTES,
+    MAX_LINE,
+    SourceRun,
+    add_settings,
+    json_lines,
+    readable,
+    require_file,
+)
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_json_lines, read_ludwig, read_text
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
@@ -266,6 +275,17 @@ def _files(folder: Path) -> list[Path]:
     with readable(folder):
         entries = sorted(folder.iterdir())[:MAX_ENTRIES]
     return [path for path in entries if path.is_file() and _may_be_log(path)]
+
+
+def require_fetched(folder: Path) -> None:
+    """Refuse a folder whose logs are git-lfs pointers.
+
+    Raises:
+        RecorderError: the first of them is one.
+    """
+    for path in _files(folder):
+        if _head(path).startswith(LFS):
+            require_file(path)
 
 
 def _may_be_log(path: Path) -> bool:

@@ -297,7 +297,7 @@ def shown_in_rows(raw: SourceRun, config: ConfigSnapshot) -> ConfigSnapshot:
     summary = next((row.values for row in reversed(raw.rows) if "train_samples_per_second" in row.values), None)
     if training.gradient_accumulation is None and summary is not None:
         epochs = None if training.epochs is None else as_float(training.epochs)
-        steps = raw.planned or training.max_steps
+        steps = raw.planned or training.planned_steps
         batch = samples_per_step(summary, steps=steps, epochs=epochs, micro_batch=training.batch_size)
         if batch is not None:
             extras["samples_per_step"] = batch

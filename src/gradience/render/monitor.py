@@ -71,7 +71,7 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
 
 def step_of_plan(report: MonitorReport) -> str:
     """The last step and the planned number of steps, as the end of a status line; empty without a training row."""
-    step, planned = report.train.last_step, report.config.training.max_steps
+    step, planned = report.train.last_step, report.config.training.planned_steps
     return "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
 
 

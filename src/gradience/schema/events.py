@@ -32,9 +32,11 @@ from gradience.schema.wiring import (
     AdapterWiring,
     DataWiring,
     Digest,
+    EvaluationWiring,
     GradientWiring,
     OptimizerWiring,
     ParameterGroup,
+    PassWiring,
     SavedWiring,
     ScheduleWiring,
 )
@@ -122,6 +124,11 @@ class TrainingSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     label_smoothing_factor: Annotated[Real, about("Share of the target spread over all classes, 0 to 1.")] | None = None
     max_length: Annotated[int, about("Tokens per sequence.")] | None = None
     extras: Extras = {}
+
+    @property
+    def planned_steps(self) -> int | None:
+        """The limit on optimizer steps; None if there is none, which transformers writes as -1 or 0."""
+        return self.max_steps if self.max_steps is not None and self.max_steps > 0 else None
 
 
 class ConfigSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
@@ -275,13 +282,21 @@ _PARTS: Final[dict[str, type[Checked]]] = {
     "data": DataWiring,
     "saved": SavedWiring,
     "gradients": GradientWiring,
+    "passes": PassWiring,
+    "evaluation": EvaluationWiring,
 }
 
 
 class Wiring(EventBase, frozen=True, tag="wiring"):
     """What is trained, as seen in the model, the optimizer and the schedule at one moment."""
 
-    phase: Annotated[str, about("`start`, `resume`, `save`, or `gradients`: after the first steps.")]
+    phase: Annotated[
+        str,
+        about(
+            "`start`, `resume`, `save`, or `gradients`: after the first steps. `pass` and `evaluation`: the model is "
+            "called in another way than before, or not."
+        ),
+    ]
     groups: Annotated[list[ParameterGroup], about("The model's parameters by kind.")] = []
     adapter: AdapterWiring | None = None
     optimizer: OptimizerWiring | None = None
@@ -289,6 +304,8 @@ class Wiring(EventBase, frozen=True, tag="wiring"):
     data: DataWiring | None = None
     saved: SavedWiring | None = None
     gradients: GradientWiring | None = None
+    passes: PassWiring | None = None
+    evaluation: EvaluationWiring | None = None
     checkpointing: Annotated[bool, about("Whether activations are recomputed.")] = False
     frozen_inputs: Annotated[
         bool, about("Whether reentrant checkpointing gets inputs that need no gradient, so none flows.")

@@ -68,7 +68,7 @@ class Tokens(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     text: Annotated[str, about("The text.")]
     ids: Annotated[TokenIds, about("Its token ids, with the special tokens that the tokenizer adds.")]
     chat: Annotated[TokenIds, about("Token ids of the text as a user's turn; empty without a chat template.")] = []
-    template: Annotated[str, about("`sha256:...` of the chat template; empty without one.")] = ""
+    template: Annotated[str, about("Beginning of the SHA-256 of the chat template; empty without one.")] = ""
 
 
 class Receipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -27,6 +28,7 @@ DataFormat: TypeAlias = Literal[
 ]
 Trainer: TypeAlias = Literal["sft", "dpo", "reward", "kto", "classification", "grpo", "prm"]
 LossMode: TypeAlias = Literal["assistant", "completion", "all", "none"]
+Overlong: TypeAlias = Literal["cut", "cut_left", "shared", "left_out"]
 
 
 class Rows(msgspec.Struct, kw_only=True, frozen=True):
@@ -88,6 +90,7 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     cut: Annotated[Rows, about("The row is longer than the limit.")] = Rows()
     answer_cut: Annotated[Rows, about("The cut removes supervised tokens.")] = Rows()
     answer_lost: Annotated[Rows, about("The cut removes every supervised token, or the whole row.")] = Rows()
+    question_cut: Annotated[Rows, about("The cut removes tokens of a question whose answer is kept.")] = Rows()
     end_supervised: Annotated[Rows, about("An end token is supervised; only whole rows are counted.")] = Rows()
     end_masked: Annotated[Rows, about("The end token after an answer is masked; only whole rows are counted.")] = Rows()
     double_bos: Annotated[Rows, about("The row begins with two BOS tokens.")] = Rows()
@@ -104,6 +107,17 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     roles_out_of_order: Annotated[
         Rows, about("Two turns of one side follow each other, or a system turn is not the first.")
     ] = Rows()
+    labels_differ: Annotated[Rows, about("At least half of the supervised labels are not the ids of their tokens.")] = (
+        Rows()
+    )
+    labels_shifted: Annotated[Rows, about("They are those of the next tokens.")] = Rows()
+    unknown_ids: Annotated[Rows, about("A token id is not one of the tokenizer's.")] = Rows()
+    padding_supervised: Annotated[Rows, about("The row ends in padding that is in the loss.")] = Rows()
+    missing_value: Annotated[Rows, about("An answer is a missing value as a program writes it, such as nan.")] = Rows()
+    loops: Annotated[Rows, about("An answer is for the most part one sentence again and again.")] = Rows()
+    placeholder: Annotated[Rows, about("An answer holds a placeholder that was to be filled in.")] = Rows()
+    escaped_letters: Annotated[Rows, about("An answer holds letters as escapes of JSON.")] = Rows()
+    speaker_label: Annotated[Rows, about("An answer that is a turn begins with a speaker's name, as text.")] = Rows()
     empty_prompt: Annotated[Rows, about("What is asked is empty.")] = Rows()
     template_twice: Annotated[Rows, about("A message holds control tokens that the chat template writes.")] = Rows()
     foreign_tokens: Annotated[
@@ -213,6 +227,32 @@ class ShownRow(msgspec.Struct, kw_only=True, frozen=True):
     text: str
 
 
+PieceKind: TypeAlias = Literal["loss", "context", "cut", "left_out"]
+
+
+class Piece(msgspec.Struct, kw_only=True, frozen=True):
+    """A run of tokens as text: in the loss, read only, cut off; or the number of tokens that are not shown."""
+
+    kind: PieceKind
+    text: str
+
+
+class ShownSequence(msgspec.Struct, kw_only=True, frozen=True):
+    """A sequence as the model sees it."""
+
+    name: Annotated[str, about("`chosen` or `rejected` of a pair; else empty.")] = ""
+    tokens: Annotated[NonNegativeInt, about("Before the cut.")] = 0
+    pieces: list[Piece] = []
+
+
+class Example(msgspec.Struct, kw_only=True, frozen=True):
+    """A row that is worth a look."""
+
+    row: NonNegativeInt
+    faults: Annotated[list[str], about("What was noted of it: names of `RowsSeen`.")] = []
+    sequences: list[ShownSequence] = []
+
+
 class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     """A data set as the trainer would feed it to the model."""
 
@@ -227,6 +267,9 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     seed: Annotated[NonNegativeInt, about("Seed of the sample.")] = 0
     tokenizer: str | None = None
     template: Annotated[str, about("Source of the chat template; empty if none is used.")] = ""
+    template_digest: Annotated[str, about("Beginning of the SHA-256 of the tokenizer's chat template; else empty.")] = (
+        ""
+    )
     template_marks_answers: Annotated[bool, about("Whether the template has a `{% generation %}` block.")] | None = None
     template_tokens_split: Annotated[
         list[str], about("Control tokens of the template that the tokenizer splits or does not know.")
@@ -255,7 +298,9 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     parts_joined: Annotated[
         bool, about("Whether the template takes text only, so that the parts of a message were joined.")
     ] = False
-    prompt: Annotated[str, about("The prompt that was assumed, where the trainer's own is not known; else empty.")] = ""
+    prompt: Annotated[
+        str, about("The prompt that was assumed, or the trainer's own; empty if it is the tokenizer's in any case.")
+    ] = ""
     unwritten_roles: Annotated[
         dict[str, Rows], about("Rows by the role of a turn that the chat template leaves out.")
     ] = {}
@@ -267,14 +312,28 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         False
     )
     pads: Annotated[bool, about("Whether batches of rows are padded.")] = True
+    overlong: Annotated[
+        Overlong,
+        about(
+            "What becomes of a row over the limit: cut at its end or its beginning, cut in each question and answer by "
+            "their shares, or left out."
+        ),
+    ] = "cut"
     encodes_arguments: Annotated[
         bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
+    labels_alike: Annotated[
+        list[list[str]], about("Labels that differ in capitals or blanks only, the first of them.")
+    ] = []
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: Overlap | None = None
     shown: list[ShownRow] = []
+    shares: Annotated[
+        list[NonNegativeInt], about("Sequences by the share of their kept tokens that is in the loss, 5 % a bar.")
+    ] = []
+    examples: Annotated[list[Example], about("Rows as the model sees them, if asked for; most faults first.")] = []
     cleaned: Cleaned | None = None
     notes: list[str] = []
 
@@ -287,6 +346,9 @@ def announced_by(report: DataReport) -> dict[str, Json]:
         "tokens_per_sequence": tokens.kept / report.sequences if report.sequences else None,
         "rows_read": report.rows_read,
         "max_length": report.max_length,
+        "data": PurePath(report.path).name,
+        "template": report.template,
+        "template_digest": report.template_digest,
         "bin_width": report.lengths.bin_width,
         "bins": report.lengths.bins,
     }

@@ -43,6 +43,7 @@ class AdapterWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     names: list[str] = []
     active: list[str] = []
     merged: Annotated[list[str], about("Adapters that are merged into the base weights.")] = []
+    disabled: Annotated[bool, about("Whether the adapters are switched off.")] = False
     methods: Annotated[list[str], about("PEFT's `peft_type` of each.")] = []
     layers: Annotated[NonNegativeInt, about("Modules that an adapter is put into.")] = 0
     nested: Annotated[NonNegativeInt, about("Adapted models inside an adapted model.")] = 0
@@ -75,6 +76,7 @@ class OptimizerWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     missing: Annotated[dict[str, int], about("Trainable tensors that it does not hold, by kind.")] = {}
     missing_names: Few = []
     strangers: Annotated[NonNegativeInt, about("Tensors that it holds and the model does not.")] = 0
+    doubled: Annotated[NonNegativeInt, about("Tensors that it holds, or several hold, more than once.")] = 0
     replaced: Annotated[
         NonNegativeInt, about("Strangers with shape and dtype of a missing tensor, each counted once.")
     ] = 0
@@ -94,6 +96,7 @@ class ScheduleWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     name: str
     step: Annotated[int, about("Steps that it has made.")] | None = None
     rates: list[Real] = []
+    foreign: Annotated[bool, about("Whether it sets the rates of an optimizer that does not train.")] = False
     extras: Extras = {}
 
 
@@ -106,7 +109,8 @@ class DataWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     rows: Annotated[NonNegativeInt, about("Rows of the data set.")] | None = None
     fingerprint: Annotated[str, about("Of a `datasets.Dataset`.")] | None = None
     sampler: Annotated[str, about("Class of the sampler.")] | None = None
-    seed: Annotated[int, about("Of the order.")] | None = None
+    seed: Annotated[int, about("Of the order, as a setting.")] | None = None
+    sampler_seed: Annotated[int, about("That of the sampler, or of its generator.")] | None = None
     skips: Annotated[bool, about("Whether a resume skips the rows that were seen.")] | None = None
     extras: Extras = {}
 
@@ -131,4 +135,21 @@ class GradientWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     silent: Annotated[NonNegativeInt, about("Adapted modules none of whose tensors received one; no experts.")] = 0
     silent_names: Few = []
     detached: Annotated[NonNegativeInt, about("Tensors whose gradient was never there at all.")] = 0
+    extras: Extras = {}
+
+
+class PassWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """How the model was called for an optimizer step."""
+
+    training: Annotated[bool, about("Whether in training mode, so that dropout acts.")] = True
+    merged: Annotated[bool, about("Whether with the adapter merged into the base weights.")] = False
+    off: Annotated[bool, about("Whether without the adapter that trains: switched off, or another one active.")] = False
+    extras: Extras = {}
+
+
+class EvaluationWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
+    """What an evaluation called since the last optimizer step."""
+
+    called: Annotated[bool, about("Whether the model that trains was called.")] = True
+    adapted: Annotated[bool, about("Whether with the adapter that trains; null without one.")] | None = None
     extras: Extras = {}

@@ -37,6 +37,9 @@ _ABSENT = float("nan")
 SPECTRAL: Final = "spectral"
 """The kind of `metrics` events that the callback's `spectral_every` writes, and the prefix of their columns."""
 PROBED: Final = ("update_norm", "stable_rank_mean")
+FIRST_FED: Final = 64
+"""Steps of a session whose batches' digests are kept for good."""
+_NEWEST_FED: Final = 4096
 
 
 @dataclass(slots=True)
@@ -96,6 +99,8 @@ class RunSeries:
     latest_metrics: dict[str, Metrics] = field(default_factory=dict)
     guarded: list[Metrics] = field(default_factory=list)  # what a guard did to the run, in the order written
     wirings: list[Wiring] = field(default_factory=list)  # what was trained, in the order written
+    fed: dict[int, str] = field(default_factory=dict)  # digests of batches by step: the first, and the newest
+    fed_before: dict[int, str] = field(default_factory=dict)  # of the sessions before the last resume
     alerts: list[Alert] = field(default_factory=list)
     recommendations: list[RecommendationItem] = field(default_factory=list)
     end: RunEnd | None = None
@@ -133,8 +138,8 @@ class RunSeries:
                 self._take_start(event)
             case Metrics():
                 self._take_metrics(event)
-            case Wiring():
-                self.wirings.append(event)
+            case Wiring() | StepDigests():
+                self.look(event)
             case Alert():
                 self.alerts.append(event)
             case Recommendation():
@@ -225,6 +230,16 @@ class RunSeries:
             for name in PROBED:
                 self._take_value(f"{SPECTRAL}/{name}", event.step, event.metrics.get(name))
 
+    def look(self, event: Wiring | StepDigests) -> None:
+        """Add a look at what is trained, or the digests of what was fed."""
+        if isinstance(event, Wiring):
+            self.wirings.append(event)
+            return
+        fed = self.fed
+        fed.update(enumerate(event.batches, event.first))
+        while len(fed) > FIRST_FED + _NEWEST_FED:
+            del fed[next(islice(fed, FIRST_FED, None))]
+
     def _take_value(self, name: str, step: int, value: Json) -> None:
         """Add a further value of a row. A value that is not a finite number creates the column but adds nothing."""
         if value is None:
@@ -239,10 +254,11 @@ class RunSeries:
         self.end = None
         if start.resumed_from_step is not None:
             self.record.resumed_from.append(start.resumed_from_step)
-            self._supersede(start.resumed_from_step)
+            self.resume_from(start.resumed_from_step)
 
-    def _supersede(self, step: int) -> None:
+    def resume_from(self, step: int) -> None:
         """Remove rows and evaluations beyond the step that the run went back to, and count them."""
+        self.fed_before, self.fed = {**self.fed_before, **self.fed}, {}
         keep = [s <= step for s in self.steps]
         evals = [e for e in self.evals if e.step is None or e.step <= step]
         self.superseded += keep.count(False) + len(self.evals) - len(evals)

@@ -65,6 +65,14 @@ class Wires(Protocol):
         """Record what was saved just now."""
         ...
 
+    def evaluated(self, step: int | None) -> None:
+        """Record what an evaluation called that has just ended."""
+        ...
+
+    def failed(self) -> None:
+        """Record how the model was called last, as training fails."""
+        ...
+
     def close(self) -> None:
         """Stop watching."""
         ...
@@ -164,6 +172,8 @@ class TelemetryWriter:
         """Record how the run ended, and close. A failure here never replaces the run's own error."""
         try:
             try:
+                for wires in self._wires if error is not None else ():
+                    wires.failed()
                 if not self._ended and (self._file is None or self._file.is_open):
                     self.run_end(status=_status(error), reason=self._reason(error))
             finally:
@@ -217,6 +227,8 @@ class TelemetryWriter:
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
         """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and any other measurement."""
         self._record(Eval, step, split=_text(split, "split"), metrics=_eval_metrics(metrics))
+        for wires in self._wires:
+            wires.evaluated(step)
 
     @_counted
     def metrics(self, step: int | None, *, kind: str, metrics: Mapping[str, Any]) -> None:

@@ -69,6 +69,9 @@ def test_batches_without_a_fault_have_no_finding() -> None:
         ({"padding": 6400}, "DAT320", "info"),
         ({"announced": {"supervised_share": 0.58, "tokens_per_sequence": 100.0}}, "DAT321", "warning"),
         ({"announced": {"supervised_share": 0.47, "tokens_per_sequence": 134.0}}, "DAT321", "warning"),
+        ({"announced": {"max_length": 127}}, "DAT321", "warning"),
+        ({"announced": {"template_digest": "ab"}, "template_digest": "cd"}, "DAT321", "warning"),
+        ({"announced": {"data": "train.jsonl"}, "dataset": "other.jsonl"}, "DAT321", "warning"),
     ],
 )
 def test_a_fault_of_the_batches_is_found(changed: Any, rule: str, severity: str) -> None:
@@ -87,6 +90,13 @@ def test_a_fault_of_the_batches_is_found(changed: Any, rule: str, severity: str)
         {"rows": 31, "rows_with_end": 0, "rows_at_limit": 0},
         {"announced": {"supervised_share": 0.56, "tokens_per_sequence": 81.0}},
         {"announced": {"supervised_share": 0.47, "tokens_per_sequence": 134.0}, "packed": True},
+        {"announced": {"max_length": 128}},
+        {"announced": {"max_length": 127}, "max_length": None},
+        {"announced": {"template_digest": "ab"}, "template_digest": "ab"},
+        {"announced": {"template_digest": "ab"}},
+        {"announced": {"template_digest": "ab"}, "template_digest": "cd", "template": "qwen"},  # it writes its own
+        {"announced": {"data": "train.jsonl"}, "dataset": "train.jsonl#500"},
+        {"announced": {"data": "train.jsonl"}, "dataset": "org/data"},
     ],
 )
 def test_at_the_thresholds_nothing_is_found(changed: Any) -> None:

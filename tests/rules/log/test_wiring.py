@@ -1,4 +1,4 @@
-"""WIR170 to WIR181: each fires, is silent at its threshold and on what people do on purpose, and abstains."""
+"""WIR170 to WIR184: each fires, is silent at its threshold and on what people do on purpose, and abstains."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def look(phase: str = "start", step: int = 0, **fields: Any) -> Wiring:
     return Wiring(ts=None, run_id="r", step=step, phase=phase, **given)
 
 
-def found(rule: str, *wirings: Wiring) -> list[Finding]:
-    facts = RunFacts(series=Series([], [], []), wirings=wirings)
+def found(rule: str, *wirings: Wiring, **facts_: Any) -> list[Finding]:
+    facts = RunFacts(series=Series([], [], []), wirings=wirings, **facts_)
     return [finding for finding in detect(facts).findings if finding.id == rule]
 
 
-def one(rule: str, *wirings: Wiring) -> tuple[str, str] | None:
-    findings = found(rule, *wirings)
+def one(rule: str, *wirings: Wiring, **facts: Any) -> tuple[str, str] | None:
+    findings = found(rule, *wirings, **facts)
     return (findings[0].severity, findings[0].message) if findings else None
 
 
@@ -38,7 +38,7 @@ def test_a_log_without_such_events_is_not_judged():
     assert verdict.findings == []
     reasons = {each.reason for each in verdict.not_run if each.id.startswith("WIR")}
     assert reasons == {"the log has no wiring event"}
-    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 12
+    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 15
 
 
 def test_a_sound_run_has_no_finding():
@@ -103,6 +103,16 @@ def test_a_frozen_active_adapter_names_the_other():
     assert said.action == 'Call model.set_adapter("b") before the optimizer is made.'
 
 
+def called(step: int = 3, **how: Any) -> Wiring:
+    return look("pass", step, passes=how)
+
+
+def test_an_adapter_that_is_switched_off():
+    assert "From the start, the adapter is switched off" in one("WIR171", look(adapter={**FROZEN, "disabled": True}))[1]
+    assert "At step 3 the model was called without" in one("WIR171", look(), called(off=True))[1]
+    assert one("WIR171", look(), called(training=False)) is None
+
+
 @pytest.mark.parametrize(
     ("optimizer", "expected"),
     [
@@ -114,6 +124,8 @@ def test_a_frozen_active_adapter_names_the_other():
         ({"held": 8, "missing": {"head": 2}, "held_kinds": {"adapter": 100}}, None),
         ({"held": 2, "missing": {"adapter": 8}, "held_kinds": {"head": 2}}, "8 of the adapter"),
         ({"held": 8, "missing": {"base": 4}}, None),
+        ({"held": 8, "missing": {"whole": 2}, "held_kinds": {"adapter": 100}}, "2 of the whole"),
+        ({"held": 8, "doubled": 3}, "3 tensors are held by more than one optimizer"),
     ],
 )
 def test_what_the_optimizer_misses(optimizer: dict[str, Any], expected: str | None):
@@ -150,6 +162,8 @@ def test_gradients_that_do_not_arrive(wiring: Wiring, expected: str | None):
 def test_frozen_inputs_are_named_and_forgotten_once_a_gradient_arrives():
     assert one("WIR181", look(frozen_inputs=True)) is not None
     assert one("WIR181", look(frozen_inputs=True), gradients(8, reached=8)) is None
+    assert one("WIR181", look(frozen_inputs=True), gradients(8, reached=1, silent=4)) is not None  # that of a norm
+    assert one("WIR181", look(frozen_inputs=True), gradients(8, reached=1, modules=0)) is None
     (said,) = found(
         "WIR173", look("gradients", 1, frozen_inputs=True, gradients={"steps": 1, "tensors": 8, "detached": 8})
     )
@@ -159,6 +173,8 @@ def test_frozen_inputs_are_named_and_forgotten_once_a_gradient_arrives():
 def test_adapted_twice_or_merged():
     assert "adapted 2 times over" in one("WIR174", look(adapter={**ADAPTER, "nested": 1}))[1]
     assert "is merged" in one("WIR174", look(adapter={**ADAPTER, "merged": ["default"]}))[1]
+    assert "At step 3 the adapter was merged" in one("WIR174", look(), called(merged=True))[1]
+    assert one("WIR174", look(), called(off=True)) is None
 
 
 def saved(**fields: Any) -> Wiring:
@@ -221,6 +237,41 @@ def test_the_data_at_a_resume(now: dict[str, Any], expected: str | None):
     assert expected is None or expected in said[1]
 
 
+EPOCH = {"batch_size": 2, "rows": 12}  # six steps
+FED = {step: f"aa000{step} bb000{step}" for step in range(1, 6)}
+
+
+@pytest.mark.parametrize(
+    ("data", "before", "since", "expected"),
+    [
+        (EPOCH, FED, {6: "cc0001 cc0002"}, None),
+        (EPOCH, FED, {6: FED[1]}, "The resume from step 5 begins the data anew: 2 of its first 2 rows"),
+        (EPOCH, FED, {6: f"{FED[2][:6]} cc0001"}, "has another order of the data: 1 of its first 2 rows"),
+        ({**EPOCH, "rows": 10}, FED, {6: FED[1]}, None),  # a new epoch
+        ({**EPOCH, "rows": 14}, FED, {6: "cc0001 cc0002", 7: "cc0003 cc0004", 8: FED[1]}, None),
+        ({**EPOCH, "rows": 9}, FED, {6: FED[1]}, None),  # where an epoch ends is not sure
+        ({"rows": 12}, FED, {6: FED[1]}, None),
+        (EPOCH, {**FED, 2: FED[1]}, {6: FED[1]}, None),  # rows are drawn with replacement
+        (EPOCH, FED, {6: f"{FED[1]} +1:000000"}, None),  # more than 16 rows
+        ({**EPOCH, "rows": 42}, FED, {6: FED[1][:6]} | dict.fromkeys(range(7, 16), "cc0001"), None),  # 1 of 10
+        ({**EPOCH, "rows": 42}, FED, {6: FED[1][:6]} | dict.fromkeys(range(7, 15), "cc0001"), "1 of its first 9"),
+    ],
+)
+def test_rows_that_come_again_after_a_resume(
+    data: dict[str, Any], before: dict[int, str], since: dict[int, str], expected: str | None
+):
+    said = one("WIR177", saved(data=data), resumed(data=data), fed=since, fed_before=before)
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(12, True), (10, False), (9, False), (None, False)])
+def test_the_seed_of_a_sampler_counts_within_an_epoch(rows: int | None, expected: bool):  # noqa: FBT001  # a case
+    data = {"batch_size": 2, "rows": rows}
+    before, now = saved(data={**data, "sampler_seed": 1}), resumed(data={**data, "sampler_seed": 2})
+    assert (one("WIR177", before, now) is not None) == expected
+
+
 @pytest.mark.parametrize(
     ("step", "rate", "expected"), [(3, 0.5, True), (4, 0.5, False), (0, 1.0, False), (0, 0.5, True)]
 )
@@ -233,6 +284,50 @@ def test_an_empty_file_of_an_adapter():
     assert one("WIR179", saved(saved={"file": "a.safetensors"})) is not None
     assert one("WIR179", saved(saved={"file": "a.safetensors", "parameters": 1})) is None
     assert one("WIR179", saved(saved={"file": "a.safetensors"}, adapter=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "adapter", "expected"),
+    [
+        (90, {}, None),
+        (89, {}, "holds 89 parameters, the model's adapter has 100"),
+        (89, {"names": ["default", "b"]}, None),  # the file has one of them
+        (89, {"methods": ["ADALORA"]}, None),
+    ],
+)
+def test_a_file_that_lacks_a_part(parameters: int, adapter: dict[str, Any], expected: str | None):
+    file = {"file": "a.safetensors", "tensors": 8, "parameters": parameters}
+    said = one("WIR179", saved(saved=file, adapter={**ADAPTER, "methods": ["LORA"], **adapter}))
+    assert (said is not None) == (expected is not None)
+    assert expected is None or (said[0] == "error" and expected in said[1])
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "expected"),
+    [
+        ({"called": True, "adapted": True}, None),
+        ({"called": True}, None),  # a full fine-tune
+        ({"called": False}, "did not call the model that trains"),
+        ({"called": True, "adapted": False}, "without the adapter that trains"),
+    ],
+)
+def test_another_model_is_evaluated(evaluation: dict[str, Any], expected: str | None):
+    said = one("WIR182", look(), look("evaluation", 6, evaluation=evaluation))
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+
+
+@pytest.mark.parametrize(("dropouts", "expected"), [({"0.1": 4}, True), ({"0": 4}, False), ({}, False)])
+def test_training_in_evaluation_mode(dropouts: dict[str, int], expected: bool):  # noqa: FBT001  # a case
+    assert (one("WIR183", look(dropouts=dropouts), called(1, training=False)) is not None) == expected
+    assert one("WIR183", look(dropouts=dropouts), called(1, merged=True)) is None
+
+
+def test_the_schedule_of_another_optimizer():
+    schedule = {"name": "LambdaLR", "step": 0, "rates": [1.0]}
+    assert one("WIR184", look(schedule={**schedule, "foreign": True})) is not None
+    assert one("WIR184", look(schedule=schedule)) is None
+    assert one("WIR184", look(schedule={**schedule, "foreign": True}, optimizer={**HELD, "sharded": True})) is None
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         seed=config.training.seed,
         epochs=number_column(loop.epochs),
         steps=train.last_step,
-        max_steps=loop.max_steps,
+        max_steps=loop.planned_steps,
         rows=train.rows,
         first_loss=number_column(train.first_loss),
         last_loss=number_column(train.last_loss),

@@ -8,14 +8,14 @@ from dataclasses import fields, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
-from gradience.data import Columns, Shape
-from gradience.data.encoder import Encoder
+from gradience.data import Columns, Shape, template_digest
+from gradience.data.encoder import Encoder, Trainer
 from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
@@ -46,11 +46,18 @@ _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KT
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
+_OF_THE_TOKENIZER: Final = frozenset({"axolotl", "llama-factory"})
+_OFTEN: Final = 256  # rows between two reports of progress
+_NO_LIMIT: Final = 1 << 30  # tokens
 _BATCH: Final = 8  # default per_device_train_batch_size of transformers
 _CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
 _DEFAULTS: Final = DataOptions()
 _NO_CONFIG: Final = CheckOptions()
+
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Gets the rows read so far, and all that are to be read."""
 
 
 class Asked(NamedTuple):
@@ -70,6 +77,7 @@ class Asked(NamedTuple):
     limits: Limits
     batch_stated: bool = False
     clean: Path | None = None
+    progress: Progress | None = None
 
     @property
     def masking(self) -> Masking:
@@ -91,16 +99,20 @@ def measure_data(asked: Asked) -> DataReport:
     shape = _shape_of(source, asked.task, standard)
     template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
     asked = asked._replace(template=template)
-    encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template)
+    limit, notes = _limit(asked, shape)
+    trainer = None if template is not None or shape.format == "tokenised" else _trainer(asked, limit)
+    encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template, trainer=trainer)
     tokeniser = Tokeniser(shape, encoder, asked.masking, standard=standard)
     if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
-    limit, notes = _limit(asked, shape)
-    limits = asked.limits._replace(max_length=limit, packing=asked.packing)
+    limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
     measure = Measure(shape, encoder, limits)
-    for row in tokeniser.run(source.rows(wanted)):
+    total = source.count if wanted is None else len(wanted)
+    for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
         measure.add(row)
+        if asked.progress is not None and (done % _OFTEN == 0 or done == total):
+            asked.progress(done, total)
         if held_out is not None and not isinstance(row, Fault):
             held_out.compare(row.columns)
     found = measure.result()
@@ -128,8 +140,14 @@ def measure_data(asked: Asked) -> DataReport:
         recipe_loss=_loss_mode(shape, asked.masking._replace(loss=asked.plan.loss)) if asked.plan.stated else None,
         keeps_overflow=asked.packing and asked.plan.keeps_overflow,
         pads=asked.plan.pads,
-        unwritten_roles=_unwritten(encoder, measure.roles()),
-        notes=[*asked.plan.notes, *notes, *_notes(shape, asked.masking), *_uncounted(found.seen)],
+        overlong=asked.plan.overlong,
+        unwritten_roles={} if _by_trainer(encoder) else _unwritten(encoder, measure.roles()),
+        notes=[
+            *asked.plan.notes,
+            *notes,
+            *([] if _by_trainer(encoder) else _notes(shape, asked.masking)),
+            *_uncounted(found.seen),
+        ],
         turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
         **_tokenizer(encoder, shape, found.seen),
         **found.fields,
@@ -143,17 +161,38 @@ def _cleaned(asked: Asked, source: Source, tokeniser: Tokeniser) -> Cleaned | No
     return write_clean(source, tokeniser, asked.clean, held_out=held_out)
 
 
+def _trainer(asked: Asked, limit: int | None) -> Trainer:
+    """The program of the recipe, with the settings that the options change."""
+    changed: dict[str, Json] = {"cutoff_len": limit or _NO_LIMIT, "max_length": limit}
+    if asked.loss_from == "the option":
+        of_all = asked.loss == "all"
+        changed |= {"train_on_prompt": of_all, "loss_scale": "all" if of_all else None}
+    return Trainer(asked.plan.program, {**asked.plan.settings, **changed})
+
+
+def _by_trainer(encoder: Encoder | None) -> bool:
+    return encoder is not None and bool(encoder.by_trainer)
+
+
 def _prompt(asked: Asked, encoder: Encoder | None) -> str:
-    """The prompt that was assumed, if the trainer may write another one; else empty."""
-    if encoder is None or not encoder.template or asked.template is not None:
+    """The prompt that was assumed, if the trainer may write another one, or the trainer's own; else empty."""
+    if encoder is None or asked.template is not None:
         return ""
+    program, named = asked.plan.program, asked.plan.prompt
+    if encoder.by_trainer:
+        return f"the template {encoder.by_trainer} of {program}, as it is installed here"
+    if not encoder.template:
+        return ""
+    assumed = "assumed: the tokenizer's chat template"
     if not asked.plan.stated:
-        return "assumed: the tokenizer's chat template, as SFTTrainer applies it; no recipe says which program trains"
-    named = asked.plan.prompt
-    if asked.plan.program == "trl" or named in {None, "tokenizer_default"}:
+        return f"{assumed}, as SFTTrainer applies it; no recipe says which program trains"
+    is_own = named is None and program in _OF_THE_TOKENIZER  # they take the tokenizer's if none is named
+    if program == "trl" or is_own or str(named).startswith("tokenizer_default"):
         return ""
-    also = "" if asked.plan.program != "llama-factory" else "; it may add a system text, and cuts questions, too"
-    return f"assumed: the tokenizer's chat template; {asked.plan.program} writes its own template {named!r}{also}"
+    own = f"its own template {named!r}" if named else "the template that it has for the model"
+    why = f"; it is installed and cannot be used: {encoder.refusal}" if encoder.refusal else ""
+    also = "; it may add a system text" if program in {"llama-factory", "ms-swift"} else ""
+    return f"{assumed}; {program} writes {own}{also}{why}"
 
 
 def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, Rows]:
@@ -172,8 +211,13 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
         "pad_is_end": encoder.pad_is_end,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
-    if encoder.template and shape.format not in {"text", "classification", "tokenised", "segments", "steps"}:
+    if shape.format in {"text", "classification", "tokenised", "segments", "steps"}:
+        return found
+    if encoder.by_trainer:
         found["template"] = encoder.template_from
+    elif encoder.template:
+        found["template"] = encoder.template_from
+        found["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
         found["template_marks_answers"] = encoder.marks_answers
         found["template_tokens_split"] = encoder.split_controls()
         found["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
@@ -268,6 +312,7 @@ def check_data(
     *,
     options: DataOptions = _DEFAULTS,
     check: CheckOptions = _NO_CONFIG,
+    progress: Progress | None = None,
     **keywords: Any,
 ) -> CheckReport:
     """Check a data set by the rules, tokenised as its trainer would; and a configuration, if one is given.
@@ -280,6 +325,7 @@ def check_data(
             local cache; without one, one beside the adapter or the base is taken.
         check: a configuration and the rules, as for `check_config`; the base's config.json says how many classes it
             has, and the task `reward` reads preferences as RewardTrainer does.
+        progress: is called now and then with the rows read and the rows to read.
         keywords: single options of both records by name, such as `loss="all"`; they win over the records.
 
     Raises:
@@ -314,12 +360,14 @@ def check_data(
             samples=options.samples,
             task=given.task,
             clean=options.write_clean,
+            progress=progress,
             batch_stated=whole.config.training.batch_size is not None,
             limits=Limits(
                 batch_size=whole.config.training.batch_size or _BATCH,
                 num_labels=_classes(whole.config, given.base),
                 seed=options.seed,
                 show_rows=options.show_rows,
+                examples=options.worst,
             ),
         )
     )

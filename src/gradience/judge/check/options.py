@@ -9,6 +9,7 @@ from gradience.errors import ConfigError
 
 Samples: TypeAlias = int | Literal["all"]
 
+MOST_EXAMPLES: Final = 100  # rows that are shown as the model sees them
 SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
 
 
@@ -39,6 +40,8 @@ class DataOptions:
         Seed of the sample.
     show_rows:
         Show the text of rows that a finding names.
+    worst:
+        Rows to show as the model sees them, with what is in the loss: those with the most faults first.
     write_clean:
         New .jsonl file for the rows without exact repetitions, rows of the evaluation set, empty answers and broken
         text; a ledger beside it names each row left out. All rows are read for it, and none is changed.
@@ -54,6 +57,7 @@ class DataOptions:
     samples: Samples = SAMPLES
     seed: int = 0
     show_rows: bool = False
+    worst: int = 0
     write_clean: Path | None = None
 
     def refuse_bad(self) -> None:
@@ -65,6 +69,11 @@ class DataOptions:
         if self.samples != "all" and self.samples < 1:
             raise ConfigError(
                 f"--samples: expected a number of rows or all, got {self.samples}", advice="correct the option"
+            )
+        if not 0 <= self.worst <= MOST_EXAMPLES:
+            raise ConfigError(
+                f"--worst: expected a number of rows from 0 to {MOST_EXAMPLES}, got {self.worst}",
+                advice="correct the option",
             )
         if self.seed < 0:
             raise ConfigError(f"--seed: expected a whole number from 0, got {self.seed}", advice="correct the option")

@@ -174,6 +174,8 @@ def facts_of(
         record=record,
         guarded=run.guarded,
         wirings=run.wirings,
+        fed=run.fed,
+        fed_before=run.fed_before,
         chosen=chosen.metrics if chosen else {},
     )
 

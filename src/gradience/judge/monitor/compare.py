@@ -138,7 +138,7 @@ def _column(name: str, run: _Run) -> ComparedRun:
         status=report.status,
         rows=train.rows,
         last_step=train.last_step,
-        max_steps=report.config.training.max_steps,
+        max_steps=report.config.training.planned_steps,
         first_loss=train.first_loss,
         last_loss=train.last_loss,
         min_loss=train.min_loss,

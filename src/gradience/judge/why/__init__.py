@@ -71,13 +71,19 @@ class _Comparison:
 
     def _partings(self) -> list[Parting]:
         """What differs at the first step at which anything does, in the order in which a step is computed."""
-        found = [part for part in (self._weights(), *map(self._first, ORDER[1:])) if part is not None]
+        every = (self._weights(), *map(self._first, ORDER[1:]))
+        found = [part for part in every if part is not None and not self._is_idle(part)]
         least = min((part.step for part in found), default=0)
         return (
             [part for part in found if part.step <= max(least, 1)]
             if least == 0
             else [part for part in found if part.step == least]
         )
+
+    def _is_idle(self, part: Parting) -> bool:
+        """Whether other random states changed nothing in their step: two loops may draw, but not for the model."""
+        losses = [column(trace, "loss").get(part.step) for trace in (self._a, self._b)]
+        return part.quantity == "rng" and None not in losses and _equal(*losses)
 
     def _weights(self) -> Parting | None:
         pair = self._looks()

@@ -165,7 +165,7 @@ def _row(example: Example, base: Any, adapter: Any) -> ReceiptRow:
 
 
 def _text(loaded: LoadedModel, row: ReceiptRow) -> str:
-    return "" if loaded.tokenizer is None else loaded.tokenizer.decoded(row.ids)
+    return "" if loaded.tokenizer is None else loaded.tokenizer.decoded([row.ids])[0]
 
 
 def write_receipt(receipt: Receipt, out: PathLike, *, force: bool = False) -> int:

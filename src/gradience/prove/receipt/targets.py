@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.base.weights import BaseWeights, find_shards
+from gradience.data import template_digest
 from gradience.data.encoder import Chat, Encoder
 from gradience.errors import AdapterError, ConfigError, require
 from gradience.models.inputs import Example
@@ -190,7 +190,7 @@ def _decoder(base: Path | None) -> Callable[[Sequence[int]], str] | None:
         encoder = Encoder(base, masks=False)
     except ConfigError:
         return None
-    return encoder.decoded
+    return lambda ids: encoder.decoded([ids])[0]
 
 
 def tokens_differ(own: Tokens | None, found: Tokens | None) -> str:
@@ -206,8 +206,3 @@ def tokens_differ(own: Tokens | None, found: Tokens | None) -> str:
     if own.template and found.template and own.template != found.template and not found.chat:
         return "the chat template is another text"
     return ""
-
-
-def template_digest(text: str | None) -> str:
-    """`sha256:...` of a chat template; empty without one."""
-    return "" if not text else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -127,9 +127,8 @@ class Facts:
 
     @property
     def max_steps(self) -> int | None:
-        """The limit on optimizer steps; None if there is none, which transformers writes as -1 or 0."""
-        limit = self.config.training.max_steps
-        return limit if limit is not None and limit > 0 else None
+        """The limit on optimizer steps; None if there is none."""
+        return self.config.training.planned_steps
 
     @property
     def steps(self) -> int:

@@ -24,7 +24,15 @@ BEGUN = Threshold("begun", 0.5, "share of rows", "proposal: a label of most rows
 MARKED_UP = Threshold("marked_up", 0.05, "share of rows", "proposal: fewer are answers about HTML")
 ESCAPED = Threshold("escaped", 0.05, "share of rows", "proposal: fewer are answers about strings")
 MIXED = Threshold("mixed", 0.02, "share of rows", "proposal: fewer are quotations")
+GONE = Threshold("gone", 0.002, "share of rows", "proposal: an answer about such values is seldom only that")
+LOOPING = Threshold("looping", 0.01, "share of rows", "proposal: fewer are refrains")
+UNFILLED = Threshold("unfilled", 0.01, "share of rows", "proposal: fewer are answers about forms")
 EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more than slips")
+
+
+def _alike(data: DataReport) -> Iterator[Observation]:
+    for group in data.labels_alike:
+        yield Observation(f"labels differ in capitals or blanks only: {', '.join(map(repr, group))}", {"labels": group})
 
 
 def _equal(data: DataReport) -> Iterator[Observation]:
@@ -265,10 +273,11 @@ RULES = (
         id="DAT345",
         severity="info",
         title="markup left in answers",
-        condition="{marked_up} of the rows hold HTML tags or entities in an answer, or {escaped} the two characters "
-        "of an escape in place of line breaks",
+        condition="{marked_up} of the rows hold HTML tags or entities in an answer, or {escaped} the "
+        "escapes of JSON in place of line breaks or letters",
         observe=lambda data: [
             *seen_in("markup", "hold tags or entities of HTML in an answer", at_least=MARKED_UP)(data),
+            *seen_in("escaped_letters", "hold letters as `\\u00e9` in an answer", at_least=ESCAPED)(data),
             *seen_in("escaped_breaks", "hold `\\n` as two characters in an answer", at_least=ESCAPED)(data),
         ],
         confidence=0.6,
@@ -278,6 +287,61 @@ RULES = (
         verify="their text (--show-rows)",
         thresholds=(MARKED_UP, ESCAPED),
         evidence=(cite("definition", "entities such as &nbsp;, tags such as <br>"),),
+    ),
+    DataRule(
+        id="DAT350",
+        severity="warning",
+        title="missing values as answers",
+        condition="{gone} of the rows have an answer that is only nan, <NA> or the like",
+        observe=seen_in("missing_value", "have an answer that is only nan, <NA> or the like", at_least=GONE),
+        confidence=0.8,
+        scope="formats with answers; None and null may be answers, and are not counted",
+        rationale="A table's missing values were written as text: the model learns to answer with them.",
+        action="remove these rows",
+        verify="their text (--show-rows)",
+        thresholds=(GONE,),
+        evidence=(cite("definition", "what pandas and spreadsheets write for a missing value"),),
+    ),
+    DataRule(
+        id="DAT351",
+        severity="warning",
+        title="answers that loop",
+        condition="in {looping} of the rows most of an answer is one sentence, five times or more",
+        observe=seen_in("loops", "have an answer that says one sentence again and again", at_least=LOOPING),
+        confidence=0.7,
+        scope="formats with answers; sentences of four words and more",
+        rationale="A model wrote these answers and did not stop; a model that is trained on them learns to loop.",
+        action="remove these rows, or cut the answers at the first repetition",
+        verify="their text (--show-rows)",
+        thresholds=(LOOPING,),
+        evidence=(cite("definition", "equal sentences within an answer"),),
+    ),
+    DataRule(
+        id="DAT352",
+        severity="warning",
+        title="labels that differ in capitals or blanks only",
+        condition="two labels are equal but for capitals and blanks",
+        observe=_alike,
+        confidence=0.8,
+        scope="classification with labels as text",
+        rationale="One class becomes two, which the model cannot tell apart.",
+        action="write each label in one way",
+        verify="the labels of these classes",
+        evidence=(cite("definition", "labels in lower case, with single blanks"),),
+    ),
+    DataRule(
+        id="DAT353",
+        severity="info",
+        title="placeholders in answers",
+        condition="{unfilled} of the rows have an answer with a placeholder such as [INSERT NAME] or {{{{user_name}}}}",
+        observe=seen_in("placeholder", "have an answer with a placeholder", at_least=UNFILLED),
+        confidence=0.6,
+        scope="formats with answers",
+        rationale="The model learns to write the placeholder.",
+        action="fill them in, if the answers are not meant to be forms",
+        verify="their text (--show-rows)",
+        thresholds=(UNFILLED,),
+        evidence=(cite("definition", "[INSERT ...], [YOUR ...], and names with _ in double braces"),),
     ),
     DataRule(
         id="DAT346",

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown, cite, premise
 from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share
+from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
 CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")
+LEFT_OUT = Threshold("left_out", 0.5, "share of rows", "proposal: half of the data set is not trained on")
 LOST_MANY = Threshold("lost_many", 0.05, "share of rows", "proposal: 1 of 20 answers is not learnt at all")
 OUTLIER = Threshold("outlier", 20.0, "longest over median length", "proposal: real sets of chats stay under it")
 OUTLIER_LENGTH = Threshold("outlier_length", 512, "tokens", "proposal: shorter ones cost little")
@@ -18,6 +20,12 @@ DOUBLE = Threshold("double", 0.01, "share of rows", "proposal: a text may begin 
 TRL_CUT = cite(
     "TRL 1.16, SFTTrainer, DPOTrainer, RewardTrainer",
     "SFT and DPO keep the first max_length tokens, and drop a row whose answer is gone; reward drops longer rows",
+)
+
+
+OTHERS_CUT = cite(
+    "LLaMA-Factory 0.9, ms-swift 4.6, Axolotl 0.19",
+    "LLaMA-Factory cuts each question and answer by their shares; ms-swift and Axolotl leave longer rows out",
 )
 
 
@@ -32,13 +40,16 @@ def _cut(data: DataReport) -> Iterator[Observation]:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
     if not rows.count:
         return
-    lost = tokens.total - tokens.kept
+    lost, asked = tokens.total - tokens.kept, data.seen.question_cut
+    questions = f", and {counted(asked, data.rows_read)} lose a part of a question" if asked.count else ""
+    left_out = ", and the trainer leaves them out" if data.overlong == "left_out" else ""
     yield on_rows(
         data,
         rows,
-        f"are longer than {data.max_length:,} tokens: {lost / tokens.total if tokens.total else 0.0:.1%} of the tokens "
-        f"are lost; {lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
-        severity="warning" if share(rows, data.rows_read) >= CUT_MANY.value else None,
+        f"are longer than {data.max_length:,} tokens{left_out}: {lost / tokens.total if tokens.total else 0.0:.1%} of "
+        f"the tokens are lost{questions}; {lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} "
+        "keep 99 %",
+        severity=_of_cut(data),
         max_length=data.max_length,
         tokens_lost=lost,
         p95=lengths.p95,
@@ -46,9 +57,18 @@ def _cut(data: DataReport) -> Iterator[Observation]:
     )
 
 
+def _of_cut(data: DataReport) -> Severity | None:
+    part = share(data.seen.cut, data.rows_read)
+    if data.overlong == "left_out" and part >= LEFT_OUT.value:
+        return "error"
+    return "warning" if part >= CUT_MANY.value else None
+
+
 def _answers_cut(data: DataReport) -> Iterator[Observation]:
     if data.keeps_overflow:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
+    if data.overlong == "left_out":
+        raise Unknown("rows over the limit are left out whole (see DAT305)")
     rows, gone = data.seen.answer_cut, data.seen.answer_lost
     worst = rows if rows.count >= gone.count else gone
     if not worst.count:
@@ -120,7 +140,8 @@ RULES = (
         severity="info",
         title="rows are cut by the length limit",
         groups=("data", "log"),
-        condition="a row is longer than the limit; from {cut_many} of the rows: warning",
+        condition="a row is longer than the limit; from {cut_many} of the rows: warning; {left_out}, of a trainer that "
+        "leaves such rows out: error",
         observe=_cut,
         needs=(_limit,),
         confidence=0.9,
@@ -128,8 +149,8 @@ RULES = (
         rationale="Tokens past the limit are not trained on, and nothing in the log shows it.",
         action="raise max_length so that 95 or 99 % of the rows stay whole, or split long rows",
         verify="the histogram of lengths in this report",
-        thresholds=(CUT_MANY,),
-        evidence=(TRL_CUT,),
+        thresholds=(CUT_MANY, LEFT_OUT),
+        evidence=(TRL_CUT, OTHERS_CUT),
         settings=("max_length",),
     ),
     DataRule(

@@ -135,6 +135,8 @@ class RunFacts:
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     record: LogRecord = field(default_factory=LogRecord)  # how the log was written
     wirings: Sequence[Wiring] = ()  # what was trained, in the order written
+    fed: Mapping[int, str] = field(default_factory=dict)  # digests of batches by step, since the last resume
+    fed_before: Mapping[int, str] = field(default_factory=dict)  # and before it
     guarded: Sequence[Metrics] = ()  # what a guard did to the run
     chosen: Mapping[str, Json] = field(default_factory=dict)  # the best value that the trainer chose by, and its step
 
@@ -152,7 +154,7 @@ class RunFacts:
     @property
     def max_steps(self) -> int | None:
         """The planned number of steps."""
-        return self.config.training.max_steps
+        return self.config.training.planned_steps
 
     @cached_property
     def loss(self) -> Curve:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from gradience.configs.document import KEEPS_OVERFLOW
 from gradience.rules import ENERGY, Observation, Observe, Premise, Threshold, Unknown, cite, premise
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
@@ -220,6 +221,7 @@ SHARE_APART = Threshold(
 )
 LENGTH_APART = Threshold("length_apart", 0.25, "of the announced tokens per sequence", "proposal; the same")
 FEW_ROWS = Threshold("few_rows", 32, "rows seen", "proposal: of fewer, means differ by chance")
+_NAME: Final = 60  # characters of a file's name
 _NOT_RECORDED: Final = "what the model was fed was not recorded (no `data` event in the log)"
 
 
@@ -322,12 +324,20 @@ def _at_limit(facts: RunFacts) -> Iterator[Observation]:
     at, rows = _count(facts, "rows_at_limit"), _count(facts, "rows") or 0
     if at is None:
         raise Unknown("the length limit was not known to the recorder")
+    if _keeps_overflow(facts):
+        raise Unknown("packing fills rows up to the limit, and puts what is beyond it into the next row")
     if rows and at >= AT_LIMIT.value * rows:
         yield Observation(
             f"{counted(Rows(count=at), rows)} in the batches are as long as the limit: they were cut, or just fit",
             {"rows": at, "of": rows, "max_length": _count(facts, "max_length")},
             severity="warning",
         )
+
+
+def _keeps_overflow(facts: RunFacts) -> bool:
+    """Whether TRL packs the rows in a way that cuts no token off."""
+    trl: Json = facts.config.training.extras.get("trl")
+    return isinstance(trl, dict) and trl.get("packing") is True and trl.get("packing_strategy") in KEEPS_OVERFLOW
 
 
 def _labels(facts: RunFacts) -> Iterator[Observation]:
@@ -348,11 +358,32 @@ def _repeated(facts: RunFacts) -> Iterator[Observation]:
         yield replace(found, severity=None)
 
 
+def _set_otherwise(seen: Mapping[str, Json], announced: Mapping[str, Json]) -> Iterator[Observation]:
+    """Settings that the check did not have: the data set's file, the prompt template, the length limit."""
+    limit, checked = seen.get("max_length"), announced.get("max_length")
+    if isinstance(limit, int) and isinstance(checked, int) and limit != checked:
+        yield Observation(
+            f"the run cuts rows at {limit:,} tokens; the check took {checked:,}", {"seen": limit, "announced": checked}
+        )
+    digests = [known.get("template_digest") for known in (seen, announced)]
+    if all(digests) and digests[0] != digests[1] and not seen.get("template"):
+        yield Observation(
+            "the chat template of the run's tokenizer is not the one that was checked",
+            {"seen": digests[0], "announced": digests[1]},
+        )
+    name, read = seen.get("dataset"), announced.get("data")
+    if isinstance(name, str) and isinstance(read, str) and "." in name and read and name.partition("#")[0] != read:
+        yield Observation(
+            f"the run reads {name[:_NAME]}; the check read {read[:_NAME]}", {"seen": name, "announced": read}
+        )
+
+
 def _announced(facts: RunFacts) -> Iterator[Observation]:
     announced: Json = (facts.data or {}).get("announced")
     rows, total = _count(facts, "rows") or 0, _count(facts, "tokens") or 0
     if not isinstance(announced, dict):
         raise Unknown("no check of the data was given to the recorder (GradienceCallback(data=check_data(...)))")
+    yield from _set_otherwise(facts.data or {}, announced)
     if rows < FEW_ROWS.value:
         raise Unknown(f"{rows} rows were seen; it needs {FEW_ROWS.value:g}")
     share, length = announced.get("supervised_share"), announced.get("tokens_per_sequence")
@@ -402,7 +433,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         title="the batches differ from what the check of the data announced",
         condition="from {few_rows} rows on, the supervised share of the tokens differs by over {share_apart} from what "
-        "was announced, or the tokens per row by over {length_apart} of it",
+        "was announced, or the tokens per row by over {length_apart} of it; or the length limit, the chat template or "
+        "the data set's file is another",
         observe=_announced,
         needs=(_recorded,),
         meant_for=_IS_RECORDED,

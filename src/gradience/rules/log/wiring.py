@@ -1,27 +1,38 @@
-"""WIR170 to WIR181: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
+"""WIR170 to WIR185: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
 
 The rules read the `wiring` events: what was seen in the model, its optimizers and its schedule as the run began,
-resumed, made its first steps and saved. A log without such events cannot be judged. What people do on purpose is no
-finding: norms, biases and embeddings trained beside a LoRA; a part that is frozen but in the optimizer, to be
-unfrozen; base parameters that require a gradient but are in no optimizer; tensors in the optimizer beside the model's,
-such as those of a loss; experts that a step does not use.
+resumed, made its first steps and saved, and in how it was called; of a resume also the digests of what was fed. A log
+without such events cannot be judged. What people do on purpose is no finding: norms, biases and embeddings trained
+beside a LoRA, and modules around the adapted model; a part that is frozen but in the optimizer, to be unfrozen; base
+parameters that require a gradient but are in no optimizer; tensors in the optimizer beside the model's, such as those
+of a loss; experts that a step does not use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gradience.errors import few
 from gradience.rules import Observation, Premise, Threshold, cite
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, seen
 from gradience.rules.log.recorded import everything_masked
 from gradience.schema import as_float
 from gradience.schema.events import Wiring
-from gradience.schema.wiring import AdapterWiring, DataWiring, GradientWiring, OptimizerWiring, ParameterGroup
+from gradience.schema.wiring import (
+    AdapterWiring,
+    DataWiring,
+    GradientWiring,
+    OptimizerWiring,
+    ParameterGroup,
+    PassWiring,
+)
 
 BASE_SHARE = Threshold("base_share", 0.5, "of the base's parameters", "a judgement: over half was not unfrozen by hand")
 LOOKED = Threshold("looked", 4, "optimizer steps", "A has no gradient before B moved, and a warm-up's first rate is 0")
+SAVED_SHARE = Threshold("saved_share", 0.9, "of the adapter's parameters", "a judgement: DoRA's magnitudes are fewer")
+REPEATED = Threshold("repeated", 0.1, "of the rows of a resume, seen before in its epoch", JUDGEMENT)
+ONCE = Threshold("once", 0.98, "of the rows of an epoch, different ones", "sampling with replacement repeats more")
 LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
 
 _BASE: Final = ("base", "head")
@@ -78,6 +89,13 @@ def _base_trains(facts: RunFacts) -> Observation | None:
 
 def _adapter_frozen(facts: RunFacts) -> Observation | None:
     for wiring, adapter in _looks(facts):
+        if adapter.disabled:
+            return Observation(
+                f"{_when(wiring)}, the adapter is switched off.",
+                {"step": wiring.step, "off": True},
+                action=_SWITCH_ON,
+                evidence=seen("disable_adapters is set"),
+            )
         awaited = wiring.optimizer is not None and wiring.optimizer.frozen_adapter > 0
         if awaited or not adapter.frozen_tensors:
             continue
@@ -99,7 +117,23 @@ def _adapter_frozen(facts: RunFacts) -> Observation | None:
                 confidence=0.6,
                 evidence=seen(f"frozen: {few(adapter.frozen_names)}"),
             )
+    for wiring, passes in _passes(facts):
+        if passes.off:
+            return Observation(
+                f"At step {wiring.step} the model was called without the adapter that trains: it is switched off, or "
+                "another one is active.",
+                {"step": wiring.step, "off": True},
+                action=_SWITCH_ON,
+                evidence=seen("the forward pass of an adapted module"),
+            )
     return None
+
+
+def _passes(facts: RunFacts) -> Iterator[tuple[Wiring, PassWiring]]:
+    """The steps at which the model began to be called in another way."""
+    for wiring in _of(facts, "pass"):
+        if wiring.passes is not None:
+            yield wiring, wiring.passes
 
 
 def _other(adapter: AdapterWiring) -> str:
@@ -121,6 +155,17 @@ def _optimizer_misses(facts: RunFacts) -> Observation | None:
                 f"{_when(wiring)}, the optimizer does not hold {sum(missing.values())} trainable tensors: {kinds}.",
                 {"missing": sum(missing.values()), "kinds": missing, "step": wiring.step},
                 evidence=seen(f"not held: {few(optimizer.missing_names)}"),
+            )
+        if optimizer.doubled:
+            return Observation(
+                f"{_when(wiring)}, {optimizer.doubled} tensors are held by more than one optimizer: each moves them.",
+                {"doubled": optimizer.doubled, "step": wiring.step},
+                severity="warning",
+                confidence=0.8,
+                rationale="Two optimizers that move one tensor take steps of twice the length, each with its own "
+                "moments.",
+                action="Give each optimizer parameters of its own.",
+                evidence=seen(f"{few(optimizer.names)}: {optimizer.held + optimizer.doubled} tensors held"),
             )
     return None
 
@@ -173,8 +218,8 @@ def _none_at_all(wiring: Wiring, of: GradientWiring) -> Observation:
 
 def _inputs_frozen(facts: RunFacts) -> Observation | None:
     wiring = next((wiring for wiring in _of(facts, "start", "resume") if wiring.frozen_inputs), None)
-    reached = any(wiring.gradients is not None and wiring.gradients.reached for wiring in facts.wirings)
-    if wiring is None or reached:
+    looks = [each.gradients for each in facts.wirings if each.gradients is not None]
+    if wiring is None or any(of.silent < of.modules if of.modules else of.reached > 0 for of in looks):
         return None
     return Observation(
         "Activations are recomputed by reentrant checkpointing, and the inputs need no gradient: none will flow.",
@@ -194,7 +239,15 @@ def _wrapped_twice(facts: RunFacts) -> Observation | None:
             return Observation(
                 f"{_when(wiring)}, the adapter {few(adapter.merged)} is merged into the base weights while it trains.",
                 {"merged": list(adapter.merged), "step": wiring.step},
-                action="Call model.unmerge_adapter() before training.",
+                action=_UNMERGE,
+            )
+    for wiring, passes in _passes(facts):
+        if passes.merged:
+            return Observation(
+                f"At step {wiring.step} the adapter was merged into the base weights while it trains.",
+                {"merged": [], "step": wiring.step},
+                action=_UNMERGE,
+                evidence=seen("the forward pass of an adapted module"),
             )
     return None
 
@@ -283,13 +336,61 @@ def _resumed_data(facts: RunFacts) -> Iterator[Observation]:
                 {"step": now.step, "skips": False},
                 action="Leave ignore_data_skip at False, so that the resume skips the rows that were seen.",
             )
-        other = [name for name in ("rows", "fingerprint", "sampler", "seed") if _differs(old, new, name)]
+        by_epoch = () if _ends_an_epoch(now, new) else ("sampler_seed",)
+        names = ("rows", "fingerprint", "sampler", "seed", *by_epoch)
+        other = [name for name in names if _differs(old, new, name)]
         if other:
             yield Observation(
                 f"Since the resume from step {now.step} the data come in another order: {few(other)} changed.",
                 {"step": now.step, "changed": list(other)},
                 evidence=seen(*(f"{name}: {getattr(old, name)} before, {getattr(new, name)} after" for name in other)),
             )
+    yield from _fed_again(facts)
+
+
+def _ends_an_epoch(now: Wiring, data: DataWiring) -> bool:
+    """Whether a pass over the data ends at a resume's step; then the next order may have another seed."""
+    begin, end = _epoch(now.step or 0, data)
+    return (now.step or 0) in {begin, end}
+
+
+def _fed_again(facts: RunFacts) -> Iterator[Observation]:
+    """Rows that a resume feeds though they were fed before in the same pass over the data, or in another order."""
+    resume = next((wiring for wiring in reversed(facts.wirings) if wiring.phase == "resume"), None)
+    if resume is None or resume.data is None or not facts.fed_before or not facts.fed:
+        return
+    at, (begin, end) = resume.step or 0, _epoch(resume.step or 0, resume.data)
+    earlier = [row for step in range(begin + 1, at + 1) for row in _rows(facts.fed_before, step)]
+    since = [row for step in range(at + 1, end + 1) for row in _rows(facts.fed, step)]
+    seen_rows = frozenset(earlier)
+    again = sum(row in seen_rows for row in since)
+    once = len(seen_rows) >= ONCE.value * len(earlier)
+    if since and once and again > REPEATED.value * len(since):
+        anew = _rows(facts.fed, at + 1) == _rows(facts.fed_before, begin + 1)
+        how = "begins the data anew" if anew else "has another order of the data"
+        yield Observation(
+            f"The resume from step {at} {how}: {again} of its first {len(since)} rows were trained on before in the "
+            "same epoch.",
+            {"step": at, "again": again, "rows": len(since)},
+            action=_SKIP,
+            evidence=seen("digests of the rows of each step, from step_digests"),
+        )
+
+
+def _epoch(step: int, data: DataWiring) -> tuple[int, int]:
+    """The steps between which the pass over the data lies that a step is in; none where that is not sure."""
+    size, rows = _effective(data), data.rows
+    if not size or not rows or (rows % size and step >= rows // size):
+        return step, step  # whether the last, smaller batch makes a step is not known
+    steps = rows // size
+    begin = step - step % steps
+    return begin, begin + steps
+
+
+def _rows(fed: Mapping[int, str], step: int) -> list[str]:
+    """The digests of the rows of a step; none where they are not known one by one."""
+    rows = fed.get(step, "").replace("|", " ").split()
+    return [] if any(row.startswith(("?", "+")) for row in rows) else rows
 
 
 def _effective(data: DataWiring) -> int | None:
@@ -329,6 +430,70 @@ def _saved_empty(facts: RunFacts) -> Observation | None:
                 {"step": wiring.step, "tensors": saved.tensors},
                 evidence=seen(f"{saved.file}: {saved.tensors} tensors, {saved.parameters} parameters"),
             )
+        adapter, own = wiring.adapter, _group(wiring, "adapter")
+        if saved is None or adapter is None or own is None or _is_sharded(wiring):
+            continue
+        whole = len(adapter.names) == 1 and adapter.methods == ["LORA"]
+        if whole and saved.parameters < SAVED_SHARE.value * own.parameters:
+            return Observation(
+                f"The adapter saved at step {wiring.step} lacks a part: {saved.file} holds {saved.parameters} "
+                f"parameters, the model's adapter has {own.parameters}.",
+                {"step": wiring.step, "tensors": saved.tensors, "saved": saved.parameters, "of": own.parameters},
+                severity="error",
+                action="Save with model.save_pretrained(path), or pass it a state_dict that has all of the adapter.",
+                evidence=seen(f"{saved.file}: {saved.tensors} tensors; the adapter has {own.tensors}"),
+            )
+    return None
+
+
+def _is_sharded(wiring: Wiring) -> bool:
+    return wiring.optimizer is not None and wiring.optimizer.sharded
+
+
+def _evaluated_another(facts: RunFacts) -> Observation | None:
+    for wiring in _of(facts, "evaluation"):
+        seen_there = wiring.evaluation
+        if seen_there is None:
+            continue
+        if not seen_there.called:
+            return Observation(
+                f"The evaluation at step {wiring.step} did not call the model that trains.",
+                {"step": wiring.step, "called": False},
+                evidence=seen("no call of its modules since the last step, though training calls them"),
+            )
+        if seen_there.adapted is False:
+            return Observation(
+                f"The evaluation at step {wiring.step} called the model without the adapter that trains.",
+                {"step": wiring.step, "called": True},
+                action=_SWITCH_ON,
+                evidence=seen("the adapted modules were called switched off, or with another adapter active"),
+            )
+    return None
+
+
+def _in_eval_mode(facts: RunFacts) -> Observation | None:
+    kinds = next((wiring.dropouts for wiring in _of(facts, "start", "resume")), {})
+    rates = [rate for rate in kinds if float(rate) > 0.0]
+    for wiring, passes in _passes(facts) if rates else ():
+        if not passes.training:
+            return Observation(
+                f"Step {wiring.step} was made in evaluation mode: the dropout of {few(rates)} does not act.",
+                {"step": wiring.step, "dropouts": rates},
+                evidence=seen("module.training is False in the forward pass"),
+            )
+    return None
+
+
+def _other_schedule(facts: RunFacts) -> Observation | None:
+    for wiring in _of(facts, "start", "resume"):
+        optimizer, schedule = wiring.optimizer, wiring.schedule
+        if schedule is not None and schedule.foreign and optimizer is not None and not optimizer.sharded:
+            return Observation(
+                f"{_when(wiring)}, the schedule {schedule.name} sets the rates of an optimizer that is not the one "
+                "that trains.",
+                {"step": wiring.step, "schedule": schedule.name},
+                evidence=seen("schedule.optimizer is another object"),
+            )
     return None
 
 
@@ -366,7 +531,21 @@ _KEPT: Final = cite(
     "gradience.hf.digests",
     "digests are sums over all elements, or over every n-th above 50 MB: equal tensors, equal sums",
 )
+_CALLED: Final = cite("gradience.hf.passes", "hooks on its modules see how the model is called")
+_SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."
+_UNMERGE: Final = "Call model.unmerge_adapter() before training."
+_SKIP: Final = (
+    "Skip the batches that were seen: accelerator.skip_first_batches(loader, n), a stateful loader, or a Trainer with "
+    "ignore_data_skip at False."
+)
 _REWRAP: Final = cite("huggingface/peft, get_peft_model (0.21)", "a model that is adapted already is wrapped once more")
+
+
+def _frozen_says(v: Values) -> str | None:
+    if "off" in v:
+        return "the adapter is switched off"
+    return f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen"
+
 
 RULES: Final[tuple[LogRule, ...]] = (
     LogRule(
@@ -393,15 +572,15 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="WIR171",
         title="the adapter is frozen",
         severity="critical",
-        condition="no tensor of the active adapters is trainable; a warning if some adapted modules are frozen; silent "
-        "if the optimizer holds what is frozen",
+        condition="no tensor of the active adapters is trainable, or a step calls the model without the adapter that "
+        "trains; a warning if some adapted modules are frozen; silent if the optimizer holds what is frozen",
         observe=_adapter_frozen,
         needs=(RECORDED,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
         place="broken",
-        phrase=lambda v: f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen",
+        phrase=_frozen_says,
         rationale="A frozen adapter stays what it was.",
         action="Load it with PeftModel.from_pretrained(base, path, is_trainable=True).",
         scope="runs with a wiring event and an adapter",
@@ -412,14 +591,18 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="the optimizer holds something else",
         severity="critical",
         condition="the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, "
-        "it does not hold trainable tensors of it",
+        "it does not hold trainable tensors of it, or of modules_to_save; a warning if two hold the same tensors",
         observe=_optimizer_misses,
         needs=(RECORDED,),
         live=True,
         confidence=0.95,
         evidence=(_LOOKED,),
         place="broken",
-        phrase=lambda v: f"the optimizer misses {v.get('missing')} trainable tensors",
+        phrase=lambda v: (
+            f"{v['doubled']} tensors are in two optimizers"
+            if "doubled" in v
+            else f"the optimizer misses {v.get('missing')} trainable tensors"
+        ),
         rationale="What the optimizer does not hold never changes, whatever its gradient.",
         action="Make the optimizer after the model is adapted, loaded and moved: optimizer = AdamW([p for p in "
         "model.parameters() if p.requires_grad]).",
@@ -505,7 +688,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="WIR177",
         title="resumed with other data",
         severity="warning",
-        condition="at a resume the rows of a step, their order or the data set are not those of the save",
+        condition="at a resume the rows of a step, their order or the data set are not those of the save; or over "
+        "{repeated} of the rows fed to the end of the epoch were fed before in it, where {once} of those are different",
         observe=_resumed_data,
         needs=(RECORDED, SAVED_BEFORE),
         live=True,
@@ -517,6 +701,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         action="Resume with the batch size, the accumulation, the data and the seed of the run that is resumed.",
         scope="resumes in the same log as the save, whose data the recorder saw",
         verify="Compare the settings of both run_start events.",
+        thresholds=(REPEATED, ONCE),
     ),
     LogRule(
         id="WIR178",
@@ -540,19 +725,21 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="WIR179",
         title="saved empty",
         severity="critical",
-        condition="the adapter file that was just saved holds no parameter",
+        condition="the adapter file that was just saved holds no parameter; an error if a LoRA's holds under "
+        "{saved_share} of the parameters in the model",
         observe=_saved_empty,
         needs=(RECORDED,),
         live=True,
         confidence=1.0,
         evidence=(cite("the file's header", "tensors and their shapes"),),
         place="broken",
-        phrase=lambda v: f"the adapter saved at step {v.get('step')} is empty",
+        phrase=lambda v: f"the adapter saved at step {v.get('step')} {'lacks a part' if 'saved' in v else 'is empty'}",
         rationale="Under ZeRO-3 or FSDP each process holds a part, and a save that does not gather writes none of it.",
         action='Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use '
         "accelerator.get_state_dict(model).",
         scope="saves that the recorder saw",
         verify="Open the file: gradience audit lists its tensors.",
+        thresholds=(SAVED_SHARE,),
     ),
     LogRule(
         id="WIR180",
@@ -589,5 +776,59 @@ RULES: Final[tuple[LogRule, ...]] = (
         action="Call model.enable_input_require_grads(), or set use_reentrant to False.",
         scope="runs with a wiring event; models of transformers",
         verify="See whether torch warns that none of the inputs have requires_grad=True.",
+    ),
+    LogRule(
+        id="WIR182",
+        title="another model is evaluated",
+        severity="warning",
+        condition="an evaluation ends without a call of the model that trains since the last step, or only with calls "
+        "without its adapter",
+        observe=_evaluated_another,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.8,
+        evidence=(_CALLED,),
+        place="later",
+        phrase=lambda v: f"the evaluation at step {v.get('step')} is not of the model that trains",
+        rationale="Its loss says nothing of the training: the best checkpoint is chosen by it, and overfitting hides.",
+        action="Evaluate the object that trains, not a copy or the base; an average of the weights or another process "
+        "may be meant.",
+        scope="evaluations that end before the next step; not compiled models, whose calls are not seen",
+        verify="Evaluate twice with a step between: a loss that is the same to the last digit is of another model.",
+    ),
+    LogRule(
+        id="WIR183",
+        title="trains in evaluation mode",
+        severity="warning",
+        condition="the model is in evaluation mode in the forward pass of a step, and has dropout above 0",
+        observe=_in_eval_mode,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.8,
+        evidence=(_CALLED,),
+        place="later",
+        phrase=lambda v: f"evaluation mode from step {v.get('step')}",
+        rationale="from_pretrained returns a model in evaluation mode, and an evaluation leaves it so: no dropout "
+        "acts, and activations are not recomputed.",
+        action="Call model.train() before the loop, and after each evaluation.",
+        scope="runs with a wiring event and dropout; not compiled models",
+        verify="Print model.training in the loop.",
+    ),
+    LogRule(
+        id="WIR184",
+        title="the schedule of another optimizer",
+        severity="error",
+        condition="the schedule's optimizer is none of those that train",
+        observe=_other_schedule,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.95,
+        evidence=(_LOOKED,),
+        place="broken",
+        phrase=lambda _: "the schedule sets the rates of another optimizer",
+        rationale="The rate of the optimizer that trains stays what it was: no warm-up, no decay.",
+        action="Make the schedule for the optimizer that trains: get_scheduler(name, optimizer=optimizer, ...).",
+        scope="runs with a wiring event, a schedule and an optimizer that is not sharded",
+        verify="Print optimizer.param_groups[0]['lr'] over the steps.",
     ),
 )

@@ -1,0 +1,95 @@
+"""Rules on rows that are tokenised already: labels beside tokens, ids that no tokenizer gave, padding in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradience.rules import Observation, Threshold, Unknown, cite, premise
+from gradience.rules.data.content import DataRule, on_rows, share
+from gradience.schema.reports import DataReport
+
+OTHERS = Threshold("others", 0.01, "share of rows", "proposal: more than slips")
+
+
+@premise("the rows are tokenised already")
+def _given(data: DataReport) -> str | None:
+    return None if data.format == "tokenised" else "the rows are not tokenised already"
+
+
+def _labels(data: DataReport) -> Iterator[Observation]:
+    if not data.has_labels:
+        raise Unknown("the rows hold no labels")
+    rows, shifted = data.seen.labels_differ, data.seen.labels_shifted
+    if share(rows, data.rows_read) < OTHERS.value:
+        return
+    by_one = shifted.count * 2 > rows.count
+    says = "have labels that are the next token's: causal models shift labels themselves" if by_one else ""
+    yield on_rows(
+        data,
+        rows,
+        says or "have labels that are not the tokens beside them",
+        shifted=shifted.count,
+        action="give each token its own id as its label; the model's loss shifts them" if by_one else None,
+    )
+
+
+def _ids(data: DataReport) -> Iterator[Observation]:
+    if data.tokenizer is None:
+        raise Unknown("no tokenizer is given")
+    rows = data.seen.unknown_ids
+    if rows.count:
+        yield on_rows(data, rows, f"hold token ids that {data.tokenizer} does not have")
+
+
+def _padding(data: DataReport) -> Iterator[Observation]:
+    rows = data.seen.padding_supervised
+    if share(rows, data.rows_read) >= OTHERS.value:
+        yield on_rows(data, rows, "end in padding that is in the loss")
+
+
+RULES = (
+    DataRule(
+        id="DAT347",
+        severity="error",
+        title="labels are not the tokens",
+        condition="in {others} of the rows at least half of the supervised labels are not the ids of their tokens",
+        observe=_labels,
+        needs=(_given,),
+        confidence=0.85,
+        scope="input_ids with labels of the same length, for causal models",
+        rationale="The loss of a causal model compares each label with the token at its place, one step later.",
+        action="rebuild the labels: the ids, with -100 where the loss should not look",
+        verify="decode ids and labels of a row beside each other",
+        thresholds=(OTHERS,),
+        evidence=(cite("transformers, ForCausalLMLoss", "shifts the labels by one itself"),),
+    ),
+    DataRule(
+        id="DAT348",
+        severity="error",
+        title="ids of another tokenizer",
+        condition="a row holds a token id below 0, or not below the tokenizer's size",
+        observe=_ids,
+        needs=(_given,),
+        confidence=0.85,
+        scope="input_ids, with the tokenizer given",
+        rationale="Such ids are of another tokenizer: they fail in the embedding, or hit rows that were never trained.",
+        action="tokenise with the tokenizer of the model, or give that one to the check",
+        verify="tokenizer.decode of a row",
+        evidence=(cite("definition", "the ids beside the number of the tokenizer's tokens"),),
+    ),
+    DataRule(
+        id="DAT349",
+        severity="warning",
+        title="padding in the loss",
+        condition="{others} of the rows end in two padding tokens or more whose labels are in the loss",
+        observe=_padding,
+        needs=(_given,),
+        confidence=0.85,
+        scope="input_ids; tokenizers whose padding token does not end generation",
+        rationale="The model learns to write padding, and the mean of the loss is taken over it.",
+        action="set the labels of padding to -100, or leave padding to the collator",
+        verify="the labels at the end of these rows",
+        thresholds=(OTHERS,),
+        evidence=(cite("definition", "the tokenizer's padding token"),),
+    ),
+)

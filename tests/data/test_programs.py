@@ -1,0 +1,225 @@
+"""The prompt and the cut of LLaMA-Factory, ms-swift and Axolotl: their own where installed, else said to be assumed.
+
+The programs are stand-ins with the interfaces of LLaMA-Factory 0.9.5 and ms-swift 4.6, which were run once
+with Qwen's tokenizer; here they write a template of a few words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import rows, saved, write
+from tables import every
+
+from gradience.configs.document import DataPlan, read_data_plan
+from gradience.data.cutting import cut_at, shares
+from gradience.io import confined
+from gradience.judge.check.data import check_data
+from gradience.schema.reports import DataReport
+
+FACTORY = """
+class Template:
+    def __init__(self, system): self.system = system
+    def pair(self, tokenizer, asked, answer, system):
+        code = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        return code((system or self.system) + " ".join(asked)), code(answer)
+def get_template_and_fix_tokenizer(tokenizer, arguments):
+    if arguments.template not in {"kind"}: raise ValueError(f"Template {arguments.template} does not exist.")
+    return Template("be kind to all who ask")
+"""
+PROCESSOR = """
+class SupervisedDatasetProcessor:
+    def __init__(self, template, tokenizer, processor, data_args):
+        self.template, self.tokenizer, self.limit = template, tokenizer, data_args.cutoff_len
+    def preprocess_dataset(self, some):
+        asked = [turn["content"] for turn in some["_prompt"][0]]
+        if "drop me" in asked: return {}
+        left, right = self.template.pair(self.tokenizer, asked, some["_response"][0][0]["content"], some["_system"][0])
+        left, right = left[: self.limit // 2], right[: self.limit // 2]
+        return {"input_ids": [left + right], "labels": [[-100] * len(left) + right]}
+class PairwiseDatasetProcessor(SupervisedDatasetProcessor): pass
+"""
+ARGUMENTS = """
+from dataclasses import dataclass
+@dataclass
+class DataArguments:
+    template: str | None = None
+    cutoff_len: int = 2048
+    train_on_prompt: bool = False
+"""
+SWIFT = """
+class Template:
+    def __init__(self, tokenizer, system, most): self.tokenizer, self.system, self.most = tokenizer, system, most
+    def set_mode(self, mode): self.mode = mode
+    def encode(self, row):
+        code = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        asked = code((self.system or "swift") + " " + row["messages"][0]["content"])
+        ids, labels = asked + code(row["messages"][1]["content"]), [-100] * len(asked)
+        labels += ids[len(asked):]
+        return {"input_ids": ids[: self.most], "labels": labels[: self.most]}
+def get_template(tokenizer, system, most, *, template_type, truncation_strategy, **more):
+    assert tokenizer.model_meta.template == template_type
+    return Template(tokenizer, system, most)
+"""
+FILES = {
+    "llamafactory/__init__.py": "",
+    "llamafactory/data/__init__.py": FACTORY,
+    "llamafactory/data/processor.py": PROCESSOR,
+    "llamafactory/hparams.py": ARGUMENTS,
+    "swift/__init__.py": "",
+    "swift/model.py": "def get_matched_model_meta(name): return None",
+    "swift/template.py": SWIFT,
+}
+OF_FACTORY = "model_name_or_path: {tok}\nstage: sft\nfinetuning_type: lora\ndataset: mine\ndataset_dir: .\n"
+OF_SWIFT = "model: {tok}\ndataset: train.jsonl#500\ntuner_type: lora\nlearning_rate: 0.1\n"
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("tok"))
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """LLaMA-Factory and ms-swift are installed, for a helper process that is started anew."""
+    for name, text in FILES.items():
+        file = tmp_path / "site" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    confined._end_helper()
+    yield
+    confined._end_helper()
+
+
+def checked(folder: Path, recipe: str, tok: Path, some: list[dict[str, Any]], **given: Any) -> DataReport:
+    write(folder / "train.jsonl", some)
+    (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "train.jsonl"}}))
+    (folder / "recipe.yaml").write_text(recipe.format(tok=tok))
+    report = check_data(training=folder / "recipe.yaml", tokenizer=tok, select=["DAT"], **given).data
+    assert report is not None
+    return report
+
+
+ROW = {"instruction": "why is bread warm", "input": "", "output": "it is new it is new"}
+
+
+def test_an_installed_program_writes_the_prompt_and_makes_the_cut(programs: None, tmp_path: Path, tok: Path) -> None:
+    asked = len(["be", "kind", "to", "all", "who", "ask", "why", "is", "bread", "warm"])
+    recipe = OF_FACTORY + "template: kind\ncutoff_len: {limit}\n"
+    whole = checked(tmp_path, recipe.replace("{limit}", "64"), tok, [ROW] * 3)
+    assert whole.prompt == "the template kind of llama-factory, as it is installed here"
+    assert whole.template == "llama-factory (kind)"
+    assert whole.lengths.longest > asked  # the system text is in it
+    assert (whole.tokens.kept, whole.seen.cut.count) == (whole.tokens.total, 0)
+
+    cut = checked(tmp_path, recipe.replace("{limit}", "8"), tok, [ROW] * 3)
+    assert (cut.lengths.longest, cut.tokens.kept) == (whole.lengths.longest, 3 * 8)  # half of it for each side
+    assert (cut.seen.question_cut.count, cut.seen.answer_cut.count) == (3, 3)
+
+    odd = [{**ROW, "instruction": "drop me"}, ROW]
+    assert [fault.reason for fault in checked(tmp_path, recipe.replace("{limit}", "64"), tok, odd).faults] == [
+        "the program leaves it out"
+    ]
+    unknown = checked(tmp_path, OF_FACTORY + "template: rude\n", tok, [ROW])
+    assert unknown.prompt.endswith("cannot be used: ValueError: Template rude does not exist.")
+
+    swift = checked(tmp_path, OF_SWIFT + "template: plain\nmax_length: 64\n", tok, [ROW])
+    assert (swift.prompt, swift.masked_by) == ("the template plain of ms-swift, as it is installed here", "ms-swift")
+    without = checked(tmp_path, OF_SWIFT, tok, [ROW])
+    assert "ms-swift knows no template of this model" in without.prompt
+
+
+def test_where_no_program_is_installed_the_prompt_is_assumed_and_the_cut_is_theirs(tmp_path: Path, tok: Path) -> None:
+    some = [{**one, "instruction": "why is bread warm " * 8} for one in rows("instruction", 6)]
+    factory = checked(tmp_path, OF_FACTORY + "template: kind\ncutoff_len: 20\n", tok, some)
+    assert factory.prompt == (
+        "assumed: the tokenizer's chat template; llama-factory writes its own template 'kind'; it may add a system text"
+    )
+    assert factory.seen.question_cut.count == 6
+    assert factory.tokens.kept == 6 * 20
+
+    swift = checked(tmp_path, OF_SWIFT + "max_length: 20\n", tok, some)
+    assert swift.prompt.startswith(
+        "assumed: the tokenizer's chat template; ms-swift writes the template that it has for"
+    )
+    assert (swift.tokens.kept, swift.seen.answer_lost.count, swift.seen.question_cut.count) == (0, 6, 0)
+    left = checked(tmp_path, OF_SWIFT + "max_length: 20\ntruncation_strategy: left\n", tok, some)
+    assert (left.tokens.kept, left.seen.answer_lost.count) == (6 * 20, 0)
+    assert left.tokens.supervised > factory.tokens.supervised  # the answer stands at the end
+
+
+@every(
+    ("asked", "answered", "room", "expected"),
+    [
+        (150, 29, 64, (35, 29)),  # the answer takes less than half: the question is cut
+        (10, 150, 64, (10, 54)),  # the question takes less than half: the answer is cut
+        (60, 40, 50, (30, 20)),  # both are cut in proportion
+        (60, 25, 50, (36, 14)),  # the answer takes just half
+        (25, 60, 50, (15, 35)),
+        (24, 60, 50, (24, 26)),
+        (5, 5, 64, (5, 5)),
+        (0, 9, 4, (0, 4)),
+        (9, 0, 4, (4, 0)),
+        (0, 0, 0, (0, 0)),
+    ],
+)
+def test_a_question_and_its_answer_share_the_room(
+    asked: int, answered: int, room: int, expected: tuple[int, int]
+) -> None:
+    assert shares(asked, answered, room) == expected
+
+
+def test_each_turn_is_cut_after_the_other() -> None:
+    mask = [0] * 10 + [1] * 5 + [0] * 10 + [1] * 5
+    assert list(cut_at(20, mask, 30, "shared")) == [*range(19), 25]
+    assert list(cut_at(12, mask, 30, "shared")) == [*range(7), *range(10, 15)]
+    assert list(cut_at(30, mask, 30, "shared")) == list(range(30))
+    assert list(cut_at(3, [1] * 6, 6, "shared")) == [0, 1, 2]
+    assert list(cut_at(4, [0, 1] * 3, 6, "cut_left")) == [2, 3, 4, 5]
+    assert list(cut_at(4, None, 6, "cut")) == [0, 1, 2, 3]
+
+
+@every(
+    ("recipe", "expected"),
+    [
+        ("base_model: x\nsequence_len: 9\nmicro_batch_size: 1\n", "left_out"),
+        ("base_model: x\nsequence_len: 9\nmicro_batch_size: 1\nexcess_length_strategy: truncate\n", "cut"),
+        ("model_name_or_path: x\nstage: sft\ncutoff_len: 9\n", "shared"),
+        ("model: x\ntuner_type: lora\n", "left_out"),
+        ("model: x\ntuner_type: lora\ntruncation_strategy: left\n", "cut_left"),
+        ("model: x\ntuner_type: lora\ntruncation_strategy: right\n", "cut"),
+        ("model_name_or_path: x\nlearning_rate: 1e-4\n", "cut"),
+    ],
+)
+def test_what_becomes_of_a_row_over_the_limit_is_the_recipe_s(recipe: str, expected: str, tmp_path: Path) -> None:
+    assert plan(tmp_path, recipe).overlong == expected
+
+
+def plan(folder: Path, recipe: str) -> DataPlan:
+    path = folder / "recipe.yaml"
+    path.write_text(recipe)
+    return read_data_plan(path)
+
+
+def test_ms_swift_s_recipe(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text("{}\n")
+    text = "model: x\ntrain_type: lora\ndataset: [d.jsonl#20, e.jsonl]\ncolumns: {q: query}\nmax_length: 9\n"
+    found = plan(tmp_path, text + "template: qwen\npacking: true\ntruncation_strategy: split\n")
+    assert (found.program, found.train, found.prompt) == ("ms-swift", tmp_path / "d.jsonl", "qwen")
+    assert (found.max_length, found.packing, found.loss, found.keeps_overflow) == (9, True, "assistant", True)
+    assert (found.naming.columns, found.notes) == (
+        {"q": "query"},
+        ("the recipe names 2 data sets: only the first is read",),
+    )
+    assert plan(tmp_path, text + "loss_scale: all\n").loss == "all"
+
+
+def test_axolotl_s_template_of_the_data_set_wins(tmp_path: Path) -> None:
+    text = "base_model: x\nsequence_len: 9\nmicro_batch_size: 1\nchat_template: chatml\ndatasets:\n  - path: d\n"
+    assert plan(tmp_path, text).prompt == "chatml"
+    assert plan(tmp_path, f"{text}    chat_template: llama3\n").prompt == "llama3"

@@ -1,0 +1,61 @@
+"""What the text of an answer shows, and what ids beside labels show, at each edge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables import every
+
+from gradience.data.measure import _alike, _of_labels
+from gradience.data.signs import Own, signs_of
+
+SAID = "It is new bread again."
+
+
+@every(
+    ("answer", "sign", "shown"),
+    [
+        (" ".join([SAID] * 5), "loops", True),
+        (" ".join([SAID] * 4), "loops", False),
+        (" ".join(["It is new."] * 20), "loops", False),  # too short a sentence
+        (" ".join([SAID] * 5) + " x" * 57, "loops", False),  # less than half of the answer
+        (" ".join([SAID] * 5) + " x" * 50, "loops", True),
+        ("nan", "missing_value", True),
+        (" <NA> ", "missing_value", True),
+        ("None", "missing_value", False),
+        ("nan is no number", "missing_value", False),
+        ("Dear [INSERT NAME],", "placeholder", True),
+        ("Dear {{customer_name}},", "placeholder", True),
+        ("{{ name }} of a template", "placeholder", False),
+        ("a list [1, 2] and [Note]", "placeholder", False),
+        ("Assistant: yes", "speaker_label", True),
+        ("### Assistant: yes", "speaker_label", True),
+        ("Assistant manager is a role", "speaker_label", False),
+        ("caf\\u00e9", "escaped_letters", True),
+        ("caf\u00e9", "escaped_letters", False),
+        ("\\u4e2d", "escaped_letters", False),
+    ],
+)
+def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
+    turns = [{"role": "user", "content": "why is bread warm"}, {"role": "assistant", "content": answer}]
+    assert (sign in signs_of({"messages": turns}, Own())) is shown
+
+
+@every(
+    ("ids", "labels", "expected"),
+    [
+        ([1, 2, 3, 4], [-100, 2, 3, 4], []),
+        ([1, 2, 3, 4], [2, 3, 4, -100], ["labels_differ", "labels_shifted"]),
+        ([1, 2, 3, 4], [9, 9, 3, 4], ["labels_differ"]),  # just half
+        ([1, 2, 3, 4], [9, 2, 3, 4], []),
+        ([1, 2, 3, 4], [-100] * 4, []),
+        ([5, 5, 5, 5], [5, 5, 5, -100], []),
+    ],
+)
+def test_labels_are_held_against_their_tokens(ids: list[int], labels: list[int], expected: list[str]) -> None:
+    assert _of_labels(ids, labels) == expected
+
+
+def test_labels_that_differ_in_capitals_or_blanks_are_a_group() -> None:
+    some: Any = ["no", "No ", "yes", "new  york", "New York"]
+    assert _alike(some) == [["No ", "no"], ["New York", "new  york"]]
