@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
     from gradience.judge.why import explain_difference
     from gradience.prove.bench import bench_adapter, bench_merge, bench_mitigate
-    from gradience.prove.options import BenchOptions
+    from gradience.prove.options import BenchOptions, ReceiptOptions
+    from gradience.prove.receipt import make_receipt, verify_served
     from gradience.prove.verify_merge import verify_merged
     from gradience.report import write_report
     from gradience.rewrite.compare import compare_adapters
@@ -60,6 +61,7 @@ _HOMES = {
     "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
+    "ReceiptOptions": "gradience.prove.options",
     "ReportOptions": "gradience.judge.options",
     "ResizeOptions": "gradience.rewrite.options",
     "SchemaError": "gradience.errors",
@@ -81,6 +83,7 @@ _HOMES = {
     "import_run": "gradience.importers",
     "json_schema": "gradience.schema.export",
     "list_rules": "gradience.rules",
+    "make_receipt": "gradience.prove.receipt",
     "mitigate_adapter": "gradience.rewrite.mitigate",
     "merge_adapters": "gradience.rewrite.merge",
     "merge_check": "gradience.rewrite.merge.check",
@@ -88,6 +91,7 @@ _HOMES = {
     "resize_adapter": "gradience.rewrite.resize",
     "validate_log": "gradience.telemetry.reader",
     "verify_merged": "gradience.prove.verify_merge",
+    "verify_served": "gradience.prove.receipt",
     "write_report": "gradience.report",
 }
 
@@ -110,6 +114,7 @@ __all__ = [
     "MitigateOptions",
     "OptionError",
     "OutputError",
+    "ReceiptOptions",
     "RecorderError",
     "ReportOptions",
     "ResizeOptions",
@@ -135,6 +140,7 @@ __all__ = [
     "import_run",
     "json_schema",
     "list_rules",
+    "make_receipt",
     "merge_adapters",
     "merge_check",
     "mitigate_adapter",
@@ -143,6 +149,7 @@ __all__ = [
     "runs",
     "validate_log",
     "verify_merged",
+    "verify_served",
     "write_report",
 ]
 

@@ -99,6 +99,10 @@ LIMITS = [
     ("rewrite.convert.source", "_LARGEST_PRODUCT", 1 << 14),
     ("judge.diagnose.sources", "MAX_ENTRIES", 10_000),
     ("rewrite.merge.methods", "_LARGEST", 1e6),
+    ("prove.receipt", "LARGEST", 20_000),
+    ("prove.receipt", "_LARGEST_READ", 1 << 20),
+    ("prove.receipt.endpoint", "_LARGEST", 64 << 20),
+    ("prove.receipt.endpoint", "TOP", 1000),
     ("prove.verify_merge", "_MOST", 5),
     ("rewrite.writing", "_MAX_CARD", 64 * 1024),
 ]

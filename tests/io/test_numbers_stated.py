@@ -410,6 +410,19 @@ STATED: dict[str, dict[str, Any]] = {
     "tables": {"_BEYOND": 1 << 63},
     "collect.runs": {"MOST_CURVES": 26},
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
+    "prove.receipt": {"CANDIDATES": 1.5, "_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
+    "prove.receipt.verdict": {
+        "FLOOR": -12.0,
+        "_LEAST": 32,
+        "_COVERED": 0.2,
+        "_ROUNDED": 0.5e-4,
+        "_LOST": 0.5,
+        "_NO_CHANCE": 0.99,
+        "_TINY": 1e-300,
+        "_PASSES": 8,
+        "_NEAR": 0.02,
+        "_SMALLEST": 0.1,
+    },
     "prove.verify_merge.delta": {
         "UNIT": {"F64": 2.0 ** (-53), "F32": 2.0 ** (-24), "F16": 2.0 ** (-11), "BF16": 2.0 ** (-8)},
         "_ROUNDINGS": 8,
@@ -482,13 +495,28 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "judge.monitor.source": "_CHUNK",
     "rewrite.resize.cut": "_TILE",
     "collect.runs.collect": "_ALONE",
+    "prove.receipt.endpoint": "_SHOWN",
+    "prove.receipt.targets": "_CONTEXT",
+    "prove.receipt.verdict": "_SHOWN",
+    "render.receipt": "_TRIED",
     "prove.verify_merge": "_BLOCK",
     "prove.verify_merge.measure": "_CAST",
     "prove.verify_merge.replays": "_SPAN _GROUP",
     "rewrite.writing": "_AHEAD _LARGE",
 }
 MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of a threshold, a place in a list, or NaN
-APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
+APART = (
+    "hf",
+    "lightning",
+    "swift",
+    "axolotl",
+    "__main__",
+    "models.statistics",
+    "models.outputs",
+    "models.reading",
+    "models.states",
+    "models.probes",
+)  # need torch, or run
 
 
 @every("module", STATED)

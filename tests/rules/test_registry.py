@@ -19,12 +19,13 @@ from gradience.rules import GROUPS, Description, all_ids, cards_of, rule_cards, 
 from gradience.rules.config import RULES
 from gradience.rules.joins.run import JOINS
 from gradience.rules.merge import MERGE_RULES
+from gradience.rules.served import SERVED_RULES
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.document import RuleCard
 
 SOURCE = Path(gradience.__file__).parent
 ID = re.compile(r"[A-Z]{2,3}\d{3}")
-OWN = (*RULES, *WEIGHTS_RULES, *MERGE_RULES)
+OWN = (*RULES, *WEIGHTS_RULES, *MERGE_RULES, *SERVED_RULES)
 
 
 @cache

@@ -36,6 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "resize_adapter": {"options": gradience.ResizeOptions(), "force": False},
     "validate_log": {"max_issues": 100},
     "verify_merged": {"threads": 1},
+    "verify_served": {"timeout": 120.0},
     "write_report": {"options": gradience.ReportOptions(), "force": False},
     "TelemetryWriter": {
         "allow_text": False,
@@ -80,7 +81,18 @@ def test_every_function_with_a_default_is_listed():
 
 # --- within ------------------------------------------------------------------------------------------------------
 
-APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
+APART = (
+    "hf",
+    "lightning",
+    "swift",
+    "axolotl",
+    "__main__",
+    "models.statistics",
+    "models.outputs",
+    "models.reading",
+    "models.states",
+    "models.probes",
+)  # need torch, or run
 WITHIN: dict[str, dict[str, Any]] = {
     "rules.log.rewards": {"find.least": 1},
     "schema.wiring": {
@@ -142,6 +154,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "compare.top": 5,
         "compare.device": "auto",
     },
+    "cli.receipt": {"verify_served.timeout": 120.0},
     "cli.rewrite": {"_ConvertOptions.to": "peft"},
     "cli.schema": {"schema.name": "telemetry", "validate.max_issues": 100},
     "configs.document": {"DataPlan.pads": True, "DataPlan.program": "trl", "DataPlan.overlong": "cut"},
@@ -271,6 +284,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "BenchOptions.seeds": 3,
         "BenchOptions.timeout": 3600.0,
         "BenchOptions.max_length": 1024,
+        "ReceiptOptions.rows": 16,
     },
     "prove.bench.evaluators": {"Command.higher_is_better": True},
     "prove.bench.judge": {"Task.judged": True},
@@ -330,6 +344,10 @@ WITHIN: dict[str, dict[str, Any]] = {
         "show_runs.top": 10,
     },
     "rewrite.sides": {"matched.overlapping": True},
+    "prove.receipt": {"verify_served.timeout": 120.0},
+    "prove.receipt.endpoint": {"Endpoint.timeout": 120.0},
+    "rules.served": {"_ServedRule.groups": ("served",)},
+    "schema.receipt": {"Receipt.dtype": "float32", "Receipt.device": "cpu"},
     "prove.verify_merge": {"verify_merged.threads": 1},
     "prove.verify_merge.measure": {"_span.quick": True},
     "prove.verify_merge.replays": {"missed_by.quick": True, "with_factor.times": 1},

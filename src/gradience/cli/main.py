@@ -65,6 +65,14 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.merge:verify_merge",
         "Check that a merged model contains an adapter, tensor by tensor.",
     ),
+    "receipt": (
+        "gradience.cli.receipt:receipt",
+        "Write down what an adapter answers, to compare with what is served later.",
+    ),
+    "verify-served": (
+        "gradience.cli.receipt:verify_served",
+        "Tell whether what is served is what was trained, and if not, what it is.",
+    ),
     "bench": (
         "gradience.cli.bench:bench",
         "Measure on held-out data what a smaller, merged or mitigated adapter loses.",
@@ -104,9 +112,9 @@ BELOW = {  # commands of a command, in the form of COMMANDS
 
 HEADINGS = {  # heading: the commands under it; commands in no heading are listed under the last
     "Look": ("monitor", "why", "audit", "compare", "report", "fleet", "runs"),
-    "Judge": ("check", "diagnose", "bench", "merge-check", "verify-merge", "rules"),
+    "Judge": ("check", "diagnose", "bench", "merge-check", "verify-merge", "verify-served", "rules"),
     "Act": ("resize", "merge", "mitigate", "convert"),
-    "Record": ("import", "validate", "schema"),
+    "Record": ("receipt", "import", "validate", "schema"),
     "More": (),
 }
 

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from gradience.announce import Place
 from gradience.configs.values import short_name
 from gradience.data import template_digest
+from gradience.errors import GradienceError
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.trainer_wires import CallbackWires, Wanted
@@ -50,6 +51,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
         wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
+        receipt: at the end write `receipt.json` beside the log, for `gradience verify-served`, by a few passes over 24
+            rows of the evaluation set.
         digests: record digests of each step's batch and of the random states, for `gradience why`.
         verbose: say findings through logging; they are recorded in any case.
         announce: where findings and the run's story are told too, such as `("wandb", "webhook")`: the places of
@@ -75,6 +78,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         stop_on: Iterable[str] = (),
         wiring: bool = True,
         digests: bool = True,
+        receipt: bool = False,
         verbose: bool = True,
         announce: Iterable[Place] = (),
         allow_text: bool = False,
@@ -94,6 +98,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._wiring: CallbackWires | None = None
         self._batches: BatchWatch | None = None
         self._data_recorded = False
+        self._wants_receipt = receipt
         self._fed: Values = {}
         self._program: Values = {}
         self._meta = dict(meta or {})
@@ -241,9 +246,22 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._batches = None
         with self._recorder:
             self._recorder.finish(state.global_step, state.max_steps, self._stopped)
+        if self._wants_receipt and self._recorder.log is not None and state.is_world_process_zero:
+            with self._recorder:
+                self._write_receipt(args, kwargs)
         if self._recorder.log is not None and state.is_world_process_zero:
             with suppress(Exception):  # what is only said must not end a training
                 self._voice.ended(self._recorder.log)
+
+    def _write_receipt(self, args: Any, shown: Mapping[str, Any]) -> None:
+        from gradience.hf.receipt import write_at_end  # only where asked for
+
+        out = (self._path or Path(args.output_dir) / "run.jsonl").with_name("receipt.json")
+        rows = shown.get("eval_dataloader") or shown.get("train_dataloader")
+        try:
+            write_at_end(shown["model"], shown.get("processing_class"), rows, out)
+        except GradienceError as error:
+            self._recorder.warn(f"no receipt is written: {error}")
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)

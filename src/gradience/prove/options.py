@@ -55,3 +55,33 @@ class BenchOptions:
             OptionError: there is one.
         """
         refuse_beyond(self, seed=WHOLE, seeds=COUNT, timeout=POSITIVE, max_length=COUNT, cap=POSITIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceiptOptions:
+    """What goes into a receipt.
+
+    Parameters
+    ----------
+    rows:
+        Sequences that are kept: those that the adapter changes most, of half as many more that are read.
+    seed:
+        Seed of the choice of rows from the file.
+    token_ids:
+        The file holds lists of token ids, or objects with input_ids.
+    keep_text:
+        Keep the text of the rows. Without it only token ids are kept.
+    """
+
+    rows: int = 16
+    seed: int = 0
+    token_ids: bool = False
+    keep_text: bool = False
+
+    def refuse_bad(self) -> None:
+        """Refuse an option out of its range.
+
+        Raises:
+            OptionError: there is one.
+        """
+        refuse_beyond(self, rows=COUNT, seed=WHOLE)

@@ -402,9 +402,11 @@ def rule_cards() -> tuple[RuleCard, ...]:
     from gradience.rules.joins.run import JOINS  # the same
     from gradience.rules.log import DETECTORS  # the same
     from gradience.rules.merge import MERGE_RULES  # the same
+    from gradience.rules.served import SERVED_RULES  # the same
     from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
-    every: tuple[Description, ...] = (*RULES, *DATA_RULES, *DETECTORS, *WEIGHTS_RULES, *JOINS, *MERGE_RULES)
+    of_reports = (*WEIGHTS_RULES, *JOINS, *MERGE_RULES, *SERVED_RULES)
+    every: tuple[Description, ...] = (*RULES, *DATA_RULES, *DETECTORS, *of_reports)
     cards = {rule.id: card(rule) for rule in every}
     return tuple(sorted(cards.values(), key=lambda each: GROUPS.index(each.groups[0])))
 

@@ -29,7 +29,7 @@ _NAMES: Final = frozenset(get_args(NonFinite))
 RULES_SCHEMA_ID: Final = "gradience.rules/v2"
 
 RuleGroup: TypeAlias = Literal[
-    "config", "base", "serve", "data", "log", "weights", "weights_and_base", "joins", "merge"
+    "config", "base", "serve", "data", "log", "weights", "weights_and_base", "joins", "merge", "served"
 ]
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 
@@ -292,7 +292,7 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         about(
             "Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `data`: check --data; "
             "`log`: monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over findings of "
-            "several of these groups; `merge`: merge-check."
+            "several of these groups; `merge`: merge-check; `served`: verify-served."
         ),
     ] = []
     severity: Annotated[Severity, about("Usual severity; a finding may be milder or graver.")]

@@ -30,6 +30,7 @@ from gradience.schema.fleet import (
     RunsShowReport,
 )
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
+from gradience.schema.receipt import Receipt, VerifyServedReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
 from gradience.schema.why import WhyReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
@@ -61,6 +62,8 @@ SchemaName: TypeAlias = Literal[
     "runs-best",
     "runs-curves",
     "why",
+    "verify-served",
+    "receipt",
     "provenance",
 ]
 
@@ -113,10 +116,12 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "runs-best": RunsBestReport,
     "runs-curves": RunsCurvesReport,
     "why": WhyReport,
+    "verify-served": VerifyServedReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",
     **{name: f"{name}-report-v2" for name in _REPORTS},
+    "receipt": "receipt-v1",
     "provenance": "provenance-v1",
 }
 
@@ -131,7 +136,11 @@ def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
         raise SchemaError(f"no schema is called {name!r}", advice=f"schemas: {', '.join(sorted(SCHEMAS))}")
     if name == "telemetry":
         return _telemetry()
-    return _report(name, _REPORTS[name]) if name in _REPORTS else _document(name, Provenance, "Provenance report v1")
+    if name in _REPORTS:
+        return _report(name, _REPORTS[name])
+    if name == "receipt":
+        return _document(name, Receipt, "Receipt v1")
+    return _document(name, Provenance, "Provenance report v1")
 
 
 def schema_text(name: SchemaName) -> str:

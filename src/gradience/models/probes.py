@@ -1,0 +1,83 @@
+"""What would be read if something had gone wrong: without one part of the adapter after the other, at other scales.
+
+Every probe is a forward pass over the sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+from peft.tuners.lora.layer import LoraLayer
+
+from gradience.io import Progress
+from gradience.models import FIRST, LoadedModel
+from gradience.models.inputs import Example
+from gradience.models.reading import Reading, read_loaded
+from gradience.models.states import adapted, groups_of, rounded, scaled, without
+
+_SCALES: Final = (0.125, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
+
+
+class Probes:
+    """A base and adapter in memory, read in states that a mistake would leave them in.
+
+    Args:
+        loaded: the model.
+        examples: the sequences.
+        progress: called with (probes done, probes in all, name of the probe).
+    """
+
+    def __init__(self, loaded: LoadedModel, examples: Sequence[Example], progress: Progress | None = None) -> None:
+        self._loaded, self._examples = loaded, examples
+        self._layers = adapted(loaded)
+        self._shown = progress or (lambda _done, _total, _name: None)
+        saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
+        self.groups: dict[str, frozenset[str]] = groups_of(list(self._layers), saved)
+
+    def parts(self) -> dict[str, Reading]:
+        """What is read without each group of the adapter's modules, by the group's name."""
+        found = {}
+        for number, (name, paths) in enumerate(self.groups.items()):
+            self._shown(number, len(self.groups), f"without {name}")
+            found[name] = self.without(paths)
+        self._shown(len(self.groups), len(self.groups), "")
+        return found
+
+    def in_4_bits(self) -> Reading:
+        """What is read with weights rounded to 4 bits."""
+        return self._read(rounded(self._loaded, "int4"))
+
+    def without(self, paths: frozenset[str]) -> Reading:
+        """What is read without these modules of the adapter."""
+        return self._read(without(self._layers, paths))
+
+    def scaled(self, factor: float) -> Reading:
+        """What is read with the adapter's update counted so many times."""
+        return self._read(scaled(self._layers, factor))
+
+    def _read(self, state: AbstractContextManager[Any]) -> Reading:
+        return read_loaded(self._loaded, self._examples, state=state)
+
+    def factors(self) -> Mapping[float, str]:
+        """The factors that mistakes of programs give, in words, and some between; none without LoRA layers."""
+        return factors_of(self._loaded)
+
+
+def factors_of(loaded: LoadedModel) -> dict[float, str]:
+    """The factors to try on a model, in rising order, with the mistake that gives each; empty for the others."""
+    layers = (layer for layer in adapted(loaded).values() if isinstance(layer, LoraLayer))
+    lora = [layer for layer in layers if FIRST in layer.scaling]
+    if not lora:
+        return {}
+    found = dict.fromkeys(_SCALES, "")
+    if len({layer.scaling[FIRST] for layer in lora}) == 1:
+        scaling, rank = float(lora[0].scaling[FIRST]), float(lora[0].r[FIRST])
+        is_rooted = loaded.model.peft_config[FIRST].use_rslora
+        found[scaling] = "the scale applied twice"
+        found[1.0 / scaling] = "alpha / r left out"
+        found[rank**-0.5 if is_rooted else rank**0.5] = (
+            "alpha / r in place of alpha / sqrt(r)" if is_rooted else "alpha / sqrt(r) in place of alpha / r"
+        )
+    return {factor: found[factor] for factor in sorted(found) if factor != 1.0}

@@ -1,0 +1,79 @@
+"""The log-probabilities that a model in memory gives to a few token sequences.
+
+For a causal model these are of each sequence's own next tokens, for a classifier of every class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gradience.errors import AdapterError
+from gradience.models import LoadedModel
+from gradience.models.inputs import Example, batches
+from gradience.models.outputs import log_probs, logits_of, row_sizes, tokens_within
+from gradience.models.states import adapted, without
+
+Reading = list[npt.NDArray[np.float64]]
+"""For each sequence its log-probabilities in nats."""
+
+LONGEST: Final = 64  # tokens of a sequence
+PREDICTIONS: Final = 40  # log-probabilities that are kept of a sequence
+
+
+def window(example: Example) -> Example:
+    """The part of an input that a receipt keeps: up to 40 predictions, and before them what fits in 64 tokens."""
+    stop = min(example.stop, example.first + PREDICTIONS, len(example.ids) - 1)
+    start = max(0, stop + 1 - LONGEST)
+    return Example(example.ids[start : stop + 1], max(example.first - start, 0), stop - start, example.label)
+
+
+@torch.inference_mode()
+def read_loaded(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    *,
+    state: AbstractContextManager[Any] | None = None,
+    alone: bool = False,
+) -> Reading:
+    """Read a model in memory.
+
+    Args:
+        loaded: the model.
+        examples: the sequences.
+        state: a context in which the model is read.
+        alone: one sequence at a time, without padding.
+
+    Raises:
+        AdapterError: an output is not finite.
+    """
+    found: Reading = [np.empty(0)] * len(examples)
+    pad = None if alone else loaded.pad
+    with state or nullcontext():
+        for batch in batches(examples, tokens=tokens_within(loaded), pad=pad):
+            scores = log_probs(logits_of(loaded, batch))
+            for row, own in zip(batch.rows, scores.split(row_sizes(loaded, batch)), strict=True):
+                found[row] = _kept(loaded, examples[row], own)
+    if not all(np.isfinite(values).all() for values in found):
+        raise AdapterError("the model's outputs are not finite", advice="check the weights of base and adapter")
+    return found
+
+
+def _kept(loaded: LoadedModel, example: Example, scores: torch.Tensor) -> npt.NDArray[np.float64]:
+    if loaded.task == "causal-lm":
+        following = torch.tensor(example.ids[example.first + 1 : example.stop + 1], device=scores.device)
+        scores = scores.gather(1, following[:, None])
+    return scores.reshape(-1).double().cpu().numpy()
+
+
+def as_base(loaded: LoadedModel) -> AbstractContextManager[Any]:
+    """A context in which the model is the base. A classifier keeps the head that the adapter brought, having no own."""
+    layers = adapted(loaded)
+    if loaded.task == "causal-lm":
+        return without(layers, list(layers))
+    return without(layers, [path for path, layer in layers.items() if not hasattr(layer, "modules_to_save")])

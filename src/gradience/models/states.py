@@ -1,0 +1,152 @@
+"""States in which a loaded base with an adapter is read: without parts of the adapter, at another scale, rounded.
+
+Each state is a context that changes the model in memory and puts back what it changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal, TypeAlias
+
+import peft
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+
+from gradience.adapters import layer_index, module_type
+from gradience.models import FIRST, LoadedModel
+
+Rounding: TypeAlias = Literal["bfloat16", "int8", "int4"]
+
+_GROUP: Final = 32  # weights that share a scale, as in llama.cpp's Q8_0 and Q4_0
+_LEVELS: Final = {"int8": 127.0, "int4": 7.0}  # the largest code of each
+_QUARTERS: Final = 4
+
+
+def adapted(loaded: LoadedModel) -> dict[str, Any]:
+    """The adapter's layers, and the modules that it saves whole, by their paths in the base."""
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    named = loaded.model.base_model.model.named_modules() if hasattr(loaded.model, "base_model") else ()
+    return {name: module for name, module in named if isinstance(module, kinds)}
+
+
+def digest_of(loaded: LoadedModel) -> str:
+    """A digest of the adapter's tensors by name and value, equal for the model in memory and for its saved file."""
+    state = peft.get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
+    whole = hashlib.sha256()
+    for name in sorted(state):
+        whole.update(f"{name}{list(state[name].shape)}".encode())
+        whole.update(state[name].detach().float().cpu().numpy().tobytes())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def groups_of(paths: Collection[str], saved: Collection[str] = ()) -> dict[str, frozenset[str]]:
+    """Groups of modules that a program may leave out together, by name, the largest first.
+
+    Attention, MLP, each kind of module, quarters and halves of the layers, each layer, and each of the modules that
+    are `saved` whole. Groups of equal content are named once, and all modules together are no group.
+
+    >>> list(groups_of(["layers.0.self_attn.q_proj", "layers.0.mlp.up_proj"]))
+    ['attention', 'MLP']
+    """
+    by_layer: dict[int, set[str]] = {}
+    by_kind: dict[str, set[str]] = {}
+    by_type: dict[str, set[str]] = {}
+    for path in (path for path in paths if path not in saved):
+        by_kind.setdefault(path.rpartition(".")[2], set()).add(path)
+        by_type.setdefault(module_type(path), set()).add(path)
+        if (layer := layer_index(path)) is not None:
+            by_layer.setdefault(layer, set()).add(path)
+    named: dict[str, set[str]] = {}
+    named |= {words: by_type[kind] for kind, words in (("attn", "attention"), ("mlp", "MLP")) if kind in by_type}
+    named |= {f"every {kind}": found for kind, found in by_kind.items()}
+    layers = sorted(by_layer)
+    for parts in (2, _QUARTERS):
+        size = -(-len(layers) // parts)
+        spans = [layers[start : start + size] for start in range(0, len(layers), size)] if len(layers) > parts else []
+        named |= {f"layers {s[0]} to {s[-1]}": set().union(*(by_layer[i] for i in s)) for s in spans if len(s) > 1}
+    named |= {f"layer {i}": by_layer[i] for i in layers}
+    named |= {f"{path}, saved whole": {path} for path in saved}
+    groups: dict[str, frozenset[str]] = {}
+    for name, found in named.items():
+        if found and len(found) < len(paths) and frozenset(found) not in groups.values():
+            groups[name] = frozenset(found)
+    return groups
+
+
+@contextmanager
+def without(layers: Mapping[str, Any], paths: Collection[str]) -> Iterator[None]:
+    """A context in which these modules compute what the base does."""
+    try:
+        for path in paths:
+            layers[path].enable_adapters(enabled=False)
+        yield
+    finally:
+        for path in paths:
+            layers[path].enable_adapters(enabled=True)
+            layers[path].requires_grad_(requires_grad=False)
+
+
+@contextmanager
+def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
+    """A context in which every LoRA update counts `factor` times."""
+    found = [layer for layer in layers.values() if isinstance(layer, LoraLayer) and FIRST in layer.scaling]
+    before = [layer.scaling[FIRST] for layer in found]
+    try:
+        for layer, scale in zip(found, before, strict=True):
+            layer.scaling[FIRST] = factor * scale
+        yield
+    finally:
+        for layer, scale in zip(found, before, strict=True):
+            layer.scaling[FIRST] = scale
+
+
+@contextmanager
+def rounded(loaded: LoadedModel, to: Rounding) -> Iterator[None]:
+    """A context in which the model computes in bfloat16, or with weights of its matrices rounded to 8 or 4 bits.
+
+    Codes are symmetric, with one scale for 32 weights of a row, as in llama.cpp's Q8_0. Only one rounded matrix is in
+    memory at a time.
+    """
+    if to == "bfloat16":
+        with torch.autocast(loaded.device.type, dtype=torch.bfloat16):
+            yield
+        return
+    matrices = [module for name, module in loaded.model.named_modules() if _is_matrix(name, module)]
+    hooks = [hook for module in matrices for hook in _rounding(module, to)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_matrix(name: str, module: Any) -> bool:
+    """Whether the module multiplies by a weight of the base: an adapter's factors are merged, not rounded alone."""
+    is_one = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, which is transformers'
+    return is_one and ".lora_" not in name and module.weight.is_floating_point()
+
+
+def _rounding(module: Any, to: Rounding) -> Sequence[Any]:
+    kept: list[torch.Tensor] = []
+
+    def before(layer: Any, _inputs: Any) -> None:
+        kept.append(layer.weight.data)
+        layer.weight.data = quantised(layer.weight.data, _LEVELS[to])
+
+    def after(layer: Any, _inputs: Any, _output: Any) -> None:
+        layer.weight.data = kept.pop()
+
+    return module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)
+
+
+def quantised(weight: torch.Tensor, levels: float) -> torch.Tensor:
+    """The weight as its codes give it back: per 32 entries of a row max / `levels` times a whole number."""
+    flat = weight.float().reshape(-1)
+    padded = torch.nn.functional.pad(flat, (0, -len(flat) % _GROUP)).reshape(-1, _GROUP)
+    step = padded.abs().amax(dim=1, keepdim=True) / levels
+    codes = torch.where(step > 0, (padded / torch.where(step > 0, step, 1.0)).round(), 0.0)
+    return (codes * step).reshape(-1)[: len(flat)].reshape(weight.shape).to(weight.dtype)

@@ -1,0 +1,281 @@
+"""Log-probabilities from a server that speaks OpenAI's completions.
+
+Requests go to the address given and nowhere else: redirects are not followed, and no proxy is used. A key is read from
+the environment and is in no message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gradience.errors import GradienceError
+from gradience.io.reading import decode_json
+from gradience.schema import Json
+
+TOP: Final = 1000
+"""Most probable tokens that are asked for, where a server gives no log-probabilities of the prompt. Most give fewer."""
+
+_LESS: Final = (20, 5)  # vLLM's and OpenAI's limits
+_LARGEST: Final = 64 << 20  # bytes of an answer
+_KEY: Final = "GRADIENCE_API_KEY"
+_REFUSED: Final = (400, 404, 405, 413, 422, 500, 501)  # of a request that a server does not know
+_SHOWN: Final = 160  # characters of a server's message
+
+
+class RefusedError(GradienceError):
+    """The server answers that it does not know the request."""
+
+
+class _Stays(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_args: Any, **_more: Any) -> None:
+        return None
+
+
+class Answered(NamedTuple):
+    """The log-probabilities of each sequence, NaN where a server did not give one, and how they were got."""
+
+    reading: list[npt.NDArray[np.float64]]
+    how: str
+    tokens: list[int]
+    """For each sequence, the number of prompt tokens that the server counted; 0 if it does not say."""
+
+
+class Endpoint:
+    """A server, and the model that is asked there.
+
+    Args:
+        address: http://host:port, or that with a path such as /v1.
+        model: the served model's name; may be left out if there is one only.
+        timeout: seconds that one request may take.
+
+    Raises:
+        GradienceError: nothing answers there, or it serves several models and none is named.
+    """
+
+    def __init__(self, address: str, *, model: str | None = None, timeout: float = 120.0) -> None:
+        parts = urllib.parse.urlsplit(address)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            raise GradienceError(
+                f"{address!r} is no address of a server", advice="expected http://host:port or http://host:port/v1"
+            )
+        self._root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}".removesuffix("/v1")
+        self._timeout = timeout
+        self._key = os.environ.get(_KEY)
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stays).open
+        self.model = self._model(model)
+
+    def _model(self, wanted: str | None) -> str:
+        try:
+            listed = self._asked("/v1/models").get("data", [])
+            names = [str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one]
+        except RefusedError:
+            names = []
+        if wanted is not None:
+            if names and wanted not in names:
+                raise GradienceError(f"no model {wanted!r} is served", advice=f"served: {', '.join(names[:8])}")
+            return wanted
+        if len(names) != 1:
+            what = f"{len(names)} models are served" if names else "the server lists no model"
+            raise GradienceError(what, advice=f"give --model NAME{': ' + ', '.join(names[:8]) if names else ''}")
+        return names[0]
+
+    def _asked(self, path: str, body: Mapping[str, Json] | None = None) -> dict[str, Json]:
+        """The answer to a request, as an object.
+
+        Raises:
+            RefusedError: the server does not know the request.
+            GradienceError: it does not answer, or with something else.
+        """
+        request = urllib.request.Request(self._root + path)  # noqa: S310  # http or https, see above
+        if self._key:
+            request.add_header("Authorization", f"Bearer {self._key}")
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        try:
+            with self._open(request, timeout=self._timeout) as answer:
+                raw = answer.read(_LARGEST + 1)
+            if len(raw) > _LARGEST:
+                raise RefusedError(f"{path}: an answer of over {_LARGEST >> 20} MiB")
+            found = decode_json(raw, dict[str, Any])
+        except urllib.error.HTTPError as error:
+            said = f"{path}: {error.code} {_message(error)}"
+            if error.code in _REFUSED:
+                raise RefusedError(said) from error
+            advice = f"put the key into the environment variable {_KEY}" if error.code in {401, 403} else ""
+            raise GradienceError(f"the server answers {said}", advice=advice) from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise GradienceError(
+                f"no usable answer from {self._root}{path}: {str(reason)[:_SHOWN]}", advice="check address and server"
+            ) from error
+        return found
+
+    def read(
+        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], text: Callable[[Sequence[int]], str] | None
+    ) -> Answered:
+        """Ask for the log-probabilities of each sequence's next tokens from its `first` position on.
+
+        Args:
+            rows: token ids of each sequence.
+            firsts: of each sequence, the position of the first prediction.
+            text: turns ids into text, for a server that takes no token ids; None if there is no tokenizer.
+
+        Raises:
+            GradienceError: the server gives no log-probabilities in any way that is known.
+        """
+        reasons = []
+        prompts: list[Callable[[Sequence[int]], Json]] = [list] if text is None else [list, text]
+        for prompt in prompts:
+            for way in (self._prompt_logprobs, self._echo, self._forced):
+                try:
+                    return way(rows, firsts, prompt)
+                except RefusedError as error:
+                    reasons.append(str(error))
+        raise RefusedError("; ".join(dict.fromkeys(reasons)))
+
+    def _complete(self, prompt: Json, **more: Json) -> tuple[dict[str, Json], int]:
+        """The first choice of a completion of one token, and the number of tokens that the server counted."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, **more}
+        answer = self._asked("/v1/completions", body)
+        choices, usage = answer.get("choices"), answer.get("usage")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise RefusedError("/v1/completions: an answer without choices")
+        count = usage.get("prompt_tokens") if isinstance(usage, dict) else 0
+        return choices[0], count if isinstance(count, int) else 0
+
+    def _prompt_logprobs(
+        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
+    ) -> Answered:
+        """VLLM's own parameter: for each token of the prompt a table from token id to log-probability."""
+        found, counts = [], []
+        for ids, first in zip(rows, firsts, strict=True):
+            choice, count = self._complete(prompt(ids), prompt_logprobs=0)
+            tables = choice.get("prompt_logprobs")
+            if not isinstance(tables, list):
+                raise RefusedError("/v1/completions: no prompt_logprobs in the answer")
+            values = [_of_table(table, token) for table, token in zip(tables, ids, strict=False)]
+            found.append(_cut(values, len(ids), first))
+            counts.append(count or len(tables))
+        return Answered(found, "prompt_logprobs of /v1/completions", counts)
+
+    def _echo(
+        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
+    ) -> Answered:
+        """OpenAI's old `echo`: the prompt comes back with the log-probability of each of its tokens."""
+        found, counts = [], []
+        for ids, first in zip(rows, firsts, strict=True):
+            choice, count = self._complete(prompt(ids), echo=True, logprobs=1)
+            told = choice.get("logprobs")
+            values = told.get("token_logprobs") if isinstance(told, dict) else None
+            if not isinstance(values, list) or len(values) < len(ids):
+                raise RefusedError("/v1/completions: no log-probabilities of the prompt with echo")
+            found.append(_cut([_number(value) for value in values], len(ids), first))
+            counts.append(count)
+        return Answered(found, "echo with logprobs of /v1/completions", counts)
+
+    def _forced(
+        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
+    ) -> Answered:
+        """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
+        most = self._most(prompt(rows[0][: firsts[0] + 1]))
+        found, counts = [], []
+        for ids, first in zip(rows, firsts, strict=True):
+            values = []
+            count = 0
+            for place in range(first, len(ids) - 1):
+                choice, count = self._complete(prompt(ids[: place + 1]), logprobs=most)
+                values.append(_of_top(choice.get("logprobs"), ids[place + 1]))
+            found.append(np.array(values, np.float64))
+            counts.append(count + 1 if count else 0)
+        return Answered(found, f"the {most} most probable next tokens of /v1/completions, token by token", counts)
+
+    def _most(self, prompt: Json) -> int:
+        """The largest number of most probable tokens that the server gives with their ids.
+
+        Raises:
+            RefusedError: it gives none.
+        """
+        reason = "/v1/completions: no log-probabilities with token ids"
+        for most in (TOP, *_LESS):
+            try:
+                choice, _ = self._complete(prompt, logprobs=most)
+            except RefusedError as error:
+                reason = str(error)
+                continue
+            told = choice.get("logprobs")
+            if _top_of(told):
+                return most
+        raise RefusedError(reason)
+
+    def tokens_of(self, text: str) -> list[int] | None:
+        """The server's token ids of a text, with special tokens; None if it does not say."""
+        for body in ({"model": self.model, "prompt": text}, {"content": text, "add_special": True}):
+            if (found := self._tokens({**body})) is not None:
+                return found
+        return None
+
+    def chat_tokens_of(self, text: str) -> list[int] | None:
+        """The server's token ids of a conversation of one turn; None if it does not say."""
+        messages = [{"role": "user", "content": text}]
+        if (
+            found := self._tokens({"model": self.model, "messages": messages, "add_generation_prompt": True})
+        ) is not None:
+            return found
+        try:
+            prompt = self._asked("/apply-template", {"messages": messages}).get("prompt")
+        except GradienceError:
+            return None
+        return self._tokens({"content": prompt, "add_special": False, "parse_special": True})
+
+    def _tokens(self, body: Mapping[str, Json]) -> list[int] | None:
+        try:
+            found = self._asked("/tokenize", body).get("tokens")
+        except GradienceError:
+            return None
+        return found if isinstance(found, list) and found and all(type(one) is int for one in found) else None
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        raw = error.read(_LARGEST)
+        held = decode_json(raw, dict[str, Any])
+    except (OSError, ValueError):
+        return str(error.reason)[:_SHOWN]
+    inner = held.get("error", held.get("detail", held.get("message", "")))
+    return str(inner.get("message", inner) if isinstance(inner, dict) else inner)[:_SHOWN]
+
+
+def _number(value: Json) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+
+
+def _cut(values: Sequence[float], count: int, first: int) -> npt.NDArray[np.float64]:
+    """The values of tokens first + 1 to count - 1; what follows is the token that was generated."""
+    return np.array(values[first + 1 : count], np.float64)
+
+
+def _of_table(table: Json, token: int) -> float:
+    held = table.get(str(token)) if isinstance(table, dict) else None
+    return _number(held.get("logprob")) if isinstance(held, dict) else _number(held)
+
+
+def _top_of(told: Json) -> list[dict[str, Json]]:
+    """The entries of the first generated token that have a token id."""
+    content = told.get("content") if isinstance(told, dict) else None
+    first = content[0] if isinstance(content, list) and content else None
+    top = first.get("top_logprobs") if isinstance(first, dict) else None
+    return [one for one in top if isinstance(one, dict) and type(one.get("id")) is int] if isinstance(top, list) else []
+
+
+def _of_top(told: Json, token: int) -> float:
+    return next((_number(one.get("logprob")) for one in _top_of(told) if one["id"] == token), float("nan"))

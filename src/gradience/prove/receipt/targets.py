@@ -1,0 +1,208 @@
+"""What may be compared with a receipt: an adapter's folder, a merged model, a GGUF file, an endpoint. Each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gradience.base.weights import BaseWeights, find_shards
+from gradience.data import template_digest
+from gradience.data.encoder import Chat, Encoder
+from gradience.errors import AdapterError, ConfigError, require
+from gradience.models.inputs import Example
+from gradience.prove.receipt.endpoint import Endpoint, RefusedError
+from gradience.schema.receipt import Receipt, ReceiptRow, Tokens
+
+PROBE: Final = "Gradience 0.1: is 12345 + 678 = 13023?\n\tdef f(x):  return {'é': x}  # naïve 日本"
+"""A text of our own on which tokenizers differ: digits, spaces, indents, accents, other scripts."""
+
+_HALVES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
+_CONTEXT: Final = 256  # tokens that llama.cpp makes room for: a sequence has 64
+_FILE_TYPES: Final = {0: "float32", 1: "float16", 7: "int8", 32: "bfloat16"}  # of gguf's LlamaFileType; others are less
+
+Kind = Literal["adapter", "model", "gguf", "endpoint"]
+
+
+class Target(NamedTuple):
+    """What was read: log-probabilities of each sequence, NaN where there is none, and how."""
+
+    kind: Kind
+    reading: list[npt.NDArray[np.float64]]
+    how: str
+    precision: str
+    """`float32`, `bfloat16`, `float16`, `int8`, `int4` for anything coarser; empty if unknown."""
+    tokens: Tokens | None
+    """How the target's tokenizer treats the text of our own; None if it does not say."""
+    not_said: str = ""
+    """Why there are no log-probabilities."""
+    miscounted: str = ""
+    """In words, a sequence of which the target counts another number of tokens."""
+
+
+def examples_of(rows: Sequence[ReceiptRow]) -> list[Example]:
+    """The receipt's sequences as inputs of a model."""
+    return [Example(tuple(row.ids), row.first, row.first + len(row.base)) for row in rows]
+
+
+def tokens_of(encoder: Encoder) -> Tokens:
+    """How a tokenizer and its template treat the text of our own."""
+    chat: list[int] = []
+    if encoder.template is not None:
+        (found,) = encoder.chats([Chat([{"role": "user", "content": PROBE}], prompt=True)])
+        chat = [] if isinstance(found, str) else found.ids
+    return Tokens(text=PROBE, ids=encoder.texts([PROBE])[0], chat=chat, template=template_digest(encoder.template))
+
+
+def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str | None, timeout: float) -> Target:
+    """Read the receipt's sequences from a target.
+
+    Args:
+        receipt: the receipt.
+        target: a folder, a .gguf file, or the address of a server.
+        base: the base of an adapter's folder; its tokenizer turns ids into text for a server that takes no ids.
+        model: the name under which a server serves the adapter.
+        timeout: seconds that one request may take.
+
+    Raises:
+        GradienceError: there is nothing of these at the target, or it cannot be read.
+    """
+    if target.startswith(("http://", "https://")):
+        return _of_endpoint(receipt, target, base, model, timeout)
+    place = Path(target)
+    if place.suffix == ".gguf" and place.is_file():
+        return _of_gguf(receipt, place)
+    if not place.is_dir():
+        raise AdapterError(
+            f"{target} is no folder, no .gguf file and no address",
+            advice="give an adapter's or a model's folder, a .gguf file, or http://host:port",
+        )
+    return _of_folder(receipt, place, base)
+
+
+def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> Target:
+    from gradience.models import load_model  # torch, late
+    from gradience.models.reading import read_loaded  # the same
+
+    is_adapter = (place / "adapter_config.json").is_file()
+    if is_adapter and base is None:
+        raise AdapterError(f"{place} is an adapter, and no base is given", advice="give --base MODEL")
+    task: Any = receipt.task
+    loaded = load_model(base or place, place, task=task) if is_adapter else load_model(place, task=task)
+    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    largest = max(max(row.ids) for row in receipt.rows)
+    tokens = None if loaded.tokenizer is None else tokens_of(loaded.tokenizer)
+    kind: Kind = "adapter" if is_adapter else "model"
+    if largest >= vocabulary:
+        why = f"the receipt has token id {largest}, and the target ids up to {vocabulary - 1}"
+        return Target(kind, [], "run by transformers", "", tokens, miscounted=why)
+    reading = read_loaded(loaded, examples_of(receipt.rows))
+    precision = "float32" if is_adapter else _precision(place)
+    return Target(kind, reading, f"run by transformers on {loaded.device.type}", precision, tokens)
+
+
+def _precision(place: Path) -> str:
+    """The coarsest float dtype of the weights that are matrices."""
+    held = {
+        info.dtype
+        for file in BaseWeights(find_shards(place)).files
+        for info in file.tensors.values()
+        if len(info.shape) > 1
+    }
+    known = [_HALVES[dtype] for dtype in held if dtype in _HALVES]
+    return min(known, key=("bfloat16", "float16", "float32").index) if len(known) == len(held) and known else ""
+
+
+def _of_gguf(receipt: Receipt, place: Path) -> Target:
+    require("llama_cpp", extra="gguf", what="a .gguf file")
+    import llama_cpp  # only those who have such a file need it
+
+    if receipt.task != "causal-lm":
+        raise AdapterError(f"{place}: a receipt of {receipt.task} is not compared with a GGUF file")
+    try:
+        model = llama_cpp.Llama(str(place), logits_all=True, n_ctx=_CONTEXT, n_batch=_CONTEXT, verbose=False)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise AdapterError(f"llama.cpp cannot load {place}: {error}", advice="check the file") from error
+    tokens = _tokens_of_gguf(model)
+    precision = _FILE_TYPES.get(int(model.metadata.get("general.file_type", -1)), "int4")
+    how = "run by llama.cpp"
+    if (largest := max(max(row.ids) for row in receipt.rows)) >= model.n_vocab():
+        why = f"the receipt has token id {largest}, and the file ids up to {model.n_vocab() - 1}"
+        return Target("gguf", [], how, precision, tokens, miscounted=why)
+    reading = []
+    for row in receipt.rows:
+        model.reset()
+        model.eval(row.ids)
+        logits = model.scores[: len(row.ids)].astype(np.float64)
+        places = np.arange(row.first, row.first + len(row.base))
+        own = logits[places] - np.logaddexp.reduce(logits[places], axis=1, keepdims=True)
+        reading.append(own[np.arange(len(places)), np.array(row.ids)[places + 1]])
+    model.close()
+    return Target("gguf", reading, how, precision, tokens)
+
+
+def _tokens_of_gguf(model: Any) -> Tokens:
+    template = model.metadata.get("tokenizer.chat_template")
+    ids = model.tokenize(PROBE.encode(), add_bos=True, special=False)
+    return Tokens(text=PROBE, ids=list(ids), template=template_digest(template))
+
+
+def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str | None, timeout: float) -> Target:
+    if receipt.task != "causal-lm":
+        raise AdapterError(f"a receipt of {receipt.task} is not compared with an endpoint", advice="give a folder")
+    served = Endpoint(address, model=model, timeout=timeout)
+    tokens = _tokens_served(receipt, served)
+    rows, firsts = [row.ids for row in receipt.rows], [row.first for row in receipt.rows]
+    try:
+        answered = served.read(rows, firsts, _decoder(base))
+    except RefusedError as error:
+        return Target("endpoint", [], "asked over HTTP", "", tokens, not_said=str(error))
+    counts = zip(rows, answered.tokens, strict=True)
+    odd = next(
+        (
+            f"of a sequence of {len(ids)} tokens the server counts {count}"
+            for ids, count in counts
+            if count and count != len(ids)
+        ),
+        "",
+    )
+    return Target("endpoint", answered.reading, answered.how, "", tokens, miscounted=odd)
+
+
+def _tokens_served(receipt: Receipt, served: Endpoint) -> Tokens | None:
+    if receipt.tokens is None:
+        return None
+    ids = served.tokens_of(receipt.tokens.text)
+    if ids is None:
+        return None
+    chat = served.chat_tokens_of(receipt.tokens.text) if receipt.tokens.chat else None
+    return Tokens(text=receipt.tokens.text, ids=ids, chat=chat or [])
+
+
+def _decoder(base: Path | None) -> Callable[[Sequence[int]], str] | None:
+    """Turn ids into text by the base's tokenizer."""
+    if base is None:
+        return None
+    try:
+        encoder = Encoder(base, masks=False)
+    except ConfigError:
+        return None
+    return lambda ids: encoder.decoded([ids])[0]
+
+
+def tokens_differ(own: Tokens | None, found: Tokens | None) -> str:
+    """What differs between the tokens of the receipt and those of a target, in words; empty if nothing is known to."""
+    if own is None or found is None:
+        return ""
+    if own.ids != found.ids:
+        at = next((i for i, pair in enumerate(zip(own.ids, found.ids, strict=False)) if pair[0] != pair[1]), -1)
+        what = f"{len(own.ids)} tokens, and there {len(found.ids)}" if at < 0 else f"another token at place {at}"
+        return f"the same text has {what}"
+    if own.chat and found.chat and own.chat != found.chat:
+        return f"the chat template gives {len(found.chat)} tokens to a turn, and gave {len(own.chat)}"
+    if own.template and found.template and own.template != found.template and not found.chat:
+        return "the chat template is another text"
+    return ""

@@ -1,0 +1,356 @@
+"""What was read at a target, placed among what the base, the adapter, and the adapter after a mistake would read.
+
+Let a be the log-probabilities under base and adapter, b under the base, y those of the target, as vectors over all
+tokens of the receipt. Distances are in units of the adapter's effect |a - b|. A mistake that can be repeated (a part
+left out, another scale) is an explanation if y is nearer to what it gives than to a, by a wide margin.
+
+What no mistake explains is noise or another adapter. Rounding moves log-probabilities in no direction of its own; a
+checkpoint moves them along what parts of the adapter do. So the share of y - a in the span of a - b and of what each
+part does tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+
+from gradience.rules.served import CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, SIGNIFICANT, UNLIKE
+from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
+
+Vector = npt.NDArray[np.float64]
+Reading = Sequence[Vector]
+"""For each sequence its log-probabilities in nats."""
+
+FLOOR: Final = -12.0  # nats: of a token this improbable (6e-6) only that it is, since rounding moves it most
+_LEAST: Final = 32  # log-probabilities; with fewer a verdict rests on a sentence
+_COVERED: Final = 0.2  # share of the adapter's effect, by squares, that a target's log-probabilities must cover
+_ROUNDED: Final = 0.5e-4  # nats by which a log-probability of a receipt is rounded at most
+_LOST: Final = 0.5  # residual of bfloat16 from which the adapter does too little on these rows
+_NO_CHANCE: Final = 0.99  # share of all directions from which chance explains everything
+_TINY: Final = 1e-300  # in place of a divisor that is 0
+_PASSES: Final = 8  # forward passes that narrow a factor down
+_NEAR: Final = 0.02  # by which a factor may miss that of a known mistake
+_SMALLEST: Final = 0.1  # factor; under it an update counts as absent
+_SHOWN: Final = 8  # explanations that a report has
+
+_OF_PRECISION: Final[dict[str, dict[NoiseOf, float]]] = {
+    "float32": {"batch": 1.0},
+    "float16": {"batch": 1.0, "bfloat16": 0.125},  # it has three bits more
+    "bfloat16": {"batch": 1.0, "bfloat16": 1.0},
+}
+_OTHERWISE: Final[dict[NoiseOf, float]] = {"batch": 1.0, "bfloat16": 1.0, "int8": 1.0}
+"""The noise to expect in a dtype, as multiples of what was measured."""
+
+
+class Explainer(Protocol):
+    """Base and adapter at hand, read in states that a mistake leaves them in."""
+
+    groups: dict[str, frozenset[str]]
+
+    def parts(self) -> Mapping[str, Reading]:
+        """Without each group of modules."""
+
+    def in_4_bits(self) -> Reading:
+        """With weights rounded to 4 bits."""
+
+    def without(self, paths: frozenset[str]) -> Reading:
+        """Without these modules."""
+
+    def scaled(self, factor: float) -> Reading:
+        """With the update counted so many times."""
+
+    def factors(self) -> Mapping[float, str]:
+        """The factors to try, and the mistakes that give them in words."""
+
+
+class Conclusion(NamedTuple):
+    """A verdict, and the numbers that it rests on."""
+
+    verdict: ServedVerdict
+    story: str
+    residual: float | None = None
+    share: float | None = None
+    from_base: float | None = None
+    noise: float | None = None
+    factor: float | None = None
+    missing: frozenset[str] = frozenset()
+    tried: tuple[tuple[str, float], ...] = ()
+    compared: int = 0
+
+
+class _Explanation(NamedTuple):
+    name: str
+    verdict: ServedVerdict
+    left: float
+    """|y - what it gives| / |a - b|."""
+    paths: frozenset[str] = frozenset()
+    factor: float | None = None
+
+
+def vector_of(reading: Reading) -> Vector:
+    """The log-probabilities of all sequences, one after the other, none under the floor. NaN stays."""
+    return np.maximum(np.concatenate(reading), FLOOR)
+
+
+class Evidence:
+    """The receipt's log-probabilities beside those that a target gave, where it gave one.
+
+    Args:
+        receipt: the receipt.
+        reading: of each row the target's log-probabilities, NaN where there is none.
+    """
+
+    def __init__(self, receipt: Receipt, reading: Reading) -> None:
+        b, a = (
+            vector_of([np.array(values) for values in rows])
+            for rows in ([row.base for row in receipt.rows], [row.adapter for row in receipt.rows])
+        )
+        y = vector_of(reading)
+        self.kept = np.isfinite(y)
+        self.covered = _square(a[self.kept] - b[self.kept]) / max(_square(a - b), _TINY)
+        self.a, self.b, self.y = a[self.kept], b[self.kept], y[self.kept]
+        self.rows = np.repeat(np.arange(len(receipt.rows)), [len(row.base) for row in receipt.rows])[self.kept]
+        self.size = float(np.linalg.norm(self.a - self.b)) or 1.0
+        self.rounded = _ROUNDED * len(self.y) ** 0.5 / self.size
+        self.noise = {one.of: one.residual for one in receipt.noise}
+
+    def seen(self, reading: Reading) -> Vector:
+        """What another reading has of the log-probabilities that the target gave."""
+        return vector_of(reading)[self.kept]
+
+    def distance(self, other: Vector) -> float:
+        """|y - other| in units of the adapter's effect."""
+        return float(np.linalg.norm(self.y - other)) / self.size
+
+    def share(self) -> tuple[float, float]:
+        """<y - b, a - b> / |a - b|^2, and its standard error by leaving out one sequence after the other."""
+        effect, own = self.a - self.b, self.y - self.b
+        count = int(self.rows.max()) + 1
+        above, below = (np.bincount(self.rows, x * effect, count) for x in (own, effect))
+        without_one = (above.sum() - above) / np.maximum(below.sum() - below, _TINY)
+        return float(above.sum() / max(below.sum(), _TINY)), float(np.sqrt((count - 1) * without_one.var()))
+
+
+def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes: Explainer | None = None) -> Conclusion:
+    """Return what the target is.
+
+    Args:
+        evidence: what was read.
+        precision: dtype of the target's weights, which sets the noise that is expected; empty if unknown.
+        exact: the target was run here on the base that was given, so that no rounding is an excuse.
+        probes: base and adapter, to repeat mistakes; None if they are not at hand.
+    """
+    e = evidence
+    if len(e.y) < _LEAST or e.covered < _COVERED:
+        story = (
+            f"The target gave {len(e.y)} log-probabilities of {len(e.kept)}, which cover {e.covered:.0%} of what the "
+            "adapter changes: too few"
+        )
+        return Conclusion("cannot_tell", story, compared=len(e.y))
+    kinds = _OF_PRECISION.get(precision, _OTHERWISE)
+    measured = max(times * e.noise.get(kind, 0.0) for kind, times in kinds.items())
+    fine = max(e.rounded, FINE.value * measured)
+    four_bits = e.noise.get("int4", 0.0)
+    coarse = fine if exact else max(fine, COARSE.value * four_bits)
+    is_float = precision in _OF_PRECISION
+    rounding = _Rounding(
+        measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse
+    )
+    share, error = e.share()
+    told = Conclusion("same", "", e.distance(e.a), share, e.distance(e.b), fine, compared=len(e.y))
+    if precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST:
+        return told._replace(
+            verdict="cannot_tell",
+            story="The adapter changes these rows by no more than bfloat16 does: write the receipt on rows of its task",
+        )
+    if told.residual is not None and told.residual <= max(e.rounded, FINE.value * e.noise.get("batch", 0.0)):
+        return told._replace(story=f"Every log-probability is the adapter's, to {told.residual:.1g} of its effect")
+    judged = _Judgement(e, told, rounding, error)
+    return judged.with_probes(probes) if probes is not None else judged.alone()
+
+
+class _Rounding(NamedTuple):
+    """How far rounding moves the adapter from itself, as residuals."""
+
+    measured: float
+    """In the target's dtype, as measured."""
+    fine: float
+    """In the target's dtype, at most."""
+    least: float
+    """From here on a model may have been merged into 4 bits, and then stored in its dtype."""
+    coarse: float
+    """Up to here it is what 4 bits do."""
+    beside: float
+    """Up to here rounding may come on top of a mistake."""
+
+    def may_be_4_bits(self, residual: float) -> bool:
+        """Whether a residual is one that 4-bit weights leave."""
+        return max(self.fine, self.least) < residual <= self.coarse
+
+
+class _Judgement:
+    """The verdict on a target that is not the adapter to the last digit."""
+
+    def __init__(self, evidence: Evidence, told: Conclusion, rounding: _Rounding, error: float) -> None:
+        self._e, self._told, self._rounding = evidence, told, rounding
+        self._r = told.residual or 0.0
+        self._drift = abs(1.0 - (told.share or 0.0)) / error if error else 0.0
+
+    def alone(self) -> Conclusion:
+        """The verdict from the receipt alone."""
+        base = _Explanation("the base", "the_base", self._told.from_base or 0.0)
+        if self._explains(base):
+            return self._explained(base, [base])
+        if self._r <= self._rounding.fine:
+            return self._same()
+        if self._rounding.may_be_4_bits(self._r):
+            if self._drift <= SIGNIFICANT.value:
+                return self._within(known=False)
+            return self._untold(
+                f"What answers is near the adapter, {self._away}, as 4 bits may leave it, but not at random: a "
+                "checkpoint, a missing part or another scale. --base and --adapter tell which"
+            )
+        return self._relative()
+
+    def with_probes(self, probes: Explainer) -> Conclusion:
+        """The verdict with base and adapter at hand."""
+        e = self._e
+        parts = {name: e.seen(reading) for name, reading in probes.parts().items()}
+        structure = self._structure(e.y, parts)
+        like_noise = self._structure(e.seen(probes.in_4_bits()), parts) + NOISE_LIKE.value
+        if self._r <= self._rounding.fine and (self._r <= self._rounding.measured or structure <= like_noise):
+            return self._same()
+        found = [_Explanation("the base", "the_base", self._told.from_base or 0.0)]
+        found += [
+            _Explanation(f"without {name}", "part_missing", e.distance(vector), probes.groups[name])
+            for name, vector in parts.items()
+        ]
+        found += self._scales(probes)
+        if min(found, key=_left).left > CLEAR.value * self._r:
+            found += self._pairs(parts, probes)
+        found.sort(key=_left)
+        if self._explains(found[0]):
+            return self._explained(found[0], found)
+        shown = tuple((one.name, one.left) for one in found[:_SHOWN])
+        self._told = self._told._replace(tried=shown)
+        if self._rounding.may_be_4_bits(self._r) and structure <= like_noise:
+            return self._within(known=True)
+        if self._r <= self._rounding.fine or (self._rounding.may_be_4_bits(self._r) and structure <= EXPLAINED.value):
+            return self._untold(
+                f"What answers is near the adapter, {self._away}, as rounding may leave it; but {structure:.0%} of "
+                "that is along what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
+            )
+        return self._relative()
+
+    def _structure(self, y: Vector, parts: Mapping[str, Vector]) -> float:
+        """The share of |y - a|^2 in the span of what parts of the adapter do, beyond what chance puts there."""
+        e = self._e
+        directions = [e.a - e.b, *(vector - e.a for vector in parts.values())]
+        spanned = np.linalg.qr(np.stack(directions, axis=1))[0]
+        d = y - e.a
+        chance: float = min(spanned.shape[1] / len(d), _NO_CHANCE)
+        found: float = _square(spanned.T @ d) / max(_square(d), _TINY)
+        return max(0.0, (found - chance) / (1.0 - chance))
+
+    def _scales(self, probes: Explainer) -> list[_Explanation]:
+        """The factor that comes nearest: of those that are tried, then between the neighbours of the best one."""
+        tried: dict[float, float] = {}
+
+        def distance(factor: float) -> float:
+            tried[float(factor)] = self._e.distance(self._e.seen(probes.scaled(float(factor))))
+            return tried[float(factor)]
+
+        words = {factor: text for factor, text in probes.factors().items() if factor >= _SMALLEST}
+        if not words:
+            return []
+        for factor in words:
+            distance(factor)
+        around = sorted({_SMALLEST, 1.0, *words, 2.0 * max(words)})
+        best = min(tried, key=tried.__getitem__)
+        at = around.index(best if tried[best] < self._r else 1.0)
+        if tried[best] > self._rounding.fine and at > 0:
+            bounds = (around[at - 1], around[at + 1])
+            minimize_scalar(distance, bounds=bounds, method="bounded", options={"maxiter": _PASSES})
+            best = min(tried, key=tried.__getitem__)
+        why = next((f": {text}" for factor, text in words.items() if text and abs(factor / best - 1.0) < _NEAR), "")
+        return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", tried[best], factor=best)]
+
+    def _pairs(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
+        """The two groups whose effects, added up, come nearest; they are then run together."""
+        e = self._e
+        apart = [(one, other) for one, other in combinations(parts, 2) if not probes.groups[one] & probes.groups[other]]
+        if not apart:
+            return []
+        one, other = min(apart, key=lambda pair: e.distance(parts[pair[0]] + parts[pair[1]] - e.a))
+        paths = probes.groups[one] | probes.groups[other]
+        left = e.distance(e.seen(probes.without(paths)))
+        return [_Explanation(f"without {one} and {other}", "part_missing", left, paths)]
+
+    def _explains(self, one: _Explanation) -> bool:
+        """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a."""
+        is_within = one.left <= self._rounding.beside and one.left <= EXPLAINED.value * self._r
+        return one.left <= CLEAR.value * self._r or is_within
+
+    def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
+        near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
+        story = {
+            "the_base": f"The base answers, without the adapter: {one.left:.3f} of the adapter's effect from it{near}",
+            "part_missing": f"The adapter {one.name} answers: {one.left:.3f} of its effect from that, {self._r:.3f} "
+            f"from the whole{near}",
+            "wrong_scale": f"The adapter {one.name}: {one.left:.3f} of its effect from that, {self._r:.3f} from its "
+            f"own{near}",
+        }[one.verdict]
+        return self._told._replace(
+            verdict=one.verdict,
+            story=story,
+            factor=one.factor,
+            missing=one.paths,
+            tried=tuple((each.name, each.left) for each in found[:_SHOWN]),
+        )
+
+    def _same(self) -> Conclusion:
+        return self._told._replace(
+            story=f"The adapter answers: {self._away}, within the noise of {self._rounding.fine:.4f}"
+        )
+
+    def _within(self, *, known: bool) -> Conclusion:
+        caveat = "" if known else "; a checkpoint near it is not ruled out without --base and --adapter"
+        return self._told._replace(
+            verdict="same_within_quantisation",
+            story=f"The adapter answers: {self._away}, as 4 bits and the like leave it{caveat}",
+        )
+
+    @property
+    def _away(self) -> str:
+        return f"{self._r:.3g} of its effect away from it"
+
+    def _untold(self, story: str) -> Conclusion:
+        return self._told._replace(verdict="cannot_tell", story=story)
+
+    def _relative(self) -> Conclusion:
+        """Another checkpoint or another adapter, by the direction that it goes from the base."""
+        share, from_base = self._told.share or 0.0, self._told.from_base or 0.0
+        cosine = share / from_base if from_base else 0.0
+        where = f"{self._r:.3f} of the adapter's effect away from it, at a cosine of {cosine:.2f} with it"
+        if cosine >= UNLIKE.value:
+            return self._told._replace(
+                verdict="another_checkpoint",
+                story=f"Another checkpoint or a near relative answers: {where}",
+            )
+        return self._told._replace(
+            verdict="another_adapter",
+            story=f"Another adapter, or another base, answers: {where}",
+        )
+
+
+def _left(one: _Explanation) -> float:
+    return one.left
+
+
+def _square(x: Vector) -> float:
+    return float(x @ x)

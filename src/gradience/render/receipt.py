@@ -1,0 +1,76 @@
+"""A receipt, and what was found at a target beside it, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradience.render import as_text, banner, clean, counted, labelled, number, short_path, shortened, words
+from gradience.schema.receipt import Receipt, VerifyServedReport
+
+_TRIED = 5  # explanations that are listed
+
+
+@as_text
+def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[str]:
+    """The receipt for people: what it holds, and how sharp it is."""
+    yield from banner("GRADIENCE RECEIPT")
+    predictions = sum(len(row.base) for row in receipt.rows)
+    texts = sum(bool(row.text) for row in receipt.rows)
+    kept = "their text" if texts else "no text"
+    held = f"{counted(len(receipt.rows), 'sequence')}, {predictions} log-probabilities of base and of adapter, {kept}"
+    yield from labelled(
+        [
+            ("Adapter", f"{clean(receipt.adapter_name)}  {receipt.adapter[:19]}"),
+            ("Base", f"{clean(receipt.base_name)}  {receipt.base[:19]}"),
+            ("Written", f"{short_path(out)}, {size:,} bytes"),
+            ("Holds", held),
+        ]
+    )
+    yield ""
+    yield "How far the same adapter goes from itself, as a share of its effect:"
+    for noise in receipt.noise:
+        yield f"  {noise.of:<10}{noise.residual:8.4f}"
+
+
+@as_text
+def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> Iterator[str]:
+    """The answer, and the distances it rests on."""
+    yield from banner("GRADIENCE VERIFY-SERVED")
+    asked = f"{report.how}{f', weights in {report.precision}' if report.precision else ''}"
+    yield from labelled(
+        [("Receipt", short_path(report.receipt)), ("Target", clean(_place(report.target))), ("Asked", clean(asked))]
+    )
+    yield ""
+    yield f"Verdict: {words(report.verdict).upper()}"
+    yield f"  {clean(report.story)}"
+    if report.residual is not None:
+        yield ""
+        noise = number(report.noise, ".4f")
+        yield from labelled(
+            [
+                (
+                    "residual",
+                    f"{number(report.residual, '.4f')}  |y - adapter| / |adapter - base|; noise {noise}",
+                ),
+                ("from base", f"{number(report.from_base, '.4f')}  |y - base| / |adapter - base|"),
+                ("share", f"{number(report.share, '.4f')}  of the adapter's effect"),
+                ("compared", f"{report.compared} of {report.of} log-probabilities"),
+            ]
+        )
+    if report.missing:
+        yield ""
+        yield f"Without {counted(len(report.missing), 'module')}:"
+        yield from shortened([f"  {clean(name)}" for name in report.missing], None if verbose else _TRIED)
+    if report.tried and verbose:
+        yield ""
+        yield "Explanations, the nearest first, with their distance from what was read:"
+        yield from (f"  {part.residual:.4f}  {clean(part.name)}" for part in report.tried)
+    for finding in report.findings:
+        if finding.action:
+            yield ""
+            yield f"  -> {clean(finding.action)}"
+    yield from (f"Note: {clean(note)}" for note in report.notes)
+
+
+def _place(target: str) -> str:
+    return target if "://" in target else short_path(target)

@@ -1,0 +1,70 @@
+"""Real engines on GGUF files, each where it is installed: llama-cpp-python, and llama.cpp's own server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradience.prove.receipt import make_receipt, verify_served, write_receipt
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny Llama on bytes with an adapter, its receipt, and GGUF files of the merge and of the base."""
+    pytest.importorskip("gguf", reason="needs gguf: the dependency group `oracles`")
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    from receipt_gguf import write_gguf
+
+    folder = tmp_path_factory.mktemp("engines")
+    alphabet = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "he"]
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, [("h", "e")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="</s>")  # noqa: S106  # no secrets
+    fast.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    fast.save_pretrained(folder / "base")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(alphabet), bos_token_id=0, eos_token_id=1, **sizes, **heads))
+    model.save_pretrained(folder / "base")
+    write_gguf(model, folder / "base", folder / "base.gguf", "f16")
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    adapted.save_pretrained(folder / "adapter")
+    write_gguf(adapted.merge_and_unload(), folder / "base", folder / "merged.gguf", "f16")
+    (folder / "rows.txt").write_text("\n".join(f"the number {i} is {i * i} when squared" for i in range(24)))
+    held = make_receipt(folder / "adapter", folder / "base", prompts=folder / "rows.txt")
+    write_receipt(held, folder / "receipt.json")
+    return folder
+
+
+def test_a_gguf_file_is_told_from_the_bases(files):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: the extra `gguf`")
+    found = verify_served(files / "receipt.json", str(files / "merged.gguf"))
+    assert (found.verdict, found.kind, found.precision) == ("same", "gguf", "float16"), found.story
+    assert found.compared == found.of
+    assert verify_served(files / "receipt.json", str(files / "base.gguf")).verdict == "the_base"
+
+
+def test_llama_cpps_server_is_asked_token_by_token(files):
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs xllamacpp: the dependency group `oracles`")
+    for name, verdict in (("merged", "same"), ("base", "the_base")):
+        params = xllamacpp.CommonParams()
+        params.model.path = str(files / f"{name}.gguf")
+        params.n_ctx, params.port, params.warmup = 256, 0, False
+        server = xllamacpp.Server(params)
+        found = verify_served(files / "receipt.json", server.listening_address)
+        assert (found.verdict, found.kind) == (verdict, "endpoint"), found.story
+        assert "token by token" in found.how
+        assert found.compared == found.of
+        assert found.notes == ["Parts and scales are tried with --base MODEL --adapter FOLDER."]  # tokens were compared
