@@ -8,7 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -28,6 +28,8 @@ _LARGEST: Final = 256 << 20  # bytes: the largest tokenizer.json seen has 35 MB
 
 _MOST_NAMES: Final = 20  # in a list of a report
 _STACK: Final = 3
+_STEMS: Final = ("model", "model.language_model", "language_model.model", "language_model")
+"""Where classes of transformers 4 and 5 keep the decoder: alone, or inside a vision-language model."""
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -71,16 +73,20 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     """The vocabulary from a folder's tokenizer files, or None if the folder has none that can be read."""
     whole = _decoded(folder / "tokenizer.json", _Tokenizer)
     config = _decoded(folder / "tokenizer_config.json", _Config)
-    extra = _decoded(folder / "added_tokens.json", dict[str, int])
-    if whole is None and config is None and extra is None:
+    added = read_added(folder)
+    if whole is None and config is None and not added:
         return None
-    added = dict(extra or {})
     added |= {
         item.content: int(key) for key, item in (config or _Config()).added_tokens_decoder.items() if key.isdecimal()
     }
     added |= {token.content: token.id for token in (whole or _Tokenizer()).added_tokens}
     vocab = whole.model.vocab if whole is not None and whole.model is not None else None
     return Vocabulary(added, frozenset(vocab) if isinstance(vocab, dict) else None)
+
+
+def read_added(folder: Path) -> dict[str, int]:
+    """The tokens of a folder's added_tokens.json with their ids; none without one that can be read."""
+    return _decoded(folder / "added_tokens.json", dict[str, int]) or {}
 
 
 def added_tokens(run: Vocabulary, base: Vocabulary) -> list[str]:
@@ -141,6 +147,33 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
         embedding_trained=_trains_embedding(lora, hits, layout),
         notes=[*layout.notes, *_notes(lora, hits, layout)],
     )
+
+
+def stem_of(names: Collection[str], layout: Layout) -> tuple[str, str] | None:
+    """The stem that the modules have and the base's own, if all of them would be in the base but for the stem."""
+    return _other_stem(layout, lambda tried: tried.sites.keys() >= set(names))
+
+
+def stem_of_targets(lora: LoraSnapshot, layout: Layout) -> tuple[str, str] | None:
+    """The same for targets, which name modules or are an expression: a stem with which each of them matches.
+
+    Raises:
+        NotFollowedError: the configuration asks for something that is not emulated here.
+    """
+    wanted = _wanted(lora)
+
+    def fits(tried: Layout) -> bool:
+        hits = resolve(wanted, tried)
+        return bool(hits.adapted) and not hits.unmatched
+
+    return _other_stem(layout, fits)
+
+
+def _other_stem(layout: Layout, fits: Callable[[Layout], bool]) -> tuple[str, str] | None:
+    if layout.is_renamed or layout.embedding is None or fits(layout):
+        return None
+    own = layout.embedding.rpartition(".")[0]
+    return next(((stem, own) for stem in _STEMS if stem != own and fits(layout.moved(stem, own))), None)
 
 
 def _without_bare_parameters(lora: LoraSnapshot, hits: Hits, layout: Layout) -> Hits:

@@ -218,8 +218,8 @@ def check(
         One JSON or YAML file of any shape: canonical, flat, PEFT's, TrainingArguments', or a run.jsonl; or the
         output folder of a run.
     serve:
-        Engines the adapter is meant for, separated by commas: vllm, lorax, slora, llamacpp, mlx. Reports what each
-        will make of it.
+        Engines the adapter is meant for, separated by commas: vllm, sglang, ollama, llamacpp, tensorrt, lorax,
+        slora, mlx. Reports what each will make of it.
     """
     resolved = options.resolved()
     given = CheckOptions(

@@ -100,6 +100,15 @@ class Layout(NamedTuple):
         found = (site_layer(name) for name, site in self.sites.items() if site.kind != "other")
         return frozenset(layer for layer in found if layer is not None)
 
+    def moved(self, old: str, new: str) -> Layout:
+        """The layout with the modules below `new` put below `old` instead; an empty text is the top."""
+        above, stem = f"{new}." if new else "", f"{old}." if old else ""
+        sites = {
+            stem + name.removeprefix(above) if name.startswith(above) else name: site
+            for name, site in self.sites.items()
+        }
+        return self._replace(sites=sites, containers=_containers(sites))
+
     @property
     def embedding(self) -> str | None:
         """The name of the input embedding: the embedding with most rows; None without one."""

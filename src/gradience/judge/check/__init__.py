@@ -32,12 +32,12 @@ from gradience.configs.training import (
     read_training_dir,
     read_training_object,
 )
-from gradience.errors import ConfigError, RecorderError
+from gradience.errors import AdapterError, ConfigError, RecorderError
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
-from gradience.rules.config.facts import CheckContext, quantities
+from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import ENGINES
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
@@ -144,7 +144,7 @@ class CheckOptions:
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
-        serve: engines the adapter is meant for: vllm, lorax, slora, llamacpp, mlx.
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
@@ -368,7 +368,7 @@ def gather_context(
     """
     keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
     around = _output(whole, around._replace(unknown_keys=keys))
-    return around if base is None else _with_base(around, config, base, folders, transformers)
+    return around if base is None else _with_base(around, config, base, tuple(folders), transformers)
 
 
 def _output(whole: Layer, around: CheckContext) -> CheckContext:
@@ -397,9 +397,9 @@ def _held(folder: Path) -> Iterator[str]:
 
 
 def _with_base(
-    around: CheckContext, config: ConfigSnapshot, base: Path, folders: Iterable[Path], transformers: str | None
+    around: CheckContext, config: ConfigSnapshot, base: Path, folders: Sequence[Path], transformers: str | None
 ) -> CheckContext:
-    from gradience.base.coverage import cover  # imports numpy: only if a base is given
+    from gradience.base.coverage import cover, stem_of, stem_of_targets  # imports numpy: only if a base is given
     from gradience.base.peft_emulation.layout import read_layout
     from gradience.base.peft_emulation.targets import NotFollowedError  # as above
 
@@ -408,18 +408,37 @@ def _with_base(
     if config.extras.get("format") == "mlx-lm":
         return around._replace(no_coverage="MLX-LM counts its layers from the end: its targets are not followed")
     layout = read_layout(base, transformers=transformers, task_type=config.lora.task_type)
+    saved = _saved_names(folders)
     try:
+        stems = stem_of(saved, layout) if saved else stem_of_targets(config.lora, layout)
+        around = around if stems is None else around._replace(moved=Moved(*stems, bool(saved)))
         coverage = cover(config, layout, base=base.name or str(base))
     except NotFollowedError as error:
         return around._replace(no_coverage=str(error))
     return _with_tokens(around, coverage, base, folders)
 
 
-def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Iterable[Path]) -> CheckContext:
-    """Add the tokens that the run's tokenizer has and the base's lacks."""
-    from gradience.base.coverage import added_tokens, read_vocabulary  # as above
+def _saved_names(folders: Iterable[Path]) -> set[str]:
+    """The modules named in the header of the adapter's weights; none if there are no weights that can be read."""
+    from gradience.adapters.layout import module_path, parse_key  # as above
+    from gradience.io.safetensors import SafetensorsFile  # as above
+
+    found = next((path for folder in folders if (path := folder / _WEIGHTS[0]).is_file()), None)
+    try:
+        names = [] if found is None else list(SafetensorsFile(found).tensors)
+    except AdapterError:
+        return set()
+    return {module_path(key.module) for name in names if (key := parse_key(name)) is not None}
+
+
+def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Sequence[Path]) -> CheckContext:
+    """Add the tokens that the run's tokenizer has and the base's tokenizer, or its embedding, lacks."""
+    from gradience.base.coverage import added_tokens, read_added, read_vocabulary  # as above
     from gradience.base.weights import find_shards  # as above
 
+    if coverage.vocabulary is not None:
+        listed = {token: row for folder in folders for token, row in read_added(folder).items()}
+        around = around._replace(new_rows=tuple(token for token, row in listed.items() if row >= coverage.vocabulary))
     run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)
     if run is None:
         return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the configuration")

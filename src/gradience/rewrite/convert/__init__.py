@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.layout import Role
+from gradience.adapters.layout import PREFIX, Role
 from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, copied
@@ -87,20 +87,21 @@ def convert_adapter(
     options.refuse_bad()
     to, choice = options.to, RankChoice(options.rank, options.energy)
     source = open_source(path, adapter_config=adapter_config, weights=weights, base=options.base)
-    _refuse_vain(source, to, choice)
+    replaced = parsed_renames(options.renames)
+    if not replaced:
+        _refuse_vain(source, to, choice)
     refuse_modules(source)
     if out is not None:
         held = [file.path for file in source.base.files] if source.base is not None else []
         refuse_place(Path(out), [source.files], base=held, force=force)
-    replaced = parsed_renames(options.renames)
     paths = paths_of(source, component=options.component, renames=replaced)
     elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
-    rest = _rest(source, to, drop=options.drop, other_components=elsewhere)
+    rest = _rest(source, to, drop=options.drop, other_components=elsewhere).renamed(replaced)
     given = {name: value for name in _RECORDED if (value := getattr(options, name))}
     with temporary_folder() as folder:
         run = Conversion(source, choice, ArraySpool(folder), to)
         updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
-        new = _new_adapter(source, updates, rest, to)
+        new = _new_adapter(source, updates, rest, to, renames=bool(replaced))
         report = ConvertReport(
             schema=CONVERT_SCHEMA_ID,
             source=str(source.files.weights),
@@ -139,6 +140,12 @@ class _Rest(NamedTuple):
     carried: list[PlannedTensor]
     dropped: list[str]
 
+    def renamed(self, replaced: Mapping[str, str]) -> _Rest:
+        """The same with the prefixes of PEFT's names replaced."""
+        new = [PREFIX + renamed(tensor.name.removeprefix(PREFIX), replaced) for tensor in self.carried]
+        moved = [tensor._replace(name=name) for tensor, name in zip(self.carried, new, strict=True)]
+        return self._replace(carried=moved) if replaced else self
+
 
 def _rest(source: SourceAdapter, target: TargetFormat, *, drop: bool, other_components: Collection[str]) -> _Rest:
     """Return the tensors that belong to no update, sorted into those to copy and those to leave out.
@@ -170,11 +177,13 @@ def _experts(
     return [stack._replace(path=renamed(stack.path, replaced)) for stack in expert_updates(source.experts, to)]
 
 
-def _new_adapter(source: SourceAdapter, updates: Sequence[LayerUpdate], rest: _Rest, to: TargetFormat) -> NewAdapter:
+def _new_adapter(
+    source: SourceAdapter, updates: Sequence[LayerUpdate], rest: _Rest, to: TargetFormat, *, renames: bool
+) -> NewAdapter:
     if to == "mlx":
         return NewAdapter(mlx_tensors(updates), mlx_config(source, updates), MLX_METADATA, MLX_WEIGHTS)
     tensors = sorted([*peft_tensors(updates), *rest.carried], key=lambda tensor: tensor.name)
-    return NewAdapter(tensors, peft_config(source, updates))
+    return NewAdapter(tensors, peft_config(source, updates, renames=renames))
 
 
 def _row(update: LayerUpdate) -> ConvertedModule:

@@ -199,8 +199,8 @@ def _parameters_rank(updates: Sequence[LayerUpdate]) -> int:
     return max((one.part.rank for one in updates if _is_parameter(one, updates)), default=0)
 
 
-def peft_config(source: SourceAdapter, updates: Sequence[LayerUpdate]) -> dict[str, Any]:
-    """Return PEFT's `adapter_config.json` for the updates."""
+def peft_config(source: SourceAdapter, updates: Sequence[LayerUpdate], *, renames: bool = False) -> dict[str, Any]:
+    """Return PEFT's `adapter_config.json` for the updates; where modules are renamed, its targets are their paths."""
     parameters = [one for one in updates if _is_parameter(one, updates)]
     layers = [one for one in updates if not _is_parameter(one, updates)]
     experts, rank = [one for one in parameters if one.parameter is not None], _parameters_rank(updates)
@@ -209,6 +209,7 @@ def peft_config(source: SourceAdapter, updates: Sequence[LayerUpdate]) -> dict[s
     alphas = {pattern_name(one.path): alpha_for(one.part.scale, one.part.rank, rslora=False) for one in layers}
     return {
         **_carried(source, layers),
+        **({"target_modules": [one.path for one in layers]} if renames else {}),
         **_on_parameters(parameters),
         **patterns_of(ranks, alphas, default=default)._asdict(),
         "peft_type": "LORA",

@@ -21,6 +21,7 @@ from gradience.rules.config.facts import (
     OPEN_OR_WEIGHED,
     Facts,
     LoraRule,
+    Moved,
     given,
     stops,
 )
@@ -161,7 +162,8 @@ def _trained_bias(facts: Facts) -> Iterator[Observation]:
 
 
 def _reach(facts: Facts) -> Iterator[Observation]:
-    coverage = facts.coverage
+    coverage, moved = facts.coverage, facts.around.moved
+    elsewhere = None if moved is None else _renaming(moved)
     if coverage.refused:
         yield _refused(coverage)
     if not coverage.modules and not coverage.refused:
@@ -169,7 +171,7 @@ def _reach(facts: Facts) -> Iterator[Observation]:
             f"the targets match no module of {coverage.base}",
             {"modules": 0, "layers_total": coverage.layers_total, "unmatched_targets": coverage.unmatched_targets},
             severity="error",
-            action="name modules that exist, or use 'all-linear'",
+            action=elsewhere or "name modules that exist, or use 'all-linear'",
         )
         return
     share = coverage.layers / coverage.layers_total if coverage.layers_total else 1.0
@@ -184,8 +186,14 @@ def _reach(facts: Facts) -> Iterator[Observation]:
             f"nothing in {coverage.base} matches {few(missed)}",
             {"unmatched_targets": missed},
             severity="info",
-            action="correct the spelling, or leave the name out",
+            action=elsewhere or "correct the spelling, or leave the name out",
         )
+
+
+def _renaming(moved: Moved) -> str:
+    if moved.saved:
+        return f"rename the adapter's modules: gradience convert ADAPTER --rename {moved.old}={moved.new} --out NEW"
+    return f"name modules below {moved.new or 'the top'}, as the base does, not below {moved.old}"
 
 
 def _refused(coverage: Coverage) -> Observation:

@@ -26,6 +26,15 @@ Moment: TypeAlias = Literal["to come", "begun", "logged", "weighed"]
 or with a log that is read beside it, so that what it predicts can be compared with what came."""
 
 
+class Moved(NamedTuple):
+    """Modules are named below `old`, and the base has them below `new`; an empty text is the top."""
+
+    old: str
+    new: str
+    saved: bool
+    """Whether an adapter's weights are named so, and not only the targets of its configuration."""
+
+
 class CheckContext(NamedTuple):
     """The surroundings of a configuration, as far as examined. A `no_` field says why something is missing."""
 
@@ -37,7 +46,10 @@ class CheckContext(NamedTuple):
 
     coverage: Coverage | None = None
     no_coverage: str = "the base model is not given (--base)"
+    moved: Moved | None = None
     no_tokenizers: str = ""
+    new_rows: tuple[str, ...] = ()
+    """Tokens in the run's added_tokens.json whose ids lie beyond the base's embedding."""
     output: tuple[str, ...] | None = None
     """Names of the run's files and folders that the output folder already holds."""
     no_output: str = "output_dir is not given"

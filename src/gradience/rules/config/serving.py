@@ -1,6 +1,6 @@
 """How serving engines treat the features of an adapter.
 
-The facts are data, in serving.toml, each with the commit and the file in which it was read.
+The facts are data, in serving.toml, each with where it was read: a file at a commit, or an issue or pull request.
 
 Engines change weekly, so a row says what one commit did and not what the newest release does.
 """
@@ -17,16 +17,16 @@ import msgspec
 from gradience.io.reading import own_table
 from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
-from gradience.schema import Json
+from gradience.schema import Json, Real
 from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import ConfigSnapshot
 
 SERVE_TABLE = cite(
     "rules/config/serving.toml, a table read from the engines' sources",
-    "each row names its repository, commit and file; each finding cites its own row",
+    "each row names its repository, and a file at a commit, or a thread; each finding cites its own row",
 )
 
-Engine: TypeAlias = Literal["vllm", "lorax", "slora", "llamacpp", "mlx"]
+Engine: TypeAlias = Literal["vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "slora", "mlx"]
 Effect: TypeAlias = Literal["refused", "misread", "dropped"]
 Feature: TypeAlias = Literal[
     "dora",
@@ -36,35 +36,50 @@ Feature: TypeAlias = Literal[
     "rank_pattern",
     "alpha_pattern",
     "token_rows",
+    "new_rows",
     "some_layers",
-    "beyond_attention",
+    "targets",
+    "embedding_or_head",
+    "expression",
+    "prefix",
+    "base",
+    "fraction",
     "peft_format",
+    "mlx_format",
 ]
 
 ENGINES: Final[dict[Engine, str]] = {
     "vllm": "vLLM",
+    "sglang": "SGLang",
+    "ollama": "Ollama",
+    "llamacpp": "llama.cpp",
+    "tensorrt": "TensorRT-LLM",
     "lorax": "LoRAX",
     "slora": "S-LoRA",
-    "llamacpp": "llama.cpp",
     "mlx": "MLX-LM",
 }
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The place where a row was read: a file of a repository at one commit, and the month of reading."""
+    """The place where a row was read: a file of a repository at one commit, or a thread; and the month of reading."""
 
     repository: str
-    commit: str
-    path: str
     seen: str
+    commit: str = ""
+    path: str = ""
+    thread: int | None = None
+    """The number of an issue or a pull request."""
 
     def __str__(self) -> str:
         """The source as text."""
-        return f"{self.repository}@{self.commit}, {self.path} (read {self.seen})"
+        where = f"@{self.commit}, {self.path}" if self.thread is None else f"#{self.thread}"
+        return f"{self.repository}{where} (read {self.seen})"
 
     @property
     def url(self) -> str:
-        """The address of the file on GitHub."""
+        """The address on GitHub, which leads from an issue's number to a pull request's page too."""
+        if self.thread is not None:
+            return f"https://github.com/{self.repository}/issues/{self.thread}"
         return f"https://github.com/{self.repository}/blob/{self.commit}/{self.path}"
 
 
@@ -76,6 +91,16 @@ class ServeFact(NamedTuple):
     effect: Effect
     says: str
     source: Source
+    only: frozenset[str]
+    """For `targets` the names of modules, for `base` the model types, of which alone the engine takes adapters."""
+
+    def applies(self, facts: Facts) -> bool:
+        """Whether the adapter has the feature."""
+        if self.feature == "targets":
+            return not _names(facts.config.lora.target_modules) <= self.only
+        if self.feature == "base":
+            return facts.around.coverage is not None and facts.around.coverage.model_type not in self.only
+        return FEATURES[self.feature].asked_for(facts)
 
 
 class RankSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +127,7 @@ class _Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: Engine
     source: Source
     features: dict[Feature, tuple[Effect, str]]
+    only: frozenset[str] = frozenset()
 
 
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,50 +137,116 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _TABLES: Final = own_table(__file__, "serving.toml", _Tables)
 FACTS: Final = tuple(
-    ServeFact(read.engine, feature, effect, says, read.source)
+    ServeFact(read.engine, feature, effect, says, read.source, read.only)
     for read in _TABLES.facts
     for feature, (effect, says) in read.features.items()
 )
 RANKS: Final = tuple(_TABLES.ranks)
 
 
+def _never(_: Facts) -> bool:
+    return False  # a fact's `only` decides
+
+
 class AdapterFeature(NamedTuple):
-    """A feature that an engine may not support: its name in a message, its setting, and a test for its use."""
+    """A feature that an engine may not support: its name in a message, its setting, a test for its use, its mend.
+
+    `{old}` and `{new}` stand for the stem of the adapter's modules and for the base's, `{there}` for it in words.
+    """
 
     name: str
     setting: str
-    asked_for: Callable[[ConfigSnapshot], bool]
+    asked_for: Callable[[Facts], bool] = _never
+    mend: str | None = None
 
 
 def _extra(key: str) -> AdapterFeature:
-    return AdapterFeature(key, key, lambda config: bool(config.lora.extras.get(key)))
+    return AdapterFeature(key, key, lambda facts: bool(facts.config.lora.extras.get(key)))
 
+
+_LINEAR: Final = frozenset(  # of a Llama's block
+    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+)
+_OUTER: Final = frozenset({"embed_tokens", "lm_head"})
+_ONE_RANK: Final = (
+    "gradience convert ADAPTER --to mlx --out ONE, then gradience convert ONE --to peft --out NEW: "
+    "the same update with one rank and one lora_alpha"
+)
+_TO_MLX: Final = "gradience convert ADAPTER --to mlx --out NEW"
+_TO_PEFT: Final = "gradience convert ADAPTER --to peft --out NEW"
 
 FEATURES: Final[dict[Feature, AdapterFeature]] = {
-    "dora": AdapterFeature("use_dora", "use_dora", lambda c: bool(c.lora.use_dora)),
-    "modules_to_save": AdapterFeature("modules_to_save", "modules_to_save", lambda c: bool(c.lora.modules_to_save)),
-    "bias": AdapterFeature(
-        "a trained bias", "bias", lambda c: c.lora.bias not in {None, "none"} or bool(c.lora.extras.get("lora_bias"))
+    "dora": AdapterFeature(
+        "use_dora",
+        "use_dora",
+        lambda facts: bool(facts.config.lora.use_dora),
+        f"{_TO_PEFT} --base BASE --rank N: the best LoRA of rank N; or merge the adapter into the base before serving",
     ),
-    "rslora": AdapterFeature("use_rslora", "use_rslora", lambda c: bool(c.lora.use_rslora)),
-    "rank_pattern": AdapterFeature("rank_pattern", "rank_pattern", lambda c: bool(c.lora.rank_pattern)),
-    "alpha_pattern": AdapterFeature("alpha_pattern", "alpha_pattern", lambda c: bool(c.lora.alpha_pattern)),
+    "modules_to_save": AdapterFeature(
+        "modules_to_save", "modules_to_save", lambda facts: bool(facts.config.lora.modules_to_save)
+    ),
+    "bias": AdapterFeature("a trained bias", "bias", lambda facts: _trains_bias(facts.config)),
+    "rslora": AdapterFeature(
+        "use_rslora",
+        "use_rslora",
+        lambda facts: bool(facts.config.lora.use_rslora),
+        f"{_TO_PEFT}: the same update with scaling lora_alpha / r",
+    ),
+    "rank_pattern": AdapterFeature(
+        "rank_pattern", "rank_pattern", lambda facts: bool(facts.config.lora.rank_pattern), _ONE_RANK
+    ),
+    "alpha_pattern": AdapterFeature(
+        "alpha_pattern", "alpha_pattern", lambda facts: bool(facts.config.lora.alpha_pattern), _ONE_RANK
+    ),
     "token_rows": _extra("trainable_token_indices"),
-    "some_layers": _extra("layers_to_transform"),
-    "beyond_attention": AdapterFeature(
-        "targets beside q, k, v and o", "target_modules", lambda c: _beyond_attention(c.lora.target_modules)
+    "new_rows": AdapterFeature(
+        "tokens beyond the base's embedding", "modules_to_save", lambda facts: bool(facts.around.new_rows)
     ),
-    "peft_format": AdapterFeature("PEFT's format", "peft_type", lambda c: c.extras.get("format") != "mlx-lm"),
+    "some_layers": _extra("layers_to_transform"),
+    "targets": AdapterFeature("targets of other names", "target_modules"),
+    "embedding_or_head": AdapterFeature(
+        "LoRA on the embedding or the head",
+        "target_modules",
+        lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
+    ),
+    "expression": AdapterFeature(
+        "target_modules as an expression",
+        "target_modules",
+        lambda facts: isinstance(facts.config.lora.target_modules, str),
+        "write target_modules as a list of names in adapter_config.json, or name them when starting the server",
+    ),
+    "prefix": AdapterFeature(
+        "modules below {old} where the base has {there}",
+        "target_modules",
+        lambda facts: facts.around.moved is not None and facts.around.moved.saved,
+        f"{_TO_PEFT} --rename {{old}}={{new}}",
+    ),
+    "base": AdapterFeature(
+        "adapters of this base's type", "model_name", mend="make a GGUF of it with llama.cpp's converter"
+    ),
+    "fraction": AdapterFeature("a fractional lora_alpha", "alpha", lambda facts: _is_fraction(facts.config.lora.alpha)),
+    "peft_format": AdapterFeature("PEFT's format", "peft_type", lambda facts: not _is_mlx(facts.config), _TO_MLX),
+    "mlx_format": AdapterFeature("MLX-LM's format", "peft_type", lambda facts: _is_mlx(facts.config), _TO_PEFT),
 }
 
 
-_ATTENTION: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})  # what S-LoRA reads
+def _is_fraction(alpha: Real | None) -> bool:
+    return isinstance(alpha, float) and not alpha.is_integer()
 
 
-def _beyond_attention(targets: list[str] | str | None) -> bool:
+def _is_mlx(config: ConfigSnapshot) -> bool:
+    return config.extras.get("format") == "mlx-lm"
+
+
+def _trains_bias(config: ConfigSnapshot) -> bool:
+    return config.lora.bias not in {None, "none"} or bool(config.lora.extras.get("lora_bias"))
+
+
+def _names(targets: list[str] | str | None) -> frozenset[str]:
+    """The last parts of the targets; of `all-linear` those of a Llama, of another expression none."""
     if isinstance(targets, str):
-        return targets.lower() == "all-linear"
-    return any(name.rpartition(".")[2] not in _ATTENTION for name in targets or ())
+        return _LINEAR if targets.lower() == "all-linear" else frozenset()
+    return frozenset(name.rpartition(".")[2] for name in targets or ())
 
 
 _VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}
@@ -162,14 +254,15 @@ _VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads",
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
     """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
-    engines = _engines(facts)
+    engines, moved = _engines(facts), facts.around.moved
+    stems = {} if moved is None else {"old": moved.old, "new": moved.new, "there": moved.new or "the top"}
     for fact in FACTS:
-        feature = FEATURES[fact.feature]
-        if fact.engine in engines and fact.effect == effect and feature.asked_for(facts.config):
+        if fact.engine in engines and fact.effect == effect and fact.applies(facts):
+            feature = FEATURES[fact.feature]
             yield Observation(
-                f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name}: {fact.says}",
+                f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name.format(**stems)}: {fact.says}",
                 {"engine": fact.engine, "feature": fact.feature, "effect": effect, "url": fact.source.url},
-                action="convert the adapter to the engine's own format" if fact.feature == "peft_format" else None,
+                action=feature.mend and feature.mend.format(**stems),
                 evidence=(cite(str(fact.source), fact.says),),
             )
 
