@@ -17,7 +17,10 @@ from gradience.base.coverage import (
     _stored_dtype,
     added_tokens,
     cover,
+    read_added,
     read_vocabulary,
+    stem_of,
+    stem_of_targets,
 )
 from gradience.base.peft_emulation import Architecture
 from gradience.base.peft_emulation.layout import Site, build_layout, site_layer, sites_of
@@ -283,3 +286,48 @@ def test_a_vocabulary_is_what_the_files_of_a_tokenizer_list(tmp_path):
     assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 9, "<b>": 8, "<z>": 0}, frozenset({"x", "y"}))
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": [["x", -1.0]]}}')  # a unigram model's
     assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7, "<b>": 8, "<z>": 0})
+
+
+VISION = {  # larger than the decoder, and of the same leaves
+    f"vision_tower.encoder.layers.0.self_attn.{name}.weight": ((64, 64), "BF16") for name in ("q_proj", "v_proj")
+}
+INSIDE, PLAIN = "model.language_model", "model"
+Q = ".layers.0.self_attn.q_proj"
+
+
+@every(
+    ("stem", "names", "said"),
+    [
+        (INSIDE, [PLAIN + Q], (PLAIN, INSIDE)),
+        (INSIDE, ["language_model.model" + Q], ("language_model.model", INSIDE)),
+        (INSIDE, [PLAIN + Q, "lm_head"], (PLAIN, INSIDE)),
+        (INSIDE, [INSIDE + Q], None),
+        (INSIDE, [PLAIN + Q, "model.layers.0.self_attn.o_proj"], None),  # that would not do for all
+        (INSIDE, ["decoder" + Q], None),
+        (PLAIN, [INSIDE + Q], (INSIDE, PLAIN)),
+        (PLAIN, ["language_model" + Q], ("language_model", PLAIN)),
+        (PLAIN, [PLAIN + Q], None),
+        ("", [PLAIN + Q], (PLAIN, "")),
+    ],
+)
+def test_names_below_another_stem_are_told_with_both_stems(stem, names, said):
+    own = f"{stem}." if stem else ""
+    tensors = {own + k.removeprefix("model.") if k.startswith("model.") else k: v for k, v in llama().items()}
+    vision = {f"model.{name}": value for name, value in VISION.items()} if stem == INSIDE else {}
+    kind = Architecture(model_type="llava", architectures=["XModel" if not stem else "XForConditionalGeneration"])
+    layout = build_layout(kind, tensors | vision, transformers="5.1")
+    assert stem_of(names, layout) == said
+    assert stem_of_targets(LoraSnapshot(r=2, target_modules=names), layout) == said
+    if len(names) == 1:
+        expression = names[0].replace(".", r"\.").replace("0", r"\d")
+        assert stem_of_targets(LoraSnapshot(r=2, target_modules=expression), layout) == said
+    renamed = Architecture(model_type="qwen3_5_text", architectures=["XForCausalLM"])
+    assert stem_of(names, layout._replace(architecture=renamed)) is None
+
+
+def test_added_tokens_are_read_with_their_ids(tmp_path):
+    assert read_added(tmp_path) == {}
+    (tmp_path / "added_tokens.json").write_text('{"<x>": 30}')
+    assert read_added(tmp_path) == {"<x>": 30}
+    (tmp_path / "added_tokens.json").write_text("[1]")
+    assert read_added(tmp_path) == {}

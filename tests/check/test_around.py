@@ -282,3 +282,26 @@ def test_a_file_of_a_run_is_a_trace_of_one(name: str, tmp_path: Path) -> None:
 def test_a_task_has_256_characters(length: int, kept: int) -> None:
     report = check_config(ConfigSnapshot(num_labels=2), task="y" + "x" * (length - 1))
     assert report.config.extras["task"] == "y" + "x" * (kept - 1)
+
+
+def test_weights_named_below_another_stem_are_found_for_the_engine_that_skips_them(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft")
+    weights = adapter / "adapter_model.safetensors"
+    for stem, said in (("language_model.model", {"SRV003"}), ("model", set()), ("h", set())):
+        name = f"base_model.model.{stem}.layers.0.self_attn.q_proj.lora_A.weight"
+        save_file({name: np.zeros((2, WIDTH), np.float32)}, weights)
+        report = check_config(peft_dir=adapter, base=base, serve=["vllm"], select=["SRV00", "TGT002"])
+        assert {item.id for item in report.findings if item.severity == "warning"} == said
+    weights.write_bytes(b"no header")
+    assert "SRV003" not in found(check_config(peft_dir=adapter, base=base, serve=["vllm"]))
+    named = write_adapter(tmp_path / "full", target_modules=["language_model.model.layers.0.self_attn.q_proj"])
+    (item,) = check_config(peft_dir=named, base=base, serve=["vllm"], select=["SRV003", "TGT002"]).findings
+    assert item.action == "name modules below model, as the base does, not below language_model.model"
+
+
+def test_a_token_beyond_the_bases_embedding_is_refused_by_sglang(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft")
+    for row, said in ((ROWS, ["new_rows"]), (ROWS - 1, [])):
+        (adapter / "added_tokens.json").write_text(json.dumps({"<tool>": row}))
+        report = check_config(peft_dir=adapter, base=base, serve=["sglang"], select=["SRV001"])
+        assert [item.values["feature"] for item in report.findings] == said

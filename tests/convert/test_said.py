@@ -212,3 +212,34 @@ def test_a_pair_is_copied_bit_by_bit_in_its_own_dtype(dtype, tmp_path):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (2, pytest.approx(6 * math.sqrt(2)), False)
     assert (report.modules[0].method, report.relative_error, report.source_type) == ("copied", 0.0, "LORA rsLoRA")
+
+
+def test_a_plain_adapter_is_renamed_with_its_targets_and_its_whole_tensors(tmp_path):
+    tensors = {f"model.{name}": x for name, x in LORA.items()} | {"model.embed.weight": W, "head.weight": M}
+    expression = r"model\.q"
+    folder = peft(tmp_path / "a", tensors, target_modules=expression, modules_to_save=["embed", "head"])
+    convert_adapter(folder, tmp_path / "out", renames=["model=model.language_model"])
+    kept = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    stem = f"{PREFIX}model.language_model."
+    assert set(kept) == {
+        stem + "q.lora_A.weight",
+        stem + "q.lora_B.weight",
+        stem + "embed.weight",
+        f"{PREFIX}head.weight",
+    }
+    np.testing.assert_array_equal(kept[stem + "embed.weight"], W)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["model.language_model.q"]
+    np.testing.assert_array_equal(written(tmp_path / "out", "model.language_model.q"), 3 * B.astype(float) @ A)
+
+
+def test_by_way_of_mlx_all_modules_get_one_rank_and_one_alpha(tmp_path):
+    wide = {"v.lora_A.weight": np.vstack([A, A]), "v.lora_B.weight": np.hstack([B, -3 * B])}
+    patterns = {"rank_pattern": {"v": 4}, "alpha_pattern": {"v": 5}}
+    folder = peft(tmp_path / "a", LORA | wide, target_modules=["q", "v"], **patterns)
+    convert_adapter(folder, tmp_path / "one", to="mlx")
+    convert_adapter(tmp_path / "one", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["rank_pattern"], config["alpha_pattern"]) == (4, {}, {})
+    np.testing.assert_allclose(written(tmp_path / "out", "q"), 3 * B @ A, atol=1e-5)
+    np.testing.assert_allclose(written(tmp_path / "out", "v"), 5 / 4 * -2 * B @ A, atol=1e-5)

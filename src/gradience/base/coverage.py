@@ -28,7 +28,7 @@ _LARGEST: Final = 256 << 20  # bytes: the largest tokenizer.json seen has 35 MB
 
 _MOST_NAMES: Final = 20  # in a list of a report
 _STACK: Final = 3
-_STEMS: Final = ("model", "model.language_model", "language_model.model", "language_model")
+_STEMS: Final = ("model", "language_model", "model.language_model", "language_model.model")  # shorter ones first
 """Where classes of transformers 4 and 5 keep the decoder: alone, or inside a vision-language model."""
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -326,7 +326,11 @@ def test_names_that_leave_the_mlp_open_are_no_ground(targets: list[str] | str, *
 
 @pytest.mark.parametrize("sizes", RANKS, ids=lambda sizes: sizes.engine)
 def test_an_engine_has_the_sizes_and_the_default_of_its_source(sizes: Any) -> None:
-    stated = {"vllm": ((1, 8, 16, 32, 64, 128, 256, 320, 512), 16, 1, 1), "lorax": ((), None, 8, 16)}
+    stated = {
+        "vllm": ((1, 8, 16, 32, 64, 128, 256, 320, 512), 16, 1, 1),
+        "tensorrt": ((), 64, 1, 1),
+        "lorax": ((), None, 8, 16),
+    }
     assert (sizes.sizes, sizes.default, sizes.least, sizes.step) == stated[sizes.engine]
 
 

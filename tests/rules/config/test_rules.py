@@ -13,7 +13,7 @@ from tables import every
 
 from gradience.rules import Verdict
 from gradience.rules.config import RULES, judge_config, settings_of
-from gradience.rules.config.facts import CheckContext
+from gradience.rules.config.facts import CheckContext, Moved
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot
 
@@ -529,6 +529,22 @@ ENTRIES: dict[str, Entry] = {
                 says="PEFT will refuse mlp, norm: a block",
             ),
             On(config(), covered(modules=0, unmatched_targets=["q"]), says="the targets match no module of m"),
+            On(
+                config(),
+                covered(modules=0)._replace(moved=Moved("model", "model.language_model", saved=False)),
+                action="name modules below model.language_model, as the base does, not below model",
+            ),
+            On(
+                config(),
+                covered(unmatched_targets=["q"])._replace(moved=Moved("language_model", "", saved=False)),
+                action="name modules below the top, as the base does, not below language_model",
+            ),
+            On(
+                config(),
+                covered(modules=0)._replace(moved=Moved("model", "model.language_model", saved=True)),
+                action="rename the adapter's modules: "
+                "gradience convert ADAPTER --rename model=model.language_model --out NEW",
+            ),
             On(config(), covered(modules=0, layers=0), severity="error", confidence=0.9),
             On(
                 config(),
@@ -991,7 +1007,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 config(lora={"target_modules": ["mlp.q_proj", "x.up_proj"]}),
                 CheckContext(engines=("slora",)),
-                says="S-LoRA leaves out targets beside q, k, v and o: q_proj, k_proj, v_proj and o_proj alone are read",
+                says="S-LoRA leaves out targets of other names: q_proj, k_proj, v_proj and o_proj alone are read",
             ),
             On(config(lora={"bias": "all"}), CheckContext(engines=("lorax",)), settings=["bias"]),
         ],
@@ -1042,9 +1058,15 @@ ENTRIES: dict[str, Entry] = {
                 confidence=0.8,
             ),
             On(config(lora={"r": 64}), CheckContext(engines=("vllm",)), action="set max_lora_rank to 64 when serving"),
+            On(
+                config(lora={"r": 65}),
+                CheckContext(engines=("tensorrt",)),
+                says="TensorRT-LLM takes up to rank 64 by default: start it with max_lora_rank 65",
+            ),
         ],
         silent=[
             On(lora(r=16), CheckContext(engines=("vllm", "lorax"))),
+            On(lora(r=64), CheckContext(engines=("tensorrt",))),
             On(lora(r=48), CheckContext(engines=("lorax",))),
             On(lora(r=7), CheckContext(engines=("llamacpp",))),
         ],

@@ -12,19 +12,26 @@ from tables import every
 
 from gradience import check_config
 from gradience.errors import ConfigError
-from gradience.rules.config.serving import ENGINES, FACTS, FEATURES, RANKS
+from gradience.rules.config.facts import CheckContext, Facts, Moved
+from gradience.rules.config.serving import ENGINES, FACTS, FEATURES, RANKS, RULES
+from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 
 DORA = ConfigSnapshot(lora=LoraSnapshot(r=12, use_dora=True, use_rslora=True))
 
 
 @every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
-def test_every_row_names_the_commit_and_file_it_was_read_in(fact) -> None:
-    assert re.fullmatch(r"[0-9a-f]{8}", fact.source.commit)
-    assert re.fullmatch(r"20\d\d-\d\d", fact.source.seen)
-    assert (
-        fact.source.url == f"https://github.com/{fact.source.repository}/blob/{fact.source.commit}/{fact.source.path}"
-    )
+def test_every_row_names_the_commit_and_file_or_the_thread_it_was_read_in(fact) -> None:
+    source = fact.source
+    assert re.fullmatch(r"20\d\d-\d\d", source.seen)
+    if source.thread is None:
+        assert re.fullmatch(r"[0-9a-f]{8}", source.commit)
+        assert source.url == f"https://github.com/{source.repository}/blob/{source.commit}/{source.path}"
+        assert str(source) == f"{source.repository}@{source.commit}, {source.path} (read {source.seen})"
+    else:
+        assert (source.commit, source.path) == ("", "")
+        assert source.url == f"https://github.com/{source.repository}/issues/{source.thread}"
+        assert str(source) == f"{source.repository}#{source.thread} (read {source.seen})"
     assert fact.feature in FEATURES
     assert fact.says
 
@@ -32,6 +39,8 @@ def test_every_row_names_the_commit_and_file_it_was_read_in(fact) -> None:
 def test_an_engine_and_a_feature_have_one_row_and_every_engine_has_some() -> None:
     assert len({(fact.engine, fact.feature) for fact in FACTS}) == len(FACTS)
     assert {fact.engine for fact in FACTS} == set(ENGINES)
+    assert {fact.feature for fact in FACTS} == set(FEATURES) == set(SHOWN)
+    assert all(bool(fact.only) for fact in FACTS if fact.feature in {"targets", "base"})
 
 
 @given(rank=st.integers(1, 600))
@@ -64,8 +73,8 @@ def test_an_adapter_is_converted_where_its_format_is_not_read_and_elsewhere_the_
         for item in report.findings
         if "feature" in item.values
     }
-    assert actions["mlx", "peft_format"] == "convert the adapter to the engine's own format"
-    assert actions["vllm", "dora"] == "train without the feature, or merge the adapter into the base before serving"
+    assert actions["mlx", "peft_format"] == "gradience convert ADAPTER --to mlx --out NEW"
+    assert str(actions["vllm", "dora"]).endswith("or merge the adapter into the base before serving")
 
 
 def test_each_finding_cites_its_own_row() -> None:
@@ -89,23 +98,78 @@ def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path
         assert {item.values["engine"] for item in report.findings} == engines
 
 
-def test_an_adapter_has_a_feature_by_its_settings() -> None:
+LORA = {"r": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"]}
+LLAMA = Coverage(base="b", model_type="llama", layout="transformers 5", modules=1, layers=1, layers_total=1)
+QWEN = msgspec.structs.replace(LLAMA, model_type="qwen2")
+MOVED = Moved("model", "model.language_model", saved=True)
+PLAIN = CheckContext(coverage=LLAMA)
+SHOWN = {  # a feature: settings or surroundings that show it, and those like them that do not
+    "dora": ({"use_dora": True}, {"use_dora": False}),
+    "modules_to_save": ({"modules_to_save": ["score"]}, {"modules_to_save": []}),
+    "bias": ({"bias": "lora_only"}, {"bias": "none", "extras": {"lora_bias": False}}),
+    "rslora": ({"use_rslora": True}, {"use_rslora": False}),
+    "rank_pattern": ({"rank_pattern": {"q_proj": 4}}, {"rank_pattern": {}}),
+    "alpha_pattern": ({"alpha_pattern": {"q_proj": 4.0}}, {"alpha_pattern": {}}),
+    "token_rows": ({"extras": {"trainable_token_indices": [1]}}, {"extras": {"trainable_token_indices": []}}),
+    "new_rows": (PLAIN._replace(new_rows=("<x>",)), PLAIN),
+    "some_layers": ({"extras": {"layers_to_transform": [0]}}, {}),
+    "targets": ({"target_modules": ["q_proj", "a.wqkv"]}, {"target_modules": ["a.q_proj", "o_proj"]}),
+    "embedding_or_head": ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["head"]}),
+    "expression": ({"target_modules": ".*q_proj"}, {"target_modules": ["q_proj"]}),
+    "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
+    "base": (PLAIN._replace(coverage=QWEN), PLAIN),
+    "fraction": ({"alpha": 22.5}, {"alpha": 22.0}),
+    "peft_format": ({}, "mlx-lm"),
+    "mlx_format": ("mlx-lm", {}),
+}
+
+
+def _facts(shown: dict[str, object] | CheckContext | str) -> Facts:
+    extras = {"format": shown} if isinstance(shown, str) else {}
+    lora = LORA | (shown if isinstance(shown, dict) else {})
+    around = shown if isinstance(shown, CheckContext) else PLAIN
+    return Facts(msgspec.convert({"lora": lora, "extras": extras}, ConfigSnapshot), around=around)
+
+
+@every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
+def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact) -> None:
+    shown, twin = SHOWN[fact.feature]
+    assert fact.applies(_facts(shown))
+    assert not fact.applies(_facts(twin))
+
+
+def test_some_features_show_in_several_ways() -> None:
+    by_engine = {fact.engine: fact for fact in FACTS if fact.feature == "targets"}
     asked = (
-        ("beyond_attention", {"target_modules": "All-Linear"}, True),
-        ("beyond_attention", {"target_modules": "q_proj"}, False),
-        ("beyond_attention", {"target_modules": ["model.q_proj", "o_proj"]}, False),
-        ("beyond_attention", {"target_modules": ["q_proj", "up_proj"]}, True),
-        ("beyond_attention", {}, False),
-        ("bias", {"bias": "none"}, False),
-        ("bias", {"bias": "lora_only"}, True),
-        ("bias", {"bias": "none", "extras": {"lora_bias": True}}, True),
-        ("bias", {"extras": {"lora_bias": False}}, False),
-        ("token_rows", {"extras": {"trainable_token_indices": [1]}}, True),
-        ("token_rows", {"extras": {"trainable_token_indices": []}}, False),
-        ("some_layers", {"extras": {"layers_to_transform": [0]}}, True),
-        ("some_layers", {}, False),
-        ("peft_format", {}, True),
+        ("slora", {"target_modules": "All-Linear"}, True),
+        ("slora", {"target_modules": ["q_proj", "up_proj"]}, True),
+        ("slora", {"target_modules": "q_proj"}, False),  # an expression, whose names are not known
+        ("ollama", {"target_modules": "all-linear"}, False),
+        ("ollama", {"target_modules": None}, False),
+        ("tensorrt", {"target_modules": ["lm_head", "w2"]}, False),
     )
-    shown = [FEATURES[name].asked_for(msgspec.convert({"lora": lora}, ConfigSnapshot)) for name, lora, _ in asked]
-    assert shown == [has for _, _, has in asked]
-    assert not FEATURES["peft_format"].asked_for(ConfigSnapshot(extras={"format": "mlx-lm"}))
+    assert [by_engine[engine].applies(_facts(lora)) for engine, lora, _ in asked] == [has for _, _, has in asked]
+    assert FEATURES["bias"].asked_for(_facts({"bias": "none", "extras": {"lora_bias": True}}))
+    assert FEATURES["embedding_or_head"].asked_for(_facts({"target_modules": ["model.embed_tokens"]}))
+    assert not FEATURES["fraction"].asked_for(_facts({"alpha": None}))
+    base = next(fact for fact in FACTS if fact.feature == "base")
+    assert not base.applies(_facts(CheckContext()))
+
+
+def test_a_finding_names_the_conversion_that_mends_it() -> None:
+    adapter = {"use_rslora": True, "use_dora": True, "alpha_pattern": {"q_proj": 4.0}, "modules_to_save": ["score"]}
+    facts = _facts(adapter)
+    facts.around = PLAIN._replace(moved=Moved("language_model", "", saved=True), engines=("vllm", "ollama", "mlx"))
+    seen = [item for rule in RULES[:3] for item in rule.observe(facts)]
+    mends = {item.values["feature"]: item.action for item in seen}
+    assert {feature: mend and mend.partition(" --out")[0] for feature, mend in mends.items()} == {
+        "dora": "gradience convert ADAPTER --to peft",
+        "rslora": "gradience convert ADAPTER --to peft",
+        "alpha_pattern": "gradience convert ADAPTER --to mlx",
+        "peft_format": "gradience convert ADAPTER --to mlx",
+        "prefix": "gradience convert ADAPTER --to peft",
+        "modules_to_save": None,
+    }
+    assert str(mends["prefix"]).endswith(" --rename language_model=")
+    prefix = next(item.message for item in seen if item.values["feature"] == "prefix")
+    assert prefix.startswith("vLLM leaves out modules below language_model where the base has the top: a name")
