@@ -187,7 +187,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         "longer at its best",
         observe=_short,
         confidence=0.8,
-        signs=("ended_short",),
         place="end",
         phrase=lambda v: f"ended at step {shown(v, 'step', 'd')} of {shown(v, 'planned', 'd')} planned",
         as_info=True,
