@@ -295,7 +295,7 @@ RULES = (
         condition="{gone} of the rows have an answer that is only nan, NA or the like",
         observe=seen_in("missing_value", "have an answer that is only nan, <NA> or the like", at_least=GONE),
         confidence=0.8,
-        scope="formats with answers; None and null may be answers, and are not counted",
+        scope="formats with answers; none and null may be answers, and are not counted",
         rationale="A table's missing values were written as text: the model learns to answer with them.",
         action="remove these rows",
         verify="their text (--show-rows)",
