@@ -333,7 +333,7 @@ RULES = (
         id="DAT353",
         severity="info",
         title="placeholders in answers",
-        condition="{unfilled} of the rows have an answer with a placeholder such as [INSERT NAME] or a name in double braces",
+        condition="{unfilled} of the rows have an answer with [INSERT NAME], a name in double braces or the like",
         observe=seen_in("placeholder", "have an answer with a placeholder", at_least=UNFILLED),
         confidence=0.6,
         scope="formats with answers",
