@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -11,8 +14,10 @@ from hypothesis import given, strategies as st
 from safetensors.numpy import load_file, save_file
 from tables import every
 
-from gradience import merge_check
+import gradience.prove.bench
+from gradience import GradienceError, merge_check
 from gradience.cli.main import main
+from gradience.render.merge import merge_check_text
 from gradience.rewrite.merge.check import trials_of
 from gradience.rules.merge import MERGE_RULES
 from gradience.schema.export import json_schema
@@ -163,7 +168,25 @@ def test_dilution_is_said_before_any_overlap_and_conflict_is_what_is_left(save, 
     # The sum is .25 - .5 of the first; of the second, which is -.5 of it, 1 - .5
     assert lines[starts[2] + 1] == "  one  keeps -0.250 = 0.25 - 0.500; rest of M orthogonal to it 0.0%"
     assert lines[starts[2] + 2] == "  two  keeps 0.500 = 1 - 0.500; rest of M orthogonal to it 0.0%"
-    assert lines[-1].endswith(" --data HELDOUT_2 --weights=0.25,1 --weights=1,1 --out BENCH")
+    assert lines[-1].endswith(" --data HELDOUT_2 --weights 0.25,1 --weights 1,1 --out BENCH")
+
+
+@every("weights", [[0.5, 0.5], [-0.5, 1.0]])
+def test_the_next_command_is_taken_as_it_is_printed(weights, save, monkeypatch):
+    one, two = (save(name, seed=seed) for seed, name in enumerate((f"a{weights[0]}", f"b{weights[0]}")))
+    report = merge_check(one.folder, two.folder, weights=weights)
+    taken = {}
+
+    def stand_in(paths, out, **given):
+        taken.update(given, paths=list(paths), out=out)
+        raise GradienceError("taken")
+
+    monkeypatch.setattr(gradience.prove.bench, "bench_merge", stand_in)
+    program, *words = shlex.split(merge_check_text(report).splitlines()[-1].partition(": ")[2])
+    assert program == "gradience"
+    assert main(words) == 2
+    assert taken["weights"] == report.trials == [weights, [math.copysign(1.0, w) for w in weights]]
+    assert (taken["paths"], taken["data"]) == ([one.folder, two.folder], [Path("HELDOUT_1"), Path("HELDOUT_2")])
 
 
 def test_shared_directions_with_other_content_are_seen_where_the_cosine_is_not(save):

@@ -124,6 +124,11 @@ def merge_check_text(report: MergeCheckReport, *, top: int = 5, verbose: bool = 
     yield from _remarks(report)
 
 
+def _option(weights: Sequence[float]) -> str:
+    text = ",".join(f"{weight:g}" for weight in weights)
+    return f"--weights={text}" if text.startswith("-") else f"--weights {text}"
+
+
 def _kept(item: CheckedAdapter) -> str:
     kept = item.kept.coefficient
     if kept is None:
@@ -186,7 +191,7 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
     data = " ".join(f"--data HELDOUT_{place}" for place, _ in enumerate(report.adapters, 1))
     if len(report.trials) > 1:
         yield "Whole updates are not diluted, but the others' part grows as much: try both on held-out data."
-    tried = "".join(f" --weights={','.join(f'{w:g}' for w in weights)}" for weights in report.trials)
+    tried = "".join(f" {_option(weights)}" for weights in report.trials)
     yield f"Next, on each adapter's own data: gradience bench merge {paths} --base MODEL {data}{tried} --out BENCH"
 
 
