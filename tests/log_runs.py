@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_struct
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval, Metrics, Wiring
+from gradience.schema.events import Eval, Wiring
 from gradience.schema.reports import BadLine, EvalPoint
 from gradience.schema.wiring import DataWiring
 from gradience.telemetry.series import LogRecord
@@ -547,17 +547,6 @@ def packed(strategy: str | None) -> RunFacts:
 def announced(tokens: int, *, share: float | None = None, length: float | None = None, rows: int = 100) -> RunFacts:
     known = {"supervised_share": share, "tokens_per_sequence": length}
     return fed(tokens=tokens, rows=rows, announced=known)
-
-
-def guarded(actions: Sequence[str]) -> RunFacts:
-    """A run whose guard acted so, step by step."""
-    events = [
-        Metrics(
-            schema=SCHEMA_ID, ts=None, run_id="r", step=step, kind="guard", metrics={"action": action, "to_step": 0}
-        )
-        for step, action in enumerate(actions, 1)
-    ]
-    return run(FALL, guarded=events)
 
 
 OVERFIT: Final = {"best_step": 43, "lowest_step": 43, "split": "test", "rise": 0.125, "best_loss": 1.23456}
@@ -1586,9 +1575,6 @@ ENTRIES: Final[dict[str, Entry]] = {
             ({"rows": 0}, "no training loss was logged"),
             ({"rows": 2}, "almost no training loss was logged"),
         ],
-    ),
-    "GUA150": Entry(
-        at=[At(guarded, {(): None, ("rollback",): "warning", ("drop", "stop"): "error"})],
     ),
     "UTL204": Entry(
         edges=[

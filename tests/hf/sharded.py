@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from training import arguments, llama, sequences
 from transformers import TrainerControl, TrainerState
 
-from gradience.hf import GradienceCallback, Guard
+from gradience.hf import GradienceCallback
 
 STEPS = 3
 
@@ -32,14 +32,13 @@ def main():
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     state = TrainerState(max_steps=STEPS, is_world_process_zero=rank == 0, log_history=[], train_batch_size=4)
     args, control = arguments(sys.argv[1]), TrainerControl()
-    recorder = GradienceCallback(spectral_every=2, guard=Guard(every=1))
+    recorder = GradienceCallback(spectral_every=2)
     shown = {"model": model, "optimizer": optimizer, "train_dataloader": SimpleNamespace(dataset=sequences())}
     recorder.on_train_begin(args, state, control, **shown)
     for step, row in enumerate(sequences(STEPS, seed=rank), 1):
         batch = {key: value[None] for key, value in row.items()}
         loss = model(**batch).loss
         loss.backward()
-        recorder.on_pre_optimizer_step(args, state, control, **shown)
         optimizer.step()
         optimizer.zero_grad()
         state.global_step = step

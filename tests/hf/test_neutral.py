@@ -114,9 +114,3 @@ assert states() == before
 """
     done = warmed.run("-c", program)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_guard_on_a_healthy_run_changes_nothing_either(trace, without, callback):
-    from gradience.hf import Guard
-
-    assert trace(callback(guard=Guard(every=1))) == without

@@ -57,11 +57,8 @@ def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log)
         event("run_start", None, config={}),
         *(row(step, lr=step / 4, grad_norm="NaN", reward=float(step)) for step in (1, 2, 3, 4)),
         *(evaluation(step) for step in (2, 3, None)),
-        *(event("metrics", step, kind="guard", metrics={"action": "drop"}) for step in (2, 3)),
         *(event("metrics", step, kind=f"k{step}", metrics={}) for step in (2, 3)),
-        event("metrics", 2, kind="guarded", metrics={}),
         event("metrics", None, kind="timeless", metrics={}),
-        event("metrics", None, kind="guard", metrics={"action": "keep"}),
         event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "1"}]),
         event("recommendation", 4, recommendations=[{"severity": "info", "action": "a", "message": "2"}]),
         event("run_end", None, status="ok"),
@@ -74,8 +71,7 @@ def test_a_resume_leaves_what_was_logged_up_to_its_step_and_counts_the_rest(log)
     assert run.record.resumed_from == [2]
     assert run.latest_eval("eval").step is None  # of any time
     assert [each.step for each in run.evals] == [2, None]
-    assert [each.step for each in run.guarded] == [2, None]
-    assert run.latest_metrics.keys() == {"k2", "guarded", "timeless", "guard"}
+    assert run.latest_metrics.keys() == {"k2", "timeless"}
     assert [item.message for item in run.recommendations] == ["1", "2"]
     assert (run.last_step, run.end) == (2, None)
 

@@ -120,7 +120,6 @@ def test_resuming_supersedes_later_rows_evaluations_and_audits_of_the_same_run(l
 
 def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
     evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}}
-    guard = {"event": "metrics", "kind": "guard", "metrics": {"action": "drop"}}
     run = only(
         write(
             log,
@@ -128,7 +127,6 @@ def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
             *(row(step, loss=step / 8, grad_norm="NaN") for step in (1, 2, 3, 4, 5)),
             evaluation | {"step": None},
             *(evaluation | {"step": step} for step in (2, 5)),
-            *(guard | {"step": step} for step in (3, 4)),
             start(resumed_from_step=3, meta={"n": 2}, config={"num_labels": 5}),
             *(row(step, loss=step / 16) for step in (4, 5)),
             start(resumed_from_step=2, meta={"n": 3}, config={"num_labels": 6}),
@@ -139,7 +137,7 @@ def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
     assert run.record.replaced == [(4, 0.5), (5, 0.625), (3, 0.375), (4, 0.25), (5, 0.3125)]
     assert [event.step for event in run.evals] == [None, 2]  # one without a step is of any time
     assert run.latest_eval("test").step == 2
-    assert (list(run.steps), run.lost_norms, run.guarded, run.meta) == ([1, 2, 3], {1, 2}, [], {"n": 3})
+    assert (list(run.steps), run.lost_norms, run.meta) == ([1, 2, 3], {1, 2}, {"n": 3})
     assert run.config.num_labels == 6
     assert TelemetryReader(log).latest_config().num_labels == 6
 

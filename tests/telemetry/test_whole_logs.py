@@ -59,7 +59,7 @@ class Drawn:
         self.add(event="eval", step=self.step, split=self.rng.choice("xy"), metrics=metrics)
 
     def measure(self) -> None:
-        kind = self.rng.choice(["spectral", "guard"])
+        kind = self.rng.choice(["spectral", "other"])
         self.add(event="metrics", step=self.step, kind=kind, metrics={"update_norm": 1.0})
 
     def warn(self) -> None:
@@ -101,7 +101,7 @@ def state(summary: RunSummary) -> dict[str, Any]:
             held[name] = repr(list(getattr(run, name)))
         held["columns"] = {k: (list(c.steps), list(c.values)) for k, c in sorted(run.columns.items())}
         held["evals"] = repr(run.evals)
-        held["others"] = repr((run.latest_metrics, run.guarded, run.alerts))
+        held["others"] = repr((run.latest_metrics, run.alerts))
         return held
 
     return {
@@ -206,7 +206,7 @@ def test_a_resume_sets_aside_what_lies_beyond_its_step_and_keeps_what_lies_at_it
 
     lines = [{**ROW, "step": step, "loss": step / 10, "kl": step} for step in range(1, 6)]
     lines += [{**HEAD, "event": "eval", "step": step, "split": "x", "metrics": {"loss": 1.0}} for step in (3, 4, None)]
-    lines += [measured(3, "a"), measured(4, "b"), measured(None, "c"), measured(3, "guard"), measured(4, "guard")]
+    lines += [measured(3, "a"), measured(4, "b"), measured(None, "c")]
     lines += [measured(3, "spectral"), measured(4, "spectral")]
     lines += [{**ROW, "step": 4, "grad_norm": "NaN"}, {**ROW, "step": 3, "grad_norm": "NaN"}]
     lines += [{**HEAD, "event": "run_start", "step": None, "config": {}, "resumed_from_step": 3}]
@@ -216,7 +216,6 @@ def test_a_resume_sets_aside_what_lies_beyond_its_step_and_keeps_what_lies_at_it
     assert list(run.steps) == [1, 2, 3, 3]
     assert [event.step for event in run.evals] == [3, None]
     assert sorted(run.latest_metrics) == ["a", "c"]
-    assert [event.step for event in run.guarded] == [3]
     assert run.record.replaced == [(4, 0.4), (5, 0.5), (4, 0.5)]
     assert run.superseded == 3 + 1
     assert run.lost_norms == {3}

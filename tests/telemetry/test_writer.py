@@ -56,7 +56,7 @@ def test_every_method_writes_the_event_it_names(log: Path, writer: TelemetryWrit
     writer.train_step(1, loss=0.5, lr=[0.1, 0.2], grad_norm=2, epoch=0.5, kl=0.1)
     writer.eval(1, split="test", metrics={"loss": 0.5, "f1": 0.25})
     writer.eval(2, split="test", metrics=EvalMetrics(accuracy=1.0))
-    writer.metrics(2, kind="guard", metrics={"a": 1})
+    writer.metrics(2, kind="other", metrics={"a": 1})
     writer.alert(severity="info", code="c", message="m", step=2, context={"x": None})
     writer.recommendation([RecommendationItem(severity="info", action="a", message="m")], step=2)
     writer.run_end(status="aborted", reason="because")
@@ -66,7 +66,7 @@ def test_every_method_writes_the_event_it_names(log: Path, writer: TelemetryWrit
         {"event": "train_step", "step": 1, "loss": 0.5, "lr": [0.1, 0.2], "grad_norm": 2, "epoch": 0.5, "kl": 0.1},
         {"event": "eval", "step": 1, "split": "test", "metrics": {"loss": 0.5, "f1": 0.25}},
         {"event": "eval", "step": 2, "split": "test", "metrics": {"accuracy": 1.0}},
-        {"event": "metrics", "step": 2, "kind": "guard", "metrics": {"a": 1}},
+        {"event": "metrics", "step": 2, "kind": "other", "metrics": {"a": 1}},
         {"event": "alert", "step": 2, "severity": "info", "code": "c", "message": "m", "context": {"x": None}},
         {
             "event": "recommendation",

@@ -358,7 +358,7 @@ def conversation(row: Mapping[str, Json], name: str) -> list[Turn]:
     value = _column(row, name)
     value = _parsed(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not value:
-        raise Unusable(f"{name}: expected a list of messages with role and content")
+        raise Unusable(f"{name}: expected a list of messages with role and content, not {_kind_of(value)}")
     turns = [_renamed(turn) for turn in value]
     for turn in turns:
         if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
@@ -367,6 +367,11 @@ def conversation(row: Mapping[str, Json], name: str) -> list[Turn]:
         if not isinstance(content, str) and not _parts(content) and not _calls(turn):
             raise Unusable(f"{name}: a message without content")
     return turns
+
+
+def _kind_of(value: Json) -> str:
+    names = {str: "a text", bool: "true or false", list: "an empty list", dict: "an object", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _renamed(turn: Json) -> Json:

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradience.hf.callback import GradienceCallback
-    from gradience.hf.guard import Guard
     from gradience.hf.watch import watch_batches
 
-__all__ = ["GradienceCallback", "Guard", "watch_batches"]
+__all__ = ["GradienceCallback", "watch_batches"]
 
 _HOMES = {
     "GradienceCallback": "gradience.hf.callback",
-    "Guard": "gradience.hf.guard",
     "watch_batches": "gradience.hf.watch",
 }
 

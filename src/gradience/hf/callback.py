@@ -48,7 +48,6 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
         data: count what the model is fed, in the first 8 micro-batches and then one in 100; False turns this off. If it
             is a report of `check_data`, what that announced is recorded too, for comparison.
-        guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
         wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
         receipt: at the end write `receipt.json` beside the log, for `gradience verify-served`, by a few passes over 24
@@ -74,7 +73,6 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         notes: str | None = None,
         spectral_every: int | None = None,
         data: bool | CheckReport = True,
-        guard: Any = None,
         stop_on: Iterable[str] = (),
         wiring: bool = True,
         digests: bool = True,
@@ -91,8 +89,6 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._path = None if path is None else Path(path)
         self._given = ConfigSnapshot(dataset_name=dataset_name, task_profile=task_profile, notes=notes)
         self._spectral_every = spectral_every
-        self._guard = guard
-        self._watch: Any = None
         self._data = data
         self._wanted = Wanted(wiring, digests)
         self._wiring: CallbackWires | None = None
@@ -138,11 +134,11 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._recorder.close_interrupted()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # theirs
-        """Open the log, or continue it; on every process, start the guard if there is one."""
+        """Open the log, or continue it; on every process, judge the rows if training may have to stop."""
         if self._recorder.records(state):
             self._recorder.warn("this callback was given to the Trainer twice: each event is recorded once")
             return
-        self._watch = self._lookout = self._stopped = None
+        self._lookout = self._stopped = None
         if state.is_world_process_zero:
             with self._recorder:
                 self._begin(args, state, kwargs)
@@ -155,9 +151,6 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         if self._wanted.wiring and not self._recorder.joined and (state.is_world_process_zero or self._stop_on):
             with self._recorder:
                 self._watch_wiring(args, state, control, kwargs)
-        if self._guard and not self._recorder.joined:
-            with self._recorder:
-                self._arm(args, state, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record a row that the Trainer logs: a step, evaluations or the summary, told apart by its keys."""
@@ -187,23 +180,13 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         """Record a prediction's metrics as an evaluation of its split."""
         self.on_evaluate(args, state, control, metrics, **kwargs)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let the guard look at the gradients, on every process; the guard may ask to stop a run that is lost."""
-        if (watch := self._watch) is not None:
-            self._watch = None  # stays off if it fails
-            with self._recorder:
-                reason = watch.before_step(state.global_step + 1)
-                self._watch = watch
-                if reason:
-                    self._stop(state.global_step + 1, f"the guard: {reason}", control)
-
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Start counting repeated rows anew: rows that come again in a new epoch are not counted as repeated."""
         if self._batches is not None:
             self._batches.new_epoch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let the guard copy the weights; record the first batches' counts; audit the adapter if it is due."""
+        """Record the first batches' counts; audit the adapter if it is due."""
         step = state.global_step
         if self._batches is not None and not self._data_recorded and self._batches.settled:
             with self._recorder:
@@ -211,11 +194,6 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         if self._wiring is not None and (found := self._wiring.take()):
             with self._recorder:
                 self._heed(step, found, control)
-        if (watch := self._watch) is not None:
-            self._watch = None
-            with self._recorder:
-                watch.after_step(step)
-                self._watch = watch
         if self._spectral_every and step % self._spectral_every == 0 and step != self._probed:
             self._probed = step
             if state.is_world_process_zero and not self._recorder.joined:
@@ -385,21 +363,6 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         report = self._data.data if isinstance(self._data, CheckReport) else None
         announced = {} if report is None else {"announced": announced_by(report)}
         self._record_metrics(step, "data", {**self._fed, **self._batches.values(), **announced})
-
-    def _arm(self, args: Any, state: Any, model: Any) -> None:
-        from gradience.hf.guard import Guard, Watch  # only where asked for
-
-        guard = self._guard if isinstance(self._guard, Guard) else Guard()
-        report = self._report_guard if state.is_world_process_zero else _report_nothing
-        self._watch = Watch.over(guard, model, args, state.global_step, report)
-
-    def _report_guard(self, step: int, action: Values) -> None:
-        with self._recorder:
-            self._record_metrics(step, "guard", action)
-
-
-def _report_nothing(_step: int, _action: Values) -> None:
-    """Do nothing: the main process records what the guard does, and it does the same on all processes."""
 
 
 def _restore_total_flos(row: Values, history: list[Values]) -> None:

@@ -228,7 +228,7 @@ class Eval(EventBase, frozen=True, tag="eval"):
 
 
 class Metrics(EventBase, frozen=True, tag="metrics"):
-    """A block of numbers of a named kind: `lora_audit`, `spectral`, `guard`, `train_summary`, ..."""
+    """A block of numbers of a named kind: `lora_audit`, `spectral`, `train_summary`, ..."""
 
     kind: Annotated[str, about("Name of the block, such as `lora_audit`.")]
     metrics: Annotated[dict[str, Json], about("The numbers by name.")]

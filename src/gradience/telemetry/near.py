@@ -116,7 +116,7 @@ _READ: Final = {  # what readers use of an event; of any other event they use ev
     "run_start": frozenset[str](),
     "run_end": frozenset[str](),
 }
-_READ_KINDS: Final = ("lora_audit", "spectral", "guard", "data", "train_summary")
+_READ_KINDS: Final = ("lora_audit", "spectral", "data", "train_summary")
 
 
 def near(name: str, meant: Mapping[str, Collection[str]]) -> str | None:

@@ -97,7 +97,6 @@ class RunSeries:
     columns: dict[str, Column] = field(default_factory=dict)
     evals: list[Eval] = field(default_factory=list)
     latest_metrics: dict[str, Metrics] = field(default_factory=dict)
-    guarded: list[Metrics] = field(default_factory=list)  # what a guard did to the run, in the order written
     wirings: list[Wiring] = field(default_factory=list)  # what was trained, in the order written
     fed: dict[int, str] = field(default_factory=dict)  # digests of batches by step: the first, and the newest
     fed_before: dict[int, str] = field(default_factory=dict)  # of the sessions before the last resume
@@ -220,8 +219,6 @@ class RunSeries:
 
     def _take_metrics(self, event: Metrics) -> None:
         self.latest_metrics[event.kind] = event
-        if event.kind == "guard":
-            self.guarded.append(event)
         self._take_probe(event)
 
     def _take_probe(self, event: Metrics) -> None:
@@ -264,7 +261,6 @@ class RunSeries:
         self.superseded += keep.count(False) + len(self.evals) - len(evals)
         self.evals = evals
         self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
-        self.guarded = [m for m in self.guarded if m.step is None or m.step <= step]
         self.wirings = [w for w in self.wirings if w.step is None or w.step <= step]
         self.record.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
         self.lost_norms = {s for s in self.lost_norms if s <= step}

@@ -401,12 +401,12 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         (
             "DAT316",
             {**TWO, "seen": {"label_out_of_range": 1}},
-            "error: 1 of 20 rows (5 %: 1) have a label outside of 0 to 2",
+            "error: 1 of 20 rows (5 %: 1) have a label that is not one of 0 to 2",
         ),
         (
             "DAT316",
             {**TWO, "num_labels": None, "seen": {"label_out_of_range": 1}},
-            "error: 1 of 20 rows (5 %: 1) have a label outside of 0 and more",
+            "error: 1 of 20 rows (5 %: 1) have a label below 0",
         ),
         ("DAT316", {**TWO, "trainer": "kto"}, "? the rows are not classified"),
         ("DAT311", {"seen": {"empty_answer": 2}}, "warning: 2 of 1,000 rows (0.2 %: 1, ...) have an empty answer"),

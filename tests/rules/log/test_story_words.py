@@ -94,7 +94,7 @@ def test_where_no_token_is_supervised_the_rules_on_loss_are_listed_once_and_thos
     verdict = detect(run([0.0] * 40, data={**FED, "supervised": 0, "rows_unsupervised": 64}))
     listed = [item.id for item in verdict.not_run]
     assert len(listed) == len(set(listed))
-    assert {"NUM102", "DIV104", "GRD107", "OVF110", "GUA150"} <= set(listed)
+    assert {"NUM102", "DIV104", "GRD107", "OVF110"} <= set(listed)
     hidden = [item.reason.endswith("(see DAT301): loss and gradient mean nothing") for item in verdict.not_run]
     assert hidden == sorted(hidden, reverse=True)  # what the masks hide comes first
     assert not all(hidden)

@@ -172,7 +172,6 @@ def facts_of(
         },
         history=run.evals,
         record=record,
-        guarded=run.guarded,
         wirings=run.wirings,
         fed=run.fed,
         fed_before=run.fed_before,

@@ -90,8 +90,8 @@ def _balance(data: DataReport) -> Iterator[Observation]:
 def _range(data: DataReport) -> Iterator[Observation]:
     rows = data.seen.label_out_of_range
     if rows.count:
-        bound = f"0 to {data.num_labels - 1}" if data.num_labels else "0 and more"
-        yield on_rows(data, rows, f"have a label outside of {bound}", num_labels=data.num_labels)
+        what = f"that is not one of 0 to {data.num_labels - 1}" if data.num_labels else "below 0"
+        yield on_rows(data, rows, f"have a label {what}", num_labels=data.num_labels)
     elif data.num_labels is None:
         raise Unknown("the number of classes is not known (num_labels, or --base with its config.json)")
 

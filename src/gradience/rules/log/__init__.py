@@ -38,7 +38,6 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *preference.RULES,
     *rewards.RULES,
     *record.RULES,
-    *record.GUARD_RULES,
     *recorded.RULES,
     *wiring.RULES,
 )

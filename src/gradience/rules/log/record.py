@@ -1,10 +1,9 @@
-"""END114 to GAP118: is the log whole, and can it show small effects? GUA150: what a guard did to the run."""
+"""END114 to GAP118: is the log whole, and can it show small effects?"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from gradience.errors import few
 from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen, shown
 from gradience.rules.log.statistics import median
@@ -266,52 +265,5 @@ RULES: Final[tuple[LogRule, ...]] = (
         rationale="Without a curve neither a spike nor a plateau nor a divergence can be seen.",
         verify="Compare logging_steps with the number of steps.",
         thresholds=(FEW_ROWS, SOME_STEPS, PLANNED_ROWS),
-    ),
-)
-
-
-def _guarded(facts: RunFacts) -> Observation | None:
-    back, dropped, ended = (
-        [event for event in facts.guarded if event.metrics.get("action") == action]
-        for action in ("rollback", "drop", "stop")
-    )
-    if not (back or dropped or ended):
-        return None
-    done = [f"the weights were put back to those of step {e.metrics.get('to_step')} at {e.step}" for e in back]
-    if dropped:
-        done.append(f"{len(dropped)} further steps were dropped, the first at {dropped[0].step}")
-    if ended:
-        done.append(f"training was stopped at {ended[0].step}: {ended[0].metrics.get('reason')}")
-    return Observation(
-        f"Gradients were not finite, and the guard acted: {few(done, between='; ')}.",
-        {
-            "rollbacks": len(back),
-            "dropped": len(back) + len(dropped) + len(ended),
-            "first_step": min(e.step or 0 for e in (*back, *dropped, *ended)),
-            "stopped_at": ended[0].step if ended else None,
-        },
-        severity="error" if ended else None,
-        evidence=seen(f"{len(facts.guarded)} guard events in the log"),
-    )
-
-
-GUARD_RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="GUA150",
-        title="the guard acted",
-        severity="warning",
-        condition="the log has rollbacks, dropped steps or a stop by the guard; an error where it stopped the training",
-        observe=_guarded,
-        confidence=1.0,
-        evidence=(
-            cite(
-                "gradience.hf.guard",
-                "a step with a gradient that is not finite is dropped, and the newest good weights are put back",
-            ),
-        ),
-        rationale="Only weights were put back: the optimizer's moments, the schedule and the position in the data were "
-        "not.",
-        scope="runs recorded with a guard",
-        verify="Compare the loss before and after the steps named, and audit the adapter for non-finite weights.",
     ),
 )
