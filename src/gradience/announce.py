@@ -220,18 +220,14 @@ def _webhook(_stack: ExitStack, _folder: Path, _within: bool) -> _Sender:  # noq
     address = os.environ[WEBHOOK]
 
     def send(told: Told) -> None:
-        from urllib.request import HTTPRedirectHandler, Request, build_opener  # only here
+        from urllib.request import Request  # only here
 
-        class Stay(HTTPRedirectHandler):
-            """Follows no redirect: only the address given is asked."""
-
-            def redirect_request(self, *_: Any) -> None:
-                """Refuse."""
+        from gradience.io.web import opener  # likewise
 
         text = f"*{told.title}*\n```{told.text[:_MOST]}```".translate(_SLACK)
         body = msgspec.json.encode({"text": text})
         asked = Request(address, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310  # checked
-        with build_opener(Stay).open(asked, timeout=_SECONDS) as answer:
+        with opener().open(asked, timeout=_SECONDS) as answer:
             answer.read(1)
 
     return send

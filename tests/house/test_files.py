@@ -22,6 +22,7 @@ METHODS = frozenset({".read_text", ".read_bytes"})
 LOADERS = frozenset({"np.load", "numpy.load", "jnp.load", "torch.load"})
 
 ALLOWED = {
+    ("announce.py", "send", "opener().open"): "no file: a request to the address that the user named",
     ("announce.py", "send", "path.open"): "written: the summary that a GitHub runner names, appended to",
     ("adapters/formats/__init__.py", "_npz", "np.load"): "no pickles, of what was opened as a regular file",
     ("adapters/formats/__init__.py", "_npz", "zipfile.ZipFile"): "the same file's list of entries",

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from gradience.errors import GradienceError
 from gradience.io.reading import decode_json
+from gradience.io.web import opener
 from gradience.schema import Json
 
 TOP: Final = 1000
@@ -33,11 +34,6 @@ _SHOWN: Final = 160  # characters of a server's message
 
 class RefusedError(GradienceError):
     """The server answers that it does not know the request."""
-
-
-class _Stays(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_args: Any, **_more: Any) -> None:
-        return None
 
 
 class Answered(NamedTuple):
@@ -70,7 +66,7 @@ class Endpoint:
         self._root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}".removesuffix("/v1")
         self._timeout = timeout
         self._key = os.environ.get(_KEY)
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stays).open
+        self._open = opener(urllib.request.ProxyHandler({})).open
         self.model = self._model(model)
 
     def _model(self, wanted: str | None) -> str:
