@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from peft_models import loaded, merged_weights, weights_of
@@ -61,6 +64,17 @@ def test_a_scaled_alpha_scales_every_update(case, tmp_path):
     for name in old:
         assert new[name] == pytest.approx(0.25 * old[name], abs=1e-7)
     assert relative_change(adapter, tmp_path / "scaled") == pytest.approx(0.0)  # of lora_B, which is as it was
+
+
+def test_a_config_without_an_alpha_has_pefts_of_8_scaled(case, tmp_path):
+    _, adapter = case
+    shutil.copytree(adapter, tmp_path / "plain")
+    file = tmp_path / "plain" / "adapter_config.json"
+    given = json.loads(file.read_text())
+    del given["lora_alpha"]
+    file.write_text(json.dumps(given))
+    write_scaled(tmp_path / "plain", tmp_path / "scaled", factor=0.25)
+    assert json.loads((tmp_path / "scaled" / "adapter_config.json").read_text())["lora_alpha"] == 2.0
 
 
 def test_the_relative_change_is_that_of_the_dense_updates(case, tmp_path):

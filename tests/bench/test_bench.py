@@ -266,7 +266,7 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
         tmp_path / "out",
         data=[classifier.data, classifier.data],
         methods=["linear"],
-        weights=[[0.5, 0.5], [0.0, 1.0]],
+        weights=[[0.5, 0.5], [0.0, 1.0], [0.5, 0.0]],
         options=BenchOptions(base=classifier.base, tolerance="10%"),
     )
     assert [task.reference for task in report.tasks] == ["adapter alone", "other alone"]
@@ -275,6 +275,18 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
     assert two.results[1].harm == pytest.approx(0.0, abs=1e-9)  # weight 1 of the second is the second
     assert two.results[1].kl < 1e-6
     assert two.results[0].kl > 1e-4
+    third = next(c for c in report.candidates if c.name == "linear:0.5,0")
+    alone = next(c for c in report.candidates if c.name == "alone:0.5")
+    assert (alone.role, alone.outcome, [r.task for r in alone.results]) == ("anchor", "anchor", ["adapter", "other"])
+    # Merged with nothing, an adapter is itself at its weight: all that it loses is dilution
+    assert third.results[0].harm == third.results[0].diluted == alone.results[0].harm
+    assert third.results[0].kl == pytest.approx(alone.results[0].kl, rel=1e-3)
+    assert alone.results[0].kl > 1e-3
+    assert [r.diluted for r in one.results] == [r.harm for r in alone.results]
+    assert [r.diluted for r in two.results] == [row(report, "base").harm, 0.0]
+    assert third.results[1].diluted == row(report, "base", 1).harm
+    assert row(report, "shuffled").diluted is row(report, "base").diluted is None
+    assert {c.name for c in report.candidates if c.role == "anchor"} == {"alone:0.5", "base", "shuffled"}
     with pytest.raises(GradienceError, match="1 data files for 2 adapters"):
         bench_merge([classifier.adapter, other], tmp_path / "two", data=[classifier.data])
 

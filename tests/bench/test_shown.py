@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from test_judge import evaluation, judged, right
 
 from gradience.cli.main import main
+from gradience.prove.bench.judge import Contender, Rule, Task, judge, tolerance_of
 from gradience.render.bench import bench_text
 from gradience.schema.compare import BenchMetric, BenchReport
 
@@ -52,6 +54,28 @@ def test_a_candidate_that_is_open_shows_what_it_needs():
         "These 40 examples show a failure of 7.2% of such examples or more (95 %); one in 1 % would be missed with "
         "probability 0.67." in text
     )
+
+
+def test_what_a_merge_loses_is_split_in_dilution_and_the_rest():
+    """By hand: .9 - .7 = .2 is lost, of it .9 - .85 = .05 at the weight alone; whole adapters dilute nothing."""
+    scores = {"full": right(0.9), "half": right(0.7), "whole": right(0.8), "alone:0.5": right(0.85)}
+    roles = {"full": "reference", "alone:0.5": "anchor"}
+    metric = BenchMetric(name="m", higher_is_better=True, unit="example")
+    found = judge(
+        [Contender(name, roles.get(name, "candidate"), Path(name), params=9) for name in scores],
+        [Task("held-out", "", "", "full", scores, alone={"half": "alone:0.5", "whole": "full"})],
+        metric,
+        Rule(tolerance_of("5%"), None, 0),
+    )
+    report = BenchReport(
+        kind="merge", adapters=["a", "b"], out="out", metric=metric, tolerance="5%", confidence=0.95, seed=0,
+        tasks=found.tasks, candidates=found.candidates, verdict=found.verdict,
+    )  # fmt: skip
+    text = bench_text(report)
+    assert line_of(text, "half")[1].split() == ["half", "+0.2", "+0.05", "+0.15"]
+    assert line_of(text, "whole")[1].split() == ["whole", "+0.1", "0", "+0.1"]
+    assert "Dilution: what the adapter loses alone" in text
+    assert "Dilution" not in bench_text(report_of({"full": right(0.9), "a": right(0.8)}))
 
 
 def test_a_run_of_one_score_has_no_interval():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -11,10 +14,14 @@ from hypothesis import given, strategies as st
 from safetensors.numpy import load_file, save_file
 from tables import every
 
-from gradience import merge_check
+import gradience.prove.bench
+from gradience import GradienceError, merge_check
 from gradience.cli.main import main
+from gradience.render.merge import merge_check_text
+from gradience.rewrite.merge.check import trials_of
 from gradience.rules.merge import MERGE_RULES
 from gradience.schema.export import json_schema
+from gradience.schema.merge import CheckedPair
 from gradience.spectral.merging import pooled_signs, signs_of
 
 
@@ -121,12 +128,65 @@ def test_an_adapter_and_its_negative_are_opposed_and_cancel(save):
     assert report.pairs[0].cosine == pytest.approx(-1.0, abs=1e-6)
 
 
-def test_twins_and_a_dwarf_are_named(save):
+def test_twins_are_named_and_a_dwarf_is_no_finding(save):
     one, two, small = save("one", seed=1), save("two", seed=1), save("small", seed=3)
     _scaled(small.folder, 0.05)
-    found = merge_check(one.folder, two.folder, small.folder).findings
-    assert {f.values["second"] for f in found if f.id == "MRG405"} == {"two"}
-    assert {f.values["second"] for f in found if f.id == "MRG402"} == {"small"}
+    report = merge_check(one.folder, two.folder, small.folder)
+    assert {f.values["second"] for f in report.findings if f.id == "MRG405"} == {"two"}
+    assert _ids(report) <= {"MRG405", "MRG406"}
+    assert report.pairs[1].scale_ratio == pytest.approx(20.0, rel=0.5)  # it is told, and not judged
+
+
+@every(
+    ("weights", "cosine", "tried"),
+    [
+        ([0.5, 0.5], 0.3, [[0.5, 0.5], [1.0, 1.0]]),
+        ([0.5, 0.5], 0.899, [[0.5, 0.5], [1.0, 1.0]]),
+        ([0.5, 0.5], 0.9, [[0.5, 0.5]]),  # nearly one update: whole ones would double it
+        ([0.5, 0.5], None, [[0.5, 0.5], [1.0, 1.0]]),
+        ([0.7, -0.3], 0.0, [[0.7, -0.3], [1.0, -1.0]]),
+        ([2.0, 0.0], 0.0, [[2.0, 0.0], [1.0, 0.0]]),
+        ([1.0, 1.0], 0.0, [[1.0, 1.0], [0.5, 0.5]]),
+        ([1.0, -1.0], 0.0, [[1.0, -1.0], [0.5, -0.5]]),
+    ],
+)
+def test_whole_updates_are_tried_beside_the_weights_that_were_asked_for(weights, cosine, tried):
+    assert trials_of(weights, [CheckedPair(first="a", second="b", cosine=cosine)]) == tried
+
+
+def test_dilution_is_said_before_any_overlap_and_conflict_is_what_is_left(save, capsys):
+    one, two = save("one", seed=1), save("two", seed=1)
+    _scaled(two.folder, -0.5)
+    paths = [str(one.folder), str(two.folder)]
+    assert main(["merge-check", *paths, "--weights=.25,1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = [next(i for i, line in enumerate(lines) if line.startswith(word)) for word in ("Dilu", "Find", "Conf")]
+    assert starts == sorted(starts)
+    own = np.linalg.norm(_vector(one.update))
+    assert lines[starts[0] + 1] == f"  one  weight 0.25: 25% left, norm(w dW) {0.25 * own:.4g}"
+    assert lines[starts[0] + 2] == f"  two  weight 1: 100% left, norm(w dW) {0.5 * own:.4g}"
+    # The sum is .25 - .5 of the first; of the second, which is -.5 of it, 1 - .5
+    assert lines[starts[2] + 1] == "  one  keeps -0.250 = 0.25 - 0.500; rest of M orthogonal to it 0.0%"
+    assert lines[starts[2] + 2] == "  two  keeps 0.500 = 1 - 0.500; rest of M orthogonal to it 0.0%"
+    assert lines[-1].endswith(" --data HELDOUT_2 --weights 0.25,1 --weights 1,1 --out BENCH")
+
+
+@every("weights", [[0.5, 0.5], [-0.5, 1.0]])
+def test_the_next_command_is_taken_as_it_is_printed(weights, save, monkeypatch):
+    one, two = (save(name, seed=seed) for seed, name in enumerate((f"a{weights[0]}", f"b{weights[0]}")))
+    report = merge_check(one.folder, two.folder, weights=weights)
+    taken = {}
+
+    def stand_in(paths, out, **given):
+        taken.update(given, paths=list(paths), out=out)
+        raise GradienceError("taken")
+
+    monkeypatch.setattr(gradience.prove.bench, "bench_merge", stand_in)
+    program, *words = shlex.split(merge_check_text(report).splitlines()[-1].partition(": ")[2])
+    assert program == "gradience"
+    assert main(words) == 2
+    assert taken["weights"] == report.trials == [weights, [math.copysign(1.0, w) for w in weights]]
+    assert (taken["paths"], taken["data"]) == ([one.folder, two.folder], [Path("HELDOUT_1"), Path("HELDOUT_2")])
 
 
 def test_shared_directions_with_other_content_are_seen_where_the_cosine_is_not(save):

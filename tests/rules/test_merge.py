@@ -63,8 +63,6 @@ def reasons(full):
         (report(pair(cosine=-0.099)), "MRG401", False),
         (report(pair(cosine=0.9)), "MRG405", True),
         (report(pair(cosine=0.899)), "MRG405", False),
-        (report(pair(scale_ratio=4.0)), "MRG402", True),
-        (report(pair(scale_ratio=3.99)), "MRG402", False),
         (report(adapters=[adapter(coefficient=0.249, weight=0.5)]), "MRG403", True),
         (report(adapters=[adapter(coefficient=0.25, weight=0.5)]), "MRG403", False),
         (report(adapters=[adapter(coefficient=-0.25, weight=-0.5)]), "MRG403", False),
@@ -103,7 +101,7 @@ def test_a_rule_speaks_at_its_threshold_and_is_silent_beside_it(full, rule, spea
 
 def test_findings_have_the_numbers_of_their_case():
     full = report(
-        pair(cosine=-0.456, scale_ratio=7.89, output_side=[], input_side=[]),
+        pair(cosine=-0.456, output_side=[], input_side=[]),
         adapters=[
             adapter("a", base="n", coefficient=0.123, weight=0.5),
             adapter("b", obstacles=["it is DoRA", "other"]),
@@ -115,10 +113,6 @@ def test_findings_have_the_numbers_of_their_case():
         "MRG401": (
             "a and b point against each other: cosine -0.46 of their weighted updates.",
             {"first": "a", "second": "b", "cosine": -0.456},
-        ),
-        "MRG402": (
-            "a and b differ 7.9 times in norm after weighting: the larger dominates.",
-            {"first": "a", "second": "b", "scale_ratio": 7.89},
         ),
         "MRG403": (
             ("Along the update of a the sum keeps 0.12, where its weight asks for 0.50: the others cancel the rest."),

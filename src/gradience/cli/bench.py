@@ -89,7 +89,8 @@ def merge(
     """Measure what merges of adapters lose on each adapter's own data.
 
     A merge holds where its worst plausible loss is within the tolerance on the data of every adapter, each beside that
-    adapter alone. Exit codes as of 'gradience bench'.
+    adapter alone. Anchors are each adapter alone at its merge weight: how much of a loss is dilution. Exit codes as of
+    'gradience bench'.
 
     Parameters
     ----------

@@ -60,7 +60,10 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.merge:merge",
         "Merge adapters of one base model into one, with the error of every module.",
     ),
-    "merge-check": ("gradience.cli.merge:merge_check", "Report conflicts before merging adapters."),
+    "merge-check": (
+        "gradience.cli.merge:merge_check",
+        "Report before a merge what it leaves of each adapter, then conflicts.",
+    ),
     "verify-merge": (
         "gradience.cli.merge:verify_merge",
         "Check that a merged model contains an adapter, tensor by tensor.",

@@ -90,11 +90,11 @@ def merge_check(
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:
-    """Report conflicts before merging adapters. Nothing is written.
+    """Report before a merge what it leaves of each adapter, then conflicts. Nothing is written.
 
-    dW_i = s_i B_i A_i, M = sum w_i dW_i. Keeps: <M, dW_i> / norm(dW_i)^2, the weight with which M applies adapter i's
-    own update. Conflict: the share of entries where two of the w_i dW_i have opposite signs. Cancelled:
-    1 - sum |M| / sum sum_i |w_i dW_i| over entries. Overlaps phi(k, k) as of 'gradience compare'.
+    dW_i = s_i B_i A_i, M = sum w_i dW_i. Left of adapter i's own update: w_i. Keeps: <M, dW_i> / norm(dW_i)^2, the
+    weight with which M applies it. Conflict: the share of entries where two of the w_i dW_i have opposite signs.
+    Cancelled: 1 - sum |M| / sum sum_i |w_i dW_i| over entries. Overlaps phi(k, k) as of 'gradience compare'.
 
     Parameters
     ----------

@@ -111,6 +111,7 @@ def _task(report: BenchReport, task: BenchTask, *, unicode: bool) -> Iterator[st
     rows = rows_of(report, task)
     yield clean(task_line(report, task))
     yield from table(_COLUMNS, rows)
+    yield from dilution_lines(rows)
     drawn = [row for row in rows if row.candidate.role == "candidate" and row.result.worst is not None]
     if drawn:
         yield ""
@@ -155,6 +156,30 @@ _COLUMNS: Final[Columns[Row]] = (
     ("flips", ">6", lambda row: percent(row.result.flips)),
     ("", "", lambda row: outcome_cell(row.result)),
 )
+
+
+_DILUTION: Final[Columns[Row]] = (
+    ("merge", f"<{_NAME}", lambda row: clean(row.candidate.name)[:_NAME]),
+    ("worse by", ">9", lambda row: signed(row.result.harm)),
+    ("dilution", ">9", lambda row: signed(row.result.diluted)),
+    ("the rest", ">9", lambda row: signed(_rest(row.result))),
+)
+
+
+def _rest(result: BenchResult) -> float:
+    return as_float(result.harm or 0.0) - as_float(result.diluted or 0.0)
+
+
+def dilution_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """What each merge loses, split in what the adapter alone at its weight loses and the rest; nothing without merges.
+
+    Differences of means, without bounds of their own.
+    """
+    split = [row for row in rows if row.result.diluted is not None and row.result.harm is not None]
+    if split:
+        yield ""
+        yield "  Dilution: what the adapter loses alone at its merge weight. The rest: the others, and the method."
+        yield from table(_DILUTION, split)
 
 
 class _Marks(NamedTuple):

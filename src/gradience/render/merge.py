@@ -1,8 +1,8 @@
 """The reports of merge, merge-check and verify-merge as text.
 
-The report of a merge lists its adapters, its error and a table of modules. That of a merge-check lists the conflicts,
-with the modules first in which most cancels. That of verify-merge gives the verdict with the counts behind it. Every
-report ends with what it does not show.
+The report of a merge lists its adapters, its error and a table of modules. That of a merge-check says what each weight
+leaves, then lists the conflicts, with the modules first in which most cancels. That of verify-merge gives the verdict
+with the counts behind it. Every report ends with what it does not show.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from gradience.render import (
 from gradience.render.compare import difference_text
 from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_cell, name_list
 from gradience.schema.merge import (
+    CheckedAdapter,
     CheckedModule,
     CheckedPair,
     MergeCheckReport,
@@ -101,24 +102,39 @@ def merge_check_text(report: MergeCheckReport, *, top: int = 5, verbose: bool = 
     yield from banner("GRADIENCE MERGE CHECK")
     yield "M = " + " + ".join(f"{item.weight:g} x {clean(item.adapter.name)}" for item in report.adapters)
     yield ""
+    width = max(len(clean(item.adapter.name)) for item in report.adapters)
+    yield "Dilution, before any overlap (what its weight leaves of each adapter's own update):"
+    for item in report.adapters:
+        left, norm = f"{100.0 * item.weight:.3g}% left", f"norm(w dW) {item.weighted_norm:.4g}"
+        yield f"  {clean(item.adapter.name):<{width}}  weight {item.weight:g}: {left}, {norm}"
+    yield ""
     yield "Findings:" if report.findings else "Findings: none"
     yield from finding_lines(report.findings, verbose=verbose)
     yield from skipped_lines(report.not_run, verbose=verbose)
     yield ""
-    yield "What M keeps of each (coefficient along its own update; the weight is what was asked for):"
-    width = max(len(clean(item.adapter.name)) for item in report.adapters)
+    yield "Conflict, only in what is left (what M keeps along each update: its weight, and the others' part):"
     for item in report.adapters:
-        yield (
-            f"  {clean(item.adapter.name):<{width}}  weight {item.weight:g}"
-            f"  keeps {number(item.kept.coefficient, '.3f')}"
-            f"  norm(w dW) {item.weighted_norm:.4g}  rest of M orthogonal to it {percent(item.kept.other)}"
-        )
+        other = percent(item.kept.other)
+        yield f"  {clean(item.adapter.name):<{width}}  keeps {_kept(item)}; rest of M orthogonal to it {other}"
     yield from map(_pair, report.pairs)
     if report.signs is not None:
         yield _signs(report.signs, report.expected_conflict)
     yield ""
     yield from _modules(report.modules, top)
     yield from _remarks(report)
+
+
+def _option(weights: Sequence[float]) -> str:
+    text = ",".join(f"{weight:g}" for weight in weights)
+    return f"--weights={text}" if text.startswith("-") else f"--weights {text}"
+
+
+def _kept(item: CheckedAdapter) -> str:
+    kept = item.kept.coefficient
+    if kept is None:
+        return "-"
+    others = kept - item.weight
+    return f"{kept:.3f} = {item.weight:g} {'-' if others < 0.0 else '+'} {abs(others):.3f}"
 
 
 def _pair(pair: CheckedPair) -> str:
@@ -173,7 +189,10 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
     yield "These numbers describe how far the updates overlap; they do not predict what a merge does to a metric."
     paths = " ".join(shlex.quote(clean(item.adapter.path)) for item in report.adapters)
     data = " ".join(f"--data HELDOUT_{place}" for place, _ in enumerate(report.adapters, 1))
-    yield f"Next, on each adapter's own data: gradience bench merge {paths} --base MODEL {data} --out BENCH"
+    if len(report.trials) > 1:
+        yield "Whole updates are not diluted, but the others' part grows as much: try both on held-out data."
+    tried = "".join(f" {_option(weights)}" for weights in report.trials)
+    yield f"Next, on each adapter's own data: gradience bench merge {paths} --base MODEL {data}{tried} --out BENCH"
 
 
 @as_text

@@ -18,7 +18,6 @@ OPPOSED = Threshold(
     "opposed", -0.1, "cosine", "heuristic: independent updates of real sizes lie within a few 1e-3 of 0"
 )
 TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of each is along the other")
-SCALE = Threshold("scale_ratio", 4.0, "larger over smaller weighted norm", "heuristic: 1/17 of the energy of the sum")
 HALVED = Threshold("kept_share", 0.5, "coefficient over weight", "heuristic: half of what was asked for is undone")
 CANCELLED = Threshold(
     "cancelled",
@@ -45,15 +44,6 @@ def _twins(report: MergeCheckReport) -> Iterator[Observation]:
             yield Observation(
                 f"{_both(pair)} are nearly identical updates (cosine {pair.cosine:.2f}): their weights add up.",
                 {"first": pair.first, "second": pair.second, "cosine": pair.cosine},
-            )
-
-
-def _scales(report: MergeCheckReport) -> Iterator[Observation]:
-    for pair in report.pairs:
-        if pair.scale_ratio is not None and pair.scale_ratio >= SCALE.value:
-            yield Observation(
-                f"{_both(pair)} differ {pair.scale_ratio:.1f} times in norm after weighting: the larger dominates.",
-                {"first": pair.first, "second": pair.second, "scale_ratio": pair.scale_ratio},
             )
 
 
@@ -89,7 +79,7 @@ def _shared(report: MergeCheckReport) -> Iterator[Observation]:
             yield Observation(
                 f"{_both(pair)} work in the same directions (phi({out.i}, {out.i}) {out.phi:.2f} of outputs and "
                 f"{inner.phi:.2f} of inputs, by chance {out.chance:.2f} and {inner.chance:.2f}) though their cosine is "
-                f"{pair.cosine:.2f}: each changes what the other does there.",
+                f"{pair.cosine:.2f}.",
                 {"first": pair.first, "second": pair.second, "output": out.phi, "input": inner.phi},
             )
 
@@ -130,7 +120,7 @@ class _MergeRule(Rule[MergeCheckReport]):
 
     groups: tuple[RuleGroup, ...] = ("merge",)
     scope: str = "weighted sums of trained LoRA adapters"
-    verify: str = "Evaluate each adapter and the merged one on held-out data of every task."
+    verify: str = "Compare the merge with each adapter alone at its weight on held-out data: 'gradience bench merge'."
 
 
 MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
@@ -153,18 +143,6 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
         action="See what the sum keeps of each; consider TIES, or serving them apart.",
         thresholds=(OPPOSED,),
         needs=(_modules_in_common,),
-    ),
-    _MergeRule(
-        id="MRG402",
-        severity="warning",
-        title="updates of very different size",
-        condition="one weighted update's norm is {scale_ratio} x another's or more",
-        observe=_scales,
-        confidence=0.6,
-        evidence=(_ALGEBRA,),
-        rationale="A sum is mostly its largest member: another alpha, rank or learning rate can make an adapter large.",
-        action="Give the smaller a larger weight if it is meant to count as much.",
-        thresholds=(SCALE,),
     ),
     _MergeRule(
         id="MRG403",

@@ -309,6 +309,13 @@ class BenchResult(msgspec.Struct, kw_only=True, frozen=True):
     worst: Annotated[Real | None, about("Upper bound of harm, with the same confidence: the worst plausible loss.")] = (
         None
     )
+    diluted: Annotated[
+        Real | None,
+        about(
+            "For a merge: harm of the reference alone at its weight in the merge. The rest of `harm` is by the other "
+            "adapters, and by what the method drops. Null for all else."
+        ),
+    ] = None
     outcome: Annotated[
         Outcome,
         about(

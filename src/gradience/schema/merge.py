@@ -163,6 +163,13 @@ class MergeCheckReport(Report, kw_only=True, frozen=True):
             "arccos(cosine) / pi, averaged over entries."
         ),
     ] = None
+    trials: Annotated[
+        list[list[float]],
+        about(
+            "Weights to try on held-out data: those asked for, and each adapter whole (1/n of each, if whole ones were "
+            "asked for), unless two of them are nearly one update."
+        ),
+    ] = []
     modules: list[CheckedModule] = []
     only_in: list[OnlyIn] = []
     different_shapes: list[str] = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,13 +24,14 @@ from gradience.prove.bench.contest import (
     default_names,
     made,
     require_packages,
-    write_scaled,
+    scaled,
 )
 from gradience.prove.bench.evaluators import digest_of_command, run, words
-from gradience.prove.bench.judge import Contender
+from gradience.prove.bench.judge import BASE, Contender
 from gradience.prove.bench.store import BenchStore, adapter_digest, file_hash, opened_store, refusing
 from gradience.prove.options import BenchOptions
 from gradience.rewrite.merge import merge_adapters
+from gradience.rewrite.merge.methods import weights_of
 from gradience.rewrite.mitigate import mitigate_adapter
 from gradience.rewrite.sides import open_sides
 from gradience.schema.compare import BenchReport
@@ -193,8 +193,9 @@ def bench_merge(
 ) -> BenchReport:
     """Score merges of adapters on each adapter's own data, and compare them with that adapter alone.
 
-    A merge holds if it holds on the data of all adapters. If adapters have their own heads, each data set is scored
-    with its adapter's head.
+    Beside the merges, each adapter is scored alone at its weight in them: what it loses is dilution, and the rest of a
+    merge's loss is by the other adapters and the method. A merge holds if it holds on the data of all adapters. If
+    adapters have their own heads, each data set is scored with its adapter's head.
 
     Args:
         paths: two adapters or more, of one base. They are not changed.
@@ -222,16 +223,30 @@ def bench_merge(
         recipes = {
             _name(method, some): _recipe(method, some, density, options.seed) for method in methods for some in weights
         }
+        parts = {name: weights_of(len(sides), recipe["weights"], recipe["method"]) for name, recipe in recipes.items()}
         entries = []
-        for side, file in zip(sides, rows, strict=True):
+        for place, (side, file) in enumerate(zip(sides, rows, strict=True)):
             heads = side.name if own_heads else None
             merges = [
                 Contender(name, "candidate", _merged(store, name, paths, recipe, heads), _words(recipe))
                 for name, recipe in recipes.items()
             ]
             own = Contender(f"{side.name} alone", "reference", side.path, "the adapter as given")
-            entries.append(Entry(side.name, file, [own, *merges, *anchors(store, side.path, seed=options.seed)]))
+            diluted = _at_weights(store, side.path, {part[place] for part in parts.values()})
+            named = {0.0: BASE, 1.0: own.name, **{weight: one.name for weight, one in diluted.items()}}
+            entrants = [own, *merges, *diluted.values(), *anchors(store, side.path, seed=options.seed)]
+            alone = {name: named[part[place]] for name, part in parts.items()}
+            entries.append(Entry(side.name, file, entrants, alone=alone))
         return contest.report(entries, BenchSubject("merge", paths))
+
+
+def _at_weights(store: BenchStore, adapter: Path, weights: Iterable[float]) -> dict[float, Contender]:
+    """The adapter alone at each weight, as anchors; without 0 and 1, at which it is the base and itself."""
+    return {
+        weight: Contender(f"alone:{weight:g}", "anchor", scaled(store, adapter, weight), "alone at its merge weight")
+        for weight in sorted(weights)
+        if weight not in {0.0, 1.0}
+    }
 
 
 def _name(method: str, weights: Sequence[float] | None) -> str:
@@ -323,12 +338,10 @@ def _pair(store: BenchStore, adapter: Path, base: PathLike, scale: float, seed: 
     if change <= 0.0:
         return []
     factor = float(f"{1.0 - change:.4g}")
-    scaled = store.made(
-        f"alpha-{factor:g}", {"of": source, "alpha": factor}, partial(write_scaled, adapter, factor=factor)
-    )
+    lowered = scaled(store, adapter, factor)
     return [
         Contender(name, "candidate", calmed, f"{scale:g} of the update along each intruder; change {change:.1%}"),
-        Contender(f"alpha:{factor:g}", "candidate", scaled, f"the whole update times {factor:g}, as beside {name}"),
+        Contender(f"alpha:{factor:g}", "candidate", lowered, f"the whole update times {factor:g}, as beside {name}"),
     ]
 
 

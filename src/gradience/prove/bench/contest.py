@@ -98,7 +98,7 @@ def _write(
     tensors = [new.get(name) or copied(source, name) for name in source.tensors]
     sources = SourceFiles([files.config, *opened.weights])
     record = partial(provenance_of, "bench", sources, {"variant": what}, Changes([]))
-    config = _scaled(raw_config(files.config), alpha)
+    config = _scaled(raw_config(files.config), opened.config.lora_alpha, alpha)
     write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record, sources=sources)
 
 
@@ -107,20 +107,21 @@ def _changed(layout: LoraPair, source: TensorSource, change: Callable[[Array, Ar
     return {layout.a_name: a, layout.b_name: b}
 
 
-def _scaled(config: dict[str, Any], factor: float) -> dict[str, Any]:
+def _scaled(config: dict[str, Any], own: float, factor: float) -> dict[str, Any]:
     if factor == 1.0:
         return config
     pattern = {key: value * factor for key, value in (config.get("alpha_pattern") or {}).items()}
-    return {**config, "lora_alpha": config["lora_alpha"] * factor, "alpha_pattern": pattern}
+    return {**config, "lora_alpha": own * factor, "alpha_pattern": pattern}
 
 
 class Entry(NamedTuple):
-    """A task with its data and its entrants; the first entrant is the reference."""
+    """A task with its data and its entrants; the first entrant is the reference. `alone` is as of `Task`."""
 
     name: str
     data: Path | None
     entrants: Sequence[Contender]
     judged: bool = True
+    alone: Mapping[str, str] | None = None
 
 
 class BenchSubject(NamedTuple):
@@ -140,6 +141,12 @@ def anchors(store: BenchStore, adapter: Path, *, seed: int) -> list[Contender]:
         Contender(BASE, "anchor", zero, "the update zero, heads and biases kept"),
         Contender(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
     ]
+
+
+def scaled(store: BenchStore, adapter: Path, factor: float) -> Path:
+    """The folder of the adapter with its whole update times a factor."""
+    how = {"of": adapter_digest(adapter), "alpha": factor}
+    return store.made(f"alpha-{factor:g}", how, partial(write_scaled, adapter, factor=factor))
 
 
 class Making(NamedTuple):
@@ -322,7 +329,8 @@ class Contest:
             scores = self.scored(entry, evaluator, done=done, total=total)
             digest = "" if entry.data is None else f"sha256:{file_hash(entry.data)}"
             name = entry.entrants[0].name
-            tasks.append(Task(entry.name, str(entry.data or ""), digest, name, scores, judged=entry.judged))
+            data = str(entry.data or "")
+            tasks.append(Task(entry.name, data, digest, name, scores, judged=entry.judged, alone=entry.alone))
             metrics.append((evaluator.name, evaluator.higher_is_better))
         self._progress(total, total, "")
         (measured, better), unit = metrics[0], _unit(tasks)

@@ -79,7 +79,10 @@ class Contender(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A data set, the contender that is the reference on it, and each contender's evaluation by name."""
+    """A data set, the contender that is the reference on it, and each contender's evaluation by name.
+
+    `alone` names, for each merge, the contender that is the reference alone at its weight in the merge.
+    """
 
     name: str
     data: str
@@ -87,6 +90,7 @@ class Task(NamedTuple):
     reference: str
     evaluations: Mapping[str, Evaluation]
     judged: bool = True
+    alone: Mapping[str, str] | None = None
 
 
 class Judged(NamedTuple):
@@ -150,6 +154,9 @@ def _on_task(
             if (c.role == "candidate") is group and c.name != task.reference and _is_finite(task.evaluations[c.name])
         ]
         rows |= _compared(task, compared, metric, margin, rule)
+    for name, alone in (task.alone or {}).items():
+        diluted = 0.0 if alone == task.reference else rows[alone].harm
+        rows[name] = msgspec.structs.replace(rows[name], diluted=diluted)
     described = BenchTask(
         name=task.name,
         data=task.data,

@@ -1,4 +1,4 @@
-"""The verb `merge-check`: how much of each adapter a weighted sum would keep, and where the adapters disagree.
+"""The verb `merge-check`: what a weighted sum would leave of each adapter, and where the adapters disagree.
 
 All numbers follow from inner products of the updates and from the signs of their entries. No base model is needed, and
 nothing is written.
@@ -34,7 +34,7 @@ from gradience.rewrite.sides import (
     side_overlap,
 )
 from gradience.rules import excluded_rules, judge, without
-from gradience.rules.merge import MERGE_RULES
+from gradience.rules.merge import MERGE_RULES, TWINS
 from gradience.schema.compare import SideOverlap
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
@@ -62,7 +62,7 @@ def merge_check(
     settings: PathLike | None = None,
     progress: Progress | None = None,
 ) -> MergeCheckReport:
-    """Return the conflicts between the adapters in M = sum w_i dW_i; no base model is needed.
+    """Return what M = sum w_i dW_i leaves of each adapter, and their conflicts; no base model is needed.
 
     Args:
         paths: two adapters or more, of one base model.
@@ -109,6 +109,7 @@ def merge_check(
         pairs=pairs,
         signs=None if pooled is None else _conflict(pooled),
         expected_conflict=_expected(modules) if len(sides) == 2 else None,
+        trials=trials_of(chosen, pairs),
         modules=modules,
         only_in=found.partial,
         different_shapes=found.odd,
@@ -148,6 +149,17 @@ def _pair(
         output_side=mean_overlaps(overlaps.output),
         input_side=mean_overlaps(overlaps.input),
     )
+
+
+def trials_of(weights: Sequence[float], pairs: Sequence[CheckedPair]) -> list[list[float]]:
+    """Return the weights to try: those given, and 1 for each adapter, or 1/n if they are all 1 already.
+
+    Signs stay, and a weight of 0 too. Of nearly identical updates, which would add up, only those given.
+    """
+    given, whole = list(weights), [math.copysign(1.0, w) if w else 0.0 for w in weights]
+    if any(pair.cosine is not None and pair.cosine >= TWINS.value for pair in pairs):
+        return [given]
+    return [given, whole if whole != given else [w / len(given) for w in whole]]
 
 
 def _expected(modules: Sequence[CheckedModule]) -> float | None:
