@@ -90,6 +90,8 @@ def test_a_template_is_told_of_where_there_is_one_and_rows_are_conversations(tem
         template_from="base",
         marks_answers=False,
         split_controls=list,
+        by_trainer=None,
+        is_retemplated=False,
     )
     seen = SimpleNamespace(arguments_text=SimpleNamespace(count=0), parts=SimpleNamespace(count=0))
     found = _tokenizer(encoder, SimpleNamespace(format=format), seen)

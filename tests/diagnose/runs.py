@@ -105,12 +105,10 @@ def counting(t):
 
 
 def healthy(t, out):
-    """Counting upwards is learnt, and held-out loss falls with it."""
-    data = counting(t)
+    """Counting upwards from even numbers is learnt, and the loss from odd ones falls with it."""
+    even, odd = ([row for row in counting(t) if row["input_ids"][0] % 2 == rest] for rest in (0, 1))
     model = t.llama(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
     often = {"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "save_steps": 50}
     arguments = t.arguments(out, max_steps=100, learning_rate=1e-3, per_device_train_batch_size=16, **often)
     callback = t.GradienceCallback(task_profile="generation")
-    _finish(
-        t.Trainer(model=model, args=arguments, train_dataset=data[:192], eval_dataset=data[192:], callbacks=[callback])
-    )
+    _finish(t.Trainer(model=model, args=arguments, train_dataset=even, eval_dataset=odd[:64], callbacks=[callback]))

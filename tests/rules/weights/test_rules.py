@@ -147,14 +147,21 @@ def test_random_like_needs_four_modules_of_rank_four_at_nine_tenths_of_the_null(
 
 
 @every(
-    ("flat", "kind", "verdict"),
-    [(4, "linear", "random_like"), (3, "linear", "trained"), (12, "vera", "trained"), (12, "linear", "random_like")],
+    ("flat", "of", "kind", "verdict"),
+    [
+        (4, 10, "linear", "random_like"),
+        (4, 11, "linear", "trained"),
+        (3, 7, "linear", "trained"),
+        (12, 12, "vera", "trained"),
+        (12, 12, "linear", "random_like"),
+    ],
 )
-def test_random_numbers_in_some_layers_are_told_among_trained_ones(flat, kind, verdict):
-    rows = [module(f"layers.{i}", kind=kind, stable_rank=5.5 if i < flat else 1.5) for i in range(12)]
+def test_random_numbers_in_some_layers_are_told_among_trained_ones(flat, of, kind, verdict):
+    """Four modules, and four tenths of them."""
+    rows = [module(f"layers.{i}", kind=kind, stable_rank=5.5 if i < flat else 1.5) for i in range(of)]
     seen = health(rows)
     assert seen.verdict == verdict
-    assert (f"in {flat} of 12 modules (first: layers.0)" in seen.reason) is (verdict == "random_like")
+    assert (f"in {flat} of {of} modules (first: layers.0)" in seen.reason) is (verdict == "random_like")
 
 
 @pytest.mark.parametrize(("relative", "verdict"), [(9.9e-5, "near_untrained"), (1e-4, "trained"), (None, "trained")])

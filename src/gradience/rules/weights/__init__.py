@@ -31,6 +31,9 @@ RANDOM_SHARE = Threshold(
 )
 RANDOM_RANK = Threshold("random_rank", 4, "rank", "a judgement: below it the null leaves no room to tell")
 RANDOM_MODULES = Threshold("random_modules", 4, "modules of that rank", "a judgement: one flat spectrum may be chance")
+RANDOM_PART = Threshold(
+    "random_part", 0.4, "of these modules", "a judgement; 4 of 14 were flat after a short training of random weights"
+)
 HARDLY_TRAINED = Threshold(
     "hardly_trained",
     1e-4,
@@ -165,7 +168,7 @@ def _of_spectra(modules: Sequence[ModuleAudit]) -> Health | None:
     for share_of, what in ((_of_product, "the update"), (_of_second_factor, "lora_B")):
         shares = {m.name: share for m in modules if m.r >= RANDOM_RANK.value and (share := share_of(m)) is not None}
         flat = [name for name, share in shares.items() if share >= RANDOM_SHARE.value]
-        some = len(flat) >= RANDOM_MODULES.value
+        some = len(flat) >= max(RANDOM_MODULES.value, RANDOM_PART.value * len(shares))
         # In small modules the spectrum of random numbers varies: the median tells what not every one of them shows.
         most = len(shares) >= RANDOM_MODULES.value and percentile([*shares.values()], 0.5) >= RANDOM_SHARE.value
         if some or most:

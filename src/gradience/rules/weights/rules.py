@@ -20,6 +20,7 @@ from gradience.rules.weights import (
     NEAR_UNTRAINED,
     OVERSIZED,
     RANDOM_MODULES,
+    RANDOM_PART,
     RANDOM_RANK,
     RANDOM_SHARE,
     THE_FILE,
@@ -260,8 +261,8 @@ RANDOM_LIKE = WeightsRule(
     title="spectra like random factors'",
     groups=("weights", "log"),
     condition="the ratio of the stable rank of the update, or of lora_B alone, to that of a random matrix of the same "
-    "shape is at least {random_share} in {random_modules} or more modules of rank {random_rank} or more, or in their "
-    "median if there are as many",
+    "shape is at least {random_share} in {random_modules} or more modules of rank {random_rank} or more, which are "
+    "{random_part} of them, or in their median if there are as many",
     observe=partial(_of_health, _RANDOM),
     verdicts=_RANDOM,
     confidence=0.6,
@@ -272,7 +273,7 @@ RANDOM_LIKE = WeightsRule(
     verify=_COMPARE,
     rationale="lora_B starts at zero and takes its directions from few gradients: one step already makes it far from "
     "flat.",
-    thresholds=(RANDOM_SHARE, RANDOM_RANK, RANDOM_MODULES),
+    thresholds=(RANDOM_SHARE, RANDOM_RANK, RANDOM_MODULES, RANDOM_PART),
     needs=(_many_modules,),
 )
 TOO_LARGE = WeightsRule(
