@@ -27,7 +27,7 @@ CONFIG = ConfigSnapshot(
     dataset_name="glue/sst2",
     task_profile="easy_classification",
     optimizer=OptimizerSnapshot(name="adamw", lr=1e-3),
-    training=TrainingSnapshot(max_steps=40),
+    training=TrainingSnapshot(max_steps=30),
     num_labels=2,
 )
 
@@ -112,7 +112,7 @@ def test_a_few_held_out_examples_are_called_few(tmp_path):
 def test_a_log_without_run_end_is_said_with_its_step(tmp_path):
     report = monitor_run(record(tmp_path / "run.jsonl", end=False))
     assert report.status == "no_run_end"
-    assert "step 30 of 40" in next(f.message for f in report.findings if f.id == "END114")
+    assert "step 30 of 30" in next(f.message for f in report.findings if f.id == "END114")
 
 
 def test_non_finite_losses_are_counted_and_never_enter_the_lowest(tmp_path):

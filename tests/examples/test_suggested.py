@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import shlex
+import shutil
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,8 @@ def suggested(text: str) -> list[str]:
 def test_what_the_golden_path_suggests_runs_as_printed_and_so_does_what_that_suggests(
     toy, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.chdir(toy.clone)
+    shutil.copytree(toy.run, tmp_path / "runs" / "toy")
+    monkeypatch.chdir(tmp_path)
     run = Path("runs/toy")
     stands = {"MODEL": f"{run}/base", "TEXTS": f"{run}/heldout.jsonl", "SMALLER": str(tmp_path / "smaller")}
     stands |= {"FLEET": str(tmp_path / "fleet"), f"{run}/smaller": str(tmp_path / "smaller")}

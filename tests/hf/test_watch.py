@@ -184,6 +184,10 @@ def test_labels_are_classes_if_each_row_has_one(labels, seen):
 
 def test_a_compiled_model_is_watched_from_outside_and_says_so_from_inside():
     from gradience.hf import watch_batches
+    from gradience.hf.watch import BatchWatch
+
+    if any(callable(const) for const in BatchWatch._see.__code__.co_consts):
+        pytest.skip("dynamo cannot trace what slipcover puts into our functions")
 
     class Fed(torch.nn.Module):
         def forward(self, input_ids):

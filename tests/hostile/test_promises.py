@@ -15,6 +15,8 @@ LINES = "telemetry/test_line_faults.py::test_"
 OUTPUT = "hostile/test_output.py::test_"
 
 ROWS = {  # the first cell of a row of limits.md, and the beginning of the test that holds it
+    "a receipt": "receipt/test_receipt.py::test_long_rows_stay_within_the_size",
+    "an answer of a server": "receipt/test_answers.py::test_an_answer_beyond_the_limit_is_refused",
     "values in lists and mappings of one event": LINES + "an_event_has_ten_thousand_values",
     "elements of one array or tensor in an event": LINES + "an_event_has_ten_thousand_values_64_levels_and_arrays",
     "levels of nesting in an event": LINES + "an_event_has_ten_thousand_values_64_levels",
@@ -102,7 +104,7 @@ PROMISES = {**ROWS, **SENTENCES}
 
 @pytest.fixture(scope="module")
 def pages(root: Path) -> dict[str, str]:
-    names = ("limits.md", "reliability.md")
+    names = ("limits.md", "reliability.md", "evidence/reliability.md")
     return {name: (root / "docs" / name).read_text(encoding="utf-8") for name in names}
 
 

@@ -35,7 +35,7 @@ def run(tmp_path_factory):
         vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
     )
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    data = [{"input_ids": row, "labels": row} for row in torch.randint(0, 32, (24, 8))]
+    data, held_out = ([{"input_ids": row, "labels": row} for row in torch.randint(0, 32, (n, 8))] for n in (24, 12))
     arguments = TrainingArguments(
         str(folder),
         max_steps=STEPS,
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
         model=get_peft_model(LlamaForCausalLM(config), lora),
         args=arguments,
         train_dataset=data,
-        eval_dataset={"easy": data[:7], "hard": data[7:12]},
+        eval_dataset={"easy": held_out[:7], "hard": held_out[7:]},
         callbacks=[GradienceCallback()],
     )
     result = trainer.train()

@@ -365,7 +365,7 @@ def test_lines_decoded_at_once_are_as_many_as_there_are():
     ("line", "message"),
     [
         (b'{"a": NaN, "b": "\xff"}', "not UTF-8: invalid start byte at byte 17"),
-        (b'{"a": "\xff"}', "not UTF-8: invalid start byte at byte 0 of a string"),
+        (b'{"a": "\xff"}', "not UTF-8: invalid start byte at byte 7"),
         (b'{"a": NaN', "not JSON: JSON is malformed: invalid character (byte 6)"),
         (b"[NaN]", "Expected `object`, got `array`"),
         (b'{"a": NaN, "b": "\\ud800"}', "not Unicode: half of a surrogate pair in a string"),

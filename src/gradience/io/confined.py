@@ -189,7 +189,10 @@ class _Helper:
         return self.owner == os.getpid() and self._control.fileno() != -1 and self._process.poll() is None
 
     def fork(self, end: socket.socket, imports: Sequence[str]) -> int:
-        return int(self._asked({"fork": list(imports)}, [end.fileno()]))
+        place = ""  # of relative paths; the helper stays where it was started
+        with suppress(OSError):  # the folder is gone
+            place = os.getcwd()  # noqa: PTH109  # as a string
+        return int(self._asked({"fork": list(imports), "in": place}, [end.fileno()]))
 
     def end(self, pid: int) -> int:
         """End a child, and return its exit code, or minus the number of the signal that ended it; 0 if not known.
@@ -270,6 +273,8 @@ def serve(descriptor: int) -> None:
         pid = os.fork()
         if pid == 0:
             control.close()
+            with suppress(OSError):
+                os.chdir(question["in"])
             _obey(Connection(ends[0]))
         os.close(ends[0])
         _ENDED.pop(pid, None)  # of an earlier child of this number

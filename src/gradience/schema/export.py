@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -265,6 +266,8 @@ def _tidy(node: Json) -> Json:
     if not isinstance(node, dict):
         return node
     tidy = {k: v if k == "default" else _tidy(v) for k, v in node.items() if k != "discriminator"}
+    if isinstance(text := tidy.get("description"), str):
+        tidy["description"] = cleandoc(text)  # which msgspec did until 0.22
     match tidy:
         case {"enum": [only]}:
             tidy = {("const" if k == "enum" else k): (only if k == "enum" else v) for k, v in tidy.items()}

@@ -199,8 +199,8 @@ def parse(line: bytes) -> tuple[JsonObject, bool]:
         return _object.decode(line), False
     except RecursionError as error:
         raise SchemaError(str(error)) from error
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"not UTF-8: {error.reason} at byte {error.start} of a string") from error
+    except UnicodeDecodeError:  # of a string; the place in the line is what helps
+        return _parse_leniently(line, msgspec.DecodeError("not UTF-8")), True
     except msgspec.DecodeError as error:
         return _parse_leniently(line, error), True
 

@@ -17,7 +17,6 @@ from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.gradient import _rises
 from gradience.rules.log.held_out import _small_eval, _train_falls
 from gradience.rules.log.numbers import _frozen
-from gradience.rules.log.record import _guarded
 from gradience.schema import ConfigSnapshot, EvalMetrics
 from gradience.schema.events import TrainingSnapshot
 
@@ -63,20 +62,6 @@ def test_an_accuracy_of_all_or_nothing_is_one(accuracy):
     assert seen.values == {"n": 10, "half_width": pytest.approx(1.96 * 0.05)}
     with pytest.raises(Unknown, match="is not a fraction"):
         _small_eval(facts(accuracy * 1.02 - 0.01))
-
-
-@pytest.mark.parametrize(
-    ("action", "rollbacks", "stopped", "severity"),
-    [("rollback", 1, None, None), ("drop", 0, None, None), ("stop", 0, 5, "error")],
-)
-def test_a_guard_is_told_of_whatever_it_did(action, rollbacks, stopped, severity):
-    facts: Any = SimpleNamespace(guarded=[SimpleNamespace(step=5, metrics={"action": action})])
-    seen = _guarded(facts)
-    assert seen is not None
-    assert (seen.values["rollbacks"], seen.values["dropped"], seen.values["first_step"]) == (rollbacks, 1, 5)
-    assert (seen.values["stopped_at"], seen.severity) == (stopped, severity)
-    facts.guarded = [SimpleNamespace(step=1, metrics={"action": "arm"})]
-    assert _guarded(facts) is None
 
 
 @pytest.mark.parametrize(("first", "frozen"), [(0.0, 0), (1e-5, 1)])

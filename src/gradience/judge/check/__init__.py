@@ -68,13 +68,13 @@ def read_any(place: Path) -> Layer:
     """Read one file, or a run's folder: its adapter config, its arguments, and the settings that its log shows."""
     if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
         return read_document(place)
+    found = _read_run(place)
+    if isinstance(found, Layer):
+        return found
     from gradience.importers.sources import find_log  # a config file does not need it
 
     if (log := find_log(place)) is not None:
         return read_document(log)
-    found = _read_run(place)
-    if isinstance(found, Layer):
-        return found
     if not (place / CONFIG_NAME).is_file():
         raise ConfigError(str(found), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from found
     return read_peft_dir(place)  # an adapter without a log
