@@ -36,5 +36,5 @@ def test_an_answer_beyond_the_limit_is_refused(address, monkeypatch):
     monkeypatch.setattr(endpoint, "_LARGEST", 200)
     assert endpoint.Endpoint(address).model == "m"
     monkeypatch.setattr(endpoint, "_LARGEST", 199)
-    with pytest.raises(GradienceError, match="an answer of over"):
+    with pytest.raises(GradienceError, match="the server lists no model"):
         endpoint.Endpoint(address)
