@@ -256,3 +256,9 @@ def test_a_resumed_run_that_logged_nothing_since_stands_where_it_went_back_to(tm
     report = monitor_run(tmp_path / "run.jsonl")
     assert (report.train.last_step, report.train.rows, report.train.superseded_rows) == (6, 6, 4)
     assert "at step 6" in report.story
+
+
+@pytest.mark.parametrize(("planned", "shown"), [(30, "step 30 of 30"), (-1, "step 30\n"), (0, "step 30\n")])
+def test_a_limit_of_none_or_minus_one_steps_is_no_plan(planned, shown, tmp_path):
+    config = msgspec.structs.replace(CONFIG, training=TrainingSnapshot(max_steps=planned))
+    assert shown in monitor_text(monitor_run(record(tmp_path / "run.jsonl", config=config)))

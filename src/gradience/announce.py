@@ -27,7 +27,7 @@ import msgspec
 
 from gradience.errors import GradienceError
 from gradience.schema import Severity
-from gradience.schema.document import Finding
+from gradience.schema.document import Finding, by_severity
 from gradience.telemetry.logfile import logger
 from gradience.telemetry.secrets import hide_secrets
 
@@ -35,7 +35,7 @@ Place: TypeAlias = Literal["wandb", "mlflow", "trackio", "tensorboard", "webhook
 
 WEBHOOK: Final = "GRADIENCE_WEBHOOK_URL"
 _SUMMARY: Final = "GITHUB_STEP_SUMMARY"
-_SECONDS: Final = 5.0  # that a webhook may keep a training waiting
+_SECONDS: Final = 5.0  # that a training waits for each sign of life from a webhook
 _MOST: Final = 3000  # characters of a message: Slack's limit for a block
 _SLACK: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _LEVELS: Final[dict[Severity, str]] = {"info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
@@ -64,8 +64,6 @@ def of_finding(finding: Finding, step: int) -> Told:
 
 def of_report(title: str, text: str, findings: Iterable[Finding]) -> Told:
     """What is told of a whole report: its text, and the rules that found something."""
-    from gradience.schema.document import by_severity  # with the report
-
     graver = by_severity(findings)
     severity: Severity = graver[0].severity if graver else "info"
     return Told(title, text, severity, tuple(dict.fromkeys(finding.id for finding in graver)))

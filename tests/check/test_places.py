@@ -14,7 +14,8 @@ from gradience.errors import ConfigError
 from gradience.judge.check import check_config, read_adapter_of, read_any, read_training_of, source_locations
 from gradience.judge.check.data import _beside, _length, _limit, _tokenizer, _with_data
 from gradience.rules.config import RULES
-from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.telemetry import TelemetryWriter
 
 ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
 STATE = {"log_history": [{"loss": 1.0, "step": 1}], "max_steps": 40}
@@ -160,3 +161,9 @@ def test_a_length_is_the_given_one_else_the_recipes_else_the_configurations_and_
     ):
         asked = SimpleNamespace(max_length=given, masking=SimpleNamespace(trl=trl))
         assert _limit(asked, shape)[0] == limit
+
+
+def test_the_folder_of_a_recorded_run_is_read_by_its_log(tmp_path):
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start(ConfigSnapshot(optimizer=OptimizerSnapshot(lr=3e-4)))
+    assert read_any(tmp_path).config.optimizer.lr == 3e-4

@@ -219,6 +219,12 @@ def test_a_command_tells_its_screen(form, server, tmp_path, capsys):
         assert out.splitlines()[0] in posted["text"]
 
 
+def test_several_runs_are_not_told(server, tmp_path, capsys):
+    assert main(["monitor", str(tmp_path / "a"), str(tmp_path / "b"), "--announce", "webhook"]) == 2
+    assert "--announce is for one run" in capsys.readouterr().err
+    assert server.asked == 0
+
+
 def test_a_trainer_tells_each_place_and_a_broken_one_ends_nothing(
     training, callback, server, records, monkeypatch, tmp_path
 ):
