@@ -1,9 +1,12 @@
-"""``check --data`` beside the tokenizer alone: ``python benchmarks/data.py [--rows N] [--planted] [--overlap]``.
+"""``check --data`` beside the tokenizer alone: ``python benchmarks/data.py [--rows N] [--scale] [--planted]``.
 
 * CPU time of a check of all rows over that of the tokenizer on the same rows in batches, one thread, for each format:
   of the tokenizer's process, and of the process beside it, which counts the rows before meanwhile. With two free cores
   the check takes as long as the slower of the two.
 * The peak resident memory of ``gradience check --data`` as a separate process.
+* ``--scale``: the same for conversations of about 1 kB, tokenizer and check alternating, with wall time; the peak
+  resident memory of the check, helper included, at a tenth of the rows and at all; and the time of the comparison
+  of many rows. ``--tokenizer FOLDER`` takes a real tokenizer.
 * ``--planted``: every planted defect of ``tests/data/planted.py`` in every format, and the other findings.
 * ``--overlap``: near pairs that MinHash finds and misses, compared with the similarity of all pairs; its error.
 * ``--hook``: CPU time of the batch watch for a micro-batch.
@@ -69,13 +72,14 @@ def alone(tokenizer: Any, form: str, loss: str | None) -> Callable[[Rows], objec
     )
 
 
-def spent_by_child() -> float:
-    """CPU seconds of the confined process that has the tokenizer: the youngest child of this process's child."""
+def spent_by_child() -> tuple[float, float]:
+    """CPU seconds, and peak resident MB, of the process that has the tokenizer: the youngest child of the child."""
     pid = str(os.getpid())
     for _ in range(2):
         pid = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    most = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(most[1]) / 1024 if most else 0.0
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -107,11 +111,11 @@ def speed(folder: Path, rows: int, forms: list[str]) -> None:
                 while some := [json.loads(line) for line in islice(file, 256)]:
                     call(some)
 
-        base, child = seconds(tokenise), [0.0]
+        base, child = seconds(tokenise), [0.0, 0.0]
 
         def progress(done: int, total: int, child: list[float] = child) -> None:
             if done == total:
-                child[0] = spent_by_child()
+                child[:] = spent_by_child()
 
         given = {"tokenizer": place, "samples": "all", "loss": loss, "progress": progress}
         beside = seconds(lambda path=path, given=given: check_data(path, **given))
@@ -120,9 +124,61 @@ def speed(folder: Path, rows: int, forms: list[str]) -> None:
             f"{beside / base:.2f}  ({1e6 * base / rows:.0f} us a row alone)",
             flush=True,
         )
-    given = [sys.executable, "-m", "gradience", "check", "--data", str(folder / "messages.jsonl")]
-    subprocess.run([*given, "--tokenizer", str(place), "--samples", "all"], check=True, stdout=subprocess.DEVNULL)
-    print(f"  greatest resident size: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB")
+
+
+def scale(folder: Path, rows: int, place: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer, rng = AutoTokenizer.from_pretrained(place), random.Random(3)  # noqa: S311  # rows, no secret
+    parts = sentences()
+
+    def written(count: int) -> Path:
+        path = folder / f"{count}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for i in range(count):
+                asked, said = (" ".join(rng.choices(parts, k=3)) for _ in range(2))
+                turns = [{"role": "user", "content": f"{asked} ({i})"}, {"role": "assistant", "content": said}]
+                file.write(json.dumps({"messages": turns}) + "\n")
+        return path
+
+    def tokenise(path: Path) -> None:
+        with path.open(encoding="utf-8") as file:
+            while some := [json.loads(line) for line in islice(file, 256)]:
+                tokenizer.apply_chat_template([row["messages"] for row in some], return_dict=True)
+
+    for count in (rows // 10, rows):
+        path, walls, spent = written(count), [0.0, 0.0], [0.0] * 3
+        print(f"{count:,} rows of {path.stat().st_size / count:.0f} bytes", flush=True)
+        for _ in range(3 if count < rows else 1):
+            begun = time.monotonic()
+            spent[0] += seconds(lambda path=path: tokenise(path))
+            walls[0] += time.monotonic() - begun
+            begun = time.monotonic()
+            made = [sys.executable, __file__, "--one", str(path), "--tokenizer", str(place)]
+            out = subprocess.run(made, check=True, capture_output=True, text=True).stdout.split()
+            walls[1] += time.monotonic() - begun
+            own, most, its, peak = map(float, out)
+            spent[1], spent[2] = spent[1] + own, spent[2] + its
+        print(
+            f"  times the tokenizer alone ({1e6 * spent[0] / count:.0f} us of CPU a row, all rounds): wall "
+            f"{walls[1] / walls[0]:.2f}; CPU of the tokenizer's process {spent[2] / spent[0]:.2f}, beside it "
+            f"{spent[1] / spent[0]:.2f}; peak {most:.0f} MB beside it, {peak:.0f} MB with the tokenizer",
+            flush=True,
+        )
+
+
+def one(path: Path, place: Path) -> None:
+    """Check all rows, and print CPU seconds and peak MB of this process and of the tokenizer's."""
+    from gradience.judge.check.data import check_data
+
+    child = [0.0, 0.0]
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            child[:] = spent_by_child()
+
+    own = seconds(lambda: check_data(path, tokenizer=place, samples="all", progress=progress))
+    print(own, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *child)
 
 
 def trained(folder: Path, shelf: Any) -> Path:
@@ -227,6 +283,9 @@ def hook() -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=200_000)
+    options.add_argument("--tokenizer", type=Path)
+    options.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--scale", action="store_true")
     options.add_argument("--forms", nargs="*", default=["messages", "text", "prompt-completion"])
     for name in ("planted", "overlap", "hook"):
         options.add_argument(f"--{name}", action="store_true")
@@ -236,7 +295,14 @@ def main() -> None:
     ]
     for call in chosen:
         call()
-    if not chosen:
+    if given.one:
+        one(given.one, given.tokenizer)
+    elif given.scale:
+        with tempfile.TemporaryDirectory() as folder:
+            import made as shelf
+
+            scale(Path(folder), given.rows, given.tokenizer or trained(Path(folder) / "tokenizer", shelf))
+    elif not chosen:
         with tempfile.TemporaryDirectory() as folder:
             speed(Path(folder), given.rows, given.forms)
 

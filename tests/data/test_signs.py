@@ -42,6 +42,20 @@ def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
 
 
 @every(
+    ("answer", "shown"),
+    [
+        ("Why is bread warm? It is new.", True),
+        ("**why is bread warm**\n\nIt is new.", True),
+        ("> Why is bread so warm?", False),
+        ("It is new. Why is bread warm", False),
+    ],
+)
+def test_an_answer_that_begins_with_the_words_of_the_question_echoes_it(answer: str, shown: Any) -> None:
+    turns = [{"role": "user", "content": "Why is bread warm?"}, {"role": "assistant", "content": answer}]
+    assert ("echo" in signs_of({"messages": turns}, Own())) is shown
+
+
+@every(
     ("ids", "labels", "expected"),
     [
         ([1, 2, 3, 900], [-100, 2, 3, 900], []),

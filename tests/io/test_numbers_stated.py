@@ -48,6 +48,8 @@ STATED: dict[str, dict[str, Any]] = {
     "configs.settings": {"ALIKE": 0.85, "_SHORT": 4, "_SWAP": 2, "_CANDIDATES": 5},
     "data.crowd": {
         "COMPARED": 5000,
+        "_MERGED": 1 << 16,
+        "_CODE": 0.03,
         "_FIRST": 5,
         "_COMMON": 0.1,
         "_SAME_ANSWER": 0.5,

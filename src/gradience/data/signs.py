@@ -27,8 +27,13 @@ _REFUSAL: Final = re.compile(
     r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
     r"Unfortunately, I)\b"
 )
-_DANGLING: Final = frozenset(
-    ("a an the of and or to in on at by for with from as that which this is are was were be but if into its").split()  # noqa: SIM905  # a list of words
+_DANGLING: Final = frozenset(  # English, German, French, Spanish
+    re.findall(
+        r"\S+",
+        "a an the of and or to in on at by for with from as that which this is are was were be but if into its der die "
+        "das den dem des ein eine und oder zu auf mit von im nicht le la les du et ou \u00e0 pour dans sur une que qui "
+        "el los las y para con por de se su",
+    )
 )
 _TOOLS: Final = frozenset({"tool", "ipython", "observation", "function", "tool_response", "function_response"})
 _QUOTED_CALL: Final = re.compile(r"<tool|<function|\{\s*\"(?:name|function|arguments)\"|Action:|```")
@@ -40,6 +45,7 @@ _PLACEHOLDER: Final = re.compile(r"\[(?:INSERT|YOUR|Insert|Your)[ A-Za-z_]{0,40}
 _SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]?")
 _LOOP: Final = 5  # times that a sentence is said in an answer that loops
 _LONG_ENOUGH: Final = 80  # characters of such an answer
+_WORD: Final = re.compile(r"\w+")
 _ECHO: Final = 4  # words of a question from which its repetition is no chance
 _LABEL: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
 _SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
@@ -216,11 +222,11 @@ def _echoes(columns: Columns, turns: list[Turn]) -> bool:
     asked = columns.get("prompt")
     if not isinstance(asked, str):
         asked = next((content_of(turn) for turn in reversed(turns) if turn.get("role") == "user"), "")
-    asked = " ".join(asked.split())
-    if asked.count(" ") < _ECHO - 1:
+    words = _WORD.findall(asked.casefold())
+    if len(words) < _ECHO:
         return False
     answer = next(iter(answers_of(columns)[-1:] if "messages" in columns else answers_of(columns)), "")
-    return " ".join(answer[: 2 * len(asked) + 64].split()).casefold().startswith(asked.casefold())
+    return _WORD.findall(answer[: 2 * len(asked) + 64].casefold())[: len(words)] == words
 
 
 def opening(text: str) -> str:
