@@ -241,8 +241,8 @@ RULES = (
         condition="{duplicates_some} of the rows nearly repeat an earlier one; from {duplicates_many}: warning",
         observe=_near,
         confidence=0.75,
-        scope="5000 of all rows that are read, drawn so that rows with equal beginnings of their MinHash are drawn "
-        "together; Jaccard similarity of 0.8 of word trigrams that few rows share",
+        scope="at most 5000 of the rows that are read, like rows drawn together; Jaccard similarity of 0.8 of word "
+        "trigrams that few rows share",
         rationale="A row that is trained on several times an epoch is memorised.",
         action="keep one of each group",
         verify="their text (--show-rows)",
