@@ -1,12 +1,8 @@
-"""``check --data`` beside the tokenizer alone: ``python benchmarks/data.py [--rows N] [--scale] [--planted]``.
+"""``check --data`` beside the tokenizer alone: ``python benchmarks/data.py [--rows N] [--tokenizer FOLDER]``.
 
-* CPU time of a check of all rows over that of the tokenizer on the same rows in batches, one thread, for each format:
-  of the tokenizer's process, and of the process beside it, which counts the rows before meanwhile. With two free cores
-  the check takes as long as the slower of the two.
-* The peak resident memory of ``gradience check --data`` as a separate process.
-* ``--scale``: the same for conversations of about 1 kB, tokenizer and check alternating, with wall time; the peak
-  resident memory of the check, helper included, at a tenth of the rows and at all; and the time of the comparison
-  of many rows. ``--tokenizer FOLDER`` takes a real tokenizer.
+* In turns: CPU time of a check of all rows over that of the tokenizer on the same rows in batches, one thread: of the
+  tokenizer's process, and of the process beside it, which counts the rows before meanwhile; wall time; and the peak
+  resident memory of both. Of a tenth of the rows, and of all. ``--forms`` takes other formats.
 * ``--planted``: every planted defect of ``tests/data/planted.py`` in every format, and the other findings.
 * ``--overlap``: near pairs that MinHash finds and misses, compared with the similarity of all pairs; its error.
 * ``--hook``: CPU time of the batch watch for a micro-batch.
@@ -46,10 +42,11 @@ def sentences() -> list[str]:
 
 
 def made(form: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield rows of a format."""
+    """Yield rows of a format, of about 1 kB."""
     parts, rng = sentences(), random.Random(1)  # noqa: S311  # rows, no secret
     for i in range(count):
-        asked, said = f"{rng.choice(parts)} ({i})", rng.choice(parts)
+        asked, said = (" ".join(rng.choices(parts, k=3)) for _ in range(2))
+        asked = f"{asked} ({i})"
         if form == "messages":
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
             yield {"messages": turns}
@@ -59,11 +56,10 @@ def made(form: str, count: int) -> Iterator[dict[str, Any]]:
             yield {"prompt": f"{asked} ", "completion": said}
 
 
-def alone(tokenizer: Any, form: str, loss: str | None) -> Callable[[Rows], object]:
+def alone(tokenizer: Any, form: str) -> Callable[[Rows], object]:
     """A function that only makes the tokenizer calls that the trainer makes on these rows."""
     if form == "messages":
-        given = {"return_dict": True, "return_assistant_tokens_mask": loss == "assistant"}
-        return lambda rows: tokenizer.apply_chat_template([row["messages"] for row in rows], **given)
+        return lambda rows: tokenizer.apply_chat_template([row["messages"] for row in rows], return_dict=True)
     if form == "text":
         return lambda rows: tokenizer([row["text"] + tokenizer.eos_token for row in rows])
     return lambda rows: (
@@ -88,81 +84,37 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - before
 
 
-def speed(folder: Path, rows: int, forms: list[str]) -> None:
-    import made as shelf
+def speed(folder: Path, rows: int, place: Path, form: str) -> None:
+    """Print what a check takes beside the tokenizer, in turns: of a tenth of the rows three times, of all once."""
     from transformers import AutoTokenizer
 
-    from gradience.judge.check.data import check_data
-
-    place = trained(folder / "tokenizer", shelf)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    print(f"{rows:,} rows; CPU time of the check of all rows over that of the tokenizer alone")
-    for form, loss in (("messages", None), ("messages", "assistant"), ("text", None), ("prompt-completion", None)):
-        if form not in forms:
-            continue
-        path = folder / f"{form}.jsonl"
-        if not path.exists():
-            with path.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in made(form, rows))
-        call = alone(tokenizer, form, loss)
-
-        def tokenise(path: Path = path, call: Callable[[Rows], object] = call) -> None:
-            with path.open(encoding="utf-8") as file:
-                while some := [json.loads(line) for line in islice(file, 256)]:
-                    call(some)
-
-        base, child = seconds(tokenise), [0.0, 0.0]
-
-        def progress(done: int, total: int, child: list[float] = child) -> None:
-            if done == total:
-                child[:] = spent_by_child()
-
-        given = {"tokenizer": place, "samples": "all", "loss": loss, "progress": progress}
-        beside = seconds(lambda path=path, given=given: check_data(path, **given))
-        print(
-            f"  {form:<18} {loss or 'default':<10} tokenizer's process {child[0] / base:.2f}, beside it "
-            f"{beside / base:.2f}  ({1e6 * base / rows:.0f} us a row alone)",
-            flush=True,
-        )
-
-
-def scale(folder: Path, rows: int, place: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer, rng = AutoTokenizer.from_pretrained(place), random.Random(3)  # noqa: S311  # rows, no secret
-    parts = sentences()
-
-    def written(count: int) -> Path:
-        path = folder / f"{count}.jsonl"
-        with path.open("w", encoding="utf-8") as file:
-            for i in range(count):
-                asked, said = (" ".join(rng.choices(parts, k=3)) for _ in range(2))
-                turns = [{"role": "user", "content": f"{asked} ({i})"}, {"role": "assistant", "content": said}]
-                file.write(json.dumps({"messages": turns}) + "\n")
-        return path
+    call = alone(AutoTokenizer.from_pretrained(place), form)
 
     def tokenise(path: Path) -> None:
         with path.open(encoding="utf-8") as file:
             while some := [json.loads(line) for line in islice(file, 256)]:
-                tokenizer.apply_chat_template([row["messages"] for row in some], return_dict=True)
+                call(some)
 
     for count in (rows // 10, rows):
-        path, walls, spent = written(count), [0.0, 0.0], [0.0] * 3
-        print(f"{count:,} rows of {path.stat().st_size / count:.0f} bytes", flush=True)
-        for _ in range(3 if count < rows else 1):
+        path, walls, spent = folder / f"{form}{count}.jsonl", [0.0, 0.0], [0.0] * 3
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in made(form, count))
+        rounds = 3 if count < rows else 1
+        for _ in range(rounds):
             begun = time.monotonic()
             spent[0] += seconds(lambda path=path: tokenise(path))
             walls[0] += time.monotonic() - begun
             begun = time.monotonic()
-            made = [sys.executable, __file__, "--one", str(path), "--tokenizer", str(place)]
-            out = subprocess.run(made, check=True, capture_output=True, text=True).stdout.split()
+            given = [sys.executable, __file__, "--one", str(path), "--tokenizer", str(place)]
+            out = subprocess.run(given, check=True, capture_output=True, text=True).stdout.split()
             walls[1] += time.monotonic() - begun
             own, most, its, peak = map(float, out)
             spent[1], spent[2] = spent[1] + own, spent[2] + its
         print(
-            f"  times the tokenizer alone ({1e6 * spent[0] / count:.0f} us of CPU a row, all rounds): wall "
-            f"{walls[1] / walls[0]:.2f}; CPU of the tokenizer's process {spent[2] / spent[0]:.2f}, beside it "
-            f"{spent[1] / spent[0]:.2f}; peak {most:.0f} MB beside it, {peak:.0f} MB with the tokenizer",
+            f"{count:,} rows of {path.stat().st_size / count:.0f} bytes ({form}), times the tokenizer alone "
+            f"({1e6 * spent[0] / count / rounds:.0f} us of CPU a row): wall {walls[1] / walls[0]:.2f}; CPU of the "
+            f"tokenizer's process {spent[2] / spent[0]:.2f}, beside it {spent[1] / spent[0]:.2f}; peak {most:.0f} MB "
+            f"beside it, {peak:.0f} MB with the tokenizer",
             flush=True,
         )
 
@@ -285,8 +237,7 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=200_000)
     options.add_argument("--tokenizer", type=Path)
     options.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    options.add_argument("--scale", action="store_true")
-    options.add_argument("--forms", nargs="*", default=["messages", "text", "prompt-completion"])
+    options.add_argument("--forms", nargs="*", default=["messages"])
     for name in ("planted", "overlap", "hook"):
         options.add_argument(f"--{name}", action="store_true")
     given = options.parse_args()
@@ -297,14 +248,13 @@ def main() -> None:
         call()
     if given.one:
         one(given.one, given.tokenizer)
-    elif given.scale:
-        with tempfile.TemporaryDirectory() as folder:
-            import made as shelf
-
-            scale(Path(folder), given.rows, given.tokenizer or trained(Path(folder) / "tokenizer", shelf))
     elif not chosen:
+        import made as shelf
+
         with tempfile.TemporaryDirectory() as folder:
-            speed(Path(folder), given.rows, given.forms)
+            place = given.tokenizer or trained(Path(folder) / "tokenizer", shelf)
+            for form in given.forms:
+                speed(Path(folder), given.rows, place, form)
 
 
 if __name__ == "__main__":

@@ -395,9 +395,6 @@ DEFECTS: dict[str, Defect] = {
     "ids of another tokenizer": Defect("DAT348", ("tokenised",), _some(_alien)),
     "padding in the loss": Defect("DAT349", ("tokenised",), _some(_padded)),
     "missing values": Defect("DAT350", ANSWERED, _some(lambda r: every_answer(r, lambda _: "nan"))),
-    "loops": Defect(
-        "DAT351", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda _: "It is new bread again. " * 6))
-    ),
     "labels that are alike": Defect("DAT352", ("classification",), _written_twice, {"num_labels": None}),
     "placeholders": Defect("DAT353", ANSWERED, _some(lambda r: every_answer(r, lambda text: f"[YOUR NAME], {text}"))),
     "names of the speaker": Defect(

@@ -9,17 +9,10 @@ from tables import every
 from gradience.data.measure import _alike, _of_labels
 from gradience.data.signs import Own, signs_of
 
-SAID = "It is new bread again."
-
 
 @every(
     ("answer", "sign", "shown"),
     [
-        (" ".join([SAID] * 5), "loops", True),
-        (" ".join([SAID] * 4), "loops", False),
-        (" ".join(["It is new."] * 20), "loops", False),  # too short a sentence
-        (" ".join([SAID] * 5) + " x" * 57, "loops", False),  # less than half of the answer
-        (" ".join([SAID] * 5) + " x" * 50, "loops", True),
         ("nan", "missing_value", True),
         (" <NA> ", "missing_value", True),
         ("None", "missing_value", False),

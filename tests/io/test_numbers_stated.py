@@ -88,7 +88,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_ASKED": 4,
     },
     "data.rows": {"MAX_LINE": 64 << 20, "MAX_JSON": 512 << 20, "_MAX_FILES": 10000},
-    "data.signs": {"_LONG": 12, "_LONG_LINE": 6, "_ECHO": 4, "_LOOP": 5, "_LONG_ENOUGH": 80},
+    "data.signs": {"_LONG": 12, "_LONG_LINE": 6, "_ECHO": 4},
     "data.tokens": {"_IGNORED": -100},
     "importers": {"_SHOWN": 10},
     "importers.binary": {

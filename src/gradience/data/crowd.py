@@ -11,6 +11,7 @@ import random
 import re
 import zlib
 from collections import Counter
+from functools import cached_property
 from heapq import heappush, heappushpop
 from typing import Any, Final, NamedTuple
 
@@ -44,33 +45,17 @@ _WORDS: Final = 4  # words from which a sentence is no formula such as "the answ
 _OPENING: Final = 6  # words of an answer's beginning that are compared
 _SURE: Final = 0.95  # probability from which the language of an answer is taken
 _LONG: Final = 60  # characters from which a language can be told
-_CODES: Final = {
-    "english": "en",
-    "german": "de",
-    "deutsch": "de",
-    "french": "fr",
-    "spanish": "es",
-    "italian": "it",
-    "portuguese": "pt",
-    "dutch": "nl",
-    "russian": "ru",
-    "chinese": "zh",
-    "zho": "zh",
-    "japanese": "ja",
-    "jpn": "ja",
-    "korean": "ko",
-    "deu": "de",
-    "ger": "de",
-    "spa": "es",
-    "por": "pt",
-}
+_CODES: Final = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt dutch=nl "
+        "russian=ru chinese=zh zho=zh japanese=ja jpn=ja korean=ko",
+    )
+)
 _OPENERS: Final = frozenset("{[<`#|")
 _FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
 _CODE: Final = 0.03  # share of such signs from which an answer is code or a table: its lines repeat by nature
-
-
-_unset: Final = object()
 
 
 class Seen:
@@ -126,7 +111,6 @@ class Crowd:
         self._joined: dict[str, list[int]] = {}
         self._texts = self._rows = self._stated = 0
         self._foreign: list[int] = []
-        self._identify: Any = _unset
 
     def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
         """Take a row, and whether it repeats an earlier one."""
@@ -166,13 +150,20 @@ class Crowd:
             if len(first) < _FIRST:
                 first.append(number)
 
+    @cached_property
+    def _identify(self) -> Any:
+        """A function that gives the language of a text and its probability; None without py3langid."""
+        try:
+            from py3langid.langid import MODEL_FILE, LanguageIdentifier  # an extra
+        except ModuleNotFoundError:
+            return None
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
+
     def _take_language(self, number: int, answer: str, stated: Any) -> None:
         code = _code_of(stated) if isinstance(stated, str) else ""
         if not code or len(answer) < _LONG:
             return
         self._stated += 1
-        if self._identify is _unset:
-            self._identify = _identifier()
         if self._identify is not None:
             found, probability = self._identify(answer)
             if found != code and probability >= _SURE:
@@ -244,15 +235,6 @@ def _phrases(answer: str) -> set[int]:
     if len(words) > _OPENING:
         pieces.add(" ".join(words[:_OPENING]))
     return {zlib.crc32(one.encode("utf-8", "replace")) for one in pieces if len(_SPELT.findall(one)) >= _WORDS}
-
-
-def _identifier() -> Any:
-    """A function that gives the language of a text and its probability; None without py3langid."""
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # an extra
-    except ModuleNotFoundError:
-        return None
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
 
 
 def _code_of(language: str) -> str:

@@ -115,7 +115,6 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     unknown_ids: Annotated[Rows, about("A token id is not one of the tokenizer's.")] = Rows()
     padding_supervised: Annotated[Rows, about("The row ends in padding that is in the loss.")] = Rows()
     missing_value: Annotated[Rows, about("An answer is a missing value as a program writes it, such as nan.")] = Rows()
-    loops: Annotated[Rows, about("An answer is for the most part one sentence again and again.")] = Rows()
     placeholder: Annotated[Rows, about("An answer holds a placeholder that was to be filled in.")] = Rows()
     escaped_letters: Annotated[Rows, about("An answer holds letters as escapes of JSON.")] = Rows()
     speaker_label: Annotated[Rows, about("An answer that is a turn begins with a speaker's name, as text.")] = Rows()

@@ -304,7 +304,6 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             {**TOKENISED, "seen": {"padding_supervised": 9}},
         ),
         ("DAT350", {"seen": {"missing_value": 10}}, "warning", {"seen": {"missing_value": 9}}),
-        ("DAT351", {"seen": {"loops": 10}}, "warning", {"seen": {"loops": 9}}),
         ("DAT352", {"labels_alike": [["No", "no"]]}, "warning", {"labels_alike": []}),
         ("DAT353", {"seen": {"placeholder": 10}}, "info", {"seen": {"placeholder": 9}}),
         ("DAT354", {"seen": {"speaker_label": 50}}, "warning", {"seen": {"speaker_label": 49}}),

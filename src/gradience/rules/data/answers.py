@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown, cite
-from gradience.rules.data.content import DUPLICATES_MANY, DUPLICATES_SOME, DataRule, counted, on_rows, share, values
-from gradience.rules.data.turns import seen_in
+from gradience.rules.data.content import (
+    DUPLICATES_MANY,
+    DUPLICATES_SOME,
+    DataRule,
+    counted,
+    on_rows,
+    seen_in,
+    share,
+    values,
+)
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport, Rows
 
@@ -27,7 +35,6 @@ MARKED_UP = Threshold("marked_up", 0.05, "share of rows", "proposal: fewer are a
 ESCAPED = Threshold("escaped", 0.05, "share of rows", "proposal: fewer are answers about strings")
 MIXED = Threshold("mixed", 0.02, "share of rows", "proposal: fewer are quotations")
 GONE = Threshold("gone", 0.01, "share of rows", "proposal: fewer are answers about such values")
-LOOPING = Threshold("looping", 0.01, "share of rows", "proposal: fewer are refrains")
 UNFILLED = Threshold("unfilled", 0.01, "share of rows", "proposal: fewer are answers about forms")
 EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more than slips")
 
@@ -308,20 +315,6 @@ RULES = (
         verify="their text (--show-rows)",
         thresholds=(GONE,),
         evidence=(cite("definition", "what pandas and spreadsheets write for a missing value"),),
-    ),
-    DataRule(
-        id="DAT351",
-        severity="warning",
-        title="answers that loop",
-        condition="in {looping} of the rows most of an answer is one sentence, five times or more",
-        observe=seen_in("loops", "have an answer that says one sentence again and again", at_least=LOOPING),
-        confidence=0.7,
-        scope="formats with answers; sentences of four words and more",
-        rationale="A model wrote these answers and did not stop; a model that is trained on them learns to loop.",
-        action="remove these rows, or cut the answers at the first repetition",
-        verify="their text (--show-rows)",
-        thresholds=(LOOPING,),
-        evidence=(cite("definition", "equal sentences within an answer"),),
     ),
     DataRule(
         id="DAT352",

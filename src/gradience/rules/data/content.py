@@ -6,7 +6,7 @@ numbers of the first rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gradience.rules import Observation, Rule, Threshold, Unknown, cite, premise
@@ -63,6 +63,25 @@ def on_rows(
     """The observation that some of the rows that were read have a property, which the text `says` names."""
     of = data.rows_read
     return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity, action=action)
+
+
+def seen_in(
+    name: str, says: str, *, at_least: Threshold | None = None
+) -> Callable[[DataReport], Iterator[Observation]]:
+    """The observation of the rows in a field of `RowsSeen`.
+
+    Args:
+        name: the field.
+        says: what the message says of these rows.
+        at_least: the share of rows from which it is a finding; None for a single row.
+    """
+
+    def observe(data: DataReport) -> Iterator[Observation]:
+        rows: Rows = getattr(data.seen, name)
+        if rows.count and (at_least is None or share(rows, data.rows_read) >= at_least.value):
+            yield on_rows(data, rows, says)
+
+    return observe
 
 
 @premise("the loss is computed on tokens")
@@ -203,11 +222,6 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
         )
 
 
-def _empty(data: DataReport) -> Iterator[Observation]:
-    if data.seen.empty_answer.count:
-        yield on_rows(data, data.seen.empty_answer, "have an empty answer")
-
-
 def _constant(data: DataReport) -> Iterator[Observation]:
     answers = data.answers
     if answers.rows < SAME_ANSWER_ROWS.value:
@@ -287,7 +301,7 @@ RULES = (
         severity="warning",
         title="empty answers",
         condition="an answer holds nothing but white space",
-        observe=_empty,
+        observe=seen_in("empty_answer", "have an empty answer"),
         confidence=0.8,
         scope="formats with answers",
         rationale="The model learns to answer with nothing.",
