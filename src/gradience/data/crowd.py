@@ -48,8 +48,8 @@ _LONG: Final = 60  # characters from which a language can be told
 _CODES: Final = dict(
     re.findall(
         r"(\w+)=(\w+)",
-        "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt dutch=nl "
-        "russian=ru chinese=zh zho=zh japanese=ja jpn=ja korean=ko",
+        "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt "
+        "dutch=nl russian=ru chinese=zh zho=zh japanese=ja jpn=ja korean=ko",
     )
 )
 _OPENERS: Final = frozenset("{[<`#|")
