@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from array import array
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gradience.data import Columns, Shape, answers_of, every_turn, text_of, whole_text
+from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, whole_text
 from gradience.data.crowd import Crowd, Seen
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
@@ -288,7 +287,7 @@ class Measure:
             found.append("empty_answer")
         if answers:
             self._answered += 1
-            key = _digest("\0".join(answers[:1]).encode("utf-8", "replace"))
+            key = digest(answers[0])
             if key in self._answers or len(self._answers) < _DISTINCT:  # one that many rows share is among the first
                 self._answers[key] += 1
         found += self._seen_in_text(row.columns)
@@ -339,8 +338,8 @@ class Measure:
             said, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
         else:
             return False
-        key = _digest(_encoded(said))
-        was_said, was_judged = self._judged.add(key), self._judged.add(_digest(key + _encoded(judged)))
+        key = digest(_encoded(said))
+        was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + _encoded(judged)))
         if was_said and not was_judged:
             self._disputed.add(key)
         return key in self._disputed
@@ -451,7 +450,7 @@ class Measure:
 
     def _is_repeated(self, row: Tokenised) -> bool:
         ids = [sequence.ids for sequence in row.sequences]
-        key = row_key(row.columns) if "input_ids" not in row.columns and row.columns else _digest(_encoded(ids))
+        key = row_key(row.columns) if "input_ids" not in row.columns and row.columns else digest(_encoded(ids))
         return self._hashes.add(key)
 
     def _count_label(self, label: Json, row: Tokenised, text: str) -> None:
@@ -491,7 +490,7 @@ def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
 
 def row_key(columns: Columns) -> bytes:
     """A hash of what a row says: its texts, roles, calls and label; of a row that is tokenised, its ids and labels."""
-    return _digest(_encoded({name: _plain(columns[name]) for name in (*_SPOKEN, *_TOKENS) if name in columns}))
+    return digest(_encoded({name: _plain(columns[name]) for name in (*_SPOKEN, *_TOKENS) if name in columns}))
 
 
 def _plain(value: Json) -> Json:
@@ -503,10 +502,6 @@ def _plain(value: Json) -> Json:
 
 def _encoded(value: Json) -> bytes:
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=12).digest()
 
 
 def _alike(labels: Iterable[str]) -> list[list[str]]:

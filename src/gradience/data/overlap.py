@@ -7,7 +7,6 @@ share that LSH misses.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gradience.data import Columns, answers_of, question_of, whole_text
+from gradience.data import Columns, answers_of, digest, question_of, whole_text
 from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
@@ -167,12 +166,11 @@ def words_of(columns: Columns) -> list[str]:
 
 
 def _key(words: list[str]) -> bytes:
-    return hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=12).digest()
+    return digest(" ".join(words))
 
 
 def _text_key(columns: Columns) -> bytes:
-    text = repr(columns["input_ids"]) if "input_ids" in columns else whole_text(columns)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).digest()
+    return digest(repr(columns["input_ids"]) if "input_ids" in columns else whole_text(columns))
 
 
 def _asked(columns: Columns) -> tuple[bytes, bytes] | None:

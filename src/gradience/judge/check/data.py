@@ -22,7 +22,7 @@ from gradience.data.overlap import EvalRows
 from gradience.data.programs import prepares
 from gradience.data.rows import Fault, Row, Source
 from gradience.data.tokens import Masking, Tokeniser
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, few
 from gradience.judge.check import SETTINGS, CheckOptions, Place, Settings, judged, when_of
 from gradience.judge.check.clean import keys_of, refuse_clean, write_clean
 from gradience.judge.check.options import DataOptions, Samples
@@ -287,6 +287,7 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
     found = []
     if shape.format == "instruction":
         found.append("an instruction is written as a user's message with its input, the output as the answer")
+        found += [f"columns that are not read: {few(shape.unread)}"] if shape.unread else []
     if shape.format == "sharegpt" and masking.trl and masking.loss == "assistant":
         found.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
     if shape.format == "segments" and masking.trl:

@@ -11,7 +11,6 @@ from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
 STRAY = Threshold("stray", 0.01, "share of rows", "proposal: fewer may be text about such tokens")
-MANY_TURNS = Threshold("many_turns", 0.1, "share of rows", "proposal: more than slips of an editor")
 MOSTLY_INVERTED = Threshold("mostly_inverted", 0.5, "share of rows", "proposal: a mask is built one way for all rows")
 ECHOED = Threshold("echoed", 0.05, "share of rows", "proposal: more than answers that quote their question")
 
