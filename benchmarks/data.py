@@ -17,7 +17,6 @@ import json
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -74,8 +73,13 @@ def spent_by_child() -> tuple[float, float]:
     for _ in range(2):
         pid = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    most = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(most[1]) / 1024 if most else 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), peak(pid)
+
+
+def peak(pid: str = "self") -> float:
+    """The peak resident MB of a process; that of getrusage begins with what its parent held."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -108,13 +112,13 @@ def speed(folder: Path, rows: int, place: Path, form: str) -> None:
             given = [sys.executable, __file__, "--one", str(path), "--tokenizer", str(place)]
             out = subprocess.run(given, check=True, capture_output=True, text=True).stdout.split()
             walls[1] += time.monotonic() - begun
-            own, most, its, peak = map(float, out)
+            own, most, its, held = map(float, out)
             spent[1], spent[2] = spent[1] + own, spent[2] + its
         print(
             f"{count:,} rows of {path.stat().st_size / count:.0f} bytes ({form}), times the tokenizer alone "
             f"({1e6 * spent[0] / count / rounds:.0f} us of CPU a row): wall {walls[1] / walls[0]:.2f}; CPU of the "
             f"tokenizer's process {spent[2] / spent[0]:.2f}, beside it {spent[1] / spent[0]:.2f}; peak {most:.0f} MB "
-            f"beside it, {peak:.0f} MB with the tokenizer",
+            f"beside it, {held:.0f} MB with the tokenizer",
             flush=True,
         )
 
@@ -130,7 +134,7 @@ def one(path: Path, place: Path) -> None:
             child[:] = spent_by_child()
 
     own = seconds(lambda: check_data(path, tokenizer=place, samples="all", progress=progress))
-    print(own, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *child)
+    print(own, peak(), *child)
 
 
 def trained(folder: Path, shelf: Any) -> Path:

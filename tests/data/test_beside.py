@@ -99,6 +99,7 @@ def test_a_sample_is_of_rows_from_one_on_unless_all_are_read():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        ({"num_labels": 0}, "--num-labels: expected a number of classes from 1, got 0"),
         ({"samples": 0}, "--samples: expected a number of rows or all, got 0"),
         ({"seed": -1}, "--seed: expected a whole number from 0, got -1"),
     ],

@@ -199,6 +199,20 @@ def test_letters_of_nko_alone_are_taken_for_what_they_look_like(code, is_one):
     assert is_mojibake(chr(code).encode("utf-8").decode("latin-1")) is is_one
 
 
+@every(
+    ("text", "is_one"),
+    [
+        ("FET\u00d6\u2019ye", False),  # Turkish, and a typographic apostrophe
+        ("CAF\u00c9\u201d", False),
+        ("N\u00c3\u2026", False),
+        ("caf\u00c3\u00a9\u2019", True),
+        ("it\u00e2\u20ac\u2122s", True),
+    ],
+)
+def test_a_capital_before_a_typographic_mark_is_no_broken_text(text, is_one):
+    assert is_mojibake(text) is is_one
+
+
 # --- overlap -----------------------------------------------------------------------------------------------------
 
 
