@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -104,4 +105,4 @@ if __name__ == "__main__":
     for name in WALKS:
         path = FOLDER / f"{name}.txt"
         path.write_text(whole(walked(name)), encoding="utf-8")
-        print(path)
+        sys.stdout.write(f"{path}\n")

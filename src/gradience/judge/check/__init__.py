@@ -139,7 +139,8 @@ class CheckOptions:
         peft_dir: a folder with an adapter config.
         training_dir: a folder with training arguments.
         peft: an adapter config: a file, its folder, a `peft.LoraConfig`, or a mapping of its settings.
-        training: training arguments: a file, their folder, a `transformers.TrainingArguments` of any trainer, or a mapping of them.
+        training: training arguments: a file, their folder, a `transformers.TrainingArguments` of any trainer, or a
+            mapping of them.
         overrides: a Struct that wins over all of these.
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
