@@ -253,6 +253,9 @@ def test_ms_swift_s_recipe(tmp_path: Path) -> None:
         ("the recipe names 2 data sets: only the first is read",),
     )
     assert plan(tmp_path, text + "loss_scale: all\n").loss == "all"
+    assert (plan(tmp_path, text).task, plan(tmp_path, text + "rlhf_type: rm\n").task) == (None, "rm")
+    axolotl = "base_model: x\nsequence_len: 9\nmicro_batch_size: 1\n"
+    assert (plan(tmp_path, axolotl).task, plan(tmp_path, axolotl + "reward_model: true\n").task) == (None, "reward")
 
 
 def test_axolotl_s_template_of_the_data_set_wins(tmp_path: Path) -> None:

@@ -413,6 +413,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         template=_place(mapping.get("chat_template_jinja"), places),
         naming=_axolotl_naming(trains[0]) if trains else Naming(),
         prompt=_named((trains[0].get("chat_template") if trains else None) or mapping.get("chat_template")),
+        task="reward" if mapping.get("reward_model") is True else None,
         max_length=_number(mapping.get("sequence_len")),
         overlong="cut" if mapping.get("excess_length_strategy") == "truncate" else "left_out",
         packing=_flag(mapping.get("sample_packing")),
@@ -476,6 +477,7 @@ def _ms_swift(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         loss="all" if mapping.get("loss_scale") == "all" else "assistant",
         overlong="left_out" if strategy == "delete" else "cut_left" if strategy == "left" else "cut",
         keeps_overflow=strategy == "split",
+        task=_named(mapping.get("rlhf_type")),
         notes=_several(len(trains)),
         settings=mapping,
     )
