@@ -45,7 +45,7 @@ _WORDS: Final = 4  # words from which a sentence is no formula such as "the answ
 _OPENING: Final = 6  # words of an answer's beginning that are compared
 _SURE: Final = 0.95  # probability from which the language of an answer is taken
 _LONG: Final = 60  # characters from which a language can be told
-_CODES: Final = dict(
+_CODES: Final[dict[str, str]] = dict(
     re.findall(
         r"(\w+)=(\w+)",
         "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt "
