@@ -164,8 +164,6 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "verify-merge in full": (of_merge.VerifyMergeReport, lambda it: merge.verify_merge_text(it, verbose=True)),
     "resize": (of_writing.ResizeReport, writing.resize_text),
     "resize in full": (of_writing.ResizeReport, lambda it: writing.resize_text(it, verbose=True)),
-    "mitigate": (of_writing.MitigateReport, writing.mitigate_text),
-    "mitigate in full": (of_writing.MitigateReport, lambda it: writing.mitigate_text(it, verbose=True)),
     "convert": (of_writing.ConvertReport, writing.convert_text),
     "convert in full": (of_writing.ConvertReport, lambda it: writing.convert_text(it, verbose=True)),
     "fleet audit": (of_fleet.FleetAuditReport, fleet.fleet_audit_text),

@@ -367,7 +367,6 @@ STATED: dict[str, dict[str, Any]] = {
     "rewrite.merge": {"_SHOWN": 4},
     "rewrite.merge.methods": {"TIES_DENSITY": 0.2, "_LARGEST": 1e6},
     "rewrite.merge.pairs": {"_DOUBLE": 8},
-    "rewrite.mitigate": {"_NEAR": (0.3, 0.5, 0.7)},
     "judge.monitor": {
         "_FEW_EXAMPLES": 200,
         "_CLASSES": {
