@@ -9,7 +9,7 @@ rate, rank, targets and steps are trained, seeded, and measured:
 * on 32 held-out texts of their task without labels, and on the built-in sentences: KL(base, adapter);
 * on 64 rows of general text that neither saw (what the base was trained on; for SmolLM2 Python's help topics): KL, and
   the rise of the loss. This is what the change on own texts is held against, by Spearman's correlation over adapters;
-* the same at other scales, without each group of modules, and with intruder dimensions scaled down.
+* for the small models the same at lower scales, and for some of them without each group of modules.
 
 RUNS/results.jsonl has a line for each adapter. A run stops after --seconds and goes on when it is started again.
 """
@@ -17,9 +17,9 @@ RUNS/results.jsonl has a line for each adapter. A run stops after --seconds and 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from receipt_models import texts_of
+from scipy.stats import spearmanr, t
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -39,11 +40,13 @@ from gradience.models.inputs import Example, batches
 from gradience.models.outputs import Reference, scored, tokens_within
 from gradience.models.reading import as_base
 from gradience.models.states import adapted, groups_of, scaled, without
+from gradience.prove.drift import GENERAL as SENTENCES
 
-LENGTH: Final = 64  # tokens of a row
+LENGTH: Final = {"smol": 48}  # tokens of a row; else 64
 OWN: Final = 32
 GENERAL: Final = 64
 FACTORS: Final = (0.25, 0.5, 0.625, 0.75, 0.875)
+WHOLE: Final = 4  # adapters of each small model that are also read without each group of modules
 TASKS: Final = ("prose", "json", "sums")
 LLAMA: Final = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -51,7 +54,7 @@ LLAMA: Final = {
     "qv": ["q_proj", "v_proj"],
 }
 GPT2: Final = {"attention": ["c_attn"], "mlp": ["c_fc"], "qv": ["c_attn", "c_fc"]}
-COUNTS: Final = {"llama": 16, "qwen": 16, "gpt2": 16, "smol": 12}
+COUNTS: Final = {"llama": 16, "qwen": 16, "gpt2": 16, "smol": 10}
 
 
 class Run(NamedTuple):
@@ -78,7 +81,7 @@ def run_of(model: str, number: int) -> Run:
     kinds = {**kinds, "all": sorted({name for names in kinds.values() for name in names})}
     is_real = model == "smol"
     rate = 10.0 ** rng.uniform(-4.0, -2.6) if is_real else 10.0 ** rng.uniform(-3.5, -1.9)
-    steps = rng.choice([15, 30]) if is_real else rng.choice([40, 80, 160])
+    steps = rng.choice([8, 16]) if is_real else rng.choice([40, 80, 160])
     r = rng.choice([2, 8, 32])
     return Run(model, number, TASKS[number % len(TASKS)], rate, r, kinds[rng.choice(sorted(kinds))], steps)
 
@@ -115,7 +118,10 @@ def train(run: Run, kits: Path, runs: Path) -> Path:
     size = 4 if run.model == "smol" else 8
     texts = texts_of(run.task, OWN + size * run.steps, 3)[OWN:]
     for step in range(run.steps):
-        rows = [tokenizer(text)["input_ids"][:LENGTH] for text in texts[size * step : size * step + size]]
+        rows = [
+            tokenizer(text)["input_ids"][: LENGTH.get(run.model, 64)]
+            for text in texts[size * step : size * step + size]
+        ]
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -140,8 +146,8 @@ class Measured(NamedTuple):
 class Rows:
     """Some rows, to be scored in one state after the other."""
 
-    def __init__(self, loaded: LoadedModel, texts: list[str]) -> None:
-        tokens = [tuple(loaded.tokenizer.texts([text])[0])[:LENGTH] for text in texts]
+    def __init__(self, loaded: LoadedModel, texts: list[str], length: int) -> None:
+        tokens = [tuple(loaded.tokenizer.texts([text])[0])[:length] for text in texts]
         self._loaded, self._examples = loaded, [Example(ids, 0, len(ids) - 1) for ids in tokens]
         self._parts = batches(self._examples, tokens=tokens_within(loaded), pad=loaded.pad)
         self._reference = Reference(loaded, lambda: as_base(loaded))
@@ -153,45 +159,115 @@ class Rows:
         return Measured(*(sum(getattr(row, name) for row in found) / n for name in ("kl", "flips", "loss")))
 
 
-def measured(run: Run, kits: Path, adapter: Path, runs: Path) -> dict[str, Any]:
+def measured(run: Run, kits: Path, adapter: Path) -> dict[str, Any]:
     """The line of one adapter."""
     base = kits / run.model / "base"
     loaded = load_model(base, adapter)
     layers = adapted(loaded)
-    sentences = Path(sys.modules["gradience"].__path__[0], "prove", "drift", "general.txt").read_text().splitlines()
-    general = general_texts(run.model, GENERAL)
+    sentences, general = SENTENCES.read_text(encoding="utf-8").splitlines(), general_texts(run.model, GENERAL)
+    if run.model == "smol":
+        sentences, general = sentences[::2], general[: GENERAL // 2]
     texts = {"own": texts_of(run.task, OWN, 3), "sentences": sentences, "general": general}
-    rows = {name: Rows(loaded, some) for name, some in texts.items()}
+    rows = {name: Rows(loaded, some, LENGTH.get(run.model, 64)) for name, some in texts.items()}
 
     def all_in(state: Any) -> dict[str, Measured]:
         return {name: one.read(state) for name, one in rows.items()}
 
     states = {"base": lambda: as_base(loaded), "1": lambda: scaled(layers, 1.0)}
-    states |= {f"{f:g}": lambda f=f: scaled(layers, f) for f in FACTORS}
-    groups = {name: paths for name, paths in groups_of(list(layers)).items() if not name.startswith("layer ")}
-    states |= {f"without {name}": lambda paths=paths: without(layers, paths) for name, paths in groups.items()}
+    if run.model != "smol":  # whose passes take minutes
+        states |= {f"{f:g}": lambda f=f: scaled(layers, f) for f in (FACTORS if run.number < WHOLE else FACTORS[1::2])}
+    if run.model != "smol" and run.number < WHOLE:
+        groups = groups_of(list(layers), each_layer=False)
+        states |= {f"without {name}": lambda paths=paths: without(layers, paths) for name, paths in groups.items()}
     return {**run._asdict(), "name": run.name, "states": {name: all_in(state) for name, state in states.items()}}
 
 
-def spearman(x: list[float], y: list[float]) -> float:
-    """Spearman's rank correlation."""
-    a, b = (np.argsort(np.argsort(v)) for v in (x, y))
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def with_interval(x: list[float], y: list[float]) -> str:
+def correlated(x: list[float], y: list[float]) -> str:
     """Spearman's correlation with its 95 % percentile interval over 4000 bootstrap samples of the adapters."""
-    from scipy.stats import spearmanr
-
-    rng = np.random.default_rng(0)
-    a, b = np.array(x), np.array(y)
-    draws = []
-    for _ in range(4000):
-        take = rng.integers(len(a), size=len(a))
-        if len(set(take)) > 2:
-            draws.append(spearmanr(a[take], b[take]).statistic)
+    rng, a, b = np.random.default_rng(0), np.array(x), np.array(y)
+    takes = [rng.integers(len(a), size=len(a)) for _ in range(4000)]
+    draws = [spearmanr(a[take], b[take]).statistic for take in takes if len(set(take)) > 2]
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return f"{spearmanr(a, b).statistic:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def with_interval(values: list[float]) -> str:
+    """The mean over adapters and its 95 % interval by Student's t."""
+    mean, half = (
+        float(np.mean(values)),
+        float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / len(values) ** 0.5,
+    )
+    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}], n = {len(values)}"
+
+
+KL, LOSS = 0, 2
+PREDICTORS: Final = {
+    "KL on own texts": lambda s: s["1"]["own"][KL],
+    "flips on own texts": lambda s: s["1"]["own"][1],
+    "gain on own texts": lambda s: s["base"]["own"][LOSS] - s["1"]["own"][LOSS],
+    "KL on the sentences": lambda s: s["1"]["sentences"][KL],
+    "rise of loss on the sentences": lambda s: s["1"]["sentences"][LOSS] - s["base"]["sentences"][LOSS],
+}
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """Print the tables."""
+    for model in dict.fromkeys(line["model"] for line in lines):
+        for half, name in ((0, "even: seen"), (1, "odd: unseen")):
+            some = [line["states"] for line in lines if line["model"] == model and line["number"] % 2 == half]
+            rises = [s["1"]["general"][LOSS] - s["base"]["general"][LOSS] for s in some]
+            print(f"{model}, {name}, n = {len(some)}; rise of loss {min(rises):.3f} to {max(rises):.3f}")
+            for what, read in PREDICTORS.items():
+                print(f"  {what:<30} with loss: {correlated([read(s) for s in some], rises)}")
+            drift = [s["1"]["general"][KL] for s in some]
+            print(f"  {'KL on own texts':<30} with KL:   {correlated([s['1']['own'][KL] for s in some], drift)}")
+        _show_scales([line for line in lines if line["model"] == model])
+
+
+def _show_scales(lines: list[dict[str, Any]]) -> None:
+    with_gain = [one["states"] for one in lines if PREDICTORS["gain on own texts"](one["states"]) > LEAST_GAIN]
+    for factor in ("0.75", "0.5"):
+        some = [s for s in with_gain if factor in s]
+        if some:
+            print(f"  alpha x {factor}: gain kept {with_interval([kept(s, factor) for s in some])}")
+            print(f"    KL left on general text {with_interval([left(s, factor, 'general') for s in some])}")
+    ratios = [ratio for s in with_gain if any("without" in name for name in s) and (ratio := best_group(s)) is not None]
+    if ratios:
+        print(f"  the best group left out: log2 of its drift over alpha's at that gain {with_interval(ratios)}")
+
+
+LEAST_GAIN: Final = 0.02  # nats per prediction: of less, a share says little
+LEAST_KEPT: Final = 0.5  # of the gain, for a group that may be left out
+
+
+def kept(states: Any, name: str) -> float:
+    """The share of the gain on own texts in a state."""
+    base, whole, one = (states[key]["own"][LOSS] for key in ("base", "1", name))
+    return float((base - one) / (base - whole))
+
+
+def left(states: Any, name: str, rows: str) -> float:
+    """The share of the KL from the base in a state."""
+    return float(states[name][rows][KL] / states["1"][rows][KL])
+
+
+def best_group(states: Any) -> float | None:
+    """Choose by own texts and sentences the group without which most drift goes beside alpha; judge on general text.
+
+    Returns log2 of the drift that is left over what one alpha of the same gain leaves; None if no scale has that gain.
+    """
+    scales = ["base", *(f"{f:g}" for f in FACTORS), "1"]
+    gains = [kept(states, name) for name in scales]
+    if any(a >= b for a, b in itertools.pairwise(gains)):
+        return None
+
+    def beside(name: str, rows: str) -> float:
+        gain = kept(states, name)
+        alpha = float(np.interp(gain, gains, [left(states, one, rows) for one in scales]))
+        return float(np.log2(left(states, name, rows) / alpha))
+
+    names = [name for name in states if name.startswith("without") and LEAST_KEPT <= kept(states, name) <= 1.0]
+    return beside(min(names, key=lambda name: beside(name, "sentences")), "general") if names else None
 
 
 def wanted(models: list[str]) -> Iterator[Run]:
@@ -219,10 +295,11 @@ def main() -> None:
         if time.monotonic() - began > args.seconds:
             print("not finished")
             return
-        line = measured(run, args.kits, train(run, args.kits, args.runs), args.runs)
+        line = measured(run, args.kits, train(run, args.kits, args.runs))
         with results.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(run.name, f"{time.monotonic() - began:.0f} s", flush=True)
+    show([json.loads(line) for line in results.read_text().splitlines()])
 
 
 if __name__ == "__main__":

@@ -17,12 +17,26 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from gradience.render import audit, bench, check, compare, findings, fleet, markdown, merge, monitor, runs, writing
+from gradience.render import (
+    audit,
+    bench,
+    check,
+    compare,
+    drift,
+    findings,
+    fleet,
+    markdown,
+    merge,
+    monitor,
+    runs,
+    writing,
+)
 from gradience.schema import (
     audit as of_audit,
     compare as of_compare,
     diagnose as of_diagnose,
     document as of_findings,
+    drift as of_drift,
     fleet as of_fleet,
     fleet as of_runs,
     merge as of_merge,
@@ -154,6 +168,7 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
         lambda it: compare.compare_adapters_text(it, top=2, heatmap=True, verbose=True),
     ),
     "bench": (of_compare.BenchReport, bench.bench_text),
+    "drift": (of_drift.DriftReport, drift.drift_text),
     "monitor": (of_reports.MonitorReport, monitor.monitor_text),
     "monitor in full": (of_reports.MonitorReport, lambda it: monitor.monitor_text(it, verbose=True)),
     "merge": (of_merge.MergeReport, merge.merge_text),

@@ -282,6 +282,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "BenchOptions.timeout": 3600.0,
         "BenchOptions.max_length": 1024,
         "ReceiptOptions.rows": 16,
+        "DriftOptions.rows": 32,
     },
     "prove.bench.evaluators": {"Command.higher_is_better": True},
     "prove.bench.judge": {"Task.judged": True},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gradience.render import Columns, as_text, banner, clean, count, labelled, percent, short_path, table
+from gradience.render import Columns, as_text, banner, clean, count, counted, labelled, percent, short_path, table
 from gradience.schema.drift import DriftReport, Estimate, Lowered, TextsChanged
 
 _GROUPS: Final = 10  # rows of a table without --verbose
@@ -31,13 +31,13 @@ def drift_text(report: DriftReport, *, verbose: bool = False) -> Iterator[str]:
     if report.scales:
         yield ""
         yield "The whole adapter at a lower scale:"
-        yield from table(_LOWERED, report.scales)
+        yield from table((*_LOWERED, ("scale", "", _name)), report.scales)
         yield from _halved(report.scales)
     if report.groups:
         yield ""
         yield "Without a group of modules:"
         most = None if verbose else _GROUPS
-        yield from table((*_LOWERED, ("modules", ">7", lambda row: str(row.modules))), report.groups, most=most)
+        yield from table((*_LOWERED, ("left out", "", _group)), report.groups, most=most)
     yield ""
     yield from (f"Note: {clean(note)}" for note in report.notes)
     yield "KL says how much the outputs change, not which ability is lost: to know, measure that ability."
@@ -49,6 +49,14 @@ def _halved(scales: list[Lowered]) -> Iterator[str]:
     if found is not None and found.factor is not None:
         gain = f", with {_share(found.gain_kept)} of the gain" if found.gain_kept else ""
         yield f"  lora_alpha x {found.factor:g} leaves {_share(found.drift_left)} of the drift{gain}"
+
+
+def _name(row: Lowered) -> str:
+    return clean(row.name)
+
+
+def _group(row: Lowered) -> str:
+    return f"{clean(row.name)} ({counted(row.modules, 'module')})"
 
 
 def _size(found: TextsChanged) -> str:
@@ -64,13 +72,12 @@ def _share(found: Estimate | None) -> str:
 
 
 _CHANGES: Final[Columns[tuple[str, TextsChanged]]] = (
-    ("", "<9", lambda row: row[0]),
     ("KL, nats", "<24", lambda row: _nats(row[1].kl)),
     ("flips", ">6", lambda row: percent(row[1].flips)),
-    ("loss, nats", "", lambda row: _nats(row[1].loss, "+")),
+    ("loss, nats", "<27", lambda row: _nats(row[1].loss, "+")),
+    ("on", "", lambda row: row[0]),
 )
 _LOWERED: Final[Columns[Lowered]] = (
-    ("", "<18", lambda row: clean(row.name)),
     ("gain kept", "<17", lambda row: _share(row.gain_kept)),
     ("drift left", "<17", lambda row: _share(row.drift_left)),
 )
