@@ -117,10 +117,10 @@ def _states(loaded: LoadedModel) -> list[tuple[Lowered, State]]:
         )
     saved = [path for path, layer in layers.items() if hasattr(layer, "modules_to_save")]
     groups = groups_of(list(layers), saved, each_layer=False)
-    lower = [Lowered(name=f"alpha x {factor:g}", factor=factor) for factor in (FACTORS if with_scale(layers) else ())]
+    factors = FACTORS if with_scale(layers) else ()
     return [
         (Lowered(name="the adapter"), nullcontext),
-        *((one, partial(scaled, layers, one.factor)) for one in lower),
+        *((Lowered(name=f"alpha x {factor:g}", factor=factor), partial(scaled, layers, factor)) for factor in factors),
         *((Lowered(name=name, modules=len(paths)), partial(without, layers, paths)) for name, paths in groups.items()),
     ]
 
