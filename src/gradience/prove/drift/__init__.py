@@ -65,8 +65,8 @@ def measure_drift(
 
     options.refuse_bad()
     loaded = load_model(base, adapter)
-    own, other = (_Texts(loaded, place, options) for place in (texts, elsewhere or GENERAL))
     states = _states(loaded)
+    own, other = (_Texts(loaded, place, options) for place in (texts, elsewhere or GENERAL))
     seen: list[_Seen] = []
     for number, (one, state) in enumerate(states):
         if progress is not None:
