@@ -149,6 +149,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_FACTOR": 10.0,
         "_MODULES": 5,
     },
+    "render.drift": {"_GROUPS": 10, "_HALF": 0.5},
     "render.findings": {"_SHOWN": 10},
     "render.fleet": {"_LISTED": 8, "_PAIRS": 8, "_BASES": 3, "_REASONS": 5},
     "render.runs": {"_COLUMNS": 100, "_NAME": 26, "_NOT_READ": 5, "_SINGLE": 8},
@@ -314,7 +315,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_HALF": 2,
     },
     "judge.audit": {"_EVENT_BYTES": 56 * 1024},
-    "prove.bench": {"_DENSITY": 0.5, "SCALES": (0.0, 0.5)},
+    "prove.bench": {"_DENSITY": 0.5},
     "prove.bench.evaluators": {
         "MAX_OUTPUT": 64 << 20,
         "_TAIL": 2048,
@@ -370,7 +371,6 @@ STATED: dict[str, dict[str, Any]] = {
     "rewrite.merge": {"_SHOWN": 4},
     "rewrite.merge.methods": {"TIES_DENSITY": 0.2, "_LARGEST": 1e6},
     "rewrite.merge.pairs": {"_DOUBLE": 8},
-    "rewrite.mitigate": {"_NEAR": (0.3, 0.5, 0.7)},
     "judge.monitor": {
         "_FEW_EXAMPLES": 200,
         "_CLASSES": {
@@ -413,6 +413,7 @@ STATED: dict[str, dict[str, Any]] = {
     "tables": {"_BEYOND": 1 << 63},
     "collect.runs": {"MOST_CURVES": 26},
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
+    "prove.drift": {"FACTORS": (0.9, 0.8, 0.7, 0.6, 0.5), "LEAST": 8, "DRAWS": 2000},
     "prove.receipt": {"CANDIDATES": 1.5, "_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
     "prove.receipt.verdict": {
         "FLOOR": -12.0,
