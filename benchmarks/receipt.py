@@ -314,8 +314,9 @@ def tables(rows: list[Row], title: str) -> Iterator[str]:
         where = "in 4 bits" if behind else "not in 4 bits"
         told = [row for row in wrong if row.verdict not in UNTOLD]
         named = sum(row.verdict in row.right - UNTOLD for row in wrong)
-        yield f"  {where}: right targets called same {_share(sum(r.verdict in RIGHT for r in good), len(good))}"
-        yield f"  {where}: wrong targets not called same {_share(sum(r.verdict not in RIGHT for r in wrong), len(wrong))}"
+        same, other = (sum(row.verdict in RIGHT for row in good), sum(row.verdict not in RIGHT for row in wrong))
+        yield f"  {where}: right targets called same {_share(same, len(good))}"
+        yield f"  {where}: wrong targets not called same {_share(other, len(wrong))}"
         yield f"  {where}: cause named right {_share(named, len(wrong))}; of those told {_share(named, len(told))}"
         texts = [row.has_same_text for row in wrong if row.has_same_text is not None]
         yield f"  {where}: wrong targets whose 16 greedy texts are the adapter's {_share(sum(texts), len(texts))}"

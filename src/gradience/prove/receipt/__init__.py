@@ -278,10 +278,9 @@ def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None)
     return Probes(loaded, examples_of(held.rows), progress)
 
 
-def _concluded(held: Receipt, found: Target, probes: Probes | None, base: Path | None) -> Conclusion:
-    if found.miscounted:
-        return Conclusion("tokens_or_template_differ", f"Tokens differ: {found.miscounted}")
-    if differs := tokens_differ(held.tokens, found.tokens):
+def _without_outputs(held: Receipt, found: Target) -> Conclusion | None:
+    """The verdict where outputs do not count, or there are none."""
+    if differs := found.miscounted or tokens_differ(held.tokens, found.tokens):
         return Conclusion("tokens_or_template_differ", f"Tokens differ: {differs}")
     if found.is_base:
         return Conclusion("the_base", "The base answers, without the adapter: the weights are its own, bit for bit")
@@ -290,6 +289,12 @@ def _concluded(held: Receipt, found: Target, probes: Probes | None, base: Path |
         return Conclusion("another_adapter", f"Another head answers: of {found.classes} classes, and not of {classes}")
     if found.not_said:
         return Conclusion("cannot_tell", f"No log-probabilities, so nothing is known of what answers: {found.not_said}")
+    return None
+
+
+def _concluded(held: Receipt, found: Target, probes: Probes | None, base: Path | None) -> Conclusion:
+    if (told := _without_outputs(held, found)) is not None:
+        return told
     is_model_of_classes = held.task != "causal-lm" and found.kind == "model"
     own_head = with_own_head(held, base) if is_model_of_classes and base is not None else None
     evidence = Evidence(held, found.reading)

@@ -207,6 +207,8 @@ class _Span:
         self._weights = _precision_of(noises)
         directions = [evidence.a - evidence.b, *(vector - evidence.a for vector in parts.values())]
         self._basis = np.linalg.qr(np.stack(directions, axis=1) * self._weights[:, None])[0]
+        self.like_noise: float = max(self.share(noise) for noise in noises) + NOISE_LIKE.value
+        """Up to this share a difference may be rounding."""
 
     def share(self, difference: Vector) -> float:
         """The share of |d|^2 along these directions, beyond what chance puts there."""
@@ -252,34 +254,14 @@ class _Judgement:
         """The verdict with base and adapter at hand."""
         e, rounding = self._e, self._rounding
         parts = {name: e.seen(reading) for name, reading in probes.parts().items()}
-        noises = [e.seen(reading) - e.a for reading in probes.halved()]
-        span = _Span(e, parts, noises)
-        like_noise = max(span.share(noise) for noise in noises) + NOISE_LIKE.value
-
-        def is_noise(other: Vector) -> bool:
-            left = e.distance(other)
-            return left <= rounding.fine and (left <= rounding.measured or span.share(e.y - other) <= like_noise)
-
-        if is_noise(e.a):
+        span = _Span(e, parts, [e.seen(reading) - e.a for reading in probes.halved()])
+        if self._is_noise(e.a, span):
             return self._same()
-        structures = [0.0]
-        if rounding.may_be_4_bits(self._r):
-            for name, reading in probes.stored():
-                stored = e.seen(reading)
-                if is_noise(stored):
-                    return self._within(name, e.distance(stored))
-                structures.append(span.share(stored - e.a))
-        found = list(self._bases)
-        found += [
-            _Explanation(f"without {name}", "part_missing", e.distance(vector), probes.groups[name])
-            for name, vector in parts.items()
-        ]
-        found += self._scales(probes)
-        if min(found, key=_left).left > CLEAR.value * self._r:
-            found += self._pairs(parts, probes)
-        found.sort(key=_left)
-        if tied := [one for one in found if one.verdict == "the_base" and one.left <= TIED.value * found[0].left]:
-            found = [*tied, *(one for one in found if one not in tied)]
+        may_be_4_bits = rounding.may_be_4_bits(self._r)
+        stored = self._stored(probes, span) if may_be_4_bits else {}
+        if isinstance(stored, Conclusion):
+            return stored
+        found = self._explanations(parts, probes)
         if self._explains(found[0]):
             return self._explained(found[0], found)
         self._told = self._told._replace(tried=tuple((one.name, one.left) for one in found[:_SHOWN]))
@@ -288,12 +270,43 @@ class _Judgement:
                 f"What answers is near the adapter, {self._away}, as rounding may leave it; but part of that is along "
                 "what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
-        if rounding.may_be_4_bits(self._r) and span.share(e.y - e.a) <= max(structures) + BEYOND.value:
+        if may_be_4_bits and span.share(e.y - e.a) <= max(stored.values()) + BEYOND.value:
             return self._untold(
-                f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of "
-                f"{len(structures) - 1} usual forms in 4 bits gives it, and a checkpoint may lie there as well"
+                f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual forms "
+                f"gives it ({', '.join(stored)}), and a checkpoint may lie there as well"
             )
         return self._relative()
+
+    def _is_noise(self, other: Vector, span: _Span) -> bool:
+        """Whether y is another vector but for rounding."""
+        left = self._e.distance(other)
+        if left > self._rounding.fine:
+            return False
+        return left <= self._rounding.measured or span.share(self._e.y - other) <= span.like_noise
+
+    def _stored(self, probes: Explainer, span: _Span) -> dict[str, float] | Conclusion:
+        """The verdict if a form in 4 bits gives y; else each form, with the share of its noise in the span."""
+        shares = {}
+        for name, reading in probes.stored():
+            stored = self._e.seen(reading)
+            if self._is_noise(stored, span):
+                return self._within(name, self._e.distance(stored))
+            shares[name] = span.share(stored - self._e.a)
+        return shares
+
+    def _explanations(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
+        """The mistakes that were repeated, the nearest first; the base before one that is hardly nearer."""
+        found = list(self._bases)
+        found += [
+            _Explanation(f"without {name}", "part_missing", self._e.distance(vector), probes.groups[name])
+            for name, vector in parts.items()
+        ]
+        found += self._scales(probes)
+        if min(found, key=_left).left > CLEAR.value * self._r:
+            found += self._pairs(parts, probes)
+        found.sort(key=_left)
+        tied = [one for one in found if one.verdict == "the_base" and one.left <= TIED.value * found[0].left]
+        return [*tied, *(one for one in found if one not in tied)]
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
         """The factor that comes nearest: of those that are tried, then between the neighbours of the best one.
@@ -309,7 +322,7 @@ class _Judgement:
         for _ in range(_PASSES):
             if left <= self._rounding.fine:
                 break
-            factor, hoped = self._between(read, best)
+            factor, hoped = self._between(read)
             if hoped > EXPLAINED.value * self._r or factor in read:
                 break
             read[factor] = e.seen(probes.scaled(factor))
@@ -323,11 +336,11 @@ class _Judgement:
         best = min(left, key=left.__getitem__)
         return best, left[best]
 
-    def _between(self, read: Mapping[float, Vector], best: float) -> tuple[float, float]:
+    def _between(self, read: Mapping[float, Vector]) -> tuple[float, float]:
         """The nearest point of the parabola through the best factor and its neighbours, and how near it comes."""
         order = sorted(read)
         nearest = min(read, key=lambda factor: self._e.distance(read[factor]))
-        at = min(max(order.index(nearest if nearest else best), 1), len(order) - 2)
+        at = min(max(order.index(nearest), 1), len(order) - 2)
         three = order[at - 1 : at + 2]
 
         def distance(factor: float) -> float:
@@ -358,7 +371,8 @@ class _Judgement:
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
         near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
         story = {
-            "the_base": f"{one.name.capitalize()} answers, without the adapter: {one.left:.3f} of the adapter's effect from it{near}",
+            "the_base": f"{one.name.capitalize()} answers, without the adapter: {one.left:.3f} of the adapter's effect "
+            f"from it{near}",
             "part_missing": f"The adapter {one.name} answers: {one.left:.3f} of its effect from that, {self._r:.3f} "
             f"from the whole{near}",
             "wrong_scale": f"The adapter {one.name}: {one.left:.3f} of its effect from that, {self._r:.3f} from its "
