@@ -246,6 +246,15 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
         Real | None, about("c of a correct merge in these dtypes; below 1 if rounding swallows part of dW.")
     ] = None
     residual: Annotated[Real | None, about("norm(M - W - c dW) / norm(dW), Frobenius.")] = None
+    codes: Annotated[
+        str | None, about("Form of the codes in which base or merged model hold the weight, such as `nf4`; else null.")
+    ] = None
+    lost: Annotated[
+        Real | None, about("With codes: norm(M - W - dW) / norm(dW), W and M as their codes give them back.")
+    ] = None
+    expected_lost: Annotated[
+        Real | None, about("The same of W + dW rounded to codes; null if the merged weight is in no codes.")
+    ] = None
     changed: Annotated[Fraction | None, about("Share of the entries in which M differs from W.")] = None
 
 
