@@ -164,10 +164,9 @@ def test_a_format_gives_back_the_nearest_of_its_levels():
         assert back.shape == odd.shape, name
         assert size(back - odd) < 0.2 * size(odd), name
         assert (np.asarray(restored(0.0 * odd, name)) == 0.0).all(), name
-        assert np.asarray(restored(odd, name, block=25)) == pytest.approx(
-            np.concatenate([np.asarray(restored(row[None], name, block=25)) for row in odd])
-        ), name
         assert block in {32, 64, 128}
+    rows = np.concatenate([np.asarray(restored(odd[i : i + 1], "nf4")) for i in range(4)])
+    assert np.asarray(restored(odd, "nf4", block=25)) == pytest.approx(rows)
 
 
 def test_q4_0_is_ggufs():
@@ -185,3 +184,40 @@ def test_bytes_hold_two_codes_the_upper_one_first():
     assert decoded(np.array([0x12, 0x34, 0x56], np.uint8), np.array([1.0, 10.0], np.float32), levels, 4).tolist() == [
         1.0, 2.0, 3.0, 4.0, 50.0, 60.0,
     ]  # fmt: skip
+
+
+def test_a_receipt_says_how_far_the_merged_model_answers_differently(tmp_path, capsys):
+    import torch
+    from peft import PeftModel
+    from tiny_models import causal, save_tokenizer, saved, write_texts
+    from transformers import AutoModelForCausalLM
+
+    from gradience.cli.main import main
+    from gradience.prove.receipt import make_receipt, write_receipt
+
+    kit = saved(causal(), tmp_path, r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    rows = write_texts(tmp_path / "rows.txt", 40)
+    write_receipt(make_receipt(kit.adapter, kit.base, prompts=rows), tmp_path / "receipt.json")
+    model = AutoModelForCausalLM.from_pretrained(kit.base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, kit.adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    save_tokenizer(tmp_path / "merged")
+    argv = ["verify-merge", "--base", str(kit.base), "--adapter", str(kit.adapter), "--merged"]
+    assert main([*argv, str(tmp_path / "merged"), "--receipt", str(tmp_path / "receipt.json")]) == 0
+    said = capsys.readouterr().out
+    assert "receipt.json: SAME\n" in said
+    assert "outputs" not in said
+    found = verify_merged(kit.base, kit.adapter, kit.base, receipt=tmp_path / "receipt.json")
+    assert (found.verdict, found.answers.verdict) == ("not_contained", "the_base")
+    assert found.answers.residual == pytest.approx(1.0, abs=1e-3)
+    assert main([*argv, str(tmp_path / "merged"), "--receipt", str(rows)]) == 2
+
+
+def test_a_merge_in_codes_is_not_run(place, tmp_path):
+    held = {"schema": "gradience.receipt/v1", "task": "causal-lm", "adapter": "", "noise": [],
+            "rows": [{"ids": [1, 2], "base": [-1.0], "adapter": [-2.0]}]}  # fmt: skip
+    (tmp_path / "receipt.json").write_text(json.dumps(held))
+    asked(place, in_codes(W), in_codes(GIVEN_BACK + DELTA))
+    told = verify_merged(place / "base", place / "adapter", place / "merged", receipt=tmp_path / "receipt.json").answers
+    assert (told.verdict, told.residual) == ("cannot_tell", None)
+    assert "not run" in told.story

@@ -270,6 +270,15 @@ class OtherTensor(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     reason: str | None = None
 
 
+class MergedAnswers(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What the merged model answers beside what a receipt of the adapter holds."""
+
+    receipt: str
+    verdict: Annotated[str, about("As of `gradience verify-served`, without base and adapter.")]
+    story: Annotated[str, about("The answer in one line, or why there is none.")]
+    residual: Annotated[Real | None, about("|y - adapter| / |adapter - base| of log-probabilities.")] = None
+
+
 class VerifyMergeReport(Report, kw_only=True, frozen=True):
     """Whether a merged model contains an adapter, judged tensor by tensor."""
 
@@ -296,4 +305,5 @@ class VerifyMergeReport(Report, kw_only=True, frozen=True):
     modules: list[VerifiedModule]
     untouched: Annotated[NonNegativeInt, about("Tensors that the adapter does not change and that were compared.")] = 0
     others: Annotated[list[OtherTensor], about("Tensors that the adapter does not change but that differ.")] = []
+    answers: Annotated[MergedAnswers | None, about("Null if no receipt was given.")] = None
     notes: list[str] = []
