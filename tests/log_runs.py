@@ -589,6 +589,7 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "WIR182": ("evaluation", {"evaluation": {"called": False}}),
     "WIR183": ("pass", {"passes": {"training": False}}),
     "WIR184": ("start", {"schedule": {"name": "LambdaLR", "step": 0, "rates": [1.0], "foreign": True}}),
+    "WIR185": ("gradients", {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "compared": 7, "kept": 7}}),
 }
 
 
@@ -1720,6 +1721,10 @@ ENTRIES: Final[dict[str, Entry]] = {
     "WIR184": Entry(
         at=[At(_wired("WIR184"), {"faulty": "error", "sound": None, "none": "?"})],
         told=[({}, "the schedule sets the rates of another optimizer")],
+    ),
+    "WIR185": Entry(
+        at=[At(_wired("WIR185"), {"faulty": "error", "sound": None, "none": "?"})],
+        told=[({}, "gradients are not set to zero between steps")],
     ),
 }
 

@@ -18,7 +18,16 @@ from tables import every
 
 from gradience.collect.fleet import Known, engines, rows_of, show as comparing
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
-from gradience.collect.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, show_fleet, similar
+from gradience.collect.fleet.show import (
+    Load,
+    _candidates,
+    _pairs_in,
+    candidate_pairs,
+    one_version,
+    serving,
+    show_fleet,
+    similar,
+)
 from gradience.errors import GradienceError
 from gradience.judge.audit.standing import share_below, with_standing
 from gradience.render.fleet import fleet_show_text
@@ -442,3 +451,15 @@ def test_a_whole_number_that_no_column_holds_is_null_where_a_column_has_null(val
 def test_a_whole_number_that_no_column_holds_is_refused_where_there_is_no_null():
     with pytest.raises(GradienceError, match="bytes is 9223372036854775808, which no column"):
         encoded([AdapterRow(path="a", bytes=2**63)], [], [])
+
+
+def test_snapshots_of_one_repository_are_versions_of_one_adapter(tmp_path):
+    repository = tmp_path / "models--acme--toy"
+    paths = [f"{repository}/snapshots/{name}" for name in ("aa", "bb", "aa/sub")]
+    rows = [{"path": path} for path in (*paths, f"{tmp_path}/snapshots/cc", f"{tmp_path}/snapshots/dd")]
+    kept, notes = one_version(rows)
+    assert {row["path"] for row in kept} == {row["path"] for row in rows} - {paths[0]}
+    assert notes == [f"{repository} has 2 snapshots, versions of one adapter: of them bb is compared"]
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("aa\n")
+    assert paths[1] not in {row["path"] for row in one_version(rows)[0]}

@@ -19,6 +19,7 @@ transformers = pytest.importorskip("transformers", reason="needs the hf extra: p
 from gradience.hf import GradienceCallback  # noqa: E402  # after the skip where torch is not installed
 from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashes  # noqa: E402  # the same
 from gradience.hf.fed import Hook  # noqa: E402  # the same
+from gradience.hf.leftover import Leftover  # noqa: E402  # the same
 from gradience.hf.parameters import parts_of  # noqa: E402  # the same
 from gradience.hf.passes import Passes  # noqa: E402  # the same
 from gradience.hf.wiring import look  # noqa: E402  # the same
@@ -488,3 +489,46 @@ def test_a_failure_to_look_does_not_reach_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr("gradience.hf.watched.look", broken)
     with pytest.warns(RuntimeWarning, match="training goes on: OSError: no"):
         loop(tmp_path, model := llama(), torch.optim.AdamW(trained(model)), steps=1)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize(
+    ("zeroed", "kept"),
+    [("never", 5), ("after", 0), ("before backward", 0), ("every other step", 3), ("to zeros", 0)],
+)
+def test_a_gradient_that_is_kept(zeroed: str, kept: int, *, clipped: bool):
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    seen = Leftover(parts_of(layer))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        for micro in range(2):
+            loss = (layer(torch.randn(4, 3, generator=generator)) ** 2).sum()
+            if zeroed == "before backward" and micro == 0:
+                optimizer.zero_grad()
+            loss.backward()
+        if clipped:
+            torch.nn.utils.clip_grad_norm_(layer.parameters(), 0.1)
+        optimizer.step()
+        seen.step_made()
+        if zeroed in {"after", "to zeros"} or (zeroed == "every other step" and step % 2):
+            optimizer.zero_grad(set_to_none=zeroed != "to zeros")
+    assert (seen.compared, seen.kept) == (5, kept)
+    seen.remove()
+    layer(torch.ones(1, 3)).sum().backward()
+    seen.step_made()
+    assert seen.compared == 5
+
+
+def test_a_loop_that_never_sets_gradients_to_zero_is_named(tmp_path):
+    model = llama()
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start({})
+        optimizer = torch.optim.AdamW(trained(model))
+        log.watch(model, optimizer, verbose=False)
+        for step in range(1, 10):
+            loss = model(input_ids=ROWS, labels=ROWS).loss
+            loss.backward()
+            optimizer.step()
+            log.train_step(step, loss=loss.item())
+    assert alerts(tmp_path) == {"WIR185": 8}

@@ -183,6 +183,17 @@ def test_a_result_is_as_private_as_its_sources(tmp_path: Path) -> None:
         assert stat.S_IMODE((made / "in").stat().st_mode) == mode | (mode & 0o444) >> 2
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/page.html", "hf://me/adapter/page.html"])
+def test_a_url_is_refused_before_any_folder_is_made(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="a URL is not a folder of this machine"), atomic_file(Path(url)):
+        pass
+    assert not list(tmp_path.iterdir())
+    with atomic_file(Path("s:/page.html")) as draft:  # a drive, or a folder that is named so
+        draft.write_text("page")
+    assert Path("s:/page.html").read_text() == "page"
+
+
 def test_a_path_of_more_folders_than_can_be_made_at_once_is_an_error(tmp_path):
     with pytest.raises(OutputError, match="too many folders within one another"), atomic_file(tmp_path / ("x/" * 1900)):
         pass

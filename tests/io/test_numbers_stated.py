@@ -166,7 +166,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_BILLION": 1e9,
     },
     "render.html.data": {"_SHARE": 5},
-    "render.html.measured": {"_LAST_LOSS": 5, "_CLOSE": (0.5, 99.5), "_FAR": 3.0, "_MOST": 200},
+    "render.html.measured": {"_LAST_LOSS": 5, "_CLOSE": (2.0, 98.0), "_FAR": 3.0, "_MOST": 200},
     "render.html.weights": {"_TINY": 1e-300, "_PAIRS": 3, "_TEXT": 120},
     "render.markdown": {"_ROWS": 20, "_SPLITS": 5, "_TEXT": 300},
     "render.merge": {"_MEGABYTE": 1e6},
@@ -353,6 +353,7 @@ STATED: dict[str, dict[str, Any]] = {
     "collect.fleet.find": {"_MOST_LIST": 256 << 20, "_MOST_HEADER": 100_000_000},
     "collect.fleet.show": {
         "_BYTES": 2,
+        "_REVISION": 1024,
         "_MOST_BUCKETS": 3,
         "_SHARE": 0.5,
         "BANDS": 12,

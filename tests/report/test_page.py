@@ -22,6 +22,7 @@ from gradience.render.html.page import report_html
 from gradience.report import write_report
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Alert
+from gradience.telemetry.writer import TelemetryWriter
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
 CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")
@@ -53,6 +54,28 @@ def test_the_page_holds_every_part_of_the_story(page):
         "How large the update",
     ):
         assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
+
+
+def test_the_first_screen_holds_verdict_next_step_and_curve(log, story, page):
+    header = page[page.index("<header>") : page.index("</header>")]
+    places = [header.index(part) for part in ("<h1>", 'class="verdict', 'class="story"', "Next: ", "<svg", "<dl")]
+    assert places == sorted(places)
+    assert f"<h1>{log.parent.name}</h1>" in header
+    assert "Gradience report: acme/base-7b" in header
+    assert story.diagnosis.advice.text in parse(page).text
+
+
+@pytest.mark.parametrize(("spikes", "close"), [((70,), True), ((), False), ((60, 70, 80, 90), False)])
+def test_one_row_far_off_does_not_flatten_the_first_curve(tmp_path, spikes, *, close):
+    with TelemetryWriter(tmp_path / "run.jsonl", fsync="never") as log:
+        log.run_start({})
+        for step in range(1, 101):
+            log.train_step(step, loss=50.0 if step in spikes else 2.0 - step / 100)
+        log.run_end()
+    page = report_html(gather(tmp_path / "run.jsonl"))
+    header = page[: page.index("</header>")]
+    assert ("1 training row lies beyond, drawn at the edge." in header) == close
+    assert ("<h3>Loss, all rows</h3>" in page) == close
 
 
 def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(story, page):

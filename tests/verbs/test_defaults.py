@@ -148,7 +148,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "cli.merge": {
         "_MergeOptions.method": "linear",
-        "merge_check.top": 5,
+        "merge_check.top": 3,
         "merge_check.device": "auto",
         "verify_merge.fail_on": "verdict",
         "compare.top": 5,
@@ -174,7 +174,8 @@ WITHIN: dict[str, dict[str, Any]] = {
     "render.compare": {"compare_adapters_text.top": 5, "compare_adapters_text.unicode": True},
     "render.runs": {"runs_curves_text.width": 72},
     "render.html.plot": {"envelope.buckets": 480},
-    "render.merge": {"merge_check_text.top": 5},
+    "render.html.pieces": {"figure.heading": "h3", "plot_figure.heading": "h3"},
+    "render.merge": {"merge_check_text.top": 3},
     "render.monitor": {"frame_lines.width": 72, "frame_lines.height": 10, "frame_lines.dots": True},
     "render.plots": {
         "curve_lines.width": 72,

@@ -85,7 +85,7 @@ def merge_check(
     weights: str | None = None,
     exact: opt.Flag = False,
     seed: NonNegativeInt = 0,
-    top: NonNegativeInt = 5,
+    top: NonNegativeInt = 3,
     device: opt.Device = "auto",
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,

@@ -12,13 +12,14 @@ import random
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 
 _VERSION: Final = "s1"
-_MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd constants of splitmix64, less their highest bit
+# odd constants of splitmix64, less their highest bit
+_MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)
 _CHUNK: Final = 1 << 20  # elements mixed at once, so that 8 MB of integers are alive
 _MASK: Final = (1 << 64) - 1
 _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -82,7 +83,7 @@ def row_hashes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor |
     found = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
     ids, labels = kwargs.get("input_ids", args[0] if args else None), kwargs.get("labels")
     if isinstance(ids, torch.Tensor) and ids.ndim > 1 and not ids.is_floating_point():
-        parts = list(_tokens(ids, kwargs.get("attention_mask"), labels))
+        parts = _tokens(ids, kwargs.get("attention_mask"), labels)
     else:
         rows = {len(value) for value in found}
         parts = [_row_sums(value) for value in found] if len(rows) == 1 else []
@@ -103,17 +104,17 @@ def batch_text(rows: Sequence[int], count: int) -> str:
     return " ".join([f"{row:06x}" for row in first] + ([f"+{count - len(first)}:{rest:06x}"] if count > _ROWS else []))
 
 
-def _tokens(ids: torch.Tensor, given: Any, labels: Any) -> Iterator[torch.Tensor]:
-    mask = (given != 0) if isinstance(given, torch.Tensor) and given.shape == ids.shape else torch.ones_like(ids).bool()
-    places = mask.to(torch.int64).cumsum(1)
-    yield (_mixed((ids.to(torch.int64) + 1) * _MIX[0] + places * _MIX[1]) * mask).flatten(1).sum(1)
-    if not isinstance(labels, torch.Tensor) or not labels.ndim or len(labels) != len(ids):
-        return
-    if labels.shape == ids.shape:
-        kept = mask & (labels != _IGNORED)
-        yield (_mixed((labels.to(torch.int64) + 2) * _MIX[1] + places * _MIX[0]) * kept).flatten(1).sum(1)
-    else:
-        yield _row_sums(labels)
+def _tokens(ids: torch.Tensor, given: Any, labels: Any) -> list[torch.Tensor]:
+    mask = (given != 0) if isinstance(given, torch.Tensor) and given.shape == ids.shape else None
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device) if mask is None else mask.cumsum(1)
+    keys = (ids.to(torch.int64) + 1) * _MIX[0] + places * _MIX[1]
+    rows = []
+    if isinstance(labels, torch.Tensor) and labels.shape == ids.shape:
+        keys += (labels != _IGNORED) * (labels.to(torch.int64) + 2) * _MIX[2]
+    elif isinstance(labels, torch.Tensor) and labels.ndim and len(labels) == len(ids):
+        rows = [_row_sums(labels)]
+    mixed = _mixed(keys)
+    return [(mixed if mask is None else mixed * mask).flatten(1).sum(1), *rows]
 
 
 def _row_sums(value: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from gradience.hf.fed import BatchDigests, Hook
+from gradience.hf.leftover import Leftover
 from gradience.hf.parameters import FEW, Part, parts_of
 from gradience.hf.passes import Passes
 from gradience.hf.wiring import look, saved_in, unwrapped_optimizers
@@ -103,7 +104,7 @@ class WiringWatch:
         self._look(phase, self.step)
         self._gradients = _Gradients(parts_of(self._model))
         self._passes = Passes(self._model)
-        self._handles.append(self._passes)
+        self._handles += [self._passes, self._gradients.leftover]
         for place, one in enumerate(self._optimizers):
             if isinstance(one, torch.optim.Optimizer):
                 method = self._after_first if place == 0 else self._after_other
@@ -137,9 +138,11 @@ class WiringWatch:
         if (gradients := self._gradients) is None:
             return
         gradients.take()
+        gradients.leftover.step_made()
         gradients.steps += 1
         over = gradients.steps >= LOOKS
         if over:
+            gradients.leftover.remove()
             self._gradients = None
         if over or (gradients.steps == 1 and not gradients.reached):
             self._say_gradients(gradients)
@@ -174,6 +177,7 @@ class _Gradients:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.steps = 0
+        self.leftover = Leftover(parts)
         self._parts = {id(part.tensor): part for part in parts}
         self._looked: set[int] = set()
         self._present: set[int] = set()
@@ -218,6 +222,8 @@ class _Gradients:
             silent=len(silent),
             silent_names=silent[:FEW],
             detached=sum(id(part.tensor) not in self._present for part in without),
+            compared=self.leftover.compared,
+            kept=self.leftover.kept,
         )
 
 

@@ -35,12 +35,17 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     ]
 
 
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # more than one letter: Windows has drives
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, unless it is there.
 
     Raises:
-        OSError: it cannot be made, or is within more folders than can be made at once.
+        OSError: it cannot be made, is within more folders than can be made at once, or is a URL, as in `s3://a/b`.
     """
+    if _SCHEME.fullmatch(next(iter(path.parts), "")) and not path.exists():
+        raise OSError(errno.EINVAL, "a URL is not a folder of this machine", os.fspath(path))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except RecursionError:  # pathlib makes one folder within the other, before any is there

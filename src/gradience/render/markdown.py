@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Final
 
 from gradience.render import SKIPPED, clean, count, duration, number, percent, sentence, short_path, shorter, words
@@ -46,7 +47,8 @@ def _lines(
 ) -> Iterator[str]:
     run, audit = report.monitor, report.audit
     verdict, rest = split_headline(report)
-    yield f"### Gradience report: {escape(subject(report))}"
+    name, model = run_name(report), subject(report)
+    yield f"### Gradience report: {escape(name)}" + ("" if name == model else f" ({escape(model)})")
     yield ""
     yield f"**{sentence(verdict)}**{escape(rest)}"
     yield ""
@@ -72,6 +74,12 @@ def subject(report: DiagnoseReport) -> str:
         report.path,
     )
     return short_path(next(name for name in names if name))
+
+
+def run_name(report: DiagnoseReport) -> str:
+    """The name of the run's folder, or of the folder of its log; the model's name if that folder has none."""
+    place = PurePath(report.path)
+    return (place.parent.name if place.suffix else place.name) or subject(report)
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -97,11 +97,10 @@ def _error(value: float | None) -> str:
 
 
 @as_text
-def merge_check_text(report: MergeCheckReport, *, top: int = 5, verbose: bool = False) -> Iterator[str]:
+def merge_check_text(report: MergeCheckReport, *, top: int = 3, verbose: bool = False) -> Iterator[str]:
     """The report of a merge-check for a terminal, with `top` modules; `verbose` adds evidence and skipped rules."""
     yield from banner("GRADIENCE MERGE CHECK")
     yield "M = " + " + ".join(f"{item.weight:g} x {clean(item.adapter.name)}" for item in report.adapters)
-    yield ""
     width = max(len(clean(item.adapter.name)) for item in report.adapters)
     yield "Dilution, before any overlap (what its weight leaves of each adapter's own update):"
     for item in report.adapters:
@@ -111,7 +110,6 @@ def merge_check_text(report: MergeCheckReport, *, top: int = 5, verbose: bool = 
     yield "Findings:" if report.findings else "Findings: none"
     yield from finding_lines(report.findings, verbose=verbose)
     yield from skipped_lines(report.not_run, verbose=verbose)
-    yield ""
     yield "Conflict, only in what is left (what M keeps along each update: its weight, and the others' part):"
     for item in report.adapters:
         other = percent(item.kept.other)

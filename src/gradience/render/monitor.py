@@ -48,8 +48,8 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
     yield f"Profile: {report.config.task_profile}"
     reason = f" ({clean(report.status_reason)})" if report.status_reason else ""
     yield f"Status:  {words(report.status)}{reason}{step_of_plan(report)}"
-    yield ""
     yield from _training(report)
+    yield ""
     yield from _signals(report)
     yield from _probes(report)
     yield from _evals(report)
@@ -65,7 +65,7 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
         yield f"Run: {clean(report.run_id or '-')}, sessions recorded: {report.sessions}"
         yield ""
     yield from (f"Note: {clean(note)}." for note in report.notes)
-    if report.findings or verbose:
+    if verbose or any(each.severity != "info" for each in report.findings):
         yield "Findings are hypotheses: verify on held-out data."
 
 
@@ -78,20 +78,20 @@ def step_of_plan(report: MonitorReport) -> str:
 def _training(report: MonitorReport) -> Iterator[str]:
     t = report.train
     if not t.rows:
-        yield "Training: no loss was recorded"
+        yield "Loss:    none was recorded"
     elif t.rows == 1:
-        yield "Training (1 row):"
-        yield f"  Loss: {number(t.last_loss, '.4g')}" + ("" if t.first_step is None else f"  (step {t.first_step})")
+        at = "" if t.first_step is None else f"  (step {t.first_step})"
+        yield f"Loss:    {number(t.last_loss, '.4g')} in 1 row{at}"
+    elif report.objective == "rl":  # whose loss says nothing
+        yield f"Rows:    {t.rows}"
     else:
-        yield f"Training ({t.rows} rows):"
-    if t.rows > 1 and report.objective != "rl":  # whose loss says nothing
         lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
-        still = t.first_loss == t.last_loss == t.min_loss
-        span = f"{number(t.last_loss, '.4g')} in all rows" if still else f"{number(t.first_loss, '.4g')} -> "
-        yield f"  Loss: {span}" + ("" if still else f"{number(t.last_loss, '.4g')}{lowest}")
+        if t.first_loss == t.last_loss == t.min_loss:
+            yield f"Loss:    {number(t.last_loss, '.4g')} in all {t.rows} rows"
+        else:
+            yield f"Loss:    {number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')} in {t.rows} rows{lowest}"
     if t.rows:
         yield from _peak(report.account.schedule)
-    yield ""
 
 
 def _peak(schedule: Schedule) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _peak(schedule: Schedule) -> Iterator[str]:
         reached = "  (largest logged)"
     elif schedule.in_warmup:
         reached = f"  ({number(schedule.logged_peak, '.3g')} reached)"
-    yield f"  Peak LR: {number(schedule.peak, '.3g')}{reached}"
+    yield f"Peak LR: {number(schedule.peak, '.3g')}{reached}"
 
 
 def _signals(report: MonitorReport) -> Iterator[str]:
@@ -266,14 +266,11 @@ def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     """What changes what the owner does next, and the advice; `verbose` adds what else was seen."""
     found = [each for each in report.findings if verbose or each.severity != "info"]
     total = len(found) + len(report.recommendations)
-    yield f"Recommendations ({total}):"
+    yield f"Recommendations ({total}):{'' if total else ' none'}"
     yield from finding_lines(found, verbose=verbose)
     for item in report.recommendations:
         yield f"  [{item.severity.upper()}] {clean(item.action)}: {clean(item.message)} (recorded in the log)"
-    if not total:
-        yield "  none"
     yield from advice_lines(report.advice)
-    yield ""
 
 
 def advice_lines(advice: Advice | None) -> Iterator[str]:

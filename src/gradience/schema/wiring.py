@@ -135,6 +135,8 @@ class GradientWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     silent: Annotated[NonNegativeInt, about("Adapted modules none of whose tensors received one; no experts.")] = 0
     silent_names: Few = []
     detached: Annotated[NonNegativeInt, about("Tensors whose gradient was never there at all.")] = 0
+    compared: Annotated[NonNegativeInt, about("Steps at which the gradient of one tensor was compared so.")] = 0
+    kept: Annotated[NonNegativeInt, about("Of them, those whose gradient was added to the step's before.")] = 0
     extras: Extras = {}
 
 

@@ -1,4 +1,4 @@
-"""WIR170 to WIR184: each fires, is silent at its threshold and on what people do on purpose, and abstains."""
+"""WIR170 to WIR185: each fires, is silent at its threshold and on what people do on purpose, and abstains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_log_without_such_events_is_not_judged():
     assert verdict.findings == []
     reasons = {each.reason for each in verdict.not_run if each.id.startswith("WIR")}
     assert reasons == {"the log has no wiring event"}
-    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 15
+    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 16
 
 
 def test_a_sound_run_has_no_finding():
@@ -157,6 +157,13 @@ def gradients(steps: int, **seen: Any) -> Wiring:
 def test_gradients_that_do_not_arrive(wiring: Wiring, expected: str | None):
     said = one("WIR173", wiring)
     assert (said and said[0]) == expected
+
+
+@pytest.mark.parametrize(("compared", "kept", "fires"), [(3, 3, True), (2, 2, False), (7, 3, False), (6, 3, True)])
+def test_gradients_that_are_kept(compared: int, kept: int, *, fires: bool):
+    said = one("WIR185", gradients(8, reached=8, compared=compared, kept=kept))
+    assert said == (("error", said[1]) if fires and said else None)
+    assert not fires or f"At {kept} of {compared} steps" in said[1]
 
 
 def test_frozen_inputs_are_named_and_forgotten_once_a_gradient_arrives():

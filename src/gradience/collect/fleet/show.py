@@ -10,6 +10,7 @@ read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +20,9 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
+from gradience.io.reading import read_small
 from gradience.rules.config.serving import RANKS
 from gradience.schema.fleet import (
     FLEET_SHOW_SCHEMA_ID,
@@ -57,6 +59,10 @@ _MOST_IN_BUCKET: Final = 500  # if a bucket has more adapters, each is compared 
 _NEIGHBOURS: Final = 16
 
 
+_SNAPSHOT: Final = re.compile(r"(?P<repository>.*/models--[^/]+)/snapshots/(?P<revision>[^/]+)(?P<rest>.*)")
+_REVISION: Final = 1024  # bytes of the file that names a commit, at most
+
+
 def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100) -> FleetShowReport:
     """Summarise a fleet: bases, ranks, verdicts, and the adapters that are broken, wasteful, alike, or of a wrong base.
 
@@ -74,7 +80,8 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
         count, size = _one(base, "select count(*), sum(bytes) from adapters")
         faulty = _faulty(base)
         keys = ("path", "base_model", "shape_key", "content_hash", "sketch")
-        rows = _all(base, f"select {', '.join(keys)} from adapters where {_OK} order by path")  # noqa: S608  # our own
+        found = _all(base, f"select {', '.join(keys)} from adapters where {_OK} order by path")  # noqa: S608  # our own
+        rows, notes = one_version([dict(zip(keys, row, strict=True)) for row in found])
         return FleetShowReport(
             schema=FLEET_SHOW_SCHEMA_ID,
             fleet=str(fleet),
@@ -95,9 +102,10 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
             faulty_total=len(faulty),
             wasteful=_wasteful(base, top),
             serving=_serving(base),
-            similar=similar([dict(zip(keys, row, strict=True)) for row in rows], threshold=cosine, most=most_pairs),
+            similar=similar(rows, threshold=cosine, most=most_pairs),
             other_shapes=_other_shapes(base)[:top],
             unread=_unread(base),
+            notes=notes,
         )
 
 
@@ -213,6 +221,37 @@ def _split(loads: Mapping[int, Load], sizes: Sequence[int]) -> RankBuckets:
         adapters=[sum(load.adapters for load in group) for group in groups.values()],
         padding_bytes=sum(padding(load, size) for size, group in groups.items() for load in group),
     )
+
+
+def one_version(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the rows with one for all snapshots of a repository in the hub's cache, and a note on each such one.
+
+    The snapshots are versions of one adapter. The one that stays is that of the branch `main`, else the last by path.
+    """
+    kept, notes = [], []
+    versions: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if (hit := _SNAPSHOT.match(row["path"])) is None:
+            kept.append(row)
+        else:
+            versions.setdefault((hit["repository"], hit["rest"]), {})[hit["revision"]] = row
+    for (repository, rest), found in versions.items():
+        main = _current(Path(repository))
+        revision = main if main in found else list(found)[-1]
+        kept.append(found[revision])
+        if len(found) > 1:
+            notes.append(
+                f"{repository} has {len(found)} snapshots{rest and f' of {rest[1:]}'}, versions of one adapter: of "
+                f"them {revision} is compared"
+            )
+    return kept, notes
+
+
+def _current(repository: Path) -> str | None:
+    try:
+        return read_small(repository / "refs" / "main", most=_REVISION, what="a revision").decode().strip()
+    except (OSError, ValueError, GradienceError):
+        return None
 
 
 def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -> Similar:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -49,7 +49,7 @@ from gradience.schema.events import Eval
 from gradience.schema.reports import LossKind
 from gradience.telemetry.series import SPECTRAL, RunSeries
 
-_CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
+_CLOSE: Final = (2.0, 98.0)  # percentiles of the rows that a close-up shows
 _PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
 _FAR: Final = 3.0  # a close-up is drawn if all rows span this many times the range of the percentiles
 
@@ -73,40 +73,63 @@ _COLUMNS: Final[Columns[Row]] = (
 )
 
 
-def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
-    """The curves of the run with its findings at their steps, or None without a log."""
-    run = story.series
-    if run is None:
-        return None
-    figures = [*_loss(run, found), *_others(run, found)]
-    return section(
-        "training",
-        "Training",
-        None if figures else tag("p", "The log holds no training row and no evaluation."),
-        tag("div", figures, class_="figures"),
-        _evaluations(run, "unknown" if story.diagnosis.monitor is None else story.diagnosis.monitor.account.loss),
-        _checkpoints(story.diagnosis),
-    )
+class LossFigures(NamedTuple):
+    """The figure of the losses to begin with, and the one over their whole range if the first is a close-up."""
+
+    first: Element | None
+    whole: Element | None
 
 
-def _loss(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
+def loss_figures(run: RunSeries, found: Sequence[Numbered]) -> LossFigures:
+    """The curves of the losses with the findings at their steps; none without a loss.
+
+    If a few rows lie so far off that they would flatten the curve, the first figure leaves them at its edge.
+    """
     train = envelope(run.steps, run.losses)
     lines = [Line("training rows", train, smooth=True)] if len(run.steps) else []
     lines += [Line(f"{split}, evaluated", data, points=True) for split, data in _by_split(run, "loss").items()]
     if not lines:
-        return
+        return LossFigures(None, None)
     left_out = len(lines) - STYLES
     captions = [caption_of("Training loss", train)] if len(run.steps) else []
     captions += [_smoothing(line) for line in lines if line.window]
     captions += [f"Superseded by a resume and not shown: {run.superseded:,} rows."] if run.superseded else []
     captions += [f"{left_out} further splits are in the table only."] if left_out > 0 else []
     plot = Plot(lines[:STYLES], "step", "loss", marks_of(found))
-    yield plot_figure("Loss", plot, wide=WIDE, summary=_summary(plot.lines), caption=" ".join(captions))
+    summary, caption = _summary(plot.lines), " ".join(captions)
     span = _close_up(run.losses)
-    if span is not None and not y_axis(plot).log:
-        near = plot._replace(marks=(), span=span)
-        text = _beyond(run.losses, y_axis(near))
-        yield plot_figure("Loss, close up", near, wide=WIDE, summary=text, caption=text)
+    if span is None or y_axis(plot).log:
+        return LossFigures(_first(plot, summary, caption), None)
+    near = plot._replace(span=span)
+    beyond = _beyond(run.losses, y_axis(near))
+    return LossFigures(
+        _first(near, f"{summary} {beyond}", f"{beyond} {caption}"),
+        plot_figure("Loss, all rows", plot._replace(marks=()), wide=WIDE, summary=summary, caption="The whole range."),
+    )
+
+
+def _first(plot: Plot, summary: str, caption: str) -> Element:
+    return plot_figure("Loss", plot, wide=WIDE, summary=summary, caption=caption, heading="h2")
+
+
+def training_section(story: Story, found: Sequence[Numbered], whole: Element | None) -> Element | None:
+    """The other curves of the run with its findings at their steps, or None without a log.
+
+    `whole` is a figure of the losses for this section, beside the one that the page begins with.
+    """
+    run = story.series
+    if run is None:
+        return None
+    figures = [*(() if whole is None else (whole,)), *_others(run, found)]
+    nothing = not figures and not len(run.steps) and not run.evals
+    return section(
+        "training",
+        "Training",
+        tag("p", "The log holds no training row and no evaluation.") if nothing else None,
+        tag("div", figures, class_="figures"),
+        _evaluations(run, "unknown" if story.diagnosis.monitor is None else story.diagnosis.monitor.account.loss),
+        _checkpoints(story.diagnosis),
+    )
 
 
 def _smoothing(line: Line) -> str:
@@ -128,7 +151,7 @@ def _beyond(losses: Sequence[float], axis: Axis) -> str:
     column = np.asarray(losses, np.float64)
     beyond = int((np.isfinite(column) & ((column < axis.low) | (column > axis.high))).sum())
     rows = "1 training row lies" if beyond == 1 else f"{beyond:,} training rows lie"
-    return f"The same, from {axis.low:.4g} to {axis.high:.4g}: {rows} beyond, drawn at the edge."
+    return f"From {axis.low:.4g} to {axis.high:.4g}: {rows} beyond, drawn at the edge."
 
 
 def _others(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:

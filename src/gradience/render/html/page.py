@@ -1,6 +1,7 @@
 """Whole pages: each one is an HTML document without script, link or request.
 
-The page of a run begins with the verdict and the main numbers. A section each follows for findings, training, weights,
+The page of a run begins with the verdict, what to do next, the curve of the losses and the main numbers. A section each
+follows for findings, training, weights,
 a comparison, a bench, the configuration, the skipped checks, and the provenance of what was read. Two other pages are
 about many: a fleet of adapters, and the curves of several runs.
 """
@@ -19,11 +20,18 @@ from gradience.render.check import by_reason, config_rows, split_headline
 from gradience.render.fleet import size_text
 from gradience.render.html import Node, Story, document, style_element, tag
 from gradience.render.html.figures import STYLES, WIDE, style_sheet
-from gradience.render.html.measured import bench_section, data_section, lowest_losses, training_section
+from gradience.render.html.measured import (
+    LossFigures,
+    bench_section,
+    data_section,
+    loss_figures,
+    lowest_losses,
+    training_section,
+)
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, plot_figure, section, table
 from gradience.render.html.plot import Line, Plot, envelope
 from gradience.render.html.weights import comparison_section, weights_section
-from gradience.render.markdown import main_facts, subject
+from gradience.render.markdown import main_facts, run_name, subject
 from gradience.schema.diagnose import Piece
 from gradience.schema.fleet import (
     Alike,
@@ -95,9 +103,10 @@ _CURVES: Final[Columns[Curve]] = (
 def report_html(story: Story) -> str:
     """The page of a run. The same sources give the same bytes."""
     found = numbered(story.diagnosis)
+    losses = LossFigures(None, None) if story.series is None else loss_figures(story.series, found)
     sections = (
         _findings(story, found),
-        training_section(story, found),
+        training_section(story, found, losses.whole),
         data_section(story),
         weights_section(story),
         comparison_section(story.comparison),
@@ -106,8 +115,9 @@ def report_html(story: Story) -> str:
         _skipped(story),
         _provenance(story),
     )
-    name = subject(story.diagnosis)
-    return whole_page(name, _header(story, name), sections, first=("findings", "Skip to the findings"))
+    name = run_name(story.diagnosis)
+    header = _header(story, name, losses.first)
+    return whole_page(name, header, sections, first=("findings", "Skip to the findings"))
 
 
 def whole_page(
@@ -150,16 +160,21 @@ def _head(name: str) -> Element:
     )
 
 
-def _header(story: Story, name: str) -> Element:
+def _header(story: Story, name: str, curve: Element | None) -> Element:
     report = story.diagnosis
     verdict, rest = split_headline(report)
     run_story = report.monitor.story if report.monitor is not None else ""
+    model = subject(report)
+    advice = report.advice
+    told = None if advice is None else "; or: ".join(filter(None, (advice.text, advice.alternative)))
     return tag(
         "header",
-        tag("p", "Gradience report", class_="kicker"),
+        tag("p", "Gradience report" if model == name else f"Gradience report: {model}", class_="kicker"),
         tag("h1", name),
         tag("p", tag("strong", sentence(verdict)), rest, class_=f"verdict {report.verdict}"),
         tag("p", f"{sentence(run_story)}.", class_="story") if run_story else None,
+        tag("p", tag("strong", "Next: "), told) if told else None,
+        curve,
         facts(main_facts(report, lowest_losses(story.series))),
     )
 
@@ -171,10 +186,7 @@ def _findings(story: Story, found: Sequence[Numbered]) -> Element:
         lead = "None of the checks that ran has found anything. Those that could not run are listed under Skipped."
     recorded = _recorded(story.diagnosis.monitor)
     causes = tag("div", list(map(_cause, found)), class_="causes") if found else None
-    advice = story.diagnosis.advice
-    told = None if advice is None else "; or: ".join(filter(None, (advice.text, advice.alternative)))
-    then = tag("p", tag("strong", "Next: "), told) if told else None
-    return section("findings", f"Findings ({len(found)})", note(lead), then, causes, recorded)
+    return section("findings", f"Findings ({len(found)})", note(lead), causes, recorded)
 
 
 def _cause(n: Numbered) -> Element:

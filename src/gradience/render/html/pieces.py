@@ -72,13 +72,15 @@ def table(columns: Columns[T], items: Sequence[T], *, caption: str, numbers: int
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
-def figure(title: str, *content: Node, caption: Node, wide: bool = False) -> Element:
+def figure(title: str, *content: Node, caption: Node, wide: bool = False, heading: str = "h3") -> Element:
     """A figure under its heading."""
-    inside = [tag("h3", title), *content, tag("figcaption", caption)]
+    inside = [tag(heading, title), *content, tag("figcaption", caption)]
     return tag("figure", inside, class_="wide" if wide else None)
 
 
-def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, summary: str, caption: str) -> Element:
+def plot_figure(
+    title: str, plot: Plot, *, wide: Size = HALF, summary: str, caption: str, heading: str = "h3"
+) -> Element:
     """A plot in a size for wide screens and in one for narrow screens, with legend and caption.
 
     Args:
@@ -87,6 +89,7 @@ def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, summary: str, capt
         wide: the size for wide screens.
         summary: what the lines show, for readers who cannot see them.
         caption: how the rows were drawn.
+        heading: the element of its title.
     """
     legend = None
     if len(plot.lines) > 1:
@@ -103,7 +106,7 @@ def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, summary: str, capt
     ]
     drawn = [draw(plot, size, label) for size in (wide, NARROW)]
     marked = [" Findings marked: ", links, "."] if links else None
-    return figure(title, legend, drawn, caption=[caption, marked], wide=wide is WIDE)
+    return figure(title, legend, drawn, caption=[caption, marked], wide=wide is WIDE, heading=heading)
 
 
 def caption_of(column: str, data: Envelope, *, absent: int = 0) -> str:

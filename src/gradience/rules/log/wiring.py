@@ -33,6 +33,8 @@ LOOKED = Threshold("looked", 4, "optimizer steps", "A has no gradient before B m
 SAVED_SHARE = Threshold("saved_share", 0.9, "of the adapter's parameters", "a judgement: DoRA's magnitudes are fewer")
 REPEATED = Threshold("repeated", 0.1, "of the rows of a resume, seen before in its epoch", JUDGEMENT)
 ONCE = Threshold("once", 0.98, "of the rows of an epoch, different ones", "sampling with replacement repeats more")
+COMPARED = Threshold("compared", 3, "steps", JUDGEMENT)
+KEPT = Threshold("kept", 0.5, "of the steps compared", "a judgement: some loops step more often than they set to zero")
 LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
 
 _BASE: Final = ("base", "head")
@@ -514,6 +516,19 @@ def _rate_zero(facts: RunFacts) -> Observation | None:
     return None
 
 
+def _gradients_kept(facts: RunFacts) -> Observation | None:
+    for wiring in _of(facts, "gradients"):
+        of = wiring.gradients
+        if of is not None and of.compared >= COMPARED.value and of.kept >= KEPT.value * of.compared:
+            return Observation(
+                f"At {of.kept} of {of.compared} steps the gradient was added to that of the step before: it is not set "
+                "to zero between steps.",
+                {"kept": of.kept, "compared": of.compared, "step": wiring.step},
+                evidence=seen("one tensor's gradient, beside what each backward pass added to it"),
+            )
+    return None
+
+
 def _saved_before(facts: RunFacts) -> str | None:
     if facts.wirings and not _of(facts, "resume"):
         return "the run was not resumed"
@@ -830,5 +845,24 @@ RULES: Final[tuple[LogRule, ...]] = (
         action="Make the schedule for the optimizer that trains: get_scheduler(name, optimizer=optimizer, ...).",
         scope="runs with a wiring event, a schedule and an optimizer that is not sharded",
         verify="Print optimizer.param_groups[0]['lr'] over the steps.",
+    ),
+    LogRule(
+        id="WIR185",
+        title="gradients are not set to zero",
+        severity="error",
+        condition="in the first steps, {compared} or more compared, at {kept} of them the gradient was added to that "
+        "of the step before",
+        observe=_gradients_kept,
+        needs=(RECORDED,),
+        live=True,
+        confidence=0.95,
+        evidence=(cite("gradience.hf.leftover", "hooks see what each backward pass adds, and what is there then"),),
+        place="broken",
+        phrase=lambda _: "gradients are not set to zero between steps",
+        rationale="Each step then follows the sum of all gradients so far, the oldest of weights that are gone.",
+        action="Call optimizer.zero_grad() after each optimizer.step().",
+        scope="runs whose first steps were looked at; not sharded or sparse gradients",
+        verify="Print p.grad after optimizer.zero_grad(): it is None.",
+        thresholds=(COMPARED, KEPT),
     ),
 )
