@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+_N = TypeVar("_N")
 
 NF4: Final = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -101,31 +103,31 @@ def decoded(packed: Array, scales: Array, levels: Array, block: int) -> Array:
     return (padded * scales[:, None]).reshape(-1)[: codes.size]
 
 
-class CodesLoss(NamedTuple):
+class CodesLoss(NamedTuple, Generic[_N]):
     """What codes cost a merge: sums over the entries of W, dW and M, with p = W + dW and Q rounding to codes."""
 
-    lost: Array
+    lost: _N
     """|M - p|^2."""
-    expected: Array
+    expected: _N
     """|Q(p) - p|^2."""
-    update: Array
+    update: _N
     """|dW|^2."""
-    along: Array
+    along: _N
     """<M - p, dW>."""
-    expected_along: Array
+    expected_along: _N
     """<Q(p) - p, dW>."""
-    spread: Array
+    spread: _N
     """The sum of (M - p)^2 dW^2: the variance of <M - p, dW> if the signs of M - p are random."""
-    changed: Array
+    changed: _N
     """The number of entries in which M differs from W."""
-    would_change: Array
+    would_change: _N
     """The number of entries in which Q(p) differs from W."""
-    other_codes: Array
+    other_codes: _N
     """The number of entries in which Q(M - dW) is not W: of a merge into the weights before their rounding, few."""
 
 
 @partial(jax.jit, static_argnames=("name", "block"))
-def codes_loss(w: Array, m: Array, update: Array, name: str, block: int) -> CodesLoss:
+def codes_loss(w: Array, m: Array, update: Array, name: str, block: int) -> CodesLoss[Array]:
     """Return the sums for one module, W and M of one shape, and a format of `FORMATS`."""
     p = w + update
     q, before = restored(p, name, block), restored(m - update, name, block)

@@ -153,7 +153,7 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
     if receipt.task != "causal-lm":
         raise AdapterError(f"{place}: a receipt of {receipt.task} is not compared with a GGUF file")
     try:
-        model = llama_cpp.Llama(str(place), logits_all=True, n_ctx=_CONTEXT, n_batch=_CONTEXT, verbose=False)
+        model: Any = llama_cpp.Llama(str(place), logits_all=True, n_ctx=_CONTEXT, n_batch=_CONTEXT, verbose=False)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise AdapterError(f"llama.cpp cannot load {place}: {error}", advice="check the file") from error
     tokens = _tokens_of_gguf(model)

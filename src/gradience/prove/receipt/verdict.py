@@ -221,8 +221,8 @@ class _Span:
 def _precision_of(noises: Sequence[Vector]) -> Vector:
     """A weight for each token: one over what rounding moves it by, and over the median token's at most."""
     variance = sum((noise**2 / max(_square(noise), _TINY) for noise in noises), np.zeros_like(noises[0]))
-    found = (variance + max(float(np.median(variance)), _TINY)) ** -0.5
-    return np.asarray(found / found.max(), np.float64)
+    found: Vector = np.sqrt(variance + max(float(np.median(variance)), _TINY))
+    return found.min() / found
 
 
 class _Judgement:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 
 from gradience.adapters.layout import Array
 from gradience.prove.verify_merge.judge import Judgement
@@ -47,8 +47,9 @@ def of_codes(
         block: weights that share a scale.
         requantised: whether the merged weight is in codes.
     """
-    sums = codes_loss(*(np.asarray(x, np.float32) for x in (w, m, update)), form, block)
-    loss = CodesLoss(*(float(x) for x in sums))
+    base, merged, delta = (jnp.asarray(x, jnp.float32) for x in (w, m, update))
+    sums = codes_loss(base, merged, delta, form, block)
+    loss = CodesLoss[float](*(float(x) for x in sums))
     if not 0.0 < loss.update < math.inf:
         return CodesVerdict(judged, None, None)
     error, least = math.sqrt(loss.lost / loss.update), math.sqrt(loss.expected / loss.update)
@@ -69,7 +70,7 @@ def of_codes(
     return CodesVerdict(judged, error, None)
 
 
-def _requantised(loss: CodesLoss, error: float, least: float, *, is_whole: bool) -> tuple[ModuleVerdict, str]:
+def _requantised(loss: CodesLoss[float], error: float, least: float, *, is_whole: bool) -> tuple[ModuleVerdict, str]:
     told = f"norm(M - W - dW) / norm(dW) is {error:.3g}, and {least:.3g} is what the rounding costs"
     if not loss.changed:
         return ("absent" if loss.would_change >= _FEW else "unresolved"), f"no code differs from the base's; {told}"

@@ -221,9 +221,17 @@ class VerifiedRows:
             note = f"{in_merged} shares the embedding's matrix"
         told = CodesVerdict(judged, None, None)
         if (codes := m.codes or w.codes) is not None:
-            whole = (x.data[slice(None)] for x in (w, m))
-            update = delta.rows(slice(None), MergeReplay(weight="F32"))
-            told = of_codes(*whole, update, judged, form=codes.form, block=codes.block, requantised=bool(m.codes))
+            every = slice(None)
+            update = delta.rows(every, MergeReplay(weight="F32"))
+            told = of_codes(
+                w.data[every],
+                m.data[every],
+                update,
+                judged,
+                form=codes.form,
+                block=codes.block,
+                requantised=bool(m.codes),
+            )
         row = self._row(module.name, told.judged, w, m, note)
         form = None if codes is None else codes.form
         return replace(row, codes=form, lost=_real(told.lost), expected_lost=_real(told.expected))
