@@ -413,6 +413,7 @@ STATED: dict[str, dict[str, Any]] = {
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
     "prove.receipt": {"_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
     "prove.receipt.rows": {"CANDIDATES": 1.5, "_LENGTH": 48},
+    "prove.receipt.endpoint": {"_HELD": 6, "_OFF": 0.1},
     "prove.receipt.verdict": {
         "FLOOR": -12.0,
         "_LEAST": 32,

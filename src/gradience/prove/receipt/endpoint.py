@@ -32,6 +32,8 @@ _KEY: Final = "GRADIENCE_API_KEY"
 _REFUSED: Final = (400, 404, 405, 413, 422, 500, 501)  # of a request that a server does not know
 _ID: Final = "token_id:"  # vLLM's, with return_tokens_as_token_ids
 _BROKEN: Final = "\N{REPLACEMENT CHARACTER}"  # in place of bytes that are no character yet
+_HELD: Final = 6  # tokens of which an echo is held against plain requests
+_OFF: Final = 0.1  # nats by which both may differ
 _WAYS: Final = ("prompt_logprobs", "echo with logprobs", "logprobs token by token")
 _SHOWN: Final = 160  # characters of a server's message
 
@@ -140,7 +142,11 @@ class Endpoint:
         prompts: list[Callable[[Sequence[int]], Json]] = [list] if text is None else [list, text]
         for prompt in prompts:
             named = None if text is None else _Continued(text)
-            ways: tuple[_Way, ...] = (self._prompt_logprobs, self._echo, partial(self._forced, named=named))
+            ways: tuple[_Way, ...] = (
+                self._prompt_logprobs,
+                partial(self._echo, named=named),
+                partial(self._forced, named=named),
+            )
             for way, name in zip(ways, _WAYS, strict=True):
                 try:
                     return way(rows, firsts, prompt)
@@ -174,19 +180,57 @@ class Endpoint:
         return Answered(found, "prompt_logprobs of /v1/completions", counts)
 
     def _echo(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
+        self,
+        rows: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        prompt: Callable[[Sequence[int]], Json],
+        *,
+        named: _Continued | None,
     ) -> Answered:
         """OpenAI's old `echo`: the prompt comes back with the log-probability of each of its tokens."""
-        found, counts = [], []
+        found, counts, shift = [], [], None
         for ids, first in zip(rows, firsts, strict=True):
             choice, count = self._complete(prompt(ids), echo=True, logprobs=1)
             told = choice.get("logprobs")
             values = told.get("token_logprobs") if isinstance(told, dict) else None
             if not isinstance(values, list) or len(values) < len(ids):
                 raise RefusedError("/v1/completions: no log-probabilities of the prompt with echo")
-            found.append(_cut([_number(value) for value in values], len(ids), first))
+            numbers = [_number(value) for value in values]
+            if shift is None:
+                shift = self._shift(numbers, ids, first, prompt, named)
+            found.append(_cut([*[float("nan")] * shift, *numbers], len(ids), first))
             counts.append(count)
         return Answered(found, "echo with logprobs of /v1/completions", counts)
+
+    def _shift(
+        self,
+        values: Sequence[float],
+        ids: Sequence[int],
+        first: int,
+        prompt: Callable[[Sequence[int]], Json],
+        named: _Continued | None,
+    ) -> int:
+        """How many tokens at the beginning are left out of an echo, 0 or 1: it is held against plain requests.
+
+        llama-cpp-python leaves out the first token if it begins a text, and otherwise gives each token the number of
+        the next prediction.
+
+        Raises:
+            RefusedError: the echo's numbers are none of the tokens'.
+        """
+        try:
+            most, by_text = self._most(prompt(ids[: first + 1]), may_be_text=named is not None)
+        except RefusedError:
+            return 0  # there is nothing to hold it against
+        possible = {0, 1}
+        for place in range(first, min(first + _HELD, len(ids) - 1)):
+            choice, _ = self._complete(prompt(ids[: place + 1]), logprobs=most)
+            text = named.by(ids[: place + 1], ids[place + 1]) if by_text and named is not None else None
+            plain = _of_top(choice.get("logprobs"), ids[place + 1], text)
+            possible = {shift for shift in possible if not _off(values[place + 1 - shift], plain)}
+        if not possible:
+            raise RefusedError("/v1/completions: the numbers that echo gives are not those of the tokens")
+        return min(possible)
 
     def _forced(
         self,
@@ -276,6 +320,11 @@ def _number(value: Json) -> float:
 def _cut(values: Sequence[float], count: int, first: int) -> npt.NDArray[np.float64]:
     """The values of tokens first + 1 to count - 1; what follows is the token that was generated."""
     return np.array(values[first + 1 : count], np.float64)
+
+
+def _off(echoed: float, plain: float) -> bool:
+    """Whether two numbers of one token differ. A missing one says nothing."""
+    return abs(echoed - plain) > _OFF
 
 
 def _of_table(table: Json, token: int) -> float:
