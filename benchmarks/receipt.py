@@ -38,8 +38,8 @@ TUNED: Final = ("llama", "qwen")
 RIGHT: Final = frozenset({"same", "same_within_quantisation"})
 UNTOLD: Final = frozenset({"cannot_tell"})
 PROMPT, NEW = 8, 16  # tokens of a prompt, and of its greedy continuation
-PARTS = 3  # groups of modules that are left out of each adapter
-ROWS: Final = {"smol": 6}  # of a receipt; 16 of the others
+PARTS = 3  # groups of modules that are left out of each adapter, one of those of a large model
+ROWS: Final = {"smol": 3}  # of a receipt; 16 of the others
 UNKNOWN = ""  # a target that does not say its dtype
 
 State = Callable[[], AbstractContextManager[Any]]
@@ -101,7 +101,9 @@ def _q4_1(weight: torch.Tensor) -> torch.Tensor:
     return (((flat - low) / step).round() * step + low).reshape(-1)[: weight.numel()].reshape(weight.shape)
 
 
-def targets(loaded: LoadedModel, groups: dict[str, frozenset[str]], names: list[str], seed: str) -> Iterator[Target]:
+def targets(
+    loaded: LoadedModel, groups: dict[str, frozenset[str]], names: list[str], seed: str, parts: int
+) -> Iterator[Target]:
     """Yield what may be served in the adapter's place; `names` are those of other adapters and of checkpoints."""
     layers = adapted(loaded)
     half, int8, nf4, q4_0 = (
@@ -124,7 +126,7 @@ def targets(loaded: LoadedModel, groups: dict[str, frozenset[str]], names: list[
     double: State = lambda: scaled(layers, 2.0)  # noqa: E731  # a state
     yield Target("another scale, 8 bits", both(int8, double), UNKNOWN, is_scale)
     yield Target("another scale in 4 bits", both(nf4, double), UNKNOWN, is_scale | UNTOLD)
-    chosen = random.Random(seed).sample(list(groups), min(PARTS, len(groups)))  # noqa: S311  # no secret
+    chosen = random.Random(seed).sample(list(groups), min(parts, len(groups)))  # noqa: S311  # no secret
     for name in chosen:
         own: State = lambda n=name: without(layers, groups[n])  # noqa: E731  # a state
         yield Target(f"a part missing:{name}", own, "float32", is_part, exact=True)
@@ -274,8 +276,11 @@ def judged(folder: Path, kind: str, adapter: Path) -> Iterator[Row]:
     receipt, examples = kept.receipt, examples_of(kept.receipt.rows)
     probes = KeptProbes(kept)
     names = [place.name for place in kept.places]
+    if kind in ROWS:  # a large one: each kind of fault, but once
+        names = [next(name for name in names if ("checkpoint" in name) == value) for value in (True, False)]
+    parts = 1 if kind in ROWS else PARTS
     wanted = kept.text("text right, float32", nullcontext)
-    for target in targets(kept.loaded, probes.groups, names, adapter.name):
+    for target in targets(kept.loaded, probes.groups, names, adapter.name, parts):
 
         def made(target: Target = target) -> Reading:
             return read_loaded(kept.loaded, examples, state=target.state())
