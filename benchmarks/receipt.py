@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from scipy.stats import beta
 
-from gradience.models import FIRST, LoadedModel, active, load_adapter, load_model
+from gradience.models import LoadedModel, active, load_adapter, load_model
 from gradience.models.inputs import read_inputs
 from gradience.models.probes import STORED, Probes
 from gradience.models.reading import Reading, as_base, read_loaded
-from gradience.models.states import adapted, groups_of, rounded, scaled, without
+from gradience.models.states import adapted, rounded, scaled, without
 from gradience.prove.receipt import receipt_of
 from gradience.prove.receipt.targets import examples_of
 from gradience.prove.receipt.verdict import Evidence, conclude
@@ -201,6 +201,17 @@ class Kept:
             place.write_bytes(msgspec.json.encode(receipt_of(alone, rows, rows=count)))
         return msgspec.json.decode(place.read_bytes(), type=Receipt)
 
+    @cached_property
+    def groups(self) -> dict[str, frozenset[str]]:
+        """The groups of the adapter's modules; other adapters that are loaded beside it may have more."""
+        place = self._folder / "groups.json"
+        if not place.is_file():
+            found = Probes(load_model(self._base, self._adapter), []).groups
+            place.write_text(json.dumps({name: sorted(paths) for name, paths in found.items()}))
+        groups = {name: frozenset(paths) for name, paths in json.loads(place.read_text()).items()}
+        is_large = self._base.parent.name in ROWS  # its 30 layers are not left out one by one
+        return {name: paths for name, paths in groups.items() if not (is_large and name.startswith("layer "))}
+
     def read(self, name: str, make: Callable[[], Reading]) -> Reading:
         """Return the reading of that name, made if there is none yet."""
         place = self._folder / f"{name.replace('/', '_')}.npy"
@@ -220,19 +231,13 @@ class Kept:
         return json.loads(place.read_text())
 
 
-def _has(layer: Any) -> bool:
-    return FIRST in (layer.modules_to_save if hasattr(layer, "modules_to_save") else layer.lora_A)
-
-
 class KeptProbes(Probes):
     """Probes whose readings are in files."""
 
     def __init__(self, kept: Kept) -> None:
         super().__init__(kept.loaded, examples_of(kept.receipt.rows))
         self._kept = kept
-        own = [path for path, layer in self._layers.items() if FIRST in layer.active_adapters and _has(layer)]
-        saved = [path for path in own if hasattr(self._layers[path], "modules_to_save")]
-        self.groups = groups_of(own, saved)  # other adapters that are loaded may have more modules
+        self.groups = kept.groups
 
     def parts(self) -> dict[str, Reading]:
         """Return what is read without each group of modules."""

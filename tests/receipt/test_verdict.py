@@ -122,7 +122,10 @@ def test_the_numbers_are_those_of_the_definitions():
 
 
 def test_an_explanation_leaves_little():
-    """Of `-.3 ONE + x NOISE`, the missing part leaves x: clear up to .15 of the distance, within 4 bits up to .5."""
+    """Of `-.3 ONE + x NOISE`, the missing part leaves x: clear up to .15 of the distance, within 4 bits up to .5.
+
+    Within 4 bits of the adapter only what is clear counts.
+    """
 
     def of(share, **options):
         left = 0.3 * share / np.sqrt(1.0 - share**2)
@@ -130,8 +133,10 @@ def test_an_explanation_leaves_little():
 
     assert of(UNDER * CLEAR.value, exact=True) == "part_missing"
     assert of(OVER * CLEAR.value, exact=True) == "another_checkpoint"
-    assert of(UNDER * EXPLAINED.value) == "part_missing"
-    assert of(OVER * EXPLAINED.value) == "another_checkpoint"
+    assert of(UNDER * EXPLAINED.value, int4=0.15) == "part_missing"
+    assert of(OVER * EXPLAINED.value, int4=0.15) == "another_checkpoint"
+    assert of(UNDER * CLEAR.value, int4=0.3) == "part_missing"
+    assert of(OVER * CLEAR.value, int4=0.3 / np.sqrt(1.0 - CLEAR.value**2) / COARSE.value * OVER) != "part_missing"
     assert of(OVER * CLEAR.value, precision="bfloat16") == "another_checkpoint"
 
 

@@ -47,7 +47,11 @@ class Probes:
         self._layers = adapted(loaded)
         self._shown = progress or (lambda _done, _total, _name: None)
         saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
-        self.groups: dict[str, frozenset[str]] = groups_of(list(self._layers), saved)
+        unsaved = self._layers.keys() - saved
+        groups = groups_of(list(self._layers), saved)
+        # Without all of them a classifier is the base: there its head is the adapter's.
+        is_base = frozenset(unsaved) if loaded.task != "causal-lm" else None
+        self.groups: dict[str, frozenset[str]] = {name: own for name, own in groups.items() if own != is_base}
 
     def parts(self) -> dict[str, Reading]:
         """What is read without each group of the adapter's modules, by the group's name."""

@@ -364,9 +364,13 @@ class _Judgement:
         return [_Explanation(f"without {one} and {other}", "part_missing", left, paths)]
 
     def _explains(self, one: _Explanation) -> bool:
-        """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a."""
-        is_within = one.left <= self._rounding.beside and one.left <= EXPLAINED.value * self._r
-        return one.left <= CLEAR.value * self._r or is_within
+        """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a.
+
+        Where noise alone may have led y away from a, what is left of a mistake is no evidence of it.
+        """
+        is_within = one.left <= min(self._rounding.beside, EXPLAINED.value * self._r)
+        is_far = self._r > self._rounding.coarse or one.verdict == "the_base"
+        return one.left <= CLEAR.value * self._r or (is_within and is_far)
 
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
         near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
