@@ -32,7 +32,7 @@ from gradience.models.states import adapted, rounded, scaled, without
 from gradience.prove.receipt import receipt_of
 from gradience.prove.receipt.targets import examples_of
 from gradience.prove.receipt.verdict import Evidence, conclude
-from gradience.schema.receipt import Receipt
+from gradience.schema.receipt import NoiseOf, Receipt
 
 TUNED: Final = ("llama", "qwen")
 RIGHT: Final = frozenset({"same", "same_within_quantisation"})
@@ -256,12 +256,12 @@ class KeptProbes(Probes):
             state = lambda t=to, m=merged, h=heads: rounded(self._loaded, t, merged=m, heads=h)  # noqa: E731  # a state
             yield name, self._kept.read(f"stored {name}", lambda s=state: self._read(s()))
 
-    def halved(self) -> list[Reading]:
-        """Return what is read in 16 and in 8 bits."""
-        return [
-            self._kept.read(f"halved {to}", lambda t=to: self._read(rounded(self._loaded, t)))
-            for to in ("bfloat16", "int8")
-        ]
+    def noises(self) -> dict[NoiseOf, Reading]:
+        """Return what is read in 16, in 8 and in 4 bits."""
+        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
+        return {
+            to: self._kept.read(f"halved {to}", lambda t=to: self._read(rounded(self._loaded, t))) for to in formats
+        }
 
 
 class Row(NamedTuple):

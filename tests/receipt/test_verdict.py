@@ -38,13 +38,14 @@ def receipt(**noise):
 class Model:
     """Two parts with effects of .3, and a scale that moves along the adapter's own effect."""
 
+    int4 = 0.2
     groups: ClassVar = {"one": frozenset({"m.one"}), "other": frozenset({"m.other"})}
 
     def parts(self):
         return {"one": [ADAPTER - 0.3 * ONE], "other": [ADAPTER - 0.3 * OTHER]}
 
-    def halved(self):
-        return [[ADAPTER + 0.01 * NOISE]]
+    def noises(self):
+        return {of: [ADAPTER + size * NOISE] for of, size in {"bfloat16": 0.01, "int4": self.int4}.items()}
 
     def stored(self):
         yield "one form", [ADAPTER + 0.2 * NOISE]
@@ -121,7 +122,7 @@ def test_the_numbers_are_those_of_the_definitions():
     assert found.compared == ROWS * WIDTH
 
 
-def test_an_explanation_leaves_little():
+def test_an_explanation_leaves_little(monkeypatch):
     """Of `-.3 ONE + x NOISE`, the missing part leaves x: clear up to .15 of the distance, within 4 bits up to .5.
 
     Within 4 bits of the adapter only what is clear counts.
@@ -133,6 +134,7 @@ def test_an_explanation_leaves_little():
 
     assert of(UNDER * CLEAR.value, exact=True) == "part_missing"
     assert of(OVER * CLEAR.value, exact=True) == "another_checkpoint"
+    monkeypatch.setattr(Model, "int4", 0.15)
     assert of(UNDER * EXPLAINED.value, int4=0.15) == "part_missing"
     assert of(OVER * EXPLAINED.value, int4=0.15) == "another_checkpoint"
     assert of(UNDER * CLEAR.value, int4=0.3) == "part_missing"
@@ -154,6 +156,16 @@ def test_noise_is_told_from_structure():
     assert verdict(ADAPTER + near * along(OVER * NOISE_LIKE.value)).verdict == "cannot_tell"
     assert verdict(ADAPTER + far * along(UNDER * BEYOND.value)).verdict == "cannot_tell"
     assert verdict(ADAPTER + far * along(OVER * BEYOND.value)).verdict == "another_checkpoint"
+
+
+def test_noise_is_measured_on_all_tokens_where_base_and_adapter_are_at_hand(monkeypatch):
+    near = 0.05 * along(0.5)
+    assert verdict(ADAPTER + near, precision="bfloat16", bfloat16=0.001).verdict == "another_checkpoint"
+    assert verdict(ADAPTER + 0.015 * NOISE, precision="bfloat16", bfloat16=0.001).verdict == "same"
+    assert verdict(ADAPTER + 0.015 * NOISE, precision="bfloat16", bfloat16=0.001, models=False).verdict != "same"
+    assert verdict(ADAPTER + OVER * coarse * AWAY).verdict == "another_checkpoint"
+    monkeypatch.setattr(Model, "int4", 0.3)
+    assert verdict(ADAPTER + OVER * coarse * AWAY).verdict == "cannot_tell"
 
 
 def test_a_token_that_rounding_moves_counts_less():

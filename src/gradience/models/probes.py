@@ -16,6 +16,7 @@ from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Example
 from gradience.models.reading import Reading, read_loaded
 from gradience.models.states import adapted, groups_of, rounded, scaled, without
+from gradience.schema.receipt import NoiseOf
 
 STORED: Final = {
     "q4_0": ("q4_0", True, True),
@@ -68,9 +69,10 @@ class Probes:
             self._shown(0, 1, name)
             yield name, self._read(rounded(self._loaded, to, merged=merged, heads=heads))
 
-    def halved(self) -> list[Reading]:
-        """What is read in bfloat16, and with weights of 8 bits."""
-        return [self._read(rounded(self._loaded, to)) for to in ("bfloat16", "int8")]
+    def noises(self) -> dict[NoiseOf, Reading]:
+        """What is read in bfloat16, and with weights of 8 and of 4 bits."""
+        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
+        return {to: self._read(rounded(self._loaded, to)) for to in formats}
 
     def without(self, paths: frozenset[str]) -> Reading:
         """What is read without these modules of the adapter."""

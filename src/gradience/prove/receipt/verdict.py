@@ -57,8 +57,8 @@ class Explainer(Protocol):
     def parts(self) -> Mapping[str, Reading]:
         """Without each group of modules."""
 
-    def halved(self) -> Sequence[Reading]:
-        """In bfloat16, and in 8 bits."""
+    def noises(self) -> Mapping[NoiseOf, Reading]:
+        """In bfloat16, and with weights of 8 and of 4 bits."""
 
     def stored(self) -> Iterator[tuple[str, Reading]]:
         """In each of the usual forms in 4 bits, with its name."""
@@ -160,16 +160,8 @@ def conclude(
             "adapter changes: too few"
         )
         return Conclusion("cannot_tell", story, compared=len(e.y))
-    kinds = _OF_PRECISION.get(precision, _OTHERWISE)
-    measured = max(times * e.noise.get(kind, 0.0) for kind, times in kinds.items())
-    fine = max(e.rounded, FINE.value * measured)
-    four_bits = e.noise.get("int4", 0.0)
-    coarse = fine if exact else max(fine, COARSE.value * four_bits)
-    is_float = precision in _OF_PRECISION
-    rounding = _Rounding(
-        measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse
-    )
-    told = Conclusion("same", "", e.distance(e.a), e.share(), e.distance(e.b), fine, compared=len(e.y))
+    rounding = _Rounding.of(e.noise, precision, e.rounded, exact=exact)
+    told = Conclusion("same", "", e.distance(e.a), e.share(), e.distance(e.b), rounding.fine, compared=len(e.y))
     if precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST:
         return told._replace(
             verdict="cannot_tell",
@@ -177,8 +169,14 @@ def conclude(
         )
     if told.residual is not None and told.residual <= max(e.rounded, FINE.value * e.noise.get("batch", 0.0)):
         return told._replace(story=f"Every log-probability is the adapter's, to {told.residual:.1g} of its effect")
-    judged = _Judgement(e, told, rounding, own_head)
-    return judged.with_probes(probes) if probes is not None else judged.alone()
+    if probes is None:
+        return _Judgement(e, told, rounding, own_head).alone()
+    readings = {of: e.seen(reading) for of, reading in probes.noises().items()}
+    # The receipt's noise was measured on some of its rows, and here on all.
+    noise = {of: max(size, float(np.linalg.norm(readings.get(of, e.a) - e.a)) / e.size) for of, size in e.noise.items()}
+    rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
+    fine_ones = [vector - e.a for of, vector in readings.items() if of != "int4"]
+    return _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head).with_probes(probes, fine_ones)
 
 
 class _Rounding(NamedTuple):
@@ -194,6 +192,17 @@ class _Rounding(NamedTuple):
     """Up to here it is what 4 bits do."""
     beside: float
     """Up to here rounding may come on top of a mistake."""
+
+    @classmethod
+    def of(cls, noise: Mapping[NoiseOf, float], precision: str, least: float, *, exact: bool) -> _Rounding:
+        """From the noise that was measured; `least` is what the receipt's own digits leave."""
+        kinds = _OF_PRECISION.get(precision, _OTHERWISE)
+        measured = max(times * noise.get(kind, 0.0) for kind, times in kinds.items())
+        fine = max(least, FINE.value * measured)
+        four_bits = noise.get("int4", 0.0)
+        coarse = fine if exact else max(fine, COARSE.value * four_bits)
+        is_float = precision in _OF_PRECISION
+        return cls(measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse)
 
     def may_be_4_bits(self, residual: float) -> bool:
         """Whether a residual is one that 4-bit weights leave."""
@@ -250,11 +259,11 @@ class _Judgement:
             )
         return self._relative()
 
-    def with_probes(self, probes: Explainer) -> Conclusion:
-        """The verdict with base and adapter at hand."""
+    def with_probes(self, probes: Explainer, noises: Sequence[Vector]) -> Conclusion:
+        """The verdict with base and adapter at hand; `noises` is what 16 and 8 bits do to a."""
         e, rounding = self._e, self._rounding
         parts = {name: e.seen(reading) for name, reading in probes.parts().items()}
-        span = _Span(e, parts, [e.seen(reading) - e.a for reading in probes.halved()])
+        span = _Span(e, parts, noises)
         if self._is_noise(e.a, span):
             return self._same()
         may_be_4_bits = rounding.may_be_4_bits(self._r)
