@@ -24,7 +24,7 @@ class _State(msgspec.Struct):
     blocksize: int
     dtype: str
     shape: list[int]
-    nested_blocksize: int = 256
+    nested_blocksize: int = 0
     nested_offset: float = 0.0
 
 
