@@ -26,7 +26,7 @@ NOISE_LIKE = Threshold(
     _MEASURED,
 )
 TIED = Threshold("tied", 1.1, "distance from the base over that from the nearest part, or scale", _MEASURED)
-BEYOND = Threshold("beyond", 0.25, "the same, more than of the noise of 4 bits", _MEASURED)
+BEYOND = Threshold("beyond", 0.1, "the same, more than of the noise of 4 bits", _MEASURED)
 UNLIKE = Threshold("unlike", 0.7, "cosine of what was read and the adapter, both less the base", _MEASURED)
 
 _BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/receipt.md")
