@@ -38,7 +38,7 @@ def build(root: Path, out: Path, config: Path | None = None) -> subprocess.Compl
 def site(root, tmp_path_factory) -> Path:
     absent = [name for name in NEEDED if missing(name)]
     if absent:
-        pytest.skip(f"{absent[0]} is not installed: pip install mkdocs 'mkdocstrings[python]'")
+        pytest.skip(f"{absent[0]} is not installed: 'nox -s docs' builds the site")
     out = tmp_path_factory.mktemp("site")
     done = build(root, out)
     assert done.returncode == 0, done.stderr
@@ -73,6 +73,12 @@ def test_a_page_for_a_verb_or_a_task_is_short(root):
     """Details and measurements are in docs/evidence; a reference (rules, numbers, limits) is no such page."""
     words = {page: len((root / "docs" / f"{page}.md").read_text(encoding="utf-8").split()) for page in (*VERBS, *TASKS)}
     assert {page: n for page, n in words.items() if n > (500 if page in TASKS else 700)} == {}
+
+
+def test_a_link_from_page_to_page_has_its_target(root):
+    for path in (root / "docs").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_each_page_of_evidence_is_linked_from_its_page(root):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -102,7 +102,8 @@ class WiringWatch:
 
     def _begin(self, phase: str, *, digests: bool, called: bool) -> None:
         self._look(phase, self.step)
-        self._gradients = _Gradients(parts_of(self._model))
+        held = {id(t) for one in self._optimizers for group in one.param_groups for t in group["params"]}
+        self._gradients = _Gradients(parts_of(self._model), held)
         self._passes = Passes(self._model)
         self._handles += [self._passes, self._gradients.leftover]
         for place, one in enumerate(self._optimizers):
@@ -175,9 +176,9 @@ class WiringWatch:
 class _Gradients:
     """Which trainable tensors received a gradient so far."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], held: Collection[int]) -> None:
         self.steps = 0
-        self.leftover = Leftover(parts)
+        self.leftover = Leftover([part for part in parts if id(part.tensor) in held])  # others nobody sets to zero
         self._parts = {id(part.tensor): part for part in parts}
         self._looked: set[int] = set()
         self._present: set[int] = set()

@@ -114,7 +114,8 @@ def merge_check_text(report: MergeCheckReport, *, top: int = 3, verbose: bool = 
     for item in report.adapters:
         other = percent(item.kept.other)
         yield f"  {clean(item.adapter.name):<{width}}  keeps {_kept(item)}; rest of M orthogonal to it {other}"
-    yield from map(_pair, report.pairs)
+    for pair in report.pairs:
+        yield from _pair(pair)
     if report.signs is not None:
         yield _signs(report.signs, report.expected_conflict)
     yield ""
@@ -135,27 +136,24 @@ def _kept(item: CheckedAdapter) -> str:
     return f"{kept:.3f} = {item.weight:g} {'-' if others < 0.0 else '+'} {abs(others):.3f}"
 
 
-def _pair(pair: CheckedPair) -> str:
-    text = (
-        f"{clean(pair.first)} and {clean(pair.second)}: cosine {number(pair.cosine, '.3f')},"
-        f" scale {number(pair.scale_ratio, '.3g')} : 1"
-    )
+def _pair(pair: CheckedPair) -> Iterator[str]:
+    sizes = f"cosine {number(pair.cosine, '.3f')}, scale {number(pair.scale_ratio, '.3g')} : 1"
+    yield f"{clean(pair.first)} and {clean(pair.second)}: {sizes}"
     if pair.output_side and pair.input_side:
         out, inner = pair.output_side[-1], pair.input_side[-1]
-        text += (
-            f"; shared directions phi({out.i},{out.i}) outputs {out.phi:.3f} (chance {out.chance:.3f}),"
+        yield (
+            f"  shared directions phi({out.i},{out.i}): outputs {out.phi:.3f} (chance {out.chance:.3f}),"
             f" inputs {inner.phi:.3f} (chance {inner.chance:.3f})"
         )
-    return text
 
 
 def _signs(signs: SignConflict, expected: float | None) -> str:
-    share = f"{signs.entries / signs.of:.1%} of entries, random rows"
-    sample = "every entry read" if signs.entries == signs.of else share
-    gaussian = "" if expected is None else f", {expected:.1%} expected of Gaussian entries with these cosines"
+    share = f"{signs.entries / signs.of:.1%} read, random rows"
+    sample = "all read" if signs.entries == signs.of else share
+    gaussian = "" if expected is None else f" ({expected:.1%} of Gaussian entries)"
     return (
-        f"Signs: {_with_error(signs.conflict, signs.conflict_error)} of entries in conflict{gaussian};"
-        f" {_with_error(signs.cancelled, signs.cancelled_error)} of the magnitude cancels ({sample})"
+        f"Signs: {_with_error(signs.conflict, signs.conflict_error)} conflict{gaussian},"
+        f" {_with_error(signs.cancelled, signs.cancelled_error)} of the magnitude cancels; {sample}"
     )
 
 
@@ -184,7 +182,7 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
     yield from name_list("Not in all adapters", [item.module for item in report.only_in])
     yield from name_list("Of different shapes", report.different_shapes)
     yield from (f"Note: {clean(note)}." for note in report.notes)
-    yield "These numbers describe how far the updates overlap; they do not predict what a merge does to a metric."
+    yield "This is how far the updates overlap; it does not predict what a merge does to a metric."
     paths = " ".join(shlex.quote(clean(item.adapter.path)) for item in report.adapters)
     data = " ".join(f"--data HELDOUT_{place}" for place, _ in enumerate(report.adapters, 1))
     if len(report.trials) > 1:

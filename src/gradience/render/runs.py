@@ -83,7 +83,7 @@ _LIST: Final[Columns[_Listed]] = (
     ("run", f"<{_NAME}", lambda one: _ending(clean(one.name), _NAME)),
     ("lr", ">7", lambda one: brief(one.row["lr"])),
     ("steps", ">6", lambda one: number(one.row["steps"], "d")),
-    ("loss", "<13", lambda one: f"{brief(one.row['first_loss'])} > {brief(one.row['last_loss'])}"),
+    ("loss", "<14", lambda one: f"{brief(one.row['first_loss'])} > {brief(one.row['last_loss'])}"),
     ("held out", ">8", lambda one: _held_out(one.row)),
     ("", "", lambda one: _told(one.row)),
 )
@@ -130,7 +130,7 @@ def _told(row: dict[str, Any]) -> str:
     if len(clauses) > 1 and clauses[0] == _USUAL:
         del clauses[0]
     status = [] if row["status"] in _UNREMARKABLE else [clean(str(row["status"])).replace("_", " ")]
-    used = sum(width + 2 for width in (_NAME, 7, 6, 13, 8))
+    used = sum(width + 2 for width in (_NAME, 7, 6, 14, 8))
     return shorter("; ".join([*status, *clauses]), _COLUMNS - used)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -138,8 +138,9 @@ class CheckOptions:
         document: one file of any shape, or the folder a run left.
         peft_dir: a folder with an adapter config.
         training_dir: a folder with training arguments.
-        peft: an adapter config: a file, a `peft.LoraConfig`, or a mapping of its settings.
-        training: training arguments: a file, a `transformers.TrainingArguments` of any trainer, or a mapping of them.
+        peft: an adapter config: a file, its folder, a `peft.LoraConfig`, or a mapping of its settings.
+        training: training arguments: a file, their folder, a `transformers.TrainingArguments` of any trainer, or a
+            mapping of them.
         overrides: a Struct that wins over all of these.
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
@@ -181,10 +182,12 @@ class CheckOptions:
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            read_peft_object(self.peft) if isinstance(self.peft, SETTINGS) else _read(self.peft, read_peft),
+            read_peft_object(self.peft)
+            if isinstance(self.peft, SETTINGS)
+            else _read(self.peft, read_peft, read_adapter_of),
             read_training_object(self.training)
             if isinstance(self.training, SETTINGS)
-            else _read(self.training, read_arguments),
+            else _read(self.training, read_arguments, read_training_of),
             _layer(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
@@ -286,8 +289,15 @@ def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
     return msgspec.structs.replace(named, extras={**named.extras, **understood})
 
 
-def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
-    return None if place is None else read(Path(place))
+_Reads: TypeAlias = Callable[[Path], Layer]
+
+
+def _read(place: Place | None, read: _Reads, of_folder: _Reads | None = None) -> Layer | None:
+    if place is None:
+        return None
+    if of_folder is not None and os.path.isdir(place):  # noqa: PTH112  # Path.is_dir raises if a name is too long
+        return of_folder(Path(place))
+    return read(Path(place))
 
 
 def _layer(config: object) -> Layer | None:
