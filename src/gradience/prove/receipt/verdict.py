@@ -231,7 +231,8 @@ def _precision_of(noises: Sequence[Vector]) -> Vector:
     """A weight for each token: one over what rounding moves it by, and over the median token's at most."""
     variance = sum((noise**2 / max(_square(noise), _TINY) for noise in noises), np.zeros_like(noises[0]))
     found: Vector = np.sqrt(variance + max(float(np.median(variance)), _TINY))
-    return found.min() / found
+    weights: Vector = found.min() / found
+    return weights
 
 
 class _Judgement:
