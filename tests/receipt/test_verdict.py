@@ -138,7 +138,7 @@ def test_an_explanation_leaves_little(monkeypatch):
     assert of(UNDER * EXPLAINED.value, int4=0.15) == "part_missing"
     assert of(OVER * EXPLAINED.value, int4=0.15) == "another_checkpoint"
     assert of(UNDER * CLEAR.value, int4=0.3) == "part_missing"
-    assert of(OVER * CLEAR.value, int4=0.3 / np.sqrt(1.0 - CLEAR.value**2) / COARSE.value * OVER) != "part_missing"
+    assert of(OVER * CLEAR.value, int4=0.3 / np.sqrt(1.0 - CLEAR.value**2) / COARSE.value * OVER) == "cannot_tell"
     assert of(OVER * CLEAR.value, precision="bfloat16") == "another_checkpoint"
 
 

@@ -280,10 +280,12 @@ class _Judgement:
                 f"What answers is near the adapter, {self._away}, as rounding may leave it; but part of that is along "
                 "what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
-        if may_be_4_bits and span.share(e.y - e.a) <= max(stored.values()) + BEYOND.value:
+        is_near = self._is_near(found[0])
+        if may_be_4_bits and (is_near or span.share(e.y - e.a) <= max(stored.values()) + BEYOND.value):
+            also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
             return self._untold(
                 f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual forms "
-                f"gives it ({', '.join(stored)}), and a checkpoint may lie there as well"
+                f"gives it ({', '.join(stored)}), and a checkpoint{also} may lie there as well"
             )
         return self._relative()
 
@@ -378,9 +380,12 @@ class _Judgement:
 
         Where noise alone may have led y away from a, what is left of a mistake is no evidence of it.
         """
-        is_within = one.left <= min(self._rounding.beside, EXPLAINED.value * self._r)
         is_far = self._r > self._rounding.coarse or one.verdict == "the_base"
-        return one.left <= CLEAR.value * self._r or (is_within and is_far)
+        return one.left <= CLEAR.value * self._r or (self._is_near(one) and is_far)
+
+    def _is_near(self, one: _Explanation) -> bool:
+        """Whether a mistake comes within noise of y, and much nearer than the adapter."""
+        return one.left <= min(self._rounding.beside, EXPLAINED.value * self._r)
 
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
         near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
