@@ -9,13 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from peft.tuners.lora.layer import LoraLayer
-
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Example
 from gradience.models.reading import Reading, read_loaded
-from gradience.models.states import adapted, groups_of, rounded, scaled, without
+from gradience.models.states import adapted, groups_of, rounded, scaled, with_scale, without
 from gradience.schema.receipt import NoiseOf
 
 STORED: Final = {
@@ -92,8 +90,7 @@ class Probes:
 
 def factors_of(loaded: LoadedModel) -> dict[float, str]:
     """The factors to try on a model, in rising order, with the mistake that gives each; empty for the others."""
-    layers = (layer for layer in adapted(loaded).values() if isinstance(layer, LoraLayer))
-    lora = [layer for layer in layers if FIRST in layer.scaling]
+    lora = with_scale(adapted(loaded))
     if not lora:
         return {}
     found = dict.fromkeys(_SCALES, "")
