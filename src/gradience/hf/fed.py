@@ -50,15 +50,16 @@ class BatchDigests:
     Args:
         model: the module that is called with the batch; None if `see` is told of each batch.
         write: gets the last step and the fields of a `step_digests` event.
+        step: the optimizer steps made before.
     """
 
-    def __init__(self, model: torch.nn.Module | None, write: Write) -> None:
+    def __init__(self, model: torch.nn.Module | None, write: Write, step: int = 0) -> None:
         self._write = write
         self._batches: list[list[_Micro]] = []
         self._open: list[_Micro] = []
         self._rng: list[str] = []
         self._state: str | None = None
-        self._last = 0
+        self._last = step
         hook = Hook(self._called)
         self._handle = None if model is None else model.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -101,7 +102,7 @@ class BatchDigests:
             return
         try:
             if self._state is None:
-                self._state = f"{random_digest():08x}"
+                self._state = f"{random_digest(whole=self._last % _TOGETHER == 0):08x}"
             with torch.no_grad():
                 self._open.append(_Micro(row_hashes(args, kwargs), _rows(args, kwargs)))
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):

@@ -30,7 +30,7 @@ class Passes:
         self._last: tuple[bool, bool, bool] | None = None
         self._trained = False
         self._calls = self._used = 0
-        self._said = PassWiring()
+        self._said = (True, False, False)  # as PassWiring has it where nothing is said
         self._evaluation: EvaluationWiring | None = None
 
     def step_made(self) -> PassWiring | None:
@@ -40,10 +40,9 @@ class Passes:
         if last is None:
             return None
         self._trained = True
+        new, self._said = last != self._said, last
         training, merged, off = last
-        now = PassWiring(training=training, merged=merged, off=off)
-        new, self._said = now != self._said, now
-        return now if new else None
+        return PassWiring(training=training, merged=merged, off=off) if new else None
 
     def evaluated(self) -> EvaluationWiring | None:
         """Return what was called since the last step, as an evaluation ends, if that is known and new."""

@@ -112,7 +112,7 @@ class WiringWatch:
                 self._handles.append(one.register_step_post_hook(Hook(method)))
         if digests:
             write = lambda step, fields: self._sink(StepDigests, step, fields)  # noqa: E731  # one line of its own
-            self._fed = BatchDigests(self._model if called else None, write)
+            self._fed = BatchDigests(self._model if called else None, write, self.step)
 
     def _look(self, phase: str, step: int, **more: Any) -> None:
         seen = look(self._model, self._optimizers, self._schedule)
