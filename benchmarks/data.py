@@ -1,9 +1,8 @@
-"""``check --data`` beside the tokenizer alone: ``python benchmarks/data.py [--rows N] [--planted] [--overlap]``.
+"""``check --data`` beside the tokenizer alone: ``python benchmarks/data.py [--rows N] [--tokenizer FOLDER]``.
 
-* CPU time of a check of all rows over that of the tokenizer on the same rows in batches, one thread, for each format:
-  of the tokenizer's process, and of the process beside it, which counts the rows before meanwhile. With two free cores
-  the check takes as long as the slower of the two.
-* The peak resident memory of ``gradience check --data`` as a separate process.
+* In turns: CPU time of a check of all rows over that of the tokenizer on the same rows in batches, one thread: of the
+  tokenizer's process, and of the process beside it, which counts the rows before meanwhile; wall time; and the peak
+  resident memory of both. Of a tenth of the rows, and of all. ``--forms`` takes other formats.
 * ``--planted``: every planted defect of ``tests/data/planted.py`` in every format, and the other findings.
 * ``--overlap``: near pairs that MinHash finds and misses, compared with the similarity of all pairs; its error.
 * ``--hook``: CPU time of the batch watch for a micro-batch.
@@ -18,7 +17,6 @@ import json
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,10 +41,11 @@ def sentences() -> list[str]:
 
 
 def made(form: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield rows of a format."""
+    """Yield rows of a format, of about 1 kB."""
     parts, rng = sentences(), random.Random(1)  # noqa: S311  # rows, no secret
     for i in range(count):
-        asked, said = f"{rng.choice(parts)} ({i})", rng.choice(parts)
+        asked, said = (" ".join(rng.choices(parts, k=3)) for _ in range(2))
+        asked = f"{asked} ({i})"
         if form == "messages":
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
             yield {"messages": turns}
@@ -56,11 +55,10 @@ def made(form: str, count: int) -> Iterator[dict[str, Any]]:
             yield {"prompt": f"{asked} ", "completion": said}
 
 
-def alone(tokenizer: Any, form: str, loss: str | None) -> Callable[[Rows], object]:
+def alone(tokenizer: Any, form: str) -> Callable[[Rows], object]:
     """A function that only makes the tokenizer calls that the trainer makes on these rows."""
     if form == "messages":
-        given = {"return_dict": True, "return_assistant_tokens_mask": loss == "assistant"}
-        return lambda rows: tokenizer.apply_chat_template([row["messages"] for row in rows], **given)
+        return lambda rows: tokenizer.apply_chat_template([row["messages"] for row in rows], return_dict=True)
     if form == "text":
         return lambda rows: tokenizer([row["text"] + tokenizer.eos_token for row in rows])
     return lambda rows: (
@@ -69,13 +67,19 @@ def alone(tokenizer: Any, form: str, loss: str | None) -> Callable[[Rows], objec
     )
 
 
-def spent_by_child() -> float:
-    """CPU seconds of the confined process that has the tokenizer: the youngest child of this process's child."""
+def spent_by_child() -> tuple[float, float]:
+    """CPU seconds, and peak resident MB, of the process that has the tokenizer: the youngest child of the child."""
     pid = str(os.getpid())
     for _ in range(2):
         pid = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), peak(pid)
+
+
+def peak(pid: str = "self") -> float:
+    """The peak resident MB of a process; that of getrusage begins with what its parent held."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -84,45 +88,53 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - before
 
 
-def speed(folder: Path, rows: int, forms: list[str]) -> None:
-    import made as shelf
+def speed(folder: Path, rows: int, place: Path, form: str) -> None:
+    """Print what a check takes beside the tokenizer, in turns: of a tenth of the rows three times, of all once."""
     from transformers import AutoTokenizer
 
-    from gradience.judge.check.data import check_data
+    call = alone(AutoTokenizer.from_pretrained(place), form)
 
-    place = trained(folder / "tokenizer", shelf)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    print(f"{rows:,} rows; CPU time of the check of all rows over that of the tokenizer alone")
-    for form, loss in (("messages", None), ("messages", "assistant"), ("text", None), ("prompt-completion", None)):
-        if form not in forms:
-            continue
-        path = folder / f"{form}.jsonl"
-        if not path.exists():
-            with path.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in made(form, rows))
-        call = alone(tokenizer, form, loss)
+    def tokenise(path: Path) -> None:
+        with path.open(encoding="utf-8") as file:
+            while some := [json.loads(line) for line in islice(file, 256)]:
+                call(some)
 
-        def tokenise(path: Path = path, call: Callable[[Rows], object] = call) -> None:
-            with path.open(encoding="utf-8") as file:
-                while some := [json.loads(line) for line in islice(file, 256)]:
-                    call(some)
-
-        base, child = seconds(tokenise), [0.0]
-
-        def progress(done: int, total: int, child: list[float] = child) -> None:
-            if done == total:
-                child[0] = spent_by_child()
-
-        given = {"tokenizer": place, "samples": "all", "loss": loss, "progress": progress}
-        beside = seconds(lambda path=path, given=given: check_data(path, **given))
+    for count in (rows // 10, rows):
+        path, walls, spent = folder / f"{form}{count}.jsonl", [0.0, 0.0], [0.0] * 3
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in made(form, count))
+        rounds = 3 if count < rows else 1
+        for _ in range(rounds):
+            begun = time.monotonic()
+            spent[0] += seconds(lambda path=path: tokenise(path))
+            walls[0] += time.monotonic() - begun
+            begun = time.monotonic()
+            given = [sys.executable, __file__, "--one", str(path), "--tokenizer", str(place)]
+            out = subprocess.run(given, check=True, capture_output=True, text=True).stdout.split()
+            walls[1] += time.monotonic() - begun
+            own, most, its, held = map(float, out)
+            spent[1], spent[2] = spent[1] + own, spent[2] + its
         print(
-            f"  {form:<18} {loss or 'default':<10} tokenizer's process {child[0] / base:.2f}, beside it "
-            f"{beside / base:.2f}  ({1e6 * base / rows:.0f} us a row alone)",
+            f"{count:,} rows of {path.stat().st_size / count:.0f} bytes ({form}), times the tokenizer alone "
+            f"({1e6 * spent[0] / count / rounds:.0f} us of CPU a row): wall {walls[1] / walls[0]:.2f}; CPU of the "
+            f"tokenizer's process {spent[2] / spent[0]:.2f}, beside it {spent[1] / spent[0]:.2f}; peak {most:.0f} MB "
+            f"beside it, {held:.0f} MB with the tokenizer",
             flush=True,
         )
-    given = [sys.executable, "-m", "gradience", "check", "--data", str(folder / "messages.jsonl")]
-    subprocess.run([*given, "--tokenizer", str(place), "--samples", "all"], check=True, stdout=subprocess.DEVNULL)
-    print(f"  greatest resident size: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB")
+
+
+def one(path: Path, place: Path) -> None:
+    """Check all rows, and print CPU seconds and peak MB of this process and of the tokenizer's."""
+    from gradience.judge.check.data import check_data
+
+    child = [0.0, 0.0]
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            child[:] = spent_by_child()
+
+    own = seconds(lambda: check_data(path, tokenizer=place, samples="all", progress=progress))
+    print(own, peak(), *child)
 
 
 def trained(folder: Path, shelf: Any) -> Path:
@@ -227,7 +239,9 @@ def hook() -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=200_000)
-    options.add_argument("--forms", nargs="*", default=["messages", "text", "prompt-completion"])
+    options.add_argument("--tokenizer", type=Path)
+    options.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--forms", nargs="*", default=["messages"])
     for name in ("planted", "overlap", "hook"):
         options.add_argument(f"--{name}", action="store_true")
     given = options.parse_args()
@@ -236,9 +250,15 @@ def main() -> None:
     ]
     for call in chosen:
         call()
-    if not chosen:
+    if given.one:
+        one(given.one, given.tokenizer)
+    elif not chosen:
+        import made as shelf
+
         with tempfile.TemporaryDirectory() as folder:
-            speed(Path(folder), given.rows, given.forms)
+            place = given.tokenizer or trained(Path(folder) / "tokenizer", shelf)
+            for form in given.forms:
+                speed(Path(folder), given.rows, place, form)
 
 
 if __name__ == "__main__":

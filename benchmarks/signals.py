@@ -29,7 +29,6 @@ VERBS = {
     "convert": ["convert", "a", "--to", "mlx", "--out", "out/c"],
     "resize": ["resize", "a", "--rank", "2", "--out", "out/r"],
     "merge": ["merge", "a", "b", "--out", "out/m"],
-    "mitigate": ["mitigate", "a", "--base", "base", "--out", "out/g"],
     "report": ["report", "run.jsonl", "--out", "out/page.html"],
     "import": ["import", "t.csv", "--out", "out/run.jsonl"],
     "audit": ["audit", "a", "--json"],
@@ -38,7 +37,6 @@ WHOLE = {
     "c": "adapters.safetensors",
     "r": "adapter_config.json",
     "m": "adapter_config.json",
-    "g": "adapter_config.json",
 }
 
 

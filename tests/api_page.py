@@ -29,8 +29,9 @@ _LOOK: Final = (
 _ACT: Final = "resize_adapter ResizeOptions convert_adapter ConvertOptions compare_adapters merge_check merge_adapters"
 GROUPS: Final = {
     "Look": f"{_LOOK} AuditOptions audit_arrays audit_pytree diagnose DiagnoseOptions write_report ReportOptions",
-    "Act": f"{_ACT} MergeOptions verify_merged mitigate_adapter MitigateOptions",
-    "Measure": "bench_adapter BenchOptions bench_merge bench_mitigate make_receipt ReceiptOptions verify_served",
+    "Act": f"{_ACT} MergeOptions verify_merged",
+    "Measure": "bench_adapter BenchOptions bench_merge measure_drift DriftOptions make_receipt ReceiptOptions "
+    "verify_served",
     "Record and read": "GradienceCallback events TelemetryWriter TelemetryReader validate_log import_run",
     "Many runs and adapters": "runs fleet",
     "Rules and schemas": "list_rules json_schema",

@@ -23,7 +23,6 @@ from safetensors.numpy import load_file, save_file
 
 import gradience as g
 from gradience.errors import GradienceError
-from gradience.rewrite.mitigate import mitigate_adapter
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "adapters_drawn.json"
 SEEDS: Final = 4
@@ -172,8 +171,6 @@ def verbs(root: Path, seed: int, size: float = 1.0) -> Iterator[tuple[str, Calla
     yield "compare a series", lambda: g.compare_adapters(root / "run")
     yield "audit", lambda: g.audit_adapter(other, top_singular_values=3, suggest_per_layer=True)
     yield "audit beside a base", lambda: g.audit_adapter(other, base=under, intruders=True, norms_cache=False)
-    yield "mitigate", lambda: mitigate_adapter(one, under, scale=0.25, k=3, eps=0.8)
-    yield "mitigate another", lambda: mitigate_adapter(other, under)
     yield "convert", lambda: g.convert_adapter(other, rank=2, base=under)
     yield "convert to mlx", lambda: g.convert_adapter(one, to="mlx", energy=0.8)
 

@@ -17,12 +17,26 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from gradience.render import audit, bench, check, compare, findings, fleet, markdown, merge, monitor, runs, writing
+from gradience.render import (
+    audit,
+    bench,
+    check,
+    compare,
+    drift,
+    findings,
+    fleet,
+    markdown,
+    merge,
+    monitor,
+    runs,
+    writing,
+)
 from gradience.schema import (
     audit as of_audit,
     compare as of_compare,
     diagnose as of_diagnose,
     document as of_findings,
+    drift as of_drift,
     fleet as of_fleet,
     fleet as of_runs,
     merge as of_merge,
@@ -154,6 +168,7 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
         lambda it: compare.compare_adapters_text(it, top=2, heatmap=True, verbose=True),
     ),
     "bench": (of_compare.BenchReport, bench.bench_text),
+    "drift": (of_drift.DriftReport, drift.drift_text),
     "monitor": (of_reports.MonitorReport, monitor.monitor_text),
     "monitor in full": (of_reports.MonitorReport, lambda it: monitor.monitor_text(it, verbose=True)),
     "merge": (of_merge.MergeReport, merge.merge_text),
@@ -164,8 +179,6 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "verify-merge in full": (of_merge.VerifyMergeReport, lambda it: merge.verify_merge_text(it, verbose=True)),
     "resize": (of_writing.ResizeReport, writing.resize_text),
     "resize in full": (of_writing.ResizeReport, lambda it: writing.resize_text(it, verbose=True)),
-    "mitigate": (of_writing.MitigateReport, writing.mitigate_text),
-    "mitigate in full": (of_writing.MitigateReport, lambda it: writing.mitigate_text(it, verbose=True)),
     "convert": (of_writing.ConvertReport, writing.convert_text),
     "convert in full": (of_writing.ConvertReport, lambda it: writing.convert_text(it, verbose=True)),
     "fleet audit": (of_fleet.FleetAuditReport, fleet.fleet_audit_text),

@@ -33,7 +33,7 @@ UNFIT: Final = (  # errors of a damage that cannot be applied after an earlier o
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError),
     *(struct.error, sqlite3.Error),
 )
-KEEP_CONFIG: Final = {"resize", "convert", "merge", "mitigate", "bench"}  # an adapter's own config is copied, not shown
+KEEP_CONFIG: Final = {"resize", "convert", "merge", "bench"}  # an adapter's own config is copied, not shown
 
 
 class Special(NamedTuple):
@@ -480,7 +480,6 @@ def _seeds() -> tuple[_Seed, ...]:
         "audit a --base base --no-cache --json",
         "audit a --base base --intruders --no-cache",
     )
-    add("adapter and base", 2, based, "mitigate a --base base --out ../out/m --json")
     index = {"weight_map": {f"model.layers.{n}.self_attn.q_proj.weight": "model.safetensors" for n in range(2)}}
     add(
         "index", 4, based | {"base/model.safetensors.index.json": _dump(index)}, "check --peft-dir a --base base --json"

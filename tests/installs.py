@@ -66,7 +66,6 @@ CALLS = (
     Call("report {run} --out {tmp}/report.md"),
     Call("report {run} --out {tmp}/report.html", "report"),
     Call("resize {run}/peft --out {tmp}/resized --rank 2"),
-    Call("mitigate {run}/peft --base {tmp}/base --out {tmp}/mitigated --dry-run"),
     Call("convert {run}/peft --to mlx --drop --out {tmp}/converted"),
     Call("merge {run}/peft {run}/peft --out {tmp}/merged --method linear"),
     Call("merge-check {run}/peft {run}/peft", may_find=True),

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from gradience.judge.monitor.compare import compare_runs
     from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
     from gradience.judge.why import explain_difference
-    from gradience.prove.bench import bench_adapter, bench_merge, bench_mitigate
-    from gradience.prove.options import BenchOptions, ReceiptOptions
+    from gradience.prove.bench import bench_adapter, bench_merge
+    from gradience.prove.drift import measure_drift
+    from gradience.prove.options import BenchOptions, DriftOptions, ReceiptOptions
     from gradience.prove.receipt import make_receipt, verify_served
     from gradience.prove.verify_merge import verify_merged
     from gradience.report import write_report
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
     from gradience.rewrite.convert import convert_adapter
     from gradience.rewrite.merge import merge_adapters
     from gradience.rewrite.merge.check import merge_check
-    from gradience.rewrite.mitigate import mitigate_adapter
-    from gradience.rewrite.options import ConvertOptions, MergeOptions, MitigateOptions, ResizeOptions
+    from gradience.rewrite.options import ConvertOptions, MergeOptions, ResizeOptions
     from gradience.rewrite.resize import resize_adapter
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
@@ -54,10 +54,10 @@ _HOMES = {
     "ConvertOptions": "gradience.rewrite.options",
     "DataOptions": "gradience.judge.check.options",
     "DiagnoseOptions": "gradience.judge.options",
+    "DriftOptions": "gradience.prove.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
     "MergeOptions": "gradience.rewrite.options",
-    "MitigateOptions": "gradience.rewrite.options",
     "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
@@ -72,7 +72,6 @@ _HOMES = {
     "audit_pytree": "gradience.judge.audit.arrays",
     "bench_adapter": "gradience.prove.bench",
     "bench_merge": "gradience.prove.bench",
-    "bench_mitigate": "gradience.prove.bench",
     "check_config": "gradience.judge.check",
     "check_data": "gradience.judge.check.data",
     "compare_adapters": "gradience.rewrite.compare",
@@ -84,7 +83,7 @@ _HOMES = {
     "json_schema": "gradience.schema.export",
     "list_rules": "gradience.rules",
     "make_receipt": "gradience.prove.receipt",
-    "mitigate_adapter": "gradience.rewrite.mitigate",
+    "measure_drift": "gradience.prove.drift",
     "merge_adapters": "gradience.rewrite.merge",
     "merge_check": "gradience.rewrite.merge.check",
     "monitor_run": "gradience.judge.monitor",
@@ -109,9 +108,9 @@ __all__ = [
     "ConvertOptions",
     "DataOptions",
     "DiagnoseOptions",
+    "DriftOptions",
     "GradienceError",
     "MergeOptions",
-    "MitigateOptions",
     "OptionError",
     "OutputError",
     "ReceiptOptions",
@@ -127,7 +126,6 @@ __all__ = [
     "audit_pytree",
     "bench_adapter",
     "bench_merge",
-    "bench_mitigate",
     "check_config",
     "check_data",
     "compare_adapters",
@@ -141,9 +139,9 @@ __all__ = [
     "json_schema",
     "list_rules",
     "make_receipt",
+    "measure_drift",
     "merge_adapters",
     "merge_check",
-    "mitigate_adapter",
     "monitor_run",
     "resize_adapter",
     "runs",

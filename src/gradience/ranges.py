@@ -20,7 +20,6 @@ class Range(NamedTuple):
 COUNT: Final = Range(lambda x: x >= 1 and x == int(x), "a whole number from 1")
 WHOLE: Final = Range(lambda x: x >= 0 and x == int(x), "a whole number from 0")
 SHARE: Final = Range(lambda x: 0.0 < x <= 1.0, "above 0, at most 1")
-FACTOR: Final = Range(lambda x: 0.0 <= x <= 1.0, "from 0 to 1")
 POSITIVE: Final = Range(lambda x: x > 0.0, "above 0")
 
 

@@ -11,7 +11,6 @@ from peft_models import loaded, merged_weights, weights_of
 from safetensors.numpy import load_file
 from tiny_models import bert, causal, gpt2, saved
 
-from gradience.prove.bench import relative_change
 from gradience.prove.bench.contest import write_scaled, write_shuffled, write_without_update
 
 MODELS = {
@@ -63,7 +62,6 @@ def test_a_scaled_alpha_scales_every_update(case, tmp_path):
     old, new = updates(model, adapter), updates(model, tmp_path / "scaled")
     for name in old:
         assert new[name] == pytest.approx(0.25 * old[name], abs=1e-7)
-    assert relative_change(adapter, tmp_path / "scaled") == pytest.approx(0.0)  # of lora_B, which is as it was
 
 
 def test_a_config_without_an_alpha_has_pefts_of_8_scaled(case, tmp_path):
@@ -75,15 +73,3 @@ def test_a_config_without_an_alpha_has_pefts_of_8_scaled(case, tmp_path):
     file.write_text(json.dumps(given))
     write_scaled(tmp_path / "plain", tmp_path / "scaled", factor=0.25)
     assert json.loads((tmp_path / "scaled" / "adapter_config.json").read_text())["lora_alpha"] == 2.0
-
-
-def test_the_relative_change_is_that_of_the_dense_updates(case, tmp_path):
-    model, adapter = case
-    write_without_update(adapter, tmp_path / "zero")
-    write_shuffled(adapter, tmp_path / "shuffled", seed=0)
-    assert relative_change(adapter, tmp_path / "zero") == pytest.approx(1.0)
-    old, new = updates(model, adapter), updates(model, tmp_path / "shuffled")
-    names = [name for name in old if name != "lm_head.weight"]  # tied to the embedding
-    removed = sum(np.sum((new[n] - old[n]) ** 2) for n in names)
-    whole = sum(np.sum(old[n] ** 2) for n in names)
-    assert relative_change(adapter, tmp_path / "shuffled") == pytest.approx((removed / whole) ** 0.5, rel=1e-5)

@@ -291,20 +291,6 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
         bench_merge([classifier.adapter, other], tmp_path / "two", data=[classifier.data])
 
 
-def test_mitigation_is_beside_alpha_scaled_by_the_same_change(classifier, tmp_path, capsys):
-    arguments = ["mitigate", classifier.adapter, "--base", classifier.base, "--data", classifier.data]
-    code = quietly(*arguments, "--kept", classifier.data, "--scales", "0,1", "--out", tmp_path / "out", "--json")
-    document = json.loads(capsys.readouterr().out)
-    assert code in {0, 1, 3}
-    names = [c["name"] for c in document["candidates"] if c["role"] == "candidate"]
-    assert names[0] == "scale:0"
-    assert names[1].startswith("alpha:0.")
-    assert len(names) == 2  # at scale 1 nothing changes
-    assert [task["judged"] for task in document["tasks"]] == [True, False]
-    change = 1.0 - float(names[1].removeprefix("alpha:"))
-    assert f"change {change:.1%}" in document["candidates"][1]["made"]
-
-
 def test_a_retrained_rank_is_judged_by_its_worst_seed_beside_the_truncated_one(classifier, tmp_path, capsys):
     """The training copies the adapter for seeds 0 and 2, and leaves one without an update for seed 1."""
     script = tmp_path / "train.py"

@@ -9,7 +9,6 @@ from gradience.cli.main import COMMANDS, build_app, main
 
 MORE = {  # what a command asks for beside a path
     "resize": ["--rank", "2", "--dry-run"],
-    "mitigate": ["--base", "missing/base", "--dry-run"],
     "convert": ["--dry-run"],
     "merge": ["missing/other", "--dry-run"],
     "merge-check": ["missing/other"],

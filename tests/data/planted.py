@@ -306,8 +306,8 @@ DEFECTS: dict[str, Defect] = {
     "overlap": Defect("DAT314", FORMS, options={"eval": "same"}),
     "near overlap": Defect("DAT314", SPOKEN, options={"eval": "near"}),
     "one label for most": Defect("DAT315", ("classification", *KTO), _unbalanced),
-    "a label out of range": Defect("DAT316", ("classification",), _some(_label(9)), {"num_labels": 3}),
-    "a negative label": Defect("DAT316", ("classification",), _some(_label(-1)), {"num_labels": 3}),
+    "a label out of range": Defect("DAT316", ("classification",), _some(_label(2)), {"num_labels": 2}),
+    "a negative label": Defect("DAT316", ("classification",), _some(_label(-1))),
     "one class": Defect("DAT317", ("classification",), _all(_label(1))),
     "one KTO label": Defect("DAT317", KTO, _all(_label(value=True))),
     "U+FFFD": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\ufffd"))),
@@ -395,9 +395,6 @@ DEFECTS: dict[str, Defect] = {
     "ids of another tokenizer": Defect("DAT348", ("tokenised",), _some(_alien)),
     "padding in the loss": Defect("DAT349", ("tokenised",), _some(_padded)),
     "missing values": Defect("DAT350", ANSWERED, _some(lambda r: every_answer(r, lambda _: "nan"))),
-    "loops": Defect(
-        "DAT351", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda _: "It is new bread again. " * 6))
-    ),
     "labels that are alike": Defect("DAT352", ("classification",), _written_twice, {"num_labels": None}),
     "placeholders": Defect("DAT353", ANSWERED, _some(lambda r: every_answer(r, lambda text: f"[YOUR NAME], {text}"))),
     "names of the speaker": Defect(
@@ -439,8 +436,9 @@ def checked(folder: Path, form: str, defect: Defect | None) -> CheckReport:
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
         asked["training"] = folder / "recipe.yaml"
     settings = ConfigSnapshot(
-        num_labels=classes if form == "classification" else None, training=TrainingSnapshot(batch_size=batch_size)
+        num_labels=3 if form == "classification" and classes else None, training=TrainingSnapshot(batch_size=batch_size)
     )
+    asked |= {"num_labels": classes} if classes else {}
     made = dict(defect.tokenizer) if defect is not None else {}
     style = made.pop("style", "qwen")
     asked = {"max_length": 1024, **asked, "tokenizer": saved(folder / "tokenizer", style, **made)}

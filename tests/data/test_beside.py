@@ -11,6 +11,7 @@ from tables import every
 
 from gradience.configs.document import DataPlan
 from gradience.data import Shape
+from gradience.data.formats import recognise
 from gradience.data.tokens import Masking
 from gradience.errors import ConfigError
 from gradience.judge.check.data import (
@@ -98,6 +99,7 @@ def test_a_sample_is_of_rows_from_one_on_unless_all_are_read():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        ({"num_labels": 0}, "--num-labels: expected a number of classes from 1, got 0"),
         ({"samples": 0}, "--samples: expected a number of rows or all, got 0"),
         ({"seed": -1}, "--seed: expected a whole number from 0, got -1"),
     ],
@@ -188,6 +190,10 @@ def test_without_a_limit_trl_has_one_of_1024_tokens(given, trainer, program, lim
 def test_notes_say_how_instructions_are_written_and_who_masks():
     written = "an instruction is written as a user's message with its input, the output as the answer"
     assert _notes(Shape("instruction", "sft"), Masking(None)) == [written]
+    assert _notes(recognise({"instruction": "", "input": "", "resume": "x", "n": 1, "output": ""}), Masking(None)) == [
+        written,
+        "columns that are not read: resume",
+    ]
     assert _notes(Shape("messages", "sft"), Masking(None)) == []
     (masks,) = _notes(Shape("messages", "sft"), Masking(None, "axolotl"))
     assert masks.endswith(" masks by turn: its masks are rebuilt from the chat template, turn by turn")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tables import every
 
 from gradience.data import Shape
+from gradience.data.crowd import Crowd, Seen
 from gradience.data.measure import Limits, Measure, _histogram, batching, is_mojibake, packed_count, quantile
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import Fault
@@ -196,6 +199,20 @@ def test_letters_of_nko_alone_are_taken_for_what_they_look_like(code, is_one):
     assert is_mojibake(chr(code).encode("utf-8").decode("latin-1")) is is_one
 
 
+@every(
+    ("text", "is_one"),
+    [
+        ("FET\u00d6\u2019ye", False),  # Turkish, and a typographic apostrophe
+        ("CAF\u00c9\u201d", False),
+        ("N\u00c3\u2026", False),
+        ("caf\u00c3\u00a9\u2019", True),
+        ("it\u00e2\u20ac\u2122s", True),
+    ],
+)
+def test_a_capital_before_a_typographic_mark_is_no_broken_text(text, is_one):
+    assert is_mojibake(text) is is_one
+
+
 # --- overlap -----------------------------------------------------------------------------------------------------
 
 
@@ -207,8 +224,8 @@ def test_trigrams_are_all_of_three_words_in_a_row():
     assert [len(trigrams([str(n) for n in range(k)])) for k in range(6)] == [0, 0, 0, 1, 2, 3]
     assert words_of({"text": "One, two ONE"}) == ["one", "two", "one"]
     assert words_of({"input_ids": [4, 5]}) == ["4", "5"]
-    assert jaccard(frozenset({1, 2, 3}), frozenset({2, 3, 4})) == 0.5
-    assert jaccard(frozenset(), frozenset()) == 0.0
+    assert jaccard(np.array([1, 2, 3]), np.array([2, 3, 4])) == 0.5
+    assert jaccard(np.array([]), np.array([])) == 0.0
 
 
 @pytest.mark.parametrize(("length", "near"), [(10, 1), (9, 0)])
@@ -231,6 +248,39 @@ def test_rows_are_near_from_four_fifths_of_their_trigrams_on(length, near):
     assert len(rows._near) == near
 
 
+def test_rows_that_nearly_repeat_are_drawn_together_from_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasketch")
+    monkeypatch.setattr("gradience.data.crowd.COMPARED", 200)
+    count, rng = 800, random.Random(4)  # noqa: S311  # rows, no secret
+    crowd = Crowd(count)
+    said = [" ".join(f"w{rng.randrange(10**6)}" for _ in range(14)) for _ in range(count // 2)]
+    for number in range(1, count + 1):  # the second half repeats the first, but for a word at the end
+        text = said[number - 1] if number <= count // 2 else f"{said[number - 1 - count // 2]} more"
+        crowd.add(number, {"text": text}, repeats=False)
+    found = crowd.near()
+    assert (found.compared, found.drawn_from) == (200, count)
+    assert 80 < found.rows.count <= 100  # 25 if rows were drawn one by one
+    assert min(found.rows.first) > count // 2
+
+
+def test_of_few_rows_all_are_compared() -> None:
+    pytest.importorskip("datasketch")
+    crowd = Crowd(3)
+    for number, text in enumerate(("a b c d e f g h i j k l", "no", "a b c d e f g h i j k l m"), 1):
+        crowd.add(number, {"text": text}, repeats=False)
+    found = crowd.near()
+    assert (found.compared, found.drawn_from, found.rows.count, found.rows.first) == (3, 0, 1, [3])
+
+
+def test_a_hash_is_seen_before_and_after_it_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradience.data.crowd._MERGED", 3)
+    seen, keys = Seen(), [bytes([n] * 12) for n in range(8)]
+    assert [seen.add(key) for key in keys] == [False] * 8
+    assert [seen.add(key) for key in reversed(keys)] == [True] * 8
+    assert not seen.add(b"\1\1\1\1\1\1\1\0")
+    assert seen.add(b"\1" * 8 + b"\0" * 4)  # 8 bytes count
+
+
 def given(ids: list[int], labels: list[int] | None = None) -> Tokenised:
     """A row that is tokenised already."""
     columns = {"input_ids": ids, **({} if labels is None else {"labels": labels})}
@@ -250,6 +300,10 @@ def test_rows_that_are_tokenised_already_are_held_against_the_tokenizer() -> Non
     assert of_given(given([5, PAD, PAD], [5, PAD, -100])) == {}
     assert of_given(given([5, 6, PAD], [5, 6, PAD])) == {}  # one may stand for an end
     assert of_given(given([500, 600, 700], [600, 700, -100])) == {"labels_differ": 1}
+    masked = {"input_ids": [5, 6], "completion_mask": [0, 1]}
+    assert seen(Tokenised(1, masked, (Sequence([5, 6]),)))["mask_unused"] == 1
+    assert "mask_unused" not in seen(Tokenised(1, masked, (Sequence([5, 6], [0, 1]),)))
+    assert "mask_unused" not in seen(Tokenised(1, {**masked, "completion_mask": [1, 1]}, (Sequence([5, 6]),)))
 
 
 def test_the_share_of_a_sequence_in_the_loss_is_a_histogram() -> None:

@@ -41,7 +41,22 @@ class SupervisedDatasetProcessor:
         left, right = self.template.pair(self.tokenizer, asked, some["_response"][0][0]["content"], some["_system"][0])
         left, right = left[: self.limit // 2], right[: self.limit // 2]
         return {"input_ids": [left + right], "labels": [[-100] * len(left) + right]}
-class PairwiseDatasetProcessor(SupervisedDatasetProcessor): pass
+class PairwiseDatasetProcessor(SupervisedDatasetProcessor):
+    def preprocess_dataset(self, some):
+        sides = zip(("chosen_", "rejected_"), some["_response"][0])
+        made = [(side, super(PairwiseDatasetProcessor, self).preprocess_dataset({**some, "_response": [[one]]}))
+                for side, one in sides]
+        return {side + name: value for side, one in made for name, value in one.items()}
+class FeedbackDatasetProcessor(SupervisedDatasetProcessor):
+    def preprocess_dataset(self, some):
+        first, second = some["_response"][0]
+        said, one = ("good", first) if first["content"] else ("bad " * 9, second)
+        return super().preprocess_dataset({**some, "_system": [said], "_response": [[one]]})
+class PretrainDatasetProcessor(SupervisedDatasetProcessor):
+    def preprocess_dataset(self, some):
+        assert not some["_response"][0]
+        ids = self.tokenizer(some["_prompt"][0][0]["content"], add_special_tokens=False)["input_ids"]
+        return {"input_ids": [ids[: self.limit]]}
 """
 ARGUMENTS = """
 from dataclasses import dataclass
@@ -134,6 +149,27 @@ def test_an_installed_program_writes_the_prompt_and_makes_the_cut(programs: None
     assert "ms-swift knows no template of this model" in without.prompt
 
 
+def test_llama_factory_s_other_stages_are_prepared_by_it(programs: None, tmp_path: Path, tok: Path) -> None:
+    recipe = OF_FACTORY + "template: kind\ncutoff_len: 64\n"
+    pair = {"instruction": ROW["instruction"], "chosen": ROW["output"], "rejected": "no"}
+    by_stage = {
+        "pt": checked(tmp_path, recipe.replace("sft", "pt"), tok, [{"instruction": "it is new"}] * 3),
+        "kto": checked(tmp_path, recipe.replace("sft", "kto"), tok, [{**ROW, "kto_tag": True}] * 2),
+        "not": checked(tmp_path, recipe.replace("sft", "kto"), tok, [{**ROW, "kto_tag": False}] * 2),
+        "rm": checked(tmp_path, recipe.replace("sft", "rm"), tok, [pair] * 2),
+    }
+    assert {stage: (one.trainer, one.format, one.loss) for stage, one in by_stage.items()} == {
+        "pt": ("sft", "text", "all"),
+        "kto": ("kto", "kto", "completion"),
+        "not": ("kto", "kto", "completion"),
+        "rm": ("reward", "preference", "none"),
+    }
+    assert all(one.prompt.startswith("the template kind") for one in by_stage.values())
+    assert by_stage["pt"].tokens.supervised == by_stage["pt"].tokens.total
+    assert (by_stage["pt"].packing, by_stage["pt"].keeps_overflow) == (True, True)
+    assert by_stage["not"].tokens.total > by_stage["kto"].tokens.total  # the stand-in writes more words
+
+
 def test_where_no_program_is_installed_the_prompt_is_assumed_and_the_cut_is_theirs(tmp_path: Path, tok: Path) -> None:
     some = [{**one, "instruction": "why is bread warm " * 8} for one in rows("instruction", 6)]
     factory = checked(tmp_path, OF_FACTORY + "template: kind\ncutoff_len: 20\n", tok, some)
@@ -217,6 +253,9 @@ def test_ms_swift_s_recipe(tmp_path: Path) -> None:
         ("the recipe names 2 data sets: only the first is read",),
     )
     assert plan(tmp_path, text + "loss_scale: all\n").loss == "all"
+    assert (plan(tmp_path, text).task, plan(tmp_path, text + "rlhf_type: rm\n").task) == (None, "rm")
+    axolotl = "base_model: x\nsequence_len: 9\nmicro_batch_size: 1\n"
+    assert (plan(tmp_path, axolotl).task, plan(tmp_path, axolotl + "reward_model: true\n").task) == (None, "reward")
 
 
 def test_axolotl_s_template_of_the_data_set_wins(tmp_path: Path) -> None:

@@ -9,17 +9,10 @@ from tables import every
 from gradience.data.measure import _alike, _of_labels
 from gradience.data.signs import Own, signs_of
 
-SAID = "It is new bread again."
-
 
 @every(
     ("answer", "sign", "shown"),
     [
-        (" ".join([SAID] * 5), "loops", True),
-        (" ".join([SAID] * 4), "loops", False),
-        (" ".join(["It is new."] * 20), "loops", False),  # too short a sentence
-        (" ".join([SAID] * 5) + " x" * 57, "loops", False),  # less than half of the answer
-        (" ".join([SAID] * 5) + " x" * 50, "loops", True),
         ("nan", "missing_value", True),
         (" <NA> ", "missing_value", True),
         ("None", "missing_value", False),
@@ -39,6 +32,20 @@ SAID = "It is new bread again."
 def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
     turns = [{"role": "user", "content": "why is bread warm"}, {"role": "assistant", "content": answer}]
     assert (sign in signs_of({"messages": turns}, Own())) is shown
+
+
+@every(
+    ("answer", "shown"),
+    [
+        ("Why is bread warm? It is new.", True),
+        ("**why is bread warm**\n\nIt is new.", True),
+        ("> Why is bread so warm?", False),
+        ("It is new. Why is bread warm", False),
+    ],
+)
+def test_an_answer_that_begins_with_the_words_of_the_question_echoes_it(answer: str, shown: Any) -> None:
+    turns = [{"role": "user", "content": "Why is bread warm?"}, {"role": "assistant", "content": answer}]
+    assert ("echo" in signs_of({"messages": turns}, Own())) is shown
 
 
 @every(

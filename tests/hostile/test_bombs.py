@@ -95,7 +95,6 @@ def test_check_bounds_what_the_names_in_a_config_cost(run, tmp_path, case):
         "check --peft-dir a --base base",
         "verify-merge --base base --adapter a --merged base",
         "audit a --base base --no-cache",
-        "mitigate a --base base --out o",
     ],
 )
 @pytest.mark.parametrize("case", ["40000 parts", "15000 numbers", "80 KB in one part"])

@@ -196,7 +196,6 @@ def test_no_value_of_an_option_ends_in_a_traceback(run, option, value):
         "compare a a --top {}",
         "monitor run.jsonl --gap-threshold {}",
         "validate run.jsonl --max-issues {}",
-        "mitigate a --base base --k {} --out o",
     ],
 )
 @pytest.mark.parametrize("value", ["9" * 30, "9" * 5000, "1e999", "nan", "-1", "1,1e308", "1e308,1e308", "nan,1"])

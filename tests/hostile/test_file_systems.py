@@ -19,7 +19,7 @@ WRITERS = {
     "report --force": "report state --out old --force",
     "import": "import state --out out/r.jsonl",
     "convert": "convert a --to mlx --out out/c",
-    "resize --force": "resize a --rank 2 --out b --force",  # merge, mitigate and bench end in the same function
+    "resize --force": "resize a --rank 2 --out b --force",  # merge and bench end in the same function
     "audit --append": "audit a --append run/run.jsonl",
     "runs list": "runs list run --out out/s",
 }

@@ -11,7 +11,6 @@ VERBS = {
     "resize": ("resize", "a", "--rank", "2"),
     "merge": ("merge", "a", "b"),
     "convert": ("convert", "a", "--to", "mlx"),
-    "mitigate": ("mitigate", "a", "--base", "base"),
 }
 
 

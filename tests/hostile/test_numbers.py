@@ -17,7 +17,6 @@ VERBS = {
     "merge-check": ("merge-check", "a", "b", "--json"),
     "merge": ("merge", "a", "b", "--out", "out", "--json"),
     "ties": ("merge", "a", "b", "--method", "ties", "--out", "out", "--json"),
-    "mitigate": ("mitigate", "a", "--base", "base", "--out", "out", "--json"),
     "convert": ("convert", "a", "--to", "mlx", "--out", "out", "--json"),
     "verify-merge": ("verify-merge", "--base", "base", "--adapter", "a", "--merged", "base", "--json"),
     "diagnose": ("diagnose", "a", "--json"),

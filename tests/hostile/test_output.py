@@ -178,7 +178,6 @@ WRITING = {
     "convert": ["convert", "a", "--to", "mlx", "--out", "out"],
     "merge": ["merge", "a", "b", "--out", "out"],
     "ties": ["merge", "a", "b", "--method", "ties", "--out", "out"],
-    "mitigate": ["mitigate", "a", "--base", "base", "--out", "out"],
     "audit --append": ["audit", "a", "--append", "run/run.jsonl"],
 }
 

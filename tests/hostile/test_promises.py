@@ -63,6 +63,7 @@ ROWS = {  # the first cell of a row of limits.md, and the beginning of the test 
     "a line of a `run.jsonl`": LINES + "a_line_without_end_is_measured_up_to_a_limit_and_named",
     "nesting of JSON and YAML": "hostile/test_depth.py::test_a_deep_document_is_one_line_of_error",
     "inputs to calibrate on": STATED,
+    "texts to measure a drift on": "drift/test_drift.py::test_what_cannot_be_measured_is_refused",
     "a number in YAML": "hostile/test_depth.py::test_a_number_of_thousands_of_digits_in_yaml",
     "a tensor's name": "io/test_reading.py::test_a_name_is_bounded_in_length_and_in_parts",
     "alpha, in size": STATED,

@@ -21,7 +21,6 @@ LOOKING = {
     "import in place": ["import", "@state", "--json"],
     "merge": ["merge", "@a", "@b", "--out", "@m", "--json"],
     "merge-check": ["merge-check", "@a", "@b", "--json"],
-    "mitigate": ["mitigate", "@a", "--base", "@base", "--out", "@n", "--json"],
     "monitor": ["monitor", "@run.jsonl", "--json"],
     "monitor text": ["monitor", "@run.jsonl"],
     "monitor sarif": ["monitor", "@run.jsonl", "--format", "sarif"],

@@ -14,8 +14,8 @@ import pytest
 import gradience
 
 VERBS = (
-    *("audit", "bench", "calibrate", "check", "compare", "convert", "data", "detectors", "diagnose", "import", "loops"),
-    *("merge", "mitigate", "monitor", "report", "resize", "trainer", "verify-merge", "why", "wiring"),
+    *("audit", "bench", "calibrate", "check", "compare", "convert", "data", "detectors", "diagnose", "drift"),
+    *("import", "loops", "merge", "monitor", "report", "resize", "trainer", "verify-merge", "why", "wiring"),
 )
 TASKS = ("checkpoint", "ci", "fleet", "qlora", "runs", "serving")
 NEEDED = ("mkdocs", "mkdocstrings", "mkdocstrings_handlers.python")

@@ -48,6 +48,8 @@ STATED: dict[str, dict[str, Any]] = {
     "configs.settings": {"ALIKE": 0.85, "_SHORT": 4, "_SWAP": 2, "_CANDIDATES": 5},
     "data.crowd": {
         "COMPARED": 5000,
+        "_MERGED": 1 << 16,
+        "_CODE": 0.03,
         "_FIRST": 5,
         "_COMMON": 0.1,
         "_SAME_ANSWER": 0.5,
@@ -86,7 +88,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_ASKED": 4,
     },
     "data.rows": {"MAX_LINE": 64 << 20, "MAX_JSON": 512 << 20, "_MAX_FILES": 10000},
-    "data.signs": {"_LONG": 12, "_LONG_LINE": 6, "_ECHO": 4, "_LOOP": 5, "_LONG_ENOUGH": 80},
+    "data.signs": {"_LONG": 12, "_LONG_LINE": 6, "_ECHO": 4},
     "data.tokens": {"_IGNORED": -100},
     "importers": {"_SHOWN": 10},
     "importers.binary": {
@@ -147,6 +149,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_FACTOR": 10.0,
         "_MODULES": 5,
     },
+    "render.drift": {"_GROUPS": 10, "_HALF": 0.5},
     "render.findings": {"_SHOWN": 10},
     "render.fleet": {"_LISTED": 8, "_PAIRS": 8, "_BASES": 3, "_REASONS": 5},
     "render.runs": {"_COLUMNS": 100, "_NAME": 26, "_NOT_READ": 5, "_SINGLE": 8},
@@ -312,7 +315,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_HALF": 2,
     },
     "judge.audit": {"_EVENT_BYTES": 56 * 1024},
-    "prove.bench": {"_DENSITY": 0.5, "SCALES": (0.0, 0.5)},
+    "prove.bench": {"_DENSITY": 0.5},
     "prove.bench.evaluators": {
         "MAX_OUTPUT": 64 << 20,
         "_TAIL": 2048,
@@ -368,7 +371,6 @@ STATED: dict[str, dict[str, Any]] = {
     "rewrite.merge": {"_SHOWN": 4},
     "rewrite.merge.methods": {"TIES_DENSITY": 0.2, "_LARGEST": 1e6},
     "rewrite.merge.pairs": {"_DOUBLE": 8},
-    "rewrite.mitigate": {"_NEAR": (0.3, 0.5, 0.7)},
     "judge.monitor": {
         "_FEW_EXAMPLES": 200,
         "_CLASSES": {
@@ -411,6 +413,7 @@ STATED: dict[str, dict[str, Any]] = {
     "tables": {"_BEYOND": 1 << 63},
     "collect.runs": {"MOST_CURVES": 26},
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
+    "prove.drift": {"FACTORS": (0.9, 0.8, 0.7, 0.6, 0.5), "LEAST": 8, "DRAWS": 2000},
     "prove.receipt": {"CANDIDATES": 1.5, "_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
     "prove.receipt.verdict": {
         "FLOOR": -12.0,

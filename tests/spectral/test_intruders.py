@@ -51,9 +51,6 @@ def test_exact_overlaps_of_wide_and_tall_weights_are_those_of_both_whole_svds(sh
     changed = w.astype(np.float64) + b.astype(np.float64) @ a
     np.testing.assert_allclose(found.lower, dense_overlaps(w, changed, 5), atol=1e-9)
     np.testing.assert_array_equal(found.lower, found.upper)
-    left = np.linalg.svd(changed, full_matrices=False)[0][:, :5]
-    np.testing.assert_allclose(np.abs(np.sum(found.left * left, axis=0)), 1.0, atol=1e-9)
-    assert found.left.shape == (shape[0], 5)
 
 
 def test_what_a_tall_weight_of_low_rank_does_not_reach_is_an_intruder_and_what_is_zero_is_none():
@@ -81,7 +78,7 @@ def test_what_the_bounds_leave_open_is_settled_where_the_shorter_side_allows_it(
     [(0.4, 0.49, (1, 0)), (0.4, 0.5, (1, 1)), (0.49, 0.6, (1, 1)), (0.5, 0.6, (0, 0)), (0.5, 0.5, (0, 0))],
 )
 def test_a_vector_is_open_where_the_threshold_lies_above_its_lower_bound_and_not_above_its_upper(lower, upper, counted):
-    found = intruders.Overlaps(np.asarray([lower]), np.asarray([upper]), exact=False, converged=True, left=np.eye(1))
+    found = intruders.Overlaps(np.asarray([lower]), np.asarray([upper]), exact=False, converged=True)
     assert count_below(found, 0.5) == counted
 
 
@@ -155,7 +152,7 @@ def test_a_matrix_of_the_size_of_the_limit_is_done_exactly(limit, exact, monkeyp
     monkeypatch.setattr(intruders, "EXACT_UP_TO", limit)
     monkeypatch.setattr(intruders, "SETTLED_UP_TO", 0)
     base = Operator.of(np.random.default_rng(0).standard_normal((40, 12)) if limit == 12 else np.ones((12, 20)))
-    found = Overlaps(np.ones(1), np.ones(1), exact=False, converged=True, left=np.ones((12, 1)))
+    found = Overlaps(np.ones(1), np.ones(1), exact=False, converged=True)
     monkeypatch.setattr(intruders, "_bounded", lambda *_: found)
     assert overlaps(base, base, 2, [0.5]).exact is exact
 
@@ -165,7 +162,7 @@ def test_what_the_bounds_leave_open_is_settled_up_to_its_own_limit(limit, is_ope
     monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
     monkeypatch.setattr(intruders, "SETTLED_UP_TO", limit)
     upper = 0.5 if is_open else 0.49  # an upper bound that is the threshold is not under it
-    found = Overlaps(np.array([0.4]), np.array([upper]), exact=False, converged=True, left=np.ones((12, 1)))
+    found = Overlaps(np.array([0.4]), np.array([upper]), exact=False, converged=True)
     monkeypatch.setattr(intruders, "_bounded", lambda *_: found)
     base = Operator.of(np.random.default_rng(0).standard_normal((12, 20)))
     assert overlaps(base, base, 1, [0.5, 0.9]).exact is exact  # 0.9 leaves nothing open
@@ -250,7 +247,7 @@ def test_bounds_have_room_for_rounding_within_zero_and_one():
 
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
     lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
-    found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))
+    found = Overlaps(lower, upper, exact=False, converged=True)
     assert [count_below(found, eps) for eps in (0.5, 0.2, 0.51)] == [(3, 1), (0, 0), (4, 1)]
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from math import isnan
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from tables import every
 
 import gradience as g
 from gradience.configs.settings import split_names
-from gradience.rewrite.mitigate import _Run, mitigate_adapter
 from gradience.rewrite.options import ResizeOptions
 from gradience.rules.config import RULES
 
@@ -26,22 +22,6 @@ def places(tmp_path_factory) -> tuple[Path, Path]:
     """An adapter and its base."""
     root, rng = tmp_path_factory.mktemp("drawn"), random.Random(0)  # noqa: S311  # an input repeats itself
     return adapter(root / "adapter", rng, plain=True), base(root / "base", rng)
-
-
-@pytest.mark.parametrize("options", [{"scale": 0.0}, {"scale": 1.0}, {"k": 1}, {"eps": 1.0}, {"eps": 1e-9}])
-def test_ends_of_a_mitigation_are_taken(places, options):
-    assert mitigate_adapter(*places, **options).modules
-
-
-@pytest.mark.parametrize(
-    "options", [{"scale": -0.01}, {"scale": 1.01}, {"k": 0}, {"eps": 0.0}, {"eps": 1.01}, {"scale": float("nan")}]
-)
-def test_beyond_them_it_is_refused(places, options):
-    [(name, value)] = options.items()
-    wanted = {"scale": "from 0 to 1", "k": "a whole number from 1", "eps": "above 0, at most 1"}[name]
-    with pytest.raises(g.OptionError) as caught:
-        mitigate_adapter(*places, **options)
-    assert str(caught.value) == f"--{name} is {value}, expected {'a finite number' if isnan(value) else wanted}"
 
 
 @pytest.mark.parametrize(
@@ -80,14 +60,6 @@ def test_a_resize_takes_a_record_and_single_options_which_win_over_it(places):
         g.resize_adapter(places[0], options=record, enregy=1.0)
 
 
-def test_the_base_s_own_name_of_a_weight_is_looked_up_else_the_module_s():
-    asked: list[str] = []
-    weights: Any = SimpleNamespace(find=lambda name: asked.append(name) or "held", read=lambda held: held)
-    for own in ("layers.3.q.weight", None):
-        assert _Run._weight(SimpleNamespace(_base=weights), SimpleNamespace(base_name=own, name="layers.0.q")) == "held"  # type: ignore[arg-type]
-    assert asked == ["layers.3.q.weight", "layers.0.q.weight"]
-
-
 @every(
     ("call", "says"),
     [
@@ -98,7 +70,6 @@ def test_the_base_s_own_name_of_a_weight_is_looked_up_else_the_module_s():
         ),
         (lambda: g.audit_adapter("missing", seed=0.5), "--seed is 0.5, expected a whole number from 0"),
         (lambda: g.diagnose("missing", gap_threshold=0.0), "--gap-threshold is 0.0, expected above 0"),
-        (lambda: g.mitigate_adapter("missing", "missing", k="9"), "--k is '9', expected a whole number from 1"),
         (lambda: g.convert_adapter("missing", rank=10**400), f"--rank is 1{'0' * 39}, expected a finite number"),
         (
             lambda: g.bench_adapter("missing", "out", options=g.BenchOptions(seeds=0)),
@@ -106,7 +77,7 @@ def test_the_base_s_own_name_of_a_weight_is_looked_up_else_the_module_s():
         ),
         (lambda: g.bench_merge([], "out", options=g.BenchOptions(timeout=0)), "--timeout is 0, expected above 0"),
         (
-            lambda: g.bench_mitigate("missing", "out", options=g.BenchOptions(max_length=0)),
+            lambda: g.bench_merge([], "out", options=g.BenchOptions(max_length=0)),
             "--max-length is 0, expected a whole number from 1",
         ),
         (lambda: g.merge_adapters(["missing"] * 2, seed=-1), "--seed is -1, expected a whole number from 0"),

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "json_schema": {"name": "telemetry"},
     "merge_adapters": {"options": gradience.MergeOptions(), "force": False},
     "merge_check": {"exact": False, "seed": 0},
-    "mitigate_adapter": {"options": gradience.MitigateOptions(), "force": False},
+    "measure_drift": {"options": gradience.DriftOptions()},
     "monitor_run": {"gap_threshold": 1.5},
     "resize_adapter": {"options": gradience.ResizeOptions(), "force": False},
     "validate_log": {"max_issues": 100},
@@ -49,7 +49,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
 BENCHES: dict[str, dict[str, Any]] = {
     "bench_adapter": {},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
-    "bench_mitigate": {"scales": (0.0, 0.5)},
 }
 OF_A_BENCH = {"tolerance": "1%", "lower_is_better": False, "seed": 0, "seeds": 3, "timeout": 3600.0, "max_length": 1024}
 
@@ -130,7 +129,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "_BenchOptions.timeout": 3600.0,
         "_BenchOptions.max_length": 1024,
         "merge.method": "linear,svd,ties",
-        "mitigate.scales": "0,0.5",
     },
     "cli.check": {"_DataOptions.samples": 10000},
     "cli.fleet": {
@@ -254,7 +252,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ImportedRunReport.status": "unknown",
         "ImportedRunReport.sessions": 1,
     },
-    "schema.writing": {"MitigatedModule.alpha_factor": 1.0},
     "spectral.dense": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
     "spectral.krylov": {"leading.k": 1},
     "spectral.update": {"LowRank.factors.scale": 1.0, "decomposed.scale": 1.0},
@@ -286,6 +283,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "BenchOptions.timeout": 3600.0,
         "BenchOptions.max_length": 1024,
         "ReceiptOptions.rows": 16,
+        "DriftOptions.rows": 32,
     },
     "prove.bench.evaluators": {"Command.higher_is_better": True},
     "prove.bench.judge": {"Task.judged": True},
@@ -316,9 +314,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "rewrite.options": {
         "Target.flips": 0.02,
         "ResizeOptions.pieces": "two-sided",
-        "MitigateOptions.scale": 0.5,
-        "MitigateOptions.k": 10,
-        "MitigateOptions.eps": 0.5,
         "ConvertOptions.to": "peft",
         "MergeOptions.method": "linear",
     },

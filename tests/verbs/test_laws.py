@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from gradience import audit_adapter, compare_adapters, convert_adapter, merge_adapters, resize_adapter
-from gradience.rewrite.mitigate import mitigate_adapter
 
 RANK = 6
 
@@ -183,20 +182,3 @@ def test_the_order_of_adapters_is_nothing_to_their_sum(save, tmp_path):
     merge_adapters([one, two], tmp_path / "ab", method="svd", rank=4, weights=[0.3, 0.7])
     merge_adapters([two, one], tmp_path / "ba", method="svd", rank=4, weights=[0.7, 0.3])
     close(dense(tmp_path / "ab"), dense(tmp_path / "ba"))
-
-
-def test_mitigating_by_the_factor_one_is_the_adapter(save, base, tmp_path):
-    one = save("one")
-    report = mitigate_adapter(one, base, tmp_path / "same", scale=1.0, eps=0.9)
-    assert report.before == report.after > 0
-    close(dense(tmp_path / "same"), dense(one), 1e-6)
-
-
-def test_mitigating_takes_out_no_more_than_the_whole_and_what_is_left_is_orthogonal(save, base, tmp_path):
-    one = save("one")
-    report = mitigate_adapter(one, base, tmp_path / "calm", scale=0.0, eps=0.9)
-    assert report.before > 0
-    changes = {row.name: row.relative_change for row in report.modules}
-    for row in compare_adapters(one, tmp_path / "calm").pairs[0].modules:
-        kept = math.sqrt(1.0 - changes[row.name] ** 2)  # a projection: what goes is orthogonal to what stays
-        assert row.cosine == pytest.approx(kept, abs=1e-6)

@@ -7,7 +7,7 @@ from tables import every
 
 from gradience.cli.main import build_app, main
 
-ONE = {"resize": ["--rank", "2"], "mitigate": ["--base", "nowhere/base"], "convert": []}
+ONE = {"resize": ["--rank", "2"], "convert": []}
 WRITING = [*ONE, "merge"]
 
 

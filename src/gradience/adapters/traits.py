@@ -78,7 +78,6 @@ class Operation(StrEnum):
     RESIZE = "resize"
     MERGE = "merge"
     CONVERT = "convert"
-    MITIGATE = "mitigate"
     REPLAY = "replay"
     """Merge the adapter into the base again, to compare the result with a merged model (verify-merge)."""
 
@@ -191,7 +190,6 @@ def traits_of(adapter: Adapter) -> Traits:
 KINDS: Final[dict[Operation, frozenset[str]]] = {
     Operation.RESIZE: frozenset({"linear", "embedding", "conv", "expert", "dora"}),
     Operation.MERGE: frozenset({"linear", "embedding", "conv", "expert"}),
-    Operation.MITIGATE: frozenset({"linear", "conv"}),
 }
 
 # The obstacles that stop each operation, in the order of its reports. After one of `_ENDING`, no more are reported.
@@ -229,7 +227,6 @@ _ASKED: Final[dict[Operation, tuple[Obstacle, ...]]] = {
         Obstacle.START_UNKNOWN,
         Obstacle.DORA_ON_CHANGED_BASE,
     ),
-    Operation.MITIGATE: (Obstacle.FORMAT,),
     # With these, a correctly merged model may differ from a replayed merge.
     Operation.REPLAY: (Obstacle.START_UNKNOWN, Obstacle.DORA_ON_CHANGED_BASE, Obstacle.QALORA),
 }
@@ -273,8 +270,6 @@ def module_obstacle(module: Module, operation: Operation) -> Refusal | None:
     kinds = KINDS.get(operation)
     if kinds is not None and module.kind not in kinds:
         return Refusal(Obstacle.MODULE_KIND, Obstacle.MODULE_KIND.format(module=module.name, kind=module.kind))
-    if operation is Operation.MITIGATE and (module.dense is not None or module.note is not None):
-        return Refusal(Obstacle.BASE_DEPENDENT, Obstacle.BASE_DEPENDENT.format(dependent=module.name))
     return None
 
 

@@ -1,4 +1,4 @@
-"""The commands ``gradience bench``, ``gradience bench merge`` and ``gradience bench mitigate``."""
+"""The commands ``gradience bench`` and ``gradience bench merge``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def bench(
 
     Each candidate is compared with the adapter example by example. It holds where the worst plausible loss (95 %, for
     all candidates at once) is within the tolerance. Two anchors are always there: the base, and the adapter with its
-    updates shuffled. The folder is resumed after a kill. Also: 'gradience bench merge', 'gradience bench mitigate'.
+    updates shuffled. The folder is resumed after a kill. Also: 'gradience bench merge'.
     Exit codes: 0 one holds, 1 none does, 3 not decided, 2 unusable input.
 
     Parameters
@@ -111,44 +111,6 @@ def merge(
     from gradience.prove.bench import bench_merge  # imports jax, after its environment is set
 
     run = partial(bench_merge, adapters, data=data or (), methods=chosen, weights=numbers, density=density)
-    return _shown(run, out, options)
-
-
-def mitigate(
-    path: Path | None = None,
-    /,
-    *,
-    peft_dir: opt.PeftDir = None,
-    data: Path | None = None,
-    kept: Path | None = None,
-    out: Out = None,
-    scales: str = "0,0.5",
-    options: Shared = _DEFAULTS,
-) -> int:
-    """Measure what scaling intruder dimensions changes, beside plain scaling of alpha by the same change.
-
-    The verdict is on --data; --kept is reported beside it. Exit codes as of 'gradience bench'.
-
-    Parameters
-    ----------
-    path:
-        The adapter's folder.
-    data:
-        Held-out rows of what was trained.
-    kept:
-        Rows of what should not be forgotten.
-    scales:
-        What is left of the update along each intruder, separated by commas.
-    """
-    adapter = opt.given_once("bench mitigate", path, peft_dir)
-    try:
-        shares = [float(text) for text in scales.split(",")]
-    except ValueError as error:
-        raise AdapterError(f"--scales {scales!r} is not a list of numbers", advice="write --scales 0,0.5") from error
-    _prepare()
-    from gradience.prove.bench import bench_mitigate  # imports jax, after its environment is set
-
-    run = partial(bench_mitigate, adapter, data=data, kept=kept, scales=shares)
     return _shown(run, out, options)
 
 

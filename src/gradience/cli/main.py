@@ -51,10 +51,6 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.rewrite:resize",
         "Write a copy of an adapter with lower ranks, each update the best of its rank.",
     ),
-    "mitigate": (
-        "gradience.cli.rewrite:mitigate",
-        "Write a copy of an adapter whose intruder dimensions are scaled down.",
-    ),
     "convert": ("gradience.cli.rewrite:convert", "Write an adapter in another format: plain PEFT LoRA or MLX-LM."),
     "merge": (
         "gradience.cli.merge:merge",
@@ -78,7 +74,11 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
     ),
     "bench": (
         "gradience.cli.bench:bench",
-        "Measure on held-out data what a smaller, merged or mitigated adapter loses.",
+        "Measure on held-out data what a smaller or merged adapter loses.",
+    ),
+    "drift": (
+        "gradience.cli.drift:drift",
+        "Measure how much an adapter changes what it was not trained for.",
     ),
     "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
     "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
@@ -109,14 +109,13 @@ GROUPS = {  # name: its line in the list, and its commands in the form of COMMAN
 BELOW = {  # commands of a command, in the form of COMMANDS
     "bench": {
         "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
-        "mitigate": ("gradience.cli.bench:mitigate", "Measure what scaling intruder dimensions changes."),
     }
 }
 
 HEADINGS = {  # heading: the commands under it; commands in no heading are listed under the last
     "Look": ("monitor", "why", "audit", "compare", "report", "fleet", "runs"),
-    "Judge": ("check", "diagnose", "bench", "merge-check", "verify-merge", "verify-served", "rules"),
-    "Act": ("resize", "merge", "mitigate", "convert"),
+    "Judge": ("check", "diagnose", "bench", "drift", "merge-check", "verify-merge", "verify-served", "rules"),
+    "Act": ("resize", "merge", "convert"),
     "Record": ("receipt", "import", "validate", "schema"),
     "More": (),
 }

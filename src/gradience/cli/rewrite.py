@@ -1,4 +1,4 @@
-"""The commands ``gradience resize``, ``mitigate`` and ``convert``, which write an adapter from another."""
+"""The commands ``gradience resize`` and ``convert``, which write an adapter from another."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from cyclopts import Parameter
 from gradience.cli import options as opt
 from gradience.cli.output import keep_freed, on_terminal
 from gradience.device import prepare_jax
-from gradience.render.writing import convert_text, mitigate_text, resize_text
-from gradience.rewrite.options import ConvertOptions, MitigateOptions, ResizeOptions
+from gradience.render.writing import convert_text, resize_text
+from gradience.rewrite.options import ConvertOptions, ResizeOptions
 
 _RESIZE = ResizeOptions()
-_MITIGATE = MitigateOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,38 +62,6 @@ def resize(
         adapter, place, options=options, force=writing.force, progress=on_terminal("resize"), **asdict(files)
     )
     return writing.shown(report, resize_text)
-
-
-def mitigate(
-    path: Path | None = None,
-    /,
-    *,
-    base: opt.RequiredBase,
-    peft_dir: opt.PeftDir = None,
-    out: opt.OutFolder = None,
-    options: Annotated[MitigateOptions, opt.RECORD] = _MITIGATE,
-    files: opt.Files = opt.BESIDE,
-    writing: opt.Writing = opt.WRITING,
-) -> int:
-    """Write a copy of a PEFT LoRA adapter whose intruder dimensions are scaled down (arXiv 2410.21228).
-
-    In each module dW' = (I - (1 - SCALE) U U^T) dW, where the columns of U are its intruders. Only what the adapter
-    adds along them is scaled, never the base's own part; the rank stays. The adapter that is read is never changed.
-
-    Parameters
-    ----------
-    path:
-        The adapter's folder, or its weights file.
-    """
-    adapter, place = opt.given_once("mitigate", path, peft_dir), writing.place(out)
-    options.refuse_bad()  # before JAX is imported
-    prepare_jax("auto")
-    from gradience.rewrite.mitigate import mitigate_adapter  # imports jax, after its environment is set
-
-    report = mitigate_adapter(
-        adapter, base, place, options=options, force=writing.force, progress=on_terminal("mitigate"), **asdict(files)
-    )
-    return writing.shown(report, mitigate_text)
 
 
 def convert(

@@ -363,6 +363,8 @@ class DataPlan(NamedTuple):
     """The program's own name of the prompt template."""
     overlong: Overlong = "cut"
     """What becomes of a row over the limit."""
+    task: str | None = None
+    """The stage of training, by the program's own name."""
     settings: Mapping[str, Json] = {}
     """The whole recipe, for the program's own preparation of rows."""
 
@@ -411,6 +413,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         template=_place(mapping.get("chat_template_jinja"), places),
         naming=_axolotl_naming(trains[0]) if trains else Naming(),
         prompt=_named((trains[0].get("chat_template") if trains else None) or mapping.get("chat_template")),
+        task="reward" if mapping.get("reward_model") is True else None,
         max_length=_number(mapping.get("sequence_len")),
         overlong="cut" if mapping.get("excess_length_strategy") == "truncate" else "left_out",
         packing=_flag(mapping.get("sample_packing")),
@@ -432,18 +435,22 @@ def _first(items: list[_Mapping], places: tuple[Path, ...]) -> Path | None:
 def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     names = _names(mapping.get("dataset"))
     folder = _place(mapping.get("dataset_dir", "data"), places)
+    naming, pretrains = _llama_factory_naming(_entry(names, folder)), mapping.get("stage") == "pt"
+    packing = mapping.get("packing", True if pretrains else None)
     return DataPlan(
         program="llama-factory",
         train=_registered(names, folder),
-        naming=_llama_factory_naming(_entry(names, folder)),
+        naming=naming._replace(columns=_as_text(naming.columns)) if pretrains else naming,
         evaluation=_registered(_names(mapping.get("eval_dataset")), folder),
         tokenizer=_place(mapping.get("model_name_or_path"), places),
         prompt=_named(mapping.get("template")),
         max_length=_number(mapping.get("cutoff_len", 2048)),
-        overlong="shared",
+        overlong="cut" if pretrains else "shared",
+        task=_named(mapping.get("stage")),
         settings=mapping,
-        packing=_flag(mapping.get("packing")),
-        loss="all" if mapping.get("train_on_prompt") is True or mapping.get("stage") == "pt" else "assistant",
+        packing=_flag(packing),
+        keeps_overflow=pretrains,
+        loss="all" if mapping.get("train_on_prompt") is True or pretrains else "assistant",
         notes=_several(len(names)),
     )
 
@@ -470,6 +477,7 @@ def _ms_swift(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         loss="all" if mapping.get("loss_scale") == "all" else "assistant",
         overlong="left_out" if strategy == "delete" else "cut_left" if strategy == "left" else "cut",
         keeps_overflow=strategy == "split",
+        task=_named(mapping.get("rlhf_type")),
         notes=_several(len(trains)),
         settings=mapping,
     )
@@ -503,6 +511,12 @@ def _llama_factory_naming(entry: _Mapping) -> Naming:
         keys=_standard(_section(entry, "tags"), {"role_tag": "role", "content_tag": "content"}),
         roles=_standard(_section(entry, "tags"), _LLAMA_FACTORY_ROLES),
     )
+
+
+def _as_text(columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns of LLaMA-Factory's stage pt, which trains on what is asked as plain text."""
+    asked = next((name for name, ours in columns.items() if ours == "instruction"), "instruction")
+    return {**columns, asked: "text"}
 
 
 def _axolotl_naming(entry: _Mapping) -> Naming:

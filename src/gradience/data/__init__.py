@@ -31,6 +31,14 @@ class Shape(NamedTuple):
     trainer: Trainer
     text_column: str = "text"
     label_column: str = "label"
+    unread: tuple[str, ...] = ()
+    """Columns of text beside an instruction's own, which no trainer reads."""
+
+
+def digest(text: str | bytes) -> bytes:
+    """A hash of 12 bytes, by which texts are compared."""
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
+    return hashlib.blake2b(raw, digest_size=12).digest()
 
 
 def template_digest(template: object) -> str:

@@ -1,22 +1,41 @@
 """What only many rows show together: one sentence in many answers, rows that nearly repeat, documents in one row.
 
-Rows are compared among the first `COMPARED` that are read, so time and memory are bounded whatever the size of the
-data set.
+At most `COMPARED` rows are compared, drawn from all that are read, so time and memory are bounded. Rows that may be
+near are drawn by the hash of their smallest trigram, which rows that nearly repeat each other mostly share: such rows
+are drawn together, or not at all, and their share in the sample is that in the data set.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import zlib
 from collections import Counter
-from typing import Any, Final
+from functools import cached_property
+from heapq import heappush, heappushpop
+from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from gradience.data import Columns, answers_of, text_of
-from gradience.data.overlap import NEAR, NO_DATASKETCH, NearIndex, can_be_near, jaccard, near_index, trigrams, words_of
+from gradience.data.overlap import (
+    NEAR,
+    NO_DATASKETCH,
+    Hashes,
+    NearIndex,
+    can_be_near,
+    hashed,
+    jaccard,
+    near_index,
+    smallest_trigram,
+    trigrams,
+    words_of,
+)
 from gradience.data.signs import opening
 from gradience.schema.reports import Documents, Languages, NearRows, Repeated, Rows
 
 COMPARED: Final = 5000  # rows: MinHash takes some 0.2 ms a row, as long as a tokenizer takes for 1 kB
+_MERGED: Final = 1 << 16  # hashes that wait to be merged with the others
 _FIRST: Final = 5
 _COMMON: Final = 0.1  # share of rows from which a trigram is a phrase of the task, such as its instruction
 _SAME_ANSWER: Final = 0.5  # Jaccard similarity of words: answers to other questions on one text share fewer
@@ -26,38 +45,65 @@ _WORDS: Final = 4  # words from which a sentence is no formula such as "the answ
 _OPENING: Final = 6  # words of an answer's beginning that are compared
 _SURE: Final = 0.95  # probability from which the language of an answer is taken
 _LONG: Final = 60  # characters from which a language can be told
-_CODES: Final = {
-    "english": "en",
-    "german": "de",
-    "deutsch": "de",
-    "french": "fr",
-    "spanish": "es",
-    "italian": "it",
-    "portuguese": "pt",
-    "dutch": "nl",
-    "russian": "ru",
-    "chinese": "zh",
-    "zho": "zh",
-    "japanese": "ja",
-    "jpn": "ja",
-    "korean": "ko",
-    "deu": "de",
-    "ger": "de",
-    "spa": "es",
-    "por": "pt",
-}
-_CODE: Final = frozenset("{[<`#|")
+_CODES: Final[dict[str, str]] = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt "
+        "dutch=nl russian=ru chinese=zh zho=zh japanese=ja jpn=ja korean=ko",
+    )
+)
+_OPENERS: Final = frozenset("{[<`#|")
+_FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
+_CODE: Final = 0.03  # share of such signs from which an answer is code or a table: its lines repeat by nature
 
 
-_unset: Final = object()
+class Seen:
+    """The 64-bit hashes that were added: 8 bytes each, and those that wait to be merged with the others.
+
+    Of a million rows, two that differ have one hash with a probability of 3e-8.
+    """
+
+    def __init__(self) -> None:
+        self._ordered = np.empty(0, np.uint64)
+        self._new: set[int] = set()
+
+    def add(self, digest: bytes) -> bool:
+        """Add the first 8 bytes of a digest; return whether they were there already."""
+        one = int.from_bytes(digest[:8])
+        place = int(np.searchsorted(self._ordered, np.uint64(one)))
+        if one in self._new or (place < len(self._ordered) and int(self._ordered[place]) == one):
+            return True
+        self._new.add(one)
+        if len(self._new) >= _MERGED:
+            self._ordered = np.union1d(self._ordered, np.fromiter(self._new, np.uint64, len(self._new)))
+            self._new.clear()
+        return False
+
+
+class _Drawn(NamedTuple):
+    """A row that may be near another. Key and number are negative: the first of a heap is then the last key."""
+
+    key: int
+    number: int
+    grams: Hashes
+    said: Hashes
 
 
 class Crowd:
-    """Takes rows as they come; the results compare the first `COMPARED` of them."""
+    """Takes rows as they come; the results compare `COMPARED` of them.
 
-    def __init__(self) -> None:
-        self._grams: dict[int, frozenset[int]] = {}
-        self._said: dict[int, frozenset[int]] = {}
+    Args:
+        expected: the number of rows that will come; None if it is not known, which draws the first ones.
+        seed: seed of the draw.
+    """
+
+    def __init__(self, expected: int | None = None, seed: int = 0) -> None:
+        few = expected is None or expected <= COMPARED
+        every = range(COMPARED if few else expected or 0)
+        self._chosen = frozenset(random.Random(seed).sample(every, COMPARED))  # noqa: S311  # rows, no secret
+        self._drawn: list[_Drawn] = []
+        self._single = 0
         self._answers = 0
         self._sentences: Counter[int] = Counter()
         self._numbers: dict[int, list[int]] = {}
@@ -65,16 +111,16 @@ class Crowd:
         self._joined: dict[str, list[int]] = {}
         self._texts = self._rows = self._stated = 0
         self._foreign: list[int] = []
-        self._identify: Any = _unset
 
     def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
         """Take a row, and whether it repeats an earlier one."""
-        if self._rows >= COMPARED or "input_ids" in columns:
+        if "input_ids" in columns:
             return
         self._rows += 1
         if not repeats:
-            self._grams[number] = trigrams(words_of(columns))
-            self._said[number] = _words_of(answers_of(columns))
+            self._draw(number, columns)
+        if self._rows - 1 not in self._chosen:
+            return
         answer = next(iter(answers_of(columns)), None)
         if answer is not None:
             self._take_answer(number, answer)
@@ -82,23 +128,42 @@ class Crowd:
         if isinstance(columns.get("text"), str) and "label" not in columns:
             self._take_document(number, text_of(columns["text"]))
 
+    def _draw(self, number: int, columns: Columns) -> None:
+        """Keep a row if its key is among the first `COMPARED` keys."""
+        self._single += 1
+        words, drawn = words_of(columns), self._drawn
+        key = -smallest_trigram(words)
+        if len(drawn) == COMPARED and key < drawn[0].key:
+            return
+        said = np.unique(hashed(" ".join(answers_of(columns)).lower().split()).astype(np.uint32))
+        put = heappush if len(drawn) < COMPARED else heappushpop
+        put(drawn, _Drawn(key, -number, trigrams(words), said))
+
     def _take_answer(self, number: int, answer: str) -> None:
         self._answers += 1
-        if answer.lstrip()[:1] in _CODE:
+        prose = _FENCED.sub("", answer)
+        if prose.lstrip()[:1] in _OPENERS or len(_SIGNS.findall(prose)) > _CODE * len(prose):
             return
-        for key in _phrases(answer):
+        for key in _phrases(prose):
             self._sentences[key] += 1
             first = self._numbers.setdefault(key, [])
             if len(first) < _FIRST:
                 first.append(number)
+
+    @cached_property
+    def _identify(self) -> Any:
+        """A function that gives the language of a text and its probability; None without py3langid."""
+        try:
+            from py3langid.langid import MODEL_FILE, LanguageIdentifier  # an extra
+        except ModuleNotFoundError:
+            return None
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
 
     def _take_language(self, number: int, answer: str, stated: Any) -> None:
         code = _code_of(stated) if isinstance(stated, str) else ""
         if not code or len(answer) < _LONG:
             return
         self._stated += 1
-        if self._identify is _unset:
-            self._identify = _identifier()
         if self._identify is not None:
             found, probability = self._identify(answer)
             if found != code and probability >= _SURE:
@@ -139,24 +204,27 @@ class Crowd:
         index = near_index()
         if index is None:
             return NearRows(reason=NO_DATASKETCH)
-        often = Counter(gram for grams in self._grams.values() for gram in grams)
-        shared = {gram for gram, times in often.items() if times > max(_COMMON * len(self._grams), 2)}
-        kept = {number: grams - shared for number, grams in self._grams.items()}
-        hits = [number for number, grams in kept.items() if self._is_near(number, grams, kept, index)]
-        return NearRows(compared=len(self._grams), rows=Rows(count=len(hits), first=hits[:_FIRST]))
-
-    def _is_near(self, number: int, grams: frozenset[int], every: dict[int, frozenset[int]], index: NearIndex) -> bool:
-        """Whether a row resembles an earlier one in its answer, too: questions on one long text are no copies."""
-        if not can_be_near(grams):
-            return False
-        alike = (other for other in index.candidates_before(number, grams) if jaccard(grams, every[other]) >= NEAR)
-        said = self._said[number]
-        return any(not said or jaccard(said, self._said[other]) >= _SAME_ANSWER for other in alike)
+        drawn = sorted(self._drawn, key=lambda one: -one.number)  # their numbers are negative
+        grams = [np.empty(0, np.uint32), *(one.grams for one in drawn)]
+        every, times = np.unique(np.concatenate(grams), return_counts=True)
+        shared = every[times > max(_COMMON * len(drawn), 2)]
+        kept = {-one.number: one._replace(grams=np.setdiff1d(one.grams, shared, assume_unique=True)) for one in drawn}
+        hits = [number for number, one in kept.items() if _is_near(number, one, kept, index)]
+        return NearRows(
+            compared=len(drawn),
+            drawn_from=self._single if self._single > COMPARED else 0,
+            rows=Rows(count=len(hits), first=hits[:_FIRST]),
+        )
 
 
-def _words_of(answers: list[str]) -> frozenset[int]:
-    return frozenset(
-        zlib.crc32(word.encode("utf-8", "replace")) for answer in answers for word in answer.lower().split()
+def _is_near(number: int, one: _Drawn, every: dict[int, _Drawn], index: NearIndex) -> bool:
+    """Whether a row resembles an earlier one in its answer, too: questions on one long text are no copies."""
+    if not can_be_near(one.grams):
+        return False
+    alike = (every[other] for other in index.candidates_before(number, one.grams))
+    return any(
+        jaccard(one.grams, other.grams) >= NEAR and (not len(one.said) or jaccard(one.said, other.said) >= _SAME_ANSWER)
+        for other in alike
     )
 
 
@@ -167,15 +235,6 @@ def _phrases(answer: str) -> set[int]:
     if len(words) > _OPENING:
         pieces.add(" ".join(words[:_OPENING]))
     return {zlib.crc32(one.encode("utf-8", "replace")) for one in pieces if len(_SPELT.findall(one)) >= _WORDS}
-
-
-def _identifier() -> Any:
-    """A function that gives the language of a text and its probability; None without py3langid."""
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # an extra
-    except ModuleNotFoundError:
-        return None
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
 
 
 def _code_of(language: str) -> str:

@@ -21,7 +21,7 @@ _MOST_KINDS: Final = 256  # combinations of faults that are kept
 _WITHOUT: Final = 3  # rows kept without a fault
 _WEIGHTS: Final = {  # how much a fault counts in the order of the rows; a heuristic
     **dict.fromkeys(("unsupervised", "answer_lost", "inverted", "template_twice", "empty_answer", "equal_pair"), 4),
-    **dict.fromkeys(("labels_differ", "unknown_ids", "padding_supervised", "missing_value", "loops"), 3),
+    **dict.fromkeys(("labels_differ", "unknown_ids", "padding_supervised", "missing_value"), 3),
     **dict.fromkeys(("label_out_of_range", "mojibake", "replacement", "next_turn_in_answer", "foreign_tokens"), 3),
     **dict.fromkeys(("answer_cut", "roles_out_of_order", "no_assistant", "unanswered", "empty_prompt", "echo"), 2),
     **dict.fromkeys(("conflict", "arguments_broken", "result_uncalled", "call_unanswered", "torn", "double_bos"), 2),

@@ -56,6 +56,7 @@ _KNOWN: Final = (  # the first format whose columns are all present applies
     (("query", "response"), Shape("instruction", "sft")),
     (("question", "answer"), Shape("instruction", "sft")),
 )
+_READ: Final = frozenset({*_ASKED, *_ANSWERED, "input", "system", "history", "tools", "language", "lang"})
 _OPTIONAL: Final = frozenset({"rejected_response", "kto_tag"})  # null where a row has none
 _UNREAD: Final = frozenset({"response", "responses", "output", "target", "completions", "text", "summary"})
 
@@ -73,8 +74,10 @@ def recognise(row: Mapping[str, Json], task: str | None = None) -> Shape:
     held = {name for name, value in row.items() if value is not None or name not in _OPTIONAL}
     for columns, shape in _KNOWN:
         if held >= set(columns):
-            preferred = shape.format == "preference" and task in {"reward", "rm"}
-            return shape._replace(trainer="reward") if preferred else shape
+            if shape.format == "preference" and task in {"reward", "rm"}:
+                return shape._replace(trainer="reward")
+            others = (name for name, value in row.items() if isinstance(value, str) and name not in _READ)
+            return shape._replace(unread=tuple(others)) if shape.format == "instruction" else shape
     label = next((name for name in _LABEL_COLUMNS if name in row), None)
     text = next((name for name in _TEXT_COLUMNS if name in row), None)
     if label is not None and text is not None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from heapq import nlargest
+from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from gradience.data import Columns, Shape, answers_of, every_turn, text_of, whole_text
-from gradience.data.crowd import Crowd
+from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, whole_text
+from gradience.data.crowd import Crowd, Seen
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.examples import Examples
@@ -39,6 +42,9 @@ from gradience.schema.reports import (
 _BROKEN: Final = re.compile(
     r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
 )
+_MARKS: Final = frozenset(
+    "\u2018\u2019\u201a\u201c\u201d\u201e\u2013\u2014\u2026\u2022\u2039\u203a\u00ab\u00bb\u00b7\u00a0"
+)  # follow letters
 _RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
 REPLACEMENT: Final = "\ufffd"
 
@@ -83,7 +89,7 @@ def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_len
         seed: seed of the random order.
     """
     total = sum(lengths)
-    order = list(lengths)
+    order = array("I", lengths)
     random.Random(seed).shuffle(order)  # noqa: S311  # an order of rows, not a secret
     room = sum(max(order[i : i + per_batch]) * len(order[i : i + per_batch]) for i in range(0, len(order), per_batch))
     packed = None if max_length is None or not total else packed_count(lengths, max_length)
@@ -100,7 +106,8 @@ def packed_count(lengths: Sequence[int], room: int) -> int:
     free: list[int] = []  # distinct amounts of free space in the bins, sorted
     bins_with: Counter[int] = Counter()
     bins = 0
-    for length in sorted((min(length, room) for length in lengths if length), reverse=True):
+    counts = Counter(min(length, room) for length in lengths if length)
+    for length in chain.from_iterable(repeat(one, counts[one]) for one in sorted(counts, reverse=True)):
         place = bisect_left(free, length)
         if place == len(free):
             bins += 1
@@ -128,6 +135,8 @@ def is_mojibake(text: str) -> bool:
 
 
 def _decodes(piece: str) -> bool:
+    if _MARKS.issuperset(piece[1:]):  # FET\u00d6 and an apostrophe are two bytes of UTF-8, too
+        return False
     for encoding in ("cp1252", "latin-1"):
         try:
             found = piece.encode(encoding).decode("utf-8")
@@ -165,7 +174,7 @@ class Measured(NamedTuple):
 class Measure:
     """Counts rows as they come: `add` each of them, then ask for the `result`."""
 
-    def __init__(self, shape: Shape, encoder: Encoder | None, limits: Limits) -> None:
+    def __init__(self, shape: Shape, encoder: Encoder | None, limits: Limits, *, expected: int | None = None) -> None:
         self._shape, self._limits = shape, limits
         self._ends = encoder.end_ids if encoder is not None else frozenset()
         self._controls = encoder.control_ids if encoder is not None else frozenset()
@@ -176,17 +185,16 @@ class Measure:
         self._count: Counter[str] = Counter()
         self._first: dict[str, list[int]] = {}
         self._faults: list[RowFault] = []
-        self._lengths, self._owners, self._fed = array("L"), array("L"), array("L")
+        self._lengths, self._owners, self._fed = array("I"), array("I"), array("I")
         self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
-        self._hashes: set[bytes] = set()
+        self._hashes, self._judged, self._disputed = Seen(), Seen(), set[bytes]()
         self._answers: Counter[bytes] = Counter()
         self._answered = 0
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
         self._own = Own() if encoder is None else encoder.own
-        self._crowd, self._pairs = Crowd(), Counter[str]()
-        self._judged: dict[bytes, bytes] = {}
+        self._crowd, self._pairs = Crowd(expected, limits.seed), Counter[str]()
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
@@ -279,7 +287,7 @@ class Measure:
             found.append("empty_answer")
         if answers:
             self._answered += 1
-            key = _digest("\0".join(answers[:1]).encode("utf-8", "replace"))
+            key = digest(answers[0])
             if key in self._answers or len(self._answers) < _DISTINCT:  # one that many rows share is among the first
                 self._answers[key] += 1
         found += self._seen_in_text(row.columns)
@@ -330,8 +338,11 @@ class Measure:
             said, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
         else:
             return False
-        key, value = _digest(_encoded(said)), _digest(_encoded(judged))
-        return self._judged.setdefault(key, value) != value
+        key = digest(_encoded(said))
+        was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + _encoded(judged)))
+        if was_said and not was_judged:
+            self._disputed.add(key)
+        return key in self._disputed
 
     def roles(self) -> dict[str, Rows]:
         """Rows by the roles of their turns."""
@@ -339,6 +350,8 @@ class Measure:
 
     def _seen_in_tokens(self, row: Tokenised) -> list[str]:
         found = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
+        if 0 in row.columns.get("completion_mask", ()) and all(one.mask is None for one in row.sequences):
+            found.append("mask_unused")
         for sequence in row.sequences:
             self._lengths.append(len(sequence.ids))
             self._owners.append(row.number)
@@ -437,10 +450,8 @@ class Measure:
 
     def _is_repeated(self, row: Tokenised) -> bool:
         ids = [sequence.ids for sequence in row.sequences]
-        key = row_key(row.columns) if "input_ids" not in row.columns and row.columns else _digest(_encoded(ids))
-        size = len(self._hashes)
-        self._hashes.add(key)
-        return len(self._hashes) == size
+        key = row_key(row.columns) if "input_ids" not in row.columns and row.columns else digest(_encoded(ids))
+        return self._hashes.add(key)
 
     def _count_label(self, label: Json, row: Tokenised, text: str) -> None:
         if label is None:
@@ -479,7 +490,7 @@ def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
 
 def row_key(columns: Columns) -> bytes:
     """A hash of what a row says: its texts, roles, calls and label; of a row that is tokenised, its ids and labels."""
-    return _digest(_encoded({name: _plain(columns[name]) for name in (*_SPOKEN, *_TOKENS) if name in columns}))
+    return digest(_encoded({name: _plain(columns[name]) for name in (*_SPOKEN, *_TOKENS) if name in columns}))
 
 
 def _plain(value: Json) -> Json:
@@ -493,10 +504,6 @@ def _encoded(value: Json) -> bytes:
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=12).digest()
-
-
 def _alike(labels: Iterable[str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for label in labels:
@@ -507,30 +514,29 @@ def _alike(labels: Iterable[str]) -> list[list[str]]:
 def _lengths(lengths: array[int], owners: array[int], limit: int | None) -> Lengths:
     if not lengths:
         return Lengths()
-    ordered = sorted(lengths)
-    longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:_FIRST]
+    ordered = np.sort(np.asarray(lengths))
+    longest = nlargest(_FIRST, range(len(lengths)), key=lengths.__getitem__)
     width, bins = _histogram(ordered, limit)
     return Lengths(
-        mean=sum(ordered) / len(ordered),
+        mean=int(ordered.sum()) / len(ordered),
         **{f"p{percent}": quantile(ordered, percent) for percent in (50, 90, 95, 99)},
-        longest=ordered[-1],
+        longest=int(ordered[-1]),
         longest_rows=[owners[i] for i in longest],
         bin_width=width,
         bins=bins,
     )
 
 
-def quantile(ordered: list[int], percent: int) -> int:
+def quantile(ordered: Sequence[int] | NDArray[np.uint32], percent: int) -> int:
     """The smallest value that at least `percent` per cent of the values do not exceed."""
-    return ordered[-(-len(ordered) * percent // 100) - 1]
+    return int(ordered[-(-len(ordered) * percent // 100) - 1])
 
 
-def _histogram(ordered: list[int], limit: int | None) -> tuple[int, list[int]]:
+def _histogram(ordered: Sequence[int] | NDArray[np.uint32], limit: int | None) -> tuple[int, list[int]]:
     """The width of a bar, and the bars, up to the limit or the 99th percentile, whichever is longer.
 
     The last bar holds all longer sequences.
     """
-    top = min(ordered[-1], max(quantile(ordered, 99), 2 * limit if limit else 0))
+    top = min(int(ordered[-1]), max(quantile(ordered, 99), 2 * limit if limit else 0))
     width = max(1, -(-(top + 1) // _BARS))
-    bars = Counter(min(length // width, _BARS - 1) for length in ordered)
-    return width, [bars[i] for i in range(max(bars) + 1)]
+    return width, np.bincount(np.minimum(np.asarray(ordered) // width, _BARS - 1)).tolist()

@@ -7,13 +7,15 @@ share that LSH misses.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from gradience.data import Columns, answers_of, question_of, whole_text
+import numpy as np
+from numpy.typing import NDArray
+
+from gradience.data import Columns, answers_of, digest, question_of, whole_text
 from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
@@ -24,7 +26,10 @@ _WORD: Final = re.compile(r"\w+")
 _TRIGRAM: Final = 3
 _ASKED: Final = 4  # words from which a question is no greeting
 _FEWEST: Final = 8  # a row with fewer trigrams is not judged for nearness, because one word would decide
+_ODD: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)  # of multiply-shift hashing: any odd numbers
 
+Hashes: TypeAlias = NDArray[np.uint32]
+"""A set of 32-bit hashes: each once, in order."""
 
 NO_DATASKETCH: Final = "near rows need datasketch: in the clone: pip install -e '.[data]'"
 
@@ -39,24 +44,24 @@ class NearIndex:
     def __init__(self) -> None:
         from datasketch import MinHash, MinHashLSH  # an extra
 
-        self._made: Any = MinHash
+        self._empty: Any = MinHash(num_perm=HASHES, hashfunc=int)  # copied: to make its permutations takes long
         self._index: Any = MinHashLSH(threshold=_CANDIDATE, num_perm=HASHES)
 
-    def _hashed(self, grams: frozenset[int]) -> Any:
-        made = self._made(num_perm=HASHES, hashfunc=int)
-        made.update_batch(list(grams))
+    def _hashed(self, grams: Hashes) -> Any:
+        made = self._empty.copy()
+        made.update_batch(grams.tolist())
         return made
 
-    def insert(self, number: int, grams: frozenset[int]) -> None:
+    def insert(self, number: int, grams: Hashes) -> None:
         """Add a set."""
         self._index.insert(number, self._hashed(grams))
 
-    def candidates(self, grams: frozenset[int]) -> list[int]:
+    def candidates(self, grams: Hashes) -> list[int]:
         """The numbers of the sets that are probably similar."""
         found: list[int] = self._index.query(self._hashed(grams))
         return found
 
-    def candidates_before(self, number: int, grams: frozenset[int]) -> list[int]:
+    def candidates_before(self, number: int, grams: Hashes) -> list[int]:
         """The numbers of similar sets that were added before; the set is added, too."""
         hashed = self._hashed(grams)
         found: list[int] = self._index.query(hashed)
@@ -72,7 +77,7 @@ def near_index() -> NearIndex | None:
         return None
 
 
-def can_be_near(grams: frozenset[int]) -> bool:
+def can_be_near(grams: Hashes) -> bool:
     """Whether a row has enough trigrams: with fewer, one word would decide."""
     return len(grams) >= _FEWEST
 
@@ -84,7 +89,7 @@ class EvalRows:
         self._by_words: dict[bytes, list[int]] = {}
         self._texts: dict[int, bytes] = {}
         self._questions: dict[bytes, list[tuple[int, bytes]]] = {}
-        self._grams: dict[int, frozenset[int]] = {}
+        self._grams: dict[int, Hashes] = {}
         self._every: set[int] = set()
         self._rows = 0
         self._exact: set[int] = set()
@@ -106,7 +111,7 @@ class EvalRows:
             grams = trigrams(words)
             if self._index is not None and can_be_near(grams):
                 self._grams[number] = grams
-                self._every |= grams
+                self._every.update(grams.tolist())
                 self._index.insert(number, grams)
 
     def compare(self, columns: Columns) -> None:
@@ -123,9 +128,11 @@ class EvalRows:
             self._other_answer.update(number for number, answer in others if answer != asked[1])
         self._compare_grams(trigrams(words))
 
-    def _compare_grams(self, grams: frozenset[int]) -> None:
+    def _compare_grams(self, grams: Hashes) -> None:
         # Jaccard similarity is at most the share of these trigrams that any row of the evaluation set has.
-        if self._index is None or not can_be_near(grams) or len(grams & self._every) < NEAR * len(grams):
+        if self._index is None or not can_be_near(grams):
+            return
+        if sum(map(self._every.__contains__, grams.tolist())) < NEAR * len(grams):
             return
         for number in self._index.candidates(grams):
             if number not in self._near and jaccard(grams, self._grams[number]) >= NEAR:
@@ -159,12 +166,11 @@ def words_of(columns: Columns) -> list[str]:
 
 
 def _key(words: list[str]) -> bytes:
-    return hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=12).digest()
+    return digest(" ".join(words))
 
 
 def _text_key(columns: Columns) -> bytes:
-    text = repr(columns["input_ids"]) if "input_ids" in columns else whole_text(columns)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).digest()
+    return digest(repr(columns["input_ids"]) if "input_ids" in columns else whole_text(columns))
 
 
 def _asked(columns: Columns) -> tuple[bytes, bytes] | None:
@@ -175,15 +181,33 @@ def _asked(columns: Columns) -> tuple[bytes, bytes] | None:
     return _key(asked), _key(_WORD.findall(" ".join(answers_of(columns)).lower()))
 
 
-def trigrams(words: list[str]) -> frozenset[int]:
+def hashed(words: list[str]) -> NDArray[np.uint64]:
+    """The 32-bit hash of each word."""
+    coded = " ".join(words).encode("utf-8", "replace").split(b" ") if words else []
+    return np.fromiter(map(zlib.crc32, coded), np.uint64, len(coded))
+
+
+def trigrams(words: list[str]) -> Hashes:
     """The hashes of every three consecutive words."""
-    return frozenset(
-        zlib.crc32(" ".join(words[i : i + _TRIGRAM]).encode("utf-8", "replace"))
-        for i in range(len(words) - _TRIGRAM + 1)
-    )
+    return np.unique(_every_trigram(words))
 
 
-def jaccard(some: frozenset[int], others: frozenset[int]) -> float:
+def smallest_trigram(words: list[str]) -> int:
+    """A hash of the trigram with the smallest hash, which rows that are near mostly share; else a hash of all words."""
+    every = _every_trigram(words)
+    shared = len(every) >= _FEWEST
+    return zlib.crc32(every.min().tobytes() if shared else " ".join(words).encode("utf-8", "replace"))
+
+
+def _every_trigram(words: list[str]) -> Hashes:
+    one = hashed(words)
+    count = max(len(one) - _TRIGRAM + 1, 0)
+    mixed = sum(one[i : i + count] * np.uint64(odd) for i, odd in enumerate(_ODD))
+    return (np.asarray(mixed, np.uint64) >> np.uint64(32)).astype(np.uint32)
+
+
+def jaccard(some: Hashes, others: Hashes) -> float:
     """The Jaccard similarity of two sets: common elements over all elements; 0 if both are empty."""
-    union = len(some | others)
-    return len(some & others) / union if union else 0.0
+    common = len(np.intersect1d(some, others, assume_unique=True))
+    union = len(some) + len(others) - common
+    return common / union if union else 0.0

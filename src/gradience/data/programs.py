@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Final, Protocol
 
-from gradience.data import ANSWERERS, Columns, Turn, content_of
+from gradience.data import ANSWERERS, Columns, Shape, Turn, content_of
 from gradience.schema import Json
 
 MODULES: Final = {"llama-factory": "llamafactory", "ms-swift": "swift"}  # what each program is imported as
@@ -34,6 +36,13 @@ _FACTORY_ROLES: Final = {
     "tool_call": "function",
 }
 _ASKS, _ANSWERS = ("user", "observation"), ("assistant", "function")
+_PREPARED: Final = {"llama-factory": ("sft", "dpo", "reward", "kto"), "ms-swift": ("sft", "dpo")}  # for these trainers
+
+
+def prepares(name: str, shape: Shape) -> bool:
+    """Whether a program is asked for rows of a format."""
+    texts = () if name == "llama-factory" else ("text",)  # it pre-trains on text
+    return shape.trainer in _PREPARED.get(name, ()) and shape.format not in {"tokenised", "segments", *texts}
 
 
 class Program(Protocol):
@@ -64,11 +73,10 @@ def program(name: str, tokenizer: Any, settings: Mapping[str, Json]) -> Program:
 
 
 class _LlamaFactory:
-    """LLaMA-Factory 0.9: stages sft and dpo, without images."""
+    """LLaMA-Factory 0.9: stages pt, sft, rm, dpo and kto, without images."""
 
     def __init__(self, tokenizer: Any, settings: Mapping[str, Json]) -> None:
         from llamafactory.data import get_template_and_fix_tokenizer
-        from llamafactory.data.processor import PairwiseDatasetProcessor, SupervisedDatasetProcessor
         from llamafactory.hparams import DataArguments
 
         given = {name: settings[name] for name in _OF_FACTORY if settings.get(name) is not None}
@@ -76,22 +84,29 @@ class _LlamaFactory:
         template = get_template_and_fix_tokenizer(tokenizer, arguments)
         self.template = str(arguments.template or "parsed from the tokenizer's")
 
-        def processors(of: Any) -> list[Any]:
+        @cache
+        def processors(kind: str) -> list[Any]:
+            of = getattr(import_module("llamafactory.data.processor"), f"{kind}DatasetProcessor")
             return [of(template, tokenizer, None, it) for it in (replace(arguments, cutoff_len=_NO_LIMIT), arguments)]
 
-        self._single, self._paired = processors(SupervisedDatasetProcessor), processors(PairwiseDatasetProcessor)
+        self._processors = processors
 
     def __call__(self, columns: Columns) -> list[Json]:
-        system, turns = _split(columns.get("messages", _turns(columns.get("prompt"), "user")))
-        if "rejected" in columns:
+        kinds = {"text": "Pretrain", "rejected": "Pairwise", "label": "Feedback"}
+        kind = next((kind for name, kind in kinds.items() if name in columns), "Supervised")
+        system, turns = _split(columns.get("messages", _turns(columns.get("prompt", columns.get("text")), "user")))
+        if kind == "Pairwise":
             prompt, responses = turns, [_factory_turn(_last(columns[side])) for side in ("chosen", "rejected")]
         else:
             said = [*turns, *_turns(columns.get("completion"), "assistant")]
-            prompt, responses = said[:-1], [_factory_turn(turn) for turn in said[-1:]]
+            place = len(said) if kind == "Pretrain" else len(said) - 1
+            prompt, responses = said[:place], [_factory_turn(turn) for turn in said[place:]]
         asked = [_factory_turn(turn) for turn in prompt]
-        ordered = [*asked, *responses[:1]]
+        ordered = [*asked, *responses[:1]] if responses else []
         if len(ordered) % 2 or any(turn["role"] not in (_ASKS, _ANSWERS)[i % 2] for i, turn in enumerate(ordered)):
             raise ValueError("LLaMA-Factory leaves it out: questions and answers do not alternate")
+        if kind == "Feedback":  # a wanted answer stands first there, an unwanted one second
+            responses.insert(int(columns["label"]), {"role": "assistant", "content": ""})
         tools = columns.get("tools") or ""
         example = {
             "_prompt": [asked],
@@ -100,9 +115,7 @@ class _LlamaFactory:
             "_tools": [tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)],
             **{name: [None] for name in ("_images", "_videos", "_audios")},
         }
-        whole, kept = (
-            it.preprocess_dataset(example) for it in (self._paired if "rejected" in columns else self._single)
-        )
+        whole, kept = (it.preprocess_dataset(example) for it in self._processors(kind))
         names = ("chosen_", "rejected_") if "rejected" in columns else ("",)
         return [[*_labelled(whole, name, 0), *_labelled(kept, name, 0)] for name in names]
 
@@ -154,7 +167,8 @@ def _labelled(made: Any, name: str, place: int | None = None) -> list[list[int]]
     """Ids and mask of a sequence that a program made; of a batch, the one at that place."""
     if not made:
         raise ValueError("the program leaves it out")
-    ids, labels = made[f"{name}input_ids"], made[f"{name}labels"]
+    ids = made[f"{name}input_ids"]
+    labels = made.get(f"{name}labels", ids)  # of text, none are stated
     if place is not None:
         ids, labels = ids[place], labels[place]
     return [list(ids), [int(label != _IGNORED) for label in labels]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -27,8 +26,13 @@ _REFUSAL: Final = re.compile(
     r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
     r"Unfortunately, I)\b"
 )
-_DANGLING: Final = frozenset(
-    ("a an the of and or to in on at by for with from as that which this is are was were be but if into its").split()  # noqa: SIM905  # a list of words
+_DANGLING: Final = frozenset(  # English, German, French, Spanish
+    re.findall(
+        r"\S+",
+        "a an the of and or to in on at by for with from as that which this is are was were be but if into its der die "
+        "das den dem des ein eine und oder zu auf mit von im nicht le la les du et ou \u00e0 pour dans sur une que qui "
+        "el los las y para con por de se su",
+    )
 )
 _TOOLS: Final = frozenset({"tool", "ipython", "observation", "function", "tool_response", "function_response"})
 _QUOTED_CALL: Final = re.compile(r"<tool|<function|\{\s*\"(?:name|function|arguments)\"|Action:|```")
@@ -37,9 +41,7 @@ _LONG_LINE: Final = 6  # words of the last line of such an answer
 _SPEAKER: Final = re.compile(r"\s*(?:###? ?)?(?:Assistant|ASSISTANT|AI|Bot|Chatbot|GPT|ChatGPT): ?\S")
 _MISSING: Final = frozenset({"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]"})  # None and null may be answers
 _PLACEHOLDER: Final = re.compile(r"\[(?:INSERT|YOUR|Insert|Your)[ A-Za-z_]{0,40}\]|\{\{ ?[a-z]+_[a-z_]+ ?\}\}")
-_SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]?")
-_LOOP: Final = 5  # times that a sentence is said in an answer that loops
-_LONG_ENOUGH: Final = 80  # characters of such an answer
+_WORD: Final = re.compile(r"\w+")
 _ECHO: Final = 4  # words of a question from which its repetition is no chance
 _LABEL: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
 _SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
@@ -171,8 +173,6 @@ def _of_answers(answers: list[str]) -> Iterator[str]:
         yield "escaped_breaks"
     if any(answer.strip() in _MISSING for answer in answers):
         yield "missing_value"
-    if any(_loops(answer) for answer in answers):
-        yield "loops"
     if any(_PLACEHOLDER.search(answer) for answer in answers):
         yield "placeholder"
     if any(_LETTER.search(answer) for answer in answers):
@@ -181,16 +181,6 @@ def _of_answers(answers: list[str]) -> Iterator[str]:
         yield "refusal"
     kinds = {ending(answer) for answer in answers[:1]}
     yield from (kind for kind in ("ended", "dangling", "torn") if kind in kinds)
-
-
-def _loops(answer: str) -> bool:
-    """Whether most of an answer is one sentence again and again."""
-    if len(answer) < _LONG_ENOUGH:
-        return False
-    pieces = [" ".join(hit[0].split()) for hit in _SENTENCE.finditer(answer)]
-    often = Counter(piece for piece in pieces if piece.count(" ") >= _ECHO - 1).most_common(1)
-    said, times = often[0] if often else ("", 0)
-    return times >= _LOOP and 2 * times * len(said) > len(answer)
 
 
 def ending(answer: str) -> str:
@@ -216,11 +206,11 @@ def _echoes(columns: Columns, turns: list[Turn]) -> bool:
     asked = columns.get("prompt")
     if not isinstance(asked, str):
         asked = next((content_of(turn) for turn in reversed(turns) if turn.get("role") == "user"), "")
-    asked = " ".join(asked.split())
-    if asked.count(" ") < _ECHO - 1:
+    words = _WORD.findall(asked.casefold())
+    if len(words) < _ECHO:
         return False
     answer = next(iter(answers_of(columns)[-1:] if "messages" in columns else answers_of(columns)), "")
-    return " ".join(answer[: 2 * len(asked) + 64].split()).casefold().startswith(asked.casefold())
+    return _WORD.findall(answer[: 2 * len(asked) + 64].casefold())[: len(words)] == words
 
 
 def opening(text: str) -> str:

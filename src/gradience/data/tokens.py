@@ -20,8 +20,6 @@ from gradience.schema import Json
 from gradience.schema.reports import LossMode
 
 _BATCH: Final = 256  # rows tokenised in one call
-_TRAINED: Final = frozenset({"sft", "dpo"})  # what trainers are asked for where they are installed
-_PLAIN: Final = frozenset({"text", "tokenised", "segments"})
 _NOT_CONVERSATIONAL: Final = frozenset({"text", "tokenised", "segments", "steps", "prompt-only"})
 _STEP: Final = "\n"  # what PRMTrainer writes after each step by default
 _IGNORED: Final = -100  # label of a token that the loss ignores
@@ -101,7 +99,7 @@ class Tokeniser:
         self._prepare = _PREPARE.get(shape.trainer, Tokeniser._sft)
         if shape.format == "tokenised":
             self._prepare = Tokeniser._ready
-        elif encoder is not None and encoder.by_trainer and shape.trainer in _TRAINED and shape.format not in _PLAIN:
+        elif encoder is not None and encoder.by_trainer:
             self._prepare = Tokeniser._by_trainer
 
     def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | Fault]:

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from peft.tuners.lora.layer import LoraLayer
-
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Example
 from gradience.models.reading import Reading, read_loaded
-from gradience.models.states import adapted, groups_of, rounded, scaled, without
+from gradience.models.states import adapted, groups_of, rounded, scaled, with_scale, without
 
 _SCALES: Final = (0.125, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
@@ -67,8 +65,7 @@ class Probes:
 
 def factors_of(loaded: LoadedModel) -> dict[float, str]:
     """The factors to try on a model, in rising order, with the mistake that gives each; empty for the others."""
-    layers = (layer for layer in adapted(loaded).values() if isinstance(layer, LoraLayer))
-    lora = [layer for layer in layers if FIRST in layer.scaling]
+    lora = with_scale(adapted(loaded))
     if not lora:
         return {}
     found = dict.fromkeys(_SCALES, "")

@@ -71,9 +71,15 @@ def _kept(loaded: LoadedModel, example: Example, scores: torch.Tensor) -> npt.ND
     return scores.reshape(-1).double().cpu().numpy()
 
 
-def as_base(loaded: LoadedModel) -> AbstractContextManager[Any]:
-    """A context in which the model is the base. A classifier keeps the head that the adapter brought, having no own."""
+def brought(loaded: LoadedModel) -> dict[str, Any]:
+    """The layers that the base is without, by path. The head of a classifier is not among them: a base has none."""
     layers = adapted(loaded)
     if loaded.task == "causal-lm":
-        return without(layers, list(layers))
-    return without(layers, [path for path, layer in layers.items() if not hasattr(layer, "modules_to_save")])
+        return layers
+    return {path: layer for path, layer in layers.items() if not hasattr(layer, "modules_to_save")}
+
+
+def as_base(loaded: LoadedModel) -> AbstractContextManager[Any]:
+    """A context in which the model is the base. A classifier keeps the head that the adapter brought, having no own."""
+    layers = brought(loaded)
+    return without(layers, list(layers))

@@ -43,10 +43,12 @@ def digest_of(loaded: LoadedModel) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-def groups_of(paths: Collection[str], saved: Collection[str] = ()) -> dict[str, frozenset[str]]:
+def groups_of(
+    paths: Collection[str], saved: Collection[str] = (), *, each_layer: bool = True
+) -> dict[str, frozenset[str]]:
     """Groups of modules that a program may leave out together, by name, the largest first.
 
-    Attention, MLP, each kind of module, quarters and halves of the layers, each layer, and each of the modules that
+    Attention, MLP, each kind of module, quarters and halves of the layers, `each_layer`, and each of the modules that
     are `saved` whole. Groups of equal content are named once, and all modules together are no group.
 
     >>> list(groups_of(["layers.0.self_attn.q_proj", "layers.0.mlp.up_proj"]))
@@ -68,7 +70,7 @@ def groups_of(paths: Collection[str], saved: Collection[str] = ()) -> dict[str, 
         size = -(-len(layers) // parts)
         spans = [layers[start : start + size] for start in range(0, len(layers), size)] if len(layers) > parts else []
         named |= {f"layers {s[0]} to {s[-1]}": set().union(*(by_layer[i] for i in s)) for s in spans if len(s) > 1}
-    named |= {f"layer {i}": by_layer[i] for i in layers}
+    named |= {f"layer {i}": by_layer[i] for i in layers if each_layer}
     named |= {f"{path}, saved whole": {path} for path in saved}
     groups: dict[str, frozenset[str]] = {}
     for name, found in named.items():
@@ -90,10 +92,15 @@ def without(layers: Mapping[str, Any], paths: Collection[str]) -> Iterator[None]
             layers[path].requires_grad_(requires_grad=False)
 
 
+def with_scale(layers: Mapping[str, Any]) -> list[LoraLayer]:
+    """Those of the layers whose update has a scale, which are LoRA's."""
+    return [layer for layer in layers.values() if isinstance(layer, LoraLayer) and FIRST in layer.scaling]
+
+
 @contextmanager
 def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
     """A context in which every LoRA update counts `factor` times."""
-    found = [layer for layer in layers.values() if isinstance(layer, LoraLayer) and FIRST in layer.scaling]
+    found = with_scale(layers)
     before = [layer.scaling[FIRST] for layer in found]
     try:
         for layer, scale in zip(found, before, strict=True):

@@ -1,6 +1,6 @@
-"""The options of every bench, as a record: the command line parses what the library takes.
+"""The options of bench, receipt and drift, as records: the command line parses what the library takes.
 
-It stands apart from the benches, whose modules import JAX.
+They stand apart from the verbs, whose modules import JAX or torch.
 """
 
 # Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
@@ -77,6 +77,30 @@ class ReceiptOptions:
     seed: int = 0
     token_ids: bool = False
     keep_text: bool = False
+
+    def refuse_bad(self) -> None:
+        """Refuse an option out of its range.
+
+        Raises:
+            OptionError: there is one.
+        """
+        refuse_beyond(self, rows=COUNT, seed=WHOLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftOptions:
+    """Which texts an adapter's change is measured on.
+
+    Parameters
+    ----------
+    rows:
+        Texts of each file that are read, up to 40 predictions of each.
+    seed:
+        Seed of the choice of texts from a file.
+    """
+
+    rows: int = 32
+    seed: int = 0
 
     def refuse_bad(self) -> None:
         """Refuse an option out of its range.

@@ -1,4 +1,4 @@
-"""The reports of the verbs that write one adapter from another, as text: resize, mitigate and convert.
+"""The reports of the verbs that write one adapter from another, as text: resize and convert.
 
 Each report begins with what was read and written and with the error of the whole adapter. A table of modules follows,
 those with the largest change first; without `verbose` it is cut. Every report ends with what it does not show.
@@ -10,16 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render import Columns, as_text, banner, clean, count, labelled, listed, megabytes, number, percent, table
-from gradience.schema.writing import (
-    Calibration,
-    ConvertedModule,
-    ConvertReport,
-    MitigatedModule,
-    MitigateReport,
-    ResizedModule,
-    ResizeReport,
-)
+from gradience.render import Columns, as_text, banner, clean, count, labelled, listed, megabytes, percent, table
+from gradience.schema.writing import Calibration, ConvertedModule, ConvertReport, ResizedModule, ResizeReport
 
 _MANY_FLIPS: Final = 0.05  # of the predictions, from which a choice by outputs is warned of
 MODULES: Final = 12  # rows of a table without --verbose
@@ -49,11 +41,6 @@ _BY_OUTPUTS: Final[Columns[ResizedModule]] = (
     _RESIZED[0],
     ("predicted KL", ">12", lambda row: f"{row.kl_predicted or 0.0:.1e}"),
     *_RESIZED[1:],
-)
-
-_MEASURED: Final = (
-    "Measured on the one adapter with intruders among those trained: lowering alpha by as much restored more of",
-    "what was forgotten (.451 against .430, .533 against .444). Compare both: gradience bench mitigate.",
 )
 
 
@@ -132,48 +119,6 @@ def _inputs(inputs: int, predictions: int) -> str:
 
 def _worst(errors: Iterable[float | None]) -> float:
     return max((error or 0.0 for error in errors), default=0.0)
-
-
-@as_text
-def mitigate_text(report: MitigateReport, *, verbose: bool = False) -> Iterator[str]:
-    """The report of a mitigation for a terminal; `verbose` also lists the modules without intruders."""
-    yield from banner("GRADIENCE MITIGATE")
-    yield f"From: {clean(report.source)}"
-    yield f"Base: {clean(report.base)}"
-    yield f"To:   {destination(report.out)}"
-    rule = f"dW' = (I - {1.0 - report.scale:g} U U^T) dW"
-    yield f"{rule}, U the intruders of each module (k={report.k}, eps={report.eps:g})"
-    yield f"Intruder dimensions: {report.before} -> {report.after} in {len(report.modules)} modules"
-    if report.before:
-        yield f"  {report.before} -> {report.alpha_after} where lora_alpha x c changes each of these updates by as much"
-    yield ""
-    rows = sorted(report.modules, key=lambda row: (row.before == 0, -row.relative_change))
-    affected = sum(row.before > 0 for row in rows)
-    if rows and (verbose or affected):
-        most = None if verbose else min(affected, MODULES)
-        yield from table(_MITIGATED, rows, most=most, of="modules")
-    elif rows:
-        yield f"  {len(rows)} modules, none with an intruder (--verbose lists all)"
-    if report.not_looked_at:
-        first = report.not_looked_at[0]
-        yield f"Unchanged: {len(report.not_looked_at)} (first: {clean(first.name)}: {clean(first.reason)})"
-    if affected:
-        yield from _MEASURED
-    yield "A hypothesis: verify on held-out data, of the task and of what the base could do before."
-
-
-def _module(row: MitigatedModule) -> str:
-    return clean(row.name) + (f"  ({row.undecided} undecided, not scaled)" if row.undecided else "")
-
-
-_MITIGATED: Final[Columns[MitigatedModule]] = (
-    ("before", ">6", lambda row: str(row.before)),
-    ("after", ">5", lambda row: str(row.after)),
-    ("change of dW", ">12", lambda row: percent(row.relative_change)),
-    ("alpha x c", ">9", lambda row: number(row.alpha_factor, ".3f")),
-    ("after", ">5", lambda row: str(row.alpha_after)),
-    ("module", "", _module),
-)
 
 
 @as_text

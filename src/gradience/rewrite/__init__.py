@@ -1,1 +1,1 @@
-"""Verbs that write an adapter from others, and compare: resize, merge, convert, mitigate, compare."""
+"""Verbs that write an adapter from others, and compare: resize, merge, convert, compare."""

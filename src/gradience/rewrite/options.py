@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 from gradience.errors import OptionError
-from gradience.ranges import COUNT, FACTOR, POSITIVE, SHARE, WHOLE, Range, option_name, refuse_beyond
+from gradience.ranges import COUNT, POSITIVE, SHARE, WHOLE, Range, option_name, refuse_beyond
 from gradience.schema.merge import MergeMethod
 from gradience.schema.writing import Criterion, TargetFormat
 
@@ -158,36 +158,6 @@ class ResizeOptions:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(option_name, names))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MitigateOptions:
-    """What an intruder is, and what is left of it.
-
-    Parameters
-    ----------
-    scale:
-        What is left of dW along each intruder: u^T dW' = SCALE * u^T dW.
-    k:
-        How many leading left singular vectors of W + dW to look at.
-    eps:
-        u is an intruder where max_i |<u, u_i(W)>| < EPS.
-    seed:
-        Random seed.
-    """
-
-    scale: float = 0.5
-    k: int = 10
-    eps: float = 0.5
-    seed: int = 0
-
-    def refuse_bad(self) -> None:
-        """Refuse an option out of its range.
-
-        Raises:
-            OptionError: there is one.
-        """
-        refuse_beyond(self, scale=FACTOR, k=COUNT, eps=SHARE, seed=WHOLE)
 
 
 @dataclass(frozen=True, kw_only=True)

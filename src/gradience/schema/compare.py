@@ -374,7 +374,7 @@ class BenchReport(Report, kw_only=True, frozen=True):
     """Candidates compared with an adapter on held-out data: paired differences, their bounds, and a verdict."""
 
     schema: Literal["gradience.bench/v2"] = BENCH_SCHEMA_ID
-    kind: Annotated[Literal["resize", "merge", "mitigate"], about("The verb whose results are measured.")]
+    kind: Annotated[Literal["resize", "merge"], about("The verb whose results are measured.")]
     adapters: Annotated[list[str], about("The adapters, as given.")]
     base: Annotated[str, about("The base model, as given; empty if the evaluator has its own.")] = ""
     out: Annotated[str, about("The folder of the candidates and evaluations.")]

@@ -20,6 +20,7 @@ from gradience.schema.audit import AuditReport
 from gradience.schema.compare import BenchReport, CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RulesReport
+from gradience.schema.drift import DriftReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.flat import Flat
 from gradience.schema.fleet import (
@@ -34,7 +35,7 @@ from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeRep
 from gradience.schema.receipt import Receipt, VerifyServedReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
 from gradience.schema.why import WhyReport
-from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
+from gradience.schema.writing import ConvertReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
 SchemaName: TypeAlias = Literal[
@@ -46,7 +47,7 @@ SchemaName: TypeAlias = Literal[
     "compare",
     "compare-adapters",
     "resize",
-    "mitigate",
+    "drift",
     "convert",
     "merge",
     "merge-check",
@@ -99,12 +100,12 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "compare": CompareReport,
     "compare-adapters": CompareAdaptersReport,
     "resize": ResizeReport,
-    "mitigate": MitigateReport,
     "convert": ConvertReport,
     "merge": MergeReport,
     "merge-check": MergeCheckReport,
     "verify-merge": VerifyMergeReport,
     "bench": BenchReport,
+    "drift": DriftReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,

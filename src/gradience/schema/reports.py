@@ -111,10 +111,10 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
         Rows()
     )
     labels_shifted: Annotated[Rows, about("They are those of the next tokens.")] = Rows()
+    mask_unused: Annotated[Rows, about("The row holds a completion mask that the trainer does not apply.")] = Rows()
     unknown_ids: Annotated[Rows, about("A token id is not one of the tokenizer's.")] = Rows()
     padding_supervised: Annotated[Rows, about("The row ends in padding that is in the loss.")] = Rows()
     missing_value: Annotated[Rows, about("An answer is a missing value as a program writes it, such as nan.")] = Rows()
-    loops: Annotated[Rows, about("An answer is for the most part one sentence again and again.")] = Rows()
     placeholder: Annotated[Rows, about("An answer holds a placeholder that was to be filled in.")] = Rows()
     escaped_letters: Annotated[Rows, about("An answer holds letters as escapes of JSON.")] = Rows()
     speaker_label: Annotated[Rows, about("An answer that is a turn begins with a speaker's name, as text.")] = Rows()
@@ -188,7 +188,10 @@ class Languages(msgspec.Struct, kw_only=True, frozen=True):
 class NearRows(msgspec.Struct, kw_only=True, frozen=True):
     """Rows that nearly repeat an earlier one, by word trigrams that few other rows share."""
 
-    compared: Annotated[NonNegativeInt, about("Rows that were compared: the first ones that were read.")] = 0
+    compared: Annotated[NonNegativeInt, about("Rows that were compared; rows that repeat another exactly are not.")] = 0
+    drawn_from: Annotated[
+        NonNegativeInt, about("Rows that these were drawn from, so that like rows are drawn together; 0 if all were.")
+    ] = 0
     rows: Rows = Rows()
     reason: Annotated[str, about("Why rows were not compared; else empty.")] = ""
 

@@ -8,7 +8,6 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema import Fraction, Json, NonNegativeInt, about
-from gradience.schema.audit import NotCompared
 from gradience.schema.document import Report
 
 PROVENANCE_SCHEMA_ID: Final = "gradience.vnext.provenance/v1"
@@ -152,49 +151,6 @@ class ResizeReport(Report, kw_only=True, frozen=True):
     modules: list[ResizedModule] = []
     notes: list[str] = []
     calibration: Calibration | None = None
-
-
-MITIGATE_SCHEMA_ID: Final = "gradience.mitigate/v2"
-
-
-class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
-    """One module's intruders among the k leading left singular vectors of W + dW, before and after."""
-
-    name: Annotated[str, about("Module path without `base_model.model.`.")]
-    before: Annotated[NonNegativeInt, about("Intruders at eps, with undecided vectors counted.")]
-    scaled: Annotated[NonNegativeInt, about("Vectors that were shown to be intruders and were scaled.")]
-    after: Annotated[NonNegativeInt, about("Intruders of the adapter as written, counted again.")]
-    undecided: Annotated[
-        NonNegativeInt,
-        about("Vectors that the bounds leave undecided, which were not scaled; 0 if the method is exact."),
-    ]
-    relative_change: Annotated[Fraction, about("Frobenius norm of what was removed over that of dW.")]
-    method: Literal["exact", "lanczos"]
-    converged: Annotated[bool, about("Whether the k leading vectors reached their tolerance.")]
-    alpha_factor: Annotated[
-        Fraction, about("Factor of lora_alpha that changes dW by the same norm: 1 - relative_change.")
-    ] = 1.0
-    alpha_after: Annotated[NonNegativeInt, about("Intruders of alpha_factor x dW, counted in the same way.")] = 0
-
-
-class MitigateReport(Report, kw_only=True, frozen=True):
-    """The result of `gradience mitigate`, or of its dry run: dW' = (I - (1 - scale) U U^T) dW."""
-
-    schema: Literal["gradience.mitigate/v2"] = MITIGATE_SCHEMA_ID
-    source: Annotated[str, about("The adapter, as given.")]
-    base: Annotated[str, about("The base model, as given.")]
-    out: Annotated[str, about("The folder written; null in a dry run.")] | None = None
-    scale: Annotated[Fraction, about("Factor of dW along each intruder direction: 0 removes it.")]
-    k: Annotated[NonNegativeInt, about("Number of leading singular vectors that were examined.")]
-    eps: Annotated[Fraction, about("Threshold of overlap below which a vector is an intruder.")]
-    before: Annotated[NonNegativeInt, about("Intruders over all modules.")]
-    after: Annotated[NonNegativeInt, about("Intruders over all modules of the adapter as written.")]
-    alpha_after: Annotated[
-        NonNegativeInt,
-        about("Intruders if lora_alpha is lowered instead, with the same relative change in each module."),
-    ] = 0
-    modules: list[MitigatedModule] = []
-    not_looked_at: Annotated[list[NotCompared], about("Modules that were copied bit for bit, with the reason.")] = []
 
 
 CONVERT_SCHEMA_ID: Final = "gradience.convert/v2"

@@ -298,14 +298,13 @@ def bound(measure: Measure, middle: Array, half: Array) -> Array:
 class Overlaps(NamedTuple):
     """Bounds on the largest overlap max_i |<u, u_i(W)>| of each leading left singular vector u of W + dW.
 
-    If `exact`, `lower` and `upper` are equal. `left` holds the vectors u as columns.
+    If `exact`, `lower` and `upper` are equal.
     """
 
     lower: npt.NDArray[np.float64]
     upper: npt.NDArray[np.float64]
     exact: bool
     converged: bool
-    left: Matrix
 
 
 def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, seed: int = 0) -> Overlaps:
@@ -329,13 +328,13 @@ def count_below(found: Overlaps, eps: float) -> tuple[int, int]:
 
 
 def _exact(base: Operator, tuned: Operator, k: int) -> Overlaps:
-    best, left = (np.asarray(x) for x in exact_overlaps(base, tuned, k))
-    return Overlaps(best, best, exact=True, converged=True, left=left)
+    best = np.asarray(exact_overlaps(base, tuned, k))
+    return Overlaps(best, best, exact=True, converged=True)
 
 
 @partial(jax.jit, static_argnames="k")
-def exact_overlaps(base: Operator, tuned: Operator, k: int) -> tuple[Array, Array]:
-    """The exact overlaps (k,) with W's left singular vectors of values above zero, and the vectors (m, k).
+def exact_overlaps(base: Operator, tuned: Operator, k: int) -> Array:
+    """The exact overlaps (k,) with W's left singular vectors of values above zero.
 
     For a tall W the left singular vectors are W V / s, so U^T u = (u^T W) V / s needs no product of two large matrices.
     If W + dW has fewer than k nonzero singular values, the remaining vectors are no new directions: their overlap is 1.
@@ -347,7 +346,7 @@ def exact_overlaps(base: Operator, tuned: Operator, k: int) -> tuple[Array, Arra
     s, vectors = s[:k], vectors[:, :k]
     left = over(changed @ vectors, s) if is_tall else vectors
     inner = over((left.T @ w) @ of_base, s_base) if is_tall else left.T @ of_base
-    return jnp.where(s > _RESOLVED * s[0], jnp.max(jnp.abs(inner), axis=1), 1.0), left
+    return jnp.where(s > _RESOLVED * s[0], jnp.max(jnp.abs(inner), axis=1), 1.0)
 
 
 def _short_side(matrix: Array) -> tuple[Array, Array]:
@@ -371,7 +370,7 @@ def _bounded(base: Operator, top: Triplets, eps: Sequence[float]) -> Overlaps:
         lower, upper = _widened(atoms(basis, room_for(steps + 1, most + 1), k, [(e - _ROUNDING) ** 2 for e in eps]))
         if all(np.all((lower >= e) | (upper < e)) for e in eps):
             break
-    return Overlaps(lower, upper, exact=False, converged=top.converged, left=top.left)
+    return Overlaps(lower, upper, exact=False, converged=top.converged)
 
 
 def _widened(found: Atoms) -> tuple[Matrix, Matrix]:

@@ -192,8 +192,27 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ),
         ("DAT335", {"seen": {"ended": 980, "torn": 20}}, "warning", {"seen": {"ended": 981, "torn": 19}}),
         ("DAT335", {"seen": {"ended": 95, "torn": 5}}, "warning", {"seen": {"ended": 96, "torn": 4}}),
-        ("DAT335", {"seen": {"ended": 95, "dangling": 5}}, "info", {"seen": {"ended": 96, "dangling": 4}}),
-        ("DAT335", {"seen": {"ended": 30, "dangling": 70}}, "info", {"seen": {"ended": 29, "dangling": 71}}),
+        (
+            "DAT335",
+            {"seen": {"ended": 380, "dangling": 19, "torn": 1}},
+            "info",
+            {"seen": {"ended": 381, "dangling": 19, "torn": 1}},
+        ),
+        (
+            "DAT335",
+            {"seen": {"ended": 30, "dangling": 66, "torn": 4}},
+            "info",
+            {"seen": {"ended": 29, "dangling": 67, "torn": 4}},
+        ),
+        (
+            "DAT335",
+            {"seen": {"ended": 300, "dangling": 19, "torn": 1}},
+            "info",
+            {"seen": {"ended": 300, "dangling": 20, "torn": 1}},
+        ),
+        ("DAT334", {"repeated": {"answers": 1000, "rows": {"count": 899}}}, "warning", {}),
+        ("DAT334", {"repeated": {"answers": 1000, "rows": {"count": 900}}}, "info", {}),
+        ("DAT304", {"seen": {"mask_unused": 1}}, "warning", {}),
         ("DAT336", {"seen": {"call_unanswered": 1}}, "warning", {}),
         ("DAT336", {"seen": {"result_uncalled": 1}}, "warning", {}),
         ("DAT337", {"seen": {"arguments_broken": 1}}, "warning", {}),
@@ -285,7 +304,6 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             {**TOKENISED, "seen": {"padding_supervised": 9}},
         ),
         ("DAT350", {"seen": {"missing_value": 10}}, "warning", {"seen": {"missing_value": 9}}),
-        ("DAT351", {"seen": {"loops": 10}}, "warning", {"seen": {"loops": 9}}),
         ("DAT352", {"labels_alike": [["No", "no"]]}, "warning", {"labels_alike": []}),
         ("DAT353", {"seen": {"placeholder": 10}}, "info", {"seen": {"placeholder": 9}}),
         ("DAT354", {"seen": {"speaker_label": 50}}, "warning", {"seen": {"speaker_label": 49}}),
@@ -422,8 +440,25 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "DAT318",
             {"seen": {"replacement": 1, "mojibake": 10}},
             (
-                "warning: 10 of 1,000 rows (1 %: 1, ...) hold UTF-8 decoded as Latin-1 | info: 1 of 1,000 rows (0.1 %: "
-                "1) hold U+FFFD, lost characters"
+                "warning: 10 of 1,000 rows (1 %: 1, ...) hold text that was decoded wrongly, as UTF-8 read as Latin-1 "
+                "| info: 1 of 1,000 rows (0.1 %: 1) hold U+FFFD, lost characters"
+            ),
+        ),
+        (
+            "DAT341",
+            {"near": {"compared": 5000, "drawn_from": 90_000, "rows": {"count": 50, "first": [7]}}},
+            (
+                "info: 50 of 5,000 rows (1 %: 7, ...) nearly repeat an earlier row; these were drawn from 90,000, like "
+                "rows together"
+            ),
+        ),
+        ("DAT341", {"sampled": True, "near": {"compared": 9}}, "? a sample shows few of the near rows: --samples all"),
+        (
+            "DAT304",
+            {"loss": "all", "seen": {"mask_unused": 3}},
+            (
+                "warning: 3 of 1,000 rows (0.3 %: 1, ...) hold a completion_mask, which SFTTrainer does not apply: "
+                "every token is supervised"
             ),
         ),
         # what the loss is on

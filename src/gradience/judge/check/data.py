@@ -19,9 +19,10 @@ from gradience.data.encoder import Encoder, Trainer
 from gradience.data.formats import recognise
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
+from gradience.data.programs import prepares
 from gradience.data.rows import Fault, Row, Source
 from gradience.data.tokens import Masking, Tokeniser
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, few
 from gradience.judge.check import SETTINGS, CheckOptions, Place, Settings, judged, when_of
 from gradience.judge.check.clean import keys_of, refuse_clean, write_clean
 from gradience.judge.check.options import DataOptions, Samples
@@ -47,6 +48,7 @@ _PEEK: Final = 20  # first rows among which a usable one must be found to show t
 
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
 _OF_THE_TOKENIZER: Final = frozenset({"axolotl", "llama-factory"})
+_UNPROMPTED: Final = frozenset({"text", "classification", "tokenised", "segments", "steps"})  # no template is used
 _OFTEN: Final = 256  # rows between two reports of progress
 _NO_LIMIT: Final = 1 << 30  # tokens
 _BATCH: Final = 8  # default per_device_train_batch_size of transformers
@@ -96,19 +98,20 @@ def measure_data(asked: Asked) -> DataReport:
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
     standard = asked.plan.naming.standard
-    shape = _shape_of(source, asked.task, standard)
+    shape = _shape_of(source, asked.task or asked.plan.task, standard)
     template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
     asked = asked._replace(template=template)
     limit, notes = _limit(asked, shape)
-    trainer = None if template is not None or shape.format == "tokenised" else _trainer(asked, limit)
+    asks = template is None and prepares(asked.plan.program, shape)
+    trainer = _trainer(asked, limit) if asks else None
     encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template, trainer=trainer)
     tokeniser = Tokeniser(shape, encoder, asked.masking, standard=standard)
     if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
     limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
-    measure = Measure(shape, encoder, limits)
     total = source.count if wanted is None else len(wanted)
+    measure = Measure(shape, encoder, limits, expected=total)
     for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
         measure.add(row)
         if asked.progress is not None and (done % _OFTEN == 0 or done == total):
@@ -121,7 +124,7 @@ def measure_data(asked: Asked) -> DataReport:
     return DataReport(
         path=str(source.path),
         cleaned=_cleaned(asked, source, tokeniser),
-        prompt=_prompt(asked, encoder),
+        prompt=_prompt(asked, encoder, shape),
         eval_path=None if asked.evaluation is None else str(asked.evaluation),
         format=shape.format,
         trainer=shape.trainer,
@@ -174,14 +177,14 @@ def _by_trainer(encoder: Encoder | None) -> bool:
     return encoder is not None and bool(encoder.by_trainer)
 
 
-def _prompt(asked: Asked, encoder: Encoder | None) -> str:
+def _prompt(asked: Asked, encoder: Encoder | None, shape: Shape) -> str:
     """The prompt that was assumed, if the trainer may write another one, or the trainer's own; else empty."""
     if encoder is None or asked.template is not None:
         return ""
     program, named = asked.plan.program, asked.plan.prompt
     if encoder.by_trainer:
         return f"the template {encoder.by_trainer} of {program}, as it is installed here"
-    if not encoder.template:
+    if not encoder.template or shape.format in _UNPROMPTED:
         return ""
     assumed = "assumed: the tokenizer's chat template"
     if not asked.plan.stated:
@@ -211,7 +214,7 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
         "pad_is_end": encoder.pad_is_end,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
-    if shape.format in {"text", "classification", "tokenised", "segments", "steps"}:
+    if shape.format in _UNPROMPTED:
         return found
     if encoder.by_trainer:
         found["template"] = encoder.template_from
@@ -264,7 +267,7 @@ def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
 
 def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
     source, found = Source(place), EvalRows()
-    shape = _shape_of(source, asked.task, asked.plan.naming.standard)
+    shape = _shape_of(source, asked.task or asked.plan.task, asked.plan.naming.standard)
     if shape.format != tokeniser.shape.format:
         raise ConfigError(
             f"{place}: rows of format {shape.format}, those of the training set of {tokeniser.shape.format}",
@@ -284,6 +287,7 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
     found = []
     if shape.format == "instruction":
         found.append("an instruction is written as a user's message with its input, the output as the answer")
+        found += [f"columns that are not read: {few(shape.unread)}"] if shape.unread else []
     if shape.format == "sharegpt" and masking.trl and masking.loss == "assistant":
         found.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
     if shape.format == "segments" and masking.trl:
@@ -364,7 +368,7 @@ def check_data(
             batch_stated=whole.config.training.batch_size is not None,
             limits=Limits(
                 batch_size=whole.config.training.batch_size or _BATCH,
-                num_labels=_classes(whole.config, given.base),
+                num_labels=options.num_labels or _classes(whole.config, given.base),
                 seed=options.seed,
                 show_rows=options.show_rows,
                 examples=options.worst,

@@ -34,6 +34,8 @@ class DataOptions:
         File with a chat template, instead of the tokenizer's.
     packing:
         Sequences are packed.
+    num_labels:
+        Number of classes, for rows with labels. Default: the configuration's, else that of --base.
     samples:
         Rows to read, drawn with --seed; or all.
     seed:
@@ -54,6 +56,7 @@ class DataOptions:
     loss: Literal["assistant", "completion", "all"] | None = None
     template: Path | None = None
     packing: bool | None = None
+    num_labels: int | None = None
     samples: Samples = SAMPLES
     seed: int = 0
     show_rows: bool = False
@@ -69,6 +72,10 @@ class DataOptions:
         if self.samples != "all" and self.samples < 1:
             raise ConfigError(
                 f"--samples: expected a number of rows or all, got {self.samples}", advice="correct the option"
+            )
+        if self.num_labels is not None and self.num_labels < 1:
+            raise ConfigError(
+                f"--num-labels: expected a number of classes from 1, got {self.num_labels}", advice="correct the option"
             )
         if not 0 <= self.worst <= MOST_EXAMPLES:
             raise ConfigError(

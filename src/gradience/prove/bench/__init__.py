@@ -1,13 +1,10 @@
-"""The verbs `bench`, `bench merge` and `bench mitigate`: compare candidates with an adapter on held-out data."""
+"""The verbs `bench` and `bench merge`: compare candidates with an adapter on held-out data."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
@@ -32,7 +29,6 @@ from gradience.prove.bench.store import BenchStore, adapter_digest, file_hash, o
 from gradience.prove.options import BenchOptions
 from gradience.rewrite.merge import merge_adapters
 from gradience.rewrite.merge.methods import weights_of
-from gradience.rewrite.mitigate import mitigate_adapter
 from gradience.rewrite.sides import open_sides
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
@@ -41,8 +37,6 @@ _DEFAULTS: Final = BenchOptions()
 
 METHODS: Final[tuple[MergeMethod, ...]] = ("linear", "svd", "ties")
 _DENSITY: Final = 0.5  # DARE has no default density; this is its paper's least for adapters of one base
-
-SCALES: Final = (0.0, 0.5)
 
 
 def bench_adapter(
@@ -274,86 +268,3 @@ def _merged(store: BenchStore, name: str, paths: Sequence[PathLike], recipe: dic
             merge_adapters(paths, out, heads_from=heads, force_mix=True, **recipe)
 
     return store.made(name if heads is None else f"{name}-{heads}", how, make)
-
-
-def bench_mitigate(
-    path: PathLike,
-    out: PathLike,
-    *,
-    data: PathLike | None = None,
-    kept: PathLike | None = None,
-    scales: Sequence[float] = SCALES,
-    options: BenchOptions = _DEFAULTS,
-    progress: Progress | None = None,
-) -> BenchReport:
-    """Score copies of an adapter with reduced intruder dimensions, each next to alpha reduced by the same change.
-
-    The change is norm(dW - dW') / norm(dW), Frobenius, over all modules together. A copy with alpha x (1 - change) has
-    the same change.
-
-    Args:
-        path: the folder that PEFT saved. It is not changed.
-        out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
-        data: held-out rows of the trained task, on which the verdict rests.
-        kept: rows of what should not be forgotten; they are reported but not judged.
-        scales: the share of dW that is left along each intruder.
-        options: base (which is needed), metric, tolerance, seeds and limits.
-        progress: called with (evaluations done, evaluations in all, the current one).
-
-    Raises:
-        GradienceError: there is no intruder, or an evaluation fails; earlier evaluations are kept.
-    """
-    require_packages(options)
-    adapter = Path(path)
-    if options.base is None:
-        raise GradienceError("intruders are told from the base's directions", advice="give the model with --base")
-    with opened_store(Path(out)) as store:
-        contest = Contest(store, options, adapter, progress)
-        files = [("held-out", data, True), *([("kept", kept, False)] if kept is not None else [])]
-        for _, file, _ in files:
-            contest.evaluator(None if file is None else Path(file))  # raises before any work if something is missing
-        candidates = [one for scale in scales for one in _pair(store, adapter, options.base, scale, options.seed)]
-        if not candidates:
-            raise AdapterError(
-                "no scale changes this adapter: it has no intruder dimension, or its scale is 1",
-                advice="'gradience audit --base W --intruders' counts them",
-            )
-        candidates = list({one.name: one for one in candidates}.values())  # two scales may share an alpha
-        own = Contender(FULL, "reference", adapter, "the adapter as given")
-        entrants = [own, *candidates, *anchors(store, adapter, seed=options.seed)]
-        entries = [Entry(name, None if file is None else Path(file), entrants, on) for name, file, on in files]
-        return contest.report(entries, BenchSubject("mitigate", [path]))
-
-
-def _pair(store: BenchStore, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Contender]:
-    """The adapter with its intruders scaled, and with alpha scaled by the same change; [] if nothing changes."""
-    source, name = adapter_digest(adapter), f"scale:{scale:g}"
-
-    def make(out: Path) -> None:
-        with refusing(name, "see 'gradience mitigate --help'"):
-            mitigate_adapter(adapter, base, out, scale=scale, seed=seed)
-
-    calmed = store.made(name, {"of": source, "base": str(base), "scale": scale, "seed": seed}, make)
-    change = relative_change(adapter, calmed)
-    if change <= 0.0:
-        return []
-    factor = float(f"{1.0 - change:.4g}")
-    lowered = scaled(store, adapter, factor)
-    return [
-        Contender(name, "candidate", calmed, f"{scale:g} of the update along each intruder; change {change:.1%}"),
-        Contender(f"alpha:{factor:g}", "candidate", lowered, f"the whole update times {factor:g}, as beside {name}"),
-    ]
-
-
-def relative_change(before: Path, after: Path) -> float:
-    """norm(dW - dW') / norm(dW) over all modules of an adapter and a copy with the same scales."""
-    removed = whole = 0.0
-    others = {module.name: module for module in open_adapter(after)[1].modules}
-    for module in open_adapter(before)[1].modules:
-        (b, a), (new_b, new_a) = (
-            tuple(np.asarray(x, np.float64) for x in one.load()) for one in (module, others[module.name])
-        )
-        whole += module.scale**2 * float(np.sum((b.T @ b) * (a @ a.T)))
-        left, right = np.hstack([b, -new_b]), np.vstack([a, new_a])
-        removed += module.scale**2 * max(0.0, float(np.sum((left.T @ left) * (right @ right.T))))
-    return math.sqrt(removed / whole) if whole > 0.0 else 0.0

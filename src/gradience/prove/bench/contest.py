@@ -127,7 +127,7 @@ class Entry(NamedTuple):
 class BenchSubject(NamedTuple):
     """The subject of the report: kind of bench, adapters and notes."""
 
-    kind: Literal["resize", "merge", "mitigate"]
+    kind: Literal["resize", "merge"]
     adapters: Sequence[PathLike]
     notes: Sequence[str] = ()
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown, cite
-from gradience.rules.data.content import DUPLICATES_MANY, DUPLICATES_SOME, DataRule, counted, on_rows, share, values
-from gradience.rules.data.turns import seen_in
+from gradience.rules.data.content import (
+    DUPLICATES_MANY,
+    DUPLICATES_SOME,
+    DataRule,
+    counted,
+    on_rows,
+    seen_in,
+    share,
+    values,
+)
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport, Rows
 
@@ -15,6 +23,8 @@ REFUSING = Threshold("refusing", 0.25, "share of answers", "proposal: sets that 
 FEW_ANSWERED = Threshold("few_answered", 50, "answers", "proposal: fewer are no sample")
 TORN = Threshold("torn", 0.02, "share of answers", "proposal: whole answers hardly ever end in `of the`, or a comma")
 TORN_ROWS = Threshold("torn_rows", 5, "answers", "proposal: fewer are slips")
+GOING_ON = Threshold("going_on", 0.05, "share of answers without a mark", "proposal: cuts at random leave 1 of 5 so")
+FORM = Threshold("form", 0.9, "share of answers", "proposal: a phrase of all answers is the form of the task")
 PROSE = Threshold("prose", 0.3, "share of answers that end with a mark", "proposal: others end without one by habit")
 CUT_OFF = Threshold("cut_off", 0.05, "share of answers", "proposal: 1 of 20, beside answers that end with a mark")
 BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
@@ -25,7 +35,6 @@ MARKED_UP = Threshold("marked_up", 0.05, "share of rows", "proposal: fewer are a
 ESCAPED = Threshold("escaped", 0.05, "share of rows", "proposal: fewer are answers about strings")
 MIXED = Threshold("mixed", 0.02, "share of rows", "proposal: fewer are quotations")
 GONE = Threshold("gone", 0.01, "share of rows", "proposal: fewer are answers about such values")
-LOOPING = Threshold("looping", 0.01, "share of rows", "proposal: fewer are refrains")
 UNFILLED = Threshold("unfilled", 0.01, "share of rows", "proposal: fewer are answers about forms")
 EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more than slips")
 
@@ -74,6 +83,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
         yield Observation(
             f"{counted(found.rows, found.answers, 'answers')} share a sentence or their beginning",
             values(found.rows, found.answers),
+            severity="info" if found.rows.count >= FORM.value * found.answers else None,
         )
 
 
@@ -83,12 +93,12 @@ def _cut_in_source(data: DataReport) -> Iterator[Observation]:
     if prose < FEW_ANSWERED.value:
         raise Unknown(f"{prose} answers of prose, under {FEW_ANSWERED.value:g}")
     is_torn = torn.count >= max(TORN.value * prose, TORN_ROWS.value)
-    stops = ended.count >= PROSE.value * prose and dangling.count >= CUT_OFF.value * prose
-    if is_torn or stops:
-        both = Rows(count=torn.count + dangling.count, first=torn.first or dangling.first)
-        how = f", {torn.count:,} of them after a comma or a word such as `of`" if torn.count else ""
+    both = Rows(count=torn.count + dangling.count, first=torn.first or dangling.first)
+    stops = ended.count >= PROSE.value * prose and both.count >= CUT_OFF.value * prose
+    if is_torn or (stops and torn.count >= GOING_ON.value * both.count):
         yield Observation(
-            f"{counted(both, prose, 'answers of prose')} stop in the middle of a sentence{how}",
+            f"{counted(both, prose, 'answers of prose')} stop in the middle of a sentence, {torn.count:,} of them "
+            "after a comma or a word such as `of`",
             values(both, prose, torn=torn.count),
             severity="warning" if is_torn else None,
         )
@@ -110,13 +120,14 @@ def _near(data: DataReport) -> Iterator[Observation]:
     if found.reason:
         raise Unknown(found.reason)
     if found.compared and found.rows.count >= DUPLICATES_SOME.value * found.compared:
+        drawn = f"; these were drawn from {found.drawn_from:,}, like rows together" if found.drawn_from else ""
         yield Observation(
-            f"{counted(found.rows, found.compared)} nearly repeat an earlier row",
-            values(found.rows, found.compared),
+            f"{counted(found.rows, found.compared)} nearly repeat an earlier row{drawn}",
+            values(found.rows, found.compared, drawn_from=found.drawn_from),
             severity="warning" if found.rows.count >= DUPLICATES_MANY.value * found.compared else None,
         )
-    elif found.compared < data.rows:
-        raise Unknown(f"{found.compared:,} of {data.rows:,} rows were compared")
+    elif data.sampled:
+        raise Unknown("a sample shows few of the near rows: --samples all")
 
 
 def _documents(data: DataReport) -> Iterator[Observation]:
@@ -162,29 +173,31 @@ RULES = (
         severity="warning",
         title="one phrase in many answers",
         condition="{refusing} of at least {few_answered} answers begin as a refusal, or {third} share a sentence "
-        "or their beginning",
+        "or their beginning; from {form} info: it may be the form of the task",
         observe=_phrases,
         confidence=0.7,
-        scope="formats with answers; sentences of four words and more, beginnings of six",
+        scope="formats with answers, at most 5000 drawn from all; sentences of prose of four words and more, "
+        "beginnings of six",
         rationale="The phrase is what the model learns first, and writes everywhere.",
         action="remove the phrase, or these rows",
         verify="their text (--show-rows)",
-        thresholds=(REFUSING, THIRD, FEW_ANSWERED),
+        thresholds=(REFUSING, THIRD, FORM, FEW_ANSWERED),
         evidence=(cite("definition", "answers with the most frequent sentence over all answers compared"),),
     ),
     DataRule(
         id="DAT335",
         severity="info",
         title="answers are cut in the source",
-        condition="{cut_off} of the answers of prose end without a mark while {prose} end with one; a warning if "
-        "{torn}, and at least {torn_rows}, end with a comma or a word such as `of`",
+        condition="{cut_off} of the answers of prose end without a mark while {prose} end with one, {going_on} of them "
+        "with a comma or a word such as `of`; a warning if {torn} of all, and at least {torn_rows}, do",
         observe=_cut_in_source,
         confidence=0.65,
-        scope="answers of twelve words and more whose last line is no list, heading or code; English words",
+        scope="answers of twelve words and more whose last line is no list, heading or code; words of English, German, "
+        "French and Spanish",
         rationale="The end token is learnt in the middle of sentences.",
         action="look where the source was cut: a limit of tokens or characters when the answers were made",
         verify="their text (--show-rows)",
-        thresholds=(CUT_OFF, PROSE, TORN, TORN_ROWS, FEW_ANSWERED),
+        thresholds=(CUT_OFF, PROSE, GOING_ON, TORN, TORN_ROWS, FEW_ANSWERED),
         evidence=(cite("definition", "answers of prose by how they end"),),
     ),
     DataRule(
@@ -235,7 +248,8 @@ RULES = (
         condition="{duplicates_some} of the rows nearly repeat an earlier one; from {duplicates_many}: warning",
         observe=_near,
         confidence=0.75,
-        scope="the first 5000 rows that are read; Jaccard similarity of 0.8 of word trigrams that few rows share",
+        scope="at most 5000 of the rows that are read, like rows drawn together; Jaccard similarity of 0.8 of word "
+        "trigrams that few rows share",
         rationale="A row that is trained on several times an epoch is memorised.",
         action="keep one of each group",
         verify="their text (--show-rows)",
@@ -301,20 +315,6 @@ RULES = (
         verify="their text (--show-rows)",
         thresholds=(GONE,),
         evidence=(cite("definition", "what pandas and spreadsheets write for a missing value"),),
-    ),
-    DataRule(
-        id="DAT351",
-        severity="warning",
-        title="answers that loop",
-        condition="in {looping} of the rows most of an answer is one sentence, five times or more",
-        observe=seen_in("loops", "have an answer that says one sentence again and again", at_least=LOOPING),
-        confidence=0.7,
-        scope="formats with answers; sentences of four words and more",
-        rationale="A model wrote these answers and did not stop; a model that is trained on them learns to loop.",
-        action="remove these rows, or cut the answers at the first repetition",
-        verify="their text (--show-rows)",
-        thresholds=(LOOPING,),
-        evidence=(cite("definition", "equal sentences within an answer"),),
     ),
     DataRule(
         id="DAT352",

@@ -6,7 +6,7 @@ numbers of the first rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gradience.rules import Observation, Rule, Threshold, Unknown, cite, premise
@@ -37,7 +37,7 @@ def counted(rows: Rows, of: int, what: str = "rows") -> str:
     ('3 of 60 rows (5 %: 1, 4, 9)', 'all 60 rows')
     """
     if rows.count == of:
-        return f"all {of:,} {what}"
+        return f"all {of:,} {what}" if of != 1 else f"1 of 1 {what}"
     named = (
         f": {', '.join(map(str, rows.first))}{', ...' if rows.count > len(rows.first) else ''}" if rows.first else ""
     )
@@ -51,10 +51,37 @@ def values(rows: Rows, of: int, **more: Json) -> dict[str, Json]:
     return {"rows": rows.count, "of": of, "share": share(rows, of), "first": rows.first, **more}
 
 
-def on_rows(data: DataReport, rows: Rows, says: str, *, severity: Severity | None = None, **more: Json) -> Observation:
+def on_rows(
+    data: DataReport,
+    rows: Rows,
+    says: str,
+    *,
+    severity: Severity | None = None,
+    action: str | None = None,
+    **more: Json,
+) -> Observation:
     """The observation that some of the rows that were read have a property, which the text `says` names."""
     of = data.rows_read
-    return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity)
+    return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity, action=action)
+
+
+def seen_in(
+    name: str, says: str, *, at_least: Threshold | None = None
+) -> Callable[[DataReport], Iterator[Observation]]:
+    """The observation of the rows in a field of `RowsSeen`.
+
+    Args:
+        name: the field.
+        says: what the message says of these rows.
+        at_least: the share of rows from which it is a finding; None for a single row.
+    """
+
+    def observe(data: DataReport) -> Iterator[Observation]:
+        rows: Rows = getattr(data.seen, name)
+        if rows.count and (at_least is None or share(rows, data.rows_read) >= at_least.value):
+            yield on_rows(data, rows, says)
+
+    return observe
 
 
 @premise("the loss is computed on tokens")
@@ -93,7 +120,7 @@ def _range(data: DataReport) -> Iterator[Observation]:
         what = f"that is not one of 0 to {data.num_labels - 1}" if data.num_labels else "below 0"
         yield on_rows(data, rows, f"have a label {what}", num_labels=data.num_labels)
     elif data.num_labels is None:
-        raise Unknown("the number of classes is not known (num_labels, or --base with its config.json)")
+        raise Unknown("the number of classes is not known (--num-labels, or --base with its config.json)")
 
 
 def _one_class(data: DataReport) -> Iterator[Observation]:
@@ -136,7 +163,7 @@ _ON_LABELS = (
         confidence=0.95,
         scope="classification with whole numbers as labels",
         rationale="Cross entropy raises on the CPU, and ends a CUDA context with an assertion.",
-        action="set num_labels, or map the labels to 0 and up",
+        action="set num_labels (here: --num-labels), or map the labels to 0 and up",
         verify="max(label) < model.config.num_labels",
         evidence=(cite("torch 2.13, cross_entropy", "Target out of bounds"),),
         settings=("num_labels",),
@@ -195,11 +222,6 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
         )
 
 
-def _empty(data: DataReport) -> Iterator[Observation]:
-    if data.seen.empty_answer.count:
-        yield on_rows(data, data.seen.empty_answer, "have an empty answer")
-
-
 def _constant(data: DataReport) -> Iterator[Observation]:
     answers = data.answers
     if answers.rows < SAME_ANSWER_ROWS.value:
@@ -251,7 +273,7 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
 def _broken(data: DataReport) -> Iterator[Observation]:
     for rows, what in (
         (data.seen.replacement, "U+FFFD, lost characters"),
-        (data.seen.mojibake, "UTF-8 decoded as Latin-1"),
+        (data.seen.mojibake, "text that was decoded wrongly, as UTF-8 read as Latin-1"),
     ):
         if rows.count:
             many = share(rows, data.rows_read) >= BROKEN_MANY.value
@@ -279,7 +301,7 @@ RULES = (
         severity="warning",
         title="empty answers",
         condition="an answer holds nothing but white space",
-        observe=_empty,
+        observe=seen_in("empty_answer", "have an empty answer"),
         confidence=0.8,
         scope="formats with answers",
         rationale="The model learns to answer with nothing.",

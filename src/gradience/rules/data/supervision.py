@@ -63,6 +63,15 @@ def _few_supervised(data: DataReport) -> Iterator[Observation]:
 
 
 def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
+    unused = data.seen.mask_unused
+    if unused.count:
+        yield on_rows(
+            data,
+            unused,
+            "hold a completion_mask, which SFTTrainer does not apply: every token is supervised",
+            action="set completion_only_loss (here: --loss completion), or give labels",
+        )
+        return
     if data.loss not in {"assistant", "completion"}:
         raise Unknown(f"the loss is set on {data.loss}: prompts are supervised as asked")
     rows = data.seen.all_supervised
@@ -184,7 +193,8 @@ RULES = (
         id="DAT304",
         severity="warning",
         title="the prompt is supervised despite the setting",
-        condition="the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows",
+        condition="the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows; or "
+        "rows hold a completion_mask that is not applied",
         observe=_prompt_supervised,
         needs=(of_tokens,),
         confidence=0.85,

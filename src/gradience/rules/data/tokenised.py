@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown, cite, premise
-from gradience.rules.data.content import DataRule, on_rows, share
+from gradience.rules.data.content import DataRule, on_rows, seen_in, share
 from gradience.schema.reports import DataReport
 
 OTHERS = Threshold("others", 0.01, "share of rows", "proposal: more than slips")
@@ -40,12 +40,6 @@ def _ids(data: DataReport) -> Iterator[Observation]:
     rows = data.seen.unknown_ids
     if rows.count:
         yield on_rows(data, rows, f"hold token ids that {data.tokenizer} does not have")
-
-
-def _padding(data: DataReport) -> Iterator[Observation]:
-    rows = data.seen.padding_supervised
-    if share(rows, data.rows_read) >= OTHERS.value:
-        yield on_rows(data, rows, "end in padding that is in the loss")
 
 
 RULES = (
@@ -85,7 +79,7 @@ RULES = (
         severity="warning",
         title="padding in the loss",
         condition="{others} of the rows end in two padding tokens or more whose labels are in the loss",
-        observe=_padding,
+        observe=seen_in("padding_supervised", "end in padding that is in the loss", at_least=OTHERS),
         needs=(_given,),
         confidence=0.85,
         scope="input_ids; tokenizers whose padding token does not end generation",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown, cite, premise
-from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share
+from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, seen_in, share
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
@@ -84,12 +84,6 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
         supervised_lost=data.tokens.supervised_lost,
         whole_answers=gone.count,
     )
-
-
-def _double_bos(data: DataReport) -> Iterator[Observation]:
-    rows = data.seen.double_bos
-    if share(rows, data.rows_read) >= DOUBLE.value:
-        yield on_rows(data, rows, "begin with two BOS tokens")
 
 
 def _split(data: DataReport) -> Iterator[Observation]:
@@ -175,7 +169,7 @@ RULES = (
         severity="warning",
         title="two BOS tokens",
         condition="{double} of the rows begin with the BOS token twice",
-        observe=_double_bos,
+        observe=seen_in("double_bos", "begin with two BOS tokens", at_least=DOUBLE),
         confidence=0.85,
         scope="tokenizers with a BOS token",
         rationale="Text that holds the BOS token gets a second one from the tokenizer: a context that generation "

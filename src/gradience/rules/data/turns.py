@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown, cite, premise
-from gradience.rules.data.content import DataRule, counted, on_rows, share, values
+from gradience.rules.data.content import DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
-from gradience.schema.reports import DataReport, Rows
+from gradience.schema.reports import DataReport
 
 STRAY = Threshold("stray", 0.01, "share of rows", "proposal: fewer may be text about such tokens")
-MANY_TURNS = Threshold("many_turns", 0.1, "share of rows", "proposal: more than slips of an editor")
 MOSTLY_INVERTED = Threshold("mostly_inverted", 0.5, "share of rows", "proposal: a mask is built one way for all rows")
 ECHOED = Threshold("echoed", 0.05, "share of rows", "proposal: more than answers that quote their question")
-
-
-def seen_in(
-    name: str, says: str, *, at_least: Threshold | None = None
-) -> Callable[[DataReport], Iterator[Observation]]:
-    """The observation of the rows in a field of `RowsSeen`.
-
-    Args:
-        name: the field.
-        says: what the message says of these rows.
-        at_least: the share of rows from which it is a finding; None for a single row.
-    """
-
-    def observe(data: DataReport) -> Iterator[Observation]:
-        rows: Rows = getattr(data.seen, name)
-        if rows.count and (at_least is None or share(rows, data.rows_read) >= at_least.value):
-            yield on_rows(data, rows, says)
-
-    return observe
 
 
 @premise("the rows are conversations")

@@ -1,0 +1,55 @@
+"""The command ``gradience drift``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+from gradience.cli import options as opt
+from gradience.cli.output import on_terminal
+from gradience.errors import AdapterError
+from gradience.prove.options import DriftOptions
+
+_DEFAULTS: Final = DriftOptions()
+
+
+def drift(
+    path: Path | None = None,
+    /,
+    *,
+    base: opt.RequiredBase,
+    peft_dir: opt.PeftDir = None,
+    texts: Path | None = None,
+    elsewhere: Path | None = None,
+    options: Annotated[DriftOptions, opt.RECORD] = _DEFAULTS,
+    verbose: Annotated[opt.Flag, opt.Parameter(alias="-v", help="List every group of modules.")] = False,
+    json: opt.AsJson = False,
+) -> int:
+    """Measure how much an adapter changes what it was not trained for, without a benchmark.
+
+    KL of the outputs from the base's, flips and loss: on texts of the adapter's task and on others. The same at lower
+    scales of the adapter, and without each group of its modules. Needs gradience[hf].
+
+    Parameters
+    ----------
+    path:
+        The folder that PEFT saved.
+    texts:
+        Texts of the adapter's task that it was not trained on: JSONL or Parquet with text, prompt or messages, or plain
+        text with one a line. They need no labels.
+    elsewhere:
+        Texts of what should not change, in the same forms. Default: 48 built-in sentences.
+    """
+    adapter = opt.given_once("drift", path, peft_dir)
+    if texts is None:
+        raise AdapterError("no texts of the adapter's task", advice="give --texts FILE, such as the evaluation set")
+    options.refuse_bad()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
+    from gradience.prove.drift import measure_drift  # --help needs none of it
+    from gradience.render.drift import drift_text  # as above
+
+    report = measure_drift(
+        adapter, base, texts=texts, elsewhere=elsewhere, options=options, progress=on_terminal("drift")
+    )
+    return opt.print_report(report, lambda it: drift_text(it, verbose=verbose), json=json)

@@ -1,0 +1,83 @@
+"""What an adapter changes on texts of its own and on others, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from gradience.render import Columns, as_text, banner, clean, count, counted, labelled, percent, short_path, table
+from gradience.schema.drift import DriftReport, Estimate, Lowered, TextsChanged
+
+_GROUPS: Final = 10  # rows of a table without --verbose
+_HALF: Final = 0.5  # of the drift
+
+
+@as_text
+def drift_text(report: DriftReport, *, verbose: bool = False) -> Iterator[str]:
+    """The report for a terminal; `verbose` lists every group."""
+    yield from banner("GRADIENCE DRIFT")
+    elsewhere = short_path(report.elsewhere) if report.elsewhere else "built-in sentences"
+    yield from labelled(
+        [
+            ("Adapter", clean(report.adapter)),
+            ("Base", clean(report.base)),
+            ("Own texts", f"{clean(short_path(report.texts))}, {_size(report.own)}"),
+            ("Elsewhere", f"{clean(elsewhere)}, {_size(report.other)}"),
+        ]
+    )
+    yield ""
+    yield "From base to adapter, with 95 % intervals over texts:"
+    yield from table(_CHANGES, [("own texts", report.own), ("elsewhere", report.other)])
+    if report.scales:
+        yield ""
+        yield "The whole adapter at a lower scale:"
+        yield from table((*_LOWERED, ("scale", "", _name)), report.scales)
+        yield from _halved(report.scales)
+    if report.groups:
+        yield ""
+        yield "Without a group of modules:"
+        most = None if verbose else _GROUPS
+        yield from table((*_LOWERED, ("left out", "", _group)), report.groups, most=most)
+    yield ""
+    yield from (f"Note: {clean(note)}" for note in report.notes)
+    yield "KL says how much the outputs change, not which ability is lost: to know, measure that ability."
+
+
+def _halved(scales: list[Lowered]) -> Iterator[str]:
+    """The largest scale at which at most half of the drift is left, and what of the gain."""
+    found = next((one for one in scales if one.drift_left and one.drift_left.value <= _HALF), None)
+    if found is not None and found.factor is not None:
+        gain = f", with {_share(found.gain_kept)} of the gain" if found.gain_kept else ""
+        yield f"  lora_alpha x {found.factor:g} leaves {_share(found.drift_left)} of the drift{gain}"
+
+
+def _name(row: Lowered) -> str:
+    return clean(row.name)
+
+
+def _group(row: Lowered) -> str:
+    return f"{clean(row.name)} ({counted(row.modules, 'module')})"
+
+
+def _size(found: TextsChanged) -> str:
+    return f"{found.texts} texts, {count(found.predictions)} predictions"
+
+
+def _nats(found: Estimate | None, sign: str = "") -> str:
+    return "-" if found is None else f"{found.value:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}]"
+
+
+def _share(found: Estimate | None) -> str:
+    return "-" if found is None else f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+
+
+_CHANGES: Final[Columns[tuple[str, TextsChanged]]] = (
+    ("KL, nats", "<24", lambda row: _nats(row[1].kl)),
+    ("flips", ">6", lambda row: percent(row[1].flips)),
+    ("loss, nats", "<27", lambda row: _nats(row[1].loss, "+")),
+    ("on", "", lambda row: row[0]),
+)
+_LOWERED: Final[Columns[Lowered]] = (
+    ("gain kept", "<17", lambda row: _share(row.gain_kept)),
+    ("drift left", "<17", lambda row: _share(row.drift_left)),
+)
