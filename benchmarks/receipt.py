@@ -1,72 +1,63 @@
 """How often `gradience verify-served` is right: models x adapters x what may be served in their place.
 
-`python benchmarks/receipt_models.py FOLDER llama qwen gpt2 bert` makes and trains the models; `python
-benchmarks/receipt.py FOLDER llama qwen ...` judges, for every adapter, right targets in other dtypes and wrong ones.
-Thresholds were chosen on `llama`; the others are the kept half. Beside it stands the usual test: greedy text of 16
-prompts, of which so many are the same as the adapter's.
+`python benchmarks/receipt_models.py FOLDER llama qwen ...` makes and trains the models; `python benchmarks/receipt.py
+FOLDER llama qwen ...` serves each adapter rightly and wrongly, judges what is read, and prints the tables. Each reading
+is written to FOLDER/readings as it is made, so that a run that was cut off goes on where it ended, and that a change
+of the verdicts is judged again without running the models. Thresholds were chosen on `llama` and `qwen`.
+
+Beside it stands the usual test: greedy text of 16 prompts, compared as strings.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import msgspec
+import numpy as np
 import torch
+from scipy.stats import beta
 
 from gradience.models import LoadedModel, active, load_adapter, load_model
 from gradience.models.inputs import read_inputs
-from gradience.models.probes import Probes
-from gradience.models.reading import as_base, read_loaded
-from gradience.models.states import adapted, quantised, rounded, scaled, without
+from gradience.models.probes import STORED, Probes
+from gradience.models.reading import Reading, as_base, read_loaded
+from gradience.models.states import adapted, rounded, scaled, without
 from gradience.prove.receipt import receipt_of
 from gradience.prove.receipt.targets import examples_of
 from gradience.prove.receipt.verdict import Evidence, conclude
-from gradience.schema.receipt import Receipt
+from gradience.schema.receipt import NoiseOf, Receipt
+
+TUNED: Final = ("llama", "qwen")
+RIGHT: Final = frozenset({"same", "same_within_quantisation"})
+UNTOLD: Final = frozenset({"cannot_tell"})
+PROMPT, NEW = 8, 16  # tokens of a prompt, and of its greedy continuation
+PARTS = 3  # groups of modules that are left out of each adapter, one of those of a large model
+ROWS: Final = {"smol": 3}  # of a receipt; 16 of the others
+UNKNOWN = ""  # a target that does not say its dtype
 
 State = Callable[[], AbstractContextManager[Any]]
-RIGHT = {"same", "same_within_quantisation"}
-PROMPT, NEW = 8, 16  # tokens of a prompt, and of its greedy continuation
-NF4 = (-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0,
-       0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0)  # fmt: skip # QLoRA, arXiv 2305.14314, appendix E
 
 
 class Target(NamedTuple):
-    """What is served: its kind, the state that gives it, its dtype as known, and the verdicts that are right."""
+    """What is served: its name, the state that gives it, its dtype as known, and the verdicts that are right."""
 
-    kind: str
+    name: str
     state: State
     precision: str
-    right: set[str]
+    right: frozenset[str]
     exact: bool = False
 
-
-@contextmanager
-def rewritten(loaded: LoadedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """A context in which every matrix of the base is changed."""
-    kept = []
-    for name, module in loaded.model.named_modules():
-        if ".lora_" not in name and getattr(module, "weight", None) is not None and module.weight.ndim == 2:  # a matrix
-            kept.append((module, module.weight.data))
-            module.weight.data = change(module.weight.data)
-    try:
-        yield
-    finally:
-        for module, weight in kept:
-            module.weight.data = weight
-
-
-def nf4(weight: torch.Tensor) -> torch.Tensor:
-    """Round to the nearest of NF4's codes, 64 weights to a scale."""
-    flat = torch.nn.functional.pad(weight.reshape(-1), (0, -weight.numel() % 64)).reshape(-1, 64)
-    scale = flat.abs().amax(1, keepdim=True).clamp(min=1e-12)
-    codes = torch.tensor(NF4)
-    nearest = (flat / scale)[..., None].sub(codes).abs().argmin(-1)
-    return (codes[nearest] * scale).reshape(-1)[: weight.numel()].reshape(weight.shape)
+    @property
+    def kind(self) -> str:
+        """The name without what is particular to one of its kind."""
+        return self.name.partition(":")[0]
 
 
 def both(*states: State) -> State:
@@ -82,56 +73,82 @@ def both(*states: State) -> State:
     return entered
 
 
-def targets(loaded: LoadedModel, probes: Probes, names: list[str], rng: random.Random) -> Iterator[Target]:
-    """Yield what may be served in the adapter's place."""
-    layers = adapted(loaded)
-    int8, int4 = (lambda: rounded(loaded, "int8")), (lambda: rounded(loaded, "int4"))
-    yield Target("right: float32", nullcontext, "float32", RIGHT, exact=True)
-    yield Target("right: bfloat16", lambda: rounded(loaded, "bfloat16"), "bfloat16", RIGHT)
-    yield Target("right: float16", lambda: rewritten(loaded, lambda w: w.half().float()), "float16", RIGHT)
-    yield Target("right: int8, dtype unknown", int8, "", RIGHT)
-    four = {*RIGHT, "cannot_tell"}
-    yield Target("4 bits (Q4_0's)", int4, "", four)
-    yield Target("4 bits (NF4)", lambda: rewritten(loaded, nf4), "", four)
-    yield Target("4 bits, 128 to a scale", lambda: rewritten(loaded, _coarse), "", four)
-    for factor in (0.5, 0.7, 1.4, 2.0):
-        yield Target(
-            "another scale", lambda factor=factor: scaled(layers, factor), "float32", {"wrong_scale"}, exact=True
-        )
-    yield Target("another scale, int8", both(int8, lambda: scaled(layers, 2.0)), "", {"wrong_scale"})
-    for name in rng.sample(list(probes.groups), min(3, len(probes.groups))):
-        own = lambda name=name: without(layers, probes.groups[name])  # noqa: E731  # a state
-        yield Target("a part missing", own, "float32", {"part_missing"}, exact=True)
-        yield Target("a part missing, int8", both(int8, own), "", {"part_missing"})
-        yield Target("a part missing, 4 bits", both(int4, own), "", {"part_missing", "cannot_tell"})
-    yield Target("the base", lambda: as_base(loaded), "bfloat16", {"the_base"})
-    yield Target("the base, int8", both(int8, lambda: as_base(loaded)), "", {"the_base"})
-    yield Target("the base, 4 bits", both(int4, lambda: as_base(loaded)), "", {"the_base", "cannot_tell"})
-    wrong_base = {"another_adapter", "another_checkpoint"}
-    yield Target("another base", lambda: rewritten(loaded, _noisy), "float32", wrong_base, exact=True)
-    for name in names:
-        kind = "an older checkpoint" if "checkpoint" in name else "another adapter"
-        right = {"another_checkpoint"} if "checkpoint" in name else {"another_adapter"}
-        own = lambda name=name: active(loaded, name)  # noqa: E731  # a state
-        yield Target(kind, own, "float32", right, exact=True)
-        yield Target(f"{kind}, bfloat16", both(own, lambda: rounded(loaded, "bfloat16")), "bfloat16", right)
-        yield Target(f"{kind}, dtype unknown", own, "", {*right, "cannot_tell"})
-
-
-def _coarse(weight: torch.Tensor) -> torch.Tensor:
-    return quantised(weight.reshape(-1, 32), 7.0).reshape(weight.shape) if weight.numel() % 32 else _by_128(weight)
-
-
-def _by_128(weight: torch.Tensor) -> torch.Tensor:
-    flat = torch.nn.functional.pad(weight.reshape(-1), (0, -weight.numel() % 128)).reshape(-1, 128)
-    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    step = (high - low).clamp(min=1e-12) / 15
-    return (((flat - low) / step).round() * step + low).reshape(-1)[: weight.numel()].reshape(weight.shape)
+@contextmanager
+def rewritten(loaded: LoadedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """A context in which every matrix of the base is changed."""
+    kept = []
+    for name, module in loaded.model.named_modules():
+        if ".lora_" not in name and getattr(module, "weight", None) is not None and module.weight.ndim == 2:  # a matrix
+            kept.append((module.weight, module.weight.data))
+            module.weight.data = change(module.weight.data)
+    try:
+        yield
+    finally:
+        for weight, data in reversed(kept):
+            weight.data = data
 
 
 def _noisy(weight: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return weight + 0.3 * weight.std() * torch.randn(weight.shape, generator=generator)
+
+
+def _q4_1(weight: torch.Tensor) -> torch.Tensor:
+    """Sixteen levels from the least to the largest of 32 weights: a form that `verify-served` does not try."""
+    flat = torch.nn.functional.pad(weight.reshape(-1), (0, -weight.numel() % 32)).reshape(-1, 32)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    step = (high - low).clamp(min=1e-12) / 15
+    return (((flat - low) / step).round() * step + low).reshape(-1)[: weight.numel()].reshape(weight.shape)
+
+
+def targets(
+    loaded: LoadedModel, groups: dict[str, frozenset[str]], names: list[str], seed: str, parts: int
+) -> Iterator[Target]:
+    """Yield what may be served in the adapter's place; `names` are those of other adapters and of checkpoints."""
+    layers = adapted(loaded)
+    half, int8, nf4, q4_0 = (
+        lambda args=args: rounded(loaded, args[0], merged=args[1], heads=args[2])
+        for args in (("bfloat16", False, True), ("int8", True, True), STORED["NF4 below the adapter"], STORED["q4_0"])
+    )
+    yield Target("right, float32", nullcontext, "float32", RIGHT, exact=True)
+    yield Target("right, bfloat16", half, "bfloat16", RIGHT)
+    yield Target("right, float16", lambda: rewritten(loaded, lambda w: w.half().float()), "float16", RIGHT)
+    yield Target("right, bfloat16, not said", half, UNKNOWN, RIGHT)
+    yield Target("right, 8 bits, not said", int8, UNKNOWN, RIGHT)
+    four = RIGHT | UNTOLD
+    yield Target("right in 4 bits, q4_0", q4_0, UNKNOWN, four)
+    yield Target("right in 4 bits, NF4", nf4, UNKNOWN, four)
+    yield Target("right in 4 bits, NF4 and bfloat16", both(nf4, half), UNKNOWN, four)
+    yield Target("right in 4 bits, none that is tried", lambda: rewritten(loaded, _q4_1), UNKNOWN, four)
+    is_scale, is_part, is_base = (frozenset({one}) for one in ("wrong_scale", "part_missing", "the_base"))
+    for factor in (0.5, 0.7, 2.0):
+        yield Target(f"another scale:{factor}", lambda f=factor: scaled(layers, f), "float32", is_scale, exact=True)
+    double: State = lambda: scaled(layers, 2.0)  # noqa: E731  # a state
+    yield Target("another scale, 8 bits", both(int8, double), UNKNOWN, is_scale)
+    yield Target("another scale in 4 bits", both(nf4, double), UNKNOWN, is_scale | UNTOLD)
+    chosen = random.Random(seed).sample(list(groups), min(parts, len(groups)))  # noqa: S311  # no secret
+    for name in chosen:
+        own: State = lambda n=name: without(layers, groups[n])  # noqa: E731  # a state
+        yield Target(f"a part missing:{name}", own, "float32", is_part, exact=True)
+        yield Target(f"a part missing, 8 bits:{name}", both(int8, own), UNKNOWN, is_part)
+    yield Target("a part missing in 4 bits", both(nf4, own), UNKNOWN, is_part | UNTOLD)
+    base: State = lambda: as_base(loaded)  # noqa: E731  # a state
+    yield Target("the base", both(base, half), "bfloat16", is_base)
+    yield Target("the base, 8 bits", both(base, int8), UNKNOWN, is_base)
+    yield Target("the base in 4 bits", both(base, q4_0), UNKNOWN, is_base | UNTOLD)
+    other = frozenset({"another_adapter", "another_checkpoint"})
+    yield Target("another base", lambda: rewritten(loaded, _noisy), "float32", other, exact=True)
+    for name in names:
+        is_checkpoint = "checkpoint" in name
+        kind = "an older checkpoint" if is_checkpoint else "another adapter"
+        right = frozenset({"another_checkpoint" if is_checkpoint else "another_adapter"})
+        own = lambda n=name: active(loaded, n)  # noqa: E731  # a state
+        yield Target(f"{kind}:{name}", own, "float32", right, exact=True)
+        yield Target(f"{kind}, bfloat16:{name}", both(own, half), "bfloat16", right)
+        yield Target(f"{kind}, not said:{name}", both(own, half), UNKNOWN, right)
+        if is_checkpoint:
+            yield Target(f"{kind} in 4 bits:{name}, q4_0", both(own, q4_0), UNKNOWN, right | UNTOLD)
+            yield Target(f"{kind} in 4 bits:{name}, NF4", both(own, nf4), UNKNOWN, right | UNTOLD)
 
 
 @torch.inference_mode()
@@ -140,69 +157,196 @@ def greedy(loaded: LoadedModel, receipt: Receipt) -> list[list[int]]:
     if loaded.task != "causal-lm":
         return []
     ids = torch.tensor([row.ids[:PROMPT] for row in receipt.rows if len(row.ids) >= PROMPT])
-    for _ in range(NEW):
-        ids = torch.cat([ids, loaded.model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
-    return ids[:, PROMPT:].tolist()
+    found = loaded.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW
+    )
+    return found[:, PROMPT:].tolist()
+
+
+class Kept:
+    """Readings in files. The model is loaded only if one is missing.
+
+    Args:
+        base: the base's folder.
+        adapter: the adapter's, with rows.jsonl and checkpoints; others beside it are other adapters.
+        readings: the folder of the files.
+    """
+
+    def __init__(self, base: Path, adapter: Path, readings: Path) -> None:
+        self._base, self._adapter, self._folder = base, adapter, readings
+        readings.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The base with the adapter, its checkpoints and the other adapters."""
+        loaded = load_model(self._base, self._adapter)
+        for place in self.places:
+            load_adapter(loaded, place, place.name)
+        return loaded
+
+    @property
+    def places(self) -> list[Path]:
+        """Folders of the checkpoints, and of the other adapters."""
+        others = sorted(p.parent for p in self._adapter.parent.glob("*/adapter_config.json"))
+        return [*sorted(self._adapter.glob("checkpoint-*")), *(p for p in others if p != self._adapter)]
+
+    @cached_property
+    def receipt(self) -> Receipt:
+        """The adapter's receipt."""
+        place = self._folder / "receipt.json"
+        if not place.is_file():
+            alone = load_model(self._base, self._adapter)
+            count = ROWS.get(self._base.parent.name, 16)
+            rows = read_inputs(self._adapter / "rows.jsonl", alone, most=round(1.5 * count)).examples
+            place.write_bytes(msgspec.json.encode(receipt_of(alone, rows, rows=count)))
+        return msgspec.json.decode(place.read_bytes(), type=Receipt)
+
+    @cached_property
+    def groups(self) -> dict[str, frozenset[str]]:
+        """The groups of the adapter's modules; other adapters that are loaded beside it may have more."""
+        place = self._folder / "groups.json"
+        if not place.is_file():
+            found = Probes(load_model(self._base, self._adapter), []).groups
+            place.write_text(json.dumps({name: sorted(paths) for name, paths in found.items()}))
+        groups = {name: frozenset(paths) for name, paths in json.loads(place.read_text()).items()}
+        is_large = self._base.parent.name in ROWS  # its 30 layers are not left out one by one
+        return {name: paths for name, paths in groups.items() if not (is_large and name.startswith("layer "))}
+
+    def read(self, name: str, make: Callable[[], Reading]) -> Reading:
+        """Return the reading of that name, made if there is none yet."""
+        place = self._folder / f"{name.replace('/', '_')}.npy"
+        if not place.is_file():
+            draft = place.with_suffix(".part.npy")
+            np.save(draft, np.concatenate(make()))
+            draft.replace(place)
+        lengths = np.cumsum([len(row.base) for row in self.receipt.rows])[:-1]
+        return list(np.split(np.load(place), lengths))
+
+    def text(self, name: str, state: State) -> list[list[int]]:
+        """Return the greedy text in a state."""
+        place = self._folder / f"{name.replace('/', '_')}.json"
+        if not place.is_file():
+            with state():
+                place.write_text(json.dumps(greedy(self.loaded, self.receipt)))
+        return json.loads(place.read_text())
 
 
 class KeptProbes(Probes):
-    """Probes whose parts are read once for all targets of an adapter."""
+    """Probes whose readings are in files."""
 
-    _kept: dict[str, Any] | None = None
+    def __init__(self, kept: Kept) -> None:
+        super().__init__(kept.loaded, examples_of(kept.receipt.rows))
+        self._kept = kept
+        self.groups = kept.groups
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Reading]:
         """Return what is read without each group of modules."""
-        self._kept = super().parts() if self._kept is None else self._kept
-        return self._kept
+        return {
+            name: self._kept.read(f"without {name}", lambda p=paths: self.without(p))
+            for name, paths in self.groups.items()
+        }
+
+    def scaled(self, factor: float) -> Reading:
+        """Return what is read at another scale."""
+        return self._kept.read(f"scale {factor:.6g}", lambda: super(KeptProbes, self).scaled(factor))
+
+    def stored(self) -> Iterator[tuple[str, Reading]]:
+        """Yield what is read from each form in 4 bits."""
+        for name, (to, merged, heads) in STORED.items():
+            state = lambda t=to, m=merged, h=heads: rounded(self._loaded, t, merged=m, heads=h)  # noqa: E731  # a state
+            yield name, self._kept.read(f"stored {name}", lambda s=state: self._read(s()))
+
+    def noises(self) -> dict[NoiseOf, Reading]:
+        """Return what is read in 16, in 8 and in 4 bits."""
+        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
+        return {
+            to: self._kept.read(f"halved {to}", lambda t=to: self._read(rounded(self._loaded, t))) for to in formats
+        }
 
 
 class Row(NamedTuple):
     """One target's outcome."""
 
     kind: str
+    name: str
     verdict: str
-    is_right: bool
-    same_text: float | None
+    right: frozenset[str]
+    residual: float
+    has_same_text: bool | None
 
 
-def judged(base: Path, adapter: Path, *, text: bool) -> Iterator[Row]:
+def judged(folder: Path, kind: str, adapter: Path) -> Iterator[Row]:
     """Yield the outcome of every target of an adapter."""
-    loaded = load_model(base, adapter)
-    receipt = receipt_of(loaded, read_inputs(adapter / "rows.jsonl", loaded, most=24).examples, rows=16)
-    examples = examples_of(receipt.rows)
-    probes = KeptProbes(loaded, examples)
-    others = [p for p in sorted(adapter.parent.glob("*/adapter_config.json")) if p.parent != adapter]
-    names = []
-    for place in (*sorted(adapter.glob("checkpoint-*")), *(p.parent for p in others)):
-        load_adapter(loaded, place, place.name)
-        names.append(place.name)
-    wanted = greedy(loaded, receipt) if text else []
-    for target in targets(loaded, probes, names, random.Random(str(adapter.name))):  # noqa: S311  # no secret
-        with target.state():
-            reading = read_loaded(loaded, examples)
-            found = greedy(loaded, receipt) if text else []
+    kept = Kept(folder / kind / "base", adapter, folder / "readings" / kind / adapter.name)
+    receipt, examples = kept.receipt, examples_of(kept.receipt.rows)
+    probes = KeptProbes(kept)
+    names = [place.name for place in kept.places]
+    if kind in ROWS:  # a large one: each kind of fault, but once
+        names = [next(name for name in names if ("checkpoint" in name) == value) for value in (True, False)]
+    parts = 1 if kind in ROWS else PARTS
+    wanted = kept.text("text right, float32", nullcontext)
+    for target in targets(kept.loaded, probes.groups, names, adapter.name, parts):
+
+        def made(target: Target = target) -> Reading:
+            return read_loaded(kept.loaded, examples, state=target.state())
+
+        reading = kept.read(f"target {target.name}", made)
+        text = kept.text(f"text {target.name}", target.state)
         told = conclude(Evidence(receipt, reading), precision=target.precision, exact=target.exact, probes=probes)
-        same = None if not wanted else sum(a == b for a, b in zip(wanted, found, strict=True)) / len(wanted)
-        yield Row(target.kind, told.verdict, told.verdict in target.right, same)
+        same = text == wanted if wanted else None
+        yield Row(target.kind, target.name, told.verdict, target.right, told.residual or 0.0, same)
+
+
+def _share(count: int, of: int) -> str:
+    """A share with the 95 % interval of Clopper and Pearson."""
+    if not of:
+        return "-"
+    low = beta.ppf(0.025, count, of - count + 1) if count else 0.0
+    high = beta.ppf(0.975, count + 1, of - count) if count < of else 1.0
+    return f"{count}/{of} ({low:.0%} to {high:.0%})"
+
+
+def tables(rows: list[Row], title: str) -> Iterator[str]:
+    """Yield the lines of a table by kind, and of the sums that the figures of the docs are."""
+    yield f"\n{title}"
+    yield f"  {'served':<38} {'n':>4} {'right':>6} {'same':>6} {'untold':>7} {'text same':>10}"
+    for kind in dict.fromkeys(row.kind for row in rows):
+        own = [row for row in rows if row.kind == kind]
+        texts = [row.has_same_text for row in own if row.has_same_text is not None]
+        counts = (sum(row.verdict in verdicts for row in own) for verdicts in (RIGHT, UNTOLD))
+        right = sum(row.verdict in row.right for row in own)
+        same, untold = counts
+        yield f"  {kind:<38} {len(own):>4} {right:>6} {same:>6} {untold:>7} {f'{sum(texts)}/{len(texts)}':>10}"
+    is_right = {id(row): row.kind.startswith("right") for row in rows}
+    for behind in (False, True):
+        some = [row for row in rows if ("4 bits" in row.kind) == behind]
+        good, wrong = ([row for row in some if is_right[id(row)] == value] for value in (True, False))
+        where = "in 4 bits" if behind else "not in 4 bits"
+        told = [row for row in wrong if row.verdict not in UNTOLD]
+        named = sum(row.verdict in row.right - UNTOLD for row in wrong)
+        same, other = (sum(row.verdict in RIGHT for row in good), sum(row.verdict not in RIGHT for row in wrong))
+        yield f"  {where}: right targets called same {_share(same, len(good))}"
+        yield f"  {where}: wrong targets not called same {_share(other, len(wrong))}"
+        yield f"  {where}: cause named right {_share(named, len(wrong))}; of those told {_share(named, len(told))}"
+        texts = [row.has_same_text for row in wrong if row.has_same_text is not None]
+        yield f"  {where}: wrong targets whose 16 greedy texts are the adapter's {_share(sum(texts), len(texts))}"
 
 
 def main(folder: Path, kinds: list[str]) -> None:
-    """Print a table for each model."""
+    """Print a table for each model, and for those of the tuned part and of the unseen part together."""
+    torch.set_num_threads(1)
+    found: dict[str, list[Row]] = {}
     for kind in kinds:
-        rows = defaultdict(list)
-        adapters = [p.parent for p in sorted((folder / kind).glob("*/rows.jsonl"))]
-        for adapter in adapters:
-            for row in judged(folder / kind / "base", adapter, text=kind != "smol"):
-                rows[row.kind].append(row)
-        print(f"{kind}, {len(adapters)} adapters")
-        print(f"  {'served':<32} {'n':>3} {'right':>6} {'called same':>12} {'cannot tell':>12} {'same text':>10}")
-        for name, found in rows.items():
-            same = sum(row.verdict in RIGHT for row in found)
-            untold = sum(row.verdict == "cannot_tell" for row in found)
-            texts = [row.same_text for row in found if row.same_text is not None]
-            shown = f"{sum(texts) / len(texts):.0%}" if texts else "-"
-            right = sum(row.is_right for row in found)
-            print(f"  {name:<32} {len(found):>3} {right:>6} {same:>12} {untold:>12} {shown:>10}", flush=True)
+        found[kind] = []
+        for adapter in sorted(p.parent for p in (folder / kind).glob("*/rows.jsonl")):
+            for row in judged(folder, kind, adapter):
+                found[kind].append(row)
+                if row.verdict not in row.right:
+                    print(f"{kind} {adapter.name}: {row.name}: {row.verdict} at {row.residual:.4f}", flush=True)
+        print("\n".join(tables(found[kind], kind)), flush=True)
+    for title, is_tuned in (("tuned on", True), ("unseen", False)):
+        some = [kind for kind in kinds if (kind in TUNED) == is_tuned]
+        print("\n".join(tables([row for kind in some for row in found[kind]], f"{title}: {', '.join(some)}")))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+ENCODERS = ("bert", "minilm")
+FOUND = ("smol", "minilm")  # SmolLM2-135M-Instruct and all-MiniLM-L6-v2, which are not made here
 VOCABULARY = 1024
 LENGTH = 64  # tokens of a row in training
 HELD_OUT = 48  # rows of a task that no training sees
@@ -136,7 +138,7 @@ def _fresh(kind: str) -> Any:
 
 
 def _batch(tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    rows = [(tokenizer(text)["input_ids"] + [1] * LENGTH)[:LENGTH] for text in texts]
+    rows = [(tokenizer(text)["input_ids"] + [tokenizer.pad_token_id] * LENGTH)[:LENGTH] for text in texts]
     return torch.tensor(rows)
 
 
@@ -188,7 +190,7 @@ def make_adapter(kind: str, task: Task, base: Path, folder: Path, *, steps: int 
         return place
     torch.manual_seed(sum(task.name.encode()))
     tokenizer = AutoTokenizer.from_pretrained(base)
-    classifies = kind == "bert"
+    classifies = kind in ENCODERS
     loader = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     more = {"num_labels": 2} if classifies else {}
     model = get_peft_model(loader.from_pretrained(base, dtype=torch.float32, **more), LoraConfig(**task.config)).train()
@@ -219,12 +221,12 @@ def make_adapter(kind: str, task: Task, base: Path, folder: Path, *, steps: int 
 
 
 def make_all(folder: Path, kinds: tuple[str, ...]) -> None:
-    """Make every base and adapter; a base `smol` must be there already."""
+    """Make every base and adapter; a base of `FOUND` must be there already, with its tokenizer."""
     warnings.simplefilter("ignore")
     disable_progress_bar()
     for kind in kinds:
-        base = folder / kind / "base" if kind == "smol" else make_base(kind, folder)
-        tasks = {"gpt2": OF_GPT2, "bert": OF_BERT}.get(kind, TASKS)
+        base = folder / kind / "base" if kind in FOUND else make_base(kind, folder)
+        tasks = OF_BERT if kind in ENCODERS else OF_GPT2 if kind == "gpt2" else TASKS
         size = {"steps": 40, "batch": 4} if kind == "smol" else {}
         for task in tasks:
             make_adapter(kind, task, base, folder, **size)

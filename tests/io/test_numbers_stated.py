@@ -414,7 +414,9 @@ STATED: dict[str, dict[str, Any]] = {
     "collect.runs": {"MOST_CURVES": 26},
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
     "prove.drift": {"FACTORS": (0.9, 0.8, 0.7, 0.6, 0.5), "LEAST": 8, "DRAWS": 2000},
-    "prove.receipt": {"CANDIDATES": 1.5, "_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
+    "prove.receipt": {"_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
+    "prove.receipt.rows": {"CANDIDATES": 1.5, "_LENGTH": 48},
+    "prove.receipt.endpoint": {"_HELD": 6, "_OFF": 0.1},
     "prove.receipt.verdict": {
         "FLOOR": -12.0,
         "_LEAST": 32,
@@ -423,10 +425,11 @@ STATED: dict[str, dict[str, Any]] = {
         "_LOST": 0.5,
         "_NO_CHANCE": 0.99,
         "_TINY": 1e-300,
-        "_PASSES": 8,
+        "_PASSES": 2,
         "_NEAR": 0.02,
         "_SMALLEST": 0.1,
     },
+    "prove.verify_merge.codes": {"_SIGMAS": 6.0, "_FEW": 36, "_LIKE": 1.1, "_OTHER": 0.01},
     "prove.verify_merge.delta": {
         "UNIT": {"F64": 2.0 ** (-53), "F32": 2.0 ** (-24), "F16": 2.0 ** (-11), "BF16": 2.0 ** (-8)},
         "_ROUNDINGS": 8,

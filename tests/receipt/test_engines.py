@@ -1,8 +1,11 @@
-"""Real engines on GGUF files, each where it is installed: llama-cpp-python, and llama.cpp's own server."""
+"""Real engines, each where it is installed: llama-cpp-python and its server, llama.cpp's own, `transformers serve`."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,4 +70,57 @@ def test_llama_cpps_server_is_asked_token_by_token(files):
         assert (found.verdict, found.kind) == (verdict, "endpoint"), found.story
         assert "token by token" in found.how
         assert found.compared >= 0.7 * found.of  # those among the tokens that the server names
-        assert found.notes == ["Parts and scales are tried with --base MODEL --adapter FOLDER."]  # tokens were compared
+        assert len(found.notes) == 2  # tokens were compared
+        assert f"{found.of - found.compared} of {found.of} log-probabilities are not compared" in found.notes[0]
+
+
+@contextmanager
+def on_loopback(app):
+    """The address of an application that runs in a thread."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of that server's packages
+def test_llama_cpp_pythons_echo_is_not_believed_and_tokens_are_named_by_their_text(files):
+    """Without a token that begins a text, its echo gives each token the number of the next prediction."""
+    pytest.importorskip("llama_cpp.server.app", reason="needs llama-cpp-python[server]")
+    from llama_cpp.server.app import create_app
+    from llama_cpp.server.settings import ModelSettings, ServerSettings
+
+    for name, verdict in (("merged", "same"), ("base", "the_base")):
+        settings = [ModelSettings(model=str(files / f"{name}.gguf"), n_ctx=256, verbose=False)]
+        with on_loopback(create_app(server_settings=ServerSettings(), model_settings=settings)) as address:
+            found = verify_served(files / "receipt.json", address, base=files / "base")
+        assert "by their text, token by token" in found.how
+        assert found.verdict == verdict, found.story
+        assert found.compared >= 0.95 * found.of  # bytes that are no character have no text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # as above
+def test_transformers_serve_gives_no_log_probabilities_and_that_is_said(files):
+    pytest.importorskip("openai", reason="needs transformers[serving]")
+    from transformers.cli.serve import Serve
+
+    model = str(files / "base")
+    serve = Serve(model, port=0, device="cpu", dtype="float32", non_blocking=True, log_level="critical")
+    try:
+        while not serve.server.started:
+            time.sleep(0.01)
+        port = serve.server.servers[0].sockets[0].getsockname()[1]
+        address = f"http://127.0.0.1:{port}"
+        found = verify_served(files / "receipt.json", address, base=files / "base", model=model)
+    finally:
+        serve.kill_server()
+    assert (found.verdict, found.compared) == ("cannot_tell", 0)
+    for way in ("prompt_logprobs:", "echo with logprobs:", "logprobs token by token:"):
+        assert way in found.story
+    assert any("serve that by an engine that gives them" in note for note in found.notes)

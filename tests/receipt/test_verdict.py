@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.prove.receipt.verdict import Evidence, conclude
-from gradience.rules.served import CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, SIGNIFICANT, UNLIKE
+from gradience.prove.receipt.verdict import Evidence, _Span, conclude
+from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, UNLIKE
 from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Noise, Receipt, ReceiptRow
 
 ROWS, WIDTH = 8, 16
 RNG = np.random.default_rng(0)
 # Orthonormal directions: the adapter's effect, what two parts do, and one that nothing of the adapter does
-BASIS = np.linalg.qr(RNG.standard_normal((ROWS * WIDTH, 5)))[0].T
-EFFECT, ONE, OTHER, NOISE, AWAY = BASIS
+# and rounding, which moves all tokens alike
+SIGNS = np.sign(RNG.standard_normal((ROWS * WIDTH, 2)))
+BASIS = np.linalg.qr(np.concatenate([SIGNS, RNG.standard_normal((ROWS * WIDTH, 4))], axis=1))[0].T
+NOISE, FORM, EFFECT, ONE, OTHER, AWAY = BASIS
 BASE = np.full(ROWS * WIDTH, -5.0)
 ADAPTER = BASE + EFFECT
 MEASURED = {"batch": 0.0, "bfloat16": 0.01, "int8": 0.005, "int4": 0.2}
@@ -36,13 +38,18 @@ def receipt(**noise):
 class Model:
     """Two parts with effects of .3, and a scale that moves along the adapter's own effect."""
 
+    int4 = 0.2
     groups: ClassVar = {"one": frozenset({"m.one"}), "other": frozenset({"m.other"})}
 
     def parts(self):
         return {"one": [ADAPTER - 0.3 * ONE], "other": [ADAPTER - 0.3 * OTHER]}
 
-    def in_4_bits(self):
-        return [ADAPTER + 0.2 * NOISE]
+    def noises(self):
+        return {of: [ADAPTER + size * NOISE] for of, size in {"bfloat16": 0.01, "int4": self.int4}.items()}
+
+    def stored(self):
+        yield "one form", [ADAPTER + 0.2 * NOISE]
+        yield "another", [ADAPTER + 0.2 * FORM]
 
     def without(self, paths):
         return [ADAPTER - 0.3 * ONE * ("m.one" in paths) - 0.3 * OTHER * ("m.other" in paths)]
@@ -73,15 +80,24 @@ coarse = COARSE.value * MEASURED["int4"]
         (UNDER * fine * NOISE, {}, "same"),
         (UNDER * 0.01 * ONE, {}, "same"),  # within the noise that was measured, wherever it points
         (OVER * 0.01 * ONE, {}, "cannot_tell"),
-        (OVER * fine * NOISE, {}, "same_within_quantisation"),
-        (UNDER * coarse * NOISE, {}, "same_within_quantisation"),
+        (OVER * fine * NOISE, {}, "cannot_tell"),  # within 4 bits, and no form that is tried
+        (0.2 * NOISE, {}, "same_within_quantisation"),
+        (0.2 * FORM, {}, "same_within_quantisation"),
+        (0.2 * FORM + UNDER * fine * AWAY, {}, "same_within_quantisation"),
+        (0.2 * FORM + OVER * fine * AWAY, {}, "cannot_tell"),
+        (0.2 * FORM + UNDER * 0.01 * ONE, {}, "same_within_quantisation"),
+        (0.2 * FORM + OVER * 0.01 * ONE, {}, "cannot_tell"),  # a checkpoint may be behind the same 4 bits
+        (0.2 * FORM, {"models": False}, "cannot_tell"),
+        (UNDER * coarse * NOISE, {}, "cannot_tell"),
         (OVER * coarse * NOISE, {}, "another_checkpoint"),
+        (0.2 * NOISE, {"exact": True}, "another_checkpoint"),
         (OVER * fine * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),  # no 4 bits are so exact
         (UNDER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),
-        (OVER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16"}, "same_within_quantisation"),
+        (OVER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16"}, "cannot_tell"),
+        (0.2 * NOISE, {"precision": "bfloat16"}, "same_within_quantisation"),  # merged into 4 bits, then stored in 16
         (OVER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16", "exact": True}, "another_checkpoint"),
-        (OVER * fine * NOISE, {"int8": 0.0101}, "same"),  # an unknown dtype may be int8
-        (OVER * fine * NOISE, {"int8": 0.0101, "precision": "bfloat16"}, "another_checkpoint"),
+        (OVER * fine * NOISE, {"int8": 0.0102}, "same"),  # an unknown dtype may be int8
+        (OVER * fine * NOISE, {"int8": 0.0102, "precision": "bfloat16"}, "another_checkpoint"),
         (UNDER * fine / 8.0 * NOISE, {"precision": "float16"}, "same"),
         (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "another_checkpoint"),
         (-0.3 * ONE, {}, "part_missing"),
@@ -106,8 +122,11 @@ def test_the_numbers_are_those_of_the_definitions():
     assert found.compared == ROWS * WIDTH
 
 
-def test_an_explanation_leaves_little():
-    """Of `-.3 ONE + x NOISE`, the missing part leaves x: clear up to .15 of the distance, within 4 bits up to .5."""
+def test_an_explanation_leaves_little(monkeypatch):
+    """Of `-.3 ONE + x NOISE`, the missing part leaves x: clear up to .15 of the distance, within 4 bits up to .5.
+
+    Within 4 bits of the adapter only what is clear counts.
+    """
 
     def of(share, **options):
         left = 0.3 * share / np.sqrt(1.0 - share**2)
@@ -115,24 +134,49 @@ def test_an_explanation_leaves_little():
 
     assert of(UNDER * CLEAR.value, exact=True) == "part_missing"
     assert of(OVER * CLEAR.value, exact=True) == "another_checkpoint"
-    assert of(UNDER * EXPLAINED.value) == "part_missing"
-    assert of(OVER * EXPLAINED.value) == "another_checkpoint"
+    monkeypatch.setattr(Model, "int4", 0.15)
+    assert of(UNDER * EXPLAINED.value, int4=0.15) == "part_missing"
+    assert of(OVER * EXPLAINED.value, int4=0.15) == "another_checkpoint"
+    assert of(UNDER * CLEAR.value, int4=0.3) == "part_missing"
+    assert of(OVER * CLEAR.value, int4=0.3 / np.sqrt(1.0 - CLEAR.value**2) / COARSE.value * OVER) == "cannot_tell"
     assert of(OVER * CLEAR.value, precision="bfloat16") == "another_checkpoint"
 
 
-def test_noise_is_told_from_structure():
-    """Between noise and structure nothing is claimed; the share of the span is over what chance puts there."""
+def along(structure):
+    """A direction of which so much more than chance lies in the span of what parts do."""
     chance = 3 / (ROWS * WIDTH)
+    share = structure * (1.0 - chance) + chance
+    return np.sqrt(share) * (0.8 * OTHER + 0.6 * ONE) + np.sqrt(1.0 - share) * AWAY
 
-    def of(structure):
-        share = structure * (1.0 - chance) + chance
-        return verdict(ADAPTER + 0.3 * (np.sqrt(share) * OTHER * 0.8 + np.sqrt(share) * ONE * 0.6
-                                        + np.sqrt(1.0 - share) * AWAY)).verdict  # fmt: skip
 
-    assert of(UNDER * NOISE_LIKE.value) == "same_within_quantisation"
-    assert of(OVER * NOISE_LIKE.value) == "cannot_tell"
-    assert of(UNDER * EXPLAINED.value) == "cannot_tell"
-    assert of(OVER * EXPLAINED.value) == "another_checkpoint"
+def test_noise_is_told_from_structure():
+    """Rounding to 16 and 8 bits has none here, and the forms in 4 bits have none."""
+    near, far = 0.015, 0.3  # beyond the noise that was measured; beyond what 16 bits leave
+    assert verdict(ADAPTER + near * along(UNDER * NOISE_LIKE.value)).verdict == "same"
+    assert verdict(ADAPTER + near * along(OVER * NOISE_LIKE.value)).verdict == "cannot_tell"
+    assert verdict(ADAPTER + far * along(UNDER * BEYOND.value)).verdict == "cannot_tell"
+    assert verdict(ADAPTER + far * along(OVER * BEYOND.value)).verdict == "another_checkpoint"
+
+
+def test_noise_is_measured_on_all_tokens_where_base_and_adapter_are_at_hand(monkeypatch):
+    near = 0.05 * along(0.5)
+    assert verdict(ADAPTER + near, precision="bfloat16", bfloat16=0.001).verdict == "another_checkpoint"
+    assert verdict(ADAPTER + 0.015 * NOISE, precision="bfloat16", bfloat16=0.001).verdict == "same"
+    assert verdict(ADAPTER + 0.015 * NOISE, precision="bfloat16", bfloat16=0.001, models=False).verdict != "same"
+    assert verdict(ADAPTER + OVER * coarse * AWAY).verdict == "another_checkpoint"
+    monkeypatch.setattr(Model, "int4", 0.3)
+    assert verdict(ADAPTER + OVER * coarse * AWAY).verdict == "cannot_tell"
+
+
+def test_a_token_that_rounding_moves_counts_less():
+    """Structure in the tokens that rounding moves most is no sign of a checkpoint."""
+    noisy = np.zeros(ROWS * WIDTH)
+    noisy[:16] = 1.0
+    span = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [noisy, noisy])
+    plain = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [np.ones(ROWS * WIDTH)])
+    seen = noisy + 0.2 * np.sign(AWAY)
+    assert span.share(seen) < 0.05
+    assert plain.share(seen) > 0.7
 
 
 def test_a_relative_goes_the_adapters_way():
@@ -143,17 +187,26 @@ def test_a_relative_goes_the_adapters_way():
     assert of(UNDER * UNLIKE.value) == "another_adapter"
 
 
-def test_alone_a_drift_of_the_share_is_not_noise():
+def test_alone_only_what_is_far_from_noise_is_told():
     def of(change, **options):
         return verdict(ADAPTER + change, models=False, **options).verdict
 
-    assert of(0.2 * NOISE) == "same_within_quantisation"
-    assert of(-0.3 * EFFECT) == "cannot_tell"
+    assert of(UNDER * fine * ONE) == "same"
+    assert of(UNDER * coarse * NOISE) == of(-0.3 * EFFECT) == "cannot_tell"
     assert of(-EFFECT) == "the_base"
     assert of(-0.5 * EFFECT) == "another_checkpoint"
     sizes = np.array([verdict(ADAPTER - x * EFFECT + 0.2 * NOISE, models=False).share for x in (0.01, 0.1)])
     assert sizes == pytest.approx([0.99, 0.9])
-    assert SIGNIFICANT.value == 4.0
+
+
+def test_a_classifiers_base_is_known_by_its_own_head():
+    """The receipt's base has the adapter's head, so what the base gives with its own is an explanation of its own."""
+    own = BASE + 0.7 * AWAY + 0.2 * EFFECT
+    for models in (None, Model()):
+        evidence = Evidence(receipt(), [own + 1e-3 * NOISE])
+        found = conclude(evidence, precision="float32", probes=models, own_head=[own])
+        assert (found.verdict, "its own head" in found.story) == ("the_base", True)
+        assert conclude(evidence, precision="float32", probes=models).verdict == "another_adapter"
 
 
 def test_a_factor_between_those_tried_is_found():

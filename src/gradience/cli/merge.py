@@ -135,6 +135,7 @@ def verify_merge(
     adapter: Path,
     merged: Path,
     files: opt.Files = opt.BESIDE,
+    receipt: Path | None = None,
     fail_on: FailOn = "verdict",
     verbose: opt.Verbose = False,
     json: opt.AsJson = False,
@@ -153,6 +154,8 @@ def verify_merge(
         The adapter's folder, or its weights file.
     merged:
         The merged model, as the base.
+    receipt:
+        A file of 'gradience receipt': the merged model is run, and asked for the same.
     fail_on:
         verdict: exit 0 contained, 1 not, 3 inconclusive. changes: 1 also if any other tensor differs. never: 0.
     verbose:
@@ -162,7 +165,7 @@ def verify_merge(
     from gradience.prove.verify_merge import verify_merged  # imports numpy, after its environment is set
 
     report = verify_merged(
-        base, adapter, merged, threads=threads, progress=on_terminal("verify-merge"), **asdict(files)
+        base, adapter, merged, receipt=receipt, threads=threads, progress=on_terminal("verify-merge"), **asdict(files)
     )
     opt.print_report(report, lambda it: verify_merge_text(it, verbose=verbose), json=json)
     return _code(report, fail_on)

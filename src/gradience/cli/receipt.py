@@ -38,14 +38,13 @@ def receipt(
     adapter:
         The folder that PEFT saved.
     prompts:
-        Rows of what the adapter was trained for: JSONL or Parquet with text, prompt or messages, or plain text.
+        Rows of what the adapter was trained for: JSONL or Parquet with text, prompt or messages, or plain text; or a
+        recipe (YAML) that names them. Without it: the data set of a recipe beside the adapter, else the model samples.
     out:
         File to write.
     force:
         Replace --out if it exists.
     """
-    if prompts is None:
-        raise AdapterError("no rows to read the adapter on", advice="give --prompts FILE, such as the evaluation set")
     if out is None:
         raise AdapterError("no output path", advice="give --out receipt.json")
     from gradience.io.atomic import refuse_file  # --help needs none of it

@@ -16,7 +16,8 @@ from gradience.data import template_digest
 from gradience.errors import GradienceError
 from gradience.models import LoadedModel, Task
 from gradience.models.inputs import Example
-from gradience.prove.receipt import CANDIDATES, receipt_of, write_receipt
+from gradience.prove.receipt import receipt_of, write_receipt
+from gradience.prove.receipt.rows import CANDIDATES
 from gradience.prove.receipt.targets import PROBE
 from gradience.schema.receipt import Tokens
 

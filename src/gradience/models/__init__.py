@@ -51,6 +51,10 @@ _FITTING: Final = "give the model the adapter was trained on"
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
+class HeadlessError(AdapterError):
+    """Weights of the model are in no file, so that they would be drawn at random."""
+
+
 @dataclass(slots=True)
 class LoadedModel:
     """A model in evaluation mode, none of whose parameters requires a gradient.
@@ -276,12 +280,12 @@ def _refuse_random(missing: set[str], adapter: Adapter | None) -> None:
     """Refuse a base with randomly initialised weights that the adapter does not contain either.
 
     Raises:
-        AdapterError: there is such a weight; the message names the first one.
+        HeadlessError: there is such a weight; the message names the first one.
     """
     brought = set() if adapter is None else {_plain(name) for name in adapter.tensors}
     random = sorted(name for name in missing if not any(name == b or name.endswith(f".{b}") for b in brought))
     if random:
-        raise AdapterError(
+        raise HeadlessError(
             f"{len(random)} weights are neither in the base nor in the adapter (first: {random[0]})",
             advice="give a base, or an adapter, that has its head",
         )

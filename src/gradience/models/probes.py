@@ -5,7 +5,7 @@ Every probe is a forward pass over the sequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -14,6 +14,20 @@ from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Example
 from gradience.models.reading import Reading, read_loaded
 from gradience.models.states import adapted, groups_of, rounded, scaled, with_scale, without
+from gradience.schema.receipt import NoiseOf
+
+STORED: Final = {
+    "q4_0": ("q4_0", True, True),
+    "NF4 below the adapter": ("nf4", False, False),
+    "NF4 after the merge": ("nf4", True, False),
+    "q4_0, heads whole": ("q4_0", True, False),
+    "int4 by 128 after the merge": ("int4, 128 to a scale", True, False),
+    "int4 by 128 below the adapter": ("int4, 128 to a scale", False, False),
+    "symmetric int4 by 128 after the merge": ("int4, 128 to a scale, symmetric", True, False),
+    "FP4 below the adapter": ("fp4", False, False),
+}
+"""Forms in 4 bits in which models are served: the format, whether the adapter is merged first, and whether heads and
+token embeddings are rounded too."""
 
 _SCALES: Final = (0.125, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
@@ -32,7 +46,11 @@ class Probes:
         self._layers = adapted(loaded)
         self._shown = progress or (lambda _done, _total, _name: None)
         saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
-        self.groups: dict[str, frozenset[str]] = groups_of(list(self._layers), saved)
+        unsaved = self._layers.keys() - saved
+        groups = groups_of(list(self._layers), saved)
+        # Without all of them a classifier is the base: there its head is the adapter's.
+        is_base = frozenset(unsaved) if loaded.task != "causal-lm" else None
+        self.groups: dict[str, frozenset[str]] = {name: own for name, own in groups.items() if own != is_base}
 
     def parts(self) -> dict[str, Reading]:
         """What is read without each group of the adapter's modules, by the group's name."""
@@ -43,9 +61,16 @@ class Probes:
         self._shown(len(self.groups), len(self.groups), "")
         return found
 
-    def in_4_bits(self) -> Reading:
-        """What is read with weights rounded to 4 bits."""
-        return self._read(rounded(self._loaded, "int4"))
+    def stored(self) -> Iterator[tuple[str, Reading]]:
+        """What is read from each of the usual forms in 4 bits, by its name, the most usual ones first."""
+        for name, (to, merged, heads) in STORED.items():
+            self._shown(0, 1, name)
+            yield name, self._read(rounded(self._loaded, to, merged=merged, heads=heads))
+
+    def noises(self) -> dict[NoiseOf, Reading]:
+        """What is read in bfloat16, and with weights of 8 and of 4 bits."""
+        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
+        return {to: self._read(rounded(self._loaded, to)) for to in formats}
 
     def without(self, paths: frozenset[str]) -> Reading:
         """What is read without these modules of the adapter."""

@@ -12,8 +12,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import GenerationConfig
 
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, ConfigError
 from gradience.models import LoadedModel
 from gradience.models.inputs import Example, batches
 from gradience.models.outputs import log_probs, logits_of, row_sizes, tokens_within
@@ -62,6 +63,41 @@ def read_loaded(
     if not all(np.isfinite(values).all() for values in found):
         raise AdapterError("the model's outputs are not finite", advice="check the weights of base and adapter")
     return found
+
+
+@torch.inference_mode()
+def sampled(loaded: LoadedModel, count: int, *, length: int, seed: int) -> list[Example]:
+    """Rows that base and adapter sample, at a temperature of 1, from the token that begins a text.
+
+    Args:
+        loaded: a causal model.
+        count: rows.
+        length: tokens of a row, less after a token that ends a text.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: the model is no causal one, or its config names no token to begin with.
+    """
+    config = loaded.config
+    named = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ends = [one for one in named if one is not None]
+    first = next((one for one in (config.bos_token_id, *ends) if one is not None), None)
+    if loaded.task != "causal-lm" or first is None:
+        raise ConfigError("this model samples no rows", advice="give --prompts FILE, such as the evaluation set")
+    begin = torch.full((count, 1), int(first), device=loaded.device)
+    plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length, eos_token_id=ends, pad_token_id=first)
+    with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        found = loaded.model.generate(
+            input_ids=begin, attention_mask=torch.ones_like(begin), generation_config=plain
+        ).tolist()
+    return [row for row in (_ended(ids, set(ends)) for ids in found) if row.stop > row.first]
+
+
+def _ended(ids: list[int], ends: set[int]) -> Example:
+    """The row up to its first token that ends a text."""
+    last = next((place for place, one in enumerate(ids) if place and one in ends), len(ids) - 1)
+    return Example(tuple(ids[: last + 1]), 0, last)
 
 
 def _kept(loaded: LoadedModel, example: Example, scores: torch.Tensor) -> npt.NDArray[np.float64]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
+import numpy as np
 import peft
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -18,11 +19,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from gradience.adapters import layer_index, module_type
 from gradience.models import FIRST, LoadedModel
+from gradience.spectral.quantised import restored
 
-Rounding: TypeAlias = Literal["bfloat16", "int8", "int4"]
-
-_GROUP: Final = 32  # weights that share a scale, as in llama.cpp's Q8_0 and Q4_0
-_LEVELS: Final = {"int8": 127.0, "int4": 7.0}  # the largest code of each
 _QUARTERS: Final = 4
 
 
@@ -112,18 +110,28 @@ def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
 
 
 @contextmanager
-def rounded(loaded: LoadedModel, to: Rounding) -> Iterator[None]:
-    """A context in which the model computes in bfloat16, or with weights of its matrices rounded to 8 or 4 bits.
+def rounded(loaded: LoadedModel, to: str, *, merged: bool = False, heads: bool = True) -> Iterator[None]:
+    """A context in which the model computes in bfloat16, or with its matrices as a format of 8 or 4 bits gives them.
 
-    Codes are symmetric, with one scale for 32 weights of a row, as in llama.cpp's Q8_0. Only one rounded matrix is in
-    memory at a time.
+    Only one rounded matrix is in memory at a time.
+
+    Args:
+        loaded: the model.
+        to: `bfloat16`, or a name of `gradience.spectral.quantised.FORMATS`.
+        merged: whether the adapter is merged into each matrix first. Without it the base's matrices are rounded alone.
+        heads: whether the matrices outside the layers, a head and token embeddings, are rounded too.
     """
     if to == "bfloat16":
         with torch.autocast(loaded.device.type, dtype=torch.bfloat16):
             yield
         return
-    matrices = [module for name, module in loaded.model.named_modules() if _is_matrix(name, module)]
-    hooks = [hook for module in matrices for hook in _rounding(module, to)]
+    hooks: list[Any] = []
+    for name, module in loaded.model.named_modules():
+        matrix = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if ".lora_" in name or ".base_layer" in name or not _is_matrix(matrix):
+            continue
+        if heads or layer_index(name) is not None:
+            hooks += _rounding(module, matrix, to, merged=merged and matrix is not module)
     try:
         yield
     finally:
@@ -131,29 +139,34 @@ def rounded(loaded: LoadedModel, to: Rounding) -> Iterator[None]:
             hook.remove()
 
 
-def _is_matrix(name: str, module: Any) -> bool:
-    """Whether the module multiplies by a weight of the base: an adapter's factors are merged, not rounded alone."""
-    is_one = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, which is transformers'
-    return is_one and ".lora_" not in name and module.weight.is_floating_point()
+def _is_matrix(module: Any) -> bool:
+    """Whether the module multiplies by a weight, or looks rows of it up."""
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    is_one = isinstance(module, kinds) or type(module).__name__ == "Conv1D"  # GPT-2's, which is transformers'
+    return is_one and module.weight.is_floating_point()
 
 
-def _rounding(module: Any, to: Rounding) -> Sequence[Any]:
+def _rounding(module: Any, matrix: Any, to: str, *, merged: bool) -> Sequence[Any]:
     kept: list[torch.Tensor] = []
+    is_turned = type(matrix).__name__ == "Conv1D"  # its weight is (in, out), and files of codes have rows of inputs
 
     def before(layer: Any, _inputs: Any) -> None:
-        kept.append(layer.weight.data)
-        layer.weight.data = quantised(layer.weight.data, _LEVELS[to])
+        kept.append(matrix.weight.data)
+        if merged and not layer.disable_adapters:
+            matrix.weight.data = matrix.weight.data.clone()
+            layer.merge()
+        weight = matrix.weight.data
+        matrix.weight.data = as_stored(weight.T, to).T.contiguous() if is_turned else as_stored(weight, to)
 
     def after(layer: Any, _inputs: Any, _output: Any) -> None:
-        layer.weight.data = kept.pop()
+        if merged and layer.merged:
+            layer.unmerge()  # a bias too; the weight is put back as it was
+        matrix.weight.data = kept.pop()
 
     return module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)
 
 
-def quantised(weight: torch.Tensor, levels: float) -> torch.Tensor:
-    """The weight as its codes give it back: per 32 entries of a row max / `levels` times a whole number."""
-    flat = weight.float().reshape(-1)
-    padded = torch.nn.functional.pad(flat, (0, -len(flat) % _GROUP)).reshape(-1, _GROUP)
-    step = padded.abs().amax(dim=1, keepdim=True) / levels
-    codes = torch.where(step > 0, (padded / torch.where(step > 0, step, 1.0)).round(), 0.0)
-    return (codes * step).reshape(-1)[: len(flat)].reshape(weight.shape).to(weight.dtype)
+def as_stored(weight: torch.Tensor, to: str) -> torch.Tensor:
+    """The weight as a format of `gradience.spectral.quantised.FORMATS` gives it back, in its own dtype."""
+    values = np.asarray(restored(weight.float().cpu().numpy(), to))
+    return torch.from_numpy(values.copy()).to(weight.device, weight.dtype)

@@ -210,7 +210,11 @@ def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> It
     yield f"Tensors that the adapter does not touch: {same} of {report.untouched} as in the base"
     yield from shortened(list(map(_other, report.others)), most, indent=2)
     yield from (f"Note: {clean(note)}" for note in report.notes)
-    yield "Weights are compared, not outputs: what the merged model does is not looked at."
+    if (told := report.answers) is None:
+        yield "Weights are compared, not outputs: what the merged model does is not looked at."
+    else:
+        yield f"Answers, by {clean(short_path(told.receipt))}: {words(told.verdict).upper()}"
+        yield f"  {clean(told.story)}"
 
 
 def _verdict(report: VerifyMergeReport) -> Iterator[str]:

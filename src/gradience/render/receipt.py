@@ -24,6 +24,7 @@ def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[str]:
             ("Base", f"{clean(receipt.base_name)}  {receipt.base[:19]}"),
             ("Written", f"{short_path(out)}, {size:,} bytes"),
             ("Holds", held),
+            *([("Rows", clean(receipt.rows_from))] if receipt.rows_from else []),
         ]
     )
     yield ""

@@ -22,10 +22,11 @@ EXPLAINED = Threshold("explained", 0.5, "the same, where what is left is within 
 NOISE_LIKE = Threshold(
     "noise_like",
     0.1,
-    "share of the difference along what parts of the adapter do, more than of 4-bit noise",
+    "share of the difference along what parts of the adapter do, more than of the noise of 16 and 8 bits",
     _MEASURED,
 )
-SIGNIFICANT = Threshold("significant", 4.0, "jackknife standard errors over the sequences", _MEASURED)
+TIED = Threshold("tied", 1.1, "distance from the base over that from the nearest part, or scale", _MEASURED)
+BEYOND = Threshold("beyond", 0.1, "the same, more than of the noise of 4 bits", _MEASURED)
 UNLIKE = Threshold("unlike", 0.7, "cosine of what was read and the adapter, both less the base", _MEASURED)
 
 _BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/receipt.md")
@@ -57,7 +58,8 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         id="RCP501",
         severity="error",
         title="the base answers",
-        condition="what was read is nearer the base than {explained} of its distance from the adapter",
+        condition="what was read is nearer the base than {explained} of its distance from the adapter, and no other "
+        "mistake is nearer than by a factor of {tied}",
         observe=_if("the_base"),
         confidence=0.95,
         evidence=(_BENCH,),
@@ -65,7 +67,7 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         "nothing.",
         action="Ask for the adapter by the name under which it is served; see the server's log for ignored keys, and "
         "'gradience check --serve'.",
-        thresholds=(EXPLAINED,),
+        thresholds=(EXPLAINED, TIED),
     ),
     _ServedRule(
         id="RCP502",
@@ -98,15 +100,15 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         id="RCP504",
         severity="error",
         title="another checkpoint, or a near relative",
-        condition="beyond noise, unexplained, and at a cosine of {unlike} or more; within 4 bits and "
-        "without base and adapter it is left open, from {significant} standard errors of the share on",
+        condition="beyond noise, unexplained, and at a cosine of {unlike} or more; where the noise of 4 bits reaches "
+        "as far, only if {beyond} more of it than of that noise lies along what parts of the adapter do",
         observe=_if("another_checkpoint"),
         confidence=0.8,
         evidence=(_BENCH,),
         rationale="What answers goes the adapter's way and is not it: an earlier or later checkpoint, or another run "
         "on the same data.",
         action="Compare the adapter's digest with that of the files that are served.",
-        thresholds=(UNLIKE, SIGNIFICANT),
+        thresholds=(UNLIKE, BEYOND),
     ),
     _ServedRule(
         id="RCP505",

@@ -246,6 +246,15 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
         Real | None, about("c of a correct merge in these dtypes; below 1 if rounding swallows part of dW.")
     ] = None
     residual: Annotated[Real | None, about("norm(M - W - c dW) / norm(dW), Frobenius.")] = None
+    codes: Annotated[
+        str | None, about("Form of the codes in which base or merged model hold the weight, such as `nf4`; else null.")
+    ] = None
+    lost: Annotated[
+        Real | None, about("With codes: norm(M - W - dW) / norm(dW), W and M as their codes give them back.")
+    ] = None
+    expected_lost: Annotated[
+        Real | None, about("The same of W + dW rounded to codes; null if the merged weight is in no codes.")
+    ] = None
     changed: Annotated[Fraction | None, about("Share of the entries in which M differs from W.")] = None
 
 
@@ -259,6 +268,15 @@ class OtherTensor(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     ]
     relative_change: Annotated[Real | None, about("norm(M - W) / norm(W), Frobenius; null if unknown.")] = None
     reason: str | None = None
+
+
+class MergedAnswers(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What the merged model answers beside what a receipt of the adapter holds."""
+
+    receipt: str
+    verdict: Annotated[str, about("As of `gradience verify-served`, without base and adapter.")]
+    story: Annotated[str, about("The answer in one line, or why there is none.")]
+    residual: Annotated[Real | None, about("|y - adapter| / |adapter - base| of log-probabilities.")] = None
 
 
 class VerifyMergeReport(Report, kw_only=True, frozen=True):
@@ -287,4 +305,5 @@ class VerifyMergeReport(Report, kw_only=True, frozen=True):
     modules: list[VerifiedModule]
     untouched: Annotated[NonNegativeInt, about("Tensors that the adapter does not change and that were compared.")] = 0
     others: Annotated[list[OtherTensor], about("Tensors that the adapter does not change but that differ.")] = []
+    answers: Annotated[MergedAnswers | None, about("Null if no receipt was given.")] = None
     notes: list[str] = []

@@ -82,6 +82,7 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     base_name: str = ""
     tokens: Tokens | None = None
     rows: list[ReceiptRow]
+    rows_from: Annotated[str, about("Where the rows are from: a file, the recipe that names it, or a sample.")] = ""
     noise: list[Noise]
     dtype: Annotated[str, about("Dtype in which it was computed, such as `float32`.")] = "float32"
     device: Annotated[str, about("`cpu`, `cuda`, ...")] = "cpu"

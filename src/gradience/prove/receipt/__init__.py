@@ -14,13 +14,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.prove.options import ReceiptOptions
-from gradience.prove.receipt.targets import Target, examples_of, read_target, tokens_differ, tokens_of
+from gradience.prove.receipt.rows import SAMPLED, candidates
+from gradience.prove.receipt.targets import (
+    Target,
+    digest_of_base,
+    examples_of,
+    read_target,
+    tokens_differ,
+    tokens_of,
+    with_own_head,
+)
 from gradience.prove.receipt.verdict import Conclusion, Evidence, conclude, vector_of
 from gradience.rules import judge
 from gradience.rules.served import SERVED_RULES
@@ -45,9 +53,6 @@ if TYPE_CHECKING:
 LARGEST: Final = 20_000
 """Bytes of a receipt as it is written. Sequences are left out beyond it."""
 
-CANDIDATES: Final = 1.5
-"""Sequences that are read for each that is kept, so that the choice costs half as many passes more."""
-
 _NOISE_ROWS: Final = 4  # a quarter of 16: with the candidates, twice the passes that the rows themselves need
 _DIGITS: Final = 4  # of a log-probability in nats: a hundredth of the noise of bfloat16
 _LARGEST_READ: Final = 1 << 20  # bytes
@@ -57,7 +62,7 @@ def make_receipt(
     adapter: PathLike,
     base: PathLike,
     *,
-    prompts: PathLike,
+    prompts: PathLike | None = None,
     options: ReceiptOptions | None = None,
     progress: Progress | None = None,
 ) -> Receipt:
@@ -66,7 +71,8 @@ def make_receipt(
     Args:
         adapter: the folder that PEFT saved.
         base: the base model: a folder, or organisation/name in the hub's local cache.
-        prompts: rows of text, prompts or conversations, or token ids, as for `gradience resize --calibrate`.
+        prompts: rows of text, prompts or conversations, or token ids, as for `gradience resize --calibrate`; or a
+            recipe in YAML that names them. None: as a recipe beside the adapter names them, else sampled by the model.
         options: how many rows, and whether their text is kept.
         progress: called with (steps done, steps in all, name of the step).
 
@@ -76,20 +82,18 @@ def make_receipt(
         GradienceError: torch, transformers or PEFT is not installed.
     """
     from gradience.models import load_model  # torch, late
-    from gradience.models.inputs import read_inputs  # the same
 
     chosen = options or ReceiptOptions()
     chosen.refuse_bad()
     loaded = load_model(base, adapter)
-    most = round(CANDIDATES * chosen.rows)
-    found = read_inputs(prompts, loaded, most=most, seed=chosen.seed, token_ids=chosen.token_ids)
-    if not found.examples:
-        raise ConfigError(f"{prompts} has no row with a token to predict", advice="give rows of two tokens or more")
+    found = candidates(loaded, adapter, prompts, chosen)
     made = receipt_of(loaded, found.examples, rows=chosen.rows, progress=progress)
     return msgspec.structs.replace(
         made,
+        rows_from=found.origin,
+        forward_rows=made.forward_rows + (len(found.examples) if found.origin == SAMPLED else 0),
         adapter_name=real_path(adapter).name,
-        base=f"sha256:{identity(find_shards(Path(base)))}",
+        base=digest_of_base(Path(base)),
         base_name=Path(base).name,
         rows=[msgspec.structs.replace(row, text=_text(loaded, row)) for row in made.rows]
         if chosen.keep_text
@@ -123,11 +127,11 @@ def receipt_of(
     if not _effect(np.concatenate(ref), np.concatenate(base)):
         raise AdapterError("the adapter changes no log-probability", advice="'gradience audit' says what it holds")
     some = slice(None, None, max(1, len(kept) // _NOISE_ROWS))  # of each size of effect
-    states: dict[NoiseOf, Any] = {"bfloat16": None, "int8": None, "int4": None}
+    formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
     noise = [_noise("batch", read_loaded(loaded, kept[some], alone=True), ref[some], base[some])]
-    for number, name in enumerate(states):
+    for number, name in enumerate(formats):
         shown(2 + number, 6, f"noise of {name}")
-        read = read_loaded(loaded, kept[some], state=rounded(loaded, name))  # type: ignore[arg-type]  # not batch
+        read = read_loaded(loaded, kept[some], state=rounded(loaded, name))
         noise.append(_noise(name, read, ref[some], base[some]))
     shown(6, 6, "")
     made = Receipt(
@@ -236,7 +240,7 @@ def verify_served(
     place = None if base is None else Path(base)
     found = read_target(held, str(target), base=place, model=model, timeout=timeout)
     probes = None if place is None or adapter is None else _probes(held, place, Path(adapter), progress)
-    concluded = _concluded(held, found, probes)
+    concluded = _concluded(held, found, probes, place)
     report = VerifyServedReport(
         schema=VERIFY_SERVED_SCHEMA_ID,
         receipt=str(receipt),
@@ -255,7 +259,7 @@ def verify_served(
         tried=[Part(name=name, residual=size) for name, size in concluded.tried],
         compared=concluded.compared,
         of=sum(len(row.base) for row in held.rows),
-        notes=_notes(held, found, has_models=probes is not None),
+        notes=_notes(held, found, concluded.compared, has_models=probes is not None),
     )
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
@@ -274,19 +278,43 @@ def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None)
     return Probes(loaded, examples_of(held.rows), progress)
 
 
-def _concluded(held: Receipt, found: Target, probes: Probes | None) -> Conclusion:
-    if found.miscounted:
-        return Conclusion("tokens_or_template_differ", f"Tokens differ: {found.miscounted}")
-    if differs := tokens_differ(held.tokens, found.tokens):
+def _without_outputs(held: Receipt, found: Target) -> Conclusion | None:
+    """The verdict where outputs do not count, or there are none."""
+    if differs := found.miscounted or tokens_differ(held.tokens, found.tokens):
         return Conclusion("tokens_or_template_differ", f"Tokens differ: {differs}")
+    if found.is_base:
+        return Conclusion("the_base", "The base answers, without the adapter: the weights are its own, bit for bit")
+    if found.classes:
+        classes = len(held.rows[0].base)
+        return Conclusion("another_adapter", f"Another head answers: of {found.classes} classes, and not of {classes}")
     if found.not_said:
-        return Conclusion("cannot_tell", f"No log-probabilities: {found.not_said}")
+        return Conclusion("cannot_tell", f"No log-probabilities, so nothing is known of what answers: {found.not_said}")
+    return None
+
+
+def _concluded(held: Receipt, found: Target, probes: Probes | None, base: Path | None) -> Conclusion:
+    if (told := _without_outputs(held, found)) is not None:
+        return told
+    is_model_of_classes = held.task != "causal-lm" and found.kind == "model"
+    own_head = with_own_head(held, base) if is_model_of_classes and base is not None else None
     evidence = Evidence(held, found.reading)
-    return conclude(evidence, precision=found.precision, exact=found.kind == "adapter", probes=probes)
+    told = conclude(
+        evidence, precision=found.precision, exact=found.kind == "adapter", probes=probes, own_head=own_head
+    )
+    if is_model_of_classes and base is None and told.verdict in {"another_adapter", "another_checkpoint"}:
+        return told._replace(verdict="cannot_tell", story=f"{told.story}; or the base with its own head: give --base")
+    return told
 
 
-def _notes(held: Receipt, found: Target, *, has_models: bool) -> list[str]:
+def _notes(held: Receipt, found: Target, compared: int, *, has_models: bool) -> list[str]:
     notes = []
+    if found.kind == "endpoint" and found.not_said:
+        notes.append("Give the folder or the .gguf file that it serves, or serve that by an engine that gives them.")
+    if found.kind == "endpoint" and 0 < compared < (of := sum(len(row.base) for row in held.rows)):
+        notes.append(
+            f"The server names the most probable tokens only: {of - compared} of {of} log-probabilities are not "
+            "compared, and whether those tokens became less probable still is lost."
+        )
     if held.tokens is not None and found.tokens is None:
         notes.append("The target does not say how it turns text into tokens: tokenizer and template are not compared.")
     elif (

@@ -12,7 +12,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,15 @@ _LESS: Final = (20, 5)  # vLLM's and OpenAI's limits
 _LARGEST: Final = 64 << 20  # bytes of an answer
 _KEY: Final = "GRADIENCE_API_KEY"
 _REFUSED: Final = (400, 404, 405, 413, 422, 500, 501)  # of a request that a server does not know
+_ID: Final = "token_id:"  # vLLM's, with return_tokens_as_token_ids
+_BROKEN: Final = "\N{REPLACEMENT CHARACTER}"  # in place of bytes that are no character yet
+_HELD: Final = 6  # tokens of which an echo is held against plain requests
+_OFF: Final = 0.1  # nats by which both may differ
+_WAYS: Final = ("prompt_logprobs", "echo with logprobs", "logprobs token by token")
 _SHOWN: Final = 160  # characters of a server's message
+
+
+_Way: TypeAlias = Callable[[Sequence[Sequence[int]], Sequence[int], Callable[[Sequence[int]], Json]], "Answered"]
 
 
 class RefusedError(GradienceError):
@@ -132,11 +141,17 @@ class Endpoint:
         reasons = []
         prompts: list[Callable[[Sequence[int]], Json]] = [list] if text is None else [list, text]
         for prompt in prompts:
-            for way in (self._prompt_logprobs, self._echo, self._forced):
+            named = None if text is None else _Continued(text)
+            ways: tuple[_Way, ...] = (
+                self._prompt_logprobs,
+                partial(self._echo, named=named),
+                partial(self._forced, named=named),
+            )
+            for way, name in zip(ways, _WAYS, strict=True):
                 try:
                     return way(rows, firsts, prompt)
                 except RefusedError as error:
-                    reasons.append(str(error))
+                    reasons.append(f"{name}: {error}")
         raise RefusedError("; ".join(dict.fromkeys(reasons)))
 
     def _complete(self, prompt: Json, **more: Json) -> tuple[dict[str, Json], int]:
@@ -165,43 +180,88 @@ class Endpoint:
         return Answered(found, "prompt_logprobs of /v1/completions", counts)
 
     def _echo(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
+        self,
+        rows: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        prompt: Callable[[Sequence[int]], Json],
+        *,
+        named: _Continued | None,
     ) -> Answered:
         """OpenAI's old `echo`: the prompt comes back with the log-probability of each of its tokens."""
-        found, counts = [], []
+        found, counts, shift = [], [], None
         for ids, first in zip(rows, firsts, strict=True):
             choice, count = self._complete(prompt(ids), echo=True, logprobs=1)
             told = choice.get("logprobs")
             values = told.get("token_logprobs") if isinstance(told, dict) else None
             if not isinstance(values, list) or len(values) < len(ids):
                 raise RefusedError("/v1/completions: no log-probabilities of the prompt with echo")
-            found.append(_cut([_number(value) for value in values], len(ids), first))
+            numbers = [_number(value) for value in values]
+            if shift is None:
+                shift = self._shift(numbers, ids, first, prompt, named)
+            found.append(_cut([*[float("nan")] * shift, *numbers], len(ids), first))
             counts.append(count)
         return Answered(found, "echo with logprobs of /v1/completions", counts)
 
+    def _shift(
+        self,
+        values: Sequence[float],
+        ids: Sequence[int],
+        first: int,
+        prompt: Callable[[Sequence[int]], Json],
+        named: _Continued | None,
+    ) -> int:
+        """How many tokens at the beginning are left out of an echo, 0 or 1: it is held against plain requests.
+
+        llama-cpp-python leaves out the first token if it begins a text, and otherwise gives each token the number of
+        the next prediction.
+
+        Raises:
+            RefusedError: the echo's numbers are none of the tokens'.
+        """
+        try:
+            most, by_text = self._most(prompt(ids[: first + 1]), may_be_text=named is not None)
+        except RefusedError:
+            return 0  # there is nothing to hold it against
+        possible = {0, 1}
+        for place in range(first, min(first + _HELD, len(ids) - 1)):
+            choice, _ = self._complete(prompt(ids[: place + 1]), logprobs=most)
+            text = named.by(ids[: place + 1], ids[place + 1]) if by_text and named is not None else None
+            plain = _of_top(choice.get("logprobs"), ids[place + 1], text)
+            possible = {shift for shift in possible if not _off(values[place + 1 - shift], plain)}
+        if not possible:
+            raise RefusedError("/v1/completions: the numbers that echo gives are not those of the tokens")
+        return min(possible)
+
     def _forced(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
+        self,
+        rows: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        prompt: Callable[[Sequence[int]], Json],
+        *,
+        named: _Continued | None,
     ) -> Answered:
         """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
-        most = self._most(prompt(rows[0][: firsts[0] + 1]))
+        most, by_text = self._most(prompt(rows[0][: firsts[0] + 1]), may_be_text=named is not None)
         found, counts = [], []
         for ids, first in zip(rows, firsts, strict=True):
             values = []
             count = 0
             for place in range(first, len(ids) - 1):
                 choice, count = self._complete(prompt(ids[: place + 1]), logprobs=most)
-                values.append(_of_top(choice.get("logprobs"), ids[place + 1]))
+                text = named.by(ids[: place + 1], ids[place + 1]) if by_text and named is not None else None
+                values.append(_of_top(choice.get("logprobs"), ids[place + 1], text))
             found.append(np.array(values, np.float64))
             counts.append(count + 1 if count else 0)
-        return Answered(found, f"the {most} most probable next tokens of /v1/completions, token by token", counts)
+        by = ", by their text" if by_text else ""
+        return Answered(found, f"the {most} most probable next tokens of /v1/completions{by}, token by token", counts)
 
-    def _most(self, prompt: Json) -> int:
-        """The largest number of most probable tokens that the server gives with their ids.
+    def _most(self, prompt: Json, *, may_be_text: bool) -> tuple[int, bool]:
+        """The largest number of most probable tokens that the server gives, and whether it names them by their text.
 
         Raises:
-            RefusedError: it gives none.
+            RefusedError: it gives none, or by their text where that `may` not `be`.
         """
-        reason = "/v1/completions: no log-probabilities with token ids"
+        reason = "no token ids beside the log-probabilities"
         for most in (TOP, *_LESS):
             try:
                 choice, _ = self._complete(prompt, logprobs=most)
@@ -209,8 +269,10 @@ class Endpoint:
                 reason = str(error)
                 continue
             told = choice.get("logprobs")
-            if _top_of(told):
-                return most
+            if _top_of(told) or any(name.startswith(_ID) for name in _table_of(told)):
+                return most, False
+            if _table_of(told) and may_be_text:
+                return most, True
         raise RefusedError(reason)
 
     def tokens_of(self, text: str) -> list[int] | None:
@@ -260,6 +322,11 @@ def _cut(values: Sequence[float], count: int, first: int) -> npt.NDArray[np.floa
     return np.array(values[first + 1 : count], np.float64)
 
 
+def _off(echoed: float, plain: float) -> bool:
+    """Whether two numbers of one token differ. A missing one says nothing."""
+    return abs(echoed - plain) > _OFF
+
+
 def _of_table(table: Json, token: int) -> float:
     held = table.get(str(token)) if isinstance(table, dict) else None
     return _number(held.get("logprob")) if isinstance(held, dict) else _number(held)
@@ -273,5 +340,27 @@ def _top_of(told: Json) -> list[dict[str, Json]]:
     return [one for one in top if isinstance(one, dict) and type(one.get("id")) is int] if isinstance(top, list) else []
 
 
-def _of_top(told: Json, token: int) -> float:
-    return next((_number(one.get("logprob")) for one in _top_of(told) if one["id"] == token), float("nan"))
+def _table_of(told: Json) -> dict[str, Json]:
+    """OpenAI's older form for the first generated token: from a token's text, or vLLM's `token_id:N`, to its number."""
+    tables = told.get("top_logprobs") if isinstance(told, dict) else None
+    first = tables[0] if isinstance(tables, list) and tables else None
+    return first if isinstance(first, dict) else {}
+
+
+def _of_top(told: Json, token: int, text: str | None) -> float:
+    listed = {one["id"]: one.get("logprob") for one in _top_of(told)}
+    table = _table_of(told)
+    return _number(listed.get(token, table.get(f"{_ID}{token}", None if text is None else table.get(text))))
+
+
+class _Continued:
+    """The text that a token adds to those before it, of a tokenizer that turns ids into text."""
+
+    def __init__(self, text: Callable[[Sequence[int]], str]) -> None:
+        self._text = text
+
+    def by(self, ids: Sequence[int], token: int) -> str | None:
+        """The text that `token` adds to that of `ids`; None if it adds no whole characters."""
+        before, after = self._text(ids), self._text([*ids, token])
+        added = after.removeprefix(before)
+        return added if after.startswith(before) and added and _BROKEN not in added else None

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradience.base.weights import BaseWeights, find_shards
+from gradience.base.weights import BaseWeights, find_shards, identity
 from gradience.data import template_digest
 from gradience.data.encoder import Chat, Encoder
 from gradience.errors import AdapterError, ConfigError, require
@@ -41,6 +41,10 @@ class Target(NamedTuple):
     """Why there are no log-probabilities."""
     miscounted: str = ""
     """In words, a sequence of which the target counts another number of tokens."""
+    is_base: bool = False
+    """Whether its weights are the base's, bit for bit."""
+    classes: int = 0
+    """Of a classifier with another number of classes than the receipt's: that number."""
 
 
 def examples_of(rows: Sequence[ReceiptRow]) -> list[Example]:
@@ -84,24 +88,50 @@ def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str 
 
 
 def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> Target:
-    from gradience.models import load_model  # torch, late
+    from gradience.models import HeadlessError, load_model  # torch, late
     from gradience.models.reading import read_loaded  # the same
 
     is_adapter = (place / "adapter_config.json").is_file()
     if is_adapter and base is None:
         raise AdapterError(f"{place} is an adapter, and no base is given", advice="give --base MODEL")
     task: Any = receipt.task
-    loaded = load_model(base or place, place, task=task) if is_adapter else load_model(place, task=task)
+    kind: Kind = "adapter" if is_adapter else "model"
+    unread = Target(kind, [], "run by transformers", "", None)
+    if task == "sequence-classification" and not is_adapter and digest_of_base(place) == receipt.base:
+        return unread._replace(how="compared by its files", is_base=True)  # its head may be in no file, or its own
+    try:
+        loaded = load_model(base or place, place, task=task) if is_adapter else load_model(place, task=task)
+    except HeadlessError as error:
+        return unread._replace(how="not run", not_said=f"{error}: its head would be drawn at random")
     vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
     largest = max(max(row.ids) for row in receipt.rows)
     tokens = None if loaded.tokenizer is None else tokens_of(loaded.tokenizer)
-    kind: Kind = "adapter" if is_adapter else "model"
     if largest >= vocabulary:
         why = f"the receipt has token id {largest}, and the target ids up to {vocabulary - 1}"
-        return Target(kind, [], "run by transformers", "", tokens, miscounted=why)
+        return unread._replace(tokens=tokens, miscounted=why)
     reading = read_loaded(loaded, examples_of(receipt.rows))
+    if task != "causal-lm" and len(reading[0]) != len(receipt.rows[0].base):
+        return unread._replace(tokens=tokens, classes=len(reading[0]))
     precision = "float32" if is_adapter else _precision(place)
     return Target(kind, reading, f"run by transformers on {loaded.device.type}", precision, tokens)
+
+
+def digest_of_base(base: Path) -> str:
+    """`sha256:...` of the base's weights files."""
+    return f"sha256:{identity(find_shards(base))}"
+
+
+def with_own_head(receipt: Receipt, base: Path) -> list[npt.NDArray[np.float64]] | None:
+    """What a classifier's base gives with the head in its own files; None if it has none with the same classes."""
+    from gradience.models import HeadlessError, load_model  # torch, late
+    from gradience.models.reading import read_loaded  # the same
+
+    try:
+        loaded = load_model(base, task="sequence-classification")
+    except HeadlessError:
+        return None
+    reading = read_loaded(loaded, examples_of(receipt.rows))
+    return reading if len(reading[0]) == len(receipt.rows[0].base) else None
 
 
 def _precision(place: Path) -> str:
@@ -123,7 +153,7 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
     if receipt.task != "causal-lm":
         raise AdapterError(f"{place}: a receipt of {receipt.task} is not compared with a GGUF file")
     try:
-        model = llama_cpp.Llama(str(place), logits_all=True, n_ctx=_CONTEXT, n_batch=_CONTEXT, verbose=False)
+        model: Any = llama_cpp.Llama(str(place), logits_all=True, n_ctx=_CONTEXT, n_batch=_CONTEXT, verbose=False)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise AdapterError(f"llama.cpp cannot load {place}: {error}", advice="check the file") from error
     tokens = _tokens_of_gguf(model)

@@ -6,12 +6,14 @@ left out, another scale) is an explanation if y is nearer to what it gives than 
 
 What no mistake explains is noise or another adapter. Rounding moves log-probabilities in no direction of its own; a
 checkpoint moves them along what parts of the adapter do. So the share of y - a in the span of a - b and of what each
-part does tells them apart.
+part does tells them apart, tokens weighted by how much rounding moves them. Behind 4 bits that share does not tell:
+their noise is larger than what separates checkpoints. There y is the adapter only if one of the usual forms in 4 bits,
+computed here from base and adapter, gives it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Final, NamedTuple, Protocol
 
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from gradience.rules.served import CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, SIGNIFICANT, UNLIKE
+from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, TIED, UNLIKE
 from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
 
 Vector = npt.NDArray[np.float64]
@@ -33,7 +35,7 @@ _ROUNDED: Final = 0.5e-4  # nats by which a log-probability of a receipt is roun
 _LOST: Final = 0.5  # residual of bfloat16 from which the adapter does too little on these rows
 _NO_CHANCE: Final = 0.99  # share of all directions from which chance explains everything
 _TINY: Final = 1e-300  # in place of a divisor that is 0
-_PASSES: Final = 8  # forward passes that narrow a factor down
+_PASSES: Final = 2  # forward passes that narrow a factor down
 _NEAR: Final = 0.02  # by which a factor may miss that of a known mistake
 _SMALLEST: Final = 0.1  # factor; under it an update counts as absent
 _SHOWN: Final = 8  # explanations that a report has
@@ -55,8 +57,11 @@ class Explainer(Protocol):
     def parts(self) -> Mapping[str, Reading]:
         """Without each group of modules."""
 
-    def in_4_bits(self) -> Reading:
-        """With weights rounded to 4 bits."""
+    def noises(self) -> Mapping[NoiseOf, Reading]:
+        """In bfloat16, and with weights of 8 and of 4 bits."""
+
+    def stored(self) -> Iterator[tuple[str, Reading]]:
+        """In each of the usual forms in 4 bits, with its name."""
 
     def without(self, paths: frozenset[str]) -> Reading:
         """Without these modules."""
@@ -114,7 +119,6 @@ class Evidence:
         self.kept = np.isfinite(y)
         self.covered = _square(a[self.kept] - b[self.kept]) / max(_square(a - b), _TINY)
         self.a, self.b, self.y = a[self.kept], b[self.kept], y[self.kept]
-        self.rows = np.repeat(np.arange(len(receipt.rows)), [len(row.base) for row in receipt.rows])[self.kept]
         self.size = float(np.linalg.norm(self.a - self.b)) or 1.0
         self.rounded = _ROUNDED * len(self.y) ** 0.5 / self.size
         self.noise = {one.of: one.residual for one in receipt.noise}
@@ -127,16 +131,19 @@ class Evidence:
         """|y - other| in units of the adapter's effect."""
         return float(np.linalg.norm(self.y - other)) / self.size
 
-    def share(self) -> tuple[float, float]:
-        """<y - b, a - b> / |a - b|^2, and its standard error by leaving out one sequence after the other."""
-        effect, own = self.a - self.b, self.y - self.b
-        count = int(self.rows.max()) + 1
-        above, below = (np.bincount(self.rows, x * effect, count) for x in (own, effect))
-        without_one = (above.sum() - above) / np.maximum(below.sum() - below, _TINY)
-        return float(above.sum() / max(below.sum(), _TINY)), float(np.sqrt((count - 1) * without_one.var()))
+    def share(self) -> float:
+        """<y - b, a - b> / |a - b|^2."""
+        return float((self.y - self.b) @ (self.a - self.b)) / self.size**2
 
 
-def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes: Explainer | None = None) -> Conclusion:
+def conclude(
+    evidence: Evidence,
+    *,
+    precision: str,
+    exact: bool = False,
+    probes: Explainer | None = None,
+    own_head: Reading | None = None,
+) -> Conclusion:
     """Return what the target is.
 
     Args:
@@ -144,6 +151,7 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
         precision: dtype of the target's weights, which sets the noise that is expected; empty if unknown.
         exact: the target was run here on the base that was given, so that no rounding is an excuse.
         probes: base and adapter, to repeat mistakes; None if they are not at hand.
+        own_head: of a classifier, what the base gives with the head in its own files; None without one.
     """
     e = evidence
     if len(e.y) < _LEAST or e.covered < _COVERED:
@@ -152,17 +160,8 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
             "adapter changes: too few"
         )
         return Conclusion("cannot_tell", story, compared=len(e.y))
-    kinds = _OF_PRECISION.get(precision, _OTHERWISE)
-    measured = max(times * e.noise.get(kind, 0.0) for kind, times in kinds.items())
-    fine = max(e.rounded, FINE.value * measured)
-    four_bits = e.noise.get("int4", 0.0)
-    coarse = fine if exact else max(fine, COARSE.value * four_bits)
-    is_float = precision in _OF_PRECISION
-    rounding = _Rounding(
-        measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse
-    )
-    share, error = e.share()
-    told = Conclusion("same", "", e.distance(e.a), share, e.distance(e.b), fine, compared=len(e.y))
+    rounding = _Rounding.of(e.noise, precision, e.rounded, exact=exact)
+    told = Conclusion("same", "", e.distance(e.a), e.share(), e.distance(e.b), rounding.fine, compared=len(e.y))
     if precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST:
         return told._replace(
             verdict="cannot_tell",
@@ -170,8 +169,14 @@ def conclude(evidence: Evidence, *, precision: str, exact: bool = False, probes:
         )
     if told.residual is not None and told.residual <= max(e.rounded, FINE.value * e.noise.get("batch", 0.0)):
         return told._replace(story=f"Every log-probability is the adapter's, to {told.residual:.1g} of its effect")
-    judged = _Judgement(e, told, rounding, error)
-    return judged.with_probes(probes) if probes is not None else judged.alone()
+    if probes is None:
+        return _Judgement(e, told, rounding, own_head).alone()
+    readings = {of: e.seen(reading) for of, reading in probes.noises().items()}
+    # The receipt's noise was measured on some of its rows, and here on all.
+    noise = {of: max(size, float(np.linalg.norm(readings.get(of, e.a) - e.a)) / e.size) for of, size in e.noise.items()}
+    rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
+    fine_ones = [vector - e.a for of, vector in readings.items() if of != "int4"]
+    return _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head).with_probes(probes, fine_ones)
 
 
 class _Rounding(NamedTuple):
@@ -188,97 +193,176 @@ class _Rounding(NamedTuple):
     beside: float
     """Up to here rounding may come on top of a mistake."""
 
+    @classmethod
+    def of(cls, noise: Mapping[NoiseOf, float], precision: str, least: float, *, exact: bool) -> _Rounding:
+        """From the noise that was measured; `least` is what the receipt's own digits leave."""
+        kinds = _OF_PRECISION.get(precision, _OTHERWISE)
+        measured = max(times * noise.get(kind, 0.0) for kind, times in kinds.items())
+        fine = max(least, FINE.value * measured)
+        four_bits = noise.get("int4", 0.0)
+        coarse = fine if exact else max(fine, COARSE.value * four_bits)
+        is_float = precision in _OF_PRECISION
+        return cls(measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse)
+
     def may_be_4_bits(self, residual: float) -> bool:
         """Whether a residual is one that 4-bit weights leave."""
         return max(self.fine, self.least) < residual <= self.coarse
 
 
+class _Span:
+    """The directions in which the adapter and its parts move log-probabilities, seen through the noise of rounding."""
+
+    def __init__(self, evidence: Evidence, parts: Mapping[str, Vector], noises: Sequence[Vector]) -> None:
+        self._weights = _precision_of(noises)
+        directions = [evidence.a - evidence.b, *(vector - evidence.a for vector in parts.values())]
+        self._basis = np.linalg.qr(np.stack(directions, axis=1) * self._weights[:, None])[0]
+        self.like_noise: float = max(self.share(noise) for noise in noises) + NOISE_LIKE.value
+        """Up to this share a difference may be rounding."""
+
+    def share(self, difference: Vector) -> float:
+        """The share of |d|^2 along these directions, beyond what chance puts there."""
+        d = difference * self._weights
+        chance: float = min(self._basis.shape[1] / len(d), _NO_CHANCE)
+        found: float = _square(self._basis.T @ d) / max(_square(d), _TINY)
+        return max(0.0, (found - chance) / (1.0 - chance))
+
+
+def _precision_of(noises: Sequence[Vector]) -> Vector:
+    """A weight for each token: one over what rounding moves it by, and over the median token's at most."""
+    variance = sum((noise**2 / max(_square(noise), _TINY) for noise in noises), np.zeros_like(noises[0]))
+    found: Vector = np.sqrt(variance + max(float(np.median(variance)), _TINY))
+    weights: Vector = found.min() / found
+    return weights
+
+
 class _Judgement:
     """The verdict on a target that is not the adapter to the last digit."""
 
-    def __init__(self, evidence: Evidence, told: Conclusion, rounding: _Rounding, error: float) -> None:
+    def __init__(self, evidence: Evidence, told: Conclusion, rounding: _Rounding, own_head: Reading | None) -> None:
         self._e, self._told, self._rounding = evidence, told, rounding
         self._r = told.residual or 0.0
-        self._drift = abs(1.0 - (told.share or 0.0)) / error if error else 0.0
+        self._bases = [_Explanation("the base", "the_base", told.from_base or 0.0)]
+        if own_head is not None:
+            left = evidence.distance(evidence.seen(own_head))
+            self._bases.append(_Explanation("the base with its own head", "the_base", left))
 
     def alone(self) -> Conclusion:
         """The verdict from the receipt alone."""
-        base = _Explanation("the base", "the_base", self._told.from_base or 0.0)
+        base = min(self._bases, key=_left)
         if self._explains(base):
             return self._explained(base, [base])
         if self._r <= self._rounding.fine:
             return self._same()
         if self._rounding.may_be_4_bits(self._r):
-            if self._drift <= SIGNIFICANT.value:
-                return self._within(known=False)
             return self._untold(
-                f"What answers is near the adapter, {self._away}, as 4 bits may leave it, but not at random: a "
-                "checkpoint, a missing part or another scale. --base and --adapter tell which"
+                f"What answers is near the adapter, {self._away}: 4 bits may leave it so, and so may a checkpoint, a "
+                "missing part or another scale. --base and --adapter tell them apart"
             )
         return self._relative()
 
-    def with_probes(self, probes: Explainer) -> Conclusion:
-        """The verdict with base and adapter at hand."""
-        e = self._e
+    def with_probes(self, probes: Explainer, noises: Sequence[Vector]) -> Conclusion:
+        """The verdict with base and adapter at hand; `noises` is what 16 and 8 bits do to a."""
+        e, rounding = self._e, self._rounding
         parts = {name: e.seen(reading) for name, reading in probes.parts().items()}
-        structure = self._structure(e.y, parts)
-        like_noise = self._structure(e.seen(probes.in_4_bits()), parts) + NOISE_LIKE.value
-        if self._r <= self._rounding.fine and (self._r <= self._rounding.measured or structure <= like_noise):
+        span = _Span(e, parts, noises)
+        if self._is_noise(e.a, span):
             return self._same()
-        found = [_Explanation("the base", "the_base", self._told.from_base or 0.0)]
+        may_be_4_bits = rounding.may_be_4_bits(self._r)
+        stored = self._stored(probes, span) if may_be_4_bits else {}
+        if isinstance(stored, Conclusion):
+            return stored
+        found = self._explanations(parts, probes)
+        if self._explains(found[0]):
+            return self._explained(found[0], found)
+        self._told = self._told._replace(tried=tuple((one.name, one.left) for one in found[:_SHOWN]))
+        if self._r <= rounding.fine:
+            return self._untold(
+                f"What answers is near the adapter, {self._away}, as rounding may leave it; but part of that is along "
+                "what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
+            )
+        is_near = self._is_near(found[0])
+        if may_be_4_bits and (is_near or span.share(e.y - e.a) <= max(stored.values()) + BEYOND.value):
+            also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
+            return self._untold(
+                f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual forms "
+                f"gives it ({', '.join(stored)}), and a checkpoint{also} may lie there as well"
+            )
+        return self._relative()
+
+    def _is_noise(self, other: Vector, span: _Span) -> bool:
+        """Whether y is another vector but for rounding."""
+        left = self._e.distance(other)
+        if left > self._rounding.fine:
+            return False
+        return left <= self._rounding.measured or span.share(self._e.y - other) <= span.like_noise
+
+    def _stored(self, probes: Explainer, span: _Span) -> dict[str, float] | Conclusion:
+        """The verdict if a form in 4 bits gives y; else each form, with the share of its noise in the span."""
+        shares = {}
+        for name, reading in probes.stored():
+            stored = self._e.seen(reading)
+            if self._is_noise(stored, span):
+                return self._within(name, self._e.distance(stored))
+            shares[name] = span.share(stored - self._e.a)
+        return shares
+
+    def _explanations(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
+        """The mistakes that were repeated, the nearest first; the base before one that is hardly nearer."""
+        found = list(self._bases)
         found += [
-            _Explanation(f"without {name}", "part_missing", e.distance(vector), probes.groups[name])
+            _Explanation(f"without {name}", "part_missing", self._e.distance(vector), probes.groups[name])
             for name, vector in parts.items()
         ]
         found += self._scales(probes)
         if min(found, key=_left).left > CLEAR.value * self._r:
             found += self._pairs(parts, probes)
         found.sort(key=_left)
-        if self._explains(found[0]):
-            return self._explained(found[0], found)
-        shown = tuple((one.name, one.left) for one in found[:_SHOWN])
-        self._told = self._told._replace(tried=shown)
-        if self._rounding.may_be_4_bits(self._r) and structure <= like_noise:
-            return self._within(known=True)
-        if self._r <= self._rounding.fine or (self._rounding.may_be_4_bits(self._r) and structure <= EXPLAINED.value):
-            return self._untold(
-                f"What answers is near the adapter, {self._away}, as rounding may leave it; but {structure:.0%} of "
-                "that is along what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
-            )
-        return self._relative()
-
-    def _structure(self, y: Vector, parts: Mapping[str, Vector]) -> float:
-        """The share of |y - a|^2 in the span of what parts of the adapter do, beyond what chance puts there."""
-        e = self._e
-        directions = [e.a - e.b, *(vector - e.a for vector in parts.values())]
-        spanned = np.linalg.qr(np.stack(directions, axis=1))[0]
-        d = y - e.a
-        chance: float = min(spanned.shape[1] / len(d), _NO_CHANCE)
-        found: float = _square(spanned.T @ d) / max(_square(d), _TINY)
-        return max(0.0, (found - chance) / (1.0 - chance))
+        tied = [one for one in found if one.verdict == "the_base" and one.left <= TIED.value * found[0].left]
+        return [*tied, *(one for one in found if one not in tied)]
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
-        """The factor that comes nearest: of those that are tried, then between the neighbours of the best one."""
-        tried: dict[float, float] = {}
+        """The factor that comes nearest: of those that are tried, then between the neighbours of the best one.
 
-        def distance(factor: float) -> float:
-            tried[float(factor)] = self._e.distance(self._e.seen(probes.scaled(float(factor))))
-            return tried[float(factor)]
-
+        Between three factors the log-probabilities are taken for a parabola; its best point is then run.
+        """
+        e = self._e
         words = {factor: text for factor, text in probes.factors().items() if factor >= _SMALLEST}
         if not words:
             return []
-        for factor in words:
-            distance(factor)
-        around = sorted({_SMALLEST, 1.0, *words, 2.0 * max(words)})
-        best = min(tried, key=tried.__getitem__)
-        at = around.index(best if tried[best] < self._r else 1.0)
-        if tried[best] > self._rounding.fine and at > 0:
-            bounds = (around[at - 1], around[at + 1])
-            minimize_scalar(distance, bounds=bounds, method="bounded", options={"maxiter": _PASSES})
-            best = min(tried, key=tried.__getitem__)
+        read = {0.0: e.b, 1.0: e.a} | {factor: e.seen(probes.scaled(factor)) for factor in words}
+        best, left = self._best(read)
+        for _ in range(_PASSES):
+            if left <= self._rounding.fine:
+                break
+            factor, hoped = self._between(read)
+            if hoped > EXPLAINED.value * self._r or factor in read:
+                break
+            read[factor] = e.seen(probes.scaled(factor))
+            best, left = self._best(read)
         why = next((f": {text}" for factor, text in words.items() if text and abs(factor / best - 1.0) < _NEAR), "")
-        return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", tried[best], factor=best)]
+        return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", left, factor=best)]
+
+    def _best(self, read: Mapping[float, Vector]) -> tuple[float, float]:
+        """The factor that comes nearest, but for those of the adapter and the base, and its distance."""
+        left = {factor: self._e.distance(vector) for factor, vector in read.items() if factor not in {0.0, 1.0}}
+        best = min(left, key=left.__getitem__)
+        return best, left[best]
+
+    def _between(self, read: Mapping[float, Vector]) -> tuple[float, float]:
+        """The nearest point of the parabola through the best factor and its neighbours, and how near it comes."""
+        order = sorted(read)
+        nearest = min(read, key=lambda factor: self._e.distance(read[factor]))
+        at = min(max(order.index(nearest), 1), len(order) - 2)
+        three = order[at - 1 : at + 2]
+
+        def distance(factor: float) -> float:
+            parts = [
+                read[one] * np.prod([(factor - two) / (one - two) for two in three if two != one]) for one in three
+            ]
+            return self._e.distance(np.sum(parts, axis=0))
+
+        found = minimize_scalar(distance, bounds=(max(three[0], _SMALLEST), three[2]), method="bounded")
+        return float(found.x), float(found.fun)
 
     def _pairs(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
         """The two groups whose effects, added up, come nearest; they are then run together."""
@@ -292,14 +376,22 @@ class _Judgement:
         return [_Explanation(f"without {one} and {other}", "part_missing", left, paths)]
 
     def _explains(self, one: _Explanation) -> bool:
-        """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a."""
-        is_within = one.left <= self._rounding.beside and one.left <= EXPLAINED.value * self._r
-        return one.left <= CLEAR.value * self._r or is_within
+        """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a.
+
+        Where noise alone may have led y away from a, what is left of a mistake is no evidence of it.
+        """
+        is_far = self._r > self._rounding.coarse or one.verdict == "the_base"
+        return one.left <= CLEAR.value * self._r or (self._is_near(one) and is_far)
+
+    def _is_near(self, one: _Explanation) -> bool:
+        """Whether a mistake comes within noise of y, and much nearer than the adapter."""
+        return one.left <= min(self._rounding.beside, EXPLAINED.value * self._r)
 
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
         near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
         story = {
-            "the_base": f"The base answers, without the adapter: {one.left:.3f} of the adapter's effect from it{near}",
+            "the_base": f"{one.name.capitalize()} answers, without the adapter: {one.left:.3f} of the adapter's effect "
+            f"from it{near}",
             "part_missing": f"The adapter {one.name} answers: {one.left:.3f} of its effect from that, {self._r:.3f} "
             f"from the whole{near}",
             "wrong_scale": f"The adapter {one.name}: {one.left:.3f} of its effect from that, {self._r:.3f} from its "
@@ -318,11 +410,10 @@ class _Judgement:
             story=f"The adapter answers: {self._away}, within the noise of {self._rounding.fine:.4f}"
         )
 
-    def _within(self, *, known: bool) -> Conclusion:
-        caveat = "" if known else "; a checkpoint near it is not ruled out without --base and --adapter"
+    def _within(self, form: str, left: float) -> Conclusion:
         return self._told._replace(
             verdict="same_within_quantisation",
-            story=f"The adapter answers: {self._away}, as 4 bits and the like leave it{caveat}",
+            story=f"The adapter answers, in 4 bits: {self._away}, and {left:.3g} away from what {form} gives",
         )
 
     @property

@@ -25,7 +25,14 @@ from gradience.prove.verify_merge.judge import FAILING
 from gradience.prove.verify_merge.measure import is_cast, relative_change
 from gradience.prove.verify_merge.rows import VerifiedRows, copies_of
 from gradience.schema import real
-from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, OtherTensor, VerifiedModule, VerifyMergeReport, VerifyVerdict
+from gradience.schema.merge import (
+    VERIFY_MERGE_SCHEMA_ID,
+    MergedAnswers,
+    OtherTensor,
+    VerifiedModule,
+    VerifyMergeReport,
+    VerifyVerdict,
+)
 from gradience.spectral import scratch
 
 _PROVEN: Final = {"exact", "within_rounding"}
@@ -40,6 +47,7 @@ def verify_merged(
     *,
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
+    receipt: PathLike | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> VerifyMergeReport:
@@ -48,8 +56,8 @@ def verify_merged(
     Each tensor M of the merged model is first compared, bit for bit, with the merge of the base's W and the adapter's
     dW, computed in each order of arithmetic that merging programs use. If none fits, M is compared with W + dW within
     the rounding bound of the dtypes, with W, and with W + f dW. Heads and biases that the adapter holds whole are
-    compared directly. Tensors that the adapter does not touch are compared with the base's. Outputs of the models are
-    not compared.
+    compared directly. Tensors that the adapter does not touch are compared with the base's. Weights in bitsandbytes' 4
+    bits are compared as their codes give them back. Outputs are compared with a receipt's only, if one is given.
 
     Args:
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
@@ -57,11 +65,13 @@ def verify_merged(
         merged: the merged model, in the same forms as `base`.
         adapter_config: the adapter_config.json, if it is not beside the weights.
         weights: the weights file, if it has an unusual name.
+        receipt: a file of `gradience receipt`, to ask the merged model for the same; it is loaded by transformers.
         threads: the number of threads; more than one is faster only if BLAS has one (OPENBLAS_NUM_THREADS=1).
         progress: called with (tensors done, tensors in all, the tensor's name).
 
     Raises:
         AdapterError: base, adapter or merged model cannot be read, or the adapter has nothing that a merge would add.
+        ConfigError: the receipt cannot be read.
     """
     files, held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)
     before = BaseWeights(find_shards(Path(base)))
@@ -94,8 +104,20 @@ def verify_merged(
         modules=found,
         untouched=rest.compared,
         others=others,
+        answers=None if receipt is None else _answers(receipt, merged),
         notes=held.notes,
     )
+
+
+def _answers(receipt: PathLike, merged: PathLike) -> MergedAnswers:
+    from gradience.prove.receipt import read_receipt, verify_served  # torch, late
+
+    read_receipt(receipt)
+    try:
+        told = verify_served(receipt, str(merged))
+    except AdapterError as error:  # in codes, for one, it is loaded by bitsandbytes only
+        return MergedAnswers(receipt=str(receipt), verdict="cannot_tell", story=f"The merged model is not run: {error}")
+    return MergedAnswers(receipt=str(receipt), verdict=told.verdict, story=told.story, residual=told.residual)
 
 
 def _judged(adapter: Adapter, rows: VerifiedRows, shown: Progress, *, extra: int) -> list[VerifiedModule]:

@@ -13,20 +13,23 @@ from contextlib import ExitStack
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from gradience.adapters import is_embedding
 from gradience.adapters.layout import PREFIX, Adapter, Module
 from gradience.adapters.traits import Operation, obstacles
+from gradience.base.coded import Coded, coded, state_of
 from gradience.base.weights import BaseTensor, BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
+from gradience.prove.verify_merge.codes import CodesVerdict, of_codes
 from gradience.prove.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
 from gradience.prove.verify_merge.judge import FAILING, Judge, Judgement
 from gradience.prove.verify_merge.measure import compare_copy, same_length, token_rows
 from gradience.prove.verify_merge.replays import Case, Dora, Workers, in_words
 from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
-from gradience.schema.merge import VerifiedModule
+from gradience.schema.merge import MergeReplay, VerifiedModule
 
 _PARTS: Final = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
@@ -203,12 +206,11 @@ class VerifiedRows:
     def _judged(self, module: Module, files: ExitStack) -> VerifiedModule:
         in_base, in_merged = names_of(module, self._adapter)
         after = self._place(self._merged, in_merged, module.expert, "the merged model")
-        self.touched.update(found.name for found in after.tensors)
         w = self._before(module, in_base, files)
         if after.name in self._places:
             raise AdapterError(f"another update of the adapter goes to {after.name}, too")
         self._places.add(after.name)
-        m = Held(after.name, after.dtype, stored(after.tensors, after.expert, files))
+        m = self._held(self._merged, after, files, self.touched)
         w, m, delta, note = fitted(module, w, m)
         plain = self._plain(module, w.data.shape) if isinstance(delta, WholeDelta) else None
         case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
@@ -217,25 +219,50 @@ class VerifiedRows:
             judged = judged._replace(verdict="not_compared", reason=module.note or self._unknown_base.text)
         if after.shared:
             note = f"{in_merged} shares the embedding's matrix"
-        return self._row(module.name, judged, w, m, note)
+        told = CodesVerdict(judged, None, None)
+        if (codes := m.codes or w.codes) is not None:
+            every = slice(None)
+            update = delta.rows(every, MergeReplay(weight="F32"))
+            told = of_codes(
+                w.data[every],
+                m.data[every],
+                update,
+                judged,
+                form=codes.form,
+                block=codes.block,
+                requantised=bool(m.codes),
+            )
+        row = self._row(module.name, told.judged, w, m, note)
+        form = None if codes is None else codes.form
+        return replace(row, codes=form, lost=_real(told.lost), expected_lost=_real(told.expected))
 
     def _before(self, module: Module, name: str, files: ExitStack) -> Held:
         """Return W: the base's weight, or its copy in the adapter's file, as for a resized vocabulary."""
         key = self._copies.get(module.name)
         place = find_place(self._base, name, module.expert)
-        if place is not None:
+        if place is not None and key is not None:
             self.used.update(found.name for found in place.tensors)
         if key is not None:
             data = self._source.read(key)
             return Held(f"{key} (in the adapter)", self._source.tensors[key].dtype, data.reshape(len(data), -1))
         place = self._place(self._base, name, module.expert, "the base")
-        return Held(place.name, place.dtype, stored(place.tensors, place.expert, files))
+        return self._held(self._base, place, files, self.used)
+
+    def _held(self, weights: BaseWeights, place: WeightPlace, files: ExitStack, names: set[str]) -> Held:
+        """The weight at a place, decoded if it is in codes; the tensors that hold it are added to `names`."""
+        names.update(found.name for found in place.tensors)
+        found = coded(weights, place.tensors[0]) if len(place.tensors) == 1 else None
+        if found is None:
+            return Held(place.name, place.dtype, stored(place.tensors, place.expert, files))
+        names.update(found.names)
+        return Held(place.name, found.dtype, found.values, found)
 
     def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> WeightPlace:
         place = find_place(weights, name, expert)
         if place is None:
             raise AdapterError(f"{whose} {reason_missing(weights, name)}")
-        if (why := refusal(weights, place)) is not None:
+        is_coded = len(place.tensors) == 1 and state_of(weights, place.tensors[0]) is not None
+        if not is_coded and (why := refusal(weights, place)) is not None:
             raise AdapterError(f"{whose}: {place.name}: {why}")
         return place
 
@@ -272,15 +299,15 @@ class VerifiedRows:
             self.ed, self.dd = self.ed + sums.ed, self.dd + sums.dd
         if judged.replay is not None:
             self.replays[in_words(judged.replay, m.dtype)] += 1
-        self.dtypes[f"{w.dtype} -> {m.dtype}"] += 1
+        self.dtypes[f"{w.stored} -> {m.stored}"] += 1
         return VerifiedModule(
             name=name,
             verdict=judged.verdict,
             reason="; ".join(text for text in (judged.reason, note) if text) or None,
             base_tensor=w.name,
             merged_tensor=m.name,
-            base_dtype=w.dtype,
-            merged_dtype=m.dtype,
+            base_dtype=w.stored,
+            merged_dtype=m.stored,
             replay=judged.replay,
             factor=judged.factor,
             precision=judged.precision,
@@ -357,6 +384,13 @@ class Held(NamedTuple):
     name: str
     dtype: str
     data: Matrix
+    codes: Coded | None = None
+    """What holds it, if it is stored in 4-bit codes."""
+
+    @property
+    def stored(self) -> str:
+        """The dtype, or the form of the codes."""
+        return self.dtype if self.codes is None else self.codes.form.upper()
 
 
 def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:

@@ -1,0 +1,147 @@
+"""Weights as 4- and 8-bit codes give them back: in blocks, each with a scale, as the named formats define it.
+
+Only what a format loses is computed; no codes are stored. bitsandbytes also stores the scales of NF4 and FP4 in 8 bits
+if asked (`bnb_4bit_use_double_quant`); that is not repeated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import MappingProxyType
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_N = TypeVar("_N")
+
+NF4: Final = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""QLoRA's levels, in units of a block's largest magnitude (arXiv 2305.14314, appendix E)."""
+
+FP4: Final = (
+    *(-1.0, -0.6666667, -0.5, -0.3333333, -0.25, -0.1666667, -0.005208333, 0.0),
+    *(0.005208333, 0.1666667, 0.25, 0.3333333, 0.5, 0.6666667, 1.0),
+)
+"""bitsandbytes' levels of a float of 4 bits, in the same units."""
+
+
+class Format(NamedTuple):
+    """How weights are stored: so many in a row share a scale, and a function gives such a block back."""
+
+    block: int
+    restored: Callable[[Array], Array]
+    """From blocks (n, block) to blocks, in float32."""
+
+
+def _symmetric(x: Array, levels: float) -> Array:
+    """Whole multiples of max|x| / levels."""
+    step = jnp.max(jnp.abs(x), axis=1, keepdims=True) / levels
+    return jnp.round(x / jnp.where(step > 0.0, step, 1.0)) * step
+
+
+def _q4_0(x: Array) -> Array:
+    """Multiples from -8 to 7 of a float16, such that the entry of the largest magnitude is -8 of them."""
+    largest = jnp.take_along_axis(x, jnp.argmax(jnp.abs(x), axis=1)[:, None], axis=1)
+    exact = largest / -8.0
+    code = jnp.clip(jnp.floor(x / jnp.where(exact == 0.0, 1.0, exact) + 8.5), 0.0, 15.0) - 8.0
+    return code * exact.astype(jnp.float16).astype(jnp.float32)
+
+
+def _between(x: Array) -> Array:
+    """Sixteen levels from the least entry to the largest."""
+    low, high = jnp.min(x, axis=1, keepdims=True), jnp.max(x, axis=1, keepdims=True)
+    step = (high - low) / 15.0
+    return jnp.round((x - low) / jnp.where(step > 0.0, step, 1.0)) * step + low
+
+
+def _of_book(x: Array, levels: tuple[float, ...]) -> Array:
+    """The nearest of the levels, which are in units of max|x|."""
+    book = jnp.array(levels, jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=1, keepdims=True)
+    unit = x / jnp.where(scale > 0.0, scale, 1.0)
+    return book[jnp.searchsorted((book[1:] + book[:-1]) / 2.0, unit)] * scale
+
+
+FORMATS: Final = MappingProxyType(
+    {
+        "int8": Format(32, partial(_symmetric, levels=127.0)),  # llama.cpp's Q8_0, but for its float16 scales
+        "int4": Format(32, partial(_symmetric, levels=7.0)),
+        "q4_0": Format(32, _q4_0),  # llama.cpp's, as gguf.quants rounds
+        "nf4": Format(64, partial(_of_book, levels=NF4)),
+        "fp4": Format(64, partial(_of_book, levels=FP4)),
+        "int4, 128 to a scale": Format(128, _between),  # GPTQ's and AWQ's grid, without their calibration
+        "int4, 128 to a scale, symmetric": Format(128, partial(_symmetric, levels=7.0)),
+    }
+)
+
+
+@partial(jax.jit, static_argnames=("name", "block"))
+def restored(weight: Array, name: str, block: int | None = None) -> Array:
+    """The weight as a format of `FORMATS` gives it back, float32, of the same shape; blocks run along the rows.
+
+    `block` is another number of weights that share a scale.
+    """
+    flat = weight.astype(jnp.float32).reshape(-1)
+    usual, give_back = FORMATS[name]
+    block = usual if block is None else block
+    padded = jnp.pad(flat, (0, -flat.size % block)).reshape(-1, block)
+    return give_back(padded).reshape(-1)[: flat.size].reshape(weight.shape)
+
+
+@partial(jax.jit, static_argnames="block")
+def decoded(packed: Array, scales: Array, levels: Array, block: int) -> Array:
+    """The weights (2 n,) of bitsandbytes' bytes (n,): two codes a byte, the upper one first, and a scale a block."""
+    codes = jnp.stack([packed >> 4, packed & 15], axis=1).reshape(-1)
+    padded = jnp.pad(levels[codes], (0, -codes.size % block)).reshape(-1, block)
+    return (padded * scales[:, None]).reshape(-1)[: codes.size]
+
+
+class CodesLoss(NamedTuple, Generic[_N]):
+    """What codes cost a merge: sums over the entries of W, dW and M, with p = W + dW and Q rounding to codes."""
+
+    lost: _N
+    """|M - p|^2."""
+    expected: _N
+    """|Q(p) - p|^2."""
+    update: _N
+    """|dW|^2."""
+    along: _N
+    """<M - p, dW>."""
+    expected_along: _N
+    """<Q(p) - p, dW>."""
+    spread: _N
+    """The sum of (M - p)^2 dW^2: the variance of <M - p, dW> if the signs of M - p are random."""
+    changed: _N
+    """The number of entries in which M differs from W."""
+    would_change: _N
+    """The number of entries in which Q(p) differs from W."""
+    other_codes: _N
+    """The number of entries in which Q(M - dW) is not W: of a merge into the weights before their rounding, few."""
+
+
+@partial(jax.jit, static_argnames=("name", "block"))
+def codes_loss(w: Array, m: Array, update: Array, name: str, block: int) -> CodesLoss[Array]:
+    """Return the sums for one module, W and M of one shape, and a format of `FORMATS`."""
+    p = w + update
+    q, before = restored(p, name, block), restored(m - update, name, block)
+    padded = jnp.pad(w.reshape(-1), (0, -w.size % block)).reshape(-1, block)
+    scales = jnp.repeat(jnp.max(jnp.abs(padded), axis=1), block)[: w.size].reshape(w.shape)
+    step = 0.03 * scales  # scales that were rounded themselves, or are others by dW, move a weight by less
+    return CodesLoss(
+        lost=jnp.sum((m - p) ** 2),
+        expected=jnp.sum((q - p) ** 2),
+        update=jnp.sum(update**2),
+        along=jnp.sum((m - p) * update),
+        expected_along=jnp.sum((q - p) * update),
+        spread=jnp.sum(((m - p) * update) ** 2),
+        changed=jnp.sum(m != w),
+        would_change=jnp.sum(jnp.abs(q - w) > step),
+        other_codes=jnp.sum(jnp.abs(before - w) > step),
+    )
