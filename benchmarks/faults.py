@@ -281,11 +281,6 @@ def low_rank(rng: random.Random, log: Log) -> str:
     return "CMP213"
 
 
-def low_utilization(rng: random.Random, log: Log) -> str:
-    log.audit = _audit(rng, rng.choice([1, 2, 4]))
-    return "UTL204"
-
-
 def idle_mlp(rng: random.Random, log: Log) -> str:
     energy, params = rng.uniform(0, 0.009), rng.uniform(20, 80)
     attn = {"n": 8, "params": 100 - params, "energy_share": 1 - energy}
@@ -363,7 +358,6 @@ LOG_FAULTS: tuple[Fault, ...] = (
     resumed_other,
     sparse,
     low_rank,
-    low_utilization,
     idle_mlp,
     broken_adapter,
     no_separation,

@@ -374,7 +374,6 @@ def _audited(**more: Any) -> RunFacts:
     ranks = {"energy_rank_90": 1, "energy_rank_95": 2, "energy_rank_99": 3}
     audit = {
         "verdict": "trained",
-        "utilization_mean": 0.1,
         "energy_rank_90_p50": 1.0,
         "energy_rank_90_p90": 2.0,
         "suggested_r_global_median": 1,
@@ -382,7 +381,7 @@ def _audited(**more: Any) -> RunFacts:
         "modules": [{**module, **ranks}, {**module, "name": "v", "frobenius_norm": 1.0, "energy_rank_90": 8}],
         **more,
     }
-    return run(FALL, audit=audit, utilization_mean=audit["utilization_mean"])
+    return run(FALL, audit=audit)
 
 
 def _of_lines(*torn: bool) -> RunFacts:
@@ -1575,11 +1574,6 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[
             ({"rows": 0}, "no training loss was logged"),
             ({"rows": 2}, "almost no training loss was logged"),
-        ],
-    ),
-    "UTL204": Entry(
-        edges=[
-            Edge("low_utilization", 0.245, 0.255, lambda x: _audited(utilization_mean=x), at=0.25),
         ],
     ),
     "CMP213": Entry(

@@ -95,16 +95,6 @@ def test_without_the_number_of_classes_chance_is_not_judged_and_says_so(tmp_path
     assert "classes" in next(item.reason for item in report.not_run if item.id == "CHN112")
 
 
-@pytest.mark.parametrize(("utilization", "found"), [(0.18, True), (0.25, False)])
-def test_utilization_under_a_quarter_is_a_finding(tmp_path, utilization, found):
-    path = record(tmp_path / "run.jsonl", end=False)
-    with TelemetryWriter(path, run_id=monitor_run(path).run_id) as log:
-        log.metrics(30, kind="lora_audit", metrics={"utilization_mean": utilization, "stable_rank_mean": 1.5})
-    report = monitor_run(path)
-    assert ("UTL204" in ids(report)) is found
-    assert f"Utilization (mean): {utilization:.1%}" in monitor_text(report)
-
-
 def test_a_few_held_out_examples_are_called_few(tmp_path):
     assert "SML113" in ids(monitor_run(record(tmp_path / "run.jsonl", n=100)))
 

@@ -135,10 +135,10 @@ def test_a_settings_file_may_be_named(project: Path, capsys: pytest.CaptureFixtu
 
 def test_settings_may_name_the_checks_of_other_commands(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One file for check, monitor and audit."""
-    (project / "gradience.toml").write_text("ignore = ['UTL204', 'DIV', 'LR001']\n")
+    (project / "gradience.toml").write_text("ignore = ['RND203', 'DIV', 'LR001']\n")
     assert main(["check", "c.yaml", "--task", "sft", "--json"]) == 0
     assert ids(capsys) == {"REC002"}
-    (project / "gradience.toml").write_text("select = ['UTL204']\n")
+    (project / "gradience.toml").write_text("select = ['RND203']\n")
     assert main(["check", "c.yaml", "--task", "sft", "--json"]) == 0
     assert ids(capsys) == set()
 

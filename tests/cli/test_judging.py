@@ -205,7 +205,7 @@ def test_json_of_a_selection_validates_against_its_committed_schema(
 
 
 def test_python_callers_select_too_and_read_no_settings_unless_asked(project: Path) -> None:
-    (project / "gradience.toml").write_text("select = ['UTL204']\n")
+    (project / "gradience.toml").write_text("select = ['RND203']\n")
     calls: list[Any] = [
         (monitor_run, "run.jsonl", "findings", "GAP118"),
         (audit_adapter, "peft", "findings", "TRN202"),

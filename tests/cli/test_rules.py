@@ -20,7 +20,7 @@ def test_table_has_a_line_for_every_rule_below_where_it_applies(capsys: pytest.C
     assert all(f"\n{rule}  " in out or f"\n{rule} " in out for rule in all_ids())
     log, weights = out.index("(gradience monitor):"), out.index("(gradience audit):")
     assert log < out.index("\nDIV103 ") < weights < out.index("\nSCL206 ")
-    assert out.count("\nUTL204 ") == 2  # of a log, and of weights
+    assert out.count("\nTRN202 ") == 2  # of a log, and of weights
 
 
 @every("card", rule_cards(), ids=lambda card: card.id)

@@ -167,7 +167,7 @@ def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
     run = run_of(losses=[1.0, 0.5], record=LogRecord(out_of_order=1), last_epoch=2.5, last_step=2)
     facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
     assert (facts.status, facts.status_reason, facts.series.in_order) == ("no_run_end", None, False)
-    assert (facts.utilization_mean, facts.audit, facts.data, facts.epoch, facts.last_step) == (None, None, None, 2.5, 2)
+    assert (facts.audit, facts.data, facts.epoch, facts.last_step) == (None, None, 2.5, 2)
     run.end = RunEnd(**HEAD, step=None, status="error", reason="why")
     run.record.out_of_order = 0
     run.latest_metrics = {
@@ -176,7 +176,7 @@ def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
     }
     facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
     assert (facts.status, facts.status_reason, facts.series.in_order) == ("error", "why", True)
-    assert (facts.utilization_mean, facts.data) == (0.25, {"rows": 3})
+    assert (facts.audit, facts.data) == ({"utilization_mean": 0.25}, {"rows": 3})
 
 
 def test_notes_name_what_is_not_shown():

@@ -93,29 +93,31 @@ def test_the_seeds_lines_stand_verbatim_and_in_order():
     assert places == sorted(places)
 
 
+def noted():
+    """SCL208, the one note on these modules."""
+    return judge_adapter(report([module(i, alpha=8.0) for i in range(12)]), alpha=8.0, r=16).findings
+
+
 def test_verdict_and_findings_come_before_any_number():
-    full = report()
-    told = judge_adapter(full).findings
+    told = noted()
     text = audit_text(report(findings=told), View(verbose=True))
     assert text.index("Verdict: TRAINED") < text.index("Findings:") < text.index("Summary:")
 
 
 def test_the_default_report_fits_a_screen_with_verdict_and_next_step_first():
-    full = report()
-    notes = [finding for finding in judge_adapter(full).findings if finding.severity == "info"]
-    lines = audit_text(report(findings=notes)).splitlines()
+    lines = audit_text(report(findings=noted())).splitlines()
     assert len(lines) <= 25
     assert max(map(len, [line for line in lines if not line.startswith("Next: ")])) <= 100
     assert lines[7:9] == [
         "Verdict: TRAINED (all 12 modules carry a finite, non-zero update)",
         "Next: gradience resize --peft-dir runs/toy/peft --base MODEL --calibrate TEXTS --kl .003 --out SMALLER",
     ]
-    assert lines[-1] == "--verbose adds: UTL204, every rank and layer"
+    assert lines[-1] == "--verbose adds: SCL208, every rank and layer"
     assert "Suggested rank (now 8; verify with eval): 2 for most modules (-0.00 MB), 4 for the tail (-0.00 MB)" in lines
 
 
 def test_a_note_is_a_line_of_the_default_report_and_a_warning_is_told():
-    (note,) = judge_adapter(report()).findings
+    (note,) = noted()
     warning = msgspec.structs.replace(note, severity="warning")
     assert "Findings:" not in audit_text(report(findings=[note]))
     assert f"  [WARNING] {note.id}: {note.message}" in audit_text(report(findings=[warning])).splitlines()

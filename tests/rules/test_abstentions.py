@@ -121,7 +121,6 @@ def test_of_an_adapter_without_a_module_or_a_base_these_rules_are_not_judged():
             **dict.fromkeys(("NUM201", "TRN202", "SIZ215", "SCL206", "SCL207", "SCL208"), nothing),
             **dict.fromkeys(("LED205", "NUM209"), "no tensor was read"),
             "RND203": "needs 4 measured modules of rank 4 or more; there are 0",
-            "UTL204": "no finite, non-zero update to measure",
             "MRG210": "no base model was given (--base)",
             "BAS211": "no base model was given (--base)",
             "INT212": "intruder dimensions were not counted ('gradience audit --base BASE --intruders')",

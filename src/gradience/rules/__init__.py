@@ -318,9 +318,6 @@ LOGGING_DEFAULT = cite("transformers 5.24", "the default logging_steps=500 logs 
 ENERGY = cite("definition", "energy: sum of squared singular values of dW; no measure of usefulness")
 
 
-UTILIZATION = cite("project convention", "utilization under 25 %: likely over-provisioned")
-
-
 def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
     """Return the known ids that will not be applied, each with its reason for the report.
 

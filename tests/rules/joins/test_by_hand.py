@@ -144,11 +144,6 @@ REC311
   needs config nothing_held_out
   needs log no_evaluation
   says  config+log
-UTL313
-  needs log low_utilization
-  needs weights low_utilization
-  takes log compressible
-  says  log+weights utilization_mean
 SCL314
   needs config low_rate
   needs weights small_scaling

@@ -41,7 +41,6 @@ VALUES = {
     "best_step": 7,
     "weights_step": 5,
     "last_step": 9,
-    "utilization_mean": 0.1,
     "lowest_step": 2,
     "logging_steps": 500.0,
     "steps": 100,
@@ -191,7 +190,6 @@ def test_the_ids_of_joins_are_nobody_else_s():
         ([("config", "REC001"), ("log", "GAP118")], "REC310", "warning"),
         ([("config", "REC002"), ("log", "no_evaluation")], "REC311", "warning"),
         ([("log", "END114"), ("weights", "NUM209")], "END312", "warning"),
-        ([("log", "UTL204"), ("weights", "UTL204")], "UTL313", "warning"),
         ([("weights", "exploded")], "UPD316", "warning"),  # a large update alone is no divergence, and is said
         ([("weights", "tiny")], "UPD316", "warning"),
         ([("disk", "mid_run")], "MID318", "warning"),
@@ -244,7 +242,7 @@ def test_joins_without_their_sources_are_listed_with_what_they_lack():
     assert {item.id for item in items if item.source == "join"} == {join.id for join in JOINS}
     assert all(item.reason for item in items)
     assert JOIN["NUM301"].missing(frozenset({"log"})) is None  # a message for the log alone
-    assert JOIN["UTL313"].missing(frozenset({"log"})) == "needs weights"
+    assert JOIN["SCL314"].missing(frozenset({"config"})) == "needs weights"
 
 
 @pytest.mark.parametrize(("first", "then", "action"), [(None, "Keep it.", "Keep it."), ("Stop.", "Keep it.", "Stop.")])

@@ -6,15 +6,7 @@ import pytest
 from tables import every
 
 from gradience.rules.weights import at_risk, health, observe_verdict
-from gradience.rules.weights.rules import (
-    NON_FINITE,
-    RANDOM_LIKE,
-    TOO_LARGE,
-    WEIGHTS_RULES,
-    ZERO_UPDATE,
-    judge_adapter,
-    observe_utilization,
-)
+from gradience.rules.weights.rules import NON_FINITE, RANDOM_LIKE, TOO_LARGE, WEIGHTS_RULES, ZERO_UPDATE, judge_adapter
 from gradience.schema.audit import (
     AUDIT_SCHEMA_ID,
     AuditReport,
@@ -224,13 +216,6 @@ def test_beside_its_base_the_size_relative_to_it_decides_and_intruders_are_a_sec
     assert "4 intruder dimensions" in findings[2].evidence[1].says
 
 
-@pytest.mark.parametrize("relative", [1e-5, 2.0])
-def test_low_utilization_advises_nothing_of_an_adapter_that_is_out_of_order(relative):
-    summary = AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.1)
-    verdict = health([module()], relative_frobenius=relative)
-    assert "UTL204" in reasons(report(modules=[module()], summary=summary, health=verdict))
-
-
 @every(
     ("verdict", "rule", "severity", "confidence", "message"),
     [
@@ -301,25 +286,6 @@ def test_a_factor_without_its_partner_is_an_error_and_another_leftover_is_none()
     others = [cause for cause in LeftoverReason if cause is not LeftoverReason.FACTOR_MISSING]
     for cause in (*others, None):
         assert found(report(modules=[module()], not_analysed=left(cause, 1))) == {}
-
-
-@pytest.mark.parametrize(("mean", "seen"), [(0.249, True), (0.25, False), (None, False)])
-def test_low_utilization_is_under_a_quarter(mean, seen):
-    assert (observe_utilization(mean) is not None) == seen
-
-
-@every(
-    ("rank", "suggested", "seen"),
-    [(8, 4, True), (8, 8, False), (8, 16, False), (4, 1, False), (5, 4, True), (None, 4, True), (8, None, True)],
-)
-def test_low_utilization_speaks_only_where_compressing_gains_something(rank, suggested, seen):
-    assert (observe_utilization(0.1, rank=rank, suggested=suggested) is not None) == seen
-
-
-def test_low_utilization_has_its_numbers():
-    seen = observe_utilization(0.125)
-    assert seen.message == "Mean utilization is 12.5%, under 25%: the update is low-dimensional."
-    assert seen.values == {"utilization_mean": 0.125, "threshold": 0.25}
 
 
 def test_another_rank_than_the_config_s_is_named_with_both():
@@ -453,7 +419,6 @@ def test_rules_without_their_input_say_which_it_is():
     why = "no module was analysed: peft_type IA3 is recognised, not analysed"
     assert {lacking[rule] for rule in ("NUM201", "TRN202", "SIZ215", "SCL206", "SCL207", "SCL208")} == {why}
     assert {lacking[rule] for rule in ("LED205", "NUM209")} == {"no tensor was read"}
-    assert lacking["UTL204"] == "no finite, non-zero update to measure"
     assert lacking["RND203"] == "needs 4 measured modules of rank 4 or more; there are 0"
     assert lacking["MRG210"] == lacking["BAS211"] == "no base model was given (--base)"
     assert set(lacking) == {rule.id for rule in WEIGHTS_RULES}

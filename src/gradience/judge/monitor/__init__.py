@@ -156,7 +156,6 @@ def facts_of(
         held_out=held_out_of(evals),
         num_labels=_num_labels(config),
         epoch=run.last_epoch,
-        utilization_mean=number_in(audit.metrics, "utilization_mean") if audit else None,
         audit=audit.metrics if audit else None,
         data=data.metrics if data else None,
         status=run.end.status if run.end else "no_run_end",

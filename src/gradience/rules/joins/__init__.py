@@ -25,7 +25,6 @@ from gradience.rules import (
     NO_TRAIN_LOSS,
     SAVE_FLOW,
     UNMATCHED,
-    UTILIZATION,
     Description,
     Observation,
     Sign,
@@ -425,26 +424,6 @@ JOINS: Final[tuple[Correlation, ...]] = (
         action="Give an eval set and eval_strategy='steps'.",
         scope="any run",
         verify="The next log has evaluations.",
-    ),
-    Correlation(
-        id="UTL313",
-        severity="info",
-        title="low utilization, recorded and in the file",
-        needs=(Needs("log", ("low_utilization",)), Needs("weights", ("low_utilization",))),
-        hints=(Needs("log", ("compressible",)),),
-        messages=(
-            Message(
-                ("log", "weights"),
-                "Utilization is low in the metrics recorded and in the file: {utilization_mean:.1%}.",
-            ),
-        ),
-        confidence=0.5,
-        evidence=(UTILIZATION,),
-        rationale="Two measurements of one update agree; a low value is normal at r >= 16, and describes these "
-        "weights only.",
-        action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
-        scope="trained LoRA adapters",
-        verify="Evaluate the compressed adapter on held-out data.",
     ),
     Correlation(
         id="SCL314",

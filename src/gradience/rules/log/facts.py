@@ -120,7 +120,6 @@ class RunFacts:
     held_out: EvalPoint | None = None
     num_labels: int | None = None
     epoch: float | None = None
-    utilization_mean: float | None = None
     audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
     data: Mapping[str, Json] | None = None  # payload of the newest `data` event: what the model was fed
     status: str = "unknown"

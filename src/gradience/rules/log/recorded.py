@@ -1,7 +1,8 @@
 """TRN202 and its kin on the newest audit in a log; DAT301 and its kin on the batches that the recorder saw.
 
 The audit describes the trained update: to what rank it could be compressed afterwards, and at what cost. No rule here
-advises a lower rank for training, because utilization falls as r grows in any run. Without an audit only UTL204 speaks.
+advises a lower rank for training, because utilization falls as r grows in any run. CMP213 alone says that a log
+holds no audit.
 
 The `metrics` event of kind `data` holds counts of some batches. They are judged by those rules on a data set that need
 no more. If no token was supervised, that is the only finding, and the rules on loss and gradient are not judged.
@@ -21,15 +22,7 @@ from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, log_rule, seen
 from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
-from gradience.rules.weights.rules import (
-    LOW_RANK,
-    NON_FINITE,
-    RANDOM_LIKE,
-    TOO_LARGE,
-    ZERO_UPDATE,
-    observe_size,
-    observe_utilization,
-)
+from gradience.rules.weights.rules import NON_FINITE, RANDOM_LIKE, TOO_LARGE, ZERO_UPDATE, observe_size
 from gradience.schema import Json, number_in
 from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
 
@@ -37,18 +30,6 @@ IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", 
 IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", JUDGEMENT)
 
 _LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # most energy lost at that rank
-
-
-def _utilization(facts: RunFacts) -> Observation | None:
-    if facts.utilization_mean is None:
-        raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
-    if no_weights(facts.audit or {}):
-        raise Unknown("the audit in the log found no LoRA weights")
-    verdict = (facts.audit or {}).get("verdict")
-    if isinstance(verdict, str) and not suggests_ranks(verdict):
-        raise Unknown(f"the adapter is {verdict.replace('_', '-')}")
-    suggested = _rank(facts.audit or {}, "suggested_r_global_90")
-    return observe_utilization(facts.utilization_mean, rank=audited_rank(facts), suggested=suggested)
 
 
 def no_weights(audit: Mapping[str, Json]) -> bool:
@@ -70,7 +51,9 @@ def _large(facts: RunFacts) -> Observation | None:
 def _compressible(facts: RunFacts) -> Observation | None:
     audit = facts.audit
     if audit is None:
-        return None
+        raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
+    if no_weights(audit):
+        raise Unknown("the audit in the log found no LoRA weights")
     verdict = audit.get("verdict")
     if isinstance(verdict, str) and not suggests_ranks(verdict):
         raise Unknown(f"the adapter is {verdict}: there is no rank to compress it to")
@@ -179,7 +162,6 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
 _ON_THE_ADAPTER: tuple[LogRule, ...] = (
     *(log_rule(rule, partial(_health, rule.verdicts)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
     log_rule(TOO_LARGE, _large),
-    log_rule(LOW_RANK, _utilization),
     LogRule(
         id="CMP213",
         title="compressible after training",
@@ -187,7 +169,6 @@ _ON_THE_ADAPTER: tuple[LogRule, ...] = (
         condition="the audit in the log: in nine modules of ten, a rank lower than theirs holds 90 % of the energy",
         observe=_compressible,
         confidence=0.5,
-        signs=("compressible",),
         evidence=(
             cite("Eckart-Young", "truncated SVD is the closest rank-k matrix; its squared error is the energy cut off"),
         ),

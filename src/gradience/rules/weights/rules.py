@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules import UTILIZATION, Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge, premise
+from gradience.rules import Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge, premise
 from gradience.rules.weights import (
     BASE_RULES,
     HARDLY_TRAINED,
@@ -30,38 +30,14 @@ from gradience.rules.weights import (
     WeightsRule,
     modules_analysed,
     observe_verdict,
-    suggests_ranks,
 )
 from gradience.schema.audit import AuditReport, LeftoverReason
 
-LOW_UTILIZATION = Threshold("low_utilization", 0.25, "stable rank / r", "a convention of the project's first document")
-SMALL_RANK = Threshold("small_rank", 4, "rank", "a judgement: below it there is next to nothing to save")
 MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
 ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
 
 _SHOWN: Final = 3  # grounds of a finding
 _KEPT: Final = 20  # names among the values
-
-
-def observe_utilization(
-    mean: float | None, *, rank: int | None = None, suggested: int | None = None
-) -> Observation | None:
-    """Low mean utilization; None if the ranks are known and compressing would gain nothing.
-
-    Args:
-        mean: stable rank / r, mean over modules.
-        rank: the largest rank of a module; None if unknown.
-        suggested: the rank that keeps 90 % of the energy in nine modules of ten; None if unknown.
-    """
-    bar = LOW_UTILIZATION.value
-    if mean is None or mean >= bar:
-        return None
-    if rank is not None and (rank <= SMALL_RANK.value or (suggested is not None and suggested >= rank)):
-        return None
-    return Observation(
-        f"Mean utilization is {mean:.1%}, under {bar:.0%}: the update is low-dimensional.",
-        {"utilization_mean": mean, "threshold": bar},
-    )
 
 
 def observe_size(size: float | None) -> Observation | None:
@@ -89,14 +65,6 @@ def _size(facts: AdapterFacts) -> Observation | None:
     says = f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules"
     witness = cite("against the base", says)
     return replace(seen, confidence=0.97, evidence=(*seen.evidence, witness))
-
-
-def _low_utilization(facts: AdapterFacts) -> Observation | None:
-    if not suggests_ranks(facts.report.health.verdict):
-        raise Unknown(f"the adapter is {facts.report.health.verdict.replace('_', '-')}")
-    summary = facts.report.summary
-    rank = max((m.r for m in facts.report.modules), default=None)
-    return observe_utilization(summary.utilization_mean, rank=rank, suggested=summary.suggested_r_global_90)
 
 
 _BROKEN: Final[Verdicts] = {"broken": Standing()}
@@ -187,13 +155,6 @@ def _mostly_other(facts: AdapterFacts) -> Observation | None:
 @premise("tensors were read")
 def _tensors(facts: AdapterFacts) -> str | None:
     return None if facts.report.ledger else "no tensor was read"
-
-
-@premise("a finite update other than zero")
-def _measured(facts: AdapterFacts) -> str | None:
-    if facts.report.summary.utilization_mean is None:
-        return "no finite, non-zero update to measure"
-    return None
 
 
 @premise("enough measured modules of the rank that the condition names")
@@ -301,32 +262,11 @@ TOO_LARGE = WeightsRule(
     thresholds=(OVERSIZED, LARGE_SIZE),
     needs=(modules_analysed,),
 )
-LOW_RANK = WeightsRule(
-    id="UTL204",
-    severity="info",
-    title="low utilization",
-    groups=("weights", "log"),
-    condition="mean of stable rank / r < {low_utilization}, in the file or in the audit in a log; not where r is "
-    "{small_rank} or less, or the suggested rank (p90) is not less than r",
-    observe=_low_utilization,
-    confidence=0.4,
-    signs=("low_utilization",),
-    evidence=(UTILIZATION, cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30")),
-    action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
-    scope="trained LoRA adapters",
-    verify="Evaluate the compressed adapter on held-out data.",
-    rationale="Stable rank grows far slower than r, so a low value is normal at r >= 16; "
-    "it speaks of this update's weights, not of the rank to train with.",
-    thresholds=(LOW_UTILIZATION, SMALL_RANK),
-    needs=(_measured,),
-)
-
 WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     NON_FINITE,
     ZERO_UPDATE,
     RANDOM_LIKE,
     TOO_LARGE,
-    LOW_RANK,
     WeightsRule(
         id="LED205",
         severity="info",
