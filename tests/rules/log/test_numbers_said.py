@@ -14,7 +14,7 @@ EXPECTED: dict[str, list[str]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
 ELSEWHERE = {  # thresholds whose two sides are held apart in another file
     "ln_vocabulary", "gradient_floor", "spike_floor", "recovered_rows", "vanished_share", "warmup_steps",
     "planned_rows", "few_steps", "guess", "learnt", "all_wrong", "still_share", "rising", "kept", "many_level",
-    "scale_evals", "same_ratio", "reward_shown", "base_share", "looked", "lost_steps", "saved_share",
+    "scale_evals", "same_ratio", "reward_shown", "base_share", "looked", "lost_steps", "saved_share", "compared",
     "repeated", "once",
 }  # fmt: skip
 

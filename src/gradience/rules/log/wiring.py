@@ -862,7 +862,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         rationale="Each step then follows the sum of all gradients so far, the oldest of weights that are gone.",
         action="Call optimizer.zero_grad() after each optimizer.step().",
         scope="runs whose first steps were looked at; not sharded or sparse gradients",
-        verify="Print p.grad after optimizer.zero_grad(): it is None.",
+        verify="Print p.grad right after the step: it is what the next gradient is added to.",
         thresholds=(COMPARED, KEPT),
     ),
 )
