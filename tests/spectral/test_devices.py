@@ -150,6 +150,9 @@ KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
     "spectral.merging.rescaled": ([*sized((30, 20), dtype=S), *sized((30, 20), dtype=bool), *sized((), dtype=S)], {}),
     "spectral.merging.with_agreeing": (sized((30, 20), (30, 20), (30, 20), (30, 20), dtype=S), {}),
     "spectral.merging.row_sums": (sized((3, 30, 2), (3, 2, 20)), {}),
+    "spectral.quantised.restored": (sized((30, 20), dtype=S), {"name": "nf4"}),
+    "spectral.quantised.decoded": ([*sized((320,), dtype=np.uint8), *sized((10,), (16,), dtype=S)], {"block": 64}),
+    "spectral.quantised.codes_loss": (sized((30, 20), (30, 20), (30, 20), dtype=S), {"name": "nf4", "block": 64}),
     "rewrite.resize.pieces.split": (sized((8, 8), (8, 8)), {}),
 }
 
