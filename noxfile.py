@@ -58,6 +58,7 @@ def _free_folder(wanted: Path) -> str:
 
 
 def _install(session: nox.Session) -> None:
+    session.install("--upgrade", "pip")  # that of Python 3.11 takes twice as long for the packages below
     _quick_install(session, ".[hf,report]", *TEST_PACKAGES)
     _quick_install(session, *ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
 
