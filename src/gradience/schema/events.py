@@ -338,7 +338,12 @@ class StepDigests(EventBase, frozen=True, tag="step_digests"):
 
     first: Annotated[NonNegativeInt, about("The first of the steps; one entry of each list is one step.")]
     batches: Annotated[list[str], about("24 bits of each row, micro-batches divided by `|`; `+` is the sum of more.")]
-    rng: Annotated[list[str], about("32 bits of the random states before the step's first batch.")] = []
+    rng: Annotated[
+        list[str],
+        about(
+            "32 bits of torch's random states before the step's first batch; every 16 steps also Python's and NumPy's."
+        ),
+    ] = []
 
 
 class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):

@@ -50,7 +50,7 @@ _NOTES: Final = 50
 _TEXT: Final = 600  # characters of a note
 
 _COUNTS: Final[Columns[tuple[str, Counted]]] = (
-    ("", lambda row: row[0]),
+    ("by", lambda row: row[0]),
     ("value", lambda row: clean(row[1].value)),
     ("adapters", lambda row: f"{row[1].adapters:,}"),
 )
