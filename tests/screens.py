@@ -29,6 +29,7 @@ COMMANDS: Final = (
     "gradience audit --peft-dir runs/toy/peft",
     "gradience diagnose runs/toy",
     "gradience merge-check runs/toy/peft runs/toy/peft",
+    "gradience compare runs/toy/peft runs/toy/peft",
     "gradience runs list runs",
 )
 CELLS: Final = (

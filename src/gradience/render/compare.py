@@ -213,7 +213,6 @@ def compare_adapters_text(
     """
     yield from banner("GRADIENCE COMPARE")
     yield from map(_adapter, report.adapters)
-    yield ""
     n = len(report.differences)
     yield f"Configs differ in {n} fields:" if n else "Configs: the same in every field that matters"
     yield from (f"  {difference_text(item, full=verbose)}" for item in report.differences)
@@ -311,7 +310,8 @@ def _modules(modules: Sequence[ModulePair], top: int) -> Iterator[str]:
     """The modules that are least alike; modules without a cosine, which are broken or zero, come first."""
     if not modules or not top:
         return
-    order = sorted(modules, key=lambda row: (row.state == "ok", row.cosine if row.cosine is not None else 2.0))
+    # Those shown as equal by name: beyond the digits shown, the order would be the processor's.
+    order = sorted(modules, key=lambda row: (row.state == "ok", 2.0 if row.cosine is None else round(row.cosine, 3)))
     yield f"  Modules, the least alike first (top {min(top, len(modules))} of {len(modules)}):"
     yield from table(_MODULE_COLUMNS, order[:top], indent=4)
 

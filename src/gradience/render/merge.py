@@ -173,7 +173,7 @@ def _modules(modules: Sequence[CheckedModule], top: int) -> Iterator[str]:
             ("lowest cosine", ">13", lambda item: number(item[0].lowest_cosine, "+.3f")),
             ("module", "", lambda item: clean(item[0].name)),
         ),
-        sorted(counted, key=lambda item: -item[1].cancelled)[:top],
+        sorted(counted, key=lambda item: -round(item[1].cancelled, 3))[:top],  # those shown as equal by name
     )
 
 
