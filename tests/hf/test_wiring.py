@@ -520,6 +520,25 @@ def test_a_gradient_that_is_kept(zeroed: str, kept: int, *, clipped: bool):
     assert seen.compared == 5
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_gradient_that_cannot_be_copied_ends_the_look_and_not_the_backward_pass(monkeypatch, at):
+    calls = iter(range(1, 9))
+
+    def full(gradient):
+        if next(calls) == at:
+            raise torch.OutOfMemoryError("no memory")
+        return gradient.clone()
+
+    monkeypatch.setattr("gradience.hf.leftover._copied", full)
+    layer = torch.nn.Linear(3, 2)
+    seen = Leftover(parts_of(layer))
+    for _ in range(2):
+        layer(torch.ones(1, 3)).sum().backward()
+        seen.step_made()
+    assert layer.bias.grad.tolist() == [2.0, 2.0]
+    assert (seen.compared, seen.kept) == (0, 0)
+
+
 @pytest.mark.parametrize("left_out", [False, True])
 def test_a_loop_that_never_sets_gradients_to_zero_is_named(tmp_path, *, left_out):
     model = llama()

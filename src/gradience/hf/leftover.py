@@ -9,6 +9,7 @@ import torch
 
 from gradience.hf.fed import Hook
 from gradience.hf.parameters import Part
+from gradience.hf.wiring import is_sharded
 
 _CLOSE: Final = 0.01  # of the gradient that was left: half precision rounds sums so
 
@@ -25,8 +26,9 @@ class Leftover:
         self._added: torch.Tensor | None = None
         self._whole: torch.Tensor | None = None
         self._left: torch.Tensor | None = None
-        live = [part.tensor for part in parts if part.tensor.requires_grad and not _is_sharded(part.tensor)]
-        self._tensor = min(live, key=torch.Tensor.numel, default=None)
+        live = [part.tensor for part in parts if part.tensor.requires_grad]
+        whole = [tensor for tensor in live if not is_sharded(tensor) and not hasattr(tensor, "to_local")]
+        self._tensor = min(whole, key=torch.Tensor.numel, default=None)
         self._handles: list[Any] = []
         if self._tensor is not None:
             after = self._tensor.register_post_accumulate_grad_hook(Hook(self._accumulated))
@@ -49,16 +51,22 @@ class Leftover:
         self._handles = []
 
     def _arrived(self, gradient: torch.Tensor) -> None:
-        now = _copied(gradient)
-        self._added = now if self._added is None or now is None else self._added + now
+        try:
+            now = _copied(gradient)
+            self._added = now if self._added is None or now is None else self._added + now
+        except RuntimeError:  # no memory, or the model was moved meanwhile: the backward pass goes on
+            self._give_up()
 
     def _accumulated(self, tensor: torch.Tensor) -> None:
-        self._whole = _copied(tensor.grad)
+        try:
+            self._whole = _copied(tensor.grad)
+        except RuntimeError:  # the same
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.remove()
+        self._tensor = self._added = self._whole = self._left = None
 
 
 def _copied(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return None if gradient is None or gradient.is_sparse else gradient.detach().to(torch.float32, copy=True)
-
-
-def _is_sharded(tensor: torch.Tensor) -> bool:
-    return hasattr(tensor, "to_local") or hasattr(tensor, "ds_id") or type(tensor).__name__ == "FlatParameter"

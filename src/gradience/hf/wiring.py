@@ -91,7 +91,7 @@ def optimizer_of(optimizers: Sequence[Any], parts: Sequence[Part], *, digest: bo
     live = [part for part in own if part.tensor.requires_grad]
     return OptimizerWiring(
         names=[type(one).__name__ for one in optimizers],
-        sharded=any(map(_is_sharded, (*optimizers, *(part.tensor for part in parts)))),
+        sharded=any(map(is_sharded, (*optimizers, *(part.tensor for part in parts)))),
         held=len(live),
         held_frozen=len(own) - len(live),
         frozen_adapter=sum(part.kind == "adapter" and not part.tensor.requires_grad for part in own),
@@ -117,7 +117,7 @@ def _shape(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.dtype
 
 
-def _is_sharded(held: Any) -> bool:
+def is_sharded(held: Any) -> bool:
     """Whether an optimizer or a parameter is of DeepSpeed or of an FSDP that flattens, so identities mean nothing."""
     kind = type(held)
     return "deepspeed" in kind.__module__.lower() or kind.__name__ == "FlatParameter" or hasattr(held, "ds_id")
