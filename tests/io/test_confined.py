@@ -15,7 +15,8 @@ import pytest
 from tables import every
 
 from gradience.errors import ConfigError
-from gradience.io.confined import Confined, Foreign, Limits
+from gradience.io import confined
+from gradience.io.confined import Confined, Foreign, Limits, prepare
 
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:  # where the helper looks for this module
@@ -59,6 +60,9 @@ class Subject:
         sys.stderr.write("the same")
         return input()
 
+    def has(self, module: str) -> bool:
+        return module in sys.modules
+
     def many(self, count: int) -> Iterator[int]:
         for number in range(count):
             if number == 1000:
@@ -74,6 +78,16 @@ def test_a_method_answers_and_the_object_lives_on() -> None:
     made = subject()
     assert [made.call("add", 2, 3), made.call("add", 4, 5)] == [5, 9]
     made.close()
+
+
+def test_the_helper_imports_in_advance_what_it_is_prepared_for() -> None:
+    confined._end_helper()
+    assert not subject().call("has", "colorsys")
+    prepare(["colorsys"])  # there is a helper already
+    assert not subject().call("has", "colorsys")
+    confined._end_helper()
+    prepare(["no_such_module", "colorsys"])
+    assert subject().call("has", "colorsys")
 
 
 @every(

@@ -20,7 +20,7 @@ from gradience.data.programs import IMPORTS, MODULES
 from gradience.data.signs import Own
 from gradience.data.tokenizer import ADVICE, Facts
 from gradience.errors import ConfigError
-from gradience.io.confined import Confined, Foreign
+from gradience.io.confined import Confined, Foreign, prepare
 from gradience.io.reading import read_small
 from gradience.schema import Json
 
@@ -60,6 +60,11 @@ class Chat(NamedTuple):
     answers: bool = False
     """Ask for the mask of the `{% generation %}` blocks."""
     passed: Mapping[str, Json] = {}
+
+
+def expect_tokenizer() -> None:
+    """Have the process of tokenizers import what it needs while the caller imports torch, on another core."""
+    prepare([_TOKENIZERS, _MODELLING])
 
 
 class Encoder:

@@ -39,7 +39,8 @@ _MOMENT: Final = 0.002  # seconds
 _MOMENTS: Final = 100
 MOST_ANSWER: Final = 256 << 20  # bytes of one answer
 _START: Final = (
-    "import sys; sys.path[:] = sys.argv[2:]; from gradience.io import confined; confined.serve(int(sys.argv[1]))"
+    "import sys; fd, imports, *sys.path[:] = sys.argv[1:]; "
+    "from gradience.io import confined; confined.serve(int(fd), imports.split())"
 )
 _REASONS: Final = {
     "SIGPROF": "it takes more than {seconds:.0f} s of processor time",
@@ -167,16 +168,16 @@ class Confined:
 
 
 class _Helper:
-    """The process that forks children, and says how they ended."""
+    """The process that forks children, and says how they ended; what it imports first, as for `Confined`."""
 
-    def __init__(self) -> None:
+    def __init__(self, imports: Sequence[str] = ()) -> None:
         self.owner = os.getpid()
         self._lock = Lock()
         self._control, theirs = socket.socketpair()
         paths = [str(Path(entry).absolute()) for entry in sys.path if entry not in {"", "."}]
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # this module
-                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), *paths],
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), " ".join(imports), *paths],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -233,13 +234,19 @@ _HELPERS: Final[list[_Helper]] = []
 _STARTING: Final = Lock()
 
 
-def _helper() -> _Helper:
+def _helper(imports: Sequence[str] = ()) -> _Helper:
     """The helper of this process, started anew if it has ended or is that of the process that this was forked from."""
     with _STARTING:
         if not _HELPERS or not _HELPERS[0].is_alive:
             _end_helper()
-            _HELPERS.append(_Helper())
+            _HELPERS.append(_Helper(imports))
         return _HELPERS[0]
+
+
+def prepare(imports: Sequence[str]) -> None:
+    """Start the helper process if there is none, so that it imports these while the caller does other things."""
+    if hasattr(os, "fork"):
+        _helper(imports)
 
 
 @atexit.register
@@ -254,9 +261,10 @@ def _found(target: str) -> Any:
     return getattr(found, name) if name else found
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, imports: Sequence[str]) -> None:
     """Answer the questions of the process that started this one, until it ends."""
     control = socket.socket(fileno=descriptor)
+    _import(imports)
     while True:
         message, ends, _, _ = socket.recv_fds(control, 1 << 16, 1)
         if not message:
@@ -267,9 +275,7 @@ def serve(descriptor: int) -> None:
             control.send(str(os.waitstatus_to_exitcode(status)).encode())
             continue
         _reap()
-        for name in question["fork"]:
-            with suppress(Exception):  # the child says what is missing
-                _found(name)
+        _import(question["fork"])
         pid = os.fork()
         if pid == 0:
             control.close()
@@ -279,6 +285,12 @@ def serve(descriptor: int) -> None:
         os.close(ends[0])
         _ENDED.pop(pid, None)  # of an earlier child of this number
         control.send(str(pid).encode())
+
+
+def _import(names: Sequence[str]) -> None:
+    for name in names:
+        with suppress(Exception):  # the child says what is missing
+            _found(name)
 
 
 def _ended(pid: int) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from gradience.adapters.layout import PREFIX, Adapter
 from gradience.adapters.open import open_adapter
-from gradience.data.encoder import Encoder
+from gradience.data.encoder import Encoder, expect_tokenizer
 from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.io import PathLike, pretrained
 
@@ -104,6 +104,7 @@ def load_model(
         AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
         GradienceError: torch, transformers or PEFT is not installed, or there is no such device.
     """
+    expect_tokenizer()
     torch, transformers = libraries("running a model")
     opened = None if adapter is None else open_adapter(adapter)[1]
     place = _device(torch, device)
