@@ -108,7 +108,7 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
             "messages sft",
             {"messages": [ASK, CALLING], "translated": True},
         ),
-        ({"messages": [ASK, SAY], "images": ["a.png"]}, "messages sft", {"messages": [ASK, SAY], "images": True}),
+        ({"messages": [ASK, SAY], "images": ["a.png"]}, "messages sft", {"messages": [ASK, SAY], "images": ["a.png"]}),
     ],
 )
 def test_a_row_is_read_as_its_program_reads_it(row: Any, format_and_trainer: str, columns: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gradience.data import Columns
+from gradience.data.pictures import IMPORTS as OF_PICTURES, has_processor
 from gradience.data.programs import IMPORTS, MODULES
 from gradience.data.signs import Own
 from gradience.data.tokenizer import ADVICE, Facts
@@ -62,6 +63,13 @@ class Chat(NamedTuple):
     passed: Mapping[str, Json] = {}
 
 
+class Pictures(NamedTuple):
+    """The name of a processor that counts images, and the token that a chat template writes in an image's place."""
+
+    name: str
+    token: int
+
+
 def expect_tokenizer() -> None:
     """Have the process of tokenizers import what it needs while the caller imports torch, on another core."""
     prepare([_TOKENIZERS, _MODELLING])
@@ -92,6 +100,8 @@ class Encoder:
             imports = [_TOKENIZERS] if is_alone else [_TOKENIZERS, _MODELLING]
             asked = trainer if trainer is not None and trainer.is_installed else None
             imports += [IMPORTS[asked.name]] if asked is not None else []
+            self._has_processor = has_processor(folder)
+            imports += OF_PICTURES if self._has_processor else ()
             self._confined = Confined(_CLASS, folder.as_posix(), own, masks, asked, imports=imports)
             facts = msgspec.convert(self._confined.call("facts"), Facts)
         except (Foreign, msgspec.ValidationError) as error:
@@ -132,6 +142,19 @@ class Encoder:
     def decoded(self, runs: Sequence[Sequence[int]]) -> list[str]:
         """The text of each run of tokens, control tokens included."""
         found: list[str] = self._asked("the tokenizer", "decoded", [list(run) for run in runs]) if runs else []
+        return found
+
+    @cached_property
+    def pictures(self) -> Pictures | str:
+        """How the processor beside the tokenizer counts images, or why it cannot be asked."""
+        if not self._has_processor:
+            return f"{self.name} has no processor_config.json"
+        found = self._asked("the processor", "pictures")
+        return found if isinstance(found, str) else Pictures(*found)
+
+    def image_tokens(self, images: Sequence[Sequence[Json]], folder: Path) -> list[list[int] | str]:
+        """The number of tokens of each image of each row, or why they are not known; `folder` begins relative paths."""
+        found: list[list[int] | str] = self._asked("the processor", "image_tokens", list(images), folder.as_posix())
         return found
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:

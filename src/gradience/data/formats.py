@@ -31,7 +31,6 @@ _ROLES: Final = {
 }
 _CALLS: Final = frozenset({"function_call", "tool_call"})  # roles whose content is a call
 _PASSED: Final = ("tools", "chat_template_kwargs")
-_MEDIA: Final = ("images", "image", "videos", "audios")
 _LARGEST_ID: Final = 1 << 31
 _LONGEST_LABEL: Final = 1024  # characters of a class's name
 _MOST_COLUMNS: Final = 12  # columns named in an error
@@ -111,8 +110,11 @@ def canonical(row: Mapping[str, Json], shape: Shape, *, chat: bool, trl: bool) -
         read = {name: _common_roles(value) for name, value in found.items()}
         found = read if read == found else {**read, "translated": True}
     passed = {name: row[name] for name in _PASSED if row.get(name)}
-    if any(row.get(name) for name in _MEDIA):
-        passed["images"] = True
+    if name := next((name for name in ("images", "image") if name in row), None):
+        images = row[name]
+        passed["images"] = images if isinstance(images, list) else [] if images is None else [images]
+    if row.get("videos") or row.get("audios"):
+        passed["media"] = True
     stated = next((row[name] for name in ("language", "lang") if isinstance(row.get(name), str)), None)
     return {**found, **passed, **({} if stated is None else {"language": stated})}
 

@@ -214,6 +214,7 @@ class Measure:
         signs = self._seen_in(row, text)
         for name in signs:
             self._note(name, row.number, text)
+        self._tokens["images"] += len(row.sequences) * sum(row.columns.get("image_tokens", ()))
         self._examples.add(row, signs)
         for role in {str(turn.get("role")) for turn in every_turn(row.columns)}:
             self._roles.add(role)

@@ -71,7 +71,8 @@ def signs_of(columns: Columns, own: Own) -> list[str]:
         found.append("speaker_label")
     if _echoes(columns, turns):
         found.append("echo")
-    if "images" in columns or any(_is_media(part) for turn in turns for part in _parts(turn)):
+    parts = (part for turn in turns for part in _parts(turn))
+    if (columns.get("images") or "media" in columns or any(map(_is_media, parts))) and "image_tokens" not in columns:
         found.append("media")
     if any(_parts(turn) for turn in turns):
         found.append("parts")

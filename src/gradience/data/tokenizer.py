@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from gradience.data import Columns
+from gradience.data.pictures import Processor
 from gradience.data.programs import Program, program
 from gradience.errors import ConfigError
 from gradience.io import pretrained
@@ -116,6 +117,25 @@ class Tokenizer:
         found = _training_template(self._template)
         self._template = found or self._template
         return found
+
+    def pictures(self) -> list[Json] | str:
+        """The fields of `encoder.Pictures`, or why the processor cannot be used."""
+        try:
+            self._processor = Processor(self._folder)
+        except Exception as error:  # noqa: BLE001  # its files are a stranger's, and it may need torchvision
+            return pretrained.reason(error)
+        return [self._processor.name, self._processor.token]
+
+    def image_tokens(self, images: list[list[Json]], folder: str) -> list[Json]:
+        """The number of tokens of each image of each row, or why they are not known."""
+        return [self._image_tokens(some, folder) for some in images]
+
+    def _image_tokens(self, images: list[Json], folder: str) -> Json:
+        allow()
+        try:
+            return self._processor.tokens(images, folder)
+        except Exception as error:  # noqa: BLE001  # Pillow and the rule may raise anything on a stranger's image
+            return pretrained.reason(error)
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """The tokens of these ids, as text."""

@@ -6,14 +6,17 @@ their template writes. Other programs mask by turn, so their masks are rebuilt f
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.data import Columns, Shape, Turn, Unusable, content_of, part_text
-from gradience.data.encoder import Chat, Encoded, Encoder
+from gradience.data.encoder import Chat, Encoded, Encoder, Pictures
 from gradience.data.formats import canonical
+from gradience.data.pictures import images_of, spread, with_images
 from gradience.data.rows import Fault, Found, Row
 from gradience.errors import ConfigError
 from gradience.schema import Json
@@ -74,6 +77,7 @@ class Tokeniser:
         encoder: the tokenizer; None for rows that are already tokenised.
         masking: which tokens are supervised.
         standard: gives a row the standard names of its columns, roles and keys.
+        folder: where relative paths of images begin.
 
     Raises:
         ConfigError: the masking is impossible for this shape, or the tokenizer lacks what the rows need.
@@ -86,8 +90,9 @@ class Tokeniser:
         masking: Masking,
         *,
         standard: Callable[[Row], Row] = lambda row: row,
+        folder: Path = Path(),
     ) -> None:
-        self.shape, self.encoder, self.masking = shape, encoder, masking
+        self.shape, self.encoder, self.masking, self._folder = shape, encoder, masking, folder
         self._standard = standard
         if encoder is None and shape.format != "tokenised":
             raise ConfigError(f"rows of format {shape.format} need a tokenizer", advice="give --tokenizer FOLDER")
@@ -130,9 +135,39 @@ class Tokeniser:
     def _batches(self, rows: Iterable[Found]) -> Iterator[list[Tokenised | Fault]]:
         every = self.examples(rows)
         while some := list(islice(every, _BATCH)):
-            usable = [found for found in some if not isinstance(found, Fault)]
+            usable = self._counted([found for found in some if not isinstance(found, Fault)])
             faults = [found for found in some if isinstance(found, Fault)]
-            yield [*faults, *(self._prepare(self, usable) if usable else ())]
+            yield [*faults, *(map(self._with_images, self._prepare(self, usable)) if usable else ())]
+
+    def _counted(self, rows: list[tuple[int, Columns]]) -> list[tuple[int, Columns]]:
+        """The rows, with the tokens of each image in `image_tokens` where TRL's processor counts them."""
+        asked = {i: found for i, (_, item) in enumerate(rows) if (found := images_of(item)) is not None}
+        if not asked or not self.masking.trl or self.encoder is None or not isinstance(self.encoder.pictures, Pictures):
+            return rows
+        counts = dict(zip(asked, self.encoder.image_tokens(list(asked.values()), self._folder), strict=True))
+        return [
+            (number, {**item, "image_tokens": counts[i]} if isinstance(counts.get(i), list) else item)
+            for i, (number, item) in enumerate(rows)
+        ]
+
+    def _with_images(self, found: Tokenised | Fault) -> Tokenised | Fault:
+        """The row, with as many tokens for each image as the model is given; as it is if it has no place for one."""
+        if (
+            isinstance(found, Fault)
+            or "image_tokens" not in found.columns
+            or not isinstance(self._enc.pictures, Pictures)
+        ):
+            return found
+        token, counts = self._enc.pictures.token, found.columns["image_tokens"]
+        places = [spread(one.ids, token, counts) for one in found.sequences]
+        known = [some for some in places if some is not None]
+        if len(known) < len(places):
+            return found._replace(columns={name: one for name, one in found.columns.items() if name != "image_tokens"})
+        sequences = (
+            Sequence([one.ids[i] for i in some], None if one.mask is None else [one.mask[i] for i in some])
+            for one, some in zip(found.sequences, known, strict=True)
+        )
+        return found._replace(sequences=tuple(sequences), prompt=bisect_left(known[0], found.prompt))
 
     def _canonical(self, row: Columns) -> Columns:
         chat = self.encoder is not None and (self.encoder.template is not None or bool(self.encoder.by_trainer))
@@ -170,13 +205,15 @@ class Tokeniser:
                 f"the tokenizer {self._enc.name} has no chat template, and the rows are conversations",
                 advice="give --template FILE, or the tokenizer of an instruct model",
             )
-        asked = [Chat(self._written(items[i]), prompt, answers, _passed(rows[i])) for i in chats]
+        asked = [Chat(self._written(items[i], rows[i]), prompt, answers, _passed(rows[i])) for i in chats]
         for i, encoded in zip(chats, self._enc.chats(asked), strict=True):
             out[i] = encoded
         return out
 
-    def _written(self, turns: list[Turn]) -> list[Turn]:
+    def _written(self, turns: list[Turn], columns: Columns) -> list[Turn]:
         """The turns with their parts as the template takes them: each with its text in `text`, else as one text."""
+        if "image_tokens" in columns:
+            turns = list(with_images(turns, len(columns.get("images", ()))))
         if not any(isinstance(turn.get("content"), list) for turn in turns):
             return turns
         joined = not self._enc.takes_parts

@@ -66,6 +66,7 @@ class TokenCounts(msgspec.Struct, kw_only=True, frozen=True):
     kept: Annotated[NonNegativeInt, about("Tokens after the cut.")] = 0
     supervised: Annotated[NonNegativeInt, about("Kept tokens that the loss is computed on.")] = 0
     supervised_lost: Annotated[NonNegativeInt, about("Supervised tokens that the cut removes.")] = 0
+    images: Annotated[NonNegativeInt, about("Tokens before the cut that stand for images.")] = 0
 
 
 class Batching(msgspec.Struct, kw_only=True, frozen=True):

@@ -15,9 +15,9 @@ import msgspec
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, template_digest
-from gradience.data.encoder import Encoder, Trainer
+from gradience.data.encoder import Encoder, Pictures, Trainer
 from gradience.data.formats import recognise
-from gradience.data.measure import Limits, Measure
+from gradience.data.measure import Limits, Measure, Measured
 from gradience.data.overlap import EvalRows
 from gradience.data.programs import prepares
 from gradience.data.rows import Fault, Row, Source
@@ -105,7 +105,13 @@ def measure_data(asked: Asked) -> DataReport:
     asks = template is None and prepares(asked.plan.program, shape)
     trainer = _trainer(asked, limit) if asks else None
     encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template, trainer=trainer)
-    tokeniser = Tokeniser(shape, encoder, asked.masking, standard=standard)
+    tokeniser = Tokeniser(
+        shape,
+        encoder,
+        asked.masking,
+        standard=standard,
+        folder=source.path if source.path.is_dir() else source.path.parent,
+    )
     if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
     limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
@@ -149,7 +155,7 @@ def measure_data(asked: Asked) -> DataReport:
             *asked.plan.notes,
             *notes,
             *([] if _by_trainer(encoder) else _notes(shape, asked.masking)),
-            *_uncounted(found.seen),
+            *_images(found, encoder),
         ],
         turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
         **_tokenizer(encoder, shape, found.seen),
@@ -297,9 +303,15 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
     return found
 
 
-def _uncounted(seen: RowsSeen) -> list[str]:
-    some = seen.media.count
-    return [f"{some:,} rows hold images, videos or sounds: their tokens are not counted"] if some else []
+def _images(found: Measured, encoder: Encoder | None) -> list[str]:
+    counted, left = found.tokens.images, found.seen.media.count
+    notes = []
+    if counted and encoder is not None and isinstance(encoder.pictures, Pictures):
+        notes = [f"images take {counted:,} tokens, as {encoder.pictures.name} counts them"]
+    if left:
+        why = f" ({encoder.pictures})" if encoder is not None and isinstance(encoder.pictures, str) else ""
+        notes.append(f"{left:,} rows hold images, videos or sounds: their tokens are not counted{why}")
+    return notes
 
 
 def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
