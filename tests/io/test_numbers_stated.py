@@ -211,7 +211,6 @@ STATED: dict[str, dict[str, Any]] = {
     "rules.log.numbers": {"_STRAIGHT": 0.02, "_AROUND": 6, "_SAME_RATE": 1e-9},
     "rules.log.recorded": {
         "_NAME": 60,
-        "_LOST": (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.1)),
     },
     "rules.log.statistics": {
         "FEW_POINTS": 128,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from log_runs import FALL, _audited as audited, evaluation, line, run, said
+from log_runs import FALL, evaluation, line, run, said
 
 from gradience.rules.log import statistics
 from gradience.rules.log.facts import RunFacts, Series
@@ -11,17 +11,6 @@ from gradience.rules.log.story import line_of, story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import EvalPoint, TrainSummary
 from gradience.telemetry.series import LogRecord
-
-
-def of_types(**groups: tuple[int, float]) -> RunFacts:
-    """An audit by type: parameters and share of the energy."""
-    return audited(by_type={name: {"n": 2, "params": p, "energy_share": e} for name, (p, e) in groups.items()})
-
-
-def test_of_two_idle_types_the_larger_one_is_named_first():
-    found = said("TYP214", of_types(attn=(500, 0.99), mlp=(200, 0.0061), head=(300, 0.0039)))
-    assert found.message.startswith("Modules of type head (and mlp) carry next to nothing: 2 modules, 30% of the LoRA")
-    assert found.values == {"type": "head", "modules": 2, "params_share": 0.3, "energy_share": 0.0039}
 
 
 def test_an_accuracy_of_one_is_whole_and_one_above_it_in_per_cent():
