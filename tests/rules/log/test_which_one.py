@@ -10,14 +10,6 @@ from gradience.rules.log.recorded import everything_masked
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import EvalPoint, TrainSummary
-from gradience.telemetry.series import LogRecord
-
-
-def test_an_accuracy_of_one_is_whole_and_one_above_it_in_per_cent():
-    for accuracy, severity in ((1.0, None), (0.5, "warning"), (50.0, "warning"), (100.0, None)):
-        facts = run(FALL, held_out=[0.7, 0.69], accuracy=accuracy, n=100, num_labels=2)
-        found = said("CHN112", facts)
-        assert (found and found.severity) == severity, accuracy
 
 
 def test_what_is_grave_enough_to_be_told_and_denies_it_leaves_no_room_for_learning():
@@ -126,10 +118,3 @@ def test_what_is_lost_again_below_the_start_is_told_from_twenty_rows_on():
         found = said("DIV104", run(losses))
         assert (found and found.severity) == severity, rows
         assert found is None or found.message.endswith("67% of what it had learnt is lost.")
-
-
-def test_one_line_that_is_missing_is_told():
-    assert said("TRN115", run(FALL, record=LogRecord(missing=0))) is None
-    for missing in (1, 2):
-        found = said("TRN115", run(FALL, record=LogRecord(missing=missing)))
-        assert (found.severity, found.values) == ("warning", {"missing": missing})
