@@ -114,26 +114,15 @@ PHI = config(  # of these only `dense` is in the model
 ENTRIES: dict[str, Entry] = {
     "VAL001": Entry(
         fires=[
-            On(config(optimizer={"lr": 0.0})),
-            On(config(optimizer={"lr": "NaN"})),
+            On(config(optimizer={"lr": "NaN"})),  # the ends of each range: test_branches.py
             On(config(optimizer={"lr": "Infinity"})),
-            On(config(optimizer={"weight_decay": -1e-9})),
             On(
                 config(optimizer={"betas": [0.9, 1.0]}),
                 says="adam beta2 is 1; it must be at least 0 and below 1",
                 values={"adam beta2": 1.0},
                 settings=["betas"],
             ),
-            On(lora(r=0)),
-            On(lora(r=-1)),
-            On(lora(alpha=0.0)),
-            On(lora(alpha="NaN")),
-            On(lora(dropout=1.0)),
-            On(lora(dropout=-0.1)),
-            On(lora(rank_pattern={"q_proj": 0})),
-            On(lora(alpha_pattern={"q_proj": -1.0})),
             On(training(batch_size=0), settings=["batch_size"]),
-            On(training(warmup_ratio=1.1)),
             On(
                 config(lora={"alpha": "NaN"}),
                 says="lora_alpha is NaN; it must be a finite number, above 0",
