@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import pkgutil
@@ -175,6 +176,8 @@ def import_everything(extras: set[str]) -> None:
         pydoc.help(gradience)
     if "audit_adapter" not in shown.getvalue():
         raise Fault("help(gradience) does not show audit_adapter")
+    if [name for name, _ in inspect.getmembers(gradience)] != dir(gradience):
+        raise Fault("a name that dir(gradience) lists cannot be had")
 
 
 def try_call(call: Call, extras: set[str], tmp: Path) -> None:

@@ -361,29 +361,6 @@ def _replayed(apart: float, rows: int = 5) -> RunFacts:
     return run(FALL, record=LogRecord({"a", "b"}, [19], replaced))
 
 
-def _types(energy: float, params: float) -> RunFacts:
-    groups = {
-        "attn": {"n": 8, "params": 1000 - params, "energy_share": 1 - energy},
-        "mlp": {"n": 6, "params": params, "energy_share": energy},
-    }
-    return _audited(by_type=groups)
-
-
-def _audited(**more: Any) -> RunFacts:
-    module = {"name": "q", "module_type": "attn", "r": 16, "frobenius_norm": 2.0}
-    ranks = {"energy_rank_90": 1, "energy_rank_95": 2, "energy_rank_99": 3}
-    audit = {
-        "verdict": "trained",
-        "energy_rank_90_p50": 1.0,
-        "energy_rank_90_p90": 2.0,
-        "suggested_r_global_median": 1,
-        "suggested_r_global_90": 2,
-        "modules": [{**module, **ranks}, {**module, "name": "v", "frobenius_norm": 1.0, "energy_rank_90": 8}],
-        **more,
-    }
-    return run(FALL, audit=audit)
-
-
 def _of_lines(*torn: bool) -> RunFacts:
     issues = [BadLine(line=9 + n, offset=100 * n, reason="not JSON", torn=each) for n, each in enumerate(torn)]
     return run(FALL, issues=issues, issues_total=len(issues))
@@ -1574,18 +1551,6 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[
             ({"rows": 0}, "no training loss was logged"),
             ({"rows": 2}, "almost no training loss was logged"),
-        ],
-    ),
-    "CMP213": Entry(
-        edges=[
-            Edge("rank", 15, 16, lambda x: _audited(suggested_r_global_90=x)),
-            Edge("bound", 2, 8, lambda x: _audited(suggested_r_global_90=x)),
-        ],
-    ),
-    "TYP214": Entry(
-        edges=[
-            Edge("idle_energy", 0.0098, 0.0102, lambda x: _types(x, 500), at=0.01),
-            Edge("idle_params", 98, 102, lambda x: _types(0.001, x), at=100),
         ],
     ),
     "DAT301": Entry(

@@ -11,8 +11,11 @@ import pytest
 from tables import every
 
 import gradience
+from gradience.cli.main import COMMANDS, GROUPS
 
-HEAVY = ("numpy", "jax", "torch", "transformers", "peft", "datasets")
+RUN = Path(__file__).parents[1] / "golden" / "readme"
+ML = ("numpy", "jax", "torch", "transformers", "peft", "datasets", "tensorboard")
+HEAVY = (*ML, "matplotlib", "duckdb", "pyarrow", "ray", "xxhash", "fsspec", "jsonschema", "yaml")
 
 
 def modules_after(code: str) -> set[str]:
@@ -21,10 +24,30 @@ def modules_after(code: str) -> set[str]:
     return {line.split(".")[0] for line in done.stdout.splitlines()}
 
 
-def test_neither_help_nor_a_mistyped_command_imports_numpy_jax_or_torch() -> None:
-    verbs = ["check", "monitor", "audit", "validate"]
-    given = [["--help"], *([verb, "--help"] for verb in verbs), ["adit"]]
-    loaded = modules_after(f"from gradience.cli.main import main\nfor one in {given!r}: main(one)")
+def modules_after_commands(*commands: tuple[str, ...], code: int = 0) -> set[str]:
+    """What commands, one after the other in one interpreter, have loaded; each must end with that exit code."""
+    ends = f"{{main(list(one)) for one in {commands!r}}}"
+    return modules_after(f"from gradience.cli.main import main\nassert {ends} == {{{code}}}")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    below = [(group, name, "--help") for group, (_, names) in GROUPS.items() for name in names]
+    assert modules_after_commands(("--help",), *((verb, "--help") for verb in COMMANDS), *below).isdisjoint(HEAVY)
+
+
+def test_a_mistyped_command_imports_nothing_heavy() -> None:
+    assert modules_after_commands(("adit",), code=2).isdisjoint(HEAVY)
+
+
+def test_reading_settings_and_logs_imports_nothing_heavy(tmp_path: Path) -> None:
+    trained, log = tmp_path / "trainer_state.json", str(RUN / "run.jsonl")
+    trained.write_text('{"log_history": [{"step": 1, "loss": 0.5}]}')
+    loaded = modules_after_commands(
+        ("check", "--training-dir", str(RUN / "training")),
+        ("monitor", log),
+        ("validate", log),
+        ("import", str(trained), "--out", str(tmp_path / "run.jsonl")),
+    )
     assert loaded.isdisjoint(HEAVY)
 
 

@@ -1,4 +1,4 @@
-"""The package at a prompt: help, star import and inspection without torch; reports as summaries and tables."""
+"""The package at a prompt: its names, its version, and the other project of this name (help: installs.py)."""
 
 from __future__ import annotations
 
@@ -15,39 +15,17 @@ BASE = """
 import sys
 class Absent:  # what a base install does not have
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'torch', 'transformers', 'peft', 'datasets', 'accelerate', 'matplotlib'}:
+        if name.split('.')[0] in {'torch', 'transformers'}:
             raise ModuleNotFoundError(f'No module named {name!r}', name=name)
 sys.meta_path.insert(0, Absent())
-sys.modules.update(torch=None, transformers=None)
+from gradience import GradienceCallback
 """
-
-
-def in_a_base_install(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", BASE + code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_help_lists_the_verbs_in_a_base_install():
-    said = in_a_base_install("import gradience\nhelp(gradience)")
-    for name in ("audit_adapter", "list_rules", "TelemetryWriter", "0.1.0"):
-        assert name in said
-
-
-def test_star_import_and_members_work_in_a_base_install():
-    said = in_a_base_install(
-        "from gradience import *\nimport gradience, inspect\n"
-        "print(audit_adapter.__name__, *(name for name, _ in inspect.getmembers(gradience)))"
-    )
-    assert said.split() == ["audit_adapter", *sorted(gradience.__all__)]
 
 
 def test_the_callback_is_shown_where_it_can_be_had_and_asks_for_its_extra_elsewhere():
     assert ("GradienceCallback" in dir(gradience)) == (sys.modules.get("transformers") is not None or _installed())
-    with pytest.raises(AssertionError, match=r"in the clone: pip install -e '\.\[hf\]'"):
-        in_a_base_install("from gradience import GradienceCallback")
+    done = subprocess.run([sys.executable, "-c", BASE], capture_output=True, text=True, check=False)
+    assert "in the clone: pip install -e '.[hf]'" in done.stderr
 
 
 def _installed() -> bool:

@@ -29,7 +29,7 @@ STATED: dict[str, dict[str, Any]] = {
     "base.peft_emulation.layout": {"_FUSED_FROM": 5},
     "base.peft_emulation.targets": {"_CONVERTING": 5, "_STACK": 3},
     "base.weights": {"_VERSION": 2, "_REPO_PARTS": 2},
-    "cli.check": {"_EXAMPLES": 10, "_QUICK": 2.0, "_EVERY": 0.5, "_WIDTH": 60},
+    "cli.check": {"_EXAMPLES": 10},
     "cli.bench": {"_CODES": {"holds": 0, "none": 1, "not_decided": 3, "no_contrast": 3}},
     "cli.here": {"_LOOKED": 500},
     "cli.main": {"UNUSABLE": 2, "SOFTWARE": 70, "_MAX_ERROR": 800},
@@ -211,7 +211,6 @@ STATED: dict[str, dict[str, Any]] = {
     "rules.log.numbers": {"_STRAIGHT": 0.02, "_AROUND": 6, "_SAME_RATE": 1e-9},
     "rules.log.recorded": {
         "_NAME": 60,
-        "_LOST": (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.1)),
     },
     "rules.log.statistics": {
         "FEW_POINTS": 128,

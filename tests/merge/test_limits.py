@@ -247,18 +247,6 @@ def test_a_merge_that_is_ended_leaves_neither_an_adapter_nor_its_scratch(number,
     assert list(scratch.iterdir()) == []
 
 
-def test_help_imports_neither_numpy_nor_jax_nor_torch():
-    """One after the other in one interpreter: what any of them imports stays."""
-    code = (
-        "import sys\nfrom gradience.cli.main import main\n"
-        "for verb in ('compare', 'merge', 'merge-check'):\n    main([verb, '--help'])\nprint(*sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(f"Usage: gradience {verb} " in done.stdout for verb in ("compare", "merge", "merge-check"))
-    loaded = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
-    assert loaded.isdisjoint({"numpy", "jax", "torch", "peft"})
-
-
 def test_a_dense_update_over_the_range_of_float32_is_refused_in_words(save, tmp_path):
     one, two = save("one", seed=1), save("two", seed=2)
     path = one.folder / "adapter_model.safetensors"

@@ -12,7 +12,6 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.schema.values import plain
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import decode
-from gradience.telemetry.lines import Block
 from gradience.telemetry.reader import validate_log
 from gradience.telemetry.redact import below, hide_in
 
@@ -96,25 +95,6 @@ def test_arrays_count_among_the_levels():
 def test_a_key_that_is_no_text_hides_like_its_parent():
     assert below("api_key", 1) == "api_key"
     assert hide_in({"api_key": {1: "a"}, "b": {2: "c"}}) == {"api_key": {1: "<redacted: secret key>"}, "b": {2: "c"}}
-
-
-def test_the_lines_of_a_block_have_the_places_that_they_have_in_the_file():
-    def lines(*block):
-        return [(line.number, line.offset, line.data, line.length, line.ended) for line in Block(*block).lines()]
-
-    assert lines(0, 0, b"\xef\xbb\xbfab\n\ncd\n", 3) == [(1, 0, b"ab", 5, True), (3, 7, b"cd", 2, True)]
-    assert lines(2, 9, b"\xef\xbb\xbfab\ncd", 2) == [(3, 9, b"\xef\xbb\xbfab", 5, True), (4, 15, b"cd", 2, False)]
-
-
-@pytest.mark.parametrize("end", [b"\n", b""])
-def test_the_parts_of_a_block_are_its_lines_and_no_more(end):
-    rows, others = b'{"event": "train_step"}', b'{"event": "eval"}'
-    data = b"\n".join([rows] * 9 + [others] * 3) + end
-    parts = Block(4, 100, data, 12).parts()
-    assert [(part.number, part.offset, part.count) for part in parts] == [(4, 100, 9), (13, 100 + 9 * 24, 3)]
-    assert b"".join(part.data for part in parts) == data
-    many = Block(4, 100, b"\n".join([rows, others] * 6) + end, 12)
-    assert many.parts() == [many]
 
 
 @every(

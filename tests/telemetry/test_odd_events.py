@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.schema.values import described, plain
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.lines import Block, find_faults, read_blocks
-from gradience.telemetry.logfile import FSYNC_INTERVAL_S
 from gradience.telemetry.reader import validate_log
 from gradience.telemetry.redact import Redaction, names_beside, redact_document
-from gradience.telemetry.rows import split_row
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries
 
@@ -115,12 +112,6 @@ def test_a_name_of_a_further_value_may_hold_what_no_attribute_can(log):
     run = read(log, *(row(step, **dict.fromkeys(names, step / 4)) for step in range(40)), values=names)
     values = [step / 4 for step in range(40)]
     assert {name: list(column.values) for name, column in run.columns.items()} == dict.fromkeys(names, values)
-
-
-def test_times_are_the_first_and_the_last_whatever_the_order_of_the_lines(log):
-    times: list[Any] = [5.0, None, 3.0, "NaN", 9.0, 4.0]
-    run = read(log, *({**row(step), "ts": ts} for step, ts in enumerate(times)))
-    assert (run.first_ts, run.last_ts) == (3.0, 9.0)
 
 
 def test_a_null_where_none_may_be_is_mended_as_any_other_fault():
@@ -227,12 +218,6 @@ def test_a_line_may_have_64_kib_and_no_byte_more(log):
         )
 
 
-def test_what_a_power_failure_may_cost_and_who_may_read_a_log(log):
-    assert FSYNC_INTERVAL_S == 5.0
-    TelemetryWriter(log).close()
-    assert stat.S_IMODE(log.stat().st_mode) == 0o600
-
-
 def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
     with TelemetryWriter(log, on_error="raise") as writer:
         for step in (0, 0.0, np.int64(0), np.float32(0.0), "x", False):
@@ -249,15 +234,6 @@ def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
     assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4
 
 
-def test_of_what_no_prefix_owns_several_evaluations_get_the_epoch_only():
-    parts = split_row({"eval_a_loss": 1.0, "eval_a_runtime": 2.0, "test_loss": 3.0, "epoch": 4.0, "step": 5})
-    assert parts.evals == {
-        "a": {"loss": 1.0, "runtime": 2.0, "epoch": 4.0},
-        "test": {"loss": 3.0, "epoch": 4.0},
-    }
-    assert (parts.train, parts.summary) == ({"step": 5}, {})
-
-
 def test_a_long_key_is_judged_by_its_end():
     value = "0a1b2c3d4e" * 4
     assert hide_secrets(value, "x" * 200 + ".wandb") == "<redacted: api key>"
@@ -272,13 +248,6 @@ def test_a_key_is_scanned_before_it_is_cut():
         assert "hf_" not in key
     (key,) = redact_document({"x" * 128: 1}, Redaction())
     assert key == "x" * 128
-
-
-def test_a_text_is_long_from_the_length_asked_for(log):
-    with TelemetryWriter(log, max_str_len=5, on_error="raise") as writer:
-        writer.metrics(1, kind="k", metrics={"a": "12345", "b": "123456"})
-    first = json.loads(log.read_text().splitlines()[0])
-    assert first["metrics"] == {"a": "12345", "b": "<redacted: text of 6 characters>"}
 
 
 def test_a_log_of_another_version_is_refused_by_its_first_line_and_a_later_line_is_a_fault(log):

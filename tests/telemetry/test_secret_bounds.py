@@ -9,19 +9,9 @@ from typing import NamedTuple
 import pytest
 from tables import every
 
-from gradience.errors import RecorderError
 from gradience.schema import SCHEMA_ID, TrainStep
 from gradience.schema.events import Alert
-from gradience.telemetry.redact import (
-    Redaction,
-    below,
-    hide_in,
-    names_beside,
-    names_in,
-    redact_event,
-    redact_text,
-    to_line,
-)
+from gradience.telemetry.redact import below, hide_in, names_beside, names_in, redact_event, redact_text, to_line
 from gradience.telemetry.secrets import hide_secrets, holds_secret
 
 
@@ -343,14 +333,3 @@ def test_what_of_an_event_is_text_of_a_user_is_hidden_and_its_envelope_stays():
     plain = TrainStep(**head, run_id="r", loss=1.0)
     assert redact_event(plain) is plain
     assert redact_text("tiger", key="db_pass") == redact_text("x" * 300, key="db_pass") == "<redacted: secret key>"
-
-
-def test_a_line_has_64_kib_and_no_byte_more():
-    def event(size):
-        return TrainStep(schema=SCHEMA_ID, ts=1.0, run_id="r", step=1, extras={"x": "a" * size})
-
-    rule = Redaction(allow_text=True)
-    room = 64 * 1024 - len(to_line(event(0), rule))
-    assert len(to_line(event(room), rule)) == 64 * 1024
-    with pytest.raises(RecorderError, match="event of 65537 bytes; a line may have 65536"):
-        to_line(event(room + 1), rule)

@@ -64,29 +64,6 @@ def test_rows_without_a_loss_or_a_step_are_counted_and_not_in_the_series(log: Pa
     assert (list(only(summary).steps), only(summary).record.duplicates, only(summary).last_epoch) == ([1], 0, 0.75)
 
 
-def test_repeated_and_backward_steps_are_counted(log: Path) -> None:
-    run = only(write(log, row(1), row(2), row(2), row(5), row(3), row(4)))
-    assert (run.record.duplicates, run.record.out_of_order) == (1, 1)
-    assert list(run.steps) == [1, 2, 2, 5, 3, 4]
-
-
-def test_gaps_and_repeats_of_seq_tell_lost_and_doubled_lines(log: Path) -> None:
-    rows = [row(i, session="s", seq=seq) for i, seq in enumerate([0, 1, 4, 5, 5, 6])]
-    run = only(write(log, *rows))
-    assert (run.record.missing, run.record.duplicates) == (2, 1)
-
-
-def test_a_run_whose_beginning_is_cut_off_misses_nothing_it_can_know_of(log: Path) -> None:
-    assert only(write(log, row(7, session="s", seq=7), row(8, session="s", seq=8))).record.missing == 0
-
-
-def test_two_processes_in_one_log_are_told_by_their_sessions(log: Path) -> None:
-    rows = [row(i, session="ab"[i % 2], seq=i // 2) for i in range(6)]
-    run = only(write(log, *rows))
-    assert run.record.sessions == {"a", "b"}
-    assert run.record.interleaved == 4
-
-
 def test_a_resumed_run_is_not_interleaved(log: Path) -> None:
     for _ in range(3):
         with TelemetryWriter(log, "r") as writer:
@@ -94,28 +71,6 @@ def test_a_resumed_run_is_not_interleaved(log: Path) -> None:
             writer.train_step(1, loss=0.5)
     run = only(TelemetryReader(log).summarize())
     assert (run.record.interleaved, run.record.missing, len(run.record.sessions)) == (0, 0, 3)
-
-
-def test_resuming_supersedes_later_rows_evaluations_and_audits_of_the_same_run(log: Path) -> None:
-    evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}}
-    audit = {"event": "metrics", "kind": "lora_audit", "metrics": {}}
-    run = only(
-        write(
-            log,
-            *(row(i) for i in range(1, 6)),
-            evaluation | {"step": 3},
-            evaluation | {"step": 5},
-            audit | {"step": 5},
-            {"event": "run_end", "step": None, "status": "error"},
-            start(resumed_from_step=3),
-            row(4, loss=0.25),
-        )
-    )
-    assert list(run.steps) == [1, 2, 3, 4]
-    assert run.losses[-1] == 0.25
-    assert [e.step for e in run.evals] == [3]
-    assert run.latest_metrics == {}
-    assert (run.superseded, run.record.resumed_from, run.end, run.record.out_of_order) == (3, [3], None, 0)
 
 
 def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:

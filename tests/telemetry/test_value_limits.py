@@ -127,6 +127,9 @@ def test_rates_are_one_or_a_list():
         ("NaN", "NaN"),
         ("1e", None),
         ("", None),
+        ("4 apples", None),
+        ("1_0", None),
+        ("+1.", 1.0),
         (10**400, None),
         (3, 3.0),
         (False, None),
@@ -151,6 +154,9 @@ def test_a_number_may_be_text_of_64_characters(value, found):
         ("1" * 17, None),
         (" 12.00 ", 12),
         ("12.5", None),
+        ("x", None),
+        ("-3", None),
+        ("1e3", None),
         (12.5, None),
         (math.inf, None),
         (True, None),
@@ -190,6 +196,12 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
             {"eval_a_runtime": 1, "eval_a_f1": 2, "eval_loss": 3},
             {},
             {"a": {"runtime": 1, "f1": 2}, "eval": {"loss": 3}},
+            {},
+        ),
+        (
+            {"eval_a_loss": 1, "eval_a_runtime": 2, "test_loss": 3, "epoch": 4, "step": 5},
+            {"step": 5},
+            {"a": {"loss": 1, "runtime": 2, "epoch": 4}, "test": {"loss": 3, "epoch": 4}},
             {},
         ),
         ({"total_flos": 1, "kl": 2}, {}, {}, {"total_flos": 1, "kl": 2}),
@@ -239,29 +251,11 @@ REAL = 'a number, "NaN", "Infinity" or "-Infinity"'
                 ("Expected `float | str | null`, got `array`", "$.loss", "float | str | null", "array"),
             ],
         ),
-        ({"lr": [0.1, "y", {}]}, None),
     ],
 )
 def test_every_fault_of_a_line_is_named_with_its_place(change, faults):
     found = find_faults({**ROW, **change})
-    if faults is None:
-        assert [one.path for one in found] == ["$.lr[1]", "$.lr[2]"] or [one.path for one in found] == ["$.lr[...]"]
-        return
     assert sorted((one.reason, one.path, one.expected, one.got) for one in found) == sorted(faults)
-
-
-def test_as_many_faults_are_named_as_asked_for():
-    bad = {**ROW, "step": -1, "loss": "x", "lr": "y", "grad_norm": "z"}
-    assert [len(find_faults(dict(bad), most)) for most in (1, 2, 3, 4, 9)] == [1, 2, 3, 4, 4]
-    missing = {key: value for key, value in ROW.items() if key not in {"run_id", "ts"}}
-    assert sorted((one.path, one.expected, one.got) for one in find_faults(missing)) == [
-        ("$.run_id", "a value (required)", "nothing"),
-        ("$.ts", "a value (required)", "nothing"),
-    ]
-    long = {**ROW, "loss": "x" * 500}
-    (one,) = find_faults(long)
-    assert one.got == repr("x" * 500)[: len(one.got)]
-    assert 20 <= len(one.got) <= 200
 
 
 def test_bare_numbers_are_named_one_by_one_up_to_the_most():
@@ -272,6 +266,7 @@ def test_bare_numbers_are_named_one_by_one_up_to_the_most():
         ("$.c.d", '"Infinity"', "Infinity without quotes"),
     ]
     assert [one.path for one in find_unnamed(line, 2)] == ["$.a", "$.b[1]"]
+    assert len(find_unnamed(b'{"a": [%b]}' % b",".join([b"NaN"] * 100))) == 64
     assert {one.reason for one in find_unnamed(line)} == {"Bare NaN and Infinity are not JSON"}
 
 
@@ -400,30 +395,6 @@ def test_whole_floats_of_a_mapping_are_integers_beside_those_that_are_ones_alrea
         config["lora"]["rank_pattern"]["c"] = odd
         with pytest.raises(SchemaError, match="Expected `int`, got `float`"):
             decode(json.dumps(start).encode())
-
-
-def test_further_values_of_one_recommendation_of_two_stand_beside_its_own_keys():
-    items = [
-        {"severity": "info", "message": "m", "action": "a"},
-        {"severity": "info", "message": "m", "action": "b", "x": 1},
-    ]
-    line = json.dumps({**HEAD, "event": "recommendation", "step": 1, "recommendations": items}).encode()
-    assert [item.get("x") for item in json.loads(encode(decode(line)))["recommendations"]] == [None, 1]
-    assert "extras" not in encode(decode(line)).decode()
-    start = {"x": 1, "optimizer": {"x": 2}, "lora": {"x": 3}, "training": {"x": 4}}
-    config = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": start}).encode()).config
-    both = {"x": 1, "extras": {"x": 0, "y": 2}}  # of two of one name, that beside the known keys counts
-    held = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": both}).encode()).config
-    assert held.extras == {"x": 1, "y": 2}
-    levels = (config, config.optimizer, config.lora, config.training)
-    assert [level.extras for level in levels] == [{"x": 1}, {"x": 2}, {"x": 3}, {"x": 4}]
-
-
-def test_a_row_at_step_0_is_written(tmp_path):
-    with TelemetryWriter(tmp_path / "run.jsonl") as writer:
-        writer.train_step(0, loss=1.0, lr=1e-4, grad_norm=1.0, epoch=0.0)
-    first = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
-    assert (first["step"], first["seq"], first["loss"]) == (0, 0, 1.0)
 
 
 def test_a_zero_is_written_as_any_other_number(tmp_path):

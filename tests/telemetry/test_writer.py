@@ -723,21 +723,6 @@ def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> 
 # Guards
 
 
-@pytest.mark.parametrize("step", [7, np.int32(7), np.float64(7.0), 7.0], ids=lambda step: type(step).__name__)
-def test_a_whole_number_of_any_type_is_a_step(log, writer, step) -> None:
-    writer.train_step(step)
-    assert lines(log)[0]["step"] == 7
-    assert type(lines(log)[0]["step"]) is int
-
-
-@pytest.mark.parametrize("step", [float("nan"), "Infinity", 7.25, np.float32(0.5)], ids=str)
-def test_what_is_no_whole_number_is_no_step(log, writer, step) -> None:
-    with pytest.raises(RecorderError, match="`step`: expected a whole number"):
-        writer.train_step(step)
-    assert log.read_bytes() == b""
-    assert writer.lost == 1
-
-
 def test_an_event_with_a_session_or_a_number_of_its_own_keeps_both(log, writer) -> None:
     mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id="r", step=1)
     writer.write(msgspec.structs.replace(mine, seq=9))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
+from gradience.cli.output import on_terminal
 from gradience.configs.values import Malformed, keyword, plain, short_name, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckOptions, check_config
@@ -23,9 +22,6 @@ from gradience.schema.reports import CheckReport
 T = TypeVar("T")
 
 _EXAMPLES = 10  # rows of the page
-_QUICK = 2.0  # seconds without a line of progress
-_EVERY = 0.5  # seconds between two lines
-_WIDTH = 60  # columns of such a line
 _EXPRESSION = set("()[]|*")
 
 
@@ -89,23 +85,9 @@ class Overrides:
 
 
 def _progress() -> Callable[[int, int], None] | None:
-    """A function that keeps a line on stderr with the rows read and the time left; None if that is no terminal."""
-    if not sys.stderr.isatty():
-        return None
-    began = drawn = time.monotonic()
-
-    def draw(done: int, total: int) -> None:
-        nonlocal drawn
-        now = time.monotonic()
-        if now - began < _QUICK or (now - drawn < _EVERY and done < total):
-            return
-        drawn = now
-        left = (total - done) * (now - began) / max(done, 1)
-        line = f"{done:,} of {total:,} rows, about {left:.0f} s left" if done < total else ""
-        sys.stderr.write(f"\r{line:<{_WIDTH}}\r")
-        sys.stderr.flush()
-
-    return draw
+    """A function that draws the rows read and the time left on stderr; None if that is no terminal."""
+    draw = on_terminal("rows")
+    return draw and (lambda done, total: draw(done, total, ""))
 
 
 def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:

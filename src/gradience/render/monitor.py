@@ -24,6 +24,7 @@ from gradience.render import (
 )
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
+from gradience.rules.log.recorded import no_weights
 from gradience.rules.weights import suggests_ranks
 from gradience.schema import Json, NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
@@ -218,7 +219,7 @@ def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     audit = report.lora_audit
     if audit is None:
         return
-    if any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params")):
+    if no_weights(audit):
         yield "LoRA audit: no LoRA weights were found"
         yield ""
         return

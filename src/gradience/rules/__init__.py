@@ -315,7 +315,6 @@ PRECHELT = cite(
     "Prechelt, Early Stopping - But When?", "GL = 100 (E / E_opt - 1) over 2; UP: worse in s successive strips"
 )
 LOGGING_DEFAULT = cite("transformers 5.24", "the default logging_steps=500 logs nothing in a short run")
-ENERGY = cite("definition", "energy: sum of squared singular values of dW; no measure of usefulness")
 
 
 def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:

@@ -114,26 +114,15 @@ PHI = config(  # of these only `dense` is in the model
 ENTRIES: dict[str, Entry] = {
     "VAL001": Entry(
         fires=[
-            On(config(optimizer={"lr": 0.0})),
-            On(config(optimizer={"lr": "NaN"})),
+            On(config(optimizer={"lr": "NaN"})),  # the ends of each range: test_branches.py
             On(config(optimizer={"lr": "Infinity"})),
-            On(config(optimizer={"weight_decay": -1e-9})),
             On(
                 config(optimizer={"betas": [0.9, 1.0]}),
                 says="adam beta2 is 1; it must be at least 0 and below 1",
                 values={"adam beta2": 1.0},
                 settings=["betas"],
             ),
-            On(lora(r=0)),
-            On(lora(r=-1)),
-            On(lora(alpha=0.0)),
-            On(lora(alpha="NaN")),
-            On(lora(dropout=1.0)),
-            On(lora(dropout=-0.1)),
-            On(lora(rank_pattern={"q_proj": 0})),
-            On(lora(alpha_pattern={"q_proj": -1.0})),
             On(training(batch_size=0), settings=["batch_size"]),
-            On(training(warmup_ratio=1.1)),
             On(
                 config(lora={"alpha": "NaN"}),
                 says="lora_alpha is NaN; it must be a finite number, above 0",
@@ -793,41 +782,6 @@ ENTRIES: dict[str, Entry] = {
         ],
         abstains=[
             On(training()),
-        ],
-    ),
-    "BAT001": Entry(
-        fires=[
-            On(training(batch_size=257)),
-            On(
-                training(batch_size=64, gradient_accumulation=2, world_size=4),
-                says="512 sequences per optimizer step",
-                values={"effective_batch": 512},
-            ),
-            On(training(batch_size=1, world_size=257)),
-            On(config(training={"extras": {"samples_per_step": 257}}), says="257 sequences per optimizer step"),
-            On(
-                config(
-                    training={
-                        "batch_size": 300,
-                        "world_size": 1,
-                        "gradient_accumulation": 2,
-                        "extras": {"samples_per_step": 8},
-                    }
-                ),
-                says="600 sequences per optimizer step",
-            ),
-            On(training(batch_size=300), says="300 sequences per step and process", values={"batch_per_process": 300}),
-        ],
-        silent=[
-            On(training(batch_size=64, gradient_accumulation=2, world_size=2)),
-            On(config(training={"extras": {"samples_per_step": 256}})),
-        ],
-        abstains=[
-            On(training(batch_size=256), says="the number of processes is not given; with one, the batch is 256"),
-            On(
-                config(training={"batch_size": 16, "extras": {"batch_from": "log"}}),
-                says="the gradient accumulation is not given: the log has the batch of one device only",
-            ),
         ],
     ),
     "STP001": Entry(

@@ -65,22 +65,6 @@ def test_rows_are_put_in_order_unless_they_are_known_to_be():
     assert sorted_by_step(Series(*rows, in_order=True)).steps == [3, 1, 2, 1]
 
 
-def test_of_several_idle_types_the_one_with_most_parameters_is_counted_and_the_others_are_named():
-    groups = {
-        "attn": {"n": 8, "params": 400, "energy_share": 0.99},
-        "mlp": {"n": 6, "params": 200, "energy_share": 0.004},
-        "other": {"n": 4, "params": 250, "energy_share": 0.005},
-        "conv": {"n": 2, "params": 150, "energy_share": 0.001},
-    }
-    seen = found("TYP214", RunFacts(series=run(FALL).series, status="ok", audit={"by_type": groups}))
-    assert seen is not None
-    assert seen.message == (
-        "Modules of type other (and mlp, conv) carry next to nothing: 4 modules, 25% of the LoRA parameters, 0.50% of "
-        "the update's energy."
-    )
-    assert seen.values == {"type": "other", "modules": 4, "params_share": 0.25, "energy_share": 0.005}
-
-
 @every(("first", "speaks"), [(2.0, True), (1.2, True), (1.19, False), (0.9, False)])
 def test_a_leak_is_measured_from_the_higher_first_loss_of_the_two(first, speaks):
     facts = run([1.0, *[0.15] * 9], held_out=[first, 0.6, 0.18], epoch=6.0)

@@ -14,7 +14,6 @@ from tables import every
 from gradience.rules import Unknown
 from gradience.rules.log import story
 from gradience.rules.log.facts import RunFacts
-from gradience.rules.log.gradient import _rises
 from gradience.rules.log.held_out import _small_eval, _train_falls
 from gradience.rules.log.numbers import _frozen
 from gradience.schema import ConfigSnapshot, EvalMetrics
@@ -31,18 +30,6 @@ def trained(**training: Any) -> RunFacts:
 )
 def test_more_rows_may_follow_until_the_last_planned_step(planned, last, more):
     assert replace(trained(max_steps=planned), last_step=last).in_mid_run is more
-
-
-@every(
-    ("sessions", "resumed", "scheduler", "judged"),
-    [(1, None, None, True), (2, None, None, False), (1, 5, None, False), (1, None, "cosine_with_restarts", False)],
-)
-def test_a_rate_that_rises_again_is_told_of_in_one_session_without_restarts(sessions, resumed, scheduler, judged):
-    decayed = [1e-4 * 0.9**i for i in range(40)]
-    record: Any = SimpleNamespace(resumed_from=resumed, sessions=list(range(sessions)))
-    facts = replace(run(FALL, rates=[*decayed, *decayed[:20]]), record=record)
-    facts = replace(facts, config=ConfigSnapshot(training=TrainingSnapshot(lr_scheduler=scheduler)))
-    assert (_rises(facts) is not None) == judged
 
 
 @pytest.mark.parametrize(("best", "end"), [(30, 1000), (-2000, 60)])

@@ -7,27 +7,17 @@ import random
 from dataclasses import replace
 
 import pytest
+from log_runs import evaluation
 
 from gradience.judge.monitor import monitor_run
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
-from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
-from gradience.schema.events import Eval
+from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
 
 
 def evals(losses, *, every=10):
-    return [
-        Eval(
-            schema="gradience.vnext.telemetry/v1",
-            ts=None,
-            run_id="r",
-            step=every * (i + 1),
-            split="eval",
-            metrics=EvalMetrics(loss=loss),
-        )
-        for i, loss in enumerate(losses)
-    ]
+    return [evaluation(every * (i + 1), loss) for i, loss in enumerate(losses)]
 
 
 def facts(losses=(), *, held_out=(), epochs=None, rates=None):
@@ -70,16 +60,6 @@ def test_one_that_has_settled_or_turned_or_only_jitters_gets_nothing(held_out):
     assert said("UND126", facts(held_out=held_out)) is None
 
 
-def test_two_evaluations_are_too_few_to_still_fall():
-    assert "it needs 3" in reason("UND126", facts(held_out=[1.0, 0.9]))
-    assert said("UND126", facts(held_out=[1.0, 0.9, 0.8])) is not None
-
-
-@pytest.mark.parametrize(("last", "found"), [(0.892, False), (0.890, True)])
-def test_a_fall_of_one_percent_in_the_last_quarter_is_the_least_that_counts(last, found):
-    assert (said("UND126", facts(held_out=[1.0, 0.9, last])) is not None) is found
-
-
 def test_nothing_is_unfinished_inside_warmup_or_in_mid_run():
     falls = [1.0, 0.9, 0.8, 0.7]
     rising = facts(falling(40), held_out=falls, rates=[1e-6 * i for i in range(40)])
@@ -97,11 +77,6 @@ def test_steps_at_the_ends_of_epochs_are_memory():
 
 def test_a_smooth_loss_over_several_epochs_gets_nothing():
     assert said("MEM127", facts(falling(), epochs=3.0)) is None
-
-
-def test_a_loss_that_falls_steeply_all_along_has_no_steps():
-    steep = [2.0 * math.exp(-3 * i / 120) for i in range(120)]
-    assert said("MEM127", facts(steep, epochs=3.0)) is None
 
 
 def test_one_epoch_has_no_end_to_look_at():

@@ -14,7 +14,7 @@ from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
 from gradience.rules.log.gradient import _grown
 from gradience.rules.log.numbers import _fallen, _of_norms, _stood_still
-from gradience.rules.log.recorded import _rank, error_bound, no_weights
+from gradience.rules.log.recorded import _rank
 from gradience.rules.log.story import _held_out
 from gradience.schema import ConfigSnapshot
 from gradience.schema.reports import BadLine
@@ -81,13 +81,6 @@ def test_a_replayed_loss_that_is_not_finite_is_compared_with_nothing():
     found = said("RES116", facts)
     assert found.message == "Resumed from step 10; 2 logged steps were run again."
     assert (found.values["replayed"], found.values["difference"]) == (2, 0.0)
-
-
-def test_a_type_without_a_share_of_the_energy_is_passed_over():
-    groups = {"attn": {"n": 8, "params": 500}, "mlp": {"n": 6, "params": 500, "energy_share": 0.001}}
-    assert said("TYP214", run(FALL, audit={"by_type": groups})).values["type"] == "mlp"
-    groups["mlp"].pop("energy_share")
-    assert said("TYP214", run(FALL, audit={"by_type": groups})).startswith("the audit in the log does not say how")
 
 
 @pytest.mark.parametrize(
@@ -158,13 +151,6 @@ def test_an_end_token_is_missed_from_32_rows_on(rows, speaks):
         assert found == "31 rows were seen; it needs 32"
 
 
-def test_an_audit_of_no_module_or_of_no_parameter_measured_nothing():
-    assert no_weights({"n_layers": 0})
-    assert no_weights({"n_layers": 3, "total_lora_params": 0})
-    assert not no_weights({"n_layers": 3, "total_lora_params": 5})
-    assert not no_weights({})
-
-
 def test_of_two_stretches_without_a_rate_the_longer_is_named():
     rates = [0.0 if 10 <= row < 14 or 30 <= row < 35 else 2e-4 for row in range(60)]
     found = said("LRS109", run(FALL, rates=rates))
@@ -186,15 +172,6 @@ def test_of_two_stretches_without_a_rate_the_longer_is_named():
 )
 def test_a_loss_falls_by_more_than_15_per_cent_of_the_five_rows_before_if_these_are_positive(losses, fallen):
     assert _fallen(losses, [len(losses) - 1]) == fallen
-
-
-@pytest.mark.parametrize(
-    ("median", "says"),
-    [(1, "rank 2 of 16 in nine modules of ten, rank 1 in half of them:"), (2, "rank 2 of 16 in nine modules of ten:")],
-)
-def test_the_rank_of_half_of_the_modules_is_told_where_it_is_lower(median, says):
-    audit = {"suggested_r_global_median": median, "suggested_r_global_90": 2, "modules": [{"r": 16}]}
-    assert says in said("CMP213", run(FALL, audit=audit)).message
 
 
 @pytest.mark.parametrize(("losses", "noise"), [([1.0, 2.0, 1.0, 2.0, 1.0], 0.6053 * 2.0), ([1.0, 2.0, 1.0, 2.0], 0.0)])
@@ -222,25 +199,6 @@ def test_an_evaluation_without_a_finite_loss_over_nothing_is_left_out():
     events = [evaluation(step, loss) for step, loss in enumerate((1.0, "NaN", None, 0.0, -1.0, 0.5), 1)]
     (curve,) = with_history(*events).curves
     assert (curve.steps, curve.losses) == ([1, 6], [1.0, 0.5])
-
-
-@every(
-    ("rank", "error"),
-    [(4, 0.0), (5, 0.0), (3, 0.1), (2, math.sqrt(0.05)), (1, math.sqrt(0.1)), (0, 1.0)],
-)
-def test_the_error_of_a_cut_is_bounded_by_the_energy_that_a_rank_is_known_to_hold(rank, error):
-    """A module of rank 4 that holds 90, 95 and 99 % in 1, 2 and 3."""
-    ranks = {"energy_rank_90": 1, "energy_rank_95": 2, "energy_rank_99": 3}
-    assert error_bound([{"r": 4, "frobenius_norm": 2.0, **ranks}], rank) == pytest.approx(error)
-    assert error_bound([{"r": 4, "frobenius_norm": 2.0}], rank) == pytest.approx(math.sqrt(max(0.0, 1 - rank / 4)))
-
-
-def test_the_error_of_a_cut_is_of_the_whole_update():
-    modules = [{"r": 4, "frobenius_norm": 3.0}, {"r": 2, "frobenius_norm": 4.0}]
-    assert error_bound(modules, 2) == pytest.approx(math.sqrt(9 * 0.5 / 25))
-    assert error_bound([*modules, {"r": 0, "frobenius_norm": 1.0}], 2) is None
-    assert error_bound([*modules, {"r": 4}], 2) is None
-    assert error_bound([{"r": 4, "frobenius_norm": 0.0}], 2) is None
 
 
 @every(("value", "rank"), [(0, 0), (3, 3), (3.0, 3), (-1, None), (2.5, None), ("NaN", None), (None, None), ([3], None)])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from log_runs import evaluation
 
 from gradience.rules.joins import correlate
 from gradience.rules.joins.run import JOINS
@@ -16,8 +17,7 @@ from gradience.rules.log.advice import advice
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.rules.log.learning import learning
 from gradience.rules.log.story import story_parts
-from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
-from gradience.schema.events import Eval
+from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint, TrainSummary
 
 NAN = math.nan
@@ -47,18 +47,11 @@ def reason(about, run):
     return next((item.reason for item in detect(run)[1] if item.id == about), None)
 
 
-def evals(losses, *, every=10, split="eval"):
-    head = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r", "split": split}
-    return [Eval(**head, step=every * (i + 1), metrics=EvalMetrics(loss=x)) for i, x in enumerate(losses)]
+def evals(losses, *, every=10):
+    return [evaluation(every * (i + 1), x) for i, x in enumerate(losses)]
 
 
 # --- DIV104: the step of the lowest loss --------------------------------------------------------------------------
-
-
-def test_the_lowest_loss_at_the_start_is_named_with_the_first_step():
-    losses = [1.0, *[4.0] * 40, *[2.5] * 8, *[9.0] * 12]
-    finding = said("DIV104", facts(losses))
-    assert (finding.values["lowest"], finding.values["lowest_step"]) == (1.0, 1)
 
 
 def test_the_lowest_loss_in_mid_run_is_named_with_its_own_step():
@@ -139,22 +132,6 @@ def test_a_run_that_ended_in_order_has_no_such_finding():
 # --- the split that is looked at -----------------------------------------------------------------------------------
 
 
-def test_one_last_predict_does_not_hide_the_evaluations_of_the_run():
-    losses = [2.0, 1.7, 1.5, 1.35, 1.2, 1.05, 0.9]
-    predicted = evals([0.95], every=70, split="test")
-    point = EvalPoint(split="test", step=70, metrics=predicted[0].metrics)
-    run = facts(history=[*evals(losses), *predicted], held_out=point, evals=[point])
-    assert run.held_out_curve.split == "eval"
-    assert said("UND126", run).values["split"] == "eval"
-
-
-def test_two_evaluations_of_the_split_shown_are_its_curve():
-    shown = evals([2.0, 1.0], split="test")
-    point = EvalPoint(split="test", step=20, metrics=shown[-1].metrics)
-    run = facts(history=[*evals([1.0] * 5), *shown], held_out=point, evals=[point])
-    assert run.held_out_curve.split == "test"
-
-
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
@@ -165,16 +142,6 @@ def test_a_constant_reward_did_not_fall():
     assert finding.severity == "info"
     report = SimpleNamespace(findings=[finding], evals=[None])
     assert [cause.id for cause in correlate(JOINS, log_symptoms(report), frozenset()).causes] == []
-
-
-@pytest.mark.parametrize(("accuracy", "n", "chance"), [(0.5, 400, True), (0.9, 400, False)])
-def test_the_accuracy_of_a_reward_model_is_of_two_answers(accuracy, n, chance):
-    metrics = EvalMetrics(loss=0.69, accuracy=accuracy, n=n)
-    point = EvalPoint(split="eval", step=60, metrics=metrics)
-    finding = said("CHN112", facts(held_out=point, evals=[point], config=REWARD))
-    assert (finding is not None) is chance
-    if chance:
-        assert finding.values["chance"] == 0.5
 
 
 def test_a_reward_model_has_no_gap():
@@ -192,18 +159,3 @@ def test_norms_that_are_all_nan_were_recorded():
 
 
 # --- MEM127 --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("held", "why"),
-    [
-        ([2.2, 2.15, 2.13, 2.12], "at its best at the end"),
-        ([0.9, 0.5, 0.62, 0.6], "are still close"),
-        ([2.0, 1.8, 1.9, 2.2], None),
-    ],
-)
-def test_a_step_between_epochs_is_memory_only_where_new_data_gain_nothing(held, why):
-    epochs = [x * 0.7**k for k in range(4) for x in wavy(2.0, 40)]
-    run = facts(epochs, epoch=4.0, last_step=160, **held_out(held, every=40))
-    assert (said("MEM127", run) is None) is (why is not None)
-    assert why is None or why in reason("MEM127", run)

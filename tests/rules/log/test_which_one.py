@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from log_runs import FALL, _audited as audited, evaluation, line, run, said
+from log_runs import FALL, evaluation, line, run, said
 
 from gradience.rules.log import statistics
 from gradience.rules.log.facts import RunFacts, Series
@@ -10,25 +10,6 @@ from gradience.rules.log.recorded import everything_masked
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import EvalPoint, TrainSummary
-from gradience.telemetry.series import LogRecord
-
-
-def of_types(**groups: tuple[int, float]) -> RunFacts:
-    """An audit by type: parameters and share of the energy."""
-    return audited(by_type={name: {"n": 2, "params": p, "energy_share": e} for name, (p, e) in groups.items()})
-
-
-def test_of_two_idle_types_the_larger_one_is_named_first():
-    found = said("TYP214", of_types(attn=(500, 0.99), mlp=(200, 0.0061), head=(300, 0.0039)))
-    assert found.message.startswith("Modules of type head (and mlp) carry next to nothing: 2 modules, 30% of the LoRA")
-    assert found.values == {"type": "head", "modules": 2, "params_share": 0.3, "energy_share": 0.0039}
-
-
-def test_an_accuracy_of_one_is_whole_and_one_above_it_in_per_cent():
-    for accuracy, severity in ((1.0, None), (0.5, "warning"), (50.0, "warning"), (100.0, None)):
-        facts = run(FALL, held_out=[0.7, 0.69], accuracy=accuracy, n=100, num_labels=2)
-        found = said("CHN112", facts)
-        assert (found and found.severity) == severity, accuracy
 
 
 def test_what_is_grave_enough_to_be_told_and_denies_it_leaves_no_room_for_learning():
@@ -137,10 +118,3 @@ def test_what_is_lost_again_below_the_start_is_told_from_twenty_rows_on():
         found = said("DIV104", run(losses))
         assert (found and found.severity) == severity, rows
         assert found is None or found.message.endswith("67% of what it had learnt is lost.")
-
-
-def test_one_line_that_is_missing_is_told():
-    assert said("TRN115", run(FALL, record=LogRecord(missing=0))) is None
-    for missing in (1, 2):
-        found = said("TRN115", run(FALL, record=LogRecord(missing=missing)))
-        assert (found.severity, found.values) == ("warning", {"missing": missing})

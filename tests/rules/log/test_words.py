@@ -37,6 +37,7 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
         "DIV104 lost_share 0.51",
         "it ended above its start and did not recover",
     ),
+    ("DIV104", "DIV104 no_lower 0.975", "DIV104 at_once 2.01", "The loss exploded to 3 from 1 and ended no lower"),
     ("DUP117", "DUP117 twice 1", "DUP117 interleaved 3", "2 rows go back to a step already passed"),
     ("DUP117", "DUP117 interleaved 3", "DUP117 twice 1", "3 times another process wrote in between"),
     ("END114", "END114 planned 100", "END114 ended 1", " of 100 planned"),
@@ -63,6 +64,7 @@ PARTS = [  # rule, a run whose sentence has the words, one whose sentence has no
     ),
     ("TRN115", "TRN115 torn 2", "TRN115 torn 1", "2 lines are not events (first: line 9: not JSON)"),
     ("TRN115", "TRN115 torn 1", "TRN115 torn 2", "The last line is torn"),
+    ("TRN115", "TRN115 missing 1", "TRN115 torn 2", "1 lines are missing"),
 ]
 
 

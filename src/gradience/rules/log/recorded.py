@@ -1,8 +1,6 @@
 """TRN202 and its kin on the newest audit in a log; DAT301 and its kin on the batches that the recorder saw.
 
-The audit describes the trained update: to what rank it could be compressed afterwards, and at what cost. No rule here
-advises a lower rank for training, because utilization falls as r grows in any run. CMP213 alone says that a log
-holds no audit.
+TRN202 alone says that a log holds no audit.
 
 The `metrics` event of kind `data` holds counts of some batches. They are judged by those rules on a data set that need
 no more. If no token was supervised, that is the only finding, and the rules on loss and gradient are not judged.
@@ -11,30 +9,32 @@ no more. If no token was supervised, that is the only finding, and the rules on 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from gradience.configs.document import KEEPS_OVERFLOW
-from gradience.rules import ENERGY, Observation, Observe, Premise, Threshold, Unknown, cite, premise
+from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, cite, premise
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, log_rule, seen
-from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
+from gradience.rules.log.facts import LogRule, RunFacts, log_rule
+from gradience.rules.weights import Verdicts, observe_verdict
 from gradience.rules.weights.rules import NON_FINITE, RANDOM_LIKE, TOO_LARGE, ZERO_UPDATE, observe_size
 from gradience.schema import Json, number_in
 from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
-
-IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", JUDGEMENT)
-IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", JUDGEMENT)
-
-_LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # most energy lost at that rank
 
 
 def no_weights(audit: Mapping[str, Json]) -> bool:
     """Whether an audit says that it found nothing to measure, so that its means are not measurements."""
     return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
+
+
+@premise("the log holds an audit of LoRA weights")
+def _audited(facts: RunFacts) -> str | None:
+    if facts.audit is None:
+        return "no lora_audit in the log ('gradience audit --append run.jsonl' adds one)"
+    return "the audit in the log found no LoRA weights" if no_weights(facts.audit) else None
 
 
 def _health(verdicts: Verdicts, facts: RunFacts) -> Observation | None:
@@ -46,94 +46,6 @@ def _health(verdicts: Verdicts, facts: RunFacts) -> Observation | None:
 
 def _large(facts: RunFacts) -> Observation | None:
     return _health(TOO_LARGE.verdicts, facts) or observe_size(_real(facts.audit or {}, "update_size"))
-
-
-def _compressible(facts: RunFacts) -> Observation | None:
-    audit = facts.audit
-    if audit is None:
-        raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
-    if no_weights(audit):
-        raise Unknown("the audit in the log found no LoRA weights")
-    verdict = audit.get("verdict")
-    if isinstance(verdict, str) and not suggests_ranks(verdict):
-        raise Unknown(f"the adapter is {verdict}: there is no rank to compress it to")
-    rank = audited_rank(facts)
-    middle, tail = (_rank(audit, key) for key in ("suggested_r_global_median", "suggested_r_global_90"))
-    if rank is None or tail is None:
-        raise Unknown("the audit in the log suggests no rank, or its modules do not share one")
-    if tail >= rank:
-        return None
-    bound = error_bound(_modules(audit), tail) if "modules_omitted" not in audit else None
-    return Observation(
-        f"After training the update fits rank {tail} of {rank} in nine modules of ten"
-        + (f", rank {middle} in half of them" if middle is not None and middle < tail else "")
-        + f": {_cost(tail, bound)}.",
-        {"rank": rank, "suggested_median": middle, "suggested_p90": tail, "error_bound": bound},
-        action=f"Consider compressing the trained adapter to rank {tail} and evaluating it; keep training at r={rank}.",
-        evidence=seen(
-            f"k@90 % of the modules: median {audit.get('energy_rank_90_p50')}, p90 {audit.get('energy_rank_90_p90')}"
-        ),
-    )
-
-
-def _cost(rank: int, bound: float | None) -> str:
-    if bound is None:
-        return "where 90 % of a module's energy is kept, its relative error is 31.6 % at most"
-    return f"cut to rank {rank}, the relative error of the whole update is {bound:.1%} at most"
-
-
-def error_bound(modules: Sequence[Mapping[str, Json]], rank: int) -> float | None:
-    """An upper bound of the relative Frobenius error if all modules are cut to `rank`; None if a norm or r is missing.
-
-    It uses the ranks that hold 90, 95 and 99 % of a module's energy. Below them, the first k of r directions hold k / r
-    of the energy at least.
-    """
-    total = lost = 0.0
-    for module in modules:
-        norm, r = _real(module, "frobenius_norm"), _rank(module, "r")
-        if norm is None or not r:
-            return None
-        total += norm * norm
-        lost += norm * norm * _lost(module, rank, r)
-    return math.sqrt(lost / total) if total > 0.0 else None
-
-
-def _lost(module: Mapping[str, Json], rank: int, r: int) -> float:
-    if rank >= r:
-        return 0.0
-    shares = [share for key, share in _LOST if (k := _rank(module, key)) is not None and rank >= k]
-    return min([*shares, 1.0 - rank / r])
-
-
-def _idle_types(facts: RunFacts) -> Observation | None:
-    audit = facts.audit
-    if audit is None:
-        return None
-    groups = audit.get("by_type")
-    types = {k: v for k, v in groups.items() if isinstance(v, dict)} if isinstance(groups, dict) else {}
-    params = sum(_real(group, "params") or 0.0 for group in types.values())
-    if (
-        len(types) < 2 or not params or all(_real(g, "energy_share") is None for g in types.values())
-    ):  # one type alone cannot be compared
-        raise Unknown("the audit in the log does not say how the energy is spread over two types of modules or more")
-    idle = list(_idle(types, params))
-    if not idle:
-        return None
-    name, share, energy, n = max(idle, key=lambda item: item[1])
-    others = f" (and {', '.join(item[0] for item in idle if item[0] != name)})" if len(idle) > 1 else ""
-    return Observation(
-        f"Modules of type {name}{others} carry next to nothing: {n} modules, {share:.0%} of the LoRA parameters, "
-        f"{energy:.2%} of the update's energy.",
-        {"type": name, "modules": n, "params_share": share, "energy_share": energy},
-        evidence=seen(f"energy_share of {name} {energy:.4f}"),
-    )
-
-
-def _idle(types: Mapping[str, Mapping[str, Json]], params: float) -> Iterator[tuple[str, float, float, int]]:
-    for name, group in types.items():
-        share, energy = (_real(group, "params") or 0.0) / params, _real(group, "energy_share")
-        if energy is not None and energy < IDLE_ENERGY.value and share >= IDLE_PARAMS.value:
-            yield name, share, energy, _rank(group, "n") or 0
 
 
 def audited_rank(facts: RunFacts) -> int | None:
@@ -160,39 +72,9 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
 
 
 _ON_THE_ADAPTER: tuple[LogRule, ...] = (
-    *(log_rule(rule, partial(_health, rule.verdicts)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
+    *(log_rule(rule, partial(_health, rule.verdicts)) for rule in (NON_FINITE, RANDOM_LIKE)),
+    log_rule(ZERO_UPDATE, partial(_health, ZERO_UPDATE.verdicts), needs=(_audited,)),
     log_rule(TOO_LARGE, _large),
-    LogRule(
-        id="CMP213",
-        title="compressible after training",
-        severity="info",
-        condition="the audit in the log: in nine modules of ten, a rank lower than theirs holds 90 % of the energy",
-        observe=_compressible,
-        confidence=0.5,
-        evidence=(
-            cite("Eckart-Young", "truncated SVD is the closest rank-k matrix; its squared error is the energy cut off"),
-        ),
-        rationale="A smaller adapter is cheaper to store and to serve; the rank it was trained with may still have "
-        "been needed to get there.",
-        action="Consider compressing the trained adapter, and evaluate it.",
-        scope="trained LoRA adapters; logs that hold an audit; the error is of weights, not of quality",
-        verify="Evaluate the compressed and the whole adapter on the same held-out data.",
-    ),
-    LogRule(
-        id="TYP214",
-        title="modules that carry nothing",
-        severity="info",
-        condition="the audit in the log: a type of modules has at least {idle_params} of the LoRA parameters and under "
-        "{idle_energy} of the update's energy",
-        observe=_idle_types,
-        confidence=0.4,
-        evidence=(ENERGY,),
-        rationale="Parameters that hardly move cost memory and optimizer state.",
-        action="Leave these modules out of a copy of the adapter and evaluate it; it says nothing about the next run.",
-        scope="LoRA on several types of modules; energy of dW, not relative to the base weights",
-        verify="Held-out loss with and without them.",
-        thresholds=(IDLE_ENERGY, IDLE_PARAMS),
-    ),
 )
 
 

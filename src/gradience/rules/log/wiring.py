@@ -11,13 +11,15 @@ of a loss; experts that a step does not use.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from gradience.errors import few
 from gradience.rules import Observation, Premise, Threshold, cite
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, Place, RunFacts, Values, seen
 from gradience.rules.log.recorded import everything_masked
 from gradience.schema import as_float
+from gradience.schema.document import Evidence
 from gradience.schema.events import Wiring
 from gradience.schema.wiring import (
     AdapterWiring,
@@ -562,19 +564,25 @@ def _frozen_says(v: Values) -> str | None:
     return f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _WiringRule(LogRule):
+    """A rule on what trains: most that it finds ruins a run, so it is judged while training runs and told first."""
+
+    needs: tuple[Premise[RunFacts], ...] = (RECORDED,)
+    evidence: tuple[Evidence, ...] = (_LOOKED,)
+    place: Place = "broken"
+    live: bool = True
+
+
 RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
+    _WiringRule(
         id="WIR170",
         title="the base trains",
         severity="critical",
         condition="an adapter is in the model, and the optimizer also trains weight matrices of the base that "
         "modules_to_save does not name; a warning if they are under {base_share} of the base",
         observe=_base_trains,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.95,
-        evidence=(_LOOKED,),
-        place="broken",
         phrase=lambda v: f"the base trains: {v.get('trained')} of its parameters",
         rationale="What the base learns is not saved with the adapter, and its optimizer state fills the memory.",
         action="Freeze the base before the optimizer is made: for n, p in model.named_parameters(): p.requires_grad_("
@@ -583,36 +591,28 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Call model.print_trainable_parameters().",
         thresholds=(BASE_SHARE,),
     ),
-    LogRule(
+    _WiringRule(
         id="WIR171",
         title="the adapter is frozen",
         severity="critical",
         condition="no tensor of the active adapters is trainable, or a step calls the model without the adapter that "
         "trains; a warning if some adapted modules are frozen; silent if the optimizer holds what is frozen",
         observe=_adapter_frozen,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.95,
-        evidence=(_LOOKED,),
-        place="broken",
         phrase=_frozen_says,
         rationale="A frozen adapter stays what it was.",
         action="Load it with PeftModel.from_pretrained(base, path, is_trainable=True).",
         scope="runs with a wiring event and an adapter",
         verify="Call model.print_trainable_parameters().",
     ),
-    LogRule(
+    _WiringRule(
         id="WIR172",
         title="the optimizer holds something else",
         severity="critical",
         condition="the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, "
         "it does not hold trainable tensors of it, or of modules_to_save; a warning if two hold the same tensors",
         observe=_optimizer_misses,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.95,
-        evidence=(_LOOKED,),
-        place="broken",
         phrase=lambda v: (
             f"{v['doubled']} tensors are in two optimizers"
             if "doubled" in v
@@ -625,7 +625,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Compare a weight before and after a step.",
         thresholds=(BASE_SHARE,),
     ),
-    LogRule(
+    _WiringRule(
         id="WIR173",
         title="no gradient arrives",
         severity="error",
@@ -633,10 +633,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "tensor received one",
         observe=_no_gradient,
         needs=(RECORDED, SUPERVISED),
-        live=True,
         confidence=0.9,
-        evidence=(_LOOKED,),
-        place="broken",
         phrase=lambda v: f"{v['silent']} modules receive no gradient" if "silent" in v else "no gradient arrives",
         rationale="Their weights stay as they began: the forward pass does not use them, or cuts the graph.",
         action="Look for detach(), no_grad() or an unused branch before those modules, or leave them out of "
@@ -645,17 +642,14 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Print p.grad of the modules named, after backward().",
         thresholds=(LOOKED,),
     ),
-    LogRule(
+    _WiringRule(
         id="WIR174",
         title="adapted twice, or merged",
         severity="critical",
         condition="an adapted model is inside an adapted model, or the adapter is merged while it trains",
         observe=_wrapped_twice,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.95,
         evidence=(_REWRAP, _LOOKED),
-        place="broken",
         phrase=lambda v: "the model is adapted twice" if "nested" in v else "the adapter is merged while it trains",
         rationale="Two adapters are added, and what is saved is only the outer one.",
         action="Call get_peft_model() only on a model without an adapter; to go on with one, use "
@@ -663,7 +657,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="runs with a wiring event and an adapter",
         verify='See whether a parameter\'s name has "base_model.model" twice.',
     ),
-    LogRule(
+    _WiringRule(
         id="WIR175",
         title="resumed from other weights",
         severity="critical",
@@ -671,10 +665,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         "dtype changed",
         observe=_resumed_weights,
         needs=(RECORDED, SAVED_BEFORE),
-        live=True,
         confidence=0.95,
         evidence=(_KEPT,),
-        place="broken",
         phrase=lambda v: f"resumed at step {v.get('step')} from other weights than were saved",
         rationale="What was learnt before the save is lost, or other weights than the adapter's are under it.",
         action="Load the adapter of that checkpoint before training: PeftModel.from_pretrained(base, checkpoint, "
@@ -682,14 +674,13 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="resumes in the same log as the save",
         verify="Compare the loss of the first steps with the last before the save.",
     ),
-    LogRule(
+    _WiringRule(
         id="WIR176",
         title="resumed with a new optimizer",
         severity="error",
         condition="at a resume the optimizer has no state although it had one at the save; a warning if it has another",
         observe=_resumed_optimizer,
         needs=(RECORDED, SAVED_BEFORE),
-        live=True,
         confidence=0.95,
         evidence=(_KEPT,),
         place="later",
@@ -699,7 +690,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="resumes in the same log as the save",
         verify="Look at the gradient norm and the loss after the resume.",
     ),
-    LogRule(
+    _WiringRule(
         id="WIR177",
         title="resumed with other data",
         severity="warning",
@@ -707,7 +698,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         "{repeated} of the rows fed to the end of the epoch were fed before in it, where {once} of those are different",
         observe=_resumed_data,
         needs=(RECORDED, SAVED_BEFORE),
-        live=True,
         confidence=0.9,
         evidence=(_KEPT,),
         place="later",
@@ -718,14 +708,13 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Compare the settings of both run_start events.",
         thresholds=(REPEATED, ONCE),
     ),
-    LogRule(
+    _WiringRule(
         id="WIR178",
         title="the schedule began anew",
         severity="error",
         condition="at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate",
         observe=_resumed_schedule,
         needs=(RECORDED, SAVED_BEFORE),
-        live=True,
         confidence=0.9,
         evidence=(cite("gradience.hf.wiring", "the schedule's own count of steps was read"),),
         place="later",
@@ -736,18 +725,15 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Plot lr over the steps.",
         thresholds=(LOST_STEPS,),
     ),
-    LogRule(
+    _WiringRule(
         id="WIR179",
         title="saved empty",
         severity="critical",
         condition="the adapter file that was just saved holds no parameter; an error if a LoRA's holds under "
         "{saved_share} of the parameters in the model",
         observe=_saved_empty,
-        needs=(RECORDED,),
-        live=True,
         confidence=1.0,
         evidence=(cite("the file's header", "tensors and their shapes"),),
-        place="broken",
         phrase=lambda v: f"the adapter saved at step {v.get('step')} {'lacks a part' if 'saved' in v else 'is empty'}",
         rationale="Under ZeRO-3 or FSDP each process holds a part, and a save that does not gather writes none of it.",
         action='Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use '
@@ -756,18 +742,14 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Open the file: gradience audit lists its tensors.",
         thresholds=(SAVED_SHARE,),
     ),
-    LogRule(
+    _WiringRule(
         id="WIR180",
         title="learning rate 0 for the adapter",
         severity="warning",
         condition="after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has "
         "the rate 0, now and as its peak, while another group has a rate",
         observe=_rate_zero,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.8,
-        evidence=(_LOOKED,),
-        place="broken",
         phrase=lambda v: f"learning rate 0 for {v.get('tensors')} tensors",
         rationale="A group of rate 0 never learns, unless the loop raises its rate later.",
         action='Set the rate of that group: optimizer.param_groups[i]["lr"].',
@@ -775,32 +757,27 @@ RULES: Final[tuple[LogRule, ...]] = (
         verify="Print the rates of optimizer.param_groups.",
         thresholds=(LOOKED,),
     ),
-    LogRule(
+    _WiringRule(
         id="WIR181",
         title="checkpointing without gradients",
         severity="error",
         condition="activations are recomputed by reentrant checkpointing and the inputs need no gradient",
         observe=_inputs_frozen,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.9,
         evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: a warning if no input has requires_grad=True"),),
-        place="broken",
         phrase=lambda _: "no gradient can flow through the recomputed layers",
         rationale="The layers are run without a graph, and run again only if an input of theirs needs a gradient.",
         action="Call model.enable_input_require_grads(), or set use_reentrant to False.",
         scope="runs with a wiring event; models of transformers",
         verify="See whether torch warns that none of the inputs have requires_grad=True.",
     ),
-    LogRule(
+    _WiringRule(
         id="WIR182",
         title="another model is evaluated",
         severity="warning",
         condition="an evaluation ends without a call of the model that trains since the last step, or only with calls "
         "without its adapter",
         observe=_evaluated_another,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.8,
         evidence=(_CALLED,),
         place="later",
@@ -811,14 +788,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="evaluations that end before the next step; not compiled models, whose calls are not seen",
         verify="Evaluate twice with a step between: a loss that is the same to the last digit is of another model.",
     ),
-    LogRule(
+    _WiringRule(
         id="WIR183",
         title="trains in evaluation mode",
         severity="warning",
         condition="the model is in evaluation mode in the forward pass of a step, and has dropout above 0",
         observe=_in_eval_mode,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.8,
         evidence=(_CALLED,),
         place="later",
@@ -829,35 +804,28 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="runs with a wiring event and dropout; not compiled models",
         verify="Print model.training in the loop.",
     ),
-    LogRule(
+    _WiringRule(
         id="WIR184",
         title="the schedule of another optimizer",
         severity="error",
         condition="the schedule's optimizer is none of those that train",
         observe=_other_schedule,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.95,
-        evidence=(_LOOKED,),
-        place="broken",
         phrase=lambda _: "the schedule sets the rates of another optimizer",
         rationale="The rate of the optimizer that trains stays what it was: no warm-up, no decay.",
         action="Make the schedule for the optimizer that trains: get_scheduler(name, optimizer=optimizer, ...).",
         scope="runs with a wiring event, a schedule and an optimizer that is not sharded",
         verify="Print optimizer.param_groups[0]['lr'] over the steps.",
     ),
-    LogRule(
+    _WiringRule(
         id="WIR185",
         title="gradients are not set to zero",
         severity="error",
         condition="in the first steps, {compared} or more compared, at {kept} of them the gradient was added to that "
         "of the step before",
         observe=_gradients_kept,
-        needs=(RECORDED,),
-        live=True,
         confidence=0.95,
         evidence=(cite("gradience.hf.leftover", "hooks see what each backward pass adds, and what is there then"),),
-        place="broken",
         phrase=lambda _: "gradients are not set to zero between steps",
         rationale="Each step then follows the sum of all gradients so far, the oldest of weights that are gone.",
         action="Call optimizer.zero_grad() after each optimizer.step().",
