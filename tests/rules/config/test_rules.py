@@ -784,6 +784,41 @@ ENTRIES: dict[str, Entry] = {
             On(training()),
         ],
     ),
+    "BAT001": Entry(
+        fires=[
+            On(training(batch_size=257)),
+            On(
+                training(batch_size=64, gradient_accumulation=2, world_size=4),
+                says="512 sequences per optimizer step",
+                values={"effective_batch": 512},
+            ),
+            On(training(batch_size=1, world_size=257)),
+            On(config(training={"extras": {"samples_per_step": 257}}), says="257 sequences per optimizer step"),
+            On(
+                config(
+                    training={
+                        "batch_size": 300,
+                        "world_size": 1,
+                        "gradient_accumulation": 2,
+                        "extras": {"samples_per_step": 8},
+                    }
+                ),
+                says="600 sequences per optimizer step",
+            ),
+            On(training(batch_size=300), says="300 sequences per step and process", values={"batch_per_process": 300}),
+        ],
+        silent=[
+            On(training(batch_size=64, gradient_accumulation=2, world_size=2)),
+            On(config(training={"extras": {"samples_per_step": 256}})),
+        ],
+        abstains=[
+            On(training(batch_size=256), says="the number of processes is not given; with one, the batch is 256"),
+            On(
+                config(training={"batch_size": 16, "extras": {"batch_from": "log"}}),
+                says="the gradient accumulation is not given: the log has the batch of one device only",
+            ),
+        ],
+    ),
     "STP001": Entry(
         fires=[
             On(training(max_steps=99)),

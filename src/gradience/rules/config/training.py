@@ -214,6 +214,7 @@ BITS_PER_TOKEN = Threshold("bits_per_token", 1.0, "bits per token", "LoRA Withou
 CAPACITY_EXCESS = Threshold(
     "capacity_excess", 3.0, "bits of data over bits of adapter", "proposal: slack for padding and repeated data"
 )
+BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128")
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
 EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
 EPOCHS_BLIND = Threshold(
@@ -236,6 +237,25 @@ def _capacity(facts: Facts) -> Iterator[Observation]:
             f"up to {tokens:.2g} tokens against {parameters:.2g} adapter parameters: the adapter may be too small",
             {"tokens_at_most": tokens, "lora_params": parameters, "ratio": content / capacity},
         )
+
+
+def _large_batch(facts: Facts) -> Iterator[Observation]:
+    if "samples_per_step" in facts.config.training.extras:
+        if facts.effective_batch > BATCH_LARGE.value:
+            yield _large(facts.effective_batch)
+        return
+    per_process = facts.batch_per_process
+    if per_process > BATCH_LARGE.value:  # then it holds for any number of processes
+        yield Observation(f"{per_process} sequences per step and process", {"batch_per_process": per_process})
+        return
+    if facts.config.training.world_size is None:
+        raise Unknown(f"the number of processes is not given; with one, the batch is {per_process}")
+    if facts.effective_batch > BATCH_LARGE.value:
+        yield _large(facts.effective_batch)
+
+
+def _large(batch: int) -> Observation:
+    return Observation(f"{batch} sequences per optimizer step", {"effective_batch": batch})
 
 
 def _short_run(facts: Facts) -> Iterator[Observation]:
@@ -335,6 +355,25 @@ RULES = (
         settings=("r",),
     ),
     *_RECORDING,
+    LoraRule(
+        id="BAT001",
+        severity="info",
+        title="large batch",
+        condition="more than {batch_large} sequences per optimizer step",
+        observe=_large_batch,
+        predicts=True,
+        confidence=0.4,
+        evidence=(
+            cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
+            cite("TRL docs, lora_without_regret.md", "effective batch under 32; tinker-cookbook starts at 128"),
+        ),
+        rationale="LoRA loses more from large batches than full fine-tuning does, and rank does not help.",
+        action="compare with a batch of 32 to 128 at the same number of examples",
+        scope="supervised LoRA; sources disagree on the batch size from which this holds",
+        verify="held-out loss after the same number of examples",
+        thresholds=(BATCH_LARGE,),
+        settings=("batch_size", "gradient_accumulation"),
+    ),
     ConfigRule(
         id="STP001",
         severity="info",
