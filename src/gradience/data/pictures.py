@@ -68,13 +68,14 @@ def _size(image: Json, folder: Path) -> tuple[int, int]:
 
 
 def _opened(image: Json, folder: Path) -> BinaryIO:
-    held = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
-    if isinstance(image, dict) and image.get("bytes"):
-        return io.BytesIO(base64.b64decode(held))
+    held = image.get("path") if isinstance(image, dict) else image
+    inline = image.get("bytes") if isinstance(image, dict) else None
     if isinstance(held, str) and held.startswith(_INLINE):
-        return io.BytesIO(base64.b64decode(held.partition(",")[2]))
+        inline = held.partition(",")[2]
+    if isinstance(inline, str):
+        return io.BytesIO(base64.b64decode(inline))
     if not isinstance(held, str) or "://" in held:
-        raise ValueError("an image that is neither a file nor bytes")  # a value of the rows
+        raise ValueError("an image that is neither a file nor bytes")
     return open_regular(folder / held)
 
 
