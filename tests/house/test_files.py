@@ -33,6 +33,7 @@ ALLOWED = {
     ("cli/output.py", "leave_stdout", "os.open"): "the null device",
     ("configs/pickled.py", "_entry", "archive.open"): "a member of an archive in memory",
     ("configs/pickled.py", "_pickle_of", "zipfile.ZipFile"): "of bytes in memory",
+    ("data/pictures.py", "_size", "Image.open"): "of what was opened as a regular file, or of bytes",
     ("data/tokenizer.py", "_training_template", "stock.read_text"): "a template in TRL's own package",
     ("data/tokenizer.py", "_training_template", "path.read_text"): "the same",
     ("judge/check/clean.py", "write_clean", "rows.open"): "written: a new name beside the output",
