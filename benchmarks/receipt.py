@@ -10,6 +10,7 @@ Beside it stands the usual test: greedy text of 16 prompts, compared as strings.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
@@ -231,6 +232,10 @@ class Kept:
         return json.loads(place.read_text())
 
 
+def _digest(paths: frozenset[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(paths)).encode()).hexdigest()[:16]
+
+
 class KeptProbes(Probes):
     """Probes whose readings are in files."""
 
@@ -242,23 +247,26 @@ class KeptProbes(Probes):
     def parts(self) -> dict[str, Reading]:
         """Return what is read without each group of modules."""
         return {
-            name: self._kept.read(f"without {name}", lambda p=paths: self.without(p))
+            name: self._kept.read(f"without {name}", lambda p=paths: super(KeptProbes, self).without(p))
             for name, paths in self.groups.items()
         }
+
+    def without(self, paths: frozenset[str]) -> Reading:
+        """Return what is read without these modules."""
+        return self._kept.read(f"modules {_digest(paths)}", lambda: super(KeptProbes, self).without(paths))
 
     def scaled(self, factor: float) -> Reading:
         """Return what is read at another scale."""
         return self._kept.read(f"scale {factor:.6g}", lambda: super(KeptProbes, self).scaled(factor))
 
-    def stored(self) -> Iterator[tuple[str, Reading]]:
-        """Yield what is read from each form in 4 bits."""
-        for name, (to, merged, heads) in STORED.items():
-            state = lambda t=to, m=merged, h=heads: rounded(self._loaded, t, merged=m, heads=h)  # noqa: E731  # a state
-            yield name, self._kept.read(f"stored {name}", lambda s=state: self._read(s()))
+    def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
+        """Return what is read from a form in 4 bits after a mistake."""
+        name = f"stored {form}" if not missing and factor == 1.0 else f"in {form}, {_digest(missing)}, {factor:.6g}"
+        return self._kept.read(name, lambda: super(KeptProbes, self).mistaken(form, missing, factor))
 
     def noises(self) -> dict[NoiseOf, Reading]:
-        """Return what is read in 16, in 8 and in 4 bits."""
-        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
+        """Return what is read in 16 and in 8 bits."""
+        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8")
         return {
             to: self._kept.read(f"halved {to}", lambda t=to: self._read(rounded(self._loaded, t))) for to in formats
         }

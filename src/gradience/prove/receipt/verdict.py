@@ -13,7 +13,7 @@ computed here from base and adapter, gives it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Final, NamedTuple, Protocol
 
@@ -53,15 +53,20 @@ class Explainer(Protocol):
     """Base and adapter at hand, read in states that a mistake leaves them in."""
 
     groups: dict[str, frozenset[str]]
+    whole: frozenset[str]
+    """The modules without which the model is the base."""
 
     def parts(self) -> Mapping[str, Reading]:
         """Without each group of modules."""
 
     def noises(self) -> Mapping[NoiseOf, Reading]:
-        """In bfloat16, and with weights of 8 and of 4 bits."""
+        """In bfloat16, and with weights of 8 bits."""
 
-    def stored(self) -> Iterator[tuple[str, Reading]]:
-        """In each of the usual forms in 4 bits, with its name."""
+    def stored(self) -> Mapping[str, Reading]:
+        """In each of the usual forms in 4 bits, by its name."""
+
+    def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
+        """In a form in 4 bits, without these modules and with the update counted so many times."""
 
     def without(self, paths: frozenset[str]) -> Reading:
         """Without these modules."""
@@ -91,10 +96,14 @@ class Conclusion(NamedTuple):
 class _Explanation(NamedTuple):
     name: str
     verdict: ServedVerdict
+    vector: Vector
+    """What it gives."""
     left: float
     """|y - what it gives| / |a - b|."""
     paths: frozenset[str] = frozenset()
     factor: float | None = None
+    form: str = ""
+    """In 4 bits, the form."""
 
 
 def vector_of(reading: Reading) -> Vector:
@@ -131,9 +140,22 @@ class Evidence:
         """|y - other| in units of the adapter's effect."""
         return float(np.linalg.norm(self.y - other)) / self.size
 
+    def from_adapter(self, other: Vector) -> float:
+        """|other - a| in the same units."""
+        return float(np.linalg.norm(other - self.a)) / self.size
+
     def share(self) -> float:
         """<y - b, a - b> / |a - b|^2."""
         return float((self.y - self.b) @ (self.a - self.b)) / self.size**2
+
+    def cosine(self) -> float:
+        """The cosine of what y and what a change in the base's probabilities.
+
+        Any training lifts what the base held for nearly impossible, and log-probabilities of it move by most.
+        """
+        base = np.exp(self.b)
+        of_y, of_a = np.exp(self.y) - base, np.exp(self.a) - base
+        return float(of_y @ of_a) / max(float(np.linalg.norm(of_y) * np.linalg.norm(of_a)), _TINY)
 
 
 def conclude(
@@ -173,10 +195,15 @@ def conclude(
         return _Judgement(e, told, rounding, own_head).alone()
     readings = {of: e.seen(reading) for of, reading in probes.noises().items()}
     # The receipt's noise was measured on some of its rows, and here on all.
-    noise = {of: max(size, float(np.linalg.norm(readings.get(of, e.a) - e.a)) / e.size) for of, size in e.noise.items()}
+    noise = e.noise | {of: max(e.noise.get(of, 0.0), e.from_adapter(vector)) for of, vector in readings.items()}
     rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
-    fine_ones = [vector - e.a for of, vector in readings.items() if of != "int4"]
-    return _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head).with_probes(probes, fine_ones)
+    stored = {}
+    if not exact and (told.residual or 0.0) > rounding.fine:
+        stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
+        noise |= {"int4": max(e.from_adapter(vector) for vector in stored.values())}
+        rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
+    judgement = _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head)
+    return judgement.with_probes(probes, [vector - e.a for vector in readings.values()], stored)
 
 
 class _Rounding(NamedTuple):
@@ -241,10 +268,10 @@ class _Judgement:
     def __init__(self, evidence: Evidence, told: Conclusion, rounding: _Rounding, own_head: Reading | None) -> None:
         self._e, self._told, self._rounding = evidence, told, rounding
         self._r = told.residual or 0.0
-        self._bases = [_Explanation("the base", "the_base", told.from_base or 0.0)]
+        self._bases = [_Explanation("the base", "the_base", evidence.b, told.from_base or 0.0)]
         if own_head is not None:
-            left = evidence.distance(evidence.seen(own_head))
-            self._bases.append(_Explanation("the base with its own head", "the_base", left))
+            seen = evidence.seen(own_head)
+            self._bases.append(_Explanation("the base with its own head", "the_base", seen, evidence.distance(seen)))
 
     def alone(self) -> Conclusion:
         """The verdict from the receipt alone."""
@@ -260,18 +287,23 @@ class _Judgement:
             )
         return self._relative()
 
-    def with_probes(self, probes: Explainer, noises: Sequence[Vector]) -> Conclusion:
-        """The verdict with base and adapter at hand; `noises` is what 16 and 8 bits do to a."""
+    def with_probes(self, probes: Explainer, noises: Sequence[Vector], stored: Mapping[str, Vector]) -> Conclusion:
+        """The verdict with base and adapter at hand.
+
+        Args:
+            probes: base and adapter.
+            noises: what 16 and 8 bits do to a.
+            stored: what each form in 4 bits gives, where that may be what was read.
+        """
         e, rounding = self._e, self._rounding
         parts = {name: e.seen(reading) for name, reading in probes.parts().items()}
         span = _Span(e, parts, noises)
         if self._is_noise(e.a, span):
             return self._same()
-        may_be_4_bits = rounding.may_be_4_bits(self._r)
-        stored = self._stored(probes, span) if may_be_4_bits else {}
-        if isinstance(stored, Conclusion):
-            return stored
-        found = self._explanations(parts, probes)
+        for form, vector in stored.items():
+            if self._is_noise(vector, span):
+                return self._within(form, e.distance(vector))
+        found = self._explanations(parts, probes, stored)
         if self._explains(found[0]):
             return self._explained(found[0], found)
         self._told = self._told._replace(tried=tuple((one.name, one.left) for one in found[:_SHOWN]))
@@ -280,13 +312,15 @@ class _Judgement:
                 f"What answers is near the adapter, {self._away}, as rounding may leave it; but part of that is along "
                 "what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
-        is_near = self._is_near(found[0])
-        if may_be_4_bits and (is_near or span.share(e.y - e.a) <= max(stored.values()) + BEYOND.value):
-            also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
-            return self._untold(
-                f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual forms "
-                f"gives it ({', '.join(stored)}), and a checkpoint{also} may lie there as well"
-            )
+        if stored and rounding.may_be_4_bits(self._r):
+            of_forms = max(span.share(vector - e.a) for vector in stored.values())
+            is_near = self._is_near(found[0])
+            if is_near or span.share(e.y - e.a) <= of_forms + BEYOND.value:
+                also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
+                return self._untold(
+                    f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual "
+                    f"forms gives it ({', '.join(stored)}), and a checkpoint{also} may lie there as well"
+                )
         return self._relative()
 
     def _is_noise(self, other: Vector, span: _Span) -> bool:
@@ -296,29 +330,33 @@ class _Judgement:
             return False
         return left <= self._rounding.measured or span.share(self._e.y - other) <= span.like_noise
 
-    def _stored(self, probes: Explainer, span: _Span) -> dict[str, float] | Conclusion:
-        """The verdict if a form in 4 bits gives y; else each form, with the share of its noise in the span."""
-        shares = {}
-        for name, reading in probes.stored():
-            stored = self._e.seen(reading)
-            if self._is_noise(stored, span):
-                return self._within(name, self._e.distance(stored))
-            shares[name] = span.share(stored - self._e.a)
-        return shares
-
-    def _explanations(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
+    def _explanations(
+        self, parts: Mapping[str, Vector], probes: Explainer, stored: Mapping[str, Vector]
+    ) -> list[_Explanation]:
         """The mistakes that were repeated, the nearest first; the base before one that is hardly nearer."""
-        found = list(self._bases)
+        e = self._e
+        found = [self._bases[0]._replace(paths=probes.whole), *self._bases[1:]]
         found += [
-            _Explanation(f"without {name}", "part_missing", self._e.distance(vector), probes.groups[name])
+            _Explanation(f"without {name}", "part_missing", vector, e.distance(vector), probes.groups[name])
             for name, vector in parts.items()
         ]
         found += self._scales(probes)
         if min(found, key=_left).left > CLEAR.value * self._r:
             found += self._pairs(parts, probes)
-        found.sort(key=_left)
-        tied = [one for one in found if one.verdict == "the_base" and one.left <= TIED.value * found[0].left]
-        return [*tied, *(one for one in found if one not in tied)]
+        if stored and min(found, key=_left).left > CLEAR.value * self._r:
+            found.append(self._in_a_form(found, stored, probes))
+        least = min(found, key=_left).left
+        return sorted(found, key=lambda one: (one.verdict != "the_base" or one.left > TIED.value * least, one.left))
+
+    def _in_a_form(
+        self, found: Sequence[_Explanation], stored: Mapping[str, Vector], probes: Explainer
+    ) -> _Explanation:
+        """The mistake and the form in 4 bits whose effects, added up, come nearest; they are then run together."""
+        e = self._e
+        pairs = [(one, form) for one in found if one.paths or one.factor for form in stored]
+        one, form = min(pairs, key=lambda pair: e.distance(pair[0].vector + stored[pair[1]] - e.a))
+        vector = e.seen(probes.mistaken(form, one.paths, one.factor or 1.0))
+        return one._replace(vector=vector, left=e.distance(vector), form=form)
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
         """The factor that comes nearest: of those that are tried, then between the neighbours of the best one.
@@ -340,7 +378,7 @@ class _Judgement:
             read[factor] = e.seen(probes.scaled(factor))
             best, left = self._best(read)
         why = next((f": {text}" for factor, text in words.items() if text and abs(factor / best - 1.0) < _NEAR), "")
-        return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", left, factor=best)]
+        return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", read[best], left, factor=best)]
 
     def _best(self, read: Mapping[float, Vector]) -> tuple[float, float]:
         """The factor that comes nearest, but for those of the adapter and the base, and its distance."""
@@ -372,8 +410,8 @@ class _Judgement:
             return []
         one, other = min(apart, key=lambda pair: e.distance(parts[pair[0]] + parts[pair[1]] - e.a))
         paths = probes.groups[one] | probes.groups[other]
-        left = e.distance(e.seen(probes.without(paths)))
-        return [_Explanation(f"without {one} and {other}", "part_missing", left, paths)]
+        vector = e.seen(probes.without(paths))
+        return [_Explanation(f"without {one} and {other}", "part_missing", vector, e.distance(vector), paths)]
 
     def _explains(self, one: _Explanation) -> bool:
         """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a.
@@ -389,6 +427,7 @@ class _Judgement:
 
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
         near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
+        near = f", in 4 bits as {one.form}" if one.form else near
         story = {
             "the_base": f"{one.name.capitalize()} answers, without the adapter: {one.left:.3f} of the adapter's effect "
             f"from it{near}",
@@ -401,7 +440,7 @@ class _Judgement:
             verdict=one.verdict,
             story=story,
             factor=one.factor,
-            missing=one.paths,
+            missing=one.paths if one.verdict == "part_missing" else frozenset(),
             tried=tuple((each.name, each.left) for each in found[:_SHOWN]),
         )
 
@@ -425,8 +464,7 @@ class _Judgement:
 
     def _relative(self) -> Conclusion:
         """Another checkpoint or another adapter, by the direction that it goes from the base."""
-        share, from_base = self._told.share or 0.0, self._told.from_base or 0.0
-        cosine = share / from_base if from_base else 0.0
+        cosine = self._e.cosine()
         where = f"{self._r:.3f} of the adapter's effect away from it, at a cosine of {cosine:.2f} with it"
         if cosine >= UNLIKE.value:
             return self._told._replace(
