@@ -120,23 +120,27 @@ def targets(
     yield Target("right in 4 bits, q4_0", q4_0, UNKNOWN, four)
     yield Target("right in 4 bits, NF4", nf4, UNKNOWN, four)
     yield Target("right in 4 bits, NF4 and bfloat16", both(nf4, half), UNKNOWN, four)
-    yield Target("right in 4 bits, none that is tried", lambda: rewritten(loaded, _q4_1), UNKNOWN, four)
+    odd: State = lambda: rewritten(loaded, _q4_1)  # noqa: E731  # a state
+    yield Target("right in 4 bits, none that is tried", odd, UNKNOWN, four)
     is_scale, is_part, is_base = (frozenset({one}) for one in ("wrong_scale", "part_missing", "the_base"))
     for factor in (0.5, 0.7, 2.0):
         yield Target(f"another scale:{factor}", lambda f=factor: scaled(layers, f), "float32", is_scale, exact=True)
     double: State = lambda: scaled(layers, 2.0)  # noqa: E731  # a state
     yield Target("another scale, 8 bits", both(int8, double), UNKNOWN, is_scale)
     yield Target("another scale in 4 bits", both(nf4, double), UNKNOWN, is_scale | UNTOLD)
+    yield Target("another scale in 4 bits, none that is tried", both(odd, double), UNKNOWN, is_scale | UNTOLD)
     chosen = random.Random(seed).sample(list(groups), min(parts, len(groups)))  # noqa: S311  # no secret
     for name in chosen:
         own: State = lambda n=name: without(layers, groups[n])  # noqa: E731  # a state
         yield Target(f"a part missing:{name}", own, "float32", is_part, exact=True)
         yield Target(f"a part missing, 8 bits:{name}", both(int8, own), UNKNOWN, is_part)
     yield Target("a part missing in 4 bits", both(nf4, own), UNKNOWN, is_part | UNTOLD)
+    yield Target("a part missing in 4 bits, none that is tried", both(odd, own), UNKNOWN, is_part | UNTOLD)
     base: State = lambda: as_base(loaded)  # noqa: E731  # a state
     yield Target("the base", both(base, half), "bfloat16", is_base)
     yield Target("the base, 8 bits", both(base, int8), UNKNOWN, is_base)
     yield Target("the base in 4 bits", both(base, q4_0), UNKNOWN, is_base | UNTOLD)
+    yield Target("the base in 4 bits, none that is tried", both(base, odd), UNKNOWN, is_base | UNTOLD)
     other = frozenset({"another_adapter", "another_checkpoint"})
     yield Target("another base", lambda: rewritten(loaded, _noisy), "float32", other, exact=True)
     for name in names:

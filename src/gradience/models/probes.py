@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Example
 from gradience.models.reading import Reading, brought, read_loaded
-from gradience.models.states import adapted, groups_of, rounded, scaled, with_scale, without
+from gradience.models.states import Rounding, adapted, groups_of, rounded, scaled, with_scale, without
 from gradience.schema.receipt import NoiseOf
 
-STORED: Final = {
+Form: TypeAlias = tuple[str | Rounding, bool, bool]
+
+STORED: Final[Mapping[str, Form]] = {
     "q4_0": ("q4_0", True, True),
     "NF4 below the adapter": ("nf4", False, False),
     "NF4 after the merge": ("nf4", True, False),
@@ -39,10 +41,19 @@ class Probes:
         loaded: the model.
         examples: the sequences.
         progress: called with (probes done, probes in all, name of the probe).
+        own: how the target says that it keeps its weights; None if it does not say.
     """
 
-    def __init__(self, loaded: LoadedModel, examples: Sequence[Example], progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        examples: Sequence[Example],
+        progress: Progress | None = None,
+        own: Rounding | None = None,
+    ) -> None:
         self._loaded, self._examples = loaded, examples
+        self.knows_form = own is not None
+        self._forms = STORED if own is None else {"its own types": (own, True, True)}
         self._layers = adapted(loaded)
         self._shown = progress or (lambda _done, _total, _name: None)
         saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
@@ -62,13 +73,13 @@ class Probes:
         return found
 
     def stored(self) -> dict[str, Reading]:
-        """What is read from each of the usual forms in 4 bits, by its name."""
-        return {form: self.mistaken(form, frozenset(), 1.0) for form in STORED}
+        """What is read in the form that the target says, else in each of the usual ones in 4 bits, by its name."""
+        return {form: self.mistaken(form, frozenset(), 1.0) for form in self._forms}
 
     def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
-        """What is read from a form in 4 bits without these modules, and with the update counted so many times."""
+        """What is read from a form without these modules, and with the update counted so many times."""
         self._shown(0, 1, form)
-        to, merged, heads = STORED[form]
+        to, merged, heads = self._forms[form]
         with without(self._layers, missing), scaled(self._layers, factor):
             return self._read(rounded(self._loaded, to, merged=merged, heads=heads))
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, TIED, UNLIKE
+from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
 from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
 
 Vector = npt.NDArray[np.float64]
@@ -55,6 +55,8 @@ class Explainer(Protocol):
     groups: dict[str, frozenset[str]]
     whole: frozenset[str]
     """The modules without which the model is the base."""
+    knows_form: bool
+    """Whether the target says in which form it keeps its weights, so that no other one is an excuse."""
 
     def parts(self) -> Mapping[str, Reading]:
         """Without each group of modules."""
@@ -63,10 +65,10 @@ class Explainer(Protocol):
         """In bfloat16, and with weights of 8 bits."""
 
     def stored(self) -> Mapping[str, Reading]:
-        """In each of the usual forms in 4 bits, by its name."""
+        """In the form that the target says, else in each of the usual ones in 4 bits, by its name."""
 
     def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
-        """In a form in 4 bits, without these modules and with the update counted so many times."""
+        """In a form, without these modules and with the update counted so many times."""
 
     def without(self, paths: frozenset[str]) -> Reading:
         """Without these modules."""
@@ -104,6 +106,8 @@ class _Explanation(NamedTuple):
     factor: float | None = None
     form: str = ""
     """In 4 bits, the form."""
+    away: float = 0.0
+    """In a form, |y - what the adapter gives in it|."""
 
 
 def vector_of(reading: Reading) -> Vector:
@@ -201,7 +205,7 @@ def conclude(
     if not exact and (told.residual or 0.0) > rounding.fine:
         stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
         noise |= {"int4": max(e.from_adapter(vector) for vector in stored.values())}
-        rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
+        rounding = _Rounding.of(noise, precision, e.rounded, exact=probes.knows_form)
     judgement = _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head)
     return judgement.with_probes(probes, [vector - e.a for vector in readings.values()], stored)
 
@@ -213,10 +217,8 @@ class _Rounding(NamedTuple):
     """In the target's dtype, as measured."""
     fine: float
     """In the target's dtype, at most."""
-    least: float
-    """From here on a model may have been merged into 4 bits, and then stored in its dtype."""
     coarse: float
-    """Up to here it is what 4 bits do."""
+    """Up to here it may be what 4 bits do: of a model in 16 bits, 4 bits that it was merged into before."""
     beside: float
     """Up to here rounding may come on top of a mistake."""
 
@@ -226,14 +228,12 @@ class _Rounding(NamedTuple):
         kinds = _OF_PRECISION.get(precision, _OTHERWISE)
         measured = max(times * noise.get(kind, 0.0) for kind, times in kinds.items())
         fine = max(least, FINE.value * measured)
-        four_bits = noise.get("int4", 0.0)
-        coarse = fine if exact else max(fine, COARSE.value * four_bits)
-        is_float = precision in _OF_PRECISION
-        return cls(measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse)
+        coarse = fine if exact else max(fine, COARSE.value * noise.get("int4", 0.0))
+        return cls(measured, fine, coarse, fine if precision in _OF_PRECISION else coarse)
 
     def may_be_4_bits(self, residual: float) -> bool:
         """Whether a residual is one that 4-bit weights leave."""
-        return max(self.fine, self.least) < residual <= self.coarse
+        return self.fine < residual <= self.coarse
 
 
 class _Span:
@@ -243,8 +243,12 @@ class _Span:
         self._weights = _precision_of(noises)
         directions = [evidence.a - evidence.b, *(vector - evidence.a for vector in parts.values())]
         self._basis = np.linalg.qr(np.stack(directions, axis=1) * self._weights[:, None])[0]
-        self.like_noise: float = max(self.share(noise) for noise in noises) + NOISE_LIKE.value
-        """Up to this share a difference may be rounding."""
+        self._noises = noises
+
+    def is_like(self, difference: Vector, noises: Sequence[Vector] | None = None) -> bool:
+        """Whether no more of a difference lies along these directions than of noises; None: those of 16 and 8 bits."""
+        most = max(self.share(noise) for noise in noises or self._noises)
+        return self.share(difference) <= most + BEYOND.value
 
     def share(self, difference: Vector) -> float:
         """The share of |d|^2 along these directions, beyond what chance puts there."""
@@ -275,9 +279,8 @@ class _Judgement:
 
     def alone(self) -> Conclusion:
         """The verdict from the receipt alone."""
-        base = min(self._bases, key=_left)
-        if self._explains(base):
-            return self._explained(base, [base])
+        if (cause := self._cause(self._bases)) is not None:
+            return self._explained(cause, self._bases)
         if self._r <= self._rounding.fine:
             return self._same()
         if self._rounding.may_be_4_bits(self._r):
@@ -304,23 +307,22 @@ class _Judgement:
             if self._is_noise(vector, span):
                 return self._within(form, e.distance(vector))
         found = self._explanations(parts, probes, stored)
-        if self._explains(found[0]):
-            return self._explained(found[0], found)
+        if (cause := self._cause(found)) is not None:
+            return self._explained(cause, found)
         self._told = self._told._replace(tried=tuple((one.name, one.left) for one in found[:_SHOWN]))
         if self._r <= rounding.fine:
             return self._untold(
                 f"What answers is near the adapter, {self._away}, as rounding may leave it; but part of that is along "
                 "what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
-        if stored and rounding.may_be_4_bits(self._r):
-            of_forms = max(span.share(vector - e.a) for vector in stored.values())
-            is_near = self._is_near(found[0])
-            if is_near or span.share(e.y - e.a) <= of_forms + BEYOND.value:
-                also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
-                return self._untold(
-                    f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual "
-                    f"forms gives it ({', '.join(stored)}), and a checkpoint{also} may lie there as well"
-                )
+        is_near = self._is_near(found[0])
+        forms = [vector - e.a for vector in stored.values()]
+        if rounding.may_be_4_bits(self._r) and (is_near or span.is_like(e.y - e.a, forms)):
+            also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
+            return self._untold(
+                f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual forms "
+                f"gives it ({', '.join(stored)}), and a checkpoint{also} may lie there as well"
+            )
         return self._relative()
 
     def _is_noise(self, other: Vector, span: _Span) -> bool:
@@ -328,12 +330,12 @@ class _Judgement:
         left = self._e.distance(other)
         if left > self._rounding.fine:
             return False
-        return left <= self._rounding.measured or span.share(self._e.y - other) <= span.like_noise
+        return left <= self._rounding.measured or span.is_like(self._e.y - other)
 
     def _explanations(
         self, parts: Mapping[str, Vector], probes: Explainer, stored: Mapping[str, Vector]
     ) -> list[_Explanation]:
-        """The mistakes that were repeated, the nearest first; the base before one that is hardly nearer."""
+        """The mistakes that were repeated, the nearest first."""
         e = self._e
         found = [self._bases[0]._replace(paths=probes.whole), *self._bases[1:]]
         found += [
@@ -345,8 +347,7 @@ class _Judgement:
             found += self._pairs(parts, probes)
         if stored and min(found, key=_left).left > CLEAR.value * self._r:
             found.append(self._in_a_form(found, stored, probes))
-        least = min(found, key=_left).left
-        return sorted(found, key=lambda one: (one.verdict != "the_base" or one.left > TIED.value * least, one.left))
+        return sorted(found, key=_left)
 
     def _in_a_form(
         self, found: Sequence[_Explanation], stored: Mapping[str, Vector], probes: Explainer
@@ -356,7 +357,7 @@ class _Judgement:
         pairs = [(one, form) for one in found if one.paths or one.factor for form in stored]
         one, form = min(pairs, key=lambda pair: e.distance(pair[0].vector + stored[pair[1]] - e.a))
         vector = e.seen(probes.mistaken(form, one.paths, one.factor or 1.0))
-        return one._replace(vector=vector, left=e.distance(vector), form=form)
+        return one._replace(vector=vector, left=e.distance(vector), form=form, away=e.distance(stored[form]))
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
         """The factor that comes nearest: of those that are tried, then between the neighbours of the best one.
@@ -372,8 +373,8 @@ class _Judgement:
         for _ in range(_PASSES):
             if left <= self._rounding.fine:
                 break
-            factor, hoped = self._between(read)
-            if hoped > EXPLAINED.value * self._r or factor in read:
+            factor = self._between(read)
+            if factor in read:
                 break
             read[factor] = e.seen(probes.scaled(factor))
             best, left = self._best(read)
@@ -386,8 +387,8 @@ class _Judgement:
         best = min(left, key=left.__getitem__)
         return best, left[best]
 
-    def _between(self, read: Mapping[float, Vector]) -> tuple[float, float]:
-        """The nearest point of the parabola through the best factor and its neighbours, and how near it comes."""
+    def _between(self, read: Mapping[float, Vector]) -> float:
+        """The nearest point of the parabola through the best factor and its neighbours."""
         order = sorted(read)
         nearest = min(read, key=lambda factor: self._e.distance(read[factor]))
         at = min(max(order.index(nearest), 1), len(order) - 2)
@@ -400,7 +401,7 @@ class _Judgement:
             return self._e.distance(np.sum(parts, axis=0))
 
         found = minimize_scalar(distance, bounds=(max(three[0], _SMALLEST), three[2]), method="bounded")
-        return float(found.x), float(found.fun)
+        return float(found.x)
 
     def _pairs(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
         """The two groups whose effects, added up, come nearest; they are then run together."""
@@ -413,21 +414,28 @@ class _Judgement:
         vector = e.seen(probes.without(paths))
         return [_Explanation(f"without {one} and {other}", "part_missing", vector, e.distance(vector), paths)]
 
-    def _explains(self, one: _Explanation) -> bool:
-        """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a.
-
-        Where noise alone may have led y away from a, what is left of a mistake is no evidence of it.
-        """
-        is_far = self._r > self._rounding.coarse or one.verdict == "the_base"
-        return one.left <= CLEAR.value * self._r or (self._is_near(one) and is_far)
+    def _is_clear(self, one: _Explanation) -> bool:
+        """Whether y is what the mistake gives, and hardly what the adapter gives in the same form."""
+        return one.left <= CLEAR.value * (one.away or self._r)
 
     def _is_near(self, one: _Explanation) -> bool:
         """Whether a mistake comes within noise of y, and much nearer than the adapter."""
         return one.left <= min(self._rounding.beside, EXPLAINED.value * self._r)
 
+    def _cause(self, found: Sequence[_Explanation]) -> _Explanation | None:
+        """The mistake that explains y: the nearest one, nearly to the digit or within noise; there the base goes first.
+
+        Where noise alone may have led y away from a, what is left of a mistake is no evidence of it.
+        """
+        nearest = min(found, key=_left)
+        if self._is_clear(nearest):
+            return nearest
+        near = [one for one in (*self._bases, nearest) if self._is_near(one)]
+        return near[0] if near and self._r > self._rounding.coarse else None
+
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
-        near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
-        near = f", in 4 bits as {one.form}" if one.form else near
+        near = "" if self._is_clear(one) else ", within what 4 bits do"
+        near = f", quantised as {one.form}" if one.form else near
         story = {
             "the_base": f"{one.name.capitalize()} answers, without the adapter: {one.left:.3f} of the adapter's effect "
             f"from it{near}",
@@ -452,7 +460,7 @@ class _Judgement:
     def _within(self, form: str, left: float) -> Conclusion:
         return self._told._replace(
             verdict="same_within_quantisation",
-            story=f"The adapter answers, in 4 bits: {self._away}, and {left:.3g} away from what {form} gives",
+            story=f"The adapter answers, quantised: {self._away}, and {left:.3g} away from what {form} gives",
         )
 
     @property
