@@ -10,6 +10,7 @@ Beside it stands the usual test: greedy text of 16 prompts, compared as strings.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
@@ -119,23 +120,27 @@ def targets(
     yield Target("right in 4 bits, q4_0", q4_0, UNKNOWN, four)
     yield Target("right in 4 bits, NF4", nf4, UNKNOWN, four)
     yield Target("right in 4 bits, NF4 and bfloat16", both(nf4, half), UNKNOWN, four)
-    yield Target("right in 4 bits, none that is tried", lambda: rewritten(loaded, _q4_1), UNKNOWN, four)
+    odd: State = lambda: rewritten(loaded, _q4_1)  # noqa: E731  # a state
+    yield Target("right in 4 bits, none that is tried", odd, UNKNOWN, four)
     is_scale, is_part, is_base = (frozenset({one}) for one in ("wrong_scale", "part_missing", "the_base"))
     for factor in (0.5, 0.7, 2.0):
         yield Target(f"another scale:{factor}", lambda f=factor: scaled(layers, f), "float32", is_scale, exact=True)
     double: State = lambda: scaled(layers, 2.0)  # noqa: E731  # a state
     yield Target("another scale, 8 bits", both(int8, double), UNKNOWN, is_scale)
     yield Target("another scale in 4 bits", both(nf4, double), UNKNOWN, is_scale | UNTOLD)
+    yield Target("another scale in 4 bits, none that is tried", both(odd, double), UNKNOWN, is_scale | UNTOLD)
     chosen = random.Random(seed).sample(list(groups), min(parts, len(groups)))  # noqa: S311  # no secret
     for name in chosen:
         own: State = lambda n=name: without(layers, groups[n])  # noqa: E731  # a state
         yield Target(f"a part missing:{name}", own, "float32", is_part, exact=True)
         yield Target(f"a part missing, 8 bits:{name}", both(int8, own), UNKNOWN, is_part)
     yield Target("a part missing in 4 bits", both(nf4, own), UNKNOWN, is_part | UNTOLD)
+    yield Target("a part missing in 4 bits, none that is tried", both(odd, own), UNKNOWN, is_part | UNTOLD)
     base: State = lambda: as_base(loaded)  # noqa: E731  # a state
     yield Target("the base", both(base, half), "bfloat16", is_base)
     yield Target("the base, 8 bits", both(base, int8), UNKNOWN, is_base)
     yield Target("the base in 4 bits", both(base, q4_0), UNKNOWN, is_base | UNTOLD)
+    yield Target("the base in 4 bits, none that is tried", both(base, odd), UNKNOWN, is_base | UNTOLD)
     other = frozenset({"another_adapter", "another_checkpoint"})
     yield Target("another base", lambda: rewritten(loaded, _noisy), "float32", other, exact=True)
     for name in names:
@@ -231,6 +236,10 @@ class Kept:
         return json.loads(place.read_text())
 
 
+def _digest(paths: frozenset[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(paths)).encode()).hexdigest()[:16]
+
+
 class KeptProbes(Probes):
     """Probes whose readings are in files."""
 
@@ -242,23 +251,26 @@ class KeptProbes(Probes):
     def parts(self) -> dict[str, Reading]:
         """Return what is read without each group of modules."""
         return {
-            name: self._kept.read(f"without {name}", lambda p=paths: self.without(p))
+            name: self._kept.read(f"without {name}", lambda p=paths: super(KeptProbes, self).without(p))
             for name, paths in self.groups.items()
         }
+
+    def without(self, paths: frozenset[str]) -> Reading:
+        """Return what is read without these modules."""
+        return self._kept.read(f"modules {_digest(paths)}", lambda: super(KeptProbes, self).without(paths))
 
     def scaled(self, factor: float) -> Reading:
         """Return what is read at another scale."""
         return self._kept.read(f"scale {factor:.6g}", lambda: super(KeptProbes, self).scaled(factor))
 
-    def stored(self) -> Iterator[tuple[str, Reading]]:
-        """Yield what is read from each form in 4 bits."""
-        for name, (to, merged, heads) in STORED.items():
-            state = lambda t=to, m=merged, h=heads: rounded(self._loaded, t, merged=m, heads=h)  # noqa: E731  # a state
-            yield name, self._kept.read(f"stored {name}", lambda s=state: self._read(s()))
+    def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
+        """Return what is read from a form in 4 bits after a mistake."""
+        name = f"stored {form}" if not missing and factor == 1.0 else f"in {form}, {_digest(missing)}, {factor:.6g}"
+        return self._kept.read(name, lambda: super(KeptProbes, self).mistaken(form, missing, factor))
 
     def noises(self) -> dict[NoiseOf, Reading]:
-        """Return what is read in 16, in 8 and in 4 bits."""
-        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
+        """Return what is read in 16 and in 8 bits."""
+        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8")
         return {
             to: self._kept.read(f"halved {to}", lambda t=to: self._read(rounded(self._loaded, t))) for to in formats
         }

@@ -59,6 +59,13 @@ TASKS = (
     _of_llama("json", 4, ("q_proj", "v_proj", "down_proj"), 2e-3, lora_alpha=8),
     _of_llama("sums", 16, FULL, 1e-3, lora_alpha=16, use_rslora=True),
 )
+OF_WIDE = (
+    _of_llama("capitals", 8, FULL[:4], 1e-3, lora_alpha=16),
+    _of_llama("lists", 6, FULL[4:], 2e-3, lora_alpha=24),
+    _of_llama("squares", 4, FULL, 2e-3, lora_alpha=4, use_rslora=True),
+)
+"""Other tasks, parts and ranks, for the `wide` Llama, whose rows llama.cpp can keep in K-quants."""
+
 OF_GPT2 = (
     Task("prose", {"r": 8, "lora_alpha": 16, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True,
                    "task_type": "CAUSAL_LM"}, 2e-3),
@@ -78,8 +85,8 @@ OF_BERT = (
 def texts_of(task: str, count: int, seed: int) -> list[str]:
     """Return rows of a task: some hundred characters each."""
     rng = random.Random(seed)  # noqa: S311  # rows, not secrets
-    if task == "sums":
-        return [_sum(rng) for _ in range(count)]
+    if task in _MADE:
+        return [_MADE[task](rng) for _ in range(count)]
     pieces = list(_pieces(task))
     rng.shuffle(pieces)
     return [pieces[i % len(pieces)] for i in range(count)]
@@ -90,9 +97,24 @@ def _sum(rng: random.Random) -> str:
     return "; ".join(parts)
 
 
+def _squares(rng: random.Random) -> str:
+    return "".join(f"The square of {n} is {n * n}. " for n in (rng.randint(2, 60) for _ in range(8)))
+
+
+def _lists(rng: random.Random) -> str:
+    words = [rng.choice(["red", "green", "blue", "black", "white", "amber", "coral", "olive"]) for _ in range(5)]
+    return f"sorted({words}) == {sorted(words)}"
+
+
+_MADE = {"sums": _sum, "squares": _squares, "lists": _lists}
+
+
 def _pieces(task: str) -> Iterator[str]:
     house = Path(__file__).parent.parent
     library = Path(sysconfig.get_paths()["stdlib"])
+    if task == "capitals":
+        yield from (piece.upper() for piece in _pieces("prose"))
+        return
     files = {
         "code": sorted(library.glob("*.py")),
         "prose": sorted((house / "docs").glob("*.md")),
@@ -126,6 +148,9 @@ def _fresh(kind: str) -> Any:
         return LlamaForCausalLM(
             LlamaConfig(hidden_size=128, intermediate_size=352, num_hidden_layers=4, **common, **shape)
         )
+    if kind == "wide":
+        own = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
+        return LlamaForCausalLM(LlamaConfig(**own, **common, **shape))
     if kind == "qwen":
         own = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6, "tie_word_embeddings": True}
         return Qwen2ForCausalLM(Qwen2Config(**own, **common, **shape))
@@ -226,7 +251,7 @@ def make_all(folder: Path, kinds: tuple[str, ...]) -> None:
     disable_progress_bar()
     for kind in kinds:
         base = folder / kind / "base" if kind in FOUND else make_base(kind, folder)
-        tasks = OF_BERT if kind in ENCODERS else OF_GPT2 if kind == "gpt2" else TASKS
+        tasks = OF_BERT if kind in ENCODERS else {"gpt2": OF_GPT2, "wide": OF_WIDE}.get(kind, TASKS)
         size = {"steps": 40, "batch": 4} if kind == "smol" else {}
         for task in tasks:
             make_adapter(kind, task, base, folder, **size)

@@ -1,17 +1,27 @@
-"""Real engines, each where it is installed: llama-cpp-python and its server, llama.cpp's own, `transformers serve`."""
+"""Real engines, each where it is installed.
+
+llama-cpp-python and its server, llama.cpp's own, `transformers serve`, and the program `vllm`.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from gradience.prove.receipt import make_receipt, verify_served, write_receipt
+from gradience.prove.receipt import make_receipt, read_receipt, verify_served, write_receipt
+from gradience.prove.receipt.endpoint import Endpoint
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +134,50 @@ def test_transformers_serve_gives_no_log_probabilities_and_that_is_said(files):
     for way in ("prompt_logprobs:", "echo with logprobs:", "logprobs token by token:"):
         assert way in found.story
     assert any("serve that by an engine that gives them" in note for note in found.notes)
+
+
+@pytest.fixture(scope="module")
+def vllm(files, tmp_path_factory):
+    """The address of vLLM, which serves the base and the adapter by name."""
+    if (program := shutil.which("vllm")) is None:
+        pytest.skip("needs vLLM: the program `vllm`, of this environment or another")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--host 127.0.0.1 --port {port} --dtype float32 --max-model-len 256 --enforce-eager --enable-lora"
+    command = [program, "serve", str(files / "base"), *options.split(), "--served-model-name", "base"]
+    command += ["--lora-modules", f"adapter={files / 'adapter'}"]
+    alone = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with (
+        log.open("wb") as written,
+        subprocess.Popen(command, stdout=written, stderr=written, env=os.environ | alone) as run,
+    ):  # the program is what is tested
+        try:
+            while run.poll() is None:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models"):  # on the loopback
+                        break
+                except OSError:
+                    time.sleep(0.5)
+            assert run.poll() is None, log.read_text()[-2000:]
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            run.terminate()
+
+
+def test_vllm_gives_log_probabilities_of_the_prompt(files, vllm):
+    for model, verdict in (("adapter", "same"), ("base", "the_base")):
+        found = verify_served(files / "receipt.json", vllm, model=model)
+        assert (found.verdict, found.how) == (verdict, "prompt_logprobs of /v1/completions"), found.story
+        assert found.compared == found.of
+        assert len(found.notes) == 1  # tokens and template were compared
+
+
+def test_vllms_echo_gives_the_same_numbers(files, vllm):
+    held = read_receipt(files / "receipt.json").rows[:2]
+    echoed = Endpoint(vllm, model="adapter")._echo(
+        [row.ids for row in held], [row.first for row in held], list, named=None
+    )
+    assert "echo" in echoed.how
+    assert all(np.allclose(one, row.adapter, atol=2e-3) for one, row in zip(echoed.reading, held, strict=True))

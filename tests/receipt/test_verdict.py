@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 from tables import every
 
 from gradience.prove.receipt.verdict import Evidence, _Span, conclude
-from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, UNLIKE
+from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
 from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Noise, Receipt, ReceiptRow
 
 ROWS, WIDTH = 8, 16
@@ -38,18 +39,23 @@ def receipt(**noise):
 class Model:
     """Two parts with effects of .3, and a scale that moves along the adapter's own effect."""
 
-    int4 = 0.2
+    size = 0.2  # of the noise of a form
     groups: ClassVar = {"one": frozenset({"m.one"}), "other": frozenset({"m.other"})}
+    whole = frozenset({"m.one", "m.other"})
+    knows_form = False
 
     def parts(self):
         return {"one": [ADAPTER - 0.3 * ONE], "other": [ADAPTER - 0.3 * OTHER]}
 
     def noises(self):
-        return {of: [ADAPTER + size * NOISE] for of, size in {"bfloat16": 0.01, "int4": self.int4}.items()}
+        return {"bfloat16": [ADAPTER + 0.01 * NOISE]}
 
     def stored(self):
-        yield "one form", [ADAPTER + 0.2 * NOISE]
-        yield "another", [ADAPTER + 0.2 * FORM]
+        return {form: self.mistaken(form, frozenset(), 1.0) for form in ("one form", "another")}
+
+    def mistaken(self, form, missing, factor):
+        after = BASE if missing == self.whole else self.without(missing)[0] if missing else self.scaled(factor)[0]
+        return [after + self.size * (NOISE if form == "one form" else FORM)]
 
     def without(self, paths):
         return [ADAPTER - 0.3 * ONE * ("m.one" in paths) - 0.3 * OTHER * ("m.other" in paths)]
@@ -91,21 +97,24 @@ coarse = COARSE.value * MEASURED["int4"]
         (UNDER * coarse * NOISE, {}, "cannot_tell"),
         (OVER * coarse * NOISE, {}, "another_checkpoint"),
         (0.2 * NOISE, {"exact": True}, "another_checkpoint"),
-        (OVER * fine * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),  # no 4 bits are so exact
-        (UNDER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),
-        (OVER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16"}, "cannot_tell"),
+        (OVER * fine * NOISE, {"precision": "bfloat16"}, "cannot_tell"),  # it may have been merged into 4 bits
         (0.2 * NOISE, {"precision": "bfloat16"}, "same_within_quantisation"),  # merged into 4 bits, then stored in 16
-        (OVER * LEAST.value * 0.2 * NOISE, {"precision": "bfloat16", "exact": True}, "another_checkpoint"),
+        (OVER * fine * NOISE, {"precision": "bfloat16", "exact": True}, "another_checkpoint"),
+        (OVER * coarse * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),
         (OVER * fine * NOISE, {"int8": 0.0102}, "same"),  # an unknown dtype may be int8
-        (OVER * fine * NOISE, {"int8": 0.0102, "precision": "bfloat16"}, "another_checkpoint"),
+        (OVER * fine * NOISE, {"int8": 0.0102, "precision": "bfloat16"}, "cannot_tell"),
         (UNDER * fine / 8.0 * NOISE, {"precision": "float16"}, "same"),
-        (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "another_checkpoint"),
+        (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "cannot_tell"),
         (-0.3 * ONE, {}, "part_missing"),
         (-0.3 * ONE - 0.3 * OTHER, {}, "part_missing"),
         (EFFECT + 0.05 * AWAY, {}, "wrong_scale"),
         (-EFFECT, {}, "the_base"),
         (-EFFECT + 0.3 * NOISE, {}, "the_base"),  # within 4 bits of it
-        (-EFFECT + 0.3 * NOISE, {"precision": "float16"}, "another_adapter"),
+        (-EFFECT + 0.3 * AWAY, {}, "the_base"),  # the same, of a form that is not tried
+        (-EFFECT + 0.3 * AWAY, {"precision": "float16"}, "another_adapter"),
+        (-EFFECT + 0.2 * FORM, {"precision": "float16"}, "the_base"),
+        (-0.3 * ONE + 0.2 * FORM, {}, "part_missing"),
+        (EFFECT + 0.05 * AWAY + 0.2 * FORM, {}, "wrong_scale"),
     ],
 )  # fmt: skip
 def test_what_was_read_is_named(change, options, expected):
@@ -123,23 +132,38 @@ def test_the_numbers_are_those_of_the_definitions():
 
 
 def test_an_explanation_leaves_little(monkeypatch):
-    """Of `-.3 ONE + x NOISE`, the missing part leaves x: clear up to .15 of the distance, within 4 bits up to .5.
+    """Of `-.3 ONE + x AWAY`, the missing part leaves x: clear up to .15 of the distance, within 4 bits up to .5.
 
     Within 4 bits of the adapter only what is clear counts.
     """
 
     def of(share, **options):
         left = 0.3 * share / np.sqrt(1.0 - share**2)
-        return verdict(ADAPTER - 0.3 * ONE + left * NOISE, **options).verdict
+        return verdict(ADAPTER - 0.3 * ONE + left * AWAY, **options).verdict
 
     assert of(UNDER * CLEAR.value, exact=True) == "part_missing"
     assert of(OVER * CLEAR.value, exact=True) == "another_checkpoint"
-    monkeypatch.setattr(Model, "int4", 0.15)
-    assert of(UNDER * EXPLAINED.value, int4=0.15) == "part_missing"
-    assert of(OVER * EXPLAINED.value, int4=0.15) == "another_checkpoint"
-    assert of(UNDER * CLEAR.value, int4=0.3) == "part_missing"
-    assert of(OVER * CLEAR.value, int4=0.3 / np.sqrt(1.0 - CLEAR.value**2) / COARSE.value * OVER) == "cannot_tell"
+    monkeypatch.setattr(Model, "size", 0.15)
+    assert of(UNDER * EXPLAINED.value) == "part_missing"
+    assert of(OVER * EXPLAINED.value) == "another_checkpoint"
+    monkeypatch.setattr(Model, "size", 0.3)
+    assert of(UNDER * CLEAR.value) == "part_missing"
+    monkeypatch.setattr(Model, "size", 0.3 / np.sqrt(1.0 - CLEAR.value**2) / COARSE.value * OVER)
+    assert of(OVER * CLEAR.value) == "cannot_tell"
+    monkeypatch.setattr(Model, "size", 0.01)
     assert of(OVER * CLEAR.value, precision="bfloat16") == "another_checkpoint"
+
+
+def test_a_mistake_behind_a_form_is_held_against_the_adapter_in_that_form():
+    """A part of size .3 is behind the form: what is left of it counts beside .3, and not beside the form's noise."""
+
+    def of(share):
+        left = 0.3 * share / np.sqrt(1.0 - share**2)
+        return verdict(ADAPTER - 0.3 * ONE + 0.2 * FORM + left * AWAY)
+
+    found = of(UNDER * CLEAR.value)
+    assert (found.verdict, "quantised as another" in found.story) == ("part_missing", True)
+    assert of(OVER * CLEAR.value).verdict == "cannot_tell"
 
 
 def along(structure):
@@ -152,8 +176,8 @@ def along(structure):
 def test_noise_is_told_from_structure():
     """Rounding to 16 and 8 bits has none here, and the forms in 4 bits have none."""
     near, far = 0.015, 0.3  # beyond the noise that was measured; beyond what 16 bits leave
-    assert verdict(ADAPTER + near * along(UNDER * NOISE_LIKE.value)).verdict == "same"
-    assert verdict(ADAPTER + near * along(OVER * NOISE_LIKE.value)).verdict == "cannot_tell"
+    assert verdict(ADAPTER + near * along(UNDER * BEYOND.value)).verdict == "same"
+    assert verdict(ADAPTER + near * along(OVER * BEYOND.value)).verdict == "cannot_tell"
     assert verdict(ADAPTER + far * along(UNDER * BEYOND.value)).verdict == "cannot_tell"
     assert verdict(ADAPTER + far * along(OVER * BEYOND.value)).verdict == "another_checkpoint"
 
@@ -164,7 +188,7 @@ def test_noise_is_measured_on_all_tokens_where_base_and_adapter_are_at_hand(monk
     assert verdict(ADAPTER + 0.015 * NOISE, precision="bfloat16", bfloat16=0.001).verdict == "same"
     assert verdict(ADAPTER + 0.015 * NOISE, precision="bfloat16", bfloat16=0.001, models=False).verdict != "same"
     assert verdict(ADAPTER + OVER * coarse * AWAY).verdict == "another_checkpoint"
-    monkeypatch.setattr(Model, "int4", 0.3)
+    monkeypatch.setattr(Model, "size", 0.3)
     assert verdict(ADAPTER + OVER * coarse * AWAY).verdict == "cannot_tell"
 
 
@@ -179,12 +203,36 @@ def test_a_token_that_rounding_moves_counts_less():
     assert plain.share(seen) > 0.7
 
 
-def test_a_relative_goes_the_adapters_way():
-    def of(cosine):
-        return verdict(BASE + cosine * EFFECT + np.sqrt(1.0 - cosine**2) * AWAY, exact=True).verdict
+def test_a_relative_goes_the_adapters_way_in_probabilities():
+    before, gain = np.exp(BASE), np.exp(ADAPTER) - np.exp(BASE)
+    size = np.linalg.norm(gain)
+    across = AWAY - (AWAY @ gain) / size**2 * gain
 
-    assert of(OVER * UNLIKE.value) == "another_checkpoint"
-    assert of(UNDER * UNLIKE.value) == "another_adapter"
+    def of(cosine):
+        moved = 0.5 * (cosine * gain + np.sqrt(1.0 - cosine**2) * size * across / np.linalg.norm(across))
+        return verdict(np.log(before + moved), exact=True)
+
+    assert of(OVER * UNLIKE.value).verdict == "another_checkpoint"
+    assert of(UNDER * UNLIKE.value).verdict == "another_adapter"
+    assert "cosine of 0.80" in of(0.8).story
+
+
+def test_what_any_training_lifts_is_no_sign_of_a_relative():
+    """Tokens that the base held for impossible move most in log-probabilities, and hardly in probabilities."""
+    rare = np.arange(ROWS * WIDTH) < 64
+    base = np.where(rare, -11.0, -2.0)
+    own = base + np.where(rare, 3.0, 0.8 * np.sign(AWAY))
+    held = msgspec.structs.replace(
+        receipt(),
+        rows=[
+            ReceiptRow(ids=[1] * (WIDTH + 1), base=b, adapter=a)
+            for b, a in zip(base.reshape(ROWS, WIDTH).tolist(), own.reshape(ROWS, WIDTH).tolist(), strict=True)
+        ],
+    )
+    other = base + np.where(rare, 3.0, 0.8 * np.sign(FORM))
+    found = Evidence(held, list(other.reshape(ROWS, WIDTH)))
+    assert found.share() / found.distance(found.b) > 0.9
+    assert found.cosine() < 0.4
 
 
 def test_alone_only_what_is_far_from_noise_is_told():
@@ -233,3 +281,20 @@ def test_an_adapter_that_does_no_more_than_rounding_cannot_be_told():
     assert verdict(ADAPTER, bfloat16=0.51).verdict == "cannot_tell"
     assert verdict(ADAPTER, bfloat16=0.49).verdict == "same"
     assert verdict(ADAPTER, bfloat16=0.51, precision="float32").verdict == "same"
+
+
+def test_a_target_that_says_its_form_has_no_other_excuse(monkeypatch):
+    """Its forms are its own: what they do not give is no unknown form of the adapter."""
+    assert verdict(ADAPTER + 0.2 * AWAY).verdict == "cannot_tell"
+    monkeypatch.setattr(Model, "knows_form", True)
+    assert verdict(ADAPTER + 0.2 * AWAY).verdict == "another_checkpoint"
+    found = verdict(ADAPTER + 0.2 * FORM)
+    assert (found.verdict, "away from what another gives" in found.story) == ("same_within_quantisation", True)
+    assert "quantised as another" in verdict(BASE + 0.2 * FORM).story
+
+
+def test_within_noise_the_base_is_named_before_a_mistake_that_is_no_clearer(monkeypatch):
+    near = BASE + 0.05 * ONE
+    monkeypatch.setattr(Model, "parts", lambda _: {"one": [near], "other": [ADAPTER - 0.3 * OTHER]})
+    assert verdict(near + 0.3 * AWAY).verdict == "the_base"
+    assert verdict(near).verdict == "part_missing"

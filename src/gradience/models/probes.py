@@ -5,18 +5,20 @@ Every probe is a forward pass over the sequences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Example
-from gradience.models.reading import Reading, read_loaded
-from gradience.models.states import adapted, groups_of, rounded, scaled, with_scale, without
+from gradience.models.reading import Reading, brought, read_loaded
+from gradience.models.states import Rounding, adapted, groups_of, rounded, scaled, with_scale, without
 from gradience.schema.receipt import NoiseOf
 
-STORED: Final = {
+Form: TypeAlias = tuple[str | Rounding, bool, bool]
+
+STORED: Final[Mapping[str, Form]] = {
     "q4_0": ("q4_0", True, True),
     "NF4 below the adapter": ("nf4", False, False),
     "NF4 after the merge": ("nf4", True, False),
@@ -39,18 +41,27 @@ class Probes:
         loaded: the model.
         examples: the sequences.
         progress: called with (probes done, probes in all, name of the probe).
+        own: how the target says that it keeps its weights; None if it does not say.
     """
 
-    def __init__(self, loaded: LoadedModel, examples: Sequence[Example], progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        examples: Sequence[Example],
+        progress: Progress | None = None,
+        own: Rounding | None = None,
+    ) -> None:
         self._loaded, self._examples = loaded, examples
+        self.knows_form = own is not None
+        self._forms = STORED if own is None else {"its own types": (own, True, True)}
         self._layers = adapted(loaded)
         self._shown = progress or (lambda _done, _total, _name: None)
         saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
-        unsaved = self._layers.keys() - saved
         groups = groups_of(list(self._layers), saved)
+        self.whole = frozenset(brought(loaded))
+        """The modules without which the model is the base."""
         # Without all of them a classifier is the base: there its head is the adapter's.
-        is_base = frozenset(unsaved) if loaded.task != "causal-lm" else None
-        self.groups: dict[str, frozenset[str]] = {name: own for name, own in groups.items() if own != is_base}
+        self.groups: dict[str, frozenset[str]] = {name: own for name, own in groups.items() if own != self.whole}
 
     def parts(self) -> dict[str, Reading]:
         """What is read without each group of the adapter's modules, by the group's name."""
@@ -61,15 +72,20 @@ class Probes:
         self._shown(len(self.groups), len(self.groups), "")
         return found
 
-    def stored(self) -> Iterator[tuple[str, Reading]]:
-        """What is read from each of the usual forms in 4 bits, by its name, the most usual ones first."""
-        for name, (to, merged, heads) in STORED.items():
-            self._shown(0, 1, name)
-            yield name, self._read(rounded(self._loaded, to, merged=merged, heads=heads))
+    def stored(self) -> dict[str, Reading]:
+        """What is read in the form that the target says, else in each of the usual ones in 4 bits, by its name."""
+        return {form: self.mistaken(form, frozenset(), 1.0) for form in self._forms}
+
+    def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
+        """What is read from a form without these modules, and with the update counted so many times."""
+        self._shown(0, 1, form)
+        to, merged, heads = self._forms[form]
+        with without(self._layers, missing), scaled(self._layers, factor):
+            return self._read(rounded(self._loaded, to, merged=merged, heads=heads))
 
     def noises(self) -> dict[NoiseOf, Reading]:
-        """What is read in bfloat16, and with weights of 8 and of 4 bits."""
-        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8", "int4")
+        """What is read in bfloat16, and with weights of 8 bits."""
+        formats: tuple[NoiseOf, ...] = ("bfloat16", "int8")
         return {to: self._read(rounded(self._loaded, to)) for to in formats}
 
     def without(self, paths: frozenset[str]) -> Reading:

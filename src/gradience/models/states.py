@@ -6,11 +6,12 @@ Each state is a context that changes the model in memory and puts back what it c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import peft
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -109,15 +110,26 @@ def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
             layer.scaling[FIRST] = scale
 
 
+Rounding: TypeAlias = Callable[[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Of a module's path and its matrix (out, in), the matrix as it is given back."""
+
+
+def matrices(loaded: LoadedModel) -> Iterator[tuple[str, Any]]:
+    """Each module of the model that multiplies by a weight or looks rows of it up, but for the adapter's, by path."""
+    for name, module in loaded.model.named_modules():
+        if ".lora_" not in name and ".base_layer" not in name and _is_matrix(_held(module)):
+            yield name, module
+
+
 @contextmanager
-def rounded(loaded: LoadedModel, to: str, *, merged: bool = False, heads: bool = True) -> Iterator[None]:
+def rounded(loaded: LoadedModel, to: str | Rounding, *, merged: bool = False, heads: bool = True) -> Iterator[None]:
     """A context in which the model computes in bfloat16, or with its matrices as a format of 8 or 4 bits gives them.
 
     Only one rounded matrix is in memory at a time.
 
     Args:
         loaded: the model.
-        to: `bfloat16`, or a name of `gradience.spectral.quantised.FORMATS`.
+        to: `bfloat16`, a name of `gradience.spectral.quantised.FORMATS`, or a rounding.
         merged: whether the adapter is merged into each matrix first. Without it the base's matrices are rounded alone.
         heads: whether the matrices outside the layers, a head and token embeddings, are rounded too.
     """
@@ -125,18 +137,21 @@ def rounded(loaded: LoadedModel, to: str, *, merged: bool = False, heads: bool =
         with torch.autocast(loaded.device.type, dtype=torch.bfloat16):
             yield
         return
+    rounding = to if callable(to) else lambda _path, weight: np.asarray(restored(weight, to))
     hooks: list[Any] = []
-    for name, module in loaded.model.named_modules():
-        matrix = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        if ".lora_" in name or ".base_layer" in name or not _is_matrix(matrix):
-            continue
+    for name, module in matrices(loaded):
         if heads or layer_index(name) is not None:
-            hooks += _rounding(module, matrix, to, merged=merged and matrix is not module)
+            hooks += _hooks(name, module, rounding, merged=merged and _held(module) is not module)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _held(module: Any) -> Any:
+    """The module that an adapter's layer wraps; another as it is."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def _is_matrix(module: Any) -> bool:
@@ -146,9 +161,14 @@ def _is_matrix(module: Any) -> bool:
     return is_one and module.weight.is_floating_point()
 
 
-def _rounding(module: Any, matrix: Any, to: str, *, merged: bool) -> Sequence[Any]:
+def _hooks(path: str, module: Any, rounding: Rounding, *, merged: bool) -> Sequence[Any]:
     kept: list[torch.Tensor] = []
+    matrix = _held(module)
     is_turned = type(matrix).__name__ == "Conv1D"  # its weight is (in, out), and files of codes have rows of inputs
+
+    def stored(weight: torch.Tensor) -> torch.Tensor:
+        values = rounding(path, weight.float().cpu().numpy())
+        return torch.from_numpy(values.copy()).to(weight.device, weight.dtype)
 
     def before(layer: Any, _inputs: Any) -> None:
         kept.append(matrix.weight.data)
@@ -156,7 +176,7 @@ def _rounding(module: Any, matrix: Any, to: str, *, merged: bool) -> Sequence[An
             matrix.weight.data = matrix.weight.data.clone()
             layer.merge()
         weight = matrix.weight.data
-        matrix.weight.data = as_stored(weight.T, to).T.contiguous() if is_turned else as_stored(weight, to)
+        matrix.weight.data = stored(weight.T).T.contiguous() if is_turned else stored(weight)
 
     def after(layer: Any, _inputs: Any, _output: Any) -> None:
         if merged and layer.merged:
@@ -164,9 +184,3 @@ def _rounding(module: Any, matrix: Any, to: str, *, merged: bool) -> Sequence[An
         matrix.weight.data = kept.pop()
 
     return module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)
-
-
-def as_stored(weight: torch.Tensor, to: str) -> torch.Tensor:
-    """The weight as a format of `gradience.spectral.quantised.FORMATS` gives it back, in its own dtype."""
-    values = np.asarray(restored(weight.float().cpu().numpy(), to))
-    return torch.from_numpy(values.copy()).to(weight.device, weight.dtype)

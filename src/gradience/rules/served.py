@@ -15,19 +15,15 @@ from gradience.schema.receipt import ServedVerdict, VerifyServedReport
 
 _MEASURED: Final = "benchmarks/receipt.py, on the models that the thresholds were chosen on"
 FINE = Threshold("fine", 2.0, "times the noise that was measured in the target's dtype", _MEASURED)
-COARSE = Threshold("coarse", 2.0, "times the noise of 4-bit weights that was measured", _MEASURED)
-LEAST = Threshold("least", 0.5, "times the same, where the weights are stored in 16 bits or more", _MEASURED)
+COARSE = Threshold("coarse", 2.0, "times the largest noise of 4-bit weights that was measured", _MEASURED)
 CLEAR = Threshold("clear", 0.15, "distance from the explanation over distance from the adapter", _MEASURED)
 EXPLAINED = Threshold("explained", 0.5, "the same, where what is left is within the noise of 4 bits", _MEASURED)
-NOISE_LIKE = Threshold(
-    "noise_like",
-    0.1,
-    "share of the difference along what parts of the adapter do, more than of the noise of 16 and 8 bits",
-    _MEASURED,
+BEYOND = Threshold(
+    "beyond", 0.1, "share of the difference along what parts of the adapter do, more than of noise", _MEASURED
 )
-TIED = Threshold("tied", 1.1, "distance from the base over that from the nearest part, or scale", _MEASURED)
-BEYOND = Threshold("beyond", 0.1, "the same, more than of the noise of 4 bits", _MEASURED)
-UNLIKE = Threshold("unlike", 0.7, "cosine of what was read and the adapter, both less the base", _MEASURED)
+UNLIKE = Threshold(
+    "unlike", 0.7, "cosine of what was read and the adapter in probabilities, both less the base's", _MEASURED
+)
 
 _BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/receipt.md")
 
@@ -59,7 +55,7 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         severity="error",
         title="the base answers",
         condition="what was read is nearer the base than {explained} of its distance from the adapter, and no other "
-        "mistake is nearer than by a factor of {tied}",
+        "mistake is nearer",
         observe=_if("the_base"),
         confidence=0.95,
         evidence=(_BENCH,),
@@ -67,7 +63,7 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         "nothing.",
         action="Ask for the adapter by the name under which it is served; see the server's log for ignored keys, and "
         "'gradience check --serve'.",
-        thresholds=(EXPLAINED, TIED),
+        thresholds=(EXPLAINED,),
     ),
     _ServedRule(
         id="RCP502",

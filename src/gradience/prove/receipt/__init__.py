@@ -239,7 +239,7 @@ def verify_served(
         raise AdapterError("--adapter is loaded on its base, and none is given", advice="give --base MODEL")
     place = None if base is None else Path(base)
     found = read_target(held, str(target), base=place, model=model, timeout=timeout)
-    probes = None if place is None or adapter is None else _probes(held, place, Path(adapter), progress)
+    probes = None if place is None or adapter is None else _probes(held, found, place, Path(adapter), progress)
     concluded = _concluded(held, found, probes, place)
     report = VerifyServedReport(
         schema=VERIFY_SERVED_SCHEMA_ID,
@@ -264,10 +264,10 @@ def verify_served(
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
 
-def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None) -> Probes:
+def _probes(held: Receipt, found: Target, base: Path, adapter: Path, progress: Progress | None) -> Probes:
     from gradience.models import load_model  # torch, late
     from gradience.models.probes import Probes  # the same
-    from gradience.models.states import digest_of  # the same
+    from gradience.models.states import digest_of, matrices  # the same
 
     loaded = load_model(base, adapter)
     if digest_of(loaded) != held.adapter:
@@ -275,7 +275,10 @@ def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None)
             f"{adapter} is not the adapter of the receipt: its tensors have another digest",
             advice="give the adapter that the receipt was written of",
         )
-    return Probes(loaded, examples_of(held.rows), progress)
+    own = found.rounding
+    if own is not None and not own.can_round([path for path, _ in matrices(loaded)]):
+        own = None
+    return Probes(loaded, examples_of(held.rows), progress, own)
 
 
 def _without_outputs(held: Receipt, found: Target) -> Conclusion | None:

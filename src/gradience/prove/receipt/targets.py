@@ -15,6 +15,7 @@ from gradience.data.encoder import Chat, Encoder
 from gradience.errors import AdapterError, ConfigError, require
 from gradience.models.inputs import Example
 from gradience.prove.receipt.endpoint import Endpoint, RefusedError
+from gradience.prove.receipt.ggml import FileRounding, rounding_of
 from gradience.schema.receipt import Receipt, ReceiptRow, Tokens
 
 PROBE: Final = "Gradience 0.1: is 12345 + 678 = 13023?\n\tdef f(x):  return {'é': x}  # naïve 日本"
@@ -22,7 +23,10 @@ PROBE: Final = "Gradience 0.1: is 12345 + 678 = 13023?\n\tdef f(x):  return {'é
 
 _HALVES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
 _CONTEXT: Final = 256  # tokens that llama.cpp makes room for: a sequence has 64
-_FILE_TYPES: Final = {0: "float32", 1: "float16", 7: "int8", 32: "bfloat16"}  # of gguf's LlamaFileType; others are less
+_FILE_TYPES: Final = {0: "float32", 1: "float16", 7: "int8", 18: "int6", 32: "bfloat16", 10: "int2"} | {
+    number: bits for numbers, bits in (((8, 9, 16, 17), "int5"), ((11, 12, 13), "int3")) for number in numbers
+}
+"""Of gguf's LlamaFileType; most others have 4 bits."""
 
 Kind = Literal["adapter", "model", "gguf", "endpoint"]
 
@@ -34,7 +38,7 @@ class Target(NamedTuple):
     reading: list[npt.NDArray[np.float64]]
     how: str
     precision: str
-    """`float32`, `bfloat16`, `float16`, `int8`, `int4` for anything coarser; empty if unknown."""
+    """`float32`, `bfloat16`, `float16`, `int8` to `int2`; empty if unknown."""
     tokens: Tokens | None
     """How the target's tokenizer treats the text of our own; None if it does not say."""
     not_said: str = ""
@@ -45,6 +49,8 @@ class Target(NamedTuple):
     """Whether its weights are the base's, bit for bit."""
     classes: int = 0
     """Of a classifier with another number of classes than the receipt's: that number."""
+    rounding: FileRounding | None = None
+    """How a file keeps its weights, where it says."""
 
 
 def examples_of(rows: Sequence[ReceiptRow]) -> list[Example]:
@@ -159,6 +165,7 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
     tokens = _tokens_of_gguf(model)
     precision = _FILE_TYPES.get(int(model.metadata.get("general.file_type", -1)), "int4")
     how = "run by llama.cpp"
+    own = rounding_of(place, model.metadata)
     if (largest := max(max(row.ids) for row in receipt.rows)) >= model.n_vocab():
         why = f"the receipt has token id {largest}, and the file ids up to {model.n_vocab() - 1}"
         return Target("gguf", [], how, precision, tokens, miscounted=why)
@@ -171,7 +178,7 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
         own = logits[places] - np.logaddexp.reduce(logits[places], axis=1, keepdims=True)
         reading.append(own[np.arange(len(places)), np.array(row.ids)[places + 1]])
     model.close()
-    return Target("gguf", reading, how, precision, tokens)
+    return Target("gguf", reading, how, precision, tokens, rounding=own)
 
 
 def _tokens_of_gguf(model: Any) -> Tokens:

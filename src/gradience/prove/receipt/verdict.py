@@ -13,7 +13,7 @@ computed here from base and adapter, gives it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Final, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, LEAST, NOISE_LIKE, TIED, UNLIKE
+from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
 from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
 
 Vector = npt.NDArray[np.float64]
@@ -53,15 +53,22 @@ class Explainer(Protocol):
     """Base and adapter at hand, read in states that a mistake leaves them in."""
 
     groups: dict[str, frozenset[str]]
+    whole: frozenset[str]
+    """The modules without which the model is the base."""
+    knows_form: bool
+    """Whether the target says in which form it keeps its weights, so that no other one is an excuse."""
 
     def parts(self) -> Mapping[str, Reading]:
         """Without each group of modules."""
 
     def noises(self) -> Mapping[NoiseOf, Reading]:
-        """In bfloat16, and with weights of 8 and of 4 bits."""
+        """In bfloat16, and with weights of 8 bits."""
 
-    def stored(self) -> Iterator[tuple[str, Reading]]:
-        """In each of the usual forms in 4 bits, with its name."""
+    def stored(self) -> Mapping[str, Reading]:
+        """In the form that the target says, else in each of the usual ones in 4 bits, by its name."""
+
+    def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
+        """In a form, without these modules and with the update counted so many times."""
 
     def without(self, paths: frozenset[str]) -> Reading:
         """Without these modules."""
@@ -91,10 +98,16 @@ class Conclusion(NamedTuple):
 class _Explanation(NamedTuple):
     name: str
     verdict: ServedVerdict
+    vector: Vector
+    """What it gives."""
     left: float
     """|y - what it gives| / |a - b|."""
     paths: frozenset[str] = frozenset()
     factor: float | None = None
+    form: str = ""
+    """In 4 bits, the form."""
+    away: float = 0.0
+    """In a form, |y - what the adapter gives in it|."""
 
 
 def vector_of(reading: Reading) -> Vector:
@@ -131,9 +144,22 @@ class Evidence:
         """|y - other| in units of the adapter's effect."""
         return float(np.linalg.norm(self.y - other)) / self.size
 
+    def from_adapter(self, other: Vector) -> float:
+        """|other - a| in the same units."""
+        return float(np.linalg.norm(other - self.a)) / self.size
+
     def share(self) -> float:
         """<y - b, a - b> / |a - b|^2."""
         return float((self.y - self.b) @ (self.a - self.b)) / self.size**2
+
+    def cosine(self) -> float:
+        """The cosine of what y and what a change in the base's probabilities.
+
+        Any training lifts what the base held for nearly impossible, and log-probabilities of it move by most.
+        """
+        base = np.exp(self.b)
+        of_y, of_a = np.exp(self.y) - base, np.exp(self.a) - base
+        return float(of_y @ of_a) / max(float(np.linalg.norm(of_y) * np.linalg.norm(of_a)), _TINY)
 
 
 def conclude(
@@ -173,10 +199,15 @@ def conclude(
         return _Judgement(e, told, rounding, own_head).alone()
     readings = {of: e.seen(reading) for of, reading in probes.noises().items()}
     # The receipt's noise was measured on some of its rows, and here on all.
-    noise = {of: max(size, float(np.linalg.norm(readings.get(of, e.a) - e.a)) / e.size) for of, size in e.noise.items()}
+    noise = e.noise | {of: max(e.noise.get(of, 0.0), e.from_adapter(vector)) for of, vector in readings.items()}
     rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
-    fine_ones = [vector - e.a for of, vector in readings.items() if of != "int4"]
-    return _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head).with_probes(probes, fine_ones)
+    stored = {}
+    if not exact and (told.residual or 0.0) > rounding.fine:
+        stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
+        noise |= {"int4": max(e.from_adapter(vector) for vector in stored.values())}
+        rounding = _Rounding.of(noise, precision, e.rounded, exact=probes.knows_form)
+    judgement = _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head)
+    return judgement.with_probes(probes, [vector - e.a for vector in readings.values()], stored)
 
 
 class _Rounding(NamedTuple):
@@ -186,10 +217,8 @@ class _Rounding(NamedTuple):
     """In the target's dtype, as measured."""
     fine: float
     """In the target's dtype, at most."""
-    least: float
-    """From here on a model may have been merged into 4 bits, and then stored in its dtype."""
     coarse: float
-    """Up to here it is what 4 bits do."""
+    """Up to here it may be what 4 bits do: of a model in 16 bits, 4 bits that it was merged into before."""
     beside: float
     """Up to here rounding may come on top of a mistake."""
 
@@ -199,14 +228,12 @@ class _Rounding(NamedTuple):
         kinds = _OF_PRECISION.get(precision, _OTHERWISE)
         measured = max(times * noise.get(kind, 0.0) for kind, times in kinds.items())
         fine = max(least, FINE.value * measured)
-        four_bits = noise.get("int4", 0.0)
-        coarse = fine if exact else max(fine, COARSE.value * four_bits)
-        is_float = precision in _OF_PRECISION
-        return cls(measured, fine, LEAST.value * four_bits if is_float else 0.0, coarse, fine if is_float else coarse)
+        coarse = fine if exact else max(fine, COARSE.value * noise.get("int4", 0.0))
+        return cls(measured, fine, coarse, fine if precision in _OF_PRECISION else coarse)
 
     def may_be_4_bits(self, residual: float) -> bool:
         """Whether a residual is one that 4-bit weights leave."""
-        return max(self.fine, self.least) < residual <= self.coarse
+        return self.fine < residual <= self.coarse
 
 
 class _Span:
@@ -216,8 +243,12 @@ class _Span:
         self._weights = _precision_of(noises)
         directions = [evidence.a - evidence.b, *(vector - evidence.a for vector in parts.values())]
         self._basis = np.linalg.qr(np.stack(directions, axis=1) * self._weights[:, None])[0]
-        self.like_noise: float = max(self.share(noise) for noise in noises) + NOISE_LIKE.value
-        """Up to this share a difference may be rounding."""
+        self._noises = noises
+
+    def is_like(self, difference: Vector, noises: Sequence[Vector] | None = None) -> bool:
+        """Whether no more of a difference lies along these directions than of noises; None: those of 16 and 8 bits."""
+        most = max(self.share(noise) for noise in noises or self._noises)
+        return self.share(difference) <= most + BEYOND.value
 
     def share(self, difference: Vector) -> float:
         """The share of |d|^2 along these directions, beyond what chance puts there."""
@@ -241,16 +272,15 @@ class _Judgement:
     def __init__(self, evidence: Evidence, told: Conclusion, rounding: _Rounding, own_head: Reading | None) -> None:
         self._e, self._told, self._rounding = evidence, told, rounding
         self._r = told.residual or 0.0
-        self._bases = [_Explanation("the base", "the_base", told.from_base or 0.0)]
+        self._bases = [_Explanation("the base", "the_base", evidence.b, told.from_base or 0.0)]
         if own_head is not None:
-            left = evidence.distance(evidence.seen(own_head))
-            self._bases.append(_Explanation("the base with its own head", "the_base", left))
+            seen = evidence.seen(own_head)
+            self._bases.append(_Explanation("the base with its own head", "the_base", seen, evidence.distance(seen)))
 
     def alone(self) -> Conclusion:
         """The verdict from the receipt alone."""
-        base = min(self._bases, key=_left)
-        if self._explains(base):
-            return self._explained(base, [base])
+        if (cause := self._cause(self._bases)) is not None:
+            return self._explained(cause, self._bases)
         if self._r <= self._rounding.fine:
             return self._same()
         if self._rounding.may_be_4_bits(self._r):
@@ -260,20 +290,25 @@ class _Judgement:
             )
         return self._relative()
 
-    def with_probes(self, probes: Explainer, noises: Sequence[Vector]) -> Conclusion:
-        """The verdict with base and adapter at hand; `noises` is what 16 and 8 bits do to a."""
+    def with_probes(self, probes: Explainer, noises: Sequence[Vector], stored: Mapping[str, Vector]) -> Conclusion:
+        """The verdict with base and adapter at hand.
+
+        Args:
+            probes: base and adapter.
+            noises: what 16 and 8 bits do to a.
+            stored: what each form in 4 bits gives, where that may be what was read.
+        """
         e, rounding = self._e, self._rounding
         parts = {name: e.seen(reading) for name, reading in probes.parts().items()}
         span = _Span(e, parts, noises)
         if self._is_noise(e.a, span):
             return self._same()
-        may_be_4_bits = rounding.may_be_4_bits(self._r)
-        stored = self._stored(probes, span) if may_be_4_bits else {}
-        if isinstance(stored, Conclusion):
-            return stored
-        found = self._explanations(parts, probes)
-        if self._explains(found[0]):
-            return self._explained(found[0], found)
+        for form, vector in stored.items():
+            if self._is_noise(vector, span):
+                return self._within(form, e.distance(vector))
+        found = self._explanations(parts, probes, stored)
+        if (cause := self._cause(found)) is not None:
+            return self._explained(cause, found)
         self._told = self._told._replace(tried=tuple((one.name, one.left) for one in found[:_SHOWN]))
         if self._r <= rounding.fine:
             return self._untold(
@@ -281,7 +316,8 @@ class _Judgement:
                 "what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
         is_near = self._is_near(found[0])
-        if may_be_4_bits and (is_near or span.share(e.y - e.a) <= max(stored.values()) + BEYOND.value):
+        forms = [vector - e.a for vector in stored.values()]
+        if rounding.may_be_4_bits(self._r) and (is_near or span.is_like(e.y - e.a, forms)):
             also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
             return self._untold(
                 f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual forms "
@@ -294,31 +330,34 @@ class _Judgement:
         left = self._e.distance(other)
         if left > self._rounding.fine:
             return False
-        return left <= self._rounding.measured or span.share(self._e.y - other) <= span.like_noise
+        return left <= self._rounding.measured or span.is_like(self._e.y - other)
 
-    def _stored(self, probes: Explainer, span: _Span) -> dict[str, float] | Conclusion:
-        """The verdict if a form in 4 bits gives y; else each form, with the share of its noise in the span."""
-        shares = {}
-        for name, reading in probes.stored():
-            stored = self._e.seen(reading)
-            if self._is_noise(stored, span):
-                return self._within(name, self._e.distance(stored))
-            shares[name] = span.share(stored - self._e.a)
-        return shares
-
-    def _explanations(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
-        """The mistakes that were repeated, the nearest first; the base before one that is hardly nearer."""
-        found = list(self._bases)
+    def _explanations(
+        self, parts: Mapping[str, Vector], probes: Explainer, stored: Mapping[str, Vector]
+    ) -> list[_Explanation]:
+        """The mistakes that were repeated, the nearest first."""
+        e = self._e
+        found = [self._bases[0]._replace(paths=probes.whole), *self._bases[1:]]
         found += [
-            _Explanation(f"without {name}", "part_missing", self._e.distance(vector), probes.groups[name])
+            _Explanation(f"without {name}", "part_missing", vector, e.distance(vector), probes.groups[name])
             for name, vector in parts.items()
         ]
         found += self._scales(probes)
         if min(found, key=_left).left > CLEAR.value * self._r:
             found += self._pairs(parts, probes)
-        found.sort(key=_left)
-        tied = [one for one in found if one.verdict == "the_base" and one.left <= TIED.value * found[0].left]
-        return [*tied, *(one for one in found if one not in tied)]
+        if stored and min(found, key=_left).left > CLEAR.value * self._r:
+            found.append(self._in_a_form(found, stored, probes))
+        return sorted(found, key=_left)
+
+    def _in_a_form(
+        self, found: Sequence[_Explanation], stored: Mapping[str, Vector], probes: Explainer
+    ) -> _Explanation:
+        """The mistake and the form in 4 bits whose effects, added up, come nearest; they are then run together."""
+        e = self._e
+        pairs = [(one, form) for one in found if one.paths or one.factor for form in stored]
+        one, form = min(pairs, key=lambda pair: e.distance(pair[0].vector + stored[pair[1]] - e.a))
+        vector = e.seen(probes.mistaken(form, one.paths, one.factor or 1.0))
+        return one._replace(vector=vector, left=e.distance(vector), form=form, away=e.distance(stored[form]))
 
     def _scales(self, probes: Explainer) -> list[_Explanation]:
         """The factor that comes nearest: of those that are tried, then between the neighbours of the best one.
@@ -334,13 +373,13 @@ class _Judgement:
         for _ in range(_PASSES):
             if left <= self._rounding.fine:
                 break
-            factor, hoped = self._between(read)
-            if hoped > EXPLAINED.value * self._r or factor in read:
+            factor = self._between(read)
+            if factor in read:
                 break
             read[factor] = e.seen(probes.scaled(factor))
             best, left = self._best(read)
         why = next((f": {text}" for factor, text in words.items() if text and abs(factor / best - 1.0) < _NEAR), "")
-        return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", left, factor=best)]
+        return [_Explanation(f"at {best:.3g} times its scale{why}", "wrong_scale", read[best], left, factor=best)]
 
     def _best(self, read: Mapping[float, Vector]) -> tuple[float, float]:
         """The factor that comes nearest, but for those of the adapter and the base, and its distance."""
@@ -348,8 +387,8 @@ class _Judgement:
         best = min(left, key=left.__getitem__)
         return best, left[best]
 
-    def _between(self, read: Mapping[float, Vector]) -> tuple[float, float]:
-        """The nearest point of the parabola through the best factor and its neighbours, and how near it comes."""
+    def _between(self, read: Mapping[float, Vector]) -> float:
+        """The nearest point of the parabola through the best factor and its neighbours."""
         order = sorted(read)
         nearest = min(read, key=lambda factor: self._e.distance(read[factor]))
         at = min(max(order.index(nearest), 1), len(order) - 2)
@@ -362,7 +401,7 @@ class _Judgement:
             return self._e.distance(np.sum(parts, axis=0))
 
         found = minimize_scalar(distance, bounds=(max(three[0], _SMALLEST), three[2]), method="bounded")
-        return float(found.x), float(found.fun)
+        return float(found.x)
 
     def _pairs(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
         """The two groups whose effects, added up, come nearest; they are then run together."""
@@ -372,23 +411,31 @@ class _Judgement:
             return []
         one, other = min(apart, key=lambda pair: e.distance(parts[pair[0]] + parts[pair[1]] - e.a))
         paths = probes.groups[one] | probes.groups[other]
-        left = e.distance(e.seen(probes.without(paths)))
-        return [_Explanation(f"without {one} and {other}", "part_missing", left, paths)]
+        vector = e.seen(probes.without(paths))
+        return [_Explanation(f"without {one} and {other}", "part_missing", vector, e.distance(vector), paths)]
 
-    def _explains(self, one: _Explanation) -> bool:
-        """Whether y is what the mistake gives: nearly to the digit, or within noise and much nearer than to a.
-
-        Where noise alone may have led y away from a, what is left of a mistake is no evidence of it.
-        """
-        is_far = self._r > self._rounding.coarse or one.verdict == "the_base"
-        return one.left <= CLEAR.value * self._r or (self._is_near(one) and is_far)
+    def _is_clear(self, one: _Explanation) -> bool:
+        """Whether y is what the mistake gives, and hardly what the adapter gives in the same form."""
+        return one.left <= CLEAR.value * (one.away or self._r)
 
     def _is_near(self, one: _Explanation) -> bool:
         """Whether a mistake comes within noise of y, and much nearer than the adapter."""
         return one.left <= min(self._rounding.beside, EXPLAINED.value * self._r)
 
+    def _cause(self, found: Sequence[_Explanation]) -> _Explanation | None:
+        """The mistake that explains y: the nearest one, nearly to the digit or within noise; there the base goes first.
+
+        Where noise alone may have led y away from a, what is left of a mistake is no evidence of it.
+        """
+        nearest = min(found, key=_left)
+        if self._is_clear(nearest):
+            return nearest
+        near = [one for one in (*self._bases, nearest) if self._is_near(one)]
+        return near[0] if near and self._r > self._rounding.coarse else None
+
     def _explained(self, one: _Explanation, found: Sequence[_Explanation]) -> Conclusion:
-        near = "" if one.left <= CLEAR.value * self._r else ", within what 4 bits do"
+        near = "" if self._is_clear(one) else ", within what 4 bits do"
+        near = f", quantised as {one.form}" if one.form else near
         story = {
             "the_base": f"{one.name.capitalize()} answers, without the adapter: {one.left:.3f} of the adapter's effect "
             f"from it{near}",
@@ -401,7 +448,7 @@ class _Judgement:
             verdict=one.verdict,
             story=story,
             factor=one.factor,
-            missing=one.paths,
+            missing=one.paths if one.verdict == "part_missing" else frozenset(),
             tried=tuple((each.name, each.left) for each in found[:_SHOWN]),
         )
 
@@ -413,7 +460,7 @@ class _Judgement:
     def _within(self, form: str, left: float) -> Conclusion:
         return self._told._replace(
             verdict="same_within_quantisation",
-            story=f"The adapter answers, in 4 bits: {self._away}, and {left:.3g} away from what {form} gives",
+            story=f"The adapter answers, quantised: {self._away}, and {left:.3g} away from what {form} gives",
         )
 
     @property
@@ -425,8 +472,7 @@ class _Judgement:
 
     def _relative(self) -> Conclusion:
         """Another checkpoint or another adapter, by the direction that it goes from the base."""
-        share, from_base = self._told.share or 0.0, self._told.from_base or 0.0
-        cosine = share / from_base if from_base else 0.0
+        cosine = self._e.cosine()
         where = f"{self._r:.3f} of the adapter's effect away from it, at a cosine of {cosine:.2f} with it"
         if cosine >= UNLIKE.value:
             return self._told._replace(
