@@ -1,11 +1,11 @@
-"""What holds of every command: bad input is one line and a 2, and the help has a text for every option."""
+"""What holds of every command and group: bad input is one line and a 2, and the help has a text for every option."""
 
 from __future__ import annotations
 
 import pytest
 from tables import every
 
-from gradience.cli.main import COMMANDS, build_app, main
+from gradience.cli.main import COMMANDS, GROUPS, build_app, main
 
 MORE = {  # what a command asks for beside a path
     "resize": ["--rank", "2", "--dry-run"],
@@ -13,7 +13,11 @@ MORE = {  # what a command asks for beside a path
     "merge": ["missing/other", "--dry-run"],
     "merge-check": ["missing/other"],
     "bench": ["--metric", "true {adapter}", "--out", "bench"],
+    "fleet audit": ["--out", "missing/fleet"],
+    "fleet query": ["select 1"],
+    "runs query": ["select 1"],
 }
+OF_GROUPS = [f"{group} {name}" for group, (_, names) in GROUPS.items() for name in names]
 EMPTY, NOISE = "emp\x1bty", "a file"
 REPORTED = {("validate", NOISE), ("diagnose", EMPTY), ("diagnose", NOISE)}  # to say what is wrong is their report
 JUDGING = {"--select", "--ignore", "--fail-on", "--settings", "--isolated", "--format", "--json"}
@@ -36,15 +40,39 @@ def test_a_bad_path_is_one_line_on_stderr_and_a_two(command, bad, capsys, tmp_pa
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", OF_GROUPS)
+def test_a_missing_path_of_a_group_s_command_is_one_line_and_makes_nothing(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main([*command.split(), "missing/path", *MORE.get(command, ())]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gradience: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "missing" / "path").exists()
+
+
+@every("group", GROUPS)
+def test_a_group_alone_lists_its_commands_and_the_list_of_all_names_it(group, capsys):
+    assert main([group]) == 0
+    out = capsys.readouterr().out
+    assert all(f" {name} " in out for name in GROUPS[group][1])
+    assert main(["--help"]) == 0
+    assert f" {group} " in capsys.readouterr().out
+    assert main([group, "no-such-command"]) == 2
+
+
 def options(command):
-    app = build_app()[command]
+    app = build_app()
+    for word in command.split():
+        app = app[word]
     return [item for item in app.assemble_argument_collection(parse_docstring=True) if item.show]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_GROUPS])
 def test_help_names_every_option_and_each_has_a_text(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(f"Usage: gradience {command}")

@@ -30,10 +30,6 @@ def log(tmp_path):
     return path
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gradience", *arguments], capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -97,12 +93,6 @@ def test_a_reader_that_goes_away_is_no_traceback(log):
     assert done.stderr == ""
 
 
-@every("command", COMMANDS)
-def test_help_of_every_command_exits_with_zero(command, capsys):
-    assert main([command, "--help"]) == 0
-    assert f"Usage: gradience {command}" in capsys.readouterr().out
-
-
 def test_a_command_that_is_given_again_keeps_nothing_of_what_it_was_given_first(log, capsys):
     """Tests run many commands in one process: `kept_signatures.py`."""
     assert main(["monitor", str(log), "--json", "--fail-on", "info"]) == 1
@@ -124,12 +114,6 @@ def test_the_kept_table_of_options_is_that_of_cyclopts(command):
         for table in (app.assemble_argument_collection(), app.assemble_argument_collection(parse_docstring=True))
     )
     assert kept == made
-
-
-def test_help_of_a_command_is_the_whole_output_of_a_program():
-    done = run("check", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "check" in done.stdout
 
 
 def test_a_bug_of_ours_keeps_its_traceback_and_ends_with_70(monkeypatch, log, capsys):

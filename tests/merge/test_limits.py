@@ -162,12 +162,8 @@ def test_an_update_that_is_not_finite_stops_the_merge_and_leaves_nothing(save, t
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--weights", "1,2,3"], "3 weights for 2 adapters"),
         (["--weights", "1;2"], "is not a list of numbers"),
-        (["--weights", "nan,1"], "finite"),
-        (["--method", "cat", "--rank", "4"], "takes no rank"),
         (["--method", "dare_ties"], "needs a density"),
-        (["--method", "svd", "--density", "0.5"], "takes no density"),
         (["--heads-from", "C"], "names none"),
     ],
 )
@@ -257,19 +253,8 @@ def test_a_dense_update_over_the_range_of_float32_is_refused_in_words(save, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_one_entry_over_the_range_is_refused_too(save, tmp_path):
-    one, two = save("one", seed=1), save("two", seed=2)
-    path = one.folder / "adapter_model.safetensors"
-    tensors = load_file(path)
-    for tensor in tensors.values():
-        tensor[0, 0] = 1e25
-    save_file(tensors, path)
-    with pytest.raises(AdapterError, match="range of float32"):
-        merge_adapters([one.folder, two.folder], method="dare_linear", density=1.0)
-
-
 @pytest.mark.parametrize("verb", ["merge", "merge-check"])
-@pytest.mark.parametrize("weights", ["nan,1", "1,-inf", "1e300,1", "1", ""])
+@pytest.mark.parametrize("weights", ["nan,1", "1e300,1", "1", ""])
 def test_weights_that_no_sum_can_have_are_one_line(save, verb, weights, capsys):
     paths = [str(save(name, seed=seed).folder) for seed, name in enumerate(("one", "two"))]
     dry = ["--dry-run"] if verb == "merge" else []

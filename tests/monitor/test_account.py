@@ -151,17 +151,6 @@ def test_a_held_out_loss_is_paired_with_training_rows_of_its_step(at, pair, tmp_
 
 
 @every(
-    ("train", "held_out", "found"), [(0.02, 0.346, True), (0.2, 0.346, False), (0.5, 1.0, True), (0.01, 0.08, False)]
-)
-def test_a_held_out_loss_far_above_the_training_loss_is_said(train, held_out, found, tmp_path):
-    rows = [*trained([2.0, 1.0, 0.5, 0.2, train, train, train]), {"step": 700, "eval_loss": held_out}]
-    seen = [each for each in reported(tmp_path, rows).findings if each.id == "GAP111"]
-    assert bool(seen) is found
-    if found:
-        assert seen[0].message.startswith(f"Eval loss is {held_out:.4g} against {train:.4g} in training at step 700 (")
-
-
-@every(
     ("rows", "story", "advice"),
     [
         (

@@ -14,7 +14,6 @@ from itertools import combinations, pairwise
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
 from pages import gather, parse
 from tables import every
 
@@ -167,16 +166,6 @@ def test_names_in_a_log_and_in_an_adapter_never_become_elements(write_log, write
     found = parse(hostile)
     assert {name for name, _ in found.elements} <= {name for name, _ in parse(page).elements}
     assert HOSTILE in found.text
-
-
-FEW = settings.default.max_examples // 10  # a page takes a second
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=FEW)
-@given(name=st.text(min_size=1, max_size=60), split=st.text(min_size=1, max_size=30))
-def test_no_name_breaks_the_page(write_log, name, split):
-    found = parse(report_html(gather(write_log(12, model=name, split=split))))
-    assert {name for name, _ in found.elements}.isdisjoint({"script", "img"})
 
 
 def test_a_log_without_rows_and_one_of_nothing_but_nan_have_their_page(write_log, tmp_path):

@@ -6,6 +6,7 @@ import math
 import random
 from typing import Any
 
+from log_runs import evaluation
 from tables import every
 
 from gradience.rules.log import detect
@@ -13,7 +14,7 @@ from gradience.rules.log.advice import advice
 from gradience.rules.log.facts import RunFacts, Series, Signal, ends
 from gradience.rules.log.rewards import change_of
 from gradience.rules.log.story import line_of, story_parts
-from gradience.schema import ConfigSnapshot, EvalMetrics, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.document import Finding
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, TrainSummary
@@ -23,13 +24,8 @@ FALL = [2.0 - 1.5 * i / 59 + 0.02 * math.sin(37.0 * i) for i in range(60)]
 
 
 def evals(losses: list[Any], *, step: int = 10, **metrics: list[float]) -> list[Eval]:
-    head: Any = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r", "split": "eval"}
     return [
-        Eval(
-            **head,
-            step=step * (i + 1),
-            metrics=EvalMetrics(loss=loss, extras={name: values[i] for name, values in metrics.items()}),
-        )
+        evaluation(step * (i + 1), loss, **{name: values[i] for name, values in metrics.items()})
         for i, loss in enumerate(losses)
     ]
 
