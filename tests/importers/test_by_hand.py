@@ -15,7 +15,7 @@ from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, few
 from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
-from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
+from gradience.importers.files import LoggedRow, SourceRun, count_of
 from gradience.importers.sources import _add_later_rows, _is_ours, _note_unread, _same_run, format_of
 from gradience.importers.table import MAX_COLUMNS, _join_rates, _lines, cell_value, find_columns, flatten
 from gradience.importers.trainer_state import (
@@ -92,13 +92,6 @@ def test_the_last_step_of_an_epoch_may_be_smaller():
     assert samples_per_step(summary, steps=96, epochs=3.0, micro_batch=5) is None
 
 
-def test_without_rates_there_is_no_batch():
-    assert samples_per_step({"train_steps_per_second": 1.0, "train_runtime": 1.0}, steps=9) is None
-    assert samples_per_step({"train_samples_per_second": 8.0, "train_runtime": 9.0}, steps=None) is None
-    assert samples_per_step({"train_samples_per_second": 0.0, "train_steps_per_second": 1.0}, steps=9) is None
-    assert samples_per_step({"train_samples_per_second": 8.0, "train_steps_per_second": 1.0}, steps=9) == 8
-
-
 @every(
     ("low", "high", "unit", "found"),
     [
@@ -123,13 +116,6 @@ def test_one_multiple_between_two_bounds_is_the_batch(low, high, unit, found):
 def test_an_interval_is_a_number_above_zero():
     assert [_interval(v) for v in (5, 0.1, 0, -1, True, "5", math.inf, math.nan, None)] == [5.0, 0.1] + [None] * 7
     assert [count_of(v) for v in (5, 5.0, 0, -1, True, None)] == [5, 5, None, None, None, None]
-
-
-def test_a_clock_shows_seconds_or_thousandths_since_1970():
-    assert [clock_of(v) for v in (1e9, 999_999_999.0, 9_999_999_999.0, 1e10)] == [1e9, None, 9_999_999_999.0, None]
-    assert [clock_of(v) for v in (1e12, 9.9e12, 1e13)] == [1e9, 9.9e9, None]
-    assert clock_of("2001-09-09T01:46:40Z") == 1e9
-    assert clock_of("2001-09-09T01:46:40") is None
 
 
 def test_a_list_names_the_first_and_how_many_more():

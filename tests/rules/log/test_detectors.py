@@ -1,4 +1,4 @@
-"""Each detector on series where the answer is known: where it speaks, stays silent, and abstains."""
+"""What several detectors share, and laws that hold of any series. Their thresholds are held in `log_runs.py`."""
 
 from __future__ import annotations
 
@@ -50,12 +50,9 @@ def facts(losses=None, *, grads=None, rates=None, **more):
     return RunFacts(series=series, status="ok", **more)
 
 
-def config_of(*, lr=None, task=None, labels=None, **training):
+def config_of(*, lr=None, task=None, **training):
     return ConfigSnapshot(
-        optimizer=OptimizerSnapshot(lr=lr),
-        lora=LoraSnapshot(task_type=task),
-        num_labels=labels,
-        training=TrainingSnapshot(**training),
+        optimizer=OptimizerSnapshot(lr=lr), lora=LoraSnapshot(task_type=task), training=TrainingSnapshot(**training)
     )
 
 

@@ -129,9 +129,6 @@ def test_a_run_that_ended_in_order_has_no_such_finding():
     assert said("END114", facts()) is None
 
 
-# --- the split that is looked at -----------------------------------------------------------------------------------
-
-
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +153,3 @@ def test_norms_that_are_all_nan_were_recorded():
     run = facts(wavy(2.0, 30), grads=[NAN] * 30, lost=range(1, 31))
     assert reason("GRD107", run) == "none of 30 recorded gradient norms is finite"
     assert reason("GRD107", facts(wavy(2.0, 30), grads=[NAN] * 30)) == "no gradient norm was recorded"
-
-
-# --- MEM127 --------------------------------------------------------------------------------------------------------
