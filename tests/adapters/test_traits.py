@@ -16,7 +16,7 @@ from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import nn
 
-from gradience.adapters.traits import KINDS, Obstacle, Operation, module_obstacle, obstacles, start_of, traits_of
+from gradience.adapters.traits import Obstacle, Operation, obstacles, start_of, traits_of
 
 pytestmark = [  # what PEFT and torch say of the starts below
     pytest.mark.filterwarnings(r"ignore:lora with eva initialization used with:UserWarning:peft\.mapping_func"),
@@ -192,18 +192,6 @@ def test_the_traits_of_plain_lora_and_of_what_lies_beside_it(make):
 
 @pytest.mark.parametrize("operation", Operation)
 def test_a_module_of_a_kind_that_an_operation_cannot_work_on_is_named_with_its_kind(make, operation):
-    module = adapter_of(make, target_modules=["conv"], use_dora=True).modules[0]
-    assert module.kind == "dora"
-    refusal = module_obstacle(module, operation)
-    assert (refusal is None) is (operation is not Operation.MERGE)
-    assert module_obstacle(replace(module, kind="conv"), operation) is None
-    if operation in KINDS and "dora" not in KINDS[operation]:
-        assert refusal is not None
-        assert refusal.text == "conv is of kind dora"
-    else:
-        assert refusal is None
-    others = {module_obstacle(replace(module, kind=kind), operation) for kind in ("adalora", "loha", "lokr", "vera")}
-    assert (None in others) is (operation not in KINDS)
     plain = adapter_of(make)
     unasked = replace(plain, config=msgspec.structs.replace(plain.config, alora_invocation_tokens=[]))
     assert list(obstacles(unasked, operation)) == []

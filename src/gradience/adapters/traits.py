@@ -187,7 +187,7 @@ def traits_of(adapter: Adapter) -> Traits:
 
 
 # The kinds of module (`Module.kind`) whose two factors an operation can work on.
-KINDS: Final[dict[Operation, frozenset[str]]] = {
+_KINDS: Final[dict[Operation, frozenset[str]]] = {
     Operation.RESIZE: frozenset({"linear", "embedding", "conv", "expert", "dora"}),
     Operation.MERGE: frozenset({"linear", "embedding", "conv", "expert"}),
 }
@@ -235,8 +235,7 @@ _ASKED: Final[dict[Operation, tuple[Obstacle, ...]]] = {
 def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
     """Yield the reasons for which the operation must refuse the whole adapter; none if it may proceed.
 
-    The gravest comes first. A format or type that the operation does not support ends the list. `module_obstacle` is
-    for single modules, which an operation may leave out.
+    The gravest comes first. A format or type that the operation does not support ends the list.
     """
     if operation is Operation.RESIZE and adapter.format == "kohya":
         yield from _of_kohyas_file(adapter)
@@ -265,14 +264,6 @@ def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
                 return
 
 
-def module_obstacle(module: Module, operation: Operation) -> Refusal | None:
-    """The reason for which the operation cannot work on one module's factors, or None."""
-    kinds = KINDS.get(operation)
-    if kinds is not None and module.kind not in kinds:
-        return Refusal(Obstacle.MODULE_KIND, Obstacle.MODULE_KIND.format(module=module.name, kind=module.kind))
-    return None
-
-
 def _holding(traits: Traits) -> dict[Obstacle, bool]:
     """Whether each obstacle holds, of those that the traits decide."""
     changed = traits.start.changes_base
@@ -298,7 +289,7 @@ def _holding(traits: Traits) -> dict[Obstacle, bool]:
 
 def _first_stranger(adapter: Adapter, operation: Operation) -> Module | None:
     """The first module of a kind that the operation cannot work on; DoRA has its own obstacle and is left out."""
-    kinds = KINDS.get(operation)
+    kinds = _KINDS.get(operation)
     if kinds is None:
         return None
     return next((module for module in adapter.modules if module.kind not in kinds and module.magnitude is None), None)
