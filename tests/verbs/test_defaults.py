@@ -215,6 +215,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "LogRule.groups": ("log",),
     },
     "rules.log.statistics": {"noise.few": 6},
+    "rules.log.wiring": {"_WiringRule.groups": ("log",), "_WiringRule.live": True, "_WiringRule.place": "broken"},
     "rules.merge": {"_MergeRule.groups": ("merge",)},
     "rules.weights": {"WeightsRule.groups": ("weights",)},
     "schema.audit": {
