@@ -209,6 +209,7 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     null_stable_rank: Annotated[float, about("Mean stable rank of B A for Gaussian B and A.")] | None = None
     b_stable_rank: Annotated[float, about("Stable rank of lora_B alone; null unless it starts at zero.")] | None = None
     b_null_stable_rank: Annotated[float, about("Mean stable rank of Gaussian numbers of lora_B's shape.")] | None = None
+    b_rms: Annotated[float, about("Root mean square of lora_B's entries; null unless it starts at zero.")] | None = None
     energy_share: Annotated[Fraction, about("Squared Frobenius norm over the sum of all modules'.")] | None = None
     top_singular_values: Annotated[list[float], about("Largest sigma in falling order, as many as asked for.")] = []
     udr: Annotated[Real, about("norm2(dW) / norm2(W); null without a base.")] | None = None
