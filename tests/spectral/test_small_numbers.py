@@ -445,7 +445,7 @@ def test_a_short_side_is_squared_over_all_of_the_long_one():
 
 def test_a_cosine_of_sums():
     def sums(inner, realised, intended):
-        return MergeSums(1, 1, inner, realised, intended, 1.0).cosine
+        return MergeSums(1, 1, inner, realised, intended, 1.0, 0.0).cosine
 
     assert (sums(1.0, 1.0, 0.0), sums(0.0, 0.0, 1.0)) == (None, 0.0)
     assert sums(3.0, 4.0, 9.0) == pytest.approx(0.5)
@@ -462,6 +462,7 @@ def test_sums_over_three_entries_by_hand():
     assert found.intended == pytest.approx(0.003**2 + 0.006**2 + 0.25)
     assert found.inner == pytest.approx(0.006 / 128 + 0.25)
     assert found.weight == pytest.approx(6.0)
+    assert found.along == pytest.approx(0.003 + 0.006)  # of W with dW
 
 
 # --- sketches ----------------------------------------------------------------------------------------------------

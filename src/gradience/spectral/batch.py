@@ -295,7 +295,8 @@ def spectrum_of(sigma: Matrix) -> Spectrum:
     sigma = np.asarray(sigma, np.float64)
     with one_blas_thread(), float64():
         numbers = jax.device_get(of_singular_values(sigma))
-    result = Result(sigma, np.ones(2), np.True_, np.True_, *np.full((2, 2), np.nan), numbers)  # type: ignore[arg-type]  # of NumPy
+    nothing = np.full(2, np.nan)
+    result = Result(sigma, np.ones(2), np.True_, np.True_, nothing, nothing, numbers)  # type: ignore[arg-type]  # of NumPy
     return _spectrum(result, len(sigma), 1.0)
 
 
