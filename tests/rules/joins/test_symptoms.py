@@ -148,7 +148,7 @@ def rated(*points, last=None, optimizers=()):
         run.rates.append(rate)
         run.losses.append(1.0)
     run.wirings += [
-        Wiring(ts=0.0, run_id="r", step=0, phase="start", optimizer=OptimizerWiring(names=[name]))
+        Wiring(ts=0.0, run_id="r", step=0, phase="start", optimizer=OptimizerWiring(names=name.split()))
         for name in optimizers
     ]
     return run
@@ -165,7 +165,7 @@ def config(name="adamw_torch", lr=1.0, steps=None, **extras):
         (rated((10, 0.5), (20, 0.25)), config(), 10 * 1.0 + 10 * 0.5),
         (rated((10, 2.0), (20, 3.0)), config(), 10 * 2.0 + 10 * 3.0),  # a warm-up: the larger of the two ends
         (rated((10, 0.5), (20, math.nan), (30, 0.25)), config(), 10 * 1.0 + 20 * 0.5),
-        (rated((10, 0.5), (10, 9.0)), config(), 10 * 1.0),
+        (rated((10, 0.5), (10, 9.0), (20, 0.25)), config(), 10 * 1.0 + 10 * 0.5),
         (rated((10, 0.5), last=14), config(), 10 * 1.0 + 4 * 0.5),
         (rated((10, 0.5), last=14), config(steps=30), 10 * 1.0 + 20 * 0.5),
         (rated((10, math.nan)), config(), 10.0),
@@ -177,6 +177,7 @@ def config(name="adamw_torch", lr=1.0, steps=None, **extras):
         (rated((10, 0.5), optimizers=["Muon"]), config(), None),  # what trains goes before what is configured
         (rated((10, 0.5), optimizers=["Muon", "AdamW"]), config(name="sgd"), 10.0),
         (rated((10, 0.5), optimizers=["PagedAdamW8bit"]), config(), 10.0),
+        (rated((10, 0.5), optimizers=["AdamW Muon"]), config(), None),  # two together
     ],
 )
 def test_the_sum_of_the_learning_rates_is_the_largest_that_the_rows_allow(run, stated, total):
