@@ -44,7 +44,7 @@ OUTGROWN = Threshold(
     "outgrown",
     1.5,
     "root mean square of lora_B's entries over the sum of the learning rates",
-    "steady gradients give at most 1; measured in docs/evidence/audit.md",
+    "steady gradients give at most 1; 36 sane trainings had 0.05 to 0.88",
 )
 _SHOWN: Final = 3  # targets in a message
 # Optimizers whose steps move an entry by about the rate at most: Adam's bound, arXiv 1412.6980, section 2.1; Lion's
