@@ -68,6 +68,36 @@ def test_a_zero_update_has_udr_zero_and_no_sdi(write_adapter, write_base):
     assert (report.base.survival_dtype, report.base.intruder_total, report.base.relative_frobenius) == (None, None, 0.0)
 
 
+@pytest.mark.parametrize("times", [0, 1, 2, 3])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_base_that_holds_the_adapter_already_is_found(write_adapter, write_base, times, turned):
+    """Weights of norm 10 beside updates of norm 3 to 6, so that chance gives <W, dW> / norm(dW)^2 of under .1."""
+    folder, base = write_adapter(fan_in_fan_out=turned), write_base(shape=(INNER, OUT) if turned else (OUT, INNER))
+    weights = load_file(base / "model.safetensors")
+    for i, name in enumerate(sorted(weights)):
+        update = dense_of(folder, i)
+        weights[name] = (0.25 * weights[name] + times * (update.T if turned else update)).astype(np.float32)
+    save_file({name: np.ascontiguousarray(w) for name, w in weights.items()}, base / "model.safetensors")
+    report = audit_adapter(folder, base=base)
+    pairs = [(weights[f"model.layers.{i}.self_attn.q_proj.weight"], dense_of(folder, i)) for i in range(LAYERS)]
+    inner = [np.sum(w * (d.T if turned else d)) for w, d in pairs]
+    squares = [np.sum(d * d) for _, d in pairs]
+    assert [m.base.held for m in report.modules] == pytest.approx(np.divide(inner, squares), rel=1e-4, abs=1e-4)
+    assert report.base.held == pytest.approx(sum(inner) / sum(squares), rel=1e-4, abs=1e-4)
+    rest = np.subtract(inner, np.multiply(report.base.held, squares))
+    assert report.base.held_error == pytest.approx(np.linalg.norm(rest) / sum(squares), rel=1e-3)
+    said = [f.message for f in report.findings if f.id == "BAS216"]
+    words = {1: "hold this update once already", 2: "hold this update twice already"}.get(times)
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
+def test_an_update_that_took_a_part_out_of_the_base_is_not_looked_for_in_it(write_adapter, write_base):
+    report = audit_adapter(write_adapter(init_lora_weights="pissa"), base=write_base())
+    assert (report.base.held, report.base.held_error) == (None, None)
+    assert "BAS216" in {item.id for item in report.not_run}
+
+
 def test_another_base_is_a_finding_that_names_what_is_missing(write_adapter, write_base):
     report = audit_adapter(write_adapter(), base=write_base(shape=(OUT, INNER + 1)))
     finding = next(f for f in report.findings if f.id == "BAS211")

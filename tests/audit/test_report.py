@@ -7,13 +7,14 @@ import json
 import msgspec
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.judge.audit import append_audit, audit_adapter, lora_audit_metrics
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.writer import TelemetryWriter
 
-OUT, INNER, R = 48, 32, 8  # of write_adapter's modules
+LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter's modules
 
 
 def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +76,34 @@ def test_scales_say_which_pattern_applied_and_which_matches_nothing(write_adapte
     assert [m.alpha_pattern for m in report.modules] == [None, r"layers\.1\.self_attn\.q_proj", None, None]
     assert set(report.unmatched_patterns) == {"layers.2", "k"}
     assert "SCL207" in {f.id for f in report.findings}
+
+
+def moved(i, shape=(OUT, R)):
+    """Factors whose lora_B has moved by a quarter in each entry."""
+    rng = np.random.default_rng(i)
+    return 0.25 * rng.choice([-1.0, 1.0], shape), rng.standard_normal((R, INNER))
+
+
+@every(
+    ("config", "rms"),
+    [
+        ({}, 0.25),
+        ({"use_rslora": True}, 0.25),
+        ({"lora_alpha": 1}, 0.25),
+        ({"init_lora_weights": True}, 0.25),
+        ({"init_lora_weights": "gaussian"}, 0.25),
+        ({"init_lora_weights": "pissa"}, None),
+        ({"init_lora_weights": False}, None),  # lora_B starts at random
+    ],
+)
+def test_the_size_of_lora_b_is_told_where_it_starts_at_zero(config, rms, write_adapter):
+    report = audit_adapter(write_adapter(moved, name=str(config), **config))
+    assert [m.b_rms for m in report.modules] == [None if rms is None else pytest.approx(rms, rel=1e-9)] * LAYERS
+
+
+def test_of_a_transposed_base_it_is_lora_b_that_is_measured_too(write_adapter):
+    folder = write_adapter(lambda i: moved(i, shape=(3 * OUT, R)), fan_in_fan_out=True)
+    assert audit_adapter(folder).modules[0].b_rms == pytest.approx(0.25, rel=1e-9)
 
 
 def test_a_rank_that_the_config_contradicts_is_a_warning(write_adapter):

@@ -186,9 +186,9 @@ def test_a_dtype_that_safetensors_does_not_know_is_counted_and_its_first_tensor_
 @pytest.mark.parametrize(
     ("sums", "changed", "cosine", "gain"),
     [
-        (MergeSums(8, 2, 3.0, 4.0, 9.0, 1.0), 0.25, 0.5, pytest.approx(2 / 3)),
-        (MergeSums(8, 0, 0.0, 0.0, 9.0, 1.0), 0.0, 0.0, 0.0),
-        (MergeSums(8, 0, 0.0, 0.0, 0.0, 1.0), 0.0, None, None),
+        (MergeSums(8, 2, 3.0, 4.0, 9.0, 1.0, 0.0), 0.25, 0.5, pytest.approx(2 / 3)),
+        (MergeSums(8, 0, 0.0, 0.0, 9.0, 1.0, 0.0), 0.0, 0.0, 0.0),
+        (MergeSums(8, 0, 0.0, 0.0, 0.0, 1.0, 0.0), 0.0, None, None),
     ],
 )
 def test_what_survives_a_merge_is_a_share_a_cosine_and_a_gain(sums, changed, cosine, gain):

@@ -91,6 +91,22 @@ def test_a_tiny_and_a_huge_update_are_said(copied, factor, words):
     assert words in cause.message
 
 
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (2, []),  # of a trained adapter, as this one, lora_B is at .67 of the sum: twice that may be another training
+        (4, [("SIZ331", "Entries of lora_B began at 0 and are at 0.14, 2.7 times as far as all steps of this log")]),
+        (10, [("UPD316", "The update is huge, and lora_B is 6.7 times as far from 0 as all steps of this log could")]),
+    ],
+)
+def test_an_adapter_that_was_multiplied_is_further_from_zero_than_its_steps_could_move_it(copied, factor, said):
+    folder = copied("healthy", 1e-3)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: t * factor if "lora_B" in name else t for name, t in load_file(path).items()}, path)
+    causes = [cause for cause in diagnose(folder).causes if cause.id in {"SIZ331", "UPD316"}]
+    assert [(cause.id, cause.message[: len(words)]) for cause, (_, words) in zip(causes, said, strict=True)] == said
+
+
 def test_few_layers_are_said(copied):
     folder = copied("healthy")
     path = folder / "adapter_model.safetensors"

@@ -123,6 +123,7 @@ def test_of_an_adapter_without_a_module_or_a_base_these_rules_are_not_judged():
             "RND203": "needs 4 measured modules of rank 4 or more; there are 0",
             "MRG210": "no base model was given (--base)",
             "BAS211": "no base model was given (--base)",
+            "BAS216": "no base model was given (--base)",
             "INT212": "intruder dimensions were not counted ('gradience audit --base BASE --intruders')",
         }.items()
     )

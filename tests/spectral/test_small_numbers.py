@@ -84,6 +84,9 @@ def test_the_factors_have_ranks_of_their_own_b_first():
     a[0, 0], a[1, 1], a[2, 1] = 2.0, 1.0, 1.0
     found = spectra([lambda: Factors(b, a, -2.0)])[0]
     assert found.factor_stable_ranks == pytest.approx((3.0, 6 / 4))
+    assert found.factor_norms == pytest.approx((math.sqrt(3), math.sqrt(6)))  # without the scale
+    alone = batch.by_qr_alone(Factors(b, 3.0 * a, -2.0))
+    assert batch._spectrum(alone, 3, -2.0).factor_norms == pytest.approx((math.sqrt(3), 3.0 * math.sqrt(6)))
     assert found.sigma == pytest.approx([4.0, 2.0 * math.sqrt(2), 0.0])
     assert found.spectral_norm == pytest.approx(4.0)
     assert found.frobenius_norm == pytest.approx(math.sqrt(16 + 8))
@@ -445,7 +448,7 @@ def test_a_short_side_is_squared_over_all_of_the_long_one():
 
 def test_a_cosine_of_sums():
     def sums(inner, realised, intended):
-        return MergeSums(1, 1, inner, realised, intended, 1.0).cosine
+        return MergeSums(1, 1, inner, realised, intended, 1.0, 0.0).cosine
 
     assert (sums(1.0, 1.0, 0.0), sums(0.0, 0.0, 1.0)) == (None, 0.0)
     assert sums(3.0, 4.0, 9.0) == pytest.approx(0.5)
@@ -462,6 +465,9 @@ def test_sums_over_three_entries_by_hand():
     assert found.intended == pytest.approx(0.003**2 + 0.006**2 + 0.25)
     assert found.inner == pytest.approx(0.006 / 128 + 0.25)
     assert found.weight == pytest.approx(6.0)
+    assert found.along == pytest.approx(0.003 + 0.006)  # of W with dW
+    kept = Updated(np.asarray([[0.3]], np.float32), w[:1, :0], w[:0, :1], np.asarray([[2.0]], np.float32))
+    assert merge_sums(kept, scale=1.0, target="bfloat16", delta_dtype="float32").along == pytest.approx(0.6, rel=1e-6)
 
 
 # --- sketches ----------------------------------------------------------------------------------------------------

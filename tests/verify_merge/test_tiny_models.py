@@ -63,6 +63,7 @@ TO_ROOT = "as if alpha / r had been taken for rsLoRA's alpha / sqrt(r)"
         (1 / 3, "scaled", AS_TRAINED),
         (3.0, "scaled", "as if it had been scaled twice"),
         (4.0, "scaled", BY_R),
+        (10.0, "scaled", None),
         (1.7, "scaled", None),
         (-0.37, "scaled", None),  # of either sign
         (-1.7, "scaled", None),

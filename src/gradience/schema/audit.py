@@ -105,6 +105,7 @@ class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     update_spectral_norm: Annotated[Real, about("Spectral norm of the compared update.")]
     update_frobenius_norm: Annotated[Real, about("Frobenius norm of the compared update.")]
     converged: Annotated[bool, about("Whether both spectral norms reached their tolerance.")] = True
+    held: Annotated[float, about("<W, dW> / norm(dW)^2: how often W holds dW already; of plain LoRA.")] | None = None
     survival: MergeSurvival | None = None
     intruders: Intruders | None = None
 
@@ -130,6 +131,10 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     relative_frobenius: Annotated[float, about("sqrt(sum norm(dW)^2 / sum norm(W)^2); null if W is zero.")] | None = (
         None
     )
+    held: Annotated[float, about("sum <W, dW> / sum norm(dW)^2 of the modules that have `held`.")] | None = None
+    held_error: (
+        Annotated[float, about("Standard error of `held`, from the differences of the modules; null of one.")] | None
+    ) = None
     udr_median: Annotated[float, about("Median of the modules' udr.")] | None = None
     udr_max: Annotated[float, about("Largest udr of a module.")] | None = None
     sdi_median: Annotated[float, about("Median of the modules' sdi.")] | None = None
@@ -209,6 +214,7 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     null_stable_rank: Annotated[float, about("Mean stable rank of B A for Gaussian B and A.")] | None = None
     b_stable_rank: Annotated[float, about("Stable rank of lora_B alone; null unless it starts at zero.")] | None = None
     b_null_stable_rank: Annotated[float, about("Mean stable rank of Gaussian numbers of lora_B's shape.")] | None = None
+    b_rms: Annotated[float, about("Root mean square of lora_B's entries; null unless it starts at zero.")] | None = None
     energy_share: Annotated[Fraction, about("Squared Frobenius norm over the sum of all modules'.")] | None = None
     top_singular_values: Annotated[list[float], about("Largest sigma in falling order, as many as asked for.")] = []
     udr: Annotated[Real, about("norm2(dW) / norm2(W); null without a base.")] | None = None

@@ -66,7 +66,10 @@ class Updated(NamedTuple):
 
 
 class MergeSums(NamedTuple):
-    """Sums over the entries of one module: of the intended change dW, the realised change, and W itself."""
+    """Sums over the entries of one module: of the intended change dW, the realised change, and W itself.
+
+    `inner` is of the realised with the intended change, `along` of W with the intended one.
+    """
 
     entries: int
     changed: int
@@ -74,6 +77,7 @@ class MergeSums(NamedTuple):
     realised: float
     intended: float
     weight: float
+    along: float
 
     @property
     def cosine(self) -> float | None:
@@ -102,7 +106,7 @@ def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) 
 
 @partial(jax.jit, static_argnames=("target", "delta_dtype"))
 def sums_of_low(w: Array, left: Array, right: Array, scale: Array, *, target: str, delta_dtype: str) -> Array:
-    """Return the sums of each row of W, as it is `put`, changed by scale * left @ right: (5, m)."""
+    """Return the sums of each row of W, as it is `put`, changed by scale * left @ right: (6, m)."""
     wide = right.astype(jnp.float32)
 
     def delta(rows: Callable[[Array], Array]) -> Array:
@@ -114,12 +118,12 @@ def sums_of_low(w: Array, left: Array, right: Array, scale: Array, *, target: st
 
 @partial(jax.jit, static_argnames="target")
 def sums_of_dense(w: Array, delta: Array, *, target: str) -> Array:
-    """Return the sums of each row of W, as it is `put`, changed by delta (m, n): (5, m)."""
+    """Return the sums of each row of W, as it is `put`, changed by delta (m, n): (6, m)."""
     return _by_rows(w, lambda rows: rows(delta).astype(jnp.float32), target)
 
 
 def _by_rows(w: Array, delta: Callable[[Callable[[Array], Array]], Array], target: str) -> Array:
-    """Return the sums over each row, (5, m). `delta` returns the update's rows, given a function that selects rows."""
+    """Return the sums over each row, (6, m). `delta` returns the update's rows, given a function that selects rows."""
     m, n = w.shape
     size = min(max(1, _PART // n), m)
 
@@ -128,7 +132,7 @@ def _by_rows(w: Array, delta: Callable[[Callable[[Array], Array]], Array], targe
         rows = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=size)
         return lax.dynamic_update_slice(sums, _sums(rows(w), delta(rows), target), (0, first))
 
-    made: Array = lax.fori_loop(0, -(-m // size), part, jnp.zeros((5, m), jnp.float32))
+    made: Array = lax.fori_loop(0, -(-m // size), part, jnp.zeros((6, m), jnp.float32))
     return made
 
 
@@ -138,7 +142,7 @@ def _sums(w: Array, delta: Array, target: str) -> Array:
     before = rounded(weight, target)
     realised = rounded(before + delta, target) - before
     changed = (realised != 0.0).astype(jnp.float32)
-    products = (changed, realised * delta, realised * realised, delta * delta, weight * weight)
+    products = (changed, realised * delta, realised * realised, delta * delta, weight * weight, weight * delta)
     return jnp.stack([jnp.sum(x, axis=1) for x in products])
 
 

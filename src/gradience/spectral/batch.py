@@ -113,7 +113,8 @@ class Result(NamedTuple):
     """The numbers of one module's update B A; for a batch of modules, each field has a leading axis.
 
     `sigma` (r,) are the singular values, largest first, of B A divided by the product of `sizes`, as the norms are.
-    `factor_stable_ranks` are those of B alone and of A alone. `trusted` says whether Gram matrices are enough.
+    `factor_stable_ranks` and `factor_norms` are those of B alone and of A alone; each norm is divided by its size.
+    `trusted` says whether Gram matrices are enough.
     """
 
     sigma: Array
@@ -121,6 +122,7 @@ class Result(NamedTuple):
     finite: Array
     trusted: Array
     factor_stable_ranks: Array
+    factor_norms: Array
     quantities: Quantities
 
 
@@ -148,7 +150,8 @@ def result_of(sigma: Array, b: Root, a: Root, finite: Array) -> Result:
     """Return the numbers of B A, with sizes of one, from its singular values and the roots of B and A^T."""
     trusted = sigma[0] >= TRUSTED_SHARE**0.5 * b.sigma[0] * a.sigma[0]
     alone = jnp.stack([stable_rank(b.sigma), stable_rank(a.sigma)])
-    return Result(sigma, jnp.ones(2), finite, trusted, alone, quantities(sigma))
+    norms = jnp.stack([jnp.linalg.norm(b.sigma), jnp.linalg.norm(a.sigma)])
+    return Result(sigma, jnp.ones(2), finite, trusted, alone, norms, quantities(sigma))
 
 
 def by_qr(b: Array, a: Array) -> Result:
@@ -227,6 +230,8 @@ class Spectrum(NamedTuple):
     frobenius_norm: float
     factor_stable_ranks: tuple[float, float]
     """The stable ranks of b alone and of a alone; of the `narrowed` factors if `inner_size` is below r."""
+    factor_norms: tuple[float, float]
+    """Their Frobenius norms, without the scale."""
 
 
 class Maps(NamedTuple):
@@ -285,12 +290,13 @@ def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
 def spectrum_of(sigma: Matrix) -> Spectrum:
     """Return the spectrum that has the given singular values: at least one, finite, largest first.
 
-    `factor_stable_ranks` are NaN, because there are no factors.
+    What is told of the factors is NaN, because there are none.
     """
     sigma = np.asarray(sigma, np.float64)
     with one_blas_thread(), float64():
         numbers = jax.device_get(of_singular_values(sigma))
-    result = Result(sigma, np.ones(2), np.True_, np.True_, np.full(2, np.nan), numbers)  # type: ignore[arg-type]  # of NumPy
+    nothing = np.full(2, np.nan)
+    result = Result(sigma, np.ones(2), np.True_, np.True_, nothing, nothing, numbers)  # type: ignore[arg-type]  # of NumPy
     return _spectrum(result, len(sigma), 1.0)
 
 
@@ -406,6 +412,7 @@ def _spectrum(result: Result, r: int, scale: float) -> Spectrum:
     numbers, size = result.quantities, abs(scale) * math.prod(float(x) for x in result.sizes)
     k90, k95, k99 = (int(k) for k in numbers.energy_ranks)
     of_b, of_a = (float(x) for x in result.factor_stable_ranks)
+    norm_b, norm_a = (float(norm) * float(each) for norm, each in zip(result.factor_norms, result.sizes, strict=True))
     return Spectrum(
         sigma=_padded(result.sigma, r) * size,
         finite=bool(result.finite),
@@ -417,6 +424,7 @@ def _spectrum(result: Result, r: int, scale: float) -> Spectrum:
         spectral_norm=float(result.sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,
         factor_stable_ranks=(of_b, of_a),
+        factor_norms=(norm_b, norm_a),
     )
 
 

@@ -38,9 +38,9 @@ DIV305
   needs weights exploded
   needs config high_rate
   needs disk lowest
-  takes log spike no_learning oversized
+  takes log spike no_learning oversized summed_rates
   takes config warmup_ignored large_scaling
-  takes weights oversized
+  takes weights oversized outgrown
   says  log+weights lowest_step exploded
   says  log+weights exploded
   says  log+config lowest_step
@@ -87,10 +87,17 @@ RWD315
   says  log
 UPD316 alone
   needs weights exploded tiny
-  takes weights oversized
-  takes log oversized
+  takes weights oversized outgrown
+  takes log oversized summed_rates
+  says  weights times exploded
   says  weights exploded
   says  weights tiny
+SIZ331
+  needs log summed_rates
+  needs weights outgrown
+  takes weights oversized
+  takes log oversized
+  says  log+weights moved times logged
 LYR317 alone
   needs weights few_layers
   says  weights few

@@ -20,8 +20,8 @@ from gradience.schema.document import SEVERITIES, Finding
 JOIN = {join.id: join for join in JOINS}
 FACTS = {
     "config": {"idle_targets", "other_config"},
-    "log": {"other_log", "no_evaluation"},
-    "weights": {"tiny", "few_layers", "exploded", "no_head", "adapted", "other_adapter", "damaged"},
+    "log": {"other_log", "no_evaluation", "summed_rates"},
+    "weights": {"tiny", "few_layers", "exploded", "outgrown", "no_head", "adapted", "other_adapter", "damaged"},
     "disk": {
         "best_checkpoint",
         "no_checkpoint",
@@ -39,6 +39,9 @@ VALUES = {
     "rows": 4,
     "r": 8,
     "best_step": 7,
+    "times": 2.5,
+    "moved": 0.5,
+    "logged": 0.2,
     "weights_step": 5,
     "last_step": 9,
     "lowest_step": 2,
@@ -192,6 +195,13 @@ def test_the_ids_of_joins_are_nobody_else_s():
         ([("log", "END114"), ("weights", "NUM209")], "END312", "warning"),
         ([("weights", "exploded")], "UPD316", "warning"),  # a large update alone is no divergence, and is said
         ([("weights", "tiny")], "UPD316", "warning"),
+        ([("log", "summed_rates"), ("weights", "outgrown")], "SIZ331", "warning"),
+        ([("log", "summed_rates"), ("weights", "outgrown"), ("weights", "exploded")], "UPD316", "warning"),
+        (
+            [("log", "DIV104"), ("weights", "exploded"), ("weights", "outgrown"), ("log", "summed_rates")],
+            "DIV305",
+            "warning",
+        ),
         ([("disk", "mid_run")], "MID318", "warning"),
         ([("config", "ALP002"), ("weights", "SCL208")], "SCL314", "warning"),
         ([("log", "RWD122", "best"), ("config", "LR004")], "RWD315", "warning"),

@@ -17,14 +17,18 @@ from gradience.rules.joins.symptoms import (
     damage,
     disagreements,
     log_symptoms,
+    outgrown,
     recorded_disagreements,
     shows_learning,
+    sum_of_rates,
     weights_symptoms,
 )
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health, LedgerEntry, ModuleAudit
 from gradience.schema.diagnose import DiagnosedSource
 from gradience.schema.document import Finding, NotRun
-from gradience.schema.events import LoraSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot, Wiring
+from gradience.schema.wiring import OptimizerWiring
+from gradience.telemetry.series import RunSeries
 
 
 def module(name="layers.0.q", *, rms=1e-3, r=8, alpha=16.0, layer=None, **fields):
@@ -131,6 +135,73 @@ def test_a_finding_on_the_weights_has_the_verdict_as_its_tag_and_its_reason_as_a
     symptom = next(item for item in weights_symptoms(full) if item.finding is not None)
     assert symptom.tags == {*tags, "n", "warning"}
     assert symptom.seen.values == {"n": 1, **({value: "why"} if value else {})}
+
+
+# --- sizes by the learning rates -------------------------------------------------------------------------------------
+
+
+def rated(*points, last=None, optimizers=()):
+    """A run with (step, learning rate) in its rows."""
+    run = RunSeries("r", last_step=points[-1][0] if last is None else last)
+    for step, rate in points:
+        run.steps.append(step)
+        run.rates.append(rate)
+        run.losses.append(1.0)
+    run.wirings += [
+        Wiring(ts=0.0, run_id="r", step=0, phase="start", optimizer=OptimizerWiring(names=name.split()))
+        for name in optimizers
+    ]
+    return run
+
+
+def config(name="adamw_torch", lr=1.0, steps=None, **extras):
+    optimizer = OptimizerSnapshot(name=name, lr=lr, extras=extras)
+    return ConfigSnapshot(optimizer=optimizer, training=TrainingSnapshot(max_steps=steps))
+
+
+@every(
+    ("run", "stated", "total"),
+    [
+        (rated((10, 0.5), (20, 0.25)), config(), 10 * 1.0 + 10 * 0.5),
+        (rated((10, 2.0), (20, 3.0)), config(), 10 * 2.0 + 10 * 3.0),  # a warm-up: the larger of the two ends
+        (rated((10, 0.5), (20, math.nan), (30, 0.25)), config(), 10 * 1.0 + 20 * 0.5),
+        (rated((10, 0.5), (10, 9.0), (20, 0.25)), config(), 10 * 1.0 + 10 * 0.5),
+        (rated((10, 0.5), last=14), config(), 10 * 1.0 + 4 * 0.5),
+        (rated((10, 0.5), last=14), config(steps=30), 10 * 1.0 + 20 * 0.5),
+        (rated((10, math.nan)), config(), 10.0),
+        (rated((10, 0.5)), config(lr=None), None),
+        (rated((10, 0.5)), config(name=None), None),
+        (rated((10, 0.5)), config(lr_groups=[1e-4, 1e-3]), None),
+        *((rated((10, 0.5)), config(name=name), 10.0) for name in ("adam", "paged_adamw_8bit", "Lion", "lion_8bit")),
+        *((rated((10, 0.5)), config(name=name), None) for name in ("sgd", "muon", "adafactor", "prodigy", "lamb")),
+        (rated((10, 0.5), optimizers=["Muon"]), config(), None),  # what trains goes before what is configured
+        (rated((10, 0.5), optimizers=["Muon", "AdamW"]), config(name="sgd"), 10.0),
+        (rated((10, 0.5), optimizers=["PagedAdamW8bit"]), config(), 10.0),
+        (rated((10, 0.5), optimizers=["AdamW Muon"]), config(), None),  # two together
+    ],
+)
+def test_the_sum_of_the_learning_rates_is_the_largest_that_the_rows_allow(run, stated, total):
+    assert sum_of_rates(run, stated) == (None if total is None else pytest.approx(total))
+
+
+@every(
+    ("moved", "found"),
+    [([15.0], False), ([15.01], True), ([21.0, None, 3.0], False), ([21.1, None, 3.0], True), ([None], False)],
+)
+def test_lora_b_is_outgrown_beyond_half_again_the_sum_of_the_rates(moved, found):
+    symptoms = list(outgrown(rated((10, 0.5)), config(), report(*(module(b_rms=rms) for rms in moved))))
+    assert [(item.source, item.id) for item in symptoms] == (
+        [("log", "summed_rates"), ("weights", "outgrown")] if found else []
+    )
+    assert list(outgrown(rated((10, 0.5)), config(name="sgd"), report(module(b_rms=99.0)))) == []
+
+
+def test_what_outgrew_its_rates_is_said_with_all_three_numbers():
+    (cause,) = correlate(JOINS, outgrown(rated((10, 0.5)), config(), report(module(b_rms=25.0))), frozenset()).causes
+    assert (cause.id, cause.severity) == ("SIZ331", "warning")
+    assert cause.message == (
+        "Entries of lora_B began at 0 and are at 25, 2.5 times as far as all steps of this log could move them (10)."
+    )
 
 
 def log(*findings, rows=10, evals=(), evaluations=0, not_run=()):

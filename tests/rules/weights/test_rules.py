@@ -390,6 +390,37 @@ def test_a_base_that_fits_no_module_is_an_error_and_one_that_fits_some_a_warning
     assert finding.message == f"{of} of 8 modules could be compared with the base: m0 and 6 more: no such weight."
 
 
+@every(
+    ("held", "error", "n", "said"),
+    [
+        (1.0, 0.01, 4, "once"),
+        (1.25, 0.01, 4, "once"),
+        (1.26, 0.01, 4, None),
+        (0.75, 0.01, 4, "once"),
+        (0.74, 0.01, 4, None),
+        (1.75, 0.01, 4, "twice"),
+        (2.26, 0.01, 4, None),
+        (3.0, 0.01, 4, None),
+        (0.0, 0.01, 4, None),
+        (-1.0, 0.01, 4, None),
+        (1.0, 0.25 / 3, 4, "once"),
+        (1.0, 0.0834, 4, None),
+        (1.0, 0.01, 3, None),
+        (1.0, None, 4, None),
+    ],
+)
+def test_a_base_holds_the_update_where_its_weights_have_as_much_of_it_as_it_has(held, error, n, said):
+    rows = [module(f"m{i}", base=compared(cosine=0.99, held=held), relative_frobenius=1e-2) for i in range(n)]
+    rows.append(module("other", base=compared(cosine=0.99), relative_frobenius=1e-2))
+    full = report(modules=rows, base=BaseReport(path="b", files=1, compared=n, held=held, held_error=error))
+    seen = found(full).get("BAS216")
+    assert (None if seen is None else (seen.severity, seen.values)) == (said and ("warning", {"held": held}))
+    assert said is None or f"hold this update {said} already (<W, dW> / norm(dW)^2 is {held:.2f})" in seen.message
+    assert reasons(full).get("BAS216") == (
+        None if n == 4 else "needs 4 modules of plain LoRA beside their base's weights; there are 3"
+    )
+
+
 def test_intruders_are_counted_and_the_module_with_most_is_named():
     rows = [
         module(name, base=compared(cosine=0.99, intruders=intruders(count)), relative_frobenius=1e-2)
@@ -408,9 +439,9 @@ def test_intruders_are_counted_and_the_module_with_most_is_named():
 
 def test_a_whole_audit_without_a_base_lacks_the_base_only():
     rows = [module(str(i)) for i in range(4)]
-    assert set(reasons(report(modules=rows))) == {"MRG210", "BAS211", "INT212"}
+    assert set(reasons(report(modules=rows))) == {"MRG210", "BAS211", "INT212", "BAS216"}
     base = BaseReport(path="b", files=1, compared=4)
-    assert set(reasons(report(modules=rows, base=base))) == {"INT212"}
+    assert set(reasons(report(modules=rows, base=base))) == {"INT212", "BAS216"}
 
 
 def test_rules_without_their_input_say_which_it_is():

@@ -162,7 +162,7 @@ def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams
     cap = max((module.r for module in adapter.modules), default=0)
     ranks = range(1, cap) if every_rank else priced_ranks(usable, cap)
     start = adapter.config.init_lora_weights
-    from_zero = not isinstance(start, str) or start.lower() == "gaussian"  # PEFT's name for a Gaussian A
+    from_zero = start in {None, True} or str(start).lower() == "gaussian"  # PEFT's name for a Gaussian A
     shown = Shown(top, ranks, transposed=adapter.config.fan_in_fan_out, from_zero=from_zero)
     return [_row(m, s, shown) for m, s in zip(adapter.modules, found, strict=True)]
 

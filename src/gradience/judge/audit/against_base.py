@@ -280,6 +280,7 @@ class _Run:
             update_spectral_norm=real(size),
             update_frobenius_norm=real(frobenius),
             converged=converged and settled,
+            held=sums.along / sums.intended if _is_plain(module) and sums.intended > 0.0 else None,
             survival=survival_of(sums, found.info.dtype) if is_update else None,
             intruders=self._intruders(module, as_float32(w), update) if asked else None,
         )
@@ -334,6 +335,7 @@ class _Run:
         survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
         found = [b.intruders for _, b in pairs if b.intruders is not None]
         udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
+        held, held_error = held_of([base for _, base in pairs])
         return BaseReport(
             path=str(self._weights.files[0].path.parent),
             identity=self.norms.identity or None,
@@ -342,6 +344,8 @@ class _Run:
             not_compared=[one.missed for one in self._done if one.missed is not None],
             norms_cached=sum(one.cached for one in self._done),
             relative_frobenius=update_norm / base_norm if base_norm else None,
+            held=held,
+            held_error=held_error,
             udr_median=_median(udr),
             udr_max=max(udr, default=None),
             sdi_median=_median(m.sdi for m, _ in pairs if isinstance(m.sdi, float)),
@@ -363,6 +367,25 @@ class _Run:
             frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
         }.get(frozenset(ways), "")
         return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+
+def _is_plain(module: Module) -> bool:
+    """Whether the update is s B A alone, so that W says nothing of it unless it was added."""
+    return module.dense is None and module.factored is None and module.kind in {"linear", "conv"}
+
+
+def held_of(compared: Iterable[BaseComparison]) -> tuple[float | None, float | None]:
+    """How often the base holds the whole update already, and the standard error of that ratio of sums over modules.
+
+    dW is trained beside a W that it hardly resembles, so <W, dW> / norm(dW)^2 is near 0; of W + dW it is near 1. The
+    error is that of a ratio estimate, sqrt(sum (x - held y)^2) / sum y.
+    """
+    pairs = [(b.held * (y := float(b.update_frobenius_norm) ** 2), y) for b in compared if b.held is not None]
+    total = sum(y for _, y in pairs)
+    if not 0.0 < total < math.inf:
+        return None, None
+    held = sum(x for x, _ in pairs) / total
+    return held, math.hypot(*(x - held * y for x, y in pairs)) / total if len(pairs) > 1 else None
 
 
 def _once(done: Iterable[_Compared]) -> Iterator[_Compared]:

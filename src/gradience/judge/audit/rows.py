@@ -78,6 +78,7 @@ def module_row(
         null_stable_rank=null_stable_rank(limit, *module.shape),
         b_stable_rank=spectrum.factor_stable_ranks[place] if apart else None,
         b_null_stable_rank=null_factor_stable_rank(module.r, module.shape[place]) if apart else None,
+        b_rms=spectrum.factor_norms[place] / math.sqrt(module.r * module.shape[place]) if apart else None,
         top_singular_values=[float(s) for s in spectrum.sigma[: shown.singular_values]],
     )
 

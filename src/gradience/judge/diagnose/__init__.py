@@ -32,6 +32,7 @@ from gradience.rules.joins.symptoms import (
     disagreements,
     idle_targets,
     log_symptoms,
+    outgrown,
     recorded_disagreements,
     shows_learning,
     weights_symptoms,
@@ -336,6 +337,8 @@ def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
             yield from idle_targets(Stated(CONFIG_NAME, read.check.config.lora), read.audit)
         if read.log:
             yield from recorded_disagreements(read.log.report, read.audit)
+            stated = read.log.report.config if read.check is None else read.check.config
+            yield from outgrown(read.log.run, stated, read.audit)
 
 
 def _stated(read: Read) -> Iterator[Stated]:

@@ -54,6 +54,8 @@ FACTS: Final = {  # symptoms that are not findings of a rule, and the text for t
     "no_evaluation": "no evaluation",
     "before_nan": "a checkpoint from before it",
     "tiny": "entries of the update are tiny",
+    "summed_rates": "the sum of its learning rates",
+    "outgrown": "lora_B moved further than these allow",
     "damaged": "the file ends before its data do",
     "few_layers": "under half of the layers are adapted",
     "mid_run": "the weights are those of a checkpoint from mid-run",

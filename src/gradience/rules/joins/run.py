@@ -23,7 +23,7 @@ from gradience.rules import (
     joins,
 )
 from gradience.rules.joins import Correlation, Message, Needs
-from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
+from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, OUTGROWN, TINY_RMS
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
 MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")
@@ -99,9 +99,9 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Needs("disk", ("lowest",)),
         ),
         hints=(
-            Needs("log", ("spike", "no_learning", "oversized")),
+            Needs("log", ("spike", "no_learning", "oversized", "summed_rates")),
             Needs("config", ("warmup_ignored", "large_scaling")),
-            Needs("weights", ("oversized",)),
+            Needs("weights", ("oversized", "outgrown")),
         ),
         messages=(
             Message(
@@ -250,8 +250,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="an update that is huge or almost zero",
         needs=(Needs("weights", ("exploded", "tiny")),),
-        hints=(Needs("weights", ("oversized",)), Needs("log", ("oversized",))),
+        hints=(Needs("weights", ("oversized", "outgrown")), Needs("log", ("oversized", "summed_rates"))),
         messages=(
+            Message(
+                ("weights",),
+                "The update is huge, and lora_B is {times:.2g} times as far from 0 as all steps of this log could move "
+                "it: {exploded}.",
+            ),
             Message(("weights",), "The update is huge: {exploded}."),
             Message(("weights",), "The update is almost zero: {tiny}."),
         ),
@@ -263,6 +268,32 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="gradience audit --base: the norm of the update over that of the base weights.",
         thresholds=(EXPLODED_RMS, TINY_RMS),
         least=1,
+    ),
+    Correlation(
+        id="SIZ331",
+        severity="warning",
+        title="factors that moved further than their learning rates allow",
+        needs=(Needs("log", ("summed_rates",)), Needs("weights", ("outgrown",))),
+        hints=(Needs("weights", ("oversized",)), Needs("log", ("oversized",))),
+        messages=(
+            Message(
+                ("log", "weights"),
+                "Entries of lora_B began at 0 and are at {moved:.2g}, {times:.2g} times as far as all steps of this "
+                "log could move them ({logged:.2g}).",
+            ),
+        ),
+        confidence=0.8,
+        evidence=(
+            cite("Adam, arXiv 1412.6980, section 2.1", "a step moves an entry by about the learning rate at most"),
+            cite("Lion, arXiv 2302.06675", "each step is the learning rate times a sign"),
+        ),
+        rationale="Either a higher rate was used than was logged (one of lora_B's own, as in LoRA+, too), or the run "
+        "began from an adapter, or the weights were multiplied later, or log and weights are of two runs.",
+        action="See what the run began from and whether this is its log; compare held-out results with the base's.",
+        scope="LoRA whose lora_B begins at zero, trained by Adam or Lion. Other optimizers (SGD, Muon, Adafactor) are "
+        "not judged, nor several rates that the log names. In a long run a tenfold update may stay below the sum",
+        verify="The root mean square of lora_B's entries at the first checkpoint: there it is at most steps x rate.",
+        thresholds=(OUTGROWN,),
     ),
     Correlation(
         id="LYR317",
