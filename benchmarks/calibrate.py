@@ -5,6 +5,8 @@
     # unpack the wheels, the sdist (and additional_resources/hutto_ICWSM_2014.tar.gz in it) and the .deb into FOLDER
     python benchmarks/calibrate.py FOLDER --runs RUNS [--tasks movie product] [--seeds 2] [--ranks 16] [--causal 1]
     python benchmarks/calibrate.py FOLDER --runs RUNS --cost
+    python benchmarks/receipt_models.py KITS llama qwen gpt2    # bases
+    python benchmarks/calibrate.py KITS --runs RUNS --recover 4
 
 LoRA adapters are trained on MiniLM-L6 (22M, all 36 linear layers of its encoder) to classify labelled text. The texts
 are snippets of film reviews, product reviews and tweets, by the sign of their mean rating, and WordNet's glosses, by
@@ -20,6 +22,10 @@ Each line of RUNS/results.jsonl is one adapter at one size: its number of parame
 adapter on a third set of inputs, which no choice has seen; and the task's metric on the same rows. The tables show
 means with 95 % intervals (Student's t over adapters; for ratios, over their logarithms). Existing results are not made
 again, so a run can be stopped and continued. `--cost` measures time and memory of one calibration instead.
+
+`--recover N` measures `resize --recover` instead, on N adapters of each of three small models (those of drift.py) and
+on the three of MiniLM in KITS/minilm. Each is cut by `--kl .003` on 256 texts of its task; then to a half and a quarter
+of that size, once as it is and once recovered on the same texts. KL, flips and loss are those on 96 other texts.
 """
 
 from __future__ import annotations
@@ -49,6 +55,11 @@ HELD_OUT: Final = 240  # labelled rows for the metric and for the KL on the thir
 UNLABELLED: Final = 600  # rows that calibration may choose from
 CLEAR: Final = 0.5  # least |mean rating| on a scale from -4 to 4: nearer to 0 the raters did not agree on a sign
 KINDS: Final = 6  # kinds of nouns: the commonest of WordNet's files
+BOUND: Final = 0.003  # nats: the KL that a recovered adapter is to reach with less
+OF_RECOVERY: Final = 256  # texts to cut and to recover by
+ON_OTHERS: Final = 96
+SHORT: Final = 100  # characters of a text that is recovered on
+ENCODED: Final = ("prose", "json", "sums")  # MiniLM's adapters
 T_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11)
 
 
@@ -220,23 +231,23 @@ def sizes(r: int) -> list[Size]:
 def calibrated(folder: Path, runs: Path, run: Run, pieces: Any) -> Any:
     """The adapter with its statistics, collected on rows that neither the training nor the metric uses."""
     from gradience.adapters.open import open_adapter
-    from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter
+    from gradience.rewrite.options import ResizeOptions
+    from gradience.rewrite.resize.calibrated import calibrate_adapter
 
     texts = runs / f"{run.task}.jsonl"
     rows = data_of(folder, run.task).unlabelled
     texts.write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows), encoding="utf-8")
     files, adapter = open_adapter(runs / "adapters" / run.name)
-    return calibrate_adapter(
-        files, adapter, Asked(base_of(folder, runs, run.model), texts, pieces=pieces, seed=run.seed)
-    )
+    options = ResizeOptions(base=base_of(folder, runs, run.model), calibrate=texts, pieces=pieces, seed=run.seed)
+    return calibrate_adapter(files, adapter, options)
 
 
 def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Yield a line of the results for each size of one adapter."""
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, divergence, scored, tokens_within
+    from gradience.rewrite.options import Target
     from gradience.rewrite.resize.calibrated import kept_for
-    from gradience.rewrite.resize.cut import Target
     from gradience.rewrite.resize.pieces import scored_with
 
     found = {pieces: calibrated(folder, runs, run, pieces) for pieces in ("two-sided", "svd")}
@@ -273,6 +284,101 @@ def metric(rows: Any) -> dict[str, float]:
     rows = list(rows)
     known = sum(row.known for row in rows)
     return {"loss": sum(row.loss for row in rows) / known, "accuracy": sum(row.hits for row in rows) / known}
+
+
+def texts_for(model: str, task: str) -> tuple[list[str], list[str]]:
+    """Texts of an adapter's task to cut and to recover by, and others to measure on."""
+    from receipt_models import _labelled, texts_of
+
+    count = 4 * (OF_RECOVERY + ON_OTHERS)
+    found = _labelled(task, count, 9)[0] if model == "minilm" else [t[:SHORT] for t in texts_of(task, count, 9)]
+    rows = list(dict.fromkeys(found))
+    return rows[:OF_RECOVERY], rows[OF_RECOVERY : OF_RECOVERY + ON_OTHERS]
+
+
+def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> Iterator[dict[str, Any]]:
+    """Yield a line for each size of one adapter, as cut and as recovered."""
+    from gradience import resize_adapter
+
+    base, texts = kits / model / "base", runs / "texts.txt"
+    chosen, others = texts_for(model, task)
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
+    given: dict[str, Any] = {"base": base, "calibrate": texts, "force": True}
+    plain = resize_adapter(adapter, runs / "cut", kl=BOUND, **given)
+    yield {"size": 1.0, "way": "cut", "params": plain.params_after, "whole": plain.params_before} | apart(
+        base, adapter, runs / "cut", others
+    )
+    for part, way in itertools.product((0.5, 0.25), ("cut", "recovered")):
+        most = int(part * plain.params_after)
+        more = {"recover": texts} if way == "recovered" else {}
+        report = resize_adapter(adapter, runs / "cut", max_params=most, **given, **more)
+        line = {"size": part, "way": way, "params": report.params_after, "whole": plain.params_before}
+        written = report.recovery.written if report.recovery is not None else None
+        yield line | {"written": written} | apart(base, adapter, runs / "cut", others)
+
+
+def apart(base: Path, whole: Path, small: Path, texts: list[str]) -> dict[str, float]:
+    """KL, flips and loss of an adapter from the whole one, per prediction on some texts."""
+    from gradience.models import FIRST, active, load_adapter, load_model
+    from gradience.models.inputs import Example, batches
+    from gradience.models.outputs import Reference, scored, tokens_within
+
+    loaded = load_model(base, whole)
+    assert loaded.tokenizer is not None
+    load_adapter(loaded, small, "small")
+    is_causal = loaded.task == "causal-lm"
+    examples = [Example(tuple(ids), 0, len(ids) - is_causal) for ids in loaded.tokenizer.texts(texts)]
+    parts = batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
+    reference = Reference(loaded, lambda: active(loaded, FIRST))
+    found = list(scored(loaded, examples, parts, reference=reference, state=lambda: active(loaded, "small")))
+    first = list(scored(loaded, examples, parts, state=lambda: active(loaded, FIRST)))
+    n = sum(row.predictions for row in found)
+    loss = sum(row.loss for row in found) - sum(row.loss for row in first)
+    return {"kl": sum(row.kl for row in found) / n, "flips": sum(row.flips for row in found) / n, "loss": loss / n}
+
+
+def recoveries(kits: Path, runs: Path, count: int) -> None:
+    """Measure what is missing, one adapter of each model in turn."""
+    from drift import run_of, train as trained
+
+    results = runs / "recovery.jsonl"
+    for number in range(count):
+        for model in ("llama", "qwen", "gpt2", "minilm"):
+            if model == "minilm" and number >= len(ENCODED):
+                continue
+            run = run_of(model, number) if model != "minilm" else None
+            name = run.name if run else f"minilm-{number:02d}-{ENCODED[number]}"
+            if name in (results.read_text() if results.is_file() else ""):
+                continue
+            task = run.task if run else ENCODED[number]
+            adapter = trained(run, kits, runs) if run else kits / "minilm" / task
+            began = time.process_time()
+            lines = [{"run": name, **line} for line in recovery(kits, runs, model, task, adapter)]
+            with results.open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            print(f"{name}: measured in {time.process_time() - began:.0f} s of CPU time", flush=True)
+    show_recovery([json.loads(line) for line in results.read_text().splitlines()])
+
+
+def show_recovery(lines: list[dict[str, Any]]) -> None:
+    """Print the tables: adapters of even number, of odd number (not looked at before the end), and all."""
+    for half, title in (((0,), "even: seen"), ((1,), "odd: unseen"), ((0, 1), "all")):
+        some = [line for line in lines if int(line["run"].split("-")[1]) % 2 in half]
+        by_way: dict[tuple[float, str], list[dict[str, Any]]] = {}
+        for line in some:
+            by_way.setdefault((line["size"], line["way"]), []).append(line)
+        print(f"\n{title}: n = {len({line['run'] for line in some})}")
+        for (size, way), found in by_way.items():
+            print(f"  {way} at {size:g} of the size by --kl {BOUND:g}")
+            print("    parameters kept", interval([line["params"] / line["whole"] for line in found]))
+            for key in ("kl", "flips", "loss"):
+                print(f"    {key:<15}", interval([line[key] for line in found]))
+            if way == "recovered":
+                print("    written        ", sum(line["written"] for line in found), "of", len(found))
+            for other in ((size, "cut"), (1.0, "cut")):
+                if other != (size, way) and other in by_way:
+                    kl = ({line["run"]: line["kl"] for line in by_way[key]} for key in ((size, way), other))
+                    print(f"    KL over that of {other[1]} at {other[0]:g}:", ratio(*kl))
 
 
 def half_width(values: list[float]) -> float:
@@ -376,9 +482,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only-trained", action="store_true", help="measure the adapters that are there")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--recover", type=int, default=0)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     args.runs.mkdir(parents=True, exist_ok=True)
+    if args.recover:
+        recoveries(args.folder, args.runs, args.recover)
+        return
     results = args.runs / "results.jsonl"
     for run in all_runs(args):
         if args.only_trained and not (args.runs / "adapters" / run.name / "adapter_config.json").is_file():
