@@ -6,7 +6,7 @@
     python benchmarks/calibrate.py FOLDER --runs RUNS [--tasks movie product] [--seeds 2] [--ranks 16] [--causal 1]
     python benchmarks/calibrate.py FOLDER --runs RUNS --cost
     python benchmarks/receipt_models.py KITS llama qwen gpt2    # bases
-    python benchmarks/calibrate.py KITS --runs RUNS --recover 4
+    python benchmarks/calibrate.py KITS --runs RUNS --recover 0 1 2 3 [--models llama qwen gpt2]
 
 LoRA adapters are trained on MiniLM-L6 (22M, all 36 linear layers of its encoder) to classify labelled text. The texts
 are snippets of film reviews, product reviews and tweets, by the sign of their mean rating, and WordNet's glosses, by
@@ -23,9 +23,9 @@ adapter on a third set of inputs, which no choice has seen; and the task's metri
 means with 95 % intervals (Student's t over adapters; for ratios, over their logarithms). Existing results are not made
 again, so a run can be stopped and continued. `--cost` measures time and memory of one calibration instead.
 
-`--recover N` measures `resize --recover` instead, on N adapters of each of three small models (those of drift.py) and
-on the three of MiniLM in KITS/minilm. Each is cut by `--kl .003` on 256 texts of its task; then to a half and a quarter
-of that size, once as it is and once recovered on the same texts. KL, flips and loss are those on 96 other texts.
+`--recover` measures `resize --recover` instead, on the adapters of these numbers of each model (those of drift.py;
+of minilm those in KITS/minilm). Each is cut by `--kl .003` on 256 texts of its task; then to a half and a quarter of
+that size, once as it is and once recovered on the same texts. KL, flips and loss are those on 96 other texts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -297,66 +298,72 @@ def texts_for(model: str, task: str) -> tuple[list[str], list[str]]:
 
 
 def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> Iterator[dict[str, Any]]:
-    """Yield a line for each size of one adapter, as cut and as recovered."""
-    from gradience import resize_adapter
+    """Yield a line for each size of one adapter, as cut and as recovered. The model is loaded once for all cuts."""
+    from gradience.adapters.open import open_adapter
+    from gradience.models.inputs import Example, batches
+    from gradience.models.outputs import Reference, tokens_within
+    from gradience.models.sums import sums_of
+    from gradience.rewrite.options import ResizeOptions, Target
+    from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
+    from gradience.rewrite.resize.recovered import InMemory, recovered_plan
 
-    base, texts = kits / model / "base", runs / "texts.txt"
+    texts = runs / "texts.jsonl"
     chosen, others = texts_for(model, task)
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
-    given: dict[str, Any] = {"base": base, "calibrate": texts, "force": True}
-    plain = resize_adapter(adapter, runs / "cut", kl=BOUND, **given)
-    yield {"size": 1.0, "way": "cut", "params": plain.params_after, "whole": plain.params_before} | apart(
-        base, adapter, runs / "cut", others
-    )
-    for part, way in itertools.product((0.5, 0.25), ("cut", "recovered")):
-        most = int(part * plain.params_after)
-        more = {"recover": texts} if way == "recovered" else {}
-        report = resize_adapter(adapter, runs / "cut", max_params=most, **given, **more)
-        line = {"size": part, "way": way, "params": report.params_after, "whole": plain.params_before}
-        written = report.recovery.written if report.recovery is not None else None
-        yield line | {"written": written} | apart(base, adapter, runs / "cut", others)
-
-
-def apart(base: Path, whole: Path, small: Path, texts: list[str]) -> dict[str, float]:
-    """KL, flips and loss of an adapter from the whole one, per prediction on some texts."""
-    from gradience.models import FIRST, active, load_adapter, load_model
-    from gradience.models.inputs import Example, batches
-    from gradience.models.outputs import Reference, scored, tokens_within
-
-    loaded = load_model(base, whole)
+    options = ResizeOptions(base=kits / model / "base", calibrate=texts, recover=texts)
+    files, opened = open_adapter(adapter)
+    found = calibrate_adapter(files, opened, options)
+    loaded = found.model.loaded
     assert loaded.tokenizer is not None
-    load_adapter(loaded, small, "small")
     is_causal = loaded.task == "causal-lm"
-    examples = [Example(tuple(ids), 0, len(ids) - is_causal) for ids in loaded.tokenizer.texts(texts)]
-    parts = batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
-    reference = Reference(loaded, lambda: active(loaded, FIRST))
-    found = list(scored(loaded, examples, parts, reference=reference, state=lambda: active(loaded, "small")))
-    first = list(scored(loaded, examples, parts, state=lambda: active(loaded, FIRST)))
-    n = sum(row.predictions for row in found)
-    loss = sum(row.loss for row in found) - sum(row.loss for row in first)
-    return {"kl": sum(row.kl for row in found) / n, "flips": sum(row.flips for row in found) / n, "loss": loss / n}
+    third = [Example(tuple(ids), 0, len(ids) - is_causal) for ids in loaded.tokenizer.texts(others)]
+    parts, reference = batches(third, tokens=tokens_within(loaded), pad=loaded.pad), Reference(loaded)
+    whole = sums_of(loaded, third, parts, reference=reference, state=nullcontext)
+
+    def line(plan: Any, size: float, way: str) -> dict[str, Any]:
+        state = InMemory(plan, found.pairs, found.model.layers).state
+        seen = sums_of(loaded, third, parts, reference=reference, state=state)
+        n = float(seen.predictions.sum())
+        return {
+            "size": size,
+            "way": way,
+            "params": sum(row.params_after for row in plan.rows),
+            "whole": sum(row.params_before for row in plan.rows),
+            "kl": float(seen.kl.sum()) / n,
+            "flips": float(seen.flips.sum()) / n,
+            "loss": float((seen.loss - whole.loss).sum()) / n,
+            "written": None if plan.recovery is None else plan.recovery.written,
+        }
+
+    first = plan_by_outputs(found, Target("kl", BOUND))
+    most = sum(row.params_after for row in first.rows)
+    yield line(first, 1.0, "cut")
+    for size in (0.5, 0.25):
+        plan = plan_by_outputs(found, Target("max_params", int(size * most)))
+        yield line(plan, size, "cut")
+        yield line(recovered_plan(plan, files, opened, options), size, "recovered")
 
 
-def recoveries(kits: Path, runs: Path, count: int) -> None:
+def recoveries(kits: Path, runs: Path, numbers: Sequence[int], models: Sequence[str]) -> None:
     """Measure what is missing, one adapter of each model in turn."""
     from drift import run_of, train as trained
 
     results = runs / "recovery.jsonl"
-    for number in range(count):
-        for model in ("llama", "qwen", "gpt2", "minilm"):
-            if model == "minilm" and number >= len(ENCODED):
-                continue
-            run = run_of(model, number) if model != "minilm" else None
-            name = run.name if run else f"minilm-{number:02d}-{ENCODED[number]}"
-            if name in (results.read_text() if results.is_file() else ""):
-                continue
-            task = run.task if run else ENCODED[number]
-            adapter = trained(run, kits, runs) if run else kits / "minilm" / task
-            began = time.process_time()
-            lines = [{"run": name, **line} for line in recovery(kits, runs, model, task, adapter)]
-            with results.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-            print(f"{name}: measured in {time.process_time() - began:.0f} s of CPU time", flush=True)
+    for number, model in itertools.product(numbers, models):
+        if model == "minilm":
+            task = ENCODED[number % len(ENCODED)]
+            name, adapter = f"minilm-{number:02d}-{task}", kits / "minilm" / task
+        else:
+            run = run_of(model, number)
+            name, task = run.name, run.task
+            adapter = trained(run, kits, runs)
+        if name in (results.read_text() if results.is_file() else ""):
+            continue
+        began = time.process_time()
+        lines = [{"run": name, **line} for line in recovery(kits, runs, model, task, adapter)]
+        with results.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        print(f"{name}: measured in {time.process_time() - began:.0f} s of CPU time", flush=True)
     show_recovery([json.loads(line) for line in results.read_text().splitlines()])
 
 
@@ -482,12 +489,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only-trained", action="store_true", help="measure the adapters that are there")
     parser.add_argument("--cost", action="store_true")
-    parser.add_argument("--recover", type=int, default=0)
+    parser.add_argument("--recover", nargs="+", type=int, metavar="NUMBER")
+    parser.add_argument("--models", nargs="+", default=["llama", "qwen", "gpt2"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     args.runs.mkdir(parents=True, exist_ok=True)
     if args.recover:
-        recoveries(args.folder, args.runs, args.recover)
+        recoveries(args.folder, args.runs, args.recover, args.models)
         return
     results = args.runs / "results.jsonl"
     for run in all_runs(args):

@@ -32,6 +32,7 @@ from gradience.schema.document import Estimate
 from gradience.schema.export import json_schema
 from gradience.schema.writing import Apart, Provenance
 
+AS_SHIPPED = (distil.STEPS, distil.BATCH, distil.RATE)
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 WEIGHTS = "adapter_model.safetensors"
 
@@ -39,7 +40,8 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
-    return saved(causal(layers=1), folder, r=4, target_modules=TARGETS, task_type="CAUSAL_LM")
+    few = {"q_proj": 2}  # as many as are asked for, so that its factors are copied where nothing is trained
+    return saved(causal(layers=1), folder, r=4, target_modules=TARGETS, task_type="CAUSAL_LM", rank_pattern=few)
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +133,7 @@ def test_only_a_and_b_change_and_their_errors_are_those_of_what_is_written(llama
             one[f"base_model.model.{row.name}.lora_B.weight"] @ one[f"base_model.model.{row.name}.lora_A.weight"]
             for one in (old, new)
         ]
-        scale = [8 / 4, 4 / 2]  # alpha / r is kept
-        whole, small = (s * u.astype(np.float64) for s, u in zip(scale, updates, strict=True))
+        whole, small = (8 / row.rank_before * update.astype(np.float64) for update in updates)
         assert row.relative_error == pytest.approx(np.linalg.norm(whole - small) / np.linalg.norm(whole), rel=1e-5)
         lost, energy = lost + np.sum((whole - small) ** 2), energy + np.sum(whole**2)
     assert report.relative_error == pytest.approx((lost / energy) ** 0.5, rel=1e-5)
@@ -155,6 +156,12 @@ def test_the_seed_decides_all(llama, texts, result, tmp_path):
     assert other.out is None  # and nothing is written
     assert other.recovery.digest != report.recovery.digest
     assert other.recovery.after != report.recovery.after
+
+
+def test_a_recovery_is_of_as_many_steps_as_the_help_says(capsys):
+    assert AS_SHIPPED == (300, 8, 0.03)
+    main(["resize", "--help"])
+    assert "trained for 300 steps" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def changed(kl, flips):
@@ -283,12 +290,12 @@ def test_a_classifier_keeps_head_and_biases_bit_for_bit_and_needs_no_labels(labe
     rows = write_texts(tmp_path / "rows.txt", 60).read_text().splitlines()
     given = [{"text": text} | ({"label": i % 4} if labels else {}) for i, text in enumerate(rows)]  # 3 is of no class
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
-    report = resize_adapter(model.adapter, tmp_path / "out", base=model.base, rank=1, recover=tmp_path / "rows.jsonl")
+    report = resize_adapter(model.adapter, tmp_path / "out", base=model.base, rank=2, recover=tmp_path / "rows.jsonl")
     assert (report.recovery.before.loss is not None) is labels
     old, new = (load_file(folder / WEIGHTS) for folder in (model.adapter, tmp_path / "out"))
     others = [name for name in old if ".lora_" not in name]
     assert any("classifier" in name for name in others)
-    assert any(name.endswith("query.base_layer.bias") or name.endswith("query.bias") for name in others)
+    assert any(name.endswith(("query.base_layer.bias", "query.bias")) for name in others)
     assert all(np.array_equal(old[name], new[name]) for name in others)
     assert ("loss, nats" in resize_text(report)) is labels
 

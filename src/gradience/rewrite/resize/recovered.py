@@ -19,7 +19,7 @@ from gradience.adapters.open import AdapterFiles
 from gradience.adapters.pairs import StoredPair
 from gradience.errors import AdapterError, OptionError
 from gradience.io import Progress
-from gradience.io.safetensors import DTYPES
+from gradience.io.safetensors import DTYPES, PlannedTensor
 from gradience.models import load_model
 from gradience.models.inputs import Example, batches, digest_of
 from gradience.models.sums import Sums, estimate, sums_of
@@ -68,14 +68,14 @@ def recovered_plan(
 
     layers = lora_layers(loaded, list(pairs))
     texts = split_inputs(options.recover, loaded, most=TRAINED_ON, seed=options.seed)
-    cut = _Cut(plan, pairs, layers)
+    cut = InMemory(plan, pairs, layers)
     held = _HeldOut(loaded, texts.measured_on)
-    before = held.read(cut.in_memory)
+    before = held.read(cut.state)
     if not (before.finite and held.whole.finite):
         raise AdapterError("the model's outputs are not finite", advice="check the weights of base and adapter")
     stopped = distil(loaded, layers, cut.factors, texts.chosen_by, seed=options.seed, progress=progress)
     made = cut.stored()
-    after = held.read(cut.in_memory)
+    after = held.read(cut.state)
     is_sound = stopped is None and after.finite and all(map(all_finite, made.values()))
     change = held.apart(after, before) if is_sound else None
     reason = _BROKEN if change is None else _why_not(change)
@@ -105,8 +105,14 @@ def _why_not(change: Apart) -> str:
     return _FLIPPED if change.flips.value > 0.0 else ""
 
 
-class _Cut:
-    """The factors of a plan, in memory to be trained. A module that leaves the adapter has zeros, which stay."""
+class InMemory:
+    """The factors of a plan beside a model that runs. A module that leaves the adapter has zeros, which stay.
+
+    Args:
+        plan: the plan.
+        pairs: the whole adapter's pairs, by path.
+        layers: PEFT's layers of the whole adapter, by path.
+    """
 
     def __init__(self, plan: Plan, pairs: Mapping[str, StoredPair], layers: Mapping[str, Any]) -> None:
         import torch  # only a recovery needs it
@@ -121,14 +127,14 @@ class _Cut:
             own, names = factors_of(layers[path]), (pair.layout.a_name, pair.layout.b_name)
             is_kept = names[0] in self._tensors
             some = (
-                [torch.from_numpy(self._tensors[name].load().astype(np.float32)) for name in names]
+                [torch.from_numpy(_loaded(self._tensors[name]).astype(np.float32)) for name in names]
                 if is_kept
                 else [torch.zeros_like(own.a[:1]), torch.zeros_like(own.b[:, :1])]
             )
             self.factors[path] = Factors(*(torch.nn.Parameter(x.to(y)) for x, y in zip(some, own, strict=True)))
             self._named |= dict(zip(names, self.factors[path], strict=True)) if is_kept else {}
 
-    def in_memory(self) -> AbstractContextManager[None]:
+    def state(self) -> AbstractContextManager[None]:
         """A context in which the model has these factors."""
         from gradience.models.states import with_factors  # torch, late
 
@@ -144,6 +150,12 @@ class _Cut:
                 made[name] = factor.detach().float().cpu().numpy().astype(DTYPES[self._tensors[name].dtype])
             factor.data.copy_(torch.from_numpy(made[name].astype(np.float32)))
         return made
+
+
+def _loaded(tensor: PlannedTensor) -> Array:
+    """A tensor's data in its shape; a copied one loads as bytes."""
+    data = np.ascontiguousarray(tensor.load()).reshape(-1)
+    return data.view(np.uint8).view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
 class _HeldOut:
