@@ -24,8 +24,8 @@ means with 95 % intervals (Student's t over adapters; for ratios, over their log
 again, so a run can be stopped and continued. `--cost` measures time and memory of one calibration instead.
 
 `--recover` measures `resize --recover` instead, on the adapters of these numbers of each model (those of drift.py;
-of minilm those in KITS/minilm). Each is cut by `--kl .003` on 256 texts of its task; then to a half and a quarter of
-that size, once as it is and once recovered on the same texts. KL, flips and loss are those on 96 other texts.
+of minilm those in KITS/minilm). Each is cut by `--kl .003` on 256 texts of its task; then to .85 to .5 of that size;
+and the last is recovered on the same texts. KL, flips and loss are those on 96 other texts.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 
 LENGTH: Final = 64  # tokens
@@ -59,7 +60,8 @@ KINDS: Final = 6  # kinds of nouns: the commonest of WordNet's files
 BOUND: Final = 0.003  # nats: the KL that a recovered adapter is to reach with less
 OF_RECOVERY: Final = 256  # texts to cut and to recover by
 ON_OTHERS: Final = 96
-SHORT: Final = 100  # characters of a text that is recovered on
+CUTS: Final = (0.85, 0.7, 0.6, 0.5)  # of the size by that KL; the last is recovered
+SHORT: Final = 60  # characters of a text that is recovered on
 ENCODED: Final = ("prose", "json", "sums")  # MiniLM's adapters
 T_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11)
 
@@ -298,7 +300,7 @@ def texts_for(model: str, task: str) -> tuple[list[str], list[str]]:
 
 
 def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> Iterator[dict[str, Any]]:
-    """Yield a line for each size of one adapter, as cut and as recovered. The model is loaded once for all cuts."""
+    """Yield a line for each size of one adapter as cut, and for the last as recovered."""
     from gradience.adapters.open import open_adapter
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, tokens_within
@@ -338,10 +340,10 @@ def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> It
     first = plan_by_outputs(found, Target("kl", BOUND))
     most = sum(row.params_after for row in first.rows)
     yield line(first, 1.0, "cut")
-    for size in (0.5, 0.25):
+    for size in CUTS:
         plan = plan_by_outputs(found, Target("max_params", int(size * most)))
         yield line(plan, size, "cut")
-        yield line(recovered_plan(plan, files, opened, options), size, "recovered")
+    yield line(recovered_plan(plan, files, opened, options), size, "recovered")
 
 
 def recoveries(kits: Path, runs: Path, numbers: Sequence[int], models: Sequence[str]) -> None:
@@ -368,24 +370,35 @@ def recoveries(kits: Path, runs: Path, numbers: Sequence[int], models: Sequence[
 
 
 def show_recovery(lines: list[dict[str, Any]]) -> None:
-    """Print the tables: adapters of even number, of odd number (not looked at before the end), and all."""
-    for half, title in (((0,), "even: seen"), ((1,), "odd: unseen"), ((0, 1), "all")):
-        some = [line for line in lines if int(line["run"].split("-")[1]) % 2 in half]
-        by_way: dict[tuple[float, str], list[dict[str, Any]]] = {}
-        for line in some:
-            by_way.setdefault((line["size"], line["way"]), []).append(line)
-        print(f"\n{title}: n = {len({line['run'] for line in some})}")
-        for (size, way), found in by_way.items():
-            print(f"  {way} at {size:g} of the size by --kl {BOUND:g}")
-            print("    parameters kept", interval([line["params"] / line["whole"] for line in found]))
-            for key in ("kl", "flips", "loss"):
-                print(f"    {key:<15}", interval([line[key] for line in found]))
-            if way == "recovered":
-                print("    written        ", sum(line["written"] for line in found), "of", len(found))
-            for other in ((size, "cut"), (1.0, "cut")):
-                if other != (size, way) and other in by_way:
-                    kl = ({line["run"]: line["kl"] for line in by_way[key]} for key in ((size, way), other))
-                    print(f"    KL over that of {other[1]} at {other[0]:g}:", ratio(*kl))
+    """Print the tables: for adapters of even number, of odd number, and for all."""
+    by_run: dict[str, dict[tuple[float, str], dict[str, Any]]] = {}
+    for line in lines:
+        by_run.setdefault(line["run"], {})[line["size"], line["way"]] = line
+    for half, title in (((0,), "even"), ((1,), "odd"), ((0, 1), "all")):
+        some = {name: found for name, found in by_run.items() if int(name.split("-")[1]) % 2 in half}
+        print(f"\n{title}: n = {len(some)}")
+        if not some:
+            continue
+        for key in ((1.0, "cut"), (CUTS[-1], "cut"), (CUTS[-1], "recovered")):
+            print(f"  {key[1]} at {key[0]:g} of the size by --kl {BOUND:g}")
+            print("    parameters kept", interval([one[key]["params"] / one[key]["whole"] for one in some.values()]))
+            for what in ("kl", "flips", "loss"):
+                print(f"    {what:<15}", interval([one[key][what] for one in some.values()]))
+        cut, after = ({name: one[CUTS[-1], way]["kl"] for name, one in some.items()} for way in ("cut", "recovered"))
+        print("  KL recovered over cut, same size:", ratio(after, cut))
+        flips = [one[CUTS[-1], "recovered"]["flips"] - one[CUTS[-1], "cut"]["flips"] for one in some.values()]
+        print("  flips recovered less cut", interval(flips))
+        print("  size over that of a cut of equal KL", interval([CUTS[-1] / equal_cut(one) for one in some.values()]))
+        written = [one[CUTS[-1], "recovered"]["written"] for one in some.values()]
+        print(f"  written {sum(written)} of {len(written)}")
+
+
+def equal_cut(one: dict[tuple[float, str], dict[str, Any]]) -> float:
+    """The size of a cut with the KL of the recovered one, by interpolation of log KL; at most 1."""
+    sizes = [*CUTS[::-1], 1.0]
+    logs = [math.log(one[size, "cut"]["kl"]) for size in sizes]
+    falling = [max(logs[i:]) for i in range(len(logs))]  # of a curve that rises somewhere the later rise
+    return float(np.interp(-math.log(one[CUTS[-1], "recovered"]["kl"]), [-one for one in falling], sizes))
 
 
 def half_width(values: list[float]) -> float:

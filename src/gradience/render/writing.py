@@ -130,14 +130,20 @@ def _recovery(found: Recovery) -> Iterator[str]:
     yield f"Recovery:   {counted(found.steps, 'step')} on {counted(found.inputs, 'text')}; seed {found.seed}"
     held = _inputs(found.held_inputs, found.held_predictions)
     yield f"  From the whole adapter on {held} held out, with 95 % intervals over texts:"
-    rows = [
-        (name, *(one and getattr(one, name) for one in (found.before, found.after, found.change))) for name in _UNITS
-    ]
+    rows = [_apart(found, name) for name in _UNITS]
     yield from table(_APART, [row for row in rows if row[1] is not None])
-    yield f"Written:    {'the trained factors' if found.written else f'the factors as cut, because {found.reason}'}"
+    cut = f"the factors as cut, because {clean(found.reason)}"
+    yield f"Written:    {'the trained factors' if found.written else cut}"
     last = found.after if found.written and found.after is not None else found.before
     if last.flips.value > _MANY_FLIPS:
         yield f"Warning: over {_MANY_FLIPS:.0%} of the predictions on held-out texts are not the whole adapter's"
+
+
+def _apart(found: Recovery, name: str) -> tuple[str, Estimate | None, Estimate | None, Estimate | None]:
+    """A quantity by its field's name, and its values before and after, and their difference."""
+    stages = (found.before, found.after, found.change)
+    before, after, change = (None if one is None else getattr(one, name) for one in stages)
+    return name, before, after, change
 
 
 _UNITS: Final = {"kl": ("KL, nats", ".4f"), "flips": ("flips", ".1%"), "loss": ("loss, nats", ".4f")}
