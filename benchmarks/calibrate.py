@@ -396,7 +396,7 @@ def show_recovery(lines: list[dict[str, Any]]) -> None:
 def equal_cut(one: dict[tuple[float, str], dict[str, Any]]) -> float:
     """The size of a cut with the KL of the recovered one, by interpolation of log KL; at most 1."""
     sizes = [*CUTS[::-1], 1.0]
-    logs = [math.log(one[size, "cut"]["kl"]) for size in sizes]
+    logs = [math.log(max(one[size, "cut"]["kl"], 1e-12)) for size in sizes]  # of the whole adapter it is 0
     falling = [max(logs[i:]) for i in range(len(logs))]  # of a curve that rises somewhere the later rise
     return float(np.interp(-math.log(one[CUTS[-1], "recovered"]["kl"]), [-one for one in falling], sizes))
 
