@@ -5,6 +5,8 @@
     # unpack the wheels, the sdist (and additional_resources/hutto_ICWSM_2014.tar.gz in it) and the .deb into FOLDER
     python benchmarks/calibrate.py FOLDER --runs RUNS [--tasks movie product] [--seeds 2] [--ranks 16] [--causal 1]
     python benchmarks/calibrate.py FOLDER --runs RUNS --cost
+    python benchmarks/receipt_models.py KITS llama qwen gpt2    # bases
+    python benchmarks/calibrate.py KITS --runs RUNS --recover 0 1 2 3 [--models llama qwen gpt2]
 
 LoRA adapters are trained on MiniLM-L6 (22M, all 36 linear layers of its encoder) to classify labelled text. The texts
 are snippets of film reviews, product reviews and tweets, by the sign of their mean rating, and WordNet's glosses, by
@@ -20,6 +22,10 @@ Each line of RUNS/results.jsonl is one adapter at one size: its number of parame
 adapter on a third set of inputs, which no choice has seen; and the task's metric on the same rows. The tables show
 means with 95 % intervals (Student's t over adapters; for ratios, over their logarithms). Existing results are not made
 again, so a run can be stopped and continued. `--cost` measures time and memory of one calibration instead.
+
+`--recover` measures `resize --recover` instead, on the adapters of these numbers of each model (those of drift.py;
+of minilm those in KITS/minilm). Each is cut by `--kl .003` on 256 texts of its task; then to .85 to .5 of that size;
+and the last is recovered on the same texts. KL, flips and loss are those on 96 other texts.
 """
 
 from __future__ import annotations
@@ -35,10 +41,12 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 
 LENGTH: Final = 64  # tokens
@@ -49,6 +57,12 @@ HELD_OUT: Final = 240  # labelled rows for the metric and for the KL on the thir
 UNLABELLED: Final = 600  # rows that calibration may choose from
 CLEAR: Final = 0.5  # least |mean rating| on a scale from -4 to 4: nearer to 0 the raters did not agree on a sign
 KINDS: Final = 6  # kinds of nouns: the commonest of WordNet's files
+BOUND: Final = 0.003  # nats: the KL that a recovered adapter is to reach with less
+OF_RECOVERY: Final = 256  # texts to cut and to recover by
+ON_OTHERS: Final = 96
+CUTS: Final = (0.85, 0.7, 0.6, 0.5)  # of the size by that KL; the last is recovered
+SHORT: Final = 60  # characters of a text that is recovered on
+ENCODED: Final = ("prose", "json", "sums")  # MiniLM's adapters
 T_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11)
 
 
@@ -220,23 +234,23 @@ def sizes(r: int) -> list[Size]:
 def calibrated(folder: Path, runs: Path, run: Run, pieces: Any) -> Any:
     """The adapter with its statistics, collected on rows that neither the training nor the metric uses."""
     from gradience.adapters.open import open_adapter
-    from gradience.rewrite.resize.calibrated import Asked, calibrate_adapter
+    from gradience.rewrite.options import ResizeOptions
+    from gradience.rewrite.resize.calibrated import calibrate_adapter
 
     texts = runs / f"{run.task}.jsonl"
     rows = data_of(folder, run.task).unlabelled
     texts.write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows), encoding="utf-8")
     files, adapter = open_adapter(runs / "adapters" / run.name)
-    return calibrate_adapter(
-        files, adapter, Asked(base_of(folder, runs, run.model), texts, pieces=pieces, seed=run.seed)
-    )
+    options = ResizeOptions(base=base_of(folder, runs, run.model), calibrate=texts, pieces=pieces, seed=run.seed)
+    return calibrate_adapter(files, adapter, options)
 
 
 def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Yield a line of the results for each size of one adapter."""
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, divergence, scored, tokens_within
+    from gradience.rewrite.options import Target
     from gradience.rewrite.resize.calibrated import kept_for
-    from gradience.rewrite.resize.cut import Target
     from gradience.rewrite.resize.pieces import scored_with
 
     found = {pieces: calibrated(folder, runs, run, pieces) for pieces in ("two-sided", "svd")}
@@ -273,6 +287,118 @@ def metric(rows: Any) -> dict[str, float]:
     rows = list(rows)
     known = sum(row.known for row in rows)
     return {"loss": sum(row.loss for row in rows) / known, "accuracy": sum(row.hits for row in rows) / known}
+
+
+def texts_for(model: str, task: str) -> tuple[list[str], list[str]]:
+    """Texts of an adapter's task to cut and to recover by, and others to measure on."""
+    from receipt_models import _labelled, texts_of
+
+    count = 4 * (OF_RECOVERY + ON_OTHERS)
+    found = _labelled(task, count, 9)[0] if model == "minilm" else [t[:SHORT] for t in texts_of(task, count, 9)]
+    rows = list(dict.fromkeys(found))
+    return rows[:OF_RECOVERY], rows[OF_RECOVERY : OF_RECOVERY + ON_OTHERS]
+
+
+def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> Iterator[dict[str, Any]]:
+    """Yield a line for each size of one adapter as cut, and for the last as recovered."""
+    from gradience.adapters.open import open_adapter
+    from gradience.models.inputs import Example, batches
+    from gradience.models.outputs import Reference, tokens_within
+    from gradience.models.sums import sums_of
+    from gradience.rewrite.options import ResizeOptions, Target
+    from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
+    from gradience.rewrite.resize.recovered import InMemory, recovered_plan
+
+    texts = runs / "texts.jsonl"
+    chosen, others = texts_for(model, task)
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
+    options = ResizeOptions(base=kits / model / "base", calibrate=texts, recover=texts)
+    files, opened = open_adapter(adapter)
+    found = calibrate_adapter(files, opened, options)
+    loaded = found.model.loaded
+    assert loaded.tokenizer is not None
+    is_causal = loaded.task == "causal-lm"
+    third = [Example(tuple(ids), 0, len(ids) - is_causal) for ids in loaded.tokenizer.texts(others)]
+    parts, reference = batches(third, tokens=tokens_within(loaded), pad=loaded.pad), Reference(loaded)
+    whole = sums_of(loaded, third, parts, reference=reference, state=nullcontext)
+
+    def line(plan: Any, size: float, way: str) -> dict[str, Any]:
+        state = InMemory(plan, found.pairs, found.model.layers).state
+        seen = sums_of(loaded, third, parts, reference=reference, state=state)
+        n = float(seen.predictions.sum())
+        return {
+            "size": size,
+            "way": way,
+            "params": sum(row.params_after for row in plan.rows),
+            "whole": sum(row.params_before for row in plan.rows),
+            "kl": float(seen.kl.sum()) / n,
+            "flips": float(seen.flips.sum()) / n,
+            "loss": float((seen.loss - whole.loss).sum()) / n,
+            "written": None if plan.recovery is None else plan.recovery.written,
+        }
+
+    first = plan_by_outputs(found, Target("kl", BOUND))
+    most = sum(row.params_after for row in first.rows)
+    yield line(first, 1.0, "cut")
+    for size in CUTS:
+        plan = plan_by_outputs(found, Target("max_params", int(size * most)))
+        yield line(plan, size, "cut")
+    yield line(recovered_plan(plan, files, opened, options), size, "recovered")
+
+
+def recoveries(kits: Path, runs: Path, numbers: Sequence[int], models: Sequence[str]) -> None:
+    """Measure what is missing, one adapter of each model in turn."""
+    from drift import run_of, train as trained
+
+    results = runs / "recovery.jsonl"
+    for number, model in itertools.product(numbers, models):
+        if model == "minilm":
+            task = ENCODED[number % len(ENCODED)]
+            name, adapter = f"minilm-{number:02d}-{task}", kits / "minilm" / task
+        else:
+            run = run_of(model, number)
+            name, task = run.name, run.task
+            adapter = trained(run, kits, runs)
+        if name in (results.read_text() if results.is_file() else ""):
+            continue
+        began = time.process_time()
+        lines = [{"run": name, **line} for line in recovery(kits, runs, model, task, adapter)]
+        with results.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        print(f"{name}: measured in {time.process_time() - began:.0f} s of CPU time", flush=True)
+    show_recovery([json.loads(line) for line in results.read_text().splitlines()])
+
+
+def show_recovery(lines: list[dict[str, Any]]) -> None:
+    """Print the tables: for adapters of even number, of odd number, and for all."""
+    by_run: dict[str, dict[tuple[float, str], dict[str, Any]]] = {}
+    for line in lines:
+        by_run.setdefault(line["run"], {})[line["size"], line["way"]] = line
+    for half, title in (((0,), "even"), ((1,), "odd"), ((0, 1), "all")):
+        some = {name: found for name, found in by_run.items() if int(name.split("-")[1]) % 2 in half}
+        print(f"\n{title}: n = {len(some)}")
+        if not some:
+            continue
+        for key in ((1.0, "cut"), (CUTS[-1], "cut"), (CUTS[-1], "recovered")):
+            print(f"  {key[1]} at {key[0]:g} of the size by --kl {BOUND:g}")
+            print("    parameters kept", interval([one[key]["params"] / one[key]["whole"] for one in some.values()]))
+            for what in ("kl", "flips", "loss"):
+                print(f"    {what:<15}", interval([one[key][what] for one in some.values()]))
+        cut, after = ({name: one[CUTS[-1], way]["kl"] for name, one in some.items()} for way in ("cut", "recovered"))
+        print("  KL recovered over cut, same size:", ratio(after, cut))
+        flips = [one[CUTS[-1], "recovered"]["flips"] - one[CUTS[-1], "cut"]["flips"] for one in some.values()]
+        print("  flips recovered less cut", interval(flips))
+        print("  size over that of a cut of equal KL", interval([CUTS[-1] / equal_cut(one) for one in some.values()]))
+        written = [one[CUTS[-1], "recovered"]["written"] for one in some.values()]
+        print(f"  written {sum(written)} of {len(written)}")
+
+
+def equal_cut(one: dict[tuple[float, str], dict[str, Any]]) -> float:
+    """The size of a cut with the KL of the recovered one, by interpolation of log KL; at most 1."""
+    sizes = [*CUTS[::-1], 1.0]
+    logs = [math.log(max(one[size, "cut"]["kl"], 1e-12)) for size in sizes]  # of the whole adapter it is 0
+    falling = [max(logs[i:]) for i in range(len(logs))]  # of a curve that rises somewhere the later rise
+    return float(np.interp(-math.log(one[CUTS[-1], "recovered"]["kl"]), [-one for one in falling], sizes))
 
 
 def half_width(values: list[float]) -> float:
@@ -376,9 +502,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only-trained", action="store_true", help="measure the adapters that are there")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--recover", nargs="+", type=int, metavar="NUMBER")
+    parser.add_argument("--models", nargs="+", default=["llama", "qwen", "gpt2"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     args.runs.mkdir(parents=True, exist_ok=True)
+    if args.recover:
+        recoveries(args.folder, args.runs, args.recover, args.models)
+        return
     results = args.runs / "results.jsonl"
     for run in all_runs(args):
         if args.only_trained and not (args.runs / "adapters" / run.name / "adapter_config.json").is_file():

@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError, OptionError
-from gradience.prove.drift import GENERAL, estimate, measure_drift
+from gradience.models.sums import estimate
+from gradience.prove.drift import GENERAL, measure_drift
 from gradience.prove.options import DriftOptions
 from gradience.render.drift import drift_text
-from gradience.schema.drift import DriftReport, Estimate, Lowered
+from gradience.schema.document import Estimate
+from gradience.schema.drift import DriftReport, Lowered
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ STATED: dict[str, dict[str, Any]] = {
     "io.header": {"_LEAST_HEADER": 2, "_SHOWN": 60},
     "io.reading": {"_MIB": 1 << 20, "_KIB": 1 << 10},
     "io.safetensors": {"_OTHER_BITS": {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}, "_ALIGNMENT": 8},
+    "models.sums": {"DRAWS": 2000},
     "models.inputs": {"LONGEST": 512, "_LARGEST_ROW": 16 << 20},
     "render.audit": {"_NOT_ANALYSED": 3, "_NAMED_LAYERS": 6, "_HALF": 0.5},
     "render.bench": {"_WIDTH": 61, "_NAME": 24},
@@ -412,7 +413,8 @@ STATED: dict[str, dict[str, Any]] = {
     "tables": {"_BEYOND": 1 << 63},
     "collect.runs": {"MOST_CURVES": 26},
     "collect.runs.best": {"_DEVIATIONS": 2.0, "_ROUNDED": 0.02},
-    "prove.drift": {"FACTORS": (0.9, 0.8, 0.7, 0.6, 0.5), "LEAST": 8, "DRAWS": 2000},
+    "rewrite.resize.recovered": {"TRAINED_ON": 512},
+    "prove.drift": {"FACTORS": (0.9, 0.8, 0.7, 0.6, 0.5), "LEAST": 8},
     "prove.receipt": {"_NOISE_ROWS": 4, "_DIGITS": 4, "_ROOM": 600},
     "prove.receipt.rows": {"CANDIDATES": 1.5, "_LENGTH": 48},
     "prove.receipt.endpoint": {"_HELD": 6, "_OFF": 0.1},
@@ -522,6 +524,7 @@ APART = (
     "models.reading",
     "models.states",
     "models.probes",
+    "models.distil",
 )  # need torch, or run
 
 

@@ -25,7 +25,7 @@ from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
 from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize.calibrated import calibrate_adapter, kept_for, without_modules
+from gradience.rewrite.resize.calibrated import BY_WEIGHTS, calibrate_adapter, kept_for, without_modules
 from gradience.rewrite.resize.pieces import (
     Candidate,
     combined,
@@ -425,7 +425,7 @@ def test_kinds_whose_pieces_do_not_add_up_are_refused(make, options, says, texts
     with pytest.raises(AdapterError, match=says) as error:
         resize_adapter(case.adapter, base=case.base, calibrate=texts, rank=2)
     plain = "turn it into plain LoRA first: see 'gradience convert --help'"
-    assert error.value.advice == (plain if says == "pissa" else "resize it by its weights, without --calibrate")
+    assert error.value.advice == (plain if says == "pissa" else BY_WEIGHTS)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from tables import every
 
 from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
+from gradience.models.inputs import Example
 from gradience.rewrite.options import ResizeOptions, Target
 from gradience.rewrite.resize import calibrated
-from gradience.rewrite.resize.calibrated import _maps, kept_for, without_modules
+from gradience.rewrite.resize.calibrated import _maps, kept_for, split_inputs, without_modules
 from gradience.rewrite.resize.pieces import (
     Candidate,
     Order,
@@ -152,21 +153,23 @@ def test_targets_of_the_modules_that_stay():
 )
 def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, chosen, most, monkeypatch):
     asked = []
+    rows = [Example((i,), 0, 1) for i in range(usable)]
 
     def read(path, loaded, *, most, seed, token_ids):
         asked.append((path, most, seed, token_ids))
-        return SimpleNamespace(examples=list(range(usable)), cut=3)
+        return SimpleNamespace(examples=rows, cut=3)
 
     monkeypatch.setattr(calibrated, "read_inputs", read)
-    found = calibrated._split("t", ResizeOptions(calibrate_tokens="t", seed=5), SimpleNamespace(task=task))
+    found = split_inputs("t", SimpleNamespace(task=task), most=128, seed=5, token_ids=True)
     assert asked == [("t", most, 5, True)]
-    assert (found.chosen_by, found.measured_on, found.cut) == (list(range(chosen)), list(range(chosen, usable)), 3)
+    assert (found.chosen_by, found.measured_on, found.cut) == (rows[:chosen], rows[chosen:], 3)
 
 
 def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(monkeypatch):
-    monkeypatch.setattr(calibrated, "read_inputs", lambda *_, **__: SimpleNamespace(examples=[0] * 23, cut=0))
+    rows = [Example((i % 23,), 0, 1) for i in range(30)]  # equal ones count once
+    monkeypatch.setattr(calibrated, "read_inputs", lambda *_, **__: SimpleNamespace(examples=rows, cut=0))
     with pytest.raises(ConfigError) as error:
-        calibrated._split("t", ResizeOptions(calibrate="t"), SimpleNamespace(task="causal"))
+        split_inputs("t", SimpleNamespace(task="causal"), most=128, seed=0)
     assert str(error.value) == "t has 23 different inputs that can be used, expected at least 24"
     assert error.value.advice == "192 are used where there are so many; they need no labels"
 
@@ -284,18 +287,18 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
     files, found = open_adapter(source)
     with pytest.raises(AdapterError) as error:
-        calibrated._pairs(files, found)
+        calibrated.runnable_pairs(files, found)
     assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
     assert error.value.advice == "'gradience convert' makes a PEFT adapter of it"
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
     files, found = open_adapter(folder)
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        assert list(calibrated._pairs(files._replace(weights=folder / name), found)) == ["q"]
+        assert list(calibrated.runnable_pairs(files._replace(weights=folder / name), found)) == ["q"]
     (folder / "adapter_model.safetensors").rename(folder / "other.safetensors")
     files, found = open_adapter(folder)
     with pytest.raises(AdapterError) as error:
-        calibrated._pairs(files, found)
-    assert error.value.advice == "to calibrate, put both into a folder under these names"
+        calibrated.runnable_pairs(files, found)
+    assert error.value.advice == "to run the model, put both into a folder under these names"
     assert str(error.value) == (
         f"PEFT loads adapter_config.json and adapter_model.safetensors of one folder, and these are {files.config} and "
         f"{files.weights}"

@@ -106,7 +106,7 @@ def read_inputs(
     if loaded.tokenizer is None and not token_ids:
         raise ConfigError(
             f"{place} holds texts, and neither the base nor the adapter has a tokenizer beside it",
-            advice="give token ids with --calibrate-tokens, or save the tokenizer with the base",
+            advice="save the tokenizer with the base, or give token ids where the command takes them",
         )
     chosen, found = _chosen(_rows(place), most, seed)
     limit = min(longest, loaded.longest or longest)

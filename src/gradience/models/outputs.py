@@ -131,9 +131,13 @@ def _against(reference: torch.Tensor | None, found: torch.Tensor) -> tuple[torch
     if reference is None:
         zeros = torch.zeros(len(found), device=found.device)
         return zeros.double(), zeros.bool()
+    return divergences(reference, found).clamp(min=0.0), reference.argmax(dim=-1) != found.argmax(dim=-1)
+
+
+def divergences(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """KL(reference, found) of each prediction in nats, in float64; both are log-probabilities."""
     p = reference.exp()
-    kl = torch.where(p > 0.0, p * (reference - found), 0.0).sum(dim=-1, dtype=torch.float64)  # 0 log 0 is 0
-    return kl.clamp(min=0.0), reference.argmax(dim=-1) != found.argmax(dim=-1)
+    return torch.where(p > 0.0, p * (reference - found), 0.0).sum(dim=-1, dtype=torch.float64)  # 0 log 0 is 0
 
 
 def _scored(
@@ -163,10 +167,10 @@ def _rows(examples: Sequence[Example], batch: Batch) -> list[Example]:
 
 
 def _class_of(loaded: LoadedModel, label: int | str | None) -> int:
-    """The number of a label: itself, or that of its name in the base's label2id; -1 if there is none."""
+    """The number of a label: itself, or that of its name in the base's label2id; -1 if it is that of no class."""
     if isinstance(label, str):
         return int((getattr(loaded.config, "label2id", None) or {}).get(label, -1))
-    return -1 if label is None else int(label)
+    return int(label) if label is not None and 0 <= label < loaded.config.num_labels else -1
 
 
 class Divergence(NamedTuple):

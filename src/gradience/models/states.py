@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,40 @@ def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
     finally:
         for layer, scale in zip(found, before, strict=True):
             layer.scaling[FIRST] = scale
+
+
+class Factors(NamedTuple):
+    """A and B of one layer, in the shapes in which files hold them: (r, in, *kernel) and (out, r, *1)."""
+
+    a: torch.nn.Parameter
+    b: torch.nn.Parameter
+
+
+def factors_of(layer: Any) -> Factors:
+    """The factors of one of LoRA's layers."""
+    if FIRST in layer.lora_embedding_A:
+        return Factors(layer.lora_embedding_A[FIRST], layer.lora_embedding_B[FIRST])
+    return Factors(layer.lora_A[FIRST].weight, layer.lora_B[FIRST].weight)
+
+
+@contextmanager
+def with_factors(layers: Mapping[str, Any], new: Mapping[str, Factors]) -> Iterator[None]:
+    """A context in which these layers have other factors, of any rank, in place of their own."""
+    own = {path: factors_of(layers[path]) for path in new}
+    try:
+        for path, factors in new.items():
+            _place(layers[path], factors)
+        yield
+    finally:
+        for path, factors in own.items():
+            _place(layers[path], factors)
+
+
+def _place(layer: Any, factors: Factors) -> None:
+    if FIRST in layer.lora_embedding_A:
+        layer.lora_embedding_A[FIRST], layer.lora_embedding_B[FIRST] = factors
+    else:
+        layer.lora_A[FIRST].weight, layer.lora_B[FIRST].weight = factors
 
 
 Rounding: TypeAlias = Callable[[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]

@@ -17,7 +17,7 @@ from typing import Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from gradience.errors import GradienceError, OutputError, few
 from gradience.schema import NonFinite
-from gradience.schema.document import Excluded, Finding, NotRun
+from gradience.schema.document import Estimate, Excluded, Finding, NotRun
 
 NAMES: Final = 4  # names of a list that a sentence gives
 
@@ -132,6 +132,11 @@ def number(value: float | NonFinite | None, spec: str = ".2f") -> str:
 def percent(value: float | NonFinite | None) -> str:
     """A fraction as a percentage with one decimal, or `-` for None."""
     return number(value, ".1%")
+
+
+def estimated(found: Estimate | None, spec: str) -> str:
+    """An estimate with its interval, each number as `spec` formats it; a dash for none."""
+    return "-" if found is None else f"{found.value:{spec}} [{found.low:{spec}}, {found.high:{spec}}]"
 
 
 def count(value: int) -> str:

@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gradience.render import Columns, as_text, banner, clean, count, counted, labelled, percent, short_path, table
-from gradience.schema.drift import DriftReport, Estimate, Lowered, TextsChanged
+from gradience.render import (
+    Columns,
+    as_text,
+    banner,
+    clean,
+    count,
+    counted,
+    estimated,
+    labelled,
+    percent,
+    short_path,
+    table,
+)
+from gradience.schema.document import Estimate
+from gradience.schema.drift import DriftReport, Lowered, TextsChanged
 
 _GROUPS: Final = 10  # rows of a table without --verbose
 _HALF: Final = 0.5  # of the drift
@@ -63,18 +76,14 @@ def _size(found: TextsChanged) -> str:
     return f"{found.texts} texts, {count(found.predictions)} predictions"
 
 
-def _nats(found: Estimate | None, sign: str = "") -> str:
-    return "-" if found is None else f"{found.value:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}]"
-
-
 def _share(found: Estimate | None) -> str:
-    return "-" if found is None else f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+    return estimated(found, ".0%")
 
 
 _CHANGES: Final[Columns[tuple[str, TextsChanged]]] = (
-    ("KL, nats", "<24", lambda row: _nats(row[1].kl)),
+    ("KL, nats", "<24", lambda row: estimated(row[1].kl, ".4f")),
     ("flips", ">6", lambda row: percent(row[1].flips)),
-    ("loss, nats", "<27", lambda row: _nats(row[1].loss, "+")),
+    ("loss, nats", "<27", lambda row: estimated(row[1].loss, "+.4f")),
     ("on", "", lambda row: row[0]),
 )
 _LOWERED: Final[Columns[Lowered]] = (

@@ -10,8 +10,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render import Columns, as_text, banner, clean, count, labelled, listed, megabytes, percent, table
-from gradience.schema.writing import Calibration, ConvertedModule, ConvertReport, ResizedModule, ResizeReport
+from gradience.render import (
+    Columns,
+    as_text,
+    banner,
+    clean,
+    count,
+    counted,
+    estimated,
+    labelled,
+    listed,
+    megabytes,
+    percent,
+    table,
+)
+from gradience.schema.document import Estimate
+from gradience.schema.writing import Calibration, ConvertedModule, ConvertReport, Recovery, ResizedModule, ResizeReport
 
 _MANY_FLIPS: Final = 0.05  # of the predictions, from which a choice by outputs is warned of
 MODULES: Final = 12  # rows of a table without --verbose
@@ -78,6 +92,8 @@ def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[str]
     yield from labelled(values.items())
     if report.calibration is not None:
         yield from _calibration(report.calibration)
+    if report.recovery is not None:
+        yield from _recovery(report.recovery)
     yield ""
     yield "Modules by rank:"
     ranks = Counter((row.rank_before, row.rank_after) for row in report.modules)
@@ -107,6 +123,36 @@ def _calibration(found: Calibration) -> Iterator[str]:
         yield f"Warning: over {_MANY_FLIPS:.0%} of the predictions changed, which a small KL can hide; --kl bounds both"
     yield f"Pieces:     {found.pieces}, chosen by {_inputs(found.inputs, found.predictions)}; seed {found.seed}"
     yield f"Predicted:  KL {found.kl_predicted:.2g}, on the inputs that they were chosen by"
+
+
+def _recovery(found: Recovery) -> Iterator[str]:
+    """The lines on what the training changed on held-out texts."""
+    yield f"Recovery:   {counted(found.steps, 'step')} on {counted(found.inputs, 'text')}; seed {found.seed}"
+    held = _inputs(found.held_inputs, found.held_predictions)
+    yield f"  From the whole adapter on {held} held out, with 95 % intervals over texts:"
+    rows = [_apart(found, name) for name in _UNITS]
+    yield from table(_APART, [row for row in rows if row[1] is not None])
+    cut = f"the factors as cut, because {clean(found.reason)}"
+    yield f"Written:    {'the trained factors' if found.written else cut}"
+    last = found.after if found.written and found.after is not None else found.before
+    if last.flips.value > _MANY_FLIPS:
+        yield f"Warning: over {_MANY_FLIPS:.0%} of the predictions on held-out texts are not the whole adapter's"
+
+
+def _apart(found: Recovery, name: str) -> tuple[str, Estimate | None, Estimate | None, Estimate | None]:
+    """A quantity by its field's name, and its values before and after, and their difference."""
+    stages = (found.before, found.after, found.change)
+    before, after, change = (None if one is None else getattr(one, name) for one in stages)
+    return name, before, after, change
+
+
+_UNITS: Final = {"kl": ("KL, nats", ".4f"), "flips": ("flips", ".1%"), "loss": ("loss, nats", ".4f")}
+_APART: Final[Columns[tuple[str, Estimate | None, Estimate | None, Estimate | None]]] = (
+    ("before", "<26", lambda row: estimated(row[1], _UNITS[row[0]][1])),
+    ("after", "<26", lambda row: estimated(row[2], _UNITS[row[0]][1])),
+    ("change", "<29", lambda row: estimated(row[3], "+" + _UNITS[row[0]][1])),
+    ("", "", lambda row: _UNITS[row[0]][0]),
+)
 
 
 def _of(kl: float, effect: float | None) -> str:

@@ -88,8 +88,11 @@ class ResizeOptions:
         The same as JSONL of token ids.
     pieces:
         two-sided: by inputs and gradients of each module; svd: those of the weights alone.
+    recover:
+        File of texts, as for --calibrate: the smaller adapter's A and B are then trained for 300 steps towards the
+        outputs with the whole adapter. They are kept if the KL on texts held out falls beyond chance.
     seed:
-        Of the choice of inputs and of the labels drawn from the model.
+        Of the choice of inputs, of their order, and of the labels drawn from the model.
     dtype:
         Dtype of the new factors. Default: unchanged.
     base:
@@ -110,6 +113,7 @@ class ResizeOptions:
     calibrate: Path | None = None
     calibrate_tokens: Path | None = None
     pieces: PiecesOf = "two-sided"
+    recover: Path | None = None
     seed: int = 0
     dtype: Dtype | None = None
     base: Path | None = None
@@ -150,6 +154,7 @@ class ResizeOptions:
                 f"{option_name(criterion)} is a rule on singular values, which --calibrate does without",
                 advice=f"with --calibrate give one of {_listed(BY_OUTPUTS)}",
             )
+        given += ["recover"] * (self.recover is not None)
         if given and self.base is None:
             raise OptionError(
                 f"{option_name(given[0])} runs the model, and no base is given", advice="give --base MODEL"

@@ -173,6 +173,7 @@ def provenance_of(
         ],
         notes=list(report.notes),
         calibration=report.calibration if isinstance(report, ResizeReport) else None,
+        recovery=report.recovery if isinstance(report, ResizeReport) else None,
     )
 
 

@@ -224,6 +224,14 @@ def _escaped(hit: re.Match[str]) -> str:
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
+class Estimate(msgspec.Struct, kw_only=True, frozen=True):
+    """A ratio of sums over texts, with its 95 % interval by the bootstrap over texts."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Evidence(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One piece of evidence for a finding: a source in the literature, or a value seen in the input."""
 

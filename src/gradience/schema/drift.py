@@ -7,17 +7,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from gradience.schema import Fraction, NonNegativeInt, about
-from gradience.schema.document import Report
+from gradience.schema.document import Estimate, Report
 
 DRIFT_SCHEMA_ID: Final = "gradience.drift/v2"
-
-
-class Estimate(msgspec.Struct, kw_only=True, frozen=True):
-    """A ratio of sums over texts, with its 95 % interval by the bootstrap over texts."""
-
-    value: float
-    low: float
-    high: float
 
 
 class TextsChanged(msgspec.Struct, kw_only=True, frozen=True):

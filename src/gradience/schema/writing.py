@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema import Fraction, Json, NonNegativeInt, about
-from gradience.schema.document import Report
+from gradience.schema.document import Estimate, Report
 
 PROVENANCE_SCHEMA_ID: Final = "gradience.vnext.provenance/v1"
 
@@ -62,7 +62,7 @@ class Calibration(msgspec.Struct, kw_only=True, frozen=True):
         NonNegative,
         about("KL predicted from the pieces left out, on the inputs by which they were chosen; usually too low."),
     ]
-    kl: Annotated[NonNegative, about("KL measured on other inputs, before the factors are rounded.")]
+    kl: Annotated[NonNegative, about("KL measured on other inputs, before the factors are rounded or trained.")]
     flips: Annotated[Fraction, about("Share of predictions whose most probable class changed.")]
     effect_kl: (
         Annotated[
@@ -76,6 +76,35 @@ class Calibration(msgspec.Struct, kw_only=True, frozen=True):
     measured_predictions: Annotated[NonNegativeInt, about("Predictions on the measured inputs.")]
     measured_digest: Annotated[str, about("`sha256:...` of the token ids of the measured inputs.")]
     cut_inputs: Annotated[NonNegativeInt, about("Inputs of both kinds that were cut because they were too long.")] = 0
+
+
+class Apart(msgspec.Struct, kw_only=True, frozen=True):
+    """How outputs differ from the whole adapter's on some texts, per prediction; or how two such differ."""
+
+    kl: Annotated[Estimate, about("KL from the whole adapter's output distributions, in nats.")]
+    flips: Annotated[Estimate, about("Share of predictions with another most probable class.")]
+    loss: Annotated[Estimate | None, about("Loss above the whole adapter's, in nats; null without known labels.")] = (
+        None
+    )
+
+
+class Recovery(msgspec.Struct, kw_only=True, frozen=True):
+    """How the smaller adapter was trained towards the whole one's outputs, and what that changed on held-out texts."""
+
+    written: Annotated[bool, about("Whether the result has the trained factors; if not, it has those of the cut.")]
+    reason: Annotated[str, about("Why the trained factors were not taken; empty if they were.")] = ""
+    steps: Annotated[NonNegativeInt, about("Steps of the training.")]
+    seed: Annotated[NonNegativeInt, about("Seed of the choice of texts and of their order.")]
+    inputs: Annotated[NonNegativeInt, about("Texts that it was trained on.")]
+    digest: Annotated[str, about("`sha256:...` of the token ids of these texts.")]
+    held_inputs: Annotated[NonNegativeInt, about("Held-out texts.")]
+    held_predictions: Annotated[NonNegativeInt, about("Predictions on the held-out texts.")]
+    held_digest: Annotated[str, about("`sha256:...` of the token ids of the held-out texts.")]
+    cut_inputs: Annotated[NonNegativeInt, about("Texts of both kinds that were cut because they were too long.")] = 0
+    effect_kl: Annotated[NonNegative, about("KL of the base's outputs from the whole adapter's, on held-out texts.")]
+    before: Annotated[Apart, about("The smaller adapter before the training, as it would be stored.")]
+    after: Annotated[Apart | None, about("The same after the training; null if that left numbers not finite.")] = None
+    change: Annotated[Apart | None, about("After less before, text by text.")] = None
 
 
 class Provenance(msgspec.Struct, kw_only=True, frozen=True):
@@ -94,6 +123,7 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
     modules: list[ModuleChange] = []
     notes: list[str] = []
     calibration: Calibration | None = None
+    recovery: Recovery | None = None
 
 
 RESIZE_SCHEMA_ID: Final = "gradience.resize/v2"
@@ -151,6 +181,7 @@ class ResizeReport(Report, kw_only=True, frozen=True):
     modules: list[ResizedModule] = []
     notes: list[str] = []
     calibration: Calibration | None = None
+    recovery: Recovery | None = None
 
 
 CONVERT_SCHEMA_ID: Final = "gradience.convert/v2"

@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-import numpy as np
 
 from gradience.errors import AdapterError, ConfigError
 from gradience.io import PathLike, Progress
 from gradience.models.inputs import batches, digest_of, read_inputs
+from gradience.models.sums import Sums, estimate, sums_of
 from gradience.prove.options import DriftOptions
-from gradience.schema.drift import DriftReport, Estimate, Lowered, TextsChanged
-from gradience.spectral.grams import Floats
+from gradience.schema.drift import DriftReport, Lowered, TextsChanged
 
 if TYPE_CHECKING:
     from gradience.models import LoadedModel
 
 FACTORS: Final = (0.9, 0.8, 0.7, 0.6, 0.5)
 LEAST: Final = 8  # texts; the interval is by drawing from them
-DRAWS: Final = 2000
 GENERAL: Final = Path(__file__).with_name("general.txt")
 """The built-in texts: sentences on many subjects, three lines of code, three sentences in other languages."""
 
@@ -125,21 +123,11 @@ def _states(loaded: LoadedModel) -> list[tuple[Lowered, State]]:
     ]
 
 
-class _Read(NamedTuple):
-    """Sums over the predictions of each text, (texts,): KL from the base, changed choices, and the loss."""
-
-    predictions: Floats
-    kl: Floats
-    flips: Floats
-    known: Floats
-    loss: Floats
-
-
 class _Seen(NamedTuple):
     """One state, read on both files."""
 
-    own: _Read
-    other: _Read
+    own: Sums
+    other: Sums
 
 
 class _Texts:
@@ -166,21 +154,18 @@ class _Texts:
         self._reference = Reference(loaded, as_it_was)
         self.base = self.read(as_it_was)
 
-    def read(self, state: State) -> _Read:
+    def read(self, state: State) -> Sums:
         """Read the model in a state.
 
         Raises:
             AdapterError: an output is not finite.
         """
-        from gradience.models.outputs import scored  # torch, late
-
-        rows = scored(self._loaded, self.examples, self._parts, reference=self._reference, state=state)
-        table = np.array([[getattr(row, name) for name in _Read._fields] for row in sorted(rows)], np.float64)
-        if not np.isfinite(table).all():
+        found = sums_of(self._loaded, self.examples, self._parts, reference=self._reference, state=state)
+        if not found.finite:
             raise AdapterError("the model's outputs are not finite", advice="check the weights of base and adapter")
-        return _Read(*table.T)
+        return found
 
-    def changed(self, read: _Read) -> TextsChanged:
+    def changed(self, read: Sums) -> TextsChanged:
         """How a state differs from the base."""
         return TextsChanged(
             texts=len(self.examples),
@@ -190,18 +175,6 @@ class _Texts:
             flips=float(read.flips.sum() / read.predictions.sum()),
             loss=estimate(read.loss - self.base.loss, read.known) if read.known.any() else None,
         )
-
-
-def estimate(above: Floats, below: Floats) -> Estimate:
-    """sum(above) / sum(below) over texts, and the 95 % percentile interval of bootstrap samples of the texts.
-
-    Samples in which sum(below) is not above zero are left out.
-    """
-    counts = np.random.default_rng(0).multinomial(len(above), np.full(len(above), 1.0 / len(above)), size=DRAWS)
-    tops, bottoms = counts @ above, counts @ below
-    usable = bottoms > 0.0
-    low, high = np.quantile(tops[usable] / bottoms[usable], [0.025, 0.975])
-    return Estimate(value=float(above.sum() / below.sum()), low=float(low), high=float(high))
 
 
 def _notes(loaded: LoadedModel, own: _Texts, other: _Texts, *, has_gain: bool) -> list[str]:

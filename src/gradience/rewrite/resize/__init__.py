@@ -23,6 +23,7 @@ from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.rewrite.options import Dtype, ResizeOptions, Target
 from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
 from gradience.rewrite.resize.plan import NewConfig, Plan, new_config, plan_of
+from gradience.rewrite.resize.recovered import recovered_plan
 from gradience.rewrite.sides import raw_config
 from gradience.rewrite.writing import (
     PROVENANCE_NAME,
@@ -91,10 +92,18 @@ def resize_adapter(
         if progress is not None:
             progress(1, 1, "measured")  # removes a progress bar that is still shown
     config = None if is_kohya else new_config(raw_config(files.config), plan)
+    if options.recover is not None:
+        plan = recovered_plan(plan, files, adapter, options, progress=progress)
+        if progress is not None:
+            progress(1, 1, "recovered")  # as above
     report = _report(path, files, adapter, target, plan, dtype=dtype, config=config)
     if out is None:
         return report
-    chosen = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
+    chosen = {
+        "criterion": target.criterion,
+        "value": target.value,
+        "dtype": dtype,
+    }  # calibration and recovery have records
     record = partial(provenance_of, "resize", sources, chosen, report)
     with loaded_ahead(plan.tensors) as loaded:
         tensors = _with_progress(loaded, progress)
@@ -136,6 +145,7 @@ def _report(
         bytes_after=plan.nbytes,
         modules=plan.rows,
         calibration=plan.calibration,
+        recovery=plan.recovery,
         notes=[*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)],
     )
 

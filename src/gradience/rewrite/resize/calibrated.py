@@ -60,6 +60,8 @@ LEAST: Final = 24  # different inputs: choosing by 8 gained nothing, and 8 must 
 
 OF_EFFECT: Final = 0.05  # heuristic: of the adapter's own KL from the base, so that little of a small effect is lost
 
+BY_WEIGHTS: Final = "resize it by its weights, without --calibrate and --recover"
+
 _OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
 _BACKWARD: Final = 2  # cost of a forward and backward pass in forward passes, for the progress bar
@@ -126,7 +128,7 @@ def calibrate_adapter(
     """
     if options.base is None or options.inputs is None:
         raise OptionError("calibration runs the model on inputs", advice="give --base MODEL and --calibrate FILE")
-    pairs = _pairs(files, adapter)
+    pairs = runnable_pairs(files, adapter)
     report = progress or (lambda _done, _total, _name: None)
     report(0, 0, "loading the model")
     loaded = load_model(options.base, files.folder)
@@ -134,7 +136,9 @@ def calibrate_adapter(
     from gradience.models.statistics import lora_layers, statistics  # the same
 
     adapted = Adapted(loaded, lora_layers(loaded, list(pairs)))
-    inputs = _split(options.inputs, options, loaded)
+    inputs = split_inputs(
+        options.inputs, loaded, most=CHOSEN_BY, seed=options.seed, token_ids=options.calibrate is None
+    )
     units = _BACKWARD * len(inputs.chosen_by) + _ROUNDS * len(inputs.measured_on)
     with temporary_folder() as folder:
         found = statistics(
@@ -190,37 +194,43 @@ def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = No
 
 
 class Split(NamedTuple):
-    """The inputs to choose pieces by, the held-out inputs to measure on, and how many inputs were truncated."""
+    """The inputs to choose or train by, the held-out inputs to measure on, and how many inputs were truncated."""
 
     chosen_by: list[Example]
     measured_on: list[Example]
     cut: int
 
 
-def _split(place: PathLike, options: ResizeOptions, loaded: LoadedModel) -> Split:
+def split_inputs(place: PathLike, loaded: LoadedModel, *, most: int, seed: int, token_ids: bool = False) -> Split:
     """Read the inputs and split them; if there are fewer than wanted, a third of them is held out to measure on.
+
+    Args:
+        place: the file.
+        loaded: the model.
+        most: the inputs that are not held out, at most.
+        seed: seed of the choice of inputs.
+        token_ids: whether the file holds token ids.
 
     Raises:
         ConfigError: the file cannot be read, or holds too few different inputs.
     """
     measured = MEASURED_ROWS if loaded.task == "sequence-classification" else MEASURED_ON
-    token_ids = options.calibrate is None
-    found = read_inputs(place, loaded, most=CHOSEN_BY + measured, seed=options.seed, token_ids=token_ids)
-    usable = len(found.examples)
-    if usable < LEAST:
+    found = read_inputs(place, loaded, most=most + measured, seed=seed, token_ids=token_ids)
+    different = list({example.ids: example for example in reversed(found.examples)}.values())[::-1]
+    if len(different) < LEAST:
         raise ConfigError(
-            f"{place} has {usable} different inputs that can be used, expected at least {LEAST}",
-            advice=f"{CHOSEN_BY + measured} are used where there are so many; they need no labels",
+            f"{place} has {len(different)} different inputs that can be used, expected at least {LEAST}",
+            advice=f"{most + measured} are used where there are so many; they need no labels",
         )
-    count = min(CHOSEN_BY, math.ceil(usable * 2 / 3))
-    return Split(found.examples[:count], found.examples[count:], found.cut)
+    count = min(most, math.ceil(len(different) * 2 / 3))
+    return Split(different[:count], different[count:], found.cut)
 
 
-def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
-    """The adapter's pairs by path.
+def runnable_pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
+    """The adapter's pairs by path, for a model that runs with it.
 
     Raises:
-        AdapterError: PEFT would not load these files, or the adapter is of a kind that cannot be resized.
+        AdapterError: PEFT would not load these files, or the adapter is of a kind that cannot be resized so.
     """
     if adapter.format != "peft":
         raise AdapterError(
@@ -231,12 +241,12 @@ def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
         raise AdapterError(
             f"PEFT loads {CONFIG_NAME} and {_OF_PEFT[0]} of one folder, and these are {files.config} and "
             f"{files.weights}",
-            advice="to calibrate, put both into a folder under these names",
+            advice="to run the model, put both into a folder under these names",
         )
     if traits_of(adapter).dora:
         raise AdapterError(
-            "DoRA's magnitudes are relative to norm(W + s B A): what a part of the update does is not a sum of pieces",
-            advice="resize it by its weights, without --calibrate",
+            "DoRA's magnitudes are relative to norm(W + s B A), and would have to follow each change of B A",
+            advice=BY_WEIGHTS,
         )
     pairs = {pair.path: pair for pair in resizable_pairs(adapter)}
     experts = next((path for path, pair in pairs.items() if pair.first.expert is not None), None)
@@ -244,7 +254,7 @@ def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
         raise AdapterError(
             f"{experts} is a parameter of experts: their factors are multiplied before any token meets them, so that "
             "there is no A x to observe",
-            advice="resize it by its weights, without --calibrate",
+            advice=BY_WEIGHTS,
         )
     return pairs
 

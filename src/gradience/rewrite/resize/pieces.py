@@ -14,23 +14,20 @@ is replaced by M A in memory, and nothing is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradience.models import FIRST, LoadedModel
+from gradience.models import LoadedModel
 from gradience.models.inputs import Batch, Example, batches
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:
-    import torch
-
     from gradience.models.outputs import Divergence, Reference, Scored
-
+    from gradience.models.states import Factors
 
 FLOOR: Final = 1e-9
 """Relative to the largest eigenvalue: smaller ones are raised to it, so that the moment's root has an inverse."""
@@ -231,35 +228,20 @@ def scored_with(
 ) -> Iterator[Scored]:
     """Yield the scores of each input for the model with only the pieces kept, against a reference."""
     from gradience.models.outputs import scored  # torch, late
+    from gradience.models.states import with_factors  # the same
 
     layers = found.layers
     new = {path: _compressed(layers[path], combined(pieces[path], kept[path])) for path in pieces}
-    return scored(found.loaded, examples, parts, reference=reference, state=lambda: _with_factors(layers, new))
+    return scored(found.loaded, examples, parts, reference=reference, state=lambda: with_factors(layers, new))
 
 
-def _factor(layer: Any) -> Any:
-    """The parameter A of one of PEFT's layers."""
-    return layer.lora_embedding_A[FIRST] if FIRST in layer.lora_embedding_A else layer.lora_A[FIRST].weight
-
-
-def _compressed(layer: Any, m: Floats) -> torch.Tensor:
-    """The product M A for a layer, in A's dtype and on A's device."""
+def _compressed(layer: Any, m: Floats) -> Factors:
+    """The factors M A and B of a layer, in their dtypes and on their device."""
     import torch  # only a calibration needs it
 
-    a = _factor(layer).data
+    from gradience.models.states import Factors, factors_of  # as above
+
+    a, b = factors_of(layer)
     flat = a.reshape(len(a), -1).cpu().double()
-    made: torch.Tensor = (torch.from_numpy(m) @ flat).to(a).reshape(a.shape)
-    return made
-
-
-@contextmanager
-def _with_factors(layers: Mapping[str, Any], new: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """A context in which the layers have these factors in place of A."""
-    old = {path: _factor(layer).data for path, layer in layers.items()}
-    try:
-        for path, layer in layers.items():
-            _factor(layer).data = new[path]
-        yield
-    finally:
-        for path, layer in layers.items():
-            _factor(layer).data = old[path]
+    made = (torch.from_numpy(m) @ flat).to(a).reshape(a.shape)
+    return Factors(torch.nn.Parameter(made, requires_grad=False), b)

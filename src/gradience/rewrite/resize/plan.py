@@ -22,7 +22,7 @@ from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_s
 from gradience.rewrite.options import Target
 from gradience.rewrite.resize.cut import Job, Priced, module_rank, planned_file, ranks_within, refit_of
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
-from gradience.schema.writing import Calibration, ResizedModule
+from gradience.schema.writing import Calibration, Recovery, ResizedModule
 from gradience.spectral.batch import Maps, Spectrum, spectra_and_maps
 from gradience.spectral.grams import Floats
 
@@ -48,6 +48,7 @@ class Plan:
     relative_error: float | None
     fields: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
+    recovery: Recovery | None = None
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +87,7 @@ def plan_of_jobs(
 ) -> Plan:
     """Return the plan for pairs whose ranks are decided; `losses` are those of each pair's modules."""
     tensors = planned_file(source, jobs, dtype=dtype)
-    error = _relative_error([loss for some in losses for loss in some])
+    error = relative_error([loss for some in losses for loss in some])
     return Plan(tensors, source.metadata or _METADATA, _new_patterns(jobs), _rows(jobs, losses), error)
 
 
@@ -264,13 +265,14 @@ def _row(job: Job, module: Module, loss: Loss) -> ResizedModule:
         kind=module.kind,
         rank_before=module.r,
         rank_after=job.rank,
-        relative_error=_relative_error([loss]),
+        relative_error=relative_error([loss]),
         params_before=params * module.r,
         params_after=params * job.rank,
     )
 
 
-def _relative_error(losses: Sequence[Loss]) -> float | None:
+def relative_error(losses: Sequence[Loss]) -> float | None:
+    """Return the relative Frobenius error over some modules, at most 1; None if their updates are zero."""
     lost, energy = sum(one.lost for one in losses), sum(one.energy for one in losses)
     return min(1.0, math.sqrt(lost / energy)) if energy > 0.0 else None
 
