@@ -5,6 +5,7 @@ llama-cpp-python and its server, llama.cpp's own, `transformers serve`, and the 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -67,6 +68,43 @@ def test_a_gguf_file_is_told_from_the_bases(files):
     assert (found.verdict, found.kind, found.precision) == ("same", "gguf", "float16"), found.story
     assert found.compared == found.of
     assert verify_served(files / "receipt.json", str(files / "base.gguf")).verdict == "the_base"
+
+
+def test_a_quantised_file_is_made_again_by_llama_cpps_own_code(files, tmp_path):
+    """Behind the same types, what the file keeps is the adapter, the base, or neither."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: the extra `gguf`")
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = 15, 1  # Q4_K_M
+    for name, verdict in (("merged", "same_within_quantisation"), ("base", "the_base")):
+        source, out = files / f"{name}.gguf", tmp_path / f"{name}.gguf"
+        assert not llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
+        found = verify_served(files / "receipt.json", str(out), base=files / "base", adapter=files / "adapter")
+        assert (found.verdict, "its own types" in found.story or found.residual > 0.9) == (verdict, True), found.story
+
+
+def test_a_files_types_give_weights_back_as_gguf_reads_them():
+    """Its own package decodes what ggml encodes; codes of 256 weights are K-quants."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: the extra `gguf`")
+    quants = pytest.importorskip("gguf", reason="needs gguf: the dependency group `oracles`").quants
+    from gguf import GGMLQuantizationType as Types
+
+    from gradience.prove.receipt.ggml import FileRounding
+
+    weight = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
+    steps = {}
+    for kind in (Types.F32, Types.F16, Types.Q8_0, Types.Q6_K, Types.Q5_K, Types.Q4_K):
+        rounding = FileRounding({"blk.3.attn_q": kind.value, "token_embd": Types.F16.value})
+        found = rounding("model.layers.3.self_attn.q_proj", weight)
+        steps[kind.name] = float(np.abs(found - weight).max())
+        if kind in {Types.F16, Types.Q8_0}:
+            assert np.array_equal(found, quants.dequantize(quants.quantize(weight, kind), kind))
+        assert rounding.can_round(["model.layers.3.self_attn.q_proj", "lm_head", "model.embed_tokens"])
+        assert not rounding.can_round(["model.layers.2.self_attn.q_proj"])
+        assert not rounding.can_round(["transformer.h.3.attn.c_attn"])
+    assert list(steps.values()) == sorted(steps.values())
+    assert steps["F32"] == 0.0
+    assert steps["Q6_K"] == pytest.approx(np.abs(weight).max() / 32.0, rel=0.8)
+    assert not FileRounding({"blk.3.attn_q": Types.IQ2_XXS.value}).can_round(["layers.3.q_proj"])  # needs a matrix
 
 
 def test_llama_cpps_server_is_asked_token_by_token(files):

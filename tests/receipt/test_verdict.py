@@ -97,14 +97,16 @@ coarse = COARSE.value * MEASURED["int4"]
         (UNDER * coarse * NOISE, {}, "cannot_tell"),
         (OVER * coarse * NOISE, {}, "another_checkpoint"),
         (0.2 * NOISE, {"exact": True}, "another_checkpoint"),
-        (OVER * fine * NOISE, {"precision": "bfloat16"}, "cannot_tell"),  # it may have been merged into 4 bits
+        (OVER * fine * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),  # no form in 4 bits is so exact
+        (UNDER * 0.2 * AWAY, {"precision": "bfloat16"}, "another_checkpoint"),
+        (OVER * 0.2 * AWAY, {"precision": "bfloat16"}, "cannot_tell"),  # it may have been merged into 4 bits
         (0.2 * NOISE, {"precision": "bfloat16"}, "same_within_quantisation"),  # merged into 4 bits, then stored in 16
         (OVER * fine * NOISE, {"precision": "bfloat16", "exact": True}, "another_checkpoint"),
         (OVER * coarse * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),
         (OVER * fine * NOISE, {"int8": 0.0102}, "same"),  # an unknown dtype may be int8
-        (OVER * fine * NOISE, {"int8": 0.0102, "precision": "bfloat16"}, "cannot_tell"),
+        (OVER * fine * NOISE, {"int8": 0.0102, "precision": "bfloat16"}, "another_checkpoint"),
         (UNDER * fine / 8.0 * NOISE, {"precision": "float16"}, "same"),
-        (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "cannot_tell"),
+        (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "another_checkpoint"),
         (-0.3 * ONE, {}, "part_missing"),
         (-0.3 * ONE - 0.3 * OTHER, {}, "part_missing"),
         (EFFECT + 0.05 * AWAY, {}, "wrong_scale"),

@@ -98,6 +98,11 @@ def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> Target:
     from gradience.models.reading import read_loaded  # the same
 
     is_adapter = (place / "adapter_config.json").is_file()
+    if not is_adapter and not (place / "config.json").is_file():
+        raise AdapterError(
+            f"{place} holds neither an adapter nor a model",
+            advice="give a folder with adapter_config.json or config.json, and weights",
+        )
     if is_adapter and base is None:
         raise AdapterError(f"{place} is an adapter, and no base is given", advice="give --base MODEL")
     task: Any = receipt.task
@@ -165,7 +170,7 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
     tokens = _tokens_of_gguf(model)
     precision = _FILE_TYPES.get(int(model.metadata.get("general.file_type", -1)), "int4")
     how = "run by llama.cpp"
-    own = rounding_of(place, model.metadata)
+    rounding = rounding_of(place, model.metadata)
     if (largest := max(max(row.ids) for row in receipt.rows)) >= model.n_vocab():
         why = f"the receipt has token id {largest}, and the file ids up to {model.n_vocab() - 1}"
         return Target("gguf", [], how, precision, tokens, miscounted=why)
@@ -178,7 +183,7 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
         own = logits[places] - np.logaddexp.reduce(logits[places], axis=1, keepdims=True)
         reading.append(own[np.arange(len(places)), np.array(row.ids)[places + 1]])
     model.close()
-    return Target("gguf", reading, how, precision, tokens, rounding=own)
+    return Target("gguf", reading, how, precision, tokens, rounding=rounding)
 
 
 def _tokens_of_gguf(model: Any) -> Tokens:

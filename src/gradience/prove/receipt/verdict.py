@@ -204,8 +204,9 @@ def conclude(
     stored = {}
     if not exact and (told.residual or 0.0) > rounding.fine:
         stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
-        noise |= {"int4": max(e.from_adapter(vector) for vector in stored.values())}
-        rounding = _Rounding.of(noise, precision, e.rounded, exact=probes.knows_form)
+        of_forms = [e.from_adapter(vector) for vector in stored.values()]
+        noise |= {"int4": max(of_forms)}
+        rounding = _Rounding.of(noise, precision, e.rounded, exact=probes.knows_form, finest=min(of_forms))
     judgement = _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head)
     return judgement.with_probes(probes, [vector - e.a for vector in readings.values()], stored)
 
@@ -217,23 +218,29 @@ class _Rounding(NamedTuple):
     """In the target's dtype, as measured."""
     fine: float
     """In the target's dtype, at most."""
+    least: float
+    """From here on it may be what 4 bits do: of a model in 16 bits, 4 bits that it was merged into before."""
     coarse: float
-    """Up to here it may be what 4 bits do: of a model in 16 bits, 4 bits that it was merged into before."""
+    """Up to here."""
     beside: float
     """Up to here rounding may come on top of a mistake."""
 
     @classmethod
-    def of(cls, noise: Mapping[NoiseOf, float], precision: str, least: float, *, exact: bool) -> _Rounding:
-        """From the noise that was measured; `least` is what the receipt's own digits leave."""
+    def of(
+        cls, noise: Mapping[NoiseOf, float], precision: str, digits: float, *, exact: bool, finest: float = 0.0
+    ) -> _Rounding:
+        """From the noise that was measured, of the finest form in 4 bits too, and what the receipt's digits leave."""
         kinds = _OF_PRECISION.get(precision, _OTHERWISE)
         measured = max(times * noise.get(kind, 0.0) for kind, times in kinds.items())
-        fine = max(least, FINE.value * measured)
+        fine = max(digits, FINE.value * measured)
         coarse = fine if exact else max(fine, COARSE.value * noise.get("int4", 0.0))
-        return cls(measured, fine, coarse, fine if precision in _OF_PRECISION else coarse)
+        is_float = precision in _OF_PRECISION
+        least = max(fine, finest) if is_float else fine
+        return cls(measured, fine, least, coarse, fine if is_float else coarse)
 
     def may_be_4_bits(self, residual: float) -> bool:
         """Whether a residual is one that 4-bit weights leave."""
-        return self.fine < residual <= self.coarse
+        return self.least < residual <= self.coarse
 
 
 class _Span:
