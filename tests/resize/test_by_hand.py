@@ -28,9 +28,9 @@ from gradience.rewrite.resize.plan import (
     Plan,
     _new_patterns,
     _ranks_of,
-    _relative_error,
     _within,
     new_config,
+    relative_error,
     resizable_pairs,
     source_of,
 )
@@ -615,7 +615,7 @@ def test_an_adapter_that_keeps_its_ranks_loses_nothing(tmp_path):
     [(1.0, 4.0, 0.5), (1e-30, 4e-30, 0.5), (1.1, 1.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, None)],
 )
 def test_an_error_is_a_share_of_the_energy_and_never_over_one(lost, energy, error):
-    assert _relative_error([Loss(lost / 2, energy / 2)] * 2) == (None if error is None else pytest.approx(error))
+    assert relative_error([Loss(lost / 2, energy / 2)] * 2) == (None if error is None else pytest.approx(error))
 
 
 @pytest.mark.parametrize(("given", "asked"), [("h.attn.in_proj_weight", "h.attn.in_proj_weight"), (None, "q.weight")])
