@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import gguf
-import llama_cpp
 import numpy as np
 import torch
 
@@ -157,6 +156,8 @@ def _merged(base: Path, adapter: Path, missing: frozenset[str] = frozenset(), sc
 
 
 def _quantised(source: Path, out: Path, kind: int) -> Path:
+    import llama_cpp  # for those who quantise: a test writes files alone
+
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = kind, 1
     if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,20 @@ def rows(place: Path) -> list[dict[str, Any]]:
     ]
 
 
+@cache
+def encoder(place: Path) -> Encoder:
+    return Encoder(place, masks=False)
+
+
+@cache
+def processor(place: Path) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(place)
+
+
 def ours(place: Path, some: list[dict[str, Any]], loss: Any = None) -> list[Tokenised]:
-    tokeniser = Tokeniser(recognise(some[0]), Encoder(place, masks=False), Masking(loss), folder=place)
+    tokeniser = Tokeniser(recognise(some[0]), encoder(place), Masking(loss), folder=place)
     found = list(tokeniser.run(enumerate(some, 1)))
     assert all(isinstance(one, Tokenised) for one in found)
     return found  # type: ignore[return-value]
@@ -76,22 +89,21 @@ def ours(place: Path, some: list[dict[str, Any]], loss: Any = None) -> list[Toke
 
 def collated(place: Path, row: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Tokens, and the mask of the loss, of a batch of one row as SFTTrainer's collator makes it."""
-    from transformers import AutoProcessor
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
     opened = [PIL.open(name) for name in row["images"]]
-    processor = AutoProcessor.from_pretrained(place)
-    collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss="completion" in row)
+    collator = DataCollatorForVisionLanguageModeling(processor(place), completion_only_loss="completion" in row)
     made = collator([{**row, "images": opened}])
     return made["input_ids"][0].tolist(), (made["labels"][0] != -100).int().tolist()
 
 
 def test_conversations_have_the_tokens_of_trls_batches(place: Path) -> None:
     some = rows(place)
-    for row, found in zip(some, ours(place, some), strict=True):
+    every = ours(place, some)
+    for row, found in zip(some, every, strict=True):
         sequence = found.sequences[0]
         assert (sequence.ids, sequence.mask or [1] * len(sequence.ids)) == collated(place, row)
-    counts = [found.columns["image_tokens"] for found in ours(place, some)]
+    counts = [found.columns["image_tokens"] for found in every]
     assert [len(one) for one in counts] == [1, 2, 0, 2]
     assert counts[0][0] != counts[1][0]  # it is the height that stands first
 

@@ -11,16 +11,16 @@ from tables import every
 STATED = "io/test_numbers_stated.py::test_every_number_under_a_name_is_in_a_table"  # the number itself
 STRANGERS = "data/test_strangers.py::test_"
 FOREIGN = "hostile/test_foreign_logs.py::test_"
-LINES = "telemetry/test_line_faults.py::test_"
+VALUES = "telemetry/test_value_limits.py::test_"
 OUTPUT = "hostile/test_output.py::test_"
 
 ROWS = {  # the first cell of a row of limits.md, and the beginning of the test that holds it
     "a receipt": "receipt/test_receipt.py::test_long_rows_stay_within_the_size",
     "an answer of a server": "receipt/test_answers.py::test_an_answer_beyond_the_limit_is_refused",
-    "values in lists and mappings of one event": LINES + "an_event_has_ten_thousand_values",
-    "elements of one array or tensor in an event": LINES + "an_event_has_ten_thousand_values_64_levels_and_arrays",
-    "levels of nesting in an event": LINES + "an_event_has_ten_thousand_values_64_levels",
-    "an integer that is written whole": LINES + "integers_of_at_most_4096_bits_are_written_whole",
+    "values in lists and mappings of one event": VALUES + "an_event_has_ten_thousand_values",
+    "elements of one array or tensor in an event": VALUES + "an_array_has_4096_values",
+    "levels of nesting in an event": VALUES + "values_are_nested_64_levels_deep",
+    "an integer that is written whole": VALUES + "an_integer_has_4096_bits",
     "a log that is written": "hostile/test_recorder.py::test_a_pipe_as_the_log_does_not_hold_training_up",
     "time until a vanished log is noticed": "telemetry/test_lost.py::test_a_log_that_vanishes_twice_loses",
     "text that is scanned for secrets": "telemetry/test_hidden_places.py::test_a_long_name_is_judged_by_its_last_128",
@@ -60,7 +60,7 @@ ROWS = {  # the first cell of a row of limits.md, and the beginning of the test 
         "hostile/test_bombs.py::test_a_settings_file_in_the_working_folder_costs_no_more_than_its_size"
     ),
     "a source to import": FOREIGN + "a_source_of_too_many_rows_names_the_limit",
-    "a line of a `run.jsonl`": LINES + "a_line_without_end_is_measured_up_to_a_limit_and_named",
+    "a line of a `run.jsonl`": "telemetry/test_line_faults.py::test_a_line_without_end_is_measured_up_to_a_limit",
     "nesting of JSON and YAML": "hostile/test_depth.py::test_a_deep_document_is_one_line_of_error",
     "inputs to calibrate on": STATED,
     "texts to measure a drift on": "drift/test_drift.py::test_what_cannot_be_measured_is_refused",

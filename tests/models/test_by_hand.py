@@ -133,7 +133,8 @@ def test_labels_are_the_next_tokens_or_the_rows_own():
     assert _labels(model("other"), examples, both, cpu).tolist() == [-1] * 4
     assert row_sizes(model(), both) == [2, 2]
     assert row_sizes(model("sequence-classification"), both) == [1, 1]
-    assert [_class_of(model(label2id={"low": 2}), label) for label in (3, "low", "high", None)] == [3, 2, -1, -1]
+    four = model(label2id={"low": 2}, num_labels=4)
+    assert [_class_of(four, label) for label in (3, 4, -1, "low", "high", None)] == [3, -1, -1, 2, -1, -1]
 
 
 def test_a_batch_s_tokens_follow_from_the_size_of_the_model():

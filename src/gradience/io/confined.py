@@ -131,10 +131,12 @@ class Confined:
 
     def __del__(self) -> None:
         """Close the pipe, at which the child ends. It may be called anywhere, so it asks the helper nothing."""
-        if self._pid and self._owner == os.getpid():
-            self._pid = 0
-            with suppress(Exception):  # an interpreter that ends may have closed it
+        try:
+            if self._pid and self._owner == os.getpid():
+                self._pid = 0
                 self._pipe.close()
+        except Exception:  # noqa: BLE001, S110  # an interpreter that ends may have closed it, and has no names left
+            pass
 
     def _send(self, head: list[Any], args: Sequence[Any]) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,9 @@ def load_model(
         AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
         GradienceError: torch, transformers or PEFT is not installed, or there is no such device.
     """
-    expect_tokenizer()
+    holders = [place for place in (adapter, base) if place is not None and _may_have_tokenizer(place)]
+    if holders:
+        expect_tokenizer()
     torch, transformers = libraries("running a model")
     opened = None if adapter is None else open_adapter(adapter)[1]
     place = _device(torch, device)
@@ -114,7 +116,7 @@ def load_model(
         model, missing = _base(transformers, base, chosen, opened, dtype=None if place.type == "cpu" else "auto")
         _refuse_random(missing, opened)
         model.to(place)
-        loaded = LoadedModel(model, chosen, place, _tokenizer([adapter, base]))
+        loaded = LoadedModel(model, chosen, place, _tokenizer(holders))
         if adapter is not None and opened is not None:
             _refuse_misfit(model, opened)
             loaded.model = _with_adapter(model, Path(adapter), opened)
@@ -356,11 +358,14 @@ def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
         raise AdapterError(f"the adapter does not fit the base: it {what} {odd[0]} (of {len(odd)})", advice=_FITTING)
 
 
-def _tokenizer(places: list[PathLike | None]) -> Encoder | None:
+def _may_have_tokenizer(place: PathLike) -> bool:
+    is_folder = os.path.isdir(place)  # noqa: PTH112  # a hub's name is not a path
+    return not is_folder or any((Path(place) / name).is_file() for name in _TOKENIZER)
+
+
+def _tokenizer(places: Sequence[PathLike]) -> Encoder | None:
     """The tokenizer of the first place that has one; None without any."""
     for place in places:
-        if place is None or (os.path.isdir(place) and not any((Path(place) / n).is_file() for n in _TOKENIZER)):  # noqa: PTH112  # a hub's name is not a path
-            continue
         try:
             return Encoder(Path(place), masks=False)
         except ConfigError:

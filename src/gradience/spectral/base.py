@@ -100,7 +100,8 @@ def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) 
         sums = sums_of_dense(w, update.dense, target=target)
     else:
         sums = sums_of_low(w, update.left, update.right, np.float32(scale), target=target, delta_dtype=delta_dtype)
-    changed, *rest = np.asarray(sums).sum(axis=1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # products of huge numbers are infinite in float32, of either sign
+        changed, *rest = np.asarray(sums).sum(axis=1, dtype=np.float64)
     return MergeSums(update.w.size, int(changed), *(float(x) for x in rest))
 
 

@@ -280,7 +280,7 @@ class _Run:
             update_spectral_norm=real(size),
             update_frobenius_norm=real(frobenius),
             converged=converged and settled,
-            held=sums.along / sums.intended if _is_plain(module) and sums.intended > 0.0 else None,
+            held=_held(sums) if _is_plain(module) else None,
             survival=survival_of(sums, found.info.dtype) if is_update else None,
             intruders=self._intruders(module, as_float32(w), update) if asked else None,
         )
@@ -367,6 +367,11 @@ class _Run:
             frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
         }.get(frozenset(ways), "")
         return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+
+def _held(sums: MergeSums) -> float | None:
+    held = sums.along / sums.intended if 0.0 < sums.intended < math.inf else math.nan
+    return held if math.isfinite(held) else None
 
 
 def _is_plain(module: Module) -> bool:
