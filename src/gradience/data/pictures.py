@@ -54,7 +54,7 @@ class Processor:
         return self._tokens([_size(image, Path(folder)) for image in images])
 
     def _tokens(self, sizes: list[tuple[int, int]]) -> list[int]:
-        # No public method gives it yet; vLLM and transformers' own serving call this one
+        # transformers 5 has no public method for it
         found: list[int] = self._processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]  # noqa: SLF001
         return found
 

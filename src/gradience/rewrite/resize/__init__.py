@@ -99,11 +99,8 @@ def resize_adapter(
     report = _report(path, files, adapter, target, plan, dtype=dtype, config=config)
     if out is None:
         return report
-    chosen = {
-        "criterion": target.criterion,
-        "value": target.value,
-        "dtype": dtype,
-    }  # calibration and recovery have records
+    # Calibration and recovery have records of their own
+    chosen = {"criterion": target.criterion, "value": target.value, "dtype": dtype}
     record = partial(provenance_of, "resize", sources, chosen, report)
     with loaded_ahead(plan.tensors) as loaded:
         tensors = _with_progress(loaded, progress)
