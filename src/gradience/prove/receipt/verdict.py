@@ -422,8 +422,13 @@ class _Judgement:
         return [_Explanation(f"without {one} and {other}", "part_missing", vector, e.distance(vector), paths)]
 
     def _is_clear(self, one: _Explanation) -> bool:
-        """Whether y is what the mistake gives, and hardly what the adapter gives in the same form."""
-        return one.left <= CLEAR.value * (one.away or self._r)
+        """Whether y is what the mistake gives, and hardly what the adapter gives in the same form.
+
+        The base, or the adapter without a part, is one model: what noise does not leave of it is another one, such as
+        an adapter that does little on these rows. A scale is one of many, of which a few were run.
+        """
+        is_it = one.factor is not None or one.left <= self._rounding.beside
+        return is_it and one.left <= CLEAR.value * (one.away or self._r)
 
     def _is_near(self, one: _Explanation) -> bool:
         """Whether a mistake comes within noise of y, and much nearer than the adapter."""
