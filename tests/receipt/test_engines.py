@@ -55,7 +55,10 @@ def files(tmp_path_factory):
         if "lora_B" in name:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
     adapted.save_pretrained(folder / "adapter")
-    write_gguf(adapted.merge_and_unload(), folder / "base", folder / "merged.gguf", "f16")
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(folder / "merged")
+    fast.save_pretrained(folder / "merged")
+    write_gguf(merged, folder / "base", folder / "merged.gguf", "f16")
     (folder / "rows.txt").write_text("\n".join(f"the number {i} is {i * i} when squared" for i in range(24)))
     held = make_receipt(folder / "adapter", folder / "base", prompts=folder / "rows.txt")
     write_receipt(held, folder / "receipt.json")
@@ -118,7 +121,7 @@ def test_llama_cpps_server_is_asked_token_by_token(files):
         assert (found.verdict, found.kind) == (verdict, "endpoint"), found.story
         assert "token by token" in found.how
         assert found.compared >= 0.7 * found.of  # those among the tokens that the server names
-        assert len(found.notes) == 2  # tokens were compared
+        assert len(found.notes) == 1 + (verdict != "same")  # tokens were compared; parts were not tried
         assert f"{found.of - found.compared} of {found.of} log-probabilities are not compared" in found.notes[0]
 
 
@@ -174,19 +177,17 @@ def test_transformers_serve_gives_no_log_probabilities_and_that_is_said(files):
     assert any("serve that by an engine that gives them" in note for note in found.notes)
 
 
-@pytest.fixture(scope="module")
-def vllm(files, tmp_path_factory):
-    """The address of vLLM, which serves the base and the adapter by name."""
+@contextmanager
+def by_vllm(model, log, *options):
+    """The address of vLLM, which serves a folder under its name."""
     if (program := shutil.which("vllm")) is None:
         pytest.skip("needs vLLM: the program `vllm`, of this environment or another")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = f"--host 127.0.0.1 --port {port} --dtype float32 --max-model-len 256 --enforce-eager --enable-lora"
-    command = [program, "serve", str(files / "base"), *options.split(), "--served-model-name", "base"]
-    command += ["--lora-modules", f"adapter={files / 'adapter'}"]
+    common = f"--host 127.0.0.1 --port {port} --dtype float32 --max-model-len 256 --enforce-eager"
+    command = [program, "serve", str(model), *common.split(), "--served-model-name", model.name, *options]
     alone = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    log = tmp_path_factory.mktemp("vllm") / "log"
     with (
         log.open("wb") as written,
         subprocess.Popen(command, stdout=written, stderr=written, env=os.environ | alone) as run,
@@ -204,12 +205,27 @@ def vllm(files, tmp_path_factory):
             run.terminate()
 
 
+@pytest.fixture(scope="module")
+def vllm(files, tmp_path_factory):
+    """The address of vLLM, which serves the base and the adapter by name."""
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with by_vllm(files / "base", log, "--enable-lora", "--lora-modules", f"adapter={files / 'adapter'}") as address:
+        yield address
+
+
 def test_vllm_gives_log_probabilities_of_the_prompt(files, vllm):
     for model, verdict in (("adapter", "same"), ("base", "the_base")):
         found = verify_served(files / "receipt.json", vllm, model=model)
         assert (found.verdict, found.how) == (verdict, "prompt_logprobs of /v1/completions"), found.story
         assert found.compared == found.of
-        assert len(found.notes) == 1  # tokens and template were compared
+        assert len(found.notes) == (verdict != "same")  # tokens and template were compared; parts were not tried
+
+
+def test_a_merged_model_that_vllm_serves_is_the_adapter(files, tmp_path):
+    with by_vllm(files / "merged", tmp_path / "log") as address:
+        found = verify_served(files / "receipt.json", address)
+    assert (found.verdict, found.how) == ("same", "prompt_logprobs of /v1/completions"), found.story
+    assert (found.compared, found.notes) == (found.of, [])
 
 
 def test_vllms_echo_gives_the_same_numbers(files, vllm):

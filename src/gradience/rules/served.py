@@ -54,8 +54,8 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         id="RCP501",
         severity="error",
         title="the base answers",
-        condition="what was read is nearer the base than {explained} of its distance from the adapter, and no other "
-        "mistake is nearer",
+        condition="what was read is the base's within noise, and nearer to it than {explained} of its distance from "
+        "the adapter",
         observe=_if("the_base"),
         confidence=0.95,
         evidence=(_BENCH,),
@@ -69,8 +69,8 @@ SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
         id="RCP502",
         severity="error",
         title="a part of the adapter is missing",
-        condition="without a group of modules the adapter reads as the target does, within {explained} of the "
-        "distance from the whole adapter",
+        condition="without a group of modules the adapter reads as the target does, within noise and within "
+        "{explained} of the distance from the whole adapter",
         observe=_if("part_missing"),
         confidence=0.9,
         evidence=(_BENCH,),

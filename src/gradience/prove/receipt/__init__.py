@@ -259,7 +259,7 @@ def verify_served(
         tried=[Part(name=name, residual=size) for name, size in concluded.tried],
         compared=concluded.compared,
         of=sum(len(row.base) for row in held.rows),
-        notes=_notes(held, found, concluded.compared, has_models=probes is not None),
+        notes=_notes(held, found, concluded, has_models=probes is not None),
     )
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
@@ -309,8 +309,8 @@ def _concluded(held: Receipt, found: Target, probes: Probes | None, base: Path |
     return told
 
 
-def _notes(held: Receipt, found: Target, compared: int, *, has_models: bool) -> list[str]:
-    notes = []
+def _notes(held: Receipt, found: Target, concluded: Conclusion, *, has_models: bool) -> list[str]:
+    notes, compared = [], concluded.compared
     if found.kind == "endpoint" and found.not_said:
         notes.append("Give the folder or the .gguf file that it serves, or serve that by an engine that gives them.")
     if found.kind == "endpoint" and 0 < compared < (of := sum(len(row.base) for row in held.rows)):
@@ -327,6 +327,6 @@ def _notes(held: Receipt, found: Target, compared: int, *, has_models: bool) -> 
         and not (found.tokens.chat or found.tokens.template)
     ):
         notes.append("The target does not say what its chat template gives: the template is not compared.")
-    if not has_models:
+    if not has_models and concluded.verdict != "same":
         notes.append("Parts and scales are tried with --base MODEL --adapter FOLDER.")
     return notes

@@ -485,7 +485,10 @@ class _Judgement:
     def _relative(self) -> Conclusion:
         """Another checkpoint or another adapter, by the direction that it goes from the base."""
         cosine = self._e.cosine()
-        where = f"{self._r:.3f} of the adapter's effect away from it, at a cosine of {cosine:.2f} with it"
+        where = (
+            f"{self._r:.3f} of the adapter's effect away from it; what it changes in the base's probabilities has a "
+            f"cosine of {cosine:.2f} with what the adapter changes"
+        )
         if cosine >= UNLIKE.value:
             return self._told._replace(
                 verdict="another_checkpoint",
