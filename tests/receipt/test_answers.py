@@ -40,6 +40,7 @@ NAMED = {
     "ids": lambda top: {"content": [{"top_logprobs": [{"id": i, "logprob": p} for i, p in top.items()]}, {}]},
     "token_id": lambda top: {"top_logprobs": [{f"token_id:{i}": p for i, p in top.items()}, {}]},
     "text": lambda top: {"top_logprobs": [{text([i]): p for i, p in top.items()}, {}]},
+    "others": lambda _: {"content": [{"top_logprobs": [{"id": 99, "logprob": -1.0}]}]},
     "no names": lambda _: {"top_logprobs": []},
 }
 
@@ -58,14 +59,17 @@ class Dialect(Endpoint):
         if not isinstance(body["prompt"], self.kinds):
             raise RefusedError("no such prompt")
         ids = [ord(one) - ord("a") for one in body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
-        return {"choices": [self._choice(ids, body)], "usage": {"prompt_tokens": len(ids)} if self.counts else None}
+        usage = {"prompt_tokens": len(ids) if self.counts else None}
+        return {"choices": [self._choice(ids, body), {}], "usage": usage}
 
     def _choice(self, ids, body):
         if "prompt_logprobs" in body and self.prompt:
+            assert body["prompt_logprobs"] == 0  # the prompt's own tokens, and none beside them
             each = {"table": lambda p: {"logprob": p, "rank": 1}, "number": lambda p: p}[self.prompt]
             tables = [{"99": each(-9.0), str(ids[i]): each(own(ids[:i], ids[i]))} for i in range(1, len(ids))]
             return {"prompt_logprobs": [None, *tables][: len(ids) - self.short]}
         if body.get("echo"):
+            assert body["logprobs"] == 1
             return {"logprobs": {"token_logprobs": ECHOED[self.echo](ids)}} if self.echo else {}
         if "logprobs" in body and self.named:
             if body["logprobs"] > self.most:
@@ -91,6 +95,7 @@ BY_ONE = "of /v1/completions, token by token"
         ({"echo": "whole", "named": "ids"}, "echo with logprobs of /v1/completions", COUNTED),
         ({"echo": "without the first", "named": "ids"}, "echo with logprobs of /v1/completions", COUNTED),
         ({"echo": "without the first", "named": "text"}, "echo with logprobs of /v1/completions", COUNTED),
+        ({"echo": "whole", "named": "others"}, "echo with logprobs of /v1/completions", COUNTED),
         ({"echo": "another token's", "named": "ids"}, f"the 1000 most probable next tokens {BY_ONE}", COUNTED),
         ({"echo": "too short", "named": "token_id"}, f"the 1000 most probable next tokens {BY_ONE}", COUNTED),
         ({"named": "ids", "counts": False}, f"the 1000 most probable next tokens {BY_ONE}", [0, 0]),
@@ -99,10 +104,11 @@ BY_ONE = "of /v1/completions, token by token"
     ],
 )  # fmt: skip
 def test_each_dialect_gives_the_models_numbers(server, how, counts):
-    found = Dialect(**server).read(ROWS, FIRSTS, text)
-    assert (found.how, found.tokens) == (how, counts)
-    for values, true in zip(found.reading, TRUTH, strict=True):
-        assert values.tolist() == true
+    for order in (slice(None), slice(None, None, -1)):
+        found = Dialect(**server).read(ROWS[order], FIRSTS[order], text)
+        assert (found.how, found.tokens) == (how, counts[order])
+        for values, true in zip(found.reading, TRUTH[order], strict=True):
+            assert values.tolist() == true
 
 
 @every(("most", "asked"), [(20, 20), (19, 5), (5, 5)])
@@ -120,6 +126,11 @@ def test_what_a_server_does_not_give_is_missing_or_refused():
     assert [np.isnan(values).tolist() for values in short] == [[False] * 5 + [True] * 2, [False, True, True]]
     half = Dialect(named="text").read([[1, BROKEN, 2, 3]], [0], text).reading[0]
     assert np.isnan(half).tolist() == [True, False, False]
+    for choices in (None, [], [3], 3):
+        server = Dialect()
+        server._asked = lambda *_, held=choices: {"choices": held}
+        with pytest.raises(RefusedError, match="an answer without choices"):
+            server.read(ROWS, FIRSTS, None)
     for server in (
         {"named": "ids", "most": 4},
         {"named": "text"},
@@ -167,7 +178,7 @@ TURN = {"messages": [{"role": "user", "content": "hi"}]}
           ("/apply-template", TURN, {"prompt": "<hi>"}),
           ("/tokenize", {"content": "<hi>", "add_special": False, "parse_special": True}, {"tokens": [5]})], [4], [5]),
         ([("/tokenize", {}, {"tokens": []})], None, None),
-        ([("/tokenize", {}, {"tokens": ["1"]})], None, None),
+        ([("/tokenize", {}, {"tokens": [1, "1"]})], None, None),
         ([("/tokenize", {}, {"tokens": 1})], None, None),
     ],
 )  # fmt: skip
@@ -268,7 +279,7 @@ CHUNKED = "Transfer-Encoding: chunked\r\n"
         (answer(b"zz", 503, CHUNKED), "the server answers /v1/models: 503 Said"),
         (answer(b"[" * 1000, 503), "the server answers /v1/models: 503 Said"),
         (answer(b"", 302, "Location: http://127.0.0.1:9/\r\n"), "the server answers /v1/models: 302"),
-        (answer({}, 404), "the server lists no model"),
+        *((answer({}, code), "the server lists no model") for code in (400, 404, 405, 413, 422, 500, 501)),
         (answer({"data": None}), "the server lists no model"),
         (answer({"data": [3, {}]}), "the server lists no model"),
         (answer([]), "no usable answer from .*: Expected `object`"),

@@ -218,14 +218,12 @@ class Endpoint:
             RefusedError: the echo's numbers are none of the tokens'.
         """
         try:
-            most, by_text = self._most(prompt(ids[: first + 1]), may_be_text=named is not None)
+            most, _ = self._most(prompt(ids), may_be_text=named is not None)
         except RefusedError:
             return 0  # there is nothing to hold it against
         possible = {0, 1}
         for place in range(first, min(first + _HELD, len(ids) - 1)):
-            choice, _ = self._complete(prompt(ids[: place + 1]), logprobs=most)
-            text = named.by(ids[: place + 1], ids[place + 1]) if by_text and named is not None else None
-            plain = _of_top(choice.get("logprobs"), ids[place + 1], text)
+            plain, _ = self._next(ids[: place + 1], ids[place + 1], most=most, prompt=prompt, named=named)
             possible = {shift for shift in possible if not _off(values[place + 1 - shift], plain)}
         if not possible:
             raise RefusedError("/v1/completions: the numbers that echo gives are not those of the tokens")
@@ -240,19 +238,31 @@ class Endpoint:
         named: _Continued | None,
     ) -> Answered:
         """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
-        most, by_text = self._most(prompt(rows[0][: firsts[0] + 1]), may_be_text=named is not None)
+        most, by_text = self._most(prompt(rows[0]), may_be_text=named is not None)
         found, counts = [], []
         for ids, first in zip(rows, firsts, strict=True):
             values = []
             count = 0
             for place in range(first, len(ids) - 1):
-                choice, count = self._complete(prompt(ids[: place + 1]), logprobs=most)
-                text = named.by(ids[: place + 1], ids[place + 1]) if by_text and named is not None else None
-                values.append(_of_top(choice.get("logprobs"), ids[place + 1], text))
+                value, count = self._next(ids[: place + 1], ids[place + 1], most=most, prompt=prompt, named=named)
+                values.append(value)
             found.append(np.array(values, np.float64))
             counts.append(count + 1 if count else 0)
         by = ", by their text" if by_text else ""
         return Answered(found, f"the {most} most probable next tokens of /v1/completions{by}, token by token", counts)
+
+    def _next(
+        self,
+        before: Sequence[int],
+        token: int,
+        *,
+        most: int,
+        prompt: Callable[[Sequence[int]], Json],
+        named: _Continued | None,
+    ) -> tuple[float, int]:
+        """The log-probability of a token after others, NaN if it is not named, and the count of tokens there."""
+        choice, count = self._complete(prompt(before), logprobs=most)
+        return _of_top(choice.get("logprobs"), token, None if named is None else named.by(before, token)), count
 
     def _most(self, prompt: Json, *, may_be_text: bool) -> tuple[int, bool]:
         """The largest number of most probable tokens that the server gives, and whether it names them by their text.
