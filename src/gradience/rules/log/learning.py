@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -115,8 +116,7 @@ class Learning(NamedTuple):
 def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance explains."""
     values = facts.outline.points
-    even = without_saw(values)
-    trend = trend_of(even)
+    trend = facts.trend
     held = not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
     if trend is None:
         return Learning(held, None, math.nan, len(facts.loss.values))
@@ -128,10 +128,17 @@ def learning(facts: RunFacts) -> Learning:
         if halved or (ordered and trend.fall >= least):
             return Learning(shown=True, trend=trend, least=least, rows=rows)
     alpha = ALPHA_MOVED if facts.moved else ALPHA
-    in_order = trend.p <= alpha.value and trend.fall >= LEAST_FALL.value
-    below = even[0] - max(even[1:])
-    at_once = rows >= _FEW and trend.fall >= CLEAR_FALL.value and below >= AT_ONCE.value * trend.noise * trend.end
-    return Learning(held or in_order or at_once, trend, least, rows)
+    even = without_saw(values)
+    seen_even = trend if even is values else trend_of(even)
+    in_order = any(each and each.p <= alpha.value and each.fall >= LEAST_FALL.value for each in (trend, seen_even))
+    return Learning(held or in_order or (rows >= _FEW and _at_once(even, seen_even)), trend, least, rows)
+
+
+def _at_once(values: Sequence[float], trend: Trend | None) -> bool:
+    """Whether the series fell within its first row: all others are far below it, in whatever order."""
+    if trend is None or trend.fall < CLEAR_FALL.value:
+        return False
+    return values[0] - max(values[1:]) >= AT_ONCE.value * trend.noise * trend.end
 
 
 def _steps_per_row(facts: RunFacts) -> float:
