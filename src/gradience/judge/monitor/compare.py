@@ -209,7 +209,7 @@ def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
     asked: dict[str, set[str | None]] = {
         "models": {report.config.model_name for report in reports},
         "data sets": {report.config.dataset_name for report in reports},
-        "objectives": {str(objective_of(report.config).kind) for report in reports} - {"unknown"},
+        "objectives": {kind for report in reports if (kind := objective_of(report.config).kind) != "unknown"},
         "held-out splits": {held_out_split(report) for report in reports},
     }
     apart = [name for name, values in asked.items() if len(values - {None}) > 1]
