@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience.base import weights as base_weights
 from gradience.cli.main import main
 from gradience.errors import AdapterError
 from gradience.judge.audit import audit_adapter
+from gradience.judge.audit.against_base import _held, held_of
 from gradience.render.audit import audit_text
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
@@ -90,6 +94,32 @@ def test_a_base_that_holds_the_adapter_already_is_found(write_adapter, write_bas
     words = {1: "hold this update once already", 2: "hold this update twice already"}.get(times)
     assert len(said) == (words is not None)
     assert words is None or words in said[0]
+
+
+@every(
+    ("compared", "held"),
+    [
+        ([], (None, None)),
+        ([(None, 2.0)], (None, None)),
+        ([(1.0, 0.0)], (None, None)),
+        ([(0.9, 2.0)], (0.9, None)),  # of one ratio no error is known
+        ([(0.9, 2.0), (None, 5.0)], (0.9, None)),
+        ([(1.0, 1.0), (0.0, 2.0)], (0.2, math.hypot(1.0 - 0.2, 0.2 * 4.0) / 5.0)),
+        ([(1.0, 1e154), (1.0, 1.2e154)], (None, None)),  # the sum of their squares is beyond float64
+    ],
+)
+def test_how_often_the_base_holds_an_update_is_a_ratio_of_sums(compared, held):
+    rows = [SimpleNamespace(held=each, update_frobenius_norm=norm) for each, norm in compared]
+    assert held_of(rows) == pytest.approx(held)
+
+
+@every(
+    ("along", "intended", "held"),
+    [(1.0, 2.0, 0.5), (-1.0, 2.0, -0.5), (0.0, 0.0, None), (1.0, math.inf, None), (math.nan, 1.0, None),
+     (1e308, 1e-10, None)],
+)  # fmt: skip
+def test_what_a_weight_holds_of_its_own_update(along, intended, held):
+    assert _held(SimpleNamespace(along=along, intended=intended)) == held
 
 
 def test_an_update_that_took_a_part_out_of_the_base_is_not_looked_for_in_it(write_adapter, write_base):

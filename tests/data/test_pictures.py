@@ -12,6 +12,7 @@ import pytest
 from made import QWEN, ask, say, tokenizer, write
 from tables import every
 
+from gradience.data import pictures
 from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
 from gradience.data.tokens import Masking, Tokenised, Tokeniser
@@ -171,3 +172,92 @@ def test_the_report_says_how_many_tokens_are_images(place: Path) -> None:
     assert report is not None
     assert (report.seen.media.count, report.tokens.images) == (0, expected)
     assert f"images take {expected:,} tokens, as LlavaNextProcessor counts them" in report.notes
+
+
+def asked(*parts: Any) -> dict[str, Any]:
+    """The columns of a row whose user gives these parts."""
+    return {"messages": [{"role": "user", "content": list(parts)}, say("a")]}
+
+
+WORDS = {"type": "text", "text": "why"}
+
+
+@every(
+    ("columns", "images"),
+    [
+        ({"messages": [ask("why")]}, None),
+        ({"messages": [ask("why")], "images": []}, []),
+        ({"messages": [ask("why")], "images": None}, None),
+        ({"messages": [ask("why")], "images": ["a", "b"]}, ["a", "b"]),
+        (asked(WORDS, "why", {"text": "untyped"}), None),
+        (asked(part(), WORDS, part(path="p"), part()) | {"images": ["a", "b", "c"]}, ["a", "p", "b", "c"]),
+        (asked(part(), part()) | {"images": ["a"]}, ["a", None]),
+        (asked(part(image="i", path="p")), ["i"]),
+        (asked(part(image="", url="u")), ["u"]),
+        (asked(part(base64="b")), ["b"]),
+        (asked({"type": "image_url", "image_url": {"url": "u"}}), ["u"]),
+        (asked({"type": "image_url", "image_url": "u"}), ["u"]),
+        (asked(part(path="p"), {"type": "video", "path": "v"}), None),
+        (asked(part(path="p"), {"type": "video_url"}), None),
+        (asked(part(path="p"), {"type": "audio"}), None),
+        (asked(part(path="p"), {"type": "input_audio"}), None),
+        (asked(part(path="p")) | {"media": 1}, None),
+    ],
+)
+def test_the_images_of_a_row_are_in_the_order_of_their_places(columns: Any, images: Any) -> None:
+    assert pictures.images_of(columns) == images
+
+
+def test_images_stand_before_the_first_users_text() -> None:
+    own = {"role": "user", "content": [part(), WORDS]}
+    turns = [{"role": "system", "content": "s"}, say("a"), ask("u"), own, ask("v")]
+    words = [[{"type": "text", "text": text}] for text in "sauv"]
+    found = list(pictures.with_images(turns, 2))
+    assert [turn["content"] for turn in found] == [
+        words[0],
+        words[1],
+        [part(), part(), *words[2]],
+        own["content"],
+        words[3],
+    ]
+    assert [turn["role"] for turn in found] == [turn["role"] for turn in turns]
+
+
+@every(
+    ("counts", "places"),
+    [([2, 3], [0, 1, 1, 2, 3, 3, 3]), ([0, 1], [0, 2, 3]), ([2], None), ([2, 3, 1], None)],
+)
+def test_a_place_is_repeated_for_each_token_of_its_image(counts: list[int], places: list[int] | None) -> None:
+    assert pictures.spread([5, 9, 6, 9], 9, counts) == places
+
+
+@every(
+    ("image", "held"),
+    [
+        ("a.bin", b"ab"),
+        ({"path": "a.bin"}, b"ab"),
+        ({"bytes": "Y2Q=", "path": "a.bin"}, b"cd"),
+        ({"bytes": None, "path": "data:image/png;base64,Y2Q="}, b"cd"),
+        ("data:image/png;base64,Y2Q=", b"cd"),
+        ("file://a.bin", None),
+        ({"bytes": None, "path": None}, None),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_what_an_image_holds_is_opened(image: Any, held: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"ab")
+    if held is None:
+        with pytest.raises(ValueError, match="neither a file nor bytes"):
+            pictures._opened(image, tmp_path)
+        return
+    with pictures._opened(image, tmp_path) as file:
+        assert file.read() == held
+
+
+def test_a_processor_is_known_by_either_of_its_configs(tmp_path: Path) -> None:
+    assert not pictures.has_processor(tmp_path)
+    for number, name in enumerate(("processor_config.json", "preprocessor_config.json")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / name).write_text("{}")
+        assert pictures.has_processor(tmp_path / str(number))

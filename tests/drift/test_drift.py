@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError, OptionError
-from gradience.models.sums import estimate
+from gradience.models.sums import Sums, estimate
 from gradience.prove.drift import GENERAL, measure_drift
 from gradience.prove.options import DriftOptions
 from gradience.render.drift import drift_text
@@ -107,6 +107,8 @@ def test_an_estimate_is_a_ratio_of_sums_and_its_interval_is_by_drawing_texts():
     assert found.high == pytest.approx(above.mean() + half_width, abs=0.2 * half_width)
     lonely = estimate(np.array([1.0, 0.0]), np.array([1.0, 0.0]))  # a quarter of the draws has nothing below
     assert (lonely.low, lonely.high) == (1.0, 1.0)
+    assert Sums(*np.ones((5, 2))).finite
+    assert not Sums(*np.ones((4, 2)), np.array([1.0, np.nan])).finite
 
 
 def test_an_adapter_without_an_update_drifts_by_nothing_and_keeps_no_share_of_it(llama, own, other, tmp_path):

@@ -116,6 +116,8 @@ def test_llama_cpps_server_is_asked_token_by_token(files):
         params = xllamacpp.CommonParams()
         params.model.path = str(files / f"{name}.gguf")
         params.n_ctx, params.port, params.warmup = 256, 0, False
+        # Threads that wait for each other at every step take minutes where another process has a core.
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         server = xllamacpp.Server(params)
         found = verify_served(files / "receipt.json", server.listening_address)
         assert (found.verdict, found.kind) == (verdict, "endpoint"), found.story

@@ -155,5 +155,9 @@ def test_a_receipt_with_unequal_rows_is_refused(receipt, tmp_path, llama, capsys
     bad.write_text(json.dumps(held))
     assert main(["verify-served", str(bad), str(llama.base)]) == 2
     assert "$.rows[0]" in capsys.readouterr().err
+    del held["rows"][0]["base"][-2:], held["rows"][0]["adapter"][-1:]  # as many, but fewer than the row predicts
+    bad.write_text(json.dumps(held))
+    assert main(["verify-served", str(bad), str(llama.base)]) == 2
+    assert "$.rows[0]" in capsys.readouterr().err
     write_texts(bad, 3)
     assert main(["verify-served", str(bad), str(llama.base)]) == 2

@@ -15,10 +15,11 @@ from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Noise, Receipt, ReceiptR
 
 ROWS, WIDTH = 8, 16
 RNG = np.random.default_rng(0)
-# Orthonormal directions: the adapter's effect, what two parts do, and one that nothing of the adapter does
+# Orthogonal directions, equally long: the adapter's effect, what two parts do, and one that nothing of the adapter does
 # and rounding, which moves all tokens alike
 SIGNS = np.sign(RNG.standard_normal((ROWS * WIDTH, 2)))
-BASIS = np.linalg.qr(np.concatenate([SIGNS, RNG.standard_normal((ROWS * WIDTH, 4))], axis=1))[0].T
+SIZE = 2.0  # of the adapter's effect, in which distances are measured
+BASIS = SIZE * np.linalg.qr(np.concatenate([SIGNS, RNG.standard_normal((ROWS * WIDTH, 4))], axis=1))[0].T
 NOISE, FORM, EFFECT, ONE, OTHER, AWAY = BASIS
 BASE = np.full(ROWS * WIDTH, -5.0)
 ADAPTER = BASE + EFFECT
@@ -73,7 +74,7 @@ def verdict(y, *, precision="", exact=False, models=True, **noise):
 
 
 UNDER, OVER = 0.99, 1.01
-rounded = 0.5e-4 * np.sqrt(ROWS * WIDTH)  # four digits, and an effect of size 1
+rounded = 0.5e-4 * np.sqrt(ROWS * WIDTH) / SIZE  # four digits
 fine = FINE.value * MEASURED["bfloat16"]
 coarse = COARSE.value * MEASURED["int4"]
 
@@ -83,6 +84,8 @@ coarse = COARSE.value * MEASURED["int4"]
     [
         (UNDER * rounded * NOISE, {"exact": True, "precision": "float32"}, "same"),
         (OVER * rounded * NOISE, {"exact": True, "precision": "float32"}, "another_checkpoint"),
+        (UNDER * rounded * ONE, {"precision": "float32"}, "same"),  # its own digits, wherever it points
+        (UNDER * FINE.value * 0.001 * ONE, {"precision": "float32", "batch": 0.001}, "same"),
         (UNDER * fine * NOISE, {}, "same"),
         (UNDER * 0.01 * ONE, {}, "same"),  # within the noise that was measured, wherever it points
         (OVER * 0.01 * ONE, {}, "cannot_tell"),
@@ -126,6 +129,7 @@ coarse = COARSE.value * MEASURED["int4"]
 def test_what_was_read_is_named(change, options, expected):
     found = verdict(ADAPTER + change, **options)
     assert found.verdict == expected, found.story
+    assert bool(found.missing) is (expected == "part_missing")
 
 
 def test_the_numbers_are_those_of_the_definitions():
@@ -212,10 +216,35 @@ def test_a_token_that_rounding_moves_counts_less():
     noisy = np.zeros(ROWS * WIDTH)
     noisy[:16] = 1.0
     span = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [noisy, noisy])
+    small = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [1e-3 * noisy, np.ones(ROWS * WIDTH)])
     plain = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [np.ones(ROWS * WIDTH)])
     seen = noisy + 0.2 * np.sign(AWAY)
     assert span.share(seen) < 0.05
+    assert small.share(seen) < 0.5  # each kind of rounding counts, whatever its size
     assert plain.share(seen) > 0.7
+    own = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + seen}, [noisy])
+    assert [own.share(seen), own.share(EFFECT)] == pytest.approx([1.0, 1.0])
+
+
+def test_rounding_that_is_itself_along_what_parts_do_excuses_that(monkeypatch):
+    monkeypatch.setattr(
+        Model, "noises", lambda _: {"bfloat16": [ADAPTER + 0.01 * NOISE], "int8": [ADAPTER + 0.01 * ONE]}
+    )
+    assert verdict(ADAPTER + 0.015 * ONE).verdict == "same"
+    assert verdict(ADAPTER + 0.3 * ONE).verdict == "another_checkpoint"
+    monkeypatch.setattr(
+        Model, "stored", lambda _: {"one form": [ADAPTER + 0.2 * ONE], "another": [ADAPTER + 0.2 * FORM]}
+    )
+    assert verdict(ADAPTER + 0.3 * ONE).verdict == "cannot_tell"
+
+
+def test_4_bits_leave_as_much_as_the_coarsest_form_and_as_little_as_the_finest(monkeypatch):
+    monkeypatch.setattr(
+        Model, "stored", lambda _: {"one form": [ADAPTER + 0.2 * NOISE], "another": [ADAPTER + 0.25 * FORM]}
+    )
+    assert verdict(ADAPTER + UNDER * COARSE.value * 0.25 * AWAY).verdict == "cannot_tell"
+    assert verdict(ADAPTER + OVER * COARSE.value * 0.25 * AWAY).verdict == "another_checkpoint"
+    assert verdict(ADAPTER + 0.22 * AWAY, precision="bfloat16").verdict == "cannot_tell"
 
 
 def test_a_relative_goes_the_adapters_way_in_probabilities():
@@ -267,9 +296,9 @@ def test_a_classifiers_base_is_known_by_its_own_head():
     own = BASE + 0.7 * AWAY + 0.2 * EFFECT
     for models in (None, Model()):
         evidence = Evidence(receipt(), [own + UNDER * rounded * NOISE])
-        found = conclude(evidence, precision="float32", probes=models, own_head=[own])
+        found = conclude(evidence, precision="float32", exact=False, probes=models, own_head=[own])
         assert (found.verdict, "its own head" in found.story) == ("the_base", True)
-        assert conclude(evidence, precision="float32", probes=models).verdict == "another_adapter"
+        assert conclude(evidence, precision="float32", exact=False, probes=models).verdict == "another_adapter"
 
 
 def test_a_factor_between_those_tried_is_found():
@@ -279,17 +308,42 @@ def test_a_factor_between_those_tried_is_found():
     assert ": twice" in verdict(Model().scaled(2.0)[0], exact=True).story
 
 
+def test_no_factor_is_tried_that_takes_the_update_away(monkeypatch):
+    monkeypatch.setattr(Model, "factors", lambda _: {0.05: "a twentieth", 2.0: ""})
+    found = verdict(Model().scaled(0.05)[0], exact=True)
+    assert (found.verdict, found.factor) == ("wrong_scale", pytest.approx(0.1, abs=0.01))
+    monkeypatch.setattr(Model, "factors", lambda _: {})  # a kind of adapter without a scale
+    assert verdict(ADAPTER - 0.3 * ONE).verdict == "part_missing"
+
+
+def test_of_two_missing_parts_those_are_named_whose_effects_add_up(monkeypatch):
+    parts = {"one": ONE, "other": OTHER, "away": AWAY, "both": ONE + OTHER}
+    groups = {name: frozenset({f"m.{name}"}) for name in parts} | {"both": frozenset({"m.one", "m.other"})}
+    monkeypatch.setattr(Model, "groups", groups)
+    monkeypatch.setattr(Model, "parts", lambda _: {name: [ADAPTER - 0.3 * part] for name, part in parts.items()})
+    monkeypatch.setattr(
+        Model, "without", lambda _, paths: [ADAPTER - sum(0.3 * parts[path.removeprefix("m.")] for path in paths)]
+    )
+    for pair in (("one", "other"), ("one", "away"), ("other", "away")):
+        found = verdict(ADAPTER - sum(0.3 * parts[name] for name in pair), exact=True)
+        assert (found.verdict, found.missing) == ("part_missing", {f"m.{name}" for name in pair})
+    found = verdict(ADAPTER - 0.6 * ONE - 0.3 * OTHER, exact=True)  # as one and both, which share a module
+    assert not any("and both" in name for name, _ in found.tried)
+
+
 def test_missing_values_are_left_out_and_too_few_tell_nothing():
     y = ADAPTER.copy()
     y[::2] = np.nan
     found = verdict(y)
     assert (found.verdict, found.compared) == ("same", ROWS * WIDTH // 2)
-    y[31:] = np.nan
-    y[:31] = ADAPTER[:31]
-    assert verdict(y).verdict == "cannot_tell"
-    y[31] = ADAPTER[31]
-    covered = float((EFFECT[:32] ** 2).sum())
-    assert (verdict(y).verdict == "cannot_tell") == (covered < 0.2)
+    least = np.argsort(EFFECT**2)
+    few = int(np.searchsorted(np.cumsum(EFFECT[least] ** 2) / SIZE**2, 0.2))  # so many cover less than a fifth
+    most = least[::-1]
+    for kept, expected in ((most[:31], "cannot_tell"), (most[:32], "same"), (least[:few], "cannot_tell"),
+                           (least[: few + 1], "same")):  # fmt: skip
+        some = np.full(ROWS * WIDTH, np.nan)
+        some[kept] = ADAPTER[kept]
+        assert verdict(some).verdict == expected
 
 
 def test_an_adapter_that_does_no_more_than_rounding_cannot_be_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from types import SimpleNamespace
@@ -196,6 +197,18 @@ def test_what_did_not_help_or_broke_is_not_written(rate, reason, steps, llama, t
     assert f"Written:    the factors as cut, because {reason}" in resize_text(report)
 
 
+@every(("stopped", "finite"), [(3, (True, True)), (None, (True, False))])
+def test_a_training_that_stopped_or_left_a_number_that_is_not_finite_is_not_written(
+    stopped, finite, llama, texts, monkeypatch
+):
+    monkeypatch.setattr(distil, "distil", lambda *_a, **_k: stopped)
+    each = iter(finite)
+    monkeypatch.setattr(recovery, "all_finite", lambda _: next(each, True))
+    record = resize_adapter(llama.adapter, base=llama.base, rank=2, recover=texts).recovery
+    assert (record.written, record.reason, record.after) == (False, recovery._BROKEN, None)
+    assert record.steps == (60 if stopped is None else stopped)
+
+
 def test_numbers_that_their_dtype_cannot_hold_are_not_written(llama, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "STEPS", 1)
     monkeypatch.setattr(distil, "RATE", 1e6)
@@ -253,6 +266,26 @@ def test_the_first_steps_are_adams_down_the_gradient_of_the_kl_from_the_teacher(
         clear = parameter.grad.abs() > 1e-2 * parameter.grad.abs().max()
         step = -1.5 * rate * parameter.grad.sign()  # the second step has half the rate
         assert torch.allclose((after[stored] - before[stored])[clear], step.float()[clear], rtol=0.02), name
+    after = {name: factor.detach().clone() for name, factor in after.items()}
+    one = next(iter(student.values())).a
+    one.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), torch.nan))
+    assert distil.distil(loaded, layers, student, examples, seed=0) == 0
+    now = [factor for pair in student.values() for factor in pair]
+    assert all(torch.equal(old, new) for old, new in zip(after.values(), now, strict=True))
+
+
+def test_each_pass_is_over_all_texts_in_an_order_of_its_own(llama, texts, monkeypatch):
+    monkeypatch.setattr(distil, "BATCH", 16)
+    loaded = load_model(llama.base, llama.adapter)
+    examples = split_inputs(texts, loaded, most=40, seed=0).chosen_by
+    groups = list(itertools.islice(distil._groups(loaded, examples, torch.Generator().manual_seed(0)), 30))
+    passes = [groups[i : i + 3] for i in range(0, 30, 3)]
+    orders = {tuple(number for group in one for number, _ in group) for one in passes}
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+    assert 1 < len(orders) <= 6
+    for one in passes:
+        assert sorted(sum(len(part.rows) for _, part in group) for group in one) == [8, 16, 16]
+    assert len(next(iter(orders))) == len(set(next(iter(orders))))
 
 
 def test_a_calibrated_choice_may_be_recovered_and_modules_that_left_stay_away(llama, texts, tmp_path, monkeypatch):
@@ -337,8 +370,9 @@ def test_what_cannot_be_recovered_is_refused(llama, texts, tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_outputs_that_are_not_finite_are_refused(llama, texts, monkeypatch):
-    broken = SimpleNamespace(finite=False)
-    monkeypatch.setattr(recovery, "sums_of", lambda *_a, **_k: broken)
+@every("finite", [(False, True), (True, False)])  # with the whole adapter, and with the cut one
+def test_outputs_that_are_not_finite_are_refused(finite, llama, texts, monkeypatch):
+    read = iter(finite)
+    monkeypatch.setattr(recovery, "sums_of", lambda *_a, **_k: SimpleNamespace(finite=next(read)))
     with pytest.raises(AdapterError, match="the model's outputs are not finite"):
         resize_adapter(llama.adapter, base=llama.base, rank=2, recover=texts)

@@ -200,7 +200,7 @@ def read_receipt(path: PathLike) -> Receipt:
     if not found.rows:
         raise ConfigError(f"{path} has no rows", advice=advice)
     for number, row in enumerate(found.rows):
-        fits = found.task != "causal-lm" or 0 < len(row.base) <= len(row.ids) - 1 - row.first
+        fits = found.task != "causal-lm" or 0 < len(row.base) == len(row.ids) - 1 - row.first
         if len(row.base) != len(row.adapter) or not row.ids or not fits:
             raise ConfigError(
                 f"{path}: $.rows[{number}] has {len(row.base)} and {len(row.adapter)} log-probabilities "

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from http.client import HTTPException
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,6 +38,7 @@ _HELD: Final = 6  # tokens of which an echo is held against plain requests
 _OFF: Final = 0.1  # nats by which both may differ
 _WAYS: Final = ("prompt_logprobs", "echo with logprobs", "logprobs token by token")
 _SHOWN: Final = 160  # characters of a server's message
+_UNREAD: Final = (OSError, ValueError, HTTPException, RecursionError)  # of what does not speak HTTP, or not JSON
 
 
 _Way: TypeAlias = Callable[[Sequence[Sequence[int]], Sequence[int], Callable[[Sequence[int]], Json]], "Answered"]
@@ -67,12 +70,7 @@ class Endpoint:
     """
 
     def __init__(self, address: str, *, model: str | None = None, timeout: float = 120.0) -> None:
-        parts = urllib.parse.urlsplit(address)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
-            raise GradienceError(
-                f"{address!r} is no address of a server", advice="expected http://host:port or http://host:port/v1"
-            )
-        self._root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}".removesuffix("/v1")
+        self._root = _root_of(address)
         self._timeout = timeout
         self._key = os.environ.get(_KEY)
         self._open = opener(urllib.request.ProxyHandler({})).open
@@ -80,8 +78,9 @@ class Endpoint:
 
     def _model(self, wanted: str | None) -> str:
         try:
-            listed = self._asked("/v1/models").get("data", [])
-            names = [str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one]
+            listed = self._asked("/v1/models").get("data")
+            models = listed if isinstance(listed, list) else []
+            names = [str(one["id"]) for one in models if isinstance(one, dict) and "id" in one]
         except RefusedError:
             names = []
         if wanted is not None:
@@ -118,10 +117,10 @@ class Endpoint:
                 raise RefusedError(said) from error
             advice = f"put the key into the environment variable {_KEY}" if error.code in {401, 403} else ""
             raise GradienceError(f"the server answers {said}", advice=advice) from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+        except _UNREAD as error:
+            reason = str(getattr(error, "reason", error)).strip()
             raise GradienceError(
-                f"no usable answer from {self._root}{path}: {str(reason)[:_SHOWN]}", advice="check address and server"
+                f"no usable answer from {self._root}{path}: {reason[:_SHOWN]}", advice="check address and server"
             ) from error
         return found
 
@@ -219,14 +218,13 @@ class Endpoint:
             RefusedError: the echo's numbers are none of the tokens'.
         """
         try:
-            most, by_text = self._most(prompt(ids[: first + 1]), may_be_text=named is not None)
+            most, by_text = self._most(prompt(ids), may_be_text=named is not None)
         except RefusedError:
             return 0  # there is nothing to hold it against
         possible = {0, 1}
+        named = named if by_text else None  # two tokens may have one text
         for place in range(first, min(first + _HELD, len(ids) - 1)):
-            choice, _ = self._complete(prompt(ids[: place + 1]), logprobs=most)
-            text = named.by(ids[: place + 1], ids[place + 1]) if by_text and named is not None else None
-            plain = _of_top(choice.get("logprobs"), ids[place + 1], text)
+            plain, _ = self._next(ids[: place + 1], ids[place + 1], most=most, prompt=prompt, named=named)
             possible = {shift for shift in possible if not _off(values[place + 1 - shift], plain)}
         if not possible:
             raise RefusedError("/v1/completions: the numbers that echo gives are not those of the tokens")
@@ -241,19 +239,32 @@ class Endpoint:
         named: _Continued | None,
     ) -> Answered:
         """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
-        most, by_text = self._most(prompt(rows[0][: firsts[0] + 1]), may_be_text=named is not None)
+        most, by_text = self._most(prompt(rows[0]), may_be_text=named is not None)
+        named = named if by_text else None  # as above
         found, counts = [], []
         for ids, first in zip(rows, firsts, strict=True):
             values = []
             count = 0
             for place in range(first, len(ids) - 1):
-                choice, count = self._complete(prompt(ids[: place + 1]), logprobs=most)
-                text = named.by(ids[: place + 1], ids[place + 1]) if by_text and named is not None else None
-                values.append(_of_top(choice.get("logprobs"), ids[place + 1], text))
+                value, count = self._next(ids[: place + 1], ids[place + 1], most=most, prompt=prompt, named=named)
+                values.append(value)
             found.append(np.array(values, np.float64))
             counts.append(count + 1 if count else 0)
         by = ", by their text" if by_text else ""
         return Answered(found, f"the {most} most probable next tokens of /v1/completions{by}, token by token", counts)
+
+    def _next(
+        self,
+        before: Sequence[int],
+        token: int,
+        *,
+        most: int,
+        prompt: Callable[[Sequence[int]], Json],
+        named: _Continued | None,
+    ) -> tuple[float, int]:
+        """The log-probability of a token after others, NaN if it is not named, and the count of tokens there."""
+        choice, count = self._complete(prompt(before), logprobs=most)
+        return _of_top(choice.get("logprobs"), token, None if named is None else named.by(before, token)), count
 
     def _most(self, prompt: Json, *, may_be_text: bool) -> tuple[int, bool]:
         """The largest number of most probable tokens that the server gives, and whether it names them by their text.
@@ -303,23 +314,40 @@ class Endpoint:
         return found if isinstance(found, list) and found and all(type(one) is int for one in found) else None
 
 
+def _root_of(address: str) -> str:
+    """Scheme, host, port and path, without what is added to each request."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        is_known = parts.scheme in {"http", "https"} and parts.hostname and not parts.username and parts.port != 0
+    except ValueError:  # of a bracket without its other, or a port that is none
+        is_known = False
+    if not is_known:
+        raise GradienceError(
+            f"{address!r} is no address of a server", advice="expected http://host:port or http://host:port/v1"
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}".removesuffix("/v1")
+
+
 def _message(error: urllib.error.HTTPError) -> str:
     try:
-        raw = error.read(_LARGEST)
-        held = decode_json(raw, dict[str, Any])
-    except (OSError, ValueError):
+        with error:
+            held = decode_json(error.read(_LARGEST), dict[str, Any])
+    except _UNREAD:
         return str(error.reason)[:_SHOWN]
     inner = held.get("error", held.get("detail", held.get("message", "")))
     return str(inner.get("message", inner) if isinstance(inner, dict) else inner)[:_SHOWN]
 
 
 def _number(value: Json) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    return float(value) if type(value) in {int, float} and abs(value) <= sys.float_info.max else float("nan")
 
 
 def _cut(values: Sequence[float], count: int, first: int) -> npt.NDArray[np.float64]:
-    """The values of tokens first + 1 to count - 1; what follows is the token that was generated."""
-    return np.array(values[first + 1 : count], np.float64)
+    """The values of tokens first + 1 to count - 1, NaN where they end; what follows is the token that was generated."""
+    found = np.full(count - first - 1, np.nan)
+    given = values[first + 1 : count]
+    found[: len(given)] = given
+    return found
 
 
 def _off(echoed: float, plain: float) -> bool:

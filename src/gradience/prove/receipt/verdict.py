@@ -166,7 +166,7 @@ def conclude(
     evidence: Evidence,
     *,
     precision: str,
-    exact: bool = False,
+    exact: bool,
     probes: Explainer | None = None,
     own_head: Reading | None = None,
 ) -> Conclusion:
@@ -187,14 +187,15 @@ def conclude(
         )
         return Conclusion("cannot_tell", story, compared=len(e.y))
     rounding = _Rounding.of(e.noise, precision, e.rounded, exact=exact)
-    told = Conclusion("same", "", e.distance(e.a), e.share(), e.distance(e.b), rounding.fine, compared=len(e.y))
+    residual = e.distance(e.a)
+    told = Conclusion("same", "", residual, e.share(), e.distance(e.b), rounding.fine, compared=len(e.y))
     if precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST:
         return told._replace(
             verdict="cannot_tell",
             story="The adapter changes these rows by no more than bfloat16 does: write the receipt on rows of its task",
         )
-    if told.residual is not None and told.residual <= max(e.rounded, FINE.value * e.noise.get("batch", 0.0)):
-        return told._replace(story=f"Every log-probability is the adapter's, to {told.residual:.1g} of its effect")
+    if residual <= max(e.rounded, FINE.value * e.noise.get("batch", 0.0)):
+        return told._replace(story=f"Every log-probability is the adapter's, to {residual:.1g} of its effect")
     if probes is None:
         return _Judgement(e, told, rounding, own_head).alone()
     readings = {of: e.seen(reading) for of, reading in probes.noises().items()}
@@ -202,7 +203,7 @@ def conclude(
     noise = e.noise | {of: max(e.noise.get(of, 0.0), e.from_adapter(vector)) for of, vector in readings.items()}
     rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
     stored = {}
-    if not exact and (told.residual or 0.0) > rounding.fine:
+    if not exact and residual > rounding.fine:
         stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
         of_forms = [e.from_adapter(vector) for vector in stored.values()]
         noise |= {"int4": max(of_forms)}
@@ -278,8 +279,8 @@ class _Judgement:
 
     def __init__(self, evidence: Evidence, told: Conclusion, rounding: _Rounding, own_head: Reading | None) -> None:
         self._e, self._told, self._rounding = evidence, told, rounding
-        self._r = told.residual or 0.0
-        self._bases = [_Explanation("the base", "the_base", evidence.b, told.from_base or 0.0)]
+        self._r = evidence.distance(evidence.a)
+        self._bases = [_Explanation("the base", "the_base", evidence.b, evidence.distance(evidence.b))]
         if own_head is not None:
             seen = evidence.seen(own_head)
             self._bases.append(_Explanation("the base with its own head", "the_base", seen, evidence.distance(seen)))
@@ -381,8 +382,6 @@ class _Judgement:
             if left <= self._rounding.fine:
                 break
             factor = self._between(read)
-            if factor in read:
-                break
             read[factor] = e.seen(probes.scaled(factor))
             best, left = self._best(read)
         why = next((f": {text}" for factor, text in words.items() if text and abs(factor / best - 1.0) < _NEAR), "")

@@ -129,7 +129,7 @@ class InMemory:
             some = (
                 [torch.from_numpy(_loaded(self._tensors[name]).astype(np.float32)) for name in names]
                 if is_kept
-                else [torch.zeros_like(own.a[:1]), torch.zeros_like(own.b[:, :1])]
+                else [torch.zeros_like(x) for x in own]
             )
             self.factors[path] = Factors(*(torch.nn.Parameter(x.to(y)) for x, y in zip(some, own, strict=True)))
             self._named |= dict(zip(names, self.factors[path], strict=True)) if is_kept else {}
