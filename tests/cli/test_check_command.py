@@ -130,3 +130,14 @@ def test_overrides_reach_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert (config["lora"]["r"], config["lora"]["alpha"]) == (8, 16.0)
     assert (config["model_name"], config["dataset_name"], config["notes"]) == ("m", "glue/sst2", "hello")
     assert config["task_profile"] == "generation"
+
+
+@every(("steps", "shown"), [(100, "warmup under 0.1%"), (211, "warmup 0.1%"), (21069, "warmup 10.0%")])
+def test_a_short_warmup_is_not_shown_as_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, shown: str
+) -> None:
+    settings = tmp_path / "training_args.json"
+    settings.write_text(json.dumps({"learning_rate": 2e-4, "max_steps": 210690, "warmup_steps": steps}))
+    main(["check", str(settings)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  Length:"))
+    assert line.endswith(f"210690 steps, {shown}")

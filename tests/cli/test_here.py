@@ -23,6 +23,8 @@ def places(tmp_path_factory):
         shutil.copytree(TOY / "peft", root / "adapters" / name)
         shutil.copytree(TOY, root / "runs" / name)
     shutil.copytree(TOY / "training", root / "training" / "training")
+    (root / "settings").mkdir()
+    shutil.copy(TOY / "peft" / "adapter_config.json", root / "settings")
     (root / "empty").mkdir()
     (root / "rows.jsonl").write_text('{"text": "a"}\n')
     (root / "settings.yaml").write_text("learning_rate: 1e-4\n")
@@ -49,8 +51,9 @@ def said(place: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], li
         ("toy/peft", "", ["diagnose", "report", "audit"]),
         ("toy/run.jsonl", ": a log", ["monitor", "diagnose", "report"]),
         ("toy/peft/adapter_model.safetensors", ": weights", ["audit"]),
-        ("adapters", ": 2 adapters, such as adapters/", ["fleet audit", "fleet show", "audit"]),
-        ("runs", ": 2 runs, such as ", ["runs list", "runs best", "monitor"]),
+        ("adapters", ": 2 adapters, such as one, two", ["fleet audit", "fleet show", "audit"]),
+        ("runs", ": 2 runs, such as one/run.jsonl, two/run.jsonl", ["runs list", "runs best", "monitor"]),
+        ("settings", "", ["check"]),
         ("training", "", ["check"]),
         ("empty", ": no log, no adapter and no training arguments", ["--help"]),
         ("rows.jsonl", ": neither weights nor a log; rows of data, perhaps", ["check"]),

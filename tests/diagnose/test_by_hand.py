@@ -306,7 +306,7 @@ RESTORED = {"selection": Selection(step=30, restored=True), "ending": Ending(sta
             {**RESTORED, "ending": Ending(status="no_run_end")},
             "no_checkpoint",
             "no checkpoint-N folder holds weights",
-            "Next time stop earlier; try fewer epochs or more data before a lower rank.",
+            "Next time stop earlier; try fewer epochs or more data.",
         ),
     ],
 )

@@ -18,9 +18,10 @@ from gradience.cli.main import main
 from gradience.errors import RecorderError
 from gradience.importers.sources import MAX_RUNS
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.compare import compare_runs
+from gradience.judge.monitor.compare import _settings, compare_runs
 from gradience.judge.monitor.source import names_of, runs_in
 from gradience.render.compare import compare_text
+from gradience.schema import ConfigSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 
 EVALS = [(10, 1.6), (20, 1.4), (30, 1.3), (40, 1.25)]
@@ -61,6 +62,23 @@ def test_the_order_of_target_modules_is_no_difference(tmp_path):
         line = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", **lora}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
     assert compare_runs([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]).differences == []
+
+
+def test_what_a_run_did_not_record_is_no_difference(tmp_path):
+    first = record(tmp_path / "a.jsonl", evals=EVALS, setup=config(lr=1e-3, r=8))
+    bare = record(tmp_path / "b.jsonl", evals=EVALS, setup=ConfigSnapshot())
+    other = record(tmp_path / "c.jsonl", evals=EVALS, setup=config(lr=2e-4, r=8))
+    report = compare_runs([first, bare])
+    assert report.differences == []
+    assert not any("differ in" in note for note in report.notes)
+    (note,) = (note for note in report.notes if "only some of the runs" in note)
+    assert int(note.rsplit(" ", 1)[1]) == len(_recorded(first))
+    three = compare_runs([first, bare, other])
+    assert {item.key: item.values for item in three.differences} == {"optimizer.lr": [1e-3, None, 2e-4]}
+
+
+def _recorded(path):
+    return _settings([monitor_run(path)])
 
 
 def test_runs_are_aligned_by_step_and_a_shorter_one_is_empty_beyond_its_end(pair):

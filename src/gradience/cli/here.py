@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from gradience.adapters.open import holds_adapter
+from gradience.adapters.open import CONFIG_NAME, holds_adapter
 from gradience.cli.output import DONE, print_text
 from gradience.errors import GradienceError
 from gradience.importers.sources import format_of, is_run
 from gradience.judge.diagnose.sources import RunSources, find_sources, list_folder
 from gradience.judge.monitor.source import runs_in
-from gradience.render import as_text, clean, counted, labelled, listed, short_path
+from gradience.render import as_text, clean, counted, labelled, listed
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")
+_FITTING: Final = {"log": "monitor", "adapter": "audit", "training": "check --training"}
 _LOOKED: Final = 500  # most folders that are looked into
 
 
@@ -36,15 +37,20 @@ def here(place: Path) -> int:
 def _in_folder(place: Path) -> Iterator[str]:
     at = _quoted(place)
     logs = runs_in(place)
-    adapters = [str(folder) for folder in islice(_near(place), _LOOKED) if holds_adapter(folder)]
+    adapters = [folder for folder in islice(_near(place), _LOOKED) if holds_adapter(folder)]
     if len(logs) > 1:
-        yield f"{at}: {counted(len(logs), 'run')}, such as {listed([short_path(log) for log in logs], 3)}"
+        yield f"{at}: {counted(len(logs), 'run')}, such as {_below(place, logs)}"
         yield from _fitting(f"runs list {at}", f"runs best {at}", f"monitor {at}")
     elif len(adapters) > 1 and logs == [place] and not is_run(place):
-        yield f"{at}: {counted(len(adapters), 'adapter')}, such as {listed([short_path(path) for path in adapters], 3)}"
+        yield f"{at}: {counted(len(adapters), 'adapter')}, such as {_below(place, adapters)}"
         yield from _fitting(f"fleet audit {at} --out FLEET", "fleet show FLEET", f"audit {_quoted(adapters[0])}")
     else:
-        yield from _one_run(at, find_sources(place))
+        yield from _one_run(place, find_sources(place))
+
+
+def _below(place: Path, paths: Sequence[Path]) -> str:
+    """The first paths, as they are called below the folder."""
+    return listed([str(path.relative_to(place)) for path in paths], 3)
 
 
 def _near(place: Path) -> Iterator[Path]:
@@ -57,16 +63,18 @@ def _near(place: Path) -> Iterator[Path]:
             yield from list_folder(child).folders
 
 
-def _one_run(at: str, found: RunSources) -> Iterator[str]:
+def _one_run(place: Path, found: RunSources) -> Iterator[str]:
+    at = _quoted(place)
     parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
     there = {name: path for name, path in parts if path is not None}
+    fitting = [f"{_FITTING[name]} {_quoted(path)}" for name, path in there.items()]
+    if not there.keys() & {"adapter", "training"} and (place / CONFIG_NAME).is_file():
+        there["settings"] = place / CONFIG_NAME
+        fitting.append(f"check {at}")  # the folder: a checkpoint in it may hold training arguments
     yield f"{at}:" if there else f"{at}: no log, no adapter and no training arguments"
     yield from labelled(((name, clean(str(path))) for name, path in there.items()), indent=2)
-    fitting = {"log": "monitor", "adapter": "audit", "training": "check --training"}
     whole = [f"diagnose {at}", f"report {at} --out report.html"] if {"log", "adapter"} & there.keys() else []
-    yield from _fitting(
-        *whole[: max(1, 3 - len(there))], *(f"{fitting[name]} {_quoted(path)}" for name, path in there.items())
-    )
+    yield from _fitting(*whole[: max(1, 3 - len(there))], *fitting)
 
 
 @as_text

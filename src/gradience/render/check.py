@@ -52,6 +52,7 @@ _NAMES: Final = 10  # targets and unknown keys on one line
 _UNMATCHED: Final = 5  # targets without a module on one line
 _TEXT: Final = 60  # characters of one value
 _SOURCE: Final = 8  # columns of a source's name
+_LEAST_SHARE: Final = 0.001  # of the steps that is shown as a number
 _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
 
@@ -262,8 +263,8 @@ def _length(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
     parts = [f"{as_float(derived['planned_steps']):.0f} steps"] if "planned_steps" in derived else []
     if training.epochs is not None and not training.extras.get("epochs_overridden"):
         parts.append(f"{_g(training.epochs)} epochs")
-    if (derived.get("warmup_share") or 0) != 0:
-        parts.append(f"warmup {number(derived['warmup_share'], '.1%')}")
+    if (share := as_float(derived.get("warmup_share") or 0)) > 0:
+        parts.append(f"warmup {share:.1%}" if share >= _LEAST_SHARE else f"warmup under {_LEAST_SHARE:.1%}")
     return ", ".join(parts) or "not given"
 
 

@@ -74,6 +74,10 @@ def rate(lr: float, task: str | None = "sft", **lora_fields: Any) -> ConfigSnaps
     return config(optimizer={"lr": lr}, lora=lora_fields, extras={"task": task} if task else {})
 
 
+def mlx(lr: float, **lora_fields: Any) -> ConfigSnapshot:
+    return config(optimizer={"lr": lr}, lora=lora_fields, extras={"task": "sft", "format": "mlx-lm"})
+
+
 def sft(**lora_fields: Any) -> ConfigSnapshot:
     return config(lora={"task_type": "CAUSAL_LM", **lora_fields}, extras={"task": "sft"})
 
@@ -210,6 +214,8 @@ ENTRIES: dict[str, Entry] = {
                     "usually wants about 10 x that"
                 ),
             ),
+            On(mlx(1e-5, r=8, alpha=160), action="try 2e-05 to 6e-05"),
+            On(mlx(1e-5, r=16, alpha=212)),
             On(config(optimizer={"lr": 5e-5}, lora={"task_type": "CAUSAL_LM"}), severity="warning", confidence=0.6),
             On(rate(5e-5, "sst2"), severity="warning", confidence=0.6),
         ],
@@ -217,6 +223,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(5.1e-5)),
             On(rate(5e-5, r=256, alpha=512)),  # Biderman's math runs: a published good configuration
             On(rate(5e-5, r=32, alpha=64)),  # 64 x 5e-5 is QLoRA's 16 x 2e-4
+            On(mlx(1e-5, r=16, alpha=256)),  # the lowest of the band, 1.25e-5, is 1e-5 in one digit
         ],
         abstains=[
             On(rate(1e-6, "dpo"), says="objective preference (task dpo): it needs supervised training"),

@@ -65,13 +65,40 @@ def test_whether_few_rows_show_that_it_learns(losses, shown):
 
 
 @every(
-    ("fall", "least", "hidden"),
-    [(0.25, 0.25, 25), (0.3, 0.25, 30), (0.2, 0.25, 25), (-0.1, 0.25, 25), (-0.3, 0.25, 30)],
+    ("fall", "least", "says"),
+    [
+        (0.25, 0.25, "their noise would hide a fall of under 25%"),
+        (0.3, 0.25, "the last are 30% lower than the first, but those between fall in no order"),
+        (0.2, 0.25, "their noise would hide a fall of under 25%"),
+        (-0.1, 0.25, "their noise would hide a fall of under 25%"),
+        (-0.3, 0.25, "their noise would hide a fall of under 30%"),
+    ],
 )
-def test_what_is_said_of_a_fall_that_does_not_decide(fall, least, hidden):
+def test_what_is_said_of_a_fall_that_does_not_decide(fall, least, says):
     trend = Trend(12, 2.0, 2.0 * (1.0 - fall), fall, 0.1, 0.2, least)
-    says = f"40 rows; their noise would hide a fall of under {hidden}%"
-    assert Learning(shown=False, trend=trend, least=least, rows=40).says == says
+    assert Learning(shown=False, trend=trend, least=least, rows=40).says == f"40 rows; {says}"
+
+
+SAW = [1.25, 0.85] * 9  # batches sorted by length: blocks of long and of short examples in turn
+
+
+@every(
+    ("losses", "shown"),
+    [
+        ([2.4, 1.15, *SAW], True),  # all falls within the first two rows
+        ([1.25, 0.85, *SAW], False),
+        ([2.4, 1.15, *SAW[:14]], False),  # eight pairs are too few
+        ([a * (1.0 - i / 60) for i, a in enumerate(SAW)], True),  # slowly, over all rows
+        ([2.4, 1.15, *sorted(SAW)], False),  # no saw: it rises
+        ([2.0, *[1.5, 1.51, 1.49] * 4], True),  # 0.49 below, where the noise is under 0.02
+        ([1.8, *[1.5, 1.51, 1.49] * 4], False),  # falls by less than a fifth
+        ([2.0, *[1.5, 1.6, 1.4] * 4], False),  # 0.4 below, where the noise is 0.18
+        ([2.0, *[1.5, 1.51, 1.49] * 2, 2.0], False),  # and comes back
+        ([2.0, *[1.5, 1.51, 1.49] * 2, 1.5], False),  # 8 rows
+    ],
+)
+def test_a_loss_that_falls_at_once_or_under_a_saw_learns(losses, shown):
+    assert learning(run(losses, every=25)).shown is shown
 
 
 def test_a_first_loss_of_nothing_is_no_start_to_fall_from():

@@ -160,10 +160,20 @@ def _column(name: str, run: _Run) -> ComparedRun:
 
 
 def _differences(reports: Sequence[MonitorReport]) -> list[ConfigDifference]:
+    """The settings of which two runs recorded different values: one that a run did not record may be the same."""
+    columns = _settings(reports)
+    return [ConfigDifference(key=key, values=values) for key, values in columns.items() if _differ(values)]
+
+
+def _settings(reports: Sequence[MonitorReport]) -> dict[str, list[Json]]:
+    """Every setting that a run recorded, with one value per run, None where it is not recorded."""
     flat = [dict(_flat(msgspec.to_builtins(report.config))) for report in reports]
-    keys = sorted({key for each in flat for key in each})
-    columns = ((key, [each.get(key) for each in flat]) for key in keys)
-    return [ConfigDifference(key=k, values=v) for k, v in columns if any(other != v[0] for other in v)]
+    return {key: [each.get(key) for each in flat] for key in sorted({key for each in flat for key in each})}
+
+
+def _differ(values: Iterable[Json]) -> bool:
+    recorded = [value for value in values if value is not None]
+    return any(value != recorded[0] for value in recorded)
 
 
 def _flat(node: dict[str, Json], above: str = "") -> Iterator[tuple[str, Json]]:
@@ -199,12 +209,15 @@ def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
     asked: dict[str, set[str | None]] = {
         "models": {report.config.model_name for report in reports},
         "data sets": {report.config.dataset_name for report in reports},
-        "objectives": {objective_of(report.config).kind for report in reports},
-        "held-out splits": {held_out_split(report) for report in reports} - {None},
+        "objectives": {kind for report in reports if (kind := objective_of(report.config).kind) != "unknown"},
+        "held-out splits": {held_out_split(report) for report in reports},
     }
-    apart = [name for name, values in asked.items() if len(values) > 1]
+    apart = [name for name, values in asked.items() if len(values - {None}) > 1]
     if apart:
         yield f"the runs differ in {' and '.join(apart)}: their losses may not be comparable"
+    of_some = [values for values in _settings(reports).values() if None in values and not _differ(values)]
+    if of_some:
+        yield f"settings that only some of the runs recorded, and that were not compared: {len(of_some)}"
     known = {report.config.dataset_name for report in reports} - {None}
     if not known:
         yield "no log names its data set: whether the losses are comparable is for you to say"

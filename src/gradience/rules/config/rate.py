@@ -70,6 +70,8 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     step = _step(facts, default=0.0)
     if source == "mlx-lm" and step > 0:  # its scales are 10 and 20, so the rate alone says little
         low, high = (f"{band.value / step * lr:.1g}" for band in (USUAL_STEP, BEST_STEP))
+        if float(low) <= lr:
+            return  # a rate that rounds to the lowest of the band is in it
         yield Observation(
             f"lr {lr:g}{named} moves the update slowly: scaling x r x lr is {step:.1e}, and 3e-3 to 1e-2 in shipped "
             "recipes",
@@ -162,7 +164,7 @@ RULES = (
         id="LR001",
         severity="warning",
         title="learning rate of full fine-tuning",
-        condition="peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step}",
+        condition="peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step} (MLX-LM: in a digit of the rate)",
         observe=_full_fine_tuning_rate,
         needs=(*_PREDICTS, SUPERVISED),
         predicts=True,

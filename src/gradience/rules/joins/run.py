@@ -217,7 +217,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
         ),
         rationale="From that step on the run fitted its training data at the cost of held-out data.",
-        action="Next time stop earlier; try fewer epochs or more data before a lower rank.",
+        action="Next time stop earlier; try fewer epochs or more data.",
         scope="held-out losses of one data set, checkpoints that were evaluated",
         verify="Compare the task metric of that checkpoint with that of the last.",
         thresholds=(TIED,),

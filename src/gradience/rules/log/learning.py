@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -39,6 +40,8 @@ from gradience.rules.log.statistics import (
     median_error,
     theil_sen,
     thin,
+    trend_of,
+    without_saw,
 )
 from gradience.schema.document import Evidence
 from gradience.schema.reports import MetricAccount, RunAccount
@@ -55,6 +58,7 @@ LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
 HELD_RISES = Threshold("held_rises", 0.02, "last over first held-out loss, less 1", "as overfit_rise of OVF110")
 CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the start", JUDGEMENT)
+AT_ONCE = Threshold("at_once", 5.0, "standard deviations of a row that all others are below the first", JUDGEMENT)
 SURE_FALL = Threshold("sure_fall", 0.05, "fraction of the start, at the p of `moved`", REAL_RUNS)
 TINY_RATE = Threshold("tiny_rate", 1e-7, "learning rate", "a fifth of the lowest published: 5e-7, DPO of all weights")
 TINY_FALL = Threshold("tiny_fall", 0.1, "fraction of the start, at such a rate", JUDGEMENT)
@@ -103,16 +107,19 @@ class Learning(NamedTuple):
         rows, fall = self.rows, self.trend.fall
         if rows < _FEW and fall > 0.0:  # the noise of so few rows is not measured, but taken from other logs
             return f"{rows} rows are too few to tell a fall of {fall:.0%} from noise"
+        if fall > self.least:
+            return f"{rows} rows; the last are {fall:.0%} lower than the first, but those between fall in no order"
         return f"{rows} rows; their noise would hide a fall of under {max(self.least, abs(fall)):.0%}"
 
 
 @once
 def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance explains."""
-    trend, held = facts.trend, not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
+    values = facts.outline.points
+    trend = facts.trend
+    held = not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
     if trend is None:
         return Learning(held, None, math.nan, len(facts.loss.values))
-    values = facts.outline.points
     rows = len(facts.loss.values)
     least = trend.least if rows >= _FEW else _few_least(rows, _steps_per_row(facts), trend.noise)
     if rows < _FEW:
@@ -121,8 +128,17 @@ def learning(facts: RunFacts) -> Learning:
         if halved or (ordered and trend.fall >= least):
             return Learning(shown=True, trend=trend, least=least, rows=rows)
     alpha = ALPHA_MOVED if facts.moved else ALPHA
-    shown = held or (trend.p <= alpha.value and trend.fall >= LEAST_FALL.value)
-    return Learning(shown, trend, least, rows)
+    even = without_saw(values)
+    seen_even = trend if even is values else trend_of(even)
+    in_order = any(each and each.p <= alpha.value and each.fall >= LEAST_FALL.value for each in (trend, seen_even))
+    return Learning(held or in_order or (rows >= _FEW and _at_once(even, seen_even)), trend, least, rows)
+
+
+def _at_once(values: Sequence[float], trend: Trend | None) -> bool:
+    """Whether the series fell within its first row: all others are far below it, in whatever order."""
+    if trend is None or trend.fall < CLEAR_FALL.value:
+        return False
+    return values[0] - max(values[1:]) >= AT_ONCE.value * trend.noise * trend.end
 
 
 def _steps_per_row(facts: RunFacts) -> float:
