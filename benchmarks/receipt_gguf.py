@@ -191,7 +191,7 @@ def judged(base: Path, adapter: Path, folder: Path) -> Iterator[tuple[str, str, 
             if target.rounding is None or not target.rounding.can_round(paths):
                 raise SystemExit(f"{kind}: its types are not known")
             probes.of_file(target.rounding)
-            found = conclude(Evidence(held, target.reading), precision=target.precision, probes=probes)
+            found = conclude(Evidence(held, target.reading), precision=target.precision, exact=False, probes=probes)
             yield name, kind, found.verdict, found.residual or 0.0
 
 
