@@ -40,6 +40,7 @@ NAMED = {
     "ids": lambda top: {"content": [{"top_logprobs": [{"id": i, "logprob": p} for i, p in top.items()]}, {}]},
     "token_id": lambda top: {"top_logprobs": [{f"token_id:{i}": p for i, p in top.items()}, {}]},
     "text": lambda top: {"top_logprobs": [{text([i]): p for i, p in top.items()}, {}]},
+    "ids beside texts": lambda top: NAMED["ids"](top) | {"top_logprobs": [{text([i]): -9.0 for i in range(TOKENS)}]},
     "others": lambda _: {"content": [{"top_logprobs": [{"id": 99, "logprob": -1.0}]}]},
     "no names": lambda _: {"top_logprobs": []},
 }
@@ -111,9 +112,12 @@ def test_each_dialect_gives_the_models_numbers(server, how, counts):
             assert values.tolist() == true
 
 
-@every(("most", "asked"), [(20, 20), (19, 5), (5, 5)])
-def test_a_token_that_is_not_named_has_no_number(most, asked):
-    found = Dialect(named="ids", most=most).read(ROWS, FIRSTS, None)
+@every(
+    ("most", "asked", "named"),
+    [(20, 20, "ids"), (19, 5, "ids"), (5, 5, "ids"), (5, 5, "ids beside texts")],  # two tokens may have one text
+)
+def test_a_token_that_is_not_named_has_no_number(most, asked, named):
+    found = Dialect(named=named, most=most).read(ROWS, FIRSTS, text)
     assert found.how.startswith(f"the {asked} most probable next tokens")
     for ids, first, values, true in zip(ROWS, FIRSTS, found.reading, TRUTH, strict=True):
         for i, (value, p) in enumerate(zip(values, true, strict=True), first + 1):

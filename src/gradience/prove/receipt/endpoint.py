@@ -218,10 +218,11 @@ class Endpoint:
             RefusedError: the echo's numbers are none of the tokens'.
         """
         try:
-            most, _ = self._most(prompt(ids), may_be_text=named is not None)
+            most, by_text = self._most(prompt(ids), may_be_text=named is not None)
         except RefusedError:
             return 0  # there is nothing to hold it against
         possible = {0, 1}
+        named = named if by_text else None  # two tokens may have one text
         for place in range(first, min(first + _HELD, len(ids) - 1)):
             plain, _ = self._next(ids[: place + 1], ids[place + 1], most=most, prompt=prompt, named=named)
             possible = {shift for shift in possible if not _off(values[place + 1 - shift], plain)}
@@ -239,6 +240,7 @@ class Endpoint:
     ) -> Answered:
         """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
         most, by_text = self._most(prompt(rows[0]), may_be_text=named is not None)
+        named = named if by_text else None  # as above
         found, counts = [], []
         for ids, first in zip(rows, firsts, strict=True):
             values = []
