@@ -379,6 +379,9 @@ def test_a_target_that_says_its_form_has_no_other_excuse(monkeypatch):
     found = verdict(ADAPTER + 0.2 * FORM)
     assert (found.verdict, "away from what another gives" in found.story) == ("same_within_quantisation", True)
     assert "quantised as another" in verdict(BASE + 0.2 * FORM).story
+    monkeypatch.setattr(Model, "size", 0.04)  # under .15 of what the part does, and over the noise in 16 bits
+    found = verdict(ADAPTER - 0.3 * ONE + 0.04 * FORM)
+    assert (found.verdict, "quantised as another" in found.story) == ("part_missing", True)
 
 
 def test_within_noise_the_base_is_named_before_a_mistake_that_is_no_clearer(monkeypatch):

@@ -353,7 +353,7 @@ class _Judgement:
         found += self._scales(probes)
         if min(found, key=_left).left > CLEAR.value * self._r:
             found += self._pairs(parts, probes)
-        if stored and min(found, key=_left).left > CLEAR.value * self._r:
+        if stored and not self._is_clear(min(found, key=_left)):
             found.append(self._in_a_form(found, stored, probes))
         return sorted(found, key=_left)
 
