@@ -185,7 +185,7 @@ WORDS = {"type": "text", "text": "why"}
 @every(
     ("columns", "images"),
     [
-        ({"messages": [ask("why")]}, None),
+        ({"messages": [ask("why"), {"role": "assistant", "content": None}]}, None),
         ({"messages": [ask("why")], "images": []}, []),
         ({"messages": [ask("why")], "images": None}, None),
         ({"messages": [ask("why")], "images": ["a", "b"]}, ["a", "b"]),
@@ -225,10 +225,10 @@ def test_images_stand_before_the_first_users_text() -> None:
 
 @every(
     ("counts", "places"),
-    [([2, 3], [0, 1, 1, 2, 3, 3, 3]), ([0, 1], [0, 2, 3]), ([2], None), ([2, 3, 1], None)],
+    [([2, 3], [0, 1, 1, 2, 3, 3, 3, 4]), ([0, 1], [0, 2, 3, 4]), ([2], None), ([2, 3, 1], None)],
 )
 def test_a_place_is_repeated_for_each_token_of_its_image(counts: list[int], places: list[int] | None) -> None:
-    assert pictures.spread([5, 9, 6, 9], 9, counts) == places
+    assert pictures.spread([5, 9, 6, 9, 7], 9, counts) == places
 
 
 @every(

@@ -129,10 +129,14 @@ def test_exit_codes_are_0_1_and_2(llama, receipt, tmp_path, capsys):
 
 
 def test_the_adapter_at_hand_must_be_the_receipts(llama, receipt, changed, capsys):
-    other = changed(tensors=zero_of("q_proj"))
-    argv = ["verify-served", str(receipt), str(llama.base), "--base", str(llama.base), "--adapter", str(other)]
-    assert main(argv) == 2
-    assert "not the adapter of the receipt" in capsys.readouterr().err
+    argv = ["verify-served", str(receipt), str(llama.base), "--base", str(llama.base), "--adapter"]
+    for fault, said in (
+        ({"tensors": zero_of("q_proj")}, "not the adapter of the receipt"),
+        ({"lora_alpha": 8}, "adapter_config.json has changed"),
+        ({"lora_alpha": 0}, "adapter_config.json has changed"),
+    ):
+        assert main([*argv, str(changed(**fault))]) == 2
+        assert said in capsys.readouterr().err
 
 
 @every(

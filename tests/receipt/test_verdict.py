@@ -55,7 +55,8 @@ class Model:
         return {form: self.mistaken(form, frozenset(), 1.0) for form in ("one form", "another")}
 
     def mistaken(self, form, missing, factor):
-        after = BASE if missing == self.whole else self.without(missing)[0] if missing else self.scaled(factor)[0]
+        some = self.without(missing)[0] + (factor - 1.0) * EFFECT if missing else self.scaled(factor)[0]
+        after = BASE if missing == self.whole else some
         return [after + self.size * (NOISE if form == "one form" else FORM)]
 
     def without(self, paths):
@@ -108,6 +109,11 @@ coarse = COARSE.value * MEASURED["int4"]
         (OVER * coarse * NOISE, {"precision": "bfloat16"}, "another_checkpoint"),
         (OVER * fine * NOISE, {"int8": 0.0102}, "same"),  # an unknown dtype may be int8
         (OVER * fine * NOISE, {"int8": 0.0102, "precision": "bfloat16"}, "another_checkpoint"),
+        (OVER * FINE.value * 0.02 * NOISE, {"batch": 0.02, "precision": "float32"}, "another_checkpoint"),
+        (OVER * FINE.value * 0.02 * NOISE, {"batch": 0.02, "precision": "float16"}, "another_checkpoint"),
+        (OVER * FINE.value * 0.02 * NOISE, {"batch": 0.02, "precision": "bfloat16"}, "another_checkpoint"),
+        (OVER * FINE.value * 0.02 * NOISE, {"batch": 0.02}, "cannot_tell"),
+        (OVER * FINE.value * 0.02 * NOISE, {"int8": 0.02}, "cannot_tell"),
         (UNDER * fine / 8.0 * NOISE, {"precision": "float16"}, "same"),
         (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "another_checkpoint"),
         (-0.3 * ONE, {}, "part_missing"),
@@ -139,6 +145,17 @@ def test_the_numbers_are_those_of_the_definitions():
     assert found.share == pytest.approx(0.5)
     assert found.noise == pytest.approx(rounded)
     assert found.compared == ROWS * WIDTH
+
+
+def test_the_story_says_what_was_found_and_what_else_may_be_so():
+    base = "The base answers, without the adapter: 0.000 of the adapter's effect from it"
+    part = "The adapter without one answers: 0.000 of its effect from that, 0.300 from the whole"
+    scale = "The adapter at 2 times its scale: twice: 0.000 of its effect from that, 1.001 from its own"
+    for y, story in ((BASE, base), (ADAPTER - 0.3 * ONE, part), (Model().scaled(2.0)[0], scale)):
+        assert verdict(y).story == story
+    assert "0.300 of the adapter's effect from it, within what 4 bits do" in verdict(BASE + 0.3 * AWAY).story
+    assert "or the adapter without one behind 4 bits, may" in verdict(ADAPTER - 0.3 * ONE + 0.1 * AWAY).story
+    assert "and a checkpoint may" in verdict(ADAPTER + 0.2 * AWAY).story
 
 
 def test_an_explanation_leaves_little(monkeypatch):
@@ -312,8 +329,10 @@ def test_no_factor_is_tried_that_takes_the_update_away(monkeypatch):
     monkeypatch.setattr(Model, "factors", lambda _: {0.05: "a twentieth", 2.0: ""})
     found = verdict(Model().scaled(0.05)[0], exact=True)
     assert (found.verdict, found.factor) == ("wrong_scale", pytest.approx(0.1, abs=0.01))
-    monkeypatch.setattr(Model, "factors", lambda _: {})  # a kind of adapter without a scale
+    monkeypatch.setattr(Model, "factors", lambda _: {})  # a kind of adapter without a scale, and then of one part
     assert verdict(ADAPTER - 0.3 * ONE).verdict == "part_missing"
+    monkeypatch.setattr(Model, "parts", lambda _: {"one": [ADAPTER - 0.3 * ONE]})
+    assert verdict(ADAPTER - 0.3 * OTHER, exact=True).verdict == "another_checkpoint"
 
 
 def test_of_two_missing_parts_those_are_named_whose_effects_add_up(monkeypatch):

@@ -31,7 +31,7 @@ from gradience.prove.receipt.targets import (
 )
 from gradience.prove.receipt.verdict import Conclusion, Evidence, conclude, vector_of
 from gradience.rules import judge
-from gradience.rules.served import SERVED_RULES
+from gradience.rules.served import FINE, SERVED_RULES
 from gradience.schema import real
 from gradience.schema.receipt import (
     RECEIPT_SCHEMA_ID,
@@ -275,10 +275,31 @@ def _probes(held: Receipt, found: Target, base: Path, adapter: Path, progress: P
             f"{adapter} is not the adapter of the receipt: its tensors have another digest",
             advice="give the adapter that the receipt was written of",
         )
+    _refuse_other_outputs(held, loaded)
     own = found.rounding
     if own is not None and not own.can_round([path for path, _ in matrices(loaded)]):
         own = None
     return Probes(loaded, examples_of(held.rows), progress, own)
+
+
+def _refuse_other_outputs(held: Receipt, loaded: LoadedModel) -> None:
+    """Refuse a base, or a config of the adapter, that gives other log-probabilities than the receipt holds.
+
+    Its tensors' digest says nothing of either, and what a mistake gives would be repeated on another model.
+    """
+    from gradience.models.reading import read_loaded  # torch, late
+    from gradience.models.states import rounded  # the same
+
+    rows = examples_of(held.rows)
+    e = Evidence(held, read_loaded(loaded, rows))
+    noise = e.distance(e.seen(read_loaded(loaded, rows, state=rounded(loaded, "bfloat16"))))
+    most = max(noise, *(e.noise.get(of, 0.0) for of in ("batch", "bfloat16")))  # either may be of another dtype
+    if (away := e.distance(e.a)) > max(e.rounded, FINE.value * most):
+        raise AdapterError(
+            f"base and adapter at hand give other log-probabilities than the receipt holds, by {away:.2g} of the "
+            "adapter's effect: the base is another one, or adapter_config.json has changed",
+            advice="give base and adapter as they were when the receipt was written",
+        )
 
 
 def _without_outputs(held: Receipt, found: Target) -> Conclusion | None:
