@@ -40,7 +40,8 @@ RIGHT: Final = frozenset({"same", "same_within_quantisation"})
 UNTOLD: Final = frozenset({"cannot_tell"})
 PROMPT, NEW = 8, 16  # tokens of a prompt, and of its greedy continuation
 PARTS = 3  # groups of modules that are left out of each adapter, one of those of a large model
-ROWS: Final = {"smol": 3}  # of a receipt; 16 of the others
+LARGE: Final = frozenset({"smol"})  # of which each kind of fault is tried once, and no layer is left out alone
+ROWS: Final = 16  # of a receipt
 UNKNOWN = ""  # a target that does not say its dtype
 
 State = Callable[[], AbstractContextManager[Any]]
@@ -201,9 +202,8 @@ class Kept:
         place = self._folder / "receipt.json"
         if not place.is_file():
             alone = load_model(self._base, self._adapter)
-            count = ROWS.get(self._base.parent.name, 16)
-            rows = read_inputs(self._adapter / "rows.jsonl", alone, most=round(1.5 * count)).examples
-            place.write_bytes(msgspec.json.encode(receipt_of(alone, rows, rows=count)))
+            rows = read_inputs(self._adapter / "rows.jsonl", alone, most=round(1.5 * ROWS)).examples
+            place.write_bytes(msgspec.json.encode(receipt_of(alone, rows, rows=ROWS)))
         return msgspec.json.decode(place.read_bytes(), type=Receipt)
 
     @cached_property
@@ -214,7 +214,7 @@ class Kept:
             found = Probes(load_model(self._base, self._adapter), []).groups
             place.write_text(json.dumps({name: sorted(paths) for name, paths in found.items()}))
         groups = {name: frozenset(paths) for name, paths in json.loads(place.read_text()).items()}
-        is_large = self._base.parent.name in ROWS  # its 30 layers are not left out one by one
+        is_large = self._base.parent.name in LARGE
         return {name: paths for name, paths in groups.items() if not (is_large and name.startswith("layer "))}
 
     def read(self, name: str, make: Callable[[], Reading]) -> Reading:
@@ -293,9 +293,9 @@ def judged(folder: Path, kind: str, adapter: Path) -> Iterator[Row]:
     receipt, examples = kept.receipt, examples_of(kept.receipt.rows)
     probes = KeptProbes(kept)
     names = [place.name for place in kept.places]
-    if kind in ROWS:  # a large one: each kind of fault, but once
+    if kind in LARGE:
         names = [next(name for name in names if ("checkpoint" in name) == value) for value in (True, False)]
-    parts = 1 if kind in ROWS else PARTS
+    parts = 1 if kind in LARGE else PARTS
     wanted = kept.text("text right, float32", nullcontext)
     for target in targets(kept.loaded, probes.groups, names, adapter.name, parts):
 
