@@ -124,10 +124,12 @@ coarse = COARSE.value * MEASURED["int4"]
         (-EFFECT + 0.3 * AWAY, {}, "the_base"),  # the same, of a form that is not tried
         (-EFFECT + 0.3 * AWAY, {"precision": "float16"}, "another_adapter"),
         (-EFFECT + 0.2 * FORM, {"precision": "float16"}, "the_base"),
-        (-EFFECT + UNDER * fine * AWAY, {"precision": "bfloat16"}, "the_base"),
-        (-EFFECT + 0.1 * AWAY, {"precision": "bfloat16"}, "another_adapter"),  # one that does little on these rows
-        (-0.3 * ONE + UNDER * fine * AWAY, {"precision": "bfloat16"}, "part_missing"),
-        (-0.3 * ONE + OVER * fine * AWAY, {"precision": "bfloat16"}, "another_checkpoint"),
+        (-EFFECT + UNDER * 0.04 * AWAY, {"precision": "bfloat16", "int4": 0.04}, "the_base"),
+        # one that does little on these rows
+        (-EFFECT + OVER * 0.04 * AWAY, {"precision": "bfloat16", "int4": 0.04}, "another_adapter"),
+        (-EFFECT + UNDER * fine * AWAY, {"precision": "bfloat16", "int4": 0.0}, "the_base"),
+        (-0.3 * ONE + UNDER * 0.04 * AWAY, {"precision": "bfloat16", "int4": 0.04}, "part_missing"),
+        (-0.3 * ONE + OVER * 0.04 * AWAY, {"precision": "bfloat16", "int4": 0.04}, "another_checkpoint"),
         (-0.3 * ONE + 0.2 * FORM, {}, "part_missing"),
         (EFFECT + 0.05 * AWAY + 0.2 * FORM, {}, "wrong_scale"),
     ],
@@ -380,7 +382,7 @@ def test_a_target_that_says_its_form_has_no_other_excuse(monkeypatch):
     assert (found.verdict, "away from what another gives" in found.story) == ("same_within_quantisation", True)
     assert "quantised as another" in verdict(BASE + 0.2 * FORM).story
     monkeypatch.setattr(Model, "size", 0.04)  # under .15 of what the part does, and over the noise in 16 bits
-    found = verdict(ADAPTER - 0.3 * ONE + 0.04 * FORM)
+    found = verdict(ADAPTER - 0.3 * ONE + 0.04 * FORM, int4=0.03)
     assert (found.verdict, "quantised as another" in found.story) == ("part_missing", True)
 
 

@@ -423,10 +423,12 @@ class _Judgement:
     def _is_clear(self, one: _Explanation) -> bool:
         """Whether y is what the mistake gives, and hardly what the adapter gives in the same form.
 
-        The base, or the adapter without a part, is one model: what noise does not leave of it is another one, such as
-        an adapter that does little on these rows. A scale is one of many, of which a few were run.
+        The base, or the adapter without a part, is one model: what not even the noise of 4 bits leaves of it is another
+        one, such as an adapter that does little on these rows. Rounding may move a mistake's outputs by more than the
+        adapter's own. A scale is one of many, of which a few were run.
         """
-        is_it = one.factor is not None or one.left <= self._rounding.beside
+        noise = max(self._rounding.beside, self._e.noise.get("int4", 0.0))
+        is_it = one.factor is not None or one.left <= noise
         return is_it and one.left <= CLEAR.value * (one.away or self._r)
 
     def _is_near(self, one: _Explanation) -> bool:
