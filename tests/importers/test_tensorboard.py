@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import struct
 
 import pytest
 
 from gradience.errors import RecorderError
-from gradience.importers.binary import Scalar, is_event_file, scalar_rows
+from gradience.importers.tensorboard import Scalar, is_event_file, scalar_rows
 
 HEAD = b'\x18\0\0\0\0\0\0\0\xa3\x7fK"\t\0\0\xc0\x1fL\xd5\xd8A\x1a\rbrain.Event:2\xec\xa0'
 
@@ -113,29 +111,3 @@ def test_a_cut_or_garbled_file_is_an_error_or_rows_never_a_traceback(tmp_path, i
 def test_an_event_file_is_known_by_its_content():
     assert is_event_file(HEAD)
     assert not is_event_file(b'{"event": "brain"}')
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
-def test_without_the_package_the_error_says_how_to_get_it(tmp_path, import_events):
-    path = tmp_path / "events.out.tfevents.1.host.1.0"
-    path.write_bytes(HEAD)
-    with pytest.raises(RecorderError, match="needs tensorboard") as caught:
-        import_events(path)
-    assert caught.value.advice == "pip install tensorboard"
-
-
-def test_what_tensorboard_logs_of_a_damaged_file_is_not_shown(tmp_path, capsys):
-
-    pytest.importorskip("tensorboard", reason="pip install tensorboard")
-    from tensorboard.summary.writer.record_writer import masked_crc32c
-
-    from gradience.importers.binary import read_tensorboard
-
-    record = b"\t" + struct.pack("<d", 1.7e9) + b"\x1a\x08no event"
-    length = struct.pack("<Q", len(record))
-    path = tmp_path / "events.out.tfevents.1.h"
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, record)]
-    path.write_bytes(length + sums[0] + record + sums[1])
-    with pytest.raises(RecorderError, match="holds no scalar"):
-        read_tensorboard([path])
-    assert capsys.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,6 @@ from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import RecorderError
-from gradience.importers.binary import _records, _rows
-from gradience.importers.files import SourceRun
 
 GOLDEN = Path(__file__).parent / "golden" / "offline.wandb"  # wandb.init(mode="offline"), five logs, finish()
 
@@ -52,38 +51,126 @@ def test_damage_is_refused_with_how_to_export(tmp_path, import_events):
     assert "scan_history" in caught.value.advice or "damaged" in str(caught.value)
 
 
-def test_a_record_over_several_blocks_is_joined():
-    body = bytes(range(256)) * 200
-    first = 32 * 1024 - 7 - 7
-    log = b":W&B\xe1\xbe\x00" + b"\0\0\0\0" + first.to_bytes(2, "little") + b"\2" + body[:first]
-    log += b"\0\0\0\0" + (len(body) - first).to_bytes(2, "little") + b"\4" + body[first:]
-    assert list(_records(log)) == [body]
-
-
 def field(number, value):
-    """A field of a protocol buffer: a whole number under 128, or bytes under 128."""
-    return bytes([number << 3 | 2, len(value)]) + value if isinstance(value, bytes) else bytes([number << 3, value])
+    """A field of a protocol buffer: a whole number under 128, or bytes."""
+    key = varint(number << 3 | (2 if isinstance(value, bytes) else 0))
+    return key + varint(len(value)) + value if isinstance(value, bytes) else key + varint(value)
+
+
+def varint(number):
+    return bytes([number]) if number < 128 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+
+def offline(*records):
+    """A log of whole records, which are joined over its blocks of 32 KiB."""
+    log = b":W&B\xe1\xbe\x00"
+    for record in records:
+        rest, begun = record, False
+        while rest or not begun:
+            room = 32 * 1024 - len(log) % (32 * 1024)
+            if room < 7:
+                log += b"\0" * room
+                continue
+            piece, rest = rest[: room - 7], rest[room - 7 :]
+            kind = (3 if rest else 4) if begun else 2 if rest else 1
+            log += b"\0\0\0\0" + len(piece).to_bytes(2, "little") + bytes([kind]) + piece
+            begun = True
+    return log
+
+
+def items(**values):
+    """A history, summary or config record's items."""
+    return b"".join(
+        field(1, field(1, name.encode()) + field(16, str(value).encode())) for name, value in values.items()
+    )
+
+
+def printed(text):
+    return field(13, field(3, text.encode()))
+
+
+ROW = field(2, items(loss=2.0, _step=1))
+OOM = "Traceback (most recent call last):\n  File x\ntorch.cuda.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\n"
+SAID = "OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
+SILENT = "no training row was logged"
+CLOSING = field(3, items(train_runtime=9.5, train_loss=1.5, total_flos=8))
+KILLED = "W&B recorded no exit: the program was killed, or still runs"
 
 
 @every(
-    ("fields", "finished"),
-    [((), True), (((1, 0),), True), (((1, 1),), False), (((2, 5),), True), (((2, 5), (1, 3)), False)],
+    ("records", "end"),
+    [
+        ((ROW, field(18, b"")), ("ok", "the source has the summary of a finished run")),
+        ((ROW, field(18, field(2, 5))), ("ok", "the source has the summary of a finished run")),
+        ((ROW, field(18, field(1, 1))), ("error", "W&B recorded exit code 1")),
+        ((ROW, printed(OOM), field(18, field(1, 1))), ("error", f"W&B recorded exit code 1: {SAID}")),
+        ((ROW, printed(OOM[:40]), printed(OOM[40:])), ("error", f"W&B's output ends with an exception: {SAID}")),
+        ((ROW, printed(OOM + "going on\n" * 20)), ("unknown", KILLED)),
+        (
+            (ROW, printed("Traceback (most recent call last):\nKeyboardInterrupt\n"), field(18, field(1, 127))),
+            ("interrupted", "W&B recorded exit code 127: KeyboardInterrupt"),
+        ),
+        ((ROW,), ("unknown", KILLED)),
+        (
+            (ROW, CLOSING, printed(OOM), field(18, field(1, 1))),
+            ("ok", f"the source has the summary of a finished run; after it: W&B recorded exit code 1: {SAID}"),
+        ),
+        (
+            (field(5, items(max_steps=9)), field(18, field(1, 1))),
+            ("error", f"W&B recorded exit code 1; {SILENT}"),
+        ),
+        ((field(5, items(logging_steps=25)),), ("unknown", f"{KILLED}; {SILENT} (logging_steps is 25)")),
+    ],
 )
-def test_a_run_is_finished_by_an_exit_code_of_zero_which_is_not_written(fields, finished):
-    body = b"".join(field(*one) for one in fields)
-    record = bytes([18 << 3 & 0x7F | 2 | 0x80, 18 >> 4, len(body)]) + body
-    log = b":W&B\xe1\xbe\x00" + b"\0\0\0\0" + len(record).to_bytes(2, "little") + b"\1" + record
-    raw = SourceRun(Path("x"))
-    assert list(_rows(raw, log, {})) == []
-    assert raw.finished is finished
+def test_how_a_run_ended_is_what_wandb_recorded(tmp_path, import_events, records, end):
+    path = tmp_path / "run-abc.wandb"
+    path.write_bytes(offline(*records))
+    events, _ = import_events(path)
+    assert (events.end.status, events.end.reason) == end
 
 
-def test_a_run_that_logged_nothing_is_not_told_to_sync(tmp_path, import_events):
-    path, record = tmp_path / "run-abc.wandb", field(5, b"")
-    path.write_bytes(b":W&B\xe1\xbe\x00" + (b"\0\0\0\0" + len(record).to_bytes(2, "little") + b"\1" + record) * 3)
-    with pytest.raises(RecorderError, match="logged no row: its 3 records hold settings") as caught:
-        import_events(path)
-    assert caught.value.advice == "give a run whose training called wandb.log"
+def test_a_record_over_several_blocks_is_joined(tmp_path, import_events):
+    (tmp_path / "run-abc.wandb").write_bytes(offline(printed("x" * 70_000), ROW, field(18, b"")))
+    events, imported = import_events(tmp_path)
+    assert (events.losses, imported.skipped) == ([2.0], [])
+
+
+def folder_of(place, *, log=None, summary=None, settings="", output=""):
+    """A run's folder as W&B writes it."""
+    files = place / "files"
+    files.mkdir(parents=True)
+    if log is not None:
+        (place / "run-nmrz2w6w.wandb").write_bytes(log)
+    (files / "wandb-summary.json").write_text(json.dumps(summary or {}))
+    (files / "config.yaml").write_text(settings)
+    (files / "output.log").write_text(output)
+    return place
+
+
+LAST = {"train/loss": 1.25, "train/global_step": 30, "train/learning_rate": 1e-5, "eval/loss": 1.5, "eval/wer": 20.5}
+END = {"train_runtime": 9.5, "train_loss": 2.5, "total_flos": 8, "_step": 7, "_wandb": {"runtime": 9}}
+YAML = "max_steps:\n  desc: null\n  value: 30\n_name_or_path:\n  value: org/base\n"
+
+
+@pytest.mark.parametrize("log", [None, b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"])
+def test_without_its_log_a_run_is_the_last_value_of_each_metric(tmp_path, import_events, log):
+    place = folder_of(tmp_path / "wandb" / "run-1-nmrz2w6w", log=log, summary=LAST | END, settings=YAML)
+    for source in (place, place / "files", place / "files" / "wandb-summary.json", place.parent):
+        events, imported = import_events(source)
+        assert (imported.format, len(imported.runs)) == ("wandb", 1)
+        assert [(e.step, e.loss, e.lr) for e in events.of("train_step")] == [(30, 1.25, 1e-5)]
+        assert [(e.step, e.metrics.loss, e.metrics.extras["wer"]) for e in events.of("eval")] == [(None, 1.5, 20.5)]
+        config = events.start.config
+        assert (config.model_name, config.training.max_steps, events.end.status) == ("org/base", 30, "ok")
+        assert any("only the last value of each metric is known" in note for note in imported.notes)
+
+
+def test_a_run_that_died_before_its_first_row_is_a_run(tmp_path, import_events):
+    folder_of(tmp_path / "run-1-nmrz2w6w", summary={"_wandb": {"runtime": 2}}, settings=YAML, output=OOM)
+    events, imported = import_events(tmp_path)
+    assert (events.losses, events.end.status) == ([], "error")
+    assert events.end.reason == f"W&B's output ends with an exception: {SAID}; {SILENT}"
+    assert imported.runs[0].run_id == "nmrz2w6w"
 
 
 @pytest.mark.parametrize("name", ["run-abc.wandb", "events.out.tfevents.1.host.1.0"])

@@ -103,7 +103,7 @@ def read_source(
     _name_apart(source, raws)
     raws = _only(source, raws, run)
     runs = [run for raw in raws for run in _build_runs(source, chosen, raw)]
-    if not any(_holds_a_row(run.made.tally) for run in runs) and not any(raw.reached for raw in raws):
+    if not any(_holds_a_row(run.made.tally) for run in runs) and not any(raw.reached or raw.began for raw in raws):
         raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
     several = len(raws) > 1
     return Imported(

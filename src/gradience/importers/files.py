@@ -24,7 +24,7 @@ from gradience.configs.training import TRAINING_NAMES, note_training, read_train
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError, RecorderError, SchemaError
 from gradience.io.reading import open_regular, read_small
-from gradience.schema import Json
+from gradience.schema import Json, Status
 from gradience.schema.reports import SkippedRow
 from gradience.schema.values import number_of, step_of
 from gradience.telemetry.codec import parse
@@ -38,6 +38,8 @@ MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole hi
 LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
 
+_OF_MODEL: Final = "_name_or_path"
+_MODEL_NAMES: Final = frozenset(name for setting in RUN[:1] for name in (*setting.native, *setting.loose))
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 _SUMMARIES: Final = re.compile(r"(all|train|eval|predict|test)_results\.json")
 
@@ -110,7 +112,9 @@ class SourceRun:
     unit: str = "line"  # what `place` counts
     planned: int | None = None  # optimizer steps
     reached: int | None = None  # the last step that the source states, even without a row
+    began: bool = False  # a run of this source began, even if it logged no row
     finished: bool = False  # training finished, by evidence other than its rows
+    ending: tuple[Status, str] | None = None  # how the source says that the program ended, if not by finishing
     best: dict[str, Json] = field(default_factory=dict)  # the best evaluation by the trainer's choice: metric, step
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
@@ -298,6 +302,8 @@ def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
 def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
     """Return the settings in a logger's own mapping, read by their usual names. A wrong value becomes a note."""
     flat = {**mapping, **_adapter(mapping)}
+    if not flat.keys() & _MODEL_NAMES and isinstance(named := flat.get(_OF_MODEL), str):
+        flat["model_name_or_path"] = named  # a model's own config beside the Trainer's arguments
     draft = Draft()
     for level, settings in zip(_LEVELS, (RUN, OPTIMIZER, LORA, TRAINING), strict=True):
         for setting in settings:
