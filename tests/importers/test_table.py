@@ -78,7 +78,7 @@ def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
         (["step", "train/loss", "train_loss"], {"train/loss": "loss", "train_loss": "train_loss"}),  # the first counts
         (["step", "train_loss", "train/loss"], {"train_loss": "loss", "train/loss": "train/loss"}),
         (["step", "loss", "lr", "lr-AdamW"], {"lr": "learning_rate", "lr-AdamW": "lr-AdamW"}),  # one rate, not two
-        (["step", "loss", "lr-a", "lr-b"], {"lr-a": "learning_rate", "lr-b": "lr-b"}),
+        (["step", "loss", "lr-a", "lr-b"], {"lr-a": "learning_rate", "lr-b": "learning_rate"}),
         (["step", "loss", "actor/lr", "critic/lr"], {"actor/lr": "learning_rate", "critic/lr": "critic/lr"}),
         (["step", "actor/pg_loss", "actor/grad_norm"], {"actor/pg_loss": "loss", "actor/grad_norm": "grad_norm"}),
         (["step", "policy_loss", "loss"], {"loss": "loss", "policy_loss": "policy_loss"}),

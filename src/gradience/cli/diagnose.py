@@ -102,7 +102,7 @@ def report(
     check_format(chosen)
     from gradience.judge.diagnose.sources import find_sources  # --help pays for nothing of this
 
-    sources = find_sources(path, adapter=options.adapter, config=options.config)
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
     if sources.weights.path is not None or options.compare:
         from gradience.device import prepare_jax  # only where there are weights
 

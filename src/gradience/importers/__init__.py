@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from gradience.configs.settings import Layer
+from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import RunEvents, Tally, arrange
 from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
@@ -36,6 +37,7 @@ from gradience.importers.sources import (
     run_folders,
 )
 from gradience.importers.table import parse_map
+from gradience.importers.trainer_state import add_results
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema import Json
@@ -148,6 +150,8 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     if found is None:
         raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
     raws = read_file(source, found, columns)
+    if source.name == STATE_NAME:
+        add_results(raws[-1], source.parent)
     if found in WITHOUT_SETTINGS:
         add_settings(raws[-1], source.parent)
     return found, raws
@@ -177,7 +181,9 @@ def _read_folder(
 def _only(source: Path, raws: list[SourceRun], run: str | None) -> list[SourceRun]:
     if run is None:
         return raws
-    chosen = [raw for raw in raws if run in {raw.name, raw.run_id}]
+    of_log, _, number = run.rpartition("-")
+    chosen = [raw for raw in raws if run in {raw.name, raw.run_id} or (number.isdigit() and of_log == raw.run_id)]
+    chosen = chosen or [raw for raw in raws if f"/{raw.name}".endswith(f"/{run}")]
     if not chosen:
         names = ", ".join(str(raw.name or raw.path.name) for raw in raws[:_SHOWN])
         raise RecorderError(f"{source}: no run is called {run[:60]!r}", advice=f"there are {names}")

@@ -235,6 +235,15 @@ def whole_json(path: Path) -> Json:
     return document.get("rows") if array else document
 
 
+def keys_of(path: Path) -> list[str] | None:
+    """The keys of a file that is one JSON object; None of any other."""
+    try:
+        document, _ = parse(read_small(path, most=MAX_BYTES, what="JSON").removeprefix(BOM_UTF8))
+    except (OSError, SchemaError):
+        return None
+    return list(document)
+
+
 def log_bytes(path: Path) -> bytes:
     """Return the bytes of a whole log.
 

@@ -137,7 +137,11 @@ def _rows(path: Path) -> Iterator[dict[str, Json]]:
 def _is_document(head: bytes) -> bool:
     """Whether the text is one object over several lines, so that its first line alone is none."""
     first, newline, _ = head.partition(b"\n")
-    return bool(newline) and first.strip() in {b"{", b""}
+    try:
+        parse(first)
+    except SchemaError:
+        return bool(newline) and not first.rstrip().endswith(b"}")
+    return False
 
 
 def _is_one_line(path: Path) -> bool:

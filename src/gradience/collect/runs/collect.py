@@ -19,7 +19,8 @@ from gradience.collect.fleet.engines import Done, run_local
 from gradience.collect.fleet.find import leads_to_folder, stamp_of
 from gradience.configs.training import STATE_NAME, objective_of
 from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
-from gradience.importers.sources import is_run
+from gradience.importers.sources import inner_folders, is_run, may_be_log
+from gradience.importers.wandb import SUMMARY
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.judge.monitor import held_out_of, report_of
 from gradience.judge.monitor.source import is_log, open_source
@@ -34,9 +35,7 @@ from gradience.tables.store import Store, Tables
 from gradience.telemetry.series import RunSeries
 
 _ALONE: Final = 200  # up to this many logs are read without workers, because a worker takes a second to start
-_LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
-_OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
 RUNS: Final = Tables(
     RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True
 )
@@ -149,12 +148,8 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
         below = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
         found = list(_of(folder, files, below, known))
         yield from found
-        passed = _OF_LOGGERS if found else frozenset()
-        stack += [f"{folder}/{name}" for name in reversed(below) if not _belongs(name, found) and name not in passed]
-
-
-def _belongs(name: str, found: list[tuple[str, str]]) -> bool:
-    return bool(found) and name.startswith(CHECKPOINT_PREFIX)
+        inner = inner_folders(os.path.basename(folder), below, of_run=bool(found))  # noqa: PTH119  # ten thousand times
+        stack += [f"{folder}/{name}" for name in reversed(inner)]
 
 
 def _of(folder: str, files: list[str], below: list[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -164,7 +159,8 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
     if ours:
         yield from map(_file, ours)
         return
-    logs = [name for name in files if name.endswith(_LOGS) or "tfevents" in name]
+    logs = [name for name in files if may_be_log(name) or name.endswith(".json")]
+    logs += [f"{name}/{SUMMARY}" for name in below if name == "files"]
     states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(CHECKPOINT_PREFIX)]
     if not logs and not states:
         return
