@@ -28,7 +28,7 @@ def test_an_offline_log_needs_neither_the_package_nor_a_sync(tmp_path, import_ev
         assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(10, 1.9), (30, 19 / 30)]
         assert all(e.ts > 1.7e9 for e in events.of("train_step"))
         assert (events.start.config.optimizer.lr, events.start.config.training.max_steps) == (1e-3, 30)
-        assert (events.end.status, events.end.reason) == ("ok", "the source has the summary of a finished run")
+        assert (events.end.status, events.end.reason) == ("ok", "the planned steps were made")
 
 
 def test_a_log_cut_off_at_any_byte_is_read_to_there_or_refused_in_one_line(tmp_path, capsys):
@@ -100,8 +100,13 @@ KILLED = "W&B recorded no exit: the program was killed, or still runs"
 @every(
     ("records", "end"),
     [
-        ((ROW, field(18, b"")), ("ok", "the source has the summary of a finished run")),
-        ((ROW, field(18, field(2, 5))), ("ok", "the source has the summary of a finished run")),
+        ((ROW, field(18, b"")), ("ok", "W&B recorded exit code 0")),
+        ((ROW, field(18, field(2, 5))), ("ok", "W&B recorded exit code 0")),
+        ((field(18, b""),), ("unknown", f"W&B recorded exit code 0; {SILENT}")),
+        (
+            (field(5, items(max_steps=9)), ROW, field(18, b"")),
+            ("unknown", "W&B recorded exit code 0; the source ends before its 9 planned steps"),
+        ),
         ((ROW, field(18, field(1, 1))), ("error", "W&B recorded exit code 1")),
         ((ROW, printed(OOM), field(18, field(1, 1))), ("error", f"W&B recorded exit code 1: {SAID}")),
         ((ROW, printed(OOM[:40]), printed(OOM[40:])), ("error", f"W&B's output ends with an exception: {SAID}")),

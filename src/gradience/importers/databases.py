@@ -42,7 +42,7 @@ _MOST_FILES: Final = 5000  # files of one run in MLflow's folder: one for each m
 _MAX_META: Final = 1 << 20  # bytes of a meta.yaml, which has some 500
 _SECONDS: Final = 120  # for trackio to answer; a project of a million rows takes some ten
 _MILLI: Final = 1000.0
-_ENDED: Final[dict[str, Status]] = {"FAILED": "error", "KILLED": "interrupted"}
+_ENDED: Final[dict[str, Status]] = {"FINISHED": "ok", "FAILED": "error", "KILLED": "interrupted"}
 _ADVICE: Final = "give a run's folder in mlruns, or MLflow's .db file"
 _PROJECT: Final = "give the .db file of a trackio project"
 _QUIET: Final = {  # what MLflow reads of the environment: it would send how it is used, and refuse its own folders
@@ -250,7 +250,6 @@ def _of_store(path: Path, store: Any, run: Any, columns: Mapping[str, str] | Non
         return None
     typed: dict[str, Json] = {name: cell_value(text) for name, text in run.data.params.items()}
     raw.layer = mapping_layer(typed, raw)
-    raw.finished = run.info.status == "FINISHED"
     if run.info.status in _ENDED:
         raw.ending = (_ENDED[run.info.status], f"MLflow recorded the status {run.info.status}")
     ordered = sorted(scalars, key=lambda scalar: (scalar.ts, scalar.step))

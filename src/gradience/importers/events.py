@@ -376,24 +376,26 @@ def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
 
 
 def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, str]:
-    status, said = raw.ending or ("unknown", "the source does not say how training ended")
+    status, said = raw.ending or ("unknown", "")
     if tally.summary >= tally.trained:
-        after = "" if status == "unknown" else f"; after it: {said}"
+        after = f"; after it: {said}" if status not in {"ok", "unknown"} else ""
         return "ok", f"the source has the summary of a finished run{after}"
-    if status != "unknown":
+    if status not in {"ok", "unknown"}:
         return status, said
-    done = _finished(raw, tally, reached)
     planned = raw.planned or raw.layer.config.training.planned_steps
-    if done or planned is None or raw.ending:
-        return ("ok", done) if done else (status, said)
-    return "unknown", f"the source ends before its {planned} planned steps"
+    done = _finished(raw, tally, reached, planned)
+    if done or planned is None:
+        # A program may end well that made no step
+        well = not done and status == "ok" and bool(tally.counts["train_step"])
+        return "ok" if done or well else "unknown", done or said or "the source does not say how training ended"
+    before = f"the source ends before its {planned} planned steps"
+    return "unknown", f"{said}; {before}" if said else before
 
 
-def _finished(raw: SourceRun, tally: Tally, reached: int | None) -> str:
+def _finished(raw: SourceRun, tally: Tally, reached: int | None, planned: int | None) -> str:
     """By what the source shows that training was finished; "" if it does not."""
     if raw.finished:
         return "the source has the summary of a finished run"
-    planned = raw.planned or raw.layer.config.training.planned_steps
     if planned is None:
         return "the planned epochs were made" if tally.made_epochs(raw.layer.config.training.epochs) else ""
     made = reached is not None and reached >= planned - planned // _ROUNDING
@@ -428,15 +430,19 @@ def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
 
 
 def _steps_of_epochs(raw: SourceRun) -> int | None:
-    """The steps of the planned epochs, by the last row; None if they are stated, or the row's epoch is rounded."""
+    """The steps of the planned epochs, by the last row; None if they are stated, or the row's epoch is rounded.
+
+    A trainer may leave out the partial step at the end of an epoch: then the last row's step is the last of all.
+    """
     training = raw.layer.config.training
-    row = next((row for row in reversed(raw.rows) if row.step and _is_train(row) and "epoch" in row.values), None)
+    row = next((row for row in reversed(raw.rows) if row.step and "epoch" in row.values), None)
     if training.planned_steps or training.epochs is None or row is None or row.step is None:
         return None
-    epoch = as_float(number_of(row.values["epoch"]) or 0.0)
-    planned = row.step * as_float(training.epochs) / epoch if epoch > 0.0 else math.nan
-    rounded = not epoch.is_integer() and math.isclose(epoch, round(epoch, 2), abs_tol=_ROUNDED)
-    return count_of(round(planned)) if math.isfinite(planned) and not rounded else None
+    epoch, epochs = as_float(number_of(row.values["epoch"]) or 0.0), as_float(training.epochs)
+    steps = row.step * epochs / epoch if epoch > 0.0 else math.nan
+    if not math.isfinite(steps) or (not epoch.is_integer() and math.isclose(epoch, round(epoch, 2), abs_tol=_ROUNDED)):
+        return None
+    return row.step if 0 < steps - row.step <= epochs else count_of(round(steps))
 
 
 def _peak(rows: Iterable[LoggedRow]) -> OptimizerSnapshot:

@@ -25,7 +25,7 @@ from gradience.importers.table import Numbered, rows_to_raw
 from gradience.schema import MAX_INT, Json, real
 from gradience.telemetry.codec import parse
 
-_MARK: Final = b"brain.Event:"  # in the first record of every event file
+_LARGEST: Final = 1 << 30  # bytes of a record
 _LENGTH: Final = struct.Struct("<QI")  # bytes of a record, and their checksum
 _SUM: Final = 4  # bytes of the record's own checksum, behind it
 _CLOCK, _STEP, _SUMMARY = 1, 2, 5  # of an Event
@@ -58,8 +58,11 @@ class Scalar(NamedTuple):
 
 
 def is_event_file(head: bytes) -> bool:
-    """Whether these first bytes are those of an event file."""
-    return _MARK in head[:64]
+    """Whether these first bytes are those of an event file: a record's length with the right checksum."""
+    if len(head) < _LENGTH.size:
+        return False
+    size, checksum = _LENGTH.unpack_from(head)
+    return 0 < size <= _LARGEST and _masked(head[:8]) == checksum
 
 
 def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None) -> SourceRun:
@@ -177,7 +180,7 @@ def _said(tag: str, value: Mapping[int, bytes | int]) -> dict[str, Json]:
         return {}
     if tag == _SETTINGS[0]:
         return document
-    return {"model_name_or_path": document.get("_name_or_path") or document.get("model_type")}
+    return {"model_name_or_path": document.get("_name_or_path") or None}  # newer models' configs do not name them
 
 
 def _setting(item: bytes) -> tuple[str, Json] | None:

@@ -143,7 +143,7 @@ def _take_end(raw: SourceRun, code: int | None, output: str) -> None:
     """Take from the exit code and the output how training ended."""
     raised = _exception(output)
     if code == 0:
-        raw.finished = True
+        raw.ending = ("ok", "W&B recorded exit code 0")
     elif code is not None or raised:
         said = f"W&B recorded exit code {code}" if code is not None else "W&B's output ends with an exception"
         status: Status = "interrupted" if raised.startswith(_INTERRUPT) else "error"
