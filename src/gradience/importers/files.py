@@ -168,6 +168,15 @@ def require_file(path: Path) -> None:
     refuse_large(path, size)
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a git-lfs pointer, which stands for a file that was not fetched."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(LFS)) == LFS
+    except (OSError, ValueError):
+        return False
+
+
 def refuse_large(path: Path, size: int) -> None:
     """Check the size of a source, of all its files together.
 
@@ -297,6 +306,9 @@ def add_settings(raw: SourceRun, *folders: Path) -> None:
 
 
 def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
+    if is_pointer(path):
+        raw.notes.append(f"{path.name} is a git-lfs pointer and was not used")
+        return
     try:
         layer = read(path)
     except ConfigError as error:

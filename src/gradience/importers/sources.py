@@ -21,11 +21,11 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.databases import META, database_of, is_meta, read_mlflow, read_trackio
 from gradience.importers.files import (
-    LFS,
     MAX_BYTES,
     MAX_LINE,
     SourceRun,
     add_settings,
+    is_pointer,
     json_lines,
     readable,
     require_file,
@@ -98,7 +98,7 @@ def _of_logger(path: Path, head: bytes) -> Format | None:
     if is_event_file(head):
         return "tensorboard"
     if is_wandb(path, head):
-        return None if head.startswith(LFS) else "wandb"
+        return None if is_pointer(path) else "wandb"
     return "mlflow" if is_meta(path, head) else None
 
 
@@ -293,7 +293,7 @@ def _logs(folder: Path) -> dict[Format, list[Path]]:
         kind = format_of(path)
         if kind is not None and kind != "gradience":
             logs.setdefault(kind, []).append(path)
-    if "wandb" not in logs and (summary := folder / _FILES / SUMMARY).is_file() and not _head(summary).startswith(LFS):
+    if "wandb" not in logs and (summary := folder / _FILES / SUMMARY).is_file() and not is_pointer(summary):
         logs["wandb"] = [summary]
     return logs
 
@@ -310,9 +310,14 @@ def require_fetched(folder: Path) -> None:
     Raises:
         RecorderError: the first of them is one.
     """
-    for path in _files(folder):
-        if _head(path).startswith(LFS):
-            require_file(path)
+    if (pointer := pointer_in(folder)) is not None:
+        require_file(pointer)
+
+
+def pointer_in(folder: Path) -> Path | None:
+    """The first log of a folder that is only a git-lfs pointer, or None."""
+    logs = (*_files(folder), folder / _FILES / SUMMARY)
+    return next((path for path in logs if is_pointer(path)), None)
 
 
 def may_be_log(name: str) -> bool:

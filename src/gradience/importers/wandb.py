@@ -20,7 +20,15 @@ import yaml
 
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import LFS, LoggedRow, SourceRun, log_bytes, mapping_layer, require_file, whole_json
+from gradience.importers.files import (
+    LoggedRow,
+    SourceRun,
+    is_pointer,
+    log_bytes,
+    mapping_layer,
+    require_file,
+    whole_json,
+)
 from gradience.importers.protobuf import CutOffError, fields, nested
 from gradience.importers.table import Numbered, flatten, rows_to_raw
 from gradience.io.reading import open_regular
@@ -212,10 +220,9 @@ def _settings(path: Path, raw: SourceRun) -> dict[str, Json]:
 
 def _text(path: Path, most: int = _TAIL) -> str:
     """The end of a text, or "" where there is none or only a git-lfs pointer to it."""
-    if not path.is_file():
+    if not path.is_file() or is_pointer(path):
         return ""
-    data = log_bytes(path)[-most:]
-    return "" if data.startswith(LFS) else data.decode("utf-8", "replace")
+    return log_bytes(path)[-most:].decode("utf-8", "replace")
 
 
 def _records(data: bytes) -> Iterator[bytes]:

@@ -20,9 +20,9 @@ import msgspec
 from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, WEIGHT_NAMES, holds_adapter
 from gradience.configs.training import PICKLED, STATE_NAME as _STATE, TRAINING_NAMES, read_training
 from gradience.errors import ConfigError, DamagedError, GradienceError, few
-from gradience.importers.sources import is_run
+from gradience.importers.files import is_pointer
+from gradience.importers.sources import is_run, pointer_in
 from gradience.io import PathLike
-from gradience.io.reading import open_regular
 from gradience.judge.check import CheckOptions, judged, when_of
 from gradience.judge.diagnose.identity import CheckpointFolder, identify
 from gradience.judge.monitor import report_of
@@ -43,7 +43,6 @@ SHOWN: Final = 5  # most names in a sentence
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
-_POINTER: Final = b"version https://git-lfs"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
 _ABSENT: Final[dict[SourceKind, str]] = {
     "config": "configuration was",
@@ -285,6 +284,8 @@ def _log(folder: Path, listing: Listing, inner: list[Path], same: list[str]) -> 
         return FoundSource(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
     if inner:
         return FoundSource(reason=f"{len(inner)} runs in it ({_names(inner)}): --run chooses")
+    if (pointer := pointer_in(folder)) is not None:
+        return FoundSource(reason=f"{pointer.name} is a git-lfs pointer: 'git lfs pull' fetches the log")
     return FoundSource(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
 
 
@@ -398,10 +399,7 @@ def _pointer(place: Path) -> str | None:
     """The name of a weights file that is only git-lfs's pointer to one, or None."""
     files = [place / name for name in WEIGHT_NAMES] if place.is_dir() else [place]
     file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return None
-    with open_regular(file) as opened:
-        return file.name if opened.read(len(_POINTER)) == _POINTER else None
+    return file.name if file is not None and is_pointer(file) else None
 
 
 def _read_config(

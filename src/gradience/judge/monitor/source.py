@@ -167,7 +167,7 @@ def _found_within(place: Path, places: Sequence[Path], run: str) -> Found:
 
 
 def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
-    """Of the logs of one run, only the longest, those with weights first; and a note on each other one.
+    """Of the logs of one run, only the longest, the trainer's own first; and a note on each other one.
 
     Loggers write beside the trainer: `output/` and `wandb/` may hold the same losses of the same steps. Only a few
     folders are read for that.
@@ -177,7 +177,7 @@ def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
     losses = {place: _losses_in(place) for place in places}
     kept: list[Path] = []
     notes: list[str] = []
-    for place in sorted(places, key=lambda place: (not _holds_weights(place), -len(losses[place]))):
+    for place in sorted(places, key=lambda place: (not _holds_results(place), -len(losses[place]))):
         others = [other for other in kept if not (other.is_file() and place.is_file())]  # our recorder writes one
         same = next((other for other in others if _one_run(losses[other], losses[place])), None)
         if same is None:
@@ -187,12 +187,18 @@ def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
     return [place for place in places if place in kept], notes
 
 
-def _holds_weights(place: Path) -> bool:
+def _holds_results(place: Path) -> bool:
+    """Whether a trainer's folder: with an adapter, or with the states that the Trainer keeps."""
     from gradience.adapters.open import holds_adapter  # numpy: a log of our own need not pay for it
+    from gradience.importers.trainer_state import find_states  # the same
 
     folder = place.parent if place.is_file() else place
     try:
-        return holds_adapter(folder) or any(map(holds_adapter, filter(Path.is_dir, folder.iterdir())))
+        return (
+            bool(find_states(folder))
+            or holds_adapter(folder)
+            or any(map(holds_adapter, filter(Path.is_dir, folder.iterdir())))
+        )
     except OSError:
         return False
 
