@@ -281,7 +281,7 @@ def _write(path: Path, tensors: dict) -> None:
 def main() -> int:
     """Try the install that is asked for; return 1 if a promise is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("extra", help="base, hf, data, fleet, ray, report or tensorboard")
+    parser.add_argument("extra", help="base, hf, data, fleet, ray or report")
     parser.add_argument("--hide", action="store_true", help="hide what this install would not bring")
     asked = parser.parse_args()
     extras = {"base", asked.extra, *HOLDS.get(asked.extra, ())}

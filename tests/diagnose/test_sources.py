@@ -167,7 +167,8 @@ def test_a_file_is_the_one_source_that_its_name_says(tmp_path):
     found = find_sources(log)
     assert (found.path, found.log.path, found.weights.path, found.folder) == (log, log, None, tmp_path)
     config, _, weights = diagnose(log).sources
-    assert (config.state, config.reason) == ("absent", "no adapter_config.json, training arguments or run_start")  # the log's own states no setting
+    none = "no adapter_config.json, training arguments or run_start"  # the log's own states no setting
+    assert (config.state, config.reason) == ("absent", none)
     assert (weights.state, weights.reason) == ("absent", "no adapter in the folder")
 
 

@@ -28,7 +28,7 @@ import msgspec
 
 from gradience.configs.settings import stack
 from gradience.errors import MissingPackageError, RecorderError, SchemaError
-from gradience.importers.files import SourceRun, clock_of, mapping_layer, readable, refuse_large, require_file
+from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, mapping_layer, readable, refuse_large, require_file
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
 from gradience.importers.tensorboard import Scalar, scalar_rows
 from gradience.io.reading import read_small
@@ -54,12 +54,19 @@ _QUIET: Final = {  # what MLflow reads of the environment: it would send how it 
 
 def database_of(path: Path) -> Literal["mlflow", "trackio"] | None:
     """The program whose tables a SQLite file holds: `mlflow`, `trackio`, or None."""
+    names = _tables(path)
+    return "mlflow" if names >= _TABLES else "trackio" if "metrics" in names else None
+
+
+def _tables(path: Path) -> set[str]:
+    """The tables of stored rows. A view and a computed column are none: one row of them may cost any amount of work."""
+    computed = "EXISTS (SELECT 1 FROM pragma_table_xinfo(name) WHERE hidden > 1)"
+    query = f"SELECT name FROM sqlite_master WHERE type = 'table' AND NOT {computed}"  # noqa: S608  # constant
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True)) as base:
-            names = {str(name) for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            return {str(name) for (name,) in base.execute(query)}
     except (sqlite3.Error, UnicodeError):
-        return None
-    return "mlflow" if names >= _TABLES else "trackio" if "metrics" in names else None
+        return set()
 
 
 @contextmanager
@@ -88,8 +95,8 @@ def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[S
     require_file(path)
     _require("trackio", path)
     with _copied(path) as copy:
-        rows = _answer(path, copy, "SELECT * FROM metrics ORDER BY id")
-        configs = _answer(path, copy, "SELECT * FROM configs ORDER BY id")
+        rows = _answer(path, copy, "metrics")
+        configs = _answer(path, copy, "configs") if "configs" in _tables(path) else []
     runs: dict[Json, list[dict[str, Json]]] = {}
     for row in rows:
         runs.setdefault(_key(row), []).append(row)
@@ -104,12 +111,13 @@ def _key(row: Mapping[str, Json]) -> Json:
     return row.get("run_id") or row.get("run_name")
 
 
-def _answer(path: Path, copy: Path, sql: str) -> list[dict[str, Json]]:
+def _answer(path: Path, copy: Path, table: str) -> list[dict[str, Json]]:
     """Ask trackio's own command; it has its own process because its folder is fixed when it is imported."""
+    sql = f"SELECT * FROM {table} ORDER BY id LIMIT {MAX_ROWS}"  # noqa: S608  # one of two names
     command = ["query", "project", "--project", copy.stem, "--sql", sql, "--json"]
     mine = {"TRACKIO_DIR": str(copy.parent), "HF_HUB_OFFLINE": "1"}
     others = {name: value for name, value in os.environ.items() if not name.startswith("TRACKIO_")}
-    call = [sys.executable, "-c", "from trackio.cli import main; main()", *command]
+    call = [sys.executable, "-P", "-c", "from trackio.cli import main; main()", *command]
     try:
         done = subprocess.run(call, env={**others, **mine}, capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603  # our own interpreter
     except subprocess.TimeoutExpired as error:

@@ -62,7 +62,7 @@ def is_event_file(head: bytes) -> bool:
     if len(head) < _LENGTH.size:
         return False
     size, checksum = _LENGTH.unpack_from(head)
-    return 0 < size <= _LARGEST and _masked(head[:8]) == checksum
+    return bool(0 < size <= _LARGEST and _masked(head[:8]) == checksum)
 
 
 def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None) -> SourceRun:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import yaml
 
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
@@ -98,7 +97,7 @@ def read_wandb(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
     raw.began = True
     raw.layer = stack([raw.layer, mapping_layer(log.settings, raw)])  # reading the rows has filled the settings
     _take_closing(raw, log.summary)
-    _take_end(raw, log.exit_code, log.output or _text(path.parent / _FILES / _OUTPUT))
+    _take_end(raw, log.exit_code, log.output or _text(path.parent / _FILES / _OUTPUT, _TAIL))
     return raw
 
 
@@ -193,7 +192,7 @@ def _of_summary(path: Path) -> SourceRun:
         raw.notes.append(f"the log of {folder} (run-*.wandb) is not there: only the last value of each metric is known")
     _take_closing(raw, numbers)
     raw.layer = stack([raw.layer, mapping_layer(_settings(path.parent / _SETTINGS, raw), raw)])
-    _take_end(raw, None, _text(path.parent / _OUTPUT))
+    _take_end(raw, None, _text(path.parent / _OUTPUT, _TAIL))
     return raw
 
 
@@ -209,8 +208,10 @@ def _apart(row: LoggedRow) -> Iterator[LoggedRow]:
 
 def _settings(path: Path, raw: SourceRun) -> dict[str, Json]:
     """The settings of a config.yaml, where each stands under `value` beside its description."""
+    import yaml  # a log has its settings in itself
+
     try:
-        document = yaml.safe_load(_text(path, most=_MOST_SETTINGS)) or {}
+        document = yaml.safe_load(_text(path, _MOST_SETTINGS)) or {}
     except yaml.YAMLError as error:
         raw.notes.append(f"{path.name} was not used: {str(error).splitlines()[0]}")
         return {}
@@ -218,7 +219,7 @@ def _settings(path: Path, raw: SourceRun) -> dict[str, Json]:
     return {str(name): held["value"] for name, held in pairs if isinstance(held, dict) and "value" in held}
 
 
-def _text(path: Path, most: int = _TAIL) -> str:
+def _text(path: Path, most: int) -> str:
     """The end of a text, or "" where there is none or only a git-lfs pointer to it."""
     if not path.is_file() or is_pointer(path):
         return ""

@@ -175,11 +175,13 @@ def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
     if not 1 < len(places) <= _MOST_LOGS or all(place.is_file() for place in places):
         return places, []
     losses = {place: _losses_in(place) for place in places}
+    trainers = {place for place in places if _holds_results(place)}
     kept: list[Path] = []
     notes: list[str] = []
-    for place in sorted(places, key=lambda place: (not _holds_results(place), -len(losses[place]))):
-        others = [other for other in kept if not (other.is_file() and place.is_file())]  # our recorder writes one
-        same = next((other for other in others if _one_run(losses[other], losses[place])), None)
+    for place in sorted(places, key=lambda place: (place not in trainers, -len(losses[place]))):
+        # Two trainers' folders, or two logs of one logger, may be alike: of one seed, or of tries that died early
+        others = trainers - {place} if place not in trainers else set[Path]()
+        same = next((other for other in kept if other in others and _one_run(losses[other], losses[place])), None)
         if same is None:
             kept.append(place)
         else:
@@ -188,7 +190,7 @@ def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _holds_results(place: Path) -> bool:
-    """Whether a trainer's folder: with an adapter, or with the states that the Trainer keeps."""
+    """Whether a run is in the trainer's own folder: with an adapter, its states, or our recorder's log."""
     from gradience.adapters.open import holds_adapter  # numpy: a log of our own need not pay for it
     from gradience.importers.trainer_state import find_states  # the same
 
