@@ -67,7 +67,7 @@ def test_both_stores_are_read_without_a_trace(stores, import_events):
 
 
 def test_a_failed_run_has_its_status(stores, import_events):
-    events, _ = import_events(stores["folder"], run="demo-folder/failed")
+    events, _ = import_events(stores["folder"], run="failed")
     assert (events.losses, events.end.status) == ([3.0], "error")
     assert events.end.reason == "MLflow recorded the status FAILED"
 

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -63,21 +63,28 @@ def _tables(path: Path) -> set[str]:
     computed = "EXISTS (SELECT 1 FROM pragma_table_xinfo(name) WHERE hidden > 1)"
     query = f"SELECT name FROM sqlite_master WHERE type = 'table' AND NOT {computed}"  # noqa: S608  # constant
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True)) as base:
-            return {str(name) for (name,) in base.execute(query)}
-    except (sqlite3.Error, UnicodeError):
+        with _copied(path) if _journal(path) else nullcontext(path) as at:
+            mode = "ro&immutable=1" if at == path else "rw"
+            with closing(sqlite3.connect(f"file:{quote(str(at.absolute()))}?mode={mode}", uri=True)) as base:
+                return {str(name) for (name,) in base.execute(query)}
+    except (sqlite3.Error, UnicodeError, RecorderError):
         return set()
+
+
+def _journal(path: Path) -> list[Path]:
+    """The journal that holds rows which the database lacks yet, if there is one."""
+    journal = path.with_name(f"{path.name}-wal")
+    return [journal] if journal.is_file() and journal.stat().st_size else []
 
 
 @contextmanager
 def _copied(path: Path) -> Iterator[Path]:
     """A copy of a database, with the journal that may hold its newest rows."""
     with TemporaryDirectory(prefix="gradience-") as folder:
-        for source in (path, path.with_name(f"{path.name}-wal")):
-            if source == path or (source.is_file() and source.stat().st_size):
-                require_file(source)
-                with readable(source):
-                    copyfile(source, Path(folder, source.name))
+        for source in (path, *_journal(path)):
+            require_file(source)
+            with readable(source):
+                copyfile(source, Path(folder, source.name))
         yield Path(folder, path.name)
 
 
