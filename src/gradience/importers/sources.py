@@ -57,6 +57,7 @@ _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db", ".txt", ".log", ".out"
 TABLES: Final = {".csv", ".tsv"}  # a file with such a name is a table even if its columns are unknown
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
 _OF_WANDB: Final = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-\w+")
+_HPARAMS: Final = re.compile(r"\d{10}\.\d+")  # a clock reading
 _LATEST: Final = "latest-run"
 _FILES: Final = "files"
 _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
@@ -270,7 +271,8 @@ def inner_folders(folder: str, names: Iterable[str], *, of_run: bool = False) ->
     """Return those of a folder's subfolders, all by name, that may hold runs of their own.
 
     Hidden ones do not, nor what W&B keeps within a run's folder, nor its name for the latest run beside that run. If a
-    run wrote into the folder (`of_run`), its checkpoints and its loggers' folders do not either.
+    run wrote into the folder (`of_run`), its checkpoints and its loggers' folders do not either, nor the folder into
+    which TensorBoard's writer puts a run's settings.
     """
     given = sorted(names)
     passed = _OF_LOGGERS if of_run else frozenset[str]()
@@ -279,7 +281,7 @@ def inner_folders(folder: str, names: Iterable[str], *, of_run: bool = False) ->
     if _OF_WANDB.fullmatch(folder) or folder == _LATEST:
         passed |= {_FILES}
     kept = [name for name in given if not name.startswith(".") and name not in passed]
-    return [name for name in kept if not (of_run and name.startswith(CHECKPOINT_PREFIX))]
+    return [name for name in kept if not (of_run and (name.startswith(CHECKPOINT_PREFIX) or _HPARAMS.fullmatch(name)))]
 
 
 def _by_name(path: Path) -> list[tuple[int, str]]:
@@ -293,6 +295,9 @@ def _logs(folder: Path) -> dict[Format, list[Path]]:
         kind = format_of(path)
         if kind is not None and kind != "gradience":
             logs.setdefault(kind, []).append(path)
+    if "tensorboard" in logs:
+        below = (path for path in sorted(folder.glob("*/*tfevents*")) if _HPARAMS.fullmatch(path.parent.name))
+        logs["tensorboard"] += [path for path in below if format_of(path) == "tensorboard"]
     if "wandb" not in logs and (summary := folder / _FILES / SUMMARY).is_file() and not is_pointer(summary):
         logs["wandb"] = [summary]
     return logs
