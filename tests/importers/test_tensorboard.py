@@ -140,7 +140,7 @@ def test_hyperparameters_in_a_folder_of_their_own_are_the_run_s(tmp_path, import
     events, imported = import_events(tmp_path)
     config = events.start.config
     assert (config.optimizer.name, config.optimizer.lr, config.training.max_steps) == ("lion", 0.5, 4)
-    assert (config.training.dtype, events.end.status, len(imported.files)) == ("bfloat16", "ok", 2)
+    assert (config.training.dtype, events.end.status, len(imported.files)) == ("bfloat16", "ok", 3)
     assert len(list(find_runs([tmp_path]))) == 1
 
 

@@ -50,6 +50,7 @@ MAX_SKIPPED: Final = 100  # skipped rows listed; all are counted
 
 _ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or name its --format and --map"
 _SHOWN: Final = 10
+_SHORT: Final = 8  # characters of a run's id
 _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
 
 
@@ -184,6 +185,8 @@ def _only(source: Path, raws: list[SourceRun], run: str | None) -> list[SourceRu
     of_log, _, number = run.rpartition("-")
     chosen = [raw for raw in raws if run in {raw.name, raw.run_id} or (number.isdigit() and of_log == raw.run_id)]
     chosen = chosen or [raw for raw in raws if f"/{raw.name}".endswith(f"/{run}")]
+    if not chosen and len(run) >= _SHORT:  # as a table shortens an id
+        chosen = [raw for raw in raws if str(raw.run_id).removeprefix("import-").startswith(run)]
     if not chosen:
         names = ", ".join(str(raw.name or raw.path.name) for raw in raws[:_SHOWN])
         raise RecorderError(f"{source}: no run is called {run[:60]!r}", advice=f"there are {names}")

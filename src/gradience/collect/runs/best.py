@@ -173,8 +173,10 @@ def names_of_runs(runs: Sequence[tuple[str, str]]) -> list[str]:
     paths = list(dict.fromkeys(path for path, _ in runs))
     short = dict(zip(paths, names_of([Path(path) for path in paths]), strict=True))
     count = Counter(path for path, _ in runs)
+    ids = [run.removeprefix("import-") for _, run in runs]
+    brief = [run[:8] for run in ids] if len({(path, run[:8]) for path, run in runs}) == len(runs) else ids
     return [
-        f"{short[path]} #{run.removeprefix('import-')[:8]}" if count[path] > 1 else short[path] for path, run in runs
+        f"{short[path]} #{run}" if count[path] > 1 else short[path] for (path, _), run in zip(runs, brief, strict=True)
     ]
 
 

@@ -35,6 +35,8 @@ _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
 _LOG: Final = "run.jsonl"
 _SHOWN: Final = 10  # names in a sentence
+_SHORTEST: Final = 8  # characters of a run's id that stand for it in a table
+_OF_IMPORT: Final = "import-"  # an id that was made of a file's hash
 _NO_EVENT: Final = "give the run.jsonl that a run wrote, its folder, or another trainer's log"
 _MOST_LOGS: Final = 6  # folders that are read to see whether they are of one run
 _LEAST_SHARED: Final = 3  # losses that two logs share, or all that the shorter one has
@@ -117,7 +119,7 @@ def find_run(path: str | os.PathLike[str], run: str | None = None) -> Found:
     inner = inner_runs(place) if places == [place] else []
     names = _called([*places, *inner], place)
     name, _, part = run.rpartition("#")
-    for asked, of_log in ((run, None), (name, part)):
+    for asked, of_log in ((run, None), (name.strip(), part)):
         hits = _matching(asked, names)
         if len(hits) > 1:
             said = ", ".join(str(hit) for hit in hits[:_SHOWN])
@@ -149,8 +151,8 @@ def _matching(asked: str, names: Mapping[str, Path]) -> list[Path]:
     numbered = re.sub(r"^\d+:", "", asked)
     if numbered in names:
         return [names[numbered]]
-    ending = numbered.removeprefix("..")
-    cut = ending != numbered
+    cut = numbered.startswith("..")
+    ending = numbered.lstrip(".") if cut else numbered
     return sorted({at for name, at in names.items() if name.endswith(ending if cut else f"/{ending}")})
 
 
@@ -322,11 +324,14 @@ def _read(path: Path, run: str | None) -> LogSource:
 
 def _show(summary: RunSummary, run: str) -> None:
     """Move the run to the end, because the last run is the one shown."""
-    chosen = summary.runs.pop(run, None)
+    known = [name for name in summary.runs if run == name] or [
+        name for name in summary.runs if len(run) >= _SHORTEST and name.removeprefix(_OF_IMPORT).startswith(run)
+    ]
+    chosen = summary.runs.pop(known[0]) if len(known) == 1 else None
     if chosen is None:
-        known = ", ".join(islice(summary.runs, 10)) or "none"
-        raise RecorderError(f"{summary.path}: no run is called {run[:60]!r}", advice=f"there are {known}")
-    summary.runs[run] = chosen
+        there = ", ".join(islice(summary.runs, _SHOWN)) or "none"
+        raise RecorderError(f"{summary.path}: no run is called {run[:60]!r}", advice=f"there are {there}")
+    summary.runs[known[0]] = chosen
 
 
 def _import(path: Path, run: str | None) -> LogSource:
