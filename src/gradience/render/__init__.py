@@ -12,7 +12,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path, PurePath
+from textwrap import wrap
 from typing import Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from gradience.errors import GradienceError, OutputError, few
@@ -26,6 +28,10 @@ P = ParamSpec("P")
 Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
 
 WIDTH = 72  # characters of a banner
+PAGE: Final = 100  # most characters of a line of prose
+INFOS: Final = 5  # findings of severity info that a screen shows
+_HANG: Final = 4  # further indent of a folded line
+_COMMAND: Final = "gradience "  # a line with a command is one to copy
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
 
@@ -41,9 +47,21 @@ def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
 
     @wraps(lines)
     def text(*args: P.args, **kwargs: P.kwargs) -> str:
-        return "\n".join(lines(*args, **kwargs))
+        return "\n".join(chain.from_iterable(map(folded, lines(*args, **kwargs))))
 
     return text
+
+
+def folded(line: str, width: int = PAGE) -> list[str]:
+    """The line in pieces of at most `width` characters, the later ones indented. A command or a path stays whole.
+
+    >>> folded("  [INFO] it is long", 12)
+    ['  [INFO] it', '      is', '      long']
+    """
+    if len(line) <= width or _COMMAND in line:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()) + _HANG)
+    return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int = 0) -> Iterator[str]:
@@ -181,10 +199,19 @@ def short_path(path: str | PurePath) -> str:
 
 
 def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str]:
-    """A line for each finding, and a line with its action; `verbose` adds its evidence."""
+    """A line for each finding, and a line with its action if it is no info; `verbose` adds the grounds.
+
+    Of the findings of severity info the first are shown, and the number of the others.
+    """
+    infos: list[str] = []
     for finding in findings:
-        yield f"  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
+        line = f"  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
+        if finding.severity == "info" and not verbose:
+            infos.append(line)
+            continue
+        yield line
         yield from action_lines(finding, verbose=verbose)
+    yield from shortened(infos, INFOS)
 
 
 def note_line(findings: Iterable[Finding]) -> str | None:

@@ -44,9 +44,12 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
     yield from banner("GRADIENCE MONITOR")
     yield f"Story: {clean(report.story)}"
     yield f"File: {clean(report.file)}"
-    yield f"Model:   {clean(report.config.model_name or '-')}"
-    yield f"Dataset: {clean(report.config.dataset_name or '-')}"
-    yield f"Profile: {report.config.task_profile}"
+    if report.config.model_name:
+        yield f"Model:   {clean(report.config.model_name)}"
+    if report.config.dataset_name:
+        yield f"Dataset: {clean(report.config.dataset_name)}"
+    if report.config.task_profile != "unknown":
+        yield f"Profile: {report.config.task_profile}"
     reason = f" ({clean(report.status_reason)})" if report.status_reason else ""
     yield f"Status:  {words(report.status)}{reason}{step_of_plan(report)}"
     yield from _training(report)
@@ -264,11 +267,10 @@ def _alerts(report: MonitorReport) -> Iterator[str]:
 
 
 def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
-    """What changes what the owner does next, and the advice; `verbose` adds what else was seen."""
-    found = [each for each in report.findings if verbose or each.severity != "info"]
-    total = len(found) + len(report.recommendations)
+    """What was found, gravest first, and the advice; `verbose` adds the grounds."""
+    total = len(report.findings) + len(report.recommendations)
     yield f"Recommendations ({total}):{'' if total else ' none'}"
-    yield from finding_lines(found, verbose=verbose)
+    yield from finding_lines(report.findings, verbose=verbose)
     for item in report.recommendations:
         yield f"  [{item.severity.upper()}] {clean(item.action)}: {clean(item.message)} (recorded in the log)"
     yield from advice_lines(report.advice)

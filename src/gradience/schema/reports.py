@@ -458,7 +458,9 @@ class SignalSummary(msgspec.Struct, kw_only=True, frozen=True):
     highest: float
 
 
-LossKind: TypeAlias = Literal["language_model", "tokens", "classification", "preference", "reward", "rl", "unknown"]
+LossKind: TypeAlias = Literal[
+    "language_model", "tokens", "classification", "regression", "preference", "reward", "rl", "unknown"
+]
 """What a loss measures. `tokens`: of a model a task metric judges, such as WER; only the first has a perplexity."""
 
 RateSource: TypeAlias = Literal["configured", "logged"]

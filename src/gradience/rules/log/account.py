@@ -37,6 +37,9 @@ DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
 RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
 UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where the examples are not counted")
+NO_NATS = Threshold(
+    "no_nats", math.log(262_144), "held-out loss at its lowest", "equal odds over the largest vocabulary in use, 262144"
+)
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
 _FEW_LEFT: Final = 0.1  # of the peak rate, under which a schedule has decayed
 _MOST_ROWS: Final = 200  # training rows averaged beside an evaluation
@@ -58,6 +61,7 @@ _RISES: Final = re.compile(
     r"kappa|success|win_rate|psnr|ssim|cider|spice|jaccard|specificity|sensitivity|correlation|combined_score|kendall"
 )
 _CLASSES: Final = re.compile(r"acc(uracy)?(_|$)|f1|f_?score|precision|recall|auc|auroc|matthews|(^|_)mcc(_|$)|kappa")
+_NUMBERS: Final = re.compile(r"(^|_)r?mse(_|$)|(^|_)mae(_|$)|(^|_)r2(_|$)|r_squared|pearson|spearman")
 _PARTIAL: Final = re.compile(r"precision|recall|sensitivity|specificity", re.IGNORECASE)
 _WHOLE: Final = re.compile(r"overall|macro|micro|weighted|mean|average|avg|total|^[^_]+$", re.IGNORECASE)
 _ENTITIES: Final = re.compile(r"overall_f1|seqeval", re.IGNORECASE)
@@ -130,6 +134,8 @@ def _kinds(facts: RunFacts, metrics: Sequence[MetricAccount]) -> tuple[str, Loss
     kind = facts.objective.kind
     if kind in {"preference", "reward", "rl"}:
         return kind, kind
+    if _of_numbers(facts, metrics):
+        return kind if kind == "classification" else "unknown", "regression"
     names = [metric.name for metric in metrics if not _TOKENS.search(metric.name)]
     of_classes = any(_CLASSES.search(name.lower()) for name in names)
     if kind == "classification":
@@ -143,6 +149,19 @@ def _kinds(facts: RunFacts, metrics: Sequence[MetricAccount]) -> tuple[str, Loss
         judged = any(metric.higher_is_better is not None for metric in metrics if metric.name in names)
         return "sft", "tokens" if judged or facts.config.lora.task_type == "SEQ_2_SEQ_LM" else "language_model"
     return kind, "unknown"
+
+
+def _of_numbers(facts: RunFacts, metrics: Sequence[MetricAccount]) -> bool:
+    """Whether the loss is a mean squared error or its like, not nats: by the labels, the metrics, or its size."""
+    if facts.num_labels == 1 or any(_NUMBERS.search(metric.name.lower()) for metric in metrics):
+        return True
+    if facts.objective.kind != "unknown" or facts.held_out_curve is None:
+        return False
+    return min(facts.held_out_curve.losses) > NO_NATS.value and not any(map(_named_by_class, metrics))
+
+
+def _named_by_class(metric: MetricAccount) -> bool:
+    return _CLASSES.search(metric.name.lower()) is not None or _TOKENS.search(metric.name) is not None
 
 
 def _floor(facts: RunFacts, loss: LossKind) -> float | None:

@@ -91,17 +91,20 @@ _SPANS: Final = (0.9, 0.65, 0.5, 0.3)  # last fractions of the rows that are sea
 class Learning(NamedTuple):
     """Whether the losses show that the run learns, and the least fall that this log would have shown.
 
-    `trend` is None, and `least` NaN, if fewer than two rows have a training loss.
+    `trend` is None, and `least` NaN, if fewer than two rows have a training loss or half of them are 0.
     """
 
     shown: bool
     trend: Trend | None
     least: float
     rows: int
+    zeros: int = 0
 
     @property
     def says(self) -> str:
         """The reason why it stays undecided, with the size of the effect that would have been seen."""
+        if self.trend is None and self.rows > 1:
+            return f"the training loss is 0 in {self.zeros} of {self.rows} rows"
         if self.trend is None:
             return "fewer than two rows have a training loss"
         rows, fall = self.rows, self.trend.fall
@@ -119,7 +122,8 @@ def learning(facts: RunFacts) -> Learning:
     trend = facts.trend
     held = not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
     if trend is None:
-        return Learning(held, None, math.nan, len(facts.loss.values))
+        zeros = sum(value == 0.0 for value in facts.loss.values)
+        return Learning(held, None, math.nan, len(facts.loss.values), zeros)
     rows = len(facts.loss.values)
     least = trend.least if rows >= _FEW else _few_least(rows, _steps_per_row(facts), trend.noise)
     if rows < _FEW:
@@ -507,6 +511,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         place="shape",
         phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
         as_info=True,
+        look=True,
         scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
         thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, STILL_SHARE, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),

@@ -59,7 +59,7 @@ LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", 
 def _repeated(facts: RunFacts) -> Observation | None:
     if facts.evaluated or saturated(facts) is not None or divergence(facts) is not None:
         return None
-    epochs, trend = facts.epoch, facts.trend
+    epochs, trend = account(facts).passes, facts.trend
     if epochs is None or trend is None:
         raise Unknown("the log does not say how often the data was seen")
     few = epochs > FEW_EPOCHS.value and _down_to(trend.start, trend.end, FEW_LEVEL.value)
@@ -312,6 +312,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "on the training loss says little about new data.",
         phrase=lambda _: "steps down with each epoch",
         as_info=True,
+        look=True,
         scope="positive losses, data seen more than once in an order of its own",
         verify="Held-out loss over the same steps.",
         thresholds=(
@@ -345,6 +346,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "trained on.",
         phrase=lambda _: "held-out loss is as low as training loss",
         as_info=True,
+        look=True,
         scope="cross-entropy, five epochs and more; an easy task looks the same",
         verify="Count exact and near duplicates between both sets; evaluate on data made later.",
         thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
@@ -399,6 +401,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         rationale="A limit on steps that was set for a trial ends the run long before it has seen the data.",
         phrase=lambda v: f"{v['passes']:.2%} of the data seen",
         as_info=True,
+        look=True,
         action="Leave max_steps unset, or raise it, if the run was meant to see the data.",
         scope="runs that log a fraction of an epoch; of a large data set a part may be meant",
         verify="Steps of one pass: examples over the sequences of an optimizer step.",
