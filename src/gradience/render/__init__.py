@@ -30,6 +30,7 @@ Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, for
 WIDTH = 72  # characters of a banner
 PAGE: Final = 100  # most characters of a line of prose
 INFOS: Final = 5  # findings of severity info that a screen shows
+_RANGE: Final = 3  # ids of one code that are named singly
 _HANG: Final = 4  # further indent of a folded line
 _COMMAND: Final = "gradience "  # a line with a command is one to copy
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
@@ -248,7 +249,21 @@ def skipped_lines(not_run: Sequence[NotRun], *, verbose: bool) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for item in not_run if verbose else ():
         reasons.setdefault(item.reason, []).append(item.id)
-    yield from (f"  {', '.join(ids)}: {clean(reason)}" for reason, ids in reasons.items())
+    yield from (f"  {', '.join(ranges(ids))}: {clean(reason)}" for reason, ids in reasons.items())
+
+
+def ranges(ids: Iterable[str]) -> Iterator[str]:
+    """The ids, of which those of one letter code stand as its first and last if they are more than three.
+
+    >>> list(ranges(["WIR170", "LR001", "WIR171", "WIR179", "WIR173"]))
+    ['4 of WIR170 to WIR179', 'LR001']
+    """
+    codes: dict[str, list[str]] = {}
+    for each in ids:
+        codes.setdefault(each.rstrip("0123456789"), []).append(each)
+    for members in codes.values():
+        ordered = sorted(set(members))
+        yield from [f"{len(ordered)} of {ordered[0]} to {ordered[-1]}"] if len(ordered) > _RANGE else ordered
 
 
 def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:

@@ -31,7 +31,7 @@ from gradience.render import (
     skipped_line,
     skipped_lines,
 )
-from gradience.render.monitor import probe_lines
+from gradience.render.monitor import mark_lines, probe_lines
 from gradience.render.plots import histogram_lines
 from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
@@ -350,6 +350,9 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
         if report.advice.alternative:
             yield f"   or: {clean(report.advice.alternative)}"
         yield ""
+    if report.monitor is not None and report.monitor.account.marks:
+        yield from mark_lines(report.monitor.account.marks)
+        yield ""
     if report.best_checkpoint is not None:
         yield _best(report.best_checkpoint)
         yield ""
@@ -359,7 +362,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
             yield f"  {source:<{_SOURCE}}{clean(reason)}: {clean(ids)}"
         yield ""
     of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}
-    yield from (f"Note: {clean(note)}." for note in report.notes if verbose or note not in of_parts)
+    yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
     if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
         yield "Causes are hypotheses with their grounds: verify on held-out data."
 

@@ -13,7 +13,7 @@ from typing import Final
 from gradience.render import SKIPPED, clean, count, duration, number, percent, sentence, short_path, shorter, words
 from gradience.render.bench import harm_cell, outcome_cell, rows_of, task_line
 from gradience.render.check import by_reason, split_headline
-from gradience.render.monitor import step_of_plan
+from gradience.render.monitor import loss_ends, step_of_plan
 from gradience.schema.audit import AuditReport, Standing
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import Cause, CauseAdvice, DiagnoseReport, Unjudged
@@ -108,7 +108,7 @@ def main_facts(
         yield "Status", words(run.status) + step_of_plan(run)
         if t.rows:
             best = "" if t.min_loss is None else f" (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
-            yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}{best}, {t.rows} rows"
+            yield "Training loss", f"{loss_ends(t)}{best}, {t.rows} rows"
         for point in run.evals[:_SPLITS]:
             low, when = (lowest or {}).get(point.split, (None, None))
             best = "" if low is None or when == point.step else f" (lowest {number(low, '.4g')} at step {when})"

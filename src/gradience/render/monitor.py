@@ -24,11 +24,22 @@ from gradience.render import (
 )
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
+from gradience.rules.log.account import is_token_accuracy
+from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.recorded import no_weights
 from gradience.rules.weights import suggests_ranks
 from gradience.schema import Json, NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
-from gradience.schema.reports import Advice, EvalPoint, LossKind, MonitorReport, Schedule, SignalSummary
+from gradience.schema.reports import (
+    Advice,
+    EvalPoint,
+    EvaluationMark,
+    LossKind,
+    MonitorReport,
+    Schedule,
+    SignalSummary,
+    TrainSummary,
+)
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
@@ -68,7 +79,7 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
         yield f"Events: {', '.join(f'{name} {n}' for name, n in report.events.items())}"
         yield f"Run: {clean(report.run_id or '-')}, sessions recorded: {report.sessions}"
         yield ""
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes))
     if verbose or any(each.severity != "info" for each in report.findings):
         yield "Findings are hypotheses: verify on held-out data."
 
@@ -93,9 +104,16 @@ def _training(report: MonitorReport) -> Iterator[str]:
         if t.first_loss == t.last_loss == t.min_loss:
             yield f"Loss:    {number(t.last_loss, '.4g')} in all {t.rows} rows"
         else:
-            yield f"Loss:    {number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')} in {t.rows} rows{lowest}"
+            yield f"Loss:    {loss_ends(t)} in {t.rows} rows{lowest}"
     if t.rows:
         yield from _peak(report.account.schedule)
+
+
+def loss_ends(t: TrainSummary) -> str:
+    """The first and the last training loss, or the medians around them where the rows scatter."""
+    if t.first_level is not None:
+        return f"{number(t.first_level, '.4g')} -> {number(t.last_level, '.4g')} (medians)"
+    return f"{number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}"
 
 
 def _peak(schedule: Schedule) -> Iterator[str]:
@@ -160,9 +178,37 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
-        if of.decisive is not None and (value := number_in(point.metrics.extras, of.decisive)) is not None:
-            yield f"  {_label(point)} {clean(of.decisive)}: {number(value, '.4g')}"
+        for name in dict.fromkeys((of.decisive, *filter(is_token_accuracy, point.metrics.extras))):
+            if name is not None and (value := number_in(point.metrics.extras, name)) is not None:
+                yield f"  {_label(point)} {clean(name)}: {number(value, '.4g')}"
+    if of.kept_step is not None and of.marks:
+        how = "restored" if of.selection.restored else "the last"
+        yield f"  Kept:      step {of.kept_step} ({how})"
     yield ""
+
+
+def mark_lines(marks: Sequence[EvaluationMark]) -> Iterator[str]:
+    """The evaluations that the choice of weights rests on, one a line; `same`: no worse than the best within noise."""
+    if not marks:
+        return
+    noise = next((f" +/- {mark.loss_noise:.2g}" for mark in marks if mark.loss_noise is not None), "")
+    metric = next((mark for mark in marks if mark.metric is not None), None)
+    yield f"Evaluations that matter (loss{noise or ', noise unknown'}{_metric_head(metric)}):"
+    for mark in marks:
+        cells = [f"loss {number(mark.loss, '.4g')}{_ties(mark.loss_ties)}"] if mark.loss is not None else []
+        if mark.value is not None:
+            cells.append(
+                f"{clean(mark.metric or '')} {of_metric(mark.metric or '', mark.value)}{_ties(mark.value_ties)}"
+            )
+        yield f"  step {mark.step:<8} {', '.join(cells)}: {clean(', '.join(mark.roles))}"
+
+
+def _metric_head(mark: EvaluationMark | None) -> str:
+    return "" if mark is None else f"; {clean(mark.metric or '')} +/- {number(mark.value_noise, '.2g')}"
+
+
+def _ties(ties: bool | None) -> str:  # noqa: FBT001  # null is not known
+    return " (same)" if ties else ""
 
 
 def _gap(report: MonitorReport) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from gradience.rules import Verdict, judge
 from gradience.rules.log import (
+    choice,
     divergence,
     gradient,
     held_out,
@@ -34,6 +35,7 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *learning.RULES,
     *gradient.RULES,
     *held_out.RULES,
+    *choice.RULES,
     *repetition.RULES,
     *preference.RULES,
     *rewards.RULES,

@@ -36,7 +36,7 @@ NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "tra
 DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
 RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
-UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where the examples are not counted")
+UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where n and noise are unknown")
 NO_NATS = Threshold(
     "no_nats", math.log(262_144), "held-out loss at its lowest", "equal odds over the largest vocabulary in use, 262144"
 )
@@ -196,8 +196,8 @@ def _metrics(facts: RunFacts, split: str | None) -> Iterator[MetricAccount]:
                 columns.setdefault(name, []).append((event.step, value))
     stated = (facts.config.training.metric_for_best_model or "").removeprefix("eval_")
     for name, rows in columns.items():
-        up = facts.config.training.greater_is_better if name == stated else None
-        up = higher_is_better(name) if up is None else up
+        up = higher_is_better(name)
+        up = facts.config.training.greater_is_better if up is None and name == stated else up
         best = None if up is None else (max if up else min)(rows, key=lambda row: row[1])
         yield MetricAccount(
             name=name,
@@ -215,18 +215,33 @@ def _metrics(facts: RunFacts, split: str | None) -> Iterator[MetricAccount]:
 def _error(values: Sequence[float], shown: EvalPoint | None) -> float:
     """The difference that chance explains: by the number of examples and by the noise between evaluations."""
     fraction = all(0.0 <= value <= 1.0 for value in values)
-    between = EVAL_NOISE.value * noise(values, few=0) if len(values) >= FEW_EVALS else 0.0
+    between = EVAL_NOISE.value * noise(values, few=0) if len(values) >= FEW_EVALS else None
     n = shown.metrics.n if shown is not None else None
-    if not fraction:
-        return max(between, UNLIKE.value * max(map(abs, values)))
-    middle = median(values)
-    of_examples = 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n) if n else UNLIKE.value
-    return max(between, of_examples)
+    if fraction and n:
+        middle = median(values)
+        return max(between or 0.0, 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n))
+    return between if between is not None else UNLIKE.value * (1.0 if fraction else max(map(abs, values)))
 
 
 def decisive_metric(of: RunAccount) -> MetricAccount | None:
     """The task metric that decides which checkpoint is best; None if the loss does, or nothing."""
     return next((metric for metric in of.metrics if metric.name == of.decisive), None)
+
+
+def task_metric(facts: RunFacts) -> MetricAccount | None:
+    """The task metric that stands for what the run is for, whatever the trainer chose by; None without one."""
+    of = account(facts)
+    name = _decisive(of.metrics, Selection(), None)
+    return next((metric for metric in of.metrics if metric.name == name), None)
+
+
+def kept_step(of: RunAccount) -> int | None:
+    """The step of the weights that a finished run leaves, as its settings tell; None if they do not."""
+    if not of.ending.finished or of.selection.restored is None:
+        return None
+    if not of.selection.restored:
+        return of.ending.step
+    return of.selection.step if of.selection.step is not None else of.best_step
 
 
 def gain(metric: MetricAccount, before: float, after: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL, Observation, Threshold, Unknown, cite
-from gradience.rules.log.account import account, decisive_metric, gain, values_of
+from gradience.rules.log.account import account, decisive_metric, gain, kept_step, values_of
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -168,7 +168,7 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
     small = onset.noise == 0.0 and onset.rise <= OVERFIT_MUCH.value
     return Observation(
         f"{what}: {curve.split} loss was lowest at step {step} ({loss:.4g}) and is "
-        f"{onset.rise:.1%} higher at step {end}, {beside}.{_beside(facts, metric, step)}{also}",
+        f"{onset.rise:.1%} higher at step {end}, {beside}.{_beside(facts, metric, step)}{also}{_kept(facts)}",
         {
             "fits": bool(fits),
             "split": curve.split,
@@ -185,7 +185,7 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
             "metric_best": metric.best if metric is not None else None,
             "metric_gained": gained,
         },
-        severity="info" if gained or small else "warning",
+        severity="info" if gained or small or _restored(facts) else "warning",
         confidence=0.6 if gained else 0.85,
         evidence=seen(f"{curve.split} loss {loss:.4g} at step {step}, {curve.losses[-1]:.4g} at step {end}"),
     )
@@ -193,11 +193,11 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
 
 def gained_since(facts: RunFacts, metric: MetricAccount, step: int) -> bool:
     """Whether a metric is better at the end than at a step, by more than chance explains."""
-    then = _value_at(facts, metric, step)
+    then = value_at(facts, metric, step)
     return then is not None and gain(metric, then, metric.last) > metric.error
 
 
-def _value_at(facts: RunFacts, metric: MetricAccount, step: int) -> float | None:
+def value_at(facts: RunFacts, metric: MetricAccount, step: int) -> float | None:
     """A metric's value in the evaluation of a step; None if that evaluation lacks it."""
     here = (event for event in facts.evaluations if event.split == metric.split and event.step == step)
     values = [values_of(event.metrics) for event in here]
@@ -206,7 +206,7 @@ def _value_at(facts: RunFacts, metric: MetricAccount, step: int) -> float | None
 
 def _beside(facts: RunFacts, metric: MetricAccount | None, step: int) -> str:
     """What the task metric that decides did since the lowest loss, and what follows for the choice."""
-    if metric is None or (then := _value_at(facts, metric, step)) is None:
+    if metric is None or (then := value_at(facts, metric, step)) is None:
         return ""
     before, last = of_metric(metric.name, then), of_metric(metric.name, metric.last)
     change, name = gain(metric, then, metric.last), metric.name.capitalize()
@@ -249,7 +249,8 @@ def _gap(facts: RunFacts) -> Observation | None:
         f"Gap {_ratio(nats)}, over {facts.gap_threshold:g}x: {means}." if over else "",
         _losses(pair, with_ratio=not over) if pair is not None else "",
         f"Accuracy is {accuracies.train:.1%} in training, {accuracies.held_out:.1%} held out." if accuracies else "",
-        f"It was lowest at step {low['lowest_step']} ({low['lowest']:.4g})." if low and not _rising(facts) else "",
+        f"It was lowest at step {low['lowest_step']} ({low['lowest']:.4g})." if low and not overfits(facts) else "",
+        "" if overfits(facts) else _kept(facts).strip(),
     ]
     return Observation(
         " ".join(filter(None, says)),
@@ -263,7 +264,7 @@ def _gap(facts: RunFacts) -> Observation | None:
             "threshold": facts.gap_threshold,
             "accuracy_train": accuracies.train if accuracies is not None else None,
             "accuracy_held_out": accuracies.held_out if accuracies is not None else None,
-            "rises": _rising(facts),
+            "rises": overfits(facts),
             **low,
         },
         severity="info" if not repeated or _harmless(facts) else "warning",
@@ -312,7 +313,7 @@ def _accuracies(facts: RunFacts) -> _Accuracies | None:
 def _far(facts: RunFacts, of: RunAccount) -> bool:
     """Whether losses that are too low for a gap in perplexity are far apart all the same."""
     pair, floor = of.last_pair, of.floor or 0.0
-    if pair is None or _rising(facts):
+    if pair is None or overfits(facts):
         return False
     nats, train = pair.held_out - pair.train, max(pair.train - floor, 0.0)
     return GAP_NATS.value < nats <= math.log(LOSS_GAP.value) and pair.held_out - floor > GAP_TIMES.value * train
@@ -321,6 +322,8 @@ def _far(facts: RunFacts, of: RunAccount) -> bool:
 def _harmless(facts: RunFacts) -> bool:
     """Whether held-out data did not suffer: the loss is at its best, or the deciding metric gained since it was."""
     curve, metric = facts.held_out_curve, decisive_metric(account(facts))
+    if _restored(facts):
+        return True
     if metric is not None and metric.count == 1:
         return True  # nothing was seen to stand still
     if curve is not None and len(curve.losses) >= LEAST_EVALS.value and curve.best == len(curve.losses) - 1:
@@ -331,6 +334,17 @@ def _harmless(facts: RunFacts) -> bool:
     if since is None or since == metric.best_step:
         return gain(metric, metric.first, metric.last) > metric.error and metric.best == metric.last
     return gained_since(facts, metric, since)
+
+
+def _restored(facts: RunFacts) -> bool:
+    """Whether the run left the weights of its best evaluation, not those of its last step."""
+    of = account(facts)
+    return of.selection.restored is True and kept_step(of) is not None and kept_step(of) == of.best_step
+
+
+def _kept(facts: RunFacts) -> str:
+    """A sentence on the weights that were restored at the end."""
+    return f" The weights of step {kept_step(account(facts))} were restored at the end." if _restored(facts) else ""
 
 
 def _ratio(nats: float) -> str:
@@ -360,7 +374,8 @@ def _times(held_out: float, train: float) -> str:
     return f"{held_out / train:.1f} times" if train > 0.0 and held_out / train < _MANY else "many times"
 
 
-def _rising(facts: RunFacts) -> bool:
+def overfits(facts: RunFacts) -> bool:
+    """Whether OVF110 speaks of the run."""
     try:
         return overfitting(facts) is not None
     except Unknown:
@@ -512,9 +527,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of "
         "it and more than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and "
-        "gets worse if that ends under {rising} times its lowest, or was not logged; info if the task metric that "
-        "decides gained since by more than chance explains, or if the noise is not known and the rise is at most "
-        "{overfit_much}. Or, from {least_evals} evaluations on, the last {overfit_evals} are worse than the best in "
+        "gets worse if that ends under {rising} times its lowest, or was not logged; info if the best weights were "
+        "restored, if the task metric that decides gained since by more than chance explains, or if the noise is not "
+        "known and the rise is at most {overfit_much}. Or, from {least_evals} evaluations on, the last {overfit_evals} are worse than the best in "
         "that metric by more than chance explains",
         observe=overfitting,
         needs=(not_under("rl"),),
@@ -541,7 +556,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "times the training perplexity; or, while it does not rise again, held-out loss is over {gap_times} times the "
         "training loss and {gap_nats} nats above; or training accuracy is over {accuracy_gap}, and more than chance "
         "explains, above held-out accuracy. Info while the data has not repeated, while the held-out loss is at its "
-        "best, or if the task metric that decides gained since it was",
+        "best, if the best weights were restored, or if the task metric that decides gained since it was",
         observe=_gap,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,

@@ -310,6 +310,9 @@ def _does_not_fall(
 ) -> Observation:
     chance = _chance_level(facts)
     hint = f" It sits at {chance}: the loss of a random guess." if chance else ""
+    norms = facts.norm.points
+    if norms and (norm := median(norms)) > 0.0:
+        hint += f" Gradients arrive (norm {norm:.2g}), and nothing moves."
     return Observation(
         f"{says}.{hint}",
         {"first": trend.start, "last": trend.end, "drop": trend.fall, "most": most},
