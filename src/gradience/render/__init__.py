@@ -32,6 +32,7 @@ PAGE: Final = 100  # most characters of a line of prose
 INFOS: Final = 5  # findings of severity info that a screen shows
 _RANGE: Final = 3  # ids of one code that are named singly
 _HANG: Final = 4  # further indent of a folded line
+_LABEL: Final = 12  # characters in which a label is followed by blanks; further on, blanks part columns
 _COMMAND: Final = "gradience "  # a line with a command is one to copy
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
@@ -54,12 +55,12 @@ def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
 
 
 def folded(line: str, width: int = PAGE) -> list[str]:
-    """The line in pieces of at most `width` characters, the later ones indented. A command or a path stays whole.
+    """The line in pieces of at most `width` characters, the later ones indented. A command or a table row stays whole.
 
     >>> folded("  [INFO] it is long", 12)
     ['  [INFO] it', '      is', '      long']
     """
-    if len(line) <= width or _COMMAND in line:
+    if len(line) <= width or _COMMAND in line or "  " in line.strip()[_LABEL:]:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + _HANG)
     return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -187,28 +187,33 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     yield ""
 
 
-def mark_lines(marks: Sequence[EvaluationMark]) -> Iterator[str]:
-    """The evaluations that the choice of weights rests on, one a line; `same`: no worse than the best within noise."""
-    if not marks:
-        return
-    noise = next((f" +/- {mark.loss_noise:.2g}" for mark in marks if mark.loss_noise is not None), "")
+def marks_title(marks: Sequence[EvaluationMark]) -> str:
+    """What the table of evaluations shows, and what chance explains of it."""
+    noise = next((f" +/- {mark.loss_noise:.2g}" for mark in marks if mark.loss_noise is not None), ", noise unknown")
     metric = next((mark for mark in marks if mark.metric is not None), None)
-    yield f"Evaluations that matter (loss{noise or ', noise unknown'}{_metric_head(metric)}):"
+    of_metric = "" if metric is None else f"; {metric.metric} +/- {number(metric.value_noise, '.2g')}"
+    return f"Evaluations that matter (loss{noise}{of_metric}; same: within that of the best)"
+
+
+def mark_cells(mark: EvaluationMark) -> tuple[str, str, str, str]:
+    """The step, the loss, the metric and the roles of an evaluation."""
+    value = "" if mark.value is None else f"{mark.metric} {of_metric(mark.metric or '', mark.value)}"
+    loss = "" if mark.loss is None else number(mark.loss, ".4g")
+    cells = (loss + _ties(loss, mark.loss_ties), value + _ties(value, mark.value_ties))
+    return str(mark.step), *cells, ", ".join(mark.roles)
+
+
+def _ties(cell: str, ties: bool | None) -> str:  # noqa: FBT001  # None is not known
+    return " (same)" if cell and ties else ""
+
+
+def mark_lines(marks: Sequence[EvaluationMark]) -> Iterator[str]:
+    """The evaluations that the choice of weights rests on, one a line."""
+    if marks:
+        yield f"{clean(marks_title(marks))}:"
     for mark in marks:
-        cells = [f"loss {number(mark.loss, '.4g')}{_ties(mark.loss_ties)}"] if mark.loss is not None else []
-        if mark.value is not None:
-            cells.append(
-                f"{clean(mark.metric or '')} {of_metric(mark.metric or '', mark.value)}{_ties(mark.value_ties)}"
-            )
-        yield f"  step {mark.step:<8} {', '.join(cells)}: {clean(', '.join(mark.roles))}"
-
-
-def _metric_head(mark: EvaluationMark | None) -> str:
-    return "" if mark is None else f"; {clean(mark.metric or '')} +/- {number(mark.value_noise, '.2g')}"
-
-
-def _ties(ties: bool | None) -> str:  # noqa: FBT001  # null is not known
-    return " (same)" if ties else ""
+        step, loss, value, roles = map(clean, mark_cells(mark))
+        yield f"  step {step:<8} loss {loss}{', ' if value else ''}{value}: {roles}"
 
 
 def _gap(report: MonitorReport) -> Iterator[str]:

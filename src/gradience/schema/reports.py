@@ -566,6 +566,7 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     passes: Annotated[float, about("Passes over the data, by the log.")] | None = None
     split: Annotated[str, about("The held-out split that is judged.")] | None = None
     evaluations: Annotated[NonNegativeInt, about("Held-out evaluations of that split at different steps.")] = 0
+    held_out_loss: Annotated[MetricAccount, about("Its loss, without evaluations of restored weights.")] | None = None
     metrics: Annotated[list[MetricAccount], about("Its task metrics, in the order logged.")] = []
     decisive: (
         Annotated[str, about("What decides which checkpoint is best: `loss`, or a metric; null without either.")] | None

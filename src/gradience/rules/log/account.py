@@ -40,6 +40,7 @@ UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement
 NO_NATS = Threshold(
     "no_nats", math.log(262_144), "held-out loss at its lowest", "equal odds over the largest vocabulary in use, 262144"
 )
+STILL_EVALS = Threshold("still_evals", 3, "evaluations with one value", "a judgement: two may be alike")
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
 _FEW_LEFT: Final = 0.1  # of the peak rate, under which a schedule has decayed
 _MOST_ROWS: Final = 200  # training rows averaged beside an evaluation
@@ -93,7 +94,8 @@ def account(facts: RunFacts) -> RunAccount:
     """The account of the run."""
     curve = facts.held_out_curve
     split = curve.split if curve is not None else facts.held_out.split if facts.held_out is not None else None
-    metrics = [metric for metric in _metrics(facts, split) if metric.name != _LOSS]
+    every = list(_metrics(facts, split))
+    metrics = [metric for metric in every if metric.name != _LOSS]
     selection = _selection(facts, metrics, curve)
     decisive = _decisive(metrics, selection, curve)
     objective, loss = _kinds(facts, metrics)
@@ -106,6 +108,7 @@ def account(facts: RunFacts) -> RunAccount:
         passes=_passes(facts),
         split=split,
         evaluations=len({event.step for event in facts.evaluations if event.split == split}),
+        held_out_loss=next((metric for metric in every if metric.name == _LOSS), None),
         metrics=metrics,
         decisive=decisive,
         best_step=best,
@@ -231,13 +234,15 @@ def decisive_metric(of: RunAccount) -> MetricAccount | None:
 def task_metric(facts: RunFacts) -> MetricAccount | None:
     """The task metric that stands for what the run is for, whatever the trainer chose by; None without one."""
     of = account(facts)
-    name = _decisive(of.metrics, Selection(), None)
+    name = _decisive(of.metrics, Selection(), None) or next((m.name for m in of.metrics if _stands_still(m)), None)
     return next((metric for metric in of.metrics if metric.name == name), None)
 
 
 def kept_step(of: RunAccount) -> int | None:
     """The step of the weights that a finished run leaves, as its settings tell; None if they do not."""
-    if not of.ending.finished or of.selection.restored is None:
+    known = None if of.selection.by is None else higher_is_better(of.selection.by)
+    turned = known is not None and of.selection.higher_is_better not in {None, known}
+    if not of.ending.finished or of.selection.restored is None or (of.selection.restored and turned):
         return None
     if not of.selection.restored:
         return of.ending.step
@@ -271,13 +276,19 @@ def _selection(facts: RunFacts, metrics: Sequence[MetricAccount], curve: HeldOut
 
 def _decisive(metrics: Sequence[MetricAccount], selection: Selection, curve: HeldOutCurve | None) -> str | None:
     """What says which checkpoint is best: what the trainer chose by, else the first task metric, else the loss."""
-    judged = [metric.name for metric in metrics if metric.higher_is_better is not None]
+    still = {metric.name for metric in metrics if metric.count >= STILL_EVALS.value and _stands_still(metric)}
+    judged = [metric.name for metric in metrics if metric.higher_is_better is not None and metric.name not in still]
     if selection.by in judged or (selection.by == _LOSS and curve is not None):
         return selection.by
     of_classes = _of_classes(judged)
     whole = [name for name in judged if not _TOKENS.search(name) and name not in of_classes]
     task = sorted(whole, key=partial(_rank, frozenset(judged)))
     return task[0] if task else _LOSS if curve is not None else None
+
+
+def _stands_still(metric: MetricAccount) -> bool:
+    """Whether a metric never got better nor ended worse: it tells no checkpoint from another."""
+    return metric.first == metric.best == metric.last
 
 
 def _of_classes(names: Sequence[str]) -> frozenset[str]:
@@ -408,8 +419,8 @@ def _schedule(facts: RunFacts) -> Schedule:
 
 
 def _rising(rates: Sequence[float]) -> bool:
-    """Whether the last of two or more learning rates is the highest, and well above the one in the middle."""
-    return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > rates[(len(rates) - 1) // 2]
+    """Whether the last of two or more learning rates is the highest, above the one before and the one in the middle."""
+    return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[(len(rates) - 1) // 2])
 
 
 def rises_again(points: Sequence[float]) -> list[int]:

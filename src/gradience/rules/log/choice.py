@@ -78,7 +78,9 @@ def _weights(facts: RunFacts) -> Observation | None:
     if metric is None or metric.best is None or metric.best_step is None:
         raise Unknown("no task metric was evaluated")
     value = value_at(facts, metric, step) if of.selection.restored else metric.last
-    if value is None or gain(metric, value, metric.best) <= metric.error or overfits(facts):
+    if value is None or gain(metric, value, metric.best) <= metric.error:
+        return None
+    if not of.selection.restored and overfits(facts):
         return None
     how = f"Step {step} was restored by {of.selection.by}" if of.selection.restored else "The last weights were kept"
     return Observation(

@@ -251,7 +251,7 @@ class RunFacts:
     def warming_up(self) -> bool:
         """Whether the learning rate was still rising at the end of the log."""
         rates = self.rate.points
-        return bool(rates) and rates[-1] == max(rates) and rates[-1] > rates[len(rates) // 2]
+        return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[len(rates) // 2])
 
     @property
     def in_mid_run(self) -> bool:

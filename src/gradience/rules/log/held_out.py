@@ -6,8 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL, Observation, Threshold, Unknown, cite
-from gradience.rules.log.account import account, decisive_metric, gain, kept_step, values_of
+from gradience.rules import (
+    INSTRUCT_GPT,
+    KARPATHY,
+    PRECHELT,
+    TINKER_STEPS,
+    TRIAL,
+    Observation,
+    Sign,
+    Threshold,
+    Unknown,
+    cite,
+)
+from gradience.rules.log.account import account, decisive_metric, gain, kept_step, task_metric, values_of
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -26,6 +37,7 @@ from gradience.rules.log.facts import (
     shown,
 )
 from gradience.rules.log.learning import FITTED, LEAST_EVALS, too_little
+from gradience.rules.log.preference import swapped
 from gradience.rules.log.statistics import NORMAL_95, median
 from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
@@ -62,6 +74,8 @@ class _Onset(NamedTuple):
 @once
 def overfitting(facts: RunFacts) -> Observation | None:
     """Held-out loss that rises again, or a task metric that is lost again, while the training loss falls."""
+    if swapped(facts) is not None:
+        return None
     curves = [curve for curve in facts.curves if len(curve.losses) >= LEAST_EVALS.value]
     onsets = [onset for curve in curves if (onset := _onset(curve)) is not None]
     lost = _lost(facts)
@@ -159,7 +173,7 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
     curve, best = onset.curve, onset.best
     step, loss, end = curve.steps[best], curve.losses[best], curve.steps[-1]
     of = account(facts)
-    metric = decisive_metric(of) if of.split == curve.split else None
+    metric = task_metric(facts) if of.split == curve.split else None
     gained = metric is not None and gained_since(facts, metric, step)
     also = f" So do {', '.join(others[:3])}." if others else ""
     beside = "while training loss fell" if fits else "while training loss did not fall"
@@ -529,12 +543,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         "it and more than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and "
         "gets worse if that ends under {rising} times its lowest, or was not logged; info if the best weights were "
         "restored, if the task metric that decides gained since by more than chance explains, or if the noise is not "
-        "known and the rise is at most {overfit_much}. Or, from {least_evals} evaluations on, the last {overfit_evals} are worse than the best in "
-        "that metric by more than chance explains",
+        "known and the rise is at most {overfit_much}. Or, from {least_evals} evaluations on, the last "
+        "{overfit_evals} are worse than the best in that metric by more than chance explains",
         observe=overfitting,
         needs=(not_under("rl"),),
         confidence=0.85,
-        signs=("overfits",),
+        signs=(Sign("overfits", unless=frozenset({"info"})),),  # as info, its own sentence says what to do
         evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
         rationale="From that step on the run fitted its training data at the cost of held-out data.",
         place="shape",
