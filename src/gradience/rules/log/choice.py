@@ -82,9 +82,13 @@ def _weights(facts: RunFacts) -> Observation | None:
         return None
     if not of.selection.restored and overfits(facts):
         return None
-    how = f"Step {step} was restored by {of.selection.by}" if of.selection.restored else "The last weights were kept"
+    how = (
+        f"Step {step} was restored by {of.selection.by}: its"
+        if of.selection.restored
+        else "The last weights were kept: their"
+    )
     return Observation(
-        f"{how}: their {metric.name} is {of_metric(metric.name, value)}, and was "
+        f"{how} {metric.name} is {of_metric(metric.name, value)}, and was "
         f"{of_metric(metric.name, metric.best)} at step {metric.best_step}.",
         {"step": step, "metric": metric.name, "value": value, "best": metric.best, "best_step": metric.best_step},
         action=None

@@ -277,8 +277,8 @@ def swapped(facts: RunFacts) -> Observation | None:
     if late < 1.0 - SWAPPED.value or held_out[-1] > SWAPPED.value:
         return None
     return Observation(
-        f"{held_out[-1]:.0%} of the held-out pairs are in the order of their labels, and {late:.0%} of those of training: "
-        "chosen and rejected are swapped in one of both.",
+        f"{held_out[-1]:.0%} of the held-out pairs are in the order of their labels, and {late:.0%} of those of "
+        "training: chosen and rejected are swapped in one of both.",
         {"held_out": held_out[-1], "train": late},
         evidence=seen(f"{ACCURACIES} of {len(held_out)} evaluations, {min(held_out):.3g} to {max(held_out):.3g}"),
     )
