@@ -983,10 +983,10 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[
             (OVERFIT, "overfits from step 43 (test loss +12.5% since)"),
             (
-                {**OVERFIT, "metric": "wer", "metric_kept": True},
-                "overfits from step 43 (test loss +12.5% since), but wer holds",
+                {**OVERFIT, "metric": "wer", "metric_gained": True},
+                "overfits from step 43 (test loss +12.5% since), but wer still gained",
             ),
-            ({**OVERFIT, "metric": "f1", "metric_kept": False}, "overfits from step 43 (test loss +12.5% since)"),
+            ({**OVERFIT, "metric": "f1", "metric_gained": False}, "overfits from step 43 (test loss +12.5% since)"),
             (
                 {"split": "test", "metric": "accuracy", "best_step": 7, "best": 0.75, "last": 0.5},
                 "test accuracy was best at step 7 (75.0%; 50.0% at the end)",

@@ -31,9 +31,7 @@ def slow(part: float) -> float:
 
 def trained(loss: Any = fitted, *, epochs: float = 5.0, **columns: float) -> list[dict[str, Any]]:
     rates = {"learning_rate": 2e-4, "grad_norm": 1.0}
-    return [
-        {"step": 5 * i, "epoch": epochs * i / 40, "loss": loss(i / 40), **rates, **columns} for i in range(1, 41)
-    ]
+    return [{"step": 5 * i, "epoch": epochs * i / 40, "loss": loss(i / 40), **rates, **columns} for i in range(1, 41)]
 
 
 def evaluated(losses: Any = RISES, steps: Any = STEPS, **metrics: Any) -> list[dict[str, Any]]:
@@ -92,9 +90,7 @@ CASES = {
         ("[WARNING] CON193: Eval accuracy is 82.0%, and recall is 1 / 2",),
         verdict="needs_attention",
     ),
-    "no metric": Case(
-        [*trained(), *evaluated()], ("[WARNING] OVF110", "[WARNING] GAP111"), verdict="needs_attention"
-    ),
+    "no metric": Case([*trained(), *evaluated()], ("[WARNING] OVF110", "[WARNING] GAP111"), verdict="needs_attention"),
     "a column named reward changes nothing": Case(
         [*trained(reward=0.5), *evaluated()], ("[WARNING] OVF110", "[WARNING] GAP111"), verdict="needs_attention"
     ),
@@ -129,7 +125,10 @@ CASES = {
         ("GAP111", "hypotheses", "Model:", "Profile:"),
     ),
     "a squared error is no nats": Case(
-        [*trained(lambda part: 1200.0 - 300.0 * part), *evaluated([x * 900 for x in FALLS], mse=[x * 900 for x in FALLS])],
+        [
+            *trained(lambda part: 1200.0 - 300.0 * part),
+            *evaluated([x * 900 for x in FALLS], mse=[x * 900 for x in FALLS]),
+        ],
         (),
         ("GAP111", "uniform guess"),
     ),
@@ -192,6 +191,8 @@ def test_of_findings_that_are_only_info_five_are_shown_and_the_rest_counted(tmp_
     run = folder(tmp_path, [*trained(), *evaluated(accuracy=GAINS)])
     report = monitor_run(run)
     more = report.findings * 3
-    shown = monitor_text(type(report)(**{**{f: getattr(report, f) for f in report.__struct_fields__}, "findings": more}))
+    shown = monitor_text(
+        type(report)(**{**{f: getattr(report, f) for f in report.__struct_fields__}, "findings": more})
+    )
     assert shown.count("[INFO]") == 5
     assert f"... and {len(more) - 5} more (--verbose lists all)" in shown

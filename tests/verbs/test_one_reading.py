@@ -25,7 +25,11 @@ def logs(root, tmp_path_factory):
     """Each published and constructed log as a folder, as its trainer left it."""
     shared = root.parent / "shared" / "data"
     states = [*(root / "tests/golden/field").glob("*.json")]
-    states += [*shared.glob("field/*.json"), *shared.glob("trainer_states/*.json"), *shared.glob("field2/*/trainer_state.json")]
+    states += [
+        *shared.glob("field/*.json"),
+        *shared.glob("trainer_states/*.json"),
+        *shared.glob("field2/*/trainer_state.json"),
+    ]
     parent = tmp_path_factory.mktemp("logs")
     for number, state in enumerate(sorted(states)):
         (parent / f"{number}").mkdir()
@@ -48,7 +52,9 @@ def test_a_bad_word_of_the_story_is_a_finding_that_is_shown_and_the_verdict_agre
         if unseen := [name for name in told if f"] {name}" not in shown]:
             apart.append((report.story, unseen))
         bad = [part for part in report.story_parts if BAD.search(part.says)]
-        if any(part.finding is None for part in bad) or (bad and diagnosis.verdict in {"no_fault_found", "could_not_judge"}):
+        if any(part.finding is None for part in bad) or (
+            bad and diagnosis.verdict in {"no_fault_found", "could_not_judge"}
+        ):
             apart.append((report.story, diagnosis.verdict))
     assert apart == []
 

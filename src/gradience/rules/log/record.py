@@ -146,7 +146,7 @@ def _no_row(facts: RunFacts) -> str | None:
     every, steps = facts.config.training.logging_steps, facts.last_step or facts.max_steps
     if every is not None and steps and as_float(every) > steps:
         return f"No training loss was logged: the run had {steps} steps, and logging_steps is {as_float(every):g}."
-    if facts.last_step is None and not facts.history and facts.status == "unknown":
+    if facts.max_steps and facts.last_step is None and not facts.history and facts.status == "unknown":
         return "The run ended before its first row was logged" + (
             f": {facts.status_reason}." if facts.status_reason else "."
         )
