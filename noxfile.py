@@ -119,13 +119,6 @@ def field(session: nox.Session) -> None:
 
 
 @nox.session
-def mutants(session: nox.Session) -> None:
-    """Change the source one token at a time, and see whether a test fails: 'nox -s mutants -- --count 400 --seed 0'."""
-    _install(session)
-    session.run("python", "tests/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
-
-
-@nox.session
 def fuzz(session: nox.Session) -> None:
     """Damaged inputs for every verb: `nox -s fuzz -- --inputs 100000 --seed 1 --workers 8 --out failures`."""
     _install(session)
