@@ -8,7 +8,6 @@ from typing import Any
 from tables import every
 
 from gradience.judge.diagnose import is_complete, verdict_of
-from gradience.judge.diagnose.sources import _plural
 from gradience.schema.diagnose import Cause, Piece
 
 
@@ -51,7 +50,3 @@ def test_enough_was_judged_if_something_was_and_all_could_be_read(states, judged
     sources: Any = [SimpleNamespace(state=state) for state in states]
     coverage: Any = [SimpleNamespace(source=source, judged=n) for source, n in judged.items()]
     assert is_complete(sources, coverage) is complete
-
-
-def test_one_has_no_plural():
-    assert [_plural(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

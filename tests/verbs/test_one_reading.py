@@ -16,7 +16,8 @@ from gradience.render.markdown import escape, report_markdown
 from gradience.render.monitor import monitor_text
 
 BAD = re.compile(
-    r"overfits|gets worse|diverged|at chance|(does not|no longer|hardly) falls?|the same data|swapped|one answer to every"
+    r"overfits|gets worse|diverged|at chance|"
+    r"(does not|no longer|hardly) falls?|the same data|swapped|one answer to every"
 )
 
 
@@ -61,8 +62,8 @@ def test_a_bad_word_of_the_story_is_a_finding_that_is_shown_and_the_verdict_agre
 
 def test_every_verb_gives_the_same_story_step_rate_loss_and_count(logs, tmp_path):
     store = runs.collect(logs, out=tmp_path / "store")
-    names = ("path", "story", "steps", "lr", "last_loss", "best_eval_loss", "findings", "objective")
-    rows = runs.query(store, f"select {', '.join(names)} from runs").rows
+    names = ("path", "story", "steps", "lr", "best_eval_loss", "findings", "objective")
+    rows = runs.query(store, "select path, story, steps, lr, best_eval_loss, findings, objective from runs").rows
     of_runs = {Path(str(row[0])).name: dict(zip(names, row, strict=True)) for row in rows}
     assert len(of_runs) == len(list(logs.iterdir()))
     for folder in sorted(logs.iterdir()):

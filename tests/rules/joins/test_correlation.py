@@ -12,7 +12,7 @@ from tables import every
 from gradience.cli.schema import rules
 from gradience.judge.diagnose import IDS, unjudged, verdict_of
 from gradience.rules import Observation
-from gradience.rules.joins import RULES_OF, Message, Needs, Symptom, _named, correlate, showing
+from gradience.rules.joins import RULES_OF, Message, Needs, Symptom, correlate, showing
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import SOURCES, Cause, DiagnosedSource
 from gradience.schema.document import SEVERITIES, Finding
@@ -268,18 +268,3 @@ def test_the_action_of_a_cause_is_the_first_that_one_of_its_pieces_has(first, th
     kept = Symptom("disk", "best_checkpoint", Observation("y", {"checkpoint": "c"}, action=then))
     (cause,) = correlate(JOINS, [overfit, kept], frozenset()).causes
     assert cause.action == action
-
-
-@every(
-    ("needs", "named"),
-    [
-        (Needs("log", ("no_learning", "vanished_gradient")), ["NOL106", "GRD108"]),
-        (Needs("log", ("no_gradient",)), ["GRD108 (warning)"]),
-        (Needs("weights", ("no_update",)), ["TRN202 (near untrained or untrained)"]),
-        (Needs("disk", ("lowest",)), ["a checkpoint from around the lowest loss"]),
-        (Needs("log", silent=("no_learning",), says="x"), ["no NOL106"]),
-        (Needs("log", silent=("no_learning", "diverged"), says="x"), ["neither NOL106 nor DIV104"]),
-    ],
-)
-def test_what_a_join_needs_is_named(needs, named):
-    assert list(_named(needs)) == named

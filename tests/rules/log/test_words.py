@@ -1,6 +1,6 @@
 """The parts of a sentence that a rule says in some cases only: each is there in its case, and not in the other.
 
-The golden file of `test_numbers_said.py` holds the numbers of every sentence; words beside them are held here.
+The table in `log_runs` holds the answers; words of some cases are held here.
 """
 
 from __future__ import annotations
