@@ -41,8 +41,8 @@ def test_a_log_without_an_audit_is_told_once():
         (
             {"utilization_mean": 0.142, "suggested_r_global_median": 2, "suggested_r_global_90": 3},
             (
-                "Utilization 14.2%, under 25%: likely over-provisioned. Compress to r=2 (most modules) or r=3 (the tail) "
-                "after training, do not train with it; verify with eval."
+                "Utilization 14.2%, under 25%: likely over-provisioned. Compress to r=2 (most modules) or r=3 (the "
+                "tail) after training, do not train with it; verify with eval."
             ),
         ),
         ({"utilization_mean": 0.142, "verdict": "random_like"}, None),

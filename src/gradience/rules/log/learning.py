@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown, cite
-from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, values_of
+from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, task_metric, values_of
 from gradience.rules.log.divergence import FELL, divergence, fell_before
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -182,7 +182,7 @@ def not_held_out(facts: RunFacts) -> str | None:
     metric that is no better or a loss that is higher than at first. Training that overfits has a finding of its own.
     """
     of, curve = account(facts), facts.held_out_curve
-    metric = decisive_metric(of)
+    metric = task_metric(facts)
     worst = next((each for each in of.metrics if each.count > 1 and _at_its_worst(each)), None)
     if worst is not None:
         return f"{worst.split} {worst.name}"
@@ -227,7 +227,7 @@ def _solved(metric: MetricAccount) -> bool:
 
 def _task_improved(facts: RunFacts) -> bool:
     """Whether the decisive task metric improved from the first evaluation by more than chance explains."""
-    metric = decisive_metric(account(facts))
+    metric = task_metric(facts)
     if metric is None or metric.best is None:
         return False
     return gain(metric, metric.first, metric.best) > metric.error
