@@ -1025,7 +1025,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("almost", "-w", 53, 54, _stopped),
             Edge("rising", "-w", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
-            Edge("long_warmup", "-i", 20, 21, _warmed),
+            Edge("long_warmup", "-i", 21, 22, _warmed),
             Edge("long_rows", "-i", 3, 4, lambda x: _warmed(x, rows=11 if x > 3 else 8)),
         ],
         told=[

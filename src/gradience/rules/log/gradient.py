@@ -36,7 +36,7 @@ MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fi
 SOLVED = Threshold("solved", 0.97, "accuracy or the like on held-out data", JUDGEMENT)
 FITTED_LOSS = Threshold("fitted_loss", 0.02, "nats, at such an accuracy", JUDGEMENT)
 
-LONG_WARMUP = Threshold("long_warmup", 1 / 3, "of the steps", "a judgement: a tenth is usual")
+LONG_WARMUP = Threshold("long_warmup", 0.35, "of the steps", "a judgement: a tenth is usual")
 LONG_ROWS = Threshold("long_rows", 3, "rows of a rising rate", JUDGEMENT)
 WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "a judgement: a shorter run has no schedule")
 ALMOST = Threshold("almost", 0.9, "of the planned steps", JUDGEMENT)

@@ -264,13 +264,16 @@ def _saturated(facts: RunFacts) -> Observation | None:
     return saturated(facts)
 
 
+def _in_order(facts: RunFacts) -> list[float]:
+    """The shares of held-out pairs in the order of their labels, by evaluation."""
+    values = (number_in(event.metrics.extras, ACCURACIES) for event in facts.evaluations)
+    return [value for value in values if value is not None]
+
+
 @once
 def swapped(facts: RunFacts) -> Observation | None:
     """Held-out pairs that the model orders against their labels, while it orders those of training by them."""
-    trained = facts.signals.get(ACCURACIES)
-    held_out = [
-        value for event in facts.evaluations if (value := number_in(event.metrics.extras, ACCURACIES)) is not None
-    ]
+    trained, held_out = facts.signals.get(ACCURACIES), _in_order(facts)
     if facts.objective.kind != "preference" or trained is None or not held_out:
         return None
     late = median(last_part(trained.values, 5))
@@ -282,6 +285,12 @@ def swapped(facts: RunFacts) -> Observation | None:
         {"held_out": held_out[-1], "train": late},
         evidence=seen(f"{ACCURACIES} of {len(held_out)} evaluations, {min(held_out):.3g} to {max(held_out):.3g}"),
     )
+
+
+def _swapped(facts: RunFacts) -> Observation | None:
+    if ACCURACIES not in facts.signals or not _in_order(facts):
+        raise Unknown(f"no {ACCURACIES} of training and of evaluations")
+    return swapped(facts)
 
 
 def told(facts: RunFacts) -> Iterator[StoryPart]:
@@ -311,8 +320,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, "
         "late on",
-        observe=swapped,
-        needs=(under("preference"),),
+        observe=_swapped,
+        meant_for=under("preference"),
         confidence=0.85,
         place="meaning",
         phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
