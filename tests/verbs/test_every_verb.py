@@ -92,8 +92,8 @@ TABLE = [
         2,
         (
             "MLX-LM's LoRA has no place for 4 tensors of runs/toy/peft/adapter_model.safetensors: "
-            "base_model.model.classifier.bias, base_model.model.classifier.weight, base_model.model.pre_classifier.bias "
-            "and 1 more (leave them out with --drop, or keep the adapter as it is)"
+            "base_model.model.classifier.bias, base_model.model.classifier.weight, "
+            "base_model.model.pre_classifier.bias and 1 more (leave them out with --drop, or keep the adapter as it is)"
         ),
     ),
     (
