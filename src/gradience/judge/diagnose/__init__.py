@@ -313,8 +313,11 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
-    causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
-    return sorted(causes, key=_place)
+    single = (_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)
+    causes = sorted([*joined.causes, *single], key=_place)
+    return list({(cause.id, cause.message): cause for cause in reversed(causes)}.values())[
+        ::-1
+    ]  # the log repeats weights
 
 
 def _place(cause: Cause) -> tuple[int, bool, bool, int]:

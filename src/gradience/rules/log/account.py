@@ -216,14 +216,17 @@ def _metrics(facts: RunFacts, split: str | None) -> Iterator[MetricAccount]:
 
 
 def _error(values: Sequence[float], shown: EvalPoint | None) -> float:
-    """The difference that chance explains: by the number of examples and by the noise between evaluations."""
+    """The difference that chance explains: by the number of examples, else by the noise between evaluations."""
     fraction = all(0.0 <= value <= 1.0 for value in values)
-    between = EVAL_NOISE.value * noise(values, few=0) if len(values) >= FEW_EVALS else None
     n = shown.metrics.n if shown is not None else None
     if fraction and n:
         middle = median(values)
-        return max(between or 0.0, 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n))
-    return between if between is not None else UNLIKE.value * (1.0 if fraction else max(map(abs, values)))
+        return 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n)
+    if len(values) >= FEW_EVALS:  # of a curve that is steep at first, the second half
+        return EVAL_NOISE.value * min(
+            noise(part, few=0) for part in (values, values[len(values) // 2 :]) if len(part) > 3
+        )
+    return UNLIKE.value * (1.0 if fraction else max(map(abs, values)))
 
 
 def decisive_metric(of: RunAccount) -> MetricAccount | None:

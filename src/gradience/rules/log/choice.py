@@ -16,6 +16,7 @@ from gradience.rules.log.held_out import of_metric, overfits, value_at
 from gradience.schema.reports import EvaluationMark, MetricAccount, RunAccount
 
 UNMEASURED = Threshold("unmeasured", 0.05, "of the steps, after the last evaluation", JUDGEMENT)
+CURVED = Threshold("curved", 0.1, "of the lowest loss", "a judgement: so large, it is of the curve, not of chance")
 EQUAL_EVALS = Threshold("equal_evals", 4, "evaluations in succession with one value", "a judgement: three may be alike")
 OF_ONE_CLASS = Threshold("of_one_class", 1e-4, "from 1 / K", "recall averaged over K classes, of one answer for all")
 _CLASSES: Final = range(2, 21)
@@ -51,8 +52,8 @@ def _mark(
 ) -> EvaluationMark:
     loss = dict(zip(curve.steps, curve.losses, strict=True)).get(step) if curve is not None else None
     value = value_at(facts, metric, step) if metric is not None else None
-    noise = curve.noise if curve is not None and curve.noise > 0.0 else None
     least = min(curve.losses) if curve is not None else None
+    noise = curve.noise if curve is not None and 0.0 < curve.noise < CURVED.value * min(curve.losses) else None
     best = metric.best if metric is not None else None
     return EvaluationMark(
         step=step,
