@@ -174,10 +174,12 @@ def names_of_runs(runs: Sequence[tuple[str, str]]) -> list[str]:
     short = dict(zip(paths, names_of([Path(path) for path in paths]), strict=True))
     count = Counter(path for path, _ in runs)
     ids = [run.removeprefix("import-") for _, run in runs]
-    brief = [run[:8] for run in ids] if len({(path, run[:8]) for path, run in runs}) == len(runs) else ids
-    return [
-        f"{short[path]} #{run}" if count[path] > 1 else short[path] for (path, _), run in zip(runs, brief, strict=True)
-    ]
+    paths_of = [path for path, _ in runs]
+    brief = [run[:8] for run in ids]
+    if len(set(zip(paths_of, brief, strict=True))) < len(runs):
+        brief = ids  # ids that begin alike
+    named = zip(paths_of, brief, strict=True)
+    return [f"{short[path]} #{run}" if count[path] > 1 else short[path] for path, run in named]
 
 
 def _between_seeds(runs: Sequence[_Valued]) -> Noise | None:
