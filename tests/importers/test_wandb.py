@@ -90,6 +90,7 @@ def printed(text):
 
 
 ROW = field(2, items(loss=2.0, _step=1))
+VALIDATED = field(2, items(**{"val-core/a/mean@8": 0.5, "val-aux/a/std@8": 0.1, "_step": 0}))  # verl's first act
 OOM = "Traceback (most recent call last):\n  File x\ntorch.cuda.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\n"
 SAID = "OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
 SILENT = "no training row was logged"
@@ -103,6 +104,11 @@ KILLED = "W&B recorded no exit: the program was killed, or still runs"
         ((ROW, field(18, b"")), ("ok", "W&B recorded exit code 0")),
         ((ROW, field(18, field(2, 5))), ("ok", "W&B recorded exit code 0")),
         ((field(18, b""),), ("unknown", f"W&B recorded exit code 0; {SILENT}")),
+        ((), ("unknown", f"{KILLED}; {SILENT}")),
+        (
+            (field(2, items(**{"val/score": 0.5, "_step": 0})), field(18, b"")),
+            ("unknown", f"W&B recorded exit code 0; {SILENT}"),
+        ),
         (
             (field(5, items(max_steps=9)), ROW, field(18, b"")),
             ("unknown", "W&B recorded exit code 0; the source ends before its 9 planned steps"),

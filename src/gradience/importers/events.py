@@ -386,7 +386,7 @@ def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, 
     done = _finished(raw, tally, reached, planned)
     if done or planned is None:
         # A program may end well that made no step
-        well = not done and status == "ok" and bool(tally.counts["train_step"])
+        well = not done and status == "ok" and tally.trained > 0
         return "ok" if done or well else "unknown", done or said or "the source does not say how training ended"
     before = f"the source ends before its {planned} planned steps"
     return "unknown", f"{said}; {before}" if said else before

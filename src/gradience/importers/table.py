@@ -69,7 +69,7 @@ _SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl", "nll": "l
 _TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
 _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
-_VERL_HELD: Final = "val-core/"  # verl's held-out metrics: val-core/DATA/METRIC/mean@8
+_VERL_HELD: Final = re.compile(r"val-(?:core|aux)/(.+)")  # verl's held-out metrics: val-core/DATA/METRIC/mean@8
 _DOCUMENT: Final = {"step", "data"}  # keys of a row in verl's file log, {"step": 1, "data": {"actor/pg_loss": 0.1}}
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
 _SHOWN: Final = 12
@@ -164,8 +164,8 @@ def _other(name: str) -> str:
     """Return our name for a column that is not in `_KNOWN`: that of a split's metric, else the column's own name."""
     if name in _HELD:
         return _HELD[name]
-    if name.startswith(_VERL_HELD):
-        return f"eval_{name.removeprefix(_VERL_HELD)}"
+    if held := _VERL_HELD.fullmatch(name):
+        return f"eval_{held[1]}"
     group = _GROUP.fullmatch(name)
     if group:
         split, metric = group[1].lower(), group[2].replace("/", "_")

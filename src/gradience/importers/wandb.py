@@ -92,7 +92,7 @@ def read_wandb(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
     first = next(rows, None)
     if first is not None:
         rows_to_raw(raw, chain([first], rows), columns)
-    elif not log.records:
+    elif not log.records and len(data) > _START:
         raise RecorderError(f"{path}: no row can be read from this log of W&B", advice=_EXPORT)
     raw.began = True
     raw.layer = stack([raw.layer, mapping_layer(log.settings, raw)])  # reading the rows has filled the settings
