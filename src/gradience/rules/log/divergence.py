@@ -357,7 +357,7 @@ def _held_out_above(pairs: Sequence[tuple[float, float]], split: str) -> Observa
 def _above_equal_odds(facts: RunFacts) -> Observation | None:
     values = facts.loss.values
     first = values[0]
-    if len(values) < 2 or first <= LN_VOCABULARY.value or values[1] < SECOND_ROW.value * first:
+    if first <= LN_VOCABULARY.value or (len(values) > 1 and values[1] < SECOND_ROW.value * first):
         return None
     if account(facts).loss == "regression":
         return None  # no nats
@@ -368,9 +368,9 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
         f"The training loss starts at {first:.4g}, above that of a uniform guess over any vocabulary "
         f"({LN_VOCABULARY.value:.1f}): a sum over several losses or steps, or labels, template or tokenizer that do "
         "not match the model.",
-        {"first": first, "second": values[1]},
+        {"first": first, "second": values[1] if len(values) > 1 else None},
         confidence=0.6,
-        evidence=seen(f"first rows {first:.4g} and {values[1]:.4g}"),
+        evidence=seen(f"first rows {', '.join(f'{value:.4g}' for value in values[:2])}"),
     )
 
 
