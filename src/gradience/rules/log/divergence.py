@@ -73,6 +73,7 @@ LN_VOCABULARY = Threshold(
     "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
 )
 SAME_RATIO = Threshold("same_ratio", 0.1, "relative, between all evaluations", JUDGEMENT)
+ALONE = Threshold("alone", 2.0, "times that, where one row was logged", JUDGEMENT)
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
 
 _FIFTH: Final = 5
@@ -357,7 +358,9 @@ def _held_out_above(pairs: Sequence[tuple[float, float]], split: str) -> Observa
 def _above_equal_odds(facts: RunFacts) -> Observation | None:
     values = facts.loss.values
     first = values[0]
-    if first <= LN_VOCABULARY.value or (len(values) > 1 and values[1] < SECOND_ROW.value * first):
+    if first <= LN_VOCABULARY.value * (1.0 if len(values) > 1 else ALONE.value):
+        return None
+    if len(values) > 1 and values[1] < SECOND_ROW.value * first:
         return None
     if account(facts).loss == "regression":
         return None  # no nats
@@ -487,7 +490,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "at the first evaluation and at all evaluations of the last half; or the held-out loss is at least "
         "{scale_ratio} times the training loss, by ratios within {same_ratio} at {scale_evals} or more evaluations; "
         "otherwise, the first training row is over {ln_vocabulary} nats and the second at least {second_row} of the "
-        "first",
+        "first, or the only row over {alone} times that",
         observe=other_scale,
         needs=(not_under("rl", "preference", "reward"), positive_loss),
         confidence=0.85,
@@ -502,6 +505,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="other_scale",
         scope="token-level or class cross-entropy; silent where the run diverged",
         verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
-        thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, SECOND_ROW),
+        thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, ALONE, SECOND_ROW),
     ),
 )
