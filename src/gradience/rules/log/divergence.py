@@ -78,6 +78,7 @@ SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high
 
 _FIFTH: Final = 5
 _WINDOW: Final = 3  # least number of rows in a level; 5 % of the rows, if more
+_AFTER: Final = 32  # rows after a spike whose level tells whether it came back
 _SPIKES: Final = 100  # spikes listed by their steps at most
 _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 
@@ -106,7 +107,9 @@ def _long_spike(facts: RunFacts) -> Observation | None:
     long = f", over {len(longest)} rows" if lasting else ""
     many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
-    kept = lasting and median(last_part(curve.points, 10)) - before > SPIKE_FLOOR.value * start
+    least = max(LOST_LEVEL.value, SPIKE_FLOOR.value * before)
+    after = median(curve.values[worst + 1 : worst + 1 + _AFTER])
+    kept = min(after, median(last_part(curve.points, 10))) - before > least
     return Observation(
         f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{long}{many}"
         + (", and ends above that." if kept else "."),
@@ -402,8 +405,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="loss spike",
         severity="warning",
         condition="the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change "
-        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if it "
-        "does so for {spike_rows} consecutive rows and ends above the level before. In logs of {some_rows} to "
+        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if "
+        "the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} "
+        "nats. In logs of {some_rows} to "
         "{many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike} standard "
         "deviations of ln(loss) and {short_ratio} times",
         observe=_spike,
@@ -431,6 +435,7 @@ RULES: Final[tuple[LogRule, ...]] = (
             SPIKE_FLOOR,
             SPIKE_START,
             SPIKE_ROWS,
+            LOST_LEVEL,
             NOISY,
             MANY_ROWS,
             SOME_ROWS,
