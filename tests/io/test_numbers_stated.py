@@ -443,6 +443,7 @@ STATED: dict[str, dict[str, Any]] = {
     "prove.verify_merge.delta": {
         "UNIT": {"F64": 2.0 ** (-53), "F32": 2.0 ** (-24), "F16": 2.0 ** (-11), "BF16": 2.0 ** (-8)},
         "_ROUNDINGS": 8,
+        "_MANY": 16,
     },
     "prove.verify_merge.judge": {
         "_SAME": 0.02,
@@ -451,17 +452,12 @@ STATED: dict[str, dict[str, Any]] = {
         "_NEAR": 0.01,
         "_SIGMAS": 6.0,
         "_ROUNDINGS": 3,
-        "_FULL_TRIES": 3,
     },
-    "prove.verify_merge.measure": {"_F16_HALF_STEP": 2.0 ** (-25)},
-    "prove.verify_merge.replays": {
+    "prove.verify_merge.measure": {
+        "_F16_HALF_STEP": 2.0 ** (-25),
         "_PROBE": 1 << 16,
-        "_LEAST": {"F16": 2.0 ** (-25)},
-        "_SMALLEST": 2.0 ** (-149),
-        "_WIDER": 1.0 + 1e-06,
-        "_MANY": 16,
-        "_HALF_STEP": 0x7FFF,
-        "_BELOW": 0xFFFF,
+        "_SCALED": 2,
+        "_RESCALED": 4,
     },
     "rewrite.writing": {"_NAMED": 5, "_CARD_GAPS": 20},
 }
@@ -517,8 +513,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "prove.receipt.verdict": "_SHOWN",
     "render.receipt": "_TRIED",
     "prove.verify_merge": "_BLOCK",
-    "prove.verify_merge.measure": "_CAST",
-    "prove.verify_merge.replays": "_SPAN _GROUP",
+    "prove.verify_merge.measure": "_CAST _SPAN",
     "rewrite.writing": "_AHEAD _LARGE",
 }
 MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of a threshold, a place in a list, or NaN

@@ -93,6 +93,8 @@ APART = (
     "models.probes",
 )  # need torch, or run
 WITHIN: dict[str, dict[str, Any]] = {
+    "prove.verify_merge.judge": {"_precision.factor": 1.0},
+    "prove.verify_merge.measure": {"Merge.factor": 1.0},
     "rules.log.rewards": {"find.least": 1},
     "schema.wiring": {
         "ParameterGroup.sampled": 1,
@@ -236,9 +238,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "schema.merge": {
         "CheckedModule.state": "ok",
-        "MergeReplay.delta": "F32",
-        "MergeReplay.times": 1,
-        "MergeReplay.factor": 1.0,
         "VerifiedModule.kind": "update",
     },
     "schema.reports": {

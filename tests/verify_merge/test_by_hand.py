@@ -1,9 +1,9 @@
-"""The bounds that a replay is held against: they hold what any order of sums gives, and little more."""
+"""The bounds that a merge is held against: they hold what any order of sums gives, and little more."""
 
 from __future__ import annotations
 
 import math
-from itertools import permutations, product
+from itertools import product
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -12,37 +12,24 @@ import pytest
 from tables import every
 
 from gradience.errors import AdapterError
-from gradience.prove.verify_merge import judge
 from gradience.prove.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
 from gradience.prove.verify_merge.judge import _bounds as bounds_of_precision, _precision
 from gradience.prove.verify_merge.measure import (
+    Case,
+    Merge,
     Sums,
     _largest_ratio,
     compare_copy,
     distance,
-    excess,
-    is_weight,
+    measure,
     same_length,
     token_rows,
 )
-from gradience.prove.verify_merge.replays import (
-    Case,
-    Dora,
-    _allowed,
-    _Bounds,
-    _factors,
-    _half,
-    _overlap,
-    _roundings_held,
-    _squares,
-    is_merge,
-)
 from gradience.prove.verify_merge.rows import VerifiedRows, find_place, names_of
 from gradience.schema.audit import LeftoverReason
-from gradience.schema.merge import MergeReplay
 
 U = 2.0**-24
-F32 = MergeReplay(weight="F32")
+F32 = Merge("F32", "F32")
 KINDS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
@@ -60,68 +47,34 @@ def test_computing_is_in_float32_unless_a_tensor_is_in_float64():
     assert [working("F32", "BF16"), working("F16"), working("F32", "F64")] == [np.float32, np.float32, np.float64]
 
 
-@pytest.mark.parametrize("r", [1, 3, 8])
-def test_an_entry_of_dw_lies_within_gamma_of_its_sum_whatever_the_order(r):
-    rng = np.random.default_rng(r)
-    b, a = rng.standard_normal((5, r)).astype(np.float32), rng.standard_normal((r, 4)).astype(np.float32)
-    delta = PlainDelta(b, a, 3.0)
-    low, high = delta.bounds(slice(0, 5), F32)
-    exact, size = b.astype(float) @ a, np.abs(b).astype(float) @ np.abs(a)
-    gamma = r * U / (1 - r * U)
-    assert np.all(low <= high)
-    assert np.all(np.abs(high - 3.0 * (exact + gamma * size)) <= 4 * U * np.abs(3.0 * exact) + 4 * U * size * gamma)
-    assert np.all(np.abs(low - 3.0 * (exact - gamma * size)) <= 4 * U * np.abs(3.0 * exact) + 4 * U * size * gamma)
-    some = delta.bounds(slice(0, 5), F32, np.array([3, 17]))
-    assert np.array_equal(some[0], low.reshape(-1)[[3, 17]])
-    if r == 3:
-        for order in permutations(range(r)):
-            total = np.zeros((5, 4), np.float32)
-            for k in order:
-                total += b[:, k : k + 1] * a[k]
-            assert np.all((low <= total * np.float32(3)) & (total * np.float32(3) <= high))
+@pytest.mark.parametrize("few", [True, False])
+def test_terms_are_the_sums_of_products_in_float64_and_of_their_sizes(few):
+    rng = np.random.default_rng(3)
+    b, a = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((3, 40)).astype(np.float32)
+    entries = np.array([3, 117]) if few else np.arange(0, 200, 3)
+    total, size = PlainDelta(b, a, -2.5).terms(slice(0, 5), entries)
+    np.testing.assert_allclose(total, (-2.5 * b.astype(float) @ a).reshape(-1)[entries], rtol=1e-13)
+    np.testing.assert_allclose(size, (2.5 * np.abs(b).astype(float) @ np.abs(a)).reshape(-1)[entries], rtol=1e-13)
 
 
-def test_a_negative_scale_turns_the_bounds_around():
-    b, a = np.ones((2, 3), np.float32), np.ones((3, 2), np.float32)
-    low, high = PlainDelta(b, a, -2.5).bounds(slice(0, 2), F32)
-    assert np.all(low <= high)
-    assert low[0, 0] == pytest.approx(-7.5)
-    assert PlainDelta(b, a, -2.5).size(slice(0, 1))[0].tolist() == pytest.approx([7.5, 7.5])
-
-
-def test_a_whole_update_s_size_is_the_root_mean_square_of_its_row():
-    delta = WholeDelta(np.array([[3.0, 4.0], [0.0, 2.0]], np.float32), 1, is_known=True)
-    assert delta.size(slice(0, 2)).tolist() == [[math.sqrt(12.5)] * 2, [math.sqrt(2)] * 2]
-    assert delta.rows(slice(1, 2), MergeReplay(weight="F32", factor=-2.0)).tolist() == [[0.0, -4.0]]
-    assert delta.both(slice(1, 2), MergeReplay(weight="F32", factor=3.0))[1].tolist() == [[0.0, 2.0]]
-
-
-# --- DoRA --------------------------------------------------------------------------------------------------------
-
-
-def test_squares_of_an_interval():
-    found = _squares(_Bounds(np.array([1.0, -3.0, -1.0, 0.0]), np.array([2.0, -2.0, 2.0, 1.0])))
-    assert found.low.tolist() == [1.0, 4.0, 0.0, 0.0]
-    assert found.high.tolist() == [4.0, 9.0, 4.0, 1.0]
-
-
+@every(("share", "missed"), [(0.99, 0), (1.05, 1)])
 @every("sign", [1.0, -1.0])
-@every("terms", [4, 1000])
-def test_a_factor_is_the_magnitude_over_a_norm_within_the_rounding_of_so_many_squares(terms, sign):
-    squares = np.array([3.7])
-    low, high = _factors(_Bounds(squares, squares), np.array([2.3 * sign], np.float32), terms, F32)
-    exact, gamma = float(np.float32(2.3)) * sign / math.sqrt(3.7), terms * U / (1 - terms * U)
-    off = gamma / 2 + 2 * U  # half of the sum's, the root's, the quotient's
-    assert low[0] < exact < high[0]
-    assert (high[0] - exact) / abs(exact) == pytest.approx(off, rel=1e-3)
-    assert (exact - low[0]) / abs(exact) == pytest.approx(off, rel=1e-3)
+def test_an_entry_is_missed_beyond_gamma_of_r_and_two_for_the_scale(share, missed, sign):
+    """W is zero and M float64, so M = dW has no rounding of its own; r = 6 with u of float32."""
+    rng = np.random.default_rng(4)
+    b, a = rng.standard_normal((4, 6)).astype(np.float32), rng.standard_normal((6, 5)).astype(np.float32)
+    delta, gamma = PlainDelta(b, a, 3.0), 8 * U / (1 - 8 * U)
+    total, size = (x.reshape(4, 5) for x in delta.terms(slice(0, 4), np.arange(20)))
+    total[2, 3] += sign * share * gamma * size[2, 3]
+    assert measure(case(0 * total, total, "F64", "F64", delta), Merge("F64", "F64")).missed == missed
 
 
-def test_in_sixteen_bits_norm_and_factor_are_rounded():
-    replay = MergeReplay(weight="BF16", delta="BF16")
-    low, high = _factors(_Bounds(np.array([9.1]), np.array([9.1])), np.array([2.0], np.float32), 4, replay)
-    assert low[0] == high[0] == float(ml_dtypes.bfloat16(2.0 / float(ml_dtypes.bfloat16(math.sqrt(9.1)))))
-    assert (_half(replay), _half(F32), _half(MergeReplay(weight="BF16"))) == ("BF16", None, None)
+def test_a_whole_update_s_size_is_the_root_mean_square_of_its_row_unless_it_is_known():
+    update = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
+    total, size = WholeDelta(update, 1, is_known=False).terms(slice(0, 2), np.array([1, 2]))
+    assert (total.tolist(), size.tolist()) == ([4.0, 0.0], [math.sqrt(12.5), math.sqrt(2)])
+    assert WholeDelta(update, 1, is_known=True).terms(slice(0, 2), np.array([1]))[1].tolist() == [0.0]
+    assert WholeDelta(update, 1, is_known=True).rows(slice(1, 2)).tolist() == [[0.0, 2.0]]
 
 
 def case(w, m, base="F32", merged="F32", delta=None):
@@ -132,63 +85,6 @@ def case(w, m, base="F32", merged="F32", delta=None):
         merged,
         delta or PlainDelta(np.zeros((len(w), 1)), np.zeros((1, len(w[0]))), 1.0),
     )
-
-
-@pytest.mark.parametrize(("merged", "unit"), [("F32", U), ("BF16", U + 2.0**-8), ("F16", U + 2.0**-11)])
-def test_an_entry_allows_the_factors_that_are_rounded_to_it(merged, unit):
-    """M = 3 of V = 2: f is 1.5 within half a step of 3, whose binade begins at 2."""
-    m = np.full((1, 1), 3.0, KINDS[merged])
-    sums, wide = _Bounds(np.array([[2.0]]), np.array([[2.0]])), _Bounds(np.array([[1.0]]), np.array([[2.0]]))
-    low, high = _allowed(case(m, m, merged, merged), F32, slice(0, 1), sums, wide)
-    assert (high[0, 0] - 1.5) == pytest.approx(unit * 2 / 2, rel=1e-4)
-    assert (1.5 - low[0, 0]) == pytest.approx(unit * 2 / 2, rel=1e-4)
-
-
-def test_where_v_may_be_zero_any_factor_will_do_that_reaches_m():
-    sums, factors = _Bounds(np.array([[-0.5]]), np.array([[0.25]])), _Bounds(np.array([[-2.0]]), np.array([[1.0]]))
-    for value, reached in ((0.9, True), (1.0, True), (1.001, False), (-0.9, True), (-1.1, False)):
-        m = np.full((1, 1), value, np.float32)
-        low, high = _allowed(case(m, m), F32, slice(0, 1), sums, factors)
-        assert (low[0, 0], high[0, 0]) == ((-np.inf, np.inf) if reached else (np.inf, -np.inf))
-    for ends in ((0.0, 0.5), (-0.5, 0.0)):  # zero as an end, too
-        m = np.full((1, 1), 0.9, np.float32)
-        sums = _Bounds(np.array([ends[:1]]), np.array([ends[1:]]))
-        with np.errstate(divide="ignore"):  # as whoever asks does
-            low, high = _allowed(case(m, m), F32, slice(0, 1), sums, factors)
-        assert (low[0, 0], high[0, 0]) == (-np.inf, np.inf)
-
-
-def test_intervals_overlap_where_they_touch():
-    one = _Bounds(np.array([1.0]), np.array([2.0]))
-    assert [_overlap(one, _Bounds(np.array([x]), np.array([x + 1]))) for x in (2.0, 2.1, 0.0, -0.1)] == [
-        True,
-        False,
-        True,
-        False,
-    ]
-
-
-def test_a_product_is_rounded_to_each_narrower_dtype_on_its_way():
-    some = case([[1.0]], [[1.0]], "F32", "BF16")
-    assert _roundings_held(some, F32) == ["F32", "BF16"]
-    assert _roundings_held(some, MergeReplay(weight="BF16", delta="BF16")) == ["BF16"]
-    assert _roundings_held(case([[1.0]], [[1.0]]), MergeReplay(weight="BF16")) == ["F32", "BF16"]
-
-
-@every("axis", [0, 1])
-@every("off", [1.0, 1.0 + 2e-5])
-def test_doras_merge_is_by_rows_or_by_columns(axis, off):
-    """Magnitudes of outputs lie along rows of W; of an embedding along columns, which makes another merge."""
-    rng = np.random.default_rng(0)
-    w, b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 6), (6, 2), (2, 6)))
-    magnitude = rng.uniform(1, 2, 6).astype(np.float32)
-    v = w + (b @ a) * np.float32(0.5)
-    f = magnitude / np.linalg.norm(v, axis=axis)
-    merged = (f[:, None] if axis == 1 else f) * v
-    merged[2] *= np.float32(off)
-    plain = PlainDelta(b, a, 0.5)
-    found = [is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, one), F32) for one in (0, 1)]
-    assert found == [axis == 0 and off == 1.0, axis == 1 and off == 1.0]
 
 
 # --- rounding ----------------------------------------------------------------------------------------------------
@@ -208,22 +104,37 @@ def test_spans_cover_the_matrix_and_a_probe_is_spread_evenly():
     assert case(np.zeros((3, 4)), np.zeros((3, 4))).probe().tolist() == [0, 1, 2]
 
 
-@every(("merged", "times"), [("F32", 1), ("BF16", 1), ("BF16", 2), ("F16", 1)])
+@every("merged", ["F32", "BF16", "F16"])
 @every("factor", [1.0, -2.0])
-def test_an_error_of_dw_counts_beyond_what_the_sum_s_own_rounding_may_be(merged, times, factor):
+def test_an_error_of_dw_counts_beyond_what_the_sum_s_own_rounding_may_be(merged, factor):
+    """A factor of n may be n merges, each of which rounds; bfloat16's numbers may have gone through float16 too."""
     rng = np.random.default_rng(1)
     b, a = rng.standard_normal((4, 2)).astype(np.float32), rng.standard_normal((2, 3)).astype(np.float32)
     w = rng.standard_normal((4, 3)).astype(np.float32)
     d = factor * (b @ a)
     m = (w + d * 1.5).astype(KINDS[merged])
-    found = excess(case(w, m, "F32", merged, PlainDelta(b, a, 1.0)), MergeReplay(weight="F32", times=times), factor)
-    half = 0.0 if merged == "F32" else {"BF16": 2.0**-8, "F16": 2.0**-11}[merged]
-    unit, step = U + half, 2 * 2.0**-25 * (merged == "F16")
+    made = case(w, m, "F32", merged, PlainDelta(b, a, 1.0))
+    unit = {"F32": U, "BF16": 2.0**-8 + 2.0**-11, "F16": 2.0**-11}[merged]
+    rounded_w, step = (0.0, 0.0) if merged == "F32" else (unit, 2 * 2.0**-25)
     own = m.astype(np.float32)
-    allowed = (1.01 * unit * times + 2 * U) * np.abs(own) + (half + 2 * U) * np.abs(w) + step
-    size = np.abs(d) + abs(factor) * np.outer(np.linalg.norm(b, axis=1), np.linalg.norm(a, axis=0))
+    allowed = (1.01 * unit * abs(factor) + 2 * U) * np.abs(own) + (rounded_w + 2 * U) * np.abs(w) + step
+    size = np.abs(d) + abs(factor) * np.abs(b) @ np.abs(a)
+    found = measure(made, Merge(merged, merged, factor)).excess
     assert found == pytest.approx(np.max((np.abs(own - w - d) - allowed) / size), rel=1e-3)
     assert found > 0.01
+
+
+def test_doras_merge_may_round_four_times_in_the_weights_dtype():
+    w, d = np.ones((1, 2), np.float32), np.array([[0.5, 0.25]], np.float32)
+    m = ((w + d) * (1 + 6 * 2.0**-8)).astype(KINDS["BF16"])
+    once, more = (
+        measure(
+            case(w, m, "BF16", "BF16", WholeDelta(d, 1, is_known=False, rescales=yes)), Merge("BF16", "BF16")
+        ).excess
+        for yes in (False, True)
+    )
+    size = d + math.sqrt(np.mean(d**2))
+    assert (once - more) == pytest.approx(3 * 1.01 * (2.0**-8 + 2.0**-11) * float(m[0, 0]) / size[0, 0], rel=0.35)
 
 
 def test_a_ratio_of_nothing_is_zero_and_of_something_over_nothing_infinite():
@@ -238,10 +149,10 @@ def test_the_distance_is_a_sum_of_absolute_values_and_a_cast_of_w_is_w():
     w = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
     made = case(w, w, delta=PlainDelta(b, a, 1.0))
     assert distance(made, F32, np.array([0, 1])) == pytest.approx(6.0)
-    assert distance(made, F32, np.array([1])) == pytest.approx(4.0)
-    assert [is_weight(made, through) for through in ("F32", "BF16")] == [True, False]
-    cast = case(w, rounded(w, "BF16"))
-    assert [is_weight(cast, through) for through in ("F32", "BF16")] == [False, True]
+    assert distance(made, F32._replace(factor=0.5), np.array([1])) == pytest.approx(2.0)
+    assert made.is_copy
+    assert case(w, rounded(w, "BF16")).is_copy
+    assert not case(w, w + np.float32(1e-6)).is_copy
 
 
 # --- copies ------------------------------------------------------------------------------------------------------
@@ -254,7 +165,7 @@ def test_the_distance_is_a_sum_of_absolute_values_and_a_cast_of_w_is_w():
 def test_a_copy_may_be_two_roundings_off(off, verdict):
     held = np.full((2, 2), 1.0)
     m = held * (1.0 + off) + (2.0**-25 if verdict == "other" else 0.0)
-    assert compare_copy(held, None, m, ("F64", None, "F32")).verdict == verdict
+    assert compare_copy(held, None, m, ("F64", "", "F32")).verdict == verdict
 
 
 def test_a_copy_that_is_the_bases_says_nothing():
@@ -296,34 +207,6 @@ def test_of_a_padded_vocabulary_the_first_rows_are_compared():
 # --- what a verdict rests on -------------------------------------------------------------------------------------
 
 
-@every("axis", [0, 1])
-@every(("share", "found"), [(0.0, True), (0.9, True), (-0.9, True), (1.2, False)])
-def test_a_norm_may_be_off_by_the_roundings_of_its_own_number_of_squares(axis, share, found):
-    """V has 4000 rows and 2 columns, or the other way round: gamma of 4000 squares is 2000 times that of 2."""
-    rng = np.random.default_rng(0)
-    shape = (4000, 2) if axis == 0 else (2, 4000)
-    w = rng.uniform(1, 2, shape).astype(np.float32)
-    gamma = 4000 * U / (1 - 4000 * U)
-    magnitude = np.array([3.0, 5.0], np.float32)
-    squares = np.sum(w.astype(float) ** 2, axis=axis) * (1 + share * gamma)
-    f = magnitude / np.sqrt(squares)
-    merged = ((f if axis == 0 else f[:, None]) * w).astype(np.float32)
-    plain = PlainDelta(np.zeros((shape[0], 1)), np.zeros((1, shape[1])), 1.0)
-    assert is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, axis), F32) is found
-
-
-def test_a_merge_through_bfloat16_holds_numbers_of_it_only():
-    rng = np.random.default_rng(1)
-    w, magnitude = rng.uniform(1, 2, (3, 40)).astype(np.float32), np.array([3.0, 5.0, 7.0], np.float32)
-    plain, replay = PlainDelta(np.zeros((3, 1)), np.zeros((1, 40)), 1.0), MergeReplay(weight="BF16")
-    stored = rounded(w, "BF16")
-    f = (magnitude / np.linalg.norm(stored.astype(float), axis=1)).astype(np.float32)
-    merged = rounded(f[:, None] * stored, "BF16")
-    assert is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, 1), replay)
-    merged[1, 7] = np.nextafter(merged[1, 7], np.float32(9))
-    assert not is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, 1), replay)
-
-
 @every(("off", "precision"), [(0.0, "F32"), (0.99, "F32"), (1.01, "F16")])
 @every("sign", [1.0, -1.0])
 def test_a_coefficient_may_be_off_by_the_bound_and_by_six_deviations_of_chance(off, precision, sign):
@@ -332,7 +215,7 @@ def test_a_coefficient_may_be_off_by_the_bound_and_by_six_deviations_of_chance(o
     made = case(w, w + b @ a, delta=PlainDelta(b, a, 1.0))
     bound, chance = 9 * U, 6 * math.sqrt(1e-12) / 9
     sums = Sums(entries=9, ed=9 * (1 + sign * off * (bound + chance)), dd=9.0, pd=9.0, spread=1e-12)
-    assert _precision(made, F32, sums) == precision
+    assert _precision(made, sums) == precision
 
 
 class Weights:
@@ -380,7 +263,7 @@ def test_what_is_left_of_an_adapter_is_listed_but_for_what_waits_for_the_base_or
 )
 def test_a_copy_at_the_bound_itself_is_within_rounding(off, verdict):
     held = np.ones((2, 2))
-    assert compare_copy(held, None, held + off, ("F64", None, "F32")).verdict == verdict
+    assert compare_copy(held, None, held + off, ("F64", "", "F32")).verdict == verdict
 
 
 @every(
@@ -414,11 +297,9 @@ def test_a_replicated_layer_has_a_name_in_either_model(replicated, expert, base_
     ],
 )
 @every("factor", [1.0, -1.0])
-def test_what_is_left_and_what_a_coefficient_is_off_by_may_be_the_bound(left, off, precision, factor, monkeypatch):
+def test_what_is_left_and_what_a_coefficient_is_off_by_may_be_the_bound(left, off, precision, factor):
     """Of rank 1 the bound in float32 is 9 u; a subtracted update has the same."""
-    monkeypatch.setattr(judge, "excess", lambda *_: left)
     made = case(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))
-    sums = Sums(entries=1, ed=1.0 + off, dd=1.0, pd=1.0, spread=0.0)
-    assert _precision(made, MergeReplay(weight="F32", factor=factor), sums) == precision
-    none = sums._replace(dd=0.0)
-    assert _precision(made, F32, none) is None
+    sums = Sums(entries=1, ed=1.0 + off, dd=1.0, pd=1.0, spread=0.0, excess=left)
+    assert _precision(made, sums, factor) == precision
+    assert _precision(made, sums._replace(dd=0.0)) is None

@@ -143,8 +143,8 @@ def verify_merge(
     """Check that a merged model contains an adapter. Only files are read; nothing is written.
 
     W is the base's weight, M the merged one, dW = s B A the update (DoRA and kin: their true update). exact: M is bit
-    for bit T(T(W) + D(dW)) cast to M's dtype, for dtypes T and D that programs merge in. within rounding: every entry
-    of |M - (W + dW)| is within the bound of the dtypes. absent: M = W. c = <M - W, dW> / norm(dW)^2; residual =
+    for bit W + dW, rounded to float32 or M's dtype. within rounding: every entry of |M - (W + dW)| is within the bound
+    of the dtypes. absent: M = W. c = <M - W, dW> / norm(dW)^2; residual =
     norm(M - W - c dW) / norm(dW); expected = the c of a correct merge in these dtypes. Exit codes: 0 contained, 1 not,
     3 inconclusive, 2 unusable input.
 
