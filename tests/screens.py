@@ -30,7 +30,7 @@ COMMANDS: Final = (
     "gradience diagnose runs/toy",
     "gradience merge-check runs/toy/peft runs/toy/peft",
     "gradience compare runs/toy/peft runs/toy/peft",
-    "gradience runs list runs",
+    "gradience runs runs",
 )
 CELLS: Final = (
     "check_config(peft='runs/toy/peft', training='runs/toy/training')",

@@ -12,8 +12,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from safetensors.numpy import save_file
 
-from gradience import audit_adapter, compare_runs, diagnose, monitor_run
+from gradience import audit_adapter, diagnose, monitor_run
 from gradience.cli.main import main
+from gradience.collect.runs.rows import read_rows
 from gradience.errors import ConfigError
 from gradience.rules import all_ids, cards_of
 from gradience.rules.log.facts import DEFAULT_GAP
@@ -217,8 +218,7 @@ def test_python_callers_select_too_and_read_no_settings_unless_asked(project: Pa
         assert not getattr(verb(path, settings="gradience.toml"), field)
         with pytest.raises(ConfigError, match="NOPE"):
             verb(path, ignore=["NOPE"])
-    compared = compare_runs(["run.jsonl", "run.jsonl"], ignore=["GAP"])
-    assert [column.findings for column in compared.runs] == [[], []]
+    assert [row.findings for row in read_rows("run.jsonl", "run.jsonl", ignore=["GAP"])] == ["", ""]
 
 
 def test_an_ignored_finding_is_not_in_the_story_either(project: Path) -> None:

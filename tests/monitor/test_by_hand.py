@@ -189,7 +189,7 @@ def test_notes_name_what_is_not_shown():
     summary.bare_tokens = 4
     assert _notes(summary, run) == [
         "no run_start in the log: the configuration is unknown",
-        "2 runs in this log; r is shown, --all-runs compares; also a",
+        "2 runs in this log; r is shown; 'gradience runs': a too",
         "resumed from step 5, 9; 3 superseded rows are not shown",
         "events of a name unknown here were kept and not used: x (2)",
         "4 lines hold bare NaN or Infinity, which is not JSON; they were read anyway",

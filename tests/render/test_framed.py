@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tables import every
 
-from gradience.render.plots import _framed, curves_lines
+from gradience.render.plots import _framed
 
 
 @every(
@@ -14,11 +14,3 @@ from gradience.render.plots import _framed, curves_lines
 def test_steps_stand_at_the_ends_and_a_space_apart(cells, steps, below):
     rows = [["a"] + [" "] * (cells - 1), [" "] * cells]
     assert _framed(rows, 5, ("low", "high"), steps) == [" high |a", "  low |", " " * 7 + below]
-
-
-def test_curves_lie_over_each_other_in_letters():
-    lines = curves_lines([[(0, 1.0), (10, 2.0)], [(0, 2.0), (10, 1.0)]], width=20, height=3)
-    assert [line.split("|")[0].strip() for line in lines[:3]] == ["2", "", "1"]
-    assert [sorted(set(line.split("|")[1]) - {" "}) for line in lines[:3]] == [["a", "b"], ["a"], ["a", "b"]]
-    assert lines[-1].split() == ["0", "10"]
-    assert curves_lines([[]]) == []

@@ -156,13 +156,14 @@ def _span(case: Case, merge: Merge, at: slice) -> Sums:
     d = case.delta.rows(at)
     e, before = m - w, case.merge(merge.dtype, w)
     p = case.merge(merge.dtype, w, _times(merge.factor, d))
-    off = np.flatnonzero(p != m)
-    ed, wrong = _dot(e, d), ((m - p) * d).reshape(-1)[off]
+    off, changed, ed = np.flatnonzero(p != m), int(np.count_nonzero(m != before)), _dot(e, d)
+    there, made, added, own = (x.reshape(-1)[off] for x in (m, p, d, before))
+    wrong = (there - made) * added
     missed, excess = _beyond(case, merge, at, off) if len(off) else (0, 0.0)
     return Sums(
         m.size,
-        int(np.count_nonzero(m != before)),
-        int(np.count_nonzero(p != before)),
+        changed,
+        changed + int(np.count_nonzero(made != own)) - int(np.count_nonzero(there != own)),
         missed,
         _dot(e, e),
         ed,
