@@ -31,6 +31,10 @@ def places(tmp_path_factory):
     return root
 
 
+def _verb(words: list[str]) -> str:
+    return " ".join(words[:2] if words[0] == "fleet" or words[1:2] == ["best"] else words[:1])
+
+
 def said(place: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
     """What is said of a place, and the verbs of the commands; each that needs no answer of the user's is run."""
     assert main([str(place)]) == 0

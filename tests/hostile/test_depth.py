@@ -187,7 +187,6 @@ def test_no_value_of_an_option_ends_in_a_traceback(run, option, value):
         "resize a --rank {} --out o",
         "resize a --max-mb {} --out o",
         "resize a --max-params {} --out o",
-        "resize a --sv-ratio {} --out o",
         "audit a --top-singular-values {}",
         "audit a --top-wasteful {}",
         "audit a --seed {}",

@@ -331,7 +331,7 @@ def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(m
     monkeypatch.setattr(calibrated, "digest_of", lambda some: f"of {len(some)}")
     monkeypatch.setattr(calibrated, "predicted_kl", lambda *_: 0.25)
     found: Any = SimpleNamespace(
-        options=ResizeOptions(pieces="svd", seed=7),
+        options=ResizeOptions(seed=7),
         inputs=calibrated.Split([1, 2, 3], [4, 5], 6),
         candidates={},
         predictions=30,
@@ -339,7 +339,7 @@ def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(m
         measure=lambda kept: SimpleNamespace(kl=0.5 if kept["q"] else 2.0, flips=0.125, predictions=20),
     )
     made = calibrated._record(found, {"q": [0]})
-    assert (made.pieces, made.seed, made.cut_inputs) == ("svd", 7, 6)
+    assert (made.seed, made.cut_inputs) == (7, 6)
     assert (made.inputs, made.predictions, made.digest, made.kl_predicted) == (3, 30, "of 3", 0.25)
     assert (made.measured_inputs, made.measured_predictions, made.measured_digest) == (2, 20, "of 2")
     assert (made.kl, made.flips, made.effect_kl, made.effect_flips) == (0.5, 0.125, 2.0, 0.125)

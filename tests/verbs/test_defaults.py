@@ -306,7 +306,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "collect.runs.rows": {"read_rows.gap_threshold": 1.5},
     "rewrite.options": {
         "Target.flips": 0.02,
-        "ResizeOptions.pieces": "two-sided",
         "ConvertOptions.to": "peft",
         "MergeOptions.method": "linear",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,7 +12,13 @@ from gradience.cli.output import on_terminal
 from gradience.errors import AdapterError
 from gradience.prove.options import DriftOptions
 
-_DEFAULTS: Final = DriftOptions()
+
+@dataclass(frozen=True, kw_only=True)
+class _DriftOptions(DriftOptions):
+    seed: opt.Seed = 0
+
+
+_DEFAULTS: Final = _DriftOptions()
 
 
 def drift(
@@ -22,7 +29,7 @@ def drift(
     peft_dir: opt.PeftDir = None,
     texts: Path | None = None,
     elsewhere: Path | None = None,
-    options: Annotated[DriftOptions, opt.RECORD] = _DEFAULTS,
+    options: Annotated[_DriftOptions, opt.RECORD] = _DEFAULTS,
     verbose: Annotated[opt.Flag, opt.Parameter(alias="-v", help="List every group of modules.")] = False,
     json: opt.AsJson = False,
 ) -> int:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt, PositiveInt
-from cyclopts.validators import Number
+from cyclopts.types import PositiveInt
 
 from gradience.cli import options as opt
 from gradience.cli.output import DONE, emit, print_text
@@ -114,8 +113,6 @@ def show(
     /,
     *,
     top: PositiveInt = 10,
-    cosine: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.99,
-    most_pairs: NonNegativeInt = 100,
     verbose: opt.Verbose = False,
     html: Path | None = None,
     force: opt.Flag = False,
@@ -129,10 +126,6 @@ def show(
         The folder that fleet audit wrote.
     top:
         How many adapters a list names.
-    cosine:
-        Of two updates, from which they are listed as nearly the same.
-    most_pairs:
-        How many pairs of adapters to read for their exact cosine, the likeliest first.
     verbose:
         List every adapter.
     html:
@@ -142,7 +135,7 @@ def show(
     """
     from gradience.collect.fleet.show import show_fleet  # the help needs none of it
 
-    report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
+    report = show_fleet(fleet, top=_EVERY if verbose else top)
     if html is not None:
         from gradience.report import write_page  # matplotlib
         from gradience.tables.store import MANIFEST  # only a page needs it

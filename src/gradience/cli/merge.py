@@ -84,7 +84,6 @@ def merge_check(
     *adapters: Path,
     weights: str | None = None,
     exact: opt.Flag = False,
-    seed: NonNegativeInt = 0,
     top: NonNegativeInt = 3,
     device: opt.Device = "auto",
     options: opt.Options = opt.DEFAULT_OPTIONS,
@@ -104,8 +103,6 @@ def merge_check(
         One number per adapter, as 0.5,0.5. Without it 1/n each.
     exact:
         Read every entry for the signs; without it random rows of about half a million entries of each module.
-    seed:
-        Random seed.
     top:
         How many modules to list, those that cancel most first.
     """
@@ -113,9 +110,7 @@ def merge_check(
     prepare_jax(device, serial_kernels=True)
     from gradience.rewrite.merge.check import merge_check as check  # after the flags that JAX reads once
 
-    report = check(
-        *adapters, weights=chosen, exact=exact, seed=seed, progress=on_terminal("merge-check"), **resolved.rules
-    )
+    report = check(*adapters, weights=chosen, exact=exact, progress=on_terminal("merge-check"), **resolved.rules)
     return resolved.show(
         report,
         lambda it: merge_check_text(it, top=top, verbose=verbose),

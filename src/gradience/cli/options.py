@@ -36,6 +36,10 @@ def _shown(default: object) -> str | None:
 RECORD: Final = Parameter(name="*", negative=(), show_default=_shown)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
 
+LIBRARY_ONLY: Final = Parameter(parse=False)
+"""A field of a record that the library takes and the command line does not."""
+Seed: TypeAlias = Annotated[int, LIBRARY_ONLY]
+
 PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
 _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
@@ -215,7 +219,7 @@ class RuleOptions:
 
 
 DEFAULT_OPTIONS = RuleOptions()
-Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*")]
+Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group="Findings and formats")]
 
 
 def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,7 +14,13 @@ from gradience.prove.options import ReceiptOptions
 from gradience.schema.receipt import VerifyServedReport
 from gradience.schema.reports import SourceLocation
 
-_DEFAULTS: Final = ReceiptOptions()
+
+@dataclass(frozen=True, kw_only=True)
+class _ReceiptOptions(ReceiptOptions):
+    seed: opt.Seed = 0
+
+
+_DEFAULTS: Final = _ReceiptOptions()
 _CODES: Final = {"same": DONE, "same_within_quantisation": DONE, "cannot_tell": COULD_NOT_JUDGE}
 
 
@@ -25,7 +32,7 @@ def receipt(
     prompts: Path | None = None,
     out: Path | None = None,
     force: opt.Flag = False,
-    options: Annotated[ReceiptOptions, opt.RECORD] = _DEFAULTS,
+    options: Annotated[_ReceiptOptions, opt.RECORD] = _DEFAULTS,
     json: opt.AsJson = False,
 ) -> int:
     """Write down what an adapter answers, so that 'gradience verify-served' can tell whether it is what is served.
