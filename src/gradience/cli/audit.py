@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import COULD_NOT_JUDGE, draws_blocks, on_terminal
+from gradience.cli.output import NOT_DECIDED, draws_blocks, on_terminal
 from gradience.device import prepare_jax
 from gradience.judge.options import AuditOptions
 from gradience.render.audit import View, audit_text
@@ -104,4 +104,4 @@ def audit(
         locations=lambda: [SourceLocation(report.weights_path)] * len(report.findings),
         not_run=report.not_run,
     )
-    return COULD_NOT_JUDGE if report.health.verdict == "not_analysed" else shown
+    return NOT_DECIDED if report.health.verdict == "not_analysed" else shown

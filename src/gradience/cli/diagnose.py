@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,8 +18,21 @@ from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RuleGroup
 
-_DIAGNOSE: Final = DiagnoseOptions()
-_REPORT: Final = ReportOptions()
+Adapter = Annotated[Path | None, Parameter(alias="--peft-dir")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DiagnoseOptions(DiagnoseOptions):
+    adapter: Adapter = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReportOptions(ReportOptions):
+    adapter: Adapter = None
+
+
+_DIAGNOSE: Final = _DiagnoseOptions()
+_REPORT: Final = _ReportOptions()
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
 
@@ -27,7 +40,7 @@ def diagnose(
     path: Path | None = None,
     /,
     *,
-    options: Annotated[DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
+    options: Annotated[_DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
     judging: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:
@@ -72,7 +85,7 @@ def report(
     path: Path | None = None,
     /,
     *,
-    options: Annotated[ReportOptions, opt.RECORD] = _REPORT,
+    options: Annotated[_ReportOptions, opt.RECORD] = _REPORT,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
     force: opt.Flag = False,

@@ -1,7 +1,7 @@
 """The ``gradience`` command: a table of lazily imported commands, and the exit codes.
 
-Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge, bench),
-70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 and 143 ended by SIGINT and SIGTERM.
+Exit codes: 0 done, 1 findings at or above ``--fail-on``, not the same or not contained, 2 unusable input or usage, 3
+undecided, 70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 and 143 ended by SIGINT and SIGTERM.
 
 Only the standard library is imported before `script` runs, so that an interrupt during imports ends in words too.
 """

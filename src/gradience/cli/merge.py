@@ -125,10 +125,12 @@ FailOn = Literal["verdict", "changes", "never"]
 
 
 def verify_merge(
+    path: Path | None = None,
+    /,
     *,
-    base: opt.RequiredBase,
-    adapter: Path,
-    merged: Path,
+    peft_dir: Annotated[Path | None, Parameter(alias="--adapter", help="Alias of PATH.")] = None,
+    base: opt.Base = None,
+    merged: Path | None = None,
     files: opt.Files = opt.BESIDE,
     receipt: Path | None = None,
     fail_on: FailOn = "verdict",
@@ -145,7 +147,7 @@ def verify_merge(
 
     Parameters
     ----------
-    adapter:
+    path:
         The adapter's folder, or its weights file.
     merged:
         The merged model, as the base.
@@ -156,7 +158,14 @@ def verify_merge(
     verbose:
         List every module, and every other tensor that differs.
     """
-    threads = _threads()
+    sides = {"PATH": path or peft_dir, "--base": base, "--merged": merged}
+    if base is None or merged is None or (path or peft_dir) is None:
+        lacks = " and ".join(name for name, side in sides.items() if side is None)
+        raise AdapterError(
+            f"verify-merge needs an adapter, its base and the merged model: no {lacks}",
+            advice="give 'gradience verify-merge ADAPTER --base MODEL --merged MODEL'",
+        )
+    adapter, threads = opt.given_once("verify-merge", path, peft_dir), _threads()
     from gradience.prove.verify_merge import verify_merged  # imports numpy, after its environment is set
 
     report = verify_merged(

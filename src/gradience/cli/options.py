@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from gradience.announce import Announcer, Place, checked, of_report
+from gradience.announce import Announcer, CommandPlace, checked, of_findings
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
@@ -100,7 +100,7 @@ class ResolvedOptions(NamedTuple):
     ignore: Sequence[str]
     fail_on: Severity | None
     project: Settings
-    announce: tuple[Place, ...] = ()
+    announce: tuple[CommandPlace, ...] = ()
 
     @property
     def rules(self) -> RuleChoice:
@@ -139,11 +139,10 @@ class ResolvedOptions(NamedTuple):
             not_run: the rules that were skipped, for SARIF.
         """
         report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
-        with Announcer(self.announce, Path.cwd()) as announcer:
-            self._print(report, text, findings, groups=groups, locations=locations, not_run=not_run)
-            if self.announce:
-                verb = type(report).__name__.removesuffix("Report").lower()
-                announcer.tell(of_report(f"gradience {verb}", text(report), findings))
+        announcer = Announcer(self.announce, Path.cwd())
+        self._print(report, text, findings, groups=groups, locations=locations, not_run=not_run)
+        verb = type(report).__name__.removesuffix("Report").lower()
+        announcer.tell(of_findings(f"gradience {verb}", findings))
         return self.exit_code(findings)
 
     def _print(
@@ -187,7 +186,7 @@ class RuleOptions:
     json:
         Same as --format json.
     announce:
-        Tell this place too: wandb, mlflow, trackio, tensorboard, webhook or github; may be repeated.
+        Tell the findings to GRADIENCE_WEBHOOK_URL, or in the job's summary on GitHub; may be repeated.
     """
 
     select: Strings = None
@@ -197,7 +196,7 @@ class RuleOptions:
     isolated: Flag = False
     format: Format | None = None
     json: Flag = False
-    announce: Annotated[list[Place] | None, Parameter(negative=())] = None
+    announce: Annotated[list[CommandPlace] | None, Parameter(negative=())] = None
 
     def resolved(self) -> ResolvedOptions:
         """The options, completed by the project's settings.
