@@ -45,9 +45,7 @@ def said(place: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], li
         if words[0] in {"audit", "check", "diagnose", "monitor"} and "FOLDER" not in words:
             assert main(words) in {0, 1}, words
     capsys.readouterr()
-    return lines[:start], [
-        " ".join(words[1:3] if words[1] == "fleet" or words[2] == "best" else words[1:2]) for words in commands
-    ]
+    return lines[:start], [_verb(words[1:]) for words in commands]
 
 
 @every(

@@ -211,7 +211,7 @@ def test_a_command_tells_its_findings_and_not_its_screen(form, server, capsys):
     assert main(["check", "--r", "4", "--lr", "1", "--announce", "webhook", *form]) == 0
     (posted,) = server.posted
     lines = posted["text"].splitlines()
-    assert (lines[0], lines[1].split(":")[0]) == ("*gradience check*", "```[ERROR] LR003")
+    assert (lines[0], lines[1].split(":")[0]) == ("*gradience check*", "```[WARNING] LR003")
     assert "===" not in posted["text"]
     if form:
         json.loads(capsys.readouterr().out)

@@ -464,7 +464,7 @@ def test_the_report_says_what_was_measured_and_on_how_many(llama, texts, capsys)
     text = capsys.readouterr().out
     assert "Criterion:  KL of the outputs <= 0.05 nats per prediction" in text
     assert "nats per prediction on 26 inputs (" in text
-    assert "two-sided, chosen by 54 inputs (" in text
+    assert "chosen by 54 inputs (" in text
 
 
 def test_files_under_other_names_than_peft_loads_are_refused(llama, texts, tmp_path):

@@ -116,7 +116,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "adapters.patterns": {"_Cost.paths": 1.0, "_Cost.steps": 1.0},
     "cli.audit": {
         "ViewOptions.top_wasteful": 3,
-        "ViewOptions.heatmap_of": "norm",
         "_AuditOptions.intruder_k": 10,
         "_AuditOptions.intruder_eps": 0.5,
         "_AuditOptions.norms_cache": True,
@@ -133,8 +132,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "cli.fleet": {
         "audit.engine": "local",
         "show.top": 10,
-        "show.cosine": 0.99,
-        "show.most_pairs": 100,
         "ListOptions.limit": 20,
         "ListOptions.sort": "path",
         "ListOptions.metric": "train/loss",
@@ -149,7 +146,8 @@ WITHIN: dict[str, dict[str, Any]] = {
         "compare.top": 5,
         "compare.device": "auto",
     },
-    "cli.receipt": {"verify_served.timeout": 120.0},
+    "cli.drift": {"_DriftOptions.rows": 32},
+    "cli.receipt": {"_ReceiptOptions.rows": 16, "verify_served.timeout": 120.0},
     "cli.rewrite": {"_ConvertOptions.to": "peft"},
     "cli.schema": {"schema.name": "telemetry", "validate.max_issues": 100},
     "configs.document": {"DataPlan.pads": True, "DataPlan.program": "trl", "DataPlan.overlong": "cut"},
