@@ -38,7 +38,7 @@ CELLS: Final = (
     "audit_adapter('runs/toy/peft')",
     "list(audit_adapter('runs/toy/peft').table('layers')[0])",
     "diagnose('runs/toy')",
-    "diagnose('runs/toy').causes[0].message",
+    "diagnose('runs/toy').findings[0].message",
     "TelemetryReader('runs/toy/run.jsonl').latest_config().lora",
 )
 JOBS: Final = (

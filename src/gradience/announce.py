@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -81,7 +81,10 @@ def of_report(title: str, text: str, findings: Iterable[Finding]) -> Told:
     return Told(title, text, severity, tuple(dict.fromkeys(finding.id for finding in graver)))
 
 
-def checked(places: Iterable[Place]) -> tuple[Place, ...]:
+_AnyPlace = TypeVar("_AnyPlace", bound=Place)
+
+
+def checked(places: Iterable[_AnyPlace]) -> tuple[_AnyPlace, ...]:
     """The places, each once.
 
     Raises:

@@ -44,7 +44,7 @@ def diagnose(
     judging: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:
-    """Join a run's config, log and weights into one verdict with its causes.
+    """Join a run's config, log and weights into one verdict with its findings.
 
     Exit code 2 means that the run could not be judged: no source was found, or one cannot be read. It takes precedence
     over --fail-on.
@@ -73,7 +73,7 @@ def diagnose(
     code = resolved.show(
         report,
         lambda it: diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete),
-        report.causes,
+        report.findings,
         groups=_GROUPS,
         locations=lambda: source_locations(report),
         not_run=report.not_run,
@@ -129,12 +129,12 @@ def report(
     else:
         story = write_sources(sources, out, options, kind=chosen, force=force)
         print_text("\n".join(_done(out, story.diagnosis)))
-    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
+    return exit_code(story.diagnosis.findings, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
 
 
 def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:
     """Yield a line on the file that was written, and a line for each source that could not be read."""
-    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {counted(len(report.causes), 'finding')})"
+    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {counted(len(report.findings), 'finding')})"
     for source in report.sources:
         if source.state == "unreadable":
             yield f"not readable, so not judged: {source.source}: {clean(source.reason)}"

@@ -36,7 +36,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
     "audit": ("gradience.cli.audit:audit", "Analyse a trained adapter for waste, and for what is wrong with it."),
     "diagnose": (
         "gradience.cli.diagnose:diagnose",
-        "Join a run's config, log and weights into one verdict with its causes.",
+        "Join a run's config, log and weights into one verdict with its findings.",
     ),
     "why": ("gradience.cli.why:why", "Name the first step at which two runs part, and the cause."),
     "compare": (

@@ -337,11 +337,11 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield ""
-    shown = [cause for cause in report.causes if verbose or cause.severity != "info"]
-    yield f"Causes ({len(shown)}):" if shown else "Causes: none found by the checks that ran"
+    shown = [cause for cause in report.findings if verbose or cause.severity != "info"]
+    yield f"Findings ({len(shown)}):" if shown else "Findings: none by the checks that ran"
     for cause in shown:
         yield from _cause(cause, verbose=verbose)
-    if not verbose and (notes := note_line(report.causes)):
+    if not verbose and (notes := note_line(report.findings)):
         yield f"  {notes}"
     yield ""
     if report.advice is not None:
@@ -359,7 +359,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
         yield ""
     of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}
     yield from (f"Note: {clean(note)}." for note in report.notes if verbose or note not in of_parts)
-    yield "Causes are hypotheses with their grounds: verify on held-out data."
+    yield "Findings are hypotheses with their grounds: verify on held-out data."
 
 
 def by_reason(not_run: Iterable[Unjudged]) -> dict[tuple[str, str], str]:

@@ -432,10 +432,8 @@ def list_rules(prefix: str | None = None) -> RulesReport:
     Raises:
         ConfigError: no id begins with it, and no group is called so.
     """
-    if prefix in GROUPS:
-        cards = tuple(card for card in rule_cards() if prefix in card.groups)
-    else:
-        cards = rule_cards() if prefix is None else rules_named(prefix)
+    in_group = [card for card in rule_cards() if prefix in card.groups]
+    cards = in_group or (rule_cards() if prefix is None else rules_named(prefix))
     if not cards:
         raise ConfigError(f"unknown rule {prefix!r}", advice="'gradience rules' lists them")
     return RulesReport(schema=RULES_SCHEMA_ID, rules=list(cards))

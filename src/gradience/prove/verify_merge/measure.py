@@ -108,7 +108,9 @@ class Sums(NamedTuple):
 
     def plus(self, other: Sums) -> Sums:
         """Return the sums over both parts."""
-        return Sums(*(x + y for x, y in zip(self[:-1], other[:-1], strict=True)), max(self.excess, other.excess))
+        return Sums._make(
+            [*(x + y for x, y in zip(self[:-1], other[:-1], strict=True)), max(self.excess, other.excess)]
+        )
 
     @property
     def is_finite(self) -> bool:
@@ -246,9 +248,7 @@ def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str,
     if not np.isfinite(m.astype(np.float32)).all():
         return Copied("other", reason="the merged tensor holds NaN or infinite numbers")
     is_held = is_cast(lambda: blocks(held, m, own, merged), merged)
-    is_base = (
-        w is not None and base is not None and base in FLOATS and is_cast(lambda: blocks(w, m, base, merged), merged)
-    )
+    is_base = w is not None and base in FLOATS and is_cast(lambda: blocks(w, m, base, merged), merged)
     if is_held:
         return Copied("unresolved", reason="the adapter's values are the base's") if is_base else Copied("exact")
     if is_base:
