@@ -114,15 +114,9 @@ def test_of_four_equal_directions_each_is_a_quarter(name, value, rank):
     assert module_rank(Target(name, value), np.ones(4)) == rank
 
 
-@every(("ratio", "rank"), [(2.0, 1), (2.001, 2), (4.0, 2), (4.001, 3), (8.0, 3)])
-def test_a_direction_at_its_share_of_the_largest_is_not_above_it(ratio, rank):
-    assert module_rank(Target("sv_ratio", ratio), np.asarray([4.0, 2.0, 1.0])) == rank
-
-
 def test_what_rounding_leaves_of_a_direction_takes_no_rank():
     sigma = np.asarray([1.0, 1e-15, 1e-16, 0.0])
     assert module_rank(Target("rel_error", 0.0), sigma) == 2
-    assert module_rank(Target("sv_ratio", 1e30), sigma) == 2
 
 
 @every(
@@ -156,9 +150,6 @@ def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothin
         ("max_mb", 0.001),
         ("max_params", 1),
         ("like_suggested", True),
-        ("sv_ratio", 1.0),
-        ("sv_fro", 1.0),
-        ("sv_cumulative", 1.0),
     ],
 )
 def test_the_ends_of_a_range_belong_to_it(name, value):
@@ -168,10 +159,6 @@ def test_the_ends_of_a_range_belong_to_it(name, value):
 @every(
     ("name", "value"),
     [
-        ("sv_ratio", 0.999),
-        ("sv_fro", 0.0),
-        ("sv_fro", 1.001),
-        ("sv_cumulative", 1.001),
         ("energy", 1.001),
         ("max_mb", 0),
     ],

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
-from gradience.configs.training import objective_of
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
 from gradience.io import PathLike
@@ -14,9 +12,8 @@ from gradience.judge.monitor.source import open_source, runs_in
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.schema import as_float, number_in
+from gradience.schema import number_in
 from gradience.schema.document import by_severity
-from gradience.schema.events import Eval
 from gradience.schema.fleet import RunRow
 from gradience.schema.reports import MonitorReport
 from gradience.tables import number_column
@@ -73,7 +70,7 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
     config, train = report.config, report.train
     lora, loop = config.lora, config.training
     point = held_out_of(report.evals)
-    best = _best(series.evals, point.split if point else None)
+    loss = report.account.held_out_loss
     worst = next((finding.severity for finding in by_severity(report.findings)), "none")
     targets = lora.target_modules
     return RunRow(
@@ -83,7 +80,7 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         rules=rules,
         model=config.model_name,
         data=config.dataset_name,
-        objective=objective_of(config).kind,
+        objective=report.objective,
         status=report.status,
         verdict=worst,
         findings=",".join(finding.id for finding in report.findings),
@@ -93,7 +90,7 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         targets=",".join(targets) if isinstance(targets, list) else targets,
         peft_type=lora.peft_type,
         optimizer=config.optimizer.name,
-        lr=number_column(config.optimizer.lr if train.max_lr is None else train.max_lr),
+        lr=number_column(report.account.schedule.peak),
         scheduler=loop.lr_scheduler,
         batch_size=loop.batch_size,
         seed=config.training.seed,
@@ -107,20 +104,11 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         best_loss_step=train.min_loss_step,
         split=point.split if point else None,
         eval_loss=number_column(point.metrics.loss) if point else None,
-        best_eval_loss=best[0] if best else None,
-        best_eval_step=best[1] if best else None,
+        best_eval_loss=loss.best if loss is not None else None,
+        best_eval_step=loss.best_step if loss is not None else None,
         eval_accuracy=number_column(point.metrics.accuracy) if point else None,
         gap=number_column(report.gap.ratio) if report.gap else None,
         utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
         started=series.first_ts,
         duration_s=train.duration_s,
     )
-
-
-def _best(events: Sequence[Eval], split: str | None) -> tuple[float, int] | None:
-    losses = [
-        (as_float(event.metrics.loss), event.step or 0)
-        for event in events
-        if event.split == split and event.metrics.loss is not None
-    ]
-    return min((pair for pair in losses if math.isfinite(pair[0])), default=None)
