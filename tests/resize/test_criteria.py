@@ -172,4 +172,3 @@ def test_what_lies_just_outside_a_range_is_refused(name, value):
 def test_a_direction_exactly_at_the_rounding_of_the_largest_is_rounding(least, rank):
     sigma = np.asarray([1.0, least * np.finfo(np.float64).eps])
     assert module_rank(Target("rel_error", 0.0), sigma) == rank
-    assert module_rank(Target("sv_cumulative", 1.0), sigma) == 1  # the first reaches all but that rounding exactly
