@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from gradience.render import as_text
 from gradience.render.findings import HEADINGS
 from gradience.schema.document import RuleCard
 
@@ -18,9 +17,12 @@ units and sources of its thresholds, and how to verify a finding. `--select` and
 """
 
 
-@as_text
-def rules_markdown(cards: Sequence[RuleCard]) -> Iterator[str]:
+def rules_markdown(cards: Sequence[RuleCard]) -> str:
     """The rules as tables, one for each group, each rule in the first group that it belongs to."""
+    return "\n".join(_lines(cards))
+
+
+def _lines(cards: Sequence[RuleCard]) -> Iterator[str]:
     yield from _TOP.splitlines()
     for group, heading in HEADINGS.items():
         members = [card for card in cards if card.groups[0] == group]
