@@ -127,7 +127,7 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
         "The runs differ in data sets: their losses may not be comparable.",
         "1 log not read:",
     ]
-    assert lines[at + 3].startswith("  broken: ")
+    assert lines[at + 3].startswith("  broken:")
     assert main(["runs", "best", str(tmp_path / "deep"), *out]) == 0
     text = capsys.readouterr().out
     assert text.index("d, m: 2 runs") < text.index("Comparable with none of these:") < text.index("0.1  other, m:")
