@@ -83,11 +83,10 @@ CALLS = (
     Call("fleet audit {run} --out {tmp}/fleet-ray --engine ray --workers 1", "ray"),
     Call("fleet show {tmp}/fleet", "fleet"),
     Call("fleet query {tmp}/fleet --named bases", "fleet"),
-    Call("runs list {run} --out {tmp}/runs", "fleet"),
-    Call("runs show {run} --out {tmp}/runs", "fleet"),
+    Call("monitor {run}/run.jsonl {run}/run.jsonl"),
+    Call("runs {run} --out {tmp}/runs", "fleet"),
     Call("runs query {run} --named models --out {tmp}/runs", "fleet"),
     Call("runs best {run} --metric train/loss --out {tmp}/runs", "fleet"),
-    Call("runs curves {run}/run.jsonl"),
 )
 
 

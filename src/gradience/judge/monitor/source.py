@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
@@ -250,6 +251,25 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         shared += 1
     names = _without_ending(["/".join(part[shared:]) for part in parts])
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def names_of_runs(runs: Sequence[tuple[str, str]]) -> list[str]:
+    """A unique name for each pair of path and run id: the part of the path that differs, and the id if that is needed.
+
+    >>> names_of_runs([("x/a/run.jsonl", "1"), ("x/b/run.jsonl", "2"), ("x/b/run.jsonl", "3")])
+    ['a', 'b #2', 'b #3']
+    """
+    if not runs:
+        return []
+    paths = list(dict.fromkeys(path for path, _ in runs))
+    short = dict(zip(paths, names_of([Path(path) for path in paths]), strict=True))
+    count = Counter(path for path, _ in runs)
+    ids = [run.removeprefix(_OF_IMPORT) for _, run in runs]
+    brief = [run[:8] for run in ids]
+    if len({(path, each) for (path, _), each in zip(runs, brief, strict=True)}) < len(runs):
+        brief = ids  # ids that begin alike
+    named = zip((path for path, _ in runs), brief, strict=True)
+    return [f"{short[path]} #{run}" if count[path] > 1 else short[path] for path, run in named]
 
 
 def _without_ending(names: Sequence[str]) -> list[str]:
