@@ -22,8 +22,9 @@ from gradience.configs.document import (
     read_peft_object,
     read_settings,
 )
+from gradience.configs.families import Dimensions, read_dimensions
 from gradience.configs.files import HasToDict
-from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
+from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields, with_ratio
 from gradience.configs.training import (
     PICKLE_NAME,
     STATE_NAME,
@@ -32,6 +33,7 @@ from gradience.configs.training import (
     read_training_dir,
     read_training_object,
 )
+from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
@@ -177,20 +179,24 @@ class CheckOptions:
 
     def read(self) -> Layer:
         """Read all sources into one layer."""
+        peft, training = _object(self.peft, read_peft_object), _object(self.training, read_training_object)
         layers = (
-            read_settings(self.config) if isinstance(self.config, Mapping) else _layer(self.config),
+            _given(self.config),
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            read_peft_object(self.peft)
-            if isinstance(self.peft, SETTINGS)
-            else _read(self.peft, read_peft, read_adapter_of),
-            read_training_object(self.training)
-            if isinstance(self.training, SETTINGS)
-            else _read(self.training, read_arguments, read_training_of),
-            _layer(self.overrides),
+            peft or _read(self.peft, read_peft, read_adapter_of),
+            training or _read(self.training, read_arguments, read_training_of),
+            _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """The settings that are given themselves, as options or in objects, and not by a file."""
+        peft, training = _object(self.peft, read_peft_object), _object(self.training, read_training_object)
+        layers = (_given(self.config), peft, training, _given(self.overrides))
+        return frozenset().union(*(stated_fields(layer.config) for layer in layers if layer is not None))
 
 
 _DEFAULTS = CheckOptions()
@@ -239,7 +245,7 @@ def judged(
     """
     config, versions = _complete(whole, given.task), _transformers()
     where = None if given.base is None else Path(given.base)
-    around = around._replace(engines=_engines(given.serve, given.settings))
+    around = around._replace(engines=_engines(given.serve, given.settings), stated=given.stated)
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
@@ -300,7 +306,13 @@ def _read(place: Place | None, read: _Reads, of_folder: _Reads | None = None) ->
     return read(Path(place))
 
 
-def _layer(config: object) -> Layer | None:
+def _object(given: Place | Settings | None, read: Callable[[Settings], Layer]) -> Layer | None:
+    return read(given) if isinstance(given, SETTINGS) else None
+
+
+def _given(config: object) -> Layer | None:
+    if isinstance(config, Mapping):
+        return read_settings(config)
     if not isinstance(config, ConfigSnapshot | None):
         message = f"expected a ConfigSnapshot or a mapping of settings, got {type(config).__name__}"
         raise ConfigError(message, advice="give files by name: document=, peft=, training=")
@@ -377,8 +389,18 @@ def gather_context(
         AdapterError: the base cannot be read.
     """
     keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
-    around = _output(whole, around._replace(unknown_keys=keys))
+    around = _output(whole, around._replace(unknown_keys=keys, model=_model(whole, config, base)))
     return around if base is None else _with_base(around, config, base, tuple(folders), transformers)
+
+
+def _model(whole: Layer, config: ConfigSnapshot, base: Path | None) -> Dimensions | None:
+    """What the base's config.json tells, if the base that was given, or that the configuration names, is a folder."""
+    own = whole.base if whole.base and short_name(whole.base) == config.model_name else None
+    place = base or (own and Path(own))
+    try:
+        return read_dimensions(place) if place and place.is_dir() else None
+    except OSError:  # a name that is too long for a file
+        return None
 
 
 def _output(whole: Layer, around: CheckContext) -> CheckContext:
