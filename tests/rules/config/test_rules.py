@@ -871,7 +871,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 lora(r=256),
                 covered(narrow={"k_proj": 4, "v_proj": 3}),
-                says="r 256 is more than 7 of 8 modules (k_proj, v_proj) have inputs or outputs",
+                says="r 256 is above the smaller side of 7 of 8 modules (k_proj, v_proj)",
                 severity="info",
                 values={"r": 256, "narrow": {"k_proj": 4, "v_proj": 3}},
             ),

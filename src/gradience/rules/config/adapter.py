@@ -162,8 +162,8 @@ def _beyond_width(facts: Facts) -> Iterator[Observation]:
         narrow = sum(coverage.narrow.values())
         if narrow:
             yield Observation(
-                f"r {r} is more than {narrow} of {coverage.modules} modules ({few(list(coverage.narrow))}) have "
-                f"inputs or outputs",
+                f"r {r} is above the smaller side of {narrow} of {coverage.modules} modules "
+                f"({few(list(coverage.narrow))})",
                 {"r": r, "narrow": coverage.narrow},
                 severity=None if narrow == coverage.modules else "info",
             )
