@@ -838,6 +838,7 @@ ENTRIES: dict[str, Entry] = {
             On(config(model_name="gpt2", training={"extras": {"trainer": "sft"}})),
             On(config(model_name="gpt2", extras={"format": "axolotl", "task": "sft"})),
             On(config(model_name="gpt2", extras={"task": "dpo"})),
+            On(config(model_name="gpt2", extras={"task": "sft"}), CheckContext(moment="begun", begun="args.json")),
             On(config(lora={"task_type": "CAUSAL_LM"})),
         ],
     ),

@@ -223,7 +223,7 @@ def check_config(
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
-    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole))
+    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole, given.stated))
 
 
 def judged(
@@ -245,7 +245,7 @@ def judged(
     """
     config, versions = _complete(whole, given.task), _transformers()
     where = None if given.base is None else Path(given.base)
-    around = around._replace(engines=_engines(given.serve, given.settings), stated=given.stated)
+    around = around._replace(engines=_engines(given.serve, given.settings))
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
@@ -357,8 +357,17 @@ def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
     return SourceLocation(files[0].path)
 
 
-def when_of(whole: Layer) -> CheckContext:
-    """When the configuration is judged, by its files: a run leaves its configs beside its weights and its log."""
+def when_of(whole: Layer, stated: frozenset[str] = frozenset()) -> CheckContext:
+    """When the configuration is judged, by its files: a run leaves its configs beside its weights and its log.
+
+    Args:
+        whole: the configuration.
+        stated: settings that are about a run to come, whatever the files say.
+    """
+    return _by_files(whole)._replace(stated=stated)
+
+
+def _by_files(whole: Layer) -> CheckContext:
     if whole.log:
         return CheckContext(moment="logged", begun=whole.log)
     begun = ""

@@ -14,7 +14,7 @@ from gradience.adapters.patterns import PatternTable
 from gradience.configs.families import Family, known_modules, meant
 from gradience.errors import AdapterError, few
 from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, cite
-from gradience.rules.config.facts import AN_ADAPTER, LORA, Facts, LoraRule
+from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, Facts, LoraRule
 from gradience.schema import Severity
 from gradience.schema.events import LoraSnapshot
 
@@ -330,6 +330,7 @@ RULES = (
         title="a model without a pad token",
         condition="the model's family has no pad token, and the trainer is not known to mask padding",
         observe=_padding,
+        needs=(LORA, AN_ADAPTER, TO_COME),
         confidence=0.6,
         evidence=(
             cite("GPT-2's and GPT-NeoX's tokenizers on the hub", "no pad_token: every script sets one, mostly eos"),
@@ -343,5 +344,6 @@ RULES = (
         action="set labels to -100 where attention_mask is 0, and keep one eos at the end of a text in the loss",
         scope="GPT-2, GPT-Neo, GPT-J and GPT-NeoX; TRL's trainers and known recipes mask by themselves",
         verify="count the labels other than -100 in one batch against its attention mask: check --data does",
+        settings=("model_name",),
     ),
 )
