@@ -34,6 +34,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     name: str
     models: str
     modules: dict[str, str]
+    parts: dict[str, str] = {}
     types: str = ""
     former: str = ""
     sizes: dict[str, tuple[int, int]] = {}
@@ -42,8 +43,17 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """The paths of the layers with weights, with * for a number."""
-        held = ((f"{path}." if path else "", names.split()) for path, names in self.modules.items())
+        held = ((f"{path}." if path else "", names.split()) for path, names in self.held.items())
         return tuple(prefix + name for prefix, names in held for name in names)
+
+    @cached_property
+    def held(self) -> dict[str, str]:
+        """The names of the layers with weights by the path that holds them, with those of its parts."""
+        return self.modules | {
+            f"{stem}.{path}".rstrip("."): names
+            for stem, part in self.parts.items()
+            for path, names in _table().parts[part].items()
+        }
 
     @cached_property
     def leaves(self) -> frozenset[str]:
@@ -53,7 +63,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     @cached_property
     def blocks(self) -> frozenset[str]:
         """The other components: modules that hold modules."""
-        parts = (part for path in self.modules for part in path.split(".") if part and part != "*")
+        parts = (part for path in self.held for part in path.split(".") if part and part != "*")
         return frozenset(parts) - self.leaves
 
     @cached_property
@@ -90,10 +100,19 @@ def _tails(stem: str) -> Iterator[str]:
         yield below.replace("vision_model.", "")
 
 
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    parts: dict[str, dict[str, str]]
+    families: list[Family]
+
+
 @cache
-def families() -> tuple[Family, ...]:
+def _table() -> _Table:
+    return own_table(__file__, "families.toml", _Table)
+
+
+def families() -> list[Family]:
     """All families."""
-    return tuple(own_table(__file__, "families.toml", dict[str, list[Family]])["families"])
+    return _table().families
 
 
 @cache

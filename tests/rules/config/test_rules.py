@@ -524,6 +524,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     "TGT002": Entry(
         fires=[
+            On(
+                lora(target_modules=["q_proj", "o_porj"]),
+                covered(unmatched_targets=["o_porj"]),
+                says="nothing in m matches o_porj (did you mean o_proj?)",
+                severity="warning",
+            ),
             On(lora(), covered(modules=0, layers=0)),
             On(lora(), covered(layers=4, layers_total=17)),
             On(lora(), covered(unmatched_targets=["q"])),

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from gradience.adapters import module_type
+from gradience.configs.families import known_modules
 from gradience.errors import few
 from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.config.facts import (
@@ -25,6 +26,7 @@ from gradience.rules.config.facts import (
     given,
     stops,
 )
+from gradience.rules.config.families import asked
 from gradience.schema import as_float
 from gradience.schema.document import Coverage
 
@@ -211,10 +213,11 @@ def _reach(facts: Facts) -> Iterator[Observation]:
         )
     missed = coverage.unmatched_targets
     if missed and coverage.modules:
+        shown = [asked(name, known_modules()) for name in missed]
         yield Observation(
-            f"nothing in {coverage.base} matches {few(missed)}",
+            f"nothing in {coverage.base} matches {few(shown)}",
             {"unmatched_targets": missed},
-            severity="info",
+            severity="info" if shown == missed else "warning",
             action=elsewhere or "correct the spelling, or leave the name out",
         )
 
@@ -419,7 +422,7 @@ RULES = (
         title="targets reach little or nothing",
         groups=("base",),
         condition="PEFT would refuse a target, the targets match no module (both errors), they reach under "
-        "{few_layers} of the layers, or one of them matches nothing (info)",
+        "{few_layers} of the layers, or one of them matches nothing (info, unless misspelt)",
         observe=_reach,
         confidence=0.9,
         signs=(Sign("stops", frozenset({"error"}), values=stops), "missed_targets"),

@@ -36,8 +36,8 @@ def known_family(facts: Facts) -> Family:
     return facts.family
 
 
-def _asked(name: str, known: Iterable[str]) -> str:
-    """The name, with the one that it misspells."""
+def asked(name: str, known: Iterable[str]) -> str:
+    """The name, with the known one that it misspells, unless it is another family's."""
     nearest = None if name.rpartition(".")[2] in known_modules() else meant(name, known)
     return f"{name} (did you mean {nearest}?)" if nearest else name
 
@@ -80,7 +80,7 @@ def _misspelt(targets: Sequence[str]) -> Iterator[Observation]:
     slips = [name for name in targets if name.rpartition(".")[2] not in known and meant(name, known)]
     if slips:
         yield Observation(
-            f"no model known here has a module called {few([_asked(name, known) for name in slips])}",
+            f"no model known here has a module called {few([asked(name, known) for name in slips])}",
             {"unmatched_targets": slips, "left": [name for name in targets if name not in slips]},
             confidence=0.6,
         )
@@ -106,7 +106,7 @@ def _unmatched_names(facts: Facts, family: Family, targets: Sequence[str]) -> It
     if missed:
         yield Observation(
             f"models of the {family.name} family have no module called "
-            f"{few([_asked(name, family.leaves) for name in missed])}: "
+            f"{few([asked(name, family.leaves) for name in missed])}: "
             + (f"only {few(left)} {'is' if len(left) == 1 else 'are'} adapted" if left else "PEFT refuses to start"),
             {"unmatched_targets": missed, "left": left, "family": family.name},
             severity=_severity(family, missed, left),
@@ -161,8 +161,8 @@ def _example(family: Family) -> str:
 
 def _layers(facts: Facts) -> Iterator[Observation]:
     lora = facts.config.lora
-    asked, stacks = lora.extras.get("layers_to_transform"), lora.extras.get("layers_pattern")
-    layers = [n for n in asked if isinstance(n, int)] if isinstance(asked, list) else []
+    numbers, stacks = lora.extras.get("layers_to_transform"), lora.extras.get("layers_pattern")
+    layers = [n for n in numbers if isinstance(n, int)] if isinstance(numbers, list) else []
     if not layers and not stacks:
         return
     refused = _refusal(lora, layers)
@@ -205,20 +205,20 @@ def _outside(layers: Sequence[int], total: int | None) -> Iterator[Observation]:
 
 def _unsaved(facts: Facts) -> Iterator[Observation]:
     lora = facts.config.lora
-    asked = [name for name in lora.modules_to_save or () if not (lora.task_type and name in _HEADS_OF_PEFT)]
-    if not asked:
+    wanted = [name for name in lora.modules_to_save or () if not (lora.task_type and name in _HEADS_OF_PEFT)]
+    if not wanted:
         return
     coverage = facts.around.coverage
     if coverage is not None:
-        missed, who = [name for name in asked if name in coverage.unmatched_saves], coverage.base
+        missed, who = [name for name in wanted if name in coverage.unmatched_saves], coverage.base
     else:
         family = known_family(facts)
-        missed, who = [name for name in asked if not _is_held(name, family)], f"the {family.name} family"
+        missed, who = [name for name in wanted if not _is_held(name, family)], f"the {family.name} family"
     known = known_modules() if facts.family is None else facts.family.leaves | facts.family.blocks
     if missed:
         sure = coverage is not None or any(name in known_modules() or meant(name, known) for name in missed)
         yield Observation(
-            f"modules_to_save: {few([_asked(name, known) for name in missed])} "
+            f"modules_to_save: {few([asked(name, known) for name in missed])} "
             f"{'is no module' if len(missed) == 1 else 'are no modules'} of {who}: neither trained nor saved",
             {"unmatched_saves": missed},
             severity="warning" if sure else "info",
