@@ -62,9 +62,15 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
 
     @cached_property
     def blocks(self) -> frozenset[str]:
-        """The other components: modules that hold modules."""
+        """The other components: modules that hold modules, or no weight."""
         parts = (part for path in self.held for part in path.split(".") if part and part != "*")
         return frozenset(parts) - self.leaves
+
+    @cached_property
+    def inner_blocks(self) -> frozenset[str]:
+        """Those of them that every class of the family has, because they are in its layers."""
+        inside = (path.partition("*")[2] for path in self.held if "*" in path)
+        return frozenset(part for path in inside for part in path.split(".")) & self.blocks
 
     @cached_property
     def stacks(self) -> frozenset[str]:

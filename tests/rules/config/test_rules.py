@@ -665,7 +665,7 @@ ENTRIES: dict[str, Entry] = {
                     "k_proj are adapted"
                 ),
                 severity="warning",
-                action="name modules that the model has (q_proj, k_proj, v_proj, o_proj, rotary_emb, gate_proj, "
+                action="name modules that the model has (q_proj, k_proj, v_proj, o_proj, gate_proj, "
                 "up_proj, down_proj), or use 'all-linear'",
             ),
             On(targets("google/gemma-3-4b-it", "Q_proj", "k_proj", "v_proj"), severity="warning"),
@@ -703,6 +703,12 @@ ENTRIES: dict[str, Entry] = {
             ),
             On(expression(r"model\.layers\.40\.mlp\.up_proj")),  # it has 32
             On(
+                expression(r".*\.(q_proj|mlp)"),
+                says=r".*\.(q_proj|mlp) matches whole blocks too, such as model.layers.0.mlp: PEFT refuses to start",
+                severity="error",
+            ),
+            On(targets("meta-llama/Llama-3.1-8B", "q_proj", "rotary_emb"), severity="error"),
+            On(
                 expression(r".*\.(qprojj|q_porj)"),
                 says=(
                     r".*\.(qprojj|q_porj) matches no module of the Llama family: PEFT refuses to start; "
@@ -719,10 +725,11 @@ ENTRIES: dict[str, Entry] = {
             On(targets("TheBloke/Mistral-7B-v0.1-AWQ", "q_proj", "gate_proj")),
             On(targets("my-model", "c_attn"), typed("gpt2")),
             On(targets("x", "query_key_value"), typed("gpt_neox")),
+            On(targets("google-bert/bert-base-uncased", "query", "cls", "0")),  # of some classes, or a list of layers
             On(config(lora={"target_modules": ["qkv"], "extras": {"base_model_type": "qwen3_vl"}})),
             On(expression(r".*\.self_attn\.(q|v)_proj")),
             On(expression(r"model\.layers\.(1[0-9]|20)\.mlp\.up_proj")),
-            On(expression(r"model\.language_model\.layers\.\d+\.mlp\..*", "google/gemma-3-4b-it")),
+            On(expression(r"model\.language_model\.layers\.\d+\.mlp\.\w+", "google/gemma-3-4b-it")),
             On(expression(r"vision_tower\.vision_model\.encoder\..*(fc1|fc2)", "google/gemma-3-4b-it")),
             On(config(lora={"target_modules": [], "extras": {"target_parameters": ["w"]}})),
         ],

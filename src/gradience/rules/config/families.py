@@ -43,8 +43,12 @@ def asked(name: str, known: Iterable[str]) -> str:
 
 
 def absent_targets(family: Family, targets: Sequence[str]) -> list[str]:
-    """The names in a list of targets that no layer or block of the family has."""
-    return [name for name in targets if name.rpartition(".")[2] not in family.leaves | family.blocks]
+    """The names in a list of targets that no layer or block of the family has; a number may be of a list of layers."""
+    return [name for name in targets if not _is_known(name.rpartition(".")[2], family)]
+
+
+def _is_known(leaf: str, family: Family) -> bool:
+    return leaf.isdigit() or leaf in family.leaves or leaf in family.blocks
 
 
 def _absent(facts: Facts) -> Iterator[Observation]:
@@ -94,7 +98,7 @@ def _unmatched_names(facts: Facts, family: Family, targets: Sequence[str]) -> It
             raise Unknown(f"the run has begun, and {few(missed)} may be of the code that the model came with")
         if not left:
             raise Unknown(f"the run has begun, so its model has {few(missed)}, unlike the {family.name} family")
-    blocks = [name for name in left if name.rpartition(".")[2] in family.blocks]
+    blocks = [name for name in left if name.rpartition(".")[2] in family.inner_blocks]
     if blocks and facts.around.moment == "to come":
         yield Observation(
             f"{few(blocks)} {'is a block' if len(blocks) == 1 else 'are blocks'} of modules, not a layer with a "
@@ -134,11 +138,24 @@ def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterato
         table = PatternTable([f"^(?:{targets})$"])
     except AdapterError as error:
         raise Unknown(f"target_modules: {error}") from error
-    layers = facts.layers or _MOST_LAYERS
-    if any(table.matching(name) for name in dict.fromkeys(family.module_names(layers))):
-        return
+    names = dict.fromkeys(family.module_names(facts.layers or _MOST_LAYERS))
+    hits = {_root(name): name for name in names if table.matching(name)}
     if facts.around.moment != "to come":
-        raise Unknown(f"the run has begun, so the expression matched, unlike in the {family.name} family")
+        if not hits:
+            raise Unknown(f"the run has begun, so the expression matched, unlike in the {family.name} family")
+        return
+    if hits:
+        holders = dict.fromkeys(path for name in names for path in _upwards(name) if path != name)
+        blocks = {_root(path): path for path in holders if _root(path) in hits and table.matching(path)}
+        if hits.keys() == blocks.keys():  # wherever this class has its layers
+            yield Observation(
+                f"{targets} matches whole blocks too, such as {next(iter(blocks.values()))}: PEFT refuses to start",
+                {"target_modules": targets, "family": family.name},
+                severity="error",
+                confidence=0.7,
+                action="let the expression end in the names of layers, as (q_proj|v_proj)",
+            )
+        return
     words = re.findall(r"[A-Za-z_]\w{2,}", targets)
     slip = next((f"; did you mean {near}?" for word in words if (near := _slip(word, family))), "")
     whole = ". An expression has to match the whole name" if "." not in targets else ""
@@ -149,6 +166,11 @@ def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterato
         confidence=0.7,
         action=f"the name of a module there: {_example(family)}",
     )
+
+
+def _root(name: str) -> str:
+    """The name up to its first number, which is the layer that a module is in; else the name."""
+    return re.match(r".*?\.\d+(?=\.|$)|.*", name)[0]
 
 
 def _slip(word: str, family: Family) -> str | None:
