@@ -346,3 +346,35 @@ def test_a_base_tells_what_is_narrower_than_the_rank_and_what_is_not_saved(tmp_p
     assert told["TGT008"] == "modules_to_save: heads is no module of base: neither trained nor saved"
     fitting = found(check_config(peft_dir=write_adapter(tmp_path / "fits", r=8), base=base))
     assert not {"WID001", "TGT008"} & fitting.keys()
+
+
+def test_the_screen_shows_five_notes_the_surest_first_and_no_row_without_a_value() -> None:
+    settings = {
+        "model": "gpt2",
+        "targets": ["c_proj", "c_attn", "c_attn"],
+        "bias": "all",
+        "r": 32,
+        "alpha": 4,
+        "lr": 1e-4,
+        "task": "clm",
+        "epochs": 5,
+        "max_steps": 20,
+        "warmup_ratio": 0.1,
+        "train_examples": 10**6,
+        "per_device_train_batch_size": 300,
+        "world_size": 1,
+        "eval_strategy": "steps",
+    }
+    report = check_config(settings, ignore=["REC001", "LR"])
+    sure = {item.id: item.confidence for item in report.findings if item.severity == "info"}
+    assert len(sure) == 6
+    shown = check_text(report).splitlines()
+    notes = [line.split()[1].rstrip(":") for line in shown if line.startswith("  [INFO] ")]
+    assert notes == sorted(sure, key=lambda rule: -sure[rule])[:5]
+    assert "  ... and 1 more (--verbose lists all)" in shown
+    assert "  [INFO] BIA001: bias is 'all': biases of the base model are trained and saved too" in shown
+    assert [line for line in shown if "Targets:" in line] == ["  Targets:    c_attn, c_proj"]
+    assert check_text(report, verbose=True).count("[INFO]") == 6
+    alone = check_text(check_config({"lr": 1e-4}))
+    assert "  Optimizer:  lr=0.0001" in alone.splitlines()
+    assert not {"not given", "?", "Model:", "Length:"} & set(alone.replace("\n", " ").split(" "))

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.cli.output import for_pipe, on_terminal
+from gradience.cli.output import on_terminal
 from gradience.configs.values import Malformed, keyword, plain, short_name, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckOptions, check_config
@@ -225,7 +225,7 @@ def check(
 
     return resolved.show(
         report,
-        lambda it: for_pipe(check_text(it, verbose=verbose)),
+        lambda it: check_text(it, verbose=verbose),
         report.findings,
         groups=("config", "base", "serve", "data") if report.data is not None else ("config", "base", "serve"),
         locations=lambda: source_locations(report),

@@ -56,7 +56,6 @@ NOT_DECIDED: Final = 3
 
 _EVERY: Final = 0.1  # seconds between two drawings
 _WIDTH: Final = 79
-_PIPED: Final = 100  # columns of a report in a pipe or a file
 
 _COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
 _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
@@ -301,13 +300,6 @@ def for_screen(text: str) -> str:
     lines = [wrapped(line, width) for line in text.split("\n")]
     shown = "\n".join(lines)
     return coloured(shown) if has_colour() else shown
-
-
-def for_pipe(text: str) -> str:
-    """Return the text as a pipe or a file should have it: sentences wrapped, lines of tables as they are."""
-    if sys.stdout is not None and sys.stdout.isatty():
-        return text
-    return "\n".join(wrapped(line, _PIPED) for line in text.split("\n"))
 
 
 def has_colour() -> bool:

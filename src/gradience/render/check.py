@@ -23,7 +23,6 @@ from gradience.render import (
     finding_lines,
     labelled,
     listed,
-    note_line,
     number,
     percent,
     shortened,
@@ -35,7 +34,7 @@ from gradience.render.monitor import mark_lines, probe_lines
 from gradience.render.plots import histogram_lines
 from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
-from gradience.schema.document import SEVERITIES, Coverage, Finding
+from gradience.schema.document import SEVERITIES, Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport, DataReport
 
@@ -54,8 +53,6 @@ _NAMES: Final = 10  # targets and unknown keys on one line
 _UNMATCHED: Final = 5  # targets without a module on one line
 _TEXT: Final = 60  # characters of one value
 _SOURCE: Final = 8  # columns of a source's name
-_COLUMNS: Final = 100  # of a line that has room for an action
-_NOTES: Final = 5  # findings of severity info that are shown
 _LEAST_SHARE: Final = 0.001  # of the steps that is shown as a number
 _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
@@ -160,7 +157,8 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
     if report.findings:
         counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
         yield f"Findings ({', '.join(counted(n, severity) for severity, n in counts if n)}):"
-        yield from _findings(report.findings, verbose=verbose)
+        surest = sorted(report.findings, key=lambda item: -(item.confidence or 0))
+        yield from finding_lines(by_severity(surest), verbose=verbose)
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
@@ -175,23 +173,8 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
     if report.not_run:
         yield from skipped_lines(report.not_run, verbose=verbose)
         yield ""
-    yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
-
-
-def _findings(found: Iterable[Finding], *, verbose: bool) -> Iterator[str]:
-    """The graver findings with their actions, then those of severity info in a line each, the surest first."""
-    notes = [item for item in found if item.severity == "info"]
-    yield from finding_lines([item for item in found if item.severity != "info"], verbose=verbose)
-    notes.sort(key=lambda item: -(item.confidence or 0))
-    if verbose:
-        yield from finding_lines(notes, verbose=True)
-        return
-    for item in notes[:_NOTES]:
-        line = f"  [INFO] {item.id}: {clean(item.message)}"
-        action = f" -> {clean(item.action)}" if item.action else ""
-        yield line + (action if len(line + action) <= _COLUMNS else "")
-    if len(notes) > _NOTES:
-        yield f"  and {len(notes) - _NOTES} more: --verbose"
+    if report.findings:
+        yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
 
 def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:

@@ -355,7 +355,10 @@ RULES = (
         needs=(LORA, AN_ADAPTER, TO_COME),
         confidence=0.6,
         evidence=(
-            cite("GPT-2's and GPT-NeoX's tokenizers on the hub", "no pad_token: every script sets one, mostly eos"),
+            cite(
+                "the tokenizers of gpt2, gpt-neo and gpt-j on the hub",
+                "no pad_token: every script sets one, mostly eos",
+            ),
             cite(
                 "transformers, DataCollatorForLanguageModeling",
                 "labels equal to pad_token_id become -100, with pad = eos every eos too; the default collator copies",
@@ -364,7 +367,7 @@ RULES = (
         rationale="The model learns to pad, and the first loss is near 9 where 3 to 4 is usual. With pad = eos masked, "
         "it never learns to stop.",
         action="set labels to -100 where attention_mask is 0, and keep one eos at the end of a text in the loss",
-        scope="GPT-2, GPT-Neo, GPT-J and GPT-NeoX; TRL's trainers and known recipes mask by themselves",
+        scope="GPT-2, GPT-Neo, GPT-J and CodeGen; TRL's trainers and known recipes mask by themselves",
         verify="count the labels other than -100 in one batch against its attention mask: check --data does",
         settings=("model_name",),
     ),
