@@ -39,7 +39,7 @@ def known_family(facts: Facts) -> Family:
 def asked(name: str, known: Iterable[str]) -> str:
     """The name, with the known one that it misspells, unless it is another family's."""
     nearest = None if name.rpartition(".")[2] in known_modules() else meant(name, known)
-    return f"{name} (did you mean {nearest}?)" if nearest else name
+    return f"{name} (did you mean {nearest}?)" if nearest else name or "''"
 
 
 def absent_targets(family: Family, targets: Sequence[str]) -> list[str]:
