@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from gradience.rules import Rule, Verdict, by_severity, judge
+from gradience.rules import Rule, Verdict, judge
 from gradience.rules.config import adapter, families, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
-from gradience.schema.document import Finding, NotRun
+from gradience.schema.document import Finding, NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
 
 RULES: Final[tuple[Rule[Facts], ...]] = (

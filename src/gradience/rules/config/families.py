@@ -18,6 +18,7 @@ from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, Facts, LoraR
 from gradience.schema import Severity
 from gradience.schema.events import LoraSnapshot
 
+_FIRST_LAYER: Final = re.compile(r".*?\.\d+(?=\.|$)")
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _ALL: Final = "all-linear"
 _MOST_LAYERS: Final = 128
@@ -170,7 +171,8 @@ def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterato
 
 def _root(name: str) -> str:
     """The name up to its first number, which is the layer that a module is in; else the name."""
-    return re.match(r".*?\.\d+(?=\.|$)|.*", name)[0]
+    numbered = _FIRST_LAYER.match(name)
+    return numbered[0] if numbered else name
 
 
 def _slip(word: str, family: Family) -> str | None:
