@@ -668,7 +668,12 @@ ENTRIES: dict[str, Entry] = {
                 action="name modules that the model has (q_proj, k_proj, v_proj, o_proj, gate_proj, "
                 "up_proj, down_proj), or use 'all-linear'",
             ),
-            On(targets("google/gemma-3-4b-it", "Q_proj", "k_proj", "v_proj"), severity="warning"),
+            On(
+                targets("google/gemma-3-4b-it", "Q_proj", "k_proj"),
+                says="models of the Gemma 3 family have no module called Q_proj (did you mean q_proj?): only k_proj "
+                "is adapted",
+                severity="warning",
+            ),
             On(  # of another family, and not misspelt, although it contains a name
                 targets("nvidia/Nemotron-3-Nano-30B", "q_proj", "gate_proj", "up_proj"), severity="info"
             ),
@@ -728,6 +733,8 @@ ENTRIES: dict[str, Entry] = {
             On(targets("google-bert/bert-base-uncased", "query", "cls", "0")),  # of some classes, or a list of layers
             On(config(lora={"target_modules": ["qkv"], "extras": {"base_model_type": "qwen3_vl"}})),
             On(expression(r".*\.self_attn\.(q|v)_proj")),
+            On(expression(r".*q_proj|encoder\.layers\.0\.mlp")),  # a block that this class may not have
+            On(expression(r"model\.vision_tower\.encoder\.layers\.\d+\.mlp\.fc1", "google/gemma-3-4b-it")),
             On(expression(r"model\.layers\.(1[0-9]|20)\.mlp\.up_proj")),
             On(expression(r"model\.language_model\.layers\.\d+\.mlp\.\w+", "google/gemma-3-4b-it")),
             On(expression(r"vision_tower\.vision_model\.encoder\..*(fc1|fc2)", "google/gemma-3-4b-it")),
@@ -790,6 +797,7 @@ ENTRIES: dict[str, Entry] = {
         silent=[
             On(layers("meta-llama/Llama-3.1-8B", [0, 31])),
             On(layers("gpt2", [11], extras={"layers_pattern": ["h"]})),
+            On(layers("gpt2", [11], extras={"layers_pattern": ["layers", "h"]})),
             On(layers(None, [])),
         ],
         abstains=[

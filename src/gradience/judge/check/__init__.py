@@ -179,14 +179,14 @@ class CheckOptions:
 
     def read(self) -> Layer:
         """Read all sources into one layer."""
-        peft, training = _object(self.peft, read_peft_object), _object(self.training, read_training_object)
         layers = (
             _given(self.config),
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            peft or _read(self.peft, read_peft, read_adapter_of),
-            training or _read(self.training, read_arguments, read_training_of),
+            _object(self.peft, read_peft_object) or _read(_place_of(self.peft), read_peft, read_adapter_of),
+            _object(self.training, read_training_object)
+            or _read(_place_of(self.training), read_arguments, read_training_of),
             _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
@@ -308,6 +308,10 @@ def _read(place: Place | None, read: _Reads, of_folder: _Reads | None = None) ->
 
 def _object(given: Place | Settings | None, read: Callable[[Settings], Layer]) -> Layer | None:
     return read(given) if isinstance(given, SETTINGS) else None
+
+
+def _place_of(given: Place | Settings | None) -> Place | None:
+    return None if isinstance(given, SETTINGS) else given
 
 
 def _given(config: object) -> Layer | None:
