@@ -21,6 +21,7 @@ _LARGEST: Final = 1 << 20  # bytes
 _QUANTISED: Final = re.compile(
     r"(?:[-.](?:unsloth|bnb|dynamic|quantized|\d-?bits?|awq|gptq|gguf|fp8|nf4|int[48]|bf16|fp16|w\d+a\d+|hqq|exl2))+$"
 )
+_FORMER_BLOCKS: Final = frozenset({"output", "intermediate"})  # of image models in transformers 4 alone
 _STEMS: Final = (
     *("model", "language_model", "model.language_model", "language_model.model", "model.model", "transformer"),
     *("visual", "model.visual", "vision_tower", "vision_tower.vision_model", "model.vision_tower", "encoder"),
@@ -70,7 +71,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     def inner_blocks(self) -> frozenset[str]:
         """Those of them that every class of the family has, because they are in its layers."""
         inside = (path.partition("*")[2] for path in self.held if "*" in path)
-        return frozenset(part for path in inside for part in path.split(".")) & self.blocks
+        return frozenset(part for path in inside for part in path.split(".")) & self.blocks - _FORMER_BLOCKS
 
     @cached_property
     def stacks(self) -> frozenset[str]:

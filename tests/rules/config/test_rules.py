@@ -730,6 +730,7 @@ ENTRIES: dict[str, Entry] = {
             On(targets("TheBloke/Mistral-7B-v0.1-AWQ", "q_proj", "gate_proj")),
             On(targets("my-model", "c_attn"), typed("gpt2")),
             On(targets("x", "query_key_value"), typed("gpt_neox")),
+            On(targets("google/vit-base-patch16-224", "k_proj", "output")),  # a block in transformers 4 only
             On(targets("google-bert/bert-base-uncased", "query", "cls", "0")),  # of some classes, or a list of layers
             On(config(lora={"target_modules": ["qkv"], "extras": {"base_model_type": "qwen3_vl"}})),
             On(expression(r".*\.self_attn\.(q|v)_proj")),
