@@ -473,7 +473,7 @@ FORMS: Final = (
     Form("{weight}_packed", _U8, ("{weight}_scale", "{weight}_global_scale"), _nvfp4, f"{_COMPRESSED}nvfp4"),
     Form("{weight}_packed", _U8, ("{weight}_scale",), _mxfp4, f"{_COMPRESSED}mxfp4"),
     Form("{weight}_packed", _I32, ("{weight}_scale", "{weight}_shape"), _packed, f"{_COMPRESSED}pack_quantized"),
-    Form("{weight}", _U8, ("{weight}_scale", "{weight}_scale_2"), _nvfp4_modelopt, "NVIDIA ModelOpt, NVFP4QTensor"),
+    Form("{weight}", _U8, ("{weight}_scale", "{weight}_scale_2"), _nvfp4_modelopt, "NVIDIA ModelOpt 0.47, NVFP4QTensor"),
     Form("{weight}_blocks", _U8, ("{weight}_scales",), _mxfp4, "transformers 5.24, mxfp4.py", turned=True),
     Form("{module}.qweight", _I32, ("{module}.qzeros", "{module}.scales"), _gptq,
          "AutoGPTQ 0.7.1, qlinear_cuda.py; AutoAWQ 0.2.9, packing_utils.py"),
