@@ -15,6 +15,7 @@ from tables import every
 
 from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
+from gradience.base.coded import Weight
 from gradience.base.weights import Norms
 from gradience.judge.audit import _unknown_dtypes, against_base
 from gradience.judge.audit.against_base import Update, _ratios, _target, survival_of, update_of
@@ -312,10 +313,10 @@ def test_an_update_that_only_the_base_tells_has_no_numbers_without_it(tmp_path):
 def test_factors_that_a_base_makes_infinite_are_no_spectrum():
     b, a = np.ones((6, 2)), np.ones((2, 5))
     one = module(factored=lambda _w: (b * np.inf, a))
-    found = update_of(one, np.ones((6, 5), np.float32))
+    found = update_of(one, Weight("w", "w", "F32", np.ones((6, 5), np.float32)))
     assert found.sigma is not None
     assert np.isnan(found.sigma).tolist() == [True]
-    whole = update_of(module(factored=lambda _w: (b, a)), np.ones((6, 5), np.float32))
+    whole = update_of(module(factored=lambda _w: (b, a)), Weight("w", "w", "F32", np.ones((6, 5), np.float32)))
     assert whole.sigma is not None
     assert whole.sigma[0] == pytest.approx(2.0 * math.sqrt(30))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+import ml_dtypes
 import msgspec
 import numpy as np
 
@@ -18,13 +19,12 @@ from gradience.base.weights import READABLE, BaseTensor, BaseWeights, names_of_e
 from gradience.errors import AdapterError
 from gradience.io.reading import decode_json
 from gradience.io.safetensors import Array, Memory
-from gradience.spectral.codes import Codes, from_awq, whole, words_of
+from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
 _WORD: Final = 32  # bits
 _BLOCK: Final = 128  # weights to a side of a block of FP8's, where the config does not say (DeepSeek-V3)
 _NVFP4, _MXFP4 = 16, 32  # weights to a scale
 _BNB8: Final = np.float32(1.0 / 127.0)
-_NAN: Final = 255  # of E8M0
 _AXES: Final = 2  # of a matrix
 _BITS: Final = (4, 8, 2)  # others cross the borders of words
 _DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -52,6 +52,11 @@ class Coded(NamedTuple):
     """The tensors that hold it."""
     turned: bool = False
     """Whether the codes hold the transpose of the model's parameter."""
+
+    def moved(self, delta: Array) -> Array:
+        """The change of the weight by a merge of delta that is rounded to its codes again; both as the parameter is."""
+        found = np.asarray(moved(self.codes, delta.T if self.turned else delta))
+        return found.T if self.turned else found
 
     def whole(self) -> Array:
         """The weight in float32, in the orientation of the model's parameter."""
@@ -112,7 +117,7 @@ def weight_of(
         codes, expert = _coded_expert(weights, parameter, expert), None
     if codes is not None:
         return Weight(codes.name, _key(codes.name, expert), codes.dtype, codes.codes, codes)
-    _refuse_unread(weights, parameter)
+    refuse_unread(weights, parameter)
     return None
 
 
@@ -156,13 +161,10 @@ class _Tensors:
     def numbers(self, *patterns: str) -> Array:
         """Scales or zero points in float32; bytes are exponents of two (E8M0, of the OCP's MX formats)."""
         found = self.read(*patterns)
-        if found.dtype == np.uint8:
-            found = np.where(found == _NAN, np.nan, np.ldexp(np.float32(1.0), found.astype(np.int32) - 127))
-        found = found.astype(np.float32)
+        powers = found.view(ml_dtypes.float8_e8m0fnu) if found.dtype == np.uint8 else found
+        found = powers.astype(np.float32)
         if not np.isfinite(found).all():
-            raise DamagedCodesError(
-                f"{self._parameter}: {_tail(patterns[0]).lstrip('._')} holds NaN or infinite numbers"
-            )
+            raise DamagedCodesError(f"{self._parameter}: a scale or zero point beside its codes is NaN or infinite")
         return found
 
 
@@ -179,7 +181,7 @@ class _Read(NamedTuple):
 
 
 class Form(NamedTuple):
-    """One format: the tensor of its codes with their dtypes, what else it needs, how it is read, and by which source."""
+    """One format: the tensor of its codes with their dtypes, what else it needs, its reader, and the source of that."""
 
     codes: str
     dtypes: frozenset[str]
@@ -206,16 +208,13 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
     tensors, name = known
     try:
         read = tensors.form.read(tensors)
+    except UnreadCodesError as error:
+        raise UnreadCodesError(f"{error}, {_method(weights)}") from error
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
         raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
     held = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
     dtype = read.dtype or ("F16" if "F16" in held else "BF16")
     return Coded(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
-
-
-def is_coded(weights: BaseWeights, parameter: str) -> bool:
-    """Whether a parameter is in codes of a known format."""
-    return _recognised(weights, parameter, None) is not None
 
 
 def _coded_expert(weights: BaseWeights, stack: str, expert: int) -> Coded | None:
@@ -225,11 +224,11 @@ def _coded_expert(weights: BaseWeights, stack: str, expert: int) -> Coded | None
         if len(parts) == len(names):
             together = frozenset().union(*(part.names for part in parts))
             name = " and ".join(part.name for part in parts)
-            return parts[0]._replace(name=name, codes=_stacked([part.codes for part in parts]), names=together)
+            return parts[0]._replace(name=name, codes=_stacked(name, [part.codes for part in parts]), names=together)
     return None
 
 
-def _refuse_unread(weights: BaseWeights, parameter: str) -> None:
+def refuse_unread(weights: BaseWeights, parameter: str) -> None:
     """Refuse a parameter that is stored as something else than numbers of a float dtype.
 
     Raises:
@@ -239,10 +238,13 @@ def _refuse_unread(weights: BaseWeights, parameter: str) -> None:
     held = [plain] if plain is not None else weights.named_under(module)
     if all(one.info.dtype in READABLE for one in held):
         return
-    method = weights.quantization.quant_method
     tensors = ", ".join(f"{one.name.rpartition(f'{module}.')[2]} ({one.info.dtype})" for one in held[:3])
-    named = f"quant_method {method!r}" if method else "and no config.json names their format"
-    raise UnreadCodesError(f"stored in codes that are not read here: {tensors}, {named}")
+    raise UnreadCodesError(f"stored in codes that are not read here: {tensors}, {_method(weights)}")
+
+
+def _method(weights: BaseWeights) -> str:
+    method = weights.quantization.quant_method
+    return f"quant_method {method!r}" if method else "and no config.json names their format"
 
 
 def _recognised(weights: BaseWeights, parameter: str, expert: int | None) -> tuple[_Tensors, str] | None:
@@ -259,17 +261,17 @@ def _recognised(weights: BaseWeights, parameter: str, expert: int | None) -> tup
     return None
 
 
-def _stacked(parts: Sequence[Codes]) -> Codes:
+def _stacked(name: str, parts: Sequence[Codes]) -> Codes:
     """One weight of several, one below the other.
 
     Raises:
-        ValueError: they differ in more than their rows.
+        DamagedCodesError: they differ in more than their rows.
     """
     first, axis = parts[0], parts[0].axis
     alike = {(one.coding, one.columns, one.block, one.zeros is None, one.packed.dtype) for one in parts}
     orders = [one.groups for one in parts]
     if len(alike) > 1 or any(not np.array_equal(orders[0], order) for order in orders if orders[0] is not None):
-        raise ValueError("its parts are in different codes")
+        raise DamagedCodesError(f"{name}: in different codes")
     packed, scales = (np.concatenate([getattr(one, of) for one in parts], axis) for of in ("packed", "scales"))
     zeros = None if first.zeros is None else np.concatenate([one.zeros for one in parts], axis)
     return replace(first, packed=packed, scales=scales, zeros=zeros)
@@ -473,7 +475,7 @@ FORMS: Final = (
     Form("{weight}_packed", _U8, ("{weight}_scale", "{weight}_global_scale"), _nvfp4, f"{_COMPRESSED}nvfp4"),
     Form("{weight}_packed", _U8, ("{weight}_scale",), _mxfp4, f"{_COMPRESSED}mxfp4"),
     Form("{weight}_packed", _I32, ("{weight}_scale", "{weight}_shape"), _packed, f"{_COMPRESSED}pack_quantized"),
-    Form("{weight}", _U8, ("{weight}_scale", "{weight}_scale_2"), _nvfp4_modelopt, "NVIDIA ModelOpt 0.47, NVFP4QTensor"),
+    Form("{weight}", _U8, ("{weight}_scale", "{weight}_scale_2"), _nvfp4_modelopt, "ModelOpt 0.47, nvfp4_tensor.py"),
     Form("{weight}_blocks", _U8, ("{weight}_scales",), _mxfp4, "transformers 5.24, mxfp4.py", turned=True),
     Form("{module}.qweight", _I32, ("{module}.qzeros", "{module}.scales"), _gptq,
          "AutoGPTQ 0.7.1, qlinear_cuda.py; AutoAWQ 0.2.9, packing_utils.py"),

@@ -173,6 +173,8 @@ def _against_base(report: AuditReport) -> Iterator[str]:
     if base.compared:
         yield from _sizes(report.modules, base)
         yield from _intruders(report.modules, base)
+    unread = Counter(item.reason for item in base.not_compared if item.cause == "unread_codes")
+    yield from (f"  Not compared: {n} modules, {clean(reason)}" for reason, n in unread.items())
     yield f"  Method: {clean(base.method)}"
     yield from (f"  Note: {clean(note)}." for note in base.notes)
     yield ""

@@ -133,6 +133,7 @@ def decoded(codes: Codes) -> Array:
     return _by_rows(_row, codes)
 
 
+@jax.jit
 def moved(codes: Codes, delta: Array) -> Array:
     """The change of W (m, n) by a merge of delta that is rounded to the codes, their scales and zero points kept."""
     return _by_rows(_moved_row, codes, delta)
