@@ -146,7 +146,7 @@ def test_codes_keep_of_an_update_what_the_nearest_of_all_codes_keep(name, tmp_pa
 
 def test_a_large_weight_in_codes_has_the_norm_and_the_sums_of_its_floats():
     """More rows than a tile, columns that fill no word and no group, groups in no order."""
-    m, n = 700, 1003
+    m, n = 300, 1003
     values = RNG.integers(0, 256, (m, 502)).astype(np.uint8)
     scales, zeros = RNG.uniform(1.0, 2.0, (11, m)).astype(np.float32), RNG.integers(5, 9, (11, m)).astype(np.float32)
     groups = RNG.permutation(np.arange(n) // 100).astype(np.int32)

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from gradience.adapters.formats import distributed_advice
 from gradience.adapters.layout import DenseUpdate, Module
 from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
@@ -144,6 +145,7 @@ def find_shards(path: Path) -> list[Path]:
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     pickled = any(folder.glob("*.bin"))
     advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
+    advice = distributed_advice(folder) or advice
     raise AdapterError(f"no base weights in {folder} (it holds {held})", advice=advice)
 
 
