@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -103,8 +104,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as own:
         at = options.at or Path(own)
-        if not (at / "adapter").exists():
-            build(at, options.layers, options.width)
+        if not (at / "adapter").exists():  # by a process of its own: a child's peak of memory begins at its parent's
+            worker = multiprocessing.get_context("spawn").Process(
+                target=build, args=(at, options.layers, options.width)
+            )
+            worker.start()
+            worker.join()
         ask = [sys.executable, "-m", "gradience", "audit", str(at / "adapter"), "--no-cache", "--base"]
         runs = {form: [] for form in FORMS}
         for _ in range(options.turns):

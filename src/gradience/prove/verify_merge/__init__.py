@@ -56,8 +56,8 @@ def verify_merged(
     Each tensor M of the merged model is first compared, bit for bit, with the merge of the base's W and the adapter's
     dW, computed in each order of arithmetic that merging programs use. If none fits, M is compared with W + dW within
     the rounding bound of the dtypes, with W, and with W + f dW. Heads and biases that the adapter holds whole are
-    compared directly. Tensors that the adapter does not touch are compared with the base's. Weights in bitsandbytes' 4
-    bits are compared as their codes give them back. Outputs are compared with a receipt's only, if one is given.
+    compared directly. Tensors that the adapter does not touch are compared with the base's. Weights in codes
+    are compared as the codes give them back. Outputs are compared with a receipt's only, if one is given.
 
     Args:
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
