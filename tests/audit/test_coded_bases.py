@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 from tables import every
 
+from gradience import verify_merged
 from gradience.base.coded import DamagedCodesError, UnreadCodesError, weight_of
 from gradience.base.weights import BaseWeights
 from gradience.cli.main import main
@@ -247,3 +249,29 @@ def test_a_weight_that_is_not_there_is_not_said_to_be_in_codes(tmp_path):
     assert weight_of(weights, "model.layers.1.self_attn.q_proj.weight") is None
     save_file({f"{MODULE}.bias": np.ones(32, np.float32)}, tmp_path / "base" / "model.safetensors")
     assert weight_of(opened(tmp_path / "base"), NAME) is None
+
+
+@every("name", ["fp8-blocks", "gptq-order", "nvfp4", "int4"])
+def test_a_merge_beside_a_base_in_codes_is_verified_with_what_its_codes_stand_for(name, tmp_path, adapter):
+    """Merged into W as decoded, or as rounded first to the dtype it is computed in; an untouched weight is compared."""
+    base, other = laid_out(name, tmp_path / "base"), "model.layers.0.self_attn.v_proj.weight"
+    source = golden(name)
+    names = [key for key in source.tensors if key != "expected"]
+    more = [copied(source, key)._replace(name=key.replace("q_proj", "v_proj")) for key in names]
+    write_safetensors(base / "model.safetensors", [*(copied(source, key) for key in names), *more], metadata={})
+    w, dtype = weight_of(opened(base), NAME).floats(), np.float16 if name == "gptq-order" else bfloat16
+    update = (0.005 * B @ A).astype(np.float32)
+    for merged, verdict, odd in (
+        ((w + update).astype(dtype), "contained", []),
+        ((w.astype(dtype).astype(np.float32) + update).astype(dtype), "contained", []),
+        (w.astype(dtype), "not_contained", []),
+        ((w + update).astype(dtype), "contained", [other]),
+    ):
+        untouched = w[::-1] if odd else w
+        (tmp_path / "merged").mkdir(exist_ok=True)
+        tensors = [given(NAME, merged), given(other, untouched.astype(dtype))]
+        write_safetensors(tmp_path / "merged" / "model.safetensors", tensors, metadata={})
+        report = verify_merged(base, adapter, tmp_path / "merged")
+        assert (report.verdict, [one.name for one in report.others]) == (verdict, odd)
+    again = verify_merged(base, adapter, base)
+    assert (again.verdict, again.counts) == ("not_contained", {"absent": 1})

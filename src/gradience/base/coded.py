@@ -53,6 +53,12 @@ class Coded(NamedTuple):
     turned: bool = False
     """Whether the codes hold the transpose of the model's parameter."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the model's parameter."""
+        m, n = self.codes.shape
+        return (n, m) if self.turned else (m, n)
+
     def moved(self, delta: Array) -> Array:
         """The change of the weight by a merge of delta that is rounded to its codes again; both as the parameter is."""
         found = np.asarray(moved(self.codes, delta.T if self.turned else delta))
@@ -81,8 +87,8 @@ class Weight(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """That of the parameter."""
-        m, n = self.w.shape
-        return (n, m) if self.is_turned else (m, n)
+        m, n = self.w.shape if self.coded is None else self.coded.shape
+        return m, n
 
     def floats(self) -> Array:
         """The parameter as a matrix of floats."""
@@ -398,7 +404,7 @@ def _bits(words: int, numbers: int) -> int:
         ValueError: no such number.
         UnreadCodesError: they cross the borders of words.
     """
-    bits = next((bits for bits in (*_BITS, *range(1, 9)) if -(-numbers * bits // _WORD) == words), None)
+    bits: int | None = next((bits for bits in (*_BITS, *range(1, 9)) if -(-numbers * bits // _WORD) == words), None)
     if bits is None:
         raise ValueError(f"{numbers} codes in {words} words of {_WORD} bits")
     if bits not in _BITS:

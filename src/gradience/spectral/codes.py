@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
+
+Held: TypeAlias = Any
+"""An array: of NumPy until it is put on a device, then of JAX."""
 
 _MANTISSA: Final = 23  # bits of float32's
 _WORD: Final = 32  # bits
@@ -61,9 +64,8 @@ def _counted(first: int, bits: int) -> Coding:
     return Coding(bits, np.arange(first, first + 2**bits, dtype=np.float32), _whole)
 
 
-def _float(kind: npt.DTypeLike, bits: int) -> Coding:
-    values, about = np.arange(2**bits, dtype=np.uint8).view(kind).astype(np.float32), ml_dtypes.finfo(kind)
-    mantissa, least = int(about.nmant), float(about.smallest_normal)
+def _float(kind: npt.DTypeLike, bits: int, *, mantissa: int, least: float) -> Coding:
+    values = np.arange(2**bits, dtype=np.uint8).view(kind).astype(np.float32)
     return Coding(bits, values, partial(_floating, mantissa=mantissa, least=least))
 
 
@@ -72,9 +74,9 @@ CODINGS: Final = MappingProxyType(
         **{f"uint{bits}": _counted(0, bits) for bits in (2, 4, 8)},  # beside zero points
         **{f"offset{bits}": _counted(-(2 ** (bits - 1)), bits) for bits in (2, 4, 8)},
         "int8": Coding(8, np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32), _whole),
-        "float8_e4m3fn": _float(ml_dtypes.float8_e4m3fn, 8),
-        "float8_e5m2": _float(ml_dtypes.float8_e5m2, 8),
-        "float4_e2m1fn": _float(ml_dtypes.float4_e2m1fn, 4),
+        "float8_e4m3fn": _float(ml_dtypes.float8_e4m3fn, 8, mantissa=3, least=2.0**-6),
+        "float8_e5m2": _float(ml_dtypes.float8_e5m2, 8, mantissa=2, least=2.0**-14),
+        "float4_e2m1fn": _float(ml_dtypes.float4_e2m1fn, 4, mantissa=1, least=1.0),
         "own values": Coding(4, None, _listed),
     }
 )
@@ -89,9 +91,9 @@ CODINGS: Final = MappingProxyType(
 class Codes:
     """A weight (m, n) in codes; arrays of numpy or JAX."""
 
-    packed: Array
+    packed: Held
     """Words (ceil(n / codes in a word), m) uint32, or one byte a code (m, n), uint8 or int8."""
-    scales: Array
+    scales: Held
     """(g, m) beside words, (m, g) beside bytes; float32."""
     coding: str
     """A name of `CODINGS`."""
@@ -99,11 +101,11 @@ class Codes:
     """n."""
     block: int
     """Neighbours in a row that share a scale."""
-    zeros: Array | None = None
+    zeros: Held | None = None
     """Shaped as the scales."""
-    groups: Array | None = None
+    groups: Held | None = None
     """The group of each column (n,), where neighbours do not share theirs (act order)."""
-    values: Array | None = None
+    values: Held | None = None
     """The value of each code (2^bits,), for a coding that has none."""
 
     @property
@@ -144,8 +146,9 @@ whole = jax.jit(decoded)
 
 def _by_rows(of_row: Callable[..., Array], codes: Codes, *more: Array) -> Array:
     if codes.axis:
-        return of_row(codes, *(x.T for x in more)).T
-    each = replace(codes, packed=0, scales=0, zeros=0, groups=None, values=None)  # type: ignore[arg-type]
+        columns: Array = of_row(codes, *(x.T for x in more))
+        return columns.T
+    each = replace(codes, packed=0, scales=0, zeros=0, groups=None, values=None)
     found: Array = jax.vmap(of_row, in_axes=(each, *(0 for _ in more)))(codes, *more)
     return found
 

@@ -14,12 +14,12 @@ import dataclasses
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -57,7 +57,9 @@ if TYPE_CHECKING:
     from gradience.models.merged import Change, PeftMerge
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
-_CAUSES: Final = MappingProxyType({DamagedCodesError: "damaged_codes", UnreadCodesError: "unread_codes"})
+_CAUSES: Final[Mapping[type[AdapterError], Literal["damaged_codes", "unread_codes"]]] = MappingProxyType(
+    {DamagedCodesError: "damaged_codes", UnreadCodesError: "unread_codes"}
+)
 _HALF: Final = 2  # bytes of a 16-bit float
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's

@@ -210,6 +210,12 @@ class VerifiedRows:
         plain = self._plain(module, w.data.shape) if isinstance(delta, WholeDelta) else None
         case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
         judged = self._judge.verdict(case, module, plain=plain, dora=list(_doras(module, plain, w.data.shape)))
+        if (
+            judged.verdict in FAILING and w.codes is not None
+        ):  # or W was not rounded to the dtype that it is computed in
+            case = Case(w.codes.whole(), m.data, "F32", m.dtype, delta, self._workers)
+            unrounded = self._judge.verdict(case, module, plain=plain)
+            judged = judged if unrounded.verdict in FAILING else unrounded
         if judged.verdict in FAILING and self._unknown_base is not None:
             judged = judged._replace(verdict="not_compared", reason=module.note or self._unknown_base.text)
         if m.shared:
