@@ -274,9 +274,11 @@ def _stacked(name: str, parts: Sequence[Codes]) -> Codes:
         DamagedCodesError: they differ in more than their rows.
     """
     first, axis = parts[0], parts[0].axis
-    alike = {(one.coding, one.columns, one.block, one.zeros is None, one.packed.dtype) for one in parts}
-    orders = [one.groups for one in parts]
-    if len(alike) > 1 or any(not np.array_equal(orders[0], order) for order in orders if orders[0] is not None):
+    alike = {
+        (one.coding, one.columns, one.block, one.zeros is None, one.groups is None, one.packed.dtype) for one in parts
+    }
+    same_order = all(np.array_equal(first.groups, one.groups) for one in parts) if first.groups is not None else True
+    if len(alike) > 1 or not same_order:
         raise DamagedCodesError(f"{name}: in different codes")
     packed, scales = (np.concatenate([getattr(one, of) for one in parts], axis) for of in ("packed", "scales"))
     zeros = None if first.zeros is None else np.concatenate([one.zeros for one in parts], axis)

@@ -148,7 +148,7 @@ def _by_rows(of_row: Callable[..., Array], codes: Codes, *more: Array) -> Array:
     if codes.axis:
         columns: Array = of_row(codes, *(x.T for x in more))
         return columns.T
-    each = replace(codes, packed=0, scales=0, zeros=0, groups=None, values=None)
+    each: Codes = replace(codes, packed=0, scales=0, zeros=0, groups=None, values=None)
     found: Array = jax.vmap(of_row, in_axes=(each, *(0 for _ in more)))(codes, *more)
     return found
 
@@ -177,17 +177,19 @@ def _known(row: Codes) -> Array:
 def _codes(row: Codes) -> Array:
     packed = row.packed
     if not row.axis:
-        return packed.astype(jnp.uint8)
+        single: Array = packed.astype(jnp.uint8)
+        return single
     bits = CODINGS[row.coding].bits
     shifts = jnp.arange(0, _WORD, bits, dtype=jnp.uint32).reshape(-1, *(1 for _ in packed.shape[1:]))
-    apart = (packed[:, None] >> shifts) & (2**bits - 1)
+    apart: Array = (packed[:, None] >> shifts) & (2**bits - 1)
     return apart.reshape(-1, *packed.shape[1:])[: row.columns]
 
 
 def _spread(row: Codes, of_group: Array) -> Array:
     """The number of each column's group."""
     if row.groups is not None:
-        return of_group[row.groups]
+        own: Array = of_group[row.groups]
+        return own
     count, *rest = of_group.shape
     return jnp.broadcast_to(of_group[:, None], (count, row.block, *rest)).reshape(-1, *rest)[: row.columns]
 
@@ -201,9 +203,7 @@ def from_awq(words: Array) -> Array:
     return jnp.sum(codes << (4 * jnp.arange(8, dtype=jnp.uint32))[:, None], axis=1, dtype=jnp.uint32)
 
 
-def words_of(
-    codes: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
+def words_of(codes: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     """Bytes (m, k), the first code of each in its lowest bits, as words (ceil(k / 4), m)."""
     padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 4)))
     return np.ascontiguousarray(padded.view("<u4").T)
