@@ -277,7 +277,8 @@ def _stacked(name: str, parts: Sequence[Codes]) -> Codes:
     alike = {
         (one.coding, one.columns, one.block, one.zeros is None, one.groups is None, one.packed.dtype) for one in parts
     }
-    same_order = all(np.array_equal(first.groups, one.groups) for one in parts) if first.groups is not None else True
+    order = first.groups
+    same_order = order is None or all(np.array_equal(order, np.asarray(one.groups)) for one in parts)
     if len(alike) > 1 or not same_order:
         raise DamagedCodesError(f"{name}: in different codes")
     packed, scales = (np.concatenate([getattr(one, of) for one in parts], axis) for of in ("packed", "scales"))
