@@ -38,6 +38,7 @@ _PARTS: Final = {
 }
 """The layers of one expert that transformers 5 stacks to a parameter in memory, and saves as separate tensors."""
 _OLD_PATHS: Final = ((".mlp.experts", ".block_sparse_moe.experts"),)
+_PACKED: Final = ("qweight", "weight_packed")  # without what they need beside them
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight")
 _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
 _ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
@@ -105,6 +106,9 @@ def reason_missing(weights: BaseWeights, name: str) -> str:
     stem, _, leaf = name.rpartition(".")
     if (kept := weights.find(f"{stem}.base_layer.{leaf}")) is not None:
         return f"has {kept.name} instead of {name}: it was saved with the adapter beside it, not merged"
+    packed = (weights.find(f"{stem}.{suffix}") for suffix in _PACKED)
+    if (found := next((one for one in packed if one is not None), None)) is not None:
+        return f"has {found.name} instead of {name}: it is quantised, and there is not a number to compare"
     return f"has no {name}"
 
 
