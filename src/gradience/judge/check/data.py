@@ -94,7 +94,7 @@ def measure_data(asked: Asked) -> DataReport:
         ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
     if asked.clean is not None:
-        refuse_clean(asked.train, asked.clean)
+        refuse_clean(asked.clean, [asked.train, *([asked.evaluation] if asked.evaluation is not None else [])])
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
     standard = asked.plan.naming.standard
