@@ -32,7 +32,7 @@ from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import OutputError, few
-from gradience.io.atomic import atomic_folder, keep_private, refuse_file, refuse_folder
+from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.interrupt import held
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
@@ -87,12 +87,11 @@ def write_adapter(
     Raises:
         OutputError: the folder exists, holds more than an adapter, or cannot be written.
     """
-    with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
+    with atomic_folder(out, sources=sources.files, force=force, check=refuse_to_lose) as folder:
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
         record = provenance()
         _write(folder / CONFIG_NAME, (json.dumps(_without_token(new.config), indent=2, sort_keys=True) + "\n").encode())
         _write(folder / PROVENANCE_NAME, msgspec.json.format(encoded(record), indent=2) + b"\n")
-        keep_private(folder, sources.files)
 
 
 def _without_token(config: Mapping[str, Any]) -> dict[str, Any]:

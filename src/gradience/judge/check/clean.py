@@ -20,7 +20,7 @@ from gradience.data.measure import REPLACEMENT, is_mojibake
 from gradience.data.rows import Fault, Source, raw_lines
 from gradience.data.tokens import Tokeniser
 from gradience.errors import ConfigError
-from gradience.io.atomic import atomic_file, keep_private, refuse_file
+from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema.reports import Cleaned
 
@@ -66,8 +66,7 @@ def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: se
         OutputError: a file is there already, or cannot be written.
     """
     reasons = dict(_reasons(source, tokeniser, held_out))
-    with atomic_file(out) as rows, atomic_file(ledger_of(out)) as ledger:
-        keep_private(rows, [source.path])
+    with atomic_file(out, sources=[source.path]) as rows, atomic_file(ledger_of(out), sources=[source.path]) as ledger:
         with rows.open("wb") as file:
             file.writelines(line for number, line in raw_lines(source) if number not in reasons)
         with ledger.open("wb") as file:

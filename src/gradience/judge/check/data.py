@@ -360,7 +360,8 @@ def check_data(
     plan = _plan(given.training, given.document)
     train = plan.train if data is None or str(data) == RECIPE else Path(data)
     if train is None:
-        raise ConfigError("no data: the recipe names no data set that is found here", advice="give --data FILE")
+        said = f": {plan.notes[-1]}" if plan.notes else ""
+        raise ConfigError(f"no data: the recipe names no data set below its folder{said}", advice="give --data FILE")
     folders = [*given.folders, *([] if given.base is None else [Path(given.base)])]
     report = measure_data(
         Asked(

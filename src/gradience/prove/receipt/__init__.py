@@ -7,7 +7,7 @@ what would be read if a part were missing or the scale another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.io import PathLike, Progress
-from gradience.io.atomic import atomic_file, refuse_file
+from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.prove.options import ReceiptOptions
 from gradience.prove.receipt.rows import SAMPLED, candidates
@@ -172,15 +172,20 @@ def _text(loaded: LoadedModel, row: ReceiptRow) -> str:
     return "" if loaded.tokenizer is None else loaded.tokenizer.decoded([row.ids])[0]
 
 
-def write_receipt(receipt: Receipt, out: PathLike, *, force: bool = False) -> int:
+def write_receipt(receipt: Receipt, out: PathLike, *, sources: Iterable[Path], force: bool = False) -> int:
     """Write a receipt as JSON on one line, and return its size in bytes.
+
+    Args:
+        receipt: it holds token ids of the rows that it was made of.
+        out: the file to write.
+        sources: the adapter, and the files of rows: one that only its owner may read makes the receipt private, too.
+        force: replace the file if it exists.
 
     Raises:
         OutputError: the file exists, or cannot be written.
     """
     place = Path(out)
-    refuse_file(place, force=force)
-    with atomic_file(place, force=force) as partial:
+    with atomic_file(place, sources=sources, force=force) as partial:
         return partial.write_bytes(msgspec.json.encode(receipt) + b"\n")
 
 
