@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from gradience.errors import AdapterError, ConfigError, GradienceError
+from gradience.errors import AdapterError, ConfigError, GradienceError, OptionError
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, read_small, real_path
@@ -56,6 +56,7 @@ LARGEST: Final = 20_000
 _NOISE_ROWS: Final = 4  # a quarter of 16: with the candidates, twice the passes that the rows themselves need
 _DIGITS: Final = 4  # of a log-probability in nats: a hundredth of the noise of bfloat16
 _LARGEST_READ: Final = 1 << 20  # bytes
+_LONGEST_WAIT: Final = 86_400.0  # seconds: a day
 
 
 def make_receipt(
@@ -239,6 +240,8 @@ def verify_served(
     Raises:
         GradienceError: the receipt or the target cannot be read, or base and adapter are not the receipt's.
     """
+    if not 0.0 < timeout <= _LONGEST_WAIT:
+        raise OptionError(f"--timeout is {timeout!s:.40}, expected seconds above 0, at most {_LONGEST_WAIT:.0f}")
     held = read_receipt(receipt)
     if adapter is not None and base is None:
         raise AdapterError("--adapter is loaded on its base, and none is given", advice="give --base MODEL")
