@@ -31,7 +31,7 @@ from gradience.adapters.layout import (
 )
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, _path, padded, peft_pair, stored_pairs
-from gradience.adapters.patterns import PatternTable, _most_paths, _plain_text
+from gradience.adapters.patterns import PatternTable
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
 from gradience.schema.audit import LeftoverReason
@@ -357,21 +357,11 @@ def test_a_pattern_is_shown_in_eighty_characters(length, shown):
     assert str(error.value).startswith(f"the pattern {shown!r} in the adapter config is not a regular expression: ")
 
 
-def test_the_steps_of_a_matcher_are_bounded_for_the_name_at_hand():
-    key = r"a*a*a*(?=b)"
-    assert PatternTable([key]).matching("a" * 60) == []
-    with pytest.raises(AdapterError) as error:
-        PatternTable([key]).matching("a" * 2000)
-    assert str(error.value) == (
-        f"the pattern {key!r} in the adapter config could take for ever to match on the name {'a' * 77 + '...'!r}"
-    )
-    dotted = ".".join("a" * 300)  # each dot may end the prefix
-    with pytest.raises(AdapterError, match="take for ever"):
-        PatternTable([key]).matching(dotted)
-    assert _most_paths("a)", 10) == math.inf
-    assert PatternTable(["a.q", "a[.]q"]).matching("a\nq") == []  # a dot stands for any character on the line
+def test_a_dot_in_a_key_stands_for_any_character_of_the_line():
+    assert PatternTable(["a.q", "a[.]q"]).matching("a\nq") == []
     assert PatternTable(["q", "[q]"]).matching("a\nb.q") == []  # and so do those of the prefix
-    assert _plain_text(r"a.b\.c.d\.e.f") == ("a.b.c.d.e.f", (1, 5, 9))
+    assert PatternTable([r"a.b\.c.d\.e.f"]).matching("x.axb.cxd.exf") == [r"a.b\.c.d\.e.f"]
+    assert PatternTable([r"a.b\.c.d\.e.f"]).matching("x.axbxcxd.exf") == []
 
 
 # --- files -------------------------------------------------------------------------------------------------------

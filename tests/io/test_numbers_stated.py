@@ -23,7 +23,7 @@ STATED: dict[str, dict[str, Any]] = {
     "adapters.kinds.products": {"_CORE": 4},
     "adapters.layout": {"LARGEST_ENTRY": 3.4e38, "_EXPONENTS": {"float16": 0x7C00, "bfloat16": 0x7F80}},
     "adapters": {"_SECTION_START": {"down_blocks": 0, "mid_block": 100, "up_blocks": 200}, "_SECTION_SIZE": 100},
-    "adapters.patterns": {"_MOST_PATHS": 5e7, "_USUAL_NAME": 64, "_DEEPEST": 50},
+    "adapters.patterns": {"_SECONDS": 1.0},
     "announce": {"_SECONDS": 5.0, "_MOST": 3000},
     "base.coverage": {"_STACK": 3, "_BYTES": {"float32": 4, "bfloat16": 2, "float16": 2}},
     "base.peft_emulation.layout": {"_FUSED_FROM": 5},
