@@ -1,4 +1,4 @@
-"""Secrets and innocent texts that were written before the patterns were read: how many are hidden, and how many stay."""
+"""Secrets and innocent texts written before the patterns were read: how many are hidden, and how many stay."""
 
 from __future__ import annotations
 
