@@ -9,12 +9,13 @@ import stat
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gradience.errors import OutputError
 from gradience.io import atomic
-from gradience.io.atomic import atomic_file, atomic_folder
+from gradience.io.atomic import atomic_file, atomic_folder, scratch_folder
 
 
 def _fill(folder: Path, text: str) -> None:
@@ -173,6 +174,8 @@ def test_a_failure_to_write_is_said_with_the_name_wanted_and_one_to_read_stays_a
             context(tmp_path / "wanted") as draft,
         ):
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(draft))
+        with pytest.raises(OutputError, match=r"wanted/a: full$"), context(tmp_path / "wanted") as draft:
+            raise OutputError(f"cannot write {draft}/a: full")
         with pytest.raises(FileNotFoundError), context(tmp_path / "wanted"):
             (tmp_path / "read").read_bytes()
         assert list(tmp_path.iterdir()) == []
@@ -251,6 +254,24 @@ def test_a_living_process_keeps_its_sibling_and_what_is_not_ours_stays(tmp_path:
         assert ours.is_dir()
         _fill(ours, "1")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.partial-1", "one", "other"]
+
+
+def test_a_killed_process_leaves_its_scratch_folder_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / ".gradience-scratch-mine").mkdir()
+    child = os.fork()
+    if not child:
+        with scratch_folder() as left:
+            (left / "huge").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    with scratch_folder() as one, scratch_folder() as other:
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / ".gradience-scratch-mine", one, other])
+        assert stat.S_IMODE(one.stat().st_mode) == 0o700
+    assert [path.name for path in tmp_path.iterdir()] == [".gradience-scratch-mine"]
 
 
 def test_a_link_that_takes_the_folder_s_place_meanwhile_is_not_followed(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from shutil import copyfile
-from tempfile import TemporaryDirectory
 from typing import Final
 from urllib.parse import quote
 
@@ -23,6 +22,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.importers.binary import Scalar, scalar_rows
 from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, mapping_layer, readable, refuse_large, require_file
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
+from gradience.io.atomic import scratch_folder
 from gradience.io.reading import open_regular, read_small
 from gradience.schema import Json
 from gradience.telemetry.codec import parse
@@ -79,11 +79,11 @@ def opened(path: Path, *, advice: str) -> Iterator[sqlite3.Connection]:
 def _copied(path: Path) -> Iterator[sqlite3.Connection]:
     journal = path.with_name(f"{path.name}-wal")
     if journal.exists() and journal.stat().st_size:
-        with TemporaryDirectory(prefix="gradience-") as folder:
+        with scratch_folder() as folder:
             for source in (path, journal):
                 require_file(source)
-                copyfile(source, Path(folder, source.name))
-            yield from _connected(Path(folder, path.name), "mode=rw")
+                copyfile(source, folder / source.name)
+            yield from _connected(folder / path.name, "mode=rw")
     else:
         yield from _connected(path, "mode=ro&immutable=1")
 

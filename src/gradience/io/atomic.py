@@ -18,6 +18,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, reduce
@@ -39,6 +40,8 @@ _LONGEST: Final = 200  # bytes of a name that are kept in that of its hidden sib
 _READABLE: Final = 0o044  # by group and others
 _MOST_SOURCES: Final = 1000  # files of a folder whose modes are looked at
 _LEFT: Final = re.compile(r"\..*\.partial-[0-9a-f]{8}", re.DOTALL)
+_SCRATCH_PREFIX: Final = ".gradience-scratch-"
+_SCRATCH: Final = re.compile(re.escape(_SCRATCH_PREFIX) + r"[a-z0-9_]{8}")
 _TRIES: Final = 5  # to make a sibling that no other process takes for one that was left
 _HERE: Final = -100  # AT_FDCWD of Linux: a path is taken from the working folder
 _EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
@@ -114,6 +117,37 @@ def atomic_folder(
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A context that yields a temporary folder, for its owner only, and removes it at the end, also after an error.
+
+    Those of processes that were killed are removed before.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    folder, lock = Path(), -1
+    try:
+        with held():
+            folder, lock = _made_scratch()
+        yield folder
+    finally:
+        with held():
+            _unlock(lock)
+            if folder.name:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_scratch() -> _Sibling:
+    try:
+        place = Path(tempfile.gettempdir())
+        _sweep(place, _SCRATCH)
+        return _first_locked(lambda: Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=place)))
+    except OSError as error:
+        message = f"cannot make a temporary folder: {error.strerror}"
+        raise OutputError(message, advice="check the space left, or set TMPDIR to another place") from error
+
+
 def _created(path: Path, mode: int) -> int:
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
 
@@ -126,10 +160,19 @@ class _Sibling(NamedTuple):
 
 def _locked(out: Path, make: Callable[[Path], object]) -> _Sibling:
     """A new sibling of the output, locked until its descriptor is closed. Those that were left are removed before."""
-    _sweep(out.parent)
-    for _ in range(_TRIES):
+
+    def made() -> Path:
         path = _sibling(out)
         make(path)
+        return path
+
+    _sweep(out.parent, _LEFT)
+    return _first_locked(made)
+
+
+def _first_locked(make: Callable[[], Path]) -> _Sibling:
+    for _ in range(_TRIES):
+        path = make()
         lock = _lock(path)
         if lock is None:  # no locks here
             return _Sibling(path, -1)
@@ -166,10 +209,10 @@ def _unlock(lock: int) -> None:
         os.close(lock)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder: hidden siblings that nobody locks. A failure to is ignored."""
+def _sweep(folder: Path, left: re.Pattern[str]) -> None:
+    """Remove what killed processes left in a folder: what has such a name, and nobody locks. A failure is ignored."""
     with suppress(OSError):
-        for path in [Path(one) for one in os.scandir(folder) if _LEFT.fullmatch(one.name)]:
+        for path in [Path(one) for one in os.scandir(folder) if left.fullmatch(one.name)]:
             lock = _lock(path)
             if lock is not None and lock >= 0:
                 shutil.rmtree(path, ignore_errors=True)
@@ -180,12 +223,16 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def _of(out: Path, partial: Path) -> Iterator[None]:
-    """A context that turns a failure to write into an OutputError: of a file in `partial`, or of none that is named.
+    """A context that turns a failure to write into an OutputError on `out`: of a file in `partial`, or of none named.
 
     An error of a file that is read has its name.
     """
     try:
         yield
+    except OutputError as error:
+        if str(partial) not in str(error):
+            raise
+        raise OutputError(str(error).replace(str(partial), str(out)), advice=error.advice) from error
     except OSError as error:
         named = error.filename
         if named is not None and not Path(os.fsdecode(named)).is_relative_to(partial):

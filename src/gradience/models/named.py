@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final
 from gradience.adapters.patterns import first_matches, whole
 from gradience.errors import AdapterError
 from gradience.io import PathLike, pretrained
+from gradience.io.atomic import scratch_folder
 from gradience.schema import Json
 
 _WHOLE: Final = ("target_modules", "exclude_modules", "feedforward_modules")  # expressions of a whole name
@@ -37,12 +37,12 @@ def named(folder: PathLike, model: Any) -> Iterator[Path]:
         AdapterError: an expression is none, takes too long, or cannot be resolved.
     """
     fields = with_names(pretrained.adapter_config(folder), (name for name, _ in model.named_modules()))
-    with tempfile.TemporaryDirectory(prefix="gradience-") as made:
+    with scratch_folder() as made:
         for path in Path(folder).iterdir():
             if path.is_file() and path.name != pretrained.ADAPTER_CONFIG:
-                _link(Path(made, path.name), path.resolve())
-        Path(made, pretrained.ADAPTER_CONFIG).write_text(json.dumps(fields), encoding="utf-8")
-        yield Path(made)
+                _link(made / path.name, path.resolve())
+        (made / pretrained.ADAPTER_CONFIG).write_text(json.dumps(fields), encoding="utf-8")
+        yield made
 
 
 def _link(place: Path, target: Path) -> None:

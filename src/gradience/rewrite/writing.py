@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +31,6 @@ from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import OutputError, few
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
-from gradience.io.interrupt import held
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.document import writable
@@ -280,32 +277,6 @@ def _loader(tensor: PlannedTensor) -> Callable[[], Array]:
         return tensor.load
     data = tensor.load()
     return lambda: data
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A context that yields a temporary folder and removes it at the end of the block, also after an error.
-
-    Raises:
-        OutputError: the folder cannot be made.
-    """
-    folder: Path | None = None
-    try:
-        with held():
-            folder = _made_folder()
-        yield folder
-    finally:
-        with held():
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _made_folder() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="gradience-"))
-    except OSError as error:
-        message = f"cannot make a temporary folder: {error.strerror}"
-        raise OutputError(message, advice="check the space left, or set TMPDIR to another place") from error
 
 
 class ArraySpool:
