@@ -9,7 +9,6 @@ import stat
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
