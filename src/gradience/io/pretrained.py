@@ -64,6 +64,15 @@ def load_model(kind: Any, place: str | os.PathLike[str], **options: Any) -> Any:
     return load(kind, place, **options)
 
 
+def load_adapter(kind: Any, model: Any, folder: str | os.PathLike[str]) -> Any:
+    """What PEFT's `kind.from_pretrained` returns for a model and a folder with a config that `adapter_config` passed.
+
+    Raises:
+        Exception: as for `load`.
+    """
+    return kind.from_pretrained(model, os.fspath(folder))
+
+
 def adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of the config in an adapter's local folder that PEFT is about to be given.
 

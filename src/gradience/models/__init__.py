@@ -325,7 +325,7 @@ def _with_adapter(model: Any, folder: Path, adapter: Adapter) -> Any:
     import peft  # see the module's first lines
 
     with _misfits(folder), named(folder, model) as safe:
-        adapted = peft.PeftModel.from_pretrained(model, os.fspath(safe))
+        adapted = pretrained.load_adapter(peft.PeftModel, model, safe)
     _refuse_unplaced(adapted, adapter, FIRST)
     return adapted
 

@@ -18,6 +18,7 @@ from gradience.adapters.patterns import first_matches, whole
 from gradience.errors import AdapterError
 from gradience.io import PathLike, pretrained
 from gradience.io.atomic import scratch_folder
+from gradience.io.reading import real_path
 from gradience.schema import Json
 
 _WHOLE: Final = ("target_modules", "exclude_modules", "feedforward_modules")  # expressions of a whole name
@@ -40,7 +41,7 @@ def named(folder: PathLike, model: Any) -> Iterator[Path]:
     with scratch_folder() as made:
         for path in Path(folder).iterdir():
             if path.is_file() and path.name != pretrained.ADAPTER_CONFIG:
-                _link(made / path.name, path.resolve())
+                _link(made / path.name, real_path(path))
         (made / pretrained.ADAPTER_CONFIG).write_text(json.dumps(fields), encoding="utf-8")
         yield made
 
