@@ -389,14 +389,17 @@ def read_data_plan(path: Path) -> DataPlan:
 
 
 def _below(plan: DataPlan, folder: Path) -> DataPlan:
-    named = {name: getattr(plan, name) for name in ("train", "evaluation", "template")}
-    outside = {
-        name: place
-        for name, place in named.items()
-        if place is not None and not real_path(place).is_relative_to(folder)
-    }
-    notes = [f"{place}: named by the recipe, and outside of its folder: name it yourself" for place in outside.values()]
-    return plan._replace(**dict.fromkeys(outside), notes=(*plan.notes, *notes))
+    """The plan without the files that are outside of a folder, which its notes name."""
+    outside: list[str] = []
+
+    def inside(place: Path | None) -> Path | None:
+        if place is None or real_path(place).is_relative_to(folder):
+            return place
+        outside.append(f"{place}: named by the recipe, and outside of its folder: name it yourself")
+        return None
+
+    train, evaluation, template = inside(plan.train), inside(plan.evaluation), inside(plan.template)
+    return plan._replace(train=train, evaluation=evaluation, template=template, notes=(*plan.notes, *outside))
 
 
 def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
