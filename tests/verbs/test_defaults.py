@@ -113,7 +113,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "adapters.kinds.products": {"loha_module.most_rank": 1024, "lokr_module.most_rank": 1024},
     "adapters.layout": {"Format.module_paths": True},
     "adapters.pairs": {"LoraPair.experts": 1, "peft_pair.experts": 1},
-    "adapters.patterns": {"_Cost.paths": 1.0, "_Cost.steps": 1.0},
     "cli.audit": {
         "ViewOptions.top_wasteful": 3,
         "_AuditOptions.intruder_k": 10,

@@ -22,6 +22,7 @@ from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError, OptionError
 from gradience.io import PathLike, Progress
+from gradience.io.atomic import scratch_folder
 from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.rewrite.options import ResizeOptions, Target
@@ -45,7 +46,6 @@ from gradience.rewrite.resize.pieces import (
     within,
 )
 from gradience.rewrite.resize.plan import Loss, Plan, plan_of_jobs, resizable_pairs, sizes_of, source_of
-from gradience.rewrite.writing import temporary_folder
 from gradience.schema.writing import Calibration
 from gradience.spectral.batch import Maps
 from gradience.spectral.grams import Floats
@@ -140,7 +140,7 @@ def calibrate_adapter(
         options.inputs, loaded, most=CHOSEN_BY, seed=options.seed, token_ids=options.calibrate is None
     )
     units = _BACKWARD * len(inputs.chosen_by) + _ROUNDS * len(inputs.measured_on)
-    with temporary_folder() as folder:
+    with scratch_folder() as folder:
         found = statistics(
             loaded,
             adapted.layers,
