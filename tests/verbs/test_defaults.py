@@ -50,7 +50,7 @@ BENCHES: dict[str, dict[str, Any]] = {
     "bench_adapter": {},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
 }
-OF_A_BENCH = {"tolerance": "1%", "lower_is_better": False, "seed": 0, "seeds": 3, "timeout": 3600.0, "max_length": 1024}
+OF_A_BENCH = {"tolerance": "1%", "lower_is_better": False, "seed": 0, "seeds": 3, "timeout": 3600.0}
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -127,7 +127,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "_BenchOptions.tolerance": "1%",
         "_BenchOptions.seeds": 3,
         "_BenchOptions.timeout": 3600.0,
-        "_BenchOptions.max_length": 1024,
         "merge.method": "linear,svd,ties",
     },
     "cli.check": {"_DataOptions.samples": 10000},
@@ -282,13 +281,13 @@ WITHIN: dict[str, dict[str, Any]] = {
         "BenchOptions.tolerance": "1%",
         "BenchOptions.seeds": 3,
         "BenchOptions.timeout": 3600.0,
-        "BenchOptions.max_length": 1024,
         "ReceiptOptions.rows": 16,
         "DriftOptions.rows": 32,
     },
     "prove.bench.evaluators": {"Command.higher_is_better": True},
-    "prove.bench.judge": {"Task.judged": True},
+    "prove.bench.judge": {"Rule.heaviest": 1.0, "Task.judged": True},
     "prove.bench.trial": {
+        "Sample.heaviest": 1.0,
         "Sample.largest": math.inf,
         "Sample.least": -math.inf,
         "bounds.confidence": 0.95,
