@@ -87,7 +87,9 @@ def next_command(report: AuditReport) -> Iterator[str]:
 
     With a model of text it measures on the user's inputs how small; another adapter is cut by its weights.
     """
-    if not report.suggested or any(finding.severity != "info" for finding in report.findings):
+    highest = max((m.r for m in report.modules), default=0)
+    is_smaller = any(item.rank < highest for item in report.suggested.values())
+    if not is_smaller or any(finding.severity != "info" for finding in report.findings):
         return
     how = "--like-suggested"
     if report.task_type in _OF_TEXT:
