@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
+import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -46,6 +49,10 @@ TARGETS: Final[dict[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("llama", "qwen", "wide"), _LLAMA),
     **dict.fromkeys(ENCODERS, _BERT),
 }
+
+
+MEASURES: Final = ("utilization", "size")
+TABLE: Final = Path(__file__).parent.parent / "src" / "gradience" / "rules" / "weights" / "reference.tsv"
 
 
 class Recipe(NamedTuple):
@@ -205,6 +212,69 @@ def train_all(folder: Path, minilm: Path | None) -> None:
             print(place.relative_to(folder), found, recipe.steps, f"{took:.1f} s", flush=True)
 
 
+class Cell(NamedTuple):
+    """One adapter's means over its modules of one type."""
+
+    model: str
+    name: str
+    module_type: str
+    r: int
+    utilization: float
+    size: float
+    """Norm of their update over that of freshly initialised weights of their shapes."""
+
+
+def measured(folder: Path) -> Iterator[Cell]:
+    """Yield the cells of the healthy adapters that are done."""
+    from gradience import audit_adapter  # JAX, which a training does without
+
+    for file in sorted(folder.glob("*/r*/outcome.json")):
+        record = json.loads(file.read_text())
+        if not Outcome(record["without"], record["loss"], record["error"]).healthy:
+            continue
+        groups: dict[str, list[Any]] = {}
+        for module in audit_adapter(file.parent).modules:
+            groups.setdefault(module.module_type, []).append(module)
+        for kind, members in groups.items():
+            fresh_norm = sum(2.0 * math.prod(m.shape) / sum(m.shape) for m in members) ** 0.5
+            size = math.hypot(*(float(m.frobenius_norm) for m in members)) / fresh_norm
+            used = statistics.fmean(m.utilization for m in members)
+            yield Cell(record["model"], file.parent.name, kind, record["r"], used, size)
+
+
+def moved(cells: list[Cell], measure: str) -> float:
+    """Return the most points by which a percentile of one of these moves when a model is left out."""
+    values = [getattr(cell, measure) for cell in cells]
+    most = 0.0
+    for model in {cell.model for cell in cells}:
+        rest = [getattr(cell, measure) for cell in cells if cell.model != model]
+        if rest:
+            most = max(most, *(abs(share_below(v, values) - share_below(v, rest)) for v in values))
+    return most
+
+
+def share_below(value: float, others: list[float]) -> float:
+    return 100.0 * (sum(o < value for o in others) + sum(o == value for o in others) / 2) / len(others)
+
+
+def write_table(folder: Path) -> None:
+    """Write the cells, and print for each type and rank how far percentiles move."""
+    cells = sorted(measured(folder))
+    TABLE.write_text("".join("\t".join(_short(value) for value in cell) + "\n" for cell in cells))
+    counts = Counter((cell.module_type, cell.r) for cell in cells)
+    for (kind, r), n in sorted(counts.items()):
+        some = [cell for cell in cells if (cell.module_type, cell.r) == (kind, r)]
+        shares = ", ".join(f"{m} {c}" for m, c in sorted(Counter(cell.model for cell in some).items()))
+        print(
+            f"{kind} r={r}: {n} ({shares}); a percentile moves by at most",
+            *(f"{m} {moved(some, m):.0f}" for m in MEASURES),
+        )
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("train", "table"))
@@ -213,7 +283,10 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     disable_progress_bar()
-    train_all(args.folder, args.minilm)
+    if args.what == "train":
+        train_all(args.folder, args.minilm)
+    else:
+        write_table(args.folder)
 
 
 if __name__ == "__main__":

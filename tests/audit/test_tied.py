@@ -7,6 +7,8 @@ import pytest
 from gradience.judge.audit import audit_adapter
 
 pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
+# PEFT warns of tied weights
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")

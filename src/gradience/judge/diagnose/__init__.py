@@ -319,13 +319,15 @@ def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
     """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
     if read.log is None or not _fell(read.log.run):
         return causes
-    eased = [
-        msgspec.structs.replace(cause, severity="warning")
-        if cause.id == TOO_LARGE.id and not cause.joined and cause.severity == "error"
-        else cause
-        for cause in causes
-    ]
+    eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
     return sorted(eased, key=_place)
+
+
+def _is_of_size(cause: Cause) -> bool:
+    """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
+    grave = {piece.id for piece in cause.pieces if SEVERITIES.index(piece.severity) >= SEVERITIES.index("error")}
+    of_weights = all(piece.source == "weights" for piece in cause.pieces)
+    return cause.severity == "error" and of_weights and grave == {TOO_LARGE.id}
 
 
 def _fell(run: RunSeries) -> bool:

@@ -16,7 +16,7 @@ _ROWS: Final = 64  # of a matrix are looked at
 _GROUP: Final = 32  # the smallest group of values that shares a scale in usual formats; the larger are multiples of it
 _STEPS: Final = 127.0
 _LEVELS: Final = 16
-_OFF: Final = 0.07  # of a step, what a float16 leaves; 32 random values are that near with a chance of 1e-26
+_OFF: Final = 0.13  # of a step, what a float16 leaves; 32 random values are that near with a chance of 1e-18
 _LOW_BITS: Final = {"bfloat16": 0xFFFF, "float16": 0x1FFF}
 """The bits of a float32 that are zero in a number of that kind."""
 
