@@ -1,8 +1,8 @@
 """How often RND203 calls an adapter random that an optimizer trained: AdamW, SGD, Adafactor, Lion, Shampoo, Muon.
 
-``python benchmarks/optimizers.py FOLDER [MODEL ...]`` trains adapters of rank 8 on all linear layers of small models
-(FOLDER is that of ``reference.py``), saves them after 1, 5, 20, 100 and 500 steps, and counts the audits that say
-RANDOM LIKE: with the optimizer's name not known, and known. Factors drawn at random in place of the trained ones show
+``python benchmarks/optimizers.py FOLDER LAST MODEL ...`` trains adapters of rank 8 on all linear layers of small models
+(FOLDER is that of ``reference.py``), saves them after 1, 5, 20, 100 and 500 steps up to LAST, and counts the audits that
+say RANDOM LIKE: with the optimizer's name not known, and known. Factors drawn at random in place of the trained ones show
 that the rule can still fire.
 """
 
@@ -28,7 +28,7 @@ from gradience.rules.weights import health
 SAVED: Final = (1, 5, 20, 100, 500)
 BATCH: Final = 4
 LENGTH: Final = 32
-RATES: Final = {"llama": 0, "qwen": 1, "gpt2": 0, "bert": 1}
+RATES: Final = {"llama": 0, "qwen": 1, "gpt2": 0, "wide": 1}
 """Which of the two rates a model is trained with."""
 
 
@@ -81,16 +81,15 @@ OPTIMIZERS: Final[dict[str, tuple[Callable[..., Any], tuple[float, ...]]]] = {
 }
 
 
-def trained(model_name: str, name: str, rate: float, base: Path, place: Path) -> Iterator[Path]:
+def trained(name: str, recipe: Recipe, base: Path, place: Path) -> Iterator[Path]:
     """Train, and yield each saved adapter."""
-    recipe = Recipe(model_name, "prose", 8, 16, 2, rate, SAVED[-1], 1000, 0)
     texts, labels = rows_of(recipe)
     tokenizer, model = AutoTokenizer.from_pretrained(base), fresh(recipe, base).train()
     of_matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim != 2]
-    made = [OPTIMIZERS[name][0](of_matrices, lr=rate), *([torch.optim.AdamW(others, lr=1e-3)] if others else [])]
+    made = [OPTIMIZERS[name][0](of_matrices, lr=recipe.rate), *([torch.optim.AdamW(others, lr=1e-3)] if others else [])]
     rng = random.Random(1)  # noqa: S311  # rows, not secrets
-    for step in range(1, SAVED[-1] + 1):
+    for step in range(1, recipe.steps + 1):
         rows = [rng.randrange(recipe.rows) for _ in range(BATCH)]
         batch = tokens(tokenizer, [texts[i] for i in rows], LENGTH)
         losses(model, batch, [labels[i] for i in rows] if labels else []).mean().backward()
@@ -113,14 +112,15 @@ def trained(model_name: str, name: str, rate: float, base: Path, place: Path) ->
 def main() -> None:
     warnings.simplefilter("ignore")
     disable_progress_bar()
-    folder, models = Path(sys.argv[1]), sys.argv[2:] or ["llama", "qwen", "gpt2", "bert"]
+    folder, last, models = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     said: Counter[tuple[str, str, str, bool]] = Counter()
     for model in models:
         base = base_of(folder, model, None)
         for name, (_, rates) in OPTIMIZERS.items():
             rate = rates[RATES[model]]
+            recipe = Recipe(model, "prose", 8, 16, 2, rate, last, 1000, 0)
             with TemporaryDirectory() as place:
-                for saved in trained(model, name, rate, base, Path(place)):
+                for saved in trained(name, recipe, base, Path(place)):
                     kind = "random" if saved.name == "random" else "trained"
                     modules = audit_adapter(saved).modules
                     verdicts = [health(modules, optimizer=known).verdict for known in (None, name)]
@@ -129,7 +129,7 @@ def main() -> None:
                     print(model, name, rate, saved.name, *verdicts, flush=True)
     print("\n| model | optimizer | RANDOM LIKE, name not known | name known | of random factors, not known |")
     print("|---|---|---|---|---|")
-    n = len(SAVED)
+    n = sum(step <= last for step in SAVED)
     for model in models:
         for name in OPTIMIZERS:
             plain, known = (said[model, name, "trained", which] for which in (False, True))

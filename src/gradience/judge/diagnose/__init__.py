@@ -325,7 +325,7 @@ def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
 
 def _is_of_size(cause: Cause) -> bool:
     """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
-    grave = {piece.id for piece in cause.pieces if SEVERITIES.index(piece.severity) >= SEVERITIES.index("error")}
+    grave = {piece.id for piece in cause.pieces if piece.severity in {"error", "critical"}}
     of_weights = all(piece.source == "weights" for piece in cause.pieces)
     return cause.severity == "error" and of_weights and grave == {TOO_LARGE.id}
 
