@@ -1,9 +1,9 @@
 """How often RND203 calls an adapter random that an optimizer trained: AdamW, SGD, Adafactor, Lion, Shampoo, Muon.
 
 ``python benchmarks/optimizers.py FOLDER LAST MODEL ...`` trains adapters of rank 8 on all linear layers of small models
-(FOLDER is that of ``reference.py``), saves them after 1, 5, 20, 100 and 500 steps up to LAST, and counts the audits that
-say RANDOM LIKE: with the optimizer's name not known, and known. Factors drawn at random in place of the trained ones show
-that the rule can still fire.
+(FOLDER is that of ``reference.py``), saves them after 1, 5, 20, 100 and 500 steps up to LAST, and counts the audits
+that say RANDOM LIKE: with the optimizer's name not known, and known. Factors drawn at random in place of the trained
+ones show that the rule can still fire.
 """
 
 from __future__ import annotations

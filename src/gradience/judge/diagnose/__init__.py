@@ -315,29 +315,6 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     return sorted(causes, key=_place)
 
 
-def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
-    """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
-    if read.log is None or not _fell(read.log.run):
-        return causes
-    eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
-    return sorted(eased, key=_place)
-
-
-def _is_of_size(cause: Cause) -> bool:
-    """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
-    grave = {piece.id for piece in cause.pieces if piece.severity in {"error", "critical"}}
-    of_weights = all(piece.source == "weights" for piece in cause.pieces)
-    return cause.severity == "error" and of_weights and grave == {TOO_LARGE.id}
-
-
-def _fell(run: RunSeries) -> bool:
-    """Whether the last loss of every held-out split is under its first."""
-    splits = {event.split for event in run.evals} - {"train"}
-    curves = [list(run.losses_of(split).values()) for split in sorted(splits)]
-    judged = [curve for curve in curves if len(curve) > 1]
-    return bool(judged) and all(curve[-1] < curve[0] for curve in judged)
-
-
 def _place(cause: Cause) -> tuple[int, bool, int]:
     """The place of a cause: by severity; then faults of the run, those of its record; then joined, and by the source.
 
@@ -377,3 +354,26 @@ def _stated(read: Read) -> Iterator[Stated]:
 def _alone(source: PieceSource, finding: Finding) -> Cause:
     piece = Piece(source=source, id=finding.id, severity=finding.severity, says=finding.message)
     return Cause(**msgspec.structs.asdict(finding), pieces=[piece])
+
+
+def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
+    """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
+    if read.log is None or not _fell(read.log.run):
+        return causes
+    eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
+    return sorted(eased, key=_place)
+
+
+def _is_of_size(cause: Cause) -> bool:
+    """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
+    grave = {piece.id for piece in cause.pieces if piece.severity in {"error", "critical"}}
+    of_weights = all(piece.source == "weights" for piece in cause.pieces)
+    return cause.severity == "error" and of_weights and grave == {TOO_LARGE.id}
+
+
+def _fell(run: RunSeries) -> bool:
+    """Whether the last loss of every held-out split is under its first."""
+    splits = {event.split for event in run.evals} - {"train"}
+    curves = [list(run.losses_of(split).values()) for split in sorted(splits)]
+    judged = [curve for curve in curves if len(curve) > 1]
+    return bool(judged) and all(curve[-1] < curve[0] for curve in judged)
