@@ -28,6 +28,7 @@ from gradience.judge.audit.rows import (
     unknown_row,
     with_shares,
 )
+from gradience.judge.audit.tied import listed_once
 from gradience.judge.options import AuditOptions
 from gradience.rules import excluded_rules, without
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
@@ -141,7 +142,7 @@ def audit_opened(
     on_base = waiting or any(module.dense is not None for module in adapter.modules)
     every_rank = on_base and options.base is not None
     rows = _rows(adapter, options.top_singular_values, every_rank=every_rank, grams=grams)
-    adapter, rows, shared = _tied_once(adapter, rows)
+    adapter, rows, shared = listed_once(adapter, rows)
     compared = None
     if options.base is not None:
         from gradience.judge.audit.against_base import compare  # keeps a plain audit quick
@@ -154,20 +155,6 @@ def audit_opened(
     optimizer = options.optimizer or _optimizer(files.config)
     facts = msgspec.structs.replace(facts, optimizer=optimizer, notes=[*facts.notes, *shared])
     return _judged(facts, adapter, modules, compared, per_layer=options.suggest_per_layer)
-
-
-def _tied_once(adapter: Adapter, rows: list[ModuleAudit]) -> tuple[Adapter, list[ModuleAudit], list[str]]:
-    """The adapter and its rows without a head that shares an embedding's factors; and a note on it."""
-    embedded = [m.name for m in adapter.modules if m.kind == "embedding"]
-    heads = [m.name for m in adapter.modules if m.name.endswith("lm_head")]
-    if not (adapter.config.ensure_weight_tying and len(embedded) == len(heads) == 1):
-        return adapter, rows, []
-    kept = [module for module in adapter.modules if module.name != heads[0]]
-    note = (
-        f"{heads[0]} shares the update of {embedded[0]} (ensure_weight_tying) and is listed once; PEFT's merge adds it "
-        "twice to the one weight"
-    )
-    return replace(adapter, modules=kept), [row for row in rows if row.name != heads[0]], [note]
 
 
 def _optimizer(config: Path) -> str | None:

@@ -35,9 +35,9 @@ from gradience.base.weights import (
 )
 from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
-from gradience.io.reading import decode_json, read_small
 from gradience.io.safetensors import Memory
 from gradience.judge.audit.rows import Shown, broken_row, dense_row, module_row
+from gradience.judge.audit.tied import on_embedding
 from gradience.judge.options import AuditOptions
 from gradience.rules.weights import at_risk
 from gradience.schema import real
@@ -64,9 +64,6 @@ if TYPE_CHECKING:
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _HALF: Final = 2  # bytes of a 16-bit float
 _LARGEST: Final = float(np.finfo(np.float32).max)
-_CONFIG: Final = "config.json"
-_LARGEST_CONFIG: Final = 1 << 20  # bytes
-_EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
@@ -99,12 +96,15 @@ def compare(
     if options.norms_cache and progress is not None:
         progress(0, 0, "which base this is")
     norms = NormsCache(cache_folder("norms") if options.norms_cache else None, files)
-    run = _Run(adapter, BaseWeights(files), norms, options, progress)
+    weights = BaseWeights(files)
+    adapter, tied = on_embedding(adapter, weights)
+    run = _Run(adapter, weights, norms, options, progress)
     jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
     done = run.merged(config) if adapter.by_peft else run.modules(jobs)
     run.norms.save()
-    return ComparedAdapter(run.adapter, done, run.report(done))
+    report = run.report(done)
+    return ComparedAdapter(run.adapter, done, msgspec.structs.replace(report, notes=[*report.notes, *tied]))
 
 
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]
@@ -128,22 +128,6 @@ class _Norms(NamedTuple):
     note: str | None = None
 
 
-class _BaseConfig(msgspec.Struct):
-    """The field of a base's config.json that is read here."""
-
-    tie_word_embeddings: bool = True
-
-
-def _ties_head(base: Path) -> bool:
-    """Whether a base without a head of its own ties it to the embedding, as transformers does unless told not to."""
-    try:
-        return decode_json(
-            read_small(base / _CONFIG, most=_LARGEST_CONFIG, what="a config"), _BaseConfig
-        ).tie_word_embeddings
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-
-
 class _Run:
     """The comparison of one adapter with one base."""
 
@@ -165,7 +149,6 @@ class _Run:
         self._how = ""
         self._lock = threading.Lock()
         self._renamed: dict[str, str] | None = None
-        self._notes: dict[str, None] = {}
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
         """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
@@ -260,7 +243,7 @@ class _Run:
 
     def _find(self, name: str) -> BaseTensor | None:
         """The base's tensor of a parameter, also where transformers has renamed it since the base was saved."""
-        found = self._weights.find(name) or self._tied(name)
+        found = self._weights.find(name)
         if found is None:
             with self._lock:
                 if self._renamed is None:
@@ -269,20 +252,6 @@ class _Run:
                     self._renamed = renamed_tensors(self.adapter, self._weights)
             found = self._weights.find(self._renamed[name]) if name in self._renamed else None
         return found
-
-    def _tied(self, name: str) -> BaseTensor | None:
-        """The embedding in place of an output head that the base ties to it and does not store."""
-        if not name.endswith("lm_head.weight") or not _ties_head(self._weights.files[0].path.parent):
-            return None
-        hits = [found for leaf in _EMBEDDINGS if (found := self._weights.find(f"{leaf}.weight")) is not None]
-        if len(hits) != 1:
-            return None
-        text = (
-            f"the base ties lm_head to {hits[0].name}: it is compared with that, and a merge changes the embedding too"
-        )
-        with self._lock:
-            self._notes.setdefault(text)
-        return hits[0]
 
     def _beside(
         self, module: Module, row: ModuleAudit | None, found: BaseTensor, w: Array, *, singly: str | None = None
@@ -391,11 +360,7 @@ class _Run:
             intruder_total=sum(i.count for i in found) if found else None,
             intruder_modules=sum(i.count > 0 for i in found) if found else None,
             method=self._method(found),
-            notes=[
-                note
-                for note in (self.norms.refused, *self._notes, *(one.note for one in self._done))
-                if note is not None
-            ],
+            notes=[note for note in (self.norms.refused, *(one.note for one in self._done)) if note is not None],
         )
 
     def _method(self, found: Sequence[Intruders]) -> str:
