@@ -17,6 +17,7 @@ LIMITS = [
     ("base.coverage", "_MOST_NAMES", 20),
     ("base.peft_emulation", "_LARGEST", 16 << 20),
     ("base.weights", "_LARGEST", 64 << 20),
+    ("judge.audit.tied", "_LARGEST", 16 << 20),
     ("base.weights", "_LARGEST_REF", 256),
     ("configs.files", "MAX_JSON_BYTES", 5 * 1024 * 1024),
     ("configs.files", "MAX_YAML_BYTES", 256 * 1024),

@@ -350,6 +350,7 @@ STATED: dict[str, dict[str, Any]] = {
         "POWER": 0.8,
         "RANGE": (0.1, 0.9),
         "REACH": 2.0,
+        "_CUT": 1024,
         "_MOST": 1e9,
     },
     "rewrite.sides": {"_VOUCHED": 0.01, "_ANGLES": 16},
@@ -439,6 +440,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_NEAR": 0.02,
         "_SMALLEST": 0.1,
     },
+    "prove.receipt.widths": {"_ROWS": 64, "_GROUP": 32, "_STEPS": 127.0, "_LEVELS": 16, "_OFF": 0.13},
     "prove.verify_merge.codes": {"_SIGMAS": 6.0, "_FEW": 36, "_LIKE": 1.1, "_OTHER": 0.01},
     "prove.verify_merge.delta": {
         "UNIT": {"F64": 2.0 ** (-53), "F32": 2.0 ** (-24), "F16": 2.0 ** (-11), "BF16": 2.0 ** (-8)},

@@ -16,7 +16,7 @@ from gradience.schema.audit import ModuleAudit
 
 _HEAD: Final = "lm_head"
 _EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-_LARGEST: Final = 1 << 20  # bytes of a config
+_LARGEST: Final = 16 << 20  # bytes of a config
 
 
 class _BaseConfig(msgspec.Struct):
