@@ -21,7 +21,10 @@ TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of each is alo
 DROWNED = Threshold(
     "drowned", 0.8, "share of norm(M)^2 that is orthogonal to an update", "measured: benchmarks/merge_outcome.py"
 )
-ODDS: Final = "TODO"
+ODDS: Final = (
+    "Of 36 such adapters in merges of four small models, 15 kept 35 % of their gain or less; of 76 others 1 did."
+)
+"""What was measured at the threshold."""
 CANCELLED = Threshold(
     "cancelled",
     0.5,
@@ -133,8 +136,9 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
         title="an adapter that the others drown",
         condition="at least {drowned} of norm(M)^2 is orthogonal to the adapter's update",
         observe=_drowned,
-        confidence=0.8,
+        confidence=0.5,
         evidence=(cite("benchmarks/merge_outcome.py", ODDS), _ALGEBRA),
+        scope="measured on sums of two adapters at a half; of more adapters, or other weights, by the same algebra",
         rationale="The sum moves the model, and little of it is this adapter's: its gain is lost in the others' part.",
         action="Weigh it up, the others down, or serve them apart; then measure: 'gradience bench merge'.",
         thresholds=(DROWNED,),
