@@ -1,9 +1,9 @@
-"""A population of healthy adapters: trained here on small models, measured by `audit`, for the table that audit ships.
+"""A population of healthy adapters: trained here on small models, and measured by `audit`.
 
 ``python benchmarks/reference.py train FOLDER [--minilm MODEL]`` trains the bases and the adapters of `plan`, seeds and
-all, and goes on where it was stopped. ``python benchmarks/reference.py table FOLDER`` writes
-``src/gradience/rules/weights/reference.tsv`` from those that are done, and prints how far a percentile moves when one
-model is left out.
+all, and goes on where it was stopped. ``python benchmarks/reference.py table FOLDER`` writes ``FOLDER/reference.tsv``
+from those that are done, and prints how far a percentile moves when one model is left out. With five models it moves
+too far for `audit` to print one (docs/evidence/audit.md).
 
 The models are a Llama of 4 layers and a wider one of 3, a Qwen2 and a GPT-2, which are made by ``receipt_models.py``
 from the standard library's source (PSF licence) and this repository's docs, and all-MiniLM-L6-v2 (Apache-2.0), which
@@ -53,7 +53,7 @@ TARGETS: Final[dict[str, tuple[Any, ...]]] = {
 
 
 MEASURES: Final = ("utilization", "size")
-TABLE: Final = Path(__file__).parent.parent / "src" / "gradience" / "rules" / "weights" / "reference.tsv"
+TABLE: Final = "reference.tsv"  # in FOLDER
 
 
 class Recipe(NamedTuple):
@@ -261,7 +261,7 @@ def share_below(value: float, others: list[float]) -> float:
 def write_table(folder: Path) -> None:
     """Write the cells, and print for each type and rank how far percentiles move."""
     cells = sorted(measured(folder))
-    TABLE.write_text("".join("\t".join(_short(value) for value in cell) + "\n" for cell in cells))
+    (folder / TABLE).write_text("".join("\t".join(_short(value) for value in cell) + "\n" for cell in cells))
     counts = Counter((cell.module_type, cell.r) for cell in cells)
     for (kind, r), n in sorted(counts.items()):
         some = [cell for cell in cells if (cell.module_type, cell.r) == (kind, r)]

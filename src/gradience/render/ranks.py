@@ -16,7 +16,7 @@ from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, S
 _MODULES: Final = 8  # modules of a rank pattern listed without --verbose
 _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
 SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
-_BRIEFLY: Final = {"median": "most modules", "p90": "the tail too"}
+_BRIEFLY: Final = {"median": "most modules", "p90": "the tail"}
 _OF_TEXT: Final = frozenset({"CAUSAL_LM", "SEQ_CLS"})
 """PEFT's task types of models that `gradience resize --calibrate` runs on texts."""
 
@@ -41,11 +41,11 @@ def suggested(report: AuditReport, *, verbose: bool) -> Iterator[str]:
         yield from _candidates(report)
     else:
         saved = {item.rank: f"; saves {megabytes(item.bytes_saved)}" for item in report.candidates}
-        ranks = {
-            item.rank: f"{item.rank} ({_BRIEFLY[of]}{saved.get(item.rank, '')})"
-            for of, item in report.suggested.items()
-        }
-        yield f"Suggested rank (now {highest}): {' or '.join(ranks.values())}"
+        uses: dict[int, list[str]] = {}
+        for of, item in report.suggested.items():
+            uses.setdefault(item.rank, []).append(_BRIEFLY[of])
+        ranks = (f"{rank} ({' and '.join(of)}{saved.get(rank, '')})" for rank, of in uses.items())
+        yield f"Suggested rank (now {highest}): {' or '.join(ranks)}"
         yield "  To compress to after training, not to train with; verify with eval."
         return
     yield ""
