@@ -333,7 +333,7 @@ def test_what_the_mean_is_over_is_beside_the_loss_and_the_verdict_in_words(llama
 
 def test_with_a_longest_row_the_mean_is_over_tokens_and_a_row_of_that_length_is_allowed_for(llama, tmp_path, capsys):
     arguments = (llama.adapter, "--base", llama.base, "--data", llama.data, "--out", tmp_path / "out")
-    code = quietly(*arguments, "--candidates", "svd:1", "--tolerance", "60%", "--max-length", "4096")
+    code = quietly(*arguments, "--candidates", "svd:1", "--tolerance", "500%", "--max-length", "4096")
     out = capsys.readouterr().out
     document = json.loads((tmp_path / "out" / "bench.json").read_text())
     score, result = document["tasks"][0]["score"], document["candidates"][1]["results"][0]
