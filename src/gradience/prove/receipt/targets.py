@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gradience.adapters import layer_index
 from gradience.base.weights import BaseWeights, find_shards, identity
 from gradience.data import template_digest
 from gradience.data.encoder import Chat, Encoder
@@ -19,6 +20,7 @@ from gradience.io.confined import Confined, Foreign, Limits
 from gradience.models.inputs import Example
 from gradience.prove.receipt.endpoint import Endpoint, RefusedError
 from gradience.prove.receipt.ggml import FileRounding
+from gradience.prove.receipt.widths import ORDER, width_of
 from gradience.schema.receipt import Receipt, ReceiptRow, Tokens
 
 PROBE: Final = "Gradience 0.1: is 12345 + 678 = 13023?\n\tdef f(x):  return {'é': x}  # naïve 日本"
@@ -153,15 +155,19 @@ def with_own_head(receipt: Receipt, base: Path) -> list[npt.NDArray[np.float64]]
 
 
 def _precision(place: Path) -> str:
-    """The coarsest float dtype of the weights that are matrices."""
-    held = {
-        info.dtype
-        for file in BaseWeights(find_shards(place)).files
-        for info in file.tensors.values()
-        if len(info.shape) > 1
-    }
+    """How finely the matrices are rounded: by their float dtype, and by the values of those in layers."""
+    files = BaseWeights(find_shards(place)).files
+    held = {info.dtype for file in files for info in file.tensors.values() if len(info.shape) > 1}
     known = [_HALVES[dtype] for dtype in held if dtype in _HALVES]
-    return min(known, key=("bfloat16", "float16", "float32").index) if len(known) == len(held) and known else ""
+    if len(known) != len(held) or not known:
+        return ""
+    inside = (
+        file.read(name)
+        for file in files
+        for name, info in file.tensors.items()
+        if len(info.shape) == 2 and layer_index(name) is not None
+    )
+    return width_of(inside, min(known, key=ORDER.index))
 
 
 def _of_gguf(receipt: Receipt, place: Path) -> Target:
