@@ -82,7 +82,6 @@ LIMITS = [
     ("telemetry.redact", "MAX_KEY_LEN", 128),
     ("telemetry.scan", "MAX_ISSUES", 100),
     ("telemetry.lines", "_LONGEST_LINE", 256 << 20),
-    ("telemetry.scan", "_MAX_NAMES", 256),
     ("telemetry.secrets", "MAX_SCANNED", 65 * 1024),
     ("telemetry.secrets", "_MAX_HOST", 80),
     ("telemetry.secrets", "MAX_NAME", 128),

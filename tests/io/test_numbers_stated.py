@@ -299,7 +299,7 @@ STATED: dict[str, dict[str, Any]] = {
     "spectral.grams": {"DIMENSIONS": 128, "_SEED": 20130811},
     "spectral.subspace": {"_TRUSTED": 1e-4, "_FLOOR": 1e-6},
     "spectral.sums": {"EXACT": 1e-6, "_CANCELLED": 1e-10, "_NOTHING": 1e-24, "_HALF": 2},
-    "telemetry.lines": {"_SHORT_PART": 4, "_SHOWN": 80},
+    "telemetry.lines": {"_SHOWN": 80},
     "telemetry.logfile": {"FSYNC_INTERVAL_S": 5.0, "_PRIVATE_MODE": 0o600, "_BEYOND": (1 << 31) - 1},
     "telemetry.redact": {"_SCANNED_KEY": 1024},
     "telemetry.series": {"FIRST_FED": 64, "_NEWEST_FED": 4096},
@@ -466,7 +466,6 @@ STATED: dict[str, dict[str, Any]] = {
     "rewrite.writing": {"_NAMED": 5, "_CARD_GAPS": 20},
 }
 OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the system says
-    "schema.flat": "_KEPT_CLASSES _MOST_OWN",
     "adapters.kinds": "_BLOCK",
     "adapters": "_KEPT",
     "adapters.open": "_MOST _MOST_HEADER _FIRST_ROOM",
