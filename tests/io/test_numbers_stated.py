@@ -482,7 +482,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "io.atomic": "_LONGEST _MOST_SOURCES",
     "io.confined": "_MOMENT _MOMENTS",
     "io.columnar": "BATCH _BATCH_BYTES _LARGEST_BATCH _SMALL",
-    "io.header": "_PIECE _SHORT",
+    "io.header": "_SHORT",
     "io.interrupt": "_SOON INTERRUPTED",
     "io.pretrained": "_SHOWN",
     "io.reading": "_FLAGS",
