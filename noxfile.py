@@ -71,12 +71,19 @@ def _quick_install(session: nox.Session, *packages: str, success_codes: Sequence
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, layers, and every test with branch coverage, on the built wheel; types and schemas are tests."""
+    """Lint, layers, and every test, on the built wheel; types and schemas are tests."""
     _install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", "--no-cache")
     session.run("deptry", "src")
+    session.run("pytest", *PARALLEL, *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The share of lines and branches that the tests run."""
+    _install(session)
     # Not in `create_tmp`, which moves TMPDIR: there the paths of ray's sockets are too long, and ray waits for ever
     measured = Path(session.virtualenv.location, "coverage.json")
     slipcover = ["-m", "slipcover", "--source", _where("gradience", session), "--out", str(measured)]
@@ -120,9 +127,27 @@ def field(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Change the source one token at a time, and see whether a test fails: 'nox -s mutants -- --count 400 --seed 0'."""
+    """Change a module one expression at a time: 'nox -s mutants -- src/gradience/rules/merge.py tests/rules'."""
     _install(session)
-    session.run("python", "tests/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.install("mutmut>=3.8")
+    changed, *tests = session.posargs
+    copy = Path(session.create_tmp(), "clone")
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in ("src", "tests", "docs", "schemas", "examples", "benchmarks"):
+        shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    settings = {
+        "source_paths": ["src"],
+        "only_mutate": [changed],
+        "pytest_add_cli_args_test_selection": tests,
+        "also_copy": ["docs", "schemas", "examples", "benchmarks", "README.md"],
+    }
+    shutil.copy("README.md", copy)
+    own = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    text = Path("pyproject.toml").read_text(encoding="utf-8")
+    (copy / "pyproject.toml").write_text(f"{text}\n[tool.mutmut]\n{own}", encoding="utf-8")
+    session.chdir(copy)
+    session.run("mutmut", "run", "--max-children", "2", env={"OMP_NUM_THREADS": "1"})
+    session.run("mutmut", "results")
 
 
 @nox.session

@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
-from said import numbers, shown
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import open_adapter
@@ -30,6 +29,19 @@ from gradience.schema.audit import LeftoverReason
 GOLDEN: Final = Path(__file__).parent / "golden" / "odd_adapters.json"
 P: Final = "base_model.model."
 _FLOAT: Final = re.compile(r"(?<![\w.])-?\d+\.\d+(?![\w.])")
+_NUMBER: Final = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
+
+
+def numbers(text: str | None) -> str:
+    """The numbers in a sentence, as they are printed, without its words."""
+    return " ".join(_NUMBER.findall(text or ""))
+
+
+def shown(value: Any) -> Any:
+    """A value with its floats at five digits, so that differences between platforms' libm do not matter."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return [shown(each) for each in value[:5]] if isinstance(value, list) else value
 
 
 class Case(NamedTuple):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fleet_inputs import factors, peft
-from tables import every
 
 from gradience.adapters import open as opening
 from gradience.adapters.open import Buffer, Layouts, find_files, read_adapter
@@ -125,25 +123,3 @@ def test_what_is_no_plain_lora_is_read_anew_and_notes_on_a_folder_stay_with_it(t
     notes = [read(folder).notes for folder in (tmp_path / "c", peft(tmp_path / "d", factors(0)), tmp_path / "c")]
     assert parsed == ["a", "b", "c"]
     assert (len(notes[0]), notes[1], notes[2]) == (1, [], notes[0])
-
-
-PAIR = {"expert": None, "dense": None, "is_unknown": False}
-
-
-@every(
-    ("second", "fields", "plain"),
-    [
-        ({}, {}, True),
-        ({"expert": 0}, {}, False),
-        ({"dense": len}, {}, False),
-        ({"is_unknown": True}, {}, False),
-        ({}, {"base_dependent": [1]}, False),
-        ({}, {"format": "kohya"}, False),
-        ({}, {"config": SimpleNamespace(peft_type=None)}, True),
-        ({}, {"config": SimpleNamespace(peft_type="LOHA")}, False),
-    ],
-)
-def test_a_layout_is_kept_where_every_module_is_a_pair_read_by_itself(second, fields, plain):
-    modules = [SimpleNamespace(**PAIR), SimpleNamespace(**{**PAIR, **second})]
-    common = {"format": "peft", "config": SimpleNamespace(peft_type="LORA"), "base_dependent": []}
-    assert opening._is_plain(SimpleNamespace(**{**common, **fields}, modules=modules)) is plain

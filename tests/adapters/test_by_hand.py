@@ -7,7 +7,6 @@ import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -16,8 +15,7 @@ from safetensors.numpy import save_file
 from tables import every
 
 from gradience.adapters import kinds, layer_label, module_type
-from gradience.adapters.config import AdapterConfig, ScalingRules, _bound_alphas, parse_config, read_config
-from gradience.adapters.formats.peft import _matches, _not_targeted
+from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.layout import (
     LARGEST_ENTRY,
     Context,
@@ -30,7 +28,7 @@ from gradience.adapters.layout import (
     within_range,
 )
 from gradience.adapters.open import open_adapter
-from gradience.adapters.pairs import LoraPair, _path, padded, peft_pair, stored_pairs
+from gradience.adapters.pairs import LoraPair, padded, peft_pair
 from gradience.adapters.patterns import PatternTable
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
@@ -122,15 +120,6 @@ def test_a_base_of_one_row_has_its_own_width():
     seen = []
     kinds.vera(lambda shape: seen.append(shape) or load())(np.zeros((1, 5)))
     assert seen == [(1, 5)]
-
-
-def test_factors_are_of_the_base_s_precision():
-    half = B.astype(np.float32), A.astype(np.float16)
-    one, little = np.ones((1, 1), np.float32), np.full((1, 1), 2.0**-30, np.float32)
-    assert [kinds._norms(one, little, axis)[0] for axis in (0, 1)] == [1.0 + 2.0**-30] * 2  # which float32 rounds away
-    for w, kind in ((W, np.float64), (W.T, np.float64), (W.astype(np.float32), np.float32)):
-        b, a, _ = kinds._oriented_factors(lambda: half, w)
-        assert (b.dtype, a.dtype) == (kind, kind)
 
 
 def test_factors_are_turned_to_the_base_that_they_fit():
@@ -310,26 +299,6 @@ def test_a_config_beyond_its_limits_is_refused_with_them(text, message):
     assert str(error.value) == message
 
 
-def test_a_config_at_its_limits_is_read(tmp_path):
-    with pytest.raises(AdapterError) as error:
-        read_config(tmp_path / "c.json")
-    assert str(error.value) == f"cannot read {tmp_path / 'c.json'}: No such file or directory"
-    assert error.value.advice == "scaling needs it: give it with --adapter-config, or save the adapter again"
-    assert parse_config('{"lora_alpha": -1e30, "alpha": 1e30, "r": 1}', "c").r == 1
-    for kind in ("VERA", "ADALORA", "HIRA", "MISS"):  # which take their rank from elsewhere
-        assert parse_config(f'{{"peft_type": "{kind}", "r": 0}}', "c").r == 0
-    other = parse_config('{"peft_type": "IA3", "r": "x", "task_type": "t", "modules_to_save": ["h"]}', "c")
-    assert (other.peft_type, other.task_type, other.modules_to_save, other.r) == ("IA3", "t", ["h"], 8)
-    with pytest.raises(AdapterError, match="is not an adapter config"):
-        parse_config('{"peft_type": "lora", "r": "x"}', "c")
-    with pytest.raises(AdapterError, match="lora_alpha is nan, over the limit"):
-        _bound_alphas(AdapterConfig(lora_alpha=math.nan), "c")  # of no JSON, but of a caller's own config
-    long = "k" * 70
-    with pytest.raises(AdapterError) as error:
-        parse_config(f'{{"alpha_pattern": {{"{long}": 1e31}}}}', "c")
-    assert f"alpha_pattern of '{'k' * 60}' is" in str(error.value)
-
-
 def test_the_start_that_a_name_means():
     for name, *traits in (
         ("pissa", True, True, True, True),
@@ -440,45 +409,9 @@ def test_layers_are_replicated_up_to_a_hundred_thousand(ranges, refused, tmp_pat
         assert str(error.value) == f"layer_replication in the adapter config {refused}"
 
 
-def test_a_target_is_a_module_s_whole_path_or_its_end_after_a_dot():
-    modules = [SimpleNamespace(name="l.0.q_proj:x", expert=None)]
-    for target, named in (("q_proj", True), ("l.0.q_proj", True), ("proj", False), ("l.0", False)):
-        assert (_not_targeted(AdapterConfig(target_modules=[target]), modules) is None) is named
-
-
 def test_each_thread_keeps_the_tensors_that_it_read_itself():
     ctx = Context(None, AdapterConfig(), ScalingRules(AdapterConfig()))
     ctx.kept["stack"] = 1
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: ctx.kept).result() == {}
     assert ctx.kept == {"stack": 1}
-
-
-def test_experts_of_a_parameter_without_a_name_are_refused_by_the_first():
-    keys = {"lora_A": "a", "lora_B": "b"}
-    whole = SimpleNamespace(name="x", pattern_path="x", expert=None, base_name=None)
-    assert _path(SimpleNamespace(format="peft"), whole) == "x"  # a matrix, of which a pattern can name the path
-    with pytest.raises(AdapterError, match="x: the config does not say"):  # a kind without patterns, such as AdaLoRA
-        _path(SimpleNamespace(format="peft"), SimpleNamespace(name="x", pattern_path=None, expert=None))
-    modules = [SimpleNamespace(name=f"x[{n}]", keys=keys, pattern_path="x", expert=n, base_name=None) for n in range(3)]
-    with pytest.raises(AdapterError) as error:
-        stored_pairs(SimpleNamespace(modules=modules, format="peft"))
-    assert str(error.value) == (
-        "x[0]: the config does not say which parameter this pair belongs to, so no pattern can give it a rank"
-    )
-
-
-@every(
-    ("key", "config", "matches"),
-    [
-        ("base_model.strange.weight", False, True),
-        ("m.q.lora_A.weight", False, True),
-        ("strange.weight", True, False),
-        ("unet.q.lora_A.weight", True, True),
-        ("unet.q.lora_A.weight", False, False),
-        ("unet.q.strange.weight", True, False),
-    ],
-)
-def test_a_file_is_peft_s_by_a_name_and_with_a_config_even_one_that_diffusers_has(key, config, matches):
-    source = SimpleNamespace(tensors={key: None}, metadata={})
-    assert _matches(SimpleNamespace(source=source, has_config=config)) is matches

@@ -258,9 +258,9 @@ def test_a_header_over_the_formats_limit_is_named_and_not_read(tmp_path):
     tracemalloc.stop()
 
 
-def test_tens_of_thousands_of_tensors_are_read(tmp_path):
+def test_thousands_of_tensors_are_read(tmp_path):
     """In seconds; growth that is not linear would not end within a test run."""
-    n = 100_000 if os.environ.get("GRADIENCE_SLOW") else 20_000
+    n = 100_000 if os.environ.get("GRADIENCE_SLOW") else 5_000
     names = (f"{STEM}{i}.lora_{side}.weight" for i in range(n) for side in "AB")
     header = (
         "{" + ",".join(f'"{n}":{{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}' for n in names) + "}"

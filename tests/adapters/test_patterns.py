@@ -98,7 +98,7 @@ pieces = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=60)
 @given(key=pieces, names=st.lists(st.text("ab.1", max_size=7), min_size=1, max_size=8))
 def test_any_regular_key_matches_as_re_does(key, names):
     table = PatternTable([key])
@@ -106,7 +106,7 @@ def test_any_regular_key_matches_as_re_does(key, names):
         assert bool(table.matching(name)) is peft_matches(key, name), name
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(keys=st.lists(pieces, min_size=1, max_size=6, unique=True), name=st.text("ab.1", max_size=7))
 def test_keys_come_back_in_the_order_of_the_dict(keys, name):
     assert PatternTable(keys).matching(name) == [key for key in keys if peft_matches(key, name)]
@@ -168,7 +168,7 @@ def test_a_long_pattern_is_shown_in_eighty_characters():
 plain_keys = st.lists(st.sampled_from(["a", "b", ".", r"\."]), min_size=1, max_size=6).map("".join)
 
 
-@settings(max_examples=300)
+@settings(max_examples=60)
 @given(key=plain_keys, name=st.text("ab.x", max_size=7))
 def test_a_plain_name_with_dots_escaped_or_not_matches_as_re_does(key, name):
     assert bool(PatternTable([key]).matching(name)) is peft_matches(key, name)

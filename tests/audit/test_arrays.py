@@ -175,6 +175,7 @@ except AdapterError as error:
 """
 
 
+@pytest.mark.slow  # imports Keras in a process of its own
 def test_a_keras_model_is_audited_with_its_own_scale_and_its_saved_file_is_named_for_what_it_is(tmp_path):
     env = {**os.environ, "KERAS_BACKEND": "jax", "KERAS_HOME": str(tmp_path)}
     done = subprocess.run(

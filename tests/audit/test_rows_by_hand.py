@@ -15,9 +15,8 @@ from tables import every
 
 from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
-from gradience.base.weights import Norms
-from gradience.judge.audit import _unknown_dtypes, against_base
-from gradience.judge.audit.against_base import Update, _ratios, _target, survival_of, update_of
+from gradience.judge.audit import against_base
+from gradience.judge.audit.against_base import Update, update_of
 from gradience.judge.audit.rows import (
     Shown,
     bytes_per_param,
@@ -30,7 +29,6 @@ from gradience.judge.audit.rows import (
     with_shares,
 )
 from gradience.schema.audit import ModuleAudit
-from gradience.spectral.base import MergeSums
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import DenseSpectrum
 from gradience.spectral.krylov import SpectralNorm
@@ -172,46 +170,6 @@ def test_the_ledger_has_every_tensor_by_its_role():
     empty: Any = SimpleNamespace(tensors={"a": SimpleNamespace(size=0, nbytes=0)}, roles={"a": "lora_pair"})
     assert [e.share for e in ledger_of(empty)] == [0.0]
     assert bytes_per_param(ledger_of(empty)) == 0.0
-
-
-def test_a_dtype_that_safetensors_does_not_know_is_counted_and_its_first_tensor_named():
-    dtypes = {"a": "F32", "b": "X9", "c": "Y1", "d": "X9"}
-    adapter: Any = SimpleNamespace(tensors={name: SimpleNamespace(dtype=dtype) for name, dtype in dtypes.items()})
-    assert list(_unknown_dtypes(adapter)) == [
-        "2 tensors of dtype 'X9', which safetensors does not know (first: b)",
-        "1 tensors of dtype 'Y1', which safetensors does not know (first: c)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("sums", "changed", "cosine", "gain"),
-    [
-        (MergeSums(8, 2, 3.0, 4.0, 9.0, 1.0, 0.0), 0.25, 0.5, pytest.approx(2 / 3)),
-        (MergeSums(8, 0, 0.0, 0.0, 9.0, 1.0, 0.0), 0.0, 0.0, 0.0),
-        (MergeSums(8, 0, 0.0, 0.0, 0.0, 1.0, 0.0), 0.0, None, None),
-    ],
-)
-def test_what_survives_a_merge_is_a_share_a_cosine_and_a_gain(sums, changed, cosine, gain):
-    found = survival_of(sums, "F32")
-    assert (found.dtype, found.changed, found.cosine, found.gain) == ("bfloat16", changed, cosine, gain)
-    assert [_target(dtype) for dtype in ("F16", "BF16", "F32", "F64")] == ["float16", *["bfloat16"] * 3]
-
-
-@every(
-    ("size", "norms", "found"),
-    [
-        (2.0, (8.0, 10.0), {"udr": 0.25, "sdi": math.log10(0.25), "relative_frobenius": 0.3}),
-        (0.0, (8.0, 10.0), {"udr": 0.0, "sdi": None, "relative_frobenius": 0.3}),
-        (math.inf, (8.0, 10.0), {"udr": "Infinity", "sdi": None, "relative_frobenius": 0.3}),
-        (math.nan, (8.0, 10.0), {"udr": "NaN", "sdi": None, "relative_frobenius": 0.3}),
-        (2.0, (0.0, 10.0), {}),
-        (2.0, (8.0, 0.0), {}),
-    ],
-)
-def test_ratios_to_the_base_are_of_norms_that_are_not_zero(size, norms, found):
-    assert _ratios(size, 3.0, Norms(*norms)) == {
-        name: pytest.approx(value) if isinstance(value, float) else value for name, value in found.items()
-    }
 
 
 def on_axes(folder: Path, **modules: tuple[float, ...]) -> Path:

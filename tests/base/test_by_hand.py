@@ -9,19 +9,7 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.base.coverage import (
-    Vocabulary,
-    _memory_of,
-    _numbers,
-    _state,
-    _stored_dtype,
-    added_tokens,
-    cover,
-    read_added,
-    read_vocabulary,
-    stem_of,
-    stem_of_targets,
-)
+from gradience.base.coverage import Vocabulary, cover, read_added, read_vocabulary, stem_of, stem_of_targets
 from gradience.base.peft_emulation import Architecture
 from gradience.base.peft_emulation.layout import Site, build_layout, site_layer, sites_of
 from gradience.base.peft_emulation.targets import NotFollowedError
@@ -200,41 +188,6 @@ def test_memory_is_that_of_numbers_gradients_and_moments(optimizer, moments, eac
     assert (found.adapter_dtype, found.adapter_bytes) == ("float32", 4 * n)
     assert found.optimizer_bytes == (None if moments is None else 4 * n + moments * each * n)
     assert found.optimizer_assumption == ("" if says is None else f"{says}, in float32; the base loaded in bfloat16")
-
-
-def test_what_is_saved_whole_keeps_the_bases_type_and_lora_s_numbers_are_float32():
-    found = _memory_of(
-        10,
-        {"modules_to_save": 3, "bias": 2, "token_rows": 4},
-        optimizer="adamw",
-        adapter_dtype="float32",
-        stored="bfloat16",
-    )
-    assert found.trained == 4 * (10 + 4) + 2 * (3 + 2)
-    assert found.optimizer == found.trained + 2 * 4 * 14 + 2 * 2 * 5
-    assert found.assumption.endswith("each trained number, in float32; the base loaded in bfloat16")
-    half = _memory_of(10, {"bias": 2}, optimizer="lion", adapter_dtype="float32", stored="float16")
-    assert (half.trained, half.optimizer) == (4 * 10 + 2 * 2, 2 * (4 * 10 + 2 * 2))
-    uncast = covered(llama(), target_modules=["q_proj"], extras={"autocast_adapter_dtype": False})
-    assert (uncast.adapter_dtype, uncast.adapter_bytes) == ("bfloat16", 2 * uncast.lora_params)
-
-
-def test_the_type_is_that_of_most_of_the_base():
-    def site(dtype: str) -> Site:
-        return Site("linear", (2, 2), 4, dtype=dtype)
-
-    assert _stored_dtype([site("F16"), site("BF16"), site("BF16"), site("I8"), site("I8"), site("I8")]) == "bfloat16"
-    assert _stored_dtype([site("I8")]) == "float32"
-    state = _state("adamw_8bit")
-    assert state is not None
-    assert state.packed
-
-
-def test_numbers_of_layers_and_tokens_are_read_as_peft_reads_them():
-    assert [_numbers(value) for value in (3, [1, 2], ["a"], [], None)] == [[3], [1, 2], None, None, None]
-    run = Vocabulary({"<b>": 11, "<a>": 10, "<c>": 3})
-    assert added_tokens(run, Vocabulary({"<c>": 9})) == ["<a>", "<b>"]
-    assert added_tokens(run, Vocabulary({}, frozenset({"<a>"}))) == ["<c>", "<b>"]
 
 
 @every(

@@ -183,6 +183,7 @@ def test_an_evaluator_that_fails_is_one_line_and_a_two_and_what_was_scored_is_ke
     assert len(list((tmp_path / "out" / "evaluations").iterdir())) == 2
 
 
+@pytest.mark.slow  # scores many candidates
 def test_a_run_that_was_killed_goes_on_where_it_stopped(classifier, tmp_path):
     command = counting(tmp_path, 2, "wait")
     arguments = ["bench", str(classifier.adapter), "--metric", command, "--out", str(tmp_path / "out")]
@@ -291,6 +292,7 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
         bench_merge([classifier.adapter, other], tmp_path / "two", data=[classifier.data])
 
 
+@pytest.mark.slow  # scores many candidates
 def test_a_retrained_rank_is_judged_by_its_worst_seed_beside_the_truncated_one(classifier, tmp_path, capsys):
     """The training copies the adapter for seeds 0 and 2, and leaves one without an update for seed 1."""
     script = tmp_path / "train.py"
@@ -354,6 +356,7 @@ def test_a_key_in_a_command_is_in_no_file_of_the_folder(classifier, tmp_path, ca
     assert not any(secret in path.read_text() for path in files)
 
 
+@pytest.mark.slow  # scores many candidates
 def test_a_base_that_only_the_evaluator_knows_needs_no_files(classifier, tmp_path):
     arguments = (classifier.adapter, "--metric", counting(tmp_path), "--out", tmp_path / "out", "--candidates", "svd:2")
     assert quietly(*arguments, "--base", "someone/large-model", "--tolerance", "5%") == 0

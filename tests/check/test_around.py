@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 from gradience import check_config
 from gradience.errors import AdapterError, ConfigError
-from gradience.judge.check import _held
 from gradience.render.check import check_text
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 from gradience.schema.reports import CheckReport
@@ -255,27 +254,6 @@ def test_rules_are_selected_and_ignored_by_the_beginning_of_their_ids() -> None:
         check_config(config, select=["LX"])
     with pytest.raises(ConfigError, match="an empty text"):
         check_config(config, ignore=["LR,"])
-
-
-@pytest.mark.parametrize(
-    ("count", "last"), [(4, "checkpoint-4"), (5, "checkpoint-5"), (6, "and 1 more"), (8, "and 3 more")]
-)
-def test_five_traces_of_a_run_are_named_and_more_are_counted(count: int, last: str, tmp_path: Path) -> None:
-    for step in range(1, count + 1):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "notes.txt").write_text("")
-    held = list(_held(tmp_path))
-    assert held[-1] == last
-    assert held[:4] == [f"checkpoint-{step}" for step in range(1, 5)]
-    assert len(held) == min(count, 6)
-
-
-@pytest.mark.parametrize(
-    "name", ["trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl"]
-)
-def test_a_file_of_a_run_is_a_trace_of_one(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text("")
-    assert list(_held(tmp_path)) == [name]
 
 
 @pytest.mark.parametrize(("length", "kept"), [(255, 255), (256, 256), (257, 256)])

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
-from tables import every
 
-from gradience.configs.document import DataPlan
-from gradience.configs.settings import Layer
 from gradience.errors import ConfigError
 from gradience.judge.check import check_config, read_adapter_of, read_any, read_training_of, source_locations
-from gradience.judge.check.data import _beside, _length, _limit, _tokenizer, _with_data
 from gradience.rules.config import RULES
-from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot
 from gradience.telemetry import TelemetryWriter
 
 ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
@@ -71,47 +66,6 @@ def test_an_adapter_may_be_that_of_the_last_checkpoint(folder, tmp_path):
         read_adapter_of(made)
 
 
-@every(
-    ("template", "format", "told"),
-    [
-        ("x", "messages", True),
-        ("", "messages", False),
-        ("x", "text", False),
-        ("", "text", False),
-        ("x", "tokenised", False),
-    ],
-)
-def test_a_template_is_told_of_where_there_is_one_and_rows_are_conversations(template, format, told):  # noqa: A002
-    encoder = SimpleNamespace(
-        name="t",
-        pad_is_end=True,
-        end_ids={3, 2},
-        names=lambda ids: [f"<{i}>" for i in ids],
-        template=template,
-        template_from="base",
-        marks_answers=False,
-        split_controls=list,
-        by_trainer=None,
-        is_retemplated=False,
-    )
-    seen = SimpleNamespace(arguments_text=SimpleNamespace(count=0), parts=SimpleNamespace(count=0))
-    found = _tokenizer(encoder, SimpleNamespace(format=format), seen)
-    assert found["end_tokens"] == ["<2>", "<3>"]
-    assert found.get("template") == ("base" if told else None)
-    assert ("template_marks_answers" in found, "template_tokens_split" in found) == (told, told)
-    assert _tokenizer(None, SimpleNamespace(format=format), seen) == {}
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_tokenizer_is_beside_by_either_of_its_files(name, tmp_path):
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.mkdir()
-    second.mkdir()
-    (second / name).write_text("{}")
-    assert _beside([first, second]) == second
-    assert _beside([first]) is None
-
-
 def test_a_finding_is_placed_in_the_last_file_that_has_its_setting(tmp_path):
     text = "learning_rate: 0.5\nlora_r: 8\nlora_alpha: 16\n"
     first, last, other = (tmp_path / f"{name}.yaml" for name in ("first", "last", "other"))
@@ -126,41 +80,6 @@ def test_a_finding_is_placed_in_the_last_file_that_has_its_setting(tmp_path):
         (at,) = source_locations(report)
         assert at is not None
         assert (at.path, at.line) == (str(place[0]), place[1])
-
-
-@pytest.mark.parametrize(("own", "length"), [(32, 32), (None, 64)])
-def test_a_configuration_gets_the_rows_and_tokens_of_its_data_and_keeps_its_own_length(own, length):
-    data = SimpleNamespace(
-        rows=8, rows_read=4, tokens=SimpleNamespace(kept=100), packing=False, max_length=64, batching=SimpleNamespace()
-    )
-    data.batching.packed_sequences = 3
-    layer = Layer(config=ConfigSnapshot(training=TrainingSnapshot(max_length=own)))
-    for packing, examples in ((False, 8), (True, 6)):
-        data.packing = packing
-        training = _with_data(layer, data).config.training
-        assert (training.max_length, training.extras) == (length, {"train_examples": examples, "train_tokens": 200})
-
-
-def test_a_length_is_the_given_one_else_the_recipes_else_the_configurations_and_0_is_none():
-    config = ConfigSnapshot(training=TrainingSnapshot(max_length=3))
-    assert [_length(given, DataPlan(max_length=plan), config) for given, plan in ((1, 2), (0, 2), (None, 2))] == [
-        1,
-        0,
-        2,
-    ]
-    assert (_length(None, DataPlan(), config), _length(None, DataPlan(), ConfigSnapshot())) == (3, None)
-    with pytest.raises(ConfigError, match="expected tokens, 0 for no limit, got -1"):
-        _length(-1, DataPlan(), config)
-    sft, classes = SimpleNamespace(trainer="sft"), SimpleNamespace(trainer="classification")
-    for given, shape, trl, limit in (
-        (7, sft, True, 7),
-        (0, sft, True, None),
-        (None, sft, True, 1024),
-        (None, sft, False, None),
-        (None, classes, True, None),
-    ):
-        asked = SimpleNamespace(max_length=given, masking=SimpleNamespace(trl=trl))
-        assert _limit(asked, shape)[0] == limit
 
 
 def test_the_folder_of_a_recorded_run_is_read_by_its_log(tmp_path):

@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from gradience.errors import AdapterError
 from gradience.rewrite.sides import (
     Side,
-    _names,
     config_differences,
     described,
     matched,
@@ -39,13 +38,6 @@ def save(folder: Path, modules: dict[str, tuple[int, int, int]], **config: Any) 
     given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": sorted(modules), **config}
     (folder / "adapter_config.json").write_text(json.dumps(given))
     return folder
-
-
-def test_a_name_is_as_many_of_the_last_parts_as_distinguish_all():
-    assert _names([Path("/x/a/run"), Path("/x/b/run")]) == ["a/run", "b/run"]
-    assert _names([Path("/x/a/one"), Path("/x/a/two")]) == ["one", "two"]
-    assert _names([Path("/x/a/b/run"), Path("/y/a/b/run"), Path("/y/c/run")]) == ["x/a/b/run", "y/a/b/run", "/y/c/run"]
-    assert _names([Path("/x/run")] * 3) == ["run#1", "run#2", "run#3"]
 
 
 def test_two_adapters_at_least_are_compared(tmp_path):

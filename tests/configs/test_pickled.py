@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tables import every
 
 from gradience.configs.document import read_document
-from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, Name, Record, Walk, _Plain, read_pickled
-from gradience.configs.training import _with_processes, read_training, read_training_dir
+from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, Name, Record, Walk, read_pickled
+from gradience.configs.training import read_training, read_training_dir
 from gradience.errors import ConfigError
 
 SECRET = "hf_doNotPrintMe"  # noqa: S105  # not one
@@ -332,46 +331,6 @@ def test_weights_given_as_a_configuration_are_refused(tmp_path: Path) -> None:
     path = archived(tmp_path, b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.")
     with pytest.raises(ConfigError, match=r"names torch\._utils\._rebuild_tensor_v2"):
         read_document(path)
-
-
-@every(
-    ("mapping", "processes"),
-    [
-        ({"distributed_state": {"num_processes": 4}}, 4),
-        ({"distributed_state": {"num_processes": 2}, "_n_gpu": 3}, 6),
-        ({"distributed_state": {"num_processes": 2}, "_n_gpu": 1}, 2),
-        ({"distributed_state": {"num_processes": 2}, "_n_gpu": 0}, 2),
-        ({"distributed_state": {"num_processes": 2}, "_n_gpu": "3"}, 2),
-        ({"distributed_state": {"num_processes": 1}}, 1),
-        ({"distributed_state": {"num_processes": 0}}, None),
-        ({"distributed_state": {"num_processes": "4"}}, None),
-        ({"distributed_state": "x"}, None),
-        ({"distributed_state": {"num_processes": 4}, "world_size": 9}, 9),
-        ({"distributed_state": {"num_processes": 0}, "world_size": 9}, 9),
-        ({}, None),
-    ],
-)
-def test_processes_times_their_gpus_are_the_world_unless_it_is_given(mapping, processes):
-    assert _with_processes(mapping).get("world_size") == processes
-
-
-@every(
-    ("name", "arguments", "value"),
-    [
-        ("transformers.trainer_utils SchedulerType", ("cosine",), "cosine"),
-        ("transformers.trainer_utils SchedulerType", (), "SchedulerType"),
-        ("transformers.trainer_utils SchedulerType", ("a", "b"), "SchedulerType"),
-        ("builtins set", (["a", "b"],), ["a", "b"]),
-        ("builtins frozenset", (["a"],), ["a"]),
-        ("builtins tuple", (("a",),), ["a"]),
-        ("builtins set", (), "set"),
-        ("builtins list", (["a"], ["b"]), "list"),
-        ("builtins int", (3,), "int"),
-        ("builtins object", (), "object"),
-    ],
-)
-def test_a_choice_and_a_collection_are_their_one_argument_and_else_a_name(name, arguments, value):
-    assert _Plain().value(Record(Name(name), arguments)) == value
 
 
 def test_a_state_may_be_of_slots_alone():

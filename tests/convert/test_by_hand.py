@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,23 +11,11 @@ from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError, OptionError
-from gradience.rewrite.convert import _experts
-from gradience.rewrite.convert.source import _kohya_paths, _peft_path, renamed
-from gradience.rewrite.convert.updates import (
-    Factored,
-    LayerUpdate,
-    RankChoice,
-    _is_pair,
-    _rank_bound,
-    _scale,
-    _takes_dora,
-    _truncated,
-    from_factors,
-)
-from gradience.rewrite.convert.write import _gate_up, _stack, expert_updates, mlx_notes, mlx_tensors, peft_notes
+from gradience.rewrite.convert.source import renamed
+from gradience.rewrite.convert.updates import Factored, LayerUpdate, RankChoice, from_factors
+from gradience.rewrite.convert.write import expert_updates, mlx_notes, mlx_tensors, peft_notes
 from gradience.rewrite.options import ConvertOptions
 from gradience.rewrite.writing import ArraySpool
-from gradience.spectral.update import decomposed
 
 
 def update(rank: int, parameter: str | None) -> Any:
@@ -53,22 +40,6 @@ def update(rank: int, parameter: str | None) -> Any:
 )
 def test_pairs_on_experts_are_padded_to_the_rank_of_all(some, lower):
     assert peft_notes([update(*one) for one in some]) == ([] if lower is None else [lower])
-
-
-def module(name: str, **keys: str) -> Module:
-    return Module(name, "linear", (2, 2), 1, 1.0, 1.0, 4, lambda: (None, None), keys=keys)  # type: ignore[arg-type,return-value]
-
-
-def test_a_path_is_that_of_the_keys_else_the_name():
-    assert _peft_path(module("other", lora_A="base_model.model.h.0.attn.lora_A.weight")) == "h.0.attn"
-    assert _peft_path(module("own", lora_down="h_0_attn.alpha")) == "own"
-    assert _peft_path(module("own")) == "own"
-
-
-@pytest.mark.parametrize("name", ["m.mlp.other.down_proj", "m.mlp.experts.strange"])
-def test_experts_of_an_unknown_layout_are_refused(name):
-    with pytest.raises(AdapterError, match="laid out in a way that is not known here"):
-        _stack(name, [module(name)])
 
 
 def pair(r: int = 3, scale: float = 2.0) -> Module:
@@ -108,14 +79,6 @@ def test_factors_of_as_many_columns_as_the_lesser_side_are_kept_as_they_are(tmp_
     np.testing.assert_array_equal(a, 4.0 * own_a)
     more = from_factors(pair(6, 2.0), RankChoice(), ArraySpool(tmp_path), scale=0.5, copy=False)
     assert (more.rank, more.load()[0].shape) == (5, (6, 5))
-
-
-@pytest.mark.parametrize(("first", "second", "kept"), [(3, 2, 2), (2, 3, 2), (1, None, 1), (0, 0, 1)])
-def test_the_smaller_of_two_choices_decides_and_one_at_least_is_kept(tmp_path, first, second, kept):
-    low = decomposed(*pair().load(), 2.0)
-    found = _truncated(low, RankChoice(first), RankChoice(second), ArraySpool(tmp_path), 2.0)
-    assert found.rank == kept
-    assert found.rest == pytest.approx(float(np.linalg.norm(low.sigma[kept:])))
 
 
 @every(
@@ -228,118 +191,6 @@ def test_what_is_asked_for_is_within_its_range(rank, energy, said):
     assert str(error.value) == said
 
 
-@pytest.mark.parametrize("count", [1, 3, 5])
-def test_modules_that_a_base_does_not_name_are_counted_and_three_are_listed(count):
-    base: Any = SimpleNamespace(files=[SimpleNamespace(tensors=["down.0.to_q.weight", "a_b.c.weight", "a.b_c.weight"])])
-    known = module("lora_unet_down_0_to_q")
-    assert _kohya_paths([known], base) == {"lora_unet_down_0_to_q": "down.0.to_q"}
-    strangers = [module(f"lora_unet_x{n}") for n in range(count - 1)] + [
-        module("lora_unet_a_b_c")
-    ]  # which two could be
-    with pytest.raises(AdapterError) as error:
-        _kohya_paths([known, *strangers], base)
-    listed = ", ".join(one.name for one in strangers[:3])
-    assert str(error.value) == (f"{count} of {count + 1} modules are not in the base under their names ({listed})")
-    with pytest.raises(AdapterError, match="which only the base's own names undo"):
-        _kohya_paths([known], None)
-
-
-def source_of(
-    peft_type: str = "LORA", *, changes: bool = False, is_peft: bool = True, weights: str | None = None
-) -> Any:
-    return SimpleNamespace(
-        adapter=SimpleNamespace(
-            file_format=SimpleNamespace(is_peft=is_peft, embeds_by_name=False),
-            tensors={},
-        ),
-        raw={"init_weights": weights, "r": 3},
-        traits=SimpleNamespace(peft_type=peft_type, start=SimpleNamespace(changes_base=changes), bdlora=False),
-    )
-
-
-@every(
-    ("source", "kind", "keys", "magnitude", "bound"),
-    [
-        (source_of(changes=True), "linear", {}, False, 2 * 3),  # the trained pair, and what the start took out
-        (source_of(), "linear", {"lora_diag": "x"}, False, 2 * 3),
-        (source_of(), "dora", {}, True, None),
-        (source_of(changes=True), "dora", {}, True, None),
-        (source_of("HIRA"), "hira", {}, False, None),
-        (source_of("MISS"), "miss", {}, False, 3),
-        (source_of("MISS", weights="bat"), "miss", {}, False, None),
-        (source_of("VERA"), "vera", {}, False, 3),
-        (source_of(), "linear", {}, False, None),
-    ],
-)
-def test_the_rank_that_an_update_cannot_exceed(source, kind, keys, magnitude, bound):
-    one = replace(module("m", **keys), kind=kind, r=3, magnitude=(lambda: np.ones(6)) if magnitude else None)
-    assert _rank_bound(source, one) == bound
-
-
-@every(
-    ("source", "keys", "is_pair", "scale"),
-    [
-        (source_of(), {"lora_A": "a"}, True, 2.0),
-        (source_of(), {"lora_diag": "d"}, False, 2.0),
-        (source_of("ADALORA"), {"lora_A": "a"}, False, 1.0),  # E is multiplied into A
-        (source_of(is_peft=False), {"lora_A": "a"}, True, 2.0),
-        (source_of(is_peft=False), {"lora_mid": "a"}, False, 2.0),
-        (source_of(is_peft=False), {"hada_w1_a": "a"}, False, 2.0),
-        (source_of(is_peft=False), {"lokr_w1": "a"}, False, 2.0),
-    ],
-)
-def test_the_files_own_numbers_and_scale_are_written_where_they_are_a_pair(source, keys, is_pair, scale):
-    one = replace(module("m", **keys), scale=2.0)
-    assert (_is_pair(source, one), _scale(source, one)) == (is_pair, scale)
-
-
-@every(
-    ("target", "is_peft", "rows", "kept"),
-    [
-        ("mlx", True, None, True),
-        ("peft", True, None, False),  # PEFT's DoRA to PEFT's plain LoRA
-        ("peft", False, None, True),
-        ("peft", False, (6, 1), True),  # kohya's norms of outputs
-        ("peft", False, (1, 5), False),  # and those of inputs
-        ("peft", False, (6, 5), False),
-        ("peft", False, (5, 1), False),
-    ],
-)
-def test_magnitudes_are_kept_where_the_target_has_them_of_each_output(target, is_peft, rows, kept):
-    source = source_of(is_peft=is_peft)
-    source.adapter.tensors = {"n": SimpleNamespace(shape=rows)}
-    keys = {} if rows is None else {"magnitude": "n"}
-    one = replace(module("m", **keys), kind="dora", shape=(6, 5))
-    assert _takes_dora(source, one, target) is kept
-
-
-@every("shared", [True, False])
-@every("halves", ["both", "gate", "up"])
-def test_gate_and_up_become_one_pair_of_both_halves(halves, shared):
-    """dW of gate above that of up; one A where both have the same, else the two below each other."""
-    rng = np.random.default_rng(3)
-    a = rng.standard_normal((2, 3, 5)).astype(np.float32)
-
-    def stack(name: str, rank: int, own_a: np.ndarray) -> LayerUpdate:
-        b = rng.standard_normal((2, 6, rank)).astype(np.float32)
-        kinds = (np.dtype(np.float32), np.dtype(np.float32))
-        part = Factored(rank, 2.0, (6, 5), kinds, lambda: (b, own_a), "copied", 3.0 if name == "gate" else 4.0, 0.0)
-        return LayerUpdate((f"m.{name}_proj",), "expert", "m", rank, part, parameter=f"{name}_proj", experts=2)
-
-    other = a if shared else rng.standard_normal((2, 4, 5)).astype(np.float32)
-    gate, up = stack("gate", 3, a), stack("up", other.shape[1], other)
-    found = _gate_up(gate if halves != "up" else None, up if halves != "gate" else None)
-    b_both, a_both = found.part.load()
-    rank = {"both": 3 if shared else 7, "gate": 3, "up": other.shape[1]}[halves]
-    assert (found.part.rank, found.part.shape, found.parameter) == (rank, (12, 5), "gate_up_proj")
-    assert found.part.norm == {"both": 5.0, "gate": 3.0, "up": 4.0}[halves]
-    made = b_both @ a_both
-    for half, span in ((gate, slice(0, 6)), (up, slice(6, 12))):
-        own_b, own_a = half.part.load()
-        is_there = halves in {"both", "gate" if half is gate else "up"}
-        np.testing.assert_allclose(made[:, span], own_b @ own_a if is_there else 0.0, rtol=1e-5, atol=1e-6)
-
-
 def expert(name: str, index: int, shape: tuple[int, int], r: int = 2) -> Module:
     rng = np.random.default_rng([len(name), index])
     b, a = (rng.standard_normal(s).astype(np.float32) for s in ((shape[0], r), (r, shape[1])))
@@ -394,13 +245,3 @@ def test_experts_of_mlx_lm_are_parameters_in_the_order_of_transformers(path, tar
     odd = [expert(f"{path}.gate_proj", 0, (4, 5)), expert(f"{path}.up_proj", 0, (6, 5))]
     with pytest.raises(AdapterError, match="gate_proj and up_proj of an expert layer have different shapes"):
         expert_updates(odd, "peft")
-
-
-@pytest.mark.parametrize("choice", [RankChoice(rank=1), RankChoice(energy=0.5)])
-def test_experts_are_not_cut(choice):
-    source: Any = SimpleNamespace(experts=[expert("m.mlp.experts.down_proj", e, (5, 4)) for e in (2, 3)])
-    with pytest.raises(AdapterError) as error:
-        _experts(source, choice, "mlx", {})
-    assert str(error.value) == "m.mlp.experts.down_proj[2]: stacked experts are converted whole, not cut to a rank"
-    assert error.value.advice == "leave out --rank and --energy"
-    assert [one.target for one in _experts(source, RankChoice(), "mlx", {"m": "x"})] == ["x.mlp.switch_mlp.down_proj"]

@@ -12,7 +12,7 @@ from tables import every
 
 from gradience.data import Shape
 from gradience.data.crowd import Crowd, Seen
-from gradience.data.measure import Limits, Measure, _histogram, batching, is_mojibake, packed_count, quantile
+from gradience.data.measure import Limits, Measure, batching, is_mojibake, packed_count, quantile
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import Fault
 from gradience.data.signs import Own
@@ -177,16 +177,6 @@ def test_padding_of_nothing_is_not_known():
 )
 def test_best_fit_decreasing_fills_bins_of_eight(lengths, bins):
     assert packed_count(lengths, 8) == bins
-
-
-def test_bars_reach_to_the_99th_percentile_or_twice_the_limit():
-    assert _histogram([1, 1, 3], None) == (1, [0, 2, 0, 1])
-    many = [10] * 199 + [1000]
-    assert _histogram(many, None) == (1, [0] * 10 + [199] + [0] * 36 + [1])  # the last bar has all longer ones
-    width, bars = _histogram(many, 100)
-    assert (width, len(bars), bars[2], bars[40]) == (5, 48, 199, 0)  # 0 to 200, in 48 bars
-    assert _histogram([95], None) == (2, [0] * 47 + [1])
-    assert _histogram([96], None)[0] == 3  # 97 lengths do not fit into 48 bars of two
 
 
 def test_quantiles_of_a_hundred_are_the_numbers_themselves():

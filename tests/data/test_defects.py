@@ -11,7 +11,7 @@ from planted import DEFECTS, FORMS, checked
 
 from gradience.rules.data import DATA_RULES
 
-FORMS_OF_EACH = len(FORMS) if os.environ.get("GRADIENCE_SLOW") else 2
+FORMS_OF_EACH = len(FORMS) if os.environ.get("GRADIENCE_SLOW") else 1
 """How many of the formats that a defect can be in are tried, from another place in their list for each defect."""
 
 

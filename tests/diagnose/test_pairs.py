@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from log_runs import AT, RUNS, field_logs
 from pairs import PAIRS, contradictions, stated
-from said import _of_run
 from tables import every
 
 from gradience import check_config, diagnose
 from gradience.errors import GradienceError
 from gradience.rules import all_ids
 from gradience.rules.log import detect
+from gradience.rules.log.story import story_parts
+from gradience.schema.reports import TrainSummary
 
 CONFIGS: dict[str, dict[str, Any]] = {  # what may lie beside a log: rates too low and too high, and little recorded
     "low": {"learning_rate": 1e-6, "eval_strategy": "no", "num_train_epochs": 30},
@@ -70,9 +71,11 @@ def test_the_verbs_agree_on_every_published_log_beside_any_configuration(tmp_pat
 def test_the_findings_and_the_story_agree_on_every_run_of_the_thresholds():
     faults = {}
     for name, run in (RUNS | AT).items():
-        said = _of_run(run)
-        statements = {item.id for item in detect(run).findings}
-        statements |= {"learns"} if any(line.startswith("story : learns") for line in said) else set()
+        losses, findings = run.series.losses, detect(run).findings
+        train = TrainSummary(rows=len(losses), first_loss=losses[0] if losses else None, last_loss=[None, *losses][-1])
+        statements = {item.id for item in findings}
+        story = story_parts(run, findings, train)
+        statements |= {"learns"} if any(part.says.startswith("learns") for part in story) else set()
         if found := contradictions(statements):
             faults[name] = [pair[:2] for pair in found]
     assert faults == {}

@@ -8,7 +8,7 @@ from typing import Any
 from tables import every
 
 from gradience.judge.diagnose import is_complete, verdict_of
-from gradience.judge.diagnose.sources import _plural
+from gradience.schema.diagnose import Cause, Piece
 
 
 @every(
@@ -25,8 +25,16 @@ from gradience.judge.diagnose.sources import _plural
     ],
 )
 def test_the_gravest_cause_decides(severities, complete, verdict):
-    causes: Any = [SimpleNamespace(severity=one) for one in severities]
+    causes = [Cause(id="X1", severity=one, message="It is so.") for one in severities]
     assert verdict_of(causes, complete=complete) == verdict
+
+
+@every(("rule", "verdict"), [("OVF110", "worth_a_look"), ("GAP111", "worth_a_look"), ("UND126", "no_fault_found")])
+def test_what_a_reader_has_to_decide_is_worth_a_look(rule, verdict):
+    piece = Piece(source="log", id=rule, severity="info", says="It is so.")
+    cause = Cause(id=rule, severity="info", message="It is so.", pieces=[piece])
+    assert verdict_of([cause], complete=True) == verdict
+    assert verdict_of([cause], complete=False) == "could_not_judge"
 
 
 @every(
@@ -42,7 +50,3 @@ def test_enough_was_judged_if_something_was_and_all_could_be_read(states, judged
     sources: Any = [SimpleNamespace(state=state) for state in states]
     coverage: Any = [SimpleNamespace(source=source, judged=n) for source, n in judged.items()]
     assert is_complete(sources, coverage) is complete
-
-
-def test_one_has_no_plural():
-    assert [_plural(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-from itertools import combinations
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,25 +14,16 @@ from fleet_inputs import peft
 from safetensors.numpy import load_file
 from tables import every
 
-from gradience.collect.fleet import Known, engines, rows_of, show as comparing
+from gradience.collect.fleet import Known, rows_of, show as comparing
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
-from gradience.collect.fleet.show import (
-    Load,
-    _candidates,
-    _pairs_in,
-    candidate_pairs,
-    one_version,
-    serving,
-    show_fleet,
-    similar,
-)
+from gradience.collect.fleet.show import Load, candidate_pairs, one_version, serving, show_fleet, similar
 from gradience.errors import GradienceError
 from gradience.judge.audit.standing import share_below, with_standing
 from gradience.render.fleet import fleet_show_text
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import Result, encoded, number_column
-from gradience.tables.query import FLEET, _plain
+from gradience.tables.query import FLEET
 from gradience.tables.store import Store
 
 # --- what is to be done again ------------------------------------------------------------------------------------
@@ -215,22 +204,7 @@ def test_equal_ones_are_half_below(value, share):
     assert share_below(value, [1.0, 2.0, 3.0, 4.0]) == share
 
 
-def test_values_of_a_query_are_those_of_json():
-    assert _plain([1, 1.5, True, None, "a", math.inf, math.nan]) == [1, 1.5, True, None, "a", "inf", "nan"]
-    assert _plain({1: (2, b"ab")}) == {"1": [2, "YWI="]}
-    assert _plain(SimpleNamespace) == str(SimpleNamespace)
-
-
 # --- pairs -------------------------------------------------------------------------------------------------------
-
-
-def test_in_a_full_bucket_each_is_compared_with_its_sixteen_neighbours(monkeypatch):
-    members = list(range(40))
-    assert len(list(_pairs_in(members))) == 40 * 39 // 2
-    monkeypatch.setattr(comparing, "_MOST_IN_BUCKET", 40)
-    assert len(list(_pairs_in(members))) == 40 * 39 // 2
-    monkeypatch.setattr(comparing, "_MOST_IN_BUCKET", 39)
-    assert set(_pairs_in(members)) == {(a, b) for a, b in combinations(members, 2) if b - a <= 16}
 
 
 def unit(*rows: list[float]) -> np.ndarray:
@@ -258,16 +232,6 @@ def block(*sketches: np.ndarray) -> list[dict[str, Any]]:
         {"path": str(n), "sketch": list(s), "base_model": "b", "shape_key": "k", "content_hash": str(n)}
         for n, s in enumerate(sketches)
     ]
-
-
-def test_candidates_have_the_least_cosine():
-    one = np.ones(128)
-    other = one.copy()
-    other[120:] = -1.0  # cosine 112 / 128 = .875
-    (found,) = _candidates(block(one, 3.0 * other), 0.875)
-    assert found == (pytest.approx(0.875), "0", "1")
-    assert list(_candidates(block(one, other), 0.8751)) == []
-    assert list(_candidates(block(one), 0.0)) == []
 
 
 def test_pairs_are_looked_for_a_tenth_below_the_threshold_and_read_the_likeliest_first(monkeypatch):
@@ -380,55 +344,6 @@ def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
     assert [(one.measure, one.n, one.value) for one in found.percentiles] == [("stable_rank", others, 3.0)]
     assert found.percentiles[0].percentile == pytest.approx(100 * 2.5 / others)
     assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
-
-
-class Pool:
-    """An engine whose workers die on the jobs named so often; with a death, all tasks in flight fail if `together`."""
-
-    def __init__(self, deaths: dict[str, int], *, together: bool) -> None:
-        self.deaths, self.together = dict(deaths), together
-        self.tasks: dict[int, list[str]] = {}
-        self.failed: set[int] = set()
-        self.asked: list[list[str]] = []
-
-    def start(self, jobs: list[Any]) -> int:
-        self.asked.append([job.path for job in jobs])
-        self.tasks[len(self.asked)] = self.asked[-1]
-        return len(self.asked)
-
-    def first(self, tasks: Any) -> int:
-        return next(iter(tasks))
-
-    def answers(self, task: int) -> list[bytes] | None:
-        names = self.tasks.pop(task)
-        for name in names:
-            if self.deaths.get(name, 0) and task not in self.failed:
-                self.deaths[name] -= 1
-                self.failed |= {task, *(self.tasks if self.together else ())}
-        return None if task in self.failed else [name.encode() for name in names]
-
-
-@every(
-    ("deaths", "together", "span", "ahead", "asked", "lost"),
-    [
-        ({}, True, 1, 2, "a b c d e", ""),
-        ({}, False, 2, 2, "ab cd e", ""),
-        ({"b": 1}, True, 1, 2, "a b c b c d e", ""),  # c was in flight with b, and is not to blame
-        ({"b": 1}, False, 1, 2, "a b c b d e", ""),
-        ({"b": 2}, False, 2, 1, "ab a b b cd e", ""),
-        ({"b": 3}, False, 2, 1, "ab a b b cd e", "b"),
-        ({"e": 3}, True, 1, 3, "a b c d e e e", "e"),
-        ({"a": 3, "c": 1}, True, 1, 3, "a b c a a b c c d e", "a"),  # c dies for the first time when it is alone
-        ({"a": 1, "c": 2}, True, 1, 3, "a b c a b c c d e", "c"),
-    ],
-)
-def test_a_job_on_which_workers_die_is_tried_twice_alone(deaths, together, span, ahead, asked, lost):
-    pool = Pool(deaths, together=together)
-    jobs = [SimpleNamespace(path=path) for path in "abcde"]
-    done = list(engines._answered(pool, iter(jobs), span=span, ahead=ahead))
-    assert " ".join("".join(some) for some in pool.asked) == asked
-    assert {one.job.path: one.answer for one in done} == {p: None if p in lost else p.encode() for p in "abcde"}
-    assert len(done) == len(jobs)
 
 
 def test_pairs_compared_are_those_there_are_up_to_the_most():

@@ -247,3 +247,15 @@ def test_the_fit_is_bit_for_bit_the_one_without_the_callback(tmp_path):
         (without, losses), (with_it, others) = weights(), weights(GradienceCallback(stop_on=("DIV104",)))
     assert losses == others
     assert all(torch.equal(a, b) for a, b in zip(without, with_it, strict=True))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_child_without_parameters_is_not_taken_for_the_model(fit, first):
+    made = module()
+    if first:
+        metric, net = torch.nn.Identity(), made.net
+        del made.net
+        made.metric, made.net = metric, net
+    _, events = fit(made, n=16)
+    (look, *_) = events.of("wiring")
+    assert sum(group.trainable for group in look.groups) == sum(p.numel() for p in made.parameters())

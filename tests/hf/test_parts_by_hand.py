@@ -12,18 +12,7 @@ pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[
 from gradience.configs.settings import Draft
 from gradience.hf import GradienceCallback, recorder as looking  # needs torch
 from gradience.hf.recorder import Lookout, RunRecorder, last_run_id, live_ids, live_rules
-from gradience.hf.snapshot import (
-    _active,
-    _dataset_name,
-    _quantization,
-    _read_arguments,
-    _read_plan,
-    _short,
-    batch_size,
-    dataset_size,
-    note_optimizer,
-    unwrapped,
-)
+from gradience.hf.snapshot import batch_size, dataset_size, note_optimizer, unwrapped
 from gradience.schema import ConfigSnapshot
 from gradience.schema.document import Finding
 from gradience.schema.events import RunStart, UnknownEvent
@@ -290,32 +279,6 @@ def test_the_batch_of_one_device_is_that_in_use(used, devices, size):
     assert batch_size(args, SimpleNamespace(train_batch_size=used)) == size
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("imdb", "imdb"),
-        *((kind, None) for kind in ("arrow", "audiofolder", "csv", "generator", "imagefolder", "json", "pandas")),
-        *((kind, None) for kind in ("parquet", "text", "webdataset", None, 3)),
-    ],
-)
-def test_a_data_set_of_files_has_the_name_of_their_format_only(name, shown):
-    loader = SimpleNamespace(dataset=SimpleNamespace(info=SimpleNamespace(dataset_name=name)))
-    assert _dataset_name(loader) == shown
-    assert _dataset_name(None) is None
-
-
-@pytest.mark.parametrize(
-    ("mixed", "dtype"),
-    [((False, False), "bfloat16"), ((True, False), "bfloat16"), ((False, True), "float16"), ((None, None), "float32")],
-)
-def test_the_precision_is_the_mixed_one_else_that_of_the_weights(mixed, dtype):
-    draft = Draft()
-    if mixed[0] is not None:
-        draft.set("training", "model_dtype", "bfloat16", extra=True)
-    _read_arguments(draft, SimpleNamespace(bf16=bool(mixed[0]), fp16=bool(mixed[1])))
-    assert draft.get("training", "dtype") == dtype
-
-
 def test_of_groups_of_an_optimizer_the_highest_rate_and_decay_count():
     draft = Draft()
     groups = [
@@ -327,14 +290,6 @@ def test_of_groups_of_an_optimizer_the_highest_rate_and_decay_count():
     found = draft.snapshot().optimizer
     assert (found.lr, found.weight_decay) == (2e-4, 0.25)
     assert (found.extras["lr_groups"], found.extras["class"]) == ([1e-4, 2e-4], "SimpleNamespace")
-
-
-@pytest.mark.parametrize(("planned", "max_steps"), [(9, 9), (0, None), (-1, None)])
-def test_steps_are_planned_where_they_are_above_0(planned, max_steps):
-    draft = Draft()
-    args = SimpleNamespace(n_gpu=1, per_device_train_batch_size=4)
-    _read_plan(draft, args, SimpleNamespace(max_steps=planned, train_batch_size=None), None)
-    assert (draft.get("training", "max_steps"), draft.get("training", "batch_size")) == (max_steps, 4)
 
 
 def test_a_wrapper_has_its_model_as_its_only_child():
@@ -350,33 +305,3 @@ def test_a_stream_has_no_size():
     assert dataset_size(SimpleNamespace(dataset=[1, 2, 3])) == 3
     assert dataset_size(SimpleNamespace(dataset=iter([]))) is None
     assert dataset_size(None) is None
-
-
-@pytest.mark.parametrize(
-    ("config", "found"),
-    [
-        ({"load_in_4bit": True, "quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}, (4, "nf4")),
-        ({"load_in_8bit": True, "quant_method": "bitsandbytes"}, (8, None)),
-        ({"load_in_4bit": True, "load_in_8bit": True, "quant_method": "bitsandbytes"}, (4, None)),
-        ({"bits": 3, "quant_method": "bitsandbytes"}, (3, None)),
-    ],
-)
-def test_a_quantised_base_has_its_bits(config, found):
-    expected = {"method": "bitsandbytes", "bits": found[0]} | ({"type": found[1]} if found[1] else {})
-    assert _quantization(config) == _quantization(SimpleNamespace(**config)) == expected
-
-
-def test_of_over_two_hundred_modules_the_last_parts_are_named_and_of_so_many_patterns_none():
-    names = [f"layers.{n}.q" for n in range(200)]
-    assert _short(names) == sorted(names)
-    assert _short([*names, "layers.200.v"]) == ["q", "v"]
-    patterns = dict.fromkeys(names, 4)
-    assert _short(patterns) == patterns
-    assert _short({**patterns, "x": 4}) is None
-
-
-@pytest.mark.parametrize(
-    ("active", "name"), [("b", "b"), (["b"], "b"), (["c"], "a"), ([], "a"), (None, "a"), (lambda: "b", "a")]
-)
-def test_the_active_adapter_is_the_one_that_is_read(active, name):
-    assert _active(SimpleNamespace(active_adapter=active), {"a": 1, "b": 2}) == name

@@ -104,18 +104,6 @@ def test_a_hub_data_set_names_itself_and_a_local_file_does_not(training, callbac
         assert log(tmp_path / name)[0].config.dataset_name == expected
 
 
-def test_a_quantised_base_says_how(training):
-    from types import SimpleNamespace
-
-    from gradience.configs.settings import Draft
-    from gradience.hf.snapshot import _read_weights
-
-    draft = Draft()
-    method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    _read_weights(draft, None, SimpleNamespace(quantization_config=method), "LlamaForCausalLM")
-    assert draft.snapshot().extras["quantization"] == {"method": "bitsandbytes", "bits": 4, "type": "nf4"}
-
-
 def test_a_model_is_found_within_its_wrappers(training):
     from gradience.hf.snapshot import unwrapped
 
@@ -145,14 +133,6 @@ def test_groups_of_different_rates_are_all_named(training, callback, log, tmp_pa
     training.Trainer(model=model, args=args, train_dataset=rows, optimizers=optimizers, callbacks=[callback()]).train()
     optimizer = log(tmp_path)[0].config.optimizer
     assert (optimizer.lr, optimizer.extras["lr_groups"]) == (1.6e-3, [1e-4, 1.6e-3])
-
-
-def test_a_target_list_of_a_large_model_fits_a_line():
-    from gradience.hf.snapshot import _short
-
-    names = {f"model.layers.{i}.self_attn.{kind}_proj" for i in range(500) for kind in "qkvo"}
-    assert _short(names) == ["k_proj", "o_proj", "q_proj", "v_proj"]
-    assert _short({f"layers.{i}": i for i in range(500)}) is None
 
 
 def test_the_recorded_config_is_what_check_reads(training, start, tmp_path):

@@ -80,6 +80,7 @@ def test_dpo_that_learns_starts_at_ln_2_and_gets_nothing_grave(training, callbac
     assert "; loss 0.69" in report.story
 
 
+@pytest.mark.slow  # trains with TRL
 def test_dpo_on_pairs_that_contradict_each_other_is_said_not_to_tell_them_apart(
     training, callback, tokenizer, tmp_path
 ):
@@ -97,6 +98,7 @@ def constant(completions, **_):
     return [1.0 for _ in completions]
 
 
+@pytest.mark.slow  # trains with TRL
 def test_grpo_that_learns_has_a_loss_near_zero_and_nothing_grave_is_said_of_it(training, callback, tokenizer, tmp_path):
     report = grpo(training, callback, tokenizer, tmp_path, varied)
     assert abs(report.train.last_loss) < 0.5
@@ -104,6 +106,7 @@ def test_grpo_that_learns_has_a_loss_near_zero_and_nothing_grave_is_said_of_it(t
     assert "reward " in report.story
 
 
+@pytest.mark.slow  # trains with TRL
 def test_grpo_whose_rewards_are_all_the_same_is_said_to_teach_nothing(training, callback, tokenizer, tmp_path):
     report = grpo(training, callback, tokenizer, tmp_path, constant)
     assert "ZVR123" in ids(report)

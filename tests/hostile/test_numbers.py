@@ -52,9 +52,9 @@ INPUTS = {
 }
 
 
-# A page is drawn for each third of the inputs: what it draws is what `report` says in words.
-DRAWN = [*INPUTS][:: 1 if os.environ.get("GRADIENCE_SLOW") else 3]
-PAIRS = [(verb, case) for verb in VERBS for case in (DRAWN if verb == "report page" else INPUTS)]
+# Every verb meets every second input, and each input every second verb; with GRADIENCE_SLOW=1 all meet.
+EVERY = 1 if os.environ.get("GRADIENCE_SLOW") else 2
+PAIRS = [(verb, case) for i, verb in enumerate(VERBS) for j, case in enumerate(INPUTS) if (i + j) % EVERY == 0]
 
 
 @pytest.mark.parametrize(("verb", "case"), PAIRS)

@@ -9,7 +9,6 @@ import json
 import pytest
 
 from gradience.errors import RecorderError
-from gradience.importers import text
 
 
 def trained(events):
@@ -211,42 +210,3 @@ def test_nemo_s_iterations(tmp_path, import_events):
     )
     events, _ = import_events(path)
     assert (trained(events), held(events)) == ([(4, 11.5, 5e-4)], [(4, "val", 9.5)])
-
-
-LINES = {
-    "_torchtune": ["Step 1 | loss:2.5 lr:0.0003 "],
-    "_mlx": ["Iter 10: Train loss 2.100, Learning Rate 1.000e-05", "Iter 1: Val loss 3.012, Val took 1.234s"],
-    "_mlx_table": ["  10    2.100 \u25bc    1,234     12.3k"],
-    "_megatron": [
-        " [2024-01-01 10:00:00] iteration       10/      20 | lm loss: 1.000000E+00 |",
-        " validation loss at iteration 10 | lm loss value: 1.500000E+00 |",
-        "0: [default3]: iteration 10/ 20 | lm loss: 1.0 |",
-    ],
-    "_nemo": [
-        "Training epoch 0, iteration 9/99 | lr: 0.0003 | reduced_train_loss: 1.5",
-        "[NeMo I 2024-10-01 10:00:00 nemo_logging:393] Training epoch 0, iteration 9/99 | reduced_train_loss: 1.5",
-    ],
-    "_verl": ["(TaskRunner pid=1) step:1 - actor/pg_loss:0.5 - critic/rewards/mean:0.5", "step:1 - actor/entropy:0.1"],
-    "_openrlhf": [
-        "Global step 1: {'policy_loss': 0.5}",
-        "(Actor pid=1) Train epoch [1/1]: 100%|##########| 2/2 [00:03<00:00, pg=0.161, rm=0.396]",
-    ],
-    "_mmengine": [
-        "05/04 08:52:15 - mmengine - INFO - Iter(train) [  10/1920]  lr: 3e-05  loss: 2.9",
-        "2024/05/04 08:52:15 - mmengine - INFO - Epoch(val) [1][11/11]  accuracy/top1: 87.4",
-    ],
-}
-
-
-@pytest.mark.parametrize("owner", LINES)
-def test_each_line_is_its_own_program_s_and_no_other_s(owner):
-    assert {reader.__name__ for reader in text._READERS} == set(LINES)
-    for line in LINES[owner]:
-        assert [reader.__name__ for reader in text._READERS if reader(line) is not None] == [owner], line
-
-
-def test_a_line_that_quotes_another_s_line_is_not_its():
-    """A mark is anchored: what stands within a sentence, or behind another program's prefix, is no step."""
-    for line in (line for lines in LINES.values() for line in lines):
-        for before in ("resuming from ", "INFO ", "> ", "loss: 1.0 | "):
-            assert all(reader(before + line.lstrip()) is None for reader in text._READERS), before + line

@@ -6,12 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import RecorderError
-from gradience.importers.binary import _records, _rows
-from gradience.importers.files import SourceRun
 
 GOLDEN = Path(__file__).parent / "golden" / "offline.wandb"  # wandb.init(mode="offline"), five logs, finish()
 
@@ -52,30 +49,9 @@ def test_damage_is_refused_with_how_to_export(tmp_path, import_events):
     assert "scan_history" in caught.value.advice or "damaged" in str(caught.value)
 
 
-def test_a_record_over_several_blocks_is_joined():
-    body = bytes(range(256)) * 200
-    first = 32 * 1024 - 7 - 7
-    log = b":W&B\xe1\xbe\x00" + b"\0\0\0\0" + first.to_bytes(2, "little") + b"\2" + body[:first]
-    log += b"\0\0\0\0" + (len(body) - first).to_bytes(2, "little") + b"\4" + body[first:]
-    assert list(_records(log)) == [body]
-
-
 def field(number, value):
     """A field of a protocol buffer: a whole number under 128, or bytes under 128."""
     return bytes([number << 3 | 2, len(value)]) + value if isinstance(value, bytes) else bytes([number << 3, value])
-
-
-@every(
-    ("fields", "finished"),
-    [((), True), (((1, 0),), True), (((1, 1),), False), (((2, 5),), True), (((2, 5), (1, 3)), False)],
-)
-def test_a_run_is_finished_by_an_exit_code_of_zero_which_is_not_written(fields, finished):
-    body = b"".join(field(*one) for one in fields)
-    record = bytes([18 << 3 & 0x7F | 2 | 0x80, 18 >> 4, len(body)]) + body
-    log = b":W&B\xe1\xbe\x00" + b"\0\0\0\0" + len(record).to_bytes(2, "little") + b"\1" + record
-    raw = SourceRun(Path("x"))
-    assert list(_rows(raw, log, {})) == []
-    assert raw.finished is finished
 
 
 def test_a_run_that_logged_nothing_is_not_told_to_sync(tmp_path, import_events):

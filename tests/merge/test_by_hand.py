@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
-from gradience.rewrite.merge import heads_of
-from gradience.rewrite.merge.check import _expected, cosine_of, kept_of
-from gradience.rewrite.merge.methods import NewFactors, Recipe, _zero_update, dense_target, difference
-from gradience.rewrite.merge.pairs import _saved_name, obstacles_between
+from gradience.rewrite.merge.check import cosine_of, kept_of
+from gradience.rewrite.merge.methods import Recipe, dense_target
+from gradience.rewrite.merge.pairs import obstacles_between
 from gradience.rewrite.sides import open_sides
 
 PREFIX = "base_model.model."
@@ -228,31 +226,7 @@ def test_targets_reach_what_both_reach_by_name_or_one_by_one(first, second, fiel
 # --- whole tensors -----------------------------------------------------------------------------------------------
 
 HEAD = {"classifier.weight": np.ones((2, 3))}
-OTHER = {"classifier.weight": np.full((2, 3), 2.0)}
 SAVED = {"modules_to_save": ["classifier"]}
-
-
-def test_an_adapter_is_named_by_its_letter_its_number_its_name_or_its_path(tmp_path):
-    one = adapter(tmp_path / "x", {"q": along(1.0)}, extra=HEAD, **SAVED)
-    two = adapter(tmp_path / "y", {"q": along(1.0)}, extra=OTHER, **SAVED)
-    for name, chosen in (("A", "x"), ("1", "x"), ("x", "x"), ("B", "y"), ("2", "y"), (str(two), "y")):
-        report = merge_adapters([one, two], heads_from=name)
-        assert (report.heads_from, report.carried, report.dropped) == (chosen, [f"{PREFIX}classifier.weight"], [])
-    for name in ("C", "3", "0", "@"):
-        with pytest.raises(AdapterError) as error:
-            merge_adapters([one, two], heads_from=name)
-        assert str(error.value) == f"--heads-from {name!r} names none of the adapters"
-        assert error.value.advice == "give one of A (x), B (y)"
-    first = open_sides([one, two])[0]
-    lost = first._replace(adapter=replace(first.adapter, source=None))
-    odd = "'classifier.weight' is not a tensor of a LoRA pair"
-    for refused, message, advice in (
-        (lambda: heads_of([lost], lost), f"the tensors of {one} cannot be read again", "open it from its files"),
-        (lambda: _saved_name("classifier.weight"), odd, "report this as a bug"),
-    ):
-        with pytest.raises(AdapterError) as error:
-            refused()
-        assert (str(error.value), error.value.advice) == (message, advice)
 
 
 def test_whole_tensors_that_differ_are_named_four_at_the_most(tmp_path):
@@ -506,20 +480,6 @@ def test_cosines_of_weighted_updates():
     assert cosine_of(table, [1.0, 2.0, 1.0], (0, 2)) is None
     for over, end in ((1.1, 1.0), (-1.1, -1.0)):
         assert cosine_of(np.asarray([[1.0, over], [over, 1.0]]), [1.0, 1.0], (0, 1)) == end
-
-
-def test_the_expected_conflict_weighs_modules_by_all_their_entries():
-    rows: Any = [
-        SimpleNamespace(signs=SimpleNamespace(of=of, entries=100), lowest_cosine=cosine)
-        for of, cosine in ((100, 1.0), (300, 0.0))
-    ]
-    assert _expected(rows) == pytest.approx(0.5 * 300 / 400)
-
-
-def test_a_difference_is_of_all_blocks_of_rows():
-    target, factors = np.ones((2500, 2)), NewFactors(np.full((2500, 1), 0.5), np.ones((1, 2)))
-    assert difference(target, factors) == 2500 * 2 * 0.25
-    assert [factor.tolist() for factor in _zero_update(np.ones((2, 3)), np.ones((3, 4)))] == [[[0.0]] * 2, [[0.0] * 4]]
 
 
 def test_an_entry_that_one_update_leaves_alone_is_no_conflict(tmp_path):

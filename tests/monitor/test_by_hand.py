@@ -11,20 +11,9 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.judge.monitor import (
-    _by_step,
-    _notes,
-    _num_labels,
-    _signal,
-    _train,
-    derived_notes,
-    facts_of,
-    gap_of,
-    latest_evals,
-    report_of,
-)
+from gradience.judge.monitor import derived_notes, facts_of, gap_of, latest_evals, report_of
 from gradience.judge.monitor.source import LogSource, thinned
-from gradience.rules.log.facts import PROBES, Signal
+from gradience.rules.log.facts import PROBES
 from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
 from gradience.schema.events import Eval
 from gradience.schema.reports import LossPair
@@ -82,23 +71,6 @@ def test_examples_of_an_evaluation_are_its_speed_times_its_time(rate, runtime, g
     assert derived_notes([point]) == ([says] if derived else [])
 
 
-@every(
-    ("config", "classes"),
-    [
-        ({"num_labels": 5, "dataset_name": "imdb"}, 5),
-        ({"extras": {"num_labels": 7}, "dataset_name": "imdb"}, 7),
-        ({"extras": {"num_labels": "7"}, "dataset_name": "imdb"}, 2),
-        *(({"dataset_name": name}, 2) for name in ("sst2", "cola", "mrpc", "qqp", "qnli", "rte", "wnli", "IMDB")),
-        ({"dataset_name": "glue/mnli"}, 3),
-        ({"dataset_name": "fancyzhx/ag-news"}, 4),
-        ({"dataset_name": "glue"}, None),
-        ({}, None),
-    ],
-)
-def test_the_number_of_classes_is_stated_or_that_of_a_known_data_set(config, classes):
-    assert _num_labels(msgspec.convert(config, ConfigSnapshot)) == classes
-
-
 # --- the gap -----------------------------------------------------------------------------------------------------
 
 
@@ -131,38 +103,6 @@ def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_a
 # --- rows, columns and notes -------------------------------------------------------------------------------------
 
 
-def test_a_summary_of_the_rows_has_these_numbers():
-    run = run_of(losses=[3.0, math.nan, 1.0, 2.0, 1.0], steps=[10, 20, 30, 40, 50])
-    run.rates[0], run.superseded, run.last_step = 2e-4, 4, 55
-    run.first_ts, run.last_ts = 100.0, 160.5
-    found = _train(run, facts_of(RunSummary(Path()), run, ConfigSnapshot()))
-    assert msgspec.to_builtins(found) == {
-        "rows": 5, "superseded_rows": 4, "non_finite_rows": 1, "first_step": 10, "last_step": 55, "first_loss": 3.0,
-        "last_loss": 1.0, "min_loss": 1.0, "min_loss_step": 30, "max_lr": 2e-4, "duration_s": 60.5,
-    }  # fmt: skip
-    empty = run_of()
-    found = _train(empty, facts_of(RunSummary(Path()), empty, ConfigSnapshot()))
-    assert (found.rows, found.first_loss, found.min_loss, found.max_lr, found.duration_s) == (0, None, None, None, None)
-
-
-def test_a_column_is_summed_up_by_the_medians_of_its_fifths_and_its_ends():
-    found = _signal(Signal(range(10), [5.0, 1.0, *[2.0] * 6, 8.0, 4.0]))
-    assert (found.rows, found.first, found.last, found.lowest, found.highest) == (10, 3.0, 6.0, 1.0, 8.0)
-
-
-@pytest.mark.parametrize(
-    ("steps", "rising"),
-    [
-        ([1, 2, 3], [(1, 1.0), (2, 2.0), (3, 3.0)]),
-        ([1, 3, 2], [(1, 1.0), (2, 3.0), (3, 2.0)]),
-        ([1, 2, 2], [(1, 1.0), (2, 3.0)]),
-    ],
-)
-def test_a_column_is_by_rising_step_and_of_a_step_twice_the_later(steps, rising):
-    found = _by_step(Column(array("q", steps), array("d", [1.0, 2.0, 3.0])))
-    assert list(zip(found.steps, found.values, strict=True)) == rising
-
-
 def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
     run = run_of(losses=[1.0, 0.5], record=LogRecord(out_of_order=1), last_epoch=2.5, last_step=2)
     facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
@@ -177,23 +117,6 @@ def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
     facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
     assert (facts.status, facts.status_reason, facts.series.in_order) == ("error", "why", True)
     assert (facts.audit, facts.data) == ({"utilization_mean": 0.25}, {"rows": 3})
-
-
-def test_notes_name_what_is_not_shown():
-    run, summary = run_of(config=ConfigSnapshot()), RunSummary(Path())
-    summary.runs = {"r": run}
-    assert _notes(summary, run) == []
-    summary.runs = {"a": run, "r": run}
-    run.record.resumed_from, run.superseded, run.config = [5, 9], 3, None
-    summary.unknown.update({"x": 2})
-    summary.bare_tokens = 4
-    assert _notes(summary, run) == [
-        "no run_start in the log: the configuration is unknown",
-        "2 runs in this log; r is shown, --all-runs compares; also a",
-        "resumed from step 5, 9; 3 superseded rows are not shown",
-        "events of a name unknown here were kept and not used: x (2)",
-        "4 lines hold bare NaN or Infinity, which is not JSON; they were read anyway",
-    ]
 
 
 @every(("rows", "width"), [(512, 1), (513, 2), (1024, 2), (1025, 4), (1100, 4), (2049, 8)])

@@ -110,6 +110,7 @@ def test_a_files_types_give_weights_back_as_gguf_reads_them():
     assert not FileRounding({"blk.3.attn_q": Types.IQ2_XXS.value}).can_round(["layers.3.q_proj"])  # needs a matrix
 
 
+@pytest.mark.slow  # starts a server
 def test_llama_cpps_server_is_asked_token_by_token(files):
     xllamacpp = pytest.importorskip("xllamacpp", reason="needs xllamacpp: the dependency group `oracles`")
     for name, verdict in (("merged", "same"), ("base", "the_base")):
@@ -142,6 +143,7 @@ def on_loopback(app):
     thread.join()
 
 
+@pytest.mark.slow  # starts a server
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of that server's packages
 def test_llama_cpp_pythons_echo_is_not_believed_and_tokens_are_named_by_their_text(files):
     """Without a token that begins a text, its echo gives each token the number of the next prediction."""
@@ -158,6 +160,7 @@ def test_llama_cpp_pythons_echo_is_not_believed_and_tokens_are_named_by_their_te
         assert found.compared >= 0.95 * found.of  # bytes that are no character have no text
 
 
+@pytest.mark.slow  # starts a server
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # as above
 def test_transformers_serve_gives_no_log_probabilities_and_that_is_said(files):
     pytest.importorskip("openai", reason="needs transformers[serving]")

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from tables import every
-
-from gradience.render.plots import _framed, curves_lines
-
-
-@every(
-    ("cells", "steps", "below"),
-    [(10, ("0", "99"), "0       99"), (4, ("0", "1000"), "0 1000"), (4, ("123", "9"), "123 9"), (3, ("1", "2"), "1 2")],
-)
-def test_steps_stand_at_the_ends_and_a_space_apart(cells, steps, below):
-    rows = [["a"] + [" "] * (cells - 1), [" "] * cells]
-    assert _framed(rows, 5, ("low", "high"), steps) == [" high |a", "  low |", " " * 7 + below]
+from gradience.render.plots import curves_lines
 
 
 def test_curves_lie_over_each_other_in_letters():

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from gradience.cli import output
-from gradience.render.monitor import _telling, fed_rows
+from gradience.render.monitor import fed_rows
 from gradience.render.plots import histogram_lines
-from gradience.schema.reports import SignalSummary
 
 
 def test_the_share_of_padding_is_of_all_positions_and_of_the_supervised_of_all_tokens():
@@ -19,20 +18,6 @@ def test_the_share_of_padding_is_of_all_positions_and_of_the_supervised_of_all_t
     assert rows["Watched"] == "2 of 9 micro-batches, 8 rows"
     assert rows["Tokens"].endswith("and 25.0% of the batches is padding")
     assert rows["Supervised"] == "20.0% of the tokens; 0 rows without a supervised token"
-
-
-def test_signals_of_0_throughout_are_left_out_but_for_rewards_and_repeats_are_told_once():
-    def signal(low: float, high: float) -> SignalSummary:
-        return SignalSummary(rows=4, first=low, last=high, lowest=low, highest=high)
-
-    signals = {
-        "kl": signal(0.0, 0.0),
-        "reward": signal(0.0, 0.0),
-        "entropy": signal(0.0, 1.0),
-        "also entropy": signal(0.0, 1.0),
-        "margin": signal(2.0, 2.0),
-    }
-    assert [name for name, _ in _telling(signals)] == ["reward", "entropy", "margin"]
 
 
 def test_a_limit_at_the_end_of_the_bars_is_drawn_and_one_beyond_is_not():

@@ -21,21 +21,10 @@ from tables import every
 from gradience import AdapterError, OptionError, OutputError, resize_adapter
 from gradience.adapters.open import open_adapter
 from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize import _notes as resize_notes, cut
+from gradience.rewrite.resize import cut
 from gradience.rewrite.resize.cut import Job, module_rank, planned_file, refit_of, refitted
-from gradience.rewrite.resize.plan import (
-    Loss,
-    Plan,
-    _new_patterns,
-    _ranks_of,
-    _within,
-    new_config,
-    relative_error,
-    resizable_pairs,
-    source_of,
-)
+from gradience.rewrite.resize.plan import Loss, Plan, new_config, relative_error, resizable_pairs, source_of
 from gradience.rules.weights.ranks import Patterns
-from gradience.spectral.batch import spectrum_of
 from gradience.spectral.update import reduced
 
 
@@ -321,13 +310,6 @@ def test_new_factors_that_a_dtype_cannot_hold_are_refused_by_name(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_module_that_is_left_out_has_no_part_in_the_config(tmp_path):
-    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(4.0, 2.0)}, lora_alpha=6)
-    q, v = resizable_pairs(open_adapter(folder)[1])
-    assert _new_patterns([Job(q, 0), Job(v, 1)]) == (1, 3, {}, {})
-    assert _new_patterns([Job(q, 2), Job(v, 1)])[2:] in (({"v": 1}, {"v": 3}), ({"q": 2}, {"q": 6}))
-
-
 def test_one_expert_that_is_not_finite_is_named(tmp_path):
     a, b = np.ones((4, 5), np.float32), np.ones((6, 4), np.float32)
     a[3, 0] = np.nan  # of the second of two
@@ -577,22 +559,6 @@ def test_a_lora_of_kohyas_is_written_to_a_file(tmp_path):
         assert not (tmp_path / name).exists()
 
 
-@every(
-    ("rows", "dtype", "notes"),
-    [
-        ([("dora", 4, 2), ("linear", 4, 2), ("dora", 4, 4)], None, ["DoRA: magnitudes fitted anew"]),
-        ([("dora", 4, 4), ("linear", 4, 2)], None, []),
-        ([("linear", 4, 2)], "bfloat16", ["errors are those of the lower rank; rounding the factors to bfloat16"]),
-        ([("linear", 4, 2)], "float32", []),
-    ],
-)
-def test_a_note_on_dora_where_one_was_cut_and_on_rounding_where_the_dtype_has_16_bits(rows, dtype, notes):
-    plan = SimpleNamespace(rows=[SimpleNamespace(kind=k, rank_before=b, rank_after=a) for k, b, a in rows])
-    found = resize_notes(plan, dtype)
-    assert len(found) == len(notes)
-    assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
-
-
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("target", [{"rank": 1}, {"energy": 0.7}, {"rel_error": 0.6}, {"sv_ratio": 1.5}])
 def test_an_error_is_the_same_share_whatever_the_size_of_the_update(size, target, tmp_path):
@@ -641,34 +607,6 @@ def test_a_tensor_that_may_depend_on_the_rank_is_named_with_its_reason(tmp_path)
 
 
 # --- ranks of pairs that share one ---------------------------------------------------------------------------------
-
-
-def measured(path: str, *spectra: list[float]) -> Any:
-    return SimpleNamespace(pair=SimpleNamespace(path=path), spectra=[spectrum_of(np.asarray(s)) for s in spectra])
-
-
-def test_all_that_share_a_path_get_the_largest_rank_that_one_of_them_needs():
-    """Experts of a pair, and pairs of a path."""
-    sizes: Any = None
-    for some in (
-        [measured("p", [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]), measured("p", [1.0, 0.0, 0.0])],
-        [measured("p", [1.0, 0.0, 0.0]), measured("p", [1.0, 1.0, 1.0], [1.0, 0.0, 0.0])],
-    ):
-        assert _ranks_of(Target("energy", 0.9), [*some, measured("q", [1.0, 0.0])], sizes) == {"p": 3, "q": 1}
-
-
-def test_a_budget_goes_where_the_squares_of_all_that_share_a_path_are_largest():
-    def ranks(*some: Any, budget: int) -> dict[str, int]:
-        return _within(some, budget, lambda _: 10, "parameters")
-
-    experts = measured("p", [1.0, 0.5], [1.0, 0.5])  # half in squares, though 1 in sizes
-    assert ranks(experts, measured("q", [1.0, 0.8]), budget=30) == {"p": 1, "q": 2}
-    pairs = measured("p", [1.0, 0.9]), measured("p", [1.0, 0.9])  # 1.62 for 20
-    assert ranks(*pairs, measured("q", [1.0, 0.8]), budget=50) == {"p": 2, "q": 1}
-    assert ranks(*pairs, measured("q", [1.0, 0.91]), budget=50) == {"p": 1, "q": 2}
-    with pytest.raises(AdapterError) as error:
-        ranks(*pairs, measured("q", [1.0]), budget=29)
-    assert str(error.value) == "the budget leaves 29 parameters, and rank 1 of every module needs 30"
 
 
 def test_an_expert_counts_its_own_parameters_alone(tmp_path):

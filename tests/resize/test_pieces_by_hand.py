@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hand_made import PREFIX, adapter, diagonal, kohya
-from safetensors.numpy import load_file
+from hand_made import adapter, diagonal, kohya
 from tables import every
 
 from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
 from gradience.models.inputs import Example
-from gradience.rewrite.options import ResizeOptions, Target
+from gradience.rewrite.options import Target
 from gradience.rewrite.resize import calibrated
-from gradience.rewrite.resize.calibrated import _maps, kept_for, split_inputs, without_modules
+from gradience.rewrite.resize.calibrated import kept_for, split_inputs, without_modules
 from gradience.rewrite.resize.pieces import (
     Candidate,
     Order,
-    Pieces,
     combined,
     first_pieces,
     gates_of,
@@ -35,18 +30,6 @@ from gradience.rewrite.resize.pieces import (
     shortest,
     within,
 )
-from gradience.rewrite.resize.plan import resizable_pairs
-
-
-def dense(folder: Path, name: str, scale: float = 1.0) -> np.ndarray:
-    tensors = load_file(folder / "adapter_model.safetensors")
-    b, a = (tensors[f"{PREFIX}{name}.lora_{x}.weight"].astype(np.float64) for x in "BA")
-    return scale * b @ a
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "adapter_config.json").read_text())
-
 
 # --- pieces ------------------------------------------------------------------------------------------------------
 
@@ -174,115 +157,6 @@ def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(mon
     assert error.value.advice == "192 are used where there are so many; they need no labels"
 
 
-def opened(folder: Path) -> calibrated.Calibrated:
-    """An adapter as a calibration would leave it, each module's pieces by the weights, gates of one sequence."""
-    _, found = open_adapter(folder)
-    pairs = {pair.path: pair for pair in resizable_pairs(found)}
-    pieces = {path: pieces_of(*calibrated._grams(found, pair)) for path, pair in pairs.items()}
-    candidates = {
-        path: Candidate(pieces[path].sizes[None], pair.layout.params_per_rank, calibrated._least(found, pair))
-        for path, pair in pairs.items()
-    }
-    return calibrated.Calibrated(
-        adapter=found,
-        options=ResizeOptions(base="b", calibrate="t"),
-        model=None,
-        pairs=pairs,
-        pieces=pieces,
-        candidates=candidates,
-        order=ordered(candidates),
-        predictions=1,
-        inputs=None,
-        measure=lambda kept: SimpleNamespace(kl=0.1 * (4 - sum(map(len, kept.values())))),
-    )
-
-
-def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
-    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(3.0, 1.0, d_out=3, d_in=8)})
-    found = opened(folder)
-    assert found.order.pieces == [("q", 0), ("v", 0), ("q", 1), ("v", 1)]  # both cost eleven
-
-    def kept(criterion: str, value: float, **more: Any) -> dict[str, int]:
-        return {path: len(some) for path, some in kept_for(found, Target(criterion, value), **more).items()}
-
-    assert kept("max_params", 11) == {"q": 1, "v": 0}
-    assert kept("max_params", 32) == {"q": 1, "v": 1}
-    assert kept("max_params", 33) == {"q": 2, "v": 1}
-    assert kept("rank", 1) == {"q": 1, "v": 1}
-    assert kept("rank", 9) == {"q": 2, "v": 2}
-    whole = (folder / "adapter_model.safetensors").stat().st_size
-    assert kept("max_mb", whole / 1e6) == {"q": 2, "v": 2}
-    assert kept("max_mb", (whole - 1) / 1e6) == {"q": 2, "v": 1}
-    assert kept("max_mb", (whole - 2 * 11 * 4) / 1e6, dtype="F16") == {"q": 2, "v": 2}
-    with pytest.raises(AdapterError) as error:
-        kept("max_params", 10)
-    assert str(error.value) == "the budget leaves 10 parameters, and the least that can be written needs more"
-    assert error.value.advice == "give a larger one"
-    with pytest.raises(AdapterError, match=r"the budget leaves -?[0-9]+ bytes, and the least"):
-        kept("max_mb", 0.0001)
-
-
-@every(
-    ("value", "flips", "effect", "many"),
-    [
-        (0.11, 1.0, 9.0, 3),  # the KL of three pieces is .1
-        (0.1, 1.0, 9.0, 3),  # at the bound
-        (0.09, 1.0, 9.0, 4),
-        (0.21, 1.0, 9.0, 2),
-        (0.21, 0.03, 9.0, 3),  # three pieces change .02, two .04
-        (0.21, 0.02, 9.0, 3),
-        (0.21, 0.019, 9.0, 4),
-        (0.21, 1.0, 4.0, 2),  # 5 % of the adapter's own effect are .2
-        (0.21, 1.0, 3.9, 3),
-        (0.21, 1.0, 1.9, 4),
-    ],
-)
-def test_a_kl_is_bounded_beside_by_flips_and_by_the_adapters_own_effect(tmp_path, value, flips, effect, many):
-    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(3.0, 1.0, d_out=3, d_in=8)})
-
-    def measure(kept: Any) -> SimpleNamespace:
-        gone = 4 - sum(map(len, kept.values()))
-        return SimpleNamespace(kl=effect if gone == 4 else 0.1 * gone, flips=0.02 * gone)
-
-    found = dataclasses.replace(opened(folder), measure=measure)
-    assert sum(map(len, kept_for(found, Target("kl", value, flips)).values())) == many
-
-
-def test_a_module_with_a_bias_beside_its_factors_keeps_a_piece(tmp_path):
-    extra = {"q.bias": np.ones(6, np.float32), "vo.bias": np.ones(6, np.float32)}  # v has none, vo is another
-    folder = adapter(tmp_path / "a", {"q": diagonal(1.0), "v": diagonal(9.0)}, extra=extra, bias="lora_only")
-    _, found = open_adapter(folder)
-    assert {pair.path: calibrated._least(found, pair) for pair in resizable_pairs(found)} == {"q": 1, "v": 0}
-
-
-def test_the_maps_of_pieces_share_each_size_evenly_and_their_loss_is_the_share_left_out(tmp_path):
-    b, a = diagonal(4.0, 2.0)
-    folder = adapter(tmp_path / "a", {"q": (b * 1e3, a * 1e-3)}, lora_alpha=4)
-    found = opened(folder)
-    gram_a, gram_b = calibrated._grams(found.adapter, found.pairs["q"])
-    maps = calibrated._maps(found.pieces["q"], [0], gram_a, gram_b)
-    new_b, new_a = b * 1e3 @ maps.left, maps.right @ (a * 1e-3)
-    np.testing.assert_allclose(np.abs(new_b @ new_a)[:2, :2], [[4.0, 0.0], [0.0, 0.0]], atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(new_b), np.linalg.norm(new_a), rtol=1e-6)
-    loss = calibrated._loss(found, "q", [0], gram_a, gram_b)
-    assert (loss.lost, loss.energy) == (pytest.approx(4 * 4.0, rel=1e-6), pytest.approx(4 * 20.0, rel=1e-6))
-    assert calibrated._loss(found, "q", [0, 1], gram_a, gram_b) == (0.0, pytest.approx(80.0, rel=1e-6))
-    assert calibrated._loss(found, "q", [], gram_a, gram_b).lost == pytest.approx(80.0, rel=1e-6)
-    assert calibrated._loss(found, "q", [0], 0.0 * gram_a, gram_b) == (0.0, 0.0)  # a zero update loses nothing
-
-
-def test_maps_share_a_size_evenly_whatever_moments_the_pieces_are_of(tmp_path):
-    b, a = diagonal(4.0, 2.0)
-    found = opened(adapter(tmp_path / "a", {"q": (b * 1e3, a * 1e-3)}, lora_alpha=4))
-    gram_a, gram_b = calibrated._grams(found.adapter, found.pairs["q"])
-    maps = calibrated._maps(pieces_of(np.eye(2), np.eye(2)), [0, 1], gram_a, gram_b)
-    new_b, new_a = b * 1e3 @ maps.left, maps.right @ (a * 1e-3)
-    np.testing.assert_allclose(new_b @ new_a, b @ a, rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(new_b, axis=0), np.linalg.norm(new_a, axis=1), rtol=1e-6)
-    one_sided = calibrated._maps(pieces_of(np.eye(2), np.eye(2)), [0, 1], np.zeros((2, 2)), gram_b)
-    np.testing.assert_allclose(one_sided.left @ one_sided.right, np.eye(2), atol=1e-12)
-
-
 def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
     files, found = open_adapter(source)
@@ -305,18 +179,6 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     )
 
 
-@pytest.mark.parametrize("zero", ["b", "a"])
-def test_a_piece_of_which_one_half_is_zero_is_left_as_it_is(zero):
-    pieces = Pieces(np.diag([2.0, 3.0]), np.diag([0.5, 4.0]), np.array([1.0, 1.0]))
-    gram_b, gram_a = (np.diag([0.0, 4.0]) if side == zero else np.eye(2) for side in "ba")
-    found = _maps(pieces, [0, 1], gram_a, gram_b)
-    assert found.left[0, 0] == 2.0
-    assert found.right[0, 0] == 0.5
-    size_b, size_a = 3.0 * (2.0 if zero == "b" else 1.0), 4.0 * (2.0 if zero == "a" else 1.0)
-    turn = math.sqrt(size_a / size_b)  # both halves of the second are then as long
-    assert (found.left[1, 1], found.right[1, 1]) == (pytest.approx(3.0 * turn), pytest.approx(4.0 / turn))
-
-
 def test_a_rank_is_a_budget_of_as_much_as_each_module_has():
     """Of ranks 2 and 8 a rank of 4 takes two and four, six pieces of one price."""
     layouts = {
@@ -325,25 +187,6 @@ def test_a_rank_is_a_budget_of_as_much_as_each_module_has():
     order = Order([("q", n) for n in range(8)] + [("p", 0), ("p", 1)], 0)
     found: Any = SimpleNamespace(order=order, pairs=layouts)
     assert kept_for(found, Target("rank", 4)) == {"p": [], "q": [0, 1, 2, 3, 4, 5]}
-
-
-def test_a_record_tells_the_inputs_of_the_choice_from_those_of_the_measurement(monkeypatch):
-    monkeypatch.setattr(calibrated, "digest_of", lambda some: f"of {len(some)}")
-    monkeypatch.setattr(calibrated, "predicted_kl", lambda *_: 0.25)
-    found: Any = SimpleNamespace(
-        options=ResizeOptions(pieces="svd", seed=7),
-        inputs=calibrated.Split([1, 2, 3], [4, 5], 6),
-        candidates={},
-        predictions=30,
-        pairs={"q": None},
-        measure=lambda kept: SimpleNamespace(kl=0.5 if kept["q"] else 2.0, flips=0.125, predictions=20),
-    )
-    made = calibrated._record(found, {"q": [0]})
-    assert (made.pieces, made.seed, made.cut_inputs) == ("svd", 7, 6)
-    assert (made.inputs, made.predictions, made.digest, made.kl_predicted) == (3, 30, "of 3", 0.25)
-    assert (made.measured_inputs, made.measured_predictions, made.measured_digest) == (2, 20, "of 2")
-    assert (made.kl, made.flips, made.effect_kl, made.effect_flips) == (0.5, 0.125, 2.0, 0.125)
-    assert calibrated._fields(found, {"q": [0], "v": [1]}) == {}  # no module is left out, and no target changes
 
 
 def test_modules_that_peft_added_are_no_other_modules_of_the_base():

@@ -16,7 +16,7 @@ from gradience.schema import BadLine, RunStart
 from gradience.telemetry import TelemetryReader
 
 HERE = Path(__file__).parent
-KILLS = 200 if os.environ.get("GRADIENCE_SLOW") else 25
+KILLS = 200 if os.environ.get("GRADIENCE_SLOW") else 10
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
 

@@ -18,7 +18,7 @@ from gradience.telemetry.reader import validate_log
 START = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"run_start","step":null,"config":{}}'
 ROW = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"train_step","step":1,"loss":0.5}'
 END = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"run_end","step":null,"status":"ok"}'
-MUTANTS = 10_000 if os.environ.get("GRADIENCE_SLOW") else 300
+MUTANTS = 10_000 if os.environ.get("GRADIENCE_SLOW") else 120
 
 
 @pytest.fixture

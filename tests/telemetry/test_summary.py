@@ -5,13 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
-from tables import every
 
 from gradience import telemetry
 from gradience.schema import SCHEMA_ID, RecommendationItem, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import RunSummary, validate_log
-from gradience.telemetry.series import RunSeries, _ends
+from gradience.telemetry.series import RunSeries
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
 
@@ -225,21 +224,6 @@ def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Pat
     run = only(write(log, *(evaluation(*each) for each in losses), evaluation(1, 6.0, "other")))
     assert list(run.losses_of("test").items()) == [(0, 5.0), (2, 4.0), (5, 1.0)]
     assert run.losses_of("none") == {}
-
-
-@every(
-    ("values", "ends"),
-    [
-        ([3.0, 1.0, 2.0], [1.0, 3.0]),
-        ([None, 2.0, 1.0, None], [1.0, 2.0]),
-        ([2.0], [2.0, 2.0]),
-        ([None, None], []),
-        ([None], []),
-        ([], []),
-    ],
-)
-def test_the_least_and_the_greatest_of_times_in_any_order(values, ends):
-    assert _ends(values) == ends
 
 
 def test_a_further_value_that_is_never_a_number_has_no_column(log: Path) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.rules.joins import Needs, _fits, correlate, symptoms
+from gradience.rules.joins import correlate, symptoms
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
@@ -233,23 +233,6 @@ def test_a_log_without_an_evaluation_shows_that(report, known):
 )
 def test_a_log_shows_learning_by_its_rows_or_by_two_evaluations(report, shown):
     assert shows_learning(report) is shown
-
-
-def test_masked_labels_are_no_number_that_is_not_finite():
-    masked, lost, rounded, other = log_symptoms(
-        log(
-            finding("NUM102", "error", rows=5, first_step=1, no_labels=True),
-            finding("NUM102", "error", rows=5, first_step=1),
-            finding("NUM102", "info", rows=5, first_step=1),  # rounded from a small loss
-            finding("NUM131"),
-            evaluations=1,
-        )
-    )
-    assert masked.seen.values["masked"] == "the loss is exactly 0 in all 5 rows"
-    assert masked.tags == {"rows", "first_step", "no_labels", "error"}
-    assert [symptom.seen.values.get("masked") for symptom in (lost, rounded, other)] == [None] * 3
-    of_numbers = [item for item in (masked, lost, rounded, other) if _fits(Needs("log", ("not_finite",)), item)]
-    assert of_numbers == [lost]
 
 
 @every(

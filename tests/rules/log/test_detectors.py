@@ -132,8 +132,8 @@ def test_a_zero_loss_is_normal_in_rl_unless_the_gradient_is_not_finite():
 # --- level -------------------------------------------------------------------------------------------------------
 
 
-@every(("rows", "end", "severity"), [(2, 0.2, "info"), (3, 0.2, "warning"), (4, 0.2, "warning"), (3, -0.2, "info")])
-def test_a_spike_of_three_rows_after_which_the_loss_ends_higher_is_a_warning(rows, end, severity):
+@every(("rows", "end", "severity"), [(2, 0.2, "warning"), (4, 0.2, "warning"), (2, 0.09, "info"), (3, -0.2, "info")])
+def test_a_spike_after_which_the_loss_stays_higher_is_a_warning(rows, end, severity):
     losses = [2.0] * 60
     losses[40:] = [2.0 + end] * 20
     for i in range(30, 30 + rows):
@@ -254,7 +254,7 @@ def any_run(draw):
     return RunFacts(series=Series(steps, *columns, lost), history=history, logged=logged, epoch=epochs, last_step=200)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(any_run())
 def test_no_series_of_floats_makes_a_detector_crash_and_every_one_answers_once(run):
     findings, not_run = detect(run)
@@ -263,7 +263,7 @@ def test_no_series_of_floats_makes_a_detector_crash_and_every_one_answers_once(r
     assert set(answered) <= {d.id for d in DETECTORS}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.permutations(range(60)), st.sampled_from(["spike", "diverged", "clean"]))
 def test_the_order_in_which_rows_are_given_changes_no_finding(order, kind):
     losses, grads, rates = curve(), norms(), [2e-4 * (1 - i / 60) for i in range(60)]

@@ -12,40 +12,11 @@ from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
-from gradience.rules.log.gradient import _grown
-from gradience.rules.log.numbers import _fallen, _of_norms, _stood_still
-from gradience.rules.log.recorded import _rank
-from gradience.rules.log.story import _held_out
 from gradience.schema import ConfigSnapshot
 from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
 
 # --- gradients and numbers ---------------------------------------------------------------------------------------
-
-
-@every(
-    ("moves", "every", "still"),
-    [
-        ([1.0] * 5 + [1e-9] + [1.0] * 6, 1, True),  # of the highest rate, which is 1
-        ([1.0] * 5 + [1.1e-9] + [1.0] * 6, 1, False),
-        ([1.0] * 4 + [0.0] + [1.0] * 7, 1, True),  # the move before the row, or the one after it
-        ([1.0] * 3 + [0.0] + [1.0] * 8, 1, False),
-        ([1.0] * 6 + [0.0] + [1.0] * 5, 1, False),
-        ([100.0] * 5 + [65.0] + [100.0] * 6, 2, True),  # 70 % of a step's half
-        ([100.0] * 5 + [65.1] + [100.0] * 6, 2, False),
-        ([102.0, *[100.0] * 4, 65.0, *[100.0] * 6], 2, True),  # on a line, up to 2 %
-        ([102.1, *[100.0] * 4, 65.0, *[100.0] * 6], 2, False),
-        ([0.0] * 12, 1, False),  # nothing moves
-    ],
-)
-def test_a_rate_stood_still_where_its_move_is_that_of_a_step_less(moves, every, still):
-    assert _stood_still(moves, {4, 5}, 5, every, 1.0) is still
-
-
-def test_moves_beyond_six_rows_away_are_not_the_usual_ones():
-    assert _stood_still([50.0, *[100.0] * 10, 65.0, *[100.0] * 6, 50.0], {10, 11}, 11, 2, 1.0)
-    assert _stood_still([50.0, 50.0, 50.0, 50.0, 50.0, *[100.0] * 6, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
-    assert not _stood_still([*[100.0] * 4, 50.0, 50.0, *[100.0] * 5, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
 
 
 @every(
@@ -81,19 +52,6 @@ def test_a_replayed_loss_that_is_not_finite_is_compared_with_nothing():
     found = said("RES116", facts)
     assert found.message == "Resumed from step 10; 2 logged steps were run again."
     assert (found.values["replayed"], found.values["difference"]) == (2, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("losses", "says"),
-    [
-        ((1.2,), "eval loss 1.2"),
-        ((1.4, 1.2), "eval loss 1.2, its best"),
-        ((1.2, 1.4), "eval loss 1.4 (best 1.2 at step 30)"),
-    ],
-)
-def test_the_best_of_several_evaluations_is_told(losses, says):
-    parts = [part.says for part in _held_out(run(FALL, held_out=losses), {})]
-    assert parts == [says]
 
 
 @every(
@@ -158,32 +116,9 @@ def test_of_two_stretches_without_a_rate_the_longer_is_named():
     assert found.message == "The learning rate is 0 in 5 rows from step 31 on: nothing is learnt there."
 
 
-@every(
-    ("losses", "fallen"),
-    [
-        ([2.0, 2.0, 1.69], [2]),
-        ([2.0, 2.0, 1.71], []),
-        ([-1.0, 1.0, -2.0], []),
-        ([-2.0, -2.0, -3.0], []),
-        ([1.0], []),
-        ([9.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.6], [6]),  # five rows before, and no sixth
-        ([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.6], [6]),
-    ],
-)
-def test_a_loss_falls_by_more_than_15_per_cent_of_the_five_rows_before_if_these_are_positive(losses, fallen):
-    assert _fallen(losses, [len(losses) - 1]) == fallen
-
-
 @pytest.mark.parametrize(("losses", "noise"), [([1.0, 2.0, 1.0, 2.0, 1.0], 0.6053 * 2.0), ([1.0, 2.0, 1.0, 2.0], 0.0)])
 def test_five_evaluations_show_their_own_noise(losses, noise):
     assert HeldOutCurve("eval", [], [1, 2, 3, 4, 5], losses).noise == pytest.approx(noise)
-
-
-def test_the_first_and_the_last_row_have_one_move():
-    assert _stood_still([0.0, *[1.0] * 8], {0, 1}, 1, 1, 1.0)
-    assert _stood_still([0.0, *[1.0] * 8], {0}, 0, 1, 1.0)
-    assert not _stood_still([*[1.0] * 8, 0.0], {0}, 0, 1, 1.0)
-    assert _stood_still([*[1.0] * 8, 0.0], {8}, 9, 1, 1.0)
 
 
 def test_of_two_stretches_of_vanished_norms_the_longer_is_named():
@@ -199,27 +134,6 @@ def test_an_evaluation_without_a_finite_loss_over_nothing_is_left_out():
     events = [evaluation(step, loss) for step, loss in enumerate((1.0, "NaN", None, 0.0, -1.0, 0.5), 1)]
     (curve,) = with_history(*events).curves
     assert (curve.steps, curve.losses) == ([1, 6], [1.0, 0.5])
-
-
-@every(("value", "rank"), [(0, 0), (3, 3), (3.0, 3), (-1, None), (2.5, None), ("NaN", None), (None, None), ([3], None)])
-def test_a_rank_is_a_whole_number_from_0(value, rank):
-    assert _rank({"r": value}, "r") == rank
-
-
-@every(
-    ("norms", "place"),
-    [
-        ([*[1.0] * 20, *[10.0] * 20], None),
-        ([*[1.0] * 20, *[10.1] * 20], 20),
-        ([*[1.0] * 5, *[100.0] * 5], 5),  # five points make a level
-        ([*[1.0] * 4, *[100.0] * 6], 5),
-        ([*[1.0] * 10, *[100.0] * 90], 10),  # of a hundred, ten
-        ([*[1.0] * 20, 100.0, 100.0, 1.0, 100.0, 100.0, 100.0], 23),
-        ([*[0.0] * 20, *[1.0] * 20], None),
-    ],
-)
-def test_a_norm_grows_where_three_points_running_are_over_ten_times_the_median_before(norms, place):
-    assert _grown(norms, 3) == place
 
 
 def test_a_burst_is_named_with_its_first_row_and_not_its_highest():
@@ -291,22 +205,6 @@ def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
     )
     assert (found and found.message) == says
     assert found is None or (found.confidence, found.values) == (0.8, {"peak": 4.9e-5, "configured": 1e-4})
-
-
-@every(
-    ("rows", "dtype", "severity"),
-    [
-        ([10], None, "info"),
-        ([10], "float16", "info"),
-        ([10, 12], "float16", "info"),  # each a step that the scaler skips
-        ([10, 12], None, "info"),
-        ([10, 12], "bfloat16", "warning"),
-        ([10, 11], "float16", "error"),  # two running are none of its
-        ([10, 12, 13], None, "error"),
-    ],
-)
-def test_norms_that_are_not_finite_are_graver_running_and_without_a_scaler(rows, dtype, severity):
-    assert _of_norms(rows, dtype) == severity
 
 
 @every(

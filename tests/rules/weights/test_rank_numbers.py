@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 from tables import every
 
-from gradience.rules.weights import AdapterFacts, _of_product, _of_second_factor, health, modules_analysed
+from gradience.rules.weights import AdapterFacts, health, modules_analysed
 from gradience.rules.weights.ranks import (
-    _steps,
     alpha_for,
     bucket,
     candidates,
@@ -215,11 +213,6 @@ def test_ranks_with_a_price_lie_between_none_and_the_present_one():
     assert priced_ranks([], 4) == {1, 2}
 
 
-@every(("low", "high", "steps"), [(4, 4, 0), (4, 8, 1), (4, 16, 2), (2, 6, 2), (5, 6, 1), (1, 1024, 10)])
-def test_buckets_lie_so_many_steps_apart(low, high, steps):
-    assert _steps(low, high) == steps
-
-
 def test_an_update_that_its_rank_does_not_bound_is_suggested_no_more_than_it_has():
     found = rank_pattern([module("a", r=4, k90=6), module("b", k90=2)], bytes_per_param=2.0)
     assert (found.r, found.rank_pattern, found.params_saved) == (4, {"b": 2}, 168)
@@ -236,19 +229,6 @@ def test_the_cost_of_a_pattern_is_that_of_its_largest_and_its_worst_module():
     assert (cost.params_saved, cost.energy_kept) == (pattern.params_saved, pattern.energy_kept)
     odd = rank_pattern([module("a", k90=2), module("b", r=12, k90=9, relative_errors={"9": 0.1})], bytes_per_param=2.0)
     assert (of_pattern(odd).rank, of_pattern(odd).for_engines) == (9, 12)
-
-
-def test_a_share_of_nothing_is_not_known():
-    for stable, null, of_product, of_b in ((2.0, 4.0, 0.5, 0.5), (2.0, 0.0, None, None), (None, 4.0, None, None)):
-        given = SimpleNamespace(
-            stable_rank=stable, null_stable_rank=null, b_stable_rank=stable, b_null_stable_rank=null
-        )
-        given.r, given.kind = 8, "linear"
-        assert (_of_product(given), _of_second_factor(given)) == (of_product, of_b)
-    given = SimpleNamespace(b_stable_rank=6.0, b_null_stable_rank=4.0, r=8)
-    assert _of_second_factor(given) == 0.0  # far flatter than random numbers: orthonormal
-    given.b_stable_rank = 5.99
-    assert _of_second_factor(given) == 5.99 / 4.0
 
 
 def test_where_no_update_is_known_the_first_module_says_why():

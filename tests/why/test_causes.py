@@ -1,0 +1,182 @@
+"""Each setting that two runs may differ in: the cause that `why` names for it, and what it cannot have changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tables import every
+
+from gradience import explain_difference
+from gradience.events import StepDigests, Wiring
+from gradience.schema.wiring import DataWiring, ParameterGroup
+from gradience.telemetry import TelemetryWriter
+
+ROWS = ["aa0001 aa0002", "aa0003 aa0004", "aa0005 aa0006", "aa0007 aa0008"]
+LOSSES = [2.0, 1.9, 1.8, 1.7]
+ADAPTER = {"kind": "adapter", "tensors": 2, "trainable": 8, "digest": "s1:a", "dtypes": ["float32"]}
+BASE = {"kind": "base", "tensors": 2, "frozen_digest": "s1:b", "dtypes": ["float32"]}
+
+
+def record(path: Path, config: dict[str, Any], **given: Any) -> Path:
+    """A log of four steps: `adapter` and `base` are fields of their groups, other names those of what was seen."""
+    with TelemetryWriter(path) as log:
+        log.run_start(config, meta={"versions": {"torch": "2.13"}})
+        groups = [
+            ParameterGroup(**(ADAPTER | given.get("adapter", {}))),
+            ParameterGroup(**(BASE | given.get("base", {}))),
+        ]
+        data = DataWiring(**given["data"]) if "data" in given else None
+        log.looked(Wiring, 0, {"phase": "start", "groups": groups, "data": data, **given.get("look", {})})
+        log.looked(StepDigests, 4, {"first": 1, "batches": given.get("batches", ROWS), "rng": ["0"] * 4})
+        rates, norms = given.get("rates", [1e-3] * 4), given.get("norms", [1.0] * 4)
+        for step, (loss, rate, norm) in enumerate(zip(given.get("losses", LOSSES), rates, norms, strict=True), 1):
+            log.train_step(step, loss=loss, lr=rate, grad_norm=norm)
+    return path
+
+
+def nested(**settings: Any) -> dict[str, Any]:
+    """A config of settings by their paths, with two underscores for a dot."""
+    config: dict[str, Any] = {}
+    for path, value in settings.items():
+        *parents, name = path.split("__")
+        level = config
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[name] = value
+    return json.loads(json.dumps(config))
+
+
+def explained(folder: Path, one: dict[str, Any], other: dict[str, Any], **second: Any) -> Any:
+    first = record(folder / "a.jsonl", nested(**one), **second.pop("first", {}))
+    return explain_difference(first, record(folder / "b.jsonl", nested(**other), **second))
+
+
+EARLY = {"losses": [2.1, 2.0, 1.9, 1.8]}
+
+
+@every(
+    ("setting", "one", "other", "cause", "words"),
+    [
+        ("training__seed", 0, 1, "seed", "the seed"),
+        ("training__batch_size", 2, 4, "batch_size", "the batch size"),
+        ("training__world_size", 1, 2, "batch_size", "the batch size"),
+        ("training__gradient_accumulation", 1, 8, "accumulation", "the accumulation of gradients"),
+        ("optimizer__lr", 1e-3, 2e-3, "lr", "the learning rate"),
+        ("training__warmup_steps", 0.0, 2.0, "warmup", "the warm-up"),
+        ("training__warmup_ratio", 0.0, 0.1, "warmup", "the warm-up"),
+        ("training__lr_scheduler", "linear", "cosine", "schedule", "the schedule of the learning rate"),
+        ("training__max_steps", 4, 8, "schedule", "the schedule of the learning rate"),
+        ("training__epochs", 1.0, 2.0, "schedule", "the schedule of the learning rate"),
+        ("training__dtype", "float32", "bfloat16", "dtype", "the dtype"),
+        ("extras__quantization", "nf4", "int8", "dtype", "the dtype"),
+        ("lora__dropout", 0.0, 0.1, "dropout", "the dropout"),
+        ("lora__r", 4, 8, "adapter", "the adapter's configuration"),
+        ("lora__alpha", 8.0, 16.0, "adapter", "the adapter's configuration"),
+        ("lora__use_dora", False, True, "adapter", "the adapter's configuration"),
+        ("lora__use_rslora", False, True, "adapter", "the adapter's configuration"),
+        ("lora__bias", "none", "all", "adapter", "the adapter's configuration"),
+        ("lora__init", "gaussian", "pissa", "adapter_init", "the adapter's initial weights"),
+        ("optimizer__name", "adamw", "lion", "optimizer", "the optimizer"),
+        ("optimizer__weight_decay", 0.0, 0.1, "optimizer", "the optimizer"),
+        ("optimizer__betas", [0.9, 0.999], [0.9, 0.95], "optimizer", "the optimizer"),
+        ("optimizer__eps", 1e-8, 1e-6, "optimizer", "the optimizer"),
+        ("training__max_grad_norm", 1.0, 0.3, "clipping", "the clipping of gradients"),
+        ("dataset_name", "x", "y", "data", "the data"),
+        ("training__max_length", 512, 1024, "data", "the data"),
+        ("model_name", "x", "y", "base_weights", "the base's weights"),
+    ],
+)
+def test_a_setting_that_differs_is_the_cause_in_words_with_both_values(
+    tmp_path: Path, setting: str, one: Any, other: Any, cause: str, words: str
+) -> None:
+    report = explained(tmp_path, {setting: one}, {setting: other}, **EARLY)
+    assert (report.verdict, report.step, report.cause.cause) == ("one_cause", 1, cause)
+    assert (report.cause.first, report.cause.second) == (one, other)
+    path = setting.replace("__", ".")
+    assert report.story == (
+        f"the runs part at step 1, where the loss differs: {words} ({path}: {report.cause.first} and "
+        f"{report.cause.second})"
+    )
+
+
+def test_targets_in_another_order_are_the_same_targets(tmp_path: Path) -> None:
+    key = "lora__target_modules"
+    assert explained(tmp_path, {key: ["q", "v"]}, {key: ["v", "q"]}, **EARLY).verdict == "unknown"
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "a.jsonl").unlink()
+    assert explained(tmp_path, {key: ["q", "v"]}, {key: ["v", "k"]}, **EARLY).cause.cause == "adapter"
+
+
+@every(
+    ("setting", "values", "seen"),
+    [
+        ("lora__dropout", (0.0, 0.1), {"batches": ["bb0001 bb0002", *ROWS[1:]]}),  # it draws no rows
+        ("lora__dropout", (0.0, 0.1), {"adapter": {"digest": "s1:c"}}),  # and no weights
+        ("optimizer__lr", (1e-3, 2e-3), {"adapter": {"digest": "s1:c"}}),
+        ("training__max_grad_norm", (1.0, 0.3), {"rates": [2e-3] * 4}),
+        ("training__max_grad_norm", (1.0, 0.3), {"batches": ["bb0001 bb0002", *ROWS[1:]]}),
+        ("optimizer__eps", (1e-8, 1e-6), {"base": {"frozen_digest": "s1:c"}}),
+        ("training__lr_scheduler", ("linear", "cosine"), {"batches": ["bb0001 bb0002", *ROWS[1:]]}),
+        ("dataset_name", ("x", "y"), {"adapter": {"digest": "s1:c"}}),
+        ("lora__r", (4, 8), {"rates": [2e-3] * 4}),
+    ],
+)
+def test_a_setting_is_no_cause_of_what_it_cannot_change(
+    tmp_path: Path, setting: str, values: tuple[Any, Any], seen: dict[str, Any]
+) -> None:
+    report = explained(tmp_path, {setting: values[0]}, {setting: values[1]}, **seen, **EARLY)
+    assert report.cause is None or report.cause.cause not in setting
+    assert setting.replace("__", ".") not in report.story
+
+
+@every(
+    ("settings", "seen", "cause", "follows"),
+    [
+        ({"lora__r": (4, 8)}, {"adapter": {"digest": "s1:c"}}, "adapter", "adapter_init"),
+        ({"lora__r": (4, 8)}, {"adapter": {"trainable": 16}}, "adapter", "trainable"),
+        ({"training__dtype": ("float32", "bfloat16")}, {"base": {"frozen_digest": "s1:c"}}, "dtype", "base_weights"),
+        ({"training__batch_size": (2, 4), "training__max_steps": (8, 4)}, {}, "batch_size", "schedule"),
+        ({"training__gradient_accumulation": (1, 4), "training__epochs": (1, 2)}, {}, "accumulation", "schedule"),
+        ({"dataset_name": ("x", "y")}, {"batches": ["bb0001 bb0002", *ROWS[1:]]}, "data", "data_row"),
+        ({"training__seed": (0, 1)}, {"adapter": {"digest": "s1:c"}}, "seed", "adapter_init"),
+        ({"optimizer__lr": (1e-3, 2e-3), "training__lr_scheduler": ("linear", "cosine")}, {}, "lr", "schedule"),
+        ({"model_name": ("x", "y")}, {"adapter": {"digest": "s1:c"}}, "base_weights", "adapter_init"),
+    ],
+)
+def test_what_follows_from_a_cause_is_no_second_one(
+    tmp_path: Path, settings: dict[str, Any], seen: dict[str, Any], cause: str, follows: str
+) -> None:
+    one, other = ({path: values[i] for path, values in settings.items()} for i in (0, 1))
+    report = explained(tmp_path, one, other, **seen, **EARLY)
+    assert (report.verdict, report.cause.cause) == ("one_cause", cause)
+    assert [each.cause for each in report.differences] == [cause, follows]
+
+
+SEEN = {"seed": 1, "batch_size": 2, "accumulation": 1, "world_size": 1, "rows": 8, "sampler": "RandomSampler"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "cause"),
+    [
+        ("seed", 2, "order"),
+        ("batch_size", 4, "batch_size"),
+        ("accumulation", 4, "accumulation"),
+        ("world_size", 2, "batch_size"),
+        ("rows", 9, "data"),
+        ("sampler", "SequentialSampler", "order"),
+    ],
+)
+def test_what_was_seen_of_the_data_is_a_cause_too(tmp_path: Path, field: str, value: Any, cause: str) -> None:
+    first, other = {"data": SEEN}, {"data": SEEN | {field: value}}
+    report = explained(tmp_path, {}, {}, first=first, **other, **EARLY)
+    assert (report.verdict, report.cause.cause) == ("one_cause", cause)
+    assert report.cause.says == f"{field}: {SEEN[field]} and {value}"
+
+
+def test_a_gradient_norm_that_parts_alone_is_named_and_a_version_gives_way_to_a_setting(tmp_path: Path) -> None:
+    report = explained(tmp_path, {"lora__dropout": 0.0}, {"lora__dropout": 0.1}, norms=[1.0, 1.0, 1.2, 1.0])
+    assert (report.step, [part.quantity for part in report.parts]) == (3, ["grad_norm"])
+    assert report.story.startswith("the runs part at step 3, where the grad_norm differs: the dropout")
