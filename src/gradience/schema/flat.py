@@ -110,7 +110,7 @@ def _checked(cls: Any, made: msgspec.Struct) -> Any:
     for name, key, default in _fields(cls):
         value = getattr(made, name)
         if value is not default:  # what is left at its default is omitted on the wire
-            document[key] = _plain(_on_wire(value), key, cls)
+            document[key] = _plain(value, key, cls)
     try:
         return cls.from_document(_unfolded(cls, document) if issubclass(cls, Flat) else document)
     except msgspec.ValidationError as error:
@@ -120,9 +120,9 @@ def _checked(cls: Any, made: msgspec.Struct) -> Any:
 
 
 def _on_wire(value: Any) -> Any:
-    """Return the object of a `Flat` Struct as on the wire, or those of a list; any other value as it is."""
+    """Return a `Flat` Struct, or each of a list, as its object on the wire; any other value as it is."""
     if isinstance(value, list | tuple):
-        return [_on_wire(item) for item in value]
+        return [spread(msgspec.to_builtins(item)) if isinstance(item, Flat) else item for item in value]
     return spread(msgspec.to_builtins(value)) if isinstance(value, Flat) else value
 
 
@@ -141,7 +141,7 @@ def _plain(value: Any, name: str, cls: Any) -> Json:
         SchemaError: it is none.
     """
     try:
-        return plain(value, name)
+        return plain(_on_wire(value), name)
     except RecorderError as error:
         raise SchemaError(f"{cls.__name__}: {error}", advice=error.advice) from error
     except Exception as error:  # a value's own methods may raise anything
