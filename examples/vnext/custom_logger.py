@@ -1,7 +1,7 @@
 """Write a conforming log from a training loop of your own: ``python custom_logger.py --out runs/mine``.
 
 Three ways to the same log. The writer's methods are the shortest. Typed events are checked when they are built, and the
-writer takes those too. Where you write the file yourself, any encoder of msgspec writes their lines.
+writer takes those too. Where you write the file yourself, `encode` makes their lines.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import argparse
 import math
 import time
 from pathlib import Path
-
-import msgspec
 
 from gradience.events import (
     ConfigSnapshot,
@@ -23,6 +21,7 @@ from gradience.events import (
     RunStart,
     TrainingSnapshot,
     TrainStep,
+    encode,
 )
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 
@@ -70,8 +69,8 @@ def main() -> None:
         for event in typed(log.run_id):  # redacted, numbered and appended at once, as with the methods
             log.write(event)
 
-    with (out / "msgspec.jsonl").open("ab") as file:  # nothing is redacted here, and no lock is held
-        file.writelines(msgspec.json.encode(event) + b"\n" for event in typed("by-hand"))
+    with (out / "encoded.jsonl").open("ab") as file:  # nothing is redacted here, and no lock is held
+        file.writelines(encode(event) + b"\n" for event in typed("by-hand"))
 
     newest = TelemetryReader(out / "run.jsonl").latest_eval("test")
     print(f"{out / 'run.jsonl'}: test accuracy {newest.metrics.accuracy if newest else '-'}")

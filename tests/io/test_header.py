@@ -1,4 +1,4 @@
-"""A header that is decoded in pieces and one that is decoded whole are accepted, refused and read alike."""
+"""A header is read as the safetensors library reads it, and refused where that refuses it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import struct
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from tables import every
+from safetensors import SafetensorError, safe_open
 
 from gradience.errors import AdapterError
 from gradience.io import header
@@ -70,39 +69,24 @@ def outcome(path: Path) -> object:
     return list(found.tensors.items()), found.metadata, found.start
 
 
-@given(documents(), st.sampled_from([0, 40, 1 << 20]))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_pieces_and_the_whole_say_the_same(tmp_path, document, piece):
+@given(documents())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+def test_what_is_read_the_library_reads_alike_and_what_it_refuses_is_refused(tmp_path, document):
     text, nbytes = document
     raw = text.encode()
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * max(nbytes, 0))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(header, "_PIECE", piece)
-        in_pieces = outcome(path)
-        patch.setattr(header, "_usual", lambda _raw, _available: None)
-        assert in_pieces == outcome(path)
-
-
-def usual(n: int, *, separators=(",", ":"), **more: object) -> bytes:
-    entries = {
-        f"layers.{i}.weight": {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i in range(n)
-    }
-    return json.dumps(more | entries, separators=separators).encode()
-
-
-@every("separators", [(",", ":"), (", ", ": ")], ids=str)
-@every("piece", [0, 100, 1 << 20])
-def test_a_usual_header_needs_no_second_look(monkeypatch, separators, piece):
-    monkeypatch.setattr(header, "_PIECE", piece)
-    raw = usual(50, separators=separators, __metadata__={"format": "pt"}) + b"   "
-    tensors, metadata = header._usual(raw, 200)
-    assert list(tensors) == [f"layers.{i}.weight" for i in range(50)]
-    assert (tensors["layers.7.weight"].offset, metadata) == (28, {"format": "pt"})
-    assert tensors["layers.0.weight"].shape is tensors["layers.49.weight"].shape  # memory: a million of them
-    pieces = len(list(header._pieces(raw)))
-    assert pieces == {0: 51, 1 << 20: 1}.get(piece, pieces)
-    assert header._usual(raw, 199) is header._usual(raw, 201) is None
+    found = outcome(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            theirs = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        assert isinstance(found, str) or "F4" in text  # whose size is not checked here: nothing reads it
+        return
+    if not isinstance(found, str):
+        assert ({name: (info.dtype, info.shape) for name, info in found[0]}, found[1]) == (theirs, metadata)
 
 
 def test_each_entry_has_its_own_dtype_and_shape_whatever_the_one_before_had():
@@ -112,7 +96,7 @@ def test_each_entry_has_its_own_dtype_and_shape_whatever_the_one_before_had():
         end = position + SIZES[dtype] * shape[0]
         entries[str(i)] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
         position = end
-    tensors, _ = header._usual(json.dumps(entries).encode(), position)
+    tensors, _ = header.parsed_header(Path("f"), json.dumps(entries).encode(), position)
     assert [(one.dtype, list(one.shape), one.offset, one.nbytes) for one in tensors.values()] == [
         ("F32", [2], 0, 8),
         ("F32", [1], 8, 4),
@@ -120,27 +104,3 @@ def test_each_entry_has_its_own_dtype_and_shape_whatever_the_one_before_had():
         ("BF16", [1], 14, 2),
         ("U8", [2, 1], 16, 2),
     ]
-
-
-@every("entry", [{}, {"dtype": ""}, {"dtype": "F32"}, {"shape": []}, {"shape": [0]}], ids=str)
-def test_a_first_entry_that_lacks_dtype_or_shape_is_no_usual_one(entry):
-    raw = json.dumps({"a": entry | {"data_offsets": [0, 0]}}).encode()
-    assert header._usual(raw, 0) is None
-
-
-@every(
-    ("text", "shallow"),
-    [
-        (b'{"a":{"shape":[1],"data_offsets":[0,4]}}', True),
-        (b"{}", True),
-        (b'{"a[":{"shape":[1]}}', False),
-        (b'{"a":"[","b":"]"}', False),
-        (b'{"a":{"shape":[[1]]}}', False),
-        (b'{"a":{"b":{"c":{}}}}', False),
-        (b'{"a\\u005b":{}}', False),
-        (b'{"a":{}', False),
-        (b'{"]":[1,"[":[2]}', False),
-    ],
-)
-def test_a_header_is_shallow_where_no_string_holds_a_bracket_and_nothing_is_deep(text, shallow):
-    assert header._is_shallow(text) is shallow

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from tables import every
 
 from gradience.errors import AdapterError
-from gradience.io.header import _usual
 from gradience.io.safetensors import SafetensorsFile
 
 
@@ -40,9 +38,3 @@ def test_bytes_begin_where_the_last_ended_and_are_in_the_file(tmp_path, begin, e
 def test_an_axis_below_zero_is_refused_where_the_product_is_that_of_no_bytes(tmp_path, shape):
     with pytest.raises(AdapterError, match="claims bytes 0 to 0, expected to begin at 0"):
         _ = SafetensorsFile(file(tmp_path, shape, 0, 0, 0)).tensors
-
-
-@every(("more", "is_usual"), [("[[0]]", False), ('"a]"', False), ("[]", True), ("0", True)])
-def test_a_header_of_more_levels_or_brackets_is_looked_at_as_a_whole(more, is_usual):
-    raw = f'{{"t": {{"dtype": "F32", "shape": [0], "data_offsets": [0, 0], "more": {more}}}}}'.encode()
-    assert (_usual(raw, 0) is not None) == is_usual

@@ -10,7 +10,6 @@ from gradience import telemetry
 from gradience.schema import SCHEMA_ID, RecommendationItem, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import RunSummary, validate_log
-from gradience.telemetry.scan import LogScan
 from gradience.telemetry.series import RunSeries
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
@@ -182,14 +181,11 @@ def test_further_values_are_kept_if_asked_for_and_cut_by_a_resume(log: Path) -> 
     assert only(TelemetryReader(log).summarize()).columns == {}
 
 
-def test_more_names_of_further_values_than_a_decoder_is_made_for_cost_none_of_them(log: Path) -> None:
+def test_thousands_of_names_of_further_values_cost_none_of_those_kept(log: Path) -> None:
     rows = [row(i, kl=0.5, **{f"m{i}_{j}": 1.0 for j in range(3)}) for i in range(1, 4000)]
     write(log, *rows)
     (run,) = TelemetryReader(log).summarize({"kl"}).runs.values()
     assert list(run.columns["kl"].steps) == list(range(1, 4000))
-    scan = LogScan(log, values={"kl"})
-    assert sum(len(found) for found in scan) == 3999
-    assert len(scan._names) < 3000  # of 12,000: memory stays constant
 
 
 def test_a_column_has_the_steps_that_logged_a_finite_number(log: Path) -> None:

@@ -16,8 +16,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
-from strategies import events
 from tables import every
 
 import gradience
@@ -40,7 +38,6 @@ from gradience.events import (
     decode,
     encode,
 )
-from gradience.schema.flat import extended
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import validate_log
 
@@ -54,7 +51,7 @@ def revived(event: EventBase) -> EventBase:
 
 def test_an_event_needs_no_schema_and_stands_on_a_line_that_has_it():
     event = TrainStep(ts=1.5, run_id="r", step=3, loss=0.7)
-    assert json.loads(msgspec.json.encode(event)) == {**LINE, "event": "train_step", "loss": 0.7}
+    assert json.loads(encode(event)) == {**LINE, "event": "train_step", "loss": 0.7}
     assert signature(TrainStep).parameters["schema"].default == "gradience.vnext.telemetry/v1"
 
 
@@ -70,7 +67,7 @@ def test_every_event_class_is_in_the_public_module():
     assert "events" in gradience.__all__
 
 
-def test_extras_stand_beside_the_fields_whoever_encodes():
+def test_extras_stand_beside_the_fields():
     items = [RecommendationItem(severity="info", action="a", message="m", extras={"url": "u"})]
     built = [
         TrainStep(**HEAD, loss=0.7, extras={"kl": 0.1, "rewards/chosen": 2}),
@@ -88,18 +85,9 @@ def test_extras_stand_beside_the_fields_whoever_encodes():
         },
     ]
     for event, line in zip(built, lines, strict=True):
-        assert json.loads(msgspec.json.encode(event)) == line
-        assert msgspec.to_builtins(event) == line
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(event)) == line
         assert json.loads(encode(event)) == line
-        assert decode(msgspec.json.encode(event)) == event
+        assert decode(encode(event)) == event
     assert (built[0].extras, built[1].metrics.extras) == ({"kl": 0.1, "rewards/chosen": 2}, {"f1": 0.9})
-
-
-@given(events)
-def test_msgspec_alone_writes_what_the_codec_writes(event):
-    assert json.loads(msgspec.json.encode(event)) == json.loads(encode(event))
-    assert decode(msgspec.json.encode(event)) == event
 
 
 def test_an_event_with_extras_is_copied_compared_and_shown_as_one_without():
@@ -112,10 +100,10 @@ def test_an_event_with_extras_is_copied_compared_and_shown_as_one_without():
     assert isinstance(event, TrainStep)
     assert eval(repr(event), {"TrainStep": TrainStep}) == event  # noqa: S307  # our own repr
     assert msgspec.structs.replace(event, loss=0.5).extras == event.extras
-    assert extended(event, {}) == TrainStep(**HEAD, loss=0.7)
+    assert msgspec.structs.replace(event, extras={}) == TrainStep(**HEAD, loss=0.7)
 
 
-def test_more_extras_than_get_fields_are_kept_compared_and_written_flat():
+def test_a_thousand_extras_are_kept_compared_and_written_flat():
     extras = {f"m{i}": i for i in range(1001)}
     event = TrainStep(**HEAD, loss=0.7, extras=extras)
     assert event.extras == extras
@@ -129,7 +117,7 @@ def test_a_class_of_your_own_has_its_fields_beside_the_others(tmp_path):
         kl: float | None = None
 
     event = Row(**HEAD, kl=0.25, extras={"x": 1})
-    assert json.loads(msgspec.json.encode(event)) == {**LINE, "event": "train_step", "kl": 0.25, "x": 1}
+    assert json.loads(encode(event)) == {**LINE, "event": "train_step", "kl": 0.25, "x": 1}
     with pytest.raises(SchemaError, match=r"Row: expected float \| null at `\$\.kl`, got str"):
         Row(**HEAD, kl="high")
     with TelemetryWriter(tmp_path / "run.jsonl", on_error="raise") as log:
@@ -156,7 +144,7 @@ def test_numbers_of_numpy_become_pythons_and_nan_its_name():
     )  # fmt: skip
     assert (event.ts, event.step, event.loss, event.lr) == (2.0, 4, 0.5, ["Infinity", 1e-3])
     assert event.extras == {"a": [0, 1], "b": "NaN", "c": [1, [2]]}
-    assert b"null" not in msgspec.json.encode(event)
+    assert b"null" not in encode(event)
 
 
 def test_a_part_may_be_a_dict_and_keeps_what_it_has_more():
@@ -192,8 +180,6 @@ class Mode(Enum):
         (lambda: TrainStep(**HEAD, los=0.5), TypeError, "los"),
         (lambda: TrainStep(**HEAD, extras={"loss": 1}), SchemaError, "may not use the name of a known key: loss"),
         (lambda: TrainStep(**HEAD, extras={"event": 1}), SchemaError, "may not use the name of a known key: event"),
-        (lambda: TrainStep(**HEAD, extras={'a"b': 1}), SchemaError, "may not be named 'a\"b'"),
-        (lambda: TrainStep(**HEAD, extras={"extras": 1}), SchemaError, "may not be named 'extras'"),
         (lambda: TrainStep(**HEAD, extras=[1]), SchemaError, "expected a mapping as `extras`, got list"),
         (lambda: TrainStep(**HEAD, extras={"x": object()}), SchemaError, "`extras.x`: expected a JSON value"),
         (lambda: TrainStep(**HEAD, schema="v1"), SchemaError, "at `$.schema`"),
@@ -215,12 +201,13 @@ def test_a_wrong_value_is_named_when_the_event_is_built(build, kind, said):
         build()
 
 
-def test_a_name_that_no_field_can_have_is_read_and_written_by_the_codec():
+def test_an_extra_may_have_any_name():
     line = {**LINE, "event": "train_step", 'a"b': 1, "extras": {"x": 2}, "tab\there": 3, "plain": 4}
     event = decode(json.dumps(line).encode())
     assert event.extras == {'a"b': 1, "extras": {"x": 2}, "tab\there": 3, "plain": 4}
     assert json.loads(encode(event)) == line
     assert revived(event) == event
+    assert TrainStep(**HEAD, extras=event.extras) == event
 
 
 def test_the_writer_takes_typed_events_and_numbers_them(tmp_path):
@@ -250,12 +237,12 @@ def test_the_example_writes_the_same_run_in_three_ways(root: Path, tmp_path: Pat
     command = [sys.executable, "-W", "error", str(script), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name, rows in (("run", 20), ("typed", 2), ("msgspec", 2)):
+    for name, rows in (("run", 20), ("typed", 2), ("encoded", 2)):
         report = validate_log(tmp_path / f"{name}.jsonl")
         assert (report.valid, report.warnings, report.events["train_step"]) == (True, [], rows)
     typed, plain = (
         [json.loads(line) for line in (tmp_path / name).read_bytes().splitlines()]
-        for name in ("typed.jsonl", "msgspec.jsonl")
+        for name in ("typed.jsonl", "encoded.jsonl")
     )
     own = {"run_id", "session", "seq", "ts"}
     assert [{k: v for k, v in line.items() if k not in own} for line in typed] == [

@@ -18,17 +18,7 @@ from gradience.schema.events import Recommendation, RecommendationItem, TrainSte
 from gradience.schema.flat import expectation
 from gradience.schema.values import described, number, number_of, plain, rates, step_of
 from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.codec import (
-    KNOWN_ARRAY,
-    convert,
-    decode,
-    decode_array,
-    decode_lines,
-    encode,
-    encode_row,
-    find,
-    parse,
-)
+from gradience.telemetry.codec import convert, decode, decode_block, decode_lines, encode, encode_row, find, parse
 from gradience.telemetry.lines import find_faults, find_unnamed, read_blocks
 from gradience.telemetry.rows import split_row
 
@@ -344,13 +334,13 @@ def test_another_version_is_named_by_its_first_80_characters():
 
 def test_lines_decoded_at_once_are_as_many_as_there_are():
     row = json.dumps(ROW).encode()
-    assert len(decode_array(row + b"\n" + row + b"\n", 2, KNOWN_ARRAY)) == 2
-    assert decode_array(row + b"," + row + b"\n", 1, KNOWN_ARRAY) is None
+    assert len(decode_block(row + b"\n" + row + b"\n", 2)) == 2
+    assert decode_block(row + b"," + row + b"\n", 1) is None
     assert decode_lines(row + b"," + row + b"\n") is None
     assert len(decode_lines(row + b"\n" + row)) == 2
     skipped = row[:-1] + b', "note": "\xff"}\n'  # not UTF-8, and in a value that is not decoded
     for bad in (b'{"a":"\xff"}\n', b"{}\n", skipped):
-        assert decode_array(bad, 1, KNOWN_ARRAY) is None
+        assert decode_block(bad, 1) is None
         assert decode_lines(bad) is None
     assert parse(b'{"a": 1e999, "b": -Infinity}') == ({"a": "Infinity", "b": "-Infinity"}, True)
     assert parse(b'{"a": 1}') == ({"a": 1}, False)

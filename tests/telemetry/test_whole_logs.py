@@ -157,20 +157,6 @@ def test_sessions_gaps_copies_and_returns_are_counted_by_hand(tmp_path):
     assert run.last_step == 9
 
 
-def test_a_block_with_few_changes_is_parted_and_one_with_many_is_not():
-    def parts(*lines: bytes) -> list[tuple[int, int, int, bytes]]:
-        data = b"".join(line + b"\n" for line in lines)
-        return [(p.number, p.offset, p.count, p.data) for p in Block(10, 100, data, len(lines)).parts()]
-
-    row, other = b'"train_step"', b"x"
-    assert parts(*[row] * 7, other) == [(10, 100, 7, (row + b"\n") * 7), (17, 191, 1, b"x\n")]
-    assert len(parts(*[row] * 6, other)) == 1
-    assert len(parts(*[row] * 8)) == 1
-    assert [p[:3] for p in parts(*[row] * 6, other, *[row] * 5)] == [(10, 100, 6), (16, 178, 1), (17, 180, 5)]
-    torn = Block(0, 0, (row + b"\n") * 7 + other, 8).parts()
-    assert [(p.number, p.count, p.data[-3:]) for p in torn] == [(0, 7, b'p"\n'), (7, 1, b"x")]
-
-
 def test_lines_of_a_block_are_numbered_as_in_the_file():
     block = Block(4, 50, b"a\n\n bb\nc", 4)
     found = [(line.number, line.offset, line.data, line.length, line.ended) for line in block.lines()]

@@ -36,7 +36,7 @@ from gradience.schema.events import (
     TrainingSnapshot,
     TrainStep,
 )
-from gradience.schema.flat import extended, unchecked
+from gradience.schema.flat import unchecked
 from gradience.schema.values import described, number_of
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
 from gradience.telemetry.series import rate_of
@@ -251,12 +251,12 @@ class _EventBuilder:
         if parts.train:
             known, extras = train_columns(parts.train)
             self.odd += [(name, row.place) for name in _COLUMNS if f"{name}_" in extras]
-            yield extended(unchecked(TrainStep, **self.head(row.step, row.ts), **known), extras)
+            yield unchecked(TrainStep, **self.head(row.step, row.ts), **known, extras=extras)
         for split, measured in parts.evals.items():
             known, extras = eval_columns(measured)
             if self.percent and "accuracy" in known:
                 known["accuracy"] = real(as_float(known["accuracy"]) / 100.0)
-            metrics = extended(unchecked(EvalMetrics, **known), extras)
+            metrics = unchecked(EvalMetrics, **known, extras=extras)
             yield unchecked(Eval, **self.head(row.step, row.ts), split=str(described(split)), metrics=metrics)
         if parts.summary:
             values = {str(described(name)): described(value) for name, value in parts.summary.items()}

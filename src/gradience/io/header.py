@@ -1,18 +1,11 @@
-"""Read the header of a safetensors file, and check it against the file's real size and for contradictions.
-
-A header usually lists its tensors in the order of their data. Such a header is decoded in pieces and accepted only if
-every entry is right. Any other header is decoded whole and sorted, so that an error names the first wrong entry. Both
-paths accept the same headers.
-"""
+"""Read the header of a safetensors file, and check it against the file's real size and for contradictions."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +14,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import AdapterError, DamagedError
-from gradience.io.reading import decode_json, name_fault, open_regular
+from gradience.io.reading import name_fault, open_regular
 
 _LEAST_HEADER: Final = 2  # bytes: {}
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
@@ -57,10 +50,6 @@ _NOT_WEIGHTS: Final = (
     (b"<", "an HTML or XML page, not the weights", "download the file again"),
 )
 
-_PIECE: Final = 1 << 20  # bytes of a header that are decoded at a time
-_BOUNDARY: Final = re.compile(rb'\}(\s*,\s*)"')
-_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
-_LEVELS: Final = ((b"[]", b""), (b"{}", b""), (b"{}", b""))  # nesting levels of a header: shapes, entries, the whole
 _SHORT: Final = 64  # characters: a shorter name exceeds no limit of `io.reading`, so it need not be checked
 
 
@@ -117,96 +106,11 @@ def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, Ten
     Raises:
         AdapterError: the header is malformed, or contradicts itself or the file.
     """
-    usual = _usual(raw, available)
-    if usual is not None:
-        return usual
-    metadata = _metadata(path, raw)
-    return _checked(path, _declared(path, raw), available), metadata
-
-
-class _UnusualError(Exception):
-    """The header is not in the usual form, so it has to be decoded as a whole."""
-
-
-def _usual(raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
-    """The tensors and the metadata, if the header is correct and in the order of its data; else None."""
-    if not _is_shallow(raw):
-        return None
-    tensors: dict[str, TensorInfo] = {}
-    metadata: dict[str, str] = {}
-    position, kinds = 0, _Kinds()
     try:
-        for piece in _pieces(raw):
-            entries = msgspec.json.decode(piece, type=dict[str, _Declared | None])
-            if "__metadata__" in entries:
-                metadata = msgspec.json.decode(piece, type=_Head).metadata or {}
-                del entries["__metadata__"]
-            position = _add(tensors, entries, position, kinds)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _UnusualError):
-        return None
-    # A name that is given twice leaves one entry, so the counts differ. A quote inside a name would be escaped, so no
-    # name can look like the field.
-    is_whole = position == available and raw.count(b'"data_offsets"') == len(tensors)
-    return (tensors, metadata) if is_whole else None
-
-
-def _is_shallow(raw: bytes) -> bool:
-    """Whether the text, JSON or not, is nested no deeper than a header must be, and no string in it holds a bracket.
-
-    Only quotes and brackets are kept. A string then is two adjacent quotes, which are removed. A string that holds a
-    bracket leaves its quotes behind. Of the brackets, each step removes one level, so nothing may be left at the end.
-    """
-    if b"\\" in raw:
-        return False
-    left = raw.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
-    for pair, nothing in _LEVELS:
-        left = left.replace(pair, nothing)
-    return not left
-
-
-def _pieces(raw: bytes) -> Iterator[bytes]:
-    """Yield the header in pieces, each a JSON object of some of the entries.
-
-    No string holds a bracket, so each cut is after an entry. If the header is not JSON, some piece is not JSON either.
-    """
-    start = 0
-    while (hit := _BOUNDARY.search(raw, start + _PIECE)) is not None:
-        cut, behind = hit.span(1)
-        yield (b"{" if start else b"") + raw[start:cut] + b"}"
-        start = behind
-    yield (b"{" if start else b"") + raw[start:]
-
-
-class _Kinds(dict[tuple[str, tuple[int, ...] | None], tuple[str, tuple[int, ...], int]]):
-    """Maps (dtype, shape) to both and the bytes they need, so that equal tensors share the objects."""
-
-    def __missing__(self, key: tuple[str, tuple[int, ...] | None]) -> tuple[str, tuple[int, ...], int]:
-        """Check a dtype and shape that are new, and store their size in bytes."""
-        dtype, shape = key
-        kind = DTYPES.get(dtype)
-        if kind is None or shape is None or len(shape) > _MOST_AXES or any(n < 0 for n in shape):
-            raise _UnusualError
-        found = self[key] = (dtype, shape, math.prod(shape) * kind.itemsize)
-        return found
-
-
-def _add(tensors: dict[str, TensorInfo], entries: dict[str, _Declared | None], position: int, kinds: _Kinds) -> int:
-    """Add entries whose data follow each other from `position` on, and return the position after the last."""
-    shape: tuple[int, ...] = ()
-    dtype, nbytes = "", 0
-    last: _Declared | None = None
-    for name, entry in entries.items():
-        if entry is None or (len(name) >= _SHORT and name_fault(name) is not None):
-            raise _UnusualError
-        if last is None or entry.shape != last.shape or entry.dtype != last.dtype:  # mostly equal to the entry before
-            dtype, shape, nbytes = kinds[entry.dtype, entry.shape]
-            last = entry
-        end = position + nbytes
-        if entry.data_offsets != (position, end):
-            raise _UnusualError
-        tensors[name] = TensorInfo(dtype, shape, position, nbytes)
-        position = end
-    return position
+        metadata = _metadata(path, raw)
+        return _checked(path, _declared(path, raw), available), metadata
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # msgspec counts the levels itself
+        raise _no_safetensors(path) from error
 
 
 def _header_bytes(path: Path) -> tuple[bytes, int]:
@@ -254,16 +158,15 @@ def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
 def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
     """The header's entries. They are decoded once, straight to their type, because a header may hold a million."""
     try:
-        found = decode_json(raw, dict[str, _Declared | None])
+        found = msgspec.json.decode(raw, type=dict[str, _Declared | None])
     except msgspec.ValidationError as error:
         raise AdapterError(
             f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
         ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _no_safetensors(path) from error
     found.pop("__metadata__", None)  # MLX-LM writes null
     entries = {name: entry or _Declared() for name, entry in found.items()}
-    # A name that is given twice leaves one entry. See `_usual` for why counting the field is safe.
+    # A name that is given twice leaves one entry, so the counts differ. A quote inside a name would be escaped, so no
+    # name can look like the field.
     if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):
         _refuse_twice(path, raw)
     return entries
@@ -303,11 +206,9 @@ def cut_short(path: Path, expected: int, got: int) -> DamagedError:
 
 def _metadata(path: Path, raw: bytes) -> dict[str, str]:
     try:
-        return decode_json(raw, _Head).metadata or {}
+        return msgspec.json.decode(raw, type=_Head).metadata or {}
     except msgspec.ValidationError as error:
         raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _no_safetensors(path) from error
 
 
 def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
@@ -317,16 +218,23 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
     for name, entry in sorted(declared.items(), key=_position):
         if entry.data_offsets is None or entry.shape is None:
             raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
-        refuse_long_name(path, name)
+        if len(name) >= _SHORT:
+            refuse_long_name(path, name)
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
-        if begin != position or end < begin or any(n < 0 for n in entry.shape):
+        if begin != position or end < begin or min(entry.shape, default=0) < 0:
             raise AdapterError(
                 f"{path}: tensor {name!r} claims bytes {begin} to {end}, expected to begin at {position}",
                 advice="the header is damaged: save the adapter again",
             )
-        _check_size(path, name, entry, end - begin)
+        kind = DTYPES.get(entry.dtype)
+        if kind is not None and (expected := math.prod(entry.shape) * kind.itemsize) != end - begin:
+            raise AdapterError(
+                f"{path}: tensor {name!r} of {entry.dtype} {list(entry.shape)} needs {expected} bytes, "
+                f"has {end - begin}",
+                advice="the header is damaged: save the adapter again",
+            )
         tensors[name] = TensorInfo(entry.dtype, entry.shape, begin, end - begin)
         position = end
     if position > available:
@@ -351,14 +259,3 @@ def refuse_long_name(path: Path, name: str) -> None:
 
 def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
     return item[1].data_offsets or (0, 0)
-
-
-def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
-    if entry.dtype not in DTYPES or entry.shape is None:
-        return
-    expected = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
-    if nbytes != expected:
-        raise AdapterError(
-            f"{path}: tensor {name!r} of {entry.dtype} {list(entry.shape)} needs {expected} bytes, has {nbytes}",
-            advice="the header is damaged: save the adapter again",
-        )

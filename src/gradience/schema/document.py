@@ -20,7 +20,6 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 import msgspec
 
 from gradience.schema import Fraction, Json, NonFinite, NonNegativeInt, Severity, about, as_float
-from gradience.schema.flat import Flat
 
 _WIDTH: Final = 160  # characters of one value in a summary
 _SHOWN: Final = 12  # findings of a list that are named
@@ -169,9 +168,6 @@ def _expanded(value: Json) -> Json:
     if isinstance(value, msgspec.Struct):
         config = value.__struct_config__
         tag = {} if config.tag_field is None else {config.tag_field: config.tag}
-        if isinstance(value, Flat):  # a report nests the extras, so that all objects of a list have the same keys
-            own = {name: _expanded(getattr(value, name)) for name in (value.known or type(value)).__struct_fields__}
-            return {**tag, **own, "extras": _expanded(dict(value.extras))}
         keys = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
         return tag | {key: _expanded(getattr(value, name)) for key, name in keys}
     if isinstance(value, dict):

@@ -2,14 +2,15 @@
 
 The snapshot of a configuration opens a log, and is the input of ``check``.
 
-The ``extras`` of an event, of evaluation metrics and of a recommendation stand beside the known keys on the wire. Only
-the levels of a config nest their ``extras``. `gradience.events` is the public place of these classes.
+The ``extras`` of an event, of evaluation metrics and of a recommendation stand beside the known keys on the wire
+(`telemetry.codec` writes and reads them so). The levels of a config and of a look at the wiring nest their ``extras``.
+`gradience.events` is the public place of these classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -27,7 +28,7 @@ from gradience.schema import (
     TaskProfile,
     about,
 )
-from gradience.schema.flat import Checked, Flat, JsonObject
+from gradience.schema.flat import Checked, Extras, Flat, FlatExtras, JsonObject, folded
 from gradience.schema.wiring import (
     AdapterWiring,
     DataWiring,
@@ -40,13 +41,6 @@ from gradience.schema.wiring import (
     SavedWiring,
     ScheduleWiring,
 )
-
-Extras = Annotated[dict[str, Json], about("Further values of this level that have no field of their own.")]
-
-
-def _is_object(document: JsonObject, name: str) -> bool:
-    return isinstance(document.get(name), dict)
-
 
 OF_PREFERENCE: Final = frozenset(
     {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen", "odds_ratio_loss"}
@@ -147,13 +141,18 @@ class ConfigSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
     @classmethod
     def fold(cls, document: JsonObject) -> JsonObject:
         """Return the object with unknown keys moved into the `extras` of their level."""
-        levels: dict[str, type[Checked]] = {
-            "optimizer": OptimizerSnapshot,
-            "lora": LoraSnapshot,
-            "training": TrainingSnapshot,
-        }
-        below = {name: level.fold(document[name]) for name, level in levels.items() if _is_object(document, name)}
-        return super().fold({**document, **below})
+        return super().fold(_parts_folded(document, _LEVELS))
+
+
+_LEVELS: Final[dict[str, type[Checked]]] = {
+    "optimizer": OptimizerSnapshot,
+    "lora": LoraSnapshot,
+    "training": TrainingSnapshot,
+}
+
+
+def _parts_folded(document: JsonObject, parts: Mapping[str, type[Checked]]) -> JsonObject:
+    return {**document, **{name: folded(document[name], part) for name, part in parts.items() if name in document}}
 
 
 class EventBase(Flat, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False):
@@ -176,6 +175,7 @@ class EventBase(Flat, kw_only=True, frozen=True, omit_defaults=True, tag_field="
         | None
     ) = None
     session: Annotated[str, about("Id of one process start of the writer.")] | None = None
+    extras: FlatExtras = {}
 
 
 class RunStart(EventBase, frozen=True, tag="run_start"):
@@ -189,12 +189,9 @@ class RunStart(EventBase, frozen=True, tag="run_start"):
     ) = None
 
     @classmethod
-    def from_document(cls, document: JsonObject) -> Self:
-        """Return the event of a JSON object. Unknown keys of its config are put into the `extras` of their level."""
-        config = document.get("config")
-        if isinstance(config, dict):
-            document = {**document, "config": ConfigSnapshot.fold(config)}
-        return super().from_document(document)
+    def fold(cls, document: JsonObject) -> JsonObject:
+        """Return the object with unknown keys of the event and of its config in the `extras` of their level."""
+        return super().fold(_parts_folded(document, {"config": ConfigSnapshot}))
 
 
 class TrainStep(EventBase, frozen=True, tag="train_step"):
@@ -213,6 +210,7 @@ class EvalMetrics(Flat, kw_only=True, frozen=True, omit_defaults=True, gc=False)
     ppl: Annotated[Real, about("Perplexity: exp(loss).")] | None = None
     accuracy: Annotated[Real, about("Fraction correct, 0 to 1.")] | None = None
     n: Annotated[NonNegativeInt, about("Examples evaluated.")] | None = None
+    extras: FlatExtras = {}
 
 
 class Eval(EventBase, frozen=True, tag="eval"):
@@ -221,10 +219,10 @@ class Eval(EventBase, frozen=True, tag="eval"):
     split: Annotated[str, about("`train`, `test`, `eval`, or the name of a data set.")]
     metrics: EvalMetrics
 
-    def with_rest(self, document: JsonObject) -> Self:
-        """Return the event with the unknown keys of the object and of its metrics."""
-        metrics = self.metrics.with_rest(document["metrics"])
-        return super(Eval, msgspec.structs.replace(self, metrics=metrics)).with_rest(document)
+    @classmethod
+    def fold(cls, document: JsonObject) -> JsonObject:
+        """Return the object with unknown keys of the event and of its metrics in their `extras`."""
+        return super().fold(_parts_folded(document, {"metrics": EvalMetrics}))
 
 
 class Metrics(EventBase, frozen=True, tag="metrics"):
@@ -253,6 +251,7 @@ class RecommendationItem(Flat, kw_only=True, frozen=True, omit_defaults=True):
     confidence: Fraction | None = None
     scope: str | None = None
     evidence: dict[str, Json] = {}
+    extras: FlatExtras = {}
 
 
 class Recommendation(EventBase, frozen=True, tag="recommendation"):
@@ -260,11 +259,10 @@ class Recommendation(EventBase, frozen=True, tag="recommendation"):
 
     recommendations: list[RecommendationItem]
 
-    def with_rest(self, document: JsonObject) -> Self:
-        """Return the event with the unknown keys of the object and of its items."""
-        pairs = zip(self.recommendations, document["recommendations"], strict=True)
-        items = [item.with_rest(found) for item, found in pairs]
-        return super(Recommendation, msgspec.structs.replace(self, recommendations=items)).with_rest(document)
+    @classmethod
+    def fold(cls, document: JsonObject) -> JsonObject:
+        """Return the object with unknown keys of the event and of its items in their `extras`."""
+        return super().fold(_parts_folded(document, {"recommendations": RecommendationItem}))
 
 
 class RunEnd(EventBase, frozen=True, tag="run_end"):
@@ -320,17 +318,9 @@ class Wiring(EventBase, frozen=True, tag="wiring"):
     unseen: Annotated[list[str], about("Parts that could not be looked at, with the exception's type.")] = []
 
     @classmethod
-    def from_document(cls, document: JsonObject) -> Self:
-        """Return the event of a JSON object. Unknown keys of its parts are put into the `extras` of the part."""
-        parts = {name: _folded(document[name], part) for name, part in _PARTS.items() if name in document}
-        return super().from_document({**document, **parts})
-
-
-def _folded(held: Any, part: type[Checked]) -> Any:
-    """Return a part, or each of a list of parts, with unknown keys in its `extras`."""
-    if isinstance(held, list):
-        return [_folded(item, part) for item in held]
-    return part.fold(held) if isinstance(held, dict) else held
+    def fold(cls, document: JsonObject) -> JsonObject:
+        """Return the object with unknown keys of the event and of its parts in their `extras`."""
+        return super().fold(_parts_folded(document, _PARTS))
 
 
 class StepDigests(EventBase, frozen=True, tag="step_digests"):

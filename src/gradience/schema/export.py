@@ -70,12 +70,6 @@ _REAL: Final[dict[str, Json]] = {
 }
 _ENVELOPE: Final = ("schema", "ts", "run_id", "event", "step")
 _FLAT: Final[tuple[type[Flat], ...]] = (*EVENT_TYPES.values(), EvalMetrics, RecommendationItem)
-_NESTED_EXTRAS: Final[dict[str, Json]] = {
-    "description": "Further values; on the wire of a log they stand beside the known keys.",
-    "type": "object",
-    "default": {},
-}
-
 # The choices that a later minor version may add to: by event, the definition that has it, and its name there
 _OPEN: Final = {
     "RunStart": ("ConfigSnapshot", "task_profile"),
@@ -162,6 +156,8 @@ def _head(name: SchemaName, title: str, description: str) -> dict[str, Json]:
 def _telemetry() -> dict[str, Json]:
     _, components = msgspec.json.schema_components((Event,), ref_template=_REF)
     defs = {title: _tidy(schema) for title, schema in components.items()}
+    for flat in _FLAT:
+        del defs[flat.__name__]["properties"]["extras"]  # which stand beside the known keys
     for cls in EVENT_TYPES.values():
         defs[cls.__name__] = _envelope_first(defs[cls.__name__])
     defs["UnknownEvent"] = _unknown(defs["RunEnd"])
@@ -202,9 +198,6 @@ def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
 def _document(name: SchemaName, cls: type[msgspec.Struct], title: str) -> dict[str, Json]:
     _, components = msgspec.json.schema_components((cls,), ref_template=_REF)
     defs = {key: _tidy(schema) for key, schema in components.items()}
-    for flat in _FLAT:
-        if flat.__name__ in defs:
-            defs[flat.__name__]["properties"]["extras"] = _NESTED_EXTRAS
     body = defs.pop(cls.__name__)
     if _REAL_REF["$ref"] in json.dumps([body, defs]):
         defs["Real"] = _REAL

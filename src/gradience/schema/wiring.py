@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from gradience.schema import Json, NonNegativeInt, Real, about
-from gradience.schema.flat import Checked
+from gradience.schema import NonNegativeInt, Real, about
+from gradience.schema.flat import Checked, Extras
 
 Kind: TypeAlias = Literal["adapter", "whole", "head", "base", "norm", "embedding"]
 """Of a parameter: `whole` is a module that PEFT's `modules_to_save` trains whole, unless it is a head."""
 
-Extras = Annotated[dict[str, Json], about("Further values of this level that have no field of their own.")]
 Digest = Annotated[str, about("Version and 64 bits, such as `s1:0123456789abcdef`.")]
 Few = Annotated[list[str], about("The first names, at most eight.")]
 

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -25,7 +25,6 @@ from gradience.schema.flat import A_NUMBER, CHOICES, expectation
 from gradience.telemetry.codec import MAX_LINE_BYTES, JsonObject, convert, find
 from gradience.telemetry.near import near_choice, near_required
 
-_SHORT_PART: Final = 4  # mean lines per part from which splitting a block pays
 _CHUNK: Final = MAX_LINE_BYTES  # no larger, so that only the first line of a block can be too long
 _BOM: Final = b"\xef\xbb\xbf"
 _ADVICE: Final = "give the run.jsonl that a run wrote"
@@ -84,26 +83,6 @@ class Block(msgspec.Struct, frozen=True, gc=False):
             if data.strip():
                 yield Line(number, offset, data, len(piece), number - self.number < len(pieces))
             offset += len(piece) + 1
-
-    def parts(self) -> list[Block]:
-        """Return the block split where lines that look like training rows meet others; whole if parts were short."""
-        lines = self.data.removesuffix(b"\n").split(b"\n")
-        groups = [list(group) for _, group in groupby(lines, _looks_like_row)]
-        if len(groups) == 1 or len(groups) > len(lines) // _SHORT_PART:
-            return [self]
-        parts: list[Block] = []
-        number, offset = self.number, self.offset
-        for group in groups:
-            data = b"\n".join(group) + b"\n"
-            parts.append(Block(number, offset, data, len(group)))
-            number, offset = number + len(group), offset + len(data)
-        if not self.data.endswith(b"\n"):
-            parts[-1] = msgspec.structs.replace(parts[-1], data=parts[-1].data[:-1])
-        return parts
-
-
-def _looks_like_row(line: bytes) -> bool:
-    return b'"train_step"' in line
 
 
 def require_log(path: Path) -> None:

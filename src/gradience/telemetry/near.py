@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Final, TypeAlias
 
 from gradience.schema.events import EVENT_TYPES, TELLING, EvalMetrics, RecommendationItem
-from gradience.schema.flat import CHOICES, wire_names
+from gradience.schema.flat import CHOICES, known_keys
 from gradience.telemetry.rows import HELD_OUT, split_row
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -105,9 +105,9 @@ _CHOICES: Final = {
     },
 }
 _LEVELS: Final[dict[Level, frozenset[str]]] = {
-    **{name: wire_names(cls) for name, cls in EVENT_TYPES.items()},
-    "eval.metrics": wire_names(EvalMetrics),
-    "recommendation.recommendations": wire_names(RecommendationItem),
+    **{name: known_keys(cls) for name, cls in EVENT_TYPES.items()},
+    "eval.metrics": known_keys(EvalMetrics),
+    "recommendation.recommendations": known_keys(RecommendationItem),
     **{level: frozenset(names) for level, names in ALIASES.items() if level.startswith("run_start.")},
 }
 _BELOW: Final = {"eval": "metrics", "recommendation": "recommendations", "run_start": "config"}

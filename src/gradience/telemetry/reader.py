@@ -10,12 +10,14 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, TypeVar
 
 from gradience.errors import RecorderError, SchemaError, few
 from gradience.schema import SCHEMA_ID
-from gradience.schema.events import ConfigSnapshot, Eval, Event, RunStart, UnknownEvent
+from gradience.schema.events import ConfigSnapshot, Eval, Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import (
     VALIDATE_LOGS_SCHEMA_ID,
     VALIDATE_SCHEMA_ID,
@@ -25,7 +27,7 @@ from gradience.schema.reports import (
 )
 from gradience.telemetry.lines import require_log
 from gradience.telemetry.near import Census
-from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, RowBlock
+from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan
 from gradience.telemetry.series import RunSeries
 
 E_ = TypeVar("E_")
@@ -76,7 +78,7 @@ class TelemetryReader:
             elif isinstance(found, UnknownEvent):
                 yield found
             else:
-                yield from found.events() if isinstance(found, RowBlock) else found
+                yield from found
         self.notes = version_notes(scan.version, scan.softened)
         if scan.unnamed:
             self.notes.append(unnamed_note(scan.unnamed))
@@ -163,13 +165,15 @@ class RunSummary:
         if event.run_id in self.runs:
             self.runs[event.run_id].take_unknown(event)
 
-    def take_rows(self, block: RowBlock) -> None:
-        """Add plain rows all at once, or one by one if their order needs counting."""
-        if self.of(block.run_id).take_rows(block):
-            self.counts["train_step"] += len(block.rows)
-            return
-        for event in block.events():
-            self.add(event)
+    def add_all(self, events: Sequence[Event]) -> None:
+        """Add events in their order: stretches of training rows of one run at once, if their order allows it."""
+        for (run_id, kind), stretch in groupby(events, attrgetter("run_id", "__class__")):
+            alike = list(stretch)
+            if issubclass(kind, TrainStep) and self.of(run_id).take_rows(alike):  # type: ignore[arg-type]  # of this kind
+                self.counts["train_step"] += len(alike)
+                continue
+            for event in alike:
+                self.add(event)
 
     def of(self, run_id: str) -> RunSeries:
         """Return the run of this id, created if it is new."""
@@ -194,7 +198,7 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
         SchemaError: the log is of another major version.
     """
     summary = RunSummary(path, frozenset(values))
-    scan = LogScan(path, values=summary.kept)
+    scan = LogScan(path, plain=True)
     for found in scan:
         if isinstance(found, BadLines):
             summary.issues_total += 1
@@ -202,11 +206,8 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
                 summary.issues.append(found.faults[0])
         elif isinstance(found, UnknownEvent):
             summary.take_unknown(found)
-        elif isinstance(found, RowBlock):
-            summary.take_rows(found)
         else:
-            for event in found:
-                summary.add(event)
+            summary.add_all(found)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     summary.softened, summary.version = scan.softened, scan.version
@@ -242,8 +243,7 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
         elif isinstance(found, UnknownEvent):
             unknown[found.event if found.event in unknown or len(unknown) < _MOST_NAMES else "..."] += 1
         else:
-            whole = found.events() if isinstance(found, RowBlock) else found
-            events.update(str(event.__struct_config__.tag) for event in whole)
+            events.update(str(event.__struct_config__.tag) for event in found)
     return ValidateReport(
         schema=VALIDATE_SCHEMA_ID,
         file=str(path),

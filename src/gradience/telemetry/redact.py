@@ -18,7 +18,7 @@ import msgspec
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import Event, EventBase, TrainStep, UnknownEvent
-from gradience.schema.flat import Flat, extended, refuse_taken
+from gradience.schema.flat import refuse_taken
 from gradience.telemetry.codec import (
     MAX_LINE_BYTES,
     JsonObject,
@@ -42,6 +42,7 @@ MAX_KEY_LEN: Final = 128
 _SCANNED_KEY: Final = 1024  # characters of a key that are scanned, before it is cut to MAX_KEY_LEN
 _CONSTANT: Final = frozenset({"schema", "ts", "event", "step", "seq"})  # envelope fields that never hold a user's text
 _IDS: Final = frozenset({"run_id", "session"})
+_ENVELOPE: Final = _CONSTANT | _IDS
 _WHOLE_PATH: Final = re.compile(
     r"/(?=\S|$)|~(?:[A-Za-z_][\w.-]*)?(?:/|$)|\.{1,2}/|[A-Za-z]:[/\\]|\\\\[\w.-]+\\|file://"
 )
@@ -61,10 +62,6 @@ def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one return fo
     """
     if isinstance(value, str):
         return HIDDEN if holds_secret(key, value) else hide_secrets(value, key)
-    if isinstance(value, Flat):  # its extras are judged by their names, which are not those of the fields
-        known = (value.known or type(value)).__struct_fields__
-        hidden, extras = _hide_in_fields(value, known, key, msgspec.structs.replace), value.extras
-        return hidden if (safe := hide_in(extras, key)) is extras else extended(hidden, safe)
     if isinstance(value, msgspec.Struct):
         return _hide_in_fields(value, value.__struct_fields__, key, msgspec.structs.replace)
     if dataclasses.is_dataclass(value):
@@ -177,14 +174,14 @@ def to_line(
     Args:
         event: of any kind.
         rule: how much of a string may be written.
-        extras: further values beside those of the event, JSON already. A name's own class would be dear here.
+        extras: further keys of the line beside those of the event's class and its envelope, JSON already.
 
     Raises:
         RecorderError: the event is not valid, or the line is too long.
     """
     try:
         if extras:
-            refuse_taken(type(event), extras)
+            refuse_taken(type(event), extras, _ENVELOPE)
         line = encode_document(redact_document({**to_document(event), **(extras or {})}, rule))
         _read_back(line)
     except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
@@ -215,7 +212,7 @@ def redact_event(event: Event, rule: Redaction = DEFAULT_REDACTION) -> Event:
     """Return an event that comes from no log as a log would hold it; the same object if nothing is to hide."""
     if isinstance(event, TrainStep) and event.run_id == redact_id(event.run_id):  # its only text is in its extras
         extras = {_key(k): _redact(v, rule, k) for k, v in event.extras.items()}
-        return event if extras == event.extras else extended(event, extras)
+        return event if extras == event.extras else msgspec.structs.replace(event, extras=extras)
     document = to_document(event)
     safe = redact_document(document, rule)
     return event if safe == document else convert(safe)  # type: ignore[return-value]  # its name is known

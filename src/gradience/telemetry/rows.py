@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from gradience.schema import Json, Real
-from gradience.schema.events import EvalMetrics, TrainStep
+from gradience.schema.events import EvalMetrics, EventBase, TrainStep
 from gradience.schema.values import described, number_of, step_of
 
 HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict")
@@ -23,11 +23,14 @@ _TRAINING: Final = frozenset({"loss", "learning_rate", "lr", "grad_norm"})
 _USUAL: Final = _TRAINING | {"epoch"}  # the keys that the Trainer logs for a step
 _BEGINNINGS: Final = tuple(f"{word}{mark}" for word in HELD_OUT for mark in "_/")
 
-_COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
-_METRICS: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy", "n": "n"}
+_COLUMNS: Final = {
+    **{name: name for name in TrainStep.__struct_fields__ if name not in EventBase.__struct_fields__},
+    "learning_rate": "lr",
+}
+_METRICS: Final = {**{name: name for name in EvalMetrics.__struct_fields__ if name != "extras"}, "perplexity": "ppl"}
 # Names that an extra may not have. `self` is one, because extras are passed to the writer's methods as keywords.
-_RESERVED: Final = frozenset({*TrainStep.__struct_fields__, "event", "extras", "self"})
-_RESERVED_METRICS: Final = frozenset({*EvalMetrics.__struct_fields__, "extras"})
+_RESERVED: Final = frozenset({*TrainStep.__struct_fields__, "event", "self"})
+_RESERVED_METRICS: Final = frozenset(EvalMetrics.__struct_fields__)
 
 Values = dict[str, Json]
 

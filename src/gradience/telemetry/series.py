@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import compress, islice
 from math import isfinite
 from operator import attrgetter, lt
-from typing import Final
+from types import NoneType
+from typing import Any, Final
 
 from gradience.schema import Json, Real, as_float
 from gradience.schema.events import (
@@ -31,9 +32,9 @@ from gradience.schema.events import (
     Wiring,
 )
 from gradience.schema.values import number_of
-from gradience.telemetry.scan import PlainRow, RowBlock
 
 _ABSENT = float("nan")
+_COLUMNS: Final = attrgetter("step", "loss", "lr", "grad_norm", "ts", "epoch", "extras")
 SPECTRAL: Final = "spectral"
 """The kind of `metrics` events that the callback's `spectral_every` writes, and the prefix of their columns."""
 PROBED: Final = ("update_norm", "stable_rank_mean")
@@ -151,35 +152,36 @@ class RunSeries:
         self._take_clock(event.ts)
         self._take_seq(event.session, event.seq)
 
-    def take_rows(self, block: RowBlock) -> bool:
-        """Add plain rows of one session as columns; if they are out of order, add nothing and return False."""
-        rows = block.rows
-        steps = [row.step for row in rows]
+    def take_rows(self, rows: list[TrainStep]) -> bool:
+        """Add rows of this run as columns; add nothing and return False if one is odd or out of order."""
+        steps, losses, rates, norms, clocks, epochs, extras = map(list, zip(*map(_COLUMNS, rows), strict=True))
+        if None in steps or None in losses or not _floats(losses, rates, norms, clocks, epochs):
+            return False
         if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
             return False
         self.steps.fromlist(steps)
-        self.losses.fromlist([row.loss for row in rows])
-        _extend(self.rates, [row.lr for row in rows])
-        _extend(self.grad_norms, [row.grad_norm for row in rows])
-        for name, at in block.fields.items():
-            values = list(map(attrgetter(at), rows))
-            if values.count(None) < len(values):
-                self._column(name).extend(steps, values)
+        self.losses.fromlist(losses)
+        _extend(self.rates, rates)
+        _extend(self.grad_norms, norms)
+        for name in self.kept & set().union(*extras) if any(extras) else ():
+            self._take_values(name, steps, [values.get(name) for values in extras])
         self.last_step = max(steps[-1], self.last_step or 0)
-        for ts in _ends([row.ts for row in rows]):
+        for ts in _ends(clocks):
             self._take_clock(ts)
-        self._take_epoch(_last_epoch(rows))
+        self._take_epoch(next((epoch for epoch in reversed(epochs) if epoch is not None), None))
         return True
 
     def _column(self, name: str) -> Column:
         return self.columns.setdefault(name, Column())
 
-    def _take_seqs(self, rows: Sequence[PlainRow]) -> bool:
+    def _take_seqs(self, rows: Sequence[TrainStep]) -> bool:
         session = rows[0].session
+        if {*map(attrgetter("session"), rows)} != {session}:
+            return False
         if session is None or session != self._session:
             return session is self._session
         expected = self._next_seq.get(session)
-        if expected is None or [row.seq for row in rows] != list(range(expected, expected + len(rows))):
+        if expected is None or list(map(attrgetter("seq"), rows)) != list(range(expected, expected + len(rows))):
             return False
         self._next_seq[session] = expected + len(rows)
         return True
@@ -236,6 +238,13 @@ class RunSeries:
         fed.update(enumerate(event.batches, event.first))
         while len(fed) > FIRST_FED + _NEWEST_FED:
             del fed[next(islice(fed, FIRST_FED, None))]
+
+    def _take_values(self, name: str, steps: list[int], values: list[Json]) -> None:
+        if _floats(values) and values.count(None) < len(values):
+            self._column(name).extend(steps, values)
+            return
+        for step, value in zip(steps, values, strict=True):
+            self._take_value(name, step, value)
 
     def _take_value(self, name: str, step: int, value: Json) -> None:
         """Add a further value of a row. A value that is not a finite number creates the column but adds nothing."""
@@ -305,11 +314,9 @@ def _ends(values: list[float | None]) -> list[float]:
     return [known[0], known[-1]] if known and known[0] is not None else []
 
 
-def _last_epoch(rows: Sequence[PlainRow]) -> float | None:
-    """Return the last epoch that any row names, or None."""
-    if rows[-1].epoch is not None:
-        return rows[-1].epoch
-    return next((epoch for epoch in reversed([row.epoch for row in rows]) if epoch is not None), None)
+def _floats(*columns: list[Any]) -> bool:
+    """Whether the columns hold nothing but floats and None."""
+    return all({*map(type, column)} <= {float, NoneType} for column in columns)
 
 
 def _extend(column: array[float], values: list[float | None]) -> None:

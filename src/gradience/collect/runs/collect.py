@@ -229,8 +229,7 @@ def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
             "ppl": event.metrics.ppl,
             "accuracy": event.metrics.accuracy,
         }
-        given = event.metrics.extras  # made anew whenever it is asked for
-        extras = {name: number_in(given, name) for name in given}
+        extras = {name: number_in(event.metrics.extras, name) for name in event.metrics.extras}
         for metric, value in (named | extras).items():
             number = number_column(value)
             if number is not None:

@@ -26,7 +26,6 @@ from gradience.rules.log.story import line_of, noisy_levels, story_parts
 from gradience.schema import MAX_INT, NonFinite, number_in, real
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot, Wiring
-from gradience.schema.flat import extended
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,
@@ -282,8 +281,8 @@ def _with_count(point: EvalPoint) -> EvalPoint:
     if metrics.n is not None or rate is None or runtime is None or not 0.5 < rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
         return point
     extras = {**metrics.extras, _DERIVED: _DERIVATION}
-    counted = msgspec.structs.replace(metrics, n=round(rate * runtime))
-    return msgspec.structs.replace(point, metrics=extended(counted, extras))
+    counted = msgspec.structs.replace(metrics, n=round(rate * runtime), extras=extras)
+    return msgspec.structs.replace(point, metrics=counted)
 
 
 def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
