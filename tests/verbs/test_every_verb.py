@@ -1,11 +1,17 @@
 """One run as every verb shows it: a command line, its exit code, and lines of its screen (or of its one-line error).
 
-The run is golden/readme's, which the README's first command wrote; the commands follow one another in one folder.
+The run is golden/readme's, which the README's first command wrote; adapters, a base and a series of checkpoints are
+drawn from a seed beside it. The commands follow one another in one folder.
 """
 
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
+
 import pytest
+from drawn_adapters import adapter, base, trained
 from readme_blocks import clone_with_run
 from screens import shell
 from tables import every
@@ -207,7 +213,148 @@ TABLE = [
         Ranks:      8 1
         """,
     ),
+    (
+        "compare series",
+        0,
+        """
+        Series of 3 checkpoints:
+             step  norm(dW)  cos to final  cos to prev.  change  eff. rank  stable  k@90%
+               10     107.6        0.8099             -       -       2.48    1.31   2.00
+               20     107.6        0.9561        0.9462   32.8%       2.48    1.31   2.00
+               30     118.6        1.0000        0.9561   32.7%       2.62    1.40   2.33
+          Mean effective rank, last over first: 1.06
+        checkpoint-20 -> checkpoint-30 (3 modules in both):
+          checkpoint-10   1.00   0.95   0.81
+            +0.894     1.34    0.904   1.000  layers.1.v_proj
+        """,
+    ),
+    (
+        "audit --peft-dir dora --base base --intruders --verbose",
+        0,
+        """
+        Verdict: OVERSIZED (the update has 1.17 times the norm of the base weights)
+          [ERROR] SIZ215: Oversized: the update has 1.17 times the norm of the base weights.
+              evidence: against the base: 4 intruder dimensions in 2 modules
+          [INFO] INT212: 4 intruder dimensions in 2 modules (k=7, eps=0.5); most in layers.0.up_proj: 3.
+          Modules:     3, in 2 layers of the network
+          Energy by type (modules): attn 51.8% (2), mlp 48.2% (1)
+          Energy is as concentrated as in 3 modules with equal shares (there are 3); half of it is in 1 of 2 layers (0)
+          UDR norm2(dW)/norm2(W): median 1.45, largest 1.86 (layers.0.up_proj)
+          SDI log10(UDR):         median 0.16
+          Relative Frobenius:     1.17 over all modules
+          Merged in bfloat16: 100.0% of entries change, cosine with the update 1.000 (medians)
+          Intruder dimensions:    4 in 2 of 3 modules (k=7, eps=0.5; 0 at 0.3, 4 at 0.5, 14 at 0.7)
+        In the file: lora pair 82.2% (0.00 MB, 6 tensors), magnitude 17.8% (0.00 MB, 3 tensors)
+        """,
+    ),
+    (
+        "merge one two --out ties --method ties --density 0.5 --verbose",
+        0,
+        """
+        +1 x one: 3 modules, r=2..3
+        +1 x two: 3 modules, r=4..5
+        Method: ties, density 0.5
+        Error:  7.94% of what ties defines (Frobenius norm, all modules)
+                32.2% away from the plain weighted sum
+          2+5 > 5              9.64%  layers.1.v_proj
+          0+4 > 4               zero  layers.1.q_proj
+        Not in all adapters (2): layers.0.up_proj, layers.1.q_proj
+        Note: rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off.
+        """,
+    ),
+    (
+        "merge-check one two",
+        0,
+        """
+        Findings: none
+          one  keeps 0.495 = 0.5 - 0.005; rest of M orthogonal to it 36.0%
+          two  keeps 0.491 = 0.5 - 0.009; rest of M orthogonal to it 65.2%
+        one and two: cosine -0.013, scale 1.35 : 1
+          shared directions phi(2,2): outputs 0.066 (chance 0.236), inputs 0.315 (chance 0.268)
+        Signs: 50.4% conflict (50.2% of Gaussian entries), 24.1% of the magnitude cancels; all read
+        Not in all adapters (2): layers.0.up_proj, layers.1.q_proj
+        """,
+    ),
+    (
+        "convert dora --base base --rank 2 --out plain --verbose",
+        0,
+        """
+        From: dora/adapter_model.safetensors  (LORA DoRA rsLoRA)
+        To:   plain  (PEFT LoRA)
+        Parameters: 163 -> 102
+        Update: relative error 42.55% of the whole, at most 46.94% of a module (Frobenius norm)
+           4>2      46.94%  dense      layers.1.v_proj
+        """,
+    ),
+    (
+        "resize dora --base base --rel-error 0.4 --dry-run",
+        0,
+        """
+        Criterion:  relative error <= 0.4 in each module
+        Parameters: 134 -> 51
+        Error:      14.4% of the whole update, at most 21.6% of a module
+          r=2 -> 1: 2
+              4>1        8.4%       16  layers.1.v_proj
+        Note: DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight
+        """,
+    ),
+    (
+        "import state/trainer_state.json --out imported.jsonl",
+        0,
+        """
+        Source: state/trainer_state.json (trainer-state)
+        Wrote:  imported.jsonl
+          steps 1 to 30: 30 rows of training, 3 evaluations
+          ended: ok (the planned steps were made)
+        Next: gradience monitor imported.jsonl
+        """,
+    ),
+    (
+        "monitor state/trainer_state.json",
+        0,
+        """
+        Story: learns; loss 1.95 -> 0.5; eval loss 1.2 against 0.525 in training; eval loss still falls at the end
+        Status:  ok (the planned steps were made), step 30 of 30
+        Loss:    1.95 -> 0.5 in 30 rows  (lowest 0.5 at step 30)
+        Peak LR: 0.0001  (largest logged)
+          Gap:       eval loss 1.2, training loss 0.525 (step 30)
+          [WARNING] GAP111: Eval loss is 1.2 against 0.525 in training at step 30 (2.3 times).
+        Note: imported in memory from trainer_state.json (trainer-state); no file was written.
+        """,
+    ),
+    (
+        "why runs/toy/run.jsonl imported.jsonl",
+        0,
+        """
+        The runs part at step 1, where the lr differs: the learning rate (optimizer.lr: 0.001 and 0.0001).
+          lr         0.0  |  0.0001
+          schedule       training.max_steps: 240 and 30
+          the rows of each step: record the digests (digests=True)
+        """,
+    ),
 ]
+
+
+def lay_out() -> None:
+    """Write what the commands read beside the run."""
+    root, rng = Path(), random.Random("screens")  # noqa: S311  # an input repeats itself
+    base(root / "base", rng)
+    adapter(root / "one", rng, plain=True)
+    adapter(root / "two", rng, plain=True, zero="layers.1.q_proj")
+    adapter(root / "spare", rng, plain=False)
+    adapter(root / "dora", rng, plain=False)
+    for step in (10, 20, 30):
+        place = root / "series" / f"checkpoint-{step}"
+        adapter(place, random.Random("run 1"), plain=True)  # noqa: S311  # as above
+        trained(place / "adapter_model.safetensors", step / 30)
+    rows = [
+        {"loss": 2.0 - 0.05 * step, "grad_norm": 1.0, "learning_rate": 1e-4, "step": step, "epoch": step / 10}
+        for step in range(1, 31)
+    ]
+    rows += [{"eval_loss": 1.5 - step / 100, "step": step, "epoch": step / 10} for step in (10, 20, 30)]
+    state = {"log_history": rows, "global_step": 30, "max_steps": 30, "num_train_epochs": 3}
+    (root / "state").mkdir()
+    (root / "state" / "trainer_state.json").write_text(json.dumps(state))
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +362,7 @@ def answers() -> list[tuple[int, str, str]]:
     """The exit code, the screen and the errors of each command of the table."""
     pytest.importorskip("duckdb", reason="needs the fleet extra")
     with clone_with_run():
+        lay_out()
         return [shell(f"gradience {command}") for command, _, _ in TABLE]
 
 
