@@ -301,6 +301,43 @@ def _gap(ratio: float, *, epochs: float | None = 3.0, train: float = 2.0, **metr
     return with_history(event, losses=losses, epoch=epochs)
 
 
+def _accuracies(train: float, held_out: float, n: int) -> RunFacts:
+    """Accuracies in training and held out, with losses that are close."""
+    facts = with_history(evaluation(60, FALL[-1], accuracy=held_out, n=n))
+    of_train = EvalPoint(split="train", step=60, metrics=EvalMetrics(accuracy=train, n=n))
+    return replace(facts, evals=[of_train, facts.held_out])
+
+
+def _left(*values: float, by: str = "loss", restored: bool | None = True, n: int = 1000, last: int = 60) -> RunFacts:
+    """A finished run with an accuracy at steps 20, 40 and 60, whose loss was lowest at step 20."""
+    steps = zip((20, 40, 60), (1.0, 1.01, 1.01), values, strict=True)
+    facts = with_history(*(evaluation(step, loss, accuracy=value, n=n) for step, loss, value in steps), last_step=last)
+    training = TrainingSnapshot(load_best_model_at_end=restored, metric_for_best_model=by)
+    return replace(facts, config=ConfigSnapshot(training=training))
+
+
+def _recalled(recall: float, accuracy: float = 0.8) -> RunFacts:
+    return with_history(evaluation(60, 1.0, accuracy=accuracy, n=1000, recall=recall))
+
+
+def _told_apart(held_out: float, train: float = 0.95) -> RunFacts:
+    """Preference training with these shares of pairs in order."""
+    columns = {"rewards/accuracies": [train] * 60, "rewards/margins": line(60, 0.0, 3.0)}
+    facts = run(FALL, columns=columns)
+    event = evaluation(60, 1.0, **{"rewards/accuracies": held_out})
+    return replace(facts, history=[event], held_out=EvalPoint(split="eval", step=60, metrics=event.metrics))
+
+
+def _warmed(steps: float, rows: int = 60) -> RunFacts:
+    """A learning rate that rises over so many of the rows, and stays there."""
+    return run(FALL[:rows], rates=[1e-4 * min(1.0, (i + 1) / steps) for i in range(rows)])
+
+
+def _turned(name: str | None, up: bool | None) -> RunFacts:  # noqa: FBT001  # the setting is one
+    training = TrainingSnapshot(metric_for_best_model=name, greater_is_better=up)
+    return replace(run(FALL), config=ConfigSnapshot(training=training))
+
+
 def _epochs(
     drops: Sequence[float],
     rows: int = 40,
@@ -988,10 +1025,14 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("almost", "-w", 53, 54, _stopped),
             Edge("rising", "-w", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
+            Edge("long_warmup", "-i", 21, 22, _warmed),
+            Edge("long_rows", "-i", 3, 4, lambda x: _warmed(x, rows=11 if x > 3 else 8)),
         ],
         told=[
             ({"peak": 1.2345e-5}, "ended inside its warm-up: the learning rate reached 1.23e-05"),
+            ({"peak": 1e-4, "share": 0.7}, "the warm-up took 70% of it"),
         ],
+        told_as_info=True,
     ),
     "OVF110": Entry(
         edges=[
@@ -1027,17 +1068,17 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
             At(
                 lambda x: evaluated(1.5, 1.25, 1.0, x, x),
-                {1.046875: None, 1.05: "info"},
+                {1.046875: None, 1.05: "warning"},
                 given={"facts.noise": lambda *_, **__: 2.0**-6},
             ),
         ],
         told=[
             (OVERFIT, "overfits from step 43 (test loss +12.5% since)"),
             (
-                {**OVERFIT, "metric": "wer", "metric_kept": True},
-                "overfits from step 43 (test loss +12.5% since), but wer holds",
+                {**OVERFIT, "metric": "wer", "metric_gained": True},
+                "overfits from step 43 (test loss +12.5% since), but wer still gained",
             ),
-            ({**OVERFIT, "metric": "f1", "metric_kept": False}, "overfits from step 43 (test loss +12.5% since)"),
+            ({**OVERFIT, "metric": "f1", "metric_gained": False}, "overfits from step 43 (test loss +12.5% since)"),
             (
                 {"split": "test", "metric": "accuracy", "best_step": 7, "best": 0.75, "last": 0.5},
                 "test accuracy was best at step 7 (75.0%; 50.0% at the end)",
@@ -1062,10 +1103,70 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("gap_times", "-w", 1.99, 2.01, lambda x: _gap(math.exp(0.2 * (x - 1.0)), train=0.2)),
             Edge("gap_nats", "-w", 0.099, 0.101, lambda x: _gap(math.exp(x), train=0.01)),
             Edge("a_task_metric_decides", "wi", 0, 1, lambda x: _gap(2.0, **({"f1": 0.5} if x else {}))),
+            Edge("accuracy_gap", "-i", 0.8125, 0.8155, lambda x: _accuracies(x + 0.0875, 0.8, 1_000_000)),
+            Edge("examples", "-i", 200, 2000, lambda n: _accuracies(0.912, 0.8, int(n) if n > 1000 else 20)),
         ],
         told=[
             ({"split": "test", "held_out": 1.23456, "train": 0.5}, "test loss 1.235 against 0.5 in training"),
+            ({"rises": True, "nats": math.log(3.625), "held_out": 2.0, "train": 0.5}, "gap 3.62x"),
+            ({"rises": True, "nats": 9.0}, "gap over 1000x"),
+            ({"accuracy_train": 0.99, "accuracy_held_out": 0.82}, "accuracy 99.0% in training, 82.0% held out"),
         ],
+        told_as_info=True,
+    ),
+    "SEL190": Entry(
+        edges=[
+            Edge("worse", "-i", 0.82, 0.83, lambda x: _left(0.8, 0.8, x)),
+            Edge("restored", "-i", 0.0, 1.0, lambda x: _left(0.8, 0.8, 0.9, by="loss" if x else "accuracy")),
+            Edge("last", "-i", 0.0, 1.0, lambda x: _left(0.8, 0.9, 0.8 if x else 0.9, restored=False)),
+            Edge("told", "?i", 0.0, 1.0, lambda x: _left(0.8, 0.8, 0.9, restored=True if x else None)),
+        ],
+        told=[
+            (
+                {"metric": "f1", "best_step": 40, "step": 20},
+                "f1 was better at step 40 than at step 20, which was kept",
+            ),
+        ],
+        told_as_info=True,
+    ),
+    "EVL191": Entry(
+        edges=[
+            Edge("unmeasured", "-i", 63, 64, lambda x: _left(0.8, 0.8, 0.8, restored=False, last=int(x))),
+            Edge("restored", "i?", 0.0, 1.0, lambda x: _left(0.8, 0.8, 0.8, restored=bool(x), last=90)),
+        ],
+    ),
+    "SEL192": Entry(
+        edges=[
+            Edge("rises", "-w", 1.0, 0.0, lambda x: _turned("eval_accuracy", bool(x))),
+            Edge("falls", "-w", 0.0, 1.0, lambda x: _turned("loss", bool(x))),
+            Edge("known", "w-", 1.0, 0.0, lambda x: _turned("loss" if x else "temperature", up=True)),
+            Edge("stated", "?w", 0.0, 1.0, lambda x: _turned("loss", up=True if x else None)),
+        ],
+        told=[({"metric": "accuracy"}, "its best checkpoint is its worst in accuracy")],
+    ),
+    "CON193": Entry(
+        edges=[
+            Edge("equal_evals", "-w", 3, 4, lambda n: evaluated(*[2.0] * int(n), accuracy=0.75)),
+            Edge(
+                "equal",
+                "-w",
+                0.0,
+                1.0,
+                lambda x: _left(0.7, 0.7, 0.7, n=None) if not x else evaluated(*[2.0] * 4, accuracy=0.7),
+            ),
+            Edge("of_one_class", "-w", 0.5002, 0.50005, _recalled),
+            Edge("all_classes", "w-", 1 / 20, 1 / 21, _recalled),
+            Edge("below_accuracy", "-w", 0.49, 0.51, lambda x: _recalled(0.5, x)),
+            Edge("none", "-w", 0.01, 0.0, _recalled),
+        ],
+        told=[({"metric": "f1", "value": 0.66666}, "one answer to every row (f1 0.667)")],
+    ),
+    "PRF194": Entry(
+        edges=[
+            Edge("swapped", "-w", 0.31, 0.3, _told_apart),
+            Edge("trained", "-w", 0.69, 0.7, lambda x: _told_apart(0.1, x)),
+        ],
+        told=[({"held_out": 0.08}, "held-out pairs are swapped (8% in order)")],
     ),
     "EVL134": Entry(
         edges=[
@@ -1275,6 +1376,11 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
     ),
     "LEK185": Entry(
+        edges=[
+            Edge("solved", "i?", 0.02, 0.0201, lambda x: run([2.0, *[x] * 59], epoch=1.0)),
+            Edge("first_pass", "i?", 2.0, 20.0, lambda x: run([2.0] * 10 + [0.01] * 50, epoch=x)),
+            Edge("held_out_too", "i?", 0.02, 0.0201, lambda x: run([2.0, *[0.01] * 59], held_out=[x], epoch=1.0)),
+        ],
         at=[
             At(
                 lambda x: run(FALL, held_out=[0.1] * 4, accuracy=x),
@@ -1284,7 +1390,11 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda n: run(FALL, held_out=[0.1] * n, accuracy=1.0), {4: "warning", 3: None}, number="perfect_by"),
             At(lambda x: run(FALL, held_out=[0.1] * 4, accuracy=x), {None: "?"}),
         ],
-        told=[({"accuracy": 0.9951, "step": 20}, "accuracy 99.5% at step 20 already")],
+        told=[
+            ({"accuracy": 0.9951, "step": 20}, "accuracy 99.5% at step 20 already"),
+            ({"loss": 0.0029}, "the loss is 0.0029 within the first pass over the data"),
+        ],
+        told_as_info=True,
         says=[
             (
                 with_history(evaluation(0, 0.1, accuracy=1.0), evaluation(50, 0.1, accuracy=1.0)),

@@ -234,9 +234,9 @@ def test_a_run_whose_log_has_no_row_says_why(tmp_path):
     report = diagnose(tmp_path)
     assert report.sources[1].holds == "0 rows, 0 evaluations, status ok"
     (cause,) = [cause for cause in report.causes if cause.severity == "warning"]
-    assert "logging_steps 50 against 6 steps: no row of training loss is recorded" in cause.message
+    assert cause.message == "The log holds 0 training rows: logging_steps is 50, and the run had 6."
     assert report.advice is not None
-    assert report.advice.text == "set logging_steps to 1"
+    assert report.advice.text == "Set logging_steps to 1 next time."
 
 
 def test_a_checkpoint_before_a_loss_rounded_to_zero_is_not_gone_back_to(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 from tables import every
 
 from gradience.judge.diagnose import is_complete, verdict_of
+from gradience.schema.diagnose import Cause, Piece
 
 
 @every(
@@ -24,8 +25,16 @@ from gradience.judge.diagnose import is_complete, verdict_of
     ],
 )
 def test_the_gravest_cause_decides(severities, complete, verdict):
-    causes: Any = [SimpleNamespace(severity=one) for one in severities]
+    causes = [Cause(id="X1", severity=one, message="It is so.") for one in severities]
     assert verdict_of(causes, complete=complete) == verdict
+
+
+@every(("rule", "verdict"), [("OVF110", "worth_a_look"), ("GAP111", "worth_a_look"), ("UND126", "no_fault_found")])
+def test_what_a_reader_has_to_decide_is_worth_a_look(rule, verdict):
+    piece = Piece(source="log", id=rule, severity="info", says="It is so.")
+    cause = Cause(id=rule, severity="info", message="It is so.", pieces=[piece])
+    assert verdict_of([cause], complete=True) == verdict
+    assert verdict_of([cause], complete=False) == "could_not_judge"
 
 
 @every(

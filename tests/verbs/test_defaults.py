@@ -192,6 +192,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "table.indent": 2,
         "table.gap": 2,
         "shortened.indent": 2,
+        "folded.width": 100,
         "listed.most": 4,
         "number.spec": ".2f",
     },

@@ -139,7 +139,7 @@ TABLE = [
         0,
         """
         Status:  ok, step 240 of 240
-        Loss:    0.6683 -> 0.04073 in 240 rows  (lowest 0.01327 at step 165)
+        Loss:    0.7026 -> 0.138 (medians) in 240 rows  (lowest 0.01327 at step 165)
         Peak LR: 0.001
           Train PPL: 1.16
           Test  PPL: 1.19
@@ -158,7 +158,8 @@ TABLE = [
         "diagnose runs/toy --verbose",
         0,
         """
-          config  runs/toy/training/training_args.json: settings in the log, adapter_config.json, training_args.json
+          config  runs/toy/training/training_args.json: settings in the log, adapter_config.json,
+              training_args.json
           log     runs/toy/run.jsonl: 240 rows, 10 evaluations, status ok
           weights runs/toy/peft: 8 modules, trained (in peft)
           [INFO] DIV103 (log): The loss spikes to 0.6254 at step 111, from 0.2101 in the rows before.
@@ -191,10 +192,11 @@ TABLE = [
         Confidence: 0.80 (a judgement)
         Applies to: a configuration (gradience check)
         When:       peak lr <= 5e-05, unless scaling x r x lr >= 0.0032 (MLX-LM: in a digit of the rate)
-          low_lr = 5e-05 (peak learning rate): default of transformers' TrainingArguments; just above the sweep's 4e-5
+          low_lr = 5e-05 (peak learning rate): default of transformers' TrainingArguments; just above the
+              sweep's 4e-5
         """,
     ),
-    ("report runs/toy --out page.md", 0, "wrote page.md (3 KB, 1 finding)"),
+    ("report runs/toy --out page.md", 0, "wrote page.md (4 KB, 2 findings)"),
     (
         "fleet audit runs --out fleet",
         0,

@@ -228,8 +228,10 @@ _TELLING: tuple[tuple[Kind, frozenset[str]], ...] = (
 _FAMILIES: dict[str, Kind] = {"sft": "sft", "preference": "preference", "reward": "reward", "rl": "rl"}
 
 
-def objective_of(config: ConfigSnapshot) -> Objective:
+def objective_of(config: ConfigSnapshot, ignored: AbstractSet[str] = frozenset()) -> Objective:
     """The objective of a run by the first of: the stated task, the trainer's config, logged names, other hints.
+
+    Logged names that are `ignored` are no evidence.
 
     >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind
     'classification'
@@ -242,7 +244,7 @@ def objective_of(config: ConfigSnapshot) -> Objective:
     if trainer:
         return Objective(_FAMILIES.get(trainer, "unknown"), f"keys of a trainer of kind {trainer}", stated=True)
     logged = config.training.extras.get("logged_names")
-    named = objective_by_names(frozenset(map(str, logged))) if isinstance(logged, list) else None
+    named = objective_by_names(frozenset(map(str, logged)) - ignored) if isinstance(logged, list) else None
     return named or _hinted(config)
 
 

@@ -12,7 +12,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path, PurePath
+from textwrap import wrap
 from typing import Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from gradience.errors import GradienceError, OutputError, few
@@ -26,6 +28,12 @@ P = ParamSpec("P")
 Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
 
 WIDTH = 72  # characters of a banner
+PAGE: Final = 100  # most characters of a line of prose
+INFOS: Final = 5  # findings of severity info that a screen shows
+_RANGE: Final = 3  # ids of one code that are named singly
+_HANG: Final = 4  # further indent of a folded line
+_LABEL: Final = 12  # characters in which a label is followed by blanks; further on, blanks part columns
+_COMMAND: Final = "gradience "  # a line with a command is one to copy
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
 
@@ -41,9 +49,21 @@ def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
 
     @wraps(lines)
     def text(*args: P.args, **kwargs: P.kwargs) -> str:
-        return "\n".join(lines(*args, **kwargs))
+        return "\n".join(chain.from_iterable(map(folded, lines(*args, **kwargs))))
 
     return text
+
+
+def folded(line: str, width: int = PAGE) -> list[str]:
+    """The line in pieces of at most `width` characters, the later ones indented. A command or a table row stays whole.
+
+    >>> folded("  [INFO] it is long", 12)
+    ['  [INFO] it', '      is', '      long']
+    """
+    if len(line) <= width or _COMMAND in line or "  " in line.strip()[_LABEL:]:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()) + _HANG)
+    return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int = 0) -> Iterator[str]:
@@ -181,10 +201,19 @@ def short_path(path: str | PurePath) -> str:
 
 
 def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str]:
-    """A line for each finding, and a line with its action; `verbose` adds its evidence."""
+    """A line for each finding, and a line with its action if it is no info; `verbose` adds the grounds.
+
+    Of the findings of severity info the first are shown, and the number of the others.
+    """
+    infos: list[str] = []
     for finding in findings:
-        yield f"  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
+        line = f"  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
+        if finding.severity == "info" and not verbose:
+            infos.append(line)
+            continue
+        yield line
         yield from action_lines(finding, verbose=verbose)
+    yield from shortened(infos, INFOS)
 
 
 def note_line(findings: Iterable[Finding]) -> str | None:
@@ -221,7 +250,21 @@ def skipped_lines(not_run: Sequence[NotRun], *, verbose: bool) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for item in not_run if verbose else ():
         reasons.setdefault(item.reason, []).append(item.id)
-    yield from (f"  {', '.join(ids)}: {clean(reason)}" for reason, ids in reasons.items())
+    yield from (f"  {', '.join(ranges(ids))}: {clean(reason)}" for reason, ids in reasons.items())
+
+
+def ranges(ids: Iterable[str]) -> Iterator[str]:
+    """The ids, of which those of one letter code stand as its first and last if they are more than three.
+
+    >>> list(ranges(["WIR170", "LR001", "WIR171", "WIR179", "WIR173"]))
+    ['4 of WIR170 to WIR179', 'LR001']
+    """
+    codes: dict[str, list[str]] = {}
+    for each in ids:
+        codes.setdefault(each.rstrip("0123456789"), []).append(each)
+    for members in codes.values():
+        ordered = sorted(set(members))
+        yield from [f"{len(ordered)} of {ordered[0]} to {ordered[-1]}"] if len(ordered) > _RANGE else ordered
 
 
 def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 
 from gradience.configs.settings import states_adapter
 from gradience.render import (
+    INFOS,
     action_lines,
     as_text,
     banner,
@@ -25,11 +26,12 @@ from gradience.render import (
     note_line,
     number,
     percent,
+    shortened,
     shorter,
     skipped_line,
     skipped_lines,
 )
-from gradience.render.monitor import probe_lines
+from gradience.render.monitor import mark_lines, probe_lines
 from gradience.render.plots import histogram_lines
 from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
@@ -337,17 +339,19 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield ""
-    shown = [cause for cause in report.causes if verbose or cause.severity != "info"]
-    yield f"Causes ({len(shown)}):" if shown else "Causes: none found by the checks that ran"
-    for cause in shown:
+    yield f"Causes ({len(report.causes)}):" if report.causes else "Causes: none found by the checks that ran"
+    infos = [cause for cause in report.causes if cause.severity == "info" and not verbose]
+    for cause in report.causes[: len(report.causes) - len(infos)]:  # the gravest come first
         yield from _cause(cause, verbose=verbose)
-    if not verbose and (notes := note_line(report.causes)):
-        yield f"  {notes}"
+    yield from shortened([next(_cause(cause, verbose=False)) for cause in infos], INFOS)
     yield ""
     if report.advice is not None:
         yield f"Next: {clean(report.advice.text)}"
         if report.advice.alternative:
             yield f"   or: {clean(report.advice.alternative)}"
+        yield ""
+    if report.monitor is not None and report.monitor.account.marks:
+        yield from mark_lines(report.monitor.account.marks)
         yield ""
     if report.best_checkpoint is not None:
         yield _best(report.best_checkpoint)
@@ -358,8 +362,9 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
             yield f"  {source:<{_SOURCE}}{clean(reason)}: {clean(ids)}"
         yield ""
     of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}
-    yield from (f"Note: {clean(note)}." for note in report.notes if verbose or note not in of_parts)
-    yield "Causes are hypotheses with their grounds: verify on held-out data."
+    yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
+    if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
+        yield "Causes are hypotheses with their grounds: verify on held-out data."
 
 
 def by_reason(not_run: Iterable[Unjudged]) -> dict[tuple[str, str], str]:

@@ -6,17 +6,18 @@ Names come from logs and adapters, so every text is escaped: none can become mar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Final
 
 from gradience.render import SKIPPED, clean, count, duration, number, percent, sentence, short_path, shorter, words
 from gradience.render.bench import harm_cell, outcome_cell, rows_of, task_line
 from gradience.render.check import by_reason, split_headline
-from gradience.render.monitor import step_of_plan
+from gradience.render.monitor import loss_ends, mark_cells, marks_title, step_of_plan
 from gradience.schema.audit import AuditReport, Standing
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import Cause, CauseAdvice, DiagnoseReport, Unjudged
+from gradience.schema.reports import EvaluationMark, MetricAccount
 
 _ROWS: Final = 20
 _SPLITS: Final = 5  # splits among the main numbers
@@ -57,6 +58,7 @@ def _lines(
         yield ""
     facts = [(escape(label), escape(value)) for label, value in main_facts(report)]
     yield from _table(("Fact", "Value"), facts)
+    yield from _marks(run.account.marks if run is not None else [])
     yield from _findings(report.causes, report.advice)
     yield from _ranks(audit)
     yield from _compared(comparison)
@@ -94,13 +96,20 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
         yield ""
 
 
-def main_facts(
-    report: DiagnoseReport, lowest: Mapping[str, tuple[float, int | None]] | None = None
-) -> Iterator[tuple[str, str]]:
-    """The main numbers of a run and its adapter: labels and values.
+def _marks(marks: Sequence[EvaluationMark]) -> Iterator[str]:
+    if marks:
+        yield f"{escape(marks_title(marks))}:"
+        yield ""
+        cells = [[escape(cell) for cell in mark_cells(mark)] for mark in marks]
+        yield from _table(("Step", "Loss", "Metric", "What it is"), cells)
 
-    `lowest` gives for each split the lowest loss and its step.
-    """
+
+def _lowest(loss: MetricAccount) -> str:
+    return f"lowest {number(loss.best, '.4g')} at step {loss.best_step}"
+
+
+def main_facts(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
+    """The main numbers of a run and its adapter: labels and values."""
     run, audit = report.monitor, report.audit
     if run is not None:
         t = run.train
@@ -108,10 +117,10 @@ def main_facts(
         yield "Status", words(run.status) + step_of_plan(run)
         if t.rows:
             best = "" if t.min_loss is None else f" (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
-            yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}{best}, {t.rows} rows"
+            yield "Training loss", f"{loss_ends(t)}{best}, {t.rows} rows"
         for point in run.evals[:_SPLITS]:
-            low, when = (lowest or {}).get(point.split, (None, None))
-            best = "" if low is None or when == point.step else f" (lowest {number(low, '.4g')} at step {when})"
+            low = run.account.held_out_loss if point.split == run.account.split else None
+            best = "" if low is None or low.best_step == point.step else f" ({_lowest(low)})"
             accuracy = "" if point.metrics.accuracy is None else f", accuracy {percent(point.metrics.accuracy)}"
             at = "" if point.step is None else f" at step {point.step}"
             n = "" if point.metrics.n is None else f", {point.metrics.n:,} examples"

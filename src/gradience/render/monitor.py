@@ -24,11 +24,22 @@ from gradience.render import (
 )
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
+from gradience.rules.log.account import is_token_accuracy
+from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.recorded import no_weights
 from gradience.rules.weights import suggests_ranks
 from gradience.schema import Json, NonFinite, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
-from gradience.schema.reports import Advice, EvalPoint, LossKind, MonitorReport, Schedule, SignalSummary
+from gradience.schema.reports import (
+    Advice,
+    EvalPoint,
+    EvaluationMark,
+    LossKind,
+    MonitorReport,
+    Schedule,
+    SignalSummary,
+    TrainSummary,
+)
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
@@ -44,9 +55,12 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
     yield from banner("GRADIENCE MONITOR")
     yield f"Story: {clean(report.story)}"
     yield f"File: {clean(report.file)}"
-    yield f"Model:   {clean(report.config.model_name or '-')}"
-    yield f"Dataset: {clean(report.config.dataset_name or '-')}"
-    yield f"Profile: {report.config.task_profile}"
+    if report.config.model_name:
+        yield f"Model:   {clean(report.config.model_name)}"
+    if report.config.dataset_name:
+        yield f"Dataset: {clean(report.config.dataset_name)}"
+    if report.config.task_profile != "unknown":
+        yield f"Profile: {report.config.task_profile}"
     reason = f" ({clean(report.status_reason)})" if report.status_reason else ""
     yield f"Status:  {words(report.status)}{reason}{step_of_plan(report)}"
     yield from _training(report)
@@ -65,7 +79,7 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
         yield f"Events: {', '.join(f'{name} {n}' for name, n in report.events.items())}"
         yield f"Run: {clean(report.run_id or '-')}, sessions recorded: {report.sessions}"
         yield ""
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes))
     if verbose or any(each.severity != "info" for each in report.findings):
         yield "Findings are hypotheses: verify on held-out data."
 
@@ -90,9 +104,16 @@ def _training(report: MonitorReport) -> Iterator[str]:
         if t.first_loss == t.last_loss == t.min_loss:
             yield f"Loss:    {number(t.last_loss, '.4g')} in all {t.rows} rows"
         else:
-            yield f"Loss:    {number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')} in {t.rows} rows{lowest}"
+            yield f"Loss:    {loss_ends(t)} in {t.rows} rows{lowest}"
     if t.rows:
         yield from _peak(report.account.schedule)
+
+
+def loss_ends(t: TrainSummary) -> str:
+    """The first and the last training loss, or the medians around them where the rows scatter."""
+    if t.first_level is not None:
+        return f"{number(t.first_level, '.4g')} -> {number(t.last_level, '.4g')} (medians)"
+    return f"{number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}"
 
 
 def _peak(schedule: Schedule) -> Iterator[str]:
@@ -157,9 +178,42 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
-        if of.decisive is not None and (value := number_in(point.metrics.extras, of.decisive)) is not None:
-            yield f"  {_label(point)} {clean(of.decisive)}: {number(value, '.4g')}"
+        for name in dict.fromkeys((of.decisive, *filter(is_token_accuracy, point.metrics.extras))):
+            if name is not None and (value := number_in(point.metrics.extras, name)) is not None:
+                yield f"  {_label(point)} {clean(name)}: {number(value, '.4g')}"
+    if of.kept_step is not None and of.marks:
+        how = "restored" if of.selection.restored else "the last"
+        yield f"  Kept:      step {of.kept_step} ({how})"
     yield ""
+
+
+def marks_title(marks: Sequence[EvaluationMark]) -> str:
+    """What the table of evaluations shows, and what chance explains of it."""
+    noise = next((f" +/- {mark.loss_noise:.2g}" for mark in marks if mark.loss_noise is not None), ", noise unknown")
+    metric = next((mark for mark in marks if mark.metric is not None), None)
+    of_metric = "" if metric is None else f"; {metric.metric} +/- {number(metric.value_noise, '.2g')}"
+    return f"Evaluations that matter (loss{noise}{of_metric}; same: within that of the best)"
+
+
+def mark_cells(mark: EvaluationMark) -> tuple[str, str, str, str]:
+    """The step, the loss, the metric and the roles of an evaluation."""
+    value = "" if mark.value is None else f"{mark.metric} {of_metric(mark.metric or '', mark.value)}"
+    loss = "" if mark.loss is None else number(mark.loss, ".4g")
+    cells = (loss + _ties(loss, mark.loss_ties), value + _ties(value, mark.value_ties))
+    return str(mark.step), *cells, ", ".join(mark.roles)
+
+
+def _ties(cell: str, ties: bool | None) -> str:  # noqa: FBT001  # None is not known
+    return " (same)" if cell and ties else ""
+
+
+def mark_lines(marks: Sequence[EvaluationMark]) -> Iterator[str]:
+    """The evaluations that the choice of weights rests on, one a line."""
+    if marks:
+        yield f"{clean(marks_title(marks))}:"
+    for mark in marks:
+        step, loss, value, roles = map(clean, mark_cells(mark))
+        yield f"  step {step:<8} loss {loss}{', ' if value else ''}{value}: {roles}"
 
 
 def _gap(report: MonitorReport) -> Iterator[str]:
@@ -264,11 +318,10 @@ def _alerts(report: MonitorReport) -> Iterator[str]:
 
 
 def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
-    """What changes what the owner does next, and the advice; `verbose` adds what else was seen."""
-    found = [each for each in report.findings if verbose or each.severity != "info"]
-    total = len(found) + len(report.recommendations)
+    """What was found, gravest first, and the advice; `verbose` adds the grounds."""
+    total = len(report.findings) + len(report.recommendations)
     yield f"Recommendations ({total}):{'' if total else ' none'}"
-    yield from finding_lines(found, verbose=verbose)
+    yield from finding_lines(report.findings, verbose=verbose)
     for item in report.recommendations:
         yield f"  [{item.severity.upper()}] {clean(item.action)}: {clean(item.message)} (recorded in the log)"
     yield from advice_lines(report.advice)

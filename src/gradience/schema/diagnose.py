@@ -15,10 +15,11 @@ DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 
 SourceKind: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
-Verdict: TypeAlias = Literal["no_fault_found", "needs_attention", "broken", "could_not_judge"]
+Verdict: TypeAlias = Literal["no_fault_found", "worth_a_look", "needs_attention", "broken", "could_not_judge"]
 
 VERDICT_LABELS: Final[dict[Verdict, str]] = {
     "no_fault_found": "no problems found",
+    "worth_a_look": "worth a look",
     "needs_attention": "needs attention",
     "broken": "broken",
     "could_not_judge": "could not judge",
@@ -141,6 +142,8 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
         about(
             "`broken`: a cause has severity error or critical. `needs_attention`: a cause has severity warning. "
             "`could_not_judge`: neither, and no source could be judged or an existing one could not be read. "
+            "`worth_a_look`: what the run did is no fault by itself (its held-out loss rose while its metric gained, "
+            "say), and somebody has to decide. "
             "`no_fault_found`: none of these in what could be judged; `sources`, `coverage` and `not_run` say what "
             "was not examined."
         ),

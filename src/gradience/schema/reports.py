@@ -442,6 +442,10 @@ class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     last_step: NonNegativeInt | None = None
     first_loss: Real | None = None
     last_loss: Real | None = None
+    first_level: Annotated[float, about("Median of the first rows, where the rows scatter; null elsewhere.")] | None = (
+        None
+    )
+    last_level: Annotated[float, about("Median of the last fifth of the rows, there.")] | None = None
     min_loss: Annotated[Real, about("Lowest finite training loss.")] | None = None
     min_loss_step: NonNegativeInt | None = None
     max_lr: Annotated[Real, about("Highest logged learning rate.")] | None = None
@@ -458,7 +462,9 @@ class SignalSummary(msgspec.Struct, kw_only=True, frozen=True):
     highest: float
 
 
-LossKind: TypeAlias = Literal["language_model", "tokens", "classification", "preference", "reward", "rl", "unknown"]
+LossKind: TypeAlias = Literal[
+    "language_model", "tokens", "classification", "regression", "preference", "reward", "rl", "unknown"
+]
 """What a loss measures. `tokens`: of a model a task metric judges, such as WER; only the first has a perplexity."""
 
 RateSource: TypeAlias = Literal["configured", "logged"]
@@ -532,6 +538,22 @@ class Ending(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     finished: Annotated[bool, about("Whether it is known to have made its planned steps.")] = False
 
 
+class EvaluationMark(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """An evaluation that the choice of weights rests on."""
+
+    step: NonNegativeInt
+    roles: Annotated[list[str], about("`lowest loss`, `best METRIC`, `last`, `restored` or `the trainer's best`.")]
+    loss: float | None = None
+    loss_noise: Annotated[float, about("Standard deviation between evaluations; null if fewer than five.")] | None = (
+        None
+    )
+    loss_ties: Annotated[bool, about("Whether it is within that of the lowest; null if not known.")] | None = None
+    metric: Annotated[str, about("The task's metric.")] | None = None
+    value: float | None = None
+    value_noise: Annotated[float, about("The difference of the metric that chance explains.")] | None = None
+    value_ties: Annotated[bool, about("Whether it is within that of the best; null if not known.")] | None = None
+
+
 class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """What one run was and did, derived once; every statement about the run rests on it. Null is not established."""
 
@@ -544,6 +566,7 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     passes: Annotated[float, about("Passes over the data, by the log.")] | None = None
     split: Annotated[str, about("The held-out split that is judged.")] | None = None
     evaluations: Annotated[NonNegativeInt, about("Held-out evaluations of that split at different steps.")] = 0
+    held_out_loss: Annotated[MetricAccount, about("Its loss, without evaluations of restored weights.")] | None = None
     metrics: Annotated[list[MetricAccount], about("Its task metrics, in the order logged.")] = []
     decisive: (
         Annotated[str, about("What decides which checkpoint is best: `loss`, or a metric; null without either.")] | None
@@ -557,6 +580,10 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Annotated[bool, about("Whether held-out or training values show that it learns; null if neither.")] | None
     ) = None
     comparable: Annotated[bool, about("Whether held-out and training loss are on one scale.")] = True
+    marks: Annotated[list[EvaluationMark], about("Evaluations that the choice of weights rests on, by step.")] = []
+    kept_step: Annotated[NonNegativeInt, about("Step of the weights that the run left; null if not told.")] | None = (
+        None
+    )
     selection: Selection = Selection()
     saving: Saving = Saving()
     schedule: Schedule = Schedule()

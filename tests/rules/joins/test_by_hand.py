@@ -73,10 +73,10 @@ OVF304 alone
   needs disk best_checkpoint no_checkpoint restored
   takes log gap memorizes
   takes config many_passes saved_once
-  says  log+disk best_step saved_as (info)
-  says  log+disk best_step restored (info)
-  says  log+disk best_step checkpoint
-  says  log+disk best_step
+  says  log+disk from_step saved_as (info)
+  says  log+disk from_step restored (info)
+  says  log+disk from_step checkpoint
+  says  log+disk from_step
 RWD315
   needs log reward_fell
   needs config high_rate_for_preferences

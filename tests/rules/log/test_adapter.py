@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
@@ -29,7 +30,27 @@ def test_a_log_without_an_audit_is_told_once():
         ({}, None),
     ):
         told = [(item.id, item.reason) for item in judged(payload).not_run if "audit" in item.reason]
-        assert told == ([("TRN202", why)] if why else [])
+        assert told == ([("TRN202", why), ("UTL204", why)] if why else [])
+
+
+@every(
+    ("payload", "message"),
+    [
+        ({"utilization_mean": 0.25}, None),
+        ({"utilization_mean": 0.249}, "Utilization 24.9%, under 25%: likely over-provisioned."),
+        (
+            {"utilization_mean": 0.142, "suggested_r_global_median": 2, "suggested_r_global_90": 3},
+            (
+                "Utilization 14.2%, under 25%: likely over-provisioned. Compress to r=2 (most modules) or r=3 (the "
+                "tail) after training, do not train with it; verify with eval."
+            ),
+        ),
+        ({"utilization_mean": 0.142, "verdict": "random_like"}, None),
+    ],
+)
+def test_low_utilization_is_read_with_the_ranks_to_compress_to(payload, message):
+    found = [(f.severity, f.message) for f in judged({"n_layers": 2, **payload}).findings if f.id == "UTL204"]
+    assert found == ([("info", message)] if message else [])
 
 
 def test_other_writers_audits_with_odd_values_do_no_harm():

@@ -100,7 +100,7 @@ def test_a_loss_sits_at_chance_if_its_first_rows_and_its_second_half_do(losses, 
     found = said("NOL106", facts)
     assert ("It sits at ln 2 = 0.6931: the loss of a random guess." in found.message) is hint
     assert found.confidence == (0.9 if hint else 0.75)
-    assert hint or found.message.endswith("of 3 evaluations.")
+    assert hint or found.message.endswith("of 3 evaluations. Gradients arrive (norm 1), and nothing moves.")
 
 
 def test_a_fall_of_the_first_row_alone_is_not_held_against_a_held_out_loss_that_fell():
@@ -148,22 +148,37 @@ def test_overfitting_names_its_split_and_up_to_three_others():
     assert of("a", "b", "c", "d", "e") == f"{one} So do b, c, d."
 
 
+COMPARE = "compare both checkpoints on what you need."
+
+
 @every(
-    ("metric", "values", "kept", "best_step", "words"),
+    ("metric", "values", "gained", "best_step", "words"),
     [
-        ("f1", (0.5, 0.6, 0.7, 0.7), True, 50, "By f1, the last evaluation is best (0.7)."),
-        ("f1", (0.5, 0.7, 0.69, 0.68), True, 40, "F1 was best at step 40 (0.7) and is 0.68 at the end."),
-        ("f1", (0.5, 0.7, 0.5, 0.5), False, 40, "F1 was best at step 40 (0.7) and is 0.5 at the end."),
-        ("wer", (40.0, 34.0, 33.0, 32.0), True, 60, "By wer, the last evaluation is best (32)."),
-        ("wer", (40.0, 30.0, 33.0, 36.0), False, 40, "Wer was best at step 40 (30) and is 36 at the end."),
+        (
+            "f1",
+            (0.5, 0.6, 0.7, 0.7),
+            True,
+            50,
+            f"F1 still gained (0.6 -> 0.7): {COMPARE}",
+        ),
+        ("f1", (0.5, 0.7, 0.69, 0.68), False, 40, "F1 did not gain (0.7 -> 0.68, within chance)."),
+        ("f1", (0.5, 0.7, 0.5, 0.5), False, 40, "F1 was lost too (0.7 -> 0.5)."),
+        (
+            "wer",
+            (40.0, 34.0, 33.0, 32.0),
+            True,
+            60,
+            f"Wer still gained (34 -> 32): {COMPARE}",
+        ),
+        ("wer", (40.0, 30.0, 33.0, 36.0), False, 40, "Wer was lost too (30 -> 36)."),
         ("temperature", (1.0, 2.0, 3.0, 4.0), False, 40, ""),
     ],
 )
-def test_beside_a_loss_that_rises_stands_the_task_metric_and_it_decides(metric, values, kept, best_step, words):
+def test_beside_a_loss_that_rises_stands_the_task_metric_and_it_decides(metric, values, gained, best_step, words):
     steps = zip((20, 40, 50, 60), (1.5, 1.2, 1.4, 1.4), values, strict=True)
     found = said("OVF110", with_history(*(evaluation(s, x, **{metric: value}) for s, x, value in steps)))
-    assert (found.values["metric_kept"], found.values["best_step"]) == (kept, best_step)
-    assert (found.severity, found.confidence) == (("info", 0.6) if kept else ("warning", 0.85))
+    assert (found.values["metric_gained"], found.values["best_step"]) == (gained, best_step)
+    assert (found.severity, found.confidence) == (("info", 0.6) if gained else ("warning", 0.85))
     assert found.message.endswith(words or "while training loss fell.")
 
 

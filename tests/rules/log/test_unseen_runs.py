@@ -124,9 +124,9 @@ STILL = [1.0, 1.06, 0.98, 1.02] * 3
             [],
             {"f1": [0.4, 0.5, 0.55, 0.6]},
             "Eval loss rises: ",
-            "eval loss rises from step 6 (eval loss +37.1% since), but f1 is at its best",
+            "eval loss rises from step 6 (eval loss +37.1% since), but f1 still gained",
         ),
-        (STILL, {"f1": [0.4, 0.6, 0.59, 0.59]}, "Eval loss rises: ", "but f1 holds"),
+        (STILL, {"f1": [0.4, 0.6, 0.59, 0.59]}, "Gets worse: ", "gets worse held out from step 6"),
         (STILL, {"f1": [0.026, 0.026, 0.02, 0.014]}, "Gets worse: ", "gets worse held out from step 6"),  # half is lost
     ],
 )

@@ -17,15 +17,14 @@ from gradience.collect.fleet import version_of_rules
 from gradience.collect.fleet.audit import Job, Plan, Tally, carry_out, known_rows, plan_of
 from gradience.collect.fleet.engines import Done, run_local
 from gradience.collect.fleet.find import leads_to_folder, stamp_of
-from gradience.configs.training import STATE_NAME, objective_of
+from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
 from gradience.importers.sources import is_run
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.judge.monitor import held_out_of, report_of
 from gradience.judge.monitor.source import is_log, open_source
-from gradience.schema import Real, as_float, number_in
+from gradience.schema import Real, number_in
 from gradience.schema.document import by_severity, writable
-from gradience.schema.events import Eval
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
 from gradience.spectral import cores
@@ -217,7 +216,7 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
     config, train = report.config, report.train
     lora, loop = config.lora, config.training
     point = held_out_of(report.evals)
-    best = _best(series.evals, point.split if point else None)
+    loss = report.account.held_out_loss
     worst = next((finding.severity for finding in by_severity(report.findings)), "none")
     targets = lora.target_modules
     return RunRow(
@@ -227,7 +226,7 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         rules=job.rules,
         model=config.model_name,
         data=config.dataset_name,
-        objective=objective_of(config).kind,
+        objective=report.objective,
         status=report.status,
         verdict=worst,
         findings=",".join(finding.id for finding in report.findings),
@@ -237,7 +236,7 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         targets=",".join(targets) if isinstance(targets, list) else targets,
         peft_type=lora.peft_type,
         optimizer=config.optimizer.name,
-        lr=number_column(config.optimizer.lr if train.max_lr is None else train.max_lr),
+        lr=number_column(report.account.schedule.peak),
         scheduler=loop.lr_scheduler,
         batch_size=loop.batch_size,
         seed=config.training.seed,
@@ -251,23 +250,14 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         best_loss_step=train.min_loss_step,
         split=point.split if point else None,
         eval_loss=number_column(point.metrics.loss) if point else None,
-        best_eval_loss=best[0] if best else None,
-        best_eval_step=best[1] if best else None,
+        best_eval_loss=loss.best if loss is not None else None,
+        best_eval_step=loss.best_step if loss is not None else None,
         eval_accuracy=number_column(point.metrics.accuracy) if point else None,
         gap=number_column(report.gap.ratio) if report.gap else None,
         utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
         started=series.first_ts,
         duration_s=train.duration_s,
     )
-
-
-def _best(events: Sequence[Eval], split: str | None) -> tuple[float, int] | None:
-    losses = [
-        (as_float(event.metrics.loss), event.step or 0)
-        for event in events
-        if event.split == split and event.metrics.loss is not None
-    ]
-    return min((pair for pair in losses if math.isfinite(pair[0])), default=None)
 
 
 def _rows(path: str, series: RunSeries) -> list[StepRow]:

@@ -68,6 +68,7 @@ IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
 
 _DEFAULTS: Final = DiagnoseOptions()
 _PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
+_LOOK: Final = frozenset(rule.id for rule in DETECTORS if rule.look)
 _OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
 _NEAREST: Final[tuple[PieceSource, ...]] = ("weights", "log", "disk", "config")
 _NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
@@ -134,14 +135,16 @@ def is_complete(sources: Iterable[DiagnosedSource], coverage: Iterable[SourceCov
     return judged > 0 and all(source.state != "unreadable" for source in sources)
 
 
-def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
+def verdict_of(causes: Sequence[Cause], *, complete: bool) -> Verdict:
     """The verdict by the most severe cause; without a cause, by whether enough could be judged."""
     worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
     if worst >= SEVERITIES.index("error"):
         return "broken"
     if worst >= SEVERITIES.index("warning"):
         return "needs_attention"
-    return "no_fault_found" if complete else "could_not_judge"
+    if not complete:
+        return "could_not_judge"
+    return "worth_a_look" if any(piece.id in _LOOK for cause in causes for piece in cause.pieces) else "no_fault_found"
 
 
 def headline(
@@ -163,7 +166,7 @@ def headline(
     counts = ", ".join(_counts(causes))
     checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
     # "No problems found" is worth as much as was checked, so that comes first. Else the severities come first.
-    first, second = (checked, counts) if verdict == "no_fault_found" else (counts, checked)
+    first, second = (checked, counts) if verdict in {"no_fault_found", "worth_a_look"} else (counts, checked)
     missing = (("not there", absent), ("there but not readable", unreadable))
     parts = (runs, second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
     return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
@@ -310,17 +313,21 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
-    causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
-    return sorted(causes, key=_place)
+    single = (_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)
+    causes = sorted([*joined.causes, *single], key=_place)
+    return list({(cause.id, cause.message): cause for cause in reversed(causes)}.values())[
+        ::-1
+    ]  # the log repeats weights
 
 
-def _place(cause: Cause) -> tuple[int, bool, int]:
-    """The place of a cause: by severity; then faults of the run, those of its record; then joined, and by the source.
+def _place(cause: Cause) -> tuple[int, bool, bool, int]:
+    """The place of a cause: by severity; faults of the run before those of its record; worth a look; joined; by source.
 
     What the weights and the log show goes before what a configuration lets expect.
     """
     of_source = -1 if cause.joined else _NEAREST.index(cause.pieces[0].source)
-    return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, of_source
+    look = any(piece.id in _LOOK for piece in cause.pieces)
+    return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, not look, of_source
 
 
 def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:

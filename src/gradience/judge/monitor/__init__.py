@@ -15,16 +15,17 @@ import msgspec
 from gradience.judge.monitor.source import LogSource, open_source
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
-from gradience.rules.log.account import account
+from gradience.rules.log.account import account, kept_step
 from gradience.rules.log.advice import advice
+from gradience.rules.log.choice import marks
 from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Series, Signal, ends
 from gradience.rules.log.learning import learning
 from gradience.rules.log.signals import SIGNALS
-from gradience.rules.log.story import line_of, story_parts
+from gradience.rules.log.story import line_of, noisy_levels, story_parts
 from gradience.schema import MAX_INT, NonFinite, number_in, real
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot, Wiring
 from gradience.schema.flat import extended
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
@@ -105,7 +106,13 @@ def report_of(
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
     parts = story_parts(facts, findings, train)
-    of = msgspec.structs.replace(account(facts), comparable=_on_one_scale(facts), learns=_learns(facts, findings))
+    of = msgspec.structs.replace(
+        account(facts),
+        comparable=_on_one_scale(facts),
+        learns=_learns(facts, findings),
+        marks=marks(facts),
+        kept_step=kept_step(account(facts)),
+    )
     audit = run.latest_metrics.get("lora_audit")
     fed = run.latest_metrics.get("data")
     return MonitorReport(
@@ -145,7 +152,9 @@ def facts_of(
     summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
 ) -> RunFacts:
     """The facts of one run of a log, as the rules judge them."""
-    evals, record = latest_evals(run), run.record
+    foreign = {at.step for at in run.wirings if _is_foreign(at)}
+    evals = [point for point in latest_evals(run) if point.step not in foreign]
+    record = run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     chosen = run.latest_metrics.get("selection")
     return RunFacts(
@@ -169,13 +178,19 @@ def facts_of(
         signals={
             name: _by_step(run.columns[name]) for name in SIGNALS if name in run.columns and run.columns[name].steps
         },
-        history=run.evals,
+        history=[event for event in run.evals if event.step not in foreign],
         record=record,
         wirings=run.wirings,
         fed=run.fed,
         fed_before=run.fed_before,
         chosen=chosen.metrics if chosen else {},
     )
+
+
+def _is_foreign(wiring: Wiring) -> bool:
+    """Whether an evaluation was of another model, or of this one without its adapter: it tells nothing of the run."""
+    seen = wiring.evaluation
+    return seen is not None and (not seen.called or seen.adapted is False)
 
 
 def _by_step(column: Column) -> Signal:
@@ -200,6 +215,7 @@ def _num_labels(config: ConfigSnapshot) -> int | None:
 def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
     losses, steps = run.losses, run.steps
     lowest = _known(facts.loss.lowest)
+    levels = noisy_levels(facts)
     return TrainSummary(
         rows=len(losses),
         superseded_rows=run.superseded,
@@ -208,6 +224,8 @@ def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
         last_step=run.last_step,
         first_loss=_real(losses, 0),
         last_loss=_real(losses, -1),
+        first_level=levels.start if levels is not None else None,
+        last_level=levels.end if levels is not None else None,
         min_loss=lowest,
         min_loss_step=None if lowest is None else steps[losses.index(lowest)],
         max_lr=_known(facts.peak_rate),

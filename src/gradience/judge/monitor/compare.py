@@ -150,7 +150,7 @@ def _column(name: str, run: _Run) -> ComparedRun:
         accuracy=point.metrics.accuracy if point else None,
         gap=report.gap.ratio if report.gap else None,
         signals={name: signal.last for name, signal in report.signals.items()},
-        lr=report.config.optimizer.lr if train.max_lr is None else train.max_lr,
+        lr=report.account.schedule.peak,
         r=lora.r,
         alpha=lora.alpha,
         utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),

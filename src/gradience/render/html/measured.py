@@ -41,7 +41,7 @@ from gradience.render.html.pieces import (
     table,
 )
 from gradience.render.html.plot import Axis, Envelope, Line, Plot, envelope, y_axis
-from gradience.render.monitor import fed_rows, perplexity
+from gradience.render.monitor import fed_rows, mark_cells, marks_title, perplexity
 from gradience.schema import as_float
 from gradience.schema.compare import BenchReport, BenchTask
 from gradience.schema.diagnose import Checkpoint, DiagnoseReport
@@ -128,6 +128,7 @@ def training_section(story: Story, found: Sequence[Numbered], whole: Element | N
         tag("p", "The log holds no training row and no evaluation.") if nothing else None,
         tag("div", figures, class_="figures"),
         _evaluations(run, "unknown" if story.diagnosis.monitor is None else story.diagnosis.monitor.account.loss),
+        _marks(story.diagnosis),
         _checkpoints(story.diagnosis),
     )
 
@@ -243,16 +244,18 @@ def _events_by_split(run: RunSeries) -> dict[str, list[Eval]]:
     return splits
 
 
-def lowest_losses(run: RunSeries | None) -> dict[str, tuple[float, int | None]]:
-    """The lowest finite loss of each split that has one, with its step."""
-    best = {} if run is None else {split: _best(events) for split, events in _events_by_split(run).items()}
-    return {split: (loss, step) for split, (loss, step) in best.items() if loss is not None}
-
-
 def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:
     """The lowest finite loss with its step; (None, None) without one."""
     losses = [(as_float(e.metrics.loss), e.step) for e in events if e.metrics.loss is not None]
     return min((pair for pair in losses if math.isfinite(pair[0])), key=lambda pair: pair[0], default=(None, None))
+
+
+def _marks(report: DiagnoseReport) -> Element | None:
+    """The evaluations that the choice of weights rests on, or None for fewer than two."""
+    marks = report.monitor.account.marks if report.monitor is not None else []
+    titles = ("Step", "Loss", "Metric", "What it is")
+    columns: Columns[tuple[str, ...]] = [(title, itemgetter(place)) for place, title in enumerate(titles)]
+    return table(columns, [mark_cells(mark) for mark in marks], caption=marks_title(marks)) if marks else None
 
 
 def _checkpoints(report: DiagnoseReport) -> Element | None:

@@ -20,14 +20,7 @@ from gradience.render.check import by_reason, config_rows, split_headline
 from gradience.render.fleet import size_text
 from gradience.render.html import Node, Story, document, style_element, tag
 from gradience.render.html.figures import STYLES, WIDE, style_sheet
-from gradience.render.html.measured import (
-    LossFigures,
-    bench_section,
-    data_section,
-    loss_figures,
-    lowest_losses,
-    training_section,
-)
+from gradience.render.html.measured import LossFigures, bench_section, data_section, loss_figures, training_section
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, plot_figure, section, table
 from gradience.render.html.plot import Line, Plot, envelope
 from gradience.render.html.weights import comparison_section, weights_section
@@ -175,7 +168,7 @@ def _header(story: Story, name: str, curve: Element | None) -> Element:
         tag("p", f"{sentence(run_story)}.", class_="story") if run_story else None,
         tag("p", tag("strong", "Next: "), told) if told else None,
         curve,
-        facts(main_facts(report, lowest_losses(story.series))),
+        facts(main_facts(report)),
     )
 
 

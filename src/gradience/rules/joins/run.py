@@ -181,21 +181,21 @@ JOINS: Final[tuple[Correlation, ...]] = (
         messages=(
             Message(
                 ("log", "disk"),
-                "Overfits after step {best_step}; the weights here are those of {saved_as}, the best checkpoint on "
+                "Overfits from step {from_step} on; the weights here are those of {saved_as}, the best checkpoint on "
                 "disk.",
                 action="Keep these weights; next time stop earlier.",
                 severity="info",
             ),
             Message(
                 ("log", "disk"),
-                "Overfits after step {best_step}; its best checkpoint, of step {restored}, was loaded at the end.",
+                "Overfits from step {from_step} on; its best checkpoint, of step {restored}, was loaded at the end.",
                 action="Keep the weights saved at the end; next time stop earlier.",
                 severity="info",
             ),
-            Message(("log", "disk"), "Overfits after step {best_step}; the best checkpoint on disk is {checkpoint}."),
+            Message(("log", "disk"), "Overfits from step {from_step} on; the best checkpoint on disk is {checkpoint}."),
             Message(
                 ("log", "disk"),
-                "Overfits after step {best_step}, and no checkpoint of this run from about there can be kept.",
+                "Overfits from step {from_step} on, and no checkpoint of this run from about there can be kept.",
             ),
         ),
         confidence=0.85,

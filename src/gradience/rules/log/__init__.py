@@ -11,6 +11,7 @@ from typing import Final
 
 from gradience.rules import Verdict, judge
 from gradience.rules.log import (
+    choice,
     divergence,
     gradient,
     held_out,
@@ -25,7 +26,7 @@ from gradience.rules.log import (
     wiring,
 )
 from gradience.rules.log.facts import LogRule, RunFacts, sorted_by_step
-from gradience.schema.document import NotRun
+from gradience.schema.document import SEVERITIES, Finding, NotRun
 
 DETECTORS: Final[tuple[LogRule, ...]] = (
     *numbers.RULES,
@@ -34,6 +35,7 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *learning.RULES,
     *gradient.RULES,
     *held_out.RULES,
+    *choice.RULES,
     *repetition.RULES,
     *preference.RULES,
     *rewards.RULES,
@@ -47,6 +49,11 @@ RULE_OF: Final[dict[str, LogRule]] = {rule.id: rule for rule in DETECTORS}
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # the ids a finding on a log can have
 
 
+def _usefulness(found: Finding) -> tuple[int, bool]:
+    """The place of a finding: by severity, then what makes a run worth a look."""
+    return -SEVERITIES.index(found.severity), not RULE_OF[found.id].look
+
+
 def in_order(facts: RunFacts) -> RunFacts:
     """The facts with their series sorted by step; the same object if it is, for facts cache what they worked out."""
     series = sorted_by_step(facts.series)
@@ -57,7 +64,8 @@ def detect(facts: RunFacts) -> Verdict:
     """Judge a run: its findings, most severe first, and the rules that could not be judged."""
     facts = in_order(facts)
     if not recorded.everything_masked(facts):
-        return judge(DETECTORS, facts)
+        verdict = judge(DETECTORS, facts)
+        return verdict._replace(findings=sorted(verdict.findings, key=_usefulness))
     verdict = judge((rule for rule in DETECTORS if rule.id in _WITHOUT_LOSS), facts)
     masked = [NotRun(id=rule.id, reason=_MASKED) for rule in DETECTORS if rule.id not in _WITHOUT_LOSS]
     return Verdict(verdict.findings, [*masked, *verdict.not_run])

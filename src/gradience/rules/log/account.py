@@ -36,7 +36,11 @@ NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "tra
 DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
 RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
-UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where the examples are not counted")
+UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where n and noise are unknown")
+NO_NATS = Threshold(
+    "no_nats", math.log(262_144), "held-out loss at its lowest", "equal odds over the largest vocabulary in use, 262144"
+)
+STILL_EVALS = Threshold("still_evals", 3, "evaluations with one value", "a judgement: two may be alike")
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
 _FEW_LEFT: Final = 0.1  # of the peak rate, under which a schedule has decayed
 _MOST_ROWS: Final = 200  # training rows averaged beside an evaluation
@@ -58,6 +62,7 @@ _RISES: Final = re.compile(
     r"kappa|success|win_rate|psnr|ssim|cider|spice|jaccard|specificity|sensitivity|correlation|combined_score|kendall"
 )
 _CLASSES: Final = re.compile(r"acc(uracy)?(_|$)|f1|f_?score|precision|recall|auc|auroc|matthews|(^|_)mcc(_|$)|kappa")
+_NUMBERS: Final = re.compile(r"(^|_)r?mse(_|$)|(^|_)mae(_|$)|(^|_)r2(_|$)|r_squared|pearson|spearman")
 _PARTIAL: Final = re.compile(r"precision|recall|sensitivity|specificity", re.IGNORECASE)
 _WHOLE: Final = re.compile(r"overall|macro|micro|weighted|mean|average|avg|total|^[^_]+$", re.IGNORECASE)
 _ENTITIES: Final = re.compile(r"overall_f1|seqeval", re.IGNORECASE)
@@ -89,7 +94,8 @@ def account(facts: RunFacts) -> RunAccount:
     """The account of the run."""
     curve = facts.held_out_curve
     split = curve.split if curve is not None else facts.held_out.split if facts.held_out is not None else None
-    metrics = [metric for metric in _metrics(facts, split) if metric.name != _LOSS]
+    every = list(_metrics(facts, split))
+    metrics = [metric for metric in every if metric.name != _LOSS]
     selection = _selection(facts, metrics, curve)
     decisive = _decisive(metrics, selection, curve)
     objective, loss = _kinds(facts, metrics)
@@ -102,6 +108,7 @@ def account(facts: RunFacts) -> RunAccount:
         passes=_passes(facts),
         split=split,
         evaluations=len({event.step for event in facts.evaluations if event.split == split}),
+        held_out_loss=next((metric for metric in every if metric.name == _LOSS), None),
         metrics=metrics,
         decisive=decisive,
         best_step=best,
@@ -130,6 +137,8 @@ def _kinds(facts: RunFacts, metrics: Sequence[MetricAccount]) -> tuple[str, Loss
     kind = facts.objective.kind
     if kind in {"preference", "reward", "rl"}:
         return kind, kind
+    if _of_numbers(facts, metrics):
+        return kind if kind == "classification" else "unknown", "regression"
     names = [metric.name for metric in metrics if not _TOKENS.search(metric.name)]
     of_classes = any(_CLASSES.search(name.lower()) for name in names)
     if kind == "classification":
@@ -143,6 +152,19 @@ def _kinds(facts: RunFacts, metrics: Sequence[MetricAccount]) -> tuple[str, Loss
         judged = any(metric.higher_is_better is not None for metric in metrics if metric.name in names)
         return "sft", "tokens" if judged or facts.config.lora.task_type == "SEQ_2_SEQ_LM" else "language_model"
     return kind, "unknown"
+
+
+def _of_numbers(facts: RunFacts, metrics: Sequence[MetricAccount]) -> bool:
+    """Whether the loss is a mean squared error or its like, not nats: by the labels, the metrics, or its size."""
+    if facts.num_labels == 1 or any(_NUMBERS.search(metric.name.lower()) for metric in metrics):
+        return True
+    if facts.objective.kind != "unknown" or facts.held_out_curve is None:
+        return False
+    return min(facts.held_out_curve.losses) > NO_NATS.value and not any(map(_named_by_class, metrics))
+
+
+def _named_by_class(metric: MetricAccount) -> bool:
+    return _CLASSES.search(metric.name.lower()) is not None or _TOKENS.search(metric.name) is not None
 
 
 def _floor(facts: RunFacts, loss: LossKind) -> float | None:
@@ -177,8 +199,8 @@ def _metrics(facts: RunFacts, split: str | None) -> Iterator[MetricAccount]:
                 columns.setdefault(name, []).append((event.step, value))
     stated = (facts.config.training.metric_for_best_model or "").removeprefix("eval_")
     for name, rows in columns.items():
-        up = facts.config.training.greater_is_better if name == stated else None
-        up = higher_is_better(name) if up is None else up
+        up = higher_is_better(name)
+        up = facts.config.training.greater_is_better if up is None and name == stated else up
         best = None if up is None else (max if up else min)(rows, key=lambda row: row[1])
         yield MetricAccount(
             name=name,
@@ -194,20 +216,40 @@ def _metrics(facts: RunFacts, split: str | None) -> Iterator[MetricAccount]:
 
 
 def _error(values: Sequence[float], shown: EvalPoint | None) -> float:
-    """The difference that chance explains: by the number of examples and by the noise between evaluations."""
+    """The difference that chance explains: by the number of examples, else by the noise between evaluations."""
     fraction = all(0.0 <= value <= 1.0 for value in values)
-    between = EVAL_NOISE.value * noise(values, few=0) if len(values) >= FEW_EVALS else 0.0
     n = shown.metrics.n if shown is not None else None
-    if not fraction:
-        return max(between, UNLIKE.value * max(map(abs, values)))
-    middle = median(values)
-    of_examples = 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n) if n else UNLIKE.value
-    return max(between, of_examples)
+    if fraction and n:
+        middle = median(values)
+        return 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n)
+    if len(values) >= FEW_EVALS:  # of a curve that is steep at first, the second half
+        return EVAL_NOISE.value * min(
+            noise(part, few=0) for part in (values, values[len(values) // 2 :]) if len(part) > 3
+        )
+    return UNLIKE.value * (1.0 if fraction else max(map(abs, values)))
 
 
 def decisive_metric(of: RunAccount) -> MetricAccount | None:
     """The task metric that decides which checkpoint is best; None if the loss does, or nothing."""
     return next((metric for metric in of.metrics if metric.name == of.decisive), None)
+
+
+def task_metric(facts: RunFacts) -> MetricAccount | None:
+    """The task metric that stands for what the run is for, whatever the trainer chose by; None without one."""
+    of = account(facts)
+    name = _decisive(of.metrics, Selection(), None) or next((m.name for m in of.metrics if _stands_still(m)), None)
+    return next((metric for metric in of.metrics if metric.name == name), None)
+
+
+def kept_step(of: RunAccount) -> int | None:
+    """The step of the weights that a finished run leaves, as its settings tell; None if they do not."""
+    known = None if of.selection.by is None else higher_is_better(of.selection.by)
+    turned = known is not None and of.selection.higher_is_better not in {None, known}
+    if not of.ending.finished or of.selection.restored is None or (of.selection.restored and turned):
+        return None
+    if not of.selection.restored:
+        return of.ending.step
+    return of.selection.step if of.selection.step is not None else of.best_step
 
 
 def gain(metric: MetricAccount, before: float, after: float) -> float:
@@ -237,13 +279,19 @@ def _selection(facts: RunFacts, metrics: Sequence[MetricAccount], curve: HeldOut
 
 def _decisive(metrics: Sequence[MetricAccount], selection: Selection, curve: HeldOutCurve | None) -> str | None:
     """What says which checkpoint is best: what the trainer chose by, else the first task metric, else the loss."""
-    judged = [metric.name for metric in metrics if metric.higher_is_better is not None]
+    still = {metric.name for metric in metrics if metric.count >= STILL_EVALS.value and _stands_still(metric)}
+    judged = [metric.name for metric in metrics if metric.higher_is_better is not None and metric.name not in still]
     if selection.by in judged or (selection.by == _LOSS and curve is not None):
         return selection.by
     of_classes = _of_classes(judged)
     whole = [name for name in judged if not _TOKENS.search(name) and name not in of_classes]
     task = sorted(whole, key=partial(_rank, frozenset(judged)))
     return task[0] if task else _LOSS if curve is not None else None
+
+
+def _stands_still(metric: MetricAccount) -> bool:
+    """Whether a metric never got better nor ended worse: it tells no checkpoint from another."""
+    return metric.first == metric.best == metric.last
 
 
 def _of_classes(names: Sequence[str]) -> frozenset[str]:
@@ -374,8 +422,8 @@ def _schedule(facts: RunFacts) -> Schedule:
 
 
 def _rising(rates: Sequence[float]) -> bool:
-    """Whether the last of two or more learning rates is the highest, and well above the one in the middle."""
-    return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > rates[(len(rates) - 1) // 2]
+    """Whether the last of two or more learning rates is the highest, above the one before and the one in the middle."""
+    return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[(len(rates) - 1) // 2])
 
 
 def rises_again(points: Sequence[float]) -> list[int]:

@@ -249,9 +249,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
     ),
     "evaluations_empty": (
         _Row(
-            lambda _: (
-                "Give the trainer compute_metrics, or label_names that name the labels: then evaluations hold values"
-            )
+            lambda _: "See whether the evaluation rows have labels, under a name in label_names: then a loss is logged"
         ),
     ),
     "no_held_out": (

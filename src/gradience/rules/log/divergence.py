@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules.log.account import account
 from gradience.rules.log.facts import (
     JUDGEMENT,
     REAL_RUNS,
@@ -98,13 +99,13 @@ def _long_spike(facts: RunFacts) -> Observation | None:
     lasting = len(longest) >= SPIKE_ROWS.value
     worst = longest[0] if lasting else max(times, key=times.__getitem__)
     step, loss = facts.step(curve.rows[worst]), curve.values[worst]
-    before = median(curve.values[max(0, worst - 8) : worst])
-    if loss - before < SPIKE_START.value * median(curve.values[:3]):
+    before, start = median(curve.values[max(0, worst - 8) : worst]), median(curve.values[:3])
+    if loss - before < SPIKE_START.value * start:
         return None  # of a loss near 0
     long = f", over {len(longest)} rows" if lasting else ""
     many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
-    kept = lasting and median(last_part(curve.points, 10)) > before
+    kept = lasting and median(last_part(curve.points, 10)) - before > SPIKE_FLOOR.value * start
     return Observation(
         f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{long}{many}"
         + (", and ends above that." if kept else "."),
@@ -358,6 +359,8 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     first = values[0]
     if len(values) < 2 or first <= LN_VOCABULARY.value or values[1] < SECOND_ROW.value * first:
         return None
+    if account(facts).loss == "regression":
+        return None  # no nats
     curve = facts.held_out_curve
     if curve is not None and median(last_part(facts.loss.points, 10)) < SCALE_RATIO.value * curve.losses[-1]:
         return None  # on one scale at the end

@@ -146,8 +146,11 @@ class RunFacts:
     @cached_property
     def objective(self) -> Objective:
         """The run's training objective: as its config states it, else as the names of the logged values suggest."""
-        stated = objective_of(self.config)
-        return stated if stated.stated else objective_by_names(self.logged) or stated
+        # A loss that is evaluated is no policy's: then a column `reward` alone is one more value of somebody's log
+        evaluated = any(event.metrics.loss is not None for event in self.history)
+        ignored = frozenset({"reward"}) if evaluated else frozenset[str]()
+        stated = objective_of(self.config, ignored)
+        return stated if stated.stated else objective_by_names(self.logged - ignored) or stated
 
     @property
     def max_steps(self) -> int | None:
@@ -248,7 +251,7 @@ class RunFacts:
     def warming_up(self) -> bool:
         """Whether the learning rate was still rising at the end of the log."""
         rates = self.rate.points
-        return bool(rates) and rates[-1] == max(rates) and rates[-1] > rates[len(rates) // 2]
+        return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[len(rates) // 2])
 
     @property
     def in_mid_run(self) -> bool:
@@ -299,6 +302,7 @@ class LogRule(Rule[RunFacts]):
         place: where in the story a finding is told.
         phrase: a finding as a clause of the story; without one, its message up to the first colon is.
         as_info: whether the story tells a finding that is only info, too.
+        look: whether a finding that is only info makes a run worth a look.
         covers: what the story then leaves out.
         cause: what is behind a finding, so far as advice differs.
         live: whether the rule is judged while training runs, too.
@@ -308,6 +312,7 @@ class LogRule(Rule[RunFacts]):
     place: Place = "later"
     phrase: Phrase | None = None
     as_info: bool = False
+    look: bool = False
     covers: frozenset[Topic] | Callable[[Values], frozenset[Topic]] = frozenset()
     cause: Cause | Callable[[Values], Cause | None] | None = None
     live: bool = False

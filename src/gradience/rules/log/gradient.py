@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Mapping, Sequence
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown, cite
@@ -36,6 +36,8 @@ MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fi
 SOLVED = Threshold("solved", 0.97, "accuracy or the like on held-out data", JUDGEMENT)
 FITTED_LOSS = Threshold("fitted_loss", 0.02, "nats, at such an accuracy", JUDGEMENT)
 
+LONG_WARMUP = Threshold("long_warmup", 0.35, "of the steps", "a judgement: a tenth is usual")
+LONG_ROWS = Threshold("long_rows", 3, "rows of a rising rate", JUDGEMENT)
 WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "a judgement: a shorter run has no schedule")
 ALMOST = Threshold("almost", 0.9, "of the planned steps", JUDGEMENT)
 ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "proposal: warmup starts at 0 for one row")
@@ -272,8 +274,10 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
     schedule, ending = of.schedule, of.ending
     if schedule.logged_peak is None:
         raise Unknown("no learning rate was recorded")
-    if not schedule.in_warmup or ending.step is None or ending.step < WARMUP_STEPS.value:
+    if ending.step is None or ending.step < WARMUP_STEPS.value:
         return None
+    if not schedule.in_warmup:
+        return _long_warmup(facts, ending.step) if ending.finished else None
     if not ending.finished and ending.step < ALMOST.value * (ending.planned or math.inf):
         return None  # it may still reach its peak
     configured = schedule.peak_from == "configured" and schedule.peak is not None
@@ -284,6 +288,22 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
         f"{schedule.logged_peak:.3g}{planned}.",
         {"step": ending.step, "peak": schedule.logged_peak, "warmup_steps": schedule.warmup_steps},
         evidence=seen(f"lr {schedule.logged_peak:.3g} in the last row is the highest"),
+    )
+
+
+def _long_warmup(facts: RunFacts, last: int) -> Observation | None:
+    """A learning rate that rose over more than a third of a run that then went on."""
+    rates, steps = facts.rate.values, [facts.step(row) for row in facts.rate.rows]
+    top = rates.index(max(rates))
+    if top < LONG_ROWS.value or account(facts).schedule.restarts or any(b < a for a, b in pairwise(rates[: top + 1])):
+        return None
+    if rates[top] <= 2.0 * rates[0] or steps[top] <= LONG_WARMUP.value * last:
+        return None
+    return Observation(
+        f"The learning rate rose until step {steps[top]} of {last}: the warm-up took {steps[top] / last:.0%} of it.",
+        {"step": steps[top], "share": steps[top] / last, "peak": rates[top]},
+        severity="info",
+        evidence=seen(f"lr {rates[0]:.3g} at first, {rates[top]:.3g} at step {steps[top]}"),
     )
 
 
@@ -378,15 +398,22 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="ended inside its warm-up",
         severity="warning",
         condition="the run of at least {warmup_steps} steps ended, or made {almost} of them, while the learning rate "
-        "was still rising, or before the warm-up of its settings was over",
+        "was still rising, or before the warm-up of its settings was over; or, as info, the rate rose from row to row "
+        "over more than {long_warmup} of a finished run, and {long_rows} rows or more",
         observe=_in_warmup,
         confidence=0.9,
         evidence=(cite("definition", "the highest learning rate is that of the last row, above that in the middle"),),
         rationale="The learning rate that was chosen was never used.",
-        phrase=lambda v: f"ended inside its warm-up: the learning rate reached {shown(v, 'peak', '.3g')}",
+        phrase=lambda v: (
+            f"the warm-up took {shown(v, 'share', '.0%')} of it"
+            if "share" in v
+            else f"ended inside its warm-up: the learning rate reached {shown(v, 'peak', '.3g')}"
+        ),
+        as_info=True,
+        look=True,
         cause="in_warmup",
         scope="runs that record lr and have ended",
         verify="Plot lr over the steps.",
-        thresholds=(ALMOST, WARMUP_STEPS),
+        thresholds=(ALMOST, WARMUP_STEPS, LONG_WARMUP, LONG_ROWS),
     ),
 )

@@ -6,8 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL, Observation, Threshold, Unknown, cite
-from gradience.rules.log.account import account, decisive_metric, gain, values_of
+from gradience.rules import (
+    INSTRUCT_GPT,
+    KARPATHY,
+    PRECHELT,
+    TINKER_STEPS,
+    TRIAL,
+    Observation,
+    Sign,
+    Threshold,
+    Unknown,
+    cite,
+)
+from gradience.rules.log.account import account, decisive_metric, gain, kept_step, task_metric, values_of
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -26,18 +37,19 @@ from gradience.rules.log.facts import (
     shown,
 )
 from gradience.rules.log.learning import FITTED, LEAST_EVALS, too_little
-from gradience.rules.log.statistics import median
+from gradience.rules.log.preference import swapped
+from gradience.rules.log.statistics import NORMAL_95, median
 from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
-from gradience.schema.reports import EvalPoint, MetricAccount
+from gradience.schema.reports import EvalPoint, LossPair, MetricAccount, RunAccount
 
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
 RISING = Threshold("rising", 1.1, "times the lowest training loss, at the end", "a judgement: then training went wrong")
-KEPT = Threshold("kept", 0.1, "of the best value that a metric may lose", JUDGEMENT)
 OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
 GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", JUDGEMENT)
 GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "a judgement: ratios of losses near 0 mean little")
+ACCURACY_GAP = Threshold("accuracy_gap", 0.1, "training less held-out accuracy", JUDGEMENT)
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
 CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
 CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", JUDGEMENT)
@@ -62,6 +74,8 @@ class _Onset(NamedTuple):
 @once
 def overfitting(facts: RunFacts) -> Observation | None:
     """Held-out loss that rises again, or a task metric that is lost again, while the training loss falls."""
+    if swapped(facts) is not None:
+        return None
     curves = [curve for curve in facts.curves if len(curve.losses) >= LEAST_EVALS.value]
     onsets = [onset for curve in curves if (onset := _onset(curve)) is not None]
     lost = _lost(facts)
@@ -103,6 +117,7 @@ def _metric_lost(metric: MetricAccount) -> Observation:
             "split": metric.split,
             "metric": metric.name,
             "best_step": metric.best_step,
+            "from_step": metric.best_step,
             "best": metric.best,
             "last": metric.last,
             "error": metric.error,
@@ -158,20 +173,22 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
     curve, best = onset.curve, onset.best
     step, loss, end = curve.steps[best], curve.losses[best], curve.steps[-1]
     of = account(facts)
-    metric = decisive_metric(of) if of.split == curve.split else None
-    kept = metric is not None and _holds(metric)
+    metric = task_metric(facts) if of.split == curve.split else None
+    gained = metric is not None and gained_since(facts, metric, step)
     also = f" So do {', '.join(others[:3])}." if others else ""
     beside = "while training loss fell" if fits else "while training loss did not fall"
-    what = "Overfits" if fits else f"{curve.split.capitalize()} loss rises" if kept else "Gets worse"
+    what = "Overfits" if fits else f"{curve.split.capitalize()} loss rises" if gained else "Gets worse"
     beside = "and no training loss was logged" if fits is None else beside
+    small = onset.noise == 0.0 and onset.rise <= OVERFIT_MUCH.value
     return Observation(
         f"{what}: {curve.split} loss was lowest at step {step} ({loss:.4g}) and is "
-        f"{onset.rise:.1%} higher at step {end}, {beside}.{_beside(metric)}{also}",
+        f"{onset.rise:.1%} higher at step {end}, {beside}.{_beside(facts, metric, step)}{also}{_kept(facts)}",
         {
             "fits": bool(fits),
             "split": curve.split,
             "best_step": of.best_step if metric is not None else step,
             "lowest_step": step,
+            "from_step": step,
             "best_loss": loss,
             "last_step": end,
             "last_loss": curve.losses[-1],
@@ -180,30 +197,38 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
             "metric": metric.name if metric is not None else None,
             "metric_last": metric.last if metric is not None else None,
             "metric_best": metric.best if metric is not None else None,
-            "metric_kept": kept,
-            "metric_at_best": metric is not None and metric.last == metric.best,
+            "metric_gained": gained,
         },
-        severity="info" if kept or onset.rise <= OVERFIT_MUCH.value else "warning",
-        confidence=0.6 if kept else 0.85,
+        severity="info" if gained or small or _restored(facts) else "warning",
+        confidence=0.6 if gained else 0.85,
         evidence=seen(f"{curve.split} loss {loss:.4g} at step {step}, {curve.losses[-1]:.4g} at step {end}"),
     )
 
 
-def _holds(metric: MetricAccount) -> bool:
-    """Whether the last value of a metric is no worse than its best by more than chance explains, nor by a tenth."""
-    if metric.best is None:
-        return False
-    return gain(metric, metric.best, metric.last) >= -min(metric.error, KEPT.value * abs(metric.best))
+def gained_since(facts: RunFacts, metric: MetricAccount, step: int) -> bool:
+    """Whether a metric is better at the end than at a step, by more than chance explains."""
+    then = value_at(facts, metric, step)
+    return then is not None and gain(metric, then, metric.last) > metric.error
 
 
-def _beside(metric: MetricAccount | None) -> str:
-    """A sentence on the task metric that decides, beside a loss that rises."""
-    if metric is None or metric.best is None:
+def value_at(facts: RunFacts, metric: MetricAccount, step: int) -> float | None:
+    """A metric's value in the evaluation of a step; None if that evaluation lacks it."""
+    here = (event for event in facts.evaluations if event.split == metric.split and event.step == step)
+    values = [values_of(event.metrics) for event in here]
+    return next((each[metric.name] for each in values if metric.name in each), None)
+
+
+def _beside(facts: RunFacts, metric: MetricAccount | None, step: int) -> str:
+    """What the task metric that decides did since the lowest loss, and what follows for the choice."""
+    if metric is None or (then := value_at(facts, metric, step)) is None:
         return ""
-    last, best = of_metric(metric.name, metric.last), of_metric(metric.name, metric.best)
-    if metric.best == metric.last:
-        return f" By {metric.name}, the last evaluation is best ({last})."
-    return f" {metric.name.capitalize()} was best at step {metric.best_step} ({best}) and is {last} at the end."
+    before, last = of_metric(metric.name, then), of_metric(metric.name, metric.last)
+    change, name = gain(metric, then, metric.last), metric.name.capitalize()
+    if change > metric.error:
+        return f" {name} still gained ({before} -> {last}): compare both checkpoints on what you need."
+    if change < -metric.error:
+        return f" {name} was lost too ({before} -> {last})."
+    return f" {name} did not gain ({before} -> {last}, within chance)."
 
 
 def _overfits_says(v: Values) -> str:
@@ -211,11 +236,10 @@ def _overfits_says(v: Values) -> str:
         name = str(v["metric"])
         best, last = _of(v, name, "best"), _of(v, name, "last")
         return f"{v['split']} {name} was best at step {v['best_step']} ({best}; {last} at the end)"
-    kept = v.get("metric_kept")
-    what = "overfits" if v.get("fits", True) else f"{v['split']} loss rises" if kept else "gets worse held out"
+    gained = v.get("metric_gained")
+    what = "overfits" if v.get("fits", True) else f"{v['split']} loss rises" if gained else "gets worse held out"
     says = f"{what} from step {v['lowest_step']} ({v['split']} loss +{shown(v, 'rise', '.1%')} since)"
-    held = "is at its best" if v.get("metric_at_best") else "holds"
-    return f"{says}, but {v['metric']} {held}" if v.get("metric_kept") else says
+    return f"{says}, but {v['metric']} still gained" if gained else says
 
 
 def _of(v: Values, name: str, key: str) -> str:
@@ -225,43 +249,121 @@ def _of(v: Values, name: str, key: str) -> str:
 
 def _gap(facts: RunFacts) -> Observation | None:
     of = account(facts)
-    pair, floor = of.last_pair, of.floor
-    if pair is None:
-        raise Unknown("needs a held-out loss and a training loss of the same step")
-    if floor is None:
-        raise Unknown("label smoothing raises both losses by an amount that is not known")
-    if other_scale(facts) is not None:
-        raise Unknown("training and held-out loss are on different scales (see SCL129)")
-    if divergence(facts) is not None:
-        raise Unknown("the run diverged (see DIV104)")
-    if _rising(facts):
-        return None  # told by how far the held-out loss rose
-    nats, train = pair.held_out - pair.train, max(pair.train - floor, 0.0)
-    apart = nats > math.log(facts.gap_threshold)
-    small = GAP_NATS.value < nats <= math.log(LOSS_GAP.value)  # losses of which perplexities hardly tell
-    far = small and pair.held_out - floor > GAP_TIMES.value * train
-    if not (apart or far):
+    pair, accuracies = of.last_pair, _accuracies(facts)
+    if (lacking := _no_gap(facts, of, accuracies)) is not None:
+        raise Unknown(lacking)
+    nats = pair.held_out - pair.train if pair is not None else 0.0
+    over = nats > math.log(facts.gap_threshold)
+    if not (over or accuracies is not None or _far(facts, of)):
         return None
     repeated = facts.epoch is None or facts.epoch > 1.0
-    times = f"{math.exp(nats):.2f}x in perplexity" if of.loss == "language_model" else _times(pair.held_out, pair.train)
-    metric = decisive_metric(of)
+    means = "probably memorizing" if repeated else "in the first pass over the data, so it is of another kind"
+    low = _lowest(facts)
+    says = [
+        f"Gap {_ratio(nats)}, over {facts.gap_threshold:g}x: {means}." if over else "",
+        _losses(pair, with_ratio=not over) if pair is not None else "",
+        f"Accuracy is {accuracies.train:.1%} in training, {accuracies.held_out:.1%} held out." if accuracies else "",
+        f"It was lowest at step {low['lowest_step']} ({low['lowest']:.4g})." if low and not overfits(facts) else "",
+        "" if overfits(facts) else _kept(facts).strip(),
+    ]
     return Observation(
-        f"{pair.split.capitalize()} loss is {pair.held_out:.4g} against {pair.train:.4g} in training at step "
-        f"{pair.step} ({times})" + ("." if repeated else ", in the first pass over the data."),
+        " ".join(filter(None, says)),
         {
-            "split": pair.split,
-            "held_out": pair.held_out,
-            "train": pair.train,
-            "step": pair.step,
+            "split": pair.split if pair is not None else of.split,
+            "held_out": pair.held_out if pair is not None else None,
+            "train": pair.train if pair is not None else None,
+            "step": pair.step if pair is not None else None,
             "ratio": math.exp(min(nats, 700.0)),
             "nats": nats,
             "threshold": facts.gap_threshold,
-            **_lowest(facts),
+            "accuracy_train": accuracies.train if accuracies is not None else None,
+            "accuracy_held_out": accuracies.held_out if accuracies is not None else None,
+            "rises": overfits(facts),
+            **low,
         },
-        severity="info" if not repeated or _gained(metric) else "warning",
+        severity="info" if not repeated or _harmless(facts) else "warning",
         confidence=0.6 if repeated else 0.4,
-        evidence=seen(f"training rows of steps {pair.first_step} to {pair.last_step}"),
+        evidence=() if pair is None else seen(f"training rows of steps {pair.first_step} to {pair.last_step}"),
     )
+
+
+def _no_gap(facts: RunFacts, of: RunAccount, accuracies: _Accuracies | None) -> str | None:
+    """The reason why the log holds no gap to judge, or None."""
+    if of.last_pair is None and accuracies is None:
+        return "needs a held-out loss and a training loss of the same step"
+    if of.loss == "regression":
+        return "the loss is no cross-entropy: a gap in nats has no meaning"
+    if of.floor is None:
+        return "label smoothing raises both losses by an amount that is not known"
+    if other_scale(facts) is not None:
+        return "training and held-out loss are on different scales (see SCL129)"
+    return "the run diverged (see DIV104)" if divergence(facts) is not None else None
+
+
+def _losses(pair: LossPair, *, with_ratio: bool) -> str:
+    times = f" ({_times(pair.held_out, pair.train)})" if with_ratio else ""
+    says = f"loss is {pair.held_out:.4g} against {pair.train:.4g} in training at step {pair.step}{times}."
+    return f"{pair.split.capitalize()} {says}"
+
+
+class _Accuracies(NamedTuple):
+    train: float
+    held_out: float
+
+
+def _accuracies(facts: RunFacts) -> _Accuracies | None:
+    """The accuracies in training and held out, if they are further apart than chance and `accuracy_gap` explain."""
+    train = next((point.metrics for point in facts.evals if point.split == "train"), None)
+    held_out = facts.held_out.metrics if facts.held_out is not None else None
+    if train is None or held_out is None or train.accuracy is None or held_out.accuracy is None:
+        return None
+    p, q = as_float(train.accuracy), as_float(held_out.accuracy)
+    if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
+        return None
+    error = math.sqrt(sum(x * (1.0 - x) / n for x, n in ((p, train.n), (q, held_out.n)) if n))
+    return _Accuracies(p, q) if p - q > max(ACCURACY_GAP.value, NORMAL_95 * error) else None
+
+
+def _far(facts: RunFacts, of: RunAccount) -> bool:
+    """Whether losses that are too low for a gap in perplexity are far apart all the same."""
+    pair, floor = of.last_pair, of.floor or 0.0
+    if pair is None or overfits(facts):
+        return False
+    nats, train = pair.held_out - pair.train, max(pair.train - floor, 0.0)
+    return GAP_NATS.value < nats <= math.log(LOSS_GAP.value) and pair.held_out - floor > GAP_TIMES.value * train
+
+
+def _harmless(facts: RunFacts) -> bool:
+    """Whether held-out data did not suffer: the loss is at its best, or the deciding metric gained since it was."""
+    curve, metric = facts.held_out_curve, decisive_metric(account(facts))
+    if _restored(facts):
+        return True
+    if metric is not None and metric.count == 1:
+        return True  # nothing was seen to stand still
+    if curve is not None and len(curve.losses) >= LEAST_EVALS.value and curve.best == len(curve.losses) - 1:
+        return True
+    if metric is None or metric.best is None:
+        return False
+    since = curve.steps[curve.best] if curve is not None and len(curve.losses) > 1 else None
+    if since is None or since == metric.best_step:
+        return gain(metric, metric.first, metric.last) > metric.error and metric.best == metric.last
+    return gained_since(facts, metric, since)
+
+
+def _restored(facts: RunFacts) -> bool:
+    """Whether the run left the weights of its best evaluation, not those of its last step."""
+    of = account(facts)
+    return of.selection.restored is True and kept_step(of) is not None and kept_step(of) == of.best_step
+
+
+def _kept(facts: RunFacts) -> str:
+    """A sentence on the weights that were restored at the end."""
+    return f" The weights of step {kept_step(account(facts))} were restored at the end." if _restored(facts) else ""
+
+
+def _ratio(nats: float) -> str:
+    ratio = math.exp(min(nats, 700.0))
+    return f"{ratio:.2f}x" if ratio < _MANY else f"over {_MANY:g}x"
 
 
 def _lowest(facts: RunFacts) -> dict[str, Json]:
@@ -272,23 +374,22 @@ def _lowest(facts: RunFacts) -> dict[str, Json]:
     return {"lowest": curve.losses[curve.best], "lowest_step": curve.steps[curve.best]}
 
 
-def _gap_says(v: Values) -> str:
+def _gap_says(v: Values) -> str | None:
+    if v.get("rises"):
+        return f"gap {_ratio(float(shown(v, 'nats', 'g')))}"
+    if not isinstance(v.get("held_out"), float):
+        train, held_out = (shown(v, f"accuracy_{part}", ".1%") for part in ("train", "held_out"))
+        return f"accuracy {train} in training, {held_out} held out"
     best = f" (best {shown(v, 'lowest')} at step {v['lowest_step']})" if "lowest" in v else ""
     return f"{v['split']} loss {shown(v, 'held_out')}{best} against {shown(v, 'train')} in training"
-
-
-def _gained(metric: MetricAccount | None) -> bool:
-    """Whether a task metric decides and was not seen to stand still: then a gap of losses costs nothing by itself."""
-    if metric is None or metric.best is None:
-        return False
-    return metric.count == 1 or gain(metric, metric.first, metric.best) > metric.error
 
 
 def _times(held_out: float, train: float) -> str:
     return f"{held_out / train:.1f} times" if train > 0.0 and held_out / train < _MANY else "many times"
 
 
-def _rising(facts: RunFacts) -> bool:
+def overfits(facts: RunFacts) -> bool:
+    """Whether OVF110 speaks of the run."""
     try:
         return overfitting(facts) is not None
     except Unknown:
@@ -440,34 +541,36 @@ RULES: Final[tuple[LogRule, ...]] = (
         severity="warning",
         condition="each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of "
         "it and more than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and "
-        "gets worse if that ends under {rising} times its lowest, or was not logged; a warning if the last is more "
-        "than {overfit_much} above, and the task metric that decides is lower than at its best by more than chance "
-        "explains, or than {kept} of it. Or, from {least_evals} evaluations on, the last {overfit_evals} are "
-        "worse than the best in that metric by more than "
-        "chance explains",
+        "gets worse if that ends under {rising} times its lowest, or was not logged; info if the best weights were "
+        "restored, if the task metric that decides gained since by more than chance explains, or if the noise is not "
+        "known and the rise is at most {overfit_much}. Or, from {least_evals} evaluations on, the last "
+        "{overfit_evals} are worse than the best in that metric by more than chance explains",
         observe=overfitting,
         needs=(not_under("rl"),),
         confidence=0.85,
-        signs=("overfits",),
+        signs=(Sign("overfits", unless=frozenset({"info"})),),  # as info, its own sentence says what to do
         evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
         rationale="From that step on the run fitted its training data at the cost of held-out data.",
         place="shape",
         phrase=_overfits_says,
         as_info=True,
+        look=True,
         covers=frozenset({"improving"}),
         live=True,
         cause="overfits",
-        scope="held-out values of one data set; up to 10 % is info",
+        scope="held-out values of one data set",
         verify="Compare the task metric of the best checkpoint with that of the last.",
-        thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS, RISING, KEPT),
+        thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS, RISING),
     ),
     LogRule(
         id="GAP111",
         title="gap between train and held-out",
         severity="warning",
         condition="at the newest evaluation with training rows of its step, held-out perplexity is over {loss_gap} "
-        "times the training perplexity, or, if it is not, held-out loss over {gap_times} times the training loss and "
-        "{gap_nats} nats above; info while the data has not repeated, or if the task metric that decides improved",
+        "times the training perplexity; or, while it does not rise again, held-out loss is over {gap_times} times the "
+        "training loss and {gap_nats} nats above; or training accuracy is over {accuracy_gap}, and more than chance "
+        "explains, above held-out accuracy. Info while the data has not repeated, while the held-out loss is at its "
+        "best, if the best weights were restored, or if the task metric that decides gained since it was",
         observe=_gap,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,
@@ -478,11 +581,13 @@ RULES: Final[tuple[LogRule, ...]] = (
         ),
         rationale="A model that fits its training data much better than held-out data has begun to memorize it.",
         phrase=_gap_says,
-        covers=frozenset({"held_out"}),
+        as_info=True,
+        look=True,
+        covers=lambda v: frozenset() if v.get("rises") else frozenset({"held_out"}),
         cause="gap",
-        scope="cross-entropy on one scale; not if the run diverged or the held-out loss rises again",
+        scope="cross-entropy on one scale; not if the run diverged",
         verify="Compare the task metric of the best checkpoint with that of the last.",
-        thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS),
+        thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS, ACCURACY_GAP),
     ),
     LogRule(
         id="EVL134",

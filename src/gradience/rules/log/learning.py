@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown, cite
-from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, values_of
+from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, task_metric, values_of
 from gradience.rules.log.divergence import FELL, divergence, fell_before
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -91,17 +91,20 @@ _SPANS: Final = (0.9, 0.65, 0.5, 0.3)  # last fractions of the rows that are sea
 class Learning(NamedTuple):
     """Whether the losses show that the run learns, and the least fall that this log would have shown.
 
-    `trend` is None, and `least` NaN, if fewer than two rows have a training loss.
+    `trend` is None, and `least` NaN, if fewer than two rows have a training loss or half of them are 0.
     """
 
     shown: bool
     trend: Trend | None
     least: float
     rows: int
+    zeros: int = 0
 
     @property
     def says(self) -> str:
         """The reason why it stays undecided, with the size of the effect that would have been seen."""
+        if self.trend is None and self.rows > 1:
+            return f"the training loss is 0 in {self.zeros} of {self.rows} rows"
         if self.trend is None:
             return "fewer than two rows have a training loss"
         rows, fall = self.rows, self.trend.fall
@@ -119,7 +122,8 @@ def learning(facts: RunFacts) -> Learning:
     trend = facts.trend
     held = not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
     if trend is None:
-        return Learning(held, None, math.nan, len(facts.loss.values))
+        zeros = sum(value == 0.0 for value in facts.loss.values)
+        return Learning(held, None, math.nan, len(facts.loss.values), zeros)
     rows = len(facts.loss.values)
     least = trend.least if rows >= _FEW else _few_least(rows, _steps_per_row(facts), trend.noise)
     if rows < _FEW:
@@ -178,7 +182,7 @@ def not_held_out(facts: RunFacts) -> str | None:
     metric that is no better or a loss that is higher than at first. Training that overfits has a finding of its own.
     """
     of, curve = account(facts), facts.held_out_curve
-    metric = decisive_metric(of)
+    metric = task_metric(facts)
     worst = next((each for each in of.metrics if each.count > 1 and _at_its_worst(each)), None)
     if worst is not None:
         return f"{worst.split} {worst.name}"
@@ -223,7 +227,7 @@ def _solved(metric: MetricAccount) -> bool:
 
 def _task_improved(facts: RunFacts) -> bool:
     """Whether the decisive task metric improved from the first evaluation by more than chance explains."""
-    metric = decisive_metric(account(facts))
+    metric = task_metric(facts)
     if metric is None or metric.best is None:
         return False
     return gain(metric, metric.first, metric.best) > metric.error
@@ -306,6 +310,9 @@ def _does_not_fall(
 ) -> Observation:
     chance = _chance_level(facts)
     hint = f" It sits at {chance}: the loss of a random guess." if chance else ""
+    norms = facts.norm.points
+    if norms and (norm := median(norms)) > 0.0:
+        hint += f" Gradients arrive (norm {norm:.2g}), and nothing moves."
     return Observation(
         f"{says}.{hint}",
         {"first": trend.start, "last": trend.end, "drop": trend.fall, "most": most},
@@ -507,6 +514,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         place="shape",
         phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
         as_info=True,
+        look=True,
         scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
         thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, STILL_SHARE, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),

@@ -25,6 +25,7 @@ from gradience.rules.log.facts import (
 )
 from gradience.rules.log.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
+from gradience.schema import number_in
 from gradience.schema.reports import StoryPart
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
@@ -43,6 +44,7 @@ CHOSEN_NATS = Threshold("chosen_nats", 10.0, "nats, and a tenth of the first lev
 CHOSEN_MOST = Threshold("chosen_most", 0.5, "of the first log-probability", "a judgement: the answer is lost")
 CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
+SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "a judgement: by chance it is one half")
 START_MARGIN = Threshold("start_margin", 0.5, "reward: beta x nats", JUDGEMENT)
 START_STEP = Threshold("start_step", 1, "steps", "a row of more steps is their mean, and a margin may be learnt in it")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
@@ -262,6 +264,35 @@ def _saturated(facts: RunFacts) -> Observation | None:
     return saturated(facts)
 
 
+def _in_order(facts: RunFacts) -> list[float]:
+    """The shares of held-out pairs in the order of their labels, by evaluation."""
+    values = (number_in(event.metrics.extras, ACCURACIES) for event in facts.evaluations)
+    return [value for value in values if value is not None]
+
+
+@once
+def swapped(facts: RunFacts) -> Observation | None:
+    """Held-out pairs that the model orders against their labels, while it orders those of training by them."""
+    trained, held_out = facts.signals.get(ACCURACIES), _in_order(facts)
+    if facts.objective.kind != "preference" or trained is None or not held_out:
+        return None
+    late = median(last_part(trained.values, 5))
+    if late < 1.0 - SWAPPED.value or held_out[-1] > SWAPPED.value:
+        return None
+    return Observation(
+        f"{held_out[-1]:.0%} of the held-out pairs are in the order of their labels, and {late:.0%} of those of "
+        "training: chosen and rejected are swapped in one of both.",
+        {"held_out": held_out[-1], "train": late},
+        evidence=seen(f"{ACCURACIES} of {len(held_out)} evaluations, {min(held_out):.3g} to {max(held_out):.3g}"),
+    )
+
+
+def _swapped(facts: RunFacts) -> Observation | None:
+    if ACCURACIES not in facts.signals or not _in_order(facts):
+        raise Unknown(f"no {ACCURACIES} of training and of evaluations")
+    return swapped(facts)
+
+
 def told(facts: RunFacts) -> Iterator[StoryPart]:
     """Whether the preferences are learnt, for the story."""
     seen_apart = separation(facts)
@@ -283,6 +314,25 @@ _DPO_LOSS: Final = cite(
 )
 
 RULES: Final[tuple[LogRule, ...]] = (
+    LogRule(
+        id="PRF194",
+        title="pairs swapped between training and held-out data",
+        severity="warning",
+        condition="the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, "
+        "late on",
+        observe=_swapped,
+        meant_for=under("preference"),
+        confidence=0.85,
+        place="meaning",
+        phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
+        evidence=(cite("definition", "without anything learnt that carries over, half of the pairs are in order"),),
+        rationale="A model that learnt nothing for new pairs is right on half of them; only labels the other way round "
+        "put it far below.",
+        action="Look at some rows of both sets: is the better answer in the column chosen?",
+        scope="preference training with evaluations",
+        verify="Swap the columns of the held-out set: the accuracy becomes 1 less it.",
+        thresholds=(SWAPPED,),
+    ),
     LogRule(
         id="PRF119",
         title="preferences not told apart",

@@ -141,9 +141,23 @@ def _duplicates(facts: RunFacts) -> Observation | None:
     return Observation(f"Rows that should occur once: {shown}.", dict(counts), evidence=seen(shown))
 
 
+def _no_row(facts: RunFacts) -> str | None:
+    """Why a log holds no training row, if its settings or its end tell."""
+    every, steps = facts.config.training.logging_steps, facts.last_step or facts.max_steps
+    if every is not None and steps and as_float(every) > steps:
+        return f"No training loss was logged: the run had {steps} steps, and logging_steps is {as_float(every):g}."
+    if facts.max_steps and facts.last_step is None and not facts.history and facts.status == "unknown":
+        return "The run ended before its first row was logged" + (
+            f": {facts.status_reason}." if facts.status_reason else "."
+        )
+    return None
+
+
 def _sparse(facts: RunFacts) -> Observation | None:
     rows, evaluations = len(facts.series.steps), len(facts.history or facts.evals)
     last, every = facts.last_step, facts.config.training.logging_steps
+    if not rows and (why := _no_row(facts)) is not None:
+        return Observation(why, {"rows": 0, "evals": evaluations}, severity="warning")
     if rows >= FEW_ROWS.value or not last or last < SOME_STEPS.value:
         return None
     planned = (facts.max_steps or 0) / as_float(every) if every is not None and as_float(every) > 0.0 else 0.0

@@ -19,8 +19,9 @@ from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, c
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
 from gradience.rules.log.facts import LogRule, RunFacts, log_rule
-from gradience.rules.weights import Verdicts, observe_verdict
+from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import NON_FINITE, RANDOM_LIKE, TOO_LARGE, ZERO_UPDATE, observe_size
+from gradience.rules.weights.utilization import LOW_UTILIZATION, UNDER_USED, over_provisioned
 from gradience.schema import Json, number_in
 from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
 
@@ -71,10 +72,19 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
     return int(value) if value is not None and value.is_integer() and value >= 0 else None
 
 
+def _low_utilization(facts: RunFacts) -> Observation | None:
+    audit = facts.audit or {}
+    used, verdict = _real(audit, "utilization_mean"), audit.get("verdict", "trained")
+    if used is None or used >= LOW_UTILIZATION.value or not isinstance(verdict, str) or not suggests_ranks(verdict):
+        return None
+    return over_provisioned(used, *(_rank(audit, f"suggested_r_global_{which}") for which in ("median", "90")))
+
+
 _ON_THE_ADAPTER: tuple[LogRule, ...] = (
     *(log_rule(rule, partial(_health, rule.verdicts)) for rule in (NON_FINITE, RANDOM_LIKE)),
     log_rule(ZERO_UPDATE, partial(_health, ZERO_UPDATE.verdicts), needs=(_audited,)),
     log_rule(TOO_LARGE, _large),
+    log_rule(UNDER_USED, _low_utilization, needs=(_audited,)),
 )
 
 

@@ -33,6 +33,7 @@ SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMEN
 SAME_ROWS = Threshold("same_rows", 3, "equal rows", "a judgement: one may be a common short text")
 SAME_SHARE = Threshold("same_share", 0.1, "of the evaluation, estimated", JUDGEMENT)
 PERFECT = Threshold("perfect", 0.99, "accuracy", JUDGEMENT)
+SOLVED = Threshold("solved", 0.02, "nats", "a judgement: as fitted of PLT105")
 PERFECT_BY = Threshold("perfect_by", 0.25, "of the planned steps", JUDGEMENT)
 FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
 FEW_LEVEL = Threshold("few_level", 0.1, "of the first loss, or nats", "published runs: 6 epochs to 0.006")
@@ -59,7 +60,7 @@ LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", 
 def _repeated(facts: RunFacts) -> Observation | None:
     if facts.evaluated or saturated(facts) is not None or divergence(facts) is not None:
         return None
-    epochs, trend = facts.epoch, facts.trend
+    epochs, trend = account(facts).passes, facts.trend
     if epochs is None or trend is None:
         raise Unknown("the log does not say how often the data was seen")
     few = epochs > FEW_EPOCHS.value and _down_to(trend.start, trend.end, FEW_LEVEL.value)
@@ -222,8 +223,10 @@ def _same_rows(facts: RunFacts) -> Observation | None:
 
 
 def _at_once(facts: RunFacts) -> Observation | None:
-    """A held-out accuracy that is nearly perfect in the first quarter of the run, and was not before it."""
+    """An accuracy that is nearly perfect, or a loss that is nearly 0, early in the run, and was not before it."""
     of = account(facts)
+    if (solved := _solved_at_once(facts)) is not None:
+        return solved
     metric = next((each for each in of.metrics if each.name == "accuracy"), None)
     planned = facts.max_steps or facts.last_step
     if metric is None or not planned:
@@ -239,6 +242,29 @@ def _at_once(facts: RunFacts) -> Observation | None:
         "task is that easy, or the answer is in the input, of training and of held-out rows alike.",
         {"accuracy": metric.first / per_cent, "step": steps[0]},
         evidence=seen(f"accuracy {metric.first:.4g} in the first evaluation"),
+    )
+
+
+def _solved_at_once(facts: RunFacts) -> Observation | None:
+    """A training loss that is nearly 0 within the first pass over the data, and held-out losses as low."""
+    passes, last, curve = account(facts).passes, facts.last_step, facts.held_out_curve
+    if not passes or not last or account(facts).loss not in {"language_model", "tokens", "unknown", "classification"}:
+        return None
+    end = min(1.0, 1.0 / passes) * last
+    first = [loss for row, loss in zip(facts.loss.rows, facts.loss.values, strict=True) if facts.step(row) <= end]
+    if len(first) < LEAST_EVALS.value or (curve is not None and curve.losses[-1] > SOLVED.value):
+        return None
+    low = median(last_part(first, 5))
+    if not 0.0 < low <= SOLVED.value:
+        return None
+    held_out = "" if curve is None else f", and {curve.split} loss at {curve.losses[-1]:.2g}"
+    return Observation(
+        f"The training loss is down to {low:.2g} within the first pass over the "
+        f"data{held_out}: too good for most tasks.",
+        {"loss": low, "passes": passes},
+        severity="info",
+        action="Decode a batch: are the labels what the model should answer, and is the answer in the input?",
+        evidence=seen(f"median of the last fifth of {len(first)} rows of the first pass"),
     )
 
 
@@ -312,6 +338,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "on the training loss says little about new data.",
         phrase=lambda _: "steps down with each epoch",
         as_info=True,
+        look=True,
         scope="positive losses, data seen more than once in an order of its own",
         verify="Held-out loss over the same steps.",
         thresholds=(
@@ -345,6 +372,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "trained on.",
         phrase=lambda _: "held-out loss is as low as training loss",
         as_info=True,
+        look=True,
         scope="cross-entropy, five epochs and more; an easy task looks the same",
         verify="Count exact and near duplicates between both sets; evaluate on data made later.",
         thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
@@ -371,16 +399,23 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="nearly perfect at once",
         severity="warning",
         condition="the first evaluation, within {perfect_by} of the planned steps, has an accuracy of {perfect} or "
-        "more, and none was made before training",
+        "more, and none was made before training; or, as info, the training loss is at most {solved} within the first "
+        "pass over the data, and so is the held-out loss",
         observe=_at_once,
         needs=(not_under("rl", "preference"),),
         confidence=0.5,
-        phrase=lambda v: f"accuracy {shown(v, 'accuracy', '.1%')} at step {shown(v, 'step', 'd')} already",
+        phrase=lambda v: (
+            f"the loss is {shown(v, 'loss', '.2g')} within the first pass over the data"
+            if "loss" in v
+            else f"accuracy {shown(v, 'accuracy', '.1%')} at step {shown(v, 'step', 'd')} already"
+        ),
+        as_info=True,
+        look=True,
         rationale="Real tasks are seldom solved at once; a label that is in the input is.",
         action="Look at some inputs for the answer: a column too many, or a template with the label.",
         scope="classification; an easy task looks the same",
         verify="Train on the same labels with inputs shuffled within each class: does the accuracy stay?",
-        thresholds=(PERFECT, PERFECT_BY),
+        thresholds=(PERFECT, PERFECT_BY, SOLVED),
     ),
     LogRule(
         id="COV142",
@@ -399,6 +434,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         rationale="A limit on steps that was set for a trial ends the run long before it has seen the data.",
         phrase=lambda v: f"{v['passes']:.2%} of the data seen",
         as_info=True,
+        look=True,
         action="Leave max_steps unset, or raise it, if the run was meant to see the data.",
         scope="runs that log a fraction of an epoch; of a large data set a part may be meant",
         verify="Steps of one pass: examples over the sequences of an optimizer step.",

@@ -582,6 +582,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         place="objective",
         phrase=lambda v: f"{shown(v, 'share', '.0%')} of the groups have equal rewards late on",
         as_info=True,
+        look=True,
         meant_for=under("rl"),
         confidence=0.85,
         signs=("equal_rewards",),

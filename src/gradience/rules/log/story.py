@@ -15,7 +15,7 @@ from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric
 from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
-from gradience.rules.log.learning import LEAST_FALL, learning, not_held_out
+from gradience.rules.log.learning import learning, not_held_out
 from gradience.rules.log.recorded import audited_rank
 from gradience.rules.log.statistics import Trend
 from gradience.schema import Json, NonFinite, as_float, real
@@ -23,7 +23,8 @@ from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 
 _GRAVE: Final = SEVERITIES.index("warning")
-_NOISY: Final = 3.0  # standard deviations of a row; a row above is no noise, but a spike
+_MEDIAN_ROWS: Final = 20  # rows from which a fifth has a median
+_SCATTERS: Final = 0.1  # noise of a row over the level
 _MANY_PASSES: Final = 10.0  # passes over the data that the story names
 
 
@@ -106,21 +107,20 @@ def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     if train.first_loss == train.last_loss == train.min_loss == 0.0:
         return  # told by a finding
     first, last = _n(train.first_loss), _n(train.last_loss)
-    if (trend := _other_way(facts, train)) is not None:
-        values: dict[str, Json] = {"first": trend.start, "last": trend.end}
-        yield StoryPart(says=f"loss {_n(trend.start)} -> {_n(trend.end)} (medians)", values=values)
+    if train.first_level is not None and train.last_level is not None:
+        values: dict[str, Json] = {"first": train.first_level, "last": train.last_level}
+        yield StoryPart(says=f"loss {_n(train.first_level)} -> {_n(train.last_level)} (medians)", values=values)
         return
     says = f"loss {first} -> {last}" if train.rows > 1 else f"loss {last} (1 row)"
     yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
 
 
-def _other_way(facts: RunFacts, train: TrainSummary) -> Trend | None:
-    """The trend of a loss that falls although its first and last row, within their noise, say the opposite."""
+def noisy_levels(facts: RunFacts) -> Trend | None:
+    """The levels of the loss, where its rows scatter so much that the first and the last one tell less than medians."""
     trend = facts.trend
-    if trend is None or trend.fall <= LEAST_FALL.value or train.first_loss is None or train.last_loss is None:
+    if trend is None or len(facts.loss.values) < _MEDIAN_ROWS or trend.noise < _SCATTERS:
         return None
-    first, last = as_float(train.first_loss), as_float(train.last_loss)
-    return trend if first <= last <= trend.end * (1.0 + _NOISY * trend.noise) else None
+    return trend
 
 
 def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:

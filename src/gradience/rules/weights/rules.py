@@ -31,6 +31,7 @@ from gradience.rules.weights import (
     modules_analysed,
     observe_verdict,
 )
+from gradience.rules.weights.utilization import UNDER_USED
 from gradience.schema.audit import AuditReport, LeftoverReason
 
 MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
@@ -267,6 +268,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     ZERO_UPDATE,
     RANDOM_LIKE,
     TOO_LARGE,
+    UNDER_USED,
     WeightsRule(
         id="LED205",
         severity="info",

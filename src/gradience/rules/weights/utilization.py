@@ -1,0 +1,51 @@
+"""UTL204: low utilization, the reading of an adapter that its owner asks for most."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gradience.rules import Observation, Threshold, cite
+from gradience.rules.weights import AdapterFacts, WeightsRule, modules_analysed, suggests_ranks
+from gradience.schema import as_float
+
+LOW_UTILIZATION = Threshold(
+    "low_utilization", 0.25, "mean stable rank over rank", "a project convention, no source found"
+)
+
+
+def over_provisioned(used: float, median: int | None, tail: int | None) -> Observation:
+    """The reading of a utilization under the threshold, with the ranks to compress to: of most modules, of the tail."""
+    to = ""
+    if median is not None:
+        ranks = f"r={median}" if tail in {None, median} else f"r={median} (most modules) or r={tail} (the tail)"
+        to = f" Compress to {ranks} after training, do not train with it; verify with eval."
+    return Observation(
+        f"Utilization {used:.1%}, under {LOW_UTILIZATION.value:.0%}: likely over-provisioned.{to}",
+        {"utilization": used, "rank_median": median, "rank_90": tail},
+    )
+
+
+def _observe(facts: AdapterFacts) -> Observation | None:
+    report = facts.report
+    used, ranks = report.summary.utilization_mean, report.suggested
+    if used is None or as_float(used) >= LOW_UTILIZATION.value or not suggests_ranks(report.health.verdict):
+        return None
+    return over_provisioned(
+        as_float(used), *(ranks[name].rank if name in ranks else None for name in ("median", "p90"))
+    )
+
+
+UNDER_USED: Final = WeightsRule(
+    id="UTL204",
+    severity="info",
+    title="low utilization",
+    condition="the mean utilization of an adapter that was trained is under {low_utilization}",
+    confidence=0.6,
+    scope="after training; at r >= 16 it is usual, and says nothing of training with less",
+    rationale="An update of few directions can be stored at a lower rank.",
+    verify="gradience bench: held-out loss of the adapter and of a smaller one.",
+    thresholds=(LOW_UTILIZATION,),
+    observe=_observe,
+    needs=(modules_analysed,),
+    evidence=(cite("public adapters", "17 of 22 are under it: most adapters can be compressed after training"),),
+)
