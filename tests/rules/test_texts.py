@@ -23,6 +23,9 @@ def places() -> dict[str, set[tuple[str, str]]]:
         for field in (*OWN, *OF_A_FAMILY):
             if text := getattr(card, field):
                 found[text].add((card.id, field))
+        for threshold in card.thresholds:
+            found[threshold.unit].add((card.id, "unit of a threshold"))
+            found[threshold.source].add((card.id, "source of a threshold"))
     return found
 
 

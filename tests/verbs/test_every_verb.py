@@ -322,7 +322,6 @@ TABLE = [
         Loss:    1.95 -> 0.5 in 30 rows  (lowest 0.5 at step 30)
         Peak LR: 0.0001  (largest logged)
           Gap:       eval loss 1.2, training loss 0.525 (step 30)
-          [INFO] GAP111: Gap 1.96x, over 1.5x: probably memorizing. Eval loss is 1.2 against 0.525 in training at step 30.
         Note: imported in memory from trainer_state.json (trainer-state); no file was written.
         """,
     ),
