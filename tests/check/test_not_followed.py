@@ -1,4 +1,4 @@
-"""Beside a base, an adapter whose targets cannot be followed in it is not counted, and the rules on coverage say why."""
+"""An adapter whose targets cannot be followed in a base is not counted there, and the rules on coverage say why."""
 
 from __future__ import annotations
 
