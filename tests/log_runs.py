@@ -799,6 +799,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
             Edge("scale_nats", "-w", 1.48, 1.5, lambda x: run([x] * 12, held_out=[0.49] * 3)),
             Edge("ln_vocabulary", "-w", 12.47, 12.48, lambda x: run([x, 10.0, 4.0, 3.0])),
+            Edge("alone", "-w", 24.9, 25.0, lambda x: run([x])),
             Edge("second_row", "-ww", 5.0, 5.1, lambda x: run([12.6, x, 4.0, 3.0]), at=12.6 * 0.4),
         ],
         at=[

@@ -49,9 +49,10 @@ RULE_OF: Final[dict[str, LogRule]] = {rule.id: rule for rule in DETECTORS}
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # the ids a finding on a log can have
 
 
-def _usefulness(found: Finding) -> tuple[int, bool]:
-    """The place of a finding: by severity, then what makes a run worth a look."""
-    return -SEVERITIES.index(found.severity), not RULE_OF[found.id].look
+def _usefulness(found: Finding) -> tuple[int, bool, float]:
+    """The place of a finding: by severity, then what makes a run worth a look; of mere notes, the surest first."""
+    sure = found.confidence or 0.0 if found.severity == "info" else 0.0
+    return -SEVERITIES.index(found.severity), not RULE_OF[found.id].look, -sure
 
 
 def in_order(facts: RunFacts) -> RunFacts:

@@ -237,6 +237,8 @@ def decisive_metric(of: RunAccount) -> MetricAccount | None:
 def task_metric(facts: RunFacts) -> MetricAccount | None:
     """The task metric that stands for what the run is for, whatever the trainer chose by; None without one."""
     of = account(facts)
+    if (chosen := decisive_metric(of)) is not None:
+        return chosen
     name = _decisive(of.metrics, Selection(), None) or next((m.name for m in of.metrics if _stands_still(m)), None)
     return next((metric for metric in of.metrics if metric.name == name), None)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gradience.rules import SAVE_FLOW, Observation, Threshold, Unknown, cite
-from gradience.rules.log.account import account, gain, higher_is_better, interval, kept_step, task_metric, values_of
+from gradience.rules.log.account import account, gain, higher_is_better, kept_step, task_metric, values_of
 from gradience.rules.log.facts import JUDGEMENT, HeldOutCurve, LogRule, RunFacts, not_under, seen, shown
 from gradience.rules.log.held_out import of_metric, overfits, value_at
 from gradience.schema.reports import EvaluationMark, MetricAccount, RunAccount
@@ -109,7 +109,7 @@ def _never_measured(facts: RunFacts) -> Observation | None:
         raise Unknown("nothing held out was evaluated")
     steps = [event.step for event in events]
     newest = max((step for step in steps if step is not None), default=0)
-    if None in steps or last - newest <= max(UNMEASURED.value * last, interval(facts)):
+    if None in steps or last - newest <= UNMEASURED.value * last:
         return None
     return Observation(
         f"The final weights, of step {last}, were not evaluated: the last evaluation is of step {newest}.",

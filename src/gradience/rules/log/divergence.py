@@ -73,10 +73,12 @@ LN_VOCABULARY = Threshold(
     "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
 )
 SAME_RATIO = Threshold("same_ratio", 0.1, "relative, between all evaluations", JUDGEMENT)
+ALONE = Threshold("alone", 2.0, "times that, where one row was logged", JUDGEMENT)
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
 
 _FIFTH: Final = 5
 _WINDOW: Final = 3  # least number of rows in a level; 5 % of the rows, if more
+_AFTER: Final = 32  # rows after a spike whose level tells whether it came back
 _SPIKES: Final = 100  # spikes listed by their steps at most
 _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 
@@ -105,7 +107,9 @@ def _long_spike(facts: RunFacts) -> Observation | None:
     long = f", over {len(longest)} rows" if lasting else ""
     many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
-    kept = lasting and median(last_part(curve.points, 10)) - before > SPIKE_FLOOR.value * start
+    least = max(LOST_LEVEL.value, SPIKE_FLOOR.value * before)
+    after = median(curve.values[worst + 1 : worst + 1 + _AFTER])
+    kept = min(after, median(last_part(curve.points, 10))) - before > least
     return Observation(
         f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{long}{many}"
         + (", and ends above that." if kept else "."),
@@ -357,7 +361,9 @@ def _held_out_above(pairs: Sequence[tuple[float, float]], split: str) -> Observa
 def _above_equal_odds(facts: RunFacts) -> Observation | None:
     values = facts.loss.values
     first = values[0]
-    if len(values) < 2 or first <= LN_VOCABULARY.value or values[1] < SECOND_ROW.value * first:
+    if first <= LN_VOCABULARY.value * (1.0 if len(values) > 1 else ALONE.value):
+        return None
+    if len(values) > 1 and values[1] < SECOND_ROW.value * first:
         return None
     if account(facts).loss == "regression":
         return None  # no nats
@@ -368,9 +374,9 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
         f"The training loss starts at {first:.4g}, above that of a uniform guess over any vocabulary "
         f"({LN_VOCABULARY.value:.1f}): a sum over several losses or steps, or labels, template or tokenizer that do "
         "not match the model.",
-        {"first": first, "second": values[1]},
+        {"first": first, "second": values[1] if len(values) > 1 else None},
         confidence=0.6,
-        evidence=seen(f"first rows {first:.4g} and {values[1]:.4g}"),
+        evidence=seen(f"first rows {', '.join(f'{value:.4g}' for value in values[:2])}"),
     )
 
 
@@ -399,8 +405,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         title="loss spike",
         severity="warning",
         condition="the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change "
-        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if it "
-        "does so for {spike_rows} consecutive rows and ends above the level before. In logs of {some_rows} to "
+        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if "
+        "the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} "
+        "nats. In logs of {some_rows} to "
         "{many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike} standard "
         "deviations of ln(loss) and {short_ratio} times",
         observe=_spike,
@@ -428,6 +435,7 @@ RULES: Final[tuple[LogRule, ...]] = (
             SPIKE_FLOOR,
             SPIKE_START,
             SPIKE_ROWS,
+            LOST_LEVEL,
             NOISY,
             MANY_ROWS,
             SOME_ROWS,
@@ -487,7 +495,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "at the first evaluation and at all evaluations of the last half; or the held-out loss is at least "
         "{scale_ratio} times the training loss, by ratios within {same_ratio} at {scale_evals} or more evaluations; "
         "otherwise, the first training row is over {ln_vocabulary} nats and the second at least {second_row} of the "
-        "first",
+        "first, or the only row over {alone} times that",
         observe=other_scale,
         needs=(not_under("rl", "preference", "reward"), positive_loss),
         confidence=0.85,
@@ -502,6 +510,6 @@ RULES: Final[tuple[LogRule, ...]] = (
         cause="other_scale",
         scope="token-level or class cross-entropy; silent where the run diverged",
         verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
-        thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, SECOND_ROW),
+        thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, ALONE, SECOND_ROW),
     ),
 )
