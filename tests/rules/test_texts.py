@@ -47,5 +47,5 @@ def test_every_ground_names_its_source_and_says_something_of_its_own() -> None:
             assert ground.says.strip()
             assert ground.source != ground.says
             grounds[ground.says].add(ground.source)
-    texts = {text for text, at in places().items() if {field for _, field in at} & set(OWN)}
+    texts = {text for text, at in places().items() if {field for _, field in at} & {*OWN, *OF_A_FAMILY}}
     assert texts & grounds.keys() == set()
