@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 
 from tables import every
 
+from gradience import TelemetryWriter
 from gradience.judge.diagnose import diagnose
 from gradience.judge.monitor import monitor_run
 from gradience.render.check import diagnose_text
 from gradience.render.monitor import monitor_text
+from gradience.schema import SCHEMA_ID, ConfigSnapshot
+from gradience.schema.events import Wiring
+from gradience.schema.wiring import EvaluationWiring
 
 STEPS = (25, 50, 75, 100, 125, 150, 175, 200)
 RISES = (0.62, 0.45, 0.5, 0.62, 0.8, 1.0, 1.2, 1.35)
@@ -199,3 +203,43 @@ def test_of_findings_that_are_only_info_five_are_shown_and_the_rest_counted(tmp_
     )
     assert shown.count("[INFO]") == 5
     assert f"... and {len(more) - 5} more (--verbose lists all)" in shown
+
+
+@every(("called", "adapted", "speaks"), [(True, True, True), (True, False, False), (False, None, False)])
+def test_an_evaluation_of_another_model_tells_nothing_of_the_run(called, adapted, speaks, tmp_path):
+    log = tmp_path / "run.jsonl"
+    with TelemetryWriter(log) as writer:
+        writer.run_start(ConfigSnapshot())
+        run_id = writer.run_id
+        for row in trained():
+            writer.train_step(row["step"], loss=row["loss"], lr=2e-4)
+        for step, loss in zip(STEPS, RISES, strict=True):
+            writer.eval(step, split="eval", metrics={"loss": loss})
+            seen = EvaluationWiring(called=called, adapted=adapted)
+            writer.write(
+                Wiring(schema=SCHEMA_ID, ts=None, run_id=run_id, step=step, phase="evaluation", evaluation=seen)
+            )
+    report = monitor_run(log)
+    assert any(found.id == "OVF110" for found in report.findings) is speaks
+    assert any(found.id == "WIR182" for found in report.findings) is not speaks
+    assert bool(report.evals) is speaks
+
+
+@every(
+    ("losses", "title"),
+    [
+        (RISES, "Evaluations that matter (loss +/- 0.033; same: within that of the best):"),
+        ((0.68, 0.7, 0.2, 0.18, 0.17), "Evaluations that matter (loss, noise unknown; same: within that of the best):"),
+    ],
+)
+def test_a_curve_that_bends_is_no_noise(losses, title, tmp_path):
+    run = folder(tmp_path, [*trained(), *evaluated(losses, STEPS[: len(losses)])], RESTORED, **AT_50)
+    assert title in diagnose_text(diagnose(run))
+
+
+@every(("size", "line"), [(0.02, "Loss:    2.02 -> 2.02 in 40 rows"), (0.4, "(medians) in 40 rows")])
+def test_where_rows_scatter_medians_stand_for_the_ends(size, line, tmp_path):
+    rows = [{"step": i, "loss": 2.0 + size * (-1) ** i * (i % 3 > 0)} for i in range(1, 41)]
+    rows[0]["loss"] = rows[-1]["loss"] = 2.0 + size
+    shown = monitor_text(monitor_run(folder(tmp_path, rows)))
+    assert line in shown
