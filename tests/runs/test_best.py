@@ -120,7 +120,7 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
     assert [line.split()[0] for line in lines[:3]] == ["run", "first", "second"]
     assert lines[3] == "... and 1 more (--limit 3; --wide and --columns show other columns)"
     assert lines[4] == "1 log not read:"
-    assert lines[5].startswith("  broken: ")
+    assert lines[5].startswith("  broken:")
     assert main(["runs", "best", str(tmp_path / "deep"), *out]) == 0
     text = capsys.readouterr().out
     assert text.index("d, m: 2 runs") < text.index("Comparable with none of these:") < text.index("0.1  other, m:")
