@@ -1,10 +1,24 @@
-"""The site holds docs/ alone: links from there to other files become their names, and api.md gets the docstrings."""
+"""The site holds docs/ alone: links from there to other files become their names, and api.md gets the docstrings.
+
+The page of rules is made here, of the rules as they are.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import Any
+
+from mkdocs.structure.files import File
+
+from gradience.render.rules import rules_markdown
+from gradience.rules import rule_cards
+
+
+def on_files(files: Any, *, config: Any, **_: object) -> Any:
+    """The site's files, with the page of rules."""
+    files.append(File.generated(config, "rules.md", content=rules_markdown(rule_cards())))
+    return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> str:

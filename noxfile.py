@@ -174,7 +174,7 @@ def schemas(session: nox.Session) -> None:
 
 @nox.session
 def rules_page(session: nox.Session) -> None:
-    """Write again what is generated: docs/rules.md, docs/api.md, and the blocks of output in the README and docs/."""
+    """Write again what is generated: the numbers of rules, docs/api.md, blocks of output in the README and docs/."""
     session.install("-e", ".")
     session.run("python", "tests/rules_page.py")
     session.run("python", "tests/api_page.py")

@@ -14,7 +14,7 @@ the kind of their noun. Adapters on SmolLM2-135M (all layers) are trained to wri
 makes each adapter smaller:
 
 * uniform: `resize --rank r/4`, the best update of that rank by the weights alone, in every module (and r/8);
-* `--calibrate --rank r/4`: as many parameters, spent by what the outputs lose (and `--pieces svd`, and r/8);
+* `--calibrate --rank r/4`: as many parameters, spent by what the outputs lose (and r/8);
 * `--calibrate --kl .003`, and .01.
 
 The statistics are collected once per adapter, and all sizes are cut from them in the loaded model, as the verb does.
@@ -223,7 +223,7 @@ class Size(NamedTuple):
 
 def sizes(r: int) -> list[Size]:
     """The sizes that an adapter of rank r is cut to; the uniform ones need no calibration."""
-    by_rank = [(part, pieces) for part in (4, 8) for pieces in ("uniform", "two-sided", "svd")]
+    by_rank = [(part, pieces) for part in (4, 8) for pieces in ("uniform", "two-sided")]
     return [
         *(Size(f"{pieces} r/{part}", pieces, "rank", r // part) for part, pieces in by_rank),
         Size("kl .003", "two-sided", "kl", 0.003),
@@ -231,7 +231,7 @@ def sizes(r: int) -> list[Size]:
     ]
 
 
-def calibrated(folder: Path, runs: Path, run: Run, pieces: Any) -> Any:
+def calibrated(folder: Path, runs: Path, run: Run) -> Any:
     """The adapter with its statistics, collected on rows that neither the training nor the metric uses."""
     from gradience.adapters.open import open_adapter
     from gradience.rewrite.options import ResizeOptions
@@ -241,7 +241,7 @@ def calibrated(folder: Path, runs: Path, run: Run, pieces: Any) -> Any:
     rows = data_of(folder, run.task).unlabelled
     texts.write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows), encoding="utf-8")
     files, adapter = open_adapter(runs / "adapters" / run.name)
-    options = ResizeOptions(base=base_of(folder, runs, run.model), calibrate=texts, pieces=pieces, seed=run.seed)
+    options = ResizeOptions(base=base_of(folder, runs, run.model), calibrate=texts, seed=run.seed)
     return calibrate_adapter(files, adapter, options)
 
 
@@ -250,11 +250,11 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, divergence, scored, tokens_within
     from gradience.rewrite.options import Target
-    from gradience.rewrite.resize.calibrated import kept_for
-    from gradience.rewrite.resize.pieces import scored_with
+    from gradience.rewrite.resize.calibrated import _grams, kept_for
+    from gradience.rewrite.resize.pieces import pieces_of, scored_with
 
-    found = {pieces: calibrated(folder, runs, run, pieces) for pieces in ("two-sided", "svd")}
-    model = found["two-sided"].model
+    one = calibrated(folder, runs, run)
+    model, alone = one.model, {path: pieces_of(*_grams(one.adapter, pair)) for path, pair in one.pairs.items()}
     third = []
     for row in data_of(folder, run.task).held_out[: None if run.model == "minilm" else CAUSAL]:
         ids = tuple(model.loaded.tokenizer(row.text)["input_ids"])[:LENGTH]
@@ -263,12 +263,15 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     reference = Reference(model.loaded)
     whole = metric(scored(model.loaded, third, parts, reference=reference))
     for size in sizes(run.r):
-        one = found["svd" if size.pieces == "uniform" else size.pieces]
         if size.pieces == "uniform":
             kept = {path: list(range(int(size.value))) for path in one.pairs}  # pieces are in order of their sizes
         else:
             kept = kept_for(one, Target(size.criterion, size.value))
-        rows = list(scored_with(model, one.pieces, kept, third, parts, reference=reference))
+        rows = list(
+            scored_with(
+                model, alone if size.pieces == "uniform" else one.pieces, kept, third, parts, reference=reference
+            )
+        )
         params = {path: pair.layout.params_per_rank for path, pair in one.pairs.items()}
         yield {
             "run": run.name,
@@ -431,10 +434,8 @@ def show(lines: list[dict[str, Any]]) -> None:
     for group, by_size in groups.items():
         print(f"\n{group}: {len({line['run'] for some in by_size.values() for line in some})} adapters")
         kl = {name: {line["run"]: line["kl"] for line in some} for name, some in by_size.items()}
-        for part, pieces in itertools.product((4, 8), ("two-sided", "svd")):
-            print(
-                f"  KL of {pieces} over uniform at r/{part}:", ratio(kl[f"{pieces} r/{part}"], kl[f"uniform r/{part}"])
-            )
+        for part in (4, 8):
+            print(f"  KL over uniform at r/{part}:", ratio(kl[f"two-sided r/{part}"], kl[f"uniform r/{part}"]))
         for name, some in by_size.items():
             print(f"  {name}")
             print("    parameters kept", interval([line["params"] for line in some]))

@@ -359,11 +359,11 @@ def many_runs(root: Path, options: argparse.Namespace) -> None:
         (folder / "run.jsonl").write_text(run_log(number))
     cache = {**os.environ, "XDG_CACHE_HOME": str(root / "cache")}
     shutil.rmtree(root / "cache", ignore_errors=True)
-    first, cpu, _ = timed(ours("runs", "list", home, "--json"), env=cache)
-    again = [timed(ours("runs", "list", home, "--json"), env=cache)[:2] for _ in range(5)]
+    first, cpu, _ = timed(ours("runs", home, "--json"), env=cache)
+    again = [timed(ours("runs", home, "--json"), env=cache)[:2] for _ in range(5)]
     walls, cpus = zip(*again, strict=True)
     then = f"{min(walls):.2f} to {max(walls):.2f} s ({min(cpus):.2f} s CPU)"
-    print(f"runs list, {options.runs} runs of 300 rows: first {first:.1f} s ({cpu:.1f} s CPU), then {then}")
+    print(f"runs, {options.runs} runs of 300 rows: first {first:.1f} s ({cpu:.1f} s CPU), then {then}")
 
 
 def run_log(number: int) -> str:

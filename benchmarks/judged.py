@@ -1,7 +1,7 @@
 """Compare what `check` and `monitor` say of real files with a person's view: ``python benchmarks/judged.py DATA``.
 
-This runs both on every config and log of a folder (../shared/data), and prints docs/judged.md. The person's view and
-the judgement are in benchmarks/judged.toml. A file that is missing there is listed as not judged.
+This runs both on every config and log of a folder (../shared/data), and prints benchmarks/judged.md. The person's view
+and the judgement are in benchmarks/judged.toml. A file that is missing there is listed as not judged.
 """
 
 from __future__ import annotations

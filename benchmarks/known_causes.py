@@ -217,7 +217,7 @@ def train(case: Case, seed: int, folder: Path) -> None:
 def said_of(folder: Path) -> tuple[set[str], str]:
     """The classes of what `diagnose` says of a folder as a cause of warning or worse, and its words."""
     report = diagnose(folder)
-    causes = [cause for cause in report.causes if cause.severity != "info"]
+    causes = [cause for cause in report.findings if cause.severity != "info"]
     ids = {cause.id for cause in causes} | {p.id for cause in causes for p in cause.pieces if p.severity is not None}
     return {name for name, of in SAYS.items() if ids & set(of)}, "; ".join(f"{c.id} {c.message}" for c in causes)
 

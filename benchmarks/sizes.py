@@ -266,7 +266,7 @@ class Ratios(NamedTuple):
 def ratios_of(folder: Path, *, transposed: bool = False) -> Ratios:
     """The ratios of a folder with an adapter, its log and its training arguments."""
     report, run = diagnose(folder), open_source(folder).summary.last
-    named = any(piece.id == "outgrown" for cause in report.causes for piece in cause.pieces)
+    named = any(piece.id == "outgrown" for cause in report.findings for piece in cause.pieces)
     if run is None or report.audit is None or report.check is None:
         return Ratios(None, None, named)
     config, modules = report.check.config, [m for m in report.audit.modules if m.state == "ok"]

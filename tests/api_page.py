@@ -23,9 +23,7 @@ Every verb is a function that returns a report. A report is a frozen [msgspec](h
 with the content of `--json`. `help(gradience.audit_adapter)` shows a name's docstring; `nox -s docs` builds a site with
 all of them. This page is written by `python tests/api_page.py`; do not edit it.
 """
-_LOOK: Final = (
-    "check_config CheckOptions check_data DataOptions monitor_run compare_runs explain_difference audit_adapter"
-)
+_LOOK: Final = "check_config CheckOptions check_data DataOptions monitor_run explain_difference audit_adapter"
 _ACT: Final = "resize_adapter ResizeOptions convert_adapter ConvertOptions compare_adapters merge_check merge_adapters"
 GROUPS: Final = {
     "Look": f"{_LOOK} AuditOptions audit_arrays audit_pytree diagnose DiagnoseOptions write_report ReportOptions",

@@ -109,9 +109,6 @@ CRITERIA: Final[dict[str, dict[str, Any]]] = {
     "max_params": {"max_params": 90},
     "max_mb": {"max_mb": 0.0018},
     "suggested": {"like_suggested": True},
-    "sv_ratio": {"sv_ratio": 2.5},
-    "sv_fro": {"sv_fro": 0.9},
-    "sv_cumulative": {"sv_cumulative": 0.7},
 }
 METHODS: Final[dict[str, dict[str, Any]]] = {
     "linear": {},

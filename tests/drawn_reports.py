@@ -152,7 +152,7 @@ def _run_page(report: Any) -> str:
 
 
 PAGES: Final = ("page of a fleet", "page of curves", "page of a run")
-FULL: Final = audit.View(layers=True, scales=True, rank_rules=True, heatmap="norm", verbose=True, top_wasteful=2)
+FULL: Final = audit.View(layers=True, heatmap="norm", verbose=True, top_wasteful=2)
 VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "audit": (of_audit.AuditReport, audit.audit_text),
     "audit in full": (of_audit.AuditReport, lambda it: audit.audit_text(it, FULL)),
@@ -161,8 +161,6 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "diagnose": (of_diagnose.DiagnoseReport, check.diagnose_text),
     "diagnose in full": (of_diagnose.DiagnoseReport, lambda it: check.diagnose_text(it, verbose=True)),
     "Markdown": (of_diagnose.DiagnoseReport, lambda it: markdown.report_markdown(it, None, None)),
-    "compare runs": (of_compare.CompareReport, compare.compare_text),
-    "compare runs in full": (of_compare.CompareReport, lambda it: compare.compare_text(it, verbose=True)),
     "compare": (of_compare.CompareAdaptersReport, compare.compare_adapters_text),
     "compare in full": (
         of_compare.CompareAdaptersReport,
@@ -185,9 +183,7 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "fleet audit": (of_fleet.FleetAuditReport, fleet.fleet_audit_text),
     "fleet show": (of_fleet.FleetShowReport, fleet.fleet_show_text),
     "query": (of_fleet.QueryReport, fleet.query_text),
-    "runs show": (of_runs.RunsShowReport, runs.runs_show_text),
     "runs best": (of_runs.RunsBestReport, runs.runs_best_text),
-    "runs curves": (of_runs.RunsCurvesReport, runs.runs_curves_text),
     "validate": (of_reports.ValidateReport, findings.validate_text),
     "import": (of_reports.ImportReport, findings.import_text),
     "rule": (of_findings.RuleCard, findings.rule_text),

@@ -139,9 +139,6 @@ def _settle() -> None:
     os.environ |= {"XLA_FLAGS": f"{serial} --xla_llvm_disable_expensive_passes=true"}  # it compiles more than it runs
     warnings.simplefilter("ignore")
     warm(MORE)
-    with contextlib.suppress(ImportError):
-        import tensorboard.backend.event_processing.event_accumulator
-        import tensorboard.util.tensor_util  # noqa: F401
     gc.freeze()
 
 

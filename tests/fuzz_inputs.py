@@ -294,10 +294,10 @@ def _add_stores(add: Callable[..., None]) -> None:
     add("fleet", 3, fleet, *shown, *asked, "fleet query f select~1 --parquet ../out/q.parquet")
     kept = {f"../out/{name}": data for name, data in _store("runs").items()}
     log = {"run.jsonl": _log()}
-    listed = ("runs list . --out ../out/f --json", "runs list . --out ../out/f --csv")
-    add("runs", 2, log, *listed, "runs curves . --json", "runs curves . --html ../out/p.html")
+    listed = ("runs . --out ../out/f --json", "runs . --out ../out/f --csv", "runs . --out ../out/f")
+    add("runs", 2, log, *listed, "runs . --out ../out/f --html ../out/p.html")
     queried = ("runs query . select~*~from~rows --out ../out/f --csv", "runs best . --out ../out/f --metric test/loss")
-    add("store of runs", 2, log | kept, *listed, *queried, "runs show . --out ../out/f --json")
+    add("store of runs", 2, log | kept, *listed, *queried)
 
 
 def _store(kind: str) -> dict[str, bytes]:
@@ -870,7 +870,6 @@ OPTIONS = [
     "--base",
     "--run",
     "r",
-    "--all-runs",
     "--gap-threshold",
     "--max-issues",
     "--map",
@@ -882,15 +881,8 @@ OPTIONS = [
     "--r",
     "--lr",
     "--alpha",
-    "--model",
-    "--optimizer",
     "--targets",
-    "--notes",
-    "--top-singular-values",
     "--heatmap",
-    "--heatmap-of",
-    "--scales",
-    "--rank-rules",
     "--intruders",
     "--dry-run",
     "--force",

@@ -83,11 +83,10 @@ CALLS = (
     Call("fleet audit {run} --out {tmp}/fleet-ray --engine ray --workers 1", "ray"),
     Call("fleet show {tmp}/fleet", "fleet"),
     Call("fleet query {tmp}/fleet --named bases", "fleet"),
-    Call("runs list {run} --out {tmp}/runs", "fleet"),
-    Call("runs show {run} --out {tmp}/runs", "fleet"),
+    Call("monitor {run}/run.jsonl {run}/run.jsonl"),
+    Call("runs {run} --out {tmp}/runs", "fleet"),
     Call("runs query {run} --named models --out {tmp}/runs", "fleet"),
     Call("runs best {run} --metric train/loss --out {tmp}/runs", "fleet"),
-    Call("runs curves {run}/run.jsonl"),
 )
 
 
@@ -281,7 +280,7 @@ def _write(path: Path, tensors: dict) -> None:
 def main() -> int:
     """Try the install that is asked for; return 1 if a promise is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("extra", help="base, hf, data, fleet, ray, report or tensorboard")
+    parser.add_argument("extra", help="base, hf, data, fleet, ray or report")
     parser.add_argument("--hide", action="store_true", help="hide what this install would not bring")
     asked = parser.parse_args()
     extras = {"base", asked.extra, *HOLDS.get(asked.extra, ())}

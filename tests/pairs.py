@@ -93,7 +93,7 @@ def _findings(report: Any) -> set[str]:
 
 
 def _of_causes(report: DiagnoseReport) -> Iterator[str]:
-    for cause in report.causes:
+    for cause in report.findings:
         yield cause.id
         yield from (piece.id for piece in cause.pieces if piece.severity is not None)
         if SEVERITIES.index(cause.severity) >= _WARNING:

@@ -30,7 +30,7 @@ COMMANDS: Final = (
     "gradience diagnose runs/toy",
     "gradience merge-check runs/toy/peft runs/toy/peft",
     "gradience compare runs/toy/peft runs/toy/peft",
-    "gradience runs list runs",
+    "gradience runs runs",
 )
 CELLS: Final = (
     "check_config(peft='runs/toy/peft', training='runs/toy/training')",
@@ -38,7 +38,7 @@ CELLS: Final = (
     "audit_adapter('runs/toy/peft')",
     "list(audit_adapter('runs/toy/peft').table('layers')[0])",
     "diagnose('runs/toy')",
-    "diagnose('runs/toy').causes[0].message",
+    "diagnose('runs/toy').findings[0].message",
     "TelemetryReader('runs/toy/run.jsonl').latest_config().lora",
 )
 JOBS: Final = (

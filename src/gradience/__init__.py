@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gradience.judge.check.options import DataOptions
     from gradience.judge.diagnose import diagnose
     from gradience.judge.monitor import monitor_run
-    from gradience.judge.monitor.compare import compare_runs
     from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
     from gradience.judge.why import explain_difference
     from gradience.prove.bench import bench_adapter, bench_merge
@@ -75,7 +74,6 @@ _HOMES = {
     "check_config": "gradience.judge.check",
     "check_data": "gradience.judge.check.data",
     "compare_adapters": "gradience.rewrite.compare",
-    "compare_runs": "gradience.judge.monitor.compare",
     "convert_adapter": "gradience.rewrite.convert",
     "diagnose": "gradience.judge.diagnose",
     "explain_difference": "gradience.judge.why",
@@ -129,7 +127,6 @@ __all__ = [
     "check_config",
     "check_data",
     "compare_adapters",
-    "compare_runs",
     "convert_adapter",
     "diagnose",
     "events",

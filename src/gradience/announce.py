@@ -1,10 +1,10 @@
-"""Findings and a run's story where a team looks, off unless asked for: each place through its own package.
+"""Findings and a run's story where a team looks, off unless asked for. Trackers are told while a run is live alone.
 
 | place | its package, or address | what is written |
 |---|---|---|
-| `wandb` | the run that is open, or that of `WANDB_RUN_ID` | alerts, the summary, the rules as tags |
-| `mlflow` | the run that is open, or that of `MLFLOW_RUN_ID` | tags, and the text as an artifact |
-| `trackio` | the run that is open, or `TRACKIO_PROJECT` and `TRACKIO_RUN` | alerts |
+| `wandb` | the run that is open | alerts, the summary, the rules as tags |
+| `mlflow` | the run that is open | tags, and the text as an artifact |
+| `trackio` | the run that is open | alerts |
 | `tensorboard` | a file of events in `<folder>/gradience` | text |
 | `webhook` | `GRADIENCE_WEBHOOK_URL` | a message in Slack's format |
 | `github` | `GITHUB_STEP_SUMMARY` | a section of the job's summary |
@@ -18,10 +18,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -32,6 +32,8 @@ from gradience.telemetry.logfile import logger
 from gradience.telemetry.secrets import hide_secrets
 
 Place: TypeAlias = Literal["wandb", "mlflow", "trackio", "tensorboard", "webhook", "github"]
+CommandPlace: TypeAlias = Literal["webhook", "github"]
+"""The places that a command tells; the trackers are told while a run is open."""
 
 WEBHOOK: Final = "GRADIENCE_WEBHOOK_URL"
 _SUMMARY: Final = "GITHUB_STEP_SUMMARY"
@@ -58,26 +60,35 @@ _Sender: TypeAlias = Callable[[Told], None]
 
 def of_finding(finding: Finding, step: int) -> Told:
     """What is told of a finding while a run goes on."""
-    text = " -> ".join(part for part in (finding.message, finding.action) if part)
-    return Told(f"gradience: {finding.id} at step {step}", text, finding.severity, (finding.id,), step)
+    return Told(f"gradience: {finding.id} at step {step}", _words(finding), finding.severity, (finding.id,), step)
+
+
+def _words(finding: Finding) -> str:
+    return " -> ".join(part for part in (finding.message, finding.action) if part)
+
+
+def of_findings(title: str, findings: Iterable[Finding]) -> Told:
+    """What a command tells: its findings, warnings and graver, one line each; one line if there are none."""
+    graver = [one for one in by_severity(findings) if one.severity != "info"]
+    text = "\n".join(f"[{one.severity.upper()}] {one.id}: {_words(one)}" for one in graver)
+    return of_report(title, text or "no finding graver than info", graver)
 
 
 def of_report(title: str, text: str, findings: Iterable[Finding]) -> Told:
-    """What is told of a whole report: its text, and the rules that found something."""
+    """What is told of a whole run: a text, and the rules that found something."""
     graver = by_severity(findings)
     severity: Severity = graver[0].severity if graver else "info"
     return Told(title, text, severity, tuple(dict.fromkeys(finding.id for finding in graver)))
 
 
-def checked(places: Iterable[Place], *, within: bool = False) -> tuple[Place, ...]:
+_AnyPlace = TypeVar("_AnyPlace", bound=Place)
+
+
+def checked(places: Iterable[_AnyPlace]) -> tuple[_AnyPlace, ...]:
     """The places, each once.
 
-    Args:
-        places: where to tell.
-        within: the process trains, so that each tracker's run is the one that its own callback opened.
-
     Raises:
-        GradienceError: a place is not known, its package is missing, or the environment names no run or address.
+        GradienceError: a place is not known, its package is missing, or the environment names no address.
     """
     asked = tuple(dict.fromkeys(places))
     for place in asked:
@@ -86,41 +97,26 @@ def checked(places: Iterable[Place], *, within: bool = False) -> tuple[Place, ..
             raise GradienceError(f"cannot announce to {place!r}", advice=f"expected one of {expected}")
         if place in _PACKAGES and find_spec(place) is None:
             raise GradienceError(f"announcing to {place} needs its package", advice=f"pip install {place}")
-        for name in () if within and place in _PACKAGES else _NEEDED.get(place, ()):
-            if not os.environ.get(name):
-                raise GradienceError(f"announcing to {place} needs {name} in the environment", advice=f"set {name}")
+        if (name := _NEEDED.get(place)) and not os.environ.get(name):
+            raise GradienceError(f"announcing to {place} needs {name} in the environment", advice=f"set {name}")
     if "webhook" in asked and not _ADDRESS.match(os.environ[WEBHOOK]):
         raise GradienceError(f"{WEBHOOK} is no address of http or https", advice="give the address that Slack shows")
     return asked
 
 
 class Announcer:
-    """Tells the places asked for; as a context manager it closes the runs that it opened itself.
+    """Tells the places asked for; a tracker's run is the one that is open.
 
     Args:
         places: where to tell.
         folder: the run's folder, for TensorBoard's file.
-        within: the process trains, so that each tracker's run is the one that its own callback opened.
 
     Raises:
-        GradienceError: a place is not known, its package is missing, or the environment names no run or address.
+        GradienceError: a place is not known, its package is missing, or the environment names no address.
     """
 
-    def __init__(self, places: Iterable[Place], folder: Path, *, within: bool = False) -> None:
-        self._stack = ExitStack()
-        asked = checked(places, within=within)
-        self._senders = {place: _OPENERS[place](self._stack, folder, within) for place in asked}
-
-    def __enter__(self) -> Self:
-        """Begin a block in which things are told."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close what was opened here."""
-        try:
-            self._stack.close()
-        except Exception as error:  # noqa: BLE001  # foreign packages may raise anything
-            logger.warning("gradience: an announcement could not be finished: %s", type(error).__name__)
+    def __init__(self, places: Iterable[Place], folder: Path) -> None:
+        self._senders = {place: _OPENERS[place](folder) for place in checked(places)}
 
     def tell(self, told: Told) -> None:
         """Tell every place; one that fails is named once, and left alone from then on."""
@@ -138,12 +134,8 @@ def _kind(error: Exception) -> str:
     return type(error).__name__ if code is None else f"{type(error).__name__} {code}"
 
 
-def _wandb(stack: ExitStack, _folder: Path, within: bool) -> _Sender:  # noqa: FBT001  # called by `Announcer` alone
+def _wandb(_folder: Path) -> _Sender:
     import wandb  # the user's own
-
-    if wandb.run is None and not within:
-        opened: Any = wandb.init(resume="allow")
-        stack.callback(opened.finish)
 
     def send(told: Told) -> None:
         run = wandb.run
@@ -158,12 +150,12 @@ def _wandb(stack: ExitStack, _folder: Path, within: bool) -> _Sender:  # noqa: F
     return send
 
 
-def _mlflow(_stack: ExitStack, _folder: Path, _within: bool) -> _Sender:  # noqa: FBT001  # likewise
+def _mlflow(_folder: Path) -> _Sender:
     import mlflow  # the user's own
 
     active = mlflow.active_run()
     # The Trainer's callback ends the run before others hear that training ended: the id outlives it.
-    known = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID", "")
+    known = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID", "")  # which MLflow's callback reads
 
     def send(told: Told) -> None:
         if not known:
@@ -179,17 +171,14 @@ def _mlflow(_stack: ExitStack, _folder: Path, _within: bool) -> _Sender:  # noqa
     return send
 
 
-def _trackio(_stack: ExitStack, _folder: Path, within: bool) -> _Sender:  # noqa: FBT001  # likewise
+def _trackio(_folder: Path) -> _Sender:
     import trackio as package  # the user's own
 
     trackio: Any = package  # without types
     open_run: Any = trackio.context_vars.current_run.get()
-    if open_run is not None:
-        project, name = open_run.project, open_run.name
-    elif within:
+    if open_run is None:
         raise GradienceError("no run of trackio is open", advice='give the Trainer report_to="trackio"')
-    else:
-        project, name = (os.environ[key] for key in _NEEDED["trackio"])
+    project, name = open_run.project, open_run.name
 
     def send(told: Told) -> None:
         reopened = trackio.context_vars.current_run.get() is None
@@ -203,7 +192,7 @@ def _trackio(_stack: ExitStack, _folder: Path, within: bool) -> _Sender:  # noqa
     return send
 
 
-def _tensorboard(_stack: ExitStack, folder: Path, _within: bool) -> _Sender:  # noqa: FBT001  # likewise
+def _tensorboard(folder: Path) -> _Sender:
     def send(told: Told) -> None:
         from torch.utils.tensorboard import SummaryWriter  # the user's own
 
@@ -214,7 +203,7 @@ def _tensorboard(_stack: ExitStack, folder: Path, _within: bool) -> _Sender:  # 
     return send
 
 
-def _webhook(_stack: ExitStack, _folder: Path, _within: bool) -> _Sender:  # noqa: FBT001  # likewise
+def _webhook(_folder: Path) -> _Sender:
     address = os.environ[WEBHOOK]
 
     def send(told: Told) -> None:
@@ -231,7 +220,7 @@ def _webhook(_stack: ExitStack, _folder: Path, _within: bool) -> _Sender:  # noq
     return send
 
 
-def _github(_stack: ExitStack, _folder: Path, _within: bool) -> _Sender:  # noqa: FBT001  # likewise
+def _github(_folder: Path) -> _Sender:
     path = Path(os.environ[_SUMMARY])
 
     def send(told: Told) -> None:
@@ -250,14 +239,8 @@ def _fenced(text: str) -> str:
 
 
 _PACKAGES: Final = frozenset({"wandb", "mlflow", "trackio", "tensorboard"})
-_NEEDED: Final[dict[Place, tuple[str, ...]]] = {
-    "wandb": ("WANDB_RUN_ID",),
-    "mlflow": ("MLFLOW_RUN_ID",),
-    "trackio": ("TRACKIO_PROJECT", "TRACKIO_RUN"),
-    "webhook": (WEBHOOK,),
-    "github": (_SUMMARY,),
-}
-_OPENERS: Final[dict[Place, Callable[[ExitStack, Path, bool], _Sender]]] = {
+_NEEDED: Final[dict[Place, str]] = {"webhook": WEBHOOK, "github": _SUMMARY}
+_OPENERS: Final[dict[Place, Callable[[Path], _Sender]]] = {
     "wandb": _wandb,
     "mlflow": _mlflow,
     "trackio": _trackio,

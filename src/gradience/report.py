@@ -67,7 +67,7 @@ def write_report(
         TypeError: no option has such a name.
     """
     options = replace(options, **keywords)
-    sources = find_sources(path, adapter=options.adapter, config=options.config)
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
     return write_sources(sources, Path(out), options, kind=kind, force=force)
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from gradience.collect.runs import (
     list_runs as list,  # noqa: A004  # gradience.runs.list
     run_curves as curves,
-    show_runs as show,
 )
 from gradience.collect.runs.best import best_runs as best
 from gradience.collect.runs.collect import collect_runs as collect
 from gradience.tables.query import select as query
 
-__all__ = ["best", "collect", "curves", "list", "query", "show"]
+__all__ = ["best", "collect", "curves", "list", "query"]

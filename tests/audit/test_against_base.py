@@ -381,7 +381,7 @@ def test_factors_that_are_not_finite_are_broken_whatever_the_base(tmp_path):
 @pytest.mark.parametrize("form", ["text", "json", "github", "sarif"])
 def test_an_audit_that_analysed_nothing_could_not_judge_in_any_format(tmp_path, form, capsys):
     folder, base = lora_like(tmp_path, {"use_dora": True})
-    assert main(["audit", str(folder), "--format", form, "--fail-on", "error"]) == 2
+    assert main(["audit", str(folder), "--format", form, "--fail-on", "error"]) == 3
     assert main(["audit", str(folder), "--base", str(base), "--format", form, "--fail-on", "error"]) == 0
     capsys.readouterr()
 

@@ -12,8 +12,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from safetensors.numpy import save_file
 
-from gradience import audit_adapter, compare_runs, diagnose, monitor_run
+from gradience import audit_adapter, diagnose, monitor_run
 from gradience.cli.main import main
+from gradience.collect.runs.rows import read_rows
 from gradience.errors import ConfigError
 from gradience.rules import all_ids, cards_of
 from gradience.rules.log.facts import DEFAULT_GAP
@@ -66,7 +67,7 @@ def said(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[
     """Return the exit code, the ids found and the ids not judged."""
     code = main([command, GIVEN[command], "--json", *more])
     document = json.loads(capsys.readouterr().out)
-    found = document.get("causes", []) if command == "diagnose" else document.get("findings", [])
+    found = document.get("findings", [])
     pieces = {piece["id"] for cause in found for piece in cause.get("pieces", ()) if "severity" in piece}
     return code, pieces | {item["id"] for item in found}, {item["id"] for item in document.get("not_run", [])}
 
@@ -209,7 +210,7 @@ def test_python_callers_select_too_and_read_no_settings_unless_asked(project: Pa
     calls: list[Any] = [
         (monitor_run, "run.jsonl", "findings", "GAP118"),
         (audit_adapter, "peft", "findings", "TRN202"),
-        (diagnose, ".", "causes", "TRN202"),
+        (diagnose, ".", "findings", "TRN202"),
     ]
     for verb, path, field, rule in calls:
         assert {item.id for item in getattr(verb(path, select=[rule]), field)} == {rule}
@@ -217,8 +218,7 @@ def test_python_callers_select_too_and_read_no_settings_unless_asked(project: Pa
         assert not getattr(verb(path, settings="gradience.toml"), field)
         with pytest.raises(ConfigError, match="NOPE"):
             verb(path, ignore=["NOPE"])
-    compared = compare_runs(["run.jsonl", "run.jsonl"], ignore=["GAP"])
-    assert [column.findings for column in compared.runs] == [[], []]
+    assert [row.findings for row in read_rows("run.jsonl", "run.jsonl", ignore=["GAP"])] == ["", ""]
 
 
 def test_an_ignored_finding_is_not_in_the_story_either(project: Path) -> None:
@@ -231,11 +231,11 @@ def test_an_ignored_join_leaves_its_findings_alone(project: Path) -> None:
     with (project / "run.jsonl").open() as log:
         kept = [line for line in log if '"run_end"' not in line]
     (project / "run.jsonl").write_text("".join(kept))
-    joined = [cause for cause in diagnose(".").causes if cause.joined]
+    joined = [cause for cause in diagnose(".").findings if cause.joined]
     assert [cause.id for cause in joined] == ["END312"]
     apart = diagnose(".", ignore=["END312"])
-    assert not [cause for cause in apart.causes if cause.joined]
-    assert {"END114"} <= {cause.id for cause in apart.causes}
+    assert not [cause for cause in apart.findings if cause.joined]
+    assert {"END114"} <= {cause.id for cause in apart.findings}
     assert {(item.id, item.reason) for item in apart.not_run} >= {("END312", "ignored on request")}
 
 

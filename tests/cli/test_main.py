@@ -100,7 +100,7 @@ def test_a_command_that_is_given_again_keeps_nothing_of_what_it_was_given_first(
     assert main(["monitor", str(log)]) == 0
     assert capsys.readouterr().out.startswith("=")
     assert main(["monitor"]) == 2
-    assert main(["monitor", str(log), str(log), "--json"]) == 0
+    assert main(["monitor", str(log), str(log)]) == 0
 
 
 @every("command", ["monitor", "audit", "check", "merge"])

@@ -52,7 +52,7 @@ def cause_of():
     """A function that returns the one cause of this id; it fails where there is none, or more than one."""
 
     def find(report, rule_id):
-        (cause,) = [cause for cause in report.causes if cause.id == rule_id]
+        (cause,) = [cause for cause in report.findings if cause.id == rule_id]
         return cause
 
     return find

@@ -34,7 +34,7 @@ def test_every_check_ran_or_is_listed_with_its_reason(trained, kind):
     assert all(item.reason for item in report.not_run)
     known = {*IDS["config"], *IDS["log"], *IDS["weights"], *(join.id for join in JOINS)}
     assert {item.id for item in report.not_run} <= known
-    assert {cause.id for cause in report.causes} <= known
+    assert {cause.id for cause in report.findings} <= known
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +113,7 @@ def test_the_weights_alone_can_be_judged_and_the_rest_is_said_to_be_absent(train
     report = diagnose(only)
     assert [(s.source, s.state) for s in report.sources] == [("config", "read"), ("log", "absent"), ("weights", "read")]
     assert report.verdict == "broken"
-    assert [c.id for c in report.causes if c.severity == "error"] == ["TRN202"]
+    assert [c.id for c in report.findings if c.severity == "error"] == ["TRN202"]
     assert "not there: log" in report.headline
 
 
@@ -121,7 +121,7 @@ def test_sources_named_one_by_one_give_the_same_causes_as_the_folder(trained):
     folder = trained("untrained")
     whole = diagnose(folder)
     named = diagnose(run=folder, adapter=folder)
-    assert {(c.id, c.severity) for c in named.causes} == {(c.id, c.severity) for c in whole.causes}
+    assert {(c.id, c.severity) for c in named.findings} == {(c.id, c.severity) for c in whole.findings}
 
 
 @pytest.mark.parametrize("arguments", [["missing"], [], [".", "--base", "no/such-base"]])
@@ -168,7 +168,7 @@ def test_real_folders_of_others_are_judged_without_an_error(shared_data):
         assert {source.source for source in report.sources if source.state == "read"} >= {"config", "weights"}
         assert report.verdict != "broken"  # by hand: all five are whole, one is random
     random_like = diagnose(shared_data / "adapters" / "dialogpt-random-r8")
-    assert [cause.id for cause in random_like.causes] == ["RND203"]
+    assert [cause.id for cause in random_like.findings] == ["RND203"]
 
 
 def test_real_logs_of_others_are_judged_without_an_error(shared_data):

@@ -58,7 +58,7 @@ def write_run(folder: Path, history: Rows, steps: list[int], planned: int) -> Pa
 def kept(folder: Path) -> tuple[str | None, str | None]:
     """The best checkpoint of a folder, and the advice for a run that overfits."""
     report = diagnose(folder)
-    (cause,) = [cause for cause in report.causes if cause.id == "OVF304"]
+    (cause,) = [cause for cause in report.findings if cause.id == "OVF304"]
     return (report.best_checkpoint.name if report.best_checkpoint else None, cause.action)
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_adapter_is_a_cause_and_a_pointer_is_weights_that_are_not_ther
     file.write_bytes(whole[:-8])
     report = diagnose(folder)
     assert (report.verdict, report.complete) == ("broken", False)
-    (cause,) = [cause for cause in report.causes if cause.id == "FIL319"]
+    (cause,) = [cause for cause in report.findings if cause.id == "FIL319"]
     assert "is truncated" in cause.message
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     report = diagnose(folder)
@@ -205,7 +205,7 @@ def test_a_target_that_adapted_nothing_is_found_in_a_folder_by_its_own_config(tm
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["target_modules"] = ["q_proj", "V"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    (cause,) = [cause for cause in diagnose(tmp_path).causes if cause.id == "TGT307"]
+    (cause,) = [cause for cause in diagnose(tmp_path).findings if cause.id == "TGT307"]
     assert cause.severity == "warning"
     assert cause.message == "target_modules names V, and no module of that name was adapted: only q_proj."
 
@@ -218,7 +218,7 @@ def test_a_target_that_the_family_lacks_is_found_without_weights(tmp_path, weigh
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     if not weights:
         (tmp_path / "adapter_model.safetensors").unlink()
-    ids = {piece.id for cause in diagnose(tmp_path).causes for piece in cause.pieces}
+    ids = {piece.id for cause in diagnose(tmp_path).findings for piece in cause.pieces}
     assert "TGT006" in ids
 
 
@@ -233,7 +233,7 @@ def test_a_run_whose_log_has_no_row_says_why(tmp_path):
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     report = diagnose(tmp_path)
     assert report.sources[1].holds == "0 rows, 0 evaluations, status ok"
-    (cause,) = [cause for cause in report.causes if cause.severity == "warning"]
+    (cause,) = [cause for cause in report.findings if cause.severity == "warning"]
     assert cause.message == "The log holds 0 training rows: logging_steps is 50, and the run had 6."
     assert report.advice is not None
     assert report.advice.text == "Set logging_steps to 1 next time."
@@ -246,5 +246,5 @@ def test_a_checkpoint_before_a_loss_rounded_to_zero_is_not_gone_back_to(tmp_path
     write_run(tmp_path, history, [40, 80], 89)
     write_state(tmp_path, history, 89, 89)
     write_adapter(tmp_path, seed=80)
-    ids = {cause.id for cause in diagnose(tmp_path).causes}
+    ids = {cause.id for cause in diagnose(tmp_path).findings}
     assert "NUM301" not in ids

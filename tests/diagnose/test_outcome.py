@@ -27,7 +27,7 @@ def copied(trained, tmp_path):
 
 
 def of(report, rule):
-    return next((cause for cause in report.causes if rule in {piece.id for piece in cause.pieces}), None)
+    return next((cause for cause in report.findings if rule in {piece.id for piece in cause.pieces}), None)
 
 
 @pytest.mark.parametrize(("rate", "rule"), [(2e-5, "LR001"), (5e-2, "LR003")])
@@ -74,10 +74,10 @@ def test_weights_of_an_early_checkpoint_shipped_as_the_final_ones_are_named(copi
     folder = copied("masked_nan")  # checkpoints at 10, 20, 30 and 40
     shutil.copy(folder / "checkpoint-10" / "adapter_model.safetensors", folder)
     report = diagnose(folder)
-    (cause,) = [cause for cause in report.causes if cause.id == "MID318"]
+    (cause,) = [cause for cause in report.findings if cause.id == "MID318"]
     assert cause.message == "These weights are those of step 10, and the log reaches step 40."
     last = diagnose(folder, adapter=folder / "checkpoint-40")
-    assert "MID318" not in {cause.id for cause in last.causes}
+    assert "MID318" not in {cause.id for cause in last.findings}
 
 
 @pytest.mark.parametrize(("factor", "words"), [(1e-3, "almost zero"), (3e3, "huge")])
@@ -86,7 +86,7 @@ def test_a_tiny_and_a_huge_update_are_said(copied, factor, words):
     path = folder / "adapter_model.safetensors"
     tensors = {name: t * factor if "lora_B" in name else t for name, t in load_file(path).items()}
     save_file({name: t.astype("float32") for name, t in tensors.items()}, path)
-    (cause,) = [cause for cause in diagnose(folder).causes if cause.id == "UPD316"]
+    (cause,) = [cause for cause in diagnose(folder).findings if cause.id == "UPD316"]
     assert cause.severity == "warning"
     assert words in cause.message
 
@@ -103,7 +103,7 @@ def test_an_adapter_that_was_multiplied_is_further_from_zero_than_its_steps_coul
     folder = copied("healthy", 1e-3)
     path = folder / "adapter_model.safetensors"
     save_file({name: t * factor if "lora_B" in name else t for name, t in load_file(path).items()}, path)
-    causes = [cause for cause in diagnose(folder).causes if cause.id in {"SIZ331", "UPD316"}]
+    causes = [cause for cause in diagnose(folder).findings if cause.id in {"SIZ331", "UPD316"}]
     assert [(cause.id, cause.message[: len(words)]) for cause, (_, words) in zip(causes, said, strict=True)] == said
 
 
@@ -112,5 +112,5 @@ def test_few_layers_are_said(copied):
     path = folder / "adapter_model.safetensors"
     moved = {name.replace(".layers.0.", ".layers.9."): t for name, t in load_file(path).items()}
     save_file(moved, path)
-    (cause,) = [cause for cause in diagnose(folder).causes if cause.id == "LYR317"]
+    (cause,) = [cause for cause in diagnose(folder).findings if cause.id == "LYR317"]
     assert cause.message.startswith("2 of at least 10 layers") or cause.message.startswith("1 of at least 10 layers")

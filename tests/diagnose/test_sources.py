@@ -165,10 +165,11 @@ def test_nothing_given_is_an_error():
 def test_a_file_is_the_one_source_that_its_name_says(tmp_path):
     log = record(tmp_path / "run.jsonl")
     found = find_sources(log)
-    assert (found.log.path, found.weights.path, found.folder) == (log, None, None)
+    assert (found.path, found.log.path, found.weights.path, found.folder) == (log, log, None, tmp_path)
     config, _, weights = diagnose(log).sources
-    assert (config.state, config.reason) == ("absent", "no configuration was named")  # the log's own states no setting
-    assert (weights.state, weights.reason) == ("absent", "no adapter weights were named")
+    none = "no adapter_config.json, training arguments or run_start"  # the log's own states no setting
+    assert (config.state, config.reason) == ("absent", none)
+    assert (weights.state, weights.reason) == ("absent", "no adapter in the folder")
 
 
 _OPENED: list[str] = []

@@ -36,7 +36,7 @@ def test_a_masked_nan_is_one_error_with_evidence_from_loss_gradient_and_weights(
     assert "exactly 0.0 from step 21" in said["NUM102"]
     assert "gradient norm at step 21" in said["NUM101"]
     assert "masked in the log from step 21" in cause.message
-    assert not {"NUM101", "NUM102", "NUM201"} & {other.id for other in report.causes}
+    assert not {"NUM101", "NUM102", "NUM201"} & {other.id for other in report.findings}
 
 
 def test_the_checkpoint_to_go_back_to_is_the_last_one_whose_weights_are_finite(trained, seen, cause_of):
@@ -131,7 +131,7 @@ def test_a_healthy_run_has_no_fault_in_what_was_judged(seen):
     report = seen("healthy")
     assert report.verdict == "no_fault_found"
     assert report.complete
-    assert {cause.severity for cause in report.causes} <= {"info"}
+    assert {cause.severity for cause in report.findings} <= {"info"}
     assert [source.state for source in report.sources] == ["read", "read", "read"]
     assert report.audit is not None
     assert report.audit.health.verdict == "trained"
@@ -156,7 +156,7 @@ def test_the_run_s_own_config_is_not_taken_for_another_one(trained):
     for kind in ("healthy", "overfit", "masked_nan", "untrained"):
         folder = trained(kind)
         report = diagnose(folder, config=folder / "adapter_config.json")
-        assert not {"CFG306", "TGT307"} & {cause.id for cause in report.causes}
+        assert not {"CFG306", "TGT307"} & {cause.id for cause in report.findings}
 
 
 def test_a_target_that_hit_nothing_is_named(trained, cause_of, tmp_path):

@@ -116,7 +116,7 @@ def test_an_adapter_without_an_update_drifts_by_nothing_and_keeps_no_share_of_it
     found = measure_drift(silent, llama.base, texts=own, elsewhere=other)
     assert found.own.kl == found.other.kl == Estimate(value=0.0, low=0.0, high=0.0)
     assert all(one.gain_kept is one.drift_left is None for one in [*found.scales, *found.groups])
-    assert "that the adapter lowers the loss on --texts could not be told from chance" in found.notes[0]
+    assert "that the adapter lowers the loss on --data could not be told from chance" in found.notes[0]
     assert "lora_alpha x" not in drift_text(found)
 
 
@@ -139,7 +139,7 @@ def test_a_classifier_keeps_its_head_and_has_a_gain_where_rows_have_labels(label
     assert (found.own.loss is None) is not labels
     assert found.other.loss is None
     assert found.notes[0].startswith("Base and adapter are both read with the adapter's head")
-    assert ("the rows of --texts have no label" in found.notes[1]) is not labels
+    assert ("the rows of --data have no label" in found.notes[1]) is not labels
     assert all("saved whole" not in one.name for one in found.groups)
     assert found.own.kl.value > 0.0
 
@@ -147,7 +147,7 @@ def test_a_classifier_keeps_its_head_and_has_a_gain_where_rows_have_labels(label
 def test_the_built_in_sentences_are_read_where_no_file_is_given(llama, own, capsys):
     lines = GENERAL.read_text(encoding="utf-8").splitlines()
     assert len(set(lines)) == len(lines) == 48
-    argv = ["drift", str(llama.adapter), "--base", str(llama.base), "--texts", str(own)]
+    argv = ["drift", str(llama.adapter), "--base", str(llama.base), "--data", str(own)]
     assert main([*argv, "--rows", "48", "--json"]) == 0
     found = msgspec.json.decode(capsys.readouterr().out, type=DriftReport)
     lengths = {len(line.split()) for line in lines}  # to this tokenizer all words are unknown, so lengths differ alone
@@ -223,4 +223,4 @@ def test_an_adapter_that_cannot_be_switched_off_is_refused(llama, other, monkeyp
     assert main([*argv, "--texts", str(other)]) == 2
     assert "this adapter changes no layer of the base" in capsys.readouterr().err
     assert main(argv) == 2
-    assert "give --texts FILE" in capsys.readouterr().err
+    assert "give --data FILE" in capsys.readouterr().err

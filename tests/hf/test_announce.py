@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gradience.announce import WEBHOOK, Announcer, Told, checked, of_finding, of_report
+from gradience.announce import WEBHOOK, Announcer, Told, checked, of_finding, of_findings, of_report
 from gradience.cli.main import main
 from gradience.errors import GradienceError
 from gradience.schema.document import Finding
@@ -74,9 +74,9 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def tell(place: str, folder: Path) -> None:
-    with Announcer([place], folder) as announcer:  # type: ignore[list-item]
-        announcer.tell(STEP)
-        announcer.tell(WHOLE)
+    announcer = Announcer([place], folder)  # type: ignore[list-item]
+    announcer.tell(STEP)
+    announcer.tell(WHOLE)
 
 
 def test_a_webhook_gets_messages_of_slacks_format(server, tmp_path):
@@ -103,8 +103,7 @@ def test_githubs_summary_gets_the_whole_and_cannot_be_left(monkeypatch, tmp_path
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     tell("github", tmp_path)
-    with Announcer(["github"], tmp_path) as announcer:
-        announcer.tell(WHOLE._replace(title="a `b`", text="```\n# out\n```"))
+    Announcer(["github"], tmp_path).tell(WHOLE._replace(title="a `b`", text="```\n# out\n```"))
     assert summary.read_text() == (
         f"before\n### gradience: run\n\n```text\n{HIDDEN}\n```\n\n### a b\n\n````text\n```\n# out\n```\n````\n\n"
     )
@@ -137,54 +136,50 @@ def test_mlflow_gets_tags_and_the_text(monkeypatch, tmp_path):
     assert mlflow.artifacts.load_text(f"runs:/{run}/gradience.txt") == HIDDEN
 
 
-def test_trackio_gets_alerts_of_a_run_that_ended(monkeypatch, tmp_path, capsys):
+def test_trackio_gets_alerts_of_the_run_that_is_open_and_when_it_has_ended(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trackio = pytest.importorskip("trackio", reason="a wheel of the group oracles")
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
     trackio.init(project="p", name="r", auto_log_cpu=False)
     trackio.log({"loss": 1.0})
+    announcer = Announcer(["trackio"], tmp_path)
     trackio.finish()
     capsys.readouterr()
-    monkeypatch.setenv("TRACKIO_PROJECT", "p")
-    monkeypatch.setenv("TRACKIO_RUN", "r")
-    tell("trackio", tmp_path)
+    announcer.tell(STEP)
+    announcer.tell(WHOLE)
     (run,) = trackio.Api().runs("p")
     told = {(alert["title"], alert["text"], alert["level"]) for alert in run.alerts()}
     assert told == {(STEP.title, STEP.text, "error"), (WHOLE.title, HIDDEN, "error")}
     assert capsys.readouterr().out == ""
 
 
-def test_wandb_gets_alerts_a_summary_and_tags(monkeypatch, tmp_path):
+def test_wandb_gets_alerts_a_summary_and_tags_of_the_run_that_is_open(monkeypatch, tmp_path):
     wandb = pytest.importorskip("wandb", reason="a wheel of the group oracles")
-    said, init = [], wandb.init
-
-    def spied(**given):
-        run = init(**given)
-        alert, finish = run.alert, run.finish
-        run.alert = lambda **what: (said.append(what), alert(**what))
-        run.finish = lambda: (said.append((dict(run.summary)["gradience"], run.tags, run.id)), finish())
-        return run
-
-    monkeypatch.setattr(wandb, "init", spied)
-    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    said, run = [], wandb.init(id="abc")
+    alert = run.alert
+    monkeypatch.setattr(run, "alert", lambda **what: (said.append(what), alert(**what)))
     tell("wandb", tmp_path)
     assert said == [
         {"title": STEP.title, "text": STEP.text, "level": "ERROR"},
         {"title": WHOLE.title, "text": HIDDEN, "level": "ERROR"},
-        (HIDDEN, ("NUM101", "LR001"), "abc"),
     ]
-    assert wandb.run is None
+    assert (dict(run.summary)["gradience"], run.tags) == (HIDDEN, ("NUM101", "LR001"))
+    run.finish()
     (kept,) = (tmp_path / "wandb").glob("offline-run-*-abc/run-abc.wandb")
     assert SECRET.encode() not in kept.read_bytes()
 
 
-@pytest.mark.parametrize("place", ["wandb", "mlflow", "trackio", "webhook", "github"])
+@pytest.mark.parametrize("place", ["webhook", "github"])
 def test_a_place_that_the_environment_does_not_name_is_refused_before_the_work(place, tmp_path, capsys):
-    if place in {"wandb", "mlflow", "trackio"}:
-        pytest.importorskip(place, reason="a wheel of the group oracles")
     assert main(["monitor", str(tmp_path / "none.jsonl"), "--announce", place]) == 2
     error = capsys.readouterr().err
     assert re.search(rf"announcing to {place} needs [A-Z_]+ in the environment", error), error
+
+
+@pytest.mark.parametrize("place", ["wandb", "mlflow", "trackio", "tensorboard"])
+def test_a_command_tells_no_tracker(place, tmp_path, capsys):
+    assert main(["monitor", str(tmp_path / "none.jsonl"), "--announce", place]) == 2
+    assert "--announce" in capsys.readouterr().err
 
 
 def test_an_unknown_place_a_missing_package_and_a_strange_address_are_refused(monkeypatch):
@@ -205,18 +200,26 @@ def test_what_is_told_of_findings():
     assert of_finding(one, 7) == Told("gradience: LR001 at step 7", "low -> raise it", "warning", ("LR001",), 7)
     assert of_report("t", "x", [one, two, one]) == Told("t", "x", "error", ("NUM101", "LR001"))
     assert of_report("t", "x", []) == Told("t", "x", "info")
+    three = Finding(id="INF1", severity="info", message="fine")
+    text = "[ERROR] NUM101: nan\n[WARNING] LR001: low -> raise it"
+    assert of_findings("t", [one, three, two]) == Told("t", text, "error", ("NUM101", "LR001"))
+    assert of_findings("t", [three]) == Told("t", "no finding graver than info", "info")
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_a_command_tells_its_screen(form, server, tmp_path, capsys):
-    assert main(["check", "--r", "4", "--alpha", "999", "--announce", "webhook", *form]) == 0
-    out = capsys.readouterr().out
+def test_a_command_tells_its_findings_and_not_its_screen(form, server, capsys):
+    assert main(["check", "--r", "4", "--lr", "1", "--announce", "webhook", *form]) == 0
     (posted,) = server.posted
-    assert posted["text"].startswith("*gradience check*\n```")
+    lines = posted["text"].splitlines()
+    assert (lines[0], lines[1].split(":")[0]) == ("*gradience check*", "```[WARNING] LR003")
+    assert "===" not in posted["text"]
     if form:
-        json.loads(out)
-    else:
-        assert out.splitlines()[0] in posted["text"]
+        json.loads(capsys.readouterr().out)
+
+
+def test_a_command_that_finds_nothing_says_so_in_a_line(server, capsys):
+    assert main(["check", "--r", "8", "--alpha", "16", "--lr", "2e-4", "--announce", "webhook"]) == 0
+    assert [posted["text"] for posted in server.posted] == ["*gradience check*\n```no finding graver than info```"]
 
 
 def test_several_runs_are_not_told(server, tmp_path, capsys):

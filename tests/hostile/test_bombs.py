@@ -138,7 +138,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("line", ["monitor run.jsonl --json", "runs list run.jsonl --out store"])
+@pytest.mark.parametrize("line", ["monitor run.jsonl --json", "runs run.jsonl --out store"])
 def test_the_metrics_of_an_evaluation_are_read_in_linear_time(run, tmp_path, line):
     metrics = {f"metric_{n}": 0.5 for n in range(20_000)}
     run_log(tmp_path / "run.jsonl", *(log_line("eval", step, split="test", metrics=metrics) for step in (1, 2)))

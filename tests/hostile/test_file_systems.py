@@ -21,7 +21,7 @@ WRITERS = {
     "convert": "convert a --to mlx --out out/c",
     "resize --force": "resize a --rank 2 --out b --force",  # merge and bench end in the same function
     "audit --append": "audit a --append run/run.jsonl",
-    "runs list": "runs list run --out out/s",
+    "runs": "runs run --out out/s",
 }
 RENAMES = ("rename", "replace", "link")
 WRITES = ("open", "mkdir", *RENAMES)
@@ -93,7 +93,7 @@ def test_a_result_is_there_though_its_hidden_name_cannot_be_removed(place, monke
 
 
 def test_a_store_whose_first_job_failed_is_written_by_the_next(place, monkeypatch, capsys):
-    argv = ["runs", "list", "run", "--out", "out/s"]
+    argv = ["runs", "run", "--out", "out/s"]
     with monkeypatch.context() as broken:
         break_calls(broken, errno.EIO, RENAMES)
         assert main(argv) == 2

@@ -141,6 +141,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("case", VIEWS)
 def test_a_database_that_computes_its_rows_is_refused_soon(run, tmp_path, case):
+    pytest.importorskip("trackio", reason="pip install trackio")
     database(tmp_path / "t.db", VIEWS[case])
     told = run("import", "t.db", "--out", "r.jsonl", limit_s=LIMIT, limit_mb=3000)
     assert told.code in {0, 2}
@@ -151,6 +152,7 @@ def test_a_database_that_computes_its_rows_is_refused_soon(run, tmp_path, case):
 @pytest.mark.parametrize("mode", ["wal", "delete", "truncate", "persist"])
 @pytest.mark.parametrize("verb", ["import t.db --out ../r.jsonl", "monitor t.db"])
 def test_opening_a_database_writes_nothing_beside_it(run, tmp_path, verb, mode):
+    pytest.importorskip("trackio", reason="pip install trackio")
     live, there = tmp_path / "live", tmp_path / "there"
     live.mkdir()
     there.mkdir()
@@ -171,6 +173,7 @@ def test_opening_a_database_writes_nothing_beside_it(run, tmp_path, verb, mode):
 
 
 def test_a_database_in_a_folder_that_cannot_be_written_is_read(run, tmp_path):
+    pytest.importorskip("trackio", reason="pip install trackio")
     there = tmp_path / "there"
     there.mkdir()
     database(there / "t.db")

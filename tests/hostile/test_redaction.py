@@ -186,7 +186,7 @@ def test_no_secret_is_quoted_by_an_error(tmp_path, key):
     assert sorted(set(leaks)) == []
 
 
-GIVEN = ["--notes", "--model", "--optimizer", "--dataset", "--r"]
+GIVEN = ["--targets", "--task", "--r"]
 
 
 @pytest.mark.parametrize("option", GIVEN)

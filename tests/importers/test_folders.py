@@ -8,6 +8,7 @@ import pickle
 import shutil
 
 import pytest
+from tables import every
 
 from gradience.errors import RecorderError
 
@@ -229,3 +230,23 @@ def test_a_log_with_a_crashed_try_in_it_is_still_the_run_of_its_checkpoints(
     write_lines(tmp_path / "trainer_log.jsonl", lines)
     events, _ = import_events(tmp_path)
     assert events.steps == [10, 20, 30, 40, 50]
+
+
+@every(
+    ("state", "silence"),
+    [
+        ({"global_step": 3, "max_steps": 3, "logging_steps": 25}, ": logging_steps is 25, and 3 steps were made"),
+        ({"global_step": 1, "max_steps": 1, "logging_steps": 25}, ": logging_steps is 25, and 1 step was made"),
+        ({"global_step": 25, "max_steps": 25, "logging_steps": 25}, ""),
+        ({"global_step": 3, "max_steps": 3, "logging_steps": 0.5}, ""),  # a share of the steps
+        ({"global_step": 3, "max_steps": 3}, ""),
+    ],
+)
+def test_a_run_without_a_training_row_says_why(tmp_path, import_events, state, silence):
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({**state, "log_history": [{"step": 1, "eval_loss": 0.5}]}))
+    events, _ = import_events(path)
+    assert (events.end.status, events.end.reason) == (
+        "ok",
+        f"the planned steps were made; no training row was logged{silence}",
+    )

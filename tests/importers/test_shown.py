@@ -80,7 +80,7 @@ def test_the_objective_is_read_from_what_was_logged_and_sft_advice_is_not_given(
     report = check_config(document=tmp_path)
     assert objective_of(report.config).kind == kind
     assert "LR001" not in {item.id for item in report.findings}
-    assert "1e-4 to 5e-4" not in " ".join(c.action or "" for c in diagnose(tmp_path).causes)
+    assert "1e-4 to 5e-4" not in " ".join(c.action or "" for c in diagnose(tmp_path).findings)
 
 
 @pytest.mark.parametrize(

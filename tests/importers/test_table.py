@@ -11,6 +11,7 @@ from gradience.cli.main import main
 from gradience.errors import RecorderError
 from gradience.importers.files import clock_of
 from gradience.importers.table import find_columns, parse_map
+from gradience.judge.monitor import monitor_run
 
 
 def test_a_table_of_wandb_names_needs_no_map(tmp_path, import_events):
@@ -78,11 +79,26 @@ def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
         (["step", "train/loss", "train_loss"], {"train/loss": "loss", "train_loss": "train_loss"}),  # the first counts
         (["step", "train_loss", "train/loss"], {"train_loss": "loss", "train/loss": "train/loss"}),
         (["step", "loss", "lr", "lr-AdamW"], {"lr": "learning_rate", "lr-AdamW": "lr-AdamW"}),  # one rate, not two
-        (["step", "loss", "lr-a", "lr-b"], {"lr-a": "learning_rate", "lr-b": "lr-b"}),
+        (["step", "loss", "lr-a", "lr-b"], {"lr-a": "learning_rate", "lr-b": "learning_rate"}),
         (["step", "loss", "actor/lr", "critic/lr"], {"actor/lr": "learning_rate", "critic/lr": "critic/lr"}),
         (["step", "actor/pg_loss", "actor/grad_norm"], {"actor/pg_loss": "loss", "actor/grad_norm": "grad_norm"}),
         (["step", "policy_loss", "loss"], {"loss": "loss", "policy_loss": "policy_loss"}),
         (["step", "loss", "val-core/a/mean@1"], {"val-core/a/mean@1": "eval_a/mean@1"}),
+        # Tinker's cookbook, supervised and RL; prime-rl; NeMo-RL; verl, whose steps W&B counts too
+        (["step", "train_mean_nll", "test/nll"], {"train_mean_nll": "loss", "test/nll": "test_loss"}),
+        (["progress/batch", "env/all/reward/total"], {"progress/batch": "step", "env/all/reward/total": "reward"}),
+        (["step", "test/env/all/reward/total", "optim/lr"], {"test/env/all/reward/total": "test/env_all_reward_total"}),
+        (
+            ["step", "loss/mean", "reward/mean", "optim/grad_norm"],
+            {"loss/mean": "loss", "optim/grad_norm": "grad_norm"},
+        ),
+        (["step", "loss/mean", "reward/mean", "progress/epoch"], {"reward/mean": "reward", "progress/epoch": "epoch"}),
+        (["step", "train/loss", "validation/val_loss"], {"validation/val_loss": "validation_loss"}),
+        (["training/global_step", "_step", "actor/pg_loss"], {"training/global_step": "step", "_step": "_step"}),
+        (["step", "training/global_step", "actor/pg_loss"], {"step": "step"}),
+        (["step", "reward", "reward/mean"], {"reward": "reward", "reward/mean": "reward/mean"}),
+        (["step", "loss", "test_wer", "test/cer"], {"test_wer": "test_wer", "test/cer": "test/cer"}),
+        (["step", "loss", "lr_scheduler"], {"lr_scheduler": "lr_scheduler"}),
     ],
 )
 def test_names_that_everyone_knows_are_found(columns, found):
@@ -186,3 +202,44 @@ def test_a_column_named_twice_is_refused(tmp_path, import_events):
 )
 def test_a_clock_reading_is_in_seconds_or_milliseconds_of_the_years_2001_to_2286(reading, seconds):
     assert clock_of(reading) == seconds
+
+
+def test_the_rates_of_all_parameter_groups_are_kept_and_the_largest_is_the_run_s(tmp_path, import_events):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss,lr-AdamW/pg1,lr-AdamW/pg2\n1,2.0,1e-5,2e-4\n2,1.0,3e-4,1e-4\n3,0.5,1e-6,\n")
+    events, _ = import_events(path)
+    assert [event.lr for event in events.of("train_step")] == [[1e-5, 2e-4], [3e-4, 1e-4], 1e-6]
+    assert events.start.config.optimizer.lr == 3e-4
+    report = monitor_run(path)
+    assert report.train.max_lr == 3e-4
+
+
+def test_a_metric_of_a_held_out_group_is_an_evaluation_without_a_loss_beside_it(tmp_path, import_events):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 1, "loss": 2.0, "test/wer": 30.5, "test/env/all/reward/total": 0.25}, {"step": 2, "loss": 1.0}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    events, _ = import_events(path)
+    assert [(e.split, e.step, e.metrics.extras) for e in events.of("eval")] == [
+        ("test", 1, {"wer": 30.5, "env_all_reward_total": 0.25})
+    ]
+    assert [event.extras for event in events.of("train_step")] == [{}, {}]
+
+
+@every(
+    ("text", "says"),
+    [
+        ('{ "log_history": [\n {"step": 1, "loss": 2.0}\n], "global_step": 1 }\n', None),  # no brace of its own line
+        ('{"log_history": [\n {"step": 1, "loss": 2.0}\n], "global_step": 1 }\n', None),
+        ('{\n "best": 1.0,\n "runs": [1]\n}\n', r"it is JSON, and no log known here \(its keys: best, runs\)"),
+        ('{"best": 1.0,\n "runs": [1]}\n', r"it is JSON, and no log known here \(its keys: best, runs\)"),
+        ('{"best": 1.0,\n "runs": [1\n', "not JSON: Input data was truncated"),
+    ],
+)
+def test_valid_json_is_not_called_truncated(tmp_path, text, says):
+    path = tmp_path / "some.json"
+    path.write_text(text)
+    if says is None:
+        assert monitor_run(path).train.rows == 1
+    else:
+        with pytest.raises(RecorderError, match=says):
+            monitor_run(path)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import struct
 
 import pytest
+from tables import every
 
+from gradience.collect.runs.collect import find_runs
 from gradience.errors import RecorderError
-from gradience.importers.binary import Scalar, is_event_file, scalar_rows
+from gradience.importers.tensorboard import Scalar, is_event_file, scalar_rows
 
 HEAD = b'\x18\0\0\0\0\0\0\0\xa3\x7fK"\t\0\0\xc0\x1fL\xd5\xd8A\x1a\rbrain.Event:2\xec\xa0'
 
 
-def write(folder, groups, *, arguments=None):
+def write(folder, groups, *, arguments=None, model=None):
     """Write scalars as the Trainer does: (step, clock, tags) each."""
     event_pb2 = pytest.importorskip("tensorboard.compat.proto.event_pb2", reason="pip install tensorboard")
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -25,6 +25,9 @@ def write(folder, groups, *, arguments=None):
     writer = EventFileWriter(str(folder))
     if arguments is not None:
         text = text_pb("args/text_summary", json.dumps(arguments))
+        writer.add_event(event_pb2.Event(wall_time=1.7e9, step=0, summary=text))
+    if model is not None:
+        text = text_pb("model_config/text_summary", json.dumps(model))
         writer.add_event(event_pb2.Event(wall_time=1.7e9, step=0, summary=text))
     for step, clock, tags in groups:
         for tag, value in tags.items():
@@ -115,27 +118,58 @@ def test_an_event_file_is_known_by_its_content():
     assert not is_event_file(b'{"event": "brain"}')
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
-def test_without_the_package_the_error_says_how_to_get_it(tmp_path, import_events):
-    path = tmp_path / "events.out.tfevents.1.host.1.0"
-    path.write_bytes(HEAD)
-    with pytest.raises(RecorderError, match="needs tensorboard") as caught:
-        import_events(path)
-    assert caught.value.advice == "pip install tensorboard"
+def test_a_model_s_name_and_the_hyperparameters_are_read_and_a_run_without_a_row_says_why(tmp_path, import_events):
+    write(tmp_path, [], arguments={"logging_steps": 25, "max_steps": 3}, model={"_name_or_path": "org/base"})
+    events, imported = import_events(tmp_path)
+    assert (imported.format, events.start.config.model_name, events.end.status) == (
+        "tensorboard",
+        "org/base",
+        "unknown",
+    )
+    assert events.end.reason == (
+        "the source ends before its 3 planned steps; no training row was logged (logging_steps is 25)"
+    )
 
 
-def test_what_tensorboard_logs_of_a_damaged_file_is_not_shown(tmp_path, capsys):
+def test_hyperparameters_in_a_folder_of_their_own_are_the_run_s(tmp_path, import_events):
+    writers = pytest.importorskip("torch.utils.tensorboard", reason="pip install torch tensorboard")
+    write(tmp_path, losses([1, 2, 4]))
+    values = {"optim": "lion", "max_steps": 4, "bf16": True, "learning_rate": 0.5}
+    with writers.SummaryWriter(str(tmp_path / "1700000000.25")) as writer:
+        writer.add_hparams(values, {}, run_name=".")
+    events, imported = import_events(tmp_path)
+    config = events.start.config
+    assert (config.optimizer.name, config.optimizer.lr, config.training.max_steps) == ("lion", 0.5, 4)
+    assert (config.training.dtype, events.end.status, len(imported.files)) == ("bfloat16", "ok", 3)
+    assert len(list(find_runs([tmp_path]))) == 1
 
-    pytest.importorskip("tensorboard", reason="pip install tensorboard")
-    from tensorboard.summary.writer.record_writer import masked_crc32c
 
-    from gradience.importers.binary import read_tensorboard
+@every(
+    ("epochs", "rows", "planned", "status"),
+    [
+        (3, [(50, 0.5125), (100, 1.025)], 293, "unknown"),
+        (2, [(50, 1.0)], 100, "unknown"),
+        (2, [(50, 1.0), (100, 2.0)], 100, "ok"),
+        (1, [(137, 0.99636)], 137, "ok"),  # a partial step at the end of the epoch was left out
+        (3, [(10, 0.07)], None, "unknown"),  # an old Trainer's epoch has two decimals: no count follows from it
+        (3, [(409, 2.99)], None, "ok"),
+    ],
+)
+def test_the_planned_steps_follow_from_the_epochs(tmp_path, import_events, epochs, rows, planned, status):
+    groups = [(step, 1.7e9 + step, {"train/loss": 1.0, "train/epoch": epoch}) for step, epoch in rows]
+    state = {"log_history": [{"step": s, **{k.removeprefix("train/"): v for k, v in t.items()}} for s, _, t in groups]}
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({**state, "num_train_epochs": epochs}))
+    events, _ = import_events(path)
+    assert (events.start.config.training.max_steps, events.end.status) == (planned, status)
 
-    record = b"\t" + struct.pack("<d", 1.7e9) + b"\x1a\x08no event"
-    length = struct.pack("<Q", len(record))
-    path = tmp_path / "events.out.tfevents.1.h"
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, record)]
-    path.write_bytes(length + sums[0] + record + sums[1])
-    with pytest.raises(RecorderError, match="holds no scalar"):
-        read_tensorboard([path])
-    assert capsys.readouterr().err == ""
+
+def test_a_file_that_is_damaged_is_read_to_there_and_that_is_said(tmp_path, import_events):
+    folder = write(tmp_path / "a", losses(range(1, 20)))
+    path = next(folder.iterdir())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = b"\x55" * (len(data) - len(data) // 2)
+    path.write_bytes(data)
+    events, imported = import_events(path)
+    assert 1 < len(events.losses) < 19
+    assert any("is damaged after" in note for note in imported.notes)

@@ -8,7 +8,7 @@ from gradience.judge.monitor import monitor_run
 
 
 def test_every_real_log_is_on_the_page_with_its_story_and_a_judgement(root, shared_data):
-    page = (root / "docs" / "judged.md").read_text(encoding="utf-8")
+    page = (root / "benchmarks" / "judged.md").read_text(encoding="utf-8")
     judged = tomllib.loads((root / "benchmarks" / "judged.toml").read_text(encoding="utf-8"))["logs"]
     patterns = ("runs/*.jsonl", "trainer_states/*.json", "trainer_logs/*.jsonl", "adapters/*/trainer_state.json")
     logs = {str(path.relative_to(shared_data)) for pattern in patterns for path in shared_data.glob(pattern)}

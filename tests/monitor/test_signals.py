@@ -13,9 +13,7 @@ from logs import record
 
 from gradience import diagnose
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.compare import compare_runs
 from gradience.render.check import diagnose_text
-from gradience.render.compare import compare_text
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.facts import KEPT, SIGNALS
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
@@ -84,13 +82,6 @@ def test_a_log_without_rewards_has_no_such_block(tmp_path):
     report = monitor_run(record(tmp_path / "run.jsonl"))
     assert report.signals == {}
     assert "Rewards" not in monitor_text(report)
-
-
-def test_runs_are_compared_by_their_rewards_too(tmp_path):
-    paths = [rewarded(tmp_path / "a.jsonl"), record(tmp_path / "b.jsonl")]
-    report = compare_runs(paths)
-    assert [run.signals.get("reward") for run in report.runs] == [report.runs[0].signals["reward"], None]
-    assert "reward " in compare_text(report)
 
 
 def columns_of(path, run_id="r"):

@@ -57,7 +57,7 @@ def test_it_is_small_holds_no_text_and_is_read_as_it_was_written(held, receipt):
 
 def test_text_is_kept_where_it_is_asked_for(llama, texts, tmp_path, capsys):
     out = tmp_path / "receipt.json"
-    argv = ["receipt", str(llama.adapter), "--base", str(llama.base), "--prompts", str(texts), "--out", str(out)]
+    argv = ["receipt", str(llama.adapter), "--base", str(llama.base), "--data", str(texts), "--out", str(out)]
     assert main([*argv, "--keep-text", "--rows", "4"]) == 0
     made = read_receipt(out)
     assert len(made.rows) == 4

@@ -132,7 +132,7 @@ def test_each_candidate_rank_has_its_error_and_the_suggested_are_marked():
 
 def test_equal_scales_share_a_line_and_exceptions_are_named():
     odd = module(3, alpha=4.0, scaling=0.5, alpha_pattern="x.*", rank_pattern="y", config_r=4)
-    text = audit_text(report([module(1), module(2), odd], unmatched_patterns=["z"]), View(scales=True))
+    text = audit_text(report([module(1), module(2), odd], unmatched_patterns=["z"]), View(verbose=True))
     scales = text[text.index("Scales") :].split("\n\n")[0].splitlines()
     assert scales[2].split() == ["2", "8", "16", "2", "alpha", "/", "r"]
     assert "alpha by pattern 'x.*'; rank by pattern 'y'; the config says r=4" in scales[4]
@@ -141,11 +141,10 @@ def test_equal_scales_share_a_line_and_exceptions_are_named():
 
 def test_rules_that_disagree_are_grouped_with_one_reason():
     rows = [module(i, effective_rank=7.9, stable_rank=1.5) for i in range(9)]
-    text = audit_text(report(rows), View(rank_rules=True))
+    text = audit_text(report(rows), View(verbose=True))
     assert "More than a power of two apart on 9 of 9 modules:" in text
     assert "9 x  k@90% 2, effective rank 8, stable rank 2, knee 1" in text
-    assert "and 8 more like it" in text
-    assert text.count("the first direction holds") == 1
+    assert text.count("the first direction holds") == 9
 
 
 def test_the_per_layer_pattern_is_json_for_loraconfig():
@@ -257,7 +256,7 @@ def test_what_was_not_analysed_is_listed_and_cut_short():
 def test_names_from_the_file_cannot_steer_the_terminal():
     evil = "\x1b[31mred\u202e\n"
     rows = [module(0, evil)]
-    for view in (View(layers=True, scales=True, heatmap="norm", rank_rules=True, verbose=True),):
+    for view in (View(layers=True, heatmap="norm", verbose=True),):
         text = audit_text(report(rows, base_model=evil, notes=[evil], peft_dir=evil), view)
         assert "\x1b" not in text
         assert "\u202e" not in text

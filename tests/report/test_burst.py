@@ -48,7 +48,7 @@ def test_the_held_out_loss_is_a_card_with_its_lowest_value_and_its_examples(stor
 
 def test_the_sentence_of_a_finding_goes_before_its_id(story):
     text = parse(report_html(story)).text
-    says = next(cause.message for cause in story.diagnosis.causes if cause.id == "DIV103")
+    says = next(cause.message for cause in story.diagnosis.findings if cause.id == "DIV103")
     assert text.index(says) < text.index("info DIV103")
 
 

@@ -78,7 +78,7 @@ def test_one_row_far_off_does_not_flatten_the_first_curve(tmp_path, spikes, *, c
 
 
 def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(story, page):
-    causes = story.diagnosis.causes
+    causes = story.diagnosis.findings
     found = parse(page)
     assert [a["id"] for a in found.all("article")] == [f"finding-{n}" for n in range(1, len(causes) + 1)]
     for cause in causes:

@@ -55,7 +55,7 @@ def updates(path):
     return found
 
 
-@pytest.mark.parametrize("criterion", [{"rank": 3}, {"sv_ratio": 4.0}, {"sv_fro": 0.95}], ids=str)
+@pytest.mark.parametrize("criterion", [{"rank": 3}, {"rel_error": 0.3}], ids=str)
 def test_each_update_is_the_best_of_its_rank(source, tmp_path, criterion):
     report = resize_adapter(source, tmp_path / "out.safetensors", **criterion)
     before, after = updates(source), updates(tmp_path / "out.safetensors")
@@ -112,9 +112,9 @@ def test_more_than_one_pair_of_factors_is_refused(source, tmp_path):
 
 
 def test_the_command_writes_a_file(source, tmp_path, capsys):
-    assert main(["resize", str(source), "--sv-ratio", "4", "--out", str(tmp_path / "out.safetensors")]) == 0
-    assert "sigma > sigma_1 / 4" in capsys.readouterr().out
-    assert main(["resize", str(source), "--sv-ratio", "4", "--out", str(tmp_path / "out.safetensors")]) == 2
+    assert main(["resize", str(source), "--energy", "0.9", "--out", str(tmp_path / "out.safetensors")]) == 0
+    assert "0.9" in capsys.readouterr().out
+    assert main(["resize", str(source), "--energy", "0.9", "--out", str(tmp_path / "out.safetensors")]) == 2
 
 
 def test_a_file_never_exceeds_its_megabytes_metadata_and_record_included(source, tmp_path):

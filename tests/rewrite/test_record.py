@@ -55,7 +55,6 @@ def test_a_record_has_the_files_with_their_digests_and_each_module(tmp_path):
 
 def test_a_record_of_a_resize_has_its_calibration_and_what_its_pieces_were_predicted_to_cost():
     measured = Calibration(
-        pieces="svd",
         seed=0,
         inputs=1,
         predictions=1,

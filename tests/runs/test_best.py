@@ -12,8 +12,10 @@ pytest.importorskip("duckdb", reason="needs the extra [fleet]")
 pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
 
 from gradience.cli.main import main
-from gradience.collect.runs.best import best_runs, names_of_runs
+from gradience.collect.runs import run_curves
+from gradience.collect.runs.best import best_runs
 from gradience.collect.runs.collect import collect_runs
+from gradience.judge.monitor.source import names_of_runs
 from gradience.render.runs import brief
 
 SCHEMA = "gradience.vnext.telemetry/v1"
@@ -114,13 +116,18 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
     (tmp_path / "deep" / "broken").mkdir()
     (tmp_path / "deep" / "broken" / "run.jsonl").write_text(f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n')
     out = ["--out", str(tmp_path / "store")]
-    assert main(["runs", "list", str(tmp_path / "deep"), *out, "--limit", "2"]) == 0
+    assert main(["runs", str(tmp_path / "deep"), *out, "--limit", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:3])) <= 100
     assert [line.split()[0] for line in lines[:3]] == ["run", "first", "second"]
-    assert lines[3] == "... and 1 more (--limit 3; --wide and --columns show other columns)"
-    assert lines[4] == "1 log not read:"
-    assert lines[5].startswith("  broken:")
+    assert lines[3] == "... and 1 more (--limit 3; --columns shows other columns)"
+    assert lines[4] == "Stories:"
+    at = lines.index("Settings that differ: data d | d | other")
+    assert lines[at + 1 : at + 3] == [
+        "The runs differ in data sets: their losses may not be comparable.",
+        "1 log not read:",
+    ]
+    assert lines[at + 3].startswith("  broken:")
     assert main(["runs", "best", str(tmp_path / "deep"), *out]) == 0
     text = capsys.readouterr().out
     assert text.index("d, m: 2 runs") < text.index("Comparable with none of these:") < text.index("0.1  other, m:")
@@ -130,11 +137,10 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
     )
 
 
-def test_a_run_without_the_metric_is_named_beside_the_curves(tmp_path, capsys):
+def test_a_run_without_the_metric_is_named_beside_the_curves(tmp_path):
     log(tmp_path / "a", 1.0, accuracy=0.5)
     log(tmp_path / "b", 1.0)
-    assert main(["runs", "curves", str(tmp_path), "--metric", "eval/accuracy"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "  not drawn, without this metric: b"
+    assert run_curves(tmp_path, metric="eval/accuracy").not_drawn == ["b"]
 
 
 def test_refresh_reads_an_unchanged_log_again(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
 
 import gradience
 from gradience.cli.main import main
-from gradience.collect.runs import RUNS_QUERIES, collect as collecting, list_runs, run_curves, show_runs
+from gradience.collect.runs import RUNS_QUERIES, collect as collecting, list_runs, run_curves
 from gradience.collect.runs.best import best_runs
 from gradience.collect.runs.collect import collect_runs, find_runs
 from gradience.errors import GradienceError, RecorderError
@@ -210,14 +210,6 @@ def test_the_best_run_by_a_metric_is_by_its_best_value(store):
         best_runs(store, "eval/f1", by="model, path")
 
 
-def test_counts_and_hours_are_shown(store):
-    report = show_runs(store)
-    assert (report.runs, report.training_rows) == (5, 91)
-    assert report.hours == pytest.approx((29 + 19 + 11) / 3600, rel=0.1)
-    assert {c.value: c.adapters for c in report.models} == {"m": 2, "other": 1, "not recorded": 2}
-    assert [Path(log.path).parent.name for log in report.unread] == ["broken"]
-
-
 @pytest.mark.parametrize("name", RUNS_QUERIES)
 def test_each_named_query_of_runs_runs(name, store):
     assert select(store, RUNS_QUERIES[name].sql).columns
@@ -272,14 +264,14 @@ def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys)
     with pytest.raises(RecorderError, match="no run has"):
         run_curves(roots / "a", metric="eval/nosuch")
     pytest.importorskip("matplotlib")
-    page = tmp_path / "curves.html"
-    assert main(["runs", "curves", str(roots / "a"), "--html", str(page), "--width", "50"]) == 0
-    out = capsys.readouterr().out
-    assert "a first: 2 -> 0.55 at step 30" in out
-    assert "aa" in out.splitlines()[3]
+    page, argv = tmp_path / "curves.html", ["runs", str(roots / "a"), "--out", str(tmp_path / "store")]
+    assert main([*argv, "--html", str(page)]) == 0
+    assert "a/first" not in capsys.readouterr().out  # the table's names begin where they differ
     assert "<svg" in page.read_text()
     assert "<script" not in page.read_text()
-    assert main(["runs", "curves", str(roots / "a"), "--html", str(page)]) == 2
+    assert main([*argv, "--html", str(page)]) == 2
+    assert main([*argv, "--html", str(page), "--metric", "eval/accuracy", "--force"]) == 0
+    assert "eval/accuracy" in page.read_text()
 
 
 def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):
@@ -288,7 +280,6 @@ def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):
         main(
             [
                 "runs",
-                "list",
                 str(roots),
                 *out,
                 "--columns",
@@ -303,12 +294,21 @@ def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):
         == 0
     )
     assert json.loads(capsys.readouterr().out)["rows"] == [["first", 30], ["second", 20], ["third", 12]]
-    assert main(["runs", "show", str(roots), *out]) == 0
-    assert "5 runs, 91 training rows" in capsys.readouterr().out
     assert main(["runs", "best", str(roots), *out, "--metric", "eval/accuracy", "--by", "model"]) == 0
     assert "Highest eval/accuracy by model" in capsys.readouterr().out
     assert main(["runs", "query", str(roots), *out, "select count(*) as n from runs", "--csv"]) == 0
     assert capsys.readouterr().out.split() == ["n", "6"]
     assert main(["runs", "query", str(roots), *out, "copy runs to 'x'"]) == 2
-    assert main(["runs", "list"]) == 2
-    assert gradience.runs.show(gradience.runs.collect(roots, out=tmp_path / "store")).runs == 5
+    assert main(["runs"]) == 2
+    kept = gradience.runs.collect(roots, out=tmp_path / "store")
+    assert gradience.runs.list(kept, columns=["run"], where="model is not null").rows == [
+        ["first"], ["second"], ["third"],
+    ]  # fmt: skip
+
+
+def test_monitor_of_several_prints_the_table_of_runs(roots, tmp_path, capsys):
+    places = [str(roots / name) for name in ("a", "hf")]
+    assert main(["monitor", *places]) == 0
+    table = capsys.readouterr().out
+    assert main(["runs", *places, "--out", str(tmp_path / "store")]) == 0
+    assert capsys.readouterr().out == table

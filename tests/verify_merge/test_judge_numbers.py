@@ -11,10 +11,8 @@ from tables import every
 from gradience.adapters.layout import Module
 from gradience.io.safetensors import DTYPES
 from gradience.prove.verify_merge.delta import UNIT, PlainDelta
-from gradience.prove.verify_merge.judge import Judge, causes_of, usual_factors
-from gradience.prove.verify_merge.measure import Sums, measure
-from gradience.prove.verify_merge.replays import Case, in_words, replays
-from gradience.schema.merge import MergeReplay
+from gradience.prove.verify_merge.judge import causes_of, usual_factors, verdict_on
+from gradience.prove.verify_merge.measure import Case, Merge, Sums, measure
 
 
 def module(scale=2.0, r=4, *, rslora=False):
@@ -58,7 +56,7 @@ def test_the_sums_are_those_of_dense_float64():
     w = rng.standard_normal((12, 10)).astype(np.float32)
     other = rng.standard_normal((12, 10)).astype(np.float32)
     made, d = case(w, w + other)
-    sums = measure(made, MergeReplay(weight="F32"))
+    sums = measure(made, Merge("F32", "F32"))
     e = (w + other).astype(np.float64) - w
     assert sums.entries == sums.changed == sums.would_change == 120
     assert sums.ee == pytest.approx(np.sum(e * e), rel=1e-5)
@@ -76,35 +74,18 @@ def test_thirty_six_entries_that_a_merge_would_change_are_evidence(entries, verd
     b, a = np.full((1, 1), 0.05, np.float32), np.full((1, 400), 0.05, np.float32)
     a[0, entries:] = 1.0
     made = Case(w.astype(DTYPES["BF16"]), w.astype(DTYPES["BF16"]), "BF16", "BF16", PlainDelta(b, a, 1.0))
-    assert Judge().verdict(made, module(1.0, 1)).verdict == verdict
+    assert verdict_on(made, module(1.0, 1)).verdict == verdict
 
 
-def test_a_replay_whose_result_is_no_number_is_not_the_nearest():
-    """B is beyond float16's range, so a replay with factors in float16 has inf * 0 where A is 0. M went by bfloat16."""
-    w = np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32)
-    b, a = np.full((8, 1), 1e5, np.float32), np.full((1, 64), 1e-5, np.float32)
-    a[0, :8] = 0.0
-    half = DTYPES["BF16"]
-    m = (w.astype(half) + (np.float32(0.3) * (b @ a)).astype(half)).astype(np.float32)
-    found = Judge().verdict(Case(w, m, "F32", "F32", PlainDelta(b, a, 1.0)), module(1.0, 1))
-    assert (found.verdict, found.factor) == ("scaled", pytest.approx(0.3, rel=0.01))
-
-
-def test_replays_are_words():
-    assert in_words(MergeReplay(weight="F32"), "F32") == "W + dW in float32"
-    assert in_words(MergeReplay(weight="F32", factor=0.5, times=2), "BF16") == (
-        "W + 0.5 dW + 0.5 dW in float32, saved as bfloat16"
-    )
-    assert in_words(MergeReplay(weight="BF16", delta="BF16", factors="BF16", rounds_product=True), "BF16") == (
-        "W + dW in bfloat16, dW rounded to bfloat16 before and after scaling, factors in bfloat16"
-    )
-
-
-def test_a_scale_of_one_needs_no_order_of_scaling():
-    assert not any(replay.scales_factor for replay in replays("BF16", "BF16", scale=1.0))
-    assert any(replay.scales_factor for replay in replays("BF16", "BF16", scale=2.0))
-    assert replays("BF16", "BF16", scale=2.0)[0] == MergeReplay(weight="BF16")
-    assert {replay.weight for replay in replays("F32", "F64", scale=1.0)} >= {"F64", "F32"}
+@every(
+    ("base", "through", "stored", "held"),
+    [("F32", "F32", "F32", "F32"), ("BF16", "F32", "F32", "F32"), ("F32", "BF16", "F32", "BF16"),
+     ("F32", "F16", "F32", "F16"), ("F32", "BF16", "F16", "BF16"), ("F16", "F16", "F16", "F16")],
+)  # fmt: skip
+def test_the_dtype_of_a_merge_is_that_of_its_numbers(base, through, stored, held):
+    w = np.random.default_rng(0).standard_normal((9, 9)).astype(DTYPES[base])
+    m = (w.astype(np.float32) * 1.01).astype(DTYPES[through]).astype(DTYPES[stored])
+    assert case(w, m, base=base, merged=stored)[0].held() == held
 
 
 def test_units_are_half_of_the_distance_to_the_next_number():

@@ -1,8 +1,7 @@
-"""Laws of the verdict: each replay is met as itself, and no other amount of the update passes for it."""
+"""Laws of the verdict: each merge is met as itself, and no other amount of the update passes for it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +11,8 @@ from hypothesis import given, strategies as st
 from gradience.adapters.layout import Module
 from gradience.io.safetensors import DTYPES
 from gradience.prove.verify_merge.delta import UNIT, PlainDelta, WholeDelta, narrower, rounded
-from gradience.prove.verify_merge.judge import Judge
-from gradience.prove.verify_merge.replays import Case, replayed, replays, with_factor
-from gradience.schema.merge import MergeReplay
+from gradience.prove.verify_merge.judge import verdict_on
+from gradience.prove.verify_merge.measure import Case
 
 FLOATS = st.sampled_from(["F32", "BF16", "F16"])
 SEEDS = st.integers(0, 2**32 - 1)
@@ -32,18 +30,20 @@ def case_of(seed: int, base: str, merged: str, *, strength: float, scale: float 
     return Case(w, np.zeros(w.shape, DTYPES[merged]), base, merged, PlainDelta(b * np.float32(strength), a, scale))
 
 
-def with_merge(case: Case, replay: MergeReplay) -> Case:
-    w, at = case.w.astype(np.float32), slice(None)
-    m = replayed(w, case.delta.rows(at, replay), replay, base=case.base, merged=case.merged)
+def with_merge(case: Case, dtype: str, factor: float = 1.0, times: int = 1) -> Case:
+    """Return the case of a merge whose sum was rounded to a dtype, so many times."""
+    m = rounded(case.w.astype(np.float32), dtype)
+    for _ in range(times):
+        m = rounded(m + np.float32(factor) * case.delta.rows(slice(None)), dtype)
     return Case(case.w, m.astype(DTYPES[case.merged]), case.base, case.merged, case.delta)
 
 
-@given(SEEDS, FLOATS, FLOATS, st.sampled_from([1e-2, 0.1, 1.0]), st.data())
-def test_every_replay_is_met_as_exact_or_rounded_away(seed, base, merged, strength, data):
+@given(SEEDS, FLOATS, FLOATS, FLOATS, st.sampled_from([1e-2, 0.1, 1.0]))
+def test_every_merge_is_met_as_exact_within_rounding_or_rounded_away(seed, base, during, merged, strength):
     case = case_of(seed, base, merged, strength=strength)
-    replay = data.draw(st.sampled_from(replays(base, merged, scale=1.5)))
-    judged = Judge().verdict(with_merge(case, replay), module_of(1.5, 3))
-    assert judged.verdict == "exact" or (judged.verdict == "unresolved" and judged.sums.changed == 0)
+    judged = verdict_on(with_merge(case, during), module_of(1.5, 3))
+    met = {"exact"} if during in {merged, "F32"} else {"exact", "within_rounding"}
+    assert judged.verdict in met or (judged.verdict == "unresolved" and judged.sums.changed == 0)
 
 
 @given(SEEDS, FLOATS, FLOATS, st.floats(-3.0, 3.0), st.sampled_from([0.1, 1.0]))
@@ -52,7 +52,7 @@ def test_no_other_factor_passes_for_the_update(seed, base, merged, factor, stren
     if abs(factor - 1.0) < 0.1:
         return
     case = case_of(seed, base, merged, strength=strength)
-    judged = Judge().verdict(with_merge(case, MergeReplay(weight=merged, factor=factor)), module_of(1.5, 3))
+    judged = verdict_on(with_merge(case, merged, factor), module_of(1.5, 3))
     assert judged.verdict not in {"exact", "within_rounding"}
     if judged.factor is not None:
         assert judged.factor == pytest.approx(factor, abs=0.1)
@@ -62,7 +62,7 @@ def test_no_other_factor_passes_for_the_update(seed, base, merged, factor, stren
 def test_a_weight_without_the_update_is_absent(seed, base, merged):
     case = case_of(seed, base, merged, strength=0.1)
     bare = Case(case.w, case.w.astype(np.float32).astype(DTYPES[merged]), base, merged, case.delta)
-    assert Judge().verdict(bare, module_of(1.5, 3)).verdict == "absent"
+    assert verdict_on(bare, module_of(1.5, 3)).verdict == "absent"
 
 
 @given(SEEDS, FLOATS, FLOATS, st.sampled_from(["BF16", "F16"]))
@@ -73,16 +73,16 @@ def test_a_product_in_16_bits_added_up_in_another_order_is_within_rounding(seed,
     noise = np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], update.shape).astype(np.float32)
     update = rounded(update * (1 + noise * np.float32(UNIT[half])), half)  # some entries one step off
     m = rounded(case.w.astype(np.float32) + update, merged).astype(DTYPES[merged])
-    judged = Judge().verdict(Case(case.w, m, base, merged, case.delta), module_of(1.5, 3))
+    judged = verdict_on(Case(case.w, m, base, merged, case.delta), module_of(1.5, 3))
     assert judged.verdict in {"exact", "within_rounding"}
 
 
 @given(SEEDS, FLOATS, FLOATS)
-def test_the_replay_of_another_adapter_is_other(seed, base, merged):
+def test_the_merge_of_another_adapter_is_other(seed, base, merged):
     case, other = (case_of(s, base, merged, strength=0.5) for s in (seed, seed + 1))
     swapped = Case(case.w, case.m, base, merged, other.delta)
-    m = with_merge(swapped, MergeReplay(weight=merged)).m
-    assert Judge().verdict(Case(case.w, m, base, merged, case.delta), module_of(1.5, 3)).verdict == "other"
+    m = with_merge(swapped, merged).m
+    assert verdict_on(Case(case.w, m, base, merged, case.delta), module_of(1.5, 3)).verdict == "other"
 
 
 @given(st.sampled_from(list(UNIT)), st.sampled_from(["F32", "BF16", "F16"]), SEEDS)
@@ -94,12 +94,9 @@ def test_narrower_says_whether_rounding_can_change_a_value(dtype, other, seed):
 
 
 @given(SEEDS, FLOATS)
-def test_the_factor_of_a_replay_is_told_from_its_repetition(seed, base):
-    case = case_of(seed, base, base, strength=0.5)
-    twice = with_factor(MergeReplay(weight=base), 1.0, times=2)
-    judged = Judge().verdict(with_merge(case, twice), module_of(1.5, 3))
-    assert judged.verdict == "scaled"
-    assert math.isclose(judged.factor, 2.0)
+def test_what_was_merged_twice_is_of_factor_two(seed, base):
+    judged = verdict_on(with_merge(case_of(seed, base, base, strength=0.5), base, times=2), module_of(1.5, 3))
+    assert (judged.verdict, judged.factor) == ("scaled", 2.0)
 
 
 def sequential(b, a):
@@ -140,16 +137,17 @@ class OtherMachine(PlainDelta):
         super().__init__(delta._b, delta._a, delta.scale)
         self._order = order
 
-    def _product(self, b, a, out=None):
+    def _product(self, b, a):
         return self._order(b, a)
 
 
-@given(SEEDS, FLOATS, FLOATS, ORDERS, st.sampled_from([1, 2, 8, 64, 300]), st.data())
-def test_a_merge_in_any_order_of_sums_is_exact(seed, base, merged, order, r, data):
+@given(SEEDS, FLOATS, FLOATS, ORDERS, st.sampled_from([1, 2, 8, 64, 300]), st.booleans())
+def test_a_merge_in_any_order_of_sums_is_exact(seed, base, merged, order, r, scales_factor):
     case = case_of(seed, base, merged, strength=0.3, r=r)
-    replay = data.draw(st.sampled_from(replays(base, merged, scale=1.5)))
-    elsewhere = Case(case.w, case.m, base, merged, OtherMachine(case.delta, order))
-    judged = Judge().verdict(Case(case.w, with_merge(elsewhere, replay).m, base, merged, case.delta), module_of(1.5, r))
+    b, a, scale = case.delta._b, case.delta._a, case.delta.scale
+    given_delta = PlainDelta(scale * b, a, 1.0) if scales_factor else case.delta  # (s B) A instead of s (B A)
+    elsewhere = Case(case.w, case.m, base, merged, OtherMachine(given_delta, order))
+    judged = verdict_on(Case(case.w, with_merge(elsewhere, merged).m, base, merged, case.delta), module_of(1.5, r))
     assert judged.verdict == "exact"
 
 
@@ -157,40 +155,29 @@ def test_a_merge_in_any_order_of_sums_is_exact(seed, base, merged, order, r, dat
 def test_the_verdict_does_not_depend_on_the_order_in_which_this_machine_sums(seed, dtype, order, off, strength):
     """`off` is how many units in the last place every entry of M is away from a merge."""
     case = case_of(seed, dtype, dtype, strength=strength, r=16)
-    m = with_merge(case, MergeReplay(weight=dtype)).m.astype(np.float32)
+    m = with_merge(case, dtype).m.astype(np.float32)
     m = (m * np.float32(1.0 + 2 * off * UNIT[dtype])).astype(DTYPES[dtype])
     here, there = (Case(case.w, m, dtype, dtype, d) for d in (case.delta, OtherMachine(case.delta, order)))
-    one, two = (Judge().verdict(each, module_of(1.5, 16)) for each in (here, there))
+    one, two = (verdict_on(each, module_of(1.5, 16)) for each in (here, there))
     assert (one.verdict, one.precision) == (two.verdict, two.precision)
 
 
 @given(SEEDS, st.sampled_from(["F32", "BF16", "F16"]))
 def test_one_entry_beyond_what_any_order_gives_is_not_exact(seed, dtype):
     case = case_of(seed, dtype, dtype, strength=0.05)
-    m = with_merge(case, MergeReplay(weight=dtype)).m
+    m = with_merge(case, dtype).m
     largest = np.unravel_index(np.argmax(np.abs(m.astype(np.float32))), m.shape)
     m[largest] = np.float32(m[largest]) * np.float32(1.0 + 8 * UNIT[dtype])  # where orders of sums differ by least
-    assert Judge().verdict(Case(case.w, m, dtype, dtype, case.delta), module_of(1.5, 3)).verdict != "exact"
-
-
-@given(SEEDS, st.integers(1, 300), ORDERS)
-def test_the_bounds_hold_every_order_and_no_more_than_its_rounding(seed, r, order):
-    case = case_of(seed, "F32", "F32", strength=1.0, r=r)
-    at = slice(None)
-    low, high = case.delta.bounds(at, MergeReplay(weight="F32"))
-    d = OtherMachine(case.delta, order).rows(at, MergeReplay(weight="F32"))
-    assert np.all((low <= d) & (d <= high))
-    size = 1.5 * (np.abs(case.delta._b.astype(np.float64)) @ np.abs(case.delta._a.astype(np.float64)))
-    assert np.all(high.astype(np.float64) - low <= (2.1 * r + 3) * UNIT["F32"] * size)
+    assert verdict_on(Case(case.w, m, dtype, dtype, case.delta), module_of(1.5, 3)).verdict != "exact"
 
 
 def test_an_update_that_no_machine_computes_to_the_last_bit_is_within_rounding_never_exact():
     """DoRA, PiSSA and their kin: even where M happens to be bit for bit what this machine computes."""
     case = case_of(0, "F32", "F32", strength=0.3)
-    dense = case.delta.rows(slice(None), MergeReplay(weight="F32"))
+    dense = case.delta.rows(slice(None))
     judged = [
-        Judge().verdict(
-            with_merge(replace(case, delta=WholeDelta(dense, 3, is_known=known)), MergeReplay(weight="F32")),
+        verdict_on(
+            with_merge(replace(case, delta=WholeDelta(dense, 3, is_known=known)), "F32"),
             module_of(1.5, 3),
         )
         for known in (True, False)

@@ -114,7 +114,7 @@ def test_lora_on_the_embedding_uses_the_adapters_copy_of_it(tmp_path, grow):
     config = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens", "lm_head"], task_type="CAUSAL_LM")
     report = run(tmp_path, llama, config, grow=grow)
     assert report.verdict == "contained"
-    assert report.counts == {"exact": 4}
+    assert report.counts == {"exact": 3, "within_rounding": 1}  # PEFT keeps an embedding's factors in the base's dtype
 
 
 def test_a_grown_vocabulary_without_its_rows_is_compared_as_far_as_both_go(tmp_path):

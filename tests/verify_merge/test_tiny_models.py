@@ -379,17 +379,17 @@ def dora_merge(w: np.ndarray, magnitude: np.ndarray, factor: float = 1.0) -> np.
 
 
 @pytest.mark.parametrize(
-    ("case", "verdict", "reason", "factor"),
+    ("case", "verdict", "reason"),
     [
-        ("merged", "exact", None, None),
-        ("without the magnitude", "other", "W + s B A: DoRA's magnitude was left out", None),
-        ("twice", "scaled", f"f (W + 2 s B A), f by its norm: {TWICE}, or {TO_ROOT}", 2.0),
-        ("unscaled", "scaled", f"f (W + 0.333333 s B A), f by its norm: {AS_TRAINED}", 1 / 3),
-        ("by columns", "other", None, None),
-        ("not", "absent", None, None),
+        ("merged", "within_rounding", ""),
+        ("without the magnitude", "other", "W + s B A: DoRA's magnitude was left out"),
+        ("twice", "other", "cosine of M - W with dW"),
+        ("unscaled", "other", "cosine of M - W with dW"),
+        ("by columns", "other", "cosine of M - W with dW"),
+        ("not", "absent", ""),
     ],
 )
-def test_a_merge_of_dora_is_by_the_norm_of_each_output(case, verdict, reason, factor, tmp_path):
+def test_a_merge_of_dora_is_by_the_norm_of_each_output(case, verdict, reason, tmp_path):
     magnitude = np.linspace(2.0, 5.0, 8).astype(np.float32)
     folder = adapter(tmp_path / "a", extra={f"{PREFIX}q.lora_magnitude_vector": magnitude}, use_dora=True)
     v = W.astype(np.float64) + DW
@@ -402,24 +402,8 @@ def test_a_merge_of_dora_is_by_the_norm_of_each_output(case, verdict, reason, fa
         "not": W,
     }[case]
     row = only(model(tmp_path / "w", q__weight=W), folder, model(tmp_path / "m", q__weight=merged))
-    assert row.verdict == verdict
-    assert (row.reason == reason) is (case != "by columns")
-    assert row.factor == (None if factor is None else pytest.approx(factor))
-    assert (row.replay is not None and row.replay.rescaled) is (case in {"merged", "twice", "unscaled"})
-
-
-@pytest.mark.parametrize("axis", [1, 0])
-def test_of_a_square_weight_norms_of_either_axis_are_a_merge(axis, tmp_path):
-    """The file does not say along which of the two they run: an embedding's run along its columns."""
-    w, a = W[:, :8].copy(), A[:, :8].copy()
-    magnitude = np.linspace(2.0, 5.0, 8).astype(np.float32)
-    extra = {f"{PREFIX}q.lora_A.weight": a, f"{PREFIX}q.lora_magnitude_vector": magnitude}
-    v = w.astype(np.float64) + SCALE * B.astype(np.float64) @ a
-    f = magnitude / np.linalg.norm(v, axis=axis)
-    merged = ((f[:, None] if axis == 1 else f) * v).astype(np.float32)
-    folder = adapter(tmp_path / "a", extra=extra, use_dora=True)
-    row = only(model(tmp_path / "w", q__weight=w), folder, model(tmp_path / "m", q__weight=merged))
-    assert (row.verdict, row.replay.rescaled) == ("exact", True)
+    assert (row.verdict, row.factor) == (verdict, None)
+    assert (row.reason or "").startswith(reason)
 
 
 # --- orientation -------------------------------------------------------------------------------------------------

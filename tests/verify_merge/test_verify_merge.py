@@ -29,11 +29,12 @@ def plain(**options) -> LoraConfig:
 
 @pytest.mark.parametrize("safe", [False, True], ids=["merge", "safe_merge"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_merge_by_peft_is_exact(make, dtype, safe):
+def test_a_merge_by_peft_is_exact_where_it_adds_dw_in_float32(make, dtype, safe):
+    """safe_merge rounds dW to the weight's dtype first."""
     case = make(plain(), dtype=DTYPES[dtype])
     report = case.verify(case.merge(safe_merge=safe))
     assert report.verdict == "contained"
-    assert set(verdicts(report).values()) == {"exact"}
+    assert set(verdicts(report).values()) == {"within_rounding" if safe and dtype != "float32" else "exact"}
     assert len(report.modules) == 4
     assert report.coefficient == pytest.approx(1.0, abs=0.02)
     assert report.others == []
@@ -43,21 +44,25 @@ def test_a_merge_by_peft_is_exact(make, dtype, safe):
 @pytest.mark.parametrize("save", DTYPES)
 @pytest.mark.parametrize("during", DTYPES)
 @pytest.mark.parametrize("base", DTYPES)
-def test_every_path_through_dtypes_is_exact(make, base, during, save):
+def test_every_path_through_dtypes_is_contained_and_no_half_of_it(make, base, during, save):
+    """Exact if the sum was rounded to the dtype that the file's numbers are in, or to float32 before it."""
     case = make(plain(), dtype=DTYPES[base])
     report = case.verify(case.merge(dtype=DTYPES[during], save=DTYPES[save]))
     assert report.verdict == "contained"
-    assert set(verdicts(report).values()) == {"exact"}
+    direct = during == save or {during, save} == {"float32", "bfloat16"} or during == "float32"
+    assert not direct or set(verdicts(report).values()) == {"exact"}
     assert report.others == []
+    half = case.verify(case.write(changed(case, lambda w, d: w.float() + d / 2), "half", save=DTYPES[save]))
+    assert set(verdicts(half).values()) == {"scaled"}
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("base", ["float32", "bfloat16"])
-def test_an_adapter_that_was_merged_in_16_bits_is_exact(make, base, half):
+def test_an_adapter_that_was_merged_in_16_bits_is_within_its_rounding(make, base, half):
     case = make(plain(), dtype=DTYPES[base])
     report = case.verify(case.merge(half_adapter=DTYPES[half]))
-    assert set(verdicts(report).values()) == {"exact"}
-    assert report.modules[0].replay.factors == {"bfloat16": "BF16", "float16": "F16"}[half]
+    assert set(verdicts(report).values()) == {"within_rounding"}
+    assert {row.precision for row in report.modules} <= {"F16", "BF16"}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,6 @@ def test_an_adapter_that_was_merged_in_16_bits_is_exact(make, base, half):
         {"target_modules": ["pointwise"]},
         {"use_rslora": True},
         {"rank_pattern": {"layers.0.q_proj": 2}, "alpha_pattern": {r"layers\.\d\.up_proj": 3}},
-        {"target_modules": ["embed_tokens"]},
         {"target_modules": ["q_proj"], "lora_bias": True},
     ],
     ids=str,
@@ -83,6 +87,7 @@ def test_every_kind_of_lora_is_exact(make, dtype, options):
 @pytest.mark.parametrize(
     "options",
     [
+        {"target_modules": ["embed_tokens"]},
         {"use_dora": True},
         {"use_dora": True, "target_modules": ["c_attn"], "fan_in_fan_out": True},
         {"target_modules": ["conv"]},
@@ -94,7 +99,7 @@ def test_every_kind_of_lora_is_exact(make, dtype, options):
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_updates_that_depend_on_the_base_are_within_rounding(make, dtype, options):
+def test_updates_that_depend_on_the_base_or_were_computed_in_16_bits_are_within_rounding(make, dtype, options):
     case = make(plain(**options), dtype=DTYPES[dtype])
     report = case.verify(case.merge())
     assert report.verdict == "contained"
@@ -172,7 +177,6 @@ def test_a_merge_that_was_done_twice_is_of_factor_two(make, dtype):
     report = case.verify(case.write(twice.state_dict()))
     assert set(verdicts(report).values()) == {"scaled"}
     assert {row.factor for row in report.modules} == {2.0}
-    assert {row.replay.times for row in report.modules} == {2}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -326,7 +330,7 @@ def test_the_command_prints_verdict_and_table_and_its_code_says_the_verdict(make
     assert main([*args, str(merged)]) == 0
     out = capsys.readouterr().out
     assert "Verdict: CONTAINED" in out
-    assert "Replay: W + dW in bfloat16 (4)" in out
+    assert "Exact, W + dW in: BF16 (4)" in out
     assert main([*args, str(case.base)]) == 1
     assert "Verdict: NOT CONTAINED" in capsys.readouterr().out
     assert main([*args, str(case.base), "--fail-on", "never"]) == 0
@@ -362,7 +366,7 @@ def test_pissa_on_the_residual_base_is_exact_with_a_remark(make):
         state[f"layers.{layer}.q_proj.weight"] += update
     report = case.verify(case.write(state))
     assert report.verdict == "contained"
-    assert all(row.replay.without_base_change for row in report.modules)
+    assert all(row.without_base_change for row in report.modules)
     assert "what the adapter was trained on" in report.modules[0].reason
 
 

@@ -10,12 +10,10 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import COULD_NOT_JUDGE, draws_blocks, on_terminal
+from gradience.cli.output import NOT_DECIDED, draws_blocks, on_terminal
 from gradience.device import prepare_jax
-from gradience.errors import AdapterError
 from gradience.judge.options import AuditOptions
 from gradience.render.audit import View, audit_text
-from gradience.render.plots import Quantity
 from gradience.schema.reports import SourceLocation
 
 
@@ -29,34 +27,30 @@ class ViewOptions:
         How many of the least utilised modules to list.
     layers:
         List every layer and every module, each with its random null and its scale.
-    scales:
-        Show how each module's scaling is derived: alpha, rank, the patterns that matched.
-    rank_rules:
-        Show the ranks that other rules suggest, and the modules on which they disagree.
     heatmap:
-        Draw a map of the update, layer x module.
-    heatmap_of:
-        The quantity that the map shows.
+        Draw a map of the update's norm, layer x module.
+    verbose:
+        Show the evidence for each finding, which rules were skipped, how each module's scaling is derived, and the
+        ranks that other rules suggest.
     """
 
     top_wasteful: NonNegativeInt = 3
     layers: bool = False
-    scales: bool = False
-    rank_rules: bool = False
     heatmap: bool = False
-    heatmap_of: Quantity = "norm"
-    verbose: opt.Details = False
+    verbose: Annotated[opt.Flag, Parameter(alias="-v")] = False
 
     def view(self) -> View:
         """Return these options as the view for this terminal."""
-        chosen = asdict(self)
-        quantity = chosen.pop("heatmap_of")
-        return View(**chosen | {"heatmap": quantity if self.heatmap else None}, unicode=draws_blocks())
+        return View(**asdict(self) | {"heatmap": "norm" if self.heatmap else None}, unicode=draws_blocks())
 
 
 @dataclass(frozen=True, kw_only=True)
 class _AuditOptions(AuditOptions):
+    top_singular_values: Annotated[int, opt.LIBRARY_ONLY] = 0
+    intruder_k: Annotated[int, opt.LIBRARY_ONLY] = 10
+    intruder_eps: Annotated[float, opt.LIBRARY_ONLY] = 0.5
     norms_cache: Annotated[bool, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
+    seed: opt.Seed = 0
 
 
 _VIEW = ViewOptions()
@@ -88,8 +82,6 @@ def audit(
     """
     resolved, folder = judging.resolved(), opt.given_once("audit", path, peft_dir)
     options.refuse_bad()  # before JAX is imported
-    if options.base is None and showing.view().heatmap == "udr":
-        raise AdapterError("--heatmap-of udr needs the base model's weights", advice="give them with --base PATH")
     prepare_jax(device, serial_kernels=options.base is None)
     from gradience.judge.audit import audit_adapter  # imports jax, after its environment is set
 
@@ -112,4 +104,4 @@ def audit(
         locations=lambda: [SourceLocation(report.weights_path)] * len(report.findings),
         not_run=report.not_run,
     )
-    return COULD_NOT_JUDGE if report.health.verdict == "not_analysed" else shown
+    return NOT_DECIDED if report.health.verdict == "not_analysed" else shown

@@ -26,6 +26,7 @@ _CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_c
 
 @dataclass(frozen=True, kw_only=True)
 class _BenchOptions(BenchOptions):
+    seed: opt.Seed = 0
     json: opt.AsJson = False
 
 

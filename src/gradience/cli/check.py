@@ -11,11 +11,11 @@ from cyclopts import Parameter
 
 from gradience.cli import options as opt
 from gradience.cli.output import on_terminal
-from gradience.configs.values import Malformed, keyword, plain, short_name, whole
+from gradience.configs.values import Malformed, plain, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckOptions, check_config
 from gradience.judge.check.options import DataOptions
-from gradience.schema import Json, TaskProfile, real
+from gradience.schema import Json, real
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 from gradience.schema.reports import CheckReport
 
@@ -33,54 +33,28 @@ class Overrides:
     ----------
     lr:
         Peak learning rate.
-    weight_decay:
-        Weight decay.
-    optimizer:
-        For example adamw_torch.
     r:
         Rank.
     alpha:
         lora_alpha.
     targets:
         Target modules: names with commas between, or repeated; one expression; or all-linear.
-    model:
-        The base model's name.
-    dataset:
-        Data set.
-    task_profile:
-        Coarse kind of task.
-    notes:
-        Kept in the report.
-    """  # noqa: D405, D411  # `notes` is an option here, not a section
+    """
 
     lr: float | None = None
-    weight_decay: float | None = None
-    optimizer: str | None = None
     r: int | None = None
     alpha: float | None = None
     targets: opt.Strings = None
-    model: str | None = None
-    dataset: str | None = None
-    task_profile: TaskProfile | None = None
-    notes: str | None = None
 
     def snapshot(self) -> ConfigSnapshot:
         """Return the settings given, as a configuration."""
         return ConfigSnapshot(
-            model_name=_read("--model", short_name, self.model),
-            dataset_name=_read("--dataset", short_name, self.dataset),
-            task_profile=self.task_profile or "unknown",
-            optimizer=OptimizerSnapshot(
-                name=_read("--optimizer", keyword, self.optimizer),
-                lr=None if self.lr is None else real(self.lr),
-                weight_decay=None if self.weight_decay is None else real(self.weight_decay),
-            ),
+            optimizer=OptimizerSnapshot(lr=None if self.lr is None else real(self.lr)),
             lora=LoraSnapshot(
                 r=_read("--r", whole, self.r),
                 alpha=None if self.alpha is None else real(self.alpha),
                 target_modules=_targets(self.targets),
             ),
-            notes=self.notes,
         )
 
 
@@ -169,6 +143,9 @@ class _DataOptions(DataOptions):
         Replace the page if it is there.
     """
 
+    packing: Annotated[bool | None, opt.LIBRARY_ONLY] = None
+    seed: opt.Seed = 0
+    worst: Annotated[int, opt.LIBRARY_ONLY] = 0
     show_rows: opt.Flag = False  # which has no --no-show-rows
     html: Path | None = None
     force: opt.Flag = False
@@ -183,7 +160,7 @@ def check(
     *,
     sources: Annotated[ConfigOptions, opt.RECORD] = _CONFIG,
     overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
-    data_options: Annotated[_DataOptions, Parameter(name="*")] = _NO_DATA,
+    data_options: Annotated[_DataOptions, Parameter(name="*", group="Data")] = _NO_DATA,
     serve: opt.Strings = None,
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,8 +18,21 @@ from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RuleGroup
 
-_DIAGNOSE: Final = DiagnoseOptions()
-_REPORT: Final = ReportOptions()
+Adapter = Annotated[Path | None, Parameter(alias="--peft-dir")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DiagnoseOptions(DiagnoseOptions):
+    adapter: Adapter = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReportOptions(ReportOptions):
+    adapter: Adapter = None
+
+
+_DIAGNOSE: Final = _DiagnoseOptions()
+_REPORT: Final = _ReportOptions()
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
 
@@ -27,11 +40,11 @@ def diagnose(
     path: Path | None = None,
     /,
     *,
-    options: Annotated[DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
+    options: Annotated[_DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
     judging: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:
-    """Join a run's config, log and weights into one verdict with its causes.
+    """Join a run's config, log and weights into one verdict with its findings.
 
     Exit code 2 means that the run could not be judged: no source was found, or one cannot be read. It takes precedence
     over --fail-on.
@@ -60,7 +73,7 @@ def diagnose(
     code = resolved.show(
         report,
         lambda it: diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete),
-        report.causes,
+        report.findings,
         groups=_GROUPS,
         locations=lambda: source_locations(report),
         not_run=report.not_run,
@@ -72,7 +85,7 @@ def report(
     path: Path | None = None,
     /,
     *,
-    options: Annotated[ReportOptions, opt.RECORD] = _REPORT,
+    options: Annotated[_ReportOptions, opt.RECORD] = _REPORT,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
     force: opt.Flag = False,
@@ -102,7 +115,7 @@ def report(
     check_format(chosen)
     from gradience.judge.diagnose.sources import find_sources  # --help pays for nothing of this
 
-    sources = find_sources(path, adapter=options.adapter, config=options.config)
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
     if sources.weights.path is not None or options.compare:
         from gradience.device import prepare_jax  # only where there are weights
 
@@ -116,12 +129,12 @@ def report(
     else:
         story = write_sources(sources, out, options, kind=chosen, force=force)
         print_text("\n".join(_done(out, story.diagnosis)))
-    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
+    return exit_code(story.diagnosis.findings, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
 
 
 def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:
     """Yield a line on the file that was written, and a line for each source that could not be read."""
-    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {counted(len(report.causes), 'finding')})"
+    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {counted(len(report.findings), 'finding')})"
     for source in report.sources:
         if source.state == "unreadable":
             yield f"not readable, so not judged: {source.source}: {clean(source.reason)}"

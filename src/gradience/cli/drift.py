@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,7 +12,13 @@ from gradience.cli.output import on_terminal
 from gradience.errors import AdapterError
 from gradience.prove.options import DriftOptions
 
-_DEFAULTS: Final = DriftOptions()
+
+@dataclass(frozen=True, kw_only=True)
+class _DriftOptions(DriftOptions):
+    seed: opt.Seed = 0
+
+
+_DEFAULTS: Final = _DriftOptions()
 
 
 def drift(
@@ -20,9 +27,9 @@ def drift(
     *,
     base: opt.RequiredBase,
     peft_dir: opt.PeftDir = None,
-    texts: Path | None = None,
+    data: Annotated[Path | None, opt.Parameter(alias="--texts")] = None,
     elsewhere: Path | None = None,
-    options: Annotated[DriftOptions, opt.RECORD] = _DEFAULTS,
+    options: Annotated[_DriftOptions, opt.RECORD] = _DEFAULTS,
     verbose: Annotated[opt.Flag, opt.Parameter(alias="-v", help="List every group of modules.")] = False,
     json: opt.AsJson = False,
 ) -> int:
@@ -35,21 +42,21 @@ def drift(
     ----------
     path:
         The folder that PEFT saved.
-    texts:
+    data:
         Texts of the adapter's task that it was not trained on: JSONL or Parquet with text, prompt or messages, or plain
         text with one a line. They need no labels.
     elsewhere:
         Texts of what should not change, in the same forms. Default: 48 built-in sentences.
     """
     adapter = opt.given_once("drift", path, peft_dir)
-    if texts is None:
-        raise AdapterError("no texts of the adapter's task", advice="give --texts FILE, such as the evaluation set")
+    if data is None:
+        raise AdapterError("no texts of the adapter's task", advice="give --data FILE, such as the evaluation set")
     options.refuse_bad()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
     from gradience.prove.drift import measure_drift  # --help needs none of it
     from gradience.render.drift import drift_text  # as above
 
     report = measure_drift(
-        adapter, base, texts=texts, elsewhere=elsewhere, options=options, progress=on_terminal("drift")
+        adapter, base, texts=data, elsewhere=elsewhere, options=options, progress=on_terminal("drift")
     )
     return opt.print_report(report, lambda it: drift_text(it, verbose=verbose), json=json)

@@ -1,4 +1,4 @@
-"""The commands ``gradience fleet`` (audit, show, query) and ``gradience runs`` (list, show, query, best, curves)."""
+"""The commands ``gradience fleet`` (audit, show, query) and ``gradience runs`` (and below it best and query)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt, PositiveInt
-from cyclopts.validators import Number
+from cyclopts.types import PositiveInt
 
 from gradience.cli import options as opt
 from gradience.cli.output import DONE, emit, print_text
 from gradience.errors import AdapterError, GradienceError, RecorderError
 from gradience.render import fleet as words, runs as of_runs
 from gradience.schema.document import escape_controls, writable
+from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:
     from gradience.collect.fleet.audit import Tally
@@ -113,8 +113,6 @@ def show(
     /,
     *,
     top: PositiveInt = 10,
-    cosine: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.99,
-    most_pairs: NonNegativeInt = 100,
     verbose: opt.Verbose = False,
     html: Path | None = None,
     force: opt.Flag = False,
@@ -128,10 +126,6 @@ def show(
         The folder that fleet audit wrote.
     top:
         How many adapters a list names.
-    cosine:
-        Of two updates, from which they are listed as nearly the same.
-    most_pairs:
-        How many pairs of adapters to read for their exact cosine, the likeliest first.
     verbose:
         List every adapter.
     html:
@@ -141,7 +135,7 @@ def show(
     """
     from gradience.collect.fleet.show import show_fleet  # the help needs none of it
 
-    report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
+    report = show_fleet(fleet, top=_EVERY if verbose else top)
     if html is not None:
         from gradience.report import write_page  # matplotlib
         from gradience.tables.store import MANIFEST  # only a page needs it
@@ -259,14 +253,12 @@ def _collected(roots: tuple[Path, ...], out: Path | None, *, refresh: bool = Fal
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """Which runs are listed, and how.
+    """Which runs are shown, and how.
 
     Parameters
     ----------
     limit:
-        How many runs to list on a screen; --wide, --columns, --csv and --json give all.
-    wide:
-        A table of the usual columns, as wide as they are.
+        How many runs to list on a screen; --columns, --csv and --json give all.
     columns:
         Names of columns, separated by commas; all for all of them.
     where:
@@ -275,29 +267,39 @@ class ListOptions:
         A column; with a minus before it, largest first.
     csv:
         Print CSV (RFC 4180).
+    html:
+        A page to write as well, with one metric of the runs as curves over each other.
+    metric:
+        Of the page: split and name, such as eval/accuracy; train/loss, train/lr and train/grad_norm are columns of
+        training rows.
+    force:
+        Replace the page if it is there.
     """
 
     limit: PositiveInt = 20
-    wide: opt.Flag = False
     columns: str | None = None
     where: str | None = None
     sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path"
     csv: opt.Flag = False
     json: opt.AsJson = False
+    html: Path | None = None
+    metric: str = "train/loss"
+    force: opt.Flag = False
 
 
 _LISTED = ListOptions()
 
 
-def list_runs(
+def runs(
     *roots: Path,
     listed: Annotated[ListOptions, Parameter(name="*")] = _LISTED,
     refresh: opt.Flag = False,
     out: Path | None = None,
 ) -> int:
-    """List every run below some folders: run.jsonl and whatever gradience import reads, one row a run.
+    """List every run below some folders, one row a run: run.jsonl, and whatever gradience import reads.
 
-    Logs are read once: a second call reads what has changed.
+    Logs are read once: a second call reads what has changed. 'gradience runs best' ranks runs, 'gradience runs query'
+    asks in SQL.
 
     Parameters
     ----------
@@ -312,7 +314,10 @@ def list_runs(
     from gradience.schema.fleet import RunRow  # the same
 
     store = _collected(roots, out, refresh=refresh)
-    if not (listed.wide or listed.columns or listed.csv or listed.json):
+    _refuse_none(store)
+    if listed.html is not None:
+        _draw(roots, listed.html, listed.metric, force=listed.force)
+    if not (listed.columns or listed.csv or listed.json):
         return _screen(store, list_sql(BOARD, listed.where, listed.sort), listed.limit)
     chosen = [name.strip() for name in (listed.columns or "").split(",")]
     names = RunRow.__struct_fields__ if listed.columns == "all" else chosen if listed.columns else COLUMNS
@@ -322,30 +327,37 @@ def list_runs(
 
 def _screen(store: Store, sql: str, limit: int) -> int:
     """Print a line for each run, and return exit code 0."""
-    from gradience.collect.runs.best import names_of_runs  # the help needs none of it
-    from gradience.tables.query import select  # the same
+    from gradience.tables.query import select  # the help needs none of it
 
     report = select(store, sql)
-    names = names_of_runs([(str(row[0]), str(row[1])) for row in report.rows])
-    print_text(of_runs.runs_list_text(report, names, most=limit))
+    columns = [column.name for column in report.columns]
+    return show_rows([dict(zip(columns, row, strict=True)) for row in report.rows], limit)
+
+
+def _refuse_none(store: Store) -> None:
+    from gradience.tables.query import select  # the help needs none of it
+
+    found = select(store, "select path, error from runs order by error is not null, path limit 1").rows
+    if not found or found[0][1] is not None:
+        why = f"no run could be read: {found[0][0]}: {found[0][1]}" if found else "no run below these folders"
+        raise RecorderError(why, advice="give folders with logs below them")
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> int:
+    """Print the table of runs, and return exit code 0."""
+    from gradience.judge.monitor.source import names_of_runs  # the help needs none of it
+
+    names = names_of_runs([(str(row["path"]), str(row["run"])) for row in rows])
+    print_text(of_runs.runs_text(hide_in(rows), names, most=limit))
     return DONE
 
 
-def show_runs(*roots: Path, top: PositiveInt = 10, out: Path | None = None, json: opt.AsJson = False) -> int:
-    """Show what the runs below some folders are: models, data, statuses, findings, and logs that cannot be read.
+def _draw(roots: Sequence[Path], html: Path, metric: str, *, force: bool) -> None:
+    from gradience.collect.runs import run_curves  # the help needs none of it
+    from gradience.report import write_page  # matplotlib
 
-    Parameters
-    ----------
-    roots:
-        Folders, or logs.
-    top:
-        How many unreadable logs to name.
-    out:
-        Folder for the tables. Default: in the user's cache.
-    """
-    from gradience.collect.runs import show_runs as shown  # the help needs none of it
-
-    return opt.print_report(shown(_collected(roots, out), top=top), of_runs.runs_show_text, json=json)
+    report = run_curves(*roots, metric=metric)
+    write_page(report, html, sources=[Path(curve.path) for curve in report.curves], force=force)
 
 
 def query_runs(
@@ -393,7 +405,7 @@ def best_run(
     metric:
         Split and name, such as eval/accuracy; train/loss is that of training rows.
     by:
-        A column of runs list to group by as well, such as model.
+        A column of runs to group by as well, such as model.
     goal:
         Whether less or more is better. Default: less for losses, perplexities and errors.
     limit:
@@ -405,38 +417,3 @@ def best_run(
 
     report = best_runs(_collected(roots, out), metric, by=by, goal=goal, top=limit)
     return opt.print_report(report, of_runs.runs_best_text, json=json)
-
-
-def draw_curves(
-    *runs: Path,
-    metric: str = "train/loss",
-    html: Path | None = None,
-    width: PositiveInt = 72,
-    force: opt.Flag = False,
-    json: opt.AsJson = False,
-) -> int:
-    """Draw one metric of several runs over each other, in the terminal or as one HTML page.
-
-    Parameters
-    ----------
-    runs:
-        Logs, folders of a run, or folders of runs.
-    metric:
-        Split and name, such as eval/accuracy; train/loss, train/lr and train/grad_norm are columns of training rows.
-    html:
-        A page to write as well.
-    width:
-        Of the plot, in characters.
-    force:
-        Replace the page if it is there.
-    """
-    if not runs:
-        raise RecorderError("no run to draw", advice="give logs, or folders of runs")
-    from gradience.collect.runs import run_curves  # the help needs none of it
-
-    report = run_curves(*runs, metric=metric)
-    if html is not None:
-        from gradience.report import write_page  # matplotlib
-
-        write_page(report, html, sources=[Path(curve.path) for curve in report.curves], force=force)
-    return opt.print_report(report, lambda it: of_runs.runs_curves_text(it, width=max(width, 20)), json=json)

@@ -40,7 +40,7 @@ def _in_folder(place: Path) -> Iterator[str]:
     adapters = [folder for folder in islice(_near(place), _LOOKED) if holds_adapter(folder)]
     if len(logs) > 1:
         yield f"{at}: {counted(len(logs), 'run')}, such as {_below(place, logs)}"
-        yield from _fitting(f"runs list {at}", f"runs best {at}", f"monitor {at}")
+        yield from _fitting(f"runs {at}", f"runs best {at}", f"monitor {at}")
     elif len(adapters) > 1 and logs == [place] and not is_run(place):
         yield f"{at}: {counted(len(adapters), 'adapter')}, such as {_below(place, adapters)}"
         yield from _fitting(f"fleet audit {at} --out FLEET", "fleet show FLEET", f"audit {_quoted(adapters[0])}")

@@ -1,7 +1,7 @@
 """The ``gradience`` command: a table of lazily imported commands, and the exit codes.
 
-Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge, bench),
-70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 and 143 ended by SIGINT and SIGTERM.
+Exit codes: 0 done, 1 findings at or above ``--fail-on``, not the same or not contained, 2 unusable input or usage, 3
+undecided, 70 a bug of ours (EX_SOFTWARE of sysexits.h), 130 and 143 ended by SIGINT and SIGTERM.
 
 Only the standard library is imported before `script` runs, so that an interrupt during imports ends in words too.
 """
@@ -36,7 +36,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
     "audit": ("gradience.cli.audit:audit", "Analyse a trained adapter for waste, and for what is wrong with it."),
     "diagnose": (
         "gradience.cli.diagnose:diagnose",
-        "Join a run's config, log and weights into one verdict with its causes.",
+        "Join a run's config, log and weights into one verdict with its findings.",
     ),
     "why": ("gradience.cli.why:why", "Name the first step at which two runs part, and the cause."),
     "compare": (
@@ -80,6 +80,10 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.drift:drift",
         "Measure how much an adapter changes what it was not trained for.",
     ),
+    "runs": (
+        "gradience.cli.fleet:runs",
+        "List many runs in one table; runs best ranks them, runs query asks in SQL.",
+    ),
     "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
     "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
     "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
@@ -94,22 +98,16 @@ GROUPS = {  # name: its line in the list, and its commands in the form of COMMAN
             "query": ("gradience.cli.fleet:query", "Ask a fleet in SQL."),
         },
     ),
-    "runs": (
-        "Many runs: list every log below some folders, then compare and query them.",
-        {
-            "list": ("gradience.cli.fleet:list_runs", "List every run, one row each."),
-            "show": ("gradience.cli.fleet:show_runs", "Show what the runs are, and which logs cannot be read."),
-            "query": ("gradience.cli.fleet:query_runs", "Ask the runs in SQL."),
-            "best": ("gradience.cli.fleet:best_run", "Find the best run by a metric, of all or of each group."),
-            "curves": ("gradience.cli.fleet:draw_curves", "Draw one metric of several runs over each other."),
-        },
-    ),
 }
 
 BELOW = {  # commands of a command, in the form of COMMANDS
+    "runs": {
+        "query": ("gradience.cli.fleet:query_runs", "Ask the runs in SQL."),
+        "best": ("gradience.cli.fleet:best_run", "Find the best run by a metric, of all or of each group."),
+    },
     "bench": {
         "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
-    }
+    },
 }
 
 HEADINGS = {  # heading: the commands under it; commands in no heading are listed under the last
@@ -237,7 +235,8 @@ def _run(tokens: list[str]) -> int:
     except CycloptsError as error:
         from gradience.cli.output import usage_error  # only a mistyped command pays for it
 
-        verb = " ".join(tokens[: 2 if tokens[0] in GROUPS else 1]) if tokens[0] in (*COMMANDS, *GROUPS) else ""
+        depth = 2 if tokens[0] in GROUPS or set(tokens[1:2]) & set(BELOW.get(tokens[0], ())) else 1
+        verb = " ".join(tokens[:depth]) if tokens[0] in (*COMMANDS, *GROUPS) else ""
         return _fail(usage_error(error), f"see 'gradience {verb} --help'" if verb else "see 'gradience --help'")
     if kept is not None:
         emit(kept.text())

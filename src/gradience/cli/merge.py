@@ -84,7 +84,6 @@ def merge_check(
     *adapters: Path,
     weights: str | None = None,
     exact: opt.Flag = False,
-    seed: NonNegativeInt = 0,
     top: NonNegativeInt = 3,
     device: opt.Device = "auto",
     options: opt.Options = opt.DEFAULT_OPTIONS,
@@ -104,8 +103,6 @@ def merge_check(
         One number per adapter, as 0.5,0.5. Without it 1/n each.
     exact:
         Read every entry for the signs; without it random rows of about half a million entries of each module.
-    seed:
-        Random seed.
     top:
         How many modules to list, those that cancel most first.
     """
@@ -113,9 +110,7 @@ def merge_check(
     prepare_jax(device, serial_kernels=True)
     from gradience.rewrite.merge.check import merge_check as check  # after the flags that JAX reads once
 
-    report = check(
-        *adapters, weights=chosen, exact=exact, seed=seed, progress=on_terminal("merge-check"), **resolved.rules
-    )
+    report = check(*adapters, weights=chosen, exact=exact, progress=on_terminal("merge-check"), **resolved.rules)
     return resolved.show(
         report,
         lambda it: merge_check_text(it, top=top, verbose=verbose),
@@ -130,10 +125,12 @@ FailOn = Literal["verdict", "changes", "never"]
 
 
 def verify_merge(
+    path: Path | None = None,
+    /,
     *,
-    base: opt.RequiredBase,
-    adapter: Path,
-    merged: Path,
+    peft_dir: Annotated[Path | None, Parameter(alias="--adapter", help="Alias of PATH.")] = None,
+    base: opt.Base = None,
+    merged: Path | None = None,
     files: opt.Files = opt.BESIDE,
     receipt: Path | None = None,
     fail_on: FailOn = "verdict",
@@ -143,14 +140,14 @@ def verify_merge(
     """Check that a merged model contains an adapter. Only files are read; nothing is written.
 
     W is the base's weight, M the merged one, dW = s B A the update (DoRA and kin: their true update). exact: M is bit
-    for bit T(T(W) + D(dW)) cast to M's dtype, for dtypes T and D that programs merge in. within rounding: every entry
-    of |M - (W + dW)| is within the bound of the dtypes. absent: M = W. c = <M - W, dW> / norm(dW)^2; residual =
+    for bit W + dW, rounded to float32 or M's dtype. within rounding: every entry of |M - (W + dW)| is within the bound
+    of the dtypes. absent: M = W. c = <M - W, dW> / norm(dW)^2; residual =
     norm(M - W - c dW) / norm(dW); expected = the c of a correct merge in these dtypes. Exit codes: 0 contained, 1 not,
     3 inconclusive, 2 unusable input.
 
     Parameters
     ----------
-    adapter:
+    path:
         The adapter's folder, or its weights file.
     merged:
         The merged model, as the base.
@@ -161,7 +158,14 @@ def verify_merge(
     verbose:
         List every module, and every other tensor that differs.
     """
-    threads = _threads()
+    sides = {"PATH": path or peft_dir, "--base": base, "--merged": merged}
+    if base is None or merged is None or (path or peft_dir) is None:
+        lacks = " and ".join(name for name, side in sides.items() if side is None)
+        raise AdapterError(
+            f"verify-merge needs an adapter, its base and the merged model: no {lacks}",
+            advice="give 'gradience verify-merge ADAPTER --base MODEL --merged MODEL'",
+        )
+    adapter, threads = opt.given_once("verify-merge", path, peft_dir), _threads()
     from gradience.prove.verify_merge import verify_merged  # imports numpy, after its environment is set
 
     report = verify_merged(

@@ -17,13 +17,14 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, emit
+from gradience.cli.output import DONE, FOUND, emit
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
 from gradience.judge.monitor.source import LiveRun, Tail, is_log
 from gradience.render import clean
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
+from gradience.schema.document import SEVERITIES
 from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
 from gradience.telemetry.secrets import hide_secrets
 
@@ -35,31 +36,28 @@ def monitor(
     *logs: Path,
     gap_threshold: PositiveFloat | None = None,
     run: str | None = None,
-    all_runs: opt.Flag = False,
     follow: Annotated[bool, Parameter(alias="-f", negative=())] = False,
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:
-    """Summarise a run from its telemetry, or from what another program left of it; several side by side.
+    """Summarise a run from its telemetry, or from what another program left of it; of several, the table of 'runs'.
 
     Parameters
     ----------
     logs:
-        The run.jsonl, the folder of a run, or anything that gradience import reads. Several of them, or a
-        folder of runs, are compared.
+        The run.jsonl, the folder of a run, or anything that gradience import reads. Of several, or of a folder of
+        runs, the table that 'gradience runs' prints.
     gap_threshold:
         Held-out over train perplexity from which the gap is a finding. Default: 1.5.
     run:
         Show the run of this id, where a log holds several; else the last is shown.
-    all_runs:
-        Compare all runs of a log that holds several.
     follow:
         Watch a log while it is written, until its run ends; then print the report. Ctrl-C stops watching.
     """
     resolved = options.resolved()
     if not logs:
         raise RecorderError("monitor needs a log, none given", advice="give a run.jsonl or the folder of a run")
-    several, gap = all_runs or len(logs) > 1, resolved.gap(gap_threshold)
+    several, gap = len(logs) > 1, resolved.gap(gap_threshold)
     if run is not None and several:
         raise RecorderError("--run shows one run of one log", advice="leave --run away, or the other logs")
     if follow:
@@ -67,7 +65,7 @@ def monitor(
             raise RecorderError("--follow watches one log", advice="give one run.jsonl")
         return _follow(logs[0], run, gap, resolved, verbose=verbose)
     if several or (run is None and _holds_runs(logs[0])):
-        return _compare(logs, gap, resolved, all_runs=all_runs, verbose=verbose)
+        return _table(logs, gap, resolved)
     return _one(logs[0], run, gap, resolved, verbose=verbose)
 
 
@@ -93,24 +91,23 @@ def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, 
     )
 
 
-def _compare(
-    logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions, *, all_runs: bool, verbose: bool
-) -> int:
-    if resolved.format not in {"text", "json"}:
-        raise RecorderError(f"--format {resolved.format} is for one run", advice="call it once for each log")
+def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) -> int:
+    if resolved.format != "text":
+        form = "--json" if resolved.format == "json" else f"--format {resolved.format}"
+        raise RecorderError(
+            f"{form} is for one run", advice="see 'gradience runs --json', or call it once for each log"
+        )
     if resolved.announce:
         raise RecorderError("--announce is for one run", advice="call it once for each log")
-    from gradience.judge.monitor.compare import compare_runs  # the same
-    from gradience.render.compare import compare_text  # the same
+    from msgspec.structs import asdict
 
-    report = compare_runs(
-        logs,
-        gap_threshold=gap,
-        all_runs=all_runs,
-        **resolved.rules,
-    )
-    opt.print_report(report, lambda it: compare_text(it, verbose=verbose), json=resolved.format == "json")
-    return resolved.exit_code(finding for column in report.runs for finding in column.findings)
+    from gradience.cli.fleet import show_rows  # the same
+    from gradience.collect.runs.rows import read_rows  # the same
+
+    rows = read_rows(*logs, gap_threshold=gap, **resolved.rules)
+    show_rows([asdict(row) for row in rows])
+    grave = () if resolved.fail_on is None else SEVERITIES[SEVERITIES.index(resolved.fail_on) :]
+    return FOUND if any(row.verdict in grave for row in rows) else DONE
 
 
 def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from gradience.announce import Announcer, Place, checked, of_report
+from gradience.announce import Announcer, CommandPlace, checked, of_findings
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
@@ -35,6 +35,10 @@ def _shown(default: object) -> str | None:
 
 RECORD: Final = Parameter(name="*", negative=(), show_default=_shown)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
+
+LIBRARY_ONLY: Final = Parameter(parse=False)
+"""A field of a record that the library takes and the command line does not."""
+Seed: TypeAlias = Annotated[int, LIBRARY_ONLY]
 
 PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
 _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
@@ -96,7 +100,7 @@ class ResolvedOptions(NamedTuple):
     ignore: Sequence[str]
     fail_on: Severity | None
     project: Settings
-    announce: tuple[Place, ...] = ()
+    announce: tuple[CommandPlace, ...] = ()
 
     @property
     def rules(self) -> RuleChoice:
@@ -135,11 +139,10 @@ class ResolvedOptions(NamedTuple):
             not_run: the rules that were skipped, for SARIF.
         """
         report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
-        with Announcer(self.announce, Path.cwd()) as announcer:
-            self._print(report, text, findings, groups=groups, locations=locations, not_run=not_run)
-            if self.announce:
-                verb = type(report).__name__.removesuffix("Report").lower()
-                announcer.tell(of_report(f"gradience {verb}", text(report), findings))
+        announcer = Announcer(self.announce, Path.cwd())
+        self._print(report, text, findings, groups=groups, locations=locations, not_run=not_run)
+        verb = type(report).__name__.removesuffix("Report").lower()
+        announcer.tell(of_findings(f"gradience {verb}", findings))
         return self.exit_code(findings)
 
     def _print(
@@ -183,7 +186,7 @@ class RuleOptions:
     json:
         Same as --format json.
     announce:
-        Tell this place too: wandb, mlflow, trackio, tensorboard, webhook or github; may be repeated.
+        Tell the findings to GRADIENCE_WEBHOOK_URL, or in the job's summary on GitHub; may be repeated.
     """
 
     select: Strings = None
@@ -193,7 +196,7 @@ class RuleOptions:
     isolated: Flag = False
     format: Format | None = None
     json: Flag = False
-    announce: Annotated[list[Place] | None, Parameter(negative=())] = None
+    announce: Annotated[list[CommandPlace] | None, Parameter(negative=())] = None
 
     def resolved(self) -> ResolvedOptions:
         """The options, completed by the project's settings.
@@ -215,7 +218,7 @@ class RuleOptions:
 
 
 DEFAULT_OPTIONS = RuleOptions()
-Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*")]
+Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group="Findings and formats")]
 
 
 def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:

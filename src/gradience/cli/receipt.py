@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+from cyclopts import Parameter
+
 from gradience.cli import options as opt
-from gradience.cli.output import COULD_NOT_JUDGE, DONE, FOUND, emit_json, on_terminal, print_text
+from gradience.cli.output import DONE, FOUND, NOT_DECIDED, emit_json, on_terminal, print_text
 from gradience.errors import AdapterError
 from gradience.prove.options import ReceiptOptions
 from gradience.schema.receipt import VerifyServedReport
 from gradience.schema.reports import SourceLocation
 
-_DEFAULTS: Final = ReceiptOptions()
-_CODES: Final = {"same": DONE, "same_within_quantisation": DONE, "cannot_tell": COULD_NOT_JUDGE}
+
+@dataclass(frozen=True, kw_only=True)
+class _ReceiptOptions(ReceiptOptions):
+    seed: opt.Seed = 0
+
+
+_DEFAULTS: Final = _ReceiptOptions()
+_CODES: Final = {"same": DONE, "same_within_quantisation": DONE, "cannot_tell": NOT_DECIDED}
 
 
 def receipt(
-    adapter: Path,
+    path: Path | None = None,
     /,
     *,
+    peft_dir: opt.PeftDir = None,
     base: opt.RequiredBase,
-    prompts: Path | None = None,
+    data: Annotated[Path | None, Parameter(alias="--prompts")] = None,
     out: Path | None = None,
     force: opt.Flag = False,
-    options: Annotated[ReceiptOptions, opt.RECORD] = _DEFAULTS,
+    options: Annotated[_ReceiptOptions, opt.RECORD] = _DEFAULTS,
     json: opt.AsJson = False,
 ) -> int:
     """Write down what an adapter answers, so that 'gradience verify-served' can tell whether it is what is served.
@@ -35,9 +45,9 @@ def receipt(
 
     Parameters
     ----------
-    adapter:
+    path:
         The folder that PEFT saved.
-    prompts:
+    data:
         Rows of what the adapter was trained for: JSONL or Parquet with text, prompt or messages, or plain text; or a
         recipe (YAML) that names them. Without it: the data set of a recipe beside the adapter, else the model samples.
     out:
@@ -45,6 +55,7 @@ def receipt(
     force:
         Replace --out if it exists.
     """
+    adapter = opt.given_once("receipt", path, peft_dir)
     if out is None:
         raise AdapterError("no output path", advice="give --out receipt.json")
     from gradience.io.atomic import refuse_file  # --help needs none of it
@@ -54,7 +65,7 @@ def receipt(
     from gradience.prove.receipt import make_receipt, write_receipt  # as above
     from gradience.render.receipt import receipt_text  # as above
 
-    made = make_receipt(adapter, base, prompts=prompts, options=options, progress=on_terminal("receipt"))
+    made = make_receipt(adapter, base, prompts=data, options=options, progress=on_terminal("receipt"))
     size = write_receipt(made, out, force=force)
     if json:
         import msgspec  # as above
@@ -71,7 +82,7 @@ def verify_served(
     /,
     *,
     base: opt.Base = None,
-    adapter: Path | None = None,
+    adapter: Annotated[Path | None, Parameter(name="--peft-dir", alias="--adapter")] = None,
     model: str | None = None,
     timeout: float = 120.0,
     options: opt.Options = opt.DEFAULT_OPTIONS,
@@ -81,7 +92,7 @@ def verify_served(
 
     Answers: same; same within quantisation; another checkpoint; part missing; wrong scale; another adapter; the base;
     tokens or template differ; cannot tell. Requests go to the address given only; a key is read from GRADIENCE_API_KEY.
-    Exit codes: 0 the same, 1 something else, 2 it cannot be told or the input is unusable.
+    Exit codes: 0 the same, 1 something else, 3 it cannot be told, 2 unusable input.
 
     Parameters
     ----------

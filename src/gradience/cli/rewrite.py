@@ -16,7 +16,15 @@ from gradience.device import prepare_jax
 from gradience.render.writing import convert_text, resize_text
 from gradience.rewrite.options import ConvertOptions, ResizeOptions
 
-_RESIZE = ResizeOptions()
+
+@dataclass(frozen=True, kw_only=True)
+class _ResizeOptions(ResizeOptions):
+    flips: Annotated[float | None, opt.LIBRARY_ONLY] = None
+    calibrate_tokens: Annotated[Path | None, opt.LIBRARY_ONLY] = None
+    seed: opt.Seed = 0
+
+
+_RESIZE = _ResizeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ def resize(
     *,
     peft_dir: opt.PeftDir = None,
     out: Path | None = None,
-    options: Annotated[ResizeOptions, opt.RECORD] = _RESIZE,
+    options: Annotated[_ResizeOptions, opt.RECORD] = _RESIZE,
     files: opt.Files = opt.BESIDE,
     writing: opt.Writing = opt.WRITING,
 ) -> int:

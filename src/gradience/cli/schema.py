@@ -32,19 +32,26 @@ def schema(name: SchemaName = "telemetry", /) -> int:
     return DONE
 
 
-def rules(rule_id: str | None = None, /, *, json: opt.AsJson = False) -> int:
-    """List every rule, the rules with a common prefix, or explain one.
+def rules(rule_id: str | None = None, /, *, md: opt.Flag = False, json: opt.AsJson = False) -> int:
+    """List every rule, the rules of a group or with a common prefix, or explain one.
 
     Parameters
     ----------
     rule_id:
-        An id such as LR001, or a prefix of ids such as LR; case does not matter.
+        An id such as LR001, or a prefix of ids such as LR; case does not matter. Or a group: config, base, serve, data,
+        log, weights, weights_and_base, joins, merge, served.
+    md:
+        Print them as a page of Markdown: when each reports, only where, and its thresholds.
     """
     from gradience.rules import list_rules  # all rules, for those who ask
 
     report = list_rules(rule_id)
     if json:
         print_document(report)
+    elif md:
+        from gradience.render.rules import rules_markdown  # for those who ask
+
+        print_text(rules_markdown(report.rules))
     elif len(report.rules) == 1:
         print_text(rule_text(report.rules[0]))
     else:

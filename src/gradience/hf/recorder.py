@@ -412,13 +412,13 @@ class Voice:
 
     def __init__(self, *, loud: bool, announce: Iterable[Place] = ()) -> None:
         self._loud = loud
-        self._places = checked(announce, within=True)
+        self._places = checked(announce)
         self._announcer: Announcer | None = None
 
     def begin(self, folder: Path) -> None:
         """Open the places to announce to; a failure is said, and the training goes on without them."""
         try:
-            self._announcer = Announcer(self._places, folder, within=True) if self._places else None
+            self._announcer = Announcer(self._places, folder) if self._places else None
         except Exception as error:  # noqa: BLE001  # foreign packages may raise anything
             notice(f"findings are announced nowhere, training goes on: {type(error).__name__}: {error}")
 
@@ -452,8 +452,7 @@ class Voice:
             sys.stderr.write(f"\ngradience: {log}: {story}\ngradience: next: gradience diagnose {at}\n")
         if self._announcer is not None:
             lines = [report.story, *(f"{found.severity} {found.id}: {found.message}" for found in report.findings)]
-            with self._announcer as announcer:
-                announcer.tell(of_report(f"gradience: {log.parent.name}", "\n".join(lines), report.findings))
+            self._announcer.tell(of_report(f"gradience: {log.parent.name}", "\n".join(lines), report.findings))
 
     def _say(self, finding: Finding, at: str, step: int) -> None:
         if SEVERITIES.index(finding.severity) < SEVERITIES.index("warning"):

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from gradience.configs.settings import Layer
+from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import RunEvents, Tally, arrange
 from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
@@ -36,6 +37,7 @@ from gradience.importers.sources import (
     run_folders,
 )
 from gradience.importers.table import parse_map
+from gradience.importers.trainer_state import add_results
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema import Json
@@ -48,6 +50,7 @@ MAX_SKIPPED: Final = 100  # skipped rows listed; all are counted
 
 _ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or name its --format and --map"
 _SHOWN: Final = 10
+_SHORT: Final = 8  # characters of a run's id
 _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
 
 
@@ -103,7 +106,7 @@ def read_source(
     _name_apart(source, raws)
     raws = _only(source, raws, run)
     runs = [run for raw in raws for run in _build_runs(source, chosen, raw)]
-    if not any(_holds_a_row(run.made.tally) for run in runs) and not any(raw.reached for raw in raws):
+    if not any(_holds_a_row(run.made.tally) for run in runs) and not any(raw.reached or raw.began for raw in raws):
         raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
     several = len(raws) > 1
     return Imported(
@@ -148,6 +151,8 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     if found is None:
         raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
     raws = read_file(source, found, columns)
+    if source.name == STATE_NAME:
+        add_results(raws[-1], source.parent)
     if found in WITHOUT_SETTINGS:
         add_settings(raws[-1], source.parent)
     return found, raws
@@ -177,7 +182,11 @@ def _read_folder(
 def _only(source: Path, raws: list[SourceRun], run: str | None) -> list[SourceRun]:
     if run is None:
         return raws
-    chosen = [raw for raw in raws if run in {raw.name, raw.run_id}]
+    of_log, _, number = run.rpartition("-")
+    chosen = [raw for raw in raws if run in {raw.name, raw.run_id} or (number.isdigit() and of_log == raw.run_id)]
+    chosen = chosen or [raw for raw in raws if f"/{raw.name}".endswith(f"/{run}")]
+    if not chosen and len(run) >= _SHORT:  # as a table shortens an id
+        chosen = [raw for raw in raws if str(raw.run_id).removeprefix("import-").startswith(run)]
     if not chosen:
         names = ", ".join(str(raw.name or raw.path.name) for raw in raws[:_SHOWN])
         raise RecorderError(f"{source}: no run is called {run[:60]!r}", advice=f"there are {names}")

@@ -1,188 +1,168 @@
-"""Loggers that keep a database: trackio's SQLite file, and MLflow's, or MLflow's folder with a `meta.yaml` per run.
+"""Loggers that keep a database: trackio, and MLflow, which also writes a folder for each run. Their own packages read.
 
-A SQLite file may come from a stranger, so it is opened read-only and with limits.
+A package may write beside what it opens, so it is given a copy. No package is asked to use the network.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final, Literal
 from urllib.parse import quote
+from warnings import catch_warnings, simplefilter
 
 import msgspec
 
 from gradience.configs.settings import stack
-from gradience.errors import RecorderError, SchemaError
-from gradience.importers.binary import Scalar, scalar_rows
+from gradience.errors import MissingPackageError, RecorderError, SchemaError
 from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, mapping_layer, readable, refuse_large, require_file
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
-from gradience.io.reading import open_regular, read_small
-from gradience.schema import Json
+from gradience.importers.tensorboard import Scalar, scalar_rows
+from gradience.io.reading import read_small
+from gradience.schema import Json, Status
 from gradience.telemetry.codec import parse
 
-MAX_CELL: Final = 16 * 1024**2  # most bytes of one value; a logged row has about 1 KB
-MAX_STEPS: Final = 300_000_000  # steps of SQLite's virtual machine: a few seconds, or ten million rows of some twenty
-_STEPS_A_CALL: Final = 100_000
-_OWN: Final = "give the file as the logger wrote it"
-_EXPORT: Final = "export the run, and import the table"
-
-_RUNS: Final = (
-    "SELECT {key}, max(run_name), max(timestamp) AS newest FROM metrics GROUP BY {key} ORDER BY newest, {key}"
-)
-_ROWS: Final = "SELECT id, step, timestamp, metrics FROM metrics WHERE {key} = ? ORDER BY id"
-_CONFIG: Final = "SELECT config FROM configs WHERE {key} = ? ORDER BY id DESC LIMIT 1"
-_FILE: Final = "give the .db file of a trackio project"
-_NEEDED: Final = {"step", "timestamp", "run_name", "metrics"}
-
 META: Final = "meta.yaml"
-TABLES: Final = frozenset({"experiments", "runs", "metrics", "params"})
-_FINISHED: Final = {"3", "FINISHED"}  # MLflow's RunStatus; a file has its number
-_STOPPED: Final = {"4": "failed", "5": "was killed", "FAILED": "failed", "KILLED": "was killed"}
-_MAX_META: Final = 1 << 20  # most bytes of a meta.yaml or a parameter; MLflow allows 6000 characters
-_MAX_LINE: Final = 4096  # most bytes of a reading: three numbers and the name of a data set
-_MAX_FILES: Final = 5000  # most metrics, or parameters
+_TABLES: Final = frozenset({"experiments", "runs", "metrics", "params"})  # MLflow's
+_PARTS: Final = ("metrics", "params", "tags")
+_MOST_FILES: Final = 5000  # files of one run in MLflow's folder: one for each metric, parameter and tag
+_MAX_META: Final = 1 << 20  # bytes of a meta.yaml, which has some 500
+_SECONDS: Final = 120  # for trackio to answer; a project of a million rows takes some ten
 _MILLI: Final = 1000.0
-_FIELDS: Final = 3  # time, value, step; the name and digest of a data set may follow
+_ENDED: Final[dict[str, Status]] = {"FINISHED": "ok", "FAILED": "error", "KILLED": "interrupted"}
 _ADVICE: Final = "give a run's folder in mlruns, or MLflow's .db file"
-_ACTIVE: Final = (
-    "SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time, run_uuid"
-)
-_METRICS: Final = "SELECT timestamp, step, key, value, is_nan FROM metrics WHERE run_uuid = ?"
-_PARAMS: Final = "SELECT key, value FROM params WHERE run_uuid = ?"
+_PROJECT: Final = "give the .db file of a trackio project"
+_QUIET: Final = {  # what MLflow reads of the environment: it would send how it is used, and refuse its own folders
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+}
 
 
-@contextmanager
-def opened(path: Path, *, advice: str) -> Iterator[sqlite3.Connection]:
-    """A read-only connection that writes nothing beside the file, reads no huge cell, and stops an endless query.
+def database_of(path: Path) -> Literal["mlflow", "trackio"] | None:
+    """The program whose tables a SQLite file holds: `mlflow`, `trackio`, or None."""
+    names = _tables(path)
+    return "mlflow" if names >= _TABLES else "trackio" if "metrics" in names else None
 
-    If a journal holds data that the file lacks, both are copied and the copies are opened. Opened in place, SQLite
-    would write a shared index (`-shm`) beside them.
 
-    Raises:
-        RecorderError: the file is not a database, or a query does not fit it; the error carries `advice`.
-    """
+def _tables(path: Path) -> set[str]:
+    """The tables of stored rows. A view and a computed column are none: one row of them may cost any amount of work."""
+    computed = "EXISTS (SELECT 1 FROM pragma_table_xinfo(name) WHERE hidden > 1)"
+    query = f"SELECT name FROM sqlite_master WHERE type = 'table' AND NOT {computed}"  # noqa: S608  # constant
     try:
-        yield from _copied(path)
-    except (sqlite3.Error, OSError, UnicodeError) as error:  # SQLite quotes a broken schema in its error, byte for byte
-        if "interrupted" in str(error):
-            raise RecorderError(f"{path}: reading takes more than {MAX_STEPS:.0e} steps", advice=_EXPORT) from error
-        raise RecorderError(f"{path}: {error}", advice=advice) from error
-
-
-def _copied(path: Path) -> Iterator[sqlite3.Connection]:
-    journal = path.with_name(f"{path.name}-wal")
-    if journal.exists() and journal.stat().st_size:
-        with TemporaryDirectory(prefix="gradience-") as folder:
-            for source in (path, journal):
-                require_file(source)
-                copyfile(source, Path(folder, source.name))
-            yield from _connected(Path(folder, path.name), "mode=rw")
-    else:
-        yield from _connected(path, "mode=ro&immutable=1")
-
-
-def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?{mode}", uri=True)) as base:
-        base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
-        steps = iter(range(MAX_STEPS // _STEPS_A_CALL))
-        base.set_progress_handler(lambda: next(steps, None) is None, _STEPS_A_CALL)
-        base.execute("PRAGMA trusted_schema = OFF")
-        yield base
-
-
-def tables_of(path: Path) -> set[str]:
-    """The names of the tables; empty if the file is not a database."""
-    try:
-        with opened(path, advice="") as base:
-            return {str(name) for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except RecorderError:
+        with _copied(path) if _journal(path) else nullcontext(path) as at:
+            mode = "ro&immutable=1" if at == path else "rw"
+            with closing(sqlite3.connect(f"file:{quote(str(at.absolute()))}?mode={mode}", uri=True)) as base:
+                return {str(name) for (name,) in base.execute(query)}
+    except (sqlite3.Error, UnicodeError, RecorderError):
         return set()
 
 
-def require_stored(base: sqlite3.Connection, path: Path, *tables: str) -> None:
-    """Refuse views and computed columns in place of a table, because reading one row may cost any amount of work.
+def _journal(path: Path) -> list[Path]:
+    """The journal that holds rows which the database lacks yet, if there is one."""
+    journal = path.with_name(f"{path.name}-wal")
+    return [journal] if journal.is_file() and journal.stat().st_size else []
 
-    Raises:
-        RecorderError: one of the tables is not a plain table.
-    """
-    for table in tables:
-        kinds = base.execute("SELECT name, type FROM sqlite_master WHERE name = ?", (table,)).fetchall()
-        hidden = base.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden <> 0", (table,)).fetchall()
-        for name, kind in [*kinds, *((f"{table}.{column}", "computed column") for (column,) in hidden)]:
-            if kind not in {"table", "index"}:
-                raise RecorderError(
-                    f"{path}: `{name}` is a {kind}, not stored rows", advice="give the logger's own file"
-                )
+
+@contextmanager
+def _copied(path: Path) -> Iterator[Path]:
+    """A copy of a database, with the journal that may hold its newest rows."""
+    with TemporaryDirectory(prefix="gradience-") as folder:
+        for source in (path, *_journal(path)):
+            require_file(source)
+            with readable(source):
+                copyfile(source, Path(folder, source.name))
+        yield Path(folder, path.name)
+
+
+def _require(package: str, path: Path) -> None:
+    if find_spec(package) is None:
+        raise MissingPackageError(f"{path}: reading this needs {package}", advice=f"pip install {package}")
 
 
 def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[SourceRun]:
-    """Return the runs of the file; the run written to last comes last.
+    """Return the runs of a project's file; the run written to last comes last.
 
     Raises:
-        RecorderError: the file is not trackio's, or holds no run.
+        RecorderError: trackio is not installed or cannot read the file, or it holds no run.
     """
     require_file(path)
-    with opened(path, advice=_FILE) as base:
-        require_stored(base, path, "metrics", "configs")
-        key = _key(base, path)
-        runs = base.execute(_RUNS.format(key=key)).fetchall()
-        return [_read_run(base, path, key, run[:2], columns) for run in runs] or _none(path)
+    _require("trackio", path)
+    with _copied(path) as copy:
+        rows = _answer(path, copy, "metrics")
+        configs = _answer(path, copy, "configs") if "configs" in _tables(path) else []
+    runs: dict[Json, list[dict[str, Json]]] = {}
+    for row in rows:
+        runs.setdefault(_key(row), []).append(row)
+    if not runs:
+        raise RecorderError(f"{path} holds no run", advice="trackio writes at trackio.finish()")
+    runs[_key(rows[-1])] = runs.pop(_key(rows[-1]))
+    settings = {_key(row): _object(row.get("config")) for row in configs}
+    return [_of_project(path, key, logged, settings.get(key) or {}, columns) for key, logged in runs.items()]
 
 
-def _key(base: sqlite3.Connection, path: Path) -> str:
-    """Return the column that identifies a run. Older files have only names, no ids."""
-    columns = {row[1] for row in base.execute("PRAGMA table_info(metrics)")}
-    if not columns >= _NEEDED:
-        raise RecorderError(f"{path}: no table `metrics` as trackio writes it", advice="give trackio's .db file")
-    return "run_id" if "run_id" in columns else "run_name"
+def _key(row: Mapping[str, Json]) -> Json:
+    return row.get("run_id") or row.get("run_name")
 
 
-def _none(path: Path) -> list[SourceRun]:
-    raise RecorderError(f"{path} holds no run", advice="trackio writes at trackio.finish()")
+def _answer(path: Path, copy: Path, table: str) -> list[dict[str, Json]]:
+    """Ask trackio's own command; it has its own process because its folder is fixed when it is imported."""
+    sql = f"SELECT * FROM {table} ORDER BY id LIMIT {MAX_ROWS}"  # noqa: S608  # one of two names
+    command = ["query", "project", "--project", copy.stem, "--sql", sql, "--json"]
+    mine = {"TRACKIO_DIR": str(copy.parent), "HF_HUB_OFFLINE": "1"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("TRACKIO_")}
+    call = [sys.executable, "-P", "-c", "from trackio.cli import main; main()", *command]
+    try:
+        done = subprocess.run(call, env={**others, **mine}, capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603  # our own interpreter
+    except subprocess.TimeoutExpired as error:
+        raise RecorderError(f"{path}: trackio did not answer in {_SECONDS} s", advice=_PROJECT) from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise RecorderError(f"{path}: trackio cannot read it: {said[-1][:200]}", advice=_PROJECT)
+    rows = json.loads(done.stdout[done.stdout.index(b"{") :]).get("rows", [])
+    return [row for row in rows if isinstance(row, dict)]
 
 
-def _read_run(
-    base: sqlite3.Connection, path: Path, key: str, named: tuple[Json, Json], columns: Mapping[str, str] | None
+def _of_project(
+    path: Path,
+    key: Json,
+    logged: list[dict[str, Json]],
+    settings: Mapping[str, Json],
+    columns: Mapping[str, str] | None,
 ) -> SourceRun:
-    run, name = named
-    raw = SourceRun(
-        path, name=str(name), unit="row", files=[path], run_id=str(run) if key == "run_id" and run else None
-    )
-    raw.layer = stack([raw.layer, mapping_layer(_config(base, key, run), raw)])
-    return rows_to_raw(raw, _rows(base, key, run), columns)
+    named = str(logged[-1].get("run_name") or key)
+    raw = SourceRun(path, name=named, unit="row", files=[path], run_id=str(key) if logged[-1].get("run_id") else None)
+    raw.layer = stack([raw.layer, mapping_layer(settings, raw)])
+    return rows_to_raw(raw, map(_logged, logged), columns)
 
 
-def _rows(base: sqlite3.Connection, key: str, run: Json) -> Iterator[Numbered]:
-    for place, step, timestamp, metrics in base.execute(_ROWS.format(key=key), (run,)):
-        row = _object(metrics)
-        if row is None:
-            yield place, "its metrics are no JSON object"
-            continue
-        clock = {"ts": timestamp} if clock_of(timestamp) is not None else {}
-        yield place, {**flatten(row), "step": step, **clock}
-
-
-def _config(base: sqlite3.Connection, key: str, run: Json) -> dict[str, Json]:
-    with suppress(sqlite3.Error):  # an older file has no such table
-        found = base.execute(_CONFIG.format(key=key), (run,)).fetchone()
-        if found:
-            return _object(found[0]) or {}
-    return {}
+def _logged(row: Mapping[str, Json]) -> Numbered:
+    place, measured = row.get("id"), _object(row.get("metrics"))
+    number = place if isinstance(place, int) else 0
+    if measured is None:
+        return number, "its metrics are no JSON object"
+    clock = {"ts": row.get("timestamp")} if clock_of(row.get("timestamp")) is not None else {}
+    return number, {**flatten(measured), "step": row.get("step"), **clock}
 
 
 def _object(value: Json) -> dict[str, Json] | None:
-    data = value.encode("utf-8", "replace") if isinstance(value, str) else value
-    if not isinstance(data, bytes):
+    if not isinstance(value, str):
         return None
     try:
-        return parse(data)[0]
+        return parse(value.encode("utf-8", "replace"))[0]
     except (SchemaError, msgspec.MsgspecError):
         return None
 
@@ -196,98 +176,96 @@ def read_mlflow(path: Path, columns: Mapping[str, str] | None = None) -> list[So
     """Return the run of a `meta.yaml`, or all runs of a database that logged a metric, the latest last.
 
     Raises:
-        RecorderError: it is neither, or holds no metric.
+        RecorderError: mlflow is not installed or cannot read it, or no run logged a metric.
     """
     require_file(path)
-    return [_of_folder(path, columns)] if path.name == META else _of_database(path, columns)
-
-
-def _of_folder(path: Path, columns: Mapping[str, str] | None) -> SourceRun:
-    meta = dict(_pair(line) for line in _text(path).splitlines() if ":" in line)
-    raw = SourceRun(path, unit="metric group", files=[path], run_id=meta.get("run_id"), name=meta.get("run_name"))
-    files = _files(path.parent / "metrics")
-    with readable(path):
-        refuse_large(path.parent, sum(file.stat().st_size for file in files))
-    scalars = [scalar for file in files for scalar in _readings(raw, path.parent, file)]
-    params = path.parent / "params"
-    settings = {file.relative_to(params).as_posix(): _text(file) for file in _files(params)}
-    return _run(raw, scalars, settings, meta.get("status"), columns)
-
-
-def _pair(line: str) -> tuple[str, str]:
-    key, _, value = line.partition(":")
-    return key.strip(), value.strip().strip("'\"")
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files below a folder, sorted. A metric named `train/loss` is a file in a subfolder."""
-    found = (Path(top, name) for top, _, names in os.walk(folder) for name in names)
-    return sorted(islice((path for path in found if path.is_file()), _MAX_FILES))
-
-
-def _text(path: Path) -> str:
-    with readable(path):
-        return read_small(path, most=_MAX_META, what="MLflow's text").decode("utf-8", "replace")
-
-
-def _readings(raw: SourceRun, folder: Path, path: Path) -> Iterator[Scalar]:
-    tag = path.relative_to(folder / "metrics").as_posix()
-    try:
-        with open_regular(path) as file:
-            lines = list(islice(iter(lambda: file.readline(_MAX_LINE), b""), MAX_ROWS))
-    except OSError as error:
-        raw.notes.append(f"metric {tag} was not read: {error.strerror}")
-        return
-    raw.files.append(path)
-    for number, line in enumerate(lines, 1):
-        fields = line.split()
+    _require("mlflow", path)
+    with _stored(path) as uri, _quiet():
+        client = import_module("mlflow.tracking.client").MlflowClient
         try:
-            ts, value, step = fields[:_FIELDS]
-            yield Scalar(float(int(ts)) / _MILLI, int(step), tag, float(value))
-        except (ValueError, OverflowError):
-            raw.skip(number, f"metric {tag}: no `time value step`")
-
-
-def _run(
-    raw: SourceRun,
-    scalars: list[Scalar],
-    settings: Mapping[str, str],
-    status: str | None,
-    columns: Mapping[str, str] | None,
-) -> SourceRun:
-    if not scalars:
-        raise RecorderError(f"{raw.path}: the run logged no metric", advice=_ADVICE)
-    typed: dict[str, Json] = {name: cell_value(text) for name, text in settings.items()}
-    raw.layer = mapping_layer(typed, raw)
-    raw.finished = status in _FINISHED
-    if status in _STOPPED:
-        raw.notes.append(f"MLflow: the run {_STOPPED[status]}")
-    ordered = sorted(scalars, key=lambda scalar: (scalar.ts, scalar.step))
-    return rows_to_raw(raw, scalar_rows(ordered), columns)
-
-
-def _of_database(path: Path, columns: Mapping[str, str] | None) -> list[SourceRun]:
-    with opened(path, advice=_ADVICE) as base:
-        require_stored(base, path, "runs", "metrics", "params")
-        found = [_of_rows(base, path, run, columns) for run in base.execute(_ACTIVE).fetchmany(_MAX_FILES)]
+            found = [_of_store(path, store, run, columns) for store in [client(uri)] for run in _active(store)]
+        except RecorderError:
+            raise
+        except ModuleNotFoundError as error:  # mlflow-skinny reads no database
+            raise MissingPackageError(
+                f"{path}: reading this needs {error.name}", advice="pip install mlflow"
+            ) from error
+        except Exception as error:  # MLflow raises its own, SQLAlchemy's, Alembic's and built-in errors
+            said = " ".join(str(error).split())[:200]
+            raise RecorderError(f"{path}: mlflow cannot read it: {said}", advice=_ADVICE) from error
     runs = [raw for raw in found if raw is not None]
     if not runs:
         raise RecorderError(f"{path}: no run logged a metric", advice=_ADVICE)
     return runs
 
 
-def _of_rows(
-    base: sqlite3.Connection, path: Path, run: tuple[Json, Json, Json], columns: Mapping[str, str] | None
-) -> SourceRun | None:
-    key, name, status = run
-    raw = SourceRun(path, unit="metric group", files=[path], run_id=str(key), name=str(name or key))
-    scalars: list[Scalar] = []
-    for number, (ts, step, tag, value, is_nan) in enumerate(base.execute(_METRICS, (key,)), 1):
-        if isinstance(ts, int) and isinstance(step, int) and isinstance(value, int | float):
-            scalars.append(Scalar(ts / _MILLI, step, str(tag), float("nan") if is_nan else float(value)))
-        else:
-            raw.skip(number, "no numbers in it")
-        if number >= MAX_ROWS:
-            break
-    settings = {str(name): str(value) for name, value in base.execute(_PARAMS, (key,)).fetchmany(_MAX_FILES)}
-    return _run(raw, scalars, settings, str(status), columns) if scalars else None
+@contextmanager
+def _stored(path: Path) -> Iterator[str]:
+    """The address of a copy: of the database, or of one run's folder as the only run of a store."""
+    if path.name != META:
+        with _copied(path) as copy:
+            yield f"sqlite:///{copy}"
+        return
+    files = list(islice(_files(path.parent), _MOST_FILES))
+    with readable(path), TemporaryDirectory(prefix="gradience-") as root:
+        refuse_large(path.parent, sum(file.stat().st_size for file in files))
+        experiment, run = (_named(path, key) for key in ("experiment_id", "run_id"))
+        for part in (*_PARTS, "artifacts"):  # without all of them MLflow finds no run
+            Path(root, experiment, run, part).mkdir(parents=True)
+        for file in files:
+            target = Path(root, experiment, run, file.relative_to(path.parent))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copyfile(file, target)
+        about = {"artifact_location": "", "experiment_id": experiment, "lifecycle_stage": "active", "name": experiment}
+        Path(root, experiment, META).write_text("".join(f"{key}: '{text}'\n" for key, text in about.items()))
+        yield Path(root).as_uri()
+
+
+def _named(path: Path, key: str) -> str:
+    """A value of a meta.yaml as a name; "0" if it has none."""
+    text = read_small(path, most=_MAX_META, what="MLflow's text").decode("utf-8", "replace")
+    found = re.search(rf"^{key}: *['\"]?([\w-]+)", text, re.MULTILINE)
+    return found[1] if found else "0"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a run that hold its numbers and settings, not its artifacts."""
+    yield folder / META
+    for part in _PARTS:
+        for top, _, names in os.walk(folder / part):
+            yield from (path for name in sorted(names) if (path := Path(top, name)).is_file())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which MLflow sends nothing, says nothing, and reads folders too."""
+    before, level = {name: os.environ.get(name) for name in _QUIET}, logging.root.manager.disable
+    os.environ.update(_QUIET)
+    logging.disable(logging.CRITICAL)
+    try:
+        with catch_warnings():
+            simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _active(store: Any) -> list[Any]:
+    experiments = [each.experiment_id for each in store.search_experiments()]
+    return list(store.search_runs(experiments, order_by=["attributes.start_time ASC"], max_results=1000))
+
+
+def _of_store(path: Path, store: Any, run: Any, columns: Mapping[str, str] | None) -> SourceRun | None:
+    raw = SourceRun(path, unit="metric group", files=[path], run_id=run.info.run_id, name=run.info.run_name)
+    history = (value for key in run.data.metrics for value in store.get_metric_history(raw.run_id, key))
+    scalars = [Scalar(value.timestamp / _MILLI, value.step, value.key, value.value) for value in history]
+    if not scalars:
+        return None
+    typed: dict[str, Json] = {name: cell_value(text) for name, text in run.data.params.items()}
+    raw.layer = mapping_layer(typed, raw)
+    if run.info.status in _ENDED:
+        raw.ending = (_ENDED[run.info.status], f"MLflow recorded the status {run.info.status}")
+    ordered = sorted(scalars, key=lambda scalar: (scalar.ts, scalar.step))
+    return rows_to_raw(raw, scalar_rows(ordered), columns)

@@ -21,9 +21,9 @@ import msgspec
 
 from gradience.configs.settings import overlay, with_ratio
 from gradience.errors import few
-from gradience.importers.files import LoggedRow, SourceRun
+from gradience.importers.files import LoggedRow, SourceRun, count_of
 from gradience.importers.trainer_state import shown_in_rows
-from gradience.schema import SCHEMA_ID, Json, Real, Status, as_float, real
+from gradience.schema import MAX_INT, SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.schema.events import (
     ConfigSnapshot,
     Eval,
@@ -39,6 +39,7 @@ from gradience.schema.events import (
 from gradience.schema.flat import extended, unchecked
 from gradience.schema.values import described, number_of
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
+from gradience.telemetry.series import rate_of
 
 _FEW: Final = 3  # mean rows between jumps back; fewer mean several writers in one log
 _LOST: Final = 3  # strides between two rows of one writer at most, because rows may be lost
@@ -47,6 +48,9 @@ _SHOWN: Final = 5  # places named in a note
 
 _COLUMNS: Final = ("loss", "grad_norm", "epoch")  # a note says where they hold no number
 
+_LEFT_OUT: Final = 1.5  # steps that may lack at the end of the last epoch: a partial batch
+_EPOCH_ROUNDED: Final = 0.005  # old Trainers round the epoch to two decimals
+_ROUNDED: Final = 1e-6  # an epoch so near to two decimals is a rounded one
 _ROUNDING: Final = 1000  # one in so many planned steps may lack: a partial batch, or a state not saved
 
 
@@ -279,6 +283,7 @@ class RunEvents:
         self._percent = any(_in_percent(row) for segment in segments for row in segment.rows)
         if self._percent:
             raw.notes.append("accuracies above 1 were taken for per cent")
+        raw.planned = raw.planned or _steps_of_epochs(raw)
         self._config = _config(raw, segments)
         builder = self._builder()
         tally = Tally()
@@ -328,6 +333,15 @@ class Tally:
     trained: int = 0  # the last step with a training row
     summary: float = -1.0  # the last step of a summary of training; infinite if it has no step
     ts: Real | None = None  # the last clock reading
+    epoch: float = 0.0  # the last epoch logged with a training row, and its step
+    epoch_step: int = 0
+
+    def made_epochs(self, planned: Real | None) -> bool:
+        """Whether the planned passes over the data were made, but for the step that a trainer may leave out."""
+        if planned is None or not self.epoch_step:
+            return False
+        a_step = self.epoch / self.epoch_step
+        return as_float(planned) - self.epoch < _LEFT_OUT * a_step + _EPOCH_ROUNDED
 
     def take(self, event: Event) -> None:
         """Count an event."""
@@ -342,6 +356,8 @@ class Tally:
         self.last_step = step if self.last_step is None else max(step, self.last_step)
         if isinstance(event, TrainStep):
             self.trained = max(step, self.trained)
+            if event.epoch is not None and math.isfinite(as_float(event.epoch)):
+                self.epoch, self.epoch_step = as_float(event.epoch), step
 
 
 def _in_percent(row: LoggedRow) -> bool:
@@ -353,18 +369,53 @@ def _in_percent(row: LoggedRow) -> bool:
 def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
     reached = max((step for step in (tally.last_step, raw.reached) if step is not None), default=None)
     status, reason = _status(raw, tally, reached)
-    return RunEnd(**builder.head(reached, tally.ts), status=status, reason=reason)
+    silence = _silence(raw, tally, reached)
+    return RunEnd(
+        **builder.head(reached, tally.ts), status=status, reason=f"{reason}; {silence}" if silence else reason
+    )
 
 
 def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, str]:
-    if raw.finished or tally.summary >= tally.trained:
-        return "ok", "the source has the summary of a finished run"
+    status, said = raw.ending or ("unknown", "")
+    if tally.summary >= tally.trained:
+        after = f"; after it: {said}" if status not in {"ok", "unknown"} else ""
+        return "ok", f"the source has the summary of a finished run{after}"
+    if status not in {"ok", "unknown"}:
+        return status, said
     planned = raw.planned or raw.layer.config.training.planned_steps
-    if planned is None or planned <= 0:
-        return "unknown", "the source does not say how training ended"
-    if reached is not None and reached >= planned - planned // _ROUNDING:
-        return "ok", "the planned steps were made"
-    return "unknown", f"the source ends before its {planned} planned steps"
+    done = _finished(raw, tally, reached, planned)
+    if done or planned is None:
+        # A program may end well that made no step
+        well = not done and status == "ok" and tally.trained > 0
+        return "ok" if done or well else "unknown", done or said or "the source does not say how training ended"
+    before = f"the source ends before its {planned} planned steps"
+    return "unknown", f"{said}; {before}" if said else before
+
+
+def _finished(raw: SourceRun, tally: Tally, reached: int | None, planned: int | None) -> str:
+    """By what the source shows that training was finished; "" if it does not."""
+    if raw.finished:
+        return "the source has the summary of a finished run"
+    if planned is None:
+        return "the planned epochs were made" if tally.made_epochs(raw.layer.config.training.epochs) else ""
+    made = reached is not None and reached >= planned - planned // _ROUNDING
+    return "the planned steps were made" if made else ""
+
+
+def _silence(raw: SourceRun, tally: Tally, reached: int | None) -> str:
+    """Why no training row was logged, as far as the source tells; "" if there is one."""
+    if tally.counts["train_step"]:
+        return ""
+    silent, training = "no training row was logged", raw.layer.config.training
+    strategy, every = training.extras.get("logging_strategy"), as_float(training.logging_steps or 0.0)
+    if strategy in {"no", "epoch"}:
+        return f"{silent}: logging_strategy is {strategy}"
+    if not 1.0 <= every <= MAX_INT:
+        return silent
+    if reached is None:
+        return f"{silent} (logging_steps is {every:.0f})"
+    steps = "1 step was" if reached == 1 else f"{reached} steps were"
+    return f"{silent}: logging_steps is {every:.0f}, and {steps} made" if reached < every else silent
 
 
 def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
@@ -378,9 +429,25 @@ def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
     return msgspec.structs.replace(overlay(shown, config), lora=with_ratio(config.lora))
 
 
+def _steps_of_epochs(raw: SourceRun) -> int | None:
+    """The steps of the planned epochs, by the last row; None if they are stated, or the row's epoch is rounded.
+
+    A trainer may leave out the partial step at the end of an epoch: then the last row's step is the last of all.
+    """
+    training = raw.layer.config.training
+    row = next((row for row in reversed(raw.rows) if row.step and "epoch" in row.values), None)
+    if training.planned_steps or training.epochs is None or row is None or row.step is None:
+        return None
+    epoch, epochs = as_float(number_of(row.values["epoch"]) or 0.0), as_float(training.epochs)
+    steps = row.step * epochs / epoch if epoch > 0.0 else math.nan
+    if not math.isfinite(steps) or (not epoch.is_integer() and math.isclose(epoch, round(epoch, 2), abs_tol=_ROUNDED)):
+        return None
+    return row.step if 0 < steps - row.step <= epochs else count_of(round(steps))
+
+
 def _peak(rows: Iterable[LoggedRow]) -> OptimizerSnapshot:
-    rates = (number_of(row.values.get("learning_rate", row.values.get("lr"))) for row in rows)
-    highest = max((as_float(rate) for rate in rates if rate is not None and math.isfinite(as_float(rate))), default=0.0)
+    rates = (rate_of(row.values.get("learning_rate", row.values.get("lr"))) for row in rows)
+    highest = max((rate for rate in rates if math.isfinite(rate)), default=0.0)
     if highest <= 0.0:
         return OptimizerSnapshot()
     return OptimizerSnapshot(lr=highest, extras={"lr_from": "the largest learning rate logged"})

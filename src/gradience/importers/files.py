@@ -24,7 +24,7 @@ from gradience.configs.training import TRAINING_NAMES, note_training, read_train
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError, RecorderError, SchemaError
 from gradience.io.reading import open_regular, read_small
-from gradience.schema import Json
+from gradience.schema import Json, Status
 from gradience.schema.reports import SkippedRow
 from gradience.schema.values import number_of, step_of
 from gradience.telemetry.codec import parse
@@ -38,6 +38,8 @@ MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole hi
 LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
 
+_OF_MODEL: Final = "_name_or_path"
+_MODEL_NAMES: Final = frozenset(name for setting in RUN[:1] for name in (*setting.native, *setting.loose))
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 _SUMMARIES: Final = re.compile(r"(all|train|eval|predict|test)_results\.json")
 
@@ -110,7 +112,9 @@ class SourceRun:
     unit: str = "line"  # what `place` counts
     planned: int | None = None  # optimizer steps
     reached: int | None = None  # the last step that the source states, even without a row
+    began: bool = False  # a run of this source began, even if it logged no row
     finished: bool = False  # training finished, by evidence other than its rows
+    ending: tuple[Status, str] | None = None  # how the source says that the program ended, if not by finishing
     best: dict[str, Json] = field(default_factory=dict)  # the best evaluation by the trainer's choice: metric, step
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
@@ -162,6 +166,15 @@ def require_file(path: Path) -> None:
     if head == LFS:
         raise RecorderError(f"{path} is a git-lfs pointer, not the file itself", advice="fetch it with `git lfs pull`")
     refuse_large(path, size)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a git-lfs pointer, which stands for a file that was not fetched."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(LFS)) == LFS
+    except (OSError, ValueError):
+        return False
 
 
 def refuse_large(path: Path, size: int) -> None:
@@ -231,6 +244,15 @@ def whole_json(path: Path) -> Json:
     return document.get("rows") if array else document
 
 
+def keys_of(path: Path) -> list[str] | None:
+    """The keys of a file that is one JSON object; None of any other."""
+    try:
+        document, _ = parse(read_small(path, most=MAX_BYTES, what="JSON").removeprefix(BOM_UTF8))
+    except (OSError, SchemaError):
+        return None
+    return list(document)
+
+
 def log_bytes(path: Path) -> bytes:
     """Return the bytes of a whole log.
 
@@ -284,6 +306,9 @@ def add_settings(raw: SourceRun, *folders: Path) -> None:
 
 
 def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
+    if is_pointer(path):
+        raw.notes.append(f"{path.name} is a git-lfs pointer and was not used")
+        return
     try:
         layer = read(path)
     except ConfigError as error:
@@ -298,6 +323,8 @@ def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
 def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
     """Return the settings in a logger's own mapping, read by their usual names. A wrong value becomes a note."""
     flat = {**mapping, **_adapter(mapping)}
+    if not flat.keys() & _MODEL_NAMES and isinstance(named := flat.get(_OF_MODEL), str):
+        flat["model_name_or_path"] = named  # a model's own config beside the Trainer's arguments
     draft = Draft()
     for level, settings in zip(_LEVELS, (RUN, OPTIMIZER, LORA, TRAINING), strict=True):
         for setting in settings:

@@ -19,21 +19,22 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.binary import is_event_file, is_wandb, read_tensorboard, read_wandb
-from gradience.importers.databases import META, TABLES as MLFLOW_TABLES, is_meta, read_mlflow, read_trackio, tables_of
+from gradience.importers.databases import META, database_of, is_meta, read_mlflow, read_trackio
 from gradience.importers.files import (
-    LFS,
     MAX_BYTES,
     MAX_LINE,
     SourceRun,
     add_settings,
+    is_pointer,
     json_lines,
     readable,
     require_file,
 )
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
+from gradience.importers.tensorboard import is_event_file, read_tensorboard
 from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_json_lines, read_ludwig, read_text
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
+from gradience.importers.wandb import SUMMARY, is_wandb, read_wandb
 from gradience.io import CHECKPOINT_PREFIX, natural_key
 from gradience.io.reading import open_regular, read_small
 from gradience.schema import Json
@@ -52,8 +53,13 @@ _EVENT: Final = {"event", "run_id"}  # keys that mark a gradience event even if 
 MAX_ENTRIES: Final = 2000  # entries of a folder that are examined
 MAX_RUNS: Final = 100
 MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
-_LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db", ".txt", ".log", ".out", ".wandb"}
+_LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db", ".txt", ".log", ".out", ".wandb")
 TABLES: Final = {".csv", ".tsv"}  # a file with such a name is a table even if its columns are unknown
+_OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
+_OF_WANDB: Final = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-\w+")
+_HPARAMS: Final = re.compile(r"\d{10}\.\d+")  # a clock reading
+_LATEST: Final = "latest-run"
+_FILES: Final = "files"
 _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 _Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
@@ -76,7 +82,7 @@ WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory
 def format_of(path: Path) -> Format | Literal["gradience"] | None:
     """Return the format of a file, `gradience` for a gradience log, None for anything else."""
     head = _head(path)
-    if b"\0" in head or is_meta(path, head):
+    if b"\0" in head or is_meta(path, head) or path.name == SUMMARY:
         return _of_logger(path, head)
     text = head.removeprefix(BOM_UTF8).lstrip()
     if text.startswith(b"{"):
@@ -89,11 +95,11 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
 def _of_logger(path: Path, head: bytes) -> Format | None:
     """Return the format of a file written by a logger's own library, or None."""
     if head.startswith(_SQLITE):
-        return "mlflow" if tables_of(path) >= MLFLOW_TABLES else "trackio"
+        return database_of(path)
     if is_event_file(head):
         return "tensorboard"
-    if is_wandb(head):
-        return "wandb"
+    if is_wandb(path, head):
+        return None if is_pointer(path) else "wandb"
     return "mlflow" if is_meta(path, head) else None
 
 
@@ -132,7 +138,11 @@ def _rows(path: Path) -> Iterator[dict[str, Json]]:
 def _is_document(head: bytes) -> bool:
     """Whether the text is one object over several lines, so that its first line alone is none."""
     first, newline, _ = head.partition(b"\n")
-    return bool(newline) and first.strip() in {b"{", b""}
+    try:
+        parse(first)
+    except SchemaError:
+        return bool(newline) and not first.rstrip().endswith(b"}")
+    return False
 
 
 def _is_one_line(path: Path) -> bool:
@@ -240,8 +250,8 @@ def run_folders(folder: Path) -> list[Path]:
 
 def inner_runs(folder: Path) -> list[Path]:
     """Return the subfolders that are runs of their own, without checkpoints."""
-    children = sorted(child for child in _subfolders(folder) if not child.name.startswith(CHECKPOINT_PREFIX))
-    return [child for child in children if is_run(child)]
+    children = inner_folders(folder.name, [child.name for child in _subfolders(folder)], of_run=True)
+    return [child for name in children if is_run(child := folder / name)]
 
 
 def is_run(folder: Path) -> bool:
@@ -251,10 +261,27 @@ def is_run(folder: Path) -> bool:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        children = [child for child in folder.iterdir() if child.is_dir() and not child.is_symlink()]
+        children = [child.name for child in folder.iterdir() if child.is_dir() and not child.is_symlink()]
     except OSError:
         return []
-    return [child for child in children if not child.name.startswith(".")][:MAX_ENTRIES]
+    return [folder / name for name in inner_folders(folder.name, children)[:MAX_ENTRIES]]
+
+
+def inner_folders(folder: str, names: Iterable[str], *, of_run: bool = False) -> list[str]:
+    """Return those of a folder's subfolders, all by name, that may hold runs of their own.
+
+    Hidden ones do not, nor what W&B keeps within a run's folder, nor its name for the latest run beside that run. If a
+    run wrote into the folder (`of_run`), its checkpoints and its loggers' folders do not either, nor the folder into
+    which TensorBoard's writer puts a run's settings.
+    """
+    given = sorted(names)
+    passed = _OF_LOGGERS if of_run else frozenset[str]()
+    if any(_OF_WANDB.fullmatch(name) for name in given):
+        passed |= {_LATEST}
+    if _OF_WANDB.fullmatch(folder) or folder == _LATEST:
+        passed |= {_FILES}
+    kept = [name for name in given if not name.startswith(".") and name not in passed]
+    return [name for name in kept if not (of_run and (name.startswith(CHECKPOINT_PREFIX) or _HPARAMS.fullmatch(name)))]
 
 
 def _by_name(path: Path) -> list[tuple[int, str]]:
@@ -268,13 +295,18 @@ def _logs(folder: Path) -> dict[Format, list[Path]]:
         kind = format_of(path)
         if kind is not None and kind != "gradience":
             logs.setdefault(kind, []).append(path)
+    if "tensorboard" in logs:
+        below = (path for path in sorted(folder.glob("*/*tfevents*")) if _HPARAMS.fullmatch(path.parent.name))
+        logs["tensorboard"] += [path for path in below if format_of(path) == "tensorboard"]
+    if "wandb" not in logs and (summary := folder / _FILES / SUMMARY).is_file() and not is_pointer(summary):
+        logs["wandb"] = [summary]
     return logs
 
 
 def _files(folder: Path) -> list[Path]:
     with readable(folder):
         entries = sorted(folder.iterdir())[:MAX_ENTRIES]
-    return [path for path in entries if path.is_file() and _may_be_log(path)]
+    return [path for path in entries if may_be_log(path.name) and path.is_file()]
 
 
 def require_fetched(folder: Path) -> None:
@@ -283,16 +315,21 @@ def require_fetched(folder: Path) -> None:
     Raises:
         RecorderError: the first of them is one.
     """
-    for path in _files(folder):
-        if _head(path).startswith(LFS):
-            require_file(path)
+    if (pointer := pointer_in(folder)) is not None:
+        require_file(pointer)
 
 
-def _may_be_log(path: Path) -> bool:
-    """Whether a file may be a log, by its name: not weights, tokenizers or model configs, which may be large."""
-    if path.name == STATE_NAME or _CONFIGS.fullmatch(path.name):
+def pointer_in(folder: Path) -> Path | None:
+    """The first log of a folder that is only a git-lfs pointer, or None."""
+    logs = (*_files(folder), folder / _FILES / SUMMARY)
+    return next((path for path in logs if is_pointer(path)), None)
+
+
+def may_be_log(name: str) -> bool:
+    """Whether a file of this name may be a log: not weights, tokenizers or model configs, which may be large."""
+    if name == STATE_NAME or _CONFIGS.fullmatch(name):
         return False
-    return path.suffix.lower() in _LOGS or "tfevents" in path.name or path.name == META
+    return name.lower().endswith(_LOGS) or "tfevents" in name or name == META
 
 
 def find_log(folder: Path) -> Path | None:

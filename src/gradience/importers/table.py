@@ -20,8 +20,9 @@ from gradience.errors import RecorderError, few
 from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
 from gradience.schema import Json
+from gradience.schema.events import TELLING
 from gradience.schema.values import number_of, step_of
-from gradience.telemetry.rows import HELD_OUT
+from gradience.telemetry.rows import HELD_OUT, SPOKEN
 
 Columns: TypeAlias = dict[str, str]  # source column -> our name: step, ts, or a row's key such as eval_loss
 
@@ -31,6 +32,8 @@ _KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first column that is presen
         "trainer_global_step",
         "global_step",
         "step",
+        "training_global_step",  # verl
+        "progress_batch",  # Tinker
         "_step",
         "current_steps",
         "train_step",
@@ -42,6 +45,7 @@ _KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first column that is presen
     "loss": (
         *("loss", "train_loss", "training_loss", "train_loss_step", "train_mean_nll", "loss_train"),
         *("reduced_train_loss", "lm_loss"),  # NeMo, Megatron
+        *("loss_mean", "gpt_loss", "train_gpt_loss"),  # prime-rl, OpenRLHF
         *("actor_pg_loss", "policy_loss", "train_policy_loss"),  # verl, OpenRLHF
     ),
     "learning_rate": (
@@ -50,18 +54,22 @@ _KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first column that is presen
     ),
     "grad_norm": (
         *("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm", "grad_norm_total"),
-        *("actor_grad_norm", "policy_grad_norm"),
+        *("optim_grad_norm", "actor_grad_norm", "policy_grad_norm"),
     ),
-    "epoch": ("epoch", "train_epoch"),
+    "epoch": ("epoch", "train_epoch", "training_epoch", "progress_epoch"),
+    "reward": ("reward", "train_reward", "reward_mean", "env_all_reward_total", "reward_total"),  # prime-rl, Tinker
     "ts": ("ts", "_timestamp", "timestamp", "wall_time"),
 }
+_TOLD: Final = TELLING | {"loss"}  # the values of which one is enough for a run
 _RATES: Final = "lr_"  # Lightning's LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2`, ...
 _HELD: Final = {"lm loss validation": "val_loss", "lm loss validation ppl": "val_ppl"}  # Megatron
-_SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl"}
+_SCHEDULE: Final = "lr_scheduler"  # which is no rate
+# `nll` is Tinker's: the mean over tokens, in nats. `val_loss` is NeMo-RL's, in its group `validation`.
+_SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl", "nll": "loss", "val_loss": "loss"}
 _TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
 _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
-_VERL_HELD: Final = "val-core/"  # verl's held-out metrics: val-core/DATA/METRIC/mean@8
+_VERL_HELD: Final = re.compile(r"val-(?:core|aux)/(.+)")  # verl's held-out metrics: val-core/DATA/METRIC/mean@8
 _DOCUMENT: Final = {"step", "data"}  # keys of a row in verl's file log, {"step": 1, "data": {"actor/pg_loss": 0.1}}
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
 _SHOWN: Final = 12
@@ -125,7 +133,7 @@ def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None)
 
 
 def _measures(name: str) -> bool:
-    return name == "loss" or name.startswith(tuple(f"{word}_" for word in HELD_OUT))
+    return name in _TOLD or name.startswith(tuple(f"{word}{mark}" for word in HELD_OUT for mark in "_/"))
 
 
 def _by_name(names: list[str], taken: set[str]) -> Columns:
@@ -137,9 +145,8 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
         column = next((plain[name] for name in known if name in plain), None)
         if target not in taken and column is not None:
             found.setdefault(column, target)
-    rate = next((column for name, column in plain.items() if name.startswith(_RATES)), None)
-    if rate is not None and "learning_rate" not in taken | set(found.values()):
-        found[rate] = "learning_rate"
+    if "learning_rate" not in taken | set(found.values()):  # one for each parameter group
+        found |= {column: "learning_rate" for name, column in plain.items() if _is_rate(name)}
     used = taken | set(found.values())
     for name in names:
         if name in found:
@@ -157,12 +164,14 @@ def _other(name: str) -> str:
     """Return our name for a column that is not in `_KNOWN`: that of a split's metric, else the column's own name."""
     if name in _HELD:
         return _HELD[name]
-    if name.startswith(_VERL_HELD):
-        return f"eval_{name.removeprefix(_VERL_HELD)}"
+    if held := _VERL_HELD.fullmatch(name):
+        return f"eval_{held[1]}"
     group = _GROUP.fullmatch(name)
     if group:
-        metric = group[2].replace("/", "_")
-        return f"{group[1].lower()}_{_SHORT.get(metric.lower(), metric)}"
+        split, metric = group[1].lower(), group[2].replace("/", "_")
+        metric = _SHORT.get(metric.lower(), metric)
+        spoken = split == "eval" or metric in SPOKEN or name[len(split)] == "_"
+        return f"{split}{'_' if spoken else '/'}{metric}"
     return name.removeprefix("train/")
 
 
@@ -229,7 +238,11 @@ def _found(path: Path, present: Iterable[str], given: Mapping[str, str] | None) 
 
 
 def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) -> None:
-    named = {columns.get(name, name): value for name, value in row.items() if value is not None}
+    named: dict[str, Json] = {}
+    for column, value in row.items():
+        name = columns.get(column, column)
+        if value is not None:
+            named[name] = _both(named[name], value) if name in named else value
     step = step_of(named.get("step"))
     values = {name: value for name, value in named.items() if name not in _OWN}
     if step is None:
@@ -241,13 +254,18 @@ def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) ->
         raw.add(LoggedRow(place, step, values if ts is not None or "ts" not in named else _kept(values, named), ts))
 
 
+def _both(rates: Json, rate: Json) -> Json:
+    """The rates of several parameter groups as a list."""
+    return [*(rates if isinstance(rates, list) else [rates]), rate]
+
+
 def _join_rates(raw: SourceRun) -> None:
     """Merge a learning rate that has a row of its own, as in Lightning's logs, into the training row of its step."""
     trained = {row.step: place for place, row in enumerate(raw.rows) if "loss" in row.values}
     joined: set[int] = set()
     for place, row in enumerate(raw.rows):
         values, at = row.values, trained.get(row.step)
-        if at is None or "learning_rate" not in values or not all(_is_rate(name) for name in values):
+        if at is None or "learning_rate" not in values or not values.keys() <= {"learning_rate", "epoch"}:
             continue
         loss = raw.rows[at]
         if "learning_rate" not in loss.values:
@@ -257,7 +275,8 @@ def _join_rates(raw: SourceRun) -> None:
 
 
 def _is_rate(name: str) -> bool:
-    return name in {"learning_rate", "epoch"} or _SEPARATOR.sub("_", name).startswith(_RATES)
+    plain = _SEPARATOR.sub("_", name).lower()
+    return plain.startswith(_RATES) and not plain.startswith(_SCHEDULE)
 
 
 def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:

@@ -66,7 +66,7 @@ class DiagnoseOptions:
     Parameters
     ----------
     run:
-        Path to the log, if it is elsewhere: anything that gradience monitor reads.
+        Of several runs, the one of this name or id; or the path to the log, if it is elsewhere.
     adapter:
         Path to the adapter, if it is elsewhere or one of several.
     config:
@@ -101,6 +101,8 @@ class ReportOptions:
 
     Parameters
     ----------
+    run:
+        Of several runs, the one of this name or id; or the path to the log, if it is elsewhere.
     adapter:
         Path to the adapter, if it is elsewhere: its folder or its weights file.
     config:
@@ -118,6 +120,7 @@ class ReportOptions:
         A fleet (see gradience fleet audit): where the adapter stands among its healthy ones, in percentiles.
     """
 
+    run: Path | None = None
     adapter: Path | None = None
     config: Path | None = None
     base: Path | None = None

@@ -83,7 +83,7 @@ def sampled(loaded: LoadedModel, count: int, *, length: int, seed: int) -> list[
     ends = [one for one in named if one is not None]
     first = next((one for one in (config.bos_token_id, *ends) if one is not None), None)
     if loaded.task != "causal-lm" or first is None:
-        raise ConfigError("this model samples no rows", advice="give --prompts FILE, such as the evaluation set")
+        raise ConfigError("this model samples no rows", advice="give --data FILE, such as the evaluation set")
     begin = torch.full((count, 1), int(first), device=loaded.device)
     plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length, eos_token_id=ends, pad_token_id=first)
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):

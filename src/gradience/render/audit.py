@@ -44,8 +44,6 @@ class View(NamedTuple):
 
     top_wasteful: int = 3
     layers: bool = False
-    scales: bool = False
-    rank_rules: bool = False
     heatmap: Quantity | None = None
     unicode: bool = True
     verbose: bool = False
@@ -237,10 +235,10 @@ def _on_request(report: AuditReport, view: View) -> Iterator[str]:
     if view.heatmap is not None:
         yield from heatmap(report.modules, view.heatmap, unicode=view.unicode)
         yield ""
-    if view.scales:
+    if view.verbose:
         yield from _scales(report)
-    if (view.rank_rules or view.verbose) and report.rank_rules:
-        yield from rank_rules(report, verbose=view.verbose)
+    if view.verbose and report.rank_rules:
+        yield from rank_rules(report)
     if report.per_layer is not None:
         yield from rank_pattern(report.per_layer, verbose=view.verbose)
     if view.layers:

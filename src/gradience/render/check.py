@@ -339,9 +339,9 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield ""
-    yield f"Causes ({len(report.causes)}):" if report.causes else "Causes: none found by the checks that ran"
-    infos = [cause for cause in report.causes if cause.severity == "info" and not verbose]
-    for cause in report.causes[: len(report.causes) - len(infos)]:  # the gravest come first
+    yield f"Findings ({len(report.findings)}):" if report.findings else "Findings: none by the checks that ran"
+    infos = [cause for cause in report.findings if cause.severity == "info" and not verbose]
+    for cause in report.findings[: len(report.findings) - len(infos)]:  # the gravest come first
         yield from _cause(cause, verbose=verbose)
     yield from shortened([next(_cause(cause, verbose=False)) for cause in infos], INFOS)
     yield ""
@@ -364,7 +364,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}
     yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
     if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
-        yield "Causes are hypotheses with their grounds: verify on held-out data."
+        yield "Findings are hypotheses with their grounds: verify on held-out data."
 
 
 def by_reason(not_run: Iterable[Unjudged]) -> dict[tuple[str, str], str]:

@@ -6,23 +6,19 @@ Adapters are compared in pairs, as wholes and by module; the checkpoints of one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from gradience.render import Columns, as_text, banner, clean, listed, number, percent, shorter, table, words
 from gradience.render.plots import Cell, Grid, grid_lines, grid_of_cells
-from gradience.schema import Json, NonFinite
 from gradience.schema.compare import (
     AdapterPair,
-    AlignedRow,
     CheckpointPoint,
     CheckpointSeries,
     CompareAdaptersReport,
     ComparedAdapter,
-    ComparedRun,
-    CompareReport,
     ConfigDifference,
     ModulePair,
     Overlap,
@@ -62,140 +58,6 @@ _SERIES_COLUMNS: Final[Columns[CheckpointPoint]] = (
     ("stable", ">6", lambda point: number(point.stable_rank_mean)),
     ("k@90%", ">5", lambda point: number(point.energy_rank_90_mean)),
 )
-
-
-@as_text
-def compare_text(report: CompareReport, *, verbose: bool = False) -> Iterator[str]:
-    """The comparison of runs for a terminal; `verbose` adds each run's findings of severity info."""
-    side_by_side = len(report.runs) <= _SIDE_BY_SIDE
-    yield from banner(f"GRADIENCE MONITOR: {len(report.runs)} RUNS")
-    yield from (_columns(report.runs) if side_by_side else table(_RUN_COLUMNS, report.runs, indent=0, gap=1))
-    yield ""
-    yield "Stories:"
-    yield from (f"  {clean(run.name)}: {clean(run.story)}" for run in report.runs)
-    yield ""
-    yield from _settings(report.differences, side_by_side=side_by_side)
-    if side_by_side:
-        yield from _by_step("Training loss by step (medians up to it):", report, lambda row: row.train)
-        yield from _by_step("Held-out loss by step (newest up to it):", report, lambda row: row.held_out)
-    yield from _findings(report.runs, verbose=verbose)
-    yield from (f"Not read: {clean(unread.file)}: {clean(unread.reason)}" for unread in report.unread)
-    yield from (f"Note: {clean(note)}." for note in report.notes)
-    yield "One run of each is not an experiment: a difference may be the seed's. Verify on held-out data."
-
-
-def _steps(run: ComparedRun) -> str:
-    if run.last_step is None:
-        return "-"
-    return f"{run.last_step} of {run.max_steps}" if run.max_steps else str(run.last_step)
-
-
-def _at(value: float | NonFinite | None, step: int | None) -> str:
-    return "-" if value is None else f"{number(value, '.4g')} @ {step}"
-
-
-def _gap(run: ComparedRun) -> str:
-    return "-" if run.gap is None else f"{number(run.gap)}x"
-
-
-def _grave(run: ComparedRun) -> str:
-    """The ids of a run's warnings and errors, as many as fit a column."""
-    ids = [f.id for f in run.findings if SEVERITIES.index(f.severity) >= _GRAVE]
-    more = f" +{len(ids) - _SHOWN_IDS}" if len(ids) > _SHOWN_IDS else ""
-    return " ".join(ids[:_SHOWN_IDS]) + more
-
-
-_MEASURES: Final[dict[str, Callable[[ComparedRun], str]]] = {
-    "Status": lambda run: words(run.status),
-    "Step": _steps,
-    "Loss, first": lambda run: number(run.first_loss, ".4g"),
-    "Loss, last": lambda run: number(run.last_loss, ".4g"),
-    "Loss, lowest": lambda run: _at(run.min_loss, run.min_loss_step),
-    "Held-out loss, last": lambda run: number(run.eval_loss, ".4g"),
-    "Held-out loss, best": lambda run: _at(run.best_eval_loss, run.best_eval_step),
-    "Held-out accuracy": lambda run: percent(run.accuracy),
-    "Gap": _gap,
-    "Peak LR": lambda run: number(run.lr, ".3g"),
-    "r": lambda run: number(run.r, "d"),
-    "alpha": lambda run: number(run.alpha, "g"),
-    "Utilization": lambda run: percent(run.utilization_mean),
-    "Findings": lambda run: _grave(run) or "none grave",
-}
-
-
-def _columns(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    """A line for each measure that a run has, and for each signal, such as a reward."""
-    rows = {label: [measure(run) for run in runs] for label, measure in _MEASURES.items()}
-    for name in sorted({name for run in runs for name in run.signals}):
-        rows[_cut(clean(name), _LABEL - 1)] = [number(run.signals.get(name), ".4g") for run in runs]
-    yield f"{'':<{_LABEL}}" + _cells(run.name for run in runs)
-    yield from (f"{label:<{_LABEL}}{_cells(cells)}" for label, cells in rows.items() if set(cells) != {"-"})
-
-
-def _cells(texts: Iterable[str]) -> str:
-    return "".join(f"  {_cut(clean(text), _COLUMN):>{_COLUMN}}" for text in texts)
-
-
-def _cut(text: str, width: int) -> str:
-    """The end of a text that is too long, because the names of runs differ at their ends."""
-    return text if len(text) <= width else ".." + text[2 - width :]
-
-
-def _status(run: ComparedRun) -> str:
-    grave = _grave(run)
-    return f" {words(run.status)}" + (f", {grave}" if grave else "")
-
-
-_RUN_COLUMNS: Final[Columns[ComparedRun]] = (
-    ("run", f"<{_NAME}", lambda run: _cut(clean(run.name), _NAME)),
-    ("step", ">12", _steps),
-    ("loss", ">9", lambda run: number(run.last_loss, ".4g")),
-    ("held-out", ">9", lambda run: number(run.eval_loss, ".4g")),
-    ("best", ">9", lambda run: number(run.best_eval_loss, ".4g")),
-    ("gap", ">7", _gap),
-    ("lr", ">8", lambda run: number(run.lr, ".3g")),
-    ("r", ">4", lambda run: number(run.r, "d")),
-    (" status, findings", "", _status),
-)
-
-
-def _settings(differences: Sequence[ConfigDifference], *, side_by_side: bool) -> Iterator[str]:
-    if not differences:
-        yield "Configuration: the same in all runs, as far as recorded"
-    else:
-        yield f"Configuration, what differs ({len(differences)}):"
-    for item in differences:
-        values = [_setting(value) for value in item.values]
-        if side_by_side and all(len(value) <= _COLUMN for value in values):
-            yield f"  {clean(item.key):<{_LABEL - 2}}{_cells(values)}"
-        else:
-            yield f"  {clean(item.key)}: {' | '.join(_cut(value, _VALUE) for value in dict.fromkeys(values))}"
-    yield ""
-
-
-def _setting(value: Json) -> str:
-    if value is None:
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else clean(str(value))
-
-
-def _by_step(
-    title: str, report: CompareReport, column: Callable[[AlignedRow], Sequence[float | NonFinite | None]]
-) -> Iterator[str]:
-    rows = [(row.step, [number(value, ".4g") for value in column(row)]) for row in report.aligned]
-    rows = [(step, cells) for step, cells in rows if set(cells) - {"-"}]
-    if rows:
-        yield title
-        yield from (f"  {step:<{_LABEL - 2}}{_cells(cells)}" for step, cells in rows)
-        yield ""
-
-
-def _findings(runs: Sequence[ComparedRun], *, verbose: bool) -> Iterator[str]:
-    shown = [(run, f) for run in runs for f in run.findings if verbose or SEVERITIES.index(f.severity) >= _GRAVE]
-    if shown:
-        yield "Findings:"
-        yield from (f"  {clean(run.name)}  [{f.severity.upper()}] {f.id}: {clean(f.message)}" for run, f in shown)
-        yield ""
 
 
 @as_text

@@ -155,7 +155,7 @@ def _similar(found: Similar) -> Iterator[str]:
         for alike in found.near[:_PAIRS]:
             yield f"  {alike.cosine:.5f}  {' ~ '.join(clean(path) for path in alike.paths)}"
     if found.not_compared:
-        yield f"  {counted(found.not_compared, 'likely pair')} not compared (--most-pairs)"
+        yield f"  {counted(found.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
 
 
 _WASTE: Final[Columns[Wasteful]] = (

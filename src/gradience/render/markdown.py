@@ -59,7 +59,7 @@ def _lines(
     facts = [(escape(label), escape(value)) for label, value in main_facts(report)]
     yield from _table(("Fact", "Value"), facts)
     yield from _marks(run.account.marks if run is not None else [])
-    yield from _findings(report.causes, report.advice)
+    yield from _findings(report.findings, report.advice)
     yield from _ranks(audit)
     yield from _compared(comparison)
     yield from _benched(bench)

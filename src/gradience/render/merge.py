@@ -223,7 +223,8 @@ def _verdict(report: VerifyMergeReport) -> Iterator[str]:
     yield from (f"  {report.counts[key]:>5}  {text}" for key, text in _VERDICTS.items() if key in report.counts)
     if report.dtypes:
         yield f"Dtypes, W -> M: {', '.join(f'{clean(key)} ({n})' for key, n in report.dtypes.items())}"
-    yield from (f"Replay: {clean(replay)} ({n})" for replay, n in report.replays.items())
+    if report.summed_in:
+        yield f"Exact, W + dW in: {', '.join(f'{clean(key)} ({n})' for key, n in report.summed_in.items())}"
     if report.coefficient is not None:
         yield f"c = <M - W, dW> / norm(dW)^2 over all: {number(report.coefficient, '.4f')}"
 

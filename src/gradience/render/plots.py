@@ -17,8 +17,6 @@ from gradience.render import clean, number
 if TYPE_CHECKING:  # a curve is drawn without the schema of audits
     from gradience.schema.audit import ModuleAudit
 
-LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
-"""The marks of `curves_lines`, in the order of its curves."""
 _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
 _LABEL: Final = 8  # minimal number of columns for the numbers at the left
@@ -69,29 +67,6 @@ def curve_lines(
     rows = [[(chr(_BRAILLE + cell) if dots else "*") if cell else " " for cell in row] for row in grid]
     for x, y in map(area.cell, over):
         rows[y // high][x // wide] = "o"
-    return _framed(rows, label, (bottom, top), (first, last))
-
-
-def curves_lines(curves: Sequence[Sequence[tuple[float, float]]], *, width: int = 72, height: int = 16) -> list[str]:
-    """Several curves in one plot, each drawn with its own letter from `a` on; the first curve is in front.
-
-    Args:
-        curves: the (step, value) pairs of each curve, in order of steps; points that are not finite are left out.
-        width: characters per line, at least 20.
-        height: lines of the plot, without the line of steps.
-    """
-    finite = [_finite(points) for points in curves]
-    every = [point for points in finite for point in points]
-    if not every:
-        return []
-    (bottom, top), (first, last) = (_ends([y for _, y in every], ".4g"), _ends([x for x, _ in every], "g"))
-    label = max(_LABEL, len(bottom), len(top))
-    cells = max(width, 2 * label) - label - 2
-    area = _Area(every, cells, height)
-    rows = [[" "] * cells for _ in range(height)]
-    for letter, points in reversed(list(zip(LETTERS, finite, strict=False))):
-        for x, y in area.line(points):
-            rows[y][x] = letter
     return _framed(rows, label, (bottom, top), (first, last))
 
 

@@ -101,7 +101,7 @@ def present_rank(report: AuditReport) -> int | None:
     return None if present in {item.rank for item in report.candidates} else present
 
 
-def rank_rules(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+def rank_rules(report: AuditReport) -> Iterator[str]:
     """The ranks by each rule, and the modules for which the rules differ by more than a power of two."""
     yield "Rules for a rank (median/p90, then as ranks):"
     for rule in report.rank_rules:
@@ -116,8 +116,7 @@ def rank_rules(report: AuditReport, *, verbose: bool) -> Iterator[str]:
         yield f"  More than a power of two apart on {len(report.rank_disagreements)} of {len(report.modules)} modules:"
     for items in sorted(groups.values(), key=len, reverse=True):
         yield f"    {len(items)} x  {', '.join(f'{_RULES[name]} {rank}' for name, rank in items[0].buckets.items())}"
-        lines = [f"      {clean(item.name)}: {clean(item.why)}" for item in items]
-        yield from shortened(lines, None if verbose else 1, of="like it", indent=6)
+        yield from (f"      {clean(item.name)}: {clean(item.why)}" for item in items)
     yield ""
 
 

@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.render import (
-    Columns,
-    as_text,
-    banner,
-    clean,
-    counted,
-    duration,
-    labelled,
-    listed,
-    number,
-    shorter,
-    table,
-)
-from gradience.render.fleet import counts_text
-from gradience.render.plots import LETTERS, curves_lines
-from gradience.schema.fleet import (
-    ComparableRuns,
-    QueryReport,
-    RankedRun,
-    RunsBestReport,
-    RunsCurvesReport,
-    RunsShowReport,
-)
+from gradience.render import Columns, as_text, clean, counted, number, shorter, table
+from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, RankedRun, RunsBestReport
 
 _COLUMNS: Final = 100  # of a terminal
 _NAME: Final = 26  # characters of a run's name
+_ROOM: Final = _COLUMNS - sum(width + 2 for width in (_NAME, 7, 6, 14, 8))  # beside the other columns
+_FEW: Final = 4  # runs, at most, whose stories are told in full and whose settings are told with their values
+_DOUBTS: Final = {"model": "models", "data": "data sets", "objective": "objectives", "split": "held-out splits"}
 _USUAL: Final = "learns"
 _UNREMARKABLE: Final = ("ok", "unknown")  # other programs' logs do not say how a run ended
 _NOT_READ: Final = 5  # unreadable logs that are listed
 _VALUES: Final = ("loss ", "eval loss", "eval accuracy", "no held-out signal")  # clauses that repeat a column
 
 
-@as_text
-def runs_show_text(report: RunsShowReport) -> Iterator[str]:
-    """The overview of many runs for a terminal."""
-    yield from banner("GRADIENCE RUNS")
-    logged = f", {duration(report.hours * 3600)}" if report.hours else ""
-    yield f"{counted(report.runs, 'run')}, {counted(report.training_rows, 'training row')}{logged}"
-    groups = {
-        "Models": report.models,
-        "Data": report.data,
-        "Objectives": report.objectives,
-        "Status": report.statuses,
-        "Gravest": report.verdicts,
-        "Findings": report.findings,
-    }
-    yield from labelled((name, counts_text(items)) for name, items in groups.items() if items)
-    if report.unread:
-        yield ""
-        yield "Not read:"
-        yield from (f"  {clean(log.path)}: {clean(log.error)}" for log in report.unread)
-
-
 class _Listed(NamedTuple):
     """A row of the list of runs."""
 
     name: str
-    row: dict[str, Any]
+    row: Mapping[str, Any]
 
 
 def brief(value: float | None) -> str:
@@ -90,22 +51,23 @@ _LIST: Final[Columns[_Listed]] = (
 
 
 @as_text
-def runs_list_text(report: QueryReport, names: Sequence[str], *, most: int | None) -> Iterator[str]:
-    """The runs for a terminal, a line each, and the logs that could not be read.
+def runs_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: int | None = None) -> Iterator[str]:
+    """The runs for a terminal: a line each, what their settings differ in, and the logs that could not be read.
 
     Args:
-        report: the rows, with the columns of `collect.runs.BOARD`.
+        rows: values by column, as of `collect.runs.BOARD`.
         names: a short unique name for each row.
         most: how many runs to list; None for all.
     """
-    columns = [column.name for column in report.columns]
-    rows = [_Listed(name, dict(zip(columns, row, strict=True))) for name, row in zip(names, report.rows, strict=True)]
-    runs, unread = ([one for one in rows if (one.row["error"] is None) == read] for read in (True, False))
+    listed = [_Listed(name, row) for name, row in zip(names, rows, strict=True)]
+    runs, unread = ([one for one in listed if (one.row["error"] is None) == read] for read in (True, False))
     lines = [line.rstrip() for line in table(_LIST, runs, indent=0)]
     kept = None if most is None else most + 1  # the titles are a line
-    yield from lines[:kept] if runs else ["no run could be read"]
+    yield from lines[:kept] if runs else ["no such run"]
     if most is not None and len(runs) > most:
-        yield f"... and {len(runs) - most} more (--limit {len(runs)}; --wide and --columns show other columns)"
+        yield f"... and {len(runs) - most} more (--limit {len(runs)}; --columns shows other columns)"
+    yield from _stories(runs)
+    yield from _settings(runs)
     if unread:
         yield f"{counted(len(unread), 'log')} not read:"
         yield from (f"  {clean(one.name)}: {clean(one.row['error'])}" for one in unread[:_NOT_READ])
@@ -113,25 +75,58 @@ def runs_list_text(report: QueryReport, names: Sequence[str], *, most: int | Non
             yield f"  ... and {len(unread) - _NOT_READ} more (gradience runs query ROOT --named unreadable)"
 
 
+def _stories(runs: Sequence[_Listed]) -> Iterator[str]:
+    """The whole stories of a few runs, if the table had no room for them."""
+    if len(runs) <= _FEW and any(_told(one.row) != _told(one.row, room=None) for one in runs):
+        yield "Stories:"
+        yield from (f"  {clean(one.name)}: {clean(one.row['story'])}" for one in runs)
+
+
+def _settings(runs: Sequence[_Listed]) -> Iterator[str]:
+    """The settings that differ, of a few runs with their values, and whether the losses may not be comparable.
+
+    A setting that a run did not record may be the same.
+    """
+    columns = {name: [one.row[name] for one in runs] for name in (*RUN_SETTINGS, "split")}
+    apart = {name: values for name, values in columns.items() if len({*values} - {None, "unknown"}) > 1}
+    told = [
+        f"{name} {' | '.join(_value(x) for x in values)}" if len(runs) <= _FEW else name
+        for name, values in apart.items()
+        if name in RUN_SETTINGS
+    ]
+    if told:
+        yield f"Settings that differ: {'; '.join(told)}"
+    elif len(runs) > 1:
+        yield "Settings: the same in all runs, as far as recorded"
+    if doubt := [words for name, words in _DOUBTS.items() if name in apart]:
+        yield f"The runs differ in {' and '.join(doubt)}: their losses may not be comparable."
+    elif len(runs) > 1 and not any(columns["data"]):
+        yield "No log names its data set: whether the losses are comparable is for you to say."
+
+
+def _value(x: object) -> str:
+    return "-" if x is None else brief(x) if isinstance(x, float) else clean(str(x))
+
+
 def _ending(text: str, most: int) -> str:
     """The text; if it is longer than `most` characters, an ellipsis and its end."""
     return text if len(text) <= most else f"...{text[3 - most :]}"
 
 
-def _held_out(row: dict[str, Any]) -> str:
+def _held_out(row: Mapping[str, Any]) -> str:
     """The newest held-out accuracy, or else the best held-out loss."""
     accuracy = row["eval_accuracy"]
     return brief(row["best_eval_loss"]) if accuracy is None else f"{accuracy:.1%}"
 
 
-def _told(row: dict[str, Any]) -> str:
-    """What the run's story says beside the numbers that have a column."""
+def _told(row: Mapping[str, Any], room: int | None = _ROOM) -> str:
+    """What the run's story says beside the numbers that have a column, in so many characters."""
     clauses = [part for part in clean(row["story"]).split("; ") if not part.startswith(_VALUES)]
     if len(clauses) > 1 and clauses[0] == _USUAL:
         del clauses[0]
     status = [] if row["status"] in _UNREMARKABLE else [clean(str(row["status"])).replace("_", " ")]
-    used = sum(width + 2 for width in (_NAME, 7, 6, 14, 8))
-    return shorter("; ".join([*status, *clauses]), _COLUMNS - used)
+    text = "; ".join([*status, *clauses])
+    return text if room is None else shorter(text, room)
 
 
 @as_text
@@ -200,16 +195,3 @@ def _noise(group: ComparableRuns) -> str:
         return "no noise known: the same run with another seed would show how much a difference means"
     of = "runs that differ in their seed alone" if noise.source == "seeds" else "examples, taken as independent"
     return f"same: within {brief(noise.difference)} of the best, two standard deviations of {noise.n:,} {of}"
-
-
-def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
-    """The curves of several runs for a terminal, each run drawn with a letter."""
-    points = [list(zip(curve.steps, curve.values, strict=True)) for curve in report.curves]
-    legend = (
-        f"  {letter} {clean(curve.name)}: {curve.values[0]:.4g} -> {curve.values[-1]:.4g} at step {curve.steps[-1]}"
-        for letter, curve in zip(LETTERS, report.curves, strict=False)
-    )
-    lines = [clean(report.metric), *curves_lines(points, width=width), *legend]
-    if report.not_drawn:
-        lines.append(f"  not drawn, without this metric: {listed(report.not_drawn, 8)}")
-    return "\n".join(lines)

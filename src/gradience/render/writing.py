@@ -38,9 +38,6 @@ _CRITERIA: Final = {
     "max_mb": "at most {:g} MB",
     "max_params": "at most {:.0f} parameters",
     "like_suggested": "the audit's suggestion for each module",
-    "sv_ratio": "sigma > sigma_1 / {:g}",
-    "sv_fro": "Frobenius norm kept >= {:g}",
-    "sv_cumulative": "sum of sigma kept >= {:g}",
     "kl": "KL of the outputs <= {:g} nats per prediction",
 }
 _FORMATS: Final = {"peft": "PEFT LoRA", "mlx": "MLX-LM"}
@@ -121,7 +118,7 @@ def _calibration(found: Calibration) -> Iterator[str]:
     yield f"Flips:      {percent(found.flips)} of these predictions{of}"
     if found.flips > _MANY_FLIPS:
         yield f"Warning: over {_MANY_FLIPS:.0%} of the predictions changed, which a small KL can hide; --kl bounds both"
-    yield f"Pieces:     {found.pieces}, chosen by {_inputs(found.inputs, found.predictions)}; seed {found.seed}"
+    yield f"Pieces:     chosen by {_inputs(found.inputs, found.predictions)}; seed {found.seed}"
     yield f"Predicted:  KL {found.kl_predicted:.2g}, on the inputs that they were chosen by"
 
 

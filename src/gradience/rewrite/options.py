@@ -15,7 +15,6 @@ from gradience.schema.merge import MergeMethod
 from gradience.schema.writing import Criterion, TargetFormat
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
-PiecesOf: TypeAlias = Literal["two-sided", "svd"]
 
 BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb")
 """The criteria that can choose by outputs; the other criteria are rules on singular values."""
@@ -28,9 +27,6 @@ _RANGES: Final[dict[Criterion, Range]] = {
     "max_params": COUNT,
     "like_suggested": Range(lambda x: x == 1, "true"),
     "kl": Range(lambda x: x > 0.0, "above 0, in nats"),
-    "sv_ratio": Range(lambda x: x >= 1.0, "from 1"),
-    "sv_fro": SHARE,
-    "sv_cumulative": SHARE,
 }
 
 
@@ -68,12 +64,6 @@ class ResizeOptions:
         The factors A and B have at most MAX_PARAMS parameters. Ranks go where they keep most sigma^2 per parameter.
     like_suggested:
         Each module at the rank that 'gradience audit --suggest-per-layer' suggests: its k@90%.
-    sv_ratio:
-        k = the number of sigma_i > sigma_1 / SV_RATIO. This and the next two as in sd-scripts' resize_lora.py.
-    sv_fro:
-        Least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= SV_FRO.
-    sv_cumulative:
-        Least k with sum_{i<=k} sigma_i / sum sigma_i >= SV_CUMULATIVE.
     kl:
         With --calibrate: the fewest pieces for which the outputs' measured KL from the whole adapter is at most KL,
         in nats per prediction, and at most 5 % of the adapter's own from the base, and at most FLIPS change.
@@ -86,8 +76,6 @@ class ResizeOptions:
         on other inputs of the file.
     calibrate_tokens:
         The same as JSONL of token ids.
-    pieces:
-        two-sided: by inputs and gradients of each module; svd: those of the weights alone.
     recover:
         File of texts, as for --calibrate: the smaller adapter's A and B are then trained for 300 steps towards the
         outputs with the whole adapter. They are kept if the KL on texts held out falls beyond chance.
@@ -105,14 +93,10 @@ class ResizeOptions:
     max_mb: float | None = None
     max_params: int | None = None
     like_suggested: bool = False
-    sv_ratio: float | None = None
-    sv_fro: float | None = None
-    sv_cumulative: float | None = None
     kl: float | None = None
     flips: float | None = None
     calibrate: Path | None = None
     calibrate_tokens: Path | None = None
-    pieces: PiecesOf = "two-sided"
     recover: Path | None = None
     seed: int = 0
     dtype: Dtype | None = None

@@ -425,12 +425,15 @@ def rules_named(name: str) -> list[RuleCard]:
 
 
 def list_rules(prefix: str | None = None) -> RulesReport:
-    """Return every rule, or those whose id begins with a text such as `LR`; case does not matter.
+    """Return every rule, those whose id begins with a text such as `LR`, or those of a group such as `log`.
+
+    Case does not matter in an id.
 
     Raises:
-        ConfigError: no id begins with it.
+        ConfigError: no id begins with it, and no group is called so.
     """
-    cards = rule_cards() if prefix is None else rules_named(prefix)
+    in_group = [card for card in rule_cards() if prefix in card.groups]
+    cards = in_group or (rule_cards() if prefix is None else rules_named(prefix))
     if not cards:
         raise ConfigError(f"unknown rule {prefix!r}", advice="'gradience rules' lists them")
     return RulesReport(schema=RULES_SCHEMA_ID, rules=list(cards))

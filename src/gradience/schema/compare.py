@@ -1,4 +1,4 @@
-"""Types of the reports that compare: runs by ``monitor``, adapters by ``compare``, candidates by ``bench``."""
+"""Types of the reports that compare: adapters by ``compare``, candidates by ``bench``."""
 
 from __future__ import annotations
 
@@ -8,78 +8,14 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
-from gradience.schema.document import FindingRef, Report
-
-COMPARE_SCHEMA_ID: Final = "gradience.compare/v2"
-
-
-class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One run, as a column of the comparison. Values that were not logged are null."""
-
-    name: Annotated[str, about("Short name, unique among the compared runs.")]
-    file: str
-    run_id: Annotated[str, about("Id of the run in its log.")] | None = None
-    story: Annotated[str, about("The run in one line.")] = ""
-    status: Annotated[str, about("Status of run_end, or `no_run_end`.")]
-    rows: Annotated[NonNegativeInt, about("Training rows.")] = 0
-    last_step: Annotated[NonNegativeInt, about("Last logged step.")] | None = None
-    max_steps: Annotated[NonNegativeInt, about("Planned steps.")] | None = None
-    first_loss: Real | None = None
-    last_loss: Real | None = None
-    min_loss: Annotated[Real, about("Lowest training loss.")] | None = None
-    min_loss_step: NonNegativeInt | None = None
-    split: Annotated[str, about("Held-out split of eval_loss, its best and its step, and accuracy.")] | None = None
-    eval_loss: Annotated[Real, about("Newest held-out loss.")] | None = None
-    best_eval_loss: Annotated[Real, about("Lowest held-out loss.")] | None = None
-    best_eval_step: NonNegativeInt | None = None
-    accuracy: Annotated[Real, about("Newest held-out accuracy, 0 to 1.")] | None = None
-    gap: Annotated[Real, about("Held-out over train perplexity.")] | None = None
-    signals: Annotated[
-        dict[str, float], about("Rewards, margins, KL, ... by name: median of the last fifth of their rows.")
-    ] = {}
-    lr: Annotated[Real, about("Peak learning rate: the highest logged, else the configured one.")] | None = None
-    r: Annotated[int, about("Rank where no pattern matches.")] | None = None
-    alpha: Real | None = None
-    utilization_mean: Annotated[float, about("Mean utilization by the audit in the log.")] | None = None
-    duration_s: Annotated[float, about("Seconds from the first to the last clock reading.")] | None = None
-    findings: list[FindingRef] = []
+from gradience.schema.document import Report
 
 
 class ConfigDifference(msgspec.Struct, kw_only=True, frozen=True):
-    """One value of the configuration that differs between the runs, or between the adapters."""
+    """One value of the configuration that differs between the adapters."""
 
     key: Annotated[str, about("Place in the configuration, such as `optimizer.lr`.")]
-    values: Annotated[list[Json], about("One value per run or adapter, in their order; null if not recorded.")]
-
-
-class AlignedRow(msgspec.Struct, kw_only=True, frozen=True):
-    """The losses of all runs over the same steps: after the previous row's step, up to and with `step`."""
-
-    step: NonNegativeInt
-    train: Annotated[
-        list[Real | None], about("Median training loss over these steps, one per run; null without a row.")
-    ]
-    held_out: Annotated[
-        list[Real | None], about("Newest held-out loss over these steps, one per run; null without an evaluation.")
-    ]
-
-
-class UnreadRun(msgspec.Struct, kw_only=True, frozen=True):
-    """A log of the folder that could not be read, and why."""
-
-    file: str
-    reason: str
-
-
-class CompareReport(Report, kw_only=True, frozen=True):
-    """Several runs side by side, as `gradience monitor A B --json` prints them."""
-
-    schema: Literal["gradience.compare/v2"]
-    runs: list[ComparedRun]
-    differences: list[ConfigDifference] = []
-    aligned: list[AlignedRow] = []
-    unread: list[UnreadRun] = []
-    notes: list[str] = []
+    values: Annotated[list[Json], about("One value per adapter, in their order; null if not recorded.")]
 
 
 COMPARE_ADAPTERS_SCHEMA_ID: Final = "gradience.compare-adapters/v2"

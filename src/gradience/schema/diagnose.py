@@ -153,7 +153,7 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
         bool, about("False (exit code 2) if no source could be judged, or an existing one could not be read.")
     ]
     sources: list[DiagnosedSource]
-    causes: Annotated[list[Cause], about("Most severe first.")] = []
+    findings: Annotated[list[Cause], about("Most severe first; each of a source is in one of them.")] = []
     advice: Annotated[CauseAdvice, about("What to do next; null if nothing needs doing.")] | None = None
     coverage: list[SourceCoverage] = []
     not_run: Annotated[list[Unjudged], about("Every check that did not run, with the reason.")] = []

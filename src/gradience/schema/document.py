@@ -50,7 +50,7 @@ def summary(report: msgspec.Struct) -> str:
 def as_html(report: msgspec.Struct) -> str:
     """Return the HTML that a notebook shows: the summary as one table, and the findings as another."""
     rows = "".join(f"<tr>{_cell(name, 'th')}{_cell(_cut(shown))}</tr>" for name, shown in _fields(report))
-    found = [item for item in getattr(report, "findings", None) or getattr(report, "causes", []) if _is_finding(item)]
+    found = [item for item in getattr(report, "findings", []) if _is_finding(item)]
     heads = ("severity", "id", "message", "action")
     rows_found = "".join(f"<tr>{''.join(_cell(str(getattr(item, key) or '')) for key in heads)}</tr>" for item in found)
     table = f"<table><tr>{''.join(_cell(key, 'th') for key in heads)}</tr>{rows_found}</table>" if rows_found else ""

@@ -17,20 +17,13 @@ import msgspec
 from gradience.errors import SchemaError
 from gradience.schema import SCHEMA_ID
 from gradience.schema.audit import AuditReport
-from gradience.schema.compare import BenchReport, CompareAdaptersReport, CompareReport
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RulesReport
 from gradience.schema.drift import DriftReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.flat import Flat
-from gradience.schema.fleet import (
-    FleetAuditReport,
-    FleetShowReport,
-    QueryReport,
-    RunsBestReport,
-    RunsCurvesReport,
-    RunsShowReport,
-)
+from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport, RunsBestReport, RunsCurvesReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.receipt import Receipt, VerifyServedReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
@@ -44,7 +37,6 @@ SchemaName: TypeAlias = Literal[
     "check",
     "monitor",
     "diagnose",
-    "compare",
     "compare-adapters",
     "resize",
     "drift",
@@ -60,7 +52,6 @@ SchemaName: TypeAlias = Literal[
     "fleet-audit",
     "fleet-show",
     "query",
-    "runs-show",
     "runs-best",
     "runs-curves",
     "why",
@@ -97,7 +88,6 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
     "check": CheckReport,
     "monitor": MonitorReport,
-    "compare": CompareReport,
     "compare-adapters": CompareAdaptersReport,
     "resize": ResizeReport,
     "convert": ConvertReport,
@@ -114,7 +104,6 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "fleet-audit": FleetAuditReport,
     "fleet-show": FleetShowReport,
     "query": QueryReport,
-    "runs-show": RunsShowReport,
     "runs-best": RunsBestReport,
     "runs-curves": RunsCurvesReport,
     "why": WhyReport,

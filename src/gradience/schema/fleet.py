@@ -16,7 +16,6 @@ QUERY_SCHEMA_ID: Final = "gradience.query/v2"
 
 RowStatus = Literal["ok", "error", "crashed"]
 RUNS_SCHEMA_ID: Final = "gradience.runs/v1"
-RUNS_SHOW_SCHEMA_ID: Final = "gradience.runs-show/v2"
 RUNS_CURVES_SCHEMA_ID: Final = "gradience.runs-curves/v2"
 RUNS_BEST_SCHEMA_ID: Final = "gradience.runs-best/v2"
 
@@ -293,6 +292,13 @@ class RunRow(msgspec.Struct, kw_only=True, frozen=True):
     duration_s: Annotated[float, about("Seconds from the oldest to the newest clock reading.")] | None = None
 
 
+RUN_SETTINGS: Final = (
+    *("model", "data", "objective", "peft_type", "r", "alpha", "targets", "optimizer", "lr", "scheduler"),
+    *("batch_size", "epochs", "max_steps", "seed"),
+)
+"""The columns of what a run was set to; `lr` is the highest that was logged, where one was."""
+
+
 class StepRow(msgspec.Struct, kw_only=True, frozen=True):
     """One training row of a run."""
 
@@ -326,31 +332,6 @@ class RunFindingRow(msgspec.Struct, kw_only=True, frozen=True):
     message: str
     action: str | None = None
     confidence: float | None = None
-
-
-class UnreadLog(msgspec.Struct, kw_only=True, frozen=True):
-    """A log that could not be read, and why."""
-
-    path: str
-    error: str
-
-
-class RunsShowReport(Report, kw_only=True, frozen=True):
-    """An overview of many runs, as `gradience runs show --json` prints it."""
-
-    schema: Literal["gradience.runs-show/v2"]
-    runs: NonNegativeInt
-    training_rows: NonNegativeInt
-    hours: Annotated[float, about("Sum of the known durations.")]
-    models: Annotated[
-        list[Counted], about("Runs by model; in this list and the following ones `adapters` counts runs.")
-    ] = []
-    data: list[Counted] = []
-    objectives: list[Counted] = []
-    statuses: list[Counted] = []
-    verdicts: list[Counted] = []
-    findings: list[Counted] = []
-    unread: list[UnreadLog] = []
 
 
 class BestRun(msgspec.Struct, kw_only=True, frozen=True):
@@ -429,7 +410,7 @@ class Curve(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RunsCurvesReport(Report, kw_only=True, frozen=True):
-    """One metric's curves in several runs, as `gradience runs curves --json` prints them."""
+    """One metric's curves in several runs, as `gradience.runs.curves` prints them."""
 
     schema: Literal["gradience.runs-curves/v2"]
     metric: str

@@ -186,29 +186,6 @@ ModuleVerdict: TypeAlias = Literal[
 ]
 
 
-class MergeReplay(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One way in which programs merge: T(T(W) + D(dW)), cast to the merged dtype.
-
-    T and D are roundings to a dtype, and dW = s B A.
-    """
-
-    weight: Annotated[str, about("T: dtype of the model during the merge, such as `BF16`.")]
-    delta: Annotated[str, about("D: dtype in which dW was added.")] = "F32"
-    factors: Annotated[str | None, about("Dtype that B and A were cast to first; null: used as stored.")] = None
-    rounds_product: Annotated[bool, about("Whether B A was rounded to D before it was scaled, and again after.")] = (
-        False
-    )
-    scales_factor: Annotated[bool, about("Whether it was (s B) A instead of s (B A).")] = False
-    times: Annotated[NonNegativeInt, about("How many times the merge was done.")] = 1
-    factor: Annotated[float, about("Factor of dW.")] = 1.0
-    rescaled: Annotated[bool, about("DoRA's merge: f (W + dW) with dW = s B A and f = magnitude / norm(W + dW).")] = (
-        False
-    )
-    without_base_change: Annotated[
-        bool, about("Whether dW is s B A alone although the true update is a function of W (DoRA, PiSSA).")
-    ] = False
-
-
 class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One tensor that the adapter changes. W is the base's tensor, M the merged one, dW the update."""
 
@@ -220,7 +197,8 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     verdict: Annotated[
         ModuleVerdict,
         about(
-            "`exact`: every entry is one that a replay gives, for some order of summation in B A. `within_rounding`: "
+            "`exact`: every entry is W + dW, rounded to float32 or M's own dtype, for some order of summation in B A. "
+            "`within_rounding`: "
             "every entry of M - (W + dW) is within the bound of the dtypes. `unresolved`: M equals W, and so would a "
             "merge, nearly or entirely. `absent`: M equals W, but a merge would change it. `scaled`: M is W + factor "
             "dW, with a factor other than 1. `other`: none of these. `not_compared`: see `reason`."
@@ -231,7 +209,12 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     merged_tensor: str | None = None
     base_dtype: Annotated[str | None, about("Dtype as stored, such as `BF16`.")] = None
     merged_dtype: str | None = None
-    replay: Annotated[MergeReplay | None, about("The replay that gives M; null if none does.")] = None
+    summed_in: Annotated[
+        str | None, about("Dtype in which W + dW (or factor dW) gives M bit for bit; null if none does.")
+    ] = None
+    without_base_change: Annotated[
+        bool, about("Whether dW is s B A alone although the true update is a function of W (DoRA, PiSSA).")
+    ] = False
     factor: Annotated[float | None, about("Factor of dW in M if the verdict is `scaled`; else null.")] = None
     precision: Annotated[
         str | None,
@@ -298,7 +281,7 @@ class VerifyMergeReport(Report, kw_only=True, frozen=True):
     coefficient: Annotated[
         Real | None, about("Coefficient of all updates together: sum <M - W, dW> / sum norm(dW)^2.")
     ] = None
-    replays: Annotated[dict[str, int], about("Number of tensors by the replay that gives M, in words.")] = {}
+    summed_in: Annotated[dict[str, int], about("Number of exact updates by the dtype in which W + dW was added.")] = {}
     dtypes: Annotated[
         dict[str, int], about("Number of tensors by dtype in base and merged model, such as `F32 -> BF16`.")
     ] = {}

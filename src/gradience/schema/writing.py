@@ -46,14 +46,6 @@ class Calibration(msgspec.Struct, kw_only=True, frozen=True):
     KL is the divergence of the smaller adapter's output distribution from the whole adapter's, in nats per prediction.
     """
 
-    pieces: Annotated[
-        Literal["two-sided", "svd"],
-        about(
-            "How the update was split. `two-sided`: by the singular value decomposition of H^(1/2) G^(1/2), with G "
-            "the second moment of A x and H that of the gradient at A's output. `svd`: into the singular triplets of "
-            "s B A."
-        ),
-    ]
     seed: Annotated[NonNegativeInt, about("Seed of the choice of inputs and of the labels drawn.")]
     inputs: Annotated[NonNegativeInt, about("Inputs by which the pieces were chosen.")]
     predictions: Annotated[NonNegativeInt, about("Predictions on these inputs.")]
@@ -128,9 +120,7 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
 
 RESIZE_SCHEMA_ID: Final = "gradience.resize/v2"
 
-Criterion: TypeAlias = Literal[
-    "rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "sv_ratio", "sv_fro", "sv_cumulative", "kl"
-]
+Criterion: TypeAlias = Literal["rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "kl"]
 
 
 class ResizedModule(msgspec.Struct, kw_only=True, frozen=True):

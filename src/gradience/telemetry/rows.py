@@ -18,10 +18,10 @@ from gradience.schema.values import described, number_of, step_of
 HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict")
 
 _SUMMARY: Final = "total_flos"  # only the summary at the end of training has it
-_SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # `test_` before these is a split's prefix
+SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # `test_` before these is a split's prefix
 _TRAINING: Final = frozenset({"loss", "learning_rate", "lr", "grad_norm"})
 _USUAL: Final = _TRAINING | {"epoch"}  # the keys that the Trainer logs for a step
-_BEGINNINGS: Final = tuple(f"{word}_" for word in HELD_OUT)
+_BEGINNINGS: Final = tuple(f"{word}{mark}" for word in HELD_OUT for mark in "_/")
 
 _COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
 _METRICS: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy", "n": "n"}
@@ -164,7 +164,8 @@ def _prefixes(values: Values) -> list[str]:
     timed = {key.removesuffix("_runtime") for key in values if key.endswith("_runtime")} - {""}  # W&B has a `_runtime`
     found = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
     found = {p for p in found if not any(p.startswith(f"{q}_") for q in found)}  # such a p is a metric's name
-    found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in _SPOKEN)}
+    found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in SPOKEN)}
+    found |= {word for word in HELD_OUT if any(key.startswith(f"{word}/") for key in values)}  # no metric of training
     if not any(p.startswith("eval_") for p in found) and (named := _untimed(values)):
         found.add(named)
     return sorted(found, key=lambda prefix: (-len(prefix), prefix))  # a set has another order in every process
@@ -181,7 +182,7 @@ def _untimed(values: Values) -> str | None:
 
 def _owner(key: str, prefixes: list[str]) -> str | None:
     for prefix in prefixes:
-        if key.startswith(f"{prefix}_"):
+        if key.startswith((f"{prefix}_", f"{prefix}/")):
             return prefix
     if not key.startswith("eval_"):
         return None
@@ -197,7 +198,7 @@ def _by_split(owned: dict[str, Values]) -> dict[str, Values]:
 
 
 def _without(key: str, prefix: str) -> str:
-    name = key.removeprefix(f"{prefix}_")
+    name = key.removeprefix(f"{prefix}_").removeprefix(f"{prefix}/")
     return name if name != key else key.removeprefix("eval_")
 
 

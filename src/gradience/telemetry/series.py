@@ -283,12 +283,16 @@ class RunSeries:
         self.last_ts = ts if self.last_ts is None else max(self.last_ts, ts)
 
 
-def rate_of(rate: Real | Sequence[Real] | None) -> float:
-    """The learning rate; that of the first parameter group if there are several; NaN if none was logged."""
+def rate_of(rate: Json) -> float:
+    """The learning rate; the largest of those of several parameter groups; NaN if none was logged.
+
+    >>> rate_of(1e-3), rate_of([1e-5, 2e-4]), rate_of(None)
+    (0.001, 0.0002, nan)
+    """
     if type(rate) is float:
         return rate
-    first = rate[0] if isinstance(rate, list) and rate else rate
-    return _ABSENT if first is None or isinstance(first, (list, tuple)) else as_float(first)  # type: ignore[arg-type]
+    rates = [number_of(each) for each in (rate if isinstance(rate, list) else [rate])]
+    return max((as_float(each) for each in rates if each is not None), default=_ABSENT)
 
 
 def _ends(values: list[float | None]) -> list[float]:

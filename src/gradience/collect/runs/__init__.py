@@ -1,7 +1,7 @@
 """Find the logs of many runs, read each once into a store of files in open formats, and list, compare and query them.
 
-`collect` finds and reads the logs, `best` ranks runs by a metric. This file has the other queries: a list with columns,
-order and condition; a summary; SQL; and curves.
+`collect` finds and reads the logs, `rows` has the table's columns, `best` ranks runs by a metric. This file has the
+other queries: a list with columns, order and condition; SQL; and curves.
 """
 
 from __future__ import annotations
@@ -9,37 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
 from gradience.judge.monitor.source import names_of, open_source, runs_in
 from gradience.schema import as_float, number_in
-from gradience.schema.fleet import (
-    RUNS_CURVES_SCHEMA_ID,
-    RUNS_SHOW_SCHEMA_ID,
-    Counted,
-    Curve,
-    QueryReport,
-    RunRow,
-    RunsCurvesReport,
-    RunsShowReport,
-    UnreadLog,
-)
-from gradience.tables.query import Named, opened, select
+from gradience.schema.fleet import RUN_SETTINGS, RUNS_CURVES_SCHEMA_ID, Curve, QueryReport, RunRow, RunsCurvesReport
+from gradience.tables.query import Named, select
 from gradience.tables.store import Store
 from gradience.telemetry.series import RunSeries
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 COLUMNS: Final = (
     *("path", "run", "model", "data", "status", "verdict", "r", "lr", "steps", "first_loss", "last_loss"),
     *("best_eval_loss", "eval_accuracy", "findings"),
 )
 BOARD: Final = (
-    *("path", "run", "status", "story", "lr", "steps", "first_loss", "last_loss", "best_eval_loss", "eval_accuracy"),
-    "error",
+    *("path", "run", "status", "story", "steps", "first_loss", "last_loss", "best_eval_loss", "eval_accuracy"),
+    *("error", "split", *RUN_SETTINGS),
 )
 KNOWN: Final = frozenset(RunRow.__struct_fields__)
 
@@ -110,42 +97,6 @@ def refuse_unknown_columns(columns: Iterable[str]) -> None:
     if unknown:
         names = ", ".join(RunRow.__struct_fields__)
         raise GradienceError(f"no column is called {', '.join(unknown)[:60]}", advice=f"there are {names}")
-
-
-def show_runs(store: Store, *, top: int = 10) -> RunsShowReport:
-    """Counts over all runs, and the logs that could not be read.
-
-    Args:
-        store: the store that `collect_runs` returned.
-        top: how many unread logs to name.
-    """
-    with opened(store) as base:
-        sums = "select count(*) filter (error is null), sum(rows)::bigint, sum(duration_s) / 3600 from runs"
-        runs, rows, hours = _one(base, sums)
-        unread = f"select path, error from runs where error is not null order by path limit {int(top)}"  # noqa: S608
-        return RunsShowReport(
-            schema=RUNS_SHOW_SCHEMA_ID,
-            runs=runs,
-            training_rows=rows or 0,
-            hours=hours or 0.0,
-            models=_counted(base, "coalesce(model, 'not recorded')", "runs"),
-            data=_counted(base, "coalesce(data, 'not recorded')", "runs"),
-            objectives=_counted(base, "coalesce(objective, 'unknown')", "runs"),
-            statuses=_counted(base, "status", "runs"),
-            verdicts=_counted(base, "coalesce(verdict, 'none')", "runs"),
-            findings=_counted(base, "id", "findings"),
-            unread=[UnreadLog(path=path, error=error) for path, error in base.execute(unread).fetchall()],
-        )
-
-
-def _one(base: DuckDBPyConnection, sql: str) -> Any:
-    return base.execute(sql).fetchone()
-
-
-def _counted(base: DuckDBPyConnection, value: str, table: str) -> list[Counted]:
-    where = "where error is null" if table == "runs" else ""
-    sql = f"select {value}, count(distinct (path, run)) from {table} {where} group by 1 order by 2 desc, 1"  # noqa: S608
-    return [Counted(value=str(name), adapters=n) for name, n in base.execute(sql).fetchall()]
 
 
 def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport:

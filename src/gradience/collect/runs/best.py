@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import variance
 from typing import Any, Final, Literal, NamedTuple
 
 from gradience.collect.runs import refuse_unknown_columns
 from gradience.errors import GradienceError
-from gradience.judge.monitor.source import names_of
-from gradience.schema.fleet import RUNS_BEST_SCHEMA_ID, BestRun, ComparableRuns, Noise, RankedRun, RunsBestReport
+from gradience.judge.monitor.source import names_of_runs
+from gradience.schema.fleet import (
+    RUN_SETTINGS,
+    RUNS_BEST_SCHEMA_ID,
+    BestRun,
+    ComparableRuns,
+    Noise,
+    RankedRun,
+    RunsBestReport,
+)
 from gradience.tables.query import opened
 from gradience.tables.store import Store
 
@@ -30,10 +37,7 @@ _BY_TOKENS: Final = re.compile(r"(?:^|[/_])(?:loss|ppl|perplexity|nll)$")
 _SHARE: Final = re.compile(r"(?:^|[/_])accuracy$")
 _ROUNDED: Final = 0.02  # of the number of examples: the Trainer rounds its rate to 3 digits
 _DEVIATIONS: Final = 2.0  # standard deviations of a difference of two runs
-_EQUAL_BUT_FOR_SEED: Final = (
-    *("model", "data", "objective", "r", "alpha", "targets", "peft_type", "optimizer", "lr", "scheduler"),
-    *("batch_size", "epochs", "max_steps"),
-)
+_EQUAL_BUT_FOR_SEED: Final = tuple(name for name in RUN_SETTINGS if name != "seed")
 
 
 class _Valued(NamedTuple):
@@ -160,22 +164,6 @@ def _ranked(run: _Valued, name: str, best: _Valued, noise: Noise | None) -> Rank
         name=name, path=row["path"], run=row["run"], value=run.value, step=run.step, last=run.last,
         lr=row["lr"], r=row["r"], worse_than_noise=beyond,
     )  # fmt: skip
-
-
-def names_of_runs(runs: Sequence[tuple[str, str]]) -> list[str]:
-    """A unique name for each pair of path and run id: the part of the path that differs, and the id if that is needed.
-
-    >>> names_of_runs([("x/a/run.jsonl", "1"), ("x/b/run.jsonl", "2"), ("x/b/run.jsonl", "3")])
-    ['a', 'b #2', 'b #3']
-    """
-    if not runs:
-        return []
-    paths = list(dict.fromkeys(path for path, _ in runs))
-    short = dict(zip(paths, names_of([Path(path) for path in paths]), strict=True))
-    count = Counter(path for path, _ in runs)
-    return [
-        f"{short[path]} #{run.removeprefix('import-')[:8]}" if count[path] > 1 else short[path] for path, run in runs
-    ]
 
 
 def _between_seeds(runs: Sequence[_Valued]) -> Noise | None:

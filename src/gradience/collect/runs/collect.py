@@ -17,14 +17,16 @@ from gradience.collect.fleet import version_of_rules
 from gradience.collect.fleet.audit import Job, Plan, Tally, carry_out, known_rows, plan_of
 from gradience.collect.fleet.engines import Done, run_local
 from gradience.collect.fleet.find import leads_to_folder, stamp_of
+from gradience.collect.runs.rows import run_row
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
-from gradience.importers.sources import is_run
+from gradience.importers.sources import inner_folders, is_run, may_be_log
+from gradience.importers.wandb import SUMMARY
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
-from gradience.judge.monitor import held_out_of, report_of
+from gradience.judge.monitor import report_of
 from gradience.judge.monitor.source import is_log, open_source
 from gradience.schema import Real, number_in
-from gradience.schema.document import by_severity, writable
+from gradience.schema.document import writable
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
 from gradience.spectral import cores
@@ -33,9 +35,7 @@ from gradience.tables.store import Store, Tables
 from gradience.telemetry.series import RunSeries
 
 _ALONE: Final = 200  # up to this many logs are read without workers, because a worker takes a second to start
-_LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
-_OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
 RUNS: Final = Tables(
     RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow}, private=True
 )
@@ -148,12 +148,8 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
         below = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
         found = list(_of(folder, files, below, known))
         yield from found
-        passed = _OF_LOGGERS if found else frozenset()
-        stack += [f"{folder}/{name}" for name in reversed(below) if not _belongs(name, found) and name not in passed]
-
-
-def _belongs(name: str, found: list[tuple[str, str]]) -> bool:
-    return bool(found) and name.startswith(CHECKPOINT_PREFIX)
+        inner = inner_folders(os.path.basename(folder), below, of_run=bool(found))  # noqa: PTH119  # ten thousand times
+        stack += [f"{folder}/{name}" for name in reversed(inner)]
 
 
 def _of(folder: str, files: list[str], below: list[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -163,7 +159,8 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
     if ours:
         yield from map(_file, ours)
         return
-    logs = [name for name in files if name.endswith(_LOGS) or "tfevents" in name]
+    logs = [name for name in files if may_be_log(name) or name.endswith(".json")]
+    logs += [f"{name}/{SUMMARY}" for name in below if name == "files"]
     states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(CHECKPOINT_PREFIX)]
     if not logs and not states:
         return
@@ -191,7 +188,7 @@ def run_job(job: Job) -> bytes:
 def _encoded(job: Job, runs: Sequence[RunSeries], reports: Sequence[MonitorReport]) -> bytes:
     pairs = list(zip(runs, reports, strict=True))
     return encoded(
-        [_run(job, series, report) for series, report in pairs],
+        [run_row(job.path, series, report, stamp=job.stamp, rules=job.rules) for series, report in pairs],
         [row for series in runs for row in _rows(job.path, series)],
         [row for series in runs for row in _evals(job.path, series)],
         [
@@ -210,54 +207,6 @@ def run_failed(job: Job, reason: str, *, again: bool = False) -> bytes:
     """
     stamp = "" if again else job.stamp
     return encoded([RunRow(path=job.path, error=" ".join(reason.split()), stamp=stamp, rules=job.rules)], [], [], [])
-
-
-def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
-    config, train = report.config, report.train
-    lora, loop = config.lora, config.training
-    point = held_out_of(report.evals)
-    loss = report.account.held_out_loss
-    worst = next((finding.severity for finding in by_severity(report.findings)), "none")
-    targets = lora.target_modules
-    return RunRow(
-        path=job.path,
-        run=series.run_id,
-        stamp=job.stamp,
-        rules=job.rules,
-        model=config.model_name,
-        data=config.dataset_name,
-        objective=report.objective,
-        status=report.status,
-        verdict=worst,
-        findings=",".join(finding.id for finding in report.findings),
-        story=report.story,
-        r=lora.r if lora.r is not None and lora.r >= 0 else None,
-        alpha=number_column(lora.alpha),
-        targets=",".join(targets) if isinstance(targets, list) else targets,
-        peft_type=lora.peft_type,
-        optimizer=config.optimizer.name,
-        lr=number_column(report.account.schedule.peak),
-        scheduler=loop.lr_scheduler,
-        batch_size=loop.batch_size,
-        seed=config.training.seed,
-        epochs=number_column(loop.epochs),
-        steps=train.last_step,
-        max_steps=loop.planned_steps,
-        rows=train.rows,
-        first_loss=number_column(train.first_loss),
-        last_loss=number_column(train.last_loss),
-        best_loss=number_column(train.min_loss),
-        best_loss_step=train.min_loss_step,
-        split=point.split if point else None,
-        eval_loss=number_column(point.metrics.loss) if point else None,
-        best_eval_loss=loss.best if loss is not None else None,
-        best_eval_step=loss.best_step if loss is not None else None,
-        eval_accuracy=number_column(point.metrics.accuracy) if point else None,
-        gap=number_column(report.gap.ratio) if report.gap else None,
-        utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
-        started=series.first_ts,
-        duration_s=train.duration_s,
-    )
 
 
 def _rows(path: str, series: RunSeries) -> list[StepRow]:

@@ -117,9 +117,13 @@ def read_training_of(folder: Path) -> Layer:
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
     from gradience.importers import read_folder_config  # a config file does not need it
+    from gradience.judge.monitor.source import find_run, is_log  # the same
 
     try:
-        return msgspec.structs.replace(read_folder_config(place), log=f"the log in {place.name}")
+        found = find_run(place).path
+        if is_log(found):
+            return read_document(found)
+        return msgspec.structs.replace(read_folder_config(found), log=f"the log in {place.name}")
     except RecorderError as error:
         return error
 

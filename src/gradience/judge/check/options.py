@@ -37,7 +37,7 @@ class DataOptions:
     num_labels:
         Number of classes, for rows with labels. Default: the configuration's, else that of --base.
     samples:
-        Rows to read, drawn with --seed; or all.
+        Rows to read, drawn at random; or all.
     seed:
         Seed of the sample.
     show_rows:

@@ -89,7 +89,7 @@ def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
     def location(piece: Piece) -> SourceLocation | None:
         return of_config.get(piece.id) if piece.source == "config" else of_source.get(piece.source)
 
-    return [next(filter(None, map(location, cause.pieces)), None) for cause in report.causes]
+    return [next(filter(None, map(location, cause.pieces)), None) for cause in report.findings]
 
 
 def unjudged(
@@ -271,7 +271,7 @@ def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})
         headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints)),
         complete=complete,
         sources=states,
-        causes=causes,
+        findings=causes,
         advice=advice_of(causes, monitor),
         coverage=coverage,
         not_run=not_run,

@@ -6,7 +6,6 @@ followed, and at most 10 000 entries are listed. A source that cannot be read ge
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -21,13 +20,13 @@ import msgspec
 from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, WEIGHT_NAMES, holds_adapter
 from gradience.configs.training import PICKLED, STATE_NAME as _STATE, TRAINING_NAMES, read_training
 from gradience.errors import ConfigError, DamagedError, GradienceError, few
-from gradience.importers.sources import is_run, run_folders
+from gradience.importers.files import is_pointer
+from gradience.importers.sources import is_run, pointer_in
 from gradience.io import PathLike
-from gradience.io.reading import open_regular
 from gradience.judge.check import CheckOptions, judged, when_of
 from gradience.judge.diagnose.identity import CheckpointFolder, identify
 from gradience.judge.monitor import report_of
-from gradience.judge.monitor.source import open_source
+from gradience.judge.monitor.source import Found, find_run, found_runs, open_source
 from gradience.rules import without
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
@@ -44,17 +43,12 @@ SHOWN: Final = 5  # most names in a sentence
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
-_POINTER: Final = b"version https://git-lfs"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
 _ABSENT: Final[dict[SourceKind, str]] = {
     "config": "configuration was",
     "log": "log was",
     "weights": "adapter weights were",
 }
-
-_MOST_LOGS: Final = 6  # logs in subfolders that are read to see whether they are of one run
-_LEAST_SHARED: Final = 3  # losses that two logs share, or all that the shorter one has
-_EQUAL: Final = 1e-3  # relative: loggers round
 
 
 class Listing(NamedTuple):
@@ -111,6 +105,7 @@ class FoundSource(NamedTuple):
     path: Path | None = None
     reason: str = ""
     chosen: str = ""
+    run: str | None = None  # of a log of several runs, the id of the one that is meant
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ def find_sources(
 
     Args:
         path: the folder that a run left; or a file, weights or a log by its name.
-        run: the log, as `gradience monitor` takes it.
+        run: the log, as `gradience monitor` takes it; or, of several runs in `path`, the one of this name or id.
         adapter: the adapter, as `gradience audit` takes it.
         config: a configuration, as `gradience check` takes it.
 
@@ -148,16 +143,34 @@ def find_sources(
         GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
     """
     given: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
+    found = None if path is None else Found(_existing(Path(path)))
+    if found is not None and run is not None and not os.path.lexists(run):
+        found, given["log"] = find_run(found.path, str(run)), None
     named = {source: FoundSource(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
-    if path is None:
+    if found is None:
         if not named:
             raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
         return _of_names(next(found.path for found in named.values() if found.path), named)
-    place = _existing(Path(path))
-    if not place.is_dir():
-        kind: SourceKind = "weights" if place.suffix in {".safetensors", ".bin", ".pt"} else "log"
-        return _of_names(place, {kind: FoundSource(place, chosen=_NAMED), **named})
-    return _of_folder(place, named)
+    place = found.path
+    if place.is_dir():
+        return _of_folder(place, named, found.run)
+    if place.suffix in {".safetensors", ".bin", ".pt"}:
+        return _of_names(place, {"weights": FoundSource(place, chosen=_NAMED), **named})
+    return _of_log(place, {"log": FoundSource(place, chosen=_NAMED, run=found.run), **named})
+
+
+def _of_log(log: Path, named: dict[SourceKind, FoundSource]) -> RunSources:
+    """The sources of one log, with what its run wrote beside it: all of a folder if the log's name is the run's own."""
+    folder = log.parent
+    if log.name in {_LOG, _STATE}:
+        return replace(_of_folder(folder, named), path=log)
+    weights = FoundSource(folder, chosen="beside the log") if holds_adapter(folder) else None
+    found = _of_names(log, {**({"weights": weights} if weights else {}), **named})
+    return replace(found, training=_training(folder), folder=folder if weights else None)
+
+
+def _training(*folders: Path) -> Path | None:
+    return next((at / name for at in folders for name in TRAINING_NAMES if (at / name).is_file()), None)
 
 
 def _existing(place: Path) -> Path:
@@ -175,22 +188,22 @@ def _of_names(place: Path, named: dict[SourceKind, FoundSource]) -> RunSources:
     return RunSources(place, log=found["log"], weights=found["weights"], config=found["config"])
 
 
-def _of_folder(folder: Path, named: dict[SourceKind, FoundSource]) -> RunSources:
+def _of_folder(folder: Path, named: dict[SourceKind, FoundSource], run: str | None = None) -> RunSources:
     listing = list_folder(folder)
     checkpoints = checkpoints_in(listing.folders)
-    inner = [] if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder, listing)
-    if inner and not checkpoints and not holds_adapter(folder) and any(_holds_weights(child) for child in inner):
-        return _of_inner(folder, inner)
-    log = named.get("log") or _log(folder, listing, [child for child in inner if not _holds_weights(child)])
+    inner, same = ([], []) if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder)
+    if inner and not checkpoints and not holds_adapter(folder) and any(map(_holds_weights, inner)):
+        return _of_inner(folder, inner, same)
+    log = named.get("log") or _log(folder, listing, [child for child in inner if not _holds_weights(child)], same)
     adapters = [checkpoint for checkpoint in checkpoints if holds_adapter(checkpoint.path)]
     weights = named.get("weights") or _weights(folder, listing, adapters)
-    beside = [folder, folder / "training", *([weights.path] if weights.path and weights.path.is_dir() else [])]
+    beside = [weights.path] if weights.path and weights.path.is_dir() else []
     return RunSources(
         folder,
-        log=log,
+        log=log._replace(run=log.run or run),
         weights=weights,
         config=named.get("config") or FoundSource(reason="no adapter_config.json, training arguments or run_start"),
-        training=next((at / name for at in beside for name in TRAINING_NAMES if (at / name).is_file()), None),
+        training=_training(folder, folder / "training", *beside),
         folder=folder,
         checkpoints=checkpoints,
         notes=[*listing.notes, *_apart(folder, log, weights)],
@@ -206,61 +219,29 @@ def _apart(folder: Path, log: FoundSource, weights: FoundSource) -> list[str]:
     return [f"log and adapter are in different subfolders ({', '.join(apart)}) and taken as one run's"]
 
 
-def _inner_runs(folder: Path, listing: Listing) -> list[Path]:
-    ours = [child for child in listing.folders if (child / _LOG).is_file()]
-    return list(dict.fromkeys([*ours, *run_folders(folder)]))
+def _inner_runs(folder: Path) -> tuple[list[Path], list[str]]:
+    """The runs in subfolders as every verb finds them, as folders where they have one, and notes on copies."""
+    found, same = found_runs(folder)
+    places = [place.parent if place.name == _LOG else place for place in found if place != folder]
+    return places, same
 
 
-def _holds_weights(folder: Path) -> bool:
-    return holds_adapter(folder) or any(holds_adapter(child) for child in list_folder(folder).folders)
+def _holds_weights(place: Path) -> bool:
+    if not place.is_dir():
+        return False
+    return holds_adapter(place) or any(holds_adapter(child) for child in list_folder(place).folders)
 
 
-def _of_inner(folder: Path, inner: list[Path]) -> RunSources:
+def _of_inner(folder: Path, inner: list[Path], same: list[str]) -> RunSources:
     """The sources of the only run in subfolders; if there are several, an error asks the user to choose one."""
-    inner, same = _distinct(inner)
     if len(inner) > 1:
         raise GradienceError(
             f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
-            advice=f"give one of them, for example {inner[-1]}",
+            advice=f"give one of them, for example {inner[-1]}, or its name with --run",
         )
     only = _of_folder(inner[0], {})
     note = f"{folder.name} holds one run, in {inner[0].relative_to(folder)}: that is diagnosed"
     return replace(only, notes=[note, *same, *only.notes])
-
-
-def _distinct(folders: list[Path]) -> tuple[list[Path], list[str]]:
-    """Of the logs of one run, only the longest, those with weights first; and a note on each other one.
-
-    Loggers write beside the trainer: `output/` and `wandb/` may hold the same losses of the same steps.
-    """
-    if not 1 < len(folders) <= _MOST_LOGS:
-        return folders, []
-    losses = {folder: _losses_in(folder) for folder in folders}
-    kept: list[Path] = []
-    notes: list[str] = []
-    for folder in sorted(folders, key=lambda place: (not _holds_weights(place), -len(losses[place]))):
-        same = next((other for other in kept if _one_run(losses[other], losses[folder])), None)
-        if same is not None and (same / _LOG).is_file() and (folder / _LOG).is_file():
-            same = None  # the recorder writes one log for a run
-        if same is None:
-            kept.append(folder)
-        else:
-            notes.append(f"{folder.name} is a log of the same run as {same.name}, which is read")
-    return [folder for folder in folders if folder in kept], notes
-
-
-def _losses_in(folder: Path) -> dict[int, float]:
-    try:
-        run = open_source(folder).summary.last
-    except GradienceError:
-        return {}
-    return dict(zip(run.steps, run.losses, strict=True)) if run is not None else {}
-
-
-def _one_run(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    shared = one.keys() & other.keys()
-    enough = len(shared) >= min(_LEAST_SHARED, len(one), len(other)) > 0
-    return enough and all(math.isclose(one[step], other[step], rel_tol=_EQUAL) for step in shared)
 
 
 def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> FoundSource:
@@ -294,16 +275,17 @@ def _single_file(folder: Path, files: list[str]) -> FoundSource:
     return FoundSource(reason=f"no adapter in the folder{lost}")
 
 
-def _log(folder: Path, listing: Listing, inner: list[Path]) -> FoundSource:
+def _log(folder: Path, listing: Listing, inner: list[Path], same: list[str]) -> FoundSource:
     if _LOG in listing.files:
         return FoundSource(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
     if is_run(folder):
         return FoundSource(folder)
-    inner, same = _distinct(inner)
     if len(inner) == 1:
         return FoundSource(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
     if inner:
-        return FoundSource(reason=f"{len(inner)} logs in subfolders ({_names(inner)}): --run chooses")
+        return FoundSource(reason=f"{len(inner)} runs in it ({_names(inner)}): --run chooses")
+    if (pointer := pointer_in(folder)) is not None:
+        return FoundSource(reason=f"{pointer.name} is a git-lfs pointer: 'git lfs pull' fetches the log")
     return FoundSource(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
 
 
@@ -375,7 +357,7 @@ def _read_log(
     if found.path is None:
         return None, _state("log", found)
     try:
-        source = open_source(found.path)
+        source = open_source(found.path, found.run)
         run = source.summary.last
         assert run is not None  # noqa: S101  # open_source refuses a source without a run
         log = Log(report_of(source, run, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out)), run)
@@ -417,10 +399,7 @@ def _pointer(place: Path) -> str | None:
     """The name of a weights file that is only git-lfs's pointer to one, or None."""
     files = [place / name for name in WEIGHT_NAMES] if place.is_dir() else [place]
     file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return None
-    with open_regular(file) as opened:
-        return file.name if opened.read(len(_POINTER)) == _POINTER else None
+    return file.name if file is not None and is_pointer(file) else None
 
 
 def _read_config(

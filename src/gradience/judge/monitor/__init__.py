@@ -254,7 +254,7 @@ def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
         notes.append("no run_start in the log: the configuration is unknown")
     if len(summary.runs) > 1:
         others = ", ".join(run_id for run_id in summary.runs if run_id != run.run_id)
-        notes.append(f"{len(summary.runs)} runs in this log; {run.run_id} is shown, --all-runs compares; also {others}")
+        notes.append(f"{len(summary.runs)} runs in this log; {run.run_id} is shown; 'gradience runs': {others} too")
     if run.record.resumed_from:
         steps = ", ".join(map(str, run.record.resumed_from))
         notes.append(f"resumed from step {steps}; {run.superseded} superseded rows are not shown")

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from itertools import islice, takewhile
 from pathlib import Path
@@ -18,8 +21,8 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
-from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import refuse_summary, require_file
+from gradience.errors import GradienceError, RecorderError, SchemaError, few
+from gradience.importers.files import keys_of, refuse_summary, require_file
 from gradience.io.reading import open_raw, open_regular
 from gradience.rules.log.facts import KEPT
 from gradience.schema import SCHEMA_PREFIX, as_float
@@ -32,6 +35,13 @@ from gradience.telemetry.series import Column, RunSeries
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
 _LOG: Final = "run.jsonl"
+_SHOWN: Final = 10  # names in a sentence
+_SHORTEST: Final = 8  # characters of a run's id that stand for it in a table
+_OF_IMPORT: Final = "import-"  # an id that was made of a file's hash
+_NO_EVENT: Final = "give the run.jsonl that a run wrote, its folder, or another trainer's log"
+_MOST_LOGS: Final = 6  # folders that are read to see whether they are of one run
+_LEAST_SHARED: Final = 3  # losses that two logs share, or all that the shorter one has
+_EQUAL: Final = 1e-3  # relative: loggers round
 _MAX_ENTRIES: Final = 2000  # entries of a folder that are examined
 
 _FIRST_BYTES: Final = 4096  # bytes read to recognise a log
@@ -56,24 +66,160 @@ def runs_in(path: str | os.PathLike[str]) -> list[Path]:
     """The runs of a folder of runs, sorted; the path itself if it is one run or anything else.
 
     A folder that one run wrote into is that run. Otherwise the runs are the gradience logs in the folder and up to
-    three levels below, and the folders there into which another program's run wrote. At most 100 are returned.
+    three levels below, and the folders there into which another program's run wrote, but for a logger's copy of a run
+    that is there too. At most 100 are returned.
     """
+    return found_runs(path)[0]
+
+
+def found_runs(path: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
+    """The runs of a folder, as `runs_in` has them, and a note on each copy of a run that is left out."""
     place = Path(path)
     if not place.is_dir() or is_log(place / _LOG):
-        return [place]
+        return [place], []
     from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders  # as in `_read`
 
     foreign = run_folders(place)
     if foreign == [place]:
-        return [place]
+        return [place], []
     ours = list(_logs(place, MAX_DEPTH))
-    found = {*ours, *(folder for folder in foreign if not is_log(folder / _LOG))}
-    return sorted(found)[:MAX_RUNS] or [place]
+    kept, same = _distinct(sorted({*ours, *(folder for folder in foreign if not is_log(folder / _LOG))}))
+    return kept[:MAX_RUNS] or [place], same
 
 
 def holds_runs(path: str | os.PathLike[str]) -> bool:
     """Whether the path is a folder of several runs."""
     return len(runs_in(path)) > 1
+
+
+class Found(NamedTuple):
+    """Where a run is: its log or folder, and its id or name in there if that holds several."""
+
+    path: Path
+    run: str | None = None
+
+
+def find_run(path: str | os.PathLike[str], run: str | None = None) -> Found:
+    """Find a run as every verb does.
+
+    Args:
+        path: a log, the folder of a run, or a folder of runs; of the only run in a folder of runs, that is found.
+        run: the run as any verb names it: a name as `monitor` prints it for a folder of runs, a path below that
+            folder, or a run's id, or name, in a log of several.
+
+    Raises:
+        RecorderError: no run is called so, or several are.
+    """
+    place, places = Path(path), runs_in(path)
+    if run is None:
+        return Found(places[0] if len(places) == 1 else place)
+    if places == [place] and not place.is_dir():
+        return Found(place, _id_of(run, {place.name}))
+    from gradience.importers.sources import inner_runs  # the same
+
+    inner = inner_runs(place) if places == [place] else []
+    names = _called([*places, *inner], place)
+    name, _, part = run.rpartition("#")
+    for asked, of_log in ((run, None), (name.strip(), part)):
+        hits = _matching(asked, names)
+        if len(hits) > 1:
+            said = ", ".join(str(hit) for hit in hits[:_SHOWN])
+            raise RecorderError(f"{path}: several runs are called {asked[:60]!r}", advice=f"there are {said}")
+        if hits:
+            return Found(hits[0], of_log)
+    return _found_within(place, places, run)
+
+
+def _id_of(run: str, names: set[str]) -> str | None:
+    """The id in a name such as `seed1#3f2a`; None if the name is the log's own."""
+    return None if run in names else run.rpartition("#")[2]
+
+
+def _called(places: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """The runs by all names that a verb may print of them."""
+    named = dict(zip(names_of(places), places, strict=True))
+    for place in places:
+        at = place.parent if place.name == _LOG else place
+        below = {at.relative_to(folder).as_posix()} if at.is_relative_to(folder) else set()
+        named |= dict.fromkeys({str(place), str(at), os.path.abspath(place), os.path.abspath(at), *below}, place)  # noqa: PTH100  # links are kept
+    return named
+
+
+def _matching(asked: str, names: Mapping[str, Path]) -> list[Path]:
+    """The run of that name, else those whose names end so, as a table that is short of room prints them (`..a/b`)."""
+    if asked in names or not asked:
+        return [names[asked]] if asked else []
+    numbered = re.sub(r"^\d+:", "", asked)
+    if numbered in names:
+        return [names[numbered]]
+    cut = numbered.startswith("..")
+    ending = numbered.lstrip(".") if cut else numbered
+    return sorted({at for name, at in names.items() if name.endswith(ending if cut else f"/{ending}")})
+
+
+def _found_within(place: Path, places: Sequence[Path], run: str) -> Found:
+    """The run of this id, or name, in one of the logs, which are read until it is found."""
+    for each in places:
+        with suppress(GradienceError):  # there is no such run in it, or it cannot be read
+            _read(each, run)
+            return Found(each, run)
+    if len(places) == 1:
+        return Found(places[0], run)  # opening it says what there is
+    there = ", ".join(names_of(places)[:_SHOWN])
+    raise RecorderError(f"{place}: no run is called {run[:60]!r}", advice=f"there are {there}")
+
+
+def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
+    """Of the logs of one run, only the longest, the trainer's own first; and a note on each other one.
+
+    Loggers write beside the trainer: `output/` and `wandb/` may hold the same losses of the same steps. Only a few
+    folders are read for that.
+    """
+    if not 1 < len(places) <= _MOST_LOGS or all(place.is_file() for place in places):
+        return places, []
+    losses = {place: _losses_in(place) for place in places}
+    trainers = {place for place in places if _holds_results(place)}
+    kept: list[Path] = []
+    notes: list[str] = []
+    for place in sorted(places, key=lambda place: (place not in trainers, -len(losses[place]))):
+        # Two trainers' folders, or two logs of one logger, may be alike: of one seed, or of tries that died early
+        others = trainers - {place} if place not in trainers else set[Path]()
+        same = next((other for other in kept if other in others and _one_run(losses[other], losses[place])), None)
+        if same is None:
+            kept.append(place)
+        else:
+            notes.append(f"{place.name} is a log of the same run as {same.name}, which is read")
+    return [place for place in places if place in kept], notes
+
+
+def _holds_results(place: Path) -> bool:
+    """Whether a run is in the trainer's own folder: with an adapter, its states, or our recorder's log."""
+    from gradience.adapters.open import holds_adapter  # numpy: a log of our own need not pay for it
+    from gradience.importers.trainer_state import find_states  # the same
+
+    folder = place.parent if place.is_file() else place
+    try:
+        return (
+            bool(find_states(folder))
+            or holds_adapter(folder)
+            or any(map(holds_adapter, filter(Path.is_dir, folder.iterdir())))
+        )
+    except OSError:
+        return False
+
+
+def _losses_in(folder: Path) -> dict[int, float]:
+    try:
+        run = _read(folder, None).summary.last
+    except GradienceError:
+        return {}
+    return dict(zip(run.steps, run.losses, strict=True)) if run is not None else {}
+
+
+def _one_run(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    shared = one.keys() & other.keys()
+    enough = len(shared) >= min(_LEAST_SHARED, len(one), len(other)) > 0
+    return enough and all(math.isclose(one[step], other[step], rel_tol=_EQUAL) for step in shared)
 
 
 def _logs(folder: Path, depth: int) -> Iterator[Path]:
@@ -107,6 +253,25 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
+def names_of_runs(runs: Sequence[tuple[str, str]]) -> list[str]:
+    """A unique name for each pair of path and run id: the part of the path that differs, and the id if that is needed.
+
+    >>> names_of_runs([("x/a/run.jsonl", "1"), ("x/b/run.jsonl", "2"), ("x/b/run.jsonl", "3")])
+    ['a', 'b #2', 'b #3']
+    """
+    if not runs:
+        return []
+    paths = list(dict.fromkeys(path for path, _ in runs))
+    short = dict(zip(paths, names_of([Path(path) for path in paths]), strict=True))
+    count = Counter(path for path, _ in runs)
+    ids = [run.removeprefix(_OF_IMPORT) for _, run in runs]
+    brief = [run[:8] for run in ids]
+    if len({(path, each) for (path, _), each in zip(runs, brief, strict=True)}) < len(runs):
+        brief = ids  # ids that begin alike
+    named = zip((path for path, _ in runs), brief, strict=True)
+    return [f"{short[path]} #{run}" if count[path] > 1 else short[path] for path, run in named]
+
+
 def _without_ending(names: Sequence[str]) -> list[str]:
     """The names without their common ending, which must begin with a point, dash or underscore."""
     if len(names) == 1:
@@ -131,24 +296,29 @@ def open_source(path: str | os.PathLike[str], run: str | None = None) -> LogSour
 
     Args:
         path: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
-        run: id, or name in an import, of the run to show; the last if None.
+        run: the run to show, as `find_run` takes it; the last if None.
 
     Raises:
         RecorderError: the source is missing, empty, or holds no event of a run, or no run of that name.
         SchemaError: the log is of another major version.
     """
-    place = Path(path)
-    if is_log(place / "run.jsonl"):
-        place /= "run.jsonl"
+    place, run = find_run(path, run)
+    if is_log(place / _LOG):
+        place /= _LOG
     refuse_summary(place)
     source = _read(place, run)
     if source.summary.last is None:
         if place.is_file():
             require_file(place)  # a git-lfs pointer says so
-        issues = source.summary.issues
-        first = issues[0].reason if issues else "it holds none of the known events"
-        raise RecorderError(f"{path} holds no event of a run: {first}", advice="give the run.jsonl that a run wrote")
+        raise RecorderError(f"{path} holds no event of a run: {_why_none(place, source)}", advice=_NO_EVENT)
     return source
+
+
+def _why_none(place: Path, source: LogSource) -> str:
+    if (keys := keys_of(place)) is not None:
+        return f"it is JSON, and no log known here (its keys: {few(keys, _SHOWN)})"
+    issues = source.summary.issues
+    return issues[0].reason if issues else "it holds none of the known events"
 
 
 def is_log(path: Path) -> bool:
@@ -174,11 +344,14 @@ def _read(path: Path, run: str | None) -> LogSource:
 
 def _show(summary: RunSummary, run: str) -> None:
     """Move the run to the end, because the last run is the one shown."""
-    chosen = summary.runs.pop(run, None)
+    known = [name for name in summary.runs if run == name] or [
+        name for name in summary.runs if len(run) >= _SHORTEST and name.removeprefix(_OF_IMPORT).startswith(run)
+    ]
+    chosen = summary.runs.pop(known[0]) if len(known) == 1 else None
     if chosen is None:
-        known = ", ".join(islice(summary.runs, 10)) or "none"
-        raise RecorderError(f"{summary.path}: no run is called {run[:60]!r}", advice=f"there are {known}")
-    summary.runs[run] = chosen
+        there = ", ".join(islice(summary.runs, _SHOWN)) or "none"
+        raise RecorderError(f"{summary.path}: no run is called {run[:60]!r}", advice=f"there are {there}")
+    summary.runs[known[0]] = chosen
 
 
 def _import(path: Path, run: str | None) -> LogSource:
@@ -190,6 +363,8 @@ def _import(path: Path, run: str | None) -> LogSource:
     for each in imported.runs:
         for event in each.events:
             summary.add(event)
+    if run in summary.runs:
+        _show(summary, run)
     files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
     notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
     if imported.skipped:

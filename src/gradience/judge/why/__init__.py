@@ -25,19 +25,23 @@ _ROUNDING: Final = 1e-6  # relative difference under which two losses are of one
 _SAME_ROWS: Final = 0.5  # share of a batch's rows that both runs have in a step in which single rows were changed
 
 
-def explain_difference(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> WhyReport:
+def explain_difference(
+    first: str | os.PathLike[str], second: str | os.PathLike[str], *, runs: Sequence[str] = ()
+) -> WhyReport:
     """Explain where two runs part, and by what.
 
     Args:
         first: a run.jsonl, the folder that holds one, or another trainer's log that `gradience import` reads.
         second: the other run. If both are the same log, its last two runs, or a run and its resume, are compared.
+        runs: of sources with several runs, the name or id of the first run, and that of the second.
 
     Raises:
-        RecorderError: a log is missing, empty, or holds no event of a run.
+        RecorderError: a log is missing, empty, or holds no event of a run, or no such run.
         SchemaError: a log is of another major version.
     """
-    a, b = traces_of(Path(first), Path(second))
-    return _Comparison(a, b, [str(first), str(second)]).report()
+    a, b = traces_of(Path(first), Path(second), runs)
+    asked = (*(f" ({run})" for run in runs), "", "")
+    return _Comparison(a, b, [f"{path}{run}" for path, run in zip((first, second), asked, strict=False)]).report()
 
 
 class _Comparison:

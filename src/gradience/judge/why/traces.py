@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradience.errors import RecorderError
-from gradience.judge.monitor.source import is_log, open_source
+from gradience.judge.monitor.source import find_run, is_log, open_source
 from gradience.schema import as_float
 from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, TrainStep, Wiring
 from gradience.telemetry.reader import TelemetryReader
@@ -36,25 +36,26 @@ class Trace:
         return next((w for w in self.wirings if w.phase in {"start", "resume"}), None)
 
 
-def traces_of(first: Path, second: Path) -> tuple[Trace, Trace]:
+def traces_of(first: Path, second: Path, runs: Sequence[str] = ()) -> tuple[Trace, Trace]:
     """Return what two runs recorded; of one log given twice, a run and its resume, or its last two runs.
 
     Raises:
         RecorderError: a log is missing, empty, holds no event of a run, or is given twice and holds one run.
     """
-    one = _sessions(first)
-    if first.absolute() != second.absolute():
-        return _joined(one), _joined(_sessions(second))
-    if len(one) < 2:
+    one, *others = (find_run(path, run) for path, run in zip((first, second), (*runs, None, None), strict=False))
+    sessions = _sessions(*one)
+    if runs or first.absolute() != second.absolute():
+        return _joined(sessions), _joined(_sessions(*others[0]))
+    if len(sessions) < 2:
         raise RecorderError(f"{first} holds one run that was not resumed: there is nothing to compare it with")
-    return _joined(one[:-1]), _joined(one[-1:])
+    return _joined(sessions[:-1]), _joined(sessions[-1:])
 
 
-def _sessions(path: Path) -> list[list[Any]]:
+def _sessions(path: Path, run: str | None) -> list[list[Any]]:
     """The events of the log by run_start, those of the last run only, unless it holds several runs begun once."""
     place = path / _LOG if is_log(path / _LOG) else path
     if not is_log(place):
-        return [_imported(place)]
+        return [_imported(place, run)]
     parts: list[list[Any]] = []
     for event in TelemetryReader(place):
         if isinstance(event, RunStart) or not parts:
@@ -62,16 +63,18 @@ def _sessions(path: Path) -> list[list[Any]]:
         parts[-1].append(event)
     if not parts:
         raise RecorderError(f"{path} holds no event of a run", advice="give the run.jsonl that a run wrote")
-    last = parts[-1][0].run_id
+    last = parts[-1][0].run_id if run is None else run
     own = [part for part in parts if part[0].run_id == last]
-    return own if len(own) > 1 else parts[-2:]
+    if run is not None and not own:
+        open_source(path, run)  # says which runs there are
+    return own if run is not None or len(own) > 1 else parts[-2:]
 
 
-def _imported(path: Path) -> list[Any]:
+def _imported(path: Path, run: str | None) -> list[Any]:
     from gradience.importers import read_source  # a log of our own need not pay for it
 
-    open_source(path)  # refuses what holds no run
-    return list(read_source(path, run=None).runs[-1].events)
+    open_source(path, run)  # refuses what holds no run
+    return list(read_source(path, run=run).runs[-1].events)
 
 
 def _joined(parts: Sequence[Sequence[Any]]) -> Trace:

@@ -184,7 +184,7 @@ def _notes(loaded: LoadedModel, own: _Texts, other: _Texts, *, has_gain: bool) -
     if loaded.task != "causal-lm":
         notes.append("Base and adapter are both read with the adapter's head, since the base has none.")
     if not own.base.known.any():
-        notes.append("No gain is given: the rows of --texts have no label.")
+        notes.append("No gain is given: the rows of --data have no label.")
     elif not has_gain:
-        notes.append("No gain is given: that the adapter lowers the loss on --texts could not be told from chance.")
+        notes.append("No gain is given: that the adapter lowers the loss on --data could not be told from chance.")
     return notes

@@ -236,7 +236,7 @@ def verify_served(
     """
     held = read_receipt(receipt)
     if adapter is not None and base is None:
-        raise AdapterError("--adapter is loaded on its base, and none is given", advice="give --base MODEL")
+        raise AdapterError("--peft-dir is loaded on its base, and none is given", advice="give --base MODEL")
     place = None if base is None else Path(base)
     found = read_target(held, str(target), base=place, model=model, timeout=timeout)
     probes = None if place is None or adapter is None else _probes(held, found, place, Path(adapter), progress)
@@ -349,5 +349,5 @@ def _notes(held: Receipt, found: Target, concluded: Conclusion, *, has_models: b
     ):
         notes.append("The target does not say what its chat template gives: the template is not compared.")
     if not has_models and concluded.verdict != "same":
-        notes.append("Parts and scales are tried with --base MODEL --adapter FOLDER.")
+        notes.append("Parts and scales are tried with --base MODEL --peft-dir FOLDER.")
     return notes

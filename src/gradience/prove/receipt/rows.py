@@ -67,7 +67,7 @@ def _place(prompts: Path) -> tuple[Path, Path | None]:
     if prompts.suffix not in _RECIPES:
         return prompts, None
     if (found := _named(prompts)) is None:
-        raise ConfigError(f"{prompts} names no data set that is found here", advice="give --prompts a file of rows")
+        raise ConfigError(f"{prompts} names no data set that is found here", advice="give --data a file of rows")
     return found, prompts
 
 

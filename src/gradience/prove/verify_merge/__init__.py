@@ -22,7 +22,7 @@ from gradience.io import PathLike, Progress
 from gradience.io.safetensors import DTYPES
 from gradience.prove.verify_merge.delta import FLOATS
 from gradience.prove.verify_merge.judge import FAILING
-from gradience.prove.verify_merge.measure import is_cast, relative_change
+from gradience.prove.verify_merge.measure import blocks, is_cast, relative_change
 from gradience.prove.verify_merge.rows import VerifiedRows, copies_of
 from gradience.schema import real
 from gradience.schema.merge import (
@@ -33,7 +33,6 @@ from gradience.schema.merge import (
     VerifyMergeReport,
     VerifyVerdict,
 )
-from gradience.spectral import scratch
 
 _PROVEN: Final = {"exact", "within_rounding"}
 _BLOCK: Final = 1 << 19  # bytes that are compared at a time; they fit in a processor's cache
@@ -53,9 +52,9 @@ def verify_merged(
 ) -> VerifyMergeReport:
     """Return whether a merged model contains an adapter, from the three sets of files alone.
 
-    Each tensor M of the merged model is first compared, bit for bit, with the merge of the base's W and the adapter's
-    dW, computed in each order of arithmetic that merging programs use. If none fits, M is compared with W + dW within
-    the rounding bound of the dtypes, with W, and with W + f dW. Heads and biases that the adapter holds whole are
+    Each tensor M of the merged model is first compared, bit for bit, with W + dW of the base's W and the adapter's dW,
+    rounded to float32 or to M's own dtype. If that does not fit, M is compared with W + dW within the rounding bound of
+    the dtypes, with W, and with W + f dW. Heads and biases that the adapter holds whole are
     compared directly. Tensors that the adapter does not touch are compared with the base's. Weights in bitsandbytes' 4
     bits are compared as their codes give them back. Outputs are compared with a receipt's only, if one is given.
 
@@ -99,7 +98,7 @@ def verify_merged(
         reasons=reasons,
         counts=dict(Counter(row.verdict for row in found).most_common()),
         coefficient=real(rows.ed / rows.dd) if rows.dd > 0.0 else None,
-        replays=dict(rows.replays),
+        summed_in=dict(rows.summed_in),
         dtypes=dict(rows.dtypes),
         modules=found,
         untouched=rest.compared,
@@ -251,7 +250,7 @@ def _difference(w: BaseTensor, m: BaseTensor) -> float | None:
     if not {own, merged} <= FLOATS:
         raise AdapterError(f"stored as {merged}, in the base as {own}")
     x, y = w.file.read(w.name), m.file.read(m.name)
-    return None if is_cast(x, y, own, merged) else relative_change(x, y, own, merged)
+    return None if is_cast(lambda: blocks(x, y, own, merged), merged) else relative_change(x, y, own, merged)
 
 
 def _same_bytes(w: BaseTensor, m: BaseTensor) -> bool:
@@ -260,7 +259,7 @@ def _same_bytes(w: BaseTensor, m: BaseTensor) -> bool:
     with w.file.reader(w.name) as before, m.file.reader(m.name) as after:
         for start in range(0, size, _BLOCK):
             count = min(_BLOCK, size - start)
-            x, y = (scratch.array(name, (count,), np.uint8) for name in ("w stored", "m stored"))
+            x, y = np.empty(count, np.uint8), np.empty(count, np.uint8)
             before.into(start, x)
             after.into(start, y)
             whole = count // 8 * 8

@@ -1,10 +1,6 @@
-"""Weights and updates by rows: W read from its file on demand, and dW computed with the precision of a replay.
+"""Weights and updates by rows: W read from its file on demand, dW as the product of its factors.
 
-Stored weights and products B A are never in memory whole. Each thread reuses its arrays of a span's size, because the
-page faults of fresh arrays cost more than the arithmetic on them.
-
-A product B A in float32 depends on the order in which a machine adds up its r terms, so two correct merges may differ
-in the last bits. `PlainDelta.bounds` bounds the results of all orders, so that the verdict "exact" depends on none.
+Stored weights and products B A are never in memory whole.
 """
 
 from __future__ import annotations
@@ -12,10 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -23,8 +17,6 @@ from gradience.adapters.layout import Array, Module
 from gradience.base.weights import BaseTensor, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorReader
-from gradience.schema.merge import MergeReplay
-from gradience.spectral import scratch
 
 UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Unit roundoff: a bound on the relative error of rounding a normal number to nearest (IEEE 754; bfloat16: 8 bits)."""
@@ -32,6 +24,7 @@ UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-
 FLOATS: Final = frozenset(UNIT)
 HALVES: Final = ("BF16", "F16")
 
+_MANY: Final = 16  # above one entry in 16, computing all is as quick as picking some (heuristic)
 _ROUNDINGS: Final = 8  # float32 roundings in a dense update before the sum: norms, quotients, products (heuristic)
 
 
@@ -50,7 +43,6 @@ class Stored:
         self._parts = parts
         self.dtype = dtype
         self.shape = (sum(part.rows for part in parts), columns)
-        self._last: tuple[bytes, Array] = (b"", np.empty((0, columns), dtype))
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -62,31 +54,12 @@ class Stored:
         return self.shape[0] * self.shape[1]
 
     def __getitem__(self, at: slice | Array) -> Array:
-        """Return rows as stored; rows picked by an array of numbers, as by `Case.probe`, are read-only."""
-        if isinstance(at, slice):
-            return self.read(at, np.empty(self.extent(at), self.dtype))
-        numbers = at.tobytes()
-        asked, rows = self._last
-        if asked != numbers:  # the last rows are kept, because each replay is tried on the same few rows
-            rows = self._picked(at)
-            self._last = numbers, rows
-        return rows
-
-    def _picked(self, at: Array) -> Array:
-        """Return rows by their numbers; consecutive rows are read in one piece."""
-        runs = np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)
-        rows = np.concatenate([self[int(run[0]) : int(run[-1]) + 1] for run in runs if len(run)])
-        rows.flags.writeable = False
-        return rows
-
-    def extent(self, at: slice) -> tuple[int, int]:
-        """Return the shape of a slice of rows."""
+        """Return rows as stored."""
+        if not isinstance(at, slice):
+            runs = np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)  # consecutive rows are read in one piece
+            return np.concatenate([self[int(run[0]) : int(run[-1]) + 1] for run in runs if len(run)])
         start, stop, _ = at.indices(len(self))
-        return max(0, stop - start), self.shape[1]
-
-    def read(self, at: slice, out: Array) -> Array:
-        """Fill `out`, of the right shape and dtype, with a slice of rows, and return it."""
-        start, stop, _ = at.indices(len(self))
+        out = np.empty((max(0, stop - start), self.shape[1]), self.dtype)
         self._read(start, stop, out.reshape(-1).view(np.uint8))
         return out
 
@@ -110,6 +83,8 @@ class Stored:
 
 
 Matrix: TypeAlias = Array | Stored
+Entries: TypeAlias = npt.NDArray[np.int64]
+"""Places in flattened rows."""
 
 
 def stored(tensors: Iterable[BaseTensor], expert: int | None, files: ExitStack) -> Stored:
@@ -179,26 +154,18 @@ def _rounded_to_bf16(x: Array) -> Array:
     return np.where(np.isnan(x), x, y) if np.isnan(x).any() else y
 
 
-@cache  # it is called for every span
-def _plain(replay: MergeReplay) -> tuple[MergeReplay, bool]:
-    """Return the replay that adds dW in float32 with a factor of 1, and whether the given one only rounds that dW."""
-    plain = MergeReplay(weight=replay.weight)
-    return plain, msgspec.structs.replace(plain, delta=replay.delta) == msgspec.structs.replace(replay, times=1)
-
-
 class PlainDelta:
     """The update dW = scale * b @ a; only some of its rows are formed at a time."""
 
     is_known: Final = True
     """Whether a merge's dW follows from the files, up to the order of sums."""
+    rescales: Final = False
     slack: float = 1.0
     """The number of float32 roundings that the weight itself may have gone through."""
 
     def __init__(self, b: Array, a: Array, scale: float) -> None:
-        self._b, self._a, self.scale = b, a, scale
-        self._cast: dict[str | None, tuple[Array, Array]] = {}
-        self._ready: dict[MergeReplay, tuple[Array, Array]] = {}
-        self._sizes: tuple[Array, Array] | None = None
+        self._b, self._a = (np.ascontiguousarray(x.astype(np.float32)) for x in (b, a))
+        self.scale = np.float32(scale)
 
     @property
     def rank(self) -> int:
@@ -206,140 +173,52 @@ class PlainDelta:
         return len(self._a)
 
     @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
-    def prepare(self, replay: MergeReplay) -> None:
-        """Compute the factors that the replay needs, before several threads use them."""
-        self._factors(None)
-        whole = slice(None)
-        self._ready = {each: self._left_and_right(whole, each) for each in (replay, _plain(replay)[0])}
+    def rows(self, at: slice | Array) -> Array:
+        """Return rows of dW, in float32."""
+        d = self._product(self._b[at], self._a)
+        d *= self.scale
+        return d
 
-    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
-    def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
-        """Return rows of dW, in float32, as the replay computes them on this machine."""
-        return self._finished(self._product(*self._left_and_right(at, replay)), replay)
+    def _product(self, b: Array, a: Array) -> Array:
+        return b @ a
 
-    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
-    def both(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
-        """Return rows of dW twice: as the replay adds them, and in float32 with a factor of 1."""
-        plain, shares_product = _plain(replay)
-        if not shares_product:
-            return self.rows(at, replay), self.rows(at, plain)
-        b, a = self._left_and_right(at, plain)
-        d = self._finished(self._product(b, a, out=scratch.array("dW", (len(b), a.shape[1]), np.float32)), plain)
-        return rounded(d, replay.delta), d
-
-    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
-    def bounds(
-        self, at: slice | Array, replay: MergeReplay, entries: npt.NDArray[np.int64] | None = None
-    ) -> tuple[Array, Array]:
-        """Return the least and the largest possible values of rows of dW, over all orders of adding up r products.
-
-        The sum in any order, with or without fused multiply-add, is within gamma_r sum_k |b_ik a_kj| of the exact sum,
-        with gamma_r = r u / (1 - r u) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). The later steps,
-        roundings and the scale, are monotone, so the bounds remain bounds. `entries` selects places in the flattened
-        rows; None selects all.
-        """
-        b, a = self._left_and_right(at, replay)
-        total, size = _sums_of_products(b, a, entries)
-        off = self.rank * UNIT["F32"]
-        reach = off / (1.0 - off) * size
-        ends = [self._finished(end.astype(np.float32), replay) for end in (total - reach, total + reach)]
-        return np.minimum(*ends), np.maximum(*ends)
-
-    def _left_and_right(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
-        """Return the factors to multiply: rows of b, scaled if the replay scales b first, and a."""
-        if (ready := self._ready.get(replay)) is not None:
-            return ready[0][at], ready[1]
-        b, a = self._factors(replay.factors)
-        return self._scale(replay) * b[at] if self._is_scaled_first(replay) else b[at], a
-
-    def _is_scaled_first(self, replay: MergeReplay) -> bool:
-        """Return whether b is scaled before the product: if the replay says so, or if the scale is a power of two.
-
-        Scaling by a power of two changes no rounding.
-        """
-        is_power = abs(math.frexp(self._scale(replay))[0]) == 0.5  # noqa: PLR2004  # frexp's mantissa
-        return replay.scales_factor or (is_power and not replay.rounds_product)
-
-    def _product(self, b: Array, a: Array, out: Array | None = None) -> Array:
-        return np.matmul(b, a, out=out)
-
-    def _scale(self, replay: MergeReplay) -> np.float32:
-        return np.float32(self.scale * replay.factor)
-
-    def _finished(self, product: Array, replay: MergeReplay) -> Array:
-        """Return dW from the product b @ a, which is overwritten: scaled and rounded as the replay does."""
-        if not self._is_scaled_first(replay):
-            product = rounded(product, replay.delta) if replay.rounds_product else product
-            product *= self._scale(replay)
-        return rounded(product, replay.delta)
-
-    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
-    def size(self, at: slice | Array) -> Array:
-        """Return an upper bound on sum_k |s b_ik a_kj| for each entry of some rows (Cauchy-Schwarz)."""
-        if self._sizes is None:
-            b, a = self._factors(None)
-            self._sizes = (abs(self.scale) * np.linalg.norm(b, axis=1), np.linalg.norm(a, axis=0))
-        left, right = self._sizes
-        return np.asarray(np.outer(left[at], right))
-
-    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
-    def _factors(self, dtype: str | None) -> tuple[Array, Array]:
-        if dtype not in self._cast:
-            b, a = (x.astype(np.float32) for x in (self._b, self._a))
-            pair = (b, a) if dtype is None else (rounded(b, dtype), rounded(a, dtype))
-            self._cast[dtype] = (np.ascontiguousarray(pair[0]), np.ascontiguousarray(pair[1]))
-        return self._cast[dtype]
-
-
-def _sums_of_products(b: Array, a: Array, entries: npt.NDArray[np.int64] | None) -> tuple[Array, Array]:
-    """Return entries of b @ a and of |b| @ |a| in float64; all of them if `entries` is None."""
-    if entries is None:
-        left, right = b.astype(np.float64), a.astype(np.float64)
-        return left @ right, np.abs(left) @ np.abs(right)
-    row, column = np.divmod(entries, a.shape[1])
-    terms = b[row].astype(np.float64) * a.T[column]
-    return terms.sum(axis=1), np.abs(terms).sum(axis=1)
+    @np.errstate(over="ignore", invalid="ignore")
+    def terms(self, at: slice | Array, entries: Entries) -> tuple[Array, Array]:
+        """Return entries of the flattened rows of s B A in float64, and of |s| sum_k |b_ik a_kj|."""
+        b, a = (x.astype(np.float64) for x in (self._b[at], self._a))
+        if len(entries) > len(b) * a.shape[1] // _MANY:
+            total, size = (b @ a).reshape(-1)[entries], (np.abs(b) @ np.abs(a)).reshape(-1)[entries]
+        else:
+            row, column = np.divmod(entries, a.shape[1])
+            each = b[row] * a.T[column]
+            total, size = each.sum(axis=1), np.abs(each).sum(axis=1)
+        return float(self.scale) * total, abs(float(self.scale)) * size
 
 
 class WholeDelta:
     """An update held as one matrix: a bias, or a function of the base weight (DoRA, PiSSA).
 
     `is_known` is False for a function of the base weight, because norms and factorisations have machine-dependent last
-    bits.
+    bits. `rescales` says that it is DoRA's, whose merge rounds a norm, a quotient and a product too.
     """
 
     slack: float = _ROUNDINGS
 
-    def __init__(self, update: Array, rank: int, *, is_known: bool) -> None:
-        self._update, self.rank, self.is_known = update, rank, is_known
+    def __init__(self, update: Array, rank: int, *, is_known: bool, rescales: bool = False) -> None:
+        self._update, self.rank, self.is_known, self.rescales = update, rank, is_known, rescales
 
-    def prepare(self, replay: MergeReplay) -> None:
-        """Do nothing: the matrix is in memory."""
+    def rows(self, at: slice | Array) -> Array:
+        """Return rows of dW."""
+        return self._update[at]
 
-    def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
-        """Return rows of dW; of the replay, only its factor and the rounding of dW itself apply."""
-        part = self._update[at]
-        if replay.factor != 1.0:
-            part = part * np.asarray(replay.factor, part.dtype)
-        return rounded(part, replay.delta)
+    def terms(self, at: slice | Array, entries: Entries) -> tuple[Array, Array]:
+        """Return entries of the rows, and for each the size that a rounding acts on.
 
-    def both(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
-        """Return rows of dW twice: as the replay adds them, and unchanged."""
-        return self.rows(at, replay), self._update[at]
-
-    def bounds(
-        self, at: slice | Array, replay: MergeReplay, entries: npt.NDArray[np.int64] | None = None
-    ) -> tuple[Array, Array]:
-        """Return rows of dW, or some of their entries, as both bounds: there is no sum whose order could differ."""
-        rows = self.rows(at, replay)
-        rows = rows if entries is None else rows.reshape(-1)[entries]
-        return rows, rows
-
-    def size(self, at: slice | Array) -> Array:
-        """Return each row's root mean square, for each of its entries: the size that a rounding of factors acts on."""
-        part = self._update[at]
-        spread = np.sqrt(np.mean(part.astype(np.float64) ** 2, axis=1, keepdims=True))
-        return np.asarray(np.broadcast_to(spread, part.shape))
+        That is zero where there is no sum whose order could differ, else the root mean square of the entry's row.
+        """
+        part = self._update[at].astype(np.float64)
+        size = np.zeros(len(part)) if self.is_known else np.sqrt(np.mean(part**2, axis=1))
+        return part.reshape(-1)[entries], size[entries // part.shape[1]]
 
 
 Delta = PlainDelta | WholeDelta
@@ -352,5 +231,6 @@ def delta_of(module: Module, w: Matrix) -> Delta:
         AdapterError: the base's weight has another shape.
     """
     if module.dense is not None:
-        return WholeDelta(matrix_of(module.dense, w[:]), module.r, is_known=False)
+        update = matrix_of(module.dense, w[:])
+        return WholeDelta(update, module.r, is_known=False, rescales=module.magnitude is not None)
     return PlainDelta(*plain_factors(module, w.shape), module.scale)

@@ -1,21 +1,18 @@
-"""The verdict on one weight: the merge that made M from W and dW, if there is one."""
+"""The verdict on one weight: whether M is a merge of W and dW."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Module
-from gradience.prove.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded
-from gradience.prove.verify_merge.measure import Sums, distance, exact, excess, is_weight, measure, mismatches
-from gradience.prove.verify_merge.replays import Case, Dora, is_merge, replays, with_factor
-from gradience.schema.merge import MergeReplay, ModuleVerdict
+from gradience.prove.verify_merge.delta import UNIT, Delta, working
+from gradience.prove.verify_merge.measure import Case, Merge, Sums, distance, measure
+from gradience.schema.merge import ModuleVerdict
 
 FAILING: Final = {
     "absent": "without the update",
@@ -29,11 +26,10 @@ _SAME: Final = 0.02  # relative: two factors that differ by less are taken for t
 _FEW: Final = 36
 """Entries: if a merge would change fewer, they are not evidence. n random signs all agree at sqrt(n) sigma, here 6."""
 
-_RESOLVED: Final = 0.9  # if a replay's own coefficient is at least this, M's over it is the factor (heuristic)
+_RESOLVED: Final = 0.9  # if a merge's own coefficient is at least this, M's over it is the factor (heuristic)
 _NEAR: Final = 0.01  # relative difference of two factors; also the smallest factor that is reported (heuristic)
 _SIGMAS: Final = 6.0
 _ROUNDINGS: Final = 3  # roundings of dW in 16 bits: of each factor, and of their product
-_FULL_TRIES: Final = 3  # replays that fit the probe and are then tried on all rows
 
 
 def usual_factors(module: Module) -> dict[float, str]:
@@ -65,123 +61,57 @@ class Judgement(NamedTuple):
 
     verdict: ModuleVerdict
     sums: Sums
-    replay: MergeReplay | None = None
+    summed_in: str | None = None
     factor: float | None = None
     precision: str | None = None
     reason: str | None = None
+    without_base_change: bool = False
 
 
-class _Exact(NamedTuple):
-    replay: MergeReplay
+class _Nearest(NamedTuple):
+    """The merge nearest to M, and the sums for it."""
+
+    merge: Merge
     sums: Sums
 
 
-class Judge:
-    """The judge of all weights of one model; it first tries the replay that matched an earlier weight."""
+def verdict_on(case: Case, module: Module, *, plain: Delta | None = None) -> Judgement:
+    """Return the verdict on one weight.
 
-    def __init__(self) -> None:
-        self._met: dict[tuple[str, str], MergeReplay] = {}
-        self._rescaled: dict[tuple[str, str], MergeReplay] = {}
-
-    def verdict(
-        self, case: Case, module: Module, *, plain: Delta | None = None, dora: Sequence[Dora] = ()
-    ) -> Judgement:
-        """Return the verdict on one weight.
-
-        Args:
-            case: the weight, its merged counterpart and the update.
-            module: the adapter's module.
-            plain: s B A, if the true update is a function of W.
-            dora: the possible DoRA updates of the module.
-        """
-        found = self._exact(case, module) if case.delta.is_known else self._exact_dora(case, dora, module)
-        if found is not None:
-            return _when_exact(found)
-        nearest = _nearest(case, replays(case.base, case.merged, scale=module.scale))
-        sums = measure(case, nearest)
-        if not (math.isfinite(sums.ee) and math.isfinite(sums.dd)):
-            return Judgement("other", sums, reason=_not_finite(case))
-        if any(is_weight(case, through) for through in dict.fromkeys((case.base, case.merged, *HALVES))):
-            return _when_base(sums)
-        if (precision := _precision(case, nearest, sums)) is not None:
-            resolved = _is_evidence(sums)
-            return Judgement("within_rounding", sums, precision=precision) if resolved else _below_resolution(sums)
-        return (
-            (None if plain is None else _without_base_change(case, module, plain, sums))
-            or _scaled_dora(case, dora, module)
-            or _scaled(case, module, nearest)
-            or Judgement("other", sums, reason=_likeness(sums))
-        )
-
-    def _exact(self, case: Case, module: Module) -> _Exact | None:
-        key = (case.base, case.merged)
-        met = self._met.get(key)
-        if met is not None and case.delta.is_known and (sums := exact(case, met)) is not None:
-            return _Exact(met, sums)
-        found = _first_exact(case, replays(case.base, case.merged, scale=module.scale))
-        if found is not None:
-            self._met[key] = found.replay
-        return found
-
-    def _exact_dora(self, case: Case, dora: Sequence[Dora], module: Module) -> _Exact | None:
-        key = (case.base, case.merged)
-        likely = replays(case.base, case.merged, scale=module.scale)
-        found = _first_rescaled(case, dora, dict.fromkeys([self._rescaled.get(key, likely[0]), *likely]))
-        if found is None:
-            return None
-        self._rescaled[key] = found
-        sums = measure(case, MergeReplay(weight=found.weight))
-        # M is a possible result of the replay, so the replay changes exactly what M changes.
-        sums = sums._replace(would_change=sums.changed, pd=sums.ed, spread=0.0)
-        return _Exact(msgspec.structs.replace(found, rescaled=True), sums)
+    Args:
+        case: the weight, its merged counterpart and the update.
+        module: the adapter's module.
+        plain: s B A, if the true update is a function of W.
+    """
+    near = _nearest(case)
+    sums = near.sums
+    if not sums.is_finite:
+        return Judgement("other", sums, reason=_not_finite(case))
+    if case.is_copy:
+        return _when_base(sums)
+    if case.delta.is_known and not sums.missed:
+        return Judgement("exact", sums, near.merge.dtype) if sums.dd > 0.0 else _when_base(sums)
+    if (precision := _precision(case, sums)) is not None:
+        is_told = _is_evidence(sums)
+        return Judgement("within_rounding", sums, precision=precision) if is_told else _below_resolution(sums)
+    return (
+        (None if plain is None else _without_base_change(case, module, plain, sums))
+        or _scaled(case, module, near)
+        or Judgement("other", sums, reason=_likeness(sums))
+    )
 
 
-def _first_rescaled(case: Case, dora: Sequence[Dora], some: Iterable[MergeReplay]) -> MergeReplay | None:
-    return next((replay for replay in some for each in dora if is_merge(case, each, replay)), None)
-
-
-def _scaled_dora(case: Case, dora: Sequence[Dora], module: Module) -> Judgement | None:
-    """Return the verdict if M is a DoRA merge with a wrong scale, else None."""
-    if not dora:
-        return None
-    orders = [replay for replay in replays(case.base, case.merged, scale=module.scale) if replay.factors is None]
-    some = (with_factor(replay, factor) for factor in usual_factors(module) for replay in orders)
-    found = _first_rescaled(case, dora, some)
-    if found is None:
-        return None
-    replay = msgspec.structs.replace(found, rescaled=True)
-    reason = f"f (W + {found.factor:g} s B A), f by its norm: {usual_factors(module)[found.factor]}"
-    return Judgement("scaled", measure(case, MergeReplay(weight=found.weight)), replay, found.factor, reason=reason)
-
-
-def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:
-    """Return the first replay that gives M exactly, or None; those that match on the probe are tried on all rows."""
-    if not case.delta.is_known:
-        return None
-    at = case.probe()
-    likely = (replay for replay in some if not mismatches(case, replay, at))
-    for replay in islice(likely, _FULL_TRIES):
-        if (sums := exact(case, replay)) is not None:
-            return _Exact(replay, sums)
-    return None
-
-
-def _nearest(case: Case, some: Iterable[MergeReplay]) -> MergeReplay:
-    """Return the replay nearest to M on the probe, among those whose dtype can represent M."""
-    at = case.probe()
-    m = case.pair(at)[1]
-    possible = {dtype for dtype in UNIT if not narrower(dtype, case.merged) or np.array_equal(rounded(m, dtype), m)}
-    distances = [(distance(case, replay, at), replay) for replay in some if replay.weight in possible]
-    # NaN is neither less nor more than a number, and would win where it comes first
-    return min(distances, key=lambda item: math.inf if math.isnan(item[0]) else item[0])[1]
-
-
-def _when_exact(found: _Exact) -> Judgement:
-    if found.sums.dd == 0.0:
-        return Judgement("unresolved", found.sums, reason="the update is zero")
-    if found.sums.changed == 0:
-        return _below_resolution(found.sums)
-    return Judgement("exact", found.sums, replay=found.replay)
+def _nearest(case: Case) -> _Nearest:
+    """Return the merge in M's own dtype, or in the one used for computing if that is nearer to M."""
+    held = case.held()
+    computing = "F64" if working(case.base, case.merged) == np.float64 else "F32"
+    tried: list[_Nearest] = []
+    for dtype in dict.fromkeys((held, computing)):
+        merge = Merge(dtype, held)
+        tried.append(_Nearest(merge, measure(case, merge)))
+        if not tried[-1].sums.missed:
+            return tried[-1]
+    return min(tried, key=lambda one: one.sums.excess)
 
 
 def _when_base(sums: Sums) -> Judgement:
@@ -200,20 +130,22 @@ def _is_evidence(sums: Sums) -> bool:
     return sums.would_change >= _FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
 
 
-def _precision(case: Case, replay: MergeReplay, sums: Sums) -> str | None:
+def _precision(case: Case, sums: Sums, factor: float = 1.0) -> str | None:
     """Return the dtype whose roundings of dW explain the difference of M from W + factor dW, or None.
 
     The relative error of dW must be within the dtype's bound in every entry. Also, M must not contain systematically
-    more or less of dW than the replay: their coefficients may differ by that bound, plus six standard deviations of a
+    more or less of dW than the merge: their coefficients may differ by that bound, plus six standard deviations of a
     sum of errors with random signs.
     """
     if sums.coefficient is None or sums.expected is None:
         return None
-    factor = replay.factor * replay.times
     off = abs(sums.coefficient - sums.expected)
     chance = _SIGMAS * math.sqrt(sums.spread) / sums.dd
-    left = excess(case, replay, factor)
-    fits = (dtype for dtype, bound in _bounds(case.delta.rank) if left <= bound and off <= abs(factor) * bound + chance)
+    fits = (
+        dtype
+        for dtype, bound in _bounds(case.delta.rank)
+        if sums.excess <= bound and off <= abs(factor) * bound + chance
+    )
     return next(fits, None)
 
 
@@ -224,43 +156,31 @@ def _bounds(rank: int) -> Iterator[tuple[str, float]]:
     yield "BF16", _ROUNDINGS * UNIT["BF16"]
 
 
-def _scaled(case: Case, module: Module, nearest: MergeReplay) -> Judgement | None:
+def _scaled(case: Case, module: Module, near: _Nearest) -> Judgement | None:
     """Return the verdict if M is W + factor dW for a factor other than 1, else None."""
-    usual = list(_wrong_ones(case, module, nearest))
-    if (found := _first_exact(case, usual)) is not None:
-        factor = found.replay.factor * found.replay.times
-        return Judgement("scaled", found.sums, found.replay, factor, reason=causes_of(module, factor))
-    for replay in _near_ones(case, module, MergeReplay(weight=nearest.weight), usual):
-        sums = measure(case, replay)
-        precision = _precision(case, replay, sums)
+    for factor in _factors(case, module, near):
+        sums = measure(case, near.merge._replace(factor=factor))
+        precision = _precision(case, sums, factor)
         if precision is not None and _is_evidence(sums):
-            factor = replay.factor * replay.times
-            return Judgement("scaled", sums, None, factor, precision, causes_of(module, factor))
+            summed_in, precision = (None, precision) if sums.missed else (near.merge.dtype, None)
+            return Judgement("scaled", sums, summed_in, factor, precision, causes_of(module, factor))
     return None
 
 
-def _wrong_ones(case: Case, module: Module, nearest: MergeReplay) -> Iterator[MergeReplay]:
-    """Yield the replays that common mistakes lead to, in the nearest order of arithmetic and in plain ones."""
-    plain = (MergeReplay(weight=weight) for weight in (nearest.weight, case.base, case.merged))
-    for order in dict.fromkeys((nearest, *plain)):
-        yield with_factor(order, 1.0, times=2)
-        for factor in usual_factors(module):
-            yield with_factor(order, factor)
-
-
-def _near_ones(case: Case, module: Module, plain: MergeReplay, usual: Iterable[MergeReplay]) -> Iterator[MergeReplay]:
-    """Yield replays with likely factors: common ones near the least-squares factor, then the latter itself."""
-    sums = measure(case, plain)
+def _factors(case: Case, module: Module, near: _Nearest) -> Iterator[float]:
+    """Yield likely factors: those of common mistakes near the least-squares factor, then the latter itself."""
+    sums, usual = near.sums, usual_factors(module)
     if sums.coefficient is None or sums.expected is None:
         return
     # Where rounding removes much of dW, c does not give the factor, and only common factors can be tried
     if sums.expected < _RESOLVED:
-        yield _nearest(case, usual)
+        at = case.probe()
+        yield min(usual, key=lambda factor: distance(case, near.merge._replace(factor=factor), at))
         return
     factor = sums.coefficient / sums.expected
-    yield from (with_factor(plain, f) for f in usual_factors(module) if math.isclose(f, factor, rel_tol=_NEAR))
+    yield from (one for one in usual if math.isclose(one, factor, rel_tol=_NEAR))
     if abs(factor) > _NEAR:
-        yield with_factor(plain, factor)
+        yield factor
 
 
 def _likeness(sums: Sums) -> str:
@@ -272,18 +192,15 @@ def _likeness(sums: Sums) -> str:
 
 def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -> Judgement | None:
     """Return the verdict if M is W + s B A although the true update is a function of W, else None."""
-    other = replace(case, delta=plain)
-    found = _first_exact(other, replays(case.base, case.merged, scale=module.scale))
-    if found is None:
+    near = _nearest(replace(case, delta=plain))
+    if near.sums.missed:
         return None
-    replay = msgspec.structs.replace(found.replay, without_base_change=True)
-    if module.magnitude is not None:
-        return Judgement("other", sums, replay, reason="W + s B A: DoRA's magnitude was left out")
-    if "lora_diag" in module.keys:
-        return Judgement("other", sums, replay, reason="W + s B A: KaSA's truncation of the base was left out")
-    return Judgement(
-        "exact", found.sums, replay, reason="W + s B A: exact if this base is what the adapter was trained on"
-    )
+    left_out = "DoRA's magnitude" if module.magnitude is not None else "KaSA's truncation of the base"
+    if module.magnitude is not None or "lora_diag" in module.keys:
+        reason = f"W + s B A: {left_out} was left out"
+        return Judgement("other", sums, near.merge.dtype, reason=reason, without_base_change=True)
+    reason = "W + s B A: exact if this base is what the adapter was trained on"
+    return Judgement("exact", near.sums, near.merge.dtype, reason=reason, without_base_change=True)
 
 
 def _not_finite(case: Case) -> str:

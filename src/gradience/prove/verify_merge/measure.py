@@ -1,42 +1,101 @@
 """The measurements on one weight W, its merged counterpart M and the update dW: how much of dW is in M - W.
 
-All arithmetic is that of a merge: in float32, or in float64 if a tensor is stored so, and rounded to the dtypes of a
-replay. Matrices are processed in spans of rows that fit a processor's cache, by several threads if asked.
+M is held against T(T(W) + dW) cast to its own dtype, where T rounds to float32, or to the dtype that M's numbers are
+in: a tensor of float32 whose numbers all are bfloat16's was merged in bfloat16. Matrices are processed in spans of
+rows, by several threads if asked.
+
+A float32 product B A depends on the order in which a machine adds up its r terms. The sum in any order is within
+gamma = n u / (1 - n u) times sum_k |b_ik a_kj| of the exact one (Higham, Accuracy and Stability of Numerical
+Algorithms, 3.1); n is r, and two for the scale, which some programs apply to a factor. Rounding is monotone. So M is
+what some order gives if it lies between the roundings of both ends.
 
 A tensor without an update is compared with its copy. Two tensors count as equal if one is a copy or a cast of the
-other. A cast may go through a 16-bit dtype, as when a model was loaded in one dtype and saved in another.
+other, which may go through a 16-bit dtype, as when a model was loaded in one dtype and saved in another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from gradience.adapters import is_embedding
 from gradience.adapters.layout import Array
 from gradience.errors import AdapterError
-from gradience.prove.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
-from gradience.prove.verify_merge.replays import Case, Missed, TensorRows, missed_by
-from gradience.schema.merge import MergeReplay, ModuleVerdict
-from gradience.spectral import scratch
+from gradience.prove.verify_merge.delta import FLOATS, HALVES, UNIT, Delta, Entries, Matrix, narrower, rounded, working
+from gradience.schema.merge import ModuleVerdict
 
-_Found: TypeAlias = tuple[list[int], list[float]]
+Workers: TypeAlias = Callable[..., Iterable[Any]]
 
-_CAST: Final = 1 << 20  # entries that are cast at a time
+_SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
+_PROBE: Final = 1 << 16  # entries of the rows on which factors are tried first
+_SCALED: Final = 2  # roundings of a scale and of a factor that it is multiplied to
+_RESCALED: Final = 4  # roundings of DoRA's merge in a weight's dtype: sum, norm, quotient, product
 _F16_HALF_STEP: Final = 2.0**-25  # half of the distance of float16's least numbers
+_CAST: Final = 1 << 20  # entries that are cast at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One comparison: W and M as stored, matrices of one shape; their dtypes `base` and `merged`; and dW."""
+
+    w: Matrix
+    m: Matrix
+    base: str
+    merged: str
+    delta: Delta
+    workers: Workers = map
+    """The function that maps over spans: `map`, or the map of a pool of threads."""
+
+    def spans(self) -> Iterator[slice]:
+        """Return slices of rows that cover the matrix."""
+        rows = max(1, _SPAN // max(1, self.w.shape[1]))
+        return (slice(start, start + rows) for start in range(0, len(self.w), rows))
+
+    def probe(self) -> Array:
+        """Return the indices of evenly spaced rows, which are compared first."""
+        n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
+        return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
+
+    def pair(self, at: slice | Array) -> tuple[Array, Array]:
+        """Return rows of W and M in the dtype used for computing."""
+        kind = working(self.base, self.merged)
+        return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
+
+    def held(self) -> str:
+        """Return the dtype that M's numbers are in: the one of fewest bits that has them all."""
+        halves = (half for half in HALVES if UNIT[half] > UNIT[self.merged])
+        return next((half for half in halves if all(self._has(half, at) for at in self.spans())), self.merged)
+
+    def _has(self, dtype: str, at: slice) -> bool:
+        m = self.pair(at)[1]
+        return np.array_equal(rounded(m, dtype), m)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether M is W, cast to the merged dtype directly or through a 16-bit dtype."""
+        return is_cast(lambda: map(self.pair, self.spans()), self.merged)
+
+    def merge(self, dtype: str, w: Array, delta: Array | None = None) -> Array:
+        """Return T(T(W) + dW) for T = `dtype`, cast to the merged dtype; without delta T(W), cast."""
+        value = rounded(w, dtype) if narrower(dtype, self.base) else w
+        value = value if delta is None else rounded(value + delta, dtype)
+        return rounded(value, self.merged) if narrower(self.merged, dtype) else value
 
 
 class Sums(NamedTuple):
-    """Sums over all entries of products of e = M - W, d = dW and p, the result of the replay."""
+    """Sums over all entries of products of e = M - W, d = dW and p, the merge that M is held against."""
 
     entries: int = 0
     changed: int = 0
     """The number of entries in which M differs from W in the merged dtype."""
     would_change: int = 0
     """The number of entries in which p differs from W in the merged dtype."""
+    missed: int = 0
+    """The number of entries of M that no order of adding up products gives."""
     ee: float = 0.0
     ed: float = 0.0
     dd: float = 0.0
@@ -44,6 +103,19 @@ class Sums(NamedTuple):
     """The sum of (p - W) d."""
     spread: float = 0.0
     """Sum of (M - p)^2 d^2: the variance of the sum of (M - p) d if the signs of M - p are random."""
+    excess: float = 0.0
+    """The largest relative error of dW that would explain M - (W + factor dW), beyond the roundings of the sum."""
+
+    def plus(self, other: Sums) -> Sums:
+        """Return the sums over both parts."""
+        return Sums._make(
+            [*(x + y for x, y in zip(self[:-1], other[:-1], strict=True)), max(self.excess, other.excess)]
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether W, M and dW hold finite numbers only."""
+        return math.isfinite(self.ee) and math.isfinite(self.dd)
 
     @property
     def coefficient(self) -> float | None:
@@ -52,7 +124,7 @@ class Sums(NamedTuple):
 
     @property
     def expected(self) -> float | None:
-        """The least-squares coefficient <p - W, dW> / norm(dW)^2 of the replay; None if dW is zero."""
+        """The least-squares coefficient <p - W, dW> / norm(dW)^2 of the merge; None if dW is zero."""
         return self.pd / self.dd if self.dd > 0.0 or np.isnan(self.dd) else None
 
     @property
@@ -63,130 +135,76 @@ class Sums(NamedTuple):
         return float(np.sqrt(max(0.0, self.ee - self.ed * self.ed / self.dd) / self.dd))
 
 
-def measure(case: Case, replay: MergeReplay) -> Sums:
-    """Return the sums for one replay; d is dW with a factor of 1, whatever the replay's factor."""
-    found = _measured(case, replay, stop=False)
-    return found if found is not None else Sums()
+class Merge(NamedTuple):
+    """A way to merge: p = T(T(W) + factor dW) for T = `dtype`, cast to the merged dtype."""
+
+    dtype: str
+    held: str
+    """The dtype that M's numbers are in."""
+    factor: float = 1.0
 
 
-def exact(case: Case, replay: MergeReplay) -> Sums | None:
-    """Return the sums if the replay can give every entry of M, in some order of adding up products; else None."""
-    return _measured(case, replay, stop=True)
-
-
-def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
-    case.delta.prepare(replay)
-    total, counts = np.zeros(5), np.zeros(2, np.int64)
-    for several in case.workers(lambda some: _group(case, replay, some, stop=stop), case.groups()):
-        for found in several:
-            if found is None:
-                return None
-            counts += found[0]
-            total += found[1]
-    return Sums(case.w.size, *(int(n) for n in counts), *(float(x) for x in total))
-
-
-def _group(case: Case, replay: MergeReplay, some: Iterable[slice], *, stop: bool) -> list[_Found | None]:
-    """Return the result of `_span` for each span, up to and including the first None."""
-    found: list[_Found | None] = []
-    for at in some:
-        found.append(_span(case, replay, at, stop=stop))
-        if found[-1] is None:
-            break
-    return found
+def measure(case: Case, merge: Merge) -> Sums:
+    """Return the sums for one way to merge; d is dW, whatever the factor."""
+    total = Sums()
+    for part in case.workers(lambda at: _span(case, merge, at), case.spans()):
+        total = total.plus(part)
+    return total
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights may be infinite, or near the end of float32's range
-def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True) -> _Found | None:
-    """Return (counts, sums) over some rows, in the order of `Sums`; None if `stop` and the replay cannot give M."""
-    w, m = case.span(at)
-    used, d = case.delta.both(at, replay)
-    missed = missed_by(TensorRows(w, m, used), replay, base=case.base, merged=case.merged, quick=quick)
-    e = np.subtract(m, w, out=scratch.array("sum", w.shape, w.dtype))
-    ee = _dot(e, e)
-    if quick and math.isnan(ee):
-        return _span(case, replay, at, stop=stop, quick=False)
-    fits = not isinstance(missed.where, slice) and len(missed.where) == 0
-    if stop and not fits and _unreachable(case, replay, at, (w, m), missed):
-        return None
-    before = case.replayed(w, None, replay)
-    changed = int(np.count_nonzero(np.not_equal(m, before, out=scratch.array("off", m.shape, np.bool_))))
-    ed, dd = _dot(e, d), _dot(d, d)
-    if fits:
-        return [changed, changed], [ee, ed, dd, ed, 0.0]
-    there = [x.reshape(-1)[missed.where] for x in (m, d, before)]
-    more, wrong = _differences(missed.p, *there)
-    return [changed, changed + more], [ee, ed, dd, ed - float(wrong.sum(dtype=np.float64)), _dot(wrong, wrong)]
-
-
-def _differences(p: Array, m: Array, d: Array, before: Array) -> tuple[int, Array]:
-    """Return (number of entries that p changes minus number that M changes, (M - p) d)."""
-    return int(np.count_nonzero(p != before)) - int(np.count_nonzero(m != before)), (m - p) * d
-
-
-def _unreachable(case: Case, replay: MergeReplay, at: slice | Array, pair: tuple[Array, Array], missed: Missed) -> int:
-    """Return the number of entries of M that the replay cannot give, in any order of adding up products."""
-    where = missed.where
-    if not isinstance(where, slice) and len(where) == 0:
-        return 0
-    entries = None if isinstance(where, slice) else where
-    w, m = (x.reshape(-1)[where] for x in pair)
-    ends = (x.reshape(-1) for x in case.delta.bounds(at, replay, entries))
-    low, high = (case.replayed(w, end, replay) for end in ends)
-    hit = (missed.p == m) | ((low <= m) & (m <= high))
-    return m.size - int(np.count_nonzero(hit))
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
-    """Return the number of entries of M, in some rows, that the replay cannot give in any order of sums."""
+def _span(case: Case, merge: Merge, at: slice) -> Sums:
     w, m = case.pair(at)
-    missed = missed_by(TensorRows(w, m, case.delta.rows(at, replay)), replay, base=case.base, merged=case.merged)
-    return _unreachable(case, replay, at, (w, m), missed)
+    d = case.delta.rows(at)
+    e, before = m - w, case.merge(merge.dtype, w)
+    p = case.merge(merge.dtype, w, _times(merge.factor, d))
+    off, changed, ed = np.flatnonzero(p != m), int(np.count_nonzero(m != before)), _dot(e, d)
+    there, made, added, own = (x.reshape(-1)[off] for x in (m, p, d, before))
+    wrong = (there - made) * added
+    missed, excess = _beyond(case, merge, at, off) if len(off) else (0, 0.0)
+    return Sums(
+        m.size,
+        changed,
+        changed + int(np.count_nonzero(made != own)) - int(np.count_nonzero(there != own)),
+        missed,
+        _dot(e, e),
+        ed,
+        _dot(d, d),
+        ed - float(wrong.sum(dtype=np.float64)),
+        _dot(wrong, wrong),
+        excess,
+    )
 
 
-def _dot(x: Array, y: Array) -> float:
-    return float(np.vdot(x, y))
+def _times(factor: float, d: Array) -> Array:
+    return d if factor == 1.0 else np.asarray(factor, d.dtype) * d
 
 
-def _predicted(case: Case, replay: MergeReplay, at: Array) -> Array:
-    return case.replayed(case.pair(at)[0], case.delta.rows(at, replay), replay)
+def _beyond(case: Case, merge: Merge, at: slice, off: Entries) -> tuple[int, float]:
+    """Return `missed` and `excess` over the entries `off` of some rows, in which M is not p."""
+    w, m = (x.reshape(-1)[off] for x in case.pair(at))
+    d, size = (merge.factor * x for x in case.delta.terms(at, off))
+    terms = (case.delta.rank + _SCALED) * UNIT["F32"]
+    reach = terms / (1.0 - terms) * np.abs(size)
+    ends = [case.merge(merge.dtype, w, end.astype(w.dtype)) for end in (d - reach, d + reach)]
+    hit = (np.minimum(*ends) <= m) & (m <= np.maximum(*ends))
+    left = np.abs(m - w - d) - _allowed(case, merge, w, m)
+    return m.size - int(np.count_nonzero(hit)), _largest_ratio(left, np.abs(d) + np.abs(size))
 
 
-def distance(case: Case, replay: MergeReplay, at: Array) -> float:
-    """Return the sum of |M - p| over some rows, p the result of the replay."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.abs(case.pair(at)[1] - _predicted(case, replay, at)).sum(dtype=np.float64))
+def _allowed(case: Case, merge: Merge, w: Array, m: Array) -> Array:
+    """Return what the roundings of the sum may make of each entry.
 
-
-def is_weight(case: Case, through: str) -> bool:
-    """Return whether M equals W cast to the dtype `through` and then to the merged dtype."""
-    order = MergeReplay(weight=through)
-    return all(np.array_equal(m, case.replayed(w, None, order)) for w, m in map(case.pair, case.spans()))
-
-
-def excess(case: Case, replay: MergeReplay, factor: float) -> float:
-    """Return the largest relative error of dW that would explain M - (W + factor dW).
-
-    An allowance for the roundings of the sum is subtracted from each entry's error first. It is u |M| for the unit
-    roundoff u of the merged dtype, and of the replay's dtype if that differs; u |W| if W itself is rounded; and the
-    roundings of float32 arithmetic.
+    M may have gone through the dtype of its numbers and any finer one: u |M| for the unit roundoff u of each, and for
+    each merge of several; u |W| where W itself is rounded; and the roundings of float32 arithmetic.
     """
-    scaled = MergeReplay(weight=replay.weight, factor=factor)
-    through = {replay.weight, case.merged}
-    unit = sum(UNIT[dtype] for dtype in through)
+    through = [dtype for dtype in {merge.held, *HALVES} if UNIT[dtype] <= UNIT[merge.held]]
+    times = _RESCALED if case.delta.rescales else max(1.0, abs(merge.factor))
+    unit = 1.01 * times * sum(UNIT[dtype] for dtype in through)
     weight = sum(UNIT[dtype] for dtype in through if narrower(dtype, case.base))
-    step = _F16_HALF_STEP * len(through) if "F16" in through else 0.0
+    step = _F16_HALF_STEP * len(HALVES) if "F16" in through else 0.0
     fine = 2.0 * case.delta.slack * UNIT["F32"]
-    worst = 0.0
-    for at in case.spans():
-        w, m = case.pair(at)
-        d = case.delta.rows(at, scaled)
-        allowed = (1.01 * unit * replay.times + fine) * np.abs(m) + (weight + fine) * np.abs(w) + step
-        size = np.abs(d) + abs(factor) * case.delta.size(at)
-        left = np.abs(m - w - d) - allowed
-        worst = max(worst, _largest_ratio(left, size))
-    return worst
+    return np.asarray((unit + fine) * np.abs(m) + (weight + fine) * np.abs(w) + step)
 
 
 def _largest_ratio(left: Array, size: Array) -> float:
@@ -194,10 +212,20 @@ def _largest_ratio(left: Array, size: Array) -> float:
     if not np.isfinite(left).all():
         return float("inf")
     over = left > 0.0
-    if not over.any():
-        return 0.0
     with np.errstate(divide="ignore"):
-        return float(np.max(left[over] / size[over]))
+        return float(np.max(left[over] / size[over], initial=0.0))
+
+
+def distance(case: Case, merge: Merge, at: Array) -> float:
+    """Return the sum of |M - p| over some rows."""
+    w, m = case.pair(at)
+    with np.errstate(over="ignore", invalid="ignore"):
+        p = case.merge(merge.dtype, w, _times(merge.factor, case.delta.rows(at)))
+        return float(np.abs(m - p).sum(dtype=np.float64))
+
+
+def _dot(x: Array, y: Array) -> float:
+    return float(np.vdot(x, y))
 
 
 class Copied(NamedTuple):
@@ -207,34 +235,34 @@ class Copied(NamedTuple):
     reason: str | None = None
 
 
-def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str | None, str]) -> Copied:
+def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str, str]) -> Copied:
     """Return the verdict on whether the merged model's tensor holds the adapter's values.
 
     Args:
         held: the adapter's tensor.
         w: the base's tensor, of the same shape; None if the base has none.
         m: the merged model's tensor.
-        dtypes: the dtypes of these three, by safetensors' names.
+        dtypes: the dtypes of these three, by safetensors' names; that of no tensor is empty.
     """
     own, base, merged = dtypes
     if not np.isfinite(m.astype(np.float32)).all():
         return Copied("other", reason="the merged tensor holds NaN or infinite numbers")
-    is_held = is_cast(held, m, own, merged)
-    is_base = w is not None and base is not None and base in FLOATS and is_cast(w, m, base, merged)
+    is_held = is_cast(lambda: blocks(held, m, own, merged), merged)
+    is_base = w is not None and base in FLOATS and is_cast(lambda: blocks(w, m, base, merged), merged)
     if is_held:
         return Copied("unresolved", reason="the adapter's values are the base's") if is_base else Copied("exact")
     if is_base:
         return Copied("absent")
     bound = 2.0 * UNIT[merged]
-    if all(np.all(np.abs(y - x) <= bound * np.abs(x) + _F16_HALF_STEP) for x, y in _blocks(held, m, own, merged)):
+    if all(np.all(np.abs(y - x) <= bound * np.abs(x) + _F16_HALF_STEP) for x, y in blocks(held, m, own, merged)):
         return Copied("within_rounding")
     return Copied("other", reason=f"norm(M - saved) / norm(saved): {relative_change(held, m, own, merged):.3g}")
 
 
-def is_cast(x: Array, m: Array, own: str, merged: str) -> bool:
-    """Return whether M is X, cast to the merged dtype directly or through a 16-bit dtype."""
+def is_cast(pairs: Callable[[], Iterable[tuple[Array, Array]]], merged: str) -> bool:
+    """Return whether in all pairs (X, M) M is X, cast to the merged dtype directly or through a 16-bit dtype."""
     return any(
-        all(np.array_equal(y, _cast(part, through, merged)) for part, y in _blocks(x, m, own, merged))
+        all(np.array_equal(m, _cast(x, through, merged)) for x, m in pairs())
         for through in dict.fromkeys((merged, *HALVES))
     )
 
@@ -244,7 +272,7 @@ def _cast(x: Array, through: str, merged: str) -> Array:
     return rounded(x, merged) if narrower(merged, through) else x
 
 
-def _blocks(x: Array, m: Array, own: str, merged: str) -> Iterator[tuple[Array, Array]]:
+def blocks(x: Array, m: Array, own: str, merged: str) -> Iterator[tuple[Array, Array]]:
     """Yield both arrays in blocks of entries, in the dtype in which they are compared."""
     kind = working(own, merged)
     x, m = x.reshape(-1), m.reshape(-1)
@@ -255,7 +283,7 @@ def _blocks(x: Array, m: Array, own: str, merged: str) -> Iterator[tuple[Array, 
 def relative_change(x: Array, m: Array, own: str, merged: str) -> float:
     """Return norm(M - X) / norm(X)."""
     size = change = 0.0
-    for before, after in _blocks(x, m, own, merged):
+    for before, after in blocks(x, m, own, merged):
         size += float(np.vdot(before, before))
         change += float(np.vdot(after - before, after - before))
     return math.sqrt(change / size) if size > 0.0 else math.inf

@@ -24,12 +24,11 @@ from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
 from gradience.prove.verify_merge.codes import CodesVerdict, of_codes
 from gradience.prove.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
-from gradience.prove.verify_merge.judge import FAILING, Judge, Judgement
-from gradience.prove.verify_merge.measure import compare_copy, same_length, token_rows
-from gradience.prove.verify_merge.replays import Case, Dora, Workers, in_words
+from gradience.prove.verify_merge.judge import FAILING, Judgement, verdict_on
+from gradience.prove.verify_merge.measure import Case, Workers, compare_copy, same_length, token_rows
 from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
-from gradience.schema.merge import MergeReplay, VerifiedModule
+from gradience.schema.merge import VerifiedModule
 
 _PARTS: Final = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
@@ -169,12 +168,11 @@ class VerifiedRows:
         self.touched: set[str] = set()
         self.used: set[str] = set()
         self.ed = self.dd = 0.0
-        self.replays: Counter[str] = Counter()
+        self.summed_in: Counter[str] = Counter()
         self.dtypes: Counter[str] = Counter()
         self._adapter = adapter
         self._base = base
         self._merged = merged
-        self._judge = Judge()
         self._workers = workers
         self._unknown_base = next(obstacles(adapter, Operation.REPLAY), None)
         self._copies = base_copies(adapter)
@@ -214,7 +212,7 @@ class VerifiedRows:
         w, m, delta, note = fitted(module, w, m)
         plain = self._plain(module, w.data.shape) if isinstance(delta, WholeDelta) else None
         case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
-        judged = self._judge.verdict(case, module, plain=plain, dora=list(_doras(module, plain, w.data.shape)))
+        judged = verdict_on(case, module, plain=plain)
         if judged.verdict in FAILING and self._unknown_base is not None:
             judged = judged._replace(verdict="not_compared", reason=module.note or self._unknown_base.text)
         if after.shared:
@@ -222,7 +220,7 @@ class VerifiedRows:
         told = CodesVerdict(judged, None, None)
         if (codes := m.codes or w.codes) is not None:
             every = slice(None)
-            update = delta.rows(every, MergeReplay(weight="F32"))
+            update = delta.rows(every)
             told = of_codes(
                 w.data[every],
                 m.data[every],
@@ -283,7 +281,7 @@ class VerifiedRows:
         if update.size != w.data.size or update.size != m.data.size:
             raise AdapterError(f"biases of {update.size}, {w.data.size} and {m.data.size} entries")
         case = Case(w.data, m.data, w.dtype, m.dtype, WholeDelta(update.reshape(1, -1), 1, is_known=True))
-        return self._row(f"{module.name}.bias", self._judge.verdict(case, module), w, m, None)
+        return self._row(f"{module.name}.bias", verdict_on(case, module), w, m, None)
 
     def _vector(self, weights: BaseWeights, name: str, whose: str) -> Held:
         found = weights.find(name)
@@ -297,8 +295,8 @@ class VerifiedRows:
         sums, resolved = judged.sums, judged.verdict != "not_compared"
         if resolved and math.isfinite(sums.ed) and math.isfinite(sums.dd):
             self.ed, self.dd = self.ed + sums.ed, self.dd + sums.dd
-        if judged.replay is not None:
-            self.replays[in_words(judged.replay, m.dtype)] += 1
+        if judged.verdict == "exact" and judged.summed_in is not None:
+            self.summed_in[judged.summed_in] += 1
         self.dtypes[f"{w.stored} -> {m.stored}"] += 1
         return VerifiedModule(
             name=name,
@@ -308,9 +306,10 @@ class VerifiedRows:
             merged_tensor=m.name,
             base_dtype=w.stored,
             merged_dtype=m.stored,
-            replay=judged.replay,
+            summed_in=judged.summed_in,
             factor=judged.factor,
             precision=judged.precision,
+            without_base_change=judged.without_base_change,
             coefficient=_real(sums.coefficient),
             expected_coefficient=_real(sums.expected),
             residual=_real(sums.residual),
@@ -341,7 +340,7 @@ class VerifiedRows:
             m, w = token_rows(m, copy.rows, len(held)), None if w is None else token_rows(w, copy.rows, len(held))
         held, m, note = same_length(held, m, copy.name)
         w = w if w is not None and w.shape == m.shape else None
-        result = compare_copy(held, w, m, (own, None if base is None else base.dtype, found.info.dtype))
+        result = compare_copy(held, w, m, (own, "" if base is None else base.dtype, found.info.dtype))
         self.dtypes[f"{own} -> {found.info.dtype}"] += 1
         return VerifiedModule(
             name=copy.name,
@@ -366,16 +365,6 @@ class VerifiedRows:
 
 def _real(value: float | None) -> float | NonFinite | None:
     return None if value is None else real(value)
-
-
-def _doras(module: Module, plain: PlainDelta | None, shape: tuple[int, ...]) -> Iterator[Dora]:
-    """Yield a module's possible DoRA updates: two for a square weight, as the file does not give the norms' axis."""
-    if module.magnitude is None or plain is None:
-        return
-    magnitude = module.magnitude().reshape(-1)
-    for axis in (1, 0):
-        if len(magnitude) == shape[1 - axis]:
-            yield Dora(plain, magnitude, axis)
 
 
 class Held(NamedTuple):

@@ -176,7 +176,7 @@ class Numbered(NamedTuple):
 
 def numbered(report: DiagnoseReport) -> list[Numbered]:
     """The causes with their numbers, from 1."""
-    return [Numbered(n, cause) for n, cause in enumerate(report.causes, 1)]
+    return [Numbered(n, cause) for n, cause in enumerate(report.findings, 1)]
 
 
 def marks_of(found: Sequence[Numbered], prefix: str = "") -> list[Mark]:

@@ -118,7 +118,7 @@ def calibrate_adapter(
     Args:
         files: the adapter's files, in a folder that PEFT can load.
         adapter: the adapter in these files.
-        options: the base, the inputs, the kind of pieces, the seed.
+        options: the base, the inputs, the seed.
         progress: called with (units done, units in all, the name of the step).
 
     Raises:
@@ -151,8 +151,7 @@ def calibrate_adapter(
         )
         pieces, candidates = {}, {}
         for path, pair in pairs.items():
-            moments = found.moments[path] if options.pieces == "two-sided" else _grams(adapter, pair)
-            pieces[path] = pieces_of(*moments)
+            pieces[path] = pieces_of(*found.moments[path])
             gates = gates_of(pieces[path], found.gradients(path))
             candidates[path] = Candidate(gates, pair.layout.params_per_rank, _least(adapter, pair))
     done = _BACKWARD * len(inputs.chosen_by)
@@ -349,7 +348,6 @@ def _fields(found: Calibrated, kept: Kept) -> dict[str, Any]:
 def _record(found: Calibrated, kept: Kept) -> Calibration:
     measured, effect = found.measure(kept), _effect(found)
     return Calibration(
-        pieces=found.options.pieces,
         seed=found.options.seed,
         inputs=len(found.inputs.chosen_by),
         predictions=found.predictions,

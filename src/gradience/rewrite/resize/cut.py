@@ -61,9 +61,6 @@ def _within(s: Floats, error: float) -> int:
 _RULES: Final[dict[str, Callable[[Floats, float], int]]] = {
     "energy": lambda s, share: _reaching(s**2, share),
     "rel_error": _within,
-    "sv_ratio": lambda s, ratio: int(np.count_nonzero(s > 1.0 / ratio)),
-    "sv_fro": lambda s, share: _reaching(s**2, share**2),
-    "sv_cumulative": _reaching,
 }
 
 

@@ -1,0 +1,114 @@
+"""Rows of runs: the numbers of each run's report, in the columns of the table of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from gradience.errors import GradienceError, RecorderError
+from gradience.importers.sources import MAX_RUNS
+from gradience.io import PathLike
+from gradience.judge.monitor import held_out_of, report_of
+from gradience.judge.monitor.source import open_source, runs_in
+from gradience.rules import excluded_rules
+from gradience.rules.log import DETECTED
+from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.schema import number_in
+from gradience.schema.document import by_severity
+from gradience.schema.fleet import RunRow
+from gradience.schema.reports import MonitorReport
+from gradience.tables import number_column
+from gradience.telemetry.series import RunSeries
+
+
+def read_rows(
+    *paths: PathLike,
+    gap_threshold: float = DEFAULT_GAP,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+) -> list[RunRow]:
+    """The rows of some logs, read now and kept nowhere.
+
+    Args:
+        paths: logs, folders of a run, or folders of runs, of which a log that cannot be read is a row with its error.
+        gap_threshold: held-out over train perplexity from which the gap is a finding.
+        select: ids of detectors, or beginnings of ids, to apply; all by default.
+        ignore: ids of detectors, or beginnings of ids, to leave out.
+        settings: a file with settings, as for `monitor_run`.
+
+    Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
+        RecorderError: a path that is one run cannot be read, no run can, or a folder has more than are looked for.
+    """
+    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
+    rows: list[RunRow] = []
+    for place in paths:
+        members = runs_in(place)
+        if len(members) >= MAX_RUNS:
+            raise RecorderError(f"{place}: {MAX_RUNS} runs or more", advice=f"'gradience runs {place}' lists them all")
+        for path in members:
+            try:
+                rows += _rows_of(path, gap_threshold, left_out)
+            except GradienceError as error:
+                if len(members) == 1:
+                    raise
+                rows.append(RunRow(path=str(path), error=" ".join(str(error).split())))
+    if all(row.error for row in rows):
+        raise RecorderError(f"no run could be read: {rows[0].path}: {rows[0].error}")
+    return rows
+
+
+def _rows_of(path: PathLike, gap_threshold: float, left_out: Mapping[str, str]) -> Iterator[RunRow]:
+    source = open_source(path)
+    for series in source.summary.runs.values():
+        report = report_of(source, series, gap_threshold=gap_threshold, left_out=left_out)
+        yield run_row(str(source.path), series, report)
+
+
+def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str = "", rules: str = "") -> RunRow:
+    """The row of one run: what monitor reports of it, and for the store the versions of its files and of the rules."""
+    config, train = report.config, report.train
+    lora, loop = config.lora, config.training
+    point = held_out_of(report.evals)
+    loss = report.account.held_out_loss
+    worst = next((finding.severity for finding in by_severity(report.findings)), "none")
+    targets = lora.target_modules
+    return RunRow(
+        path=path,
+        run=series.run_id,
+        stamp=stamp,
+        rules=rules,
+        model=config.model_name,
+        data=config.dataset_name,
+        objective=report.objective,
+        status=report.status,
+        verdict=worst,
+        findings=",".join(finding.id for finding in report.findings),
+        story=report.story,
+        r=lora.r if lora.r is not None and lora.r >= 0 else None,
+        alpha=number_column(lora.alpha),
+        targets=",".join(targets) if isinstance(targets, list) else targets,
+        peft_type=lora.peft_type,
+        optimizer=config.optimizer.name,
+        lr=number_column(report.account.schedule.peak),
+        scheduler=loop.lr_scheduler,
+        batch_size=loop.batch_size,
+        seed=config.training.seed,
+        epochs=number_column(loop.epochs),
+        steps=train.last_step,
+        max_steps=loop.planned_steps,
+        rows=train.rows,
+        first_loss=number_column(train.first_loss),
+        last_loss=number_column(train.last_loss),
+        best_loss=number_column(train.min_loss),
+        best_loss_step=train.min_loss_step,
+        split=point.split if point else None,
+        eval_loss=number_column(point.metrics.loss) if point else None,
+        best_eval_loss=loss.best if loss is not None else None,
+        best_eval_step=loss.best_step if loss is not None else None,
+        eval_accuracy=number_column(point.metrics.accuracy) if point else None,
+        gap=number_column(report.gap.ratio) if report.gap else None,
+        utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
+        started=series.first_ts,
+        duration_s=train.duration_s,
+    )
