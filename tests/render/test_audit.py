@@ -112,12 +112,12 @@ def test_the_default_report_fits_a_screen_with_verdict_and_next_step_first():
         "Verdict: TRAINED (all 12 modules carry a finite, non-zero update)",
         "Next: gradience resize --peft-dir runs/toy/peft --base MODEL --calibrate TEXTS --kl .003 --out SMALLER",
     ]
-    assert lines[-1] == "--verbose adds: SCL208, every rank and layer"
+    assert lines[-1] == "--verbose adds: UTL204, SCL208, every rank and layer"
     assert "Suggested rank (now 8; verify with eval): 2 for most modules (-0.00 MB), 4 for the tail (-0.00 MB)" in lines
 
 
 def test_a_note_is_a_line_of_the_default_report_and_a_warning_is_told():
-    (note,) = noted()
+    *_, note = noted()
     warning = msgspec.structs.replace(note, severity="warning")
     assert "Findings:" not in audit_text(report(findings=[note]))
     assert f"  [WARNING] {note.id}: {note.message}" in audit_text(report(findings=[warning])).splitlines()

@@ -387,7 +387,7 @@ def test_a_command_ends_so_and_shows_these_lines(answers, place):
 
 def test_these_are_the_commands_and_each_has_its_line_in_the_help():
     commands = "audit bench check compare convert diagnose drift import merge merge-check monitor receipt report resize"
-    names = {*commands.split(), "rules", "schema", "validate", "verify-merge", "verify-served", "why"}
+    names = {*commands.split(), "rules", "runs", "schema", "validate", "verify-merge", "verify-served", "why"}
     assert {*COMMANDS} == names
     help_text = shell("gradience --help")[1]
     listed = {line.split()[1] for line in help_text.splitlines() if line.startswith("│ ") and line[2] != " "}

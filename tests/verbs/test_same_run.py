@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from gradience.judge.monitor.compare import compare_runs
 
 from gradience import GradienceError, TelemetryWriter, diagnose
 from gradience.collect.runs.collect import find_runs, run_job
@@ -13,7 +14,6 @@ from gradience.configs.settings import Layer
 from gradience.judge.check import read_any
 from gradience.judge.diagnose.sources import find_sources
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.compare import compare_runs
 from gradience.judge.monitor.source import holds_runs
 from gradience.judge.options import ReportOptions
 from gradience.judge.why.traces import traces_of
