@@ -21,6 +21,7 @@ from gradience.adapters.layout import Group, Skipped, UnsuitableError
 from gradience.adapters.open import CHECKPOINT, find_files, notes_on, open_adapter
 from gradience.adapters.pairs import stored_pairs
 from gradience.adapters.traits import traits_of
+from gradience.base.weights import find_shards
 from gradience.errors import AdapterError
 from gradience.schema.audit import LeftoverReason
 
@@ -764,6 +765,38 @@ def test_a_folder_with_any_mark_of_orbax_is_one_of_its_checkpoints(mark, tmp_pat
     assert formats.orbax_advice(tmp_path) == (
         "it is an Orbax checkpoint: restore it in the program that saved it, and call gradience.audit_pytree(params)"
     )
+
+
+def test_a_checkpoint_in_parts_names_the_command_that_gathers_it(tmp_path, capfd):
+    """The parts are written by torch, and gathered by accelerate."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from accelerate.utils import merge_fsdp_weights
+
+    stem = "base_model.model.layers.0.q_proj"
+    factors = {f"{stem}.lora_A.weight": torch.ones(2, 8), f"{stem}.lora_B.weight": torch.ones(8, 2)}
+    parts, whole = tmp_path / "checkpoint-5" / "pytorch_model_fsdp_0", tmp_path / "whole"
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save({"model": factors}, checkpoint_id=parts)
+    command = f"it is a checkpoint in parts (FSDP, DCP): run 'accelerate merge-weights {parts} OUT',"
+    for place in (parts, parts.parent):
+        with pytest.raises(AdapterError) as error:
+            open_adapter(place)
+        assert error.value.advice == f"{command} copy adapter_config.json into OUT, and give OUT"
+        with pytest.raises(AdapterError) as error:
+            find_shards(place)
+        assert error.value.advice == f"{command} and give OUT"
+    merge_fsdp_weights(str(parts), str(tmp_path / "OUT"))
+    (tmp_path / "OUT" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    assert [module.name for module in open_adapter(tmp_path / "OUT")[1].modules] == ["layers.0.q_proj"]
+    whole.mkdir()
+    torch.save(factors, whole / "pytorch_model_fsdp.bin")
+    with pytest.raises(AdapterError) as error:
+        open_adapter(whole)
+    assert error.value.advice == f"it is a checkpoint of FSDP: give {whole / 'pytorch_model_fsdp.bin'} with --weights"
+    config = tmp_path / "OUT" / "adapter_config.json"
+    found = open_adapter(whole, weights=whole / "pytorch_model_fsdp.bin", adapter_config=config)
+    assert len(found[1].modules) == 1
 
 
 def test_a_weights_file_of_another_name_is_asked_for(tmp_path):

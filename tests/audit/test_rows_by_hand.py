@@ -15,6 +15,7 @@ from tables import every
 
 from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
+from gradience.base.coded import Weight
 from gradience.judge.audit import against_base
 from gradience.judge.audit.against_base import Update, update_of
 from gradience.judge.audit.rows import (
@@ -270,10 +271,10 @@ def test_an_update_that_only_the_base_tells_has_no_numbers_without_it(tmp_path):
 def test_factors_that_a_base_makes_infinite_are_no_spectrum():
     b, a = np.ones((6, 2)), np.ones((2, 5))
     one = module(factored=lambda _w: (b * np.inf, a))
-    found = update_of(one, np.ones((6, 5), np.float32))
+    found = update_of(one, Weight("w", "w", "F32", np.ones((6, 5), np.float32)))
     assert found.sigma is not None
     assert np.isnan(found.sigma).tolist() == [True]
-    whole = update_of(module(factored=lambda _w: (b, a)), np.ones((6, 5), np.float32))
+    whole = update_of(module(factored=lambda _w: (b, a)), Weight("w", "w", "F32", np.ones((6, 5), np.float32)))
     assert whole.sigma is not None
     assert whole.sigma[0] == pytest.approx(2.0 * math.sqrt(30))
 

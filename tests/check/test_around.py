@@ -283,3 +283,98 @@ def test_a_token_beyond_the_bases_embedding_is_refused_by_sglang(tmp_path: Path)
         (adapter / "added_tokens.json").write_text(json.dumps({"<tool>": row}))
         report = check_config(peft_dir=adapter, base=base, serve=["sglang"], select=["SRV001"])
         assert [item.values["feature"] for item in report.findings] == said
+
+
+def begun(folder: Path, **fields: Any) -> Path:
+    """The folder of an adapter whose run is over, by the log in it."""
+    write_adapter(folder, **fields)
+    (folder / "run.jsonl").write_text("{}\n")
+    return folder
+
+
+def test_a_stated_setting_is_judged_whatever_lies_beside_it(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "peft")
+    assert "LR003" not in found(check_config(peft_dir=folder, training={"learning_rate": 2e-4}))
+    stated = OptimizerSnapshot(lr=1.0)
+    for report in (
+        check_config(peft_dir=folder, overrides=ConfigSnapshot(optimizer=stated, extras={"task": "sft"})),
+        check_config({"lr": 1.0, "task": "sft"}, peft_dir=folder),
+        check_config(peft_dir=folder, training={"learning_rate": 1.0}, task="sft"),
+    ):
+        assert found(report)["LR003"] == "at lr 1 most LoRA runs of a 35-model sweep diverged"
+        assert reasons(report)["LR007"] == "init_lora_weights is not given"
+        assert "REC004" in reasons(report)  # about a setting that was not stated: the run is over
+    filed = begun(tmp_path / "filed", lora_alpha=4)
+    (filed / "training_args.json").write_text('{"learning_rate": 1.0}')
+    report = check_config(peft_dir=filed, training_dir=filed, task="sft")
+    assert reasons(report)["LR003"] == "the run has begun (run.jsonl): gradience diagnose reads what came of it"
+
+
+def test_the_configuration_of_a_local_base_tells_its_modules(tmp_path: Path) -> None:
+    base = tmp_path / "my-model"
+    base.mkdir()
+    text = {"hidden_size": 8, "num_hidden_layers": 2}
+    (base / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text, "n_layer": 99}))
+    fields = {"target_modules": ["q_proj", "v_porj"], "r": 9, "layers_to_transform": [1, 2]}
+    told = found(check_config(peft={**fields, "base_model_name_or_path": str(base)}))
+    assert told["TGT006"].startswith("models of the Gemma 3 family have no module called v_porj (did you mean v_proj?)")
+    assert told["TGT007"].startswith("layers_to_transform 2 is not in a model of 2 layers")
+    assert told["WID001"] == "r 9 is more than the model's width, 8"
+    # of a folder that is no more, its last part is a name; another model, stated, is not the folder's
+    gone = check_config(peft={**fields, "base_model_name_or_path": "/gone/TinyLlama-1.1B"})
+    assert found(gone)["TGT006"].startswith("models of the Llama family")
+    renamed = ConfigSnapshot(model_name="gpt2")
+    other = check_config(peft={**fields, "base_model_name_or_path": str(base)}, overrides=renamed)
+    assert found(other)["TGT006"].startswith("models of the GPT-2 family")
+    (base / "config.json").write_text("[")
+    assert "TGT006" not in found(check_config(peft={"target_modules": ["q"], "base_model_name_or_path": str(base)}))
+
+
+def test_the_class_that_peft_noted_tells_the_modules() -> None:
+    noted = {"base_model_class": "ViTModel", "parent_library": "transformers.models.vit.modeling_vit"}
+    fields = {"base_model_name_or_path": None, "auto_mapping": noted}
+    assert "TGT006" not in found(check_config(peft={"target_modules": ["query", "value"], **fields}))
+    told = found(check_config(peft={"target_modules": ["query", "c_attn"], **fields}))
+    assert told["TGT006"].startswith("models of the ViT family have no module called c_attn")
+
+
+def test_a_base_tells_what_is_narrower_than_the_rank_and_what_is_not_saved(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    peft = write_adapter(tmp_path / "peft", r=9, modules_to_save=["embed_tokens", "heads"])
+    told = found(check_config(peft_dir=peft, base=base))
+    assert told["WID001"] == "r 9 is above the smaller side of 4 of 4 modules (q_proj)"
+    assert told["TGT008"] == "modules_to_save: heads is no module of base: neither trained nor saved"
+    fitting = found(check_config(peft_dir=write_adapter(tmp_path / "fits", r=8), base=base))
+    assert not {"WID001", "TGT008"} & fitting.keys()
+
+
+def test_the_screen_shows_five_notes_the_surest_first_and_no_row_without_a_value() -> None:
+    settings = {
+        "model": "gpt2",
+        "targets": ["c_proj", "c_attn", "c_attn"],
+        "bias": "all",
+        "r": 32,
+        "alpha": 4,
+        "lr": 1e-4,
+        "task": "clm",
+        "epochs": 5,
+        "max_steps": 20,
+        "warmup_ratio": 0.1,
+        "train_examples": 10**6,
+        "per_device_train_batch_size": 300,
+        "world_size": 1,
+        "eval_strategy": "steps",
+    }
+    report = check_config(settings, ignore=["REC001", "LR"])
+    sure = {item.id: item.confidence for item in report.findings if item.severity == "info"}
+    assert len(sure) == 6
+    shown = check_text(report).splitlines()
+    notes = [line.split()[1].rstrip(":") for line in shown if line.startswith("  [INFO] ")]
+    assert notes == sorted(sure, key=lambda rule: -sure[rule])[:5]
+    assert "  ... and 1 more (--verbose lists all)" in shown
+    assert "  [INFO] BIA001: bias is 'all': biases of the base model are trained and saved too" in shown
+    assert [line for line in shown if "Targets:" in line] == ["  Targets:    c_attn, c_proj"]
+    assert check_text(report, verbose=True).count("[INFO]") == 6
+    alone = check_text(check_config({"lr": 1e-4}))
+    assert "  Optimizer:  lr=0.0001" in alone.splitlines()
+    assert not {"not given", "?", "Model:", "Length:"} & set(alone.replace("\n", " ").split(" "))

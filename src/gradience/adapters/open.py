@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, read_config
-from gradience.adapters.formats import format_of, open_weights, orbax_advice
+from gradience.adapters.formats import distributed_advice, format_of, open_weights, orbax_advice
 from gradience.adapters.gathered import refuse_ungathered
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
@@ -151,7 +151,7 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
             f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
             advice=f"give one of them, for example {nested[-1]}",
         )
-    if (advice := orbax_advice(folder)) is not None:
+    if (advice := orbax_advice(folder) or distributed_advice(folder, config=CONFIG_NAME)) is not None:
         raise AdapterError(f"no adapter weights that can be read from {folder}", advice=advice)
     raise AdapterError(
         f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",

@@ -1,24 +1,342 @@
-"""Weights in the 4 bits of bitsandbytes, as files hold them: NF4 or FP4 codes, and scales that may be codes too."""
+"""Weights that files hold in codes: which formats are known, which tensors each needs, and how they are read.
+
+`FORMS` is the table. A format is recognised by the names and dtypes of its tensors, as in vLLM and transformers, since
+a config.json may be missing or cover only some modules; the config decides only what tensors do not show. Readers
+bring every format into one of the layouts of `gradience.spectral.codes`, where they are decoded.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
+import ml_dtypes
 import msgspec
 import numpy as np
 
-from gradience.base.weights import BaseTensor, BaseWeights
+from gradience.base.weights import READABLE, BaseTensor, BaseWeights, names_of_expert
 from gradience.errors import AdapterError
 from gradience.io.reading import decode_json
-from gradience.io.safetensors import DTYPES, Array
-from gradience.spectral.quantised import decoded
+from gradience.io.safetensors import Array, Memory
+from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
-_FORMS: Final = ("nf4", "fp4")
-_HALVES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_WORD: Final = 32  # bits
+_BLOCK: Final = 128  # weights to a side of a block of FP8's, where the config does not say (DeepSeek-V3)
+_NVFP4, _MXFP4 = 16, 32  # weights to a scale
+_BNB8: Final = np.float32(1.0 / 127.0)
+_AXES: Final = 2  # of a matrix
+_BITS: Final = (4, 8, 2)  # others cross the borders of words
+_DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+class DamagedCodesError(AdapterError):
+    """What is stored beside codes of a known format is missing or damaged, or does not fit them."""
+
+
+class UnreadCodesError(AdapterError):
+    """A weight in codes of no known format."""
+
+
+class Coded(NamedTuple):
+    """A weight that is stored in codes."""
+
+    name: str
+    """The tensor of its codes."""
+    form: str
+    """As a reader knows it, such as `NF4` or `GPTQ int4`."""
+    dtype: str
+    """The 16- or 32-bit dtype that it is computed in, by safetensors' name."""
+    codes: Codes
+    names: frozenset[str]
+    """The tensors that hold it."""
+    turned: bool = False
+    """Whether the codes hold the transpose of the model's parameter."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the model's parameter."""
+        m, n = self.codes.shape
+        return (n, m) if self.turned else (m, n)
+
+    def moved(self, delta: Array) -> Array:
+        """The change of the weight by a merge of delta that is rounded to its codes again; both as the parameter is."""
+        found = np.asarray(moved(self.codes, delta.T if self.turned else delta))
+        return found.T if self.turned else found
+
+    def whole(self) -> Array:
+        """The weight in float32, in the orientation of the model's parameter."""
+        found = np.asarray(whole(self.codes))
+        return found.T if self.turned else found
+
+
+class Weight(NamedTuple):
+    """A weight of the base: the tensors that hold it, its key in the cache of norms, and its numbers as stored."""
+
+    name: str
+    key: str
+    dtype: str
+    w: Array | Codes
+    coded: Coded | None = None
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether `w` is the transpose of the model's parameter."""
+        return self.coded is not None and self.coded.turned
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the parameter."""
+        m, n = self.w.shape if self.coded is None else self.coded.shape
+        return m, n
+
+    def floats(self) -> Array:
+        """The parameter as a matrix of floats."""
+        return self.coded.whole() if self.coded is not None else np.asarray(self.w)
+
+
+def weight_of(
+    weights: BaseWeights, parameter: str, expert: int | None = None, memory: Memory | None = None
+) -> Weight | None:
+    """The weight of a parameter as the files store it, in floats or in codes; None if they have no such weight.
+
+    Args:
+        weights: the model's files.
+        parameter: its name in the model, such as `model.layers.0.self_attn.q_proj.weight`.
+        expert: the slice of a stack, or the expert that files hold by itself.
+        memory: where floats are read to; they are valid until the next read into it.
+
+    Raises:
+        UnreadCodesError: it is in codes of no known format.
+        DamagedCodesError: a tensor beside its codes is missing or damaged, or does not fit them.
+        AdapterError: it is no matrix.
+    """
+    found = weights.find(parameter)
+    if found is not None and found.info.dtype in READABLE:
+        return Weight(found.name, _key(found.name, expert), found.info.dtype, weights.read(found, expert, memory))
+    parts = [] if expert is None else weights.find_expert(parameter, expert)
+    if parts and all(part.info.dtype in READABLE for part in parts):
+        name, rows = " and ".join(part.name for part in parts), [weights.read(part) for part in parts]
+        return Weight(name, name, parts[0].info.dtype, np.concatenate(rows))
+    codes = coded(weights, parameter, expert)
+    if codes is None and expert is not None:
+        codes, expert = _coded_expert(weights, parameter, expert), None
+    if codes is not None:
+        return Weight(codes.name, _key(codes.name, expert), codes.dtype, codes.codes, codes)
+    refuse_unread(weights, parameter)
+    return None
+
+
+def _key(name: str, expert: int | None) -> str:
+    return name if expert is None else f"{name}[{expert}]"
+
+
+class _Tensors:
+    """The tensors of one weight. In names, `{weight}` is its parameter and `{module}` the layer that holds that."""
+
+    def __init__(self, weights: BaseWeights, parameter: str, form: Form, expert: int | None) -> None:
+        self.weights, self.names, self.form = weights, set[str](), form
+        self._parameter, self._expert = parameter, expert
+
+    def find(self, pattern: str) -> BaseTensor | None:
+        """The tensor of that name, in this folder and of this very weight."""
+        name = pattern.format(weight=self._parameter, module=self._parameter.rpartition(".")[0])
+        found = self.weights.find(name)
+        return found if found is not None and found.name == name else None
+
+    def read(self, *patterns: str) -> Array:
+        """The data of the first of these tensors that there is, of a stack this expert's; E8M0 as bytes."""
+        found = next((one for pattern in patterns if (one := self.find(pattern)) is not None), None)
+        if found is None:
+            raise DamagedCodesError(f"{self._parameter}: {_tail(patterns[0]).lstrip('._')} is not beside its codes")
+        self.names.add(found.name)
+        if found.info.dtype == "F8_E8M0":
+            data = found.file.raw(found.name).reshape(found.info.shape)
+            return data if self._expert is None else data[self._expert]
+        if self._expert is None or not found.info.shape:
+            return found.file.read(found.name)
+        return found.file.read_slice(found.name, self._expert)
+
+    def codes(self) -> Array:
+        """The tensor of codes, a matrix."""
+        found = self.read(self.form.codes)
+        if found.ndim != _AXES:
+            raise ValueError(f"codes of shape {list(found.shape)}")
+        return found
+
+    def numbers(self, *patterns: str) -> Array:
+        """Scales or zero points in float32; bytes are exponents of two (E8M0, of the OCP's MX formats)."""
+        found = self.read(*patterns)
+        powers = found.view(ml_dtypes.float8_e8m0fnu) if found.dtype == np.uint8 else found
+        found = powers.astype(np.float32)
+        if not np.isfinite(found).all():
+            raise DamagedCodesError(f"{self._parameter}: a scale or zero point beside its codes is NaN or infinite")
+        return found
+
+
+def _tail(pattern: str) -> str:
+    return pattern.partition("}")[2]
+
+
+class _Read(NamedTuple):
+    """A format's name as a reader knows it, the codes, and the dtype that they are computed in, if that is told."""
+
+    form: str
+    codes: Codes
+    dtype: str | None = None
+
+
+class Form(NamedTuple):
+    """One format: the tensor of its codes with their dtypes, what else it needs, its reader, and the source of that."""
+
+    codes: str
+    dtypes: frozenset[str]
+    needs: tuple[str, ...]
+    read: Callable[[_Tensors], _Read]
+    source: str
+    turned: bool = False
+
+
+def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Coded | None:
+    """The weight of a parameter if it is in codes of a known format; else None.
+
+    Args:
+        weights: the model's files.
+        parameter: its name in the model, such as `model.layers.0.self_attn.q_proj.weight`.
+        expert: the slice of a stack.
+
+    Raises:
+        DamagedCodesError: a tensor beside the codes is missing or damaged, or does not fit them.
+    """
+    known = _recognised(weights, parameter, expert)
+    if known is None:
+        return None
+    tensors, name = known
+    try:
+        read = tensors.form.read(tensors)
+    except UnreadCodesError as error:
+        raise UnreadCodesError(f"{error}, {_method(weights)}") from error
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
+    held = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
+    dtype = read.dtype or ("F16" if "F16" in held else "BF16")
+    return Coded(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
+
+
+def _coded_expert(weights: BaseWeights, stack: str, expert: int) -> Coded | None:
+    """The same for one expert of a stack whose matrices are stored singly, from top to bottom."""
+    for names in names_of_expert(stack, expert):
+        parts = [one for name in names if (one := coded(weights, name)) is not None]
+        if len(parts) == len(names):
+            together = frozenset().union(*(part.names for part in parts))
+            name = " and ".join(part.name for part in parts)
+            return parts[0]._replace(name=name, codes=_stacked(name, [part.codes for part in parts]), names=together)
+    return None
+
+
+def refuse_unread(weights: BaseWeights, parameter: str) -> None:
+    """Refuse a parameter that is stored as something else than numbers of a float dtype.
+
+    Raises:
+        UnreadCodesError: it is; the error names the tensors, and what the config calls their format.
+    """
+    plain, module = weights.find(parameter), parameter.rpartition(".")[0]
+    held = [plain] if plain is not None else weights.named_under(module)
+    if all(one.info.dtype in READABLE for one in held):
+        return
+    tensors = ", ".join(f"{one.name.rpartition(f'{module}.')[2]} ({one.info.dtype})" for one in held[:3])
+    raise UnreadCodesError(f"stored in codes that are not read here: {tensors}, {_method(weights)}")
+
+
+def _method(weights: BaseWeights) -> str:
+    method = weights.quantization.quant_method
+    return f"quant_method {method!r}" if method else "and no config.json names their format"
+
+
+def _recognised(weights: BaseWeights, parameter: str, expert: int | None) -> tuple[_Tensors, str] | None:
+    module, _, leaf = parameter.rpartition(".")
+    for form in FORMS:
+        held = weights.find(form.codes.format(weight=parameter, module=module))
+        if held is None or held.info.dtype not in form.dtypes:
+            continue
+        stem = held.name.removesuffix(_tail(form.codes))
+        own = stem if form.codes.startswith("{weight}") else f"{stem}.{leaf}"
+        tensors = _Tensors(weights, own, form, expert)
+        if all(tensors.find(name) is not None for name in form.needs):
+            return tensors, held.name
+    return None
+
+
+def _stacked(name: str, parts: Sequence[Codes]) -> Codes:
+    """One weight of several, one below the other.
+
+    Raises:
+        DamagedCodesError: they differ in more than their rows.
+    """
+    first, axis = parts[0], parts[0].axis
+    alike = {
+        (one.coding, one.columns, one.block, one.zeros is None, one.groups is None, one.packed.dtype) for one in parts
+    }
+    order = first.groups
+    same_order = order is None or all(np.array_equal(order, np.asarray(one.groups)) for one in parts)
+    if len(alike) > 1 or not same_order:
+        raise DamagedCodesError(f"{name}: in different codes")
+    packed, scales = (np.concatenate([getattr(one, of) for one in parts], axis) for of in ("packed", "scales"))
+    zeros = None if first.zeros is None else np.concatenate([one.zeros for one in parts], axis)
+    return replace(first, packed=packed, scales=scales, zeros=zeros)
+
+
+def _step(count: int, size: int, told: int | None = None) -> int:
+    """How many neighbours share a scale, of `size` with `count` scales.
+
+    Raises:
+        ValueError: no such number.
+    """
+    exact = size // count if count and size % count == 0 else None
+    tried = (size if count == 1 else None, told, _BLOCK, exact)
+    for step in tried:
+        if step and -(-size // step) == count:
+            return step
+    raise ValueError(f"{count} scales or zero points for {size} weights")
+
+
+def _grid(of_blocks: Array, shape: tuple[int, ...], told: Sequence[int] | None = None) -> tuple[Array, int]:
+    """Numbers of a tensor, rows, or blocks as numbers (m, g) of each row's groups, and the size of a group."""
+    m, n = shape
+    square = of_blocks.reshape(-1, 1) if of_blocks.ndim < 2 else of_blocks.reshape(len(of_blocks), -1)
+    high, wide = told or (None, None)
+    rows, block = _step(len(square), m, high), _step(square.shape[1], n, wide)
+    return np.repeat(square, rows, axis=0)[:m], block
+
+
+def _fp8(tensors: _Tensors) -> _Read:
+    codes = tensors.codes()
+    given = tensors.numbers("{weight}_scale_inv", "{weight}_scale", "{module}._weight_scale")
+    scales, block = _grid(given, codes.shape, tensors.weights.quantization.weight_block_size)
+    coding = codes.dtype.name
+    return _Read("FP8", Codes(codes.view(np.uint8), scales, coding, codes.shape[1], block))
+
+
+def _int8(tensors: _Tensors) -> _Read:
+    codes = tensors.codes()
+    scales, block = _grid(tensors.numbers("{weight}_scale", "{module}._weight_scale"), codes.shape)
+    patterns = ("{weight}_zero_point", "{module}._weight_zero_point")
+    zeros = None
+    if any(tensors.find(one) for one in patterns):
+        zeros, _ = _grid(tensors.numbers(*patterns), codes.shape)
+        if zeros.shape != scales.shape:
+            raise ValueError(f"zero points of shape {list(zeros.shape)} beside scales of {list(scales.shape)}")
+    return _Read("INT8", Codes(codes, scales, "int8", codes.shape[1], block, zeros=zeros))
+
+
+def _bnb8(tensors: _Tensors) -> _Read:
+    codes = tensors.codes()
+    scales, block = _grid(tensors.numbers("{module}.SCB"), codes.shape)
+    return _Read("INT8 (bitsandbytes)", Codes(codes, scales * _BNB8, "int8", codes.shape[1], block))
 
 
 class _State(msgspec.Struct):
-    """What bitsandbytes writes beside the codes."""
+    """What bitsandbytes writes beside codes of 4 bits."""
 
     quant_type: str
     blocksize: int
@@ -28,54 +346,150 @@ class _State(msgspec.Struct):
     nested_offset: float = 0.0
 
 
-class Coded(NamedTuple):
-    """A weight that is stored in codes."""
+def _bnb4(kind: str) -> Callable[[_Tensors], _Read]:
+    def read(tensors: _Tensors) -> _Read:
+        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), _State)
+        scales = tensors.read("{weight}.absmax")
+        if scales.dtype == np.uint8:
+            outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), told.nested_blocksize)[: scales.size]
+            scales = tensors.numbers("{weight}.nested_quant_map")[scales] * outer + np.float32(told.nested_offset)
+        m, n = told.shape
+        # Blocks run through the rows, and may cross their borders: shorter groups never do.
+        group = int(np.gcd(n, told.blocksize))
+        scales = np.repeat(scales, told.blocksize // group)[: m * n // group].astype(np.float32)
+        packed = tensors.read("{weight}").reshape(-1)
+        if n % 2 or 2 * len(packed) != m * n or len(scales) != m * n // group:
+            raise ValueError(f"{len(packed)} bytes and {len(scales)} groups for a weight of {told.shape}")
+        low_first = (packed >> 4 | packed << 4).reshape(m, -1)
+        values = tensors.numbers("{weight}.quant_map")
+        scales = np.ascontiguousarray(scales.reshape(m, -1).T)
+        codes = Codes(words_of(low_first), scales, "own values", n, group, values=values)
+        return _Read(kind.upper(), codes, _DTYPES[told.dtype])
 
-    values: Array
-    """As they give it back, a matrix in the dtype that it had before."""
-    dtype: str
-    """That dtype, by safetensors' name."""
-    form: str
-    """`nf4` or `fp4`."""
-    block: int
-    """Weights that share a scale."""
-    names: frozenset[str]
-    """The tensors that hold it."""
+    return read
 
 
-def state_of(weights: BaseWeights, found: BaseTensor) -> str | None:
-    """The suffix of the tensor that says how a tensor of codes is to be read; None if it holds none of these forms."""
-    beside = (f".quant_state.bitsandbytes__{form}" for form in _FORMS)
-    is_codes = found.info.dtype == "U8"
-    return next((suffix for suffix in beside if is_codes and f"{found.name}{suffix}" in weights.names), None)
+def _nibbles(packed: Array, scales: Array, group: int) -> Codes:
+    """Codes of FP4, two to a byte (m, n / 2), beside scales (m, n / group)."""
+    m, n = len(packed), 2 * packed.shape[1]
+    if scales.shape != (m, -(-n // group)):
+        raise ValueError(f"scales of shape {list(scales.shape)} for a weight of {[m, n]}")
+    return Codes(words_of(packed), np.ascontiguousarray(scales.T), "float4_e2m1fn", n, group)
 
 
-def coded(weights: BaseWeights, found: BaseTensor) -> Coded | None:
-    """The weight that a tensor of codes stands for; None if it holds no codes of these forms.
+def _nvfp4(tensors: _Tensors) -> _Read:
+    scales = tensors.numbers("{weight}_scale") / tensors.numbers("{weight}_global_scale").reshape(-1, 1)
+    return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+
+
+def _nvfp4_modelopt(tensors: _Tensors) -> _Read:
+    scales = tensors.numbers("{weight}_scale") * tensors.numbers("{weight}_scale_2").reshape(-1, 1)
+    return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+
+
+def _mxfp4(tensors: _Tensors) -> _Read:
+    codes = tensors.read(tensors.form.codes).view(np.uint8)
+    scales = tensors.numbers("{weight}_scale", "{weight}_scales", "{weight}_scale_inv")
+    return _Read("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, _MXFP4))
+
+
+def _unpacked(words: Array, bits: int, axis: int) -> Array:
+    """The numbers in words, the first in the lowest bits, along an axis; for zero points, which are few."""
+    shifts = np.arange(0, _WORD, bits, dtype=np.uint32)
+    apart = (np.moveaxis(words, axis, -1).astype(np.uint32)[..., None] >> shifts) & np.uint32(2**bits - 1)
+    return np.moveaxis(apart.reshape(*apart.shape[:-2], -1), -1, axis).astype(np.float32)
+
+
+def _bits(words: int, numbers: int) -> int:
+    """The bits of each of so many numbers in so many words.
 
     Raises:
-        AdapterError: a tensor beside the codes is missing or does not fit them.
+        ValueError: no such number.
+        UnreadCodesError: they cross the borders of words.
     """
-    if (suffix := state_of(weights, found)) is None:
+    bits: int | None = next((bits for bits in (*_BITS, *range(1, 9)) if -(-numbers * bits // _WORD) == words), None)
+    if bits is None:
+        raise ValueError(f"{numbers} codes in {words} words of {_WORD} bits")
+    if bits not in _BITS:
+        raise UnreadCodesError(f"stored in codes of {bits} bits, which are not read here")
+    return bits
+
+
+def _packed(tensors: _Tensors) -> _Read:
+    words, (m, n) = tensors.codes(), tensors.read("{weight}_shape").tolist()
+    if len(words) != m:
+        raise ValueError(f"codes of shape {list(words.shape)} for a weight of {[m, n]}")
+    bits = _bits(words.shape[1], n)
+    scales, block = _grid(tensors.numbers("{weight}_scale"), (m, n))
+    zeros, groups = None, None
+    if (held := tensors.find("{weight}_zero_point")) is not None:
+        zeros = tensors.read("{weight}_zero_point")
+        if held.info.dtype == "I32":
+            zeros = _unpacked(zeros, bits, 0)[:m] - 2.0 ** (bits - 1)
+        zeros, _ = _grid(zeros.astype(np.float32), (m, n))
+        zeros = np.ascontiguousarray(zeros.T)
+    if tensors.find("{weight}_g_idx") is not None:
+        groups = _order(tensors.read("{weight}_g_idx"), n, scales.shape[1])
+    packed = np.ascontiguousarray(words.view(np.uint32).T)
+    scales = np.ascontiguousarray(scales.T)
+    return _Read(f"INT{bits}", Codes(packed, scales, f"offset{bits}", n, block, zeros=zeros, groups=groups))
+
+
+def _order(groups: Array, n: int, count: int) -> Array | None:
+    """The group of each column; None if neighbours share theirs, or if the file says none (-1)."""
+    if groups.shape != (n,):
+        raise ValueError(f"g_idx of shape {list(groups.shape)} for {n} columns")
+    if (groups < 0).all() or np.array_equal(groups, np.arange(n) // -(-n // count)):
         return None
-    try:
-        told = decode_json(_read(weights, found, suffix).tobytes(), _State)
-        scales = _read(weights, found, ".absmax")
-        if scales.dtype == np.uint8:
-            outer = np.repeat(_read(weights, found, ".nested_absmax"), told.nested_blocksize)[: scales.size]
-            scales = _read(weights, found, ".nested_quant_map")[scales] * outer + told.nested_offset
-        levels = _read(weights, found, ".quant_map")
-        flat = decoded(found.file.read(found.name).reshape(-1), scales.astype(np.float32), levels, told.blocksize)
-        dtype = _HALVES[told.dtype]
-        values = np.asarray(flat).reshape(told.shape).astype(DTYPES[dtype])
-    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise AdapterError(f"{found.name}: what is stored beside its codes does not fit them: {error}") from error
-    names = {name for name in weights.names if name == found.name or name.startswith(f"{found.name}.")}
-    return Coded(values, dtype, told.quant_type, told.blocksize, frozenset(names))
+    if not 0 <= groups.min() <= groups.max() < count:
+        raise ValueError(f"g_idx names group {int(groups.max())} of {count}")
+    return groups.astype(np.int32)
 
 
-def _read(weights: BaseWeights, found: BaseTensor, suffix: str) -> Array:
-    held = weights.find(f"{found.name}{suffix}")
-    if held is None or held.info.dtype not in DTYPES:
-        raise AdapterError(f"{found.name}: {suffix.removeprefix('.')} is not beside its codes")
-    return held.file.read(held.name)
+def _gptq(tensors: _Tensors) -> _Read:
+    words, zeros = tensors.codes(), tensors.read("{module}.qzeros")
+    scales = tensors.numbers("{module}.scales")
+    count, m = scales.shape
+    bits = _bits(zeros.shape[1], m)
+    is_awq = words.shape[1] == zeros.shape[1] != m
+    n = len(words) if is_awq else len(words) * _WORD // bits
+    if len(zeros) != count or (not is_awq and words.shape[1] != m) or (is_awq and (bits != 4 or n % 8)):
+        raise ValueError(f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}")
+    found = _unpacked(zeros.view(np.uint32), bits, 1)
+    if is_awq:
+        found = found.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
+        packed, groups = np.asarray(from_awq(words.view(np.uint32))), None
+    else:
+        # The first version of the format, and programs that write it, store zero points less one.
+        found = found[:, :m] + float(tensors.weights.quantization.checkpoint_format != "gptq_v2")
+        packed = words.view(np.uint32)
+        groups = _order(tensors.read("{module}.g_idx"), n, count) if tensors.find("{module}.g_idx") else None
+    called = f"{'AWQ' if is_awq else 'GPTQ'} int{bits}"
+    return _Read(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=found, groups=groups))
+
+
+_U8, _I8, _I32 = frozenset({"U8"}), frozenset({"I8"}), frozenset({"I32"})
+_F8: Final = frozenset({"F8_E4M3", "F8_E5M2"})
+_COMPRESSED: Final = "compressed-tensors 0.20, compressors/"
+
+# fmt: off
+FORMS: Final = (
+    *(Form("{weight}", _U8, (f"{{weight}}.quant_state.bitsandbytes__{kind}",), _bnb4(kind),
+           "bitsandbytes 0.50, functional.py") for kind in ("nf4", "fp4")),
+    Form("{weight}", _I8, ("{module}.SCB",), _bnb8, "bitsandbytes 0.50, int8_vectorwise_dequant"),
+    Form("{weight}", _F8, ("{weight}_scale_inv",), _fp8, "transformers 5.24, finegrained_fp8.py"),
+    Form("{weight}", _I8, ("{weight}_scale_inv",), _mxfp4, "transformers 5.24, finegrained_fp8.py"),
+    Form("{weight}", _F8, ("{weight}_scale",), _fp8, f"{_COMPRESSED}naive_quantized"),
+    Form("{weight}", _I8, ("{weight}_scale",), _int8, f"{_COMPRESSED}naive_quantized"),
+    Form("{weight}_packed", _U8, ("{weight}_scale", "{weight}_global_scale"), _nvfp4, f"{_COMPRESSED}nvfp4"),
+    Form("{weight}_packed", _U8, ("{weight}_scale",), _mxfp4, f"{_COMPRESSED}mxfp4"),
+    Form("{weight}_packed", _I32, ("{weight}_scale", "{weight}_shape"), _packed, f"{_COMPRESSED}pack_quantized"),
+    Form("{weight}", _U8, ("{weight}_scale", "{weight}_scale_2"), _nvfp4_modelopt, "ModelOpt 0.47, nvfp4_tensor.py"),
+    Form("{weight}_blocks", _U8, ("{weight}_scales",), _mxfp4, "transformers 5.24, mxfp4.py", turned=True),
+    Form("{module}.qweight", _I32, ("{module}.qzeros", "{module}.scales"), _gptq,
+         "AutoGPTQ 0.7.1, qlinear_cuda.py; AutoAWQ 0.2.9, packing_utils.py"),
+    Form("{module}._weight_qdata", _F8, ("{module}._weight_scale",), _fp8, "torchao 0.18, Float8Tensor"),
+    Form("{module}._weight_qdata", _I8, ("{module}._weight_scale",), _int8, "torchao 0.18, Int8Tensor"),
+)
+# fmt: on
+"""Known formats, the more particular first."""

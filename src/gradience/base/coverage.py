@@ -16,7 +16,15 @@ import msgspec
 
 from gradience.adapters import module_type
 from gradience.base.peft_emulation.layout import Layout, Site, site_layer
-from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, lora_sizes, resolve, saved_names
+from gradience.base.peft_emulation.targets import (
+    Hits,
+    NotFollowedError,
+    Wanted,
+    lora_sizes,
+    narrow_sites,
+    resolve,
+    saved_names,
+)
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 from gradience.schema.document import Coverage, Refused
@@ -141,6 +149,8 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
         optimizer_bytes=None if used is None else used.optimizer,
         optimizer_assumption="" if used is None else used.assumption,
         unmatched_targets=hits.unmatched[:_MOST_NAMES],
+        unmatched_saves=[name for name in lora.modules_to_save or () if not _holders((name,), layout)][:_MOST_NAMES],
+        narrow=narrow_sites(lora, hits, layout),
         unmatched_excludes=hits.unmatched_excludes[:_MOST_NAMES],
         refused=[Refused(name=name, reason=reason) for name, reason in hits.refused[:_MOST_NAMES]],
         vocabulary=layout.sites[layout.embedding].shape[0] if layout.embedding else None,
@@ -221,8 +231,12 @@ def _saved(wanted: Wanted, layout: Layout) -> set[str]:
     endings = saved_names(wanted)
     if not endings:
         return set()
-    holders = {name for name in (*layout.sites, *layout.containers) if name.endswith(endings)}
+    holders = _holders(endings, layout)
     return {name for name in layout.sites if any(path in holders for path in _upwards(name))}
+
+
+def _holders(endings: tuple[str, ...], layout: Layout) -> set[str]:
+    return {name for name in (*layout.sites, *layout.containers) if name.endswith(endings)}
 
 
 def _upwards(name: str) -> Sequence[str]:

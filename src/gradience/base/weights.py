@@ -13,15 +13,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, KeysView, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
+from gradience.adapters.formats import distributed_advice
 from gradience.adapters.layout import DenseUpdate, Module
 from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
@@ -53,7 +54,7 @@ _SINGLY: Final = {
 """The matrices of one expert in files, from top to bottom, by the stack that transformers 5 makes of them on loading
 (conversion_mapping.py)."""
 
-_READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
+READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes, by safetensors' name, that hold a weight's values and not quantised codes."""
 
 
@@ -144,6 +145,7 @@ def find_shards(path: Path) -> list[Path]:
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     pickled = any(folder.glob("*.bin"))
     advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
+    advice = distributed_advice(folder) or advice
     raise AdapterError(f"no base weights in {folder} (it holds {held})", advice=advice)
 
 
@@ -241,6 +243,27 @@ def _etag(file: Path) -> str:
     return f"etag:{target.name}" if is_blob else ""
 
 
+class Quantization(msgspec.Struct, frozen=True):
+    """The part of a config.json's quantization_config that is read here."""
+
+    quant_method: str = ""
+    checkpoint_format: str = ""
+    """`gptq_v2` if GPTQ's zero points are stored as they are."""
+    weight_block_size: list[int] | None = None
+
+
+class _Config(msgspec.Struct):
+    quantization_config: Quantization | None = None
+
+
+def names_of_expert(stack: str, expert: int) -> Iterator[list[str]]:
+    """The names that the matrices of one expert may have in files that hold experts singly, from top to bottom."""
+    parent, _, leaf = stack.rpartition(".")
+    for names in _SINGLY.get(leaf, ()):
+        for place in (parent, parent.replace(".mlp.experts", ".block_sparse_moe.experts")):
+            yield [f"{place}.{expert}.{name}.weight" for name in names]
+
+
 class BaseTensor(NamedTuple):
     """One tensor of the base: its name in the base, its header entry, and its file."""
 
@@ -286,13 +309,24 @@ class BaseWeights:
 
         transformers 5 stacks experts on loading and takes them apart on saving, so the stack is in no file.
         """
-        parent, _, leaf = stack.rpartition(".")
-        for names in _SINGLY.get(leaf, ()):
-            for place in (parent, parent.replace(".mlp.experts", ".block_sparse_moe.experts")):
-                found = [self.find(f"{place}.{expert}.{name}.weight") for name in names]
-                if None not in found:
-                    return [one for one in found if one is not None]
+        for names in names_of_expert(stack, expert):
+            found = [self.find(name) for name in names]
+            if None not in found:
+                return [one for one in found if one is not None]
         return []
+
+    def named_under(self, module: str) -> list[BaseTensor]:
+        """The tensors whose names begin with a module's."""
+        return [BaseTensor(name, file.tensors[name], file) for name, file in self._held.items() if f"{module}." in name]
+
+    @cached_property
+    def quantization(self) -> Quantization:
+        """What config.json says of codes; of a folder without one, nothing."""
+        try:
+            raw = read_small(self.files[0].path.parent / "config.json", most=_LARGEST, what="a base's config.json")
+            return decode_json(raw, _Config).quantization_config or Quantization()
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, AdapterError):
+            return Quantization()
 
     def read(self, found: BaseTensor, expert: int | None = None, memory: Memory | None = None) -> Array:
         """The weight as a matrix in its stored dtype. A convolution is flattened after its first axis.
@@ -340,7 +374,7 @@ class BaseWeights:
 
 
 def _quantised(found: BaseTensor) -> str | None:
-    if found.info.dtype in _READABLE:
+    if found.info.dtype in READABLE:
         return None
     return f"stored as {found.info.dtype}: a quantised base weight is not comparable"
 

@@ -12,6 +12,7 @@ scripts/sft.py), Axolotl (docs/dataset-formats), LLaMA-Factory (hparams/data_arg
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -144,7 +145,7 @@ def _read_native(fields: Fields, draft: Draft) -> list[str]:
 
 
 def note_adapter(fields: Fields, draft: Draft) -> None:
-    """Add to the extras: null targets, variants in use, a trained lora bias, and the base model's class."""
+    """Add to the extras: null targets, variants in use, a trained lora bias, the base model's class and type."""
     if fields.is_null("target_modules"):
         draft.set("lora", "target_modules_null", value=True, extra=True)
     variants = [key for key in _VARIANTS if fields.take([key], bool)]
@@ -152,16 +153,18 @@ def note_adapter(fields: Fields, draft: Draft) -> None:
         draft.set("lora", "variants", variants, extra=True)
     if fields.take(["lora_bias"], maybe):  # a word is a file's own name for the mode of the biases
         draft.set("lora", "lora_bias", value=True, extra=True)
-    found = fields.take(["auto_mapping"], _base_class)
-    if found:
-        draft.set("lora", "base_model_class", found, extra=True)
+    for name, found in (fields.take(["auto_mapping"], _base_class) or {}).items():
+        draft.set("lora", name, found, extra=True)
 
 
-def _base_class(value: Json) -> str:
+def _base_class(value: Json) -> dict[str, str]:
+    """The class of the base, and its model type by the folder of transformers that the class is in."""
     if not isinstance(value, dict):
         raise Malformed("a mapping")
-    name = value.get("base_model_class")
-    return "" if name is None else text(name)
+    name, library = value.get("base_model_class"), value.get("parent_library")
+    kind = re.match(r"transformers\.models\.(\w+)\.", library) if isinstance(library, str) else None
+    found = {"base_model_class": "" if name is None else text(name), "base_model_type": kind[1] if kind else ""}
+    return {key: value for key, value in found.items() if value}
 
 
 def _missing(folder: Path) -> str:

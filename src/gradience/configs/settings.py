@@ -29,6 +29,7 @@ from gradience.configs.values import (
     name_list,
     names,
     pattern,
+    place,
     profile,
     real,
     reals,
@@ -70,6 +71,8 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     masked_keys: tuple[str, ...] = ()
     output_dir: str | None = None
     """The folder that the run will write to. It is the user's own path, so it is read and never reported."""
+    base: str | None = None
+    """The base model as the source names it: a folder, or a name on the hub. Read, and never reported, likewise."""
     log: str = ""
     """The log that settings were read from, in a few words; empty if none was read."""
 
@@ -91,7 +94,13 @@ def layer_of(
         secret_keys=tuple(key for level in held for key in level.secrets()),
         masked_keys=tuple(key for level in held for key in level.masked()),
         output_dir=output_dir,
+        base=next((found for level in held if (found := _base_of(level))), None),
     )
+
+
+def _base_of(fields: Fields) -> str | None:
+    names = next(item.names(fields) for item in RUN if item.field == "model_name")
+    return next((found for name in names if (found := fields.take([name], place)) is not None), None)
 
 
 def stack(layers: Iterable[Layer]) -> Layer:
@@ -105,6 +114,7 @@ def stack(layers: Iterable[Layer]) -> Layer:
             secret_keys=whole.secret_keys + layer.secret_keys,
             masked_keys=whole.masked_keys + layer.masked_keys,
             output_dir=layer.output_dir or whole.output_dir,
+            base=layer.base or whole.base,
             log=layer.log or whole.log,
         )
     return whole
@@ -126,6 +136,14 @@ def _joined(name: str, lower: object, upper: object) -> object:
     if name == "extras" and isinstance(upper, dict) and isinstance(lower, dict):
         return {**lower, **upper}
     return upper
+
+
+def stated_fields(config: ConfigSnapshot) -> frozenset[str]:
+    """The names of the settings of all levels that a configuration sets."""
+    levels = (config, config.optimizer, config.lora, config.training)
+    fields = [(level, field) for level in levels for field in msgspec.structs.fields(level)]
+    named = (field.name for level, field in fields if getattr(level, field.name) != _default_of(field))
+    return frozenset(named).union(*(level.extras for level in levels))
 
 
 def _default_of(field: msgspec.structs.FieldInfo) -> object:
@@ -368,10 +386,11 @@ def nearest_known(key: str) -> str | None:
     names = sorted(name for name in frozenset().union(*_lists().values()) if name[:1] == last[:1])
     others = [name for name in names if _DIGITS.sub("", name) != _DIGITS.sub("", last)]  # load_in_4bit, load_in_8bit
     alike = get_close_matches(last, others, n=_CANDIDATES, cutoff=ALIKE)
-    return next((name for name in alike if _is_slip(last, name)), None)
+    return next((name for name in alike if is_slip(last, name)), None)
 
 
-def _is_slip(written: str, meant: str) -> bool:
+def is_slip(written: str, meant: str) -> bool:
+    """Whether a name is another but for one letter too many, too few, wrong or swapped, or a separator left out."""
     ours, theirs = written.split("_"), meant.split("_")
     if len(ours) != len(theirs):
         return written.replace("_", "") == meant.replace("_", "")

@@ -13,7 +13,7 @@ import msgspec
 
 from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
 from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, some_of, stack
-from gradience.configs.values import Fields, flag, real, whole
+from gradience.configs.values import Fields, flag, place, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
@@ -116,11 +116,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
 
 def output_dir(fields: Fields) -> str | None:
     """The run's output folder, which is read and never reported."""
-    return fields.take(["output_dir"], _place)
-
-
-def _place(value: Json) -> str | None:
-    return value if isinstance(value, str) and value and "\0" not in value else None
+    return fields.take(["output_dir"], place)
 
 
 def note_training(fields: Fields, draft: Draft) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar, get_args
+from typing import Final, TypeVar, get_args
 
 from gradience.errors import ConfigError, few
 from gradience.schema import Json, NonFinite, TaskProfile, real as on_the_wire
@@ -130,16 +130,45 @@ def as_text(value: Json) -> str:
     return str(value).lower() if isinstance(value, bool) else text(value)
 
 
+_CACHED: Final = re.compile("(?:models|datasets)--(?=[^-])")
+_FRAMEWORKS: Final = frozenset({"transformers", "pytorch", "keras", "jax", "other"})
+_OF_KAGGLE: Final = 3  # of .../model/framework/variation/version
+_ALIKE: Final = 4  # letters of a model's name with which a variation's name begins too
+
+
 def short_name(value: Json) -> str:
     r"""Return a hub id as it is, and only the last part of a path: a log must not reveal local paths.
 
+    A folder of the hub's cache, or of Kaggle's models, is named by the model.
+
     >>> short_name("org/model"), short_name("/home/me/model/"), short_name("C:\\models\\m")
     ('org/model', 'model', 'm')
+    >>> short_name("/c/models--org--m/snapshots/0a1"), short_name("/kaggle/input/gemma-2/transformers/gemma-2-2b/1")
+    ('org/m', 'gemma-2-2b')
+    >>> short_name("/kaggle/input/qwen2.5/transformers/0.5b-instruct/1"), short_name("/kaggle/x/m-8b/pyTorch/default/2")
+    ('qwen2.5-0.5b-instruct', 'm-8b')
     """
     found = hide_secrets(text(value))  # before the path is cut: the end of a webhook's address is its secret
     parts = [part for part in re.split(r"[/\\]", found) if part]
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) is not None
-    return found if is_hub_id or not parts else parts[-1]
+    return found if is_hub_id or not parts else _name_in(parts)
+
+
+def _name_in(parts: list[str]) -> str:
+    cached = next((part for part in parts if _CACHED.match(part)), None)
+    if cached is not None:
+        return _CACHED.sub("", cached).replace("--", "/", 1)
+    *before, last = parts
+    if len(before) < _OF_KAGGLE or before[-2].lower() not in _FRAMEWORKS or not last.isdigit():
+        return last
+    model, variation = before[-3], before[-1]
+    begins_alike = variation.lower().startswith(model.lower()[:_ALIKE])
+    return model if variation == "default" else variation if begins_alike else f"{model}-{variation}"
+
+
+def place(value: Json) -> str | None:
+    """Return a path, or None for anything else: it is opened, never reported."""
+    return value if isinstance(value, str) and value and "\0" not in value else None
 
 
 def short_names(value: Json) -> str:

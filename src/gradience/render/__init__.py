@@ -216,14 +216,6 @@ def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str
     yield from shortened(infos, INFOS)
 
 
-def note_line(findings: Iterable[Finding]) -> str | None:
-    """The line that stands for the findings of severity info, which change nothing of what to do next; or None."""
-    ids = list(dict.fromkeys(finding.id for finding in findings if finding.severity == "info"))
-    if not ids:
-        return None
-    return f"{sentence(counted(len(ids), 'note'))}, which --verbose shows: {' '.join(ids)}"
-
-
 def action_lines(finding: Finding, *, verbose: bool) -> Iterator[str]:
     """The line with the action of a finding, if it has one; `verbose` adds its evidence."""
     if finding.action:

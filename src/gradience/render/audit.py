@@ -171,6 +171,8 @@ def _against_base(report: AuditReport) -> Iterator[str]:
     if base.compared:
         yield from _sizes(report.modules, base)
         yield from _intruders(report.modules, base)
+    unread = Counter(item.reason for item in base.not_compared if item.cause == "unread_codes")
+    yield from (f"  Not compared: {n} modules, {clean(reason)}" for reason, n in unread.items())
     yield f"  Method: {clean(base.method)}"
     yield from (f"  Note: {clean(note)}." for note in base.notes)
     yield ""
@@ -193,6 +195,19 @@ def _sizes(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
         yield (
             f"  Merged in {base.survival_dtype}: {percent(base.survival_changed_median)} of entries change, cosine"
             f" with the update {number(base.survival_cosine_median, '.3f')} (medians){risk}"
+        )
+    if base.codes:
+        yield from _in_codes(base)
+
+
+def _in_codes(base: BaseReport) -> Iterator[str]:
+    """The formats of the base's codes, and what a merge back into them leaves of the update."""
+    of = ", ".join(f"{clean(form)} ({n})" for form, n in base.codes.items())
+    yield f"  Codes of the base: {of}; compared with the weights that they stand for"
+    if base.in_codes_changed_median is not None:
+        yield (
+            f"  Merged back into these codes: {percent(base.in_codes_changed_median)} of them change, cosine with the"
+            f" update {number(base.in_codes_cosine_median, '.3f')} (medians, scales kept)"
         )
 
 

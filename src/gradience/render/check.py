@@ -23,7 +23,6 @@ from gradience.render import (
     finding_lines,
     labelled,
     listed,
-    note_line,
     number,
     percent,
     shortened,
@@ -35,7 +34,7 @@ from gradience.render.monitor import mark_lines, probe_lines
 from gradience.render.plots import histogram_lines
 from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
-from gradience.schema.document import SEVERITIES, Coverage
+from gradience.schema.document import SEVERITIES, Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport, DataReport
 
@@ -158,9 +157,8 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
     if report.findings:
         counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
         yield f"Findings ({', '.join(counted(n, severity) for severity, n in counts if n)}):"
-        yield from finding_lines([f for f in report.findings if verbose or f.severity != "info"], verbose=verbose)
-        if not verbose and (notes := note_line(report.findings)):
-            yield f"  {notes}"
+        surest = sorted(report.findings, key=lambda item: -(item.confidence or 0))
+        yield from finding_lines(by_severity(surest), verbose=verbose)
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
@@ -175,13 +173,18 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
     if report.not_run:
         yield from skipped_lines(report.not_run, verbose=verbose)
         yield ""
-    yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
+    if report.findings:
+        yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
 
 def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
-    """The configuration as understood: labels and values."""
+    """The configuration as understood: labels and values; what is not given has no row."""
+    return ((label, value) for label, value in _config_rows(report) if value)
+
+
+def _config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
     config, derived = report.config, report.derived
-    yield "Model", _text(config.model_name)
+    yield "Model", _text(config.model_name) if config.model_name else ""
     if config.dataset_name:
         yield "Dataset", _text(config.dataset_name)
     if task := _task(config):
@@ -216,8 +219,8 @@ def _adapter(config: ConfigSnapshot, scaling: Real | None) -> str:
     if lora.peft_type not in {None, "LORA"}:
         return f"{_text(kind)}: recognised; the rules about LoRA do not apply"
     flags = [name for name, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on]
-    parts = [f"r={_g(lora.r)}", f"alpha={_g(lora.alpha)}", f"scaling={_g(scaling)}"]
-    parts += [f"dropout={_g(lora.dropout)}"] if lora.dropout is not None else []
+    numbers = {"r": lora.r, "alpha": lora.alpha, "scaling": scaling, "dropout": lora.dropout}
+    parts = [f"{name}={_g(value)}" for name, value in numbers.items() if value is not None]
     parts += [f"bias={_text(lora.bias)}"] if lora.bias not in {None, "none"} else []
     parts += [f"init={_text(lora.init)}"] if lora.init not in {None, "true"} else []
     origin = " (MLX-LM: alpha = scale x rank)" if config.extras.get("format") == "mlx-lm" else ""
@@ -227,18 +230,18 @@ def _adapter(config: ConfigSnapshot, scaling: Real | None) -> str:
 def _targets(lora: LoraSnapshot) -> str:
     if lora.target_modules is None:
         null = lora.extras.get("target_modules_null")
-        return "PEFT's default (target_modules is null)" if null else "not given"
+        return "PEFT's default (target_modules is null)" if null else ""
     if isinstance(lora.target_modules, str):
         return _text(lora.target_modules)
-    return listed([_text(name) for name in lora.target_modules], _NAMES)
+    names = sorted(set(lora.target_modules))  # PEFT saves a set, in no order
+    return listed([_text(name) for name in names], _NAMES)
 
 
 def _optimizer(config: ConfigSnapshot) -> str:
     optimizer, training = config.optimizer, config.training
-    if optimizer.name is None and optimizer.lr is None:
-        return "not given"
     logged = " (the largest logged; the configured rate may be higher)" if "lr_from" in optimizer.extras else ""
-    parts = [_text(optimizer.name), f"lr={_g(optimizer.lr)}{logged}"]
+    parts = [_text(optimizer.name)] if optimizer.name else []
+    parts += [f"lr={_g(optimizer.lr)}{logged}"] if optimizer.lr is not None else []
     if training.lr_scheduler:
         parts.append(_text(training.lr_scheduler))
     if optimizer.weight_decay is not None:
@@ -267,7 +270,7 @@ def _length(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
         parts.append(f"{_g(training.epochs)} epochs")
     if (share := as_float(derived.get("warmup_share") or 0)) > 0:
         parts.append(f"warmup {share:.1%}" if share >= _LEAST_SHARE else f"warmup under {_LEAST_SHARE:.1%}")
-    return ", ".join(parts) or "not given"
+    return ", ".join(parts)
 
 
 def _early_step(config: ConfigSnapshot, value: Real) -> str:

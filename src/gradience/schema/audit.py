@@ -79,6 +79,14 @@ class MergeSurvival(msgspec.Struct, kw_only=True, frozen=True):
     gain: Annotated[float, about("Norm of the realised over that of the intended change; null if that is zero.")] | None
 
 
+class CodesSurvival(msgspec.Struct, kw_only=True, frozen=True):
+    """The part of an update that is left if W + dW is rounded to the codes of W, with their scales and zero points."""
+
+    changed: Annotated[Fraction, about("Share of the codes that the merge changes.")]
+    cosine: Annotated[float, about("Cosine between the realised and the intended change; null if that is zero.")] | None
+    gain: Annotated[float, about("Norm of the realised over that of the intended change; null if that is zero.")] | None
+
+
 class Intruders(msgspec.Struct, kw_only=True, frozen=True):
     """Intruder dimensions: leading left singular vectors of W + dW that resemble none of W's (arXiv 2410.21228)."""
 
@@ -98,7 +106,8 @@ class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     """One module's update compared with its weight W; the true update W' - W for DoRA, PiSSA and their like."""
 
     weight: Annotated[str, about("Name of the weight's tensor in the base.")]
-    dtype: Annotated[str, about("Dtype of W as stored, such as `BF16`.")]
+    dtype: Annotated[str, about("Dtype of W as stored, such as `BF16`; of codes, the one they are computed in.")]
+    codes: Annotated[str, about("Format of W's codes, such as `FP8` or `GPTQ int4`.")] | None = None
     update: Annotated[Literal["factors", "dense"], about("dW = s B A, or the true W' - W computed from W.")]
     spectral_norm: Annotated[Real, about("Spectral norm of W, its largest singular value.")]
     frobenius_norm: Annotated[Real, about("Frobenius norm of W.")]
@@ -107,14 +116,22 @@ class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     converged: Annotated[bool, about("Whether both spectral norms reached their tolerance.")] = True
     held: Annotated[float, about("<W, dW> / norm(dW)^2: how often W holds dW already; of plain LoRA.")] | None = None
     survival: MergeSurvival | None = None
+    in_codes: CodesSurvival | None = None
     intruders: Intruders | None = None
 
 
-class NotCompared(msgspec.Struct, kw_only=True, frozen=True):
+class NotCompared(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """A module that was not compared with the base, and why."""
 
     name: str
     reason: str
+    cause: (
+        Annotated[
+            Literal["unread_codes", "damaged_codes"],
+            about("Of weights in codes: their format is not read here, or what is beside them does not fit them."),
+        ]
+        | None
+    ) = None
 
 
 class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -142,6 +159,9 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     survival_cosine_median: Annotated[float, about("Median of the modules' survival.cosine.")] | None = None
     survival_changed_median: Annotated[Fraction, about("Median of the modules' survival.changed.")] | None = None
     survival_at_risk: Annotated[NonNegativeInt, about("Modules that a 16-bit merge would largely lose.")] = 0
+    codes: Annotated[dict[str, int], about("Modules whose weight is in codes, by format.")] = {}
+    in_codes_changed_median: Annotated[Fraction, about("Median of the modules' in_codes.changed.")] | None = None
+    in_codes_cosine_median: Annotated[float, about("Median of the modules' in_codes.cosine.")] | None = None
     intruder_total: Annotated[NonNegativeInt, about("Intruders of all modules; null if not counted.")] | None = None
     intruder_modules: Annotated[NonNegativeInt, about("Modules with an intruder; null if not counted.")] | None = None
     method: Annotated[str, about("How norms and intruders were computed.")] = ""

@@ -365,6 +365,10 @@ class Coverage(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ) = None
     optimizer_assumption: Annotated[str, about("What optimizer_bytes assumes.")] = ""
     unmatched_targets: Annotated[list[str], about("Names in target_modules that match nothing.")] = []
+    unmatched_saves: Annotated[list[str], about("Names in modules_to_save that end no module's name.")] = []
+    narrow: Annotated[
+        dict[str, NonNegativeInt], about("Adapted modules with fewer inputs or outputs than their rank, by name.")
+    ] = {}
     unmatched_excludes: Annotated[list[str], about("Names in exclude_modules that match nothing.")] = []
     refused: list[Refused] = []
     vocabulary: Annotated[NonNegativeInt, about("Rows of the input embedding; null if unknown.")] | None = None

@@ -230,7 +230,7 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     ] = None
     residual: Annotated[Real | None, about("norm(M - W - c dW) / norm(dW), Frobenius.")] = None
     codes: Annotated[
-        str | None, about("Form of the codes in which base or merged model hold the weight, such as `nf4`; else null.")
+        str | None, about("Form of the codes in which base or merged model hold the weight, such as `NF4`; else null.")
     ] = None
     lost: Annotated[
         Real | None, about("With codes: norm(M - W - dW) / norm(dW), W and M as their codes give them back.")

@@ -36,10 +36,11 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
+from gradience.spectral.codes import Codes, moved
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, looks, ritz_of, room_for
-from gradience.spectral.stored import put, rounded, widened
+from gradience.spectral.stored import put, rounded, tile
 
 _PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
 
@@ -59,7 +60,7 @@ _ROUNDING: Final = 1e-4  # of an overlap: float32 vectors are of unit length, an
 class Updated(NamedTuple):
     """W as stored, and its update dW: scale * left @ right, or `dense` if it is given."""
 
-    w: Matrix
+    w: Matrix | Codes
     left: Matrix
     right: Matrix
     dense: Matrix | None = None
@@ -78,6 +79,8 @@ class MergeSums(NamedTuple):
     intended: float
     weight: float
     along: float
+    in_codes: MergeSums | None = None
+    """Those of a merge into the codes that W is stored in, with their scales and zero points as they are."""
 
     @property
     def cosine(self) -> float | None:
@@ -101,13 +104,19 @@ def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) 
     else:
         sums = sums_of_low(w, update.left, update.right, np.float32(scale), target=target, delta_dtype=delta_dtype)
     with np.errstate(invalid="ignore"):  # products of huge numbers are infinite in float32, of either sign
-        changed, *rest = np.asarray(sums).sum(axis=1, dtype=np.float64)
-    return MergeSums(update.w.size, int(changed), *(float(x) for x in rest))
+        totals = [float(x) for x in np.asarray(sums).sum(axis=1, dtype=np.float64)]
+    found = _merge_sums(update.w.size, totals[:6])
+    return found._replace(in_codes=_merge_sums(found.entries, totals[6:] + totals[3:6])) if totals[6:] else found
+
+
+def _merge_sums(entries: int, totals: Sequence[float]) -> MergeSums:
+    changed, inner, realised, intended, weight, along = totals
+    return MergeSums(entries, int(changed), inner, realised, intended, weight, along)
 
 
 @partial(jax.jit, static_argnames=("target", "delta_dtype"))
-def sums_of_low(w: Array, left: Array, right: Array, scale: Array, *, target: str, delta_dtype: str) -> Array:
-    """Return the sums of each row of W, as it is `put`, changed by scale * left @ right: (6, m)."""
+def sums_of_low(w: Array | Codes, left: Array, right: Array, scale: Array, *, target: str, delta_dtype: str) -> Array:
+    """Return the sums of each row of W, as it is `put`, changed by scale * left @ right: (6, m), in codes (9, m)."""
     wide = right.astype(jnp.float32)
 
     def delta(rows: Callable[[Array], Array]) -> Array:
@@ -118,33 +127,41 @@ def sums_of_low(w: Array, left: Array, right: Array, scale: Array, *, target: st
 
 
 @partial(jax.jit, static_argnames="target")
-def sums_of_dense(w: Array, delta: Array, *, target: str) -> Array:
-    """Return the sums of each row of W, as it is `put`, changed by delta (m, n): (6, m)."""
+def sums_of_dense(w: Array | Codes, delta: Array, *, target: str) -> Array:
+    """Return the sums of each row of W, as it is `put`, changed by delta (m, n): (6, m), in codes (9, m)."""
     return _by_rows(w, lambda rows: rows(delta).astype(jnp.float32), target)
 
 
-def _by_rows(w: Array, delta: Callable[[Callable[[Array], Array]], Array], target: str) -> Array:
-    """Return the sums over each row, (6, m). `delta` returns the update's rows, given a function that selects rows."""
+def _by_rows(w: Array | Codes, delta: Callable[[Callable[[Array], Array]], Array], target: str) -> Array:
+    """Return the sums over each row. `delta` returns the update's rows, given a function that selects rows."""
     m, n = w.shape
     size = min(max(1, _PART // n), m)
 
     def part(i: Array, sums: Array) -> Array:
         first = i * size  # slices of XLA keep within their array: the last part overlaps the one before, or is it
         rows = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=size)
-        return lax.dynamic_update_slice(sums, _sums(rows(w), delta(rows), target), (0, first))
+        weight, change = tile(w, first, size), delta(rows)
+        products = _products(weight, change, target)
+        if isinstance(w, Codes):
+            products += _realised(moved(w.rows(first, size), change), change)
+        found = jnp.stack([jnp.sum(x, axis=1) for x in products])
+        return lax.dynamic_update_slice(sums, found, (0, first))
 
-    made: Array = lax.fori_loop(0, -(-m // size), part, jnp.zeros((6, m), jnp.float32))
+    sums = jnp.zeros((9 if isinstance(w, Codes) else 6, m), jnp.float32)
+    made: Array = lax.fori_loop(0, -(-m // size), part, sums)
     return made
 
 
-def _sums(w: Array, delta: Array, target: str) -> Array:
-    """Return sums over each row, in float32; the caller adds rows up in float64."""
-    weight = widened(w)
+def _products(weight: Array, delta: Array, target: str) -> tuple[Array, ...]:
+    """Return what is summed over each row, in float32; the caller adds rows up in float64."""
     before = rounded(weight, target)
-    realised = rounded(before + delta, target) - before
-    changed = (realised != 0.0).astype(jnp.float32)
-    products = (changed, realised * delta, realised * realised, delta * delta, weight * weight, weight * delta)
-    return jnp.stack([jnp.sum(x, axis=1) for x in products])
+    realised = _realised(rounded(before + delta, target) - before, delta)
+    return (*realised, delta * delta, weight * weight, weight * delta)
+
+
+def _realised(change: Array, delta: Array) -> tuple[Array, ...]:
+    """Return what is summed of the change that a merge makes: whether there is one, its part along dW, its square."""
+    return (change != 0.0).astype(jnp.float32), change * delta, change * change
 
 
 class Atoms(NamedTuple):

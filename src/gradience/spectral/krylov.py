@@ -29,9 +29,10 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
+from gradience.spectral.codes import Codes, whole
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Matrix
-from gradience.spectral.stored import put, widened
+from gradience.spectral.stored import put, tile
 
 _ALIGNMENT: Final = 64  # bytes: XLA uses an array in place if its address is a multiple of 64
 _OUTSIDE: Final = 0.5  # of a unit vector: the share outside a basis above which no more of it need be taken away
@@ -315,8 +316,8 @@ class SpectralNorm(NamedTuple):
     converged: bool
 
 
-def spectral_norm(w: Matrix, *, seed: int = 0) -> SpectralNorm:
-    """Return the largest singular value of a finite matrix of any float dtype.
+def spectral_norm(w: Matrix | Codes, *, seed: int = 0) -> SpectralNorm:
+    """Return the largest singular value of a finite matrix of any float dtype, or in codes.
 
     `leading`, with blocks of eight vectors, takes over if two vectors do not converge, or if float32 does not hold
     the squares. A matrix with a side up to 96 gets a dense SVD.
@@ -328,7 +329,7 @@ def spectral_norm(w: Matrix, *, seed: int = 0) -> SpectralNorm:
             found = SpectralNorm(float(value), int(passes), bool(done))
         if found.converged and found.value > _LEAST:
             return found
-    top = leading(Operator.of(as_float32(w)), seed=seed)
+    top = leading(Operator.of(as_float32(np.asarray(whole(w)) if isinstance(w, Codes) else w)), seed=seed)
     return SpectralNorm(float(top.sigma[0]), 2 * top.steps, top.converged)
 
 
@@ -343,7 +344,7 @@ class _Lanczos(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="most")
-def lanczos(w: Array, start: Array, most: int) -> tuple[Array, Array, Array]:
+def lanczos(w: Array | Codes, start: Array, most: int) -> tuple[Array, Array, Array]:
     """Return the largest singular value of W as it is `put`, the passes over W, and whether the value converged.
 
     Block Lanczos on W^T W from the rows of `start` (c, n); infinite if a product is beyond float32.
@@ -373,21 +374,20 @@ def lanczos(w: Array, start: Array, most: int) -> tuple[Array, Array, Array]:
     return found.value, found.passes, found.converged
 
 
-def squared(w: Array, block: Array) -> Array:
+def squared(w: Array | Codes, block: Array) -> Array:
     """Return W^T W applied to each row of a float32 block, in one pass over W as it is `put`."""
     m, n = w.shape
     size = min(m, max(1, _PART // n))
 
-    def of(rows: Array) -> Array:
-        part = widened(rows)
+    def of(part: Array) -> Array:
         return _product(_product(block, part.T), part)
 
     def more(i: Array, total: Array) -> Array:
-        return total + of(lax.dynamic_slice_in_dim(w, i * size, size))
+        return total + of(tile(w, i * size, size))
 
-    whole = m // size * size
+    full = m // size * size
     total: Array = lax.fori_loop(0, m // size, more, jnp.zeros_like(block))
-    return total + of(w[whole:])
+    return total + of(tile(w, full, m - full)) if full < m else total
 
 
 def is_close(square: Array, residual: Array, gap: Array) -> Array:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-
-_N = TypeVar("_N")
 
 NF4: Final = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -93,55 +91,3 @@ def restored(weight: Array, name: str, block: int | None = None) -> Array:
     block = usual if block is None else block
     padded = jnp.pad(flat, (0, -flat.size % block)).reshape(-1, block)
     return give_back(padded).reshape(-1)[: flat.size].reshape(weight.shape)
-
-
-@partial(jax.jit, static_argnames="block")
-def decoded(packed: Array, scales: Array, levels: Array, block: int) -> Array:
-    """The weights (2 n,) of bitsandbytes' bytes (n,): two codes a byte, the upper one first, and a scale a block."""
-    codes = jnp.stack([packed >> 4, packed & 15], axis=1).reshape(-1)
-    padded = jnp.pad(levels[codes], (0, -codes.size % block)).reshape(-1, block)
-    return (padded * scales[:, None]).reshape(-1)[: codes.size]
-
-
-class CodesLoss(NamedTuple, Generic[_N]):
-    """What codes cost a merge: sums over the entries of W, dW and M, with p = W + dW and Q rounding to codes."""
-
-    lost: _N
-    """|M - p|^2."""
-    expected: _N
-    """|Q(p) - p|^2."""
-    update: _N
-    """|dW|^2."""
-    along: _N
-    """<M - p, dW>."""
-    expected_along: _N
-    """<Q(p) - p, dW>."""
-    spread: _N
-    """The sum of (M - p)^2 dW^2: the variance of <M - p, dW> if the signs of M - p are random."""
-    changed: _N
-    """The number of entries in which M differs from W."""
-    would_change: _N
-    """The number of entries in which Q(p) differs from W."""
-    other_codes: _N
-    """The number of entries in which Q(M - dW) is not W: of a merge into the weights before their rounding, few."""
-
-
-@partial(jax.jit, static_argnames=("name", "block"))
-def codes_loss(w: Array, m: Array, update: Array, name: str, block: int) -> CodesLoss[Array]:
-    """Return the sums for one module, W and M of one shape, and a format of `FORMATS`."""
-    p = w + update
-    q, before = restored(p, name, block), restored(m - update, name, block)
-    padded = jnp.pad(w.reshape(-1), (0, -w.size % block)).reshape(-1, block)
-    scales = jnp.repeat(jnp.max(jnp.abs(padded), axis=1), block)[: w.size].reshape(w.shape)
-    step = 0.03 * scales  # scales that were rounded themselves, or are others by dW, move a weight by less
-    return CodesLoss(
-        lost=jnp.sum((m - p) ** 2),
-        expected=jnp.sum((q - p) ** 2),
-        update=jnp.sum(update**2),
-        along=jnp.sum((m - p) * update),
-        expected_along=jnp.sum((q - p) * update),
-        spread=jnp.sum(((m - p) * update) ** 2),
-        changed=jnp.sum(m != w),
-        would_change=jnp.sum(jnp.abs(q - w) > step),
-        other_codes=jnp.sum(jnp.abs(before - w) > step),
-    )

@@ -1,4 +1,4 @@
-"""Numbers in the dtype in which they are stored: put on a device, widened to compute with, and rounded to.
+"""Numbers as they are stored, in a dtype or in codes: put on a device, widened to compute with, and rounded to.
 
 bfloat16 goes to the kernels as its bits, which are widened in registers, because XLA's own cast of bfloat16 takes
 twenty times as long on a CPU.
@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from jax import Array, lax
 
+from gradience.spectral.codes import Codes, decoded
 from gradience.spectral.grams import Matrix
 
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
@@ -22,14 +23,22 @@ _F16_NORMAL: Final = 2.0**-14  # below it float16 counts in steps of 2^-24
 _F16_STEP: Final = 2.0**-24
 
 
-def put(w: Matrix) -> Array:
+def put(w: Matrix | Codes) -> Array | Codes:
     """Return w for the kernels, bfloat16 as its bits. XLA may share w's memory, so the caller must not change w."""
-    held: Array = jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
+    is_bfloat16 = not isinstance(w, Codes) and w.dtype == _BFLOAT16
+    held: Array | Codes = jax.device_put(w.view(np.uint16) if is_bfloat16 else w, may_alias=True)
     return held
 
 
+def tile(w: Array | Codes, start: Array | int, count: int) -> Array:
+    """Return some rows of what `put` gave, in float32."""
+    if isinstance(w, Codes):
+        return decoded(w.rows(start, count))
+    return widened(lax.dynamic_slice_in_dim(w, start, count))
+
+
 def widened(w: Array) -> Array:
-    """Return what `put` gave, or some rows of it, in float32."""
+    """Return an array that `put` gave, or some rows of it, in float32."""
     if w.dtype != jnp.uint16:
         return w.astype(jnp.float32)
     return lax.bitcast_convert_type(w.astype(jnp.uint32) << 16, jnp.float32)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from tables import every
 
+from gradience.configs.families import Dimensions
 from gradience.rules import Verdict
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved
@@ -84,6 +85,24 @@ def sft(**lora_fields: Any) -> ConfigSnapshot:
 
 def targets(model: str, *names: str) -> ConfigSnapshot:
     return config(model_name=model, lora={"target_modules": list(names)})
+
+
+def expression(targets: str, model: str = "meta-llama/Llama-3.1-8B") -> ConfigSnapshot:
+    return config(model_name=model, lora={"target_modules": targets})
+
+
+def typed(model_type: str, **sizes: int) -> CheckContext:
+    """A base whose config.json is at hand."""
+    return CheckContext(model=Dimensions(model_type, **sizes))
+
+
+def layers(model: str | None, asked: list[int], **lora_fields: Any) -> ConfigSnapshot:
+    extras = {"layers_to_transform": asked, **lora_fields.pop("extras", {})}
+    return config(model_name=model, lora={"target_modules": ["q_proj"], **lora_fields, "extras": extras})
+
+
+def saving(model: str | None, *names: str, **lora_fields: Any) -> ConfigSnapshot:
+    return config(model_name=model, lora={"modules_to_save": list(names), **lora_fields})
 
 
 def covered(**fields: Any) -> CheckContext:
@@ -505,6 +524,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     "TGT002": Entry(
         fires=[
+            On(
+                lora(target_modules=["q_proj", "o_porj"]),
+                covered(unmatched_targets=["o_porj"]),
+                says="nothing in m matches o_porj (did you mean o_proj?)",
+                severity="warning",
+            ),
             On(lora(), covered(modules=0, layers=0)),
             On(lora(), covered(layers=4, layers_total=17)),
             On(lora(), covered(unmatched_targets=["q"])),
@@ -633,17 +658,277 @@ ENTRIES: dict[str, Entry] = {
                     "family": "Phi-2",
                 },
             ),
+            On(
+                targets("meta-llama/Llama-3.1-8B-FP8", "q_proj", "v_porj", "k_proj"),
+                says=(
+                    "models of the Llama family have no module called v_porj (did you mean v_proj?): only q_proj, "
+                    "k_proj are adapted"
+                ),
+                severity="warning",
+                action="name modules that the model has (q_proj, k_proj, v_proj, o_proj, gate_proj, "
+                "up_proj, down_proj), or use 'all-linear'",
+            ),
+            On(
+                targets("google/gemma-3-4b-it", "Q_proj", "k_proj"),
+                says="models of the Gemma 3 family have no module called Q_proj (did you mean q_proj?): only k_proj "
+                "is adapted",
+                severity="warning",
+            ),
+            On(  # of another family, and not misspelt, although it contains a name
+                targets("nvidia/Nemotron-3-Nano-30B", "q_proj", "gate_proj", "up_proj"), severity="info"
+            ),
+            On(
+                targets("org/own-model", "q_proj", "o_porj"),
+                says="no model known here has a module called o_porj (did you mean o_proj?)",
+                values={"unmatched_targets": ["o_porj"], "left": ["q_proj"]},
+                severity="warning",
+                confidence=0.6,
+            ),
+            On(
+                targets("meta-llama/Llama-3.1-8B", "self_attn", "up_proj"),
+                says="self_attn is a block of modules, not a layer with a weight: PEFT refuses it",
+                severity="error",
+            ),
+            On(
+                lora(target_modules=[]),
+                says="target_modules is empty: PEFT refuses to start",
+                severity="error",
+                settings=["target_modules"],
+            ),
+            On(
+                expression(r".*\.self_attn\.(querry|value)"),
+                severity="error",
+                confidence=0.7,
+                action="the name of a module there: model.layers.0.self_attn.q_proj",
+            ),
+            On(
+                expression("q_proj"),
+                says="q_proj matches no module of the Llama family: PEFT refuses to start. An expression has to match "
+                "the whole name",
+            ),
+            On(expression(r"model\.layers\.40\.mlp\.up_proj")),  # it has 32
+            On(
+                expression(r".*\.(q_proj|mlp)"),
+                says=r".*\.(q_proj|mlp) matches whole blocks too, such as model.layers.0.mlp: PEFT refuses to start",
+                severity="error",
+            ),
+            On(targets("meta-llama/Llama-3.1-8B", "q_proj", "rotary_emb"), severity="error"),
+            On(
+                expression(r".*\.(qprojj|q_porj)"),
+                says=(
+                    r".*\.(qprojj|q_porj) matches no module of the Llama family: PEFT refuses to start; "
+                    "did you mean q_proj?"
+                ),
+            ),
         ],
         silent=[
             On(config(model_name="google/flan-t5-base", lora={"target_modules": ["q", "v"]})),
             On(config(model_name="gpt2", lora={"target_modules": ["h.0.attn.c_attn"]})),
+            On(config(model_name="gpt2", lora={"target_modules": "all-linear"})),
+            On(config(model_name="org/own-model", lora={"target_modules": "all-linear"})),
+            On(targets("unsloth/Qwen2.5-VL-7B-Instruct-unsloth-bnb-4bit", "q_proj", "visual.blocks.3.attn.qkv")),
+            On(targets("TheBloke/Mistral-7B-v0.1-AWQ", "q_proj", "gate_proj")),
+            On(targets("my-model", "c_attn"), typed("gpt2")),
+            On(targets("x", "query_key_value"), typed("gpt_neox")),
+            On(targets("google/vit-base-patch16-224", "k_proj", "output")),  # a block in transformers 4 only
+            On(targets("google-bert/bert-base-uncased", "query", "cls", "0")),  # of some classes, or a list of layers
+            On(config(lora={"target_modules": ["qkv"], "extras": {"base_model_type": "qwen3_vl"}})),
+            On(expression(r".*\.self_attn\.(q|v)_proj")),
+            On(expression(r".*q_proj|encoder\.layers\.0\.mlp")),  # a block that this class may not have
+            On(expression(r"model\.vision_tower\.encoder\.layers\.\d+\.mlp\.fc1", "google/gemma-3-4b-it")),
+            On(expression(r"model\.layers\.(1[0-9]|20)\.mlp\.up_proj")),
+            On(expression(r"model\.language_model\.layers\.\d+\.mlp\.\w+", "google/gemma-3-4b-it")),
+            On(expression(r"vision_tower\.vision_model\.encoder\..*(fc1|fc2)", "google/gemma-3-4b-it")),
+            On(config(lora={"target_modules": [], "extras": {"target_parameters": ["w"]}})),
         ],
         abstains=[
             On(PHI, covered()),
             On(PHI_OWN, CheckContext(moment="begun", begun="adapter_model.safetensors")),
             On(config(model_name="org/own-model", lora={"target_modules": ["q"]})),
-            On(config(model_name="gpt2", lora={"target_modules": "all-linear"})),
             On(config(lora={"target_modules": ["q"]})),
+            On(  # it began, so its model has the modules
+                targets("gpt2", "q_proj"),
+                CheckContext(moment="begun", begun="adapter_model.safetensors"),
+                says="the run has begun, so its model has q_proj, unlike the GPT-2 family",
+            ),
+            On(targets("org/own-model", "q_proj", "lin_q")),  # known elsewhere, and like nothing known
+            On(config(model_name="meta-llama/Llama-2-7b", lora={"target_modules": "(a+)+\\1"})),
+            On(expression(r".*attn\.query"), CheckContext(moment="begun", begun="adapter_model.safetensors")),
+            On(targets("Llama-x", "q_proj"), typed("no-type-of-transformers")),  # the type tells, and not the name
+        ],
+    ),
+    "TGT007": Entry(
+        fires=[
+            On(
+                layers("meta-llama/Llama-3.1-8B", [31, 32]),
+                says="layers_to_transform 32 is not in a model of 32 layers, 0 to 31: nothing is adapted there",
+                severity="warning",
+                values={"outside": [32], "layers": 32},
+                settings=["layers_to_transform", "layers_pattern"],
+            ),
+            On(
+                layers("x", [4, 5]),
+                typed("llama", layers=4),
+                says="layers_to_transform 4, 5 are not in a model of 4 layers, 0 to 3: nothing is adapted, and PEFT "
+                "refuses",
+                severity="error",
+            ),
+            On(
+                layers(None, [-1]),
+                says="layers_to_transform -1 is not in a model, whose layers count from 0: nothing is adapted, and "
+                "PEFT refuses",
+                severity="error",
+            ),
+            On(
+                layers("gpt2", [1], extras={"layers_pattern": ["layers"]}),
+                says="layers_pattern layers is no list of layers in the model: nothing is adapted, and PEFT refuses",
+                severity="error",
+                action="write h",
+            ),
+            On(
+                layers(None, [1], target_modules="all-linear"),
+                says="PEFT refuses layers_to_transform and layers_pattern beside an expression in target_modules",
+                severity="error",
+            ),
+            On(
+                layers(None, [], extras={"layers_pattern": ["h"]}),
+                says="PEFT refuses layers_pattern without layers_to_transform",
+            ),
+        ],
+        silent=[
+            On(layers("meta-llama/Llama-3.1-8B", [0, 31])),
+            On(layers("gpt2", [11], extras={"layers_pattern": ["h"]})),
+            On(layers("gpt2", [11], extras={"layers_pattern": ["layers", "h"]})),
+            On(layers(None, [])),
+        ],
+        abstains=[
+            On(layers("org/own-model", [3]), says="the number of the model's layers is not known (--base tells it)"),
+        ],
+    ),
+    "TGT008": Entry(
+        fires=[
+            On(
+                saving("distilbert-base-uncased", "clasifier"),
+                says="modules_to_save: clasifier (did you mean classifier?) is no module of the DistilBERT family: "
+                "neither trained nor saved",
+                severity="warning",
+                values={"unmatched_saves": ["clasifier"]},
+                settings=["modules_to_save"],
+            ),
+            On(saving("meta-llama/Llama-3.1-8B", "classifier", "embed_tokens"), severity="warning"),
+            On(
+                saving("google/siglip-base-patch16-224", "logit_scale", "logit_bias", "vision_model.head"),
+                says="modules_to_save: logit_scale, logit_bias are no modules of the SigLIP family: neither trained "
+                "nor saved",
+                severity="info",
+            ),
+            On(
+                saving(None, "my_head", "lm_head"),
+                covered(unmatched_saves=["my_head"]),
+                says="modules_to_save: my_head is no module of m: neither trained nor saved",
+                severity="warning",
+            ),
+        ],
+        silent=[
+            On(saving("distilbert-base-uncased", "pre_classifier", "classifier")),
+            On(saving("meta-llama/Llama-3.1-8B", "classifier", "score", task_type="SEQ_CLS")),  # PEFT adds both
+            On(saving("meta-llama/Llama-3.1-8B", "layers.3.mlp", "tokens")),  # any ending will do
+            On(saving(None)),
+            On(saving(None, "lm_head"), covered()),
+        ],
+        abstains=[
+            On(saving("org/own-model", "head")),
+        ],
+    ),
+    "PAD001": Entry(
+        fires=[
+            On(
+                config(model_name="gpt2-medium", lora={"task_type": "CAUSAL_LM"}),
+                says="the model has no pad token: where labels are a copy of padded input_ids, the padding is in the "
+                "loss",
+                severity="info",
+            ),
+            On(
+                config(model_name="gpt2", lora={"task_type": "SEQ_CLS"}),
+                says="the model has no pad token: a batch of more than one row needs model.config.pad_token_id",
+            ),
+        ],
+        silent=[
+            On(config(model_name="meta-llama/Llama-3.1-8B", lora={"task_type": "CAUSAL_LM"})),
+        ],
+        abstains=[
+            On(config(model_name="gpt2", training={"extras": {"trainer": "sft"}})),
+            On(config(model_name="gpt2", extras={"format": "axolotl", "task": "sft"})),
+            On(config(model_name="gpt2", extras={"task": "dpo"})),
+            On(config(model_name="gpt2", extras={"task": "sft"}), CheckContext(moment="begun", begun="args.json")),
+            On(config(lora={"task_type": "CAUSAL_LM"})),
+        ],
+    ),
+    "DRP001": Entry(
+        fires=[
+            On(
+                lora(dropout=0.9),
+                says="lora_dropout 0.9: the adapter sees 10% of its inputs in a step",
+                severity="warning",
+                settings=["dropout"],
+            ),
+            On(lora(dropout=0.51)),
+        ],
+        silent=[
+            On(lora(dropout=0.5)),
+            On(lora(dropout=1.0)),  # VAL001
+        ],
+        abstains=[
+            On(lora()),
+        ],
+    ),
+    "WID001": Entry(
+        fires=[
+            On(
+                config(model_name="openai-community/gpt2", lora={"r": 769}),
+                says="r 769 is more than the model's width, 768",
+                severity="warning",
+                values={"r": 769, "width": 768},
+            ),
+            On(lora(r=65), typed("llama", width=64)),
+            On(
+                lora(r=256),
+                covered(narrow={"k_proj": 4, "v_proj": 3}),
+                says="r 256 is above the smaller side of 7 of 8 modules (k_proj, v_proj)",
+                severity="info",
+                values={"r": 256, "narrow": {"k_proj": 4, "v_proj": 3}},
+            ),
+            On(lora(r=256), covered(narrow={"k_proj": 8}), severity="warning"),
+        ],
+        silent=[
+            On(config(model_name="openai-community/gpt2", lora={"r": 768})),
+            On(lora(r=4096), covered()),
+        ],
+        abstains=[
+            On(lora(r=4096), says="the model's width (--base tells it) is not given"),
+            On(lora(), covered(narrow={"k_proj": 8})),
+        ],
+    ),
+    "LR008": Entry(
+        fires=[
+            On(
+                rate(1e-6, "grpo"),
+                says="lr 1e-06, the default of TRL's trainers, is a rate of full fine-tuning: with LoRA DPO uses "
+                "about 5e-6, GRPO 1e-5 to 4e-5",
+                severity="warning",
+                settings=["lr"],
+            ),
+            On(rate(2e-6, "grpo")),
+            On(rate(5e-7, "dpo", r=16, alpha=32)),
+        ],
+        silent=[
+            On(rate(2.1e-6, "grpo")),
+        ],
+        abstains=[
+            On(rate(1e-6)),
+            On(rate(1e-6, None)),
+            On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "grpo"})),
+            On(config(optimizer={"lr": 1e-6, "name": "sgd"}, extras={"task": "grpo"})),
         ],
     ),
     "RNK001": Entry(

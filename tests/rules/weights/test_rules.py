@@ -421,6 +421,36 @@ def test_a_base_holds_the_update_where_its_weights_have_as_much_of_it_as_it_has(
     )
 
 
+@every(
+    ("cause", "rule", "severity", "action"),
+    [
+        ("unread_codes", "BAS217", "info", "Compare with the same model in 16 bits"),
+        ("damaged_codes", "BAS211", "error", "Get the base's files again"),
+    ],
+)
+def test_codes_that_cannot_be_read_are_no_wrong_base(cause, rule, severity, action):
+    missed = [NotCompared(name=name, reason="in such codes", cause=cause) for name in ("m0", "m1")]
+    base = BaseReport(path="b", files=1, compared=0, not_compared=missed)
+    finding = found(report(modules=[module("m0"), module("m1")], base=base))
+    assert set(finding) == {rule}
+    assert finding[rule].severity == severity
+    assert finding[rule].action.startswith(action)
+    assert "m0 and 1 more" in finding[rule].message
+    assert "in such codes" in finding[rule].message
+
+
+@every(("changed", "speaks"), [(0.5, False), (0.49, True), (0.0, True)])
+def test_an_update_that_most_codes_do_not_show_is_lost_if_it_is_merged_into_them(changed, speaks):
+    base = BaseReport(path="b", files=1, compared=1, codes={"NF4": 1}, in_codes_changed_median=changed,
+                      in_codes_cosine_median=0.25)  # fmt: skip
+    finding = found(report(modules=[module(base=compared(cosine=0.99), relative_frobenius=1e-2)], base=base))
+    assert set(finding) == ({"BAS218"} if speaks else set())
+    assert not speaks or finding["BAS218"].severity == "info"
+    assert not speaks or finding["BAS218"].values == {"lost": 1.0 - changed, "cosine": 0.25}
+    lost = BaseReport(path="b", files=1, compared=1, codes={"NF4": 1}, in_codes_changed_median=0.0)
+    assert "BAS218" in reasons(report(modules=[module()], base=lost))  # no update, nothing lost
+
+
 def test_intruders_are_counted_and_the_module_with_most_is_named():
     rows = [
         module(name, base=compared(cosine=0.99, intruders=intruders(count)), relative_frobenius=1e-2)
@@ -439,9 +469,9 @@ def test_intruders_are_counted_and_the_module_with_most_is_named():
 
 def test_a_whole_audit_without_a_base_lacks_the_base_only():
     rows = [module(str(i)) for i in range(4)]
-    assert set(reasons(report(modules=rows))) == {"MRG210", "BAS211", "INT212", "BAS216"}
+    assert set(reasons(report(modules=rows))) == {"MRG210", "BAS211", "INT212", "BAS216", "BAS217", "BAS218"}
     base = BaseReport(path="b", files=1, compared=4)
-    assert set(reasons(report(modules=rows, base=base))) == {"INT212", "BAS216"}
+    assert set(reasons(report(modules=rows, base=base))) == {"INT212", "BAS216", "BAS218"}
 
 
 def test_rules_without_their_input_say_which_it_is():

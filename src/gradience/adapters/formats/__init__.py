@@ -64,6 +64,25 @@ def orbax_advice(folder: Path) -> str | None:
     return f"it is an Orbax checkpoint: {_IN_MEMORY}"
 
 
+def distributed_advice(folder: Path, *, config: str = "") -> str | None:
+    """The advice for a checkpoint of FSDP or of torch's DCP, or the folder of its parts; None for any other folder.
+
+    Args:
+        folder: the folder.
+        config: the file of an adapter that has to be copied beside its weights; none of a base model.
+
+    >>> distributed_advice(Path("/"))
+    """
+    whole, places = folder / "pytorch_model_fsdp.bin", [folder, *sorted(folder.glob("pytorch_model_fsdp_*"))]
+    if config and whole.is_file():
+        return f"it is a checkpoint of FSDP: give {whole} with --weights"
+    parts = next((one for one in places if (one / ".metadata").is_file() and any(one.glob("*.distcp"))), None)
+    if parts is None:
+        return None
+    copy = f" copy {config} into OUT," if config else ""
+    return f"it is a checkpoint in parts (FSDP, DCP): run 'accelerate merge-weights {parts} OUT',{copy} and give OUT"
+
+
 def read_archive(path: Path) -> dict[str, Array]:
     """Return the arrays of an `.npz` or HDF5 file by their paths, with `/` replaced by `.`.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -34,6 +35,7 @@ _SAVED_HEADS: Final = {  # PeftModelFor...: modules_to_save of their own
     "QUESTION_ANS": ("qa_outputs",),
 }
 
+_MATRIX: Final = 2
 _STACK: Final = 3
 
 
@@ -251,6 +253,14 @@ def lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | Non
         return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
     except AdapterError as error:
         raise NotFollowedError(f"rank_pattern: {error}") from error
+
+
+def narrow_sites(lora: LoraSnapshot, hits: Hits, layout: Layout) -> dict[str, int]:
+    """The number of adapted sites with a smaller side below their rank, by the last component of their names."""
+    ranks = PatternTable(lora.rank_pattern or {})
+    matrices = ((name, site) for name in hits.adapted if len((site := layout.sites[name]).shape) == _MATRIX)
+    found = [name for name, site in matrices if (_rank(lora, name, site, ranks, hits) or 0) > min(site.shape)]
+    return dict(Counter(name.rpartition(".")[2] for name in found))
 
 
 def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:

@@ -13,26 +13,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
-from gradience.base.weights import (
-    BaseTensor,
-    BaseWeights,
-    Norms,
-    NormsCache,
-    check_shape,
-    find_shards,
-    matrix_of,
-    plain_factors,
-)
+from gradience.base.coded import DamagedCodesError, UnreadCodesError, Weight, weight_of
+from gradience.base.weights import BaseWeights, Norms, NormsCache, check_shape, find_shards, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
@@ -43,6 +37,7 @@ from gradience.schema import real
 from gradience.schema.audit import (
     BaseComparison,
     BaseReport,
+    CodesSurvival,
     Intruders,
     LeftoverReason,
     MergeSurvival,
@@ -52,6 +47,7 @@ from gradience.schema.audit import (
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
 from gradience.spectral.base import MergeSums, Updated, count_below, merge_sums, overlaps
 from gradience.spectral.batch import spectrum_of
+from gradience.spectral.codes import Codes
 from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
@@ -61,6 +57,9 @@ if TYPE_CHECKING:
     from gradience.models.merged import Change, PeftMerge
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
+_CAUSES: Final[Mapping[type[AdapterError], Literal["damaged_codes", "unread_codes"]]] = MappingProxyType(
+    {DamagedCodesError: "damaged_codes", UnreadCodesError: "unread_codes"}
+)
 _HALF: Final = 2  # bytes of a 16-bit float
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
@@ -144,7 +143,7 @@ class _Run:
         self._done: list[_Compared] = []
         self._how = ""
         self._lock = threading.Lock()
-        self._renamed: dict[str, str] | None = None
+        self._new_names: dict[str, str] | None = None
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
         """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
@@ -211,7 +210,7 @@ class _Run:
             dense=lambda _: update,
         )
         with threads_for(min(w.shape)):
-            done = self._beside(module, None, change.found, w)
+            done = self._beside(module, None, Weight(change.found.name, change.found.name, change.found.info.dtype, w))
         assert done.row is not None  # noqa: S101  # `_beside` makes one, or raises
         row = msgspec.structs.replace(done.row, alpha=None)
         return done._replace(row=_of_vector(row) if is_vector else row)
@@ -222,45 +221,37 @@ class _Run:
         try:
             return self._compared(module, row)
         except AdapterError as error:
-            return _Compared(row, missed=NotCompared(name=module.name, reason=str(error)))
+            cause = _CAUSES.get(type(error))
+            return _Compared(row, missed=NotCompared(name=module.name, reason=str(error), cause=cause))
 
     def _compared(self, module: Module, row: ModuleAudit | None) -> _Compared:
         name = module.base_name or f"{module.name}.weight"
-        found, singly = self._find(name), None
-        if found is not None:
-            w = self._weights.read(found, module.expert, self._memory)
-        elif module.expert is not None and (parts := self._weights.find_expert(name, module.expert)):
-            w = np.concatenate([self._weights.read(part) for part in parts])
-            found, singly = parts[0], " and ".join(part.name for part in parts)
-        else:
+        weight = weight_of(self._weights, name, module.expert, self._memory)
+        if weight is None and (renamed := self._renamed(name)) is not None:
+            weight = weight_of(self._weights, renamed, module.expert, self._memory)
+        if weight is None:
             raise AdapterError(f"the base has no {name}")
-        with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
-            return self._beside(module, row, found, w, singly=singly)
+        with one_blas_thread() if module.dense is None else threads_for(min(weight.w.shape)):
+            return self._beside(module, row, weight)
 
-    def _find(self, name: str) -> BaseTensor | None:
-        """The base's tensor of a parameter, also where transformers has renamed it since the base was saved."""
-        found = self._weights.find(name)
-        if found is None:
-            with self._lock:
-                if self._renamed is None:
-                    from gradience.models.merged import renamed_tensors  # only for a missing name
+    def _renamed(self, name: str) -> str | None:
+        """The base's tensor of a parameter that transformers has renamed since the base was saved."""
+        with self._lock:
+            if self._new_names is None:
+                from gradience.models.merged import renamed_tensors  # only for a missing name
 
-                    self._renamed = renamed_tensors(self.adapter, self._weights)
-            found = self._weights.find(self._renamed[name]) if name in self._renamed else None
-        return found
+                self._new_names = renamed_tensors(self.adapter, self._weights)
+        return self._new_names.get(name)
 
-    def _beside(
-        self, module: Module, row: ModuleAudit | None, found: BaseTensor, w: Array, *, singly: str | None = None
-    ) -> _Compared:
-        """The module compared with its weight `w`, of the tensor `found`, or of several, named in `singly`."""
-        update = update_of(module, w)
-        sums = update.merged(w, found.info.dtype)
+    def _beside(self, module: Module, row: ModuleAudit | None, weight: Weight) -> _Compared:
+        """The module compared with its weight."""
+        update = update_of(module, weight)
+        sums = update.merged(weight)
         if not math.isfinite(sums.weight):
-            raise AdapterError(f"{found.name} holds NaN or infinite weights")
-        key = singly or (found.name if module.expert is None else f"{found.name}[{module.expert}]")
-        norms, converged, cached, note = self._norms_of(key, w, math.sqrt(sums.weight))
+            raise AdapterError(f"{weight.name} holds NaN or infinite weights")
+        norms, converged, cached, note = self._norms_of(weight.key, weight.w, math.sqrt(sums.weight))
         if module.dense is not None:
-            sized = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
+            sized = dataclasses.replace(module, shape=weight.shape)
             row, settled = self._row(sized, update)
         elif row is None or row.state == "not_known":
             raise AdapterError(module.note or "its update is not known")
@@ -270,10 +261,11 @@ class _Run:
         is_update = 0.0 < size < math.inf
         asked = self._options.intruders and is_update
         if asked and not update.fits_float32(size):
-            asked, note = False, f"{found.name}: the update is beyond float32, so its intruders are not known"
+            asked, note = False, f"{weight.name}: the update is beyond float32, so its intruders are not known"
         comparison = BaseComparison(
-            weight=singly or found.name,
-            dtype=found.info.dtype,
+            weight=weight.name,
+            dtype=weight.dtype,
+            codes=None if weight.coded is None else weight.coded.form,
             update="factors" if module.dense is None else "dense",
             spectral_norm=norms.spectral,
             frobenius_norm=norms.frobenius,
@@ -281,8 +273,9 @@ class _Run:
             update_frobenius_norm=real(frobenius),
             converged=converged and settled,
             held=_held(sums) if _is_plain(module) else None,
-            survival=survival_of(sums, found.info.dtype) if is_update else None,
-            intruders=self._intruders(module, as_float32(w), update) if asked else None,
+            survival=survival_of(sums, weight.dtype) if is_update else None,
+            in_codes=in_codes_of(sums.in_codes) if is_update and sums.in_codes is not None else None,
+            intruders=self._intruders(module, as_float32(weight.floats()), update) if asked else None,
         )
         row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
         return _Compared(row, note=note, cached=cached)
@@ -299,7 +292,7 @@ class _Run:
         found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
         return dense_row(module, found, shown), found.converged
 
-    def _norms_of(self, key: str, w: Array, frobenius: float) -> _Norms:
+    def _norms_of(self, key: str, w: Array | Codes, frobenius: float) -> _Norms:
         known = self.norms.get(key)
         if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
             return _Norms(known, converged=True, cached=True)
@@ -334,6 +327,7 @@ class _Run:
         base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
         survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
         found = [b.intruders for _, b in pairs if b.intruders is not None]
+        in_codes = [b.in_codes for _, b in pairs if b.in_codes is not None and b.in_codes.cosine is not None]
         udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
         held, held_error = held_of([base for _, base in pairs])
         return BaseReport(
@@ -353,6 +347,9 @@ class _Run:
             survival_cosine_median=_median(s.cosine for s in survivals if s.cosine is not None),
             survival_changed_median=_median(s.changed for s in survivals),
             survival_at_risk=sum(at_risk(m) for m, _ in pairs),
+            codes=dict(Counter(b.codes for _, b in pairs if b.codes is not None).most_common()),
+            in_codes_changed_median=_median(s.changed for s in in_codes),
+            in_codes_cosine_median=_median(s.cosine for s in in_codes if s.cosine is not None),
             intruder_total=sum(i.count for i in found) if found else None,
             intruder_modules=sum(i.count > 0 for i in found) if found else None,
             method=self._method(found),
@@ -462,31 +459,35 @@ class Update(NamedTuple):
         left = (self.b.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
         return base, base.plus(left, self.a)
 
-    def merged(self, w: Array, dtype: str) -> MergeSums:
-        """Sums over the entries of a merge into the stored weight `w`, whose `dtype` is given by safetensors' name."""
+    def merged(self, weight: Weight) -> MergeSums:
+        """Sums over the entries of a merge into a weight."""
         # PEFT rounds the product of 16-bit factors to their dtype before it adds the product to the weight.
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
-        whole = Updated(w, self.b, self.a, self.dense)
-        return merge_sums(whole, scale=self.scale, target=_target(dtype), delta_dtype=stored)
+        left, right, dense = self.b, self.a, self.dense
+        if weight.is_turned:
+            left, right, dense = right.T, left.T, None if dense is None else dense.T
+        whole = Updated(weight.w, left, right, dense)
+        return merge_sums(whole, scale=self.scale, target=_target(weight.dtype), delta_dtype=stored)
 
 
-def update_of(module: Module, w: Array) -> Update:
-    """The module's update in the orientation of the base weight `w`.
+def update_of(module: Module, weight: Weight) -> Update:
+    """The module's update in the orientation of the model's parameter.
 
     Raises:
         AdapterError: the base weight has another shape.
     """
     if module.factored is not None:
-        b, a = module.factored(w)
-        check_shape((len(b), a.shape[1]), w.shape)
+        b, a = module.factored(weight.floats())
+        check_shape((len(b), a.shape[1]), weight.shape)
         if not within_range(b, a):
             return Update(b, a, 1.0, sigma=np.full(1, np.nan))
         # Orthogonal factors, because the part that the initialisation took out of the base is large beside the update.
         low = decomposed(b, a)
         return Update((low.u * low.sigma).astype(np.float32), low.v.astype(np.float32), 1.0, sigma=low.sigma)
     if module.dense is not None:
+        w = weight.floats()
         return Update(w[:, :0], w[:0], 1.0, matrix_of(module.dense, w))
-    b, a = plain_factors(module, w.shape)
+    b, a = plain_factors(module, weight.shape)
     return Update(b, a, module.scale)
 
 
@@ -499,6 +500,15 @@ def survival_of(sums: MergeSums, dtype: str) -> MergeSurvival:
     """The report's entry on how much of an update survives a merge."""
     return MergeSurvival(
         dtype=_target(dtype),  # type: ignore[arg-type]  # one of the two
+        changed=sums.changed / sums.entries,
+        cosine=sums.cosine,
+        gain=math.sqrt(sums.realised / sums.intended) if sums.intended > 0.0 else None,
+    )
+
+
+def in_codes_of(sums: MergeSums) -> CodesSurvival:
+    """The report's entry on how much of an update survives a merge into the codes of its base."""
+    return CodesSurvival(
         changed=sums.changed / sums.entries,
         cosine=sums.cosine,
         gain=math.sqrt(sums.realised / sums.intended) if sums.intended > 0.0 else None,

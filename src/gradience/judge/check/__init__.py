@@ -22,8 +22,9 @@ from gradience.configs.document import (
     read_peft_object,
     read_settings,
 )
+from gradience.configs.families import Dimensions, read_dimensions
 from gradience.configs.files import HasToDict
-from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
+from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields, with_ratio
 from gradience.configs.training import (
     PICKLE_NAME,
     STATE_NAME,
@@ -32,6 +33,7 @@ from gradience.configs.training import (
     read_training_dir,
     read_training_object,
 )
+from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
@@ -182,19 +184,23 @@ class CheckOptions:
     def read(self) -> Layer:
         """Read all sources into one layer."""
         layers = (
-            read_settings(self.config) if isinstance(self.config, Mapping) else _layer(self.config),
+            _given(self.config),
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            read_peft_object(self.peft)
-            if isinstance(self.peft, SETTINGS)
-            else _read(self.peft, read_peft, read_adapter_of),
-            read_training_object(self.training)
-            if isinstance(self.training, SETTINGS)
-            else _read(self.training, read_arguments, read_training_of),
-            _layer(self.overrides),
+            _object(self.peft, read_peft_object) or _read(_place_of(self.peft), read_peft, read_adapter_of),
+            _object(self.training, read_training_object)
+            or _read(_place_of(self.training), read_arguments, read_training_of),
+            _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """The settings that are given themselves, as options or in objects, and not by a file."""
+        peft, training = _object(self.peft, read_peft_object), _object(self.training, read_training_object)
+        layers = (_given(self.config), peft, training, _given(self.overrides))
+        return frozenset().union(*(stated_fields(layer.config) for layer in layers if layer is not None))
 
 
 _DEFAULTS = CheckOptions()
@@ -221,7 +227,7 @@ def check_config(
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
-    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole))
+    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole, given.stated))
 
 
 def judged(
@@ -304,7 +310,17 @@ def _read(place: Place | None, read: _Reads, of_folder: _Reads | None = None) ->
     return read(Path(place))
 
 
-def _layer(config: object) -> Layer | None:
+def _object(given: Place | Settings | None, read: Callable[[Settings], Layer]) -> Layer | None:
+    return read(given) if isinstance(given, SETTINGS) else None
+
+
+def _place_of(given: Place | Settings | None) -> Place | None:
+    return None if isinstance(given, SETTINGS) else given
+
+
+def _given(config: object) -> Layer | None:
+    if isinstance(config, Mapping):
+        return read_settings(config)
     if not isinstance(config, ConfigSnapshot | None):
         message = f"expected a ConfigSnapshot or a mapping of settings, got {type(config).__name__}"
         raise ConfigError(message, advice="give files by name: document=, peft=, training=")
@@ -349,8 +365,17 @@ def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
     return SourceLocation(files[0].path)
 
 
-def when_of(whole: Layer) -> CheckContext:
-    """When the configuration is judged, by its files: a run leaves its configs beside its weights and its log."""
+def when_of(whole: Layer, stated: frozenset[str] = frozenset()) -> CheckContext:
+    """When the configuration is judged, by its files: a run leaves its configs beside its weights and its log.
+
+    Args:
+        whole: the configuration.
+        stated: settings that are about a run to come, whatever the files say.
+    """
+    return _by_files(whole)._replace(stated=stated)
+
+
+def _by_files(whole: Layer) -> CheckContext:
     if whole.log:
         return CheckContext(moment="logged", begun=whole.log)
     begun = ""
@@ -381,8 +406,18 @@ def gather_context(
         AdapterError: the base cannot be read.
     """
     keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
-    around = _output(whole, around._replace(unknown_keys=keys))
+    around = _output(whole, around._replace(unknown_keys=keys, model=_model(whole, config, base)))
     return around if base is None else _with_base(around, config, base, tuple(folders), transformers)
+
+
+def _model(whole: Layer, config: ConfigSnapshot, base: Path | None) -> Dimensions | None:
+    """What the base's config.json tells, if the base that was given, or that the configuration names, is a folder."""
+    own = whole.base if whole.base and short_name(whole.base) == config.model_name else None
+    place = base or (own and Path(own))
+    try:
+        return read_dimensions(place) if place and place.is_dir() else None
+    except OSError:  # a name that is too long for a file
+        return None
 
 
 def _output(whole: Layer, around: CheckContext) -> CheckContext:

@@ -391,7 +391,7 @@ def check_data(
     found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
-        found = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole))
+        found = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
     return _joined(found, report, unwanted)
 
 

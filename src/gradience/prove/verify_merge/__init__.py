@@ -16,6 +16,7 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
+from gradience.base.coded import Coded, coded
 from gradience.base.weights import BaseTensor, BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
@@ -55,8 +56,8 @@ def verify_merged(
     Each tensor M of the merged model is first compared, bit for bit, with W + dW of the base's W and the adapter's dW,
     rounded to float32 or to M's own dtype. If that does not fit, M is compared with W + dW within the rounding bound of
     the dtypes, with W, and with W + f dW. Heads and biases that the adapter holds whole are
-    compared directly. Tensors that the adapter does not touch are compared with the base's. Weights in bitsandbytes' 4
-    bits are compared as their codes give them back. Outputs are compared with a receipt's only, if one is given.
+    compared directly. Tensors that the adapter does not touch are compared with the base's. Weights in codes
+    are compared as the codes give them back. Outputs are compared with a receipt's only, if one is given.
 
     Args:
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
@@ -210,11 +211,28 @@ class Rest:
         known = next((one for one in (name, *renamed) if one in self._held), None)
         return self._base.find(known or name)
 
+    def _in_codes(self, name: str, m: BaseTensor, w: BaseTensor | None) -> Coded | None:
+        """The base's weight of that name, if it is in codes there and in floats in the merged model."""
+        if m.info.dtype not in FLOATS or (w is not None and w.info.dtype in FLOATS):
+            return None
+        try:
+            found = coded(self._base, name)
+        except AdapterError:
+            return None  # the tensor's own comparison names it
+        return found if found is not None and found.shape == m.info.shape else None
+
     def compare(self, progress: Callable[[str], None]) -> Iterator[OtherTensor]:
         """Yield the tensors that differ, are added or missing, or cannot be compared."""
         for name in self.names:
             progress(name)
             m, w = self._merged.find(name), self._in_base(name)
+            if m is not None and (codes := self._in_codes(name, m, w)) is not None:
+                self._left = {one: None for one in self._left if one not in codes.names}
+                self.compared += 1
+                relative = _from_codes(codes, m)
+                if relative is not None:
+                    yield OtherTensor(name=name, what="changed", relative_change=real(relative))
+                continue
             if m is None or w is None:
                 yield OtherTensor(name=name, what="added")
                 continue
@@ -229,6 +247,14 @@ class Rest:
                 yield OtherTensor(name=name, what="changed", relative_change=real(relative))
         for name in self._left:
             yield OtherTensor(name=name, what="missing")
+
+
+def _from_codes(w: Coded, m: BaseTensor) -> float | None:
+    """Return norm(M - W) / norm(W), or None if M is W as its codes give it back, rounded to M's dtype, or before."""
+    exact, held = w.whole(), m.file.read(m.name)
+    if any(np.array_equal(x.astype(held.dtype), held) for x in (exact, exact.astype(DTYPES[w.dtype]))):
+        return None
+    return relative_change(exact, held, "F32", m.info.dtype)
 
 
 def _difference(w: BaseTensor, m: BaseTensor) -> float | None:

@@ -18,10 +18,10 @@ from msgspec.structs import replace
 from gradience.adapters import is_embedding
 from gradience.adapters.layout import PREFIX, Adapter, Module
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.coded import Coded, coded, state_of
+from gradience.base.coded import Coded, UnreadCodesError, coded, refuse_unread
 from gradience.base.weights import BaseTensor, BaseWeights
 from gradience.errors import AdapterError
-from gradience.io.safetensors import TensorSource
+from gradience.io.safetensors import DTYPES, TensorSource
 from gradience.prove.verify_merge.codes import CodesVerdict, of_codes
 from gradience.prove.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
 from gradience.prove.verify_merge.judge import FAILING, Judgement, verdict_on
@@ -37,7 +37,7 @@ _PARTS: Final = {
 }
 """The layers of one expert that transformers 5 stacks to a parameter in memory, and saves as separate tensors."""
 _OLD_PATHS: Final = ((".mlp.experts", ".block_sparse_moe.experts"),)
-_PACKED: Final = ("qweight", "weight_packed", "W_q", "codes")  # GPTQ and AWQ, compressed-tensors, HQQ, AQLM
+_PACKED: Final = ("qweight", "weight_packed")  # without what they need beside them
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight")
 _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
 _ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
@@ -203,22 +203,26 @@ class VerifiedRows:
 
     def _judged(self, module: Module, files: ExitStack) -> VerifiedModule:
         in_base, in_merged = names_of(module, self._adapter)
-        after = self._place(self._merged, in_merged, module.expert, "the merged model")
+        m = self._stored(self._merged, in_merged, module.expert, files)
         w = self._before(module, in_base, files)
-        if after.name in self._places:
-            raise AdapterError(f"another update of the adapter goes to {after.name}, too")
-        self._places.add(after.name)
-        m = self._held(self._merged, after, files, self.touched)
+        if m.name in self._places:
+            raise AdapterError(f"another update of the adapter goes to {m.name}, too")
+        self._places.add(m.name)
         w, m, delta, note = fitted(module, w, m)
         plain = self._plain(module, w.data.shape) if isinstance(delta, WholeDelta) else None
         case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
         judged = verdict_on(case, module, plain=plain)
+        if judged.verdict in FAILING and w.codes is not None:  # or W was not rounded to the dtype it is computed in
+            case = Case(w.codes.whole(), m.data, "F32", m.dtype, delta, self._workers)
+            unrounded = verdict_on(case, module, plain=plain)
+            judged = judged if unrounded.verdict in FAILING else unrounded
         if judged.verdict in FAILING and self._unknown_base is not None:
             judged = judged._replace(verdict="not_compared", reason=module.note or self._unknown_base.text)
-        if after.shared:
+        if m.shared:
             note = f"{in_merged} shares the embedding's matrix"
         told = CodesVerdict(judged, None, None)
-        if (codes := m.codes or w.codes) is not None:
+        codes = m.codes or w.codes
+        if codes is not None:
             every = slice(None)
             update = delta.rows(every)
             told = of_codes(
@@ -226,9 +230,8 @@ class VerifiedRows:
                 m.data[every],
                 update,
                 judged,
-                form=codes.form,
-                block=codes.block,
-                requantised=bool(m.codes),
+                base=w.codes,
+                merged=m.codes,
             )
         row = self._row(module.name, told.judged, w, m, note)
         form = None if codes is None else codes.form
@@ -243,24 +246,29 @@ class VerifiedRows:
         if key is not None:
             data = self._source.read(key)
             return Held(f"{key} (in the adapter)", self._source.tensors[key].dtype, data.reshape(len(data), -1))
-        place = self._place(self._base, name, module.expert, "the base")
-        return self._held(self._base, place, files, self.used)
+        return self._stored(self._base, name, module.expert, files)
 
-    def _held(self, weights: BaseWeights, place: WeightPlace, files: ExitStack, names: set[str]) -> Held:
-        """The weight at a place, decoded if it is in codes; the tensors that hold it are added to `names`."""
-        names.update(found.name for found in place.tensors)
-        found = coded(weights, place.tensors[0]) if len(place.tensors) == 1 else None
-        if found is None:
-            return Held(place.name, place.dtype, stored(place.tensors, place.expert, files))
-        names.update(found.names)
-        return Held(place.name, found.dtype, found.values, found)
+    def _stored(self, weights: BaseWeights, name: str, expert: int | None, files: ExitStack) -> Held:
+        """The weight of a parameter, decoded if it is in codes; the tensors that hold it are accounted for."""
+        names, whose = (self.touched, "the merged model") if weights is self._merged else (self.used, "the base")
+        found = coded(weights, name, expert)
+        if found is not None:
+            names.update(found.names)
+            label = found.name if expert is None else f"{found.name}[{expert}]"
+            return Held(label, found.dtype, found.whole().astype(DTYPES[found.dtype]), found)
+        place = self._place(weights, name, expert, whose)
+        names.update(one.name for one in place.tensors)
+        return Held(place.name, place.dtype, stored(place.tensors, place.expert, files), shared=place.shared)
 
     def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> WeightPlace:
         place = find_place(weights, name, expert)
         if place is None:
+            try:
+                refuse_unread(weights, name)
+            except UnreadCodesError as error:
+                raise AdapterError(f"{whose}: {name} is {error}") from error
             raise AdapterError(f"{whose} {reason_missing(weights, name)}")
-        is_coded = len(place.tensors) == 1 and state_of(weights, place.tensors[0]) is not None
-        if not is_coded and (why := refusal(weights, place)) is not None:
+        if (why := refusal(weights, place)) is not None:
             raise AdapterError(f"{whose}: {place.name}: {why}")
         return place
 
@@ -374,12 +382,14 @@ class Held(NamedTuple):
     dtype: str
     data: Matrix
     codes: Coded | None = None
-    """What holds it, if it is stored in 4-bit codes."""
+    """What holds it, if it is stored in codes."""
+    shared: bool = False
+    """Whether it is the embedding's, asked for as the output layer's."""
 
     @property
     def stored(self) -> str:
         """The dtype, or the form of the codes."""
-        return self.dtype if self.codes is None else self.codes.form.upper()
+        return self.dtype if self.codes is None else self.codes.form
 
 
 def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:

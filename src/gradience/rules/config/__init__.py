@@ -8,7 +8,7 @@ from typing import Final
 from gradience.rules import Rule, Verdict, judge
 from gradience.rules.config import adapter, families, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
-from gradience.schema.document import Finding, NotRun
+from gradience.schema.document import Finding, NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
 
 RULES: Final[tuple[Rule[Facts], ...]] = (
@@ -31,10 +31,20 @@ def judge_config(
 ) -> Verdict:
     """Judge a configuration: its findings, most severe first, and the rules not judged or left out, with reasons."""
     reasons = left_out or {}
+    around = around or CheckContext()
     facts = Facts(config, transformers=transformers, around=around)
-    verdict = judge([rule for rule in RULES if rule.id not in reasons], facts)
+    planned = Facts(config, transformers=transformers, around=around._replace(moment="to come", begun=""))
+    verdicts = [
+        judge([rule], planned if _is_asked(rule, around.stated) else facts) for rule in RULES if rule.id not in reasons
+    ]
     skipped = [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
-    return Verdict(verdict.findings, verdict.not_run + skipped)
+    found = by_severity([item for verdict in verdicts for item in verdict.findings])
+    return Verdict(found, [item for verdict in verdicts for item in verdict.not_run] + skipped)
+
+
+def _is_asked(rule: Rule[Facts], stated: frozenset[str]) -> bool:
+    """Whether a rule is about a setting that was given as such."""
+    return not callable(rule.settings) and not stated.isdisjoint(rule.settings)
 
 
 def settings_of(finding: Finding) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from gradience.adapters import module_type
+from gradience.configs.families import known_modules
 from gradience.errors import few
 from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.config.facts import (
@@ -25,6 +26,8 @@ from gradience.rules.config.facts import (
     given,
     stops,
 )
+from gradience.rules.config.families import asked
+from gradience.schema import as_float
 from gradience.schema.document import Coverage
 
 Part = Literal["attn", "mlp", "either", "unknown"]
@@ -78,6 +81,7 @@ RSLORA_SCALING = Threshold(
     "rslora_scaling", 8.0, "alpha / sqrt(r)", "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run"
 )
 DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
+DROPOUT_HIGH = Threshold("dropout_high", 0.5, "probability", "a judgement: five times the highest in shipped recipes")
 METAMATH_RSLORA = cite(_METAMATH, "r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %")
 RSLORA = cite("rsLoRA, arXiv 2312.03732 (abstract)", "alpha / r makes high ranks learn slowly")
 
@@ -145,6 +149,33 @@ def _small_alpha(facts: Facts) -> Iterator[Observation]:
         )
 
 
+def _high_dropout(facts: Facts) -> Iterator[Observation]:
+    dropout = as_float(given(facts.config.lora.dropout, "lora_dropout"))
+    if DROPOUT_HIGH.value < dropout < 1:
+        yield Observation(
+            f"lora_dropout {dropout:g}: the adapter sees {1 - dropout:.0%} of its inputs in a step",
+            {"dropout": dropout},
+        )
+
+
+def _beyond_width(facts: Facts) -> Iterator[Observation]:
+    r, coverage = facts.r, facts.around.coverage
+    if coverage is not None:
+        narrow = sum(coverage.narrow.values())
+        if narrow:
+            yield Observation(
+                f"r {r} is above the smaller side of {narrow} of {coverage.modules} modules "
+                f"({few(list(coverage.narrow))})",
+                {"r": r, "narrow": coverage.narrow},
+                severity=None if narrow == coverage.modules else "info",
+            )
+        return
+    if r > given(facts.width, "the model's width (--base tells it)"):
+        yield Observation(
+            f"r {r} is more than the model's width, {facts.width}", {"r": r, "width": facts.width}, confidence=0.8
+        )
+
+
 def _fp16_weights(facts: Facts) -> Iterator[Observation]:
     if given(facts.config.training.dtype, "dtype (fp16, bf16)") not in {"float16", "fp16"}:
         return
@@ -182,10 +213,11 @@ def _reach(facts: Facts) -> Iterator[Observation]:
         )
     missed = coverage.unmatched_targets
     if missed and coverage.modules:
+        shown = [asked(name, known_modules()) for name in missed]
         yield Observation(
-            f"nothing in {coverage.base} matches {few(missed)}",
+            f"nothing in {coverage.base} matches {few(shown)}",
             {"unmatched_targets": missed},
-            severity="info",
+            severity="info" if shown == missed else "warning",
             action=elsewhere or "correct the spelling, or leave the name out",
         )
 
@@ -317,6 +349,41 @@ RULES = (
         settings=("alpha",),
     ),
     LoraRule(
+        id="DRP001",
+        severity="warning",
+        title="high dropout",
+        condition="lora_dropout > {dropout_high}",
+        observe=_high_dropout,
+        confidence=0.7,
+        evidence=(
+            cite("QLoRA, arXiv 2305.14314", "0.1 for 7B and 13B, 0.05 for 33B and 65B; PEFT's default is 0"),
+            cite(
+                "PEFT 0.21.2, tuners/lora/layer.py", "dropout on what goes into A, and the rest scaled by 1 / (1 - p)"
+            ),
+        ),
+        rationale="Little of the signal reaches the adapter in a step, and its gradients are noisy.",
+        action="use 0 to 0.1",
+        scope="LoRA",
+        verify="compare train loss after 100 steps with that at 0.05",
+        thresholds=(DROPOUT_HIGH,),
+        settings=("dropout",),
+    ),
+    LoraRule(
+        id="WID001",
+        severity="warning",
+        title="rank above the width",
+        condition="r is more than a module has inputs or outputs, or than the model is wide; info if only some modules "
+        "are narrower",
+        observe=_beyond_width,
+        confidence=0.95,
+        evidence=(cite("definition", "the rank of B A is at most the smaller side of the matrix that it changes"),),
+        rationale="The ranks beyond the width add parameters and nothing that a smaller adapter could not hold.",
+        action="lower r",
+        scope="LoRA; widths from the base's files or config.json, else by the model's name",
+        verify="print(model): lora_A and lora_B beside base_layer",
+        settings=("r",),
+    ),
+    LoraRule(
         id="NUM001",
         severity="warning",
         title="fp16 adapter under fp16 training",
@@ -355,7 +422,7 @@ RULES = (
         title="targets reach little or nothing",
         groups=("base",),
         condition="PEFT would refuse a target, the targets match no module (both errors), they reach under "
-        "{few_layers} of the layers, or one of them matches nothing (info)",
+        "{few_layers} of the layers, or one of them matches nothing (info, unless misspelt)",
         observe=_reach,
         confidence=0.9,
         signs=(Sign("stops", frozenset({"error"}), values=stops), "missed_targets"),

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+from gradience.configs.families import Dimensions, Family, family_of, plain_name
 from gradience.configs.settings import states_adapter
 from gradience.configs.training import Objective, objective_of
 from gradience.rules import Premise, Rule, Unknown
@@ -44,6 +46,10 @@ class CheckContext(NamedTuple):
     epochs_seen: float | None = None
     """Passes over the data by the run's log, which a limit on steps may have cut short."""
 
+    stated: frozenset[str] = frozenset()
+    """Settings given as options, or in live objects: whatever lies beside them, they are about a run to come."""
+    model: Dimensions | None = None
+    """What the config.json of the base tells, if the base is a folder here."""
     coverage: Coverage | None = None
     no_coverage: str = "the base model is not given (--base)"
     moved: Moved | None = None
@@ -69,6 +75,28 @@ class Facts:
         self.around = around or CheckContext()
         self.transformers = transformers
         self.objective: Objective = objective_of(config)
+        noted = config.lora.extras.get("base_model_type")
+        self.model_type = self.around.model.model_type if self.around.model else str(noted or "") or None
+
+    @cached_property
+    def family(self) -> Family | None:
+        """The family that the model's type, else its name, tells; None if it is in none."""
+        return family_of(self.config.model_name, self.model_type)
+
+    @property
+    def width(self) -> int | None:
+        """The width of the model's residual stream, by its config.json, else by its name; None if neither tells it."""
+        return self.around.model.width if self.around.model else self._size_by_name[0]
+
+    @property
+    def layers(self) -> int | None:
+        """The number of the model's layers, likewise."""
+        return self.around.model.layers if self.around.model else self._size_by_name[1]
+
+    @property
+    def _size_by_name(self) -> tuple[int | None, int | None]:
+        name = self.config.model_name
+        return (self.family and name and self.family.size(plain_name(name))) or (None, None)
 
     @property
     def lr(self) -> float:

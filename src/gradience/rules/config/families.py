@@ -1,97 +1,286 @@
-"""TGT006: targets that the named model's family does not have.
+"""Rules on the names in a configuration, by the model's family: TGT006 to TGT008, PAD001.
 
-The names of the families' modules are data, in families.toml, so that no model has to be at hand.
+A family is told by the model type (the base's config.json, or the class that PEFT noted), else by the model's name. The
+names of its modules are data, in configs/families.toml, so that no model has to be at hand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
-import msgspec
-
-from gradience.errors import few
-from gradience.io.reading import own_table
+from gradience.adapters.patterns import PatternTable
+from gradience.configs.families import Family, known_modules, meant
+from gradience.errors import AdapterError, few
 from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, cite
-from gradience.rules.config.facts import AN_ADAPTER, LORA, Facts, LoraRule
+from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, Facts, LoraRule
 from gradience.schema import Severity
+from gradience.schema.events import LoraSnapshot
+
+_FIRST_LAYER: Final = re.compile(r".*?\.\d+(?=\.|$)")
+_NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_ALL: Final = "all-linear"
+_MOST_LAYERS: Final = 128
+_HEADS_OF_PEFT: Final = frozenset({"classifier", "score", "qa_outputs"})  # PEFT adds them for a task_type, found or not
 
 
-class Family(NamedTuple):
-    """Models that share their modules' names: a pattern of their names on the hub, and those names.
+def known_family(facts: Facts) -> Family:
+    """The family of the configuration's model.
 
-    `former` are the names in the code that the models came with, before transformers had their class.
+    Raises:
+        Unknown: it is in none.
     """
-
-    name: str
-    models: re.Pattern[str]
-    modules: frozenset[str]
-    former: frozenset[str] = frozenset()
-
-
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    models: str
-    modules: str
-    former: str = ""
-
-    def made(self) -> Family:
-        models = re.compile(self.models, re.IGNORECASE)
-        return Family(self.name, models, frozenset(self.modules.split()), frozenset(self.former.split()))
+    if facts.family is None:
+        model = facts.config.model_name or "the model"
+        raise Unknown(f"{model} is in no family whose modules are listed here (--base looks at it)")
+    return facts.family
 
 
-FAMILIES: Final = tuple(
-    entry.made() for entry in own_table(__file__, "families.toml", dict[str, list[_Entry]])["families"]
-)
+def asked(name: str, known: Iterable[str]) -> str:
+    """The name, with the known one that it misspells, unless it is another family's."""
+    nearest = None if name.rpartition(".")[2] in known_modules() else meant(name, known)
+    return f"{name} (did you mean {nearest}?)" if nearest else name or "''"
 
 
-def family_of(model: str | None) -> Family | None:
-    """The family of a model by its name, or None.
-
-    >>> family_of("microsoft/phi-2").name, family_of("Qwen/Qwen2-VL-7B")
-    ('Phi-2', None)
-    """
-    found = [family for family in FAMILIES if model and family.models.search(model)]
-    return found[0] if found else None
+def absent_targets(family: Family, targets: Sequence[str]) -> list[str]:
+    """The names in a list of targets that no layer or block of the family has; a number may be of a list of layers."""
+    return [name for name in targets if not _is_known(name.rpartition(".")[2], family)]
 
 
-def absent_targets(model: str | None, targets: list[str] | str | None) -> list[str]:
-    """The names in a list of targets that no module of the model's family has; none if the family is not known."""
-    family = family_of(model)
-    if family is None or not isinstance(targets, list):
-        return []
-    return [name for name in targets if name.rpartition(".")[2] not in family.modules]
+def _is_known(leaf: str, family: Family) -> bool:
+    return leaf.isdigit() or leaf in family.leaves or leaf in family.blocks
 
 
 def _absent(facts: Facts) -> Iterator[Observation]:
+    targets = facts.config.lora.target_modules
+    if targets is not None and not targets:
+        if facts.config.lora.extras.get("target_parameters"):
+            return
+        yield Observation(
+            "target_modules is empty: PEFT refuses to start",
+            {"target_modules": targets},
+            severity="error",
+            action="name modules, or use 'all-linear'",
+        )
+        return
     if facts.around.coverage is not None:
         raise Unknown("the base itself was looked at: see TGT002")
-    model, targets = facts.config.model_name, facts.config.lora.target_modules
-    family = family_of(model)
-    if family is None:
-        raise Unknown(f"{model or 'the model'} is in no family whose modules are listed here (--base looks at it)")
-    if not isinstance(targets, list):
-        raise Unknown("target_modules is no list of names")
-    missed = absent_targets(model, targets)
-    if facts.around.moment != "to come" and not family.former.isdisjoint(name.rpartition(".")[2] for name in missed):
-        raise Unknown(f"the run has begun, and {few(missed)} may be of the code that {model} came with")
+    if targets is None:
+        raise Unknown("target_modules is not given")
+    if isinstance(targets, str) and targets.lower() == _ALL:
+        return
+    if isinstance(targets, list) and facts.family is None:
+        yield from _misspelt(targets)
+    family = known_family(facts)
+    if isinstance(targets, str):
+        yield from _unmatched_expression(facts, family, targets)
+    else:
+        yield from _unmatched_names(facts, family, targets)
+
+
+def _misspelt(targets: Sequence[str]) -> Iterator[Observation]:
+    """The names of a model in no family that misspell a name that others have."""
+    known = known_modules()
+    slips = [name for name in targets if name.rpartition(".")[2] not in known and meant(name, known)]
+    if slips:
+        yield Observation(
+            f"no model known here has a module called {few([asked(name, known) for name in slips])}",
+            {"unmatched_targets": slips, "left": [name for name in targets if name not in slips]},
+            confidence=0.6,
+        )
+
+
+def _unmatched_names(facts: Facts, family: Family, targets: Sequence[str]) -> Iterator[Observation]:
+    missed = absent_targets(family, targets)
     left = [name for name in targets if name not in missed]
+    if facts.around.moment != "to come" and missed:
+        if not set(family.former.split()).isdisjoint(name.rpartition(".")[2] for name in missed):
+            raise Unknown(f"the run has begun, and {few(missed)} may be of the code that the model came with")
+        if not left:
+            raise Unknown(f"the run has begun, so its model has {few(missed)}, unlike the {family.name} family")
+    blocks = [name for name in left if name.rpartition(".")[2] in family.inner_blocks]
+    if blocks and facts.around.moment == "to come":
+        yield Observation(
+            f"{few(blocks)} {'is a block' if len(blocks) == 1 else 'are blocks'} of modules, not a layer with a "
+            "weight: PEFT refuses it",
+            {"refused": blocks, "family": family.name},
+            severity="error",
+            action=_offer(family),
+        )
     if missed:
         yield Observation(
-            f"models of the {family.name} family have no module called {few(missed)}: "
+            f"models of the {family.name} family have no module called "
+            f"{few([asked(name, family.leaves) for name in missed])}: "
             + (f"only {few(left)} {'is' if len(left) == 1 else 'are'} adapted" if left else "PEFT refuses to start"),
             {"unmatched_targets": missed, "left": left, "family": family.name},
             severity=_severity(family, missed, left),
+            action=_offer(family),
         )
+
+
+def _offer(family: Family) -> str:
+    inside = dict.fromkeys(path.rpartition(".")[2] for path in family.paths if "*" in path)
+    return f"name modules that the model has ({few(list(inside), 8)}), or use 'all-linear'"
 
 
 def _severity(family: Family, missed: list[str], left: list[str]) -> Severity:
     """An error if PEFT refuses; info for a few names of other families, of which lists for any model are full."""
     if not left:
         return "error"
-    misspelt = any(module in name.lower() for name in missed for module in family.modules if len(module) > 1)
+    own = [name for name in missed if name.rpartition(".")[2] not in known_modules()]
+    joined = any(leaf in name.lower() for name in own for leaf in family.leaves if len(leaf) > 1)
+    misspelt = joined or any(meant(name, family.leaves) for name in own)
     return "warning" if misspelt or len(missed) >= len(left) else "info"
+
+
+def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterator[Observation]:
+    try:
+        table = PatternTable([f"^(?:{targets})$"])
+    except AdapterError as error:
+        raise Unknown(f"target_modules: {error}") from error
+    names = dict.fromkeys(family.module_names(facts.layers or _MOST_LAYERS))
+    hits = {_root(name): name for name in names if table.matching(name)}
+    if facts.around.moment != "to come":
+        if not hits:
+            raise Unknown(f"the run has begun, so the expression matched, unlike in the {family.name} family")
+        return
+    if hits:
+        holders = dict.fromkeys(path for name in names for path in _upwards(name) if path != name)
+        blocks = {_root(path): path for path in holders if _root(path) in hits and table.matching(path)}
+        if hits.keys() == blocks.keys():  # wherever this class has its layers
+            yield Observation(
+                f"{targets} matches whole blocks too, such as {next(iter(blocks.values()))}: PEFT refuses to start",
+                {"target_modules": targets, "family": family.name},
+                severity="error",
+                confidence=0.7,
+                action="let the expression end in the names of layers, as (q_proj|v_proj)",
+            )
+        return
+    words = re.findall(r"[A-Za-z_]\w{2,}", targets)
+    slip = next((f"; did you mean {near}?" for word in words if (near := _slip(word, family))), "")
+    whole = ". An expression has to match the whole name" if "." not in targets else ""
+    yield Observation(
+        f"{targets} matches no module of the {family.name} family: PEFT refuses to start{slip}{whole}",
+        {"target_modules": targets, "family": family.name},
+        severity="error",
+        confidence=0.7,
+        action=f"the name of a module there: {_example(family)}",
+    )
+
+
+def _root(name: str) -> str:
+    """The name up to its first number, which is the layer that a module is in; else the name."""
+    numbered = _FIRST_LAYER.match(name)
+    return numbered[0] if numbered else name
+
+
+def _slip(word: str, family: Family) -> str | None:
+    return None if word in family.leaves | family.blocks else meant(word, family.leaves | family.blocks)
+
+
+def _example(family: Family) -> str:
+    return next(path for path in family.paths if "*" in path).replace("*", "0")
+
+
+def _layers(facts: Facts) -> Iterator[Observation]:
+    lora = facts.config.lora
+    numbers, stacks = lora.extras.get("layers_to_transform"), lora.extras.get("layers_pattern")
+    layers = [n for n in numbers if isinstance(n, int)] if isinstance(numbers, list) else []
+    if not layers and not stacks:
+        return
+    refused = _refusal(lora, layers)
+    if refused:
+        yield Observation(f"PEFT refuses {refused}", {"layers_to_transform": layers}, severity="error")
+        return
+    names = stacks if isinstance(stacks, list) else []
+    strange = [str(name) for name in names if facts.family is not None and str(name) not in facts.family.stacks]
+    if strange and len(strange) == len(names):
+        yield Observation(
+            f"layers_pattern {few(strange)} is no list of layers in the model: nothing is adapted, and PEFT refuses",
+            {"layers_pattern": strange},
+            severity="error",
+            action=f"write {few(sorted(facts.family.stacks))}" if facts.family else None,
+        )
+        return
+    yield from _outside(layers, facts.layers)
+
+
+def _refusal(lora: LoraSnapshot, layers: Sequence[int]) -> str:
+    if isinstance(lora.target_modules, str):
+        return "layers_to_transform and layers_pattern beside an expression in target_modules"
+    return "" if layers else "layers_pattern without layers_to_transform"
+
+
+def _outside(layers: Sequence[int], total: int | None) -> Iterator[Observation]:
+    outside = [n for n in layers if n < 0 or (total is not None and n >= total)]
+    if outside:
+        every = len(outside) == len(layers)
+        of = f"a model of {total} layers, 0 to {total - 1}" if total else "a model, whose layers count from 0"
+        yield Observation(
+            f"layers_to_transform {few(outside)} {'is' if len(outside) == 1 else 'are'} not in {of}"
+            + (": nothing is adapted, and PEFT refuses" if every else ": nothing is adapted there"),
+            {"outside": outside, "layers": total},
+            severity="error" if every else None,
+        )
+    elif total is None:
+        raise Unknown("the number of the model's layers is not known (--base tells it)")
+
+
+def _unsaved(facts: Facts) -> Iterator[Observation]:
+    lora = facts.config.lora
+    wanted = [name for name in lora.modules_to_save or () if not (lora.task_type and name in _HEADS_OF_PEFT)]
+    if not wanted:
+        return
+    coverage = facts.around.coverage
+    if coverage is not None:
+        missed, who = [name for name in wanted if name in coverage.unmatched_saves], coverage.base
+    else:
+        family = known_family(facts)
+        missed, who = [name for name in wanted if not _is_held(name, family)], f"the {family.name} family"
+    known = known_modules() if facts.family is None else facts.family.leaves | facts.family.blocks
+    if missed:
+        sure = coverage is not None or any(name in known_modules() or meant(name, known) for name in missed)
+        yield Observation(
+            f"modules_to_save: {few([asked(name, known) for name in missed])} "
+            f"{'is no module' if len(missed) == 1 else 'are no modules'} of {who}: neither trained nor saved",
+            {"unmatched_saves": missed},
+            severity="warning" if sure else "info",
+        )
+
+
+def _is_held(name: str, family: Family) -> bool:
+    """Whether PEFT finds the name: it saves every module whose path ends with it, at any letter."""
+    wanted = _NUMBER.sub("*", f".{name}").removeprefix(".")
+    former = set(family.former.split())
+    holders = {path for whole in family.paths for path in _upwards(whole)} | former
+    return any(path.endswith(wanted) for path in holders)
+
+
+def _upwards(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+
+
+def _padding(facts: Facts) -> Iterator[Observation]:
+    if not known_family(facts).no_pad_token:
+        return
+    if "trainer" in facts.config.training.extras or "format" in facts.config.extras:
+        raise Unknown("the trainer pads and masks by itself")
+    kind, because, _ = facts.objective
+    if kind == "classification":
+        yield Observation(
+            "the model has no pad token: a batch of more than one row needs model.config.pad_token_id",
+            {"family": known_family(facts).name},
+            action="set tokenizer.pad_token and model.config.pad_token_id, both to eos for example",
+        )
+    elif kind == "sft":
+        yield Observation(
+            "the model has no pad token: where labels are a copy of padded input_ids, the padding is in the loss",
+            {"family": known_family(facts).name},
+        )
+    else:
+        raise Unknown(f"objective {kind} ({because}): about causal language models and classifiers")
 
 
 RULES = (
@@ -99,21 +288,89 @@ RULES = (
         id="TGT006",
         severity="warning",
         title="targets that the model's family does not have",
-        condition="a listed target is no module of the family that the model's name tells; an error if none of "
-        "them is, and info if most are and the others misspell none",
+        condition="a listed target, or an expression, matches no module of the model's family, or target_modules is "
+        "empty; an error if nothing is left, and info if most are left and the others misspell none",
         observe=_absent,
         needs=(LORA, AN_ADAPTER),
         confidence=0.85,
         signs=("foreign_targets",),
         evidence=(
-            cite("transformers 5.24, models/*/modeling_*.py", "the names of the layers that the family defines"),
+            cite(
+                "transformers 5.24 and 4.57, models/*/modeling_*.py", "the names of the layers that each class defines"
+            ),
             UNMATCHED,
             NEMOTRON,
         ),
         rationale="PEFT passes over a name that matches no module, and the run adapts less than was meant.",
         action="name modules that the model has (model.named_modules()), or use 'all-linear'",
-        scope="models of transformers, known by their name on the hub; a model's own code may name modules otherwise",
+        scope="models of transformers, known by their type or name; a model's own code may name modules otherwise",
         verify="model.print_trainable_parameters(), and model.targeted_module_names",
         settings=("target_modules",),
+    ),
+    LoraRule(
+        id="TGT007",
+        severity="warning",
+        title="layers that the model does not have",
+        condition="layers_to_transform or layers_pattern names layers that are not there; an error if none is left, or "
+        "if PEFT refuses the combination",
+        observe=_layers,
+        confidence=0.85,
+        evidence=(
+            cite(
+                "PEFT 0.21.2, LoraConfig.__post_init__ and check_target_module_exists; tried",
+                "layers that are not there are passed over; an expression in target_modules beside "
+                "layers_to_transform, or layers_pattern alone, raises ValueError",
+            ),
+        ),
+        rationale="PEFT passes over a layer that is not there, and the run adapts less than was meant.",
+        action="name layers that the model has, counted from 0",
+        scope="PEFT LoRA; the number of layers from the base's config.json, else by the model's name",
+        verify="model.targeted_module_names",
+        settings=("layers_to_transform", "layers_pattern"),
+    ),
+    LoraRule(
+        id="TGT008",
+        severity="warning",
+        title="modules to save that the model does not have",
+        condition="a name in modules_to_save ends no module's path in the base or its family; info if the name could "
+        "be of a head of one's own",
+        observe=_unsaved,
+        confidence=0.8,
+        evidence=(
+            cite(
+                "PEFT 0.21.2, utils/other.py: _set_trainable; tried",
+                "modules_to_save=['nope'] starts without an error or a warning, and nothing more is trained",
+            ),
+        ),
+        rationale="A head that is left out keeps its random weights, and PEFT says nothing.",
+        action="name modules that the model has (model.named_modules())",
+        scope="PEFT LoRA; models of transformers, known by their type or name, or the base itself",
+        verify="model.print_trainable_parameters(), and the names in the adapter's file",
+        settings=("modules_to_save",),
+    ),
+    LoraRule(
+        id="PAD001",
+        severity="info",
+        title="a model without a pad token",
+        condition="the model's family has no pad token, and the trainer is not known to mask padding",
+        observe=_padding,
+        needs=(LORA, AN_ADAPTER, TO_COME),
+        confidence=0.6,
+        evidence=(
+            cite(
+                "the tokenizers of gpt2, gpt-neo and gpt-j on the hub",
+                "no pad_token: every script sets one, mostly eos",
+            ),
+            cite(
+                "transformers, DataCollatorForLanguageModeling",
+                "labels equal to pad_token_id become -100, with pad = eos every eos too; the default collator copies",
+            ),
+        ),
+        rationale="The model learns to pad, and the first loss is near 9 where 3 to 4 is usual. With pad = eos masked, "
+        "it never learns to stop.",
+        action="set labels to -100 where attention_mask is 0, and keep one eos at the end of a text in the loss",
+        scope="GPT-2, GPT-Neo, GPT-J and CodeGen; TRL's trainers and known recipes mask by themselves",
+        verify="count the labels other than -100 in one batch against its attention mask: check --data does",
+        settings=("model_name",),
     ),
 )

@@ -27,6 +27,9 @@ DIVERGENT_LR = Threshold(
 PREFERENCE_LR = Threshold(
     "preference_lr", 5e-5, "peak learning rate", "just above the highest published one: GRPO 4e-5 (tinker-cookbook)"
 )
+LOW_PREFERENCE_LR = Threshold(
+    "low_preference_lr", 2e-6, "peak learning rate", "half the lowest published for LoRA (5e-6), twice TRL's default"
+)
 SPIKE_LR = Threshold("spike_lr", 2e-4, "peak learning rate", "Biderman et al. 2024, r = 256, alpha = 512")
 VARIANT_LR = Threshold("variant_lr", 1e-4, "peak learning rate", "proposal; arXiv 2602.04998 gives the direction only")
 USUAL_STEP = Threshold(
@@ -110,6 +113,20 @@ def _preference_rate(facts: Facts) -> Iterator[Observation]:
         what = "preference optimisation" if kind == "preference" else "reinforcement learning"
         yield Observation(
             f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr}
+        )
+
+
+def _low_preference_rate(facts: Facts) -> Iterator[Observation]:
+    kind = facts.objective.kind
+    if kind not in {"preference", "rl"}:
+        raise Unknown(f"objective {kind} ({facts.objective.because}): about preference optimisation and RL")
+    if "lr_from" in facts.config.optimizer.extras:
+        raise Unknown("the configured rate is not known: the largest one logged may be far below it")
+    if facts.adam_lr <= LOW_PREFERENCE_LR.value:
+        named = ", the default of TRL's trainers," if math.isclose(facts.lr, 1e-6) else ""
+        yield Observation(
+            f"lr {facts.lr:g}{named} is a rate of full fine-tuning: with LoRA DPO uses about 5e-6, GRPO 1e-5 to 4e-5",
+            {"lr": facts.lr, **_step_value(facts)},
         )
 
 
@@ -245,6 +262,30 @@ RULES = (
         scope=f"preference optimisation and RL with LoRA; {_BANDS}",
         verify="KL to the reference, and the reward on held-out prompts",
         thresholds=(PREFERENCE_LR,),
+        settings=("lr",),
+    ),
+    LoraRule(
+        id="LR008",
+        severity="warning",
+        title="learning rate too low for preference or RL",
+        condition="peak lr <= {low_preference_lr} under a preference or RL objective",
+        observe=_low_preference_rate,
+        needs=_PREDICTS,
+        predicts=True,
+        confidence=0.65,
+        signs=("low_rate",),
+        evidence=(
+            TRL_RL,
+            cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5"),
+            cite(
+                "TRL 1.16, DPOConfig and GRPOConfig", "learning_rate 1e-6: for full fine-tuning; LoRA wants 10 x that"
+            ),
+        ),
+        rationale="The adapter hardly moves, and the reward stays where it began.",
+        action="try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO",
+        scope=f"preference optimisation and RL with LoRA; {_BANDS}",
+        verify="KL to the reference rises above its noise within the first hundred steps",
+        thresholds=(LOW_PREFERENCE_LR,),
         settings=("lr",),
     ),
     LoraRule(

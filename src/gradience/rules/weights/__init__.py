@@ -71,6 +71,12 @@ HELD_NEAR = Threshold(
 )
 HELD_ERRORS = Threshold("held_errors", 3, "standard errors within that distance", "a judgement")
 HELD_MODULES = Threshold("held_modules", 4, "modules of plain LoRA", "a judgement: fewer give no error to trust")
+CODES_LOST = Threshold(
+    "codes_lost",
+    0.5,
+    "share of the codes that the merge leaves as they are, median of the modules",
+    "definition: most; a code changes if dW moves its weight by more than half a step",
+)
 _TIMES: Final = {1: "once", 2: "twice"}
 _SURVIVAL: Final = {"bfloat16": SURVIVAL_BFLOAT16, "float16": SURVIVAL_FLOAT16}
 _SHOWN: Final = 5  # modules in a message
@@ -291,7 +297,8 @@ def _merge_loss(facts: AdapterFacts) -> Observation | None:
     if not risky:
         return None
     (cosine, survival), worst = min(risky, key=lambda pair: pair[0].cosine)
-    served = any(module.base is not None and module.base.dtype in _HALF for _, module in risky)
+    bases = [module.base for _, module in risky if module.base is not None]
+    served = any(base.dtype in _HALF or base.codes is not None for base in bases)
     return Observation(
         f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} modules: in "
         f"{worst.name} it changes {survival.changed:.0%} of its entries, and what the merge adds has cosine "
@@ -303,11 +310,12 @@ def _merge_loss(facts: AdapterFacts) -> Observation | None:
 
 def _not_compared(facts: AdapterFacts) -> Observation | None:
     base = facts.report.base
-    if base is None or not base.not_compared:
+    missed = [] if base is None else [item for item in base.not_compared if item.cause != "unread_codes"]
+    if base is None or not missed:
         return None
-    missed = base.not_compared
     by_reason = {item.reason: [m.name for m in missed if m.reason == item.reason] for item in missed}
     named = few([f"{few(names, 1)}: {reason}" for reason, names in by_reason.items()], _SHOWN, "; ")
+    damaged = any(item.cause == "damaged_codes" for item in missed)
     nothing, known = base.compared == 0, {m.name for m in facts.report.modules}
     total = len(known | {item.name for item in missed})
     return Observation(
@@ -315,10 +323,39 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
         f"with the base: {named}.",
         {"compared": base.compared, "not_compared": len(missed)},
         severity=None if nothing else "warning",
-        action=None
+        action="Get the base's files again, whole: what is stored beside its codes does not fit them."
+        if damaged
+        else None
         if nothing
         else "See why each of these has no weight in the base; the numbers of the other modules are valid.",
         evidence=tuple(cite(item.name, item.reason) for item in missed[:_SHOWN]),
+    )
+
+
+def _unread(facts: AdapterFacts) -> Observation | None:
+    base = facts.report.base
+    unread = [] if base is None else [item for item in base.not_compared if item.cause == "unread_codes"]
+    if not unread:
+        return None
+    reasons = few(list(dict.fromkeys(item.reason for item in unread)), _SHOWN, "; ")
+    return Observation(
+        f"{few([item.name for item in unread], 1)} not compared with the base, whose weights are {reasons}.",
+        {"modules": len(unread)},
+        evidence=tuple(cite(item.name, item.reason) for item in unread[:_SHOWN]),
+    )
+
+
+def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
+    base = facts.report.base
+    if base is None or base.in_codes_changed_median is None or base.in_codes_cosine_median is None:
+        return None
+    lost = 1.0 - base.in_codes_changed_median
+    if lost <= CODES_LOST.value:
+        return None
+    return Observation(
+        f"Merged back into the base's codes ({few(list(base.codes), _SHOWN)}) this update would leave {lost:.0%} of "
+        f"them as they are: what is added has cosine {base.in_codes_cosine_median:.2f} with it (medians).",
+        {"lost": lost, "cosine": base.in_codes_cosine_median},
     )
 
 
@@ -366,6 +403,13 @@ def _enough_plain(facts: AdapterFacts) -> str | None:
     return f"needs {HELD_MODULES.value:g} modules of plain LoRA beside their base's weights; there are {able}"
 
 
+@premise("the base's weights are in codes that are read here")
+def _in_codes(facts: AdapterFacts) -> str | None:
+    if facts.report.base is not None and facts.report.base.in_codes_cosine_median is not None:
+        return None
+    return "no weight of the base is in codes"
+
+
 @premise("intruder dimensions were counted")
 def _intruders_counted(facts: AdapterFacts) -> str | None:
     if facts.report.base is not None and facts.report.base.intruder_total is not None:
@@ -410,6 +454,36 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         verify="Load the adapter on that base with PEFT.",
         rationale="A module without its weight has no UDR; the numbers of the other modules are valid.",
         needs=(_base,),
+    ),
+    WeightsRule(
+        id="BAS217",
+        severity="info",
+        title="a base in codes of an unknown format",
+        groups=("weights_and_base",),
+        condition="a module's weight is no float, and its tensors are those of no format that is read here",
+        observe=_unread,
+        confidence=0.95,
+        action="Compare with the same model in 16 bits, or in a format that docs/audit.md lists.",
+        scope="audits with --base",
+        verify="Look at quantization_config in the base's config.json.",
+        rationale="Codes say nothing without the rule that made them. The other numbers of the audit are valid.",
+        needs=(_base,),
+    ),
+    WeightsRule(
+        id="BAS218",
+        severity="info",
+        title="a merge back into the base's codes that loses the update",
+        groups=("weights_and_base",),
+        condition="more than {codes_lost} of the codes stay as they are if W + dW is rounded to them",
+        observe=_lost_in_codes,
+        confidence=0.85,
+        evidence=(cite("this adapter and base", "computed code by code, with the base's scales and zero points"),),
+        action="Serve the adapter unmerged on this base, or merge it into 16-bit weights and serve these.",
+        scope="audits with --base on a base in codes. New scales move all weights a little, and restore no lost change",
+        verify="Compare the outputs of the merged and the unmerged model.",
+        rationale="A code changes only if the update moves its weight by more than half a step of the grid.",
+        thresholds=(CODES_LOST,),
+        needs=(_base, _in_codes),
     ),
     WeightsRule(
         id="BAS216",
