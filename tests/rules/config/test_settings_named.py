@@ -7,7 +7,7 @@ from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnaps
 
 FURTHER = {  # of files, kept as extras
     *("autocast_adapter_dtype", "exclude_modules", "logging_strategy", "output_dir", "target_parameters"),
-    "trainable_token_indices",
+    *("layers_pattern", "layers_to_transform", "trainable_token_indices"),
 }
 SNAPSHOTS = (ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot)
 
